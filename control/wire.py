@@ -1,0 +1,297 @@
+"""The messages between control, its nodes and its operators, and the digest of what a node runs.
+
+Imports nothing of ours: it is the one module that both packages share. Nodes' messages tolerate unknown fields
+(an older control and a newer edge work together, and the other way round); operators' bodies refuse them.
+Times are RFC 3339 in UTC, durations are seconds unless a name says otherwise, sizes are bytes.
+"""
+
+import hashlib
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+import orjson
+from msgspec import Meta, Struct
+
+PROTOCOL = 1
+"""Version of the nodes' protocol; a node sends its own, control answers with a message that it understands."""
+
+PAGE_BYTES = 65536
+"""Size of a WASM memory page."""
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+"""Names of nodes, groups and functions: lower case letters, digits and hyphens, 63 at most."""
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Generation = Annotated[int, Meta(ge=0, le=2**62)]
+Text = Annotated[str, Meta(max_length=2000)]
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+class Message(Struct, omit_defaults=True):
+    """A node's message, or control's to a node: unknown fields are ignored."""
+
+
+class Body(Struct, forbid_unknown_fields=True, frozen=True):
+    """An operator's request: unknown fields are refused."""
+
+
+# What a version may do and how it is called
+
+
+class Probe(Body):
+    """A call made before a release is committed, in a transaction that is always rolled back."""
+
+    method: Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$")] = "GET"
+    path: Annotated[str, Meta(pattern=r"^/", max_length=1024)] = "/"
+    body: Annotated[str, Meta(max_length=65536)] = ""
+    status: Annotated[int, Meta(ge=100, le=599)] = 200
+    """The status that the function must answer."""
+
+
+class Manifest(Body):
+    """What a version may do and how it is called; immutable with the version. Denied by default."""
+
+    abi: Literal["wagi"] = "wagi"
+    sql: Literal["none", "read", "write"] = "none"
+    config: dict[Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]{0,62}$")], Annotated[str, Meta(max_length=4096)]] = {}
+    """Given to the guest as environment variables."""
+    time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
+    memory_pages: Annotated[int, Meta(ge=1, le=16_384)] = 1_024
+    response_limit: Annotated[int, Meta(ge=1, le=64 * 1024 * 1024)] = 8 * 1024 * 1024
+    probe: Probe | None = None
+
+
+# Nodes
+
+
+class Join(Message):
+    """``POST /v1/nodes``, authenticated by a one-time join token."""
+
+    name: Name
+    attempt: Uuid
+    """Random; the same attempt again, before the credential was used, gives a replacement."""
+    labels: dict[str, str] = {}
+    capabilities: dict[str, Any] = {}
+    protocol: int = PROTOCOL
+
+
+class Joined(Message):
+    node_id: str
+    credential: str
+    group: str
+
+
+class AppliedChange(Message):
+    number: Number
+    revision: Number
+    checksum: Sha256
+
+
+class RunningFunction(Message):
+    name: Name
+    version: Number
+    sha256: Sha256
+    manifest_digest: Sha256
+
+
+class Inventory(Message):
+    """What a node runs: the release that its libsql file holds."""
+
+    schema_version: Annotated[int, Meta(ge=0)] = 0
+    schema_changes: list[AppliedChange] = []
+    """Every applied change, in order."""
+    functions: list[RunningFunction] = []
+    database_id: str = ""
+    """Made with the libsql file: another one means that the node's disk was lost or exchanged."""
+
+
+class FailedGeneration(Message):
+    """The generation that the node failed to reach, and when it will try again by itself."""
+
+    generation: Generation
+    retry_at: datetime
+
+
+class Poll(Message):
+    """``POST /v1/poll``: is there something to do? It is the heartbeat too."""
+
+    generation: Generation
+    """Of the plan that the node last completed; 0 before the first."""
+    digest: Sha256
+    boot_id: Annotated[str, Meta(max_length=64)] = ""
+    wait: Annotated[float, Meta(ge=0, le=60)] = 0.0
+    """How long control may hold the poll while there is nothing to do; control holds 25 s at most."""
+    failed: FailedGeneration | None = None
+    inventory: Inventory | None = None
+    """Sent when control has asked for it by `Report`."""
+    protocol: int = PROTOCOL
+
+
+class PlannedChange(Message):
+    number: Number
+    revision: Number
+    name: str
+    checksum: Sha256
+    sql: str
+
+
+class PlannedFunction(Message):
+    name: Name
+    version: Number
+    sha256: Sha256
+    size: int
+    url: str
+    """Presigned, or relative to control where the store is private; fresh ones by `GET /v1/artifacts/{sha256}`."""
+    manifest: Manifest
+    manifest_digest: Sha256
+
+
+class Plan(Message, tag="plan"):
+    """Everything that a node needs to go to its target, in one answer (R 3.3, 4.1)."""
+
+    sync_id: str
+    lease: float
+    """Seconds until the sync expires unless renewed by a `running` report."""
+    generation: Generation
+    release_id: str
+    release_number: int
+    schema_floor: int
+    schema_changes: list[PlannedChange] = []
+    """To apply, in order: those after the node's schema version, up to the floor."""
+    functions: list[PlannedFunction] = []
+    """All functions of the release, those that the node has included."""
+    remove: list[str] = []
+    """Names that the node runs and the release lacks."""
+
+
+class Report(Message, tag="report"):
+    """Control doesn't know the digest: poll again, with the inventory."""
+
+
+Answer = Plan | Report
+
+
+class SyncError(Message):
+    code: Annotated[str, Meta(max_length=64)]
+    message: Text
+
+
+class SyncUpdate(Message):
+    """``PUT /v1/syncs/{id}``."""
+
+    status: Literal["running", "succeeded", "failed"]
+    step: Annotated[str, Meta(max_length=64)] = ""
+    error: SyncError | None = None
+    retry_at: datetime | None = None
+    """With `failed`: when the node will try this generation again by itself."""
+    inventory: Inventory | None = None
+    """With `succeeded` and `failed`: what the node now runs."""
+
+
+class SyncState(Message):
+    status: str
+    lease: float
+    late: bool = False
+    """The sync had ended before: the result was recorded as late."""
+
+
+class Rotated(Message):
+    credential: str
+
+
+# Operators
+
+
+class NewJoinToken(Body):
+    group: Name = "default"
+    expires_in: Annotated[int, Meta(ge=60, le=30 * 86400)] = 3600
+    """Seconds."""
+
+
+class MoveNode(Body):
+    group: Name
+
+
+class NewVersion(Body):
+    """``POST /v1/functions/{name}/versions``, of bytes that ``PUT /v1/artifacts/{sha256}`` uploaded."""
+
+    sha256: Sha256
+    manifest: Manifest = Manifest()
+
+
+class NewSchemaChange(Body):
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
+    number: Number | None = None
+    """Where given, the number that the change must get (a guard against two registrations at once)."""
+
+
+class AmendSchemaChange(Body):
+    sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
+
+
+class NewRelease(Body):
+    """A release of a group: its newest one, changed by ``functions`` and ``remove``, or an old one again."""
+
+    group: Name = "default"
+    functions: dict[Name, Number] = {}
+    """Versions to set; functions of the newest release that are not named here stay."""
+    remove: list[Name] = []
+    schema: Annotated[int, Meta(ge=0)] | None = None
+    """The floor; without it, the newest schema change."""
+    rollback_to: Number | None = None
+    """The number of an earlier release of the group, whose functions and floor the new one gets."""
+    reason: Text = ""
+
+
+class NewOperator(Body):
+    name: Name
+    role: Literal["read", "deploy", "admin"]
+
+
+# Digests
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return orjson.dumps(msgspec.to_builtins(value), option=orjson.OPT_SORT_KEYS)
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """sha256 of the canonical manifest, every field present."""
+    return hashlib.sha256(canonical(manifest)).hexdigest()
+
+
+def schema_checksum(sql: str) -> str:
+    """sha256 of a schema change's text, as registered."""
+    return hashlib.sha256(sql.encode()).hexdigest()
+
+
+def digest(inventory: Inventory) -> str:
+    """sha256 over what a node runs: schema version, checksums of the applied changes, functions."""
+    value = [
+        inventory.schema_version,
+        [[c.number, c.checksum] for c in inventory.schema_changes],
+        sorted([f.name, f.version, f.sha256, f.manifest_digest] for f in inventory.functions),
+        inventory.database_id,
+    ]
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+class Problem(Struct, omit_defaults=True):
+    """An error as problem+json (RFC 9457); `code` is stable, docs/errors.md has cause and cure of each."""
+
+    code: str
+    title: str
+    status: int
+    detail: str = ""
+    field: str = ""
+    type: str = "about:blank"
+
+
+def problem_bytes(problem: Problem) -> bytes:
+    return orjson.dumps(msgspec.to_builtins(problem))
