@@ -42,7 +42,7 @@ class Body(Struct, forbid_unknown_fields=True, frozen=True):
 # What a version may do and how it is called
 
 
-class Probe(Body):
+class Probe(Body, frozen=True):
     """A call made before a release is committed, in a transaction that is always rolled back."""
 
     method: Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$")] = "GET"
@@ -52,7 +52,7 @@ class Probe(Body):
     """The status that the function must answer."""
 
 
-class Manifest(Body):
+class Manifest(Body, frozen=True):
     """What a version may do and how it is called; immutable with the version. Denied by default."""
 
     abi: Literal["wagi"] = "wagi"
@@ -146,7 +146,8 @@ class PlannedFunction(Message):
     size: int
     url: str
     """Presigned, or relative to control where the store is private; fresh ones by `GET /v1/artifacts/{sha256}`."""
-    manifest: Manifest
+    manifest: dict[str, Any]
+    """As control keeps it; a node that doesn't know one of its fields fails the sync and says so."""
     manifest_digest: Sha256
 
 
@@ -206,35 +207,35 @@ class Rotated(Message):
 # Operators
 
 
-class NewJoinToken(Body):
+class NewJoinToken(Body, frozen=True):
     group: Name = "default"
     expires_in: Annotated[int, Meta(ge=60, le=30 * 86400)] = 3600
     """Seconds."""
 
 
-class MoveNode(Body):
+class MoveNode(Body, frozen=True):
     group: Name
 
 
-class NewVersion(Body):
+class NewVersion(Body, frozen=True):
     """``POST /v1/functions/{name}/versions``, of bytes that ``PUT /v1/artifacts/{sha256}`` uploaded."""
 
     sha256: Sha256
     manifest: Manifest = Manifest()
 
 
-class NewSchemaChange(Body):
+class NewSchemaChange(Body, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
     number: Number | None = None
     """Where given, the number that the change must get (a guard against two registrations at once)."""
 
 
-class AmendSchemaChange(Body):
+class AmendSchemaChange(Body, frozen=True):
     sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
 
 
-class NewRelease(Body):
+class NewRelease(Body, frozen=True):
     """A release of a group: its newest one, changed by ``functions`` and ``remove``, or an old one again."""
 
     group: Name = "default"
@@ -248,7 +249,7 @@ class NewRelease(Body):
     reason: Text = ""
 
 
-class NewOperator(Body):
+class NewOperator(Body, frozen=True):
     name: Name
     role: Literal["read", "deploy", "admin"]
 
