@@ -1,0 +1,29 @@
+"""Our own binding of the WasmEdge 0.14.1 C API: what the edge runtime needs of it, and no more.
+
+Importing this opens libwasmedge.so.0; LibraryMissing says what to install.
+"""
+
+from .errors import Closed, CompileError, LibraryMissing, LinkError, LoadError, Trap, Unsafe, WasmEdgeError
+from .host import HostModule, Signature
+from .instance import PAGE, Memory, Program, check_address_space
+from .module import Config, MemoryExport, Module
+
+__all__ = [
+    "PAGE",
+    "Closed",
+    "CompileError",
+    "Config",
+    "HostModule",
+    "LibraryMissing",
+    "LinkError",
+    "LoadError",
+    "Memory",
+    "MemoryExport",
+    "Module",
+    "Program",
+    "Signature",
+    "Trap",
+    "Unsafe",
+    "WasmEdgeError",
+    "check_address_space",
+]

@@ -1,0 +1,126 @@
+"""The C API of WasmEdge 0.14.1 as far as this project calls it, and the library itself (cffi's ABI mode: no compiler).
+
+Source: wasmedge/wasmedge.h of 0.14.1. A `WasmEdge_Value` is 32 bytes (16 of value, 8 of type, 8 of padding); host
+functions see theirs as words of 32 bits, so that an i32 is read with one index and no masking (`VALUE_WORDS` apart).
+A `WasmEdge_Result` is a struct of one uint32_t, which passes as a plain uint32_t.
+"""
+
+from typing import Any
+
+import cffi  # type: ignore[import-untyped]
+
+from .errors import LibraryMissing
+
+VERSION = "0.14.1"
+LIBRARY = "libwasmedge.so.0"
+VALUE_WORDS = 8
+
+_DECLARATIONS = """
+typedef struct { uint8_t Data[8]; } WasmEdge_ValType;
+typedef struct { uint32_t Length; const char *Buf; } WasmEdge_String;
+typedef struct { uint32_t Length; const uint8_t *Buf; } WasmEdge_Bytes;
+typedef struct { bool HasMax; bool Shared; uint32_t Min; uint32_t Max; } WasmEdge_Limit;
+typedef struct WasmEdge_ConfigureContext WasmEdge_ConfigureContext;
+typedef struct WasmEdge_StatisticsContext WasmEdge_StatisticsContext;
+typedef struct WasmEdge_ASTModuleContext WasmEdge_ASTModuleContext;
+typedef struct WasmEdge_FunctionTypeContext WasmEdge_FunctionTypeContext;
+typedef struct WasmEdge_MemoryTypeContext WasmEdge_MemoryTypeContext;
+typedef struct WasmEdge_ExportTypeContext WasmEdge_ExportTypeContext;
+typedef struct WasmEdge_CompilerContext WasmEdge_CompilerContext;
+typedef struct WasmEdge_LoaderContext WasmEdge_LoaderContext;
+typedef struct WasmEdge_ValidatorContext WasmEdge_ValidatorContext;
+typedef struct WasmEdge_ExecutorContext WasmEdge_ExecutorContext;
+typedef struct WasmEdge_StoreContext WasmEdge_StoreContext;
+typedef struct WasmEdge_ModuleInstanceContext WasmEdge_ModuleInstanceContext;
+typedef struct WasmEdge_FunctionInstanceContext WasmEdge_FunctionInstanceContext;
+typedef struct WasmEdge_MemoryInstanceContext WasmEdge_MemoryInstanceContext;
+typedef struct WasmEdge_CallingFrameContext WasmEdge_CallingFrameContext;
+typedef uint32_t Result;
+typedef Result (*HostFunction)(void *, const WasmEdge_CallingFrameContext *, const uint32_t *, uint32_t *);
+
+const char *WasmEdge_VersionGet(void);
+void WasmEdge_LogOff(void);
+const char *WasmEdge_ResultGetMessage(Result);
+WasmEdge_ValType WasmEdge_ValTypeGenI32(void);
+WasmEdge_ValType WasmEdge_ValTypeGenI64(void);
+
+WasmEdge_ConfigureContext *WasmEdge_ConfigureCreate(void);
+void WasmEdge_ConfigureSetMaxMemoryPage(WasmEdge_ConfigureContext *, uint32_t);
+void WasmEdge_ConfigureCompilerSetOptimizationLevel(WasmEdge_ConfigureContext *, int);
+void WasmEdge_ConfigureCompilerSetOutputFormat(WasmEdge_ConfigureContext *, int);
+void WasmEdge_ConfigureDelete(WasmEdge_ConfigureContext *);
+
+WasmEdge_CompilerContext *WasmEdge_CompilerCreate(const WasmEdge_ConfigureContext *);
+Result WasmEdge_CompilerCompileFromBuffer(WasmEdge_CompilerContext *, const uint8_t *, uint64_t, const char *);
+void WasmEdge_CompilerDelete(WasmEdge_CompilerContext *);
+
+WasmEdge_LoaderContext *WasmEdge_LoaderCreate(const WasmEdge_ConfigureContext *);
+Result WasmEdge_LoaderParseFromFile(WasmEdge_LoaderContext *, WasmEdge_ASTModuleContext **, const char *);
+Result WasmEdge_LoaderParseFromBytes(WasmEdge_LoaderContext *, WasmEdge_ASTModuleContext **, WasmEdge_Bytes);
+void WasmEdge_LoaderDelete(WasmEdge_LoaderContext *);
+WasmEdge_ValidatorContext *WasmEdge_ValidatorCreate(const WasmEdge_ConfigureContext *);
+Result WasmEdge_ValidatorValidate(WasmEdge_ValidatorContext *, const WasmEdge_ASTModuleContext *);
+void WasmEdge_ValidatorDelete(WasmEdge_ValidatorContext *);
+uint32_t WasmEdge_ASTModuleListExportsLength(const WasmEdge_ASTModuleContext *);
+uint32_t WasmEdge_ASTModuleListExports(const WasmEdge_ASTModuleContext *, const WasmEdge_ExportTypeContext **, uint32_t);
+int WasmEdge_ExportTypeGetExternalType(const WasmEdge_ExportTypeContext *);
+WasmEdge_String WasmEdge_ExportTypeGetExternalName(const WasmEdge_ExportTypeContext *);
+const WasmEdge_MemoryTypeContext *WasmEdge_ExportTypeGetMemoryType(const WasmEdge_ASTModuleContext *,
+                                                                   const WasmEdge_ExportTypeContext *);
+WasmEdge_Limit WasmEdge_MemoryTypeGetLimit(const WasmEdge_MemoryTypeContext *);
+void WasmEdge_ASTModuleDelete(WasmEdge_ASTModuleContext *);
+
+WasmEdge_FunctionTypeContext *WasmEdge_FunctionTypeCreate(const WasmEdge_ValType *, uint32_t,
+                                                          const WasmEdge_ValType *, uint32_t);
+void WasmEdge_FunctionTypeDelete(WasmEdge_FunctionTypeContext *);
+WasmEdge_FunctionInstanceContext *WasmEdge_FunctionInstanceCreate(const WasmEdge_FunctionTypeContext *, HostFunction,
+                                                                  void *, uint64_t);
+WasmEdge_ModuleInstanceContext *WasmEdge_ModuleInstanceCreate(WasmEdge_String);
+void WasmEdge_ModuleInstanceAddFunction(WasmEdge_ModuleInstanceContext *, WasmEdge_String,
+                                        WasmEdge_FunctionInstanceContext *);
+WasmEdge_FunctionInstanceContext *WasmEdge_ModuleInstanceFindFunction(const WasmEdge_ModuleInstanceContext *,
+                                                                      WasmEdge_String);
+WasmEdge_MemoryInstanceContext *WasmEdge_ModuleInstanceFindMemory(const WasmEdge_ModuleInstanceContext *,
+                                                                  WasmEdge_String);
+void WasmEdge_ModuleInstanceDelete(WasmEdge_ModuleInstanceContext *);
+uint8_t *WasmEdge_MemoryInstanceGetPointer(WasmEdge_MemoryInstanceContext *, uint32_t, uint32_t);
+uint32_t WasmEdge_MemoryInstanceGetPageSize(const WasmEdge_MemoryInstanceContext *);
+
+WasmEdge_StoreContext *WasmEdge_StoreCreate(void);
+void WasmEdge_StoreDelete(WasmEdge_StoreContext *);
+WasmEdge_ExecutorContext *WasmEdge_ExecutorCreate(const WasmEdge_ConfigureContext *, WasmEdge_StatisticsContext *);
+Result WasmEdge_ExecutorRegisterImport(WasmEdge_ExecutorContext *, WasmEdge_StoreContext *,
+                                       const WasmEdge_ModuleInstanceContext *);
+Result WasmEdge_ExecutorInstantiate(WasmEdge_ExecutorContext *, WasmEdge_ModuleInstanceContext **,
+                                    WasmEdge_StoreContext *, const WasmEdge_ASTModuleContext *);
+Result WasmEdge_ExecutorInvoke(WasmEdge_ExecutorContext *, const WasmEdge_FunctionInstanceContext *, const void *,
+                               uint32_t, void *, uint32_t);
+void WasmEdge_ExecutorDelete(WasmEdge_ExecutorContext *);
+"""
+
+CData = Any
+"""A value of cffi's: it has no types of its own."""
+
+ffi: Any = cffi.FFI()
+ffi.cdef(_DECLARATIONS)
+
+
+def _open() -> Any:
+    install = f"Install WasmEdge {VERSION}: on Debian 13, `sudo apt-get install -y libwasmedge0`."
+    try:
+        opened = ffi.dlopen(LIBRARY)
+    except OSError as error:
+        raise LibraryMissing(f"{LIBRARY} can't be loaded ({error}). {install}") from None
+    try:
+        found = ffi.string(opened.WasmEdge_VersionGet()).decode()
+    except AttributeError:
+        raise LibraryMissing(f"{LIBRARY} is not WasmEdge's library. {install}") from None
+    if found != VERSION:
+        # The layouts above and the hazards that this project guards against are those of one version.
+        raise LibraryMissing(f"{LIBRARY} is WasmEdge {found}; this program works with {VERSION} alone. {install}")
+    # WasmEdge logs to stdout by default, where a worker or a command has its own output.
+    opened.WasmEdge_LogOff()
+    return opened
+
+
+library: Any = _open()

@@ -1,0 +1,100 @@
+"""Modules of host functions, written in Python, that guests import."""
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from .declarations import VALUE_WORDS, CData, ffi, library
+from .handles import Handle, Name
+
+Signature = tuple[str, str]
+"""Parameters and results, a letter each: `i` an i32, `I` an i64, as in ("iIi", "i"). One result at most."""
+
+_STOPPED = 1
+"""The result with which WasmEdge unwinds the guest ("terminated"): the exception that was saved says why."""
+
+_raised: list[BaseException] = []
+"""What host functions raised during the running call. One guest runs at a time in a process, so one list is enough."""
+
+
+class HostModule(Handle):
+    """A named module of host functions. Values come in as unsigned integers, and an i32 result is an int.
+
+    A function that raises ends the guest, and the call raises that exception. What instances link must outlive them.
+    """
+
+    _delete = "WasmEdge_ModuleInstanceDelete"
+
+    def __init__(self, name: str, functions: Mapping[str, tuple[Signature, Callable[..., Any]]]) -> None:
+        self.name = name
+        self._own(library.WasmEdge_ModuleInstanceCreate(Name(name).value))
+        # The library keeps bare pointers to these.
+        self._callbacks: list[CData] = []
+        for function_name, (signature, function) in functions.items():
+            self._add(function_name, signature, function)
+
+    def _add(self, name: str, signature: Signature, function: Callable[..., Any]) -> None:
+        callback = ffi.callback("HostFunction", _trampoline(signature, function), error=_STOPPED, onerror=_save)
+        self._callbacks.append(callback)
+        parameters, results = signature
+        kind = library.WasmEdge_FunctionTypeCreate(
+            _value_types(parameters), len(parameters), _value_types(results), len(results)
+        )
+        instance = library.WasmEdge_FunctionInstanceCreate(kind, callback, ffi.NULL, 0)
+        library.WasmEdge_FunctionTypeDelete(kind)
+        # From here the module owns the function.
+        library.WasmEdge_ModuleInstanceAddFunction(self.pointer, Name(name).value, instance)
+
+    def close(self) -> None:
+        super().close()
+        self._callbacks = []
+
+
+def raised() -> BaseException | None:
+    """Take the first exception that host functions raised since the last time."""
+    if not _raised:
+        return None
+    first = _raised[0]
+    _raised.clear()
+    return first
+
+
+def _save(_kind: type[BaseException], error: BaseException, _trace: TracebackType) -> None:
+    _raised.append(error)
+
+
+def _value_types(letters: str) -> CData:
+    kinds = {"i": library.WasmEdge_ValTypeGenI32, "I": library.WasmEdge_ValTypeGenI64}
+    return ffi.new("WasmEdge_ValType[]", [kinds[letter]() for letter in letters])
+
+
+def _trampoline(signature: Signature, function: Callable[..., Any]) -> Callable[[CData, CData, CData, CData], int]:
+    """The C side's view of a Python function. Guests call some of these ten times a request: the usual shapes are
+    written out, since an index on the words costs 40 ns and a loop over them several times that."""
+    a, b, c, d = (VALUE_WORDS * position for position in range(4))
+    match signature:
+        case ("ii", "i"):
+
+            def two(_data: CData, _frame: CData, p: CData, r: CData) -> int:
+                r[0] = function(p[a], p[b])
+                return 0
+
+            return two
+        case ("iiii", "i"):
+
+            def four(_data: CData, _frame: CData, p: CData, r: CData) -> int:
+                r[0] = function(p[a], p[b], p[c], p[d])
+                return 0
+
+            return four
+
+    slots = [(VALUE_WORDS * position, letter == "I") for position, letter in enumerate(signature[0])]
+    answers = bool(signature[1])
+
+    def any_shape(_data: CData, _frame: CData, p: CData, r: CData) -> int:
+        result = function(*[p[slot] | p[slot + 1] << 32 if wide else p[slot] for slot, wide in slots])
+        if answers:
+            r[0] = result
+        return 0
+
+    return any_shape

@@ -1,0 +1,104 @@
+"""A loaded and validated module, and the configuration that loading and running share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from .declarations import CData, ffi, library
+from .handles import Handle, check
+
+_MEMORY = 2
+"""WasmEdge_ExternalType_Memory (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
+
+
+class Config(Handle):
+    """Settings of a loader or an executor. `memory_pages`: the most pages of 64 KiB that a memory can have."""
+
+    _delete = "WasmEdge_ConfigureDelete"
+
+    def __init__(self, *, memory_pages: int) -> None:
+        self._own(library.WasmEdge_ConfigureCreate())
+        self.memory_pages = memory_pages
+        library.WasmEdge_ConfigureSetMaxMemoryPage(self.pointer, memory_pages)
+
+
+@dataclass(frozen=True)
+class MemoryExport:
+    """An exported memory as the module declares it, in pages of 64 KiB."""
+
+    name: str
+    minimum: int
+    maximum: int | None
+
+
+class Module(Handle):
+    """A module that was loaded and validated: plain wasm, or an AOT file that `compile` made."""
+
+    _delete = "WasmEdge_ASTModuleDelete"
+
+    def __init__(self, pointer: CData) -> None:
+        self._own(pointer)
+
+    @classmethod
+    def from_bytes(cls, wasm: bytes, config: Config) -> Self:
+        """Load and validate wasm. Error: LoadError."""
+        with _Loader(config) as loader:
+            given = ffi.new("WasmEdge_Bytes *", (len(wasm), ffi.from_buffer("uint8_t[]", wasm)))
+            made = ffi.new("WasmEdge_ASTModuleContext **")
+            check(library.WasmEdge_LoaderParseFromBytes(loader.pointer, made, given[0]))
+        return cls._validated(made[0], config)
+
+    @classmethod
+    def from_file(cls, path: Path, config: Config) -> Self:
+        """Load and validate a file of wasm or an AOT file, which the caller has checked by its digest: a damaged
+        AOT file crashes the process or computes wrongly, it is not refused. Error: LoadError."""
+        with _Loader(config) as loader:
+            made = ffi.new("WasmEdge_ASTModuleContext **")
+            check(library.WasmEdge_LoaderParseFromFile(loader.pointer, made, bytes(path)))
+        return cls._validated(made[0], config)
+
+    @classmethod
+    def _validated(cls, pointer: CData, config: Config) -> Self:
+        module = cls(pointer)
+        try:
+            with _Validator(config) as validator:
+                check(library.WasmEdge_ValidatorValidate(validator.pointer, module.pointer))
+        except BaseException:
+            module.close()
+            raise
+        return module
+
+    def memories(self) -> list[MemoryExport]:
+        """The exported memories."""
+        count = library.WasmEdge_ASTModuleListExportsLength(self.pointer)
+        exports = ffi.new("const WasmEdge_ExportTypeContext *[]", count)
+        library.WasmEdge_ASTModuleListExports(self.pointer, exports, count)
+        found = []
+        for export in exports:
+            if library.WasmEdge_ExportTypeGetExternalType(export) == _MEMORY:
+                name = library.WasmEdge_ExportTypeGetExternalName(export)
+                limit = library.WasmEdge_MemoryTypeGetLimit(
+                    library.WasmEdge_ExportTypeGetMemoryType(self.pointer, export)
+                )
+                found.append(
+                    MemoryExport(
+                        ffi.buffer(name.Buf, name.Length)[:].decode(),
+                        limit.Min,
+                        limit.Max if limit.HasMax else None,
+                    )
+                )
+        return found
+
+
+class _Loader(Handle):
+    _delete = "WasmEdge_LoaderDelete"
+
+    def __init__(self, config: Config) -> None:
+        self._own(library.WasmEdge_LoaderCreate(config.pointer))
+
+
+class _Validator(Handle):
+    _delete = "WasmEdge_ValidatorDelete"
+
+    def __init__(self, config: Config) -> None:
+        self._own(library.WasmEdge_ValidatorCreate(config.pointer))
