@@ -3,16 +3,21 @@
 Importing this opens libwasmedge.so.0; LibraryMissing says what to install.
 """
 
+from .compile import BEST, QUICK, AotFile, Damaged, compile_module, find, verify
 from .errors import Closed, CompileError, LibraryMissing, LinkError, LoadError, Trap, Unsafe, WasmEdgeError
 from .host import HostModule, Signature
 from .instance import PAGE, Memory, Program, check_address_space
 from .module import Config, MemoryExport, Module
 
 __all__ = [
+    "BEST",
     "PAGE",
+    "QUICK",
+    "AotFile",
     "Closed",
     "CompileError",
     "Config",
+    "Damaged",
     "HostModule",
     "LibraryMissing",
     "LinkError",
@@ -26,4 +31,7 @@ __all__ = [
     "Unsafe",
     "WasmEdgeError",
     "check_address_space",
+    "compile_module",
+    "find",
+    "verify",
 ]

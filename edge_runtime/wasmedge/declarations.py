@@ -62,7 +62,8 @@ WasmEdge_ValidatorContext *WasmEdge_ValidatorCreate(const WasmEdge_ConfigureCont
 Result WasmEdge_ValidatorValidate(WasmEdge_ValidatorContext *, const WasmEdge_ASTModuleContext *);
 void WasmEdge_ValidatorDelete(WasmEdge_ValidatorContext *);
 uint32_t WasmEdge_ASTModuleListExportsLength(const WasmEdge_ASTModuleContext *);
-uint32_t WasmEdge_ASTModuleListExports(const WasmEdge_ASTModuleContext *, const WasmEdge_ExportTypeContext **, uint32_t);
+uint32_t WasmEdge_ASTModuleListExports(const WasmEdge_ASTModuleContext *, const WasmEdge_ExportTypeContext **,
+                                       uint32_t);
 int WasmEdge_ExportTypeGetExternalType(const WasmEdge_ExportTypeContext *);
 WasmEdge_String WasmEdge_ExportTypeGetExternalName(const WasmEdge_ExportTypeContext *);
 const WasmEdge_MemoryTypeContext *WasmEdge_ExportTypeGetMemoryType(const WasmEdge_ASTModuleContext *,

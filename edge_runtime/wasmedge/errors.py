@@ -1,4 +1,4 @@
-"""What can go wrong on the other side of the C API, one class for each thing that a caller does differently about it."""
+"""What can go wrong on the other side of the C API: one class for each thing that callers treat differently."""
 
 
 class LibraryMissing(ImportError):
