@@ -1,0 +1,230 @@
+"""Frames between the front and its children (workers, the applier, compilers), and what their heads say.
+
+A frame is a header of 12 bytes (length of the rest, request id, kind, length of the head), a head (msgpack where a
+guest's request or answer is concerned, JSON elsewhere) and raw bytes. One SOCK_STREAM socketpair a child.
+"""
+
+import socket
+import struct
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from control import wire
+
+HEADER: Final = struct.Struct("<IIHH")
+HEADER_BYTES: Final = HEADER.size
+HEAD_LIMIT: Final = 65_535
+"""Bytes of a head, which its length in the header can say; larger ones travel in the raw bytes."""
+
+# To a worker
+CALL: Final = 1
+"""Head: `CallHead` in msgpack; the raw bytes are the request's body."""
+RELEASE: Final = 2
+"""`Load`: load the modules, keep those of the earlier ones; answered by LOADED or FAILED."""
+FORGET: Final = 3
+"""`Keep`: close the modules of the other serials; answered by DONE."""
+QUERY_RELEASE: Final = 4
+"""Which release does the libsql file hold? Answered by RELEASE_IS (`Stored`) or FAILED."""
+# To an applier
+APPLY: Final = 5
+"""`Apply`; answered by PREPARED (`wire.Inventory`: what the node will have) or FAILED."""
+COMMIT: Final = 6
+"""Answered by COMMITTED or FAILED."""
+ABORT: Final = 7
+"""Answered by ABORTED."""
+# To a compiler
+COMPILE: Final = 8
+"""`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
+
+# From a child. A kind of 100 or more is the HTTP status of a guest's answer: head `AnswerHead`, the body as raw bytes.
+READY: Final = 20
+FAULT: Final = 21
+"""`Fault`: the call ended without an answer of the guest's; nothing that it wrote was kept."""
+STALE: Final = 22
+"""The libsql file holds another release than the call was made for: nothing was run for good, dispatch it again."""
+LOADED: Final = 23
+FAILED: Final = 24
+"""`Failure`."""
+DONE: Final = 25
+RELEASE_IS: Final = 26
+PREPARED: Final = 27
+COMMITTED: Final = 28
+ABORTED: Final = 29
+COMPILED: Final = 30
+FIRST_STATUS: Final = 100
+
+
+class LocalFunction(Struct, frozen=True):
+    """A function version as this node has it. `aot` is empty while nothing is compiled."""
+
+    name: str
+    version: int
+    sha256: str
+    manifest: wire.Manifest
+    manifest_digest: str
+    aot: str = ""
+    """Path of the AOT file."""
+    aot_digest: str = ""
+    """sha256 of the AOT file, in hex; checked before each load."""
+
+
+class LocalRelease(Struct, frozen=True):
+    release_id: str
+    number: int
+    generation: int
+    schema_version: int
+    functions: list[LocalFunction]
+
+
+class Load(Struct, frozen=True):
+    serial: int
+    """The front's own number for this set of modules: a release gets another one when its AOT files get better."""
+    release: LocalRelease
+
+
+class Keep(Struct, frozen=True):
+    serials: list[int]
+
+
+class Stored(Struct, frozen=True):
+    """What the libsql file says: the release (its functions without AOT; None before the first) and the inventory."""
+
+    release: LocalRelease | None
+    inventory: wire.Inventory
+
+
+class Apply(Struct, frozen=True):
+    plan: wire.Plan
+    functions: list[LocalFunction]
+    """All functions of the release, with the AOT files that probes run."""
+
+
+class Compile(Struct, frozen=True):
+    artifact: str
+    """Path of the wasm."""
+    folder: str
+    level: int
+
+
+class Compiled(Struct, frozen=True):
+    path: str
+    digest: str
+
+
+class Fault(Struct, frozen=True):
+    code: str
+    message: str
+    status: int
+
+
+class Failure(Struct, frozen=True):
+    code: str
+    message: str
+
+
+class CallHead(Struct, frozen=True, array_like=True):
+    """Everything of a request but its body, and what it calls."""
+
+    serial: int
+    function: int
+    """Index in the release's functions."""
+    method: str
+    path: str
+    """After the function's name, percent-decoded: empty or from a slash on."""
+    mount: str
+    """What came before: /functions/NAME."""
+    query: bytes
+    """As it came, without the question mark."""
+    headers: list[tuple[bytes, bytes]]
+    """Names in lower case, in their order."""
+    client: str
+    """Address of the caller, empty where there is none."""
+    server: tuple[str, int]
+    """Address that the request came to."""
+
+
+class AnswerHead(Struct, frozen=True, array_like=True):
+    headers: list[tuple[bytes, bytes]]
+
+
+class ChildGone(ConnectionError):
+    """The other side closed the socket in the middle of a frame, or before the answer."""
+
+
+encode_json: Final = msgspec.json.encode
+encode_head: Final = msgspec.msgpack.Encoder().encode
+decode_call: Final = msgspec.msgpack.Decoder(CallHead).decode
+decode_answer: Final = msgspec.msgpack.Decoder(AnswerHead).decode
+
+
+def pack(request: int, kind: int, head: bytes = b"", body: bytes = b"") -> bytes:
+    """A whole frame, for what is small."""
+    return HEADER.pack(len(head) + len(body), request, kind, len(head)) + head + body
+
+
+def pack_json(request: int, kind: int, value: Any) -> bytes:
+    """A frame whose raw bytes are JSON: such a body may be longer than a head."""
+    return pack(request, kind, b"", encode_json(value))
+
+
+class Frame(Struct, frozen=True):
+    request: int
+    kind: int
+    head: bytes
+    body: bytes
+
+
+class Reader:
+    """Reads frames from a blocking socket: the children's side."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._pending = b""
+
+    def next(self) -> Frame | None:
+        """The next frame, or None where the other side has closed. Error: ChildGone in the middle of a frame."""
+        while True:
+            pending = self._pending
+            have = len(pending)
+            if have >= HEADER_BYTES:
+                length, request, kind, head = HEADER.unpack_from(pending)
+                end = HEADER_BYTES + length
+                split = HEADER_BYTES + head
+                if have >= end:
+                    self._pending = pending[end:]
+                    return Frame(request, kind, pending[HEADER_BYTES:split], pending[split:end])
+                if end - have > 65_536:
+                    rest = bytearray(end)
+                    rest[:have] = pending
+                    self._fill(memoryview(rest)[have:])
+                    self._pending = b""
+                    return Frame(request, kind, bytes(rest[HEADER_BYTES:split]), bytes(rest[split:]))
+            got = self._sock.recv(65_536)
+            if not got:
+                if have:
+                    raise ChildGone("the front closed the socket in the middle of a frame")
+                return None
+            self._pending = pending + got if have else got
+
+    def _fill(self, view: memoryview) -> None:
+        while view:
+            got = self._sock.recv_into(view)
+            if not got:
+                raise ChildGone("the front closed the socket in the middle of a frame")
+            view = view[got:]
+
+
+def send(sock: socket.socket, request: int, kind: int, head: bytes = b"", body: bytes = b"") -> None:
+    """Send a frame on a blocking socket; a large body isn't copied first."""
+    header = HEADER.pack(len(head) + len(body), request, kind, len(head))
+    if len(body) < 65_536:
+        sock.sendall(header + head + body)
+    else:
+        sock.sendall(header + head)
+        sock.sendall(body)
+
+
+def send_json(sock: socket.socket, request: int, kind: int, value: Any) -> None:
+    send(sock, request, kind, b"", encode_json(value))
