@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS nodes (
     schema_changes JSONB NOT NULL DEFAULT '[]',
     database_id TEXT NOT NULL DEFAULT '',
     digest TEXT NOT NULL DEFAULT '',
+    synced_at TIMESTAMPTZ,
     confirmed_generation INT8 NOT NULL DEFAULT 0,
     failures INT8 NOT NULL DEFAULT 0,
     failed_generation INT8 NOT NULL DEFAULT 0,
@@ -52,7 +53,8 @@ CREATE INDEX IF NOT EXISTS nodes_by_group ON nodes (group_id);
 
 CREATE INDEX IF NOT EXISTS nodes_by_epoch ON nodes (epoch);
 
--- Apart from nodes, so that heartbeats never conflict with syncs.
+-- Apart from nodes, so that heartbeats never conflict with syncs: only heartbeats write it. A node's last sync is the
+-- later of nodes.synced_at (a sync's own transaction) and last_sync_at (a poll that confirmed the target).
 CREATE TABLE IF NOT EXISTS node_presence (
     node_id UUID PRIMARY KEY REFERENCES nodes (id) ON DELETE CASCADE,
     last_seen_at TIMESTAMPTZ,
