@@ -1,0 +1,160 @@
+"""The rules of a node's sync, as functions of values: what a plan must be, how long to wait, what an error means.
+
+No I/O and no clock in here: `agent` does what these say. Durations are seconds, sizes are bytes.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from control import wire
+
+HOLD = 25.0
+"""How long a poll asks control to hold it (control holds no longer)."""
+RETRY_BASE = 5.0
+RETRY_CAP = 300.0
+"""A generation that failed is tried again after 5 s, 10 s, … 5 min, each shortened by up to a quarter."""
+RETRY_FLOOR = 1.0
+"""Even when control gives a failed plan again at once, this lies between two attempts."""
+RECONNECT_BASE = 0.25
+RECONNECT_CAP = 30.0
+REFUSED_BASE = 30.0
+REFUSED_CAP = 300.0
+"""Polls of a node whose credential is refused: it stays reachable for a change of mind, and no burden."""
+ANSWER_CAP = 600.0
+"""No Retry-After of control, or of something in between, makes a node wait longer."""
+DISK_RESERVE = 16 * 1024 * 1024
+"""Stays free for the libsql database and the reports."""
+AOT_GROWTH = 6
+"""An AOT file is at most about this many times its artifact."""
+
+
+class SyncFailed(Exception):
+    """A sync can't go on: `code` is stable (docs/errors.md), `message` says what happened, to what, and what to do."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The generation that the node failed to reach, how often in a row, and when it will try again by itself."""
+
+    generation: int
+    attempts: int
+    retry_at: datetime
+    code: str
+    message: str
+    at: datetime
+
+    def due(self, now: datetime) -> bool:
+        return now >= self.retry_at
+
+    def told(self) -> wire.FailedGeneration:
+        return wire.FailedGeneration(generation=self.generation, retry_at=self.retry_at)
+
+
+def backoff(attempts: int, jitter: float, base: float, cap: float) -> float:
+    """Seconds to wait after `attempts` (1, 2, …) failures in a row; `jitter` in [0, 1) takes off up to a quarter."""
+    # The exponent is bounded too: 2.0 ** 2000 overflows.
+    return min(cap, base * 2.0 ** min(attempts - 1, 32)) * (1.0 - jitter / 4)
+
+
+def failure(previous: Failure | None, generation: int, error: SyncFailed, now: datetime, jitter: float) -> Failure:
+    """What follows from one more failed sync; another generation than the last one's starts to count anew."""
+    same = previous is not None and previous.generation == generation
+    attempts = previous.attempts + 1 if previous is not None and same else 1
+    wait = timedelta(seconds=backoff(attempts, jitter, RETRY_BASE, RETRY_CAP))
+    return Failure(generation, attempts, now + wait, error.code, error.message, now)
+
+
+def told(failed: Failure | None, now: datetime) -> wire.FailedGeneration | None:
+    """What the next poll says of a failed generation: nothing once its time has come, so that control plans it."""
+    return failed.told() if failed is not None and not failed.due(now) else None
+
+
+def hold(failed: Failure | None, now: datetime) -> float:
+    """How long the next poll may be held: not past the moment at which a failed generation is due again."""
+    if failed is None or failed.due(now):
+        return HOLD
+    return min(HOLD, (failed.retry_at - now).total_seconds())
+
+
+def pause_before(failed: Failure | None, generation: int, now: datetime) -> float:
+    """Seconds before a plan that control gave is begun: it is obeyed at once, but never in a hot loop."""
+    if failed is None or failed.generation != generation:
+        return 0.0
+    return max(0.0, min(RETRY_FLOOR, RETRY_FLOOR - (now - failed.at).total_seconds()))
+
+
+def pause_after(status: int | None, retry_after: float | None, attempts: int, jitter: float) -> float:
+    """Seconds until the next question after control, or the way to it, failed `attempts` times in a row.
+
+    `status` is None where no HTTP answer came. A Retry-After is kept to, spread by up to a quarter above it, so that
+    nodes that were sent away together don't come back together.
+    """
+    if status in (401, 403):
+        return backoff(attempts, jitter, REFUSED_BASE, REFUSED_CAP)
+    if retry_after is not None:
+        return min(ANSWER_CAP, max(RECONNECT_BASE, retry_after) * (1.0 + jitter / 4))
+    if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+        return backoff(attempts, jitter, REFUSED_BASE / 6, REFUSED_CAP)
+    return backoff(attempts, jitter, RECONNECT_BASE, RECONNECT_CAP)
+
+
+def check_plan(plan: wire.Plan, generation: int) -> dict[str, wire.Manifest]:
+    """The manifests of the plan's functions by name, if a node at `generation` may follow it; else `SyncFailed`."""
+    if plan.generation < generation:
+        raise SyncFailed(
+            "generation_lower",
+            f"control planned generation {plan.generation}, but this node has already completed {generation}; "
+            "was control's metadata restored from a backup? Make a new release",
+        )
+    manifests: dict[str, wire.Manifest] = {}
+    for function in plan.functions:
+        if function.name in manifests:
+            raise SyncFailed("plan_invalid", f"the plan has function {function.name} twice; report this as a defect")
+        manifests[function.name] = parse_manifest(function.name, function.manifest)
+    return manifests
+
+
+def parse_manifest(name: str, manifest: Mapping[str, Any]) -> wire.Manifest:
+    """The manifest of function `name`; one with a field that this node doesn't know would lose a limit or a grant."""
+    try:
+        return msgspec.convert(manifest, wire.Manifest)
+    except msgspec.ValidationError as error:
+        raise SyncFailed(
+            "manifest_unknown",
+            f"the manifest of function {name} is not one that this node understands ({error}); "
+            "upgrade the node's edge runtime, or release a version of the function without that field",
+        ) from None
+
+
+def space_needed(functions: Collection[wire.PlannedFunction], present: Mapping[str, int]) -> int:
+    """Bytes that a plan will take on disk; `present` says how much of each artifact (by sha256) is there already."""
+    missing = {f.sha256: f.size for f in functions if present.get(f.sha256, 0) < f.size}
+    return sum(size * (1 + AOT_GROWTH) - present.get(sha256, 0) for sha256, size in missing.items())
+
+
+def check_space(needed: int, free: int, where: str) -> None:
+    """Refuse to download what can't be kept: `SyncFailed` if `needed` and a reserve exceed the `free` bytes."""
+    if needed and needed + DISK_RESERVE > free:
+        raise SyncFailed(
+            "disk_full",
+            f"the release needs {_mib(needed)} MiB and a reserve of {_mib(DISK_RESERVE)} MiB, but {where} has only "
+            f"{_mib(free)} MiB free; free some space, then `skerry node retry` or wait for the next attempt",
+        )
+
+
+def superseded(state: wire.SyncState) -> bool:
+    """True if control no longer wants this sync's work: a newer generation has taken its place."""
+    return state.status == "superseded"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f}"
