@@ -20,13 +20,22 @@ _raised: list[BaseException] = []
 class HostModule(Handle):
     """A named module of host functions. Values come in as unsigned integers, and an i32 result is an int.
 
-    A function that raises ends the guest, and the call raises that exception. What instances link must outlive them.
+    A function that raises ends the guest, and the call raises that exception; but where `out_of_bounds` is given, an
+    IndexError (of an access outside the guest's memory) is answered to the guest as that number.
+    What instances link must outlive them.
     """
 
     _delete = "WasmEdge_ModuleInstanceDelete"
 
-    def __init__(self, name: str, functions: Mapping[str, tuple[Signature, Callable[..., Any]]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        functions: Mapping[str, tuple[Signature, Callable[..., Any]]],
+        *,
+        out_of_bounds: int | None = None,
+    ) -> None:
         self.name = name
+        self._out_of_bounds = out_of_bounds
         self._own(library.WasmEdge_ModuleInstanceCreate(Name(name).value))
         # The library keeps bare pointers to these.
         self._callbacks: list[CData] = []
@@ -34,7 +43,8 @@ class HostModule(Handle):
             self._add(function_name, signature, function)
 
     def _add(self, name: str, signature: Signature, function: Callable[..., Any]) -> None:
-        callback = ffi.callback("HostFunction", _trampoline(signature, function), error=_STOPPED, onerror=_save)
+        trampoline = _trampoline(signature, function, self._out_of_bounds)
+        callback = ffi.callback("HostFunction", trampoline, error=_STOPPED, onerror=_save)
         self._callbacks.append(callback)
         parameters, results = signature
         kind = library.WasmEdge_FunctionTypeCreate(
@@ -68,22 +78,31 @@ def _value_types(letters: str) -> CData:
     return ffi.new("WasmEdge_ValType[]", [kinds[letter]() for letter in letters])
 
 
-def _trampoline(signature: Signature, function: Callable[..., Any]) -> Callable[[CData, CData, CData, CData], int]:
+def _trampoline(
+    signature: Signature, function: Callable[..., Any], out_of_bounds: int | None
+) -> Callable[[CData, CData, CData, CData], int]:
     """The C side's view of a Python function. Guests call some of these ten times a request: the usual shapes are
     written out, since an index on the words costs 40 ns and a loop over them several times that."""
+    caught: tuple[type[IndexError], ...] = () if out_of_bounds is None else (IndexError,)
     a, b, c, d = (VALUE_WORDS * position for position in range(4))
     match signature:
         case ("ii", "i"):
 
             def two(_data: CData, _frame: CData, p: CData, r: CData) -> int:
-                r[0] = function(p[a], p[b])
+                try:
+                    r[0] = function(p[a], p[b])
+                except caught:
+                    r[0] = out_of_bounds
                 return 0
 
             return two
         case ("iiii", "i"):
 
             def four(_data: CData, _frame: CData, p: CData, r: CData) -> int:
-                r[0] = function(p[a], p[b], p[c], p[d])
+                try:
+                    r[0] = function(p[a], p[b], p[c], p[d])
+                except caught:
+                    r[0] = out_of_bounds
                 return 0
 
             return four
@@ -92,7 +111,10 @@ def _trampoline(signature: Signature, function: Callable[..., Any]) -> Callable[
     answers = bool(signature[1])
 
     def any_shape(_data: CData, _frame: CData, p: CData, r: CData) -> int:
-        result = function(*[p[slot] | p[slot + 1] << 32 if wide else p[slot] for slot, wide in slots])
+        try:
+            result = function(*[p[slot] | p[slot + 1] << 32 if wide else p[slot] for slot, wide in slots])
+        except caught:
+            result = out_of_bounds
         if answers:
             r[0] = result
         return 0

@@ -124,6 +124,8 @@ class Program(Handle):
         self._module, self._config, self._imports = module, config, imports
         self._entry = Name(entry)
         self._entry_name = entry
+        self.last_pages = 0
+        """Pages that the memory had when the last run ended."""
         self._made = ffi.new("WasmEdge_ModuleInstanceContext **")
         self._executor = _Executor(config)
         self._store = _Store(self._executor, imports)
@@ -152,6 +154,7 @@ class Program(Handle):
             if result:
                 self._failed(result)
         finally:
+            self.last_pages = memory.pages()
             memory.close()
             if instance is not None:
                 library.WasmEdge_ModuleInstanceDelete(instance)

@@ -1,0 +1,358 @@
+"""WASI preview 1 for guests that have nothing of the host: stdio in memory, arguments, environment, clocks, random
+bytes and timers; no file system and no sockets, for which the right errno is answered.
+
+Source: the `wasi_snapshot_preview1` witx. Every function of it is here, so that any preview 1 module links. Functions
+take unsigned integers as the guest passed them and return an errno; one that meets an address outside the guest's
+memory raises IndexError, which its caller answers as `FAULT`.
+"""
+
+import itertools
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+MODULE = "wasi_snapshot_preview1"
+
+SUCCESS, BADF, FAULT, INVAL, NOSYS, NOTDIR, NOTSOCK, NOTSUP, SPIPE = 0, 8, 21, 28, 52, 54, 57, 58, 70
+
+SIGNATURES: dict[str, tuple[str, str]] = {
+    "args_get": ("ii", "i"),
+    "args_sizes_get": ("ii", "i"),
+    "clock_res_get": ("ii", "i"),
+    "clock_time_get": ("iIi", "i"),
+    "environ_get": ("ii", "i"),
+    "environ_sizes_get": ("ii", "i"),
+    "fd_advise": ("iIIi", "i"),
+    "fd_allocate": ("iII", "i"),
+    "fd_close": ("i", "i"),
+    "fd_datasync": ("i", "i"),
+    "fd_fdstat_get": ("ii", "i"),
+    "fd_fdstat_set_flags": ("ii", "i"),
+    "fd_fdstat_set_rights": ("iII", "i"),
+    "fd_filestat_get": ("ii", "i"),
+    "fd_filestat_set_size": ("iI", "i"),
+    "fd_filestat_set_times": ("iIIi", "i"),
+    "fd_pread": ("iiiIi", "i"),
+    "fd_prestat_dir_name": ("iii", "i"),
+    "fd_prestat_get": ("ii", "i"),
+    "fd_pwrite": ("iiiIi", "i"),
+    "fd_read": ("iiii", "i"),
+    "fd_readdir": ("iiiIi", "i"),
+    "fd_renumber": ("ii", "i"),
+    "fd_seek": ("iIii", "i"),
+    "fd_sync": ("i", "i"),
+    "fd_tell": ("ii", "i"),
+    "fd_write": ("iiii", "i"),
+    "path_create_directory": ("iii", "i"),
+    "path_filestat_get": ("iiiii", "i"),
+    "path_filestat_set_times": ("iiiiIIi", "i"),
+    "path_link": ("iiiiiii", "i"),
+    "path_open": ("iiiiiIIii", "i"),
+    "path_readlink": ("iiiiii", "i"),
+    "path_remove_directory": ("iii", "i"),
+    "path_rename": ("iiiiii", "i"),
+    "path_symlink": ("iiiii", "i"),
+    "path_unlink_file": ("iii", "i"),
+    "poll_oneoff": ("iiii", "i"),
+    "proc_exit": ("i", ""),
+    "proc_raise": ("i", "i"),
+    "random_get": ("ii", "i"),
+    "sched_yield": ("", "i"),
+    "sock_accept": ("iii", "i"),
+    "sock_recv": ("iiiiii", "i"),
+    "sock_send": ("iiiii", "i"),
+    "sock_shutdown": ("ii", "i"),
+}
+"""Parameters and results of every function: `i` an i32, `I` an i64."""
+
+_MOST_VECTORS = 1024
+_MOST_SUBSCRIPTIONS = 1024
+_RANDOM_CHUNK = 1 << 16
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_VECTOR = struct.Struct("<II")
+_FDSTAT = struct.Struct("<BxHxxxxQQ")
+_FILESTAT = struct.Struct("<QQBxxxxxxxQQQQQ")
+_SUBSCRIPTION = struct.Struct("<QBxxxxxxxIxxxxQQHxxxxxx")
+_EVENT = struct.Struct("<QHBxxxxxQHxxxxxx")
+
+_RIGHTS_IN = 1 << 1 | 1 << 21 | 1 << 27
+"""fd_read, fd_filestat_get, poll_fd_readwrite."""
+_RIGHTS_OUT = 1 << 6 | 1 << 21 | 1 << 27
+"""fd_write, fd_filestat_get, poll_fd_readwrite. A pipe's rights, so that no libc takes it for a terminal."""
+
+_REALTIME, _MONOTONIC, _PROCESS_TIME, _THREAD_TIME = range(4)
+_CLOCK, _READ, _WRITE = range(3)
+_ABSOLUTE, _HANGUP = 1, 1
+
+
+class Exit(Exception):
+    """The guest called proc_exit. Not an error by itself: `code` 0 is a normal end."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit {code}")
+        self.code = code
+
+
+class OutputTooLarge(Exception):
+    """The guest wrote more to stdout than it may."""
+
+
+class GuestMemory(Protocol):
+    """What the functions need of a guest's memory (`wasmedge.Memory`)."""
+
+    buffer: Any
+    size: int
+
+    def need(self, end: int) -> None: ...
+    def read(self, start: int, length: int) -> bytes: ...
+    def write(self, start: int, data: bytes) -> None: ...
+
+
+class Strings:
+    """Strings as args_get and environ_get hand them out: their bytes, each ended by NUL, and where each begins."""
+
+    __slots__ = ("blob", "count", "offsets", "pointers")
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        """`strings` are of code points below 256, which stand for bytes, and without NUL."""
+        self.count = len(strings)
+        self.blob = ("\0".join(strings) + "\0").encode("latin-1") if strings else b""
+        self.offsets = list(itertools.accumulate([len(text) + 1 for text in strings[:-1]], initial=0))[: self.count]
+        self.pointers = struct.Struct(f"<{self.count}I")
+
+
+class Wasi:
+    """The functions, over the one guest that runs; `begin` sets them up for its call."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self.begin(Strings(()), Strings(()), b"", 0, 0)
+
+    def begin(self, args: Strings, environ: Strings, stdin: bytes, stdout_limit: int, stderr_limit: int) -> None:
+        """Start a call. Limits are in bytes: more on stdout ends the guest, more on stderr is dropped."""
+        self._args, self._environ, self._stdin, self._position = args, environ, stdin, 0
+        self._stdout: list[bytes] = []
+        self._stderr: list[bytes] = []
+        self._stdout_limit = self._stdout_room = stdout_limit
+        self._stderr_room = stderr_limit
+        self._closed: set[int] = set()
+        self._started = time.monotonic_ns()
+
+    @property
+    def stdout(self) -> bytes:
+        return b"".join(self._stdout)
+
+    @property
+    def stderr(self) -> bytes:
+        """What was kept of it."""
+        return b"".join(self._stderr)
+
+    def functions(self) -> dict[str, tuple[tuple[str, str], Callable[..., Any]]]:
+        """Every function with its signature, for a host module."""
+        return {name: (signature, getattr(self, name)) for name, signature in SIGNATURES.items()}
+
+    # Arguments and environment
+
+    def args_sizes_get(self, count: int, size: int) -> int:
+        return self._sizes(self._args, count, size)
+
+    def args_get(self, pointers: int, blob: int) -> int:
+        return self._strings(self._args, pointers, blob)
+
+    def environ_sizes_get(self, count: int, size: int) -> int:
+        return self._sizes(self._environ, count, size)
+
+    def environ_get(self, pointers: int, blob: int) -> int:
+        return self._strings(self._environ, pointers, blob)
+
+    def _sizes(self, strings: Strings, count: int, size: int) -> int:
+        memory = self._memory
+        memory.need(max(count, size) + 4)
+        _U32.pack_into(memory.buffer, count, strings.count)
+        _U32.pack_into(memory.buffer, size, len(strings.blob))
+        return SUCCESS
+
+    def _strings(self, strings: Strings, pointers: int, blob: int) -> int:
+        memory = self._memory
+        memory.need(pointers + 4 * strings.count)
+        memory.write(blob, strings.blob)
+        strings.pointers.pack_into(memory.buffer, pointers, *[blob + offset for offset in strings.offsets])
+        return SUCCESS
+
+    # Clocks, random bytes, the process
+
+    def clock_res_get(self, clock: int, result: int) -> int:
+        if clock > _THREAD_TIME:
+            return INVAL
+        self._memory.write(result, _U64.pack(1000))
+        return SUCCESS
+
+    def clock_time_get(self, clock: int, _precision: int, result: int) -> int:
+        if clock > _THREAD_TIME:
+            return INVAL
+        self._memory.write(result, _U64.pack(self._now(clock)))
+        return SUCCESS
+
+    def _now(self, clock: int) -> int:
+        # Monotonic and CPU time count from the call's begin: the host's uptime is not the guest's business.
+        return time.time_ns() if clock == _REALTIME else time.monotonic_ns() - self._started + 1
+
+    def random_get(self, start: int, length: int) -> int:
+        self._memory.need(start + length)
+        for offset in range(0, length, _RANDOM_CHUNK):
+            self._memory.write(start + offset, os.urandom(min(_RANDOM_CHUNK, length - offset)))
+        return SUCCESS
+
+    def proc_exit(self, code: int) -> None:
+        raise Exit(code)
+
+    def proc_raise(self, _signal: int) -> int:
+        return NOSYS
+
+    def sched_yield(self) -> int:
+        return SUCCESS
+
+    def poll_oneoff(self, subscriptions: int, events: int, count: int, result: int) -> int:
+        """stdio is always ready; else sleep until the first timer. The call's time limit goes on meanwhile."""
+        if not 0 < count <= _MOST_SUBSCRIPTIONS:
+            return INVAL
+        memory = self._memory
+        memory.need(events + _EVENT.size * count)
+        memory.need(result + 4)
+        asked = list(_SUBSCRIPTION.iter_unpack(memory.read(subscriptions, _SUBSCRIPTION.size * count)))
+        found = [self._ready(user, tag, fd) for user, tag, fd, *_ in asked if tag != _CLOCK]
+        if not found:
+            left = [self._left(clock, timeout, flags) for _, _, clock, timeout, _, flags in asked]
+            time.sleep(max(0, min(left)) / 1e9)
+            soonest = max(0, min(left))
+            found = [(ask[0], SUCCESS, _CLOCK, 0, 0) for ask, wait in zip(asked, left, strict=True) if wait <= soonest]
+        for position, event in enumerate(found):
+            _EVENT.pack_into(memory.buffer, events + _EVENT.size * position, *event)
+        _U32.pack_into(memory.buffer, result, len(found))
+        return SUCCESS
+
+    def _ready(self, user: int, tag: int, fd: int) -> tuple[int, int, int, int, int]:
+        if fd > 2 or fd in self._closed or tag not in (_READ, _WRITE) or (tag == _READ) != (fd == 0):
+            return user, BADF, tag, 0, 0
+        left = len(self._stdin) - self._position if tag == _READ else 1
+        return user, SUCCESS, tag, left, 0 if left else _HANGUP
+
+    def _left(self, clock: int, timeout: int, flags: int) -> int:
+        """Nanoseconds until a timer."""
+        return timeout - self._now(clock) if flags & _ABSOLUTE else timeout
+
+    # stdio
+
+    def fd_read(self, fd: int, vectors: int, count: int, result: int) -> int:
+        if fd or self._closed:
+            error = self._not_open(fd)
+            if error or fd:
+                return error or BADF
+        if count > _MOST_VECTORS:
+            return INVAL
+        memory, stdin, position = self._memory, self._stdin, self._position
+        memory.need(vectors + 8 * count)
+        memory.need(result + 4)
+        for offset in range(vectors, vectors + 8 * count, 8):
+            start, length = _VECTOR.unpack_from(memory.buffer, offset)
+            piece = stdin[position : position + length]
+            if not piece:
+                if length:
+                    break
+                continue
+            memory.write(start, piece)
+            position += len(piece)
+        _U32.pack_into(memory.buffer, result, position - self._position)
+        self._position = position
+        return SUCCESS
+
+    def fd_write(self, fd: int, vectors: int, count: int, result: int) -> int:
+        if not 1 <= fd <= 2 or fd in self._closed:
+            return BADF
+        if count > _MOST_VECTORS:
+            return INVAL
+        memory = self._memory
+        memory.need(vectors + 8 * count)
+        memory.need(result + 4)
+        read, written, pieces = memory.read, 0, []
+        for offset in range(vectors, vectors + 8 * count, 8):
+            start, length = _VECTOR.unpack_from(memory.buffer, offset)
+            if length:
+                written += length
+                if fd == 1 and written > self._stdout_room:
+                    raise OutputTooLarge(f"it wrote more than {self._stdout_limit} bytes to stdout")
+                pieces.append(read(start, length))
+        if fd == 1:
+            self._stdout_room -= written
+            self._stdout += pieces
+        elif self._stderr_room:
+            kept = b"".join(pieces)[: self._stderr_room]
+            self._stderr_room -= len(kept)
+            self._stderr.append(kept)
+        _U32.pack_into(memory.buffer, result, written)
+        return SUCCESS
+
+    def _not_open(self, fd: int) -> int:
+        return BADF if fd > 2 or fd in self._closed else SUCCESS
+
+    def fd_close(self, fd: int) -> int:
+        error = self._not_open(fd)
+        self._closed.add(fd)
+        return error
+
+    def fd_fdstat_get(self, fd: int, result: int) -> int:
+        if fd > 2 or fd in self._closed:
+            return BADF
+        self._memory.write(result, _FDSTAT.pack(0, 0, _RIGHTS_OUT if fd else _RIGHTS_IN, 0))
+        return SUCCESS
+
+    def fd_filestat_get(self, fd: int, result: int) -> int:
+        if error := self._not_open(fd):
+            return error
+        self._memory.write(result, _FILESTAT.pack(0, fd, 0, 1, 0, 0, 0, 0))
+        return SUCCESS
+
+    def fd_fdstat_set_flags(self, fd: int, flags: int) -> int:
+        return self._not_open(fd) or (NOTSUP if flags else SUCCESS)
+
+    def fd_fdstat_set_rights(self, fd: int, _base: int, _inheriting: int) -> int:
+        return self._not_open(fd)
+
+    def fd_renumber(self, source: int, target: int) -> int:
+        return self._not_open(source) or self._not_open(target) or NOTSUP
+
+    # What a stream can't do: nothing of it is a file
+
+    def _seek(self, fd: int, *_: int) -> int:
+        return self._not_open(fd) or SPIPE
+
+    fd_seek = fd_tell = fd_pread = fd_pwrite = fd_advise = fd_allocate = _seek
+
+    def _file(self, fd: int, *_: int) -> int:
+        return self._not_open(fd) or INVAL
+
+    fd_sync = fd_datasync = fd_filestat_set_size = fd_filestat_set_times = _file
+
+    def _directory(self, fd: int, *_: int) -> int:
+        return self._not_open(fd) or NOTDIR
+
+    fd_readdir = path_create_directory = path_filestat_get = path_filestat_set_times = path_link = _directory
+    path_open = path_readlink = path_remove_directory = path_rename = path_unlink_file = _directory
+
+    def path_symlink(self, _target: int, _length: int, fd: int, *_: int) -> int:
+        return self._directory(fd)
+
+    def _preopened(self, *_: int) -> int:
+        # libc asks for 3, 4, … until this: there is no folder.
+        return BADF
+
+    fd_prestat_get = fd_prestat_dir_name = _preopened
+
+    def _socket(self, fd: int, *_: int) -> int:
+        return self._not_open(fd) or NOTSOCK
+
+    sock_accept = sock_recv = sock_send = sock_shutdown = _socket
