@@ -1,0 +1,89 @@
+"""The errors that control answers: one exception, and the table of codes that clients can rely on.
+
+A code never changes its meaning or its status. docs/errors.md has a cause and a cure for each.
+"""
+
+from dataclasses import dataclass
+
+from control import wire
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a code stands for."""
+
+    status: int
+    title: str
+
+
+CODES: dict[str, Code] = {
+    # The request
+    "malformed_json": Code(400, "The body isn't JSON"),
+    "body_incomplete": Code(400, "The body ended too early"),
+    "body_timeout": Code(408, "The body didn't arrive in time"),
+    "body_too_large": Code(413, "The body is too large"),
+    "unsupported_media_type": Code(415, "The body's type isn't the one that this call takes"),
+    "invalid_body": Code(422, "The body isn't what this call takes"),
+    "invalid_parameter": Code(422, "A parameter isn't what this call takes"),
+    "no_such_path": Code(404, "There is nothing at this path"),
+    "method_not_allowed": Code(405, "This path doesn't take this method"),
+    "idempotency_key_used": Code(422, "The idempotency key was used for another request"),
+    # Who asks
+    "credentials_missing": Code(401, "No credentials were sent"),
+    "credentials_invalid": Code(401, "The credentials aren't valid"),
+    "token_expired": Code(401, "The join token has expired"),
+    "token_used": Code(401, "The join token was used"),
+    "role_insufficient": Code(403, "The operator's role doesn't allow this"),
+    # What is asked for
+    "unknown_node": Code(404, "There is no such node"),
+    "unknown_group": Code(404, "There is no such group"),
+    "unknown_function": Code(404, "There is no such function"),
+    "unknown_version": Code(404, "There is no such version"),
+    "unknown_artifact": Code(404, "There is no such artifact"),
+    "unknown_schema_change": Code(404, "There is no such schema change"),
+    "unknown_release": Code(404, "There is no such release"),
+    "unknown_sync": Code(404, "There is no such sync"),
+    "unknown_operator": Code(404, "There is no such operator"),
+    "unknown_ca": Code(404, "This control plane has no CA to give out"),
+    # What is in the way
+    "name_taken": Code(409, "The name is in use"),
+    "digest_mismatch": Code(409, "The bytes aren't those that were announced"),
+    "upload_interrupted": Code(409, "The upload was given up before it ended"),
+    "version_in_target": Code(409, "The version is part of a target"),
+    "schema_conflict": Code(409, "The schema has moved on"),
+    "release_not_possible": Code(409, "The release can't be made as asked"),
+    "last_admin": Code(409, "The last admin can't be revoked"),
+    "artifact_too_large": Code(413, "The artifact is too large"),
+    "module_refused": Code(422, "The module can't run on a node"),
+    "schema_refused": Code(422, "The schema change can't be applied"),
+    # Not now
+    "database_busy": Code(503, "Too many writes at once"),
+    "database_unavailable": Code(503, "The metadata database can't be reached"),
+    "commit_unknown": Code(503, "It isn't known whether the write was saved"),
+    "store_unavailable": Code(503, "The artifact store can't be reached"),
+    "check_unavailable": Code(503, "The check couldn't be run"),
+    "not_ready": Code(503, "Control isn't ready"),
+    "shutting_down": Code(503, "Control is stopping"),
+    "internal": Code(500, "Control made a mistake"),
+}
+
+
+class ProblemError(Exception):
+    """A refusal that is answered as problem+json: what happened, to what, what to do now.
+
+    `field` is the path of the value that is wrong, in the body or the URL; `retry_after` is in seconds.
+    """
+
+    def __init__(self, code: str, detail: str, *, field: str = "", retry_after: int | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.status = CODES[code].status
+        self.detail = detail
+        self.field = field
+        self.retry_after = 1 if retry_after is None and self.status == 503 else retry_after
+
+    def body(self) -> bytes:
+        """The answer's body (RFC 9457)."""
+        return wire.problem_bytes(
+            wire.Problem(self.code, CODES[self.code].title, self.status, detail=self.detail, field=self.field)
+        )

@@ -1,0 +1,180 @@
+"""What control is told by its environment: variables SKERRY_*, all in docs/settings.md."""
+
+import ipaddress
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+TLS_MODES = ("require", "verify-ca", "verify-full")
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names the variable and says what it must be."""
+
+
+@dataclass(frozen=True)
+class StoreAddress:
+    """Where the artifact store is, from ``http(s)://KEY:SECRET@HOST:PORT/BUCKET``."""
+
+    endpoint: str
+    key: str = field(repr=False)
+    secret: str = field(repr=False)
+    bucket: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that control can be told. Sizes are bytes, times seconds."""
+
+    metadata_url: str = field(repr=False)
+    """``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``; away from loopback with ``sslmode=verify-full``."""
+    artifacts_url: str = field(repr=False)
+    """``http(s)://KEY:SECRET@HOST:PORT/BUCKET``; plain http on loopback only."""
+    artifacts_public_url: str = ""
+    """``http(s)://HOST:PORT`` under which nodes reach the store, where it isn't the one in `artifacts_url`."""
+    artifacts_delivery: Literal["presigned", "control"] = "presigned"
+    """How nodes get artifacts: by a presigned URL of the store, or through control."""
+    artifacts_region: str = "us-east-1"
+    bind: str = "127.0.0.1"
+    port: int = 8443
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    ca_cert: Path | None = None
+    """The CA that nodes are to trust, given out at /v1/ca; none where the certificate is publicly trusted."""
+    spool: Path = Path(tempfile.gettempdir())
+    """Where uploads wait until their digest is known."""
+    artifact_limit: int = 64 * 1024 * 1024
+    body_limit: int = 4 * 1024 * 1024
+    """Of a JSON body."""
+    body_timeout: float = 30.0
+    """For a JSON body to arrive, and for an upload's next bytes."""
+    upload_timeout: float = 600.0
+    check_timeout: float = 60.0
+    """For the check of a module or a schema change."""
+    checks_at_once: int = 2
+    database_connections: int = 16
+    database_timeout: float = 10.0
+    """For one statement."""
+    presigned_life: int = 3600
+    sync_lease: float = 120.0
+    hold: float = 25.0
+    """How long a poll is held at most."""
+    offline_after: float = 75.0
+    overdue_after: float = 300.0
+    log_retention: float = 90 * 86400.0
+
+    def store_address(self) -> StoreAddress:
+        """`artifacts_url` in its parts."""
+        url = urlsplit(self.artifacts_url)
+        return StoreAddress(
+            f"{url.scheme}://{url.netloc.rpartition('@')[2]}",
+            unquote(url.username or ""),
+            unquote(url.password or ""),
+            url.path.strip("/"),
+        )
+
+
+def from_environment(environ: Mapping[str, str]) -> Settings:
+    """Read and check the settings; raises `SettingsError`."""
+    values: dict[str, object] = {}
+    for name, kind in _KINDS.items():
+        variable = f"SKERRY_{name.upper()}"
+        text = environ.get(variable, "")
+        if not text:
+            continue
+        try:
+            values[name] = kind(text)
+        except ValueError:
+            wanted = {int: "a whole number", float: "a number of seconds"}.get(kind, "valid")
+            raise SettingsError(f"{variable} must be {wanted}, not {text!r}") from None
+    for name in ("metadata_url", "artifacts_url"):
+        if name not in values:
+            raise SettingsError(f"SKERRY_{name.upper()} isn't set: it says where that service is (docs/settings.md)")
+    settings = Settings(**values)  # type: ignore[arg-type]
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Refuse what can't work or isn't safe; raises `SettingsError`. No secret is in its message."""
+    check_metadata_url(settings.metadata_url)
+    _check_store_url("SKERRY_ARTIFACTS_URL", settings.artifacts_url)
+    address = settings.store_address()
+    if not (address.key and address.secret and address.bucket) or "/" in address.bucket:
+        raise SettingsError("SKERRY_ARTIFACTS_URL must be http(s)://KEY:SECRET@HOST:PORT/BUCKET")
+    if settings.artifacts_public_url:
+        _check_store_url("SKERRY_ARTIFACTS_PUBLIC_URL", settings.artifacts_public_url)
+    if settings.artifacts_delivery not in ("presigned", "control"):
+        raise SettingsError("SKERRY_ARTIFACTS_DELIVERY must be 'presigned' or 'control'")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise SettingsError("SKERRY_TLS_CERT and SKERRY_TLS_KEY belong together: set both or none")
+    for name in ("tls_cert", "tls_key", "ca_cert"):
+        path = getattr(settings, name)
+        if path is not None and not path.is_file():
+            raise SettingsError(f"SKERRY_{name.upper()}: there is no file {path}")
+    if not 0 <= settings.port <= 65535:
+        raise SettingsError(f"SKERRY_PORT must be between 0 and 65535, not {settings.port}")
+    for name, kind in _KINDS.items():
+        if name != "port" and kind in (int, float) and not getattr(settings, name) > 0:
+            raise SettingsError(f"SKERRY_{name.upper()} must be more than 0")
+
+
+def check_metadata_url(url: str) -> None:
+    """Refuse a connection that anyone between could read; raises `SettingsError`."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
+        raise SettingsError("SKERRY_METADATA_URL must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    mode = parse_qs(parts.query).get("sslmode", [""])[-1]
+    if not is_loopback(parts.hostname) and mode not in TLS_MODES:
+        raise SettingsError(
+            f"SKERRY_METADATA_URL: the connection to {parts.hostname} would not be encrypted; add "
+            "?sslmode=verify-full&sslrootcert=FILE to it (plain connections are for loopback only)"
+        )
+
+
+def _check_store_url(variable: str, url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"{variable} must begin with https:// (or http:// on loopback) and name a host")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise SettingsError(f"{variable}: plain http to {parts.hostname} is refused; use https")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+_KINDS: dict[str, type] = {
+    "metadata_url": str,
+    "artifacts_url": str,
+    "artifacts_public_url": str,
+    "artifacts_delivery": str,
+    "artifacts_region": str,
+    "bind": str,
+    "port": int,
+    "tls_cert": Path,
+    "tls_key": Path,
+    "ca_cert": Path,
+    "spool": Path,
+    "artifact_limit": int,
+    "body_limit": int,
+    "body_timeout": float,
+    "upload_timeout": float,
+    "check_timeout": float,
+    "checks_at_once": int,
+    "database_connections": int,
+    "database_timeout": float,
+    "presigned_life": int,
+    "sync_lease": float,
+    "hold": float,
+    "offline_after": float,
+    "overdue_after": float,
+    "log_retention": float,
+}
