@@ -1,0 +1,163 @@
+"""Which ABI a module speaks, or why no node can run it. Pure: a function of the module's bytes."""
+
+from dataclasses import dataclass
+
+from .. import wasi
+from . import binary
+from .binary import FUNCTION, MEMORY, Import, Shape
+from .imports import OFFERED, SQL_MODULE
+
+SIZE_LIMIT = 64 * 1024 * 1024
+PAGES_LIMIT = 16_384
+"""The most pages of 64 KiB that a manifest can allow."""
+
+_SHOWN = 8
+
+
+class Refused(Exception):
+    """No node can run this module: `code` is stable, the message says why and what to do."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Detected:
+    """A module that nodes can run."""
+
+    abi: str
+    memory_pages: int
+    """What its memory starts with: a manifest's memory_pages must be this at least."""
+    memory_maximum: int | None
+    sql: bool
+    """It imports `skerry`: its manifest should grant SQL."""
+    start: bool
+    """It has a start section."""
+
+
+def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> Detected:
+    """Which ABI a module speaks and what it needs. Error: Refused."""
+    if len(wasm) > size_limit:
+        raise Refused("module_too_large", f"It has {len(wasm)} bytes; {size_limit} are allowed.")
+    if wasm[:8] == binary.MAGIC + binary.COMPONENT_VERSION:
+        raise Refused(
+            "module_component",
+            "It is a component (component model), which WasmEdge can't run: build a core module for WASI preview 1, "
+            "as with the target wasm32-wasip1.",
+        )
+    try:
+        shape = binary.read(wasm)
+        entry = shape.export_signature("_start")
+    except binary.Malformed as error:
+        raise Refused("module_invalid", f"It is no valid module: {error}.") from None
+    _refuse_other_abis(shape)
+    _check_entry(shape, entry)
+    _check_imports(shape.imports)
+    memory = _memory(shape, pages_limit)
+    return Detected(
+        abi="wagi",
+        memory_pages=memory.minimum,
+        memory_maximum=memory.maximum,
+        sql=any(found.module == SQL_MODULE for found in shape.imports),
+        start=shape.start,
+    )
+
+
+def _refuse_other_abis(shape: Shape) -> None:
+    modules = {found.module for found in shape.imports}
+    functions = {found.name for found in shape.imports if found.module == "env"} | set(shape.exports)
+    if "extism:host/env" in modules:
+        raise Refused(
+            "abi_extism",
+            "It is an Extism plug-in, which the next version will run; this one runs WAGI modules (`_start`).",
+        )
+    if any(module.startswith("wasi:http/") for module in modules):
+        raise Refused(
+            "abi_wasi_http",
+            "It is made for wasi:http, which needs the component model that WasmEdge lacks: answer by WAGI, "
+            "with a `main` that writes headers, a blank line and the body to stdout.",
+        )
+    if "wapc" in modules or "__guest_call" in shape.exports:
+        raise Refused("abi_wapc", "It is a waPC guest, which is not supported: answer by WAGI, from `main`.")
+    if any(name.startswith(("proxy_on_", "proxy_abi_version", "proxy_log")) for name in functions):
+        raise Refused("abi_proxy_wasm", "It is a proxy-wasm filter, for a proxy and not for an edge function.")
+    if "http_handler" in modules:
+        raise Refused(
+            "abi_http_wasm", "It is an http-wasm handler, which is not supported: answer by WAGI, from `main`."
+        )
+    if modules & {"wasi_unstable", "wasi"}:
+        raise Refused(
+            "abi_wasi_unstable", f"It is made for a WASI older than preview 1: build it again for {wasi.MODULE}."
+        )
+
+
+def _check_entry(shape: Shape, entry: binary.Signature | None) -> None:
+    if entry is None:
+        hint = (
+            "It was built as a library (`_initialize`): build a command, with a `main`."
+            if "_initialize" in shape.exports
+            else "Build a command, with a `main`, for WASI preview 1."
+        )
+        exported = _listed([name for name, (kind, _) in shape.exports.items() if kind == FUNCTION])
+        raise Refused(
+            "abi_unknown", f"It exports no function `_start` (it exports {exported or 'no function'}). {hint}"
+        )
+    if entry != ("", ""):
+        raise Refused("abi_unknown", "Its `_start` takes or returns values; a command's takes and returns nothing.")
+
+
+def _check_imports(imports: list[Import]) -> None:
+    unknown = [
+        f"{found.module}.{found.name}"
+        for found in imports
+        if found.kind != MEMORY and (found.kind != FUNCTION or found.name not in OFFERED.get(found.module, {}))
+    ]
+    if unknown:
+        offered = " and ".join(OFFERED)
+        hint = " An import from `env` is mostly a symbol that was not linked." if "env." in str(unknown) else ""
+        raise Refused("imports_unknown", f"It imports {_listed(unknown)}; nodes offer {offered} alone.{hint}")
+    for found in imports:
+        if found.kind == FUNCTION and found.signature != OFFERED[found.module][found.name]:
+            raise Refused(
+                "imports_mismatch",
+                f"It imports {found.module}.{found.name} as {_signature(found.signature)}; "
+                f"it is {_signature(OFFERED[found.module][found.name])}.",
+            )
+
+
+def _memory(shape: Shape, pages_limit: int) -> binary.Limits:
+    if any(found.kind == MEMORY for found in shape.imports):
+        raise Refused("memory_imported", "It imports its memory: build it without --import-memory.")
+    if not shape.memories:
+        raise Refused("memory_missing", "It has no memory; a function has exactly one, exported as `memory`.")
+    if len(shape.memories) > 1:
+        raise Refused("memory_several", f"It has {len(shape.memories)} memories; a function has exactly one.")
+    if [name for name, (kind, _) in shape.exports.items() if kind == MEMORY] != ["memory"]:
+        raise Refused("memory_not_exported", "It must export its memory as `memory`, and under no other name.")
+    memory = shape.memories[0]
+    if memory.wide:
+        raise Refused("memory_64", "Its memory has 64-bit addresses: build it for wasm32.")
+    if memory.shared:
+        raise Refused("memory_shared", "Its memory is shared between threads, which functions can't start.")
+    if memory.minimum < 1:
+        raise Refused("memory_zero", "Its memory starts with no page; it must have one at least.")
+    if memory.minimum > pages_limit:
+        raise Refused(
+            "memory_above_limit",
+            f"Its memory starts with {memory.minimum} pages of 64 KiB; {pages_limit} are allowed (memory_pages).",
+        )
+    return memory
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(name[:80] for name in names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def _signature(signature: binary.Signature | None) -> str:
+    if signature is None:
+        return "no function"
+    names = {"i": "i32", "I": "i64", "f": "f32", "F": "f64", "v": "v128", "r": "funcref", "e": "externref"}
+    parameters, results = (", ".join(names[letter] for letter in part) for part in signature)
+    return f"({parameters}) -> ({results})"
