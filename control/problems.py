@@ -18,6 +18,10 @@ class Code:
 
 CODES: dict[str, Code] = {
     # The request
+    "bad_request": Code(400, "This isn't a request that HTTP/1.1 allows"),
+    "head_too_slow": Code(408, "The request's head didn't arrive in time"),
+    "head_too_large": Code(431, "The request's head is too large"),
+    "too_many_headers": Code(431, "The request has too many headers"),
     "malformed_json": Code(400, "The body isn't JSON"),
     "body_incomplete": Code(400, "The body ended too early"),
     "body_timeout": Code(408, "The body didn't arrive in time"),
@@ -52,6 +56,7 @@ CODES: dict[str, Code] = {
     "version_in_target": Code(409, "The version is part of a target"),
     "schema_conflict": Code(409, "The schema has moved on"),
     "release_not_possible": Code(409, "The release can't be made as asked"),
+    "history_mismatch": Code(409, "The node's schema history isn't this control plane's"),
     "last_admin": Code(409, "The last admin can't be revoked"),
     "artifact_too_large": Code(413, "The artifact is too large"),
     "module_refused": Code(422, "The module can't run on a node"),
