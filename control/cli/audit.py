@@ -1,0 +1,45 @@
+"""`skerry audit`: who did what, and who was refused."""
+
+import click
+
+from control.cli import options, output
+from control.cli.client import path
+
+
+@click.group()
+def command() -> None:
+    """The audit log and the refused authentications."""
+
+
+@command.command("list")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.json_option
+def list_audit(limit: int, as_json: bool) -> None:
+    """List what operators did, newest first."""
+    with options.client() as control:
+        found = control.items(path("audit"), most=limit)
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["AT", "ACTOR", "ACTION", "OBJECT"],
+        [[a["at"], a["actor"], a["action"], a["object"]] for a in found],
+        "nothing yet",
+    )
+
+
+@command.command()
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.json_option
+def failures(limit: int, as_json: bool) -> None:
+    """List refused authentications, counted by minute, address and reason."""
+    with options.client() as control:
+        found = control.items(path("auth-failures"), most=limit)
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["MINUTE", "ADDRESS", "REASON", "COUNT"],
+        [[a["minute"], a["address"], a["reason"], a["count"]] for a in found],
+        "none",
+    )

@@ -1,0 +1,46 @@
+"""Making a release and showing what it changes; `push`, `schema add`, `schema amend` and `release create` share it."""
+
+from control.cli import output, waiting
+from control.cli.client import Client, Json, path
+
+
+def create(control: Client, body: Json, *, wait: bool, timeout: float, as_json: bool) -> Json:
+    """Make the release, show it, and with `wait` follow its nodes. The answer has `nodes` then."""
+    release = control.post(path("releases"), body)
+    if not as_json:
+        show(release)
+    if wait:
+        release["nodes"] = waiting.follow(control, release, timeout, quiet=as_json)
+    return release
+
+
+def show(release: Json, *, planned: bool = False) -> None:
+    verb = "would be" if planned else "is"
+    output.say(
+        f"release {release['number']} of group {release['group']} {verb} made (generation {release['generation']}):"
+        f" schema {release['schema_floor']}, functions {output.functions(release['functions']) or 'none'}"
+    )
+    lines = list(changes(release.get("changes") or {}))
+    for line, style in lines:
+        output.say(f"  {line}", style=style)
+    if not lines:
+        output.say("  nothing changes")
+
+
+def changes(changed: Json) -> list[tuple[str, str]]:
+    """A line and its colour for everything that a release adds, changes and removes."""
+    lines = [(f"+ {_text(item)}", "green") for item in changed.get("add", [])]
+    lines += [(f"~ {_text(item)}", "yellow") for item in changed.get("change", [])]
+    lines += [(f"- {_text(item)} is removed", "red") for item in changed.get("remove", [])]
+    lines += [(f"+ schema change {_text(item)}", "green") for item in changed.get("schema", [])]
+    return lines
+
+
+def _text(item: object) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    if "number" in item:
+        return f"{item['number']} {item.get('name', '')}".strip()
+    if "from" in item and "to" in item:
+        return f"{item['name']} {item['from']} -> {item['to']}"
+    return f"{item['name']}@{item['version']}" if "version" in item else str(item.get("name", item))

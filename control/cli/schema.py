@@ -1,0 +1,140 @@
+"""`skerry schema`: the numbered changes of the nodes' database."""
+
+from pathlib import Path
+
+import click
+
+from control.cli import options, output, releasing
+from control.cli.client import Client, Json, path
+
+
+@click.group()
+def command() -> None:
+    """Schema changes: numbered SQL that every node applies in order."""
+
+
+def read_sql(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{file} isn't UTF-8: {error}") from error
+
+
+def _release(
+    control: Client, change: Json, body: Json, no_release: bool, wait: bool, timeout: float, as_json: bool
+) -> None:
+    done: Json = {"change": change, "release": None}
+    if not as_json:
+        output.say(f"schema change {change['number']} ({change['name']}), revision {change['revision']}, is registered")
+    if not no_release:
+        done["release"] = releasing.create(control, body, wait=wait, timeout=timeout, as_json=as_json)
+    if as_json:
+        output.document(done)
+
+
+def _check(no_release: bool, wait: bool) -> None:
+    if no_release and wait:
+        raise click.UsageError("--wait follows a release, and --no-release makes none")
+
+
+@command.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", help="What it is called; the file's name without it.")
+@click.option("--number", type=click.IntRange(min=1), help="The number it must get: refused if another came first.")
+@click.option("--no-release", is_flag=True, help="Only register it: no node applies it yet.")
+@options.group_option
+@options.reason_option
+@options.wait_options
+@options.json_option
+def add(
+    file: Path,
+    name: str | None,
+    number: int | None,
+    no_release: bool,
+    group: str,
+    reason: str,
+    wait: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Register the SQL in FILE as the next schema change, and release it to a group.
+
+    Control tries it on a database with all changes before it, so SQL that can't apply is refused here.
+    """
+    _check(no_release, wait)
+    body: Json = {"name": name or file.stem, "sql": read_sql(file)}
+    if number is not None:
+        body["number"] = number
+    with options.client() as control:
+        change = control.post(path("schema-changes"), body)
+        release = {"group": group, "schema": change["number"], "reason": reason}
+        _release(control, change, release, no_release, wait, timeout, as_json)
+
+
+@command.command()
+@click.argument("number", type=click.IntRange(min=1))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--no-release", is_flag=True, help="Only register it: nodes get it with the next release.")
+@options.group_option
+@options.reason_option
+@options.wait_options
+@options.json_option
+def amend(
+    number: int,
+    file: Path,
+    no_release: bool,
+    group: str,
+    reason: str,
+    wait: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Give change NUMBER new SQL, that leads to the same schema, for the nodes that could not apply the old one."""
+    _check(no_release, wait)
+    with options.client() as control:
+        change = control.post(path("schema-changes", number, "revisions"), {"sql": read_sql(file)})
+        body: Json = {"group": group, "reason": reason or f"schema change {number} amended"}
+        _release(control, change, body, no_release, wait, timeout, as_json)
+
+
+@command.command("list")
+@options.json_option
+def list_changes(as_json: bool) -> None:
+    """List the schema changes."""
+    with options.client() as control:
+        found = control.items(path("schema-changes"))
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["NUMBER", "NAME", "REVISION", "CHECKSUM", "BY", "CREATED"],
+        [
+            [c["number"], c["name"], c["revision"], c["checksum"][:12], c["created_by"], output.ago(c["created_at"])]
+            for c in found
+        ],
+        "no schema changes: `skerry schema add FILE` registers one",
+    )
+
+
+@command.command()
+@click.argument("number", type=click.IntRange(min=1))
+@options.json_option
+def show(number: int, as_json: bool) -> None:
+    """Show a schema change: its SQL and its revisions."""
+    with options.client() as control:
+        change = control.get(path("schema-changes", number))
+    if as_json:
+        output.document(change)
+        return
+    output.pairs(
+        [
+            ("change", f"{change['number']} {change['name']}"),
+            ("revision", change["revision"]),
+            ("checksum", change["checksum"]),
+            ("created", f"{output.ago(change['created_at'])} by {change['created_by']}"),
+        ]
+    )
+    output.say(change["sql"])
+    for revision in change.get("revisions", []):
+        if revision["revision"] != change["revision"]:
+            output.say(f"\n-- revision {revision['revision']}, {output.ago(revision['created_at'])}\n{revision['sql']}")

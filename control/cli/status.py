@@ -1,0 +1,85 @@
+"""`skerry status`: who runs what, who is late or failing, and why."""
+
+import click
+
+from control.cli import options, output
+from control.cli.client import Json, NotConverged, path
+
+
+@click.command()
+@click.option("--group", type=options.NAME, help="Only the nodes of this group.")
+@click.option("--check", is_flag=True, help="Exit with 5 unless every node is online and at its target.")
+@options.json_option
+def command(group: str | None, check: bool, as_json: bool) -> None:
+    """Show who runs what, who is late or failing, and why."""
+    with options.client() as control:
+        groups = [g for g in control.items(path("groups")) if group in (None, g["name"])]
+        nodes = control.items(path("nodes"), group=group)
+    if as_json:
+        output.document({"groups": groups, "nodes": nodes})
+    else:
+        _show(groups, nodes)
+    bad = [node["name"] for node in nodes if not well(node)]
+    if check and bad:
+        raise NotConverged(f"not well: {', '.join(bad)}", code="not_converged")
+
+
+def well(node: Json) -> bool:
+    return bool(node["at_target"]) and node["state"] == "online" and not node["error"] and not node["warnings"]
+
+
+def standing(node: Json) -> str:
+    """In a word or two, where a node stands."""
+    if node["at_target"]:
+        return "at target"
+    if node["error"]:
+        return "failing"
+    if node["state"] == "syncing":
+        return f"syncing ({node['sync']['step'] or 'started'})" if node["sync"] else "syncing"
+    return "behind"
+
+
+def trouble(node: Json) -> list[str]:
+    """Why a node isn't well, a line each."""
+    lines = []
+    if node["state"] == "offline":
+        lines.append(f"offline since {output.ago(node['state_since'])}, last seen {output.ago(node['last_seen_at'])}")
+    if node["error"] and not node["at_target"]:
+        error = node["error"]
+        lines.append(f"{error['message']} [{error['code']}], {output.ago(error['at'])}, {node['failures']} failures")
+        if node["retry_at"]:
+            lines.append(f"next attempt {output.ago(node['retry_at'])} (`skerry node retry {node['name']}` for now)")
+    lines += [f"{w['kind']}: {w['message']} (since {output.ago(w['since'])})" for w in node["warnings"]]
+    return lines
+
+
+def _show(groups: list[Json], nodes: list[Json]) -> None:
+    for group in groups:
+        release = group["release"]
+        told = (
+            f"release {release['number']}, schema {release['schema_floor']}, "
+            f"functions {output.functions(release['functions']) or 'none'}"
+            if release
+            else "no release yet"
+        )
+        output.say(f"group {group['name']}: {told}", style="bold")
+        members = [node for node in nodes if node["group"] == group["name"]]
+        output.table(
+            ["NODE", "STATE", "RUNS", "FUNCTIONS", "SCHEMA", "SEEN", "LAST SYNC"],
+            [
+                [
+                    node["name"],
+                    node["state"],
+                    standing(node),
+                    output.functions(node["functions"]),
+                    node["schema_version"],
+                    output.ago(node["last_seen_at"]),
+                    output.ago(node["last_sync_at"]),
+                ]
+                for node in members
+            ],
+            "  no nodes",
+        )
+        for node in members:
+            for line in trouble(node):
+                output.say(f"  {node['name']}: {line}", style="red")

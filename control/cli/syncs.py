@@ -1,0 +1,46 @@
+"""`skerry syncs`: the log of syncs."""
+
+import click
+
+from control.cli import options, output
+from control.cli.client import path
+
+
+@click.group()
+def command() -> None:
+    """The log of the nodes' syncs."""
+
+
+@command.command("list")
+@click.option("--node", help="Only this node's.")
+@click.option(
+    "--status",
+    type=click.Choice(["running", "succeeded", "failed", "expired", "superseded"]),
+    help="Only the ones that ended (or run) so.",
+)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.json_option
+def list_syncs(node: str | None, status: str | None, limit: int, as_json: bool) -> None:
+    """List the newest syncs."""
+    with options.client() as control:
+        found = control.items(path("syncs"), most=limit, node=node, status=status)
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["NODE", "RELEASE", "GENERATION", "STATUS", "STEP", "STARTED", "ENDED", "ERROR"],
+        [
+            [
+                s["node"],
+                s.get("release"),
+                s["generation"],
+                s["status"],
+                s.get("step"),
+                output.ago(s["started_at"]),
+                output.ago(s["ended_at"]) if s.get("ended_at") else "",
+                f"{s['error']['message']} [{s['error']['code']}]" if s.get("error") else "",
+            ]
+            for s in found
+        ],
+        "no syncs",
+    )
