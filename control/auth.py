@@ -1,0 +1,188 @@
+"""Who asks: tokens of operators, joining nodes and nodes, and the record of those that were refused (R 7.1, 7.4).
+
+A token is ``KIND_ID_SECRET``: the id finds the row, the secret is 256 random bits of which only the sha256 is kept.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from starlette.types import Scope
+
+from control import queries
+from control.clock import Clock
+from control.database import Database
+from control.problems import ProblemError
+
+SQL = queries.load("auth")
+Kind = Literal["node", "join", "operator"]
+Role = Literal["read", "deploy", "admin"]
+PREFIXES: dict[Kind, str] = {"node": "skn", "join": "skj", "operator": "sko"}
+ROLES: dict[str, int] = {"read": 1, "deploy": 2, "admin": 3}
+"""What a role may do is all that the ones below it may."""
+
+_TOKEN = re.compile(r"(sk[njo])_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_([A-Za-z0-9_-]{43})(?:\.[0-9a-f]{64})?")
+FLUSH_EVERY = 1.0
+MOST_ADDRESSES = 5_000
+"""Of which refusals are counted apart between two flushes; what comes from more of them is counted together."""
+
+log = logging.getLogger("skerry.auth")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A new token: `text` goes to its owner and nowhere else."""
+
+    id: UUID
+    text: str
+    secret_hash: str
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A person or a script that operates control."""
+
+    id: UUID
+    name: str
+    role: str
+
+
+class AuthError(ProblemError):
+    """Refused credentials. `reason` goes to the record alone; whoever asks learns no more than `code`."""
+
+    def __init__(self, code: str, detail: str, reason: str) -> None:
+        super().__init__(code, detail)
+        self.reason = reason
+
+
+def new_token(kind: Kind, id: UUID | None = None) -> Token:
+    """A token with a new secret."""
+    id = id or uuid4()
+    secret = secrets.token_urlsafe(32)
+    return Token(id, f"{PREFIXES[kind]}_{id}_{secret}", hash_secret(secret))
+
+
+def hash_secret(secret: str) -> str:
+    """What is kept of a secret. It has 256 random bits, so a plain sha256 can't be searched."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def parse(kind: Kind, text: str) -> tuple[UUID, str] | None:
+    """Id and secret's hash of a token of that kind, or None if it isn't one."""
+    match = _TOKEN.fullmatch(text)
+    if match is None or match[1] != PREFIXES[kind]:
+        return None
+    return UUID(match[2]), hash_secret(match[3])
+
+
+def same(known: str, given: str) -> bool:
+    """Compare two hashes in constant time."""
+    return hmac.compare_digest(known.encode(), given.encode())
+
+
+def bearer(scope: Scope, kind: Kind) -> tuple[UUID, str]:
+    """Id and secret's hash of the token in the Authorization header; raises `AuthError`."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, text = value.decode("latin-1").partition(" ")
+            parsed = parse(kind, text.strip()) if scheme.lower() == "bearer" else None
+            if parsed is None:
+                raise _invalid("malformed")
+            return parsed
+    raise AuthError("credentials_missing", "send the header 'Authorization: Bearer TOKEN'", "missing")
+
+
+async def operator(db: Database, scope: Scope, role: Role) -> Operator:
+    """The operator that asks, who must have `role` or more; raises `AuthError`, or role_insufficient."""
+    id, secret_hash = bearer(scope, "operator")
+    row = await db.read(lambda conn: conn.fetchrow(SQL["operator"], id))
+    if row is None:
+        raise _invalid("unknown")
+    if not same(row["secret_hash"], secret_hash):
+        raise _invalid("wrong_secret")
+    if row["revoked_at"] is not None:
+        raise _invalid("revoked")
+    if ROLES[row["role"]] < ROLES[role]:
+        raise AuthError(
+            "role_insufficient", f"this needs the role {role}; {row['name']} has {row['role']}", "role_insufficient"
+        )
+    return Operator(id, row["name"], row["role"])
+
+
+def address(scope: Scope) -> str:
+    """Where a request came from."""
+    client = scope.get("client")
+    return client[0] if client else "unknown"
+
+
+class AuthFailures:
+    """Counts refusals by minute, address and reason, and writes them each second: a flood is a number (R 7.4)."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._waiting: dict[tuple[datetime, str, str], list[Any]] = {}
+        self.total = 0
+
+    def record(self, address: str, reason: str) -> None:
+        """Count one refusal."""
+        now = self._clock.now()
+        minute = now.replace(second=0, microsecond=0)
+        if len(self._waiting) >= MOST_ADDRESSES and (minute, address, reason) not in self._waiting:
+            address = "others"
+        counted = self._waiting.setdefault((minute, address[:100], reason), [0, now, now])
+        counted[0] += 1
+        counted[2] = now
+        self.total += 1
+
+    async def flush(self) -> None:
+        """Write what was counted; it is kept for the next time if the database can't be reached."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, {}
+        rows = sorted(waiting.items())
+        columns = (
+            [key[0] for key, _ in rows],
+            [key[1] for key, _ in rows],
+            [key[2] for key, _ in rows],
+            [str(value[0]) for _, value in rows],
+            [value[1] for _, value in rows],
+            [value[2] for _, value in rows],
+        )
+        texts = [[item.isoformat() if isinstance(item, datetime) else item for item in column] for column in columns]
+        try:
+            await self._db.transaction(lambda conn: conn.execute(SQL["record_failures"], *texts))
+        except BaseException:
+            for key, (count, first, last) in rows:
+                if key in self._waiting or len(self._waiting) < MOST_ADDRESSES:
+                    counted = self._waiting.setdefault(key, [0, first, last])
+                    counted[0] += count
+                    counted[1] = min(first, counted[1])
+            raise
+
+    async def run(self) -> None:
+        """Flush each second until cancelled, and once more then."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_EVERY)
+                try:
+                    await self.flush()
+                except ProblemError as error:
+                    log.warning("refused authentications could not be recorded yet: %s", error.detail)
+        finally:
+            try:
+                async with asyncio.timeout(2):
+                    await self.flush()
+            except (ProblemError, TimeoutError):
+                log.warning("%d groups of refused authentications were not recorded", len(self._waiting))
+
+
+def _invalid(reason: str) -> AuthError:
+    return AuthError("credentials_invalid", "the token isn't known, isn't for this call, or was revoked", reason)
