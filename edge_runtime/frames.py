@@ -104,6 +104,7 @@ class Apply(Struct, frozen=True):
 class Compile(Struct, frozen=True):
     artifact: str
     """Path of the wasm."""
+    sha256: str
     folder: str
     level: int
 
@@ -117,6 +118,17 @@ class Fault(Struct, frozen=True):
     code: str
     message: str
     status: int
+    log: str = ""
+    """What the guest wrote to stderr."""
+
+
+class ChildSettings(Struct, frozen=True):
+    """What children need to know, the same for all of them."""
+
+    state: str
+    """Path of the state directory."""
+    synchronous: str
+    """SQLite's: FULL or NORMAL."""
 
 
 class Failure(Struct, frozen=True):
@@ -132,21 +144,19 @@ class CallHead(Struct, frozen=True, array_like=True):
     """Index in the release's functions."""
     method: str
     path: str
-    """After the function's name, percent-decoded: empty or from a slash on."""
-    mount: str
-    """What came before: /functions/NAME."""
+    """After the function's name, percent-encoded: empty or from a slash on."""
     query: bytes
     """As it came, without the question mark."""
     headers: list[tuple[bytes, bytes]]
     """Names in lower case, in their order."""
     client: str
-    """Address of the caller, empty where there is none."""
-    server: tuple[str, int]
-    """Address that the request came to."""
+    """Address of the caller."""
 
 
 class AnswerHead(Struct, frozen=True, array_like=True):
-    headers: list[tuple[bytes, bytes]]
+    headers: list[tuple[str, str]]
+    log: bytes
+    """What the guest wrote to stderr."""
 
 
 class ChildGone(ConnectionError):

@@ -74,7 +74,7 @@ class Mark:
 
     def start(self, request: int) -> None:
         """The guest of `request` is about to run."""
-        self._waited = 0
+        self._waited = self._since = 0
         _RUNNING.pack_into(self._page, self._at, time.monotonic_ns(), 0, 0, RUNNING)
         _ID.pack_into(self._page, self._at + _ID_AT, request)
 

@@ -1,0 +1,32 @@
+"""A child that compiles one artifact ahead of time, and ends: hostile input costs the compiler much time and memory."""
+
+import hashlib
+import mmap
+import socket
+from pathlib import Path
+
+import msgspec
+
+from . import frames
+from .wasmedge import compile_module
+from .wasmedge.errors import WasmEdgeError
+
+
+def serve(sock: socket.socket, _page: mmap.mmap, _slot: int, _settings: frames.ChildSettings) -> None:
+    """Answer one COMPILE."""
+    frame = frames.Reader(sock).next()
+    if frame is None:
+        return
+    asked = msgspec.json.decode(frame.body, type=frames.Compile)
+    try:
+        wasm = Path(asked.artifact).read_bytes()
+        found = hashlib.sha256(wasm).hexdigest()
+        if found != asked.sha256:
+            raise OSError(f"{asked.artifact} has the sha256 {found}: it is damaged")
+        made = compile_module(wasm, Path(asked.folder), asked.level)
+    except WasmEdgeError as error:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_failed", str(error)))
+    except OSError as error:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_io", str(error)))
+    else:
+        frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(str(made.path), made.digest))

@@ -1,0 +1,258 @@
+"""The front's side of the zygote: children are born, watched and killed through it, and a dead zygote is replaced."""
+
+import asyncio
+import contextlib
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from . import frames, page, zygote
+
+log = logging.getLogger("skerry.processes")
+
+BACKOFF: Final = 0.05
+BACKOFF_CAP: Final = 5.0
+START_LIMIT: Final = 30.0
+"""Seconds that a new zygote has to say that it is up: its imports, on a slow disk."""
+SOCKET_BUFFER: Final = 1 << 20
+
+
+class Unfit(Exception):
+    """No guest can run on this machine as it is; the message says why and what to do."""
+
+
+class NotBorn(ConnectionError):
+    """The zygote died before it had made the child; ask again."""
+
+
+class Child:
+    """A process that the zygote made for the front."""
+
+    def __init__(self, number: int, slot: int, sock: socket.socket) -> None:
+        self.id = number
+        self.slot = slot
+        self.sock = sock
+        """The front's end, not blocking."""
+        self.pid = 0
+        self.pidfd = -1
+        loop = asyncio.get_running_loop()
+        self.born: asyncio.Future[None] = loop.create_future()
+        self.exited: asyncio.Future[int | None] = loop.create_future()
+        """Its status as from waitpid; None where the zygote died before it."""
+
+    def kill(self) -> None:
+        """End it at once; harmless where it has ended."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close the front's end, and end the child if it runs."""
+        self.kill()
+        self.sock.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    async def ask(self, kind: int, value: Any, limit: float) -> frames.Frame:
+        """Send a frame and wait for the answer, for a child that does one thing at a time. Not for the pool's workers.
+
+        Errors: `frames.ChildGone`; TimeoutError after `limit` seconds.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(limit):
+            try:
+                await loop.sock_sendall(self.sock, frames.pack_json(0, kind, value))
+                return await self.answer()
+            except OSError as error:
+                raise frames.ChildGone(str(error)) from None
+
+    async def answer(self) -> frames.Frame:
+        """The next frame. Error: `frames.ChildGone`."""
+        length, request, kind, head = frames.HEADER.unpack(await self._exactly(frames.HEADER_BYTES))
+        rest = await self._exactly(length)
+        return frames.Frame(request, kind, rest[:head], rest[head:])
+
+    async def _exactly(self, length: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        parts = bytearray()
+        while len(parts) < length:
+            try:
+                got = await loop.sock_recv(self.sock, min(length - len(parts), 1 << 20))
+            except OSError as error:
+                raise frames.ChildGone(str(error)) from None
+            if not got:
+                raise frames.ChildGone(f"process {self.pid} ended in the middle of its work")
+            parts += got
+        return bytes(parts)
+
+
+class Processes:
+    """Makes children. `run` must be running beside."""
+
+    def __init__(self, settings: frames.ChildSettings, lock: int) -> None:
+        """`lock`: descriptor of the state directory's lock, which every child inherits."""
+        self._settings = settings
+        self._lock = lock
+        self._page = page.create()
+        self.page: mmap.mmap = page.open_page(self._page)
+        self._control: socket.socket | None = None
+        self._up = asyncio.Event()
+        self._children: dict[int, Child] = {}
+        self._next = 0
+        self.pid = 0
+        """The zygote's, 0 while there is none."""
+        self.zygotes = 0
+        """How many there have been."""
+
+    async def run(self) -> None:
+        """Keep a zygote alive until cancelled. Error: `Unfit`."""
+        failures = 0
+        try:
+            while True:
+                started = time.monotonic()
+                await self._one()
+                failures = 0 if time.monotonic() - started > BACKOFF_CAP else failures + 1
+                delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10)) if failures else 0.0
+                log.warning("the zygote ended; a new one is started%s", f" in {delay:.2f} s" if delay else "")
+                await asyncio.sleep(delay)
+        finally:
+            self.page.close()
+            os.close(self._page)
+
+    async def birth(
+        self, kind: Literal["worker", "applier", "compiler"], *, slot: int = 0, background: bool = False
+    ) -> Child:
+        """A new child. Error: `NotBorn` where the zygote died meanwhile."""
+        await self._up.wait()
+        assert self._control is not None  # noqa: S101
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+            self._next += 1
+            child = Child(self._next, slot, ours)
+            message = frames.encode_json(zygote.Birth(child.id, kind, slot, background))
+            self._children[child.id] = child
+            try:
+                # The zygote reads all the time. Where its buffer is full it is stuck, and waiting would stall the front.
+                socket.send_fds(self._control, [message], [theirs.fileno()])
+            except OSError as error:
+                self._children.pop(child.id)
+                child.close()
+                raise NotBorn(f"the zygote can't be asked for a process: {error}") from None
+        try:
+            await child.born
+        except BaseException:
+            self._children.pop(child.id, None)
+            child.close()
+            raise
+        return child
+
+    async def _one(self) -> None:
+        """One zygote, from its start to its end."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            process = self._exec(theirs.fileno())
+        self.pid = process.pid
+        self.zygotes += 1
+        ended: asyncio.Future[None] = loop.create_future()
+        try:
+            loop.add_reader(ours, self._news, ours, ended)
+            async with asyncio.timeout(START_LIMIT) as start:
+                up = asyncio.ensure_future(self._up.wait())
+                try:
+                    await asyncio.wait((up, ended), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    up.cancel()
+                start.reschedule(None)
+                await ended
+        except TimeoutError:
+            log.error("a new zygote (process %d) was not up after %.0f s", process.pid, START_LIMIT)
+        finally:
+            self._up.clear()
+            self.pid = 0
+            self._control = None
+            loop.remove_reader(ours)
+            ours.close()
+            process.kill()
+            # Killed, it is gone at once, and its children with it.
+            process.wait()
+            orphans, self._children = self._children, {}
+            for child in orphans.values():
+                if not child.born.done():
+                    child.born.set_exception(NotBorn("the zygote died"))
+                if not child.exited.done():
+                    child.exited.set_result(None)
+
+    def _exec(self, control: int) -> subprocess.Popen[bytes]:
+        arguments = zygote.Arguments(control, self._page, os.getpid(), self._settings)
+        # The packages' own folder first and nothing of the current one: what a zygote imports is not for others to say.
+        folder = str(Path(__file__).parents[1])
+        paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        return subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", "edge_runtime.zygote", frames.encode_json(arguments).decode()],
+            pass_fds=(control, self._page, self._lock),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _news(self, control: socket.socket, ended: asyncio.Future[None]) -> None:
+        """Read what the zygote says, as long as there is something."""
+        while not ended.done():
+            try:
+                message, descriptors, _, _ = socket.recv_fds(control, zygote.MESSAGE_BYTES, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, descriptors = b"", []
+            if not message:
+                ended.set_result(None)
+                return
+            match zygote.decode_news(message):
+                case zygote.Up():
+                    self._control = control
+                    self._up.set()
+                case zygote.Unfit(text):
+                    ended.set_exception(Unfit(text))
+                case zygote.Born(number, pid):
+                    self._born(number, pid, descriptors[0])
+                case zygote.Died(number, status):
+                    child = self._children.pop(number, None)
+                    if child is not None and not child.exited.done():
+                        child.exited.set_result(status)
+
+    def _born(self, number: int, pid: int, pidfd: int) -> None:
+        child = self._children.get(number)
+        if child is None:
+            # Nobody waits for it any more; its socket's other end is closed, so it ends by itself.
+            os.close(pidfd)
+            return
+        child.pid, child.pidfd = pid, pidfd
+        child.born.set_result(None)
+
+
+def how(status: int | None) -> str:
+    """A child's end in words, from its status as from waitpid."""
+    if status is None:
+        return "ended with the zygote"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return f"was ended by signal {number} ({signal.Signals(number).name})"
+    return f"ended with status {os.waitstatus_to_exitcode(status)}"
+
+
+decode_failure: Final = msgspec.json.Decoder(frames.Failure).decode
