@@ -1,0 +1,42 @@
+"""Fixtures that all tests share: real servers, once for the session, and fresh things in them for each test."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from control.pki import Pki, ensure
+from tests.support import services as servers
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[servers.ServerUrls]:
+    """The metadata database and the artifact store, started once for the whole session.
+
+    A test that kills one of them uses `services.embedded` and starts it again.
+    """
+    with servers.running_services() as running:
+        yield running
+
+
+@pytest.fixture
+async def database_url(services: servers.ServerUrls) -> AsyncIterator[str]:
+    """A fresh, empty metadata database."""
+    url = await servers.fresh_database(services.metadata_url)
+    yield url
+    await servers.drop_database(services.metadata_url, url)
+
+
+@pytest.fixture
+async def bucket_url(services: servers.ServerUrls) -> AsyncIterator[str]:
+    """A fresh, empty bucket of the artifact store."""
+    url = await servers.fresh_bucket(services.artifacts_url)
+    yield url
+    await servers.drop_bucket(url)
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """An authority and a server certificate for localhost and 127.0.0.1."""
+    folder: Path = tmp_path_factory.mktemp("pki")
+    return ensure(folder)

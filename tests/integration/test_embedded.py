@@ -1,0 +1,247 @@
+"""The local services, by themselves: they keep what was written, and nothing of them outlives who started them."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+
+from control import embedded
+from control.local_seaweedfs import s3_client
+from tests.support.services import remove_home
+
+
+@pytest.fixture
+def home(tmp_path_factory):
+    path = tmp_path_factory.mktemp("embedded") / "home"
+    yield path
+    remove_home(path)
+
+
+async def write(services: embedded.Services, text: str) -> None:
+    connection = await asyncpg.connect(services.metadata_url)
+    await connection.execute("CREATE TABLE IF NOT EXISTS kept (text TEXT)")
+    await connection.execute("INSERT INTO kept VALUES ($1)", text)
+    await connection.close()
+    async with s3_client(services.artifacts_url) as client:
+        await client.put_object(Bucket="artifacts", Key=text, Body=text.encode())
+
+
+async def read(services: embedded.Services) -> tuple[list[str], list[str]]:
+    connection = await asyncpg.connect(services.metadata_url)
+    rows = [row["text"] for row in await connection.fetch("SELECT text FROM kept ORDER BY text")]
+    await connection.close()
+    async with s3_client(services.artifacts_url) as client:
+        listed = await client.list_objects_v2(Bucket="artifacts")
+        objects = [o["Key"] for o in listed.get("Contents", [])]
+        for key in objects:
+            answer = await client.get_object(Bucket="artifacts", Key=key)
+            assert await answer["Body"].read() == key.encode()
+    return rows, objects
+
+
+def family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+async def until_gone(processes: list[psutil.Process], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+            await asyncio.sleep(0.05)
+
+
+async def test_data_and_addresses_are_there_after_a_stop_and_nothing_runs_on(home):
+    async with embedded.services(home) as services:
+        urls = services.metadata_url, services.artifacts_url
+        await write(services, "first")
+        processes = family(services.metadata.pid) + family(services.artifacts.pid)
+    await until_gone(processes, 1)
+    assert not list(Path("/tmp").glob(f"seaweedfs-*-grpc-{int(urls[1].rpartition(':')[2].partition('/')[0]) + 10000}*"))
+    async with embedded.services(home) as services:
+        assert (services.metadata_url, services.artifacts_url) == urls
+        assert await read(services) == (["first"], ["first"])
+
+
+async def test_data_survives_a_kill_of_both_servers(home):
+    async with embedded.services(home) as services:
+        await write(services, "before")
+        await services.metadata.kill()
+        await services.artifacts.kill()
+        with pytest.raises(OSError, match="Connect"):
+            await asyncpg.connect(services.metadata_url)
+        await asyncio.gather(services.metadata.start(), services.artifacts.start())
+        await write(services, "later")
+        assert await read(services) == (["before", "later"], ["before", "later"])
+
+
+async def test_a_server_that_ends_by_itself_is_noticed(home):
+    async with embedded.services(home) as services:
+        watch = asyncio.create_task(services.watch())
+        os.kill(services.artifacts.pid, signal.SIGKILL)
+        with pytest.raises(embedded.ServiceError, match=r"SeaweedFS was ended by signal 9; its log .*artifacts\.log"):
+            await asyncio.wait_for(watch, 5)
+
+
+async def test_transactions_are_serializable_and_further_databases_are_empty(home):
+    async with embedded.services(home) as services:
+        await write(services, "elsewhere")
+        url = await embedded.create_database(services.metadata_url, "another")
+        connection = await asyncpg.connect(url)
+        assert await connection.fetchval("SHOW default_transaction_isolation") == "serializable"
+        assert await connection.fetchval("SHOW fsync") == "on"
+        assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE tablename = 'kept'") == 0
+        await connection.close()
+        with pytest.raises(ValueError, match="named by lower case"):
+            await embedded.create_database(services.metadata_url, 'x"; DROP DATABASE skerry')
+
+
+async def test_servers_listen_on_loopback_alone_and_want_their_secrets(home):
+    async with embedded.services(home) as services:
+        processes = family(services.metadata.pid) + family(services.artifacts.pid)
+        listening = {c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        assert len(listening) >= 11
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+
+        url = services.metadata_url
+        password = url.partition("@")[0].rpartition(":")[2]
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(url.replace(password, "wrong"))
+        for path in home.rglob("settings.json"):
+            assert path.stat().st_mode & 0o777 == 0o600
+
+        port = int(services.artifacts_url.rpartition(":")[2].partition("/")[0])
+        await write(services, "closed")
+        # By S3 without a signature, and by the filer behind S3.
+        for other in (f"{port}/artifacts/closed", f"{port + 1}/buckets/artifacts/closed"):
+            assert await http_status(other) in (401, 403)
+            assert await http_status(other, "PUT") in (401, 403)
+        assert await read(services) == (["closed"], ["closed"])
+
+
+async def http_status(port_and_path: str, method: str = "GET") -> int:
+    port, _, path = port_and_path.partition("/")
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
+    writer.write(f"{method} /{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return int(answer.split()[1])
+
+
+async def test_another_process_with_the_same_home_is_refused_at_once(home):
+    async with embedded.services(home):
+        with pytest.raises(embedded.ServiceError, match="another process runs"):
+            async with asyncio.timeout(2), embedded.services(home):
+                pass
+
+
+async def test_a_port_that_another_took_is_replaced(home):
+    async with embedded.services(home) as services:
+        first = services.metadata_url, services.artifacts_url
+        await write(services, "moved")
+    taken = []
+    for url in first:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0])))
+        listener.listen()
+        taken.append(listener)
+    try:
+        async with embedded.services(home) as services:
+            assert services.metadata_url != first[0]
+            assert services.artifacts_url != first[1]
+            assert await read(services) == (["moved"], ["moved"])
+    finally:
+        for listener in taken:
+            listener.close()
+
+
+async def test_a_first_start_that_was_cut_short_is_done_again(home):
+    async with embedded.services(home) as services:
+        data = (home / "metadata" / "data").resolve()
+        password = services.metadata_url
+    # As a kill in the middle of initdb leaves it.
+    data.rename(data.with_name("data.new"))
+    async with embedded.services(home) as services:
+        assert services.metadata_url == password
+        await write(services, "new")
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from control import embedded
+
+async def main():
+    async with embedded.services(Path(sys.argv[1])) as services:
+        print(services.metadata.pid, services.artifacts.pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def start_parent(home: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(home)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pids = parent.stdout.readline().split()
+    assert len(pids) == 2, f"the parent ended with {parent.wait()}"
+    return parent, [process for pid in pids for process in family(int(pid))]
+
+
+async def test_nothing_is_left_after_kill_9_of_the_parent_and_a_new_start_finds_the_data(home):
+    async with embedded.services(home) as services:
+        await write(services, "kept")
+    parent, processes = start_parent(home)
+    assert len(processes) > 3
+    idle = socket.create_connection(
+        ("127.0.0.1", int((home / "artifacts" / "settings.json").read_text().split()[2][:-1]))
+    )
+    parent.kill()
+    parent.wait()
+    assert parent.stdout is not None
+    parent.stdout.close()
+    # At once, while the old servers are still on their way out.
+    async with embedded.services(home) as services:
+        await until_gone(processes, 0)
+        assert await read(services) == (["kept"], ["kept"])
+    idle.close()
+
+
+async def test_a_stale_lock_file_with_the_pid_of_another_process_is_no_hindrance(home):
+    async with embedded.services(home) as services:
+        await write(services, "kept")
+        await services.metadata.kill()
+        pid_file = (home / "metadata" / "data").resolve() / "postmaster.pid"
+        lines = pid_file.read_text().splitlines()
+        bystander = subprocess.Popen(["sleep", "60"], user=pid_file.stat().st_uid)
+        pid_file.write_text("\n".join([str(bystander.pid), *lines[1:]]) + "\n")
+        try:
+            await services.metadata.start()
+            assert (await read(services))[0] == ["kept"]
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+            bystander.wait()
+
+
+async def test_ctrl_c_ends_everything_in_order(home):
+    parent, processes = start_parent(home)
+    started = time.monotonic()
+    parent.send_signal(signal.SIGINT)
+    await asyncio.to_thread(parent.wait, 20)
+    assert parent.stdout is not None
+    parent.stdout.close()
+    await until_gone(processes, 0)
+    assert time.monotonic() - started < 20
+    assert "database system is shut down" in (home / "logs" / "metadata.log").read_text()

@@ -1,0 +1,98 @@
+"""The servers that the tests run against: ours, or those that the environment names."""
+
+import asyncio
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+
+from control import embedded
+from control.local_seaweedfs import create_bucket, s3_client
+
+
+@dataclass(frozen=True)
+class ServerUrls:
+    """Where the metadata database and the artifact store are; `embedded` is None where the environment named them."""
+
+    metadata_url: str
+    artifacts_url: str
+    embedded: embedded.Services | None
+
+
+@contextmanager
+def running_services() -> Iterator[ServerUrls]:
+    """PostgreSQL and SeaweedFS in a folder of their own, or what SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL name."""
+    metadata, artifacts = os.environ.get("SKERRY_METADATA_URL"), os.environ.get("SKERRY_ARTIFACTS_URL")
+    if metadata and artifacts:
+        yield ServerUrls(metadata, artifacts, None)
+        return
+    if metadata or artifacts:
+        raise RuntimeError("set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or neither")
+    folder = Path(tempfile.mkdtemp(prefix="skerry-test-"))
+    # So that the user that PostgreSQL runs as, where we are root, can reach it.
+    folder.chmod(0o711)
+    try:
+        with asyncio.Runner() as runner:
+            context = embedded.services(folder / "home")
+            services = runner.run(context.__aenter__())
+            try:
+                yield ServerUrls(services.metadata_url, services.artifacts_url, services)
+            finally:
+                runner.run(context.__aexit__(None, None, None))
+    finally:
+        remove_home(folder / "home")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_home(home: Path) -> None:
+    """Remove a home, and the data that lies elsewhere because PostgreSQL's user couldn't reach it."""
+    data = home / "metadata" / "data"
+    if data.is_symlink():
+        shutil.rmtree(data.resolve().parent, ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+async def fresh_database(url: str) -> str:
+    """An empty database beside that of `url`."""
+    return await embedded.create_database(url, f"test_{uuid4().hex}")
+
+
+async def drop_database(maintenance_url: str, url: str) -> None:
+    """Remove a database, whoever is still connected to it."""
+    name = url.rpartition("/")[2].partition("?")[0]
+    assert re.fullmatch(r"test_[0-9a-f]{32}", name)
+    connection = await asyncpg.connect(maintenance_url)
+    try:
+        cockroach = "CockroachDB" in await connection.fetchval("SELECT version()")
+        await connection.execute(f"DROP DATABASE {name} {'CASCADE' if cockroach else 'WITH (FORCE)'}")
+    finally:
+        await connection.close()
+
+
+async def fresh_bucket(url: str) -> str:
+    """An empty bucket beside that of `url`."""
+    name = f"test-{uuid4().hex}"
+    async with s3_client(url) as client:
+        await create_bucket(client, name)
+    return f"{url.rpartition('/')[0]}/{name}"
+
+
+async def drop_bucket(url: str) -> None:
+    """Remove a bucket with everything in it."""
+    name = url.rpartition("/")[2]
+    assert re.fullmatch(r"test-[0-9a-f]{32}", name)
+    async with s3_client(url) as client:
+        async for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+            for found in page.get("Contents", []):
+                await client.delete_object(Bucket=name, Key=found["Key"])
+        async for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
+            for found in page.get("Uploads", []):
+                await client.abort_multipart_upload(Bucket=name, Key=found["Key"], UploadId=found["UploadId"])
+        await client.delete_bucket(Bucket=name)
