@@ -14,10 +14,11 @@ def command() -> None:
 @command.command("list")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
 @options.json_option
-def list_audit(limit: int, as_json: bool) -> None:
+@options.asynchronous
+async def list_audit(limit: int, as_json: bool) -> None:
     """List what operators did, newest first."""
-    with options.client() as control:
-        found = control.items(path("audit"), most=limit)
+    async with options.client() as control:
+        found = await control.items(path("audit"), most=limit)
     if as_json:
         output.document(found)
         return
@@ -31,10 +32,11 @@ def list_audit(limit: int, as_json: bool) -> None:
 @command.command()
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
 @options.json_option
-def failures(limit: int, as_json: bool) -> None:
+@options.asynchronous
+async def failures(limit: int, as_json: bool) -> None:
     """List refused authentications, counted by minute, address and reason."""
-    with options.client() as control:
-        found = control.items(path("auth-failures"), most=limit)
+    async with options.client() as control:
+        found = await control.items(path("auth-failures"), most=limit)
     if as_json:
         output.document(found)
         return

@@ -131,62 +131,60 @@ def path(*parts: str | int) -> str:
 
 
 class Client:
-    """Synchronous calls to one control; use it as a context manager."""
+    """Calls to one control; an asynchronous context manager."""
 
     def __init__(self, to: Connection) -> None:
         self._to = to
-        self._runner = asyncio.Runner()
         self._session: aiohttp.ClientSession | None = None
         try:
             self._tls = ssl.create_default_context(cafile=None if to.ca is None else str(to.ca))
         except (OSError, ssl.SSLError) as error:
             raise NotConnected(f"the CA file {to.ca} can't be read: {error}", cure=CA_CURE) from error
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._session is not None:
-            self._runner.run(self._session.close())
-        self._runner.close()
+            await self._session.close()
 
-    def get(self, where: str, **query: str | int | None) -> Json:
-        return self.call("GET", where, query=query)
+    async def get(self, where: str, **query: str | int | None) -> Json:
+        return await self.call("GET", where, query=query)
 
-    def post(self, where: str, body: Json | None = None, **query: str | int | None) -> Json:
-        return self.call("POST", where, body=body, query=query)
+    async def post(self, where: str, body: Json | None = None, **query: str | int | None) -> Json:
+        return await self.call("POST", where, body=body, query=query)
 
-    def delete(self, where: str, **query: str | int | None) -> None:
-        self.call("DELETE", where, query=query)
+    async def delete(self, where: str, **query: str | int | None) -> None:
+        await self.call("DELETE", where, query=query)
 
-    def items(self, where: str, most: int | None = None, **query: str | int | None) -> list[Json]:
+    async def items(self, where: str, most: int | None = None, **query: str | int | None) -> list[Json]:
         """All items of a list, page by page, or the first `most`."""
         found: list[Json] = []
         cursor: str | None = None
         while True:
-            page = self.get(where, **query, cursor=cursor, limit=None if most is None else min(most, 100))
+            page = await self.get(where, **query, cursor=cursor, limit=None if most is None else min(most, 100))
             found += page["items"]
             cursor = page.get("next")
             if cursor is None or (most is not None and len(found) >= most):
                 return found if most is None else found[:most]
 
-    def has(self, where: str) -> bool:
+    async def has(self, where: str) -> bool:
         """Whether a HEAD of it answers 2xx; False for 404."""
         try:
-            self.call("HEAD", where)
+            await self.call("HEAD", where)
         except Refused as refused:
             if refused.code in ("404", "unknown_artifact"):
                 return False
             raise
         return True
 
-    def upload(self, where: str, file: Path, sent: Callable[[int], None]) -> Json:
+    async def upload(self, where: str, file: Path, sent: Callable[[int], None]) -> Json:
         """PUT the file's bytes, streamed; `sent` is told how many went in each piece, and -n when it starts again."""
-        return self.call("PUT", where, file=file, sent=sent)
+        return await self.call("PUT", where, file=file, sent=sent)
 
-    def call(
+    async def call(
         self,
         method: str,
         where: str,
@@ -197,17 +195,6 @@ class Client:
         sent: Callable[[int], None] | None = None,
     ) -> Json:
         """One call with its retries. Raises `Refused`, `Unreachable` or `Failure`."""
-        return self._runner.run(self._call(method, where, body, query or {}, file, sent))
-
-    async def _call(
-        self,
-        method: str,
-        where: str,
-        body: Json | None,
-        query: dict[str, str | int | None],
-        file: Path | None,
-        sent: Callable[[int], None] | None,
-    ) -> Json:
         headers = {"accept": "application/json"}
         if self._to.token:
             headers["authorization"] = f"Bearer {self._to.token}"
@@ -216,8 +203,9 @@ class Client:
         if body is not None:
             headers["content-type"] = "application/json"
         if file is not None:
-            headers["content-type"] = "application/wasm"
-        parameters = {name: str(value) for name, value in query.items() if value is not None}
+            # Refused before the bytes are sent, where the size or the token is refused.
+            headers |= {"content-type": "application/wasm", "content-length": str(file.stat().st_size)}  # noqa: ASYNC240
+        parameters = {name: str(value) for name, value in (query or {}).items() if value is not None}
         for attempt in range(1, ATTEMPTS + 1):
             pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)  # noqa: S311
             data: Any = None if body is None else orjson.dumps(body)
@@ -225,7 +213,13 @@ class Client:
                 data = _pieces(file, sent)
             try:
                 async with self._open().request(
-                    method, self._to.url + where, params=parameters, headers=headers, data=data, allow_redirects=False
+                    method,
+                    self._to.url + where,
+                    params=parameters,
+                    headers=headers,
+                    data=data,
+                    allow_redirects=False,
+                    expect100=file is not None,
                 ) as response:
                     content = await response.read()
             except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
@@ -313,11 +307,11 @@ def _seconds(retry_after: str | None) -> float:
         return 0
 
 
-TOKEN_CURE = "set SKERRY_TOKEN to a valid operator's token (an admin makes one: `skerry operator add`)"
+_LOGIN = "set SKERRY_TOKEN to a valid operator's token (an admin makes one: `skerry operator add`)"
 CURES = {
-    "401": TOKEN_CURE,
-    "credentials_missing": TOKEN_CURE,
-    "credentials_invalid": TOKEN_CURE,
+    "401": _LOGIN,
+    "credentials_missing": _LOGIN,
+    "credentials_invalid": _LOGIN,
     "role_insufficient": "ask someone with a higher role, or an admin for a token of it (`skerry operator add`)",
     "version_in_target": "--release takes it out of the groups' releases first",
 }

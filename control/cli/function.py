@@ -38,7 +38,8 @@ def command() -> None:
 @options.reason_option
 @options.wait_options
 @options.json_option
-def push(
+@options.asynchronous
+async def push(
     name: str,
     file: Path,
     manifest_file: Path | None,
@@ -51,7 +52,7 @@ def push(
     group: str,
     reason: str,
     wait: bool,
-    timeout: float,
+    within: float,
     as_json: bool,
 ) -> None:
     """Upload FILE as the next version of function NAME, and release it to a group.
@@ -71,15 +72,15 @@ def push(
     if config:
         manifest["config"] = {**manifest.get("config", {}), **dict(config)}
     check_manifest(manifest)
-    with options.client() as control:
-        sha256 = upload(control, file, quiet=as_json)
-        version = control.post(path("functions", name, "versions"), {"sha256": sha256, "manifest": manifest})
+    async with options.client() as control:
+        sha256 = await upload(control, file, quiet=as_json)
+        version = await control.post(path("functions", name, "versions"), {"sha256": sha256, "manifest": manifest})
         if not as_json:
             output.say(f"{name}@{version['version']} is uploaded ({output.size(version['size'])}, {sha256[:12]})")
         done: Json = {"version": version, "release": None}
         if not no_release:
             body: Json = {"group": group, "functions": {name: version["version"]}, "reason": reason}
-            done["release"] = releasing.create(control, body, wait=wait, timeout=timeout, as_json=as_json)
+            done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
         output.document(done)
 
@@ -106,11 +107,11 @@ def check_manifest(manifest: Json) -> None:
         raise click.UsageError(f"the manifest isn't valid: {error}") from error
 
 
-def upload(control: Client, file: Path, *, quiet: bool) -> str:
+async def upload(control: Client, file: Path, *, quiet: bool) -> str:
     """Bring the file's bytes to the artifact store unless it has them; returns their sha256."""
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    if control.has(path("artifacts", sha256)):
+    if await control.has(path("artifacts", sha256)):
         return sha256
     bar = Progress(
         TextColumn("{task.description}"),
@@ -121,17 +122,18 @@ def upload(control: Client, file: Path, *, quiet: bool) -> str:
         disable=quiet or not output.console(error=True).is_terminal,
     )
     with bar:
-        task = bar.add_task(f"uploading {file.name}", total=file.stat().st_size)
-        control.upload(path("artifacts", sha256), file, lambda count: bar.advance(task, count))
+        task = bar.add_task(f"uploading {file.name}", total=file.stat().st_size)  # noqa: ASYNC240
+        await control.upload(path("artifacts", sha256), file, lambda count: bar.advance(task, count))
     return sha256
 
 
 @command.command("list")
 @options.json_option
-def list_functions(as_json: bool) -> None:
+@options.asynchronous
+async def list_functions(as_json: bool) -> None:
     """List the functions."""
-    with options.client() as control:
-        found = control.items(path("functions"))
+    async with options.client() as control:
+        found = await control.items(path("functions"))
     if as_json:
         output.document(found)
         return
@@ -146,13 +148,14 @@ def list_functions(as_json: bool) -> None:
 @click.argument("name", type=options.NAME)
 @click.argument("version", type=int, required=False)
 @options.json_option
-def show(name: str, version: int | None, as_json: bool) -> None:
+@options.asynchronous
+async def show(name: str, version: int | None, as_json: bool) -> None:
     """Show a function's versions, or one of them with its manifest."""
-    with options.client() as control:
+    async with options.client() as control:
         if version is None:
-            versions = control.items(path("functions", name, "versions"))
+            versions = await control.items(path("functions", name, "versions"))
         else:
-            versions = [control.get(path("functions", name, "versions", version))]
+            versions = [await control.get(path("functions", name, "versions", version))]
     if as_json:
         output.document(versions if version is None else versions[0])
     elif version is not None:
@@ -190,14 +193,15 @@ def show(name: str, version: int | None, as_json: bool) -> None:
 @click.option("--release", is_flag=True, help="Take it out of the groups' releases first, by a new release of each.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @options.json_option
-def delete(name: str, version: int | None, release: bool, yes: bool, as_json: bool) -> None:
+@options.asynchronous
+async def delete(name: str, version: int | None, release: bool, yes: bool, as_json: bool) -> None:
     """Delete one version, or all of a function; its number is never used again."""
     what = f"all versions of {name}" if version is None else f"{name}@{version}"
     if not yes:
         click.confirm(f"Delete {what}?", abort=True, err=True)
     where = path("functions", name) if version is None else path("functions", name, "versions", version)
-    with options.client() as control:
-        control.delete(where, release="true" if release else None)
+    async with options.client() as control:
+        await control.delete(where, release="true" if release else None)
     if as_json:
         output.document({"name": name, "version": version, "deleted": True})
     else:

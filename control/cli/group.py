@@ -13,10 +13,11 @@ def command() -> None:
 
 @command.command("list")
 @options.json_option
-def list_groups(as_json: bool) -> None:
+@options.asynchronous
+async def list_groups(as_json: bool) -> None:
     """List the groups."""
-    with options.client() as control:
-        found = control.items(path("groups"))
+    async with options.client() as control:
+        found = await control.items(path("groups"))
     if as_json:
         output.document(found)
         return
@@ -30,10 +31,11 @@ def list_groups(as_json: bool) -> None:
 @command.command()
 @click.argument("name", type=options.NAME)
 @options.json_option
-def create(name: str, as_json: bool) -> None:
+@options.asynchronous
+async def create(name: str, as_json: bool) -> None:
     """Make a group; nodes join it by a token for it, or are moved to it."""
-    with options.client() as control:
-        made = control.post(path("groups"), {"name": name})
+    async with options.client() as control:
+        made = await control.post(path("groups"), {"name": name})
     if as_json:
         output.document(made)
     else:

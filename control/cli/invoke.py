@@ -1,6 +1,5 @@
 """`skerry invoke`: call a function on an edge's local HTTP."""
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -21,7 +20,8 @@ from control.cli.client import Failure, NotConnected, Unreachable, is_loopback, 
 @click.option("--header", "-H", "headers", multiple=True, metavar="NAME:VALUE", help="A request header.")
 @click.option("--edge", help="The edge's local URL; SKERRY_EDGE_URL, or the one of `skerry up`, without it.")
 @options.json_option
-def command(
+@options.asynchronous
+async def command(
     name: str,
     path: str,
     method: str | None,
@@ -37,7 +37,7 @@ def command(
     body = _body(data)
     url = f"{base.rstrip('/')}/functions/{quote(name)}" + (f"/{path.lstrip('/')}" if path else "")
     verb = method or ("GET" if body is None else "POST")
-    status, answered, content = asyncio.run(_call(verb, url, dict(map(_header, headers)), body))
+    status, answered, content = await _call(verb, url, dict(map(_header, headers)), body)
     if as_json:
         text = content.decode("utf-8", "replace")
         output.document({"status": status, "headers": answered, "body": text})

@@ -15,10 +15,11 @@ def command() -> None:
 @click.option("--group", type=options.NAME, help="Only the nodes of this group.")
 @click.option("--state", type=click.Choice(["online", "offline", "syncing"]), help="Only the nodes in this state.")
 @options.json_option
-def list_nodes(group: str | None, state: str | None, as_json: bool) -> None:
+@options.asynchronous
+async def list_nodes(group: str | None, state: str | None, as_json: bool) -> None:
     """List the nodes."""
-    with options.client() as control:
-        nodes = control.items(path("nodes"), group=group, state=state)
+    async with options.client() as control:
+        nodes = await control.items(path("nodes"), group=group, state=state)
     if as_json:
         output.document(nodes)
         return
@@ -43,10 +44,11 @@ def list_nodes(group: str | None, state: str | None, as_json: bool) -> None:
 @command.command()
 @click.argument("node")
 @options.json_option
-def show(node: str, as_json: bool) -> None:
+@options.asynchronous
+async def show(node: str, as_json: bool) -> None:
     """Show one node (a name or an id): what it runs, what it should, and its trouble."""
-    with options.client() as control:
-        found = control.get(path("nodes", node))
+    async with options.client() as control:
+        found = await control.get(path("nodes", node))
     if as_json:
         output.document(found)
         return
@@ -87,14 +89,15 @@ def _details(node: Json) -> list[tuple[str, object]]:
     "--rejoin", type=options.NAME, metavar="NODE", help="For this node to join again, its disk being lost or replaced."
 )
 @options.json_option
-def token(group: str, expires_in: int, rejoin: str | None, as_json: bool) -> None:
+@options.asynchronous
+async def token(group: str, expires_in: int, rejoin: str | None, as_json: bool) -> None:
     """Make a one-time token with which one node joins; it is shown only once."""
     body: Json = {"group": group, "expires_in": expires_in}
     if rejoin is not None:
         body["rejoin"] = rejoin
     connection = options.connection()
-    with options.client() as control:
-        made = control.post(path("join-tokens"), body)
+    async with options.client() as control:
+        made = await control.post(path("join-tokens"), body)
     if as_json:
         output.document({**made, "url": connection.url})
         return
@@ -109,10 +112,11 @@ def token(group: str, expires_in: int, rejoin: str | None, as_json: bool) -> Non
 @click.argument("node")
 @click.argument("group", type=options.NAME)
 @options.json_option
-def move(node: str, group: str, as_json: bool) -> None:
+@options.asynchronous
+async def move(node: str, group: str, as_json: bool) -> None:
     """Move a node to another group, whose release is its target then."""
-    with options.client() as control:
-        moved = control.post(path("nodes", node, "move"), {"group": group})
+    async with options.client() as control:
+        moved = await control.post(path("nodes", node, "move"), {"group": group})
     if as_json:
         output.document(moved)
     else:
@@ -122,20 +126,22 @@ def move(node: str, group: str, as_json: bool) -> None:
 @command.command()
 @click.argument("node")
 @options.json_option
-def revoke(node: str, as_json: bool) -> None:
+@options.asynchronous
+async def revoke(node: str, as_json: bool) -> None:
     """Revoke a node's credentials: control refuses it from now on. It serves its last release on."""
-    with options.client() as control:
-        control.post(path("nodes", node, "revoke"))
+    async with options.client() as control:
+        await control.post(path("nodes", node, "revoke"))
     _done(node, "revoked", "its credentials are refused from now on", as_json)
 
 
 @command.command()
 @click.argument("node")
 @options.json_option
-def retry(node: str, as_json: bool) -> None:
+@options.asynchronous
+async def retry(node: str, as_json: bool) -> None:
     """Let a node that failed try again now, without waiting for its next attempt."""
-    with options.client() as control:
-        control.post(path("nodes", node, "retry"))
+    async with options.client() as control:
+        await control.post(path("nodes", node, "retry"))
     _done(node, "retry", "tries again with its next poll", as_json)
 
 
@@ -143,12 +149,13 @@ def retry(node: str, as_json: bool) -> None:
 @click.argument("node")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @options.json_option
-def remove(node: str, yes: bool, as_json: bool) -> None:
+@options.asynchronous
+async def remove(node: str, yes: bool, as_json: bool) -> None:
     """Remove a node: revoked and out of the lists; its logs stay."""
     if not yes:
         click.confirm(f"Remove node {output.clean(node)} and revoke its credentials?", abort=True, err=True)
-    with options.client() as control:
-        control.delete(path("nodes", node))
+    async with options.client() as control:
+        await control.delete(path("nodes", node))
     _done(node, "removed", "is removed", as_json)
 
 

@@ -20,10 +20,11 @@ def command() -> None:
     help="read looks; deploy changes functions, schema, releases and groups too; admin also nodes and operators.",
 )
 @options.json_option
-def add(name: str, role: str, as_json: bool) -> None:
+@options.asynchronous
+async def add(name: str, role: str, as_json: bool) -> None:
     """Add an operator and print the token, which is shown only once."""
-    with options.client() as control:
-        made = control.post(path("operators"), {"name": name, "role": role})
+    async with options.client() as control:
+        made = await control.post(path("operators"), {"name": name, "role": role})
     if as_json:
         output.document(made)
         return
@@ -33,10 +34,11 @@ def add(name: str, role: str, as_json: bool) -> None:
 
 @command.command("list")
 @options.json_option
-def list_operators(as_json: bool) -> None:
+@options.asynchronous
+async def list_operators(as_json: bool) -> None:
     """List the operators."""
-    with options.client() as control:
-        found = control.items(path("operators"))
+    async with options.client() as control:
+        found = await control.items(path("operators"))
     if as_json:
         output.document(found)
         return
@@ -51,12 +53,13 @@ def list_operators(as_json: bool) -> None:
 @click.argument("name", type=options.NAME)
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @options.json_option
-def revoke(name: str, yes: bool, as_json: bool) -> None:
+@options.asynchronous
+async def revoke(name: str, yes: bool, as_json: bool) -> None:
     """Revoke an operator's token."""
     if not yes:
         click.confirm(f"Revoke the token of operator {name}?", abort=True, err=True)
-    with options.client() as control:
-        control.delete(path("operators", name))
+    async with options.client() as control:
+        await control.delete(path("operators", name))
     if as_json:
         output.document({"name": name, "revoked": True})
     else:

@@ -1,7 +1,9 @@
 """Options that several commands have, and the client that they use."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
@@ -9,6 +11,8 @@ from control import wire
 from control.cli.client import Client
 from control.cli.client import connection as connection
 
+P = ParamSpec("P")
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -45,6 +49,16 @@ NAME = NameType()
 PAIR = PairType()
 
 
+def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Make a command of a coroutine function."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return asyncio.run(function(*args, **kwargs))
+
+    return run
+
+
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for scripts.")(function)
 
@@ -57,7 +71,12 @@ def group_option(function: F) -> F:
 
 def wait_options(function: F) -> F:
     function = click.option(
-        "--timeout", type=click.FloatRange(min=0.1), default=300.0, show_default=True, help="Seconds to --wait."
+        "--timeout",
+        "within",
+        type=click.FloatRange(min=0.1),
+        default=300.0,
+        show_default=True,
+        help="Seconds to --wait.",
     )(function)
     return click.option(
         "--wait", is_flag=True, help="Show the nodes as they arrive; exit with 5 if one failed or was late."

@@ -15,10 +15,11 @@ def command() -> None:
 @click.option("--group", type=options.NAME, help="Only the releases of this group.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
 @options.json_option
-def list_releases(group: str | None, limit: int, as_json: bool) -> None:
+@options.asynchronous
+async def list_releases(group: str | None, limit: int, as_json: bool) -> None:
     """List the newest releases."""
-    with options.client() as control:
-        found = control.items(path("releases"), most=limit, group=group)
+    async with options.client() as control:
+        found = await control.items(path("releases"), most=limit, group=group)
     if as_json:
         output.document(found)
         return
@@ -50,10 +51,11 @@ def reason(release: Json) -> str:
 @click.argument("number", type=click.IntRange(min=1))
 @options.group_option
 @options.json_option
-def show(number: int, group: str, as_json: bool) -> None:
+@options.asynchronous
+async def show(number: int, group: str, as_json: bool) -> None:
     """Show one release of a group."""
-    with options.client() as control:
-        found = control.get(path("releases", group, number))
+    async with options.client() as control:
+        found = await control.get(path("releases", group, number))
     if as_json:
         output.document(found)
         return
@@ -81,7 +83,8 @@ def show(number: int, group: str, as_json: bool) -> None:
 @options.reason_option
 @options.wait_options
 @options.json_option
-def create(
+@options.asynchronous
+async def create(
     group: str,
     versions: tuple[tuple[str, str], ...],
     remove: tuple[str, ...],
@@ -90,7 +93,7 @@ def create(
     plan: bool,
     reason: str,
     wait: bool,
-    timeout: float,
+    within: float,
     as_json: bool,
 ) -> None:
     """Make a release of a group: its newest one with the changes given, or an earlier one again."""
@@ -107,13 +110,13 @@ def create(
         body["schema"] = schema
     if rollback_to is not None:
         body["rollback_to"] = rollback_to
-    with options.client() as control:
+    async with options.client() as control:
         if plan:
-            release = control.post(path("releases"), body, plan="true")
+            release = await control.post(path("releases"), body, plan="true")
             if not as_json:
                 releasing.show(release, planned=True)
         else:
-            release = releasing.create(control, body, wait=wait, timeout=timeout, as_json=as_json)
+            release = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
         output.document(release)
 

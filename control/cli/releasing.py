@@ -4,13 +4,13 @@ from control.cli import output, waiting
 from control.cli.client import Client, Json, path
 
 
-def create(control: Client, body: Json, *, wait: bool, timeout: float, as_json: bool) -> Json:
+async def create(control: Client, body: Json, *, wait: bool, within: float, as_json: bool) -> Json:
     """Make the release, show it, and with `wait` follow its nodes. The answer has `nodes` then."""
-    release = control.post(path("releases"), body)
+    release = await control.post(path("releases"), body)
     if not as_json:
         show(release)
     if wait:
-        release["nodes"] = waiting.follow(control, release, timeout, quiet=as_json)
+        release["nodes"] = await waiting.follow(control, release, within, quiet=as_json)
     return release
 
 

@@ -20,14 +20,14 @@ def read_sql(file: Path) -> str:
         raise click.UsageError(f"{file} isn't UTF-8: {error}") from error
 
 
-def _release(
-    control: Client, change: Json, body: Json, no_release: bool, wait: bool, timeout: float, as_json: bool
+async def _release(
+    control: Client, change: Json, body: Json, no_release: bool, wait: bool, within: float, as_json: bool
 ) -> None:
     done: Json = {"change": change, "release": None}
     if not as_json:
         output.say(f"schema change {change['number']} ({change['name']}), revision {change['revision']}, is registered")
     if not no_release:
-        done["release"] = releasing.create(control, body, wait=wait, timeout=timeout, as_json=as_json)
+        done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
         output.document(done)
 
@@ -46,7 +46,8 @@ def _check(no_release: bool, wait: bool) -> None:
 @options.reason_option
 @options.wait_options
 @options.json_option
-def add(
+@options.asynchronous
+async def add(
     file: Path,
     name: str | None,
     number: int | None,
@@ -54,7 +55,7 @@ def add(
     group: str,
     reason: str,
     wait: bool,
-    timeout: float,
+    within: float,
     as_json: bool,
 ) -> None:
     """Register the SQL in FILE as the next schema change, and release it to a group.
@@ -65,10 +66,10 @@ def add(
     body: Json = {"name": name or file.stem, "sql": read_sql(file)}
     if number is not None:
         body["number"] = number
-    with options.client() as control:
-        change = control.post(path("schema-changes"), body)
+    async with options.client() as control:
+        change = await control.post(path("schema-changes"), body)
         release = {"group": group, "schema": change["number"], "reason": reason}
-        _release(control, change, release, no_release, wait, timeout, as_json)
+        await _release(control, change, release, no_release, wait, within, as_json)
 
 
 @command.command()
@@ -79,30 +80,32 @@ def add(
 @options.reason_option
 @options.wait_options
 @options.json_option
-def amend(
+@options.asynchronous
+async def amend(
     number: int,
     file: Path,
     no_release: bool,
     group: str,
     reason: str,
     wait: bool,
-    timeout: float,
+    within: float,
     as_json: bool,
 ) -> None:
     """Give change NUMBER new SQL, that leads to the same schema, for the nodes that could not apply the old one."""
     _check(no_release, wait)
-    with options.client() as control:
-        change = control.post(path("schema-changes", number, "revisions"), {"sql": read_sql(file)})
+    async with options.client() as control:
+        change = await control.post(path("schema-changes", number, "revisions"), {"sql": read_sql(file)})
         body: Json = {"group": group, "reason": reason or f"schema change {number} amended"}
-        _release(control, change, body, no_release, wait, timeout, as_json)
+        await _release(control, change, body, no_release, wait, within, as_json)
 
 
 @command.command("list")
 @options.json_option
-def list_changes(as_json: bool) -> None:
+@options.asynchronous
+async def list_changes(as_json: bool) -> None:
     """List the schema changes."""
-    with options.client() as control:
-        found = control.items(path("schema-changes"))
+    async with options.client() as control:
+        found = await control.items(path("schema-changes"))
     if as_json:
         output.document(found)
         return
@@ -119,10 +122,11 @@ def list_changes(as_json: bool) -> None:
 @command.command()
 @click.argument("number", type=click.IntRange(min=1))
 @options.json_option
-def show(number: int, as_json: bool) -> None:
+@options.asynchronous
+async def show(number: int, as_json: bool) -> None:
     """Show a schema change: its SQL and its revisions."""
-    with options.client() as control:
-        change = control.get(path("schema-changes", number))
+    async with options.client() as control:
+        change = await control.get(path("schema-changes", number))
     if as_json:
         output.document(change)
         return

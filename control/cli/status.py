@@ -10,11 +10,12 @@ from control.cli.client import Json, NotConverged, path
 @click.option("--group", type=options.NAME, help="Only the nodes of this group.")
 @click.option("--check", is_flag=True, help="Exit with 5 unless every node is online and at its target.")
 @options.json_option
-def command(group: str | None, check: bool, as_json: bool) -> None:
+@options.asynchronous
+async def command(group: str | None, check: bool, as_json: bool) -> None:
     """Show who runs what, who is late or failing, and why."""
-    with options.client() as control:
-        groups = [g for g in control.items(path("groups")) if group in (None, g["name"])]
-        nodes = control.items(path("nodes"), group=group)
+    async with options.client() as control:
+        groups = [g for g in await control.items(path("groups")) if group in (None, g["name"])]
+        nodes = await control.items(path("nodes"), group=group)
     if as_json:
         output.document({"groups": groups, "nodes": nodes})
     else:

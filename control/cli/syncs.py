@@ -20,10 +20,11 @@ def command() -> None:
 )
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
 @options.json_option
-def list_syncs(node: str | None, status: str | None, limit: int, as_json: bool) -> None:
+@options.asynchronous
+async def list_syncs(node: str | None, status: str | None, limit: int, as_json: bool) -> None:
     """List the newest syncs."""
-    with options.client() as control:
-        found = control.items(path("syncs"), most=limit, node=node, status=status)
+    async with options.client() as control:
+        found = await control.items(path("syncs"), most=limit, node=node, status=status)
     if as_json:
         output.document(found)
         return

@@ -1,5 +1,6 @@
 """``--wait``: follow a release until every node of its group runs it or has failed to."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -23,12 +24,12 @@ def verdict(node: Json, generation: int, since: str) -> str:
     return "waiting"
 
 
-def follow(control: Client, release: Json, timeout: float, *, quiet: bool) -> list[Json]:
+async def follow(control: Client, release: Json, within: float, *, quiet: bool) -> list[Json]:
     """Wait for the release's nodes and return them; raises `NotConverged` with who failed or didn't come in time."""
     began = time.monotonic()
     told: set[str] = set()
     while True:
-        nodes = control.items(path("nodes"), group=release["group"])
+        nodes = await control.items(path("nodes"), group=release["group"])
         stand = {node["id"]: verdict(node, release["generation"], release["created_at"]) for node in nodes}
         for node in nodes:
             what = stand[node["id"]]
@@ -37,15 +38,15 @@ def follow(control: Client, release: Json, timeout: float, *, quiet: bool) -> li
                 if not quiet:
                     _tell(node, what, release, time.monotonic() - began)
         waiting = [node for node in nodes if stand[node["id"]] == "waiting"]
-        late = time.monotonic() - began > timeout
+        late = time.monotonic() - began > within
         if not waiting or late:
             failed = [node for node in nodes if stand[node["id"]] == "failed"]
             if failed or waiting:
-                raise NotConverged(_why(release, failed, waiting, timeout), code="not_converged", cure=CURE)
+                raise NotConverged(_why(release, failed, waiting, within), code="not_converged", cure=CURE)
             if not nodes and not quiet:
                 output.say(f"group {release['group']} has no nodes yet: nothing to wait for")
             return nodes
-        time.sleep(PAUSE)
+        await asyncio.sleep(PAUSE)
 
 
 CURE = "`skerry status` says what each node runs and why it is late"
@@ -63,7 +64,7 @@ def _error(node: Json) -> str:
     return f"{error['message']} [{error['code']}]"
 
 
-def _why(release: Json, failed: list[Json], waiting: list[Json], timeout: float) -> str:
+def _why(release: Json, failed: list[Json], waiting: list[Json], within: float) -> str:
     told = [f"{node['name']} failed: {_error(node)}" for node in failed]
-    told += [f"{node['name']} ({node['state']}) didn't arrive in {output.span(timeout)}" for node in waiting]
+    told += [f"{node['name']} ({node['state']}) didn't arrive in {output.span(within)}" for node in waiting]
     return f"release {release['number']} of group {release['group']} isn't everywhere: " + "; ".join(told)
