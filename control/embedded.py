@@ -58,10 +58,10 @@ async def services(home: Path) -> AsyncIterator[Services]:
     """
     home = home.absolute()
     home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
-    async with _locked(home / "lock", 0, f"another process runs Skerry's local services in {home}; end it first"):
+    async with locked(home / "lock", 0, f"another process runs Skerry's local services in {home}; end it first"):
         # The servers hold this one too, so that after our kill -9 a new start waits until they have ended.
         message = f"servers of an earlier run still hold {home} after {ORPHANS_LIMIT:.0f} s"
-        async with _locked(home / "services.lock", ORPHANS_LIMIT, message) as held:
+        async with locked(home / "services.lock", ORPHANS_LIMIT, message) as held:
             metadata = PostgreSQL(home / "metadata", home / "logs" / "metadata.log", held)
             artifacts = SeaweedFS(home / "artifacts", home / "logs" / "artifacts.log", held)
             async with AsyncExitStack() as stack:
@@ -77,7 +77,7 @@ async def services(home: Path) -> AsyncIterator[Services]:
 
 
 @asynccontextmanager
-async def _locked(path: Path, wait: float, message: str) -> AsyncIterator[int]:
+async def locked(path: Path, wait: float, message: str) -> AsyncIterator[int]:
     """Hold the lock on `path`, waiting for it for `wait` seconds; raises `ServiceError` with `message`."""
     deadline = time.monotonic() + wait
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
