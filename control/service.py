@@ -105,7 +105,7 @@ class Service:
             os.close(handle)
 
     async def run_until_ready(self, process: subprocess.Popen[bytes], ready: Callable[[], Awaitable[bool]]) -> None:
-        """Take `process` as the server and wait until `ready`; raises `Ended`, or `ServiceError` after `START_LIMIT`."""
+        """Take `process` as the server and wait until `ready`; raises `Ended`, after `START_LIMIT` `ServiceError`."""
         self._process = process
         deadline = time.monotonic() + START_LIMIT
         while not await ready():
