@@ -1,0 +1,1 @@
+"""Guests to test with: their sources, and how they are built."""

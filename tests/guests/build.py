@@ -1,0 +1,90 @@
+"""Builds guests from their sources, each once for its contents: C and Zig by the `ziglang` wheel, text by wasmtime's.
+
+`guest("echo")` is the bytes of tests/guests/echo.c or echo.wat, `example("hello")` those of examples/hello.
+Run as a program, builds all examples into their folders (`python -m tests.guests.build`).
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from wasmtime import wat2wasm
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "tests" / "guests"
+EXAMPLES = ROOT / "examples"
+CACHE = ROOT / ".skerry" / "guests"
+
+_LAYOUT = ["-Wl,-z,stack-size=65536"]
+_COMMANDS = {
+    ".c": ["cc", "-target", "wasm32-wasi", "-O2", "-s", "-Wall", "-Wextra", "-Werror", f"-I{EXAMPLES}", *_LAYOUT],
+    ".zig": ["build-exe", "-target", "wasm32-wasi", "-O", "ReleaseSmall", "-fstrip", "-lc", "--stack", "65536"],
+}
+
+
+def guest(name: str) -> bytes:
+    """A test guest: loop, trap, echo … (the files beside this one)."""
+    return build(_source(HERE, name))
+
+
+def example(name: str) -> bytes:
+    """An example, built from its source."""
+    return build(_source(EXAMPLES / name, name))
+
+
+def wat(text: str) -> bytes:
+    """A module from its text format."""
+    return bytes(wat2wasm(text))
+
+
+def build(source: Path) -> bytes:
+    """The module of a source file, from the cache where it was built before. Processes may build at the same time."""
+    text = source.read_bytes()
+    if source.suffix == ".wat":
+        return wat(text.decode())
+    command = _COMMANDS[source.suffix]
+    recipe = [text, (EXAMPLES / "skerry.h").read_bytes(), " ".join(command).encode()]
+    recipe.append(importlib.metadata.version("ziglang").encode())
+    digest = hashlib.sha256(b"\0".join(recipe)).hexdigest()
+    built = CACHE / f"{digest}.wasm"
+    if not built.exists():
+        built.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            made = Path(folder) / "made.wasm"
+            _zig([*command, str(source)], made)
+            made.rename(built)
+    return built.read_bytes()
+
+
+def _zig(command: list[str], made: Path) -> None:
+    output = [f"-femit-bin={made}"] if command[0] == "build-exe" else ["-o", str(made)]
+    # Its cache (the C library, built once) stays in the repository's own.
+    cache = {"ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"), "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "ziglang", *command, *output],
+        env={**os.environ, **cache},
+        cwd=made.parent,
+        capture_output=True,
+        text=True,
+    )
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{ran.stderr}")
+
+
+def _source(folder: Path, name: str) -> Path:
+    for suffix in (".c", ".zig", ".wat"):
+        source = folder / f"{name}{suffix}"
+        if source.exists():
+            return source
+    raise FileNotFoundError(f"{folder} has no source of a guest {name}")
+
+
+if __name__ == "__main__":
+    for folder in sorted(path for path in EXAMPLES.iterdir() if path.is_dir()):
+        target = folder / f"{folder.name}.wasm"
+        target.write_bytes(example(folder.name))
+        print(f"{target.relative_to(ROOT)}: {target.stat().st_size} bytes")
