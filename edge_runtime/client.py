@@ -242,7 +242,7 @@ def proxy_for(url: URL) -> tuple[URL | None, aiohttp.BasicAuth | None]:
         return None, None
     proxies = urllib.request.getproxies_environment()
     wanted = proxies.get(url.scheme) or proxies.get("all")
-    if not wanted or urllib.request.proxy_bypass_environment(host, proxies):
+    if not wanted or urllib.request.proxy_bypass(host, proxies):
         return None, None
     proxy = URL(wanted if "://" in wanted else f"http://{wanted}")
     auth = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
