@@ -1,0 +1,261 @@
+"""From an HTTP request to a typed call and back: one operation of the table of routes, its input checked first."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import orjson
+from starlette.datastructures import QueryParams
+from starlette.types import Receive, Scope, Send
+
+from control import auth, idempotency, wire
+from control.auth import Operator, Role
+from control.problems import ProblemError
+from control.services import Services
+
+T = TypeVar("T")
+Handler = Callable[["Call"], Awaitable["Answer"]]
+
+_AT = re.compile(r" - at `(?:key` in `)?\$\.?([^`]*)`$")
+_FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a handler answers; `body` is a struct or a dict (JSON), bytes (as `headers` say) or None."""
+
+    status: int
+    body: Any = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path: enough to serve it and to describe it."""
+
+    method: str
+    path: str
+    summary: str
+    handler: Handler
+    role: Role | Literal["node", "join"] | None
+    """What the caller must be: an operator's role, a node, a joining node, or anybody."""
+    answers: Mapping[int, Any]
+    """The type of the body of each status that isn't a problem; None for no body, bytes for what isn't JSON."""
+    problems: tuple[str, ...] = ()
+    """Codes that this operation may answer beside those that its input may get."""
+    body: Any = None
+    """The type of its JSON body; bytes for a stream that the handler reads."""
+    query: Any = None
+    """A struct of its query parameters."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, checked."""
+
+    services: Services
+    operation: Operation
+    path: Mapping[str, Any]
+    query: Any
+    body: Any
+    scope: Scope
+    receive: Receive
+    operator: Operator = field(default=Operator(id=None, name="", role=""))  # type: ignore[arg-type]
+    idempotency_key: str = ""
+    request_digest: str = ""
+
+    async def write(self, work: Callable[[Any], Awaitable[Any]], *, status: int = 201) -> Answer:
+        """Run `work` in a transaction with its idempotency key, tell the replicas, and answer what it returned."""
+        clock = self.services.clock
+        body = await self.services.db.transaction(
+            lambda conn: idempotency.once(
+                conn, clock.now(), self.operator.name, self.idempotency_key, self.request_digest, status, work
+            )
+        )
+        self.services.fleet.nudge()
+        return Answer(status, body)
+
+    async def read(self, work: Callable[[Any], Awaitable[Any]]) -> Answer:
+        """Run `work` in one consistent view and answer what it returned."""
+        return Answer(200, await self.services.db.read(work))
+
+
+async def serve(services: Services, operation: Operation, scope: Scope, receive: Receive, send: Send) -> None:
+    """Check the caller, then the input, then run the operation; raises `ProblemError`."""
+    operator: Any = None
+    if operation.role in auth.ROLES:
+        operator = await auth.operator(services.db, scope, operation.role)  # type: ignore[arg-type]
+    path = {name: _path_value(name, text) for name, text in scope["path_params"].items()}
+    query = _query(operation.query, scope)
+    key = _idempotency_key(scope) if operation.method in ("POST", "DELETE") else ""
+    raw, body = b"", None
+    if operation.body is not None and operation.body is not bytes:
+        raw = await read_body(services, scope, receive)
+        _check_media_type(scope)
+        body = decode(raw, operation.body)
+    elif operation.body is None and operation.method in ("POST", "DELETE"):
+        raw = await read_body(services, scope, receive)
+        if raw.strip() not in (b"", b"{}"):
+            raise ProblemError("invalid_body", "this call takes no body")
+    digest = idempotency.digest(operation.method, scope["path"], scope["query_string"], raw) if key else ""
+    call = Call(
+        services,
+        operation,
+        path,
+        query,
+        body,
+        scope,
+        receive,
+        **({} if operator is None else {"operator": operator}),
+        idempotency_key=key,
+        request_digest=digest,
+    )
+    await send_answer(await operation.handler(call), send)
+
+
+async def read_body(services: Services, scope: Scope, receive: Receive) -> bytes:
+    """A whole body within the limits of size and time; raises `ProblemError`."""
+    limit = services.settings.body_limit
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(services.settings.body_timeout):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ProblemError("body_incomplete", "the connection was closed within the body")
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise ProblemError(
+            "body_timeout", f"the body didn't arrive within {services.settings.body_timeout:.0f} s"
+        ) from None
+
+
+def decode(raw: bytes, type: type[T]) -> T:
+    """`raw`, which is JSON, as `type`; raises `ProblemError` with the field that is wrong."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ProblemError("malformed_json", f"the body isn't JSON: {error}") from None
+    if b"\\u0000" in raw:
+        _refuse_nul(value, "")
+    return convert(value, type, "invalid_body")
+
+
+def convert(value: object, type: type[T], code: str, *, strict: bool = True) -> T:
+    """`value` as `type`; raises `ProblemError` of that code with the field that is wrong."""
+    try:
+        return msgspec.convert(value, type, strict=strict)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        where = _AT.search(text)
+        named = _FIELD.search(text)
+        path = [part for part in (where[1] if where else "", named[1] if named else "") if part]
+        raise ProblemError(code, text, field=".".join(path)) from None
+
+
+def encode(body: Any) -> bytes:
+    """An answer's body as JSON."""
+    return orjson.dumps(msgspec.to_builtins(body, builtin_types=(bytes,)), option=orjson.OPT_UTC_Z)
+
+
+async def send_answer(answer: Answer, send: Send) -> None:
+    headers = list(answer.headers)
+    body = b""
+    if isinstance(answer.body, bytes):
+        body = answer.body
+    elif answer.body is not None:
+        body = encode(answer.body)
+        headers.append((b"content-type", b"application/json"))
+    if answer.status != 204 and not any(name == b"content-length" for name, _ in headers):
+        headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class PathTypes(msgspec.Struct):
+    """What may stand in a path, by the name of the parameter."""
+
+    name: wire.Name
+    sha256: wire.Sha256
+    version: wire.Number
+    number: wire.Number
+    group: wire.Name
+    node: str
+    """A node's id or name."""
+    id: wire.Uuid
+
+
+@cache
+def path_types() -> dict[str, Any]:
+    """The type of each parameter of a path."""
+    return {f.name: f.type for f in msgspec.structs.fields(PathTypes)}
+
+
+def _path_value(name: str, text: str) -> Any:
+    if name == "node" and not (wire.NAME.fullmatch(text)):
+        raise ProblemError("invalid_parameter", f"{text!r} is neither a node's name nor its id", field="node")
+    value: Any = convert(text, path_types()[name], "invalid_parameter", strict=False)
+    # A pattern's $ also matches before a line break at the end.
+    if isinstance(value, str) and value.endswith("\n"):
+        raise ProblemError("invalid_parameter", "there is a line break in it", field=name)
+    return value
+
+
+def _query(type: Any, scope: Scope) -> Any:
+    given = QueryParams(scope["query_string"])
+    names = {f.encode_name for f in msgspec.structs.fields(type)} if type else set()
+    for name, text in given.multi_items():
+        if name not in names:
+            raise ProblemError("invalid_parameter", f"this call has no parameter {name!r}", field=name[:100])
+        if "\x00" in text or len(given.getlist(name)) > 1:
+            raise ProblemError("invalid_parameter", "it must be given once, without NUL", field=name)
+    return convert(dict(given), type, "invalid_parameter", strict=False) if type else None
+
+
+def _idempotency_key(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"idempotency-key":
+            if not re.fullmatch(rb"[\x21-\x7e]{1,200}", value):
+                raise ProblemError(
+                    "invalid_parameter", "a key has 1 to 200 visible ASCII characters", field="Idempotency-Key"
+                )
+            return str(value, "ascii")
+    return ""
+
+
+def _check_media_type(scope: Scope) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-type" and value.partition(b";")[0].strip().lower() not in (b"application/json", b""):
+            raise ProblemError("unsupported_media_type", "send JSON, with content-type: application/json")
+
+
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError("body_too_large", f"the body has more than {limit} bytes")
+
+
+def _refuse_nul(value: object, path: str) -> None:
+    """The database can't hold NUL in a text."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise ProblemError("invalid_body", "there is a NUL character in it", field=path)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_nul(key, path)
+            _refuse_nul(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_nul(item, f"{path}[{index}]")

@@ -1,0 +1,82 @@
+"""The edge runtime's own checks, run in a child process: what control accepts is what nodes accept.
+
+Hostile input is parsed there and not here: the child has limits of its own (edge_runtime/check.py), a deadline, and
+nothing of our environment.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from control.problems import ProblemError
+
+ANSWER_LIMIT = 1024 * 1024
+WAITING = 32
+"""Checks that may wait for their turn."""
+ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
+
+
+class Checks:
+    """Runs few checks at a time."""
+
+    def __init__(self, at_once: int, deadline: float) -> None:
+        self._deadline = deadline
+        self._turn = asyncio.Semaphore(at_once)
+        self._waiting = 0
+
+    async def module(self, file: Path, size_limit: int) -> dict[str, Any]:
+        """What a node needs to know of the module in `file`; raises `ProblemError` module_refused with the reason."""
+        answer = await self._run(["module", str(file), "--size-limit", str(size_limit)], b"", "module_refused")
+        if not answer["ok"]:
+            raise ProblemError("module_refused", f"{answer['code']}: {answer['message']}")
+        return answer
+
+    async def schema(self, changes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Try the last of `changes` after all before it; raises `ProblemError` schema_refused with its statement."""
+        raise NotImplementedError
+
+    async def _run(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
+        if self._waiting >= WAITING:
+            raise ProblemError("check_unavailable", f"{WAITING} other checks are waiting; try again", retry_after=5)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                return await self._child(arguments, stdin, refused)
+        finally:
+            self._waiting -= 1
+
+    async def _child(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edge_runtime.check",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(self._deadline):
+                out, err = await child.communicate(stdin)
+        except TimeoutError:
+            raise ProblemError(refused, f"its check took more than {self._deadline:.0f} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+        if child.returncode == 0:
+            with contextlib.suppress(orjson.JSONDecodeError):
+                answer = orjson.loads(out)
+                if isinstance(answer, dict) and "ok" in answer:
+                    return answer
+        if child.returncode is not None and child.returncode < 0:
+            raise ProblemError(refused, f"its check was ended by signal {-child.returncode}: it needs too much")
+        last = err.decode(errors="replace").strip().rpartition("\n")[2][:500]
+        raise ProblemError("check_unavailable", f"the check itself failed (status {child.returncode}): {last}")
