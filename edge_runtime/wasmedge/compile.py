@@ -21,9 +21,9 @@ from .errors import CompileError
 from .handles import Handle, message
 
 QUICK = 0
-"""The level that a function starts on: 70 ms for 30 KB of C."""
+"""The level that a function starts on: 45 ms for 28 KB of C (examples/hello)."""
 BEST = 2
-"""The level that it runs on once that is compiled; level 3 compiles longer and ran no faster."""
+"""The level that it runs on once that is compiled: 0.6 s for the same. Level 3 ran no faster."""
 LEVELS = (0, 1, 2, 3)
 
 _OPTIONS = "native"

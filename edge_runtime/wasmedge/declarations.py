@@ -7,7 +7,7 @@ A `WasmEdge_Result` is a struct of one uint32_t, which passes as a plain uint32_
 
 from typing import Any
 
-import cffi  # type: ignore[import-untyped]
+import cffi
 
 from .errors import LibraryMissing
 

@@ -14,6 +14,8 @@ class Handle:
     """
 
     _delete: ClassVar[str]
+    _library = library
+    """Held here so that handles that are closed as the interpreter ends still have it."""
     _owned: CData = None
 
     def _own(self, created: CData) -> None:
@@ -36,7 +38,7 @@ class Handle:
         """Delete the object. Closing again does nothing."""
         owned, self._owned = self._owned, None
         if owned is not None:
-            getattr(library, self._delete)(owned)
+            getattr(self._library, self._delete)(owned)
 
     def __enter__(self) -> Self:
         return self

@@ -99,14 +99,13 @@ class _Store(Handle):
             check(library.WasmEdge_ExecutorRegisterImport(executor.pointer, self.pointer, module.pointer))
 
 
-class Program(Handle):
+class Program:
     """A module linked to its imports, to be run any number of times, in one thread.
 
     `run` calls one export that takes and returns nothing, in a fresh instance that is gone when it returns.
     Instances are never used again: globals and tables could not be reset.
     """
 
-    _delete = ""
     _live: ClassVar[bool] = False
     """Whether this process has an instance."""
 
@@ -133,7 +132,7 @@ class Program(Handle):
     def run(self, memory: Memory) -> None:
         """Run the entry; meanwhile host functions find the guest's memory in `memory`. It is empty afterwards.
 
-        Raises what a host function raised, Trap, LinkError, or Unsafe (then nothing of the guest was run).
+        Raises what a host function raised, Trap, LinkError, Unsafe (then nothing of the guest was run), or Closed.
         """
         check_address_space()
         if Program._live:

@@ -9,7 +9,7 @@ SQL = "SELECT number FROM generation"
 def version(number: int, sql: str = SQL) -> bytes:
     """A module that answers `{"version":NUMBER,"schema":ANSWER}`, where ANSWER is skerry.sql's to `sql` (its rows are
     [[n]]); with status 500 where that is an error."""
-    request = '{"sql":"%s","params":[]}' % sql.replace('"', '\\"')
+    request = '{"sql":"' + sql.replace('"', '\\"') + '","params":[]}'
     return wat(
         _TEXT.format(
             request=_quoted(request),
