@@ -133,7 +133,7 @@ class Client:
                     own = False
                     continue
                 if response.status not in (200, 206):
-                    raise _refusal(response, await _read(response, PROBLEM_LIMIT), own)
+                    raise refusal(response, await read_limited(response, PROBLEM_LIMIT), own)
                 yield response
                 return
         raise Refusal(502, "redirected", f"{_shown(target)} sends on again instead of answering with the artifact")
@@ -154,10 +154,10 @@ class Client:
             body = msgspec.json.encode(message)
         url = self._base.join(URL(path))
         async with self._request(method, url, headers, body, wait + ANSWER_TIMEOUT, self._control_tls) as response:
-            data = await _read(response, ANSWER_LIMIT)
+            data = await read_limited(response, ANSWER_LIMIT)
             self._note_date(response.headers.get("Date"))
             if response.status >= 300:
-                raise _refusal(response, data, True)
+                raise refusal(response, data, True)
             return response.status, data
 
     @asynccontextmanager
@@ -181,7 +181,7 @@ class Client:
             ) as response:
                 yield response
         except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            raise _unreachable(error, url, proxy) from error
+            raise unreachable(error, url, proxy) from error
 
     def _note_date(self, date: str | None) -> None:
         if date is None:
@@ -263,7 +263,7 @@ def _shown(url: URL) -> str:
     return str(url.with_query(None).with_user(None))
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
     parts = bytearray()
     async for chunk in response.content.iter_any():
         parts += chunk
@@ -272,7 +272,7 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(parts)
 
 
-def _refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> Refusal:
+def refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> Refusal:
     status = response.status
     retry_after = response.headers.get("Retry-After", "")
     seconds = float(retry_after) if retry_after.isdecimal() else None
@@ -285,7 +285,7 @@ def _refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> Refusa
     return Refusal(status, problem.code, problem.detail or problem.title, seconds)
 
 
-def _unreachable(error: Exception, url: URL, proxy: URL | None) -> Unreachable:
+def unreachable(error: Exception, url: URL, proxy: URL | None) -> Unreachable:
     where = f"{url.host}:{url.port}"
     through = f" through the proxy {_shown(proxy)}" if proxy is not None else ""
     match error:
