@@ -1,6 +1,7 @@
 """The command `skerry`: a group of verbs, one a file. Exit codes: 0 ok, 1 failed, 2 usage, 3 refused by control,
 4 unreachable, 5 nodes failed or late, 130 interrupted."""
 
+import asyncio
 import sys
 
 import click
@@ -57,7 +58,7 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
         output.note("interrupted")
         return 130
     except BrokenPipeError:

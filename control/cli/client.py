@@ -204,7 +204,7 @@ class Client:
             headers["content-type"] = "application/json"
         if file is not None:
             # Refused before the bytes are sent, where the size or the token is refused.
-            headers |= {"content-type": "application/wasm", "content-length": str(file.stat().st_size)}  # noqa: ASYNC240
+            headers |= {"content-type": "application/wasm", "content-length": str(file.stat().st_size)}
         parameters = {name: str(value) for name, value in (query or {}).items() if value is not None}
         for attempt in range(1, ATTEMPTS + 1):
             pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.25)  # noqa: S311

@@ -122,7 +122,7 @@ async def upload(control: Client, file: Path, *, quiet: bool) -> str:
         disable=quiet or not output.console(error=True).is_terminal,
     )
     with bar:
-        task = bar.add_task(f"uploading {file.name}", total=file.stat().st_size)  # noqa: ASYNC240
+        task = bar.add_task(f"uploading {file.name}", total=file.stat().st_size)
         await control.upload(path("artifacts", sha256), file, lambda count: bar.advance(task, count))
     return sha256
 

@@ -1,0 +1,247 @@
+"""`skerry up`: everything on this machine, from nothing to a function that answers at the edge."""
+
+import asyncio
+import secrets
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import click
+
+from control import embedded, pki
+from control.cli import example, local, migrate, options, output, waiting
+from control.cli.client import HOME_FILE, Client, Connection, Failure, Refused, home, path
+from control.service import Service, ServiceError, read_settings, write_settings
+
+ARRIVAL_LIMIT = 60.0
+"""Seconds for the edge to run the example's release."""
+
+
+class StepFailed(Failure):
+    """A step failed; says which, why, and where the logs are."""
+
+
+@click.command()
+@click.option("--demo", is_flag=True, help="End by itself after the call: with 0, or with 1 at the first failed step.")
+@options.asynchronous
+async def command(demo: bool) -> None:
+    """Start everything on this machine and deploy an example.
+
+    A metadata database, an artifact store, control and one edge, with their files in SKERRY_HOME (.skerry). With
+    SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL set, those are used. Ctrl-C ends everything.
+    """
+    running = asyncio.current_task()
+    assert running is not None  # noqa: S101
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, running.cancel)
+    up = Up(local.Home(home()))
+    try:
+        await up.run(demo)
+    except asyncio.CancelledError:
+        if not up.serving:
+            raise
+    except ExceptionGroup as group:
+        # The watch's error and that of the step that missed the dead process: the first says more.
+        raise group.exceptions[0] from None
+    output.say("everything has ended")
+
+
+class Up:
+    """One run of `skerry up`."""
+
+    def __init__(self, files: local.Home) -> None:
+        self._home = files
+        self._children: list[Service] = []
+        self._began = time.monotonic()
+        self.serving = False
+
+    async def run(self, demo: bool) -> None:
+        """All steps; then, unless `demo`, on until cancelled. Raises `StepFailed`."""
+        self._home.make()
+        output.say(f"everything is kept in {self._home.folder}")
+        async with AsyncExitStack() as stack:
+            metadata_url, artifacts_url = await self._services(stack)
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch())
+                await self._everything(stack, metadata_url, artifacts_url)
+                if not demo:
+                    self._tell_what_next()
+                    self.serving = True
+                    await asyncio.Event().wait()
+                watch.cancel()
+            took = time.monotonic() - self._began
+            output.say(f"all steps succeeded in {output.span(took)}; ending everything", style="green")
+
+    async def _watch(self) -> None:
+        try:
+            await local.watch(self._children)
+        except ServiceError as error:
+            raise StepFailed(str(error), cure=f"logs: {self._home.logs}") from error
+
+    @asynccontextmanager
+    async def _step(self, name: str) -> AsyncIterator[list[str]]:
+        """A step with its line: what it appends to the list is told after its name. Raises `StepFailed`."""
+        began = time.monotonic()
+        told: list[str] = []
+        try:
+            yield told
+        except (ServiceError, Failure, OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
+            cure = getattr(error, "cure", "") or f"logs: {self._home.logs}"
+            code = getattr(error, "code", "")
+            raise StepFailed(f"{name}: {error or type(error).__name__}", code=code, cure=cure) from error
+        output.say(f"{time.monotonic() - began:7.2f} s  {name:<18} {' '.join(told)}")
+
+    async def _services(self, stack: AsyncExitStack) -> tuple[str, str]:
+        async with self._step("services") as told:
+            outside = local.outside_services()
+            if outside is not None:
+                message = f"another `skerry up` runs in {self._home.folder}; end it first"
+                await stack.enter_async_context(embedded.locked(self._home.folder / "lock", 0, message))
+                told.append("the metadata database and the artifact store that the environment names")
+                return outside
+            services = await stack.enter_async_context(embedded.services(self._home.folder))
+            self._children += [services.metadata, services.artifacts]
+            told.append(f"PostgreSQL at {_place(services.metadata_url)}, SeaweedFS at {_place(services.artifacts_url)}")
+            return services.metadata_url, services.artifacts_url
+
+    async def _everything(self, stack: AsyncExitStack, metadata_url: str, artifacts_url: str) -> None:
+        async with self._step("certificates") as told:
+            keys = pki.ensure(self._home.pki)
+            told.append(f"a CA of our own, {keys.fingerprint[:16]}…")
+        async with self._step("migrate") as told:
+            applied, _ = await migrate.run(metadata_url, None)
+            told.append(f"{len(applied)} applied" if applied else "the schema is this version's already")
+        held = await stack.enter_async_context(local.children_lock(self._home))
+        control_port, edge_port = local.ports(self._home)
+        url, edge_url = f"https://127.0.0.1:{control_port}", f"http://127.0.0.1:{edge_port}"
+
+        async with self._step("control") as told:
+            settings = local.control_settings(self._home, keys, control_port, metadata_url, artifacts_url)
+            await self._start_control(stack, held, settings, url, keys.ca)
+            told.append(f"serves {url}")
+        async with self._step("operator") as told:
+            connection = await self._operator(metadata_url, url, edge_url, keys.ca)
+            told.append(f"its token is in {self._home.folder / HOME_FILE}")
+        client = await stack.enter_async_context(Client(connection))
+
+        await self._join(client, held, url)
+        async with self._step("edge") as told:
+            await self._start_edge(stack, held, edge_url)
+            told.append(f"node {local.NODE} serves {edge_url}")
+        new = await self._deploy(client)
+        async with self._step("call") as told:
+            call = f"{edge_url}/functions/{example.FUNCTION}{example.REQUEST}"
+            status, text = await _call(call)
+            if new and status != 200:
+                raise Failure(f"{call} answered {status}: {text}")
+            told.append(f"{call} answers {text}" if status == 200 else f"{call} answers {status} {text}")
+
+    async def _start_control(
+        self, stack: AsyncExitStack, held: int, settings: dict[str, str], url: str, ca: Path
+    ) -> None:
+        self._home.spool.mkdir(mode=0o700, exist_ok=True)
+        child = local.Child("control", self._home.logs / "control.log", held)
+        stack.push_async_callback(child.stop)
+        async with aiohttp.ClientSession() as session:
+            tls = ssl.create_default_context(cafile=str(ca))
+            await child.start(
+                ["-m", "control.cli", "serve"], settings, self._home.folder, _ready(session, f"{url}/readyz", tls)
+            )
+        self._children.append(child)
+
+    async def _operator(self, metadata_url: str, url: str, edge_url: str, ca: Path) -> Connection:
+        """The operator whose token the home has; a new one where it has none or control refuses it."""
+        file = self._home.folder / HOME_FILE
+        token = str(read_settings(file).get("token", ""))
+        if token:
+            try:
+                async with Client(Connection(url, token, ca)) as client:
+                    await client.get(path("groups"), limit=1)
+            except Refused:
+                token = ""
+        if not token:
+            _, made = await migrate.run(metadata_url, f"up-{secrets.token_hex(4)}")
+            token = made or ""
+        write_settings(file, {"url": url, "token": token, "ca": str(ca), "edge": edge_url})
+        return Connection(url, token, ca, edge_url)
+
+    async def _join(self, client: Client, held: int, url: str) -> None:
+        if (self._home.edge / "identity.json").exists():
+            return
+        async with self._step("join") as told:
+            made = await client.post(path("join-tokens"), {"group": example.GROUP})
+            child = local.Child("skerry-edge join", self._home.logs / "join.log", held)
+            arguments = ["-m", "edge_runtime.cli", "join", url, made["token"], "--state", str(self._home.edge)]
+            process = child.start_process([*arguments, "--name", local.NODE], {}, self._home.folder)
+            await child.run_to_end(process, "skerry-edge join")
+            told.append(f"node {local.NODE}, with a one-time token")
+
+    async def _start_edge(self, stack: AsyncExitStack, held: int, edge_url: str) -> None:
+        child = local.Child("edge", self._home.logs / "edge.log", held)
+        stack.push_async_callback(child.stop)
+        listen = edge_url.removeprefix("http://")
+        arguments = ["-m", "edge_runtime.cli", "run", "--state", str(self._home.edge), "--listen", listen]
+        async with aiohttp.ClientSession() as session:
+            await child.start(arguments, {}, self._home.folder, _ready(session, f"{edge_url}/_skerry/healthz", None))
+        self._children.append(child)
+
+    async def _deploy(self, client: Client) -> bool:
+        """The example, once: what an operator does with it later stays as it is. Returns whether it is new."""
+        if self._home.read().get("example"):
+            return False
+        async with self._step("schema change") as told:
+            change = await example.schema_change(client)
+            told.append(f"{change['number']} ({change['name']})")
+        async with self._step("function") as told:
+            version = await example.function_version(client)
+            told.append(f"{version['name']}@{version['version']}, {output.size(version['size'])}")
+        async with self._step("release") as told:
+            release = await example.release(client, version, change)
+            told.append(f"{release['number']} of group {release['group']}")
+        async with self._step("sync") as told:
+            await waiting.follow(client, release, ARRIVAL_LIMIT, quiet=True)
+            told.append(f"node {local.NODE} runs release {release['number']}")
+        self._home.keep(example=True)
+        return True
+
+    def _tell_what_next(self) -> None:
+        output.say(f"ready in {output.span(time.monotonic() - self._began)}. Try next, in another terminal:", "green")
+        for line in NEXT:
+            output.say(f"  {line}")
+        output.say("Ctrl-C ends everything; the data stays for the next `skerry up`.")
+
+
+NEXT = (
+    "skerry status",
+    "skerry invoke hello '?name=Grace&language=fr'",
+    "skerry schema add examples/visits/schema.sql --name visits --wait",
+    "skerry function push visits examples/visits/visits.wasm --manifest examples/visits/manifest.json --wait",
+    "skerry invoke visits",
+    "skerry release create --rollback-to 1 --wait",
+)
+
+
+def _place(url: str) -> str:
+    """Host and port of a URL, without the secrets that it has."""
+    return url.rpartition("@")[2].partition("/")[0]
+
+
+def _ready(session: aiohttp.ClientSession, url: str, tls: ssl.SSLContext | None) -> Callable[[], Awaitable[bool]]:
+    async def ready() -> bool:
+        try:
+            async with session.get(url, ssl=tls or True, timeout=aiohttp.ClientTimeout(total=2)) as response:
+                return response.status < 300
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    return ready
+
+
+async def _call(url: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, (await response.text(errors="replace")).strip()
