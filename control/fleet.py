@@ -1,0 +1,313 @@
+"""What a replica holds in memory, so that a poll at target touches no database: targets, credentials, held polls.
+
+The row of epochs says whether something was announced (a target, a move, a revocation). It is read with what it
+announces in one transaction, four times a second and at once after a write of this replica, so every replica knows of
+a change within half a second and wakes the polls that it concerns.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from control import queries
+from control.clock import Clock
+from control.database import Database
+from control.metrics import Metrics
+from control.problems import ProblemError
+
+SQL = queries.load("fleet")
+
+PERIOD = 0.25
+STALE_AFTER = 5.0
+"""Seconds without a reading after which polls are refused: a revocation could be unknown here."""
+SLICE = 64
+"""Held polls that are woken together; all at once would keep operators waiting."""
+SLICE_PAUSE = 0.005
+LOOKUP_PAUSE = 0.05
+"""Between two look-ups of unknown ids: made-up tokens cost the database twenty queries a second at most."""
+LOOKUPS = 1000
+"""Ids that may wait for a look-up."""
+
+log = logging.getLogger("skerry.fleet")
+
+
+@dataclass(slots=True)
+class Group:
+    id: str
+    name: str
+    release_id: str | None
+    generation: int
+
+
+@dataclass(slots=True)
+class Node:
+    id: str
+    name: str
+    group_id: str
+    generation: int
+    """Of the node's last move; its target's is the larger of this and its group's."""
+    confirmed_generation: int
+    digest: str
+    """Of what the node ran when it was last confirmed or reported."""
+    removed: bool
+
+
+@dataclass(slots=True)
+class Credential:
+    id: str
+    node_id: str
+    secret_hash: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    first_used_at: datetime | None
+    replaces: str | None
+
+
+@dataclass(slots=True)
+class Operator:
+    id: str
+    name: str
+    role: str
+    secret_hash: str
+    revoked_at: datetime | None
+
+
+class Waiter:
+    """A held poll. One a node: a newer poll of the same node takes its place."""
+
+    __slots__ = ("_timeout", "credential_id", "replaced")
+
+    def __init__(self, timeout: asyncio.Timeout, credential_id: str) -> None:
+        self._timeout: asyncio.Timeout | None = timeout
+        self.credential_id = credential_id
+        self.replaced = False
+
+    def wake(self) -> None:
+        """Let it look at its target again."""
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(0)
+        self._timeout = None
+
+    def done(self) -> None:
+        """Its time limit has been left: waking does nothing from now on."""
+        self._timeout = None
+
+
+class Fleet:
+    """The memory of a replica. Everything but `run` and the look-ups is plain and quick."""
+
+    def __init__(self, db: Database, clock: Clock, metrics: Metrics) -> None:
+        self._db = db
+        self._clock = clock
+        self.groups: dict[str, Group] = {}
+        self.nodes: dict[str, Node] = {}
+        self.credentials: dict[str, Credential] = {}
+        self.operators: dict[str, Operator] = {}
+        self.waiters: dict[str, Waiter] = {}
+        """Held polls by node."""
+        self.closing = False
+        self._epoch = -1
+        self._read_at = -STALE_AFTER
+        self._reading = asyncio.Lock()
+        self._nudged = asyncio.Event()
+        self._to_wake: list[str] = []
+        self._waking: asyncio.Task[None] | None = None
+        self._unknown: dict[str, asyncio.Future[None]] = {}
+        self._lookup: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        metrics.watch(lambda: len(self.waiters), lambda: len(self.nodes), lambda: self._loop.time() - self._read_at)
+
+    # Targets
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the epochs were read within `STALE_AFTER`."""
+        return self._loop.time() - self._read_at < STALE_AFTER
+
+    def target_generation(self, node: Node) -> int:
+        return max(self.groups[node.group_id].generation, node.generation)
+
+    def at_target(self, node: Node, digest: str) -> bool:
+        """Whether a node that runs what `digest` says is known to be at target."""
+        if node.digest != digest:
+            return False
+        group = self.groups[node.group_id]
+        return group.release_id is None or node.confirmed_generation >= max(group.generation, node.generation)
+
+    def confirm(self, node_id: str, digest: str, generation: int) -> None:
+        """Remember what a transaction found out about a node; 0 for a generation that it isn't at."""
+        node = self.nodes.get(node_id)
+        if node is not None:
+            node.digest = digest
+            node.confirmed_generation = generation
+
+    # Changes
+
+    def nudge(self) -> None:
+        """Read the epochs now: this replica has announced something."""
+        self._nudged.set()
+
+    async def load(self) -> None:
+        """The first reading; raises `ProblemError` when there is no database."""
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Afterwards everything is known here that was committed before the call; raises `ProblemError`."""
+        async with self._reading:
+            began = self._loop.time()
+            changes = await self._db.read(self._read)
+            self._read_at = began
+            if changes is not None:
+                self._take(changes)
+
+    async def run(self) -> None:
+        """Follow the changes until cancelled."""
+        away = False
+        while True:
+            try:
+                async with asyncio.timeout(PERIOD):
+                    await self._nudged.wait()
+            except TimeoutError:
+                pass
+            self._nudged.clear()
+            try:
+                await self.refresh()
+                if away:
+                    log.info("the epochs are read again")
+                away = False
+            except ProblemError as problem:
+                if not away:
+                    log.warning("the epochs can't be read: %s", problem.detail)
+                away = True
+
+    async def _read(self, conn: Any) -> "tuple[int, list[Any], list[Any], list[Any], list[Any]] | None":
+        epoch = await conn.fetchval(SQL["epoch"])
+        if epoch == self._epoch:
+            return None
+        groups = await conn.fetch(SQL["groups_since"], self._epoch)
+        nodes = await conn.fetch(SQL["nodes_since"], self._epoch)
+        missing = {row["group_id"] for row in nodes} - self.groups.keys() - {row["id"] for row in groups}
+        if missing:
+            groups = [*groups, *await conn.fetch(SQL["groups_by_id"], list(missing))]
+        credentials = await conn.fetch(SQL["credentials_since"], self._epoch)
+        operators = await conn.fetch(SQL["operators_since"], self._epoch)
+        return epoch, groups, nodes, credentials, operators
+
+    def _take(self, changes: tuple[int, list[Any], list[Any], list[Any], list[Any]]) -> None:
+        self._epoch, groups, nodes, credentials, operators = changes
+        changed_groups = set()
+        for row in groups:
+            self.groups[row["id"]] = Group(**row)
+            changed_groups.add(row["id"])
+        for row in operators:
+            self.operators[row["id"]] = Operator(**row)
+        for row in nodes:
+            self.nodes[row["id"]] = Node(**row)
+        for row in credentials:
+            credential = self.credentials[row["id"]] = Credential(**row)
+            waiter = self.waiters.get(credential.node_id)
+            if waiter is not None and waiter.credential_id == credential.id and credential.revoked_at is not None:
+                waiter.wake()
+        for row in nodes:
+            if row["id"] in self.waiters:
+                self.waiters[row["id"]].wake()
+        if changed_groups:
+            self._wake_slowly(n for n in self.waiters if self.nodes[n].group_id in changed_groups)
+
+    # Waking
+
+    def _wake_slowly(self, node_ids: Iterable[str]) -> None:
+        """Wake held polls in slices, in no order that a node could be always last in."""
+        woken = list(node_ids)
+        random.shuffle(woken)
+        self._to_wake.extend(woken)
+        if self._waking is None or self._waking.done():
+            self._waking = self._loop.create_task(self._wake_slices())
+
+    async def _wake_slices(self) -> None:
+        while self._to_wake:
+            for node_id in self._to_wake[:SLICE]:
+                if node_id in self.waiters:
+                    self.waiters[node_id].wake()
+            del self._to_wake[:SLICE]
+            await asyncio.sleep(SLICE_PAUSE)
+
+    def close(self) -> None:
+        """The replica stops: every held poll is answered now, and no other is held."""
+        self.closing = True
+        for waiter in list(self.waiters.values()):
+            waiter.wake()
+
+    # What came to be elsewhere without an announcement: joins, rotated credentials, operators
+
+    async def credential(self, credential_id: str) -> Credential | None:
+        """The credential of that id, looked up in the database where it isn't known; None when there is none."""
+        if credential_id not in self.credentials:
+            await self._find(credential_id)
+        return self.credentials.get(credential_id)
+
+    async def operator(self, operator_id: str) -> Operator | None:
+        """The operator of that id, as `credential`."""
+        if operator_id not in self.operators:
+            await self._find(operator_id)
+        return self.operators.get(operator_id)
+
+    async def _find(self, unknown: str) -> None:
+        future = self._unknown.get(unknown)
+        if future is None:
+            if len(self._unknown) >= LOOKUPS:
+                raise ProblemError("database_busy", "too many unknown credentials are being looked up; try again")
+            future = self._unknown[unknown] = self._loop.create_future()
+            if self._lookup is None or self._lookup.done():
+                self._lookup = self._loop.create_task(self._look_up())
+        # A waiter that goes away must not take the answer from the others.
+        await asyncio.shield(future)
+
+    async def _look_up(self) -> None:
+        while self._unknown:
+            asked = self._unknown
+            self._unknown = {}
+            ids = list(asked)
+            try:
+                found = await self._db.read(lambda conn: _by_id(conn, ids))  # noqa: B023
+            except ProblemError as problem:
+                for future in asked.values():
+                    future.set_exception(problem)
+                    future.exception()  # it may be that nobody waits any more
+            else:
+                self._learn(*found)
+                for future in asked.values():
+                    future.set_result(None)
+            await asyncio.sleep(LOOKUP_PAUSE)
+
+    def _learn(self, groups: list[Any], nodes: list[Any], credentials: list[Any], operators: list[Any]) -> None:
+        # A reading of the epochs that ended meanwhile may know better.
+        for row in groups:
+            self.groups.setdefault(row["id"], Group(**row))
+        for row in nodes:
+            self.nodes.setdefault(row["id"], Node(**row))
+        for row in credentials:
+            self.credentials.setdefault(row["id"], Credential(**row))
+        for row in operators:
+            self.operators.setdefault(row["id"], Operator(**row))
+
+    async def stop(self) -> None:
+        """Cancel what runs in the background; call after `run` has ended."""
+        for task in (self._waking, self._lookup):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        for future in self._unknown.values():
+            future.cancel()
+
+
+async def _by_id(conn: Any, ids: list[str]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    credentials = await conn.fetch(SQL["credentials_by_id"], ids)
+    operators = await conn.fetch(SQL["operators_by_id"], ids)
+    nodes = await conn.fetch(SQL["nodes_by_id"], [row["node_id"] for row in credentials])
+    groups = await conn.fetch(SQL["groups_by_id"], [row["group_id"] for row in nodes])
+    return groups, nodes, credentials, operators

@@ -1,0 +1,148 @@
+"""What the metadata DB has about nodes: read, changed as values, and written back in the same transaction."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import orjson
+
+from control import queries, wire
+
+SQL = queries.load("syncs")
+
+
+@dataclass(slots=True)
+class NodeRow:
+    """A node as its row has it, with its target; `save` writes all but the target."""
+
+    id: str
+    removed: bool
+    state: str
+    state_since: datetime
+    schema_version: int
+    schema_changes: list[dict[str, Any]]
+    database_id: str
+    digest: str
+    confirmed_generation: int
+    failures: int
+    failed_generation: int
+    retry_at: datetime | None
+    error_code: str
+    error_message: str
+    error_at: datetime | None
+    synced_at: datetime | None
+    release_id: str | None
+    target_generation: int
+    reported: wire.Inventory | None = None
+    """Set by `report`: what is to be stored."""
+
+    def report(self, inventory: wire.Inventory, digest: str) -> None:
+        """The node runs `inventory`, whose digest is `digest`."""
+        if digest == self.digest:
+            return
+        self.reported = inventory
+        self.schema_version = inventory.schema_version
+        self.database_id = clean(inventory.database_id)
+        self.digest = digest
+
+    def enter(self, state: str, now: datetime) -> None:
+        """Be in `state`, since now unless it was."""
+        if self.state != state:
+            self.state = state
+            self.state_since = now
+
+    def confirm(self, generation: int) -> None:
+        """The node is at the target that `generation` decided."""
+        self.confirmed_generation = max(self.confirmed_generation, generation)
+        if generation < self.failed_generation:
+            return  # late news: what failed since is still wrong
+        self.failed_generation = 0
+        self.retry_at = None
+        self.error_code = self.error_message = ""
+        self.error_at = None
+
+    def fail(self, code: str, message: str, now: datetime) -> None:
+        """One more sync failed (R 5.3)."""
+        self.failures += 1
+        self.error_code = clean(code)
+        self.error_message = clean(message)
+        self.error_at = now
+
+
+def clean(text: str) -> str:
+    """`text` as a database can keep it."""
+    return text.replace("\0", "\ufffd")
+
+
+def aware(time: datetime | None) -> datetime | None:
+    """`time` with a zone: a node that names none means UTC."""
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+
+
+async def load(conn: Any, node_ids: Iterable[str]) -> dict[str, NodeRow]:
+    """The rows of these nodes, by id."""
+    return {row["id"]: NodeRow(**row) for row in await conn.fetch(SQL["nodes"], sorted(node_ids))}
+
+
+async def stored_inventories(conn: Any, rows: Sequence[NodeRow]) -> dict[str, wire.Inventory]:
+    """What these nodes last reported, by id."""
+    found = {
+        row.id: wire.Inventory(
+            schema_version=row.schema_version,
+            schema_changes=msgspec.convert(row.schema_changes, list[wire.AppliedChange]),
+            database_id=row.database_id,
+        )
+        for row in rows
+    }
+    if found:
+        for function in await conn.fetch(SQL["node_functions"], sorted(found)):
+            node_id, *values = function.values()
+            found[node_id].functions.append(wire.RunningFunction(*values))
+    return found
+
+
+async def save(conn: Any, rows: Iterable[NodeRow]) -> None:
+    """Write these rows, and the inventories that were reported."""
+    rows = sorted(rows, key=lambda row: row.id)
+    if not rows:
+        return
+    columns = zip(*(_texts(row) for row in rows), strict=True)
+    await conn.execute(SQL["save_nodes"], *(list(column) for column in columns))
+    reported = [(row.id, row.reported) for row in rows if row.reported is not None]
+    if not reported:
+        return
+    await conn.execute(SQL["delete_functions"], [node_id for node_id, _ in reported])
+    functions = [
+        (node_id, f.name, str(f.version), f.sha256, f.manifest_digest)
+        for node_id, inventory in reported
+        for f in inventory.functions
+    ]
+    if functions:
+        await conn.execute(SQL["insert_functions"], *(list(column) for column in zip(*functions, strict=True)))
+
+
+def _texts(row: NodeRow) -> tuple[str, ...]:
+    changes = "" if row.reported is None else orjson.dumps(msgspec.to_builtins(row.reported.schema_changes)).decode()
+    return (
+        row.id,
+        row.state,
+        row.state_since.isoformat(),
+        str(row.schema_version),
+        changes,
+        row.database_id,
+        row.digest,
+        str(row.confirmed_generation),
+        str(row.failures),
+        str(row.failed_generation),
+        _time(row.retry_at),
+        row.error_code,
+        row.error_message,
+        _time(row.error_at),
+        _time(row.synced_at),
+    )
+
+
+def _time(time: datetime | None) -> str:
+    return "" if time is None else time.isoformat()

@@ -1,0 +1,274 @@
+"""Polls that need the database: nodes that aren't known to be at target, taken together in slices.
+
+When a release wakes a thousand held polls, a transaction for each would take seconds and conflict with the others; one
+for a slice of them takes milliseconds. A slice reads its nodes, what they run, their targets and open syncs, decides
+for each (R 4.3), and writes what it decided (R 6.1).
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from control import faults, noderows, plan, queries, targets, wire
+from control.noderows import NodeRow
+from control.problems import ProblemError
+from control.services import Services
+from control.syncs import Ended
+
+SQL = queries.load("syncs")
+
+SLICE = 100
+"""Nodes in one transaction."""
+WAITING = 20_000
+"""Nodes that may wait for their slice."""
+
+log = logging.getLogger("skerry.opening")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a node says of itself."""
+
+    node_id: str
+    digest: str
+    inventory: wire.Inventory | None
+    """Checked: its digest is `digest`."""
+    failed: wire.FailedGeneration | None
+
+
+@dataclass(frozen=True, slots=True)
+class AtTarget:
+    """The node has nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The node failed this target, and waits until then before it tries again."""
+
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReportWanted:
+    """Control doesn't know what the node runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The node has a sync to do."""
+
+    sync_id: str
+    generation: int
+    release: plan.Release
+    work: plan.Work
+    texts: dict[tuple[int, int], str]
+
+
+Outcome = AtTarget | Waits | ReportWanted | Opened | ProblemError
+
+
+class Opener:
+    """Takes the requests that came in while the last slice was being decided as the next slice."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._waiting: list[tuple[Request, asyncio.Future[Outcome]]] = []
+        self._wanted = asyncio.Event()
+
+    async def ask(self, request: Request) -> AtTarget | Waits | ReportWanted | Opened:
+        """What the node must do; raises `ProblemError`."""
+        if len(self._waiting) >= WAITING:
+            raise ProblemError("database_busy", f"{WAITING} nodes wait for their plans; try again")
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        self._wanted.set()
+        outcome = await future
+        if isinstance(outcome, ProblemError):
+            raise outcome
+        return outcome
+
+    async def run(self) -> None:
+        """Decide slices until cancelled."""
+        try:
+            while True:
+                await self._wanted.wait()
+                taken = [(r, f) for r, f in self._waiting[:SLICE] if not f.done()]
+                del self._waiting[:SLICE]
+                if not self._waiting:
+                    self._wanted.clear()
+                await self._answer(taken)
+        finally:
+            for _, future in self._waiting:
+                future.cancel()
+
+    async def _answer(self, taken: list[tuple[Request, asyncio.Future[Outcome]]]) -> None:
+        # Two connections of one node may ask at once: the later one is right.
+        requests = {request.node_id: request for request, _ in taken}
+        try:
+            outcomes = await decide_slice(self._services, list(requests.values()))
+        except ProblemError as problem:
+            outcomes = dict.fromkeys(requests, problem)
+        except BaseException as error:
+            if not isinstance(error, Exception) or len(taken) == 1:
+                for _, future in taken:
+                    if not future.done():
+                        future.set_result(ProblemError("internal", "the node's plan could not be made"))
+                if not isinstance(error, Exception):
+                    raise
+                log.exception("the plan of node %s could not be made", taken[0][0].node_id)
+                return
+            # One node's request must not cost the others theirs.
+            for one in taken:
+                await self._answer([one])
+            return
+        for request, future in taken:
+            if not future.done():
+                future.set_result(outcomes[request.node_id])
+
+
+async def decide_slice(services: Services, requests: list[Request]) -> dict[str, Outcome]:
+    """Decide for these nodes in one transaction; raises `ProblemError` when there is no database."""
+
+    async def work(conn: Any) -> _Slice:
+        slice_ = _Slice(services, services.clock.now())
+        await slice_.decide(conn, {request.node_id: request for request in requests})
+        await slice_.save(conn)
+        faults.reach("control.poll.before")
+        return slice_
+
+    done = await services.db.transaction(work)
+    faults.reach("control.poll.after")
+    for node in done.nodes.values():
+        services.fleet.confirm(node.id, node.digest, node.confirmed_generation)
+    if done.opened:
+        services.metrics.sync("opened", len(done.opened))
+    for status in done.ended.statuses:
+        services.metrics.sync(status)
+    return done.outcomes
+
+
+@dataclass(slots=True)
+class _Slice:
+    """One transaction's reading, decisions and writing."""
+
+    services: Services
+    now: datetime
+    nodes: dict[str, NodeRow] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    opened: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """Rows of new syncs: id, node, release, generation."""
+    refused: list[tuple[str, str, str, str, str, str]] = field(default_factory=list)
+    """Rows of syncs that failed before they began, with code and message."""
+    renewed: list[str] = field(default_factory=list)
+    ended: Ended = field(default_factory=Ended)
+    releases: dict[str, plan.Release] = field(default_factory=dict)
+    revisions: plan.Revisions = field(default_factory=dict)
+
+    async def decide(self, conn: Any, requests: dict[str, Request]) -> None:
+        self.nodes = await noderows.load(conn, requests)
+        stored = await noderows.stored_inventories(
+            conn, [n for n in self.nodes.values() if requests[n.id].inventory is None]
+        )
+        open_syncs = {row["node_id"]: row for row in await conn.fetch(SQL["open_syncs"], sorted(requests))}
+        self.releases = await self.services.targets.releases(
+            conn, {node.release_id for node in self.nodes.values() if node.release_id is not None}
+        )
+        self.revisions = await targets.revisions(conn)
+        for node_id, request in requests.items():
+            node = self.nodes.get(node_id)
+            if node is None or node.removed:
+                self.outcomes[node_id] = ProblemError("unknown_node", "this node was removed; join again")
+                continue
+            inventory = request.inventory or stored[node_id]
+            self.outcomes[node_id] = self._decide(node, request, inventory, open_syncs.get(node_id))
+        planned = [outcome for outcome in self.outcomes.values() if isinstance(outcome, Opened)]
+        texts = await targets.texts(conn, {c.number for outcome in planned for c in outcome.work.schema_changes})
+        for outcome in planned:
+            outcome.texts.update(texts)
+
+    def _decide(self, node: NodeRow, request: Request, inventory: wire.Inventory, open_sync: Any) -> Outcome:
+        if request.inventory is not None and request.digest != node.digest:
+            node.report(request.inventory, request.digest)
+            self.changed.add(node.id)
+        elif request.inventory is None and request.digest != node.digest:
+            return ReportWanted()
+        if open_sync is not None and open_sync["lease_until"] <= self.now:
+            self.ended.expire(open_sync, node, self.now)
+            self.changed.add(node.id)
+            open_sync = None
+        target = node.target_generation
+        if node.release_id is None:
+            self._confirm(node, open_sync)
+            return AtTarget()
+        release = self.releases[node.release_id]
+        mismatch = plan.history_mismatch(inventory, self.revisions)
+        if mismatch:
+            return self._refuse(node, open_sync, mismatch)
+        if plan.at_target(inventory, release):
+            self._confirm(node, open_sync)
+            return AtTarget()
+        if request.failed is not None and request.failed.generation == target == node.failed_generation:
+            until = noderows.aware(request.failed.retry_at)
+            if until is not None and until > self.now:
+                return Waits(until)
+        return self._open(node, open_sync, release, plan.work(inventory, release, self.revisions))
+
+    def _open(self, node: NodeRow, open_sync: Any, release: plan.Release, work: plan.Work) -> Opened:
+        target = node.target_generation
+        if node.state != "syncing":
+            node.enter("syncing", self.now)
+            self.changed.add(node.id)
+        if open_sync is not None and open_sync["generation"] == target:
+            self.renewed.append(open_sync["id"])
+            return Opened(open_sync["id"], target, release, work, {})
+        if open_sync is not None:
+            self.ended.add(open_sync["id"], "superseded")
+        sync_id = str(uuid4())
+        self.opened.append((sync_id, node.id, release.id, str(target)))
+        return Opened(sync_id, target, release, work, {})
+
+    def _confirm(self, node: NodeRow, open_sync: Any) -> None:
+        """The node is at target; so it was a success if there is a sync whose report got lost."""
+        if open_sync is not None:
+            reached = open_sync["generation"] == node.target_generation
+            self.ended.add(open_sync["id"], "succeeded" if reached else "superseded")
+            if reached:
+                node.synced_at = self.now
+        if node.state == "syncing":
+            node.enter("online", self.now)
+        node.confirm(node.target_generation)
+        self.changed.add(node.id)
+
+    def _refuse(self, node: NodeRow, open_sync: Any, mismatch: str) -> ProblemError:
+        """No plan can be right for this node: a failure, recorded once for each target."""
+        code, target = "history_mismatch", node.target_generation
+        if open_sync is not None:
+            self.ended.add(open_sync["id"], "failed", code, mismatch)
+            node.enter("online", self.now)
+        if node.failed_generation != target or node.error_code != code:
+            node.fail(code, mismatch, self.now)
+            node.failed_generation = target
+            self.refused.append((str(uuid4()), node.id, node.release_id or "", str(target), code, mismatch))
+            self.changed.add(node.id)
+        return ProblemError(
+            code, f"{mismatch}; give the node an empty database, or join it to the control plane it is of"
+        )
+
+    async def save(self, conn: Any) -> None:
+        lease = self.now + timedelta(seconds=self.services.settings.sync_lease)
+        await self.ended.save(conn, self.now)
+        if self.renewed:
+            await conn.execute(SQL["renew_syncs"], self.renewed, lease)
+        if self.opened:
+            await conn.execute(SQL["insert_syncs"], *_columns(self.opened), self.now, lease)
+        if self.refused:
+            await conn.execute(SQL["insert_failed_syncs"], *_columns(self.refused), self.now)
+        await noderows.save(conn, [self.nodes[id] for id in self.changed])
+
+
+def _columns(rows: list[Any]) -> list[list[str]]:
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,46 @@
+-- What a replica keeps in memory: targets, credentials and operators, and the epoch that announces their changes.
+
+-- The number of the last announced change.
+-- name: epoch
+SELECT epoch FROM epochs WHERE id = 1;
+
+-- Groups that changed after an epoch.
+-- name: groups_since
+SELECT id::text AS id, name, release_id::text AS release_id, generation FROM groups WHERE epoch > $1;
+
+-- Groups by id.
+-- name: groups_by_id
+SELECT id::text AS id, name, release_id::text AS release_id, generation
+FROM groups WHERE id = ANY($1::text[]::uuid[]);
+
+-- Nodes that changed after an epoch.
+-- name: nodes_since
+SELECT id::text AS id, name, group_id::text AS group_id, generation, confirmed_generation, digest,
+    removed_at IS NOT NULL AS removed
+FROM nodes WHERE epoch > $1;
+
+-- Nodes by id.
+-- name: nodes_by_id
+SELECT id::text AS id, name, group_id::text AS group_id, generation, confirmed_generation, digest,
+    removed_at IS NOT NULL AS removed
+FROM nodes WHERE id = ANY($1::text[]::uuid[]);
+
+-- Credentials that changed after an epoch, revoked ones included: a held poll may be under them.
+-- name: credentials_since
+SELECT id::text AS id, node_id::text AS node_id, secret_hash, expires_at, revoked_at, first_used_at,
+    replaces::text AS replaces
+FROM credentials WHERE epoch > $1;
+
+-- Credentials by id.
+-- name: credentials_by_id
+SELECT id::text AS id, node_id::text AS node_id, secret_hash, expires_at, revoked_at, first_used_at,
+    replaces::text AS replaces
+FROM credentials WHERE id = ANY($1::text[]::uuid[]);
+
+-- Operators that changed after an epoch.
+-- name: operators_since
+SELECT id::text AS id, name, role, secret_hash, revoked_at FROM operators WHERE epoch > $1;
+
+-- Operators by id.
+-- name: operators_by_id
+SELECT id::text AS id, name, role, secret_hash, revoked_at FROM operators WHERE id = ANY($1::text[]::uuid[]);

@@ -1,0 +1,21 @@
+-- What a plan is made of: releases and schema changes.
+
+-- Releases by id.
+-- name: releases
+SELECT id::text AS id, number, schema_floor FROM releases WHERE id = ANY($1::text[]::uuid[]);
+
+-- The functions of releases, with their manifests and where their bytes are.
+-- name: release_functions
+SELECT f.release_id::text AS release_id, f.name, f.version, f.sha256, v.size, v.artifact_id::text AS artifact_id,
+    v.manifest, v.manifest_digest
+FROM release_functions AS f JOIN function_versions AS v ON v.name = f.name AND v.version = f.version
+WHERE f.release_id = ANY($1::text[]::uuid[])
+ORDER BY f.name;
+
+-- Every revision of every schema change, without its text.
+-- name: revisions
+SELECT number, revision, name, checksum FROM schema_changes;
+
+-- The texts of schema changes from one number to another.
+-- name: texts
+SELECT number, revision, sql FROM schema_changes WHERE number BETWEEN $1 AND $2;

@@ -1,0 +1,99 @@
+-- Syncs: what they change about a node, and the log of them (R 4.4, 5.3, 6.4).
+
+-- What is stored of nodes, with their targets.
+-- name: nodes
+SELECT n.id::text AS id, n.removed_at IS NOT NULL AS removed, n.state, n.state_since, n.schema_version, n.schema_changes,
+    n.database_id, n.digest, n.confirmed_generation, n.failures, n.failed_generation, n.retry_at,
+    n.error_code, n.error_message, n.error_at, n.synced_at,
+    g.release_id::text AS release_id, GREATEST(n.generation, g.generation) AS target_generation
+FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+WHERE n.id = ANY($1::text[]::uuid[]);
+
+-- The functions that nodes reported.
+-- name: node_functions
+SELECT node_id::text AS node_id, name, version, sha256, manifest_digest
+FROM node_functions WHERE node_id = ANY($1::text[]::uuid[]);
+
+-- Write nodes back, one element of each array a node; '' is NULL for a time, and for schema_changes the same as before.
+-- name: save_nodes
+UPDATE nodes AS n
+SET state = u.state,
+    state_since = u.state_since::timestamptz,
+    schema_version = u.schema_version::int8,
+    schema_changes = COALESCE(NULLIF(u.schema_changes, '')::jsonb, n.schema_changes),
+    database_id = u.database_id,
+    digest = u.digest,
+    confirmed_generation = u.confirmed_generation::int8,
+    failures = u.failures::int8,
+    failed_generation = u.failed_generation::int8,
+    retry_at = NULLIF(u.retry_at, '')::timestamptz,
+    error_code = u.error_code,
+    error_message = u.error_message,
+    error_at = NULLIF(u.error_at, '')::timestamptz,
+    synced_at = NULLIF(u.synced_at, '')::timestamptz
+FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]
+) AS u (
+    id, state, state_since, schema_version, schema_changes, database_id, digest, confirmed_generation, failures,
+    failed_generation, retry_at, error_code, error_message, error_at, synced_at
+)
+WHERE n.id = u.id::uuid;
+
+-- Forget the functions that nodes reported before.
+-- name: delete_functions
+DELETE FROM node_functions WHERE node_id = ANY($1::text[]::uuid[]);
+
+-- The functions that nodes report.
+-- name: insert_functions
+INSERT INTO node_functions (node_id, name, version, sha256, manifest_digest)
+SELECT u.node_id::uuid, u.name, u.version::int8, u.sha256, u.manifest_digest
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+    AS u (node_id, name, version, sha256, manifest_digest);
+
+-- The open syncs of nodes, one a node at most.
+-- name: open_syncs
+SELECT id::text AS id, node_id::text AS node_id, generation, step, lease_until
+FROM syncs WHERE status = 'running' AND node_id = ANY($1::text[]::uuid[]);
+
+-- One node's sync.
+-- name: sync
+SELECT id::text AS id, release_id::text AS release_id, generation, status, step, lease_until, late_status
+FROM syncs WHERE id = $1::text::uuid AND node_id = $2::text::uuid;
+
+-- Whether a node has an open sync.
+-- name: has_open_sync
+SELECT EXISTS (SELECT 1 FROM syncs WHERE status = 'running' AND node_id = $1::text::uuid);
+
+-- Open syncs, one element of each array a sync.
+-- name: insert_syncs
+INSERT INTO syncs (id, node_id, release_id, generation, status, started_at, lease_until)
+SELECT u.id::uuid, u.node_id::uuid, u.release_id::uuid, u.generation::int8, 'running', $5, $6
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u (id, node_id, release_id, generation);
+
+-- Record syncs that failed before they began.
+-- name: insert_failed_syncs
+INSERT INTO syncs
+    (id, node_id, release_id, generation, status, started_at, lease_until, ended_at, error_code, error_message)
+SELECT u.id::uuid, u.node_id::uuid, u.release_id::uuid, u.generation::int8, 'failed', $7, $7, $7, u.code, u.message
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    AS u (id, node_id, release_id, generation, code, message);
+
+-- Renew the leases of syncs that are answered again.
+-- name: renew_syncs
+UPDATE syncs SET lease_until = $2 WHERE status = 'running' AND id = ANY($1::text[]::uuid[]);
+
+-- Renew the lease of one sync, which says how far it is.
+-- name: renew_sync
+UPDATE syncs SET lease_until = $2, step = $3 WHERE status = 'running' AND id = $1::text::uuid;
+
+-- End open syncs, one element of each array a sync.
+-- name: end_syncs
+UPDATE syncs AS s
+SET status = u.status, ended_at = $5, error_code = u.code, error_message = u.message
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u (id, status, code, message)
+WHERE s.id = u.id::uuid AND s.status = 'running';
+
+-- Record a result that came after the sync had ended; the first one is kept.
+-- name: late
+UPDATE syncs SET late_status = $2, late_at = $3 WHERE id = $1::text::uuid AND late_status IS NULL;
