@@ -22,7 +22,7 @@ HEAD_LIMIT: Final = 65_535
 CALL: Final = 1
 """Head: `CallHead` in msgpack; the raw bytes are the request's body."""
 RELEASE: Final = 2
-"""`Load`: load the modules, keep those of the earlier ones; answered by LOADED or FAILED."""
+"""`Load`: load the modules, keep those of the earlier ones; answered by LOADED."""
 FORGET: Final = 3
 """`Keep`: close the modules of the other serials; answered by DONE."""
 QUERY_RELEASE: Final = 4
@@ -45,6 +45,7 @@ FAULT: Final = 21
 STALE: Final = 22
 """The libsql file holds another release than the call was made for: nothing was run for good, dispatch it again."""
 LOADED: Final = 23
+"""`Loaded`."""
 FAILED: Final = 24
 """`Failure`."""
 DONE: Final = 25
@@ -114,6 +115,16 @@ class Compiled(Struct, frozen=True):
     digest: str
 
 
+class Failure(Struct, frozen=True):
+    code: str
+    message: str
+
+
+class Loaded(Struct, frozen=True):
+    failures: list[Failure]
+    """One for each function that couldn't be loaded; the others can be called."""
+
+
 class Fault(Struct, frozen=True):
     code: str
     message: str
@@ -129,11 +140,6 @@ class ChildSettings(Struct, frozen=True):
     """Path of the state directory."""
     synchronous: str
     """SQLite's: FULL or NORMAL."""
-
-
-class Failure(Struct, frozen=True):
-    code: str
-    message: str
 
 
 class CallHead(Struct, frozen=True, array_like=True):

@@ -145,7 +145,7 @@ class Processes:
             message = frames.encode_json(zygote.Birth(child.id, kind, slot, background))
             self._children[child.id] = child
             try:
-                # The zygote reads all the time. Where its buffer is full it is stuck, and waiting would stall the front.
+                # The zygote reads all the time: where its buffer is full it is stuck, and waiting would stall us.
                 socket.send_fds(self._control, [message], [theirs.fileno()])
             except OSError as error:
                 self._children.pop(child.id)

@@ -1,0 +1,156 @@
+"""A call on its way through the front, and how it can end."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from control import wire
+
+from . import frames
+
+SHORT: Final = 0.002
+"""Seconds: calls of a function whose recent ones took less may queue in a worker behind others of that kind."""
+_WEIGHT: Final = 0.2
+"""Of the newest call, in a function's recent time."""
+
+
+class Answer(NamedTuple):
+    """What a guest answered."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+    release: int
+    """Number of the release that it ran on."""
+
+
+class Refusal(NamedTuple):
+    """Why a call has no answer of a guest's."""
+
+    status: int
+    code: str
+    message: str
+    retry_after: int = 0
+    """Seconds after which it makes sense to ask again; 0 where it doesn't say."""
+
+
+Outcome = Answer | Refusal
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted of a function, over all its versions, since the front started."""
+
+    name: str
+    outcomes: dict[str, int] = field(default_factory=dict)
+    """By the code of the refusal, "ok" for answers."""
+    recent: float = 0.0
+    """Seconds that recent calls took in a worker, the newest ones counting most; 0 before the first."""
+    total: float = 0.0
+    """Seconds that all calls took in workers."""
+
+    def took(self, seconds: float) -> None:
+        self.recent = self.recent + (seconds - self.recent) * _WEIGHT if self.recent else seconds
+        self.total += seconds
+
+    @property
+    def short(self) -> bool:
+        return 0.0 < self.recent < SHORT
+
+
+@dataclass(slots=True)
+class Target:
+    """A function of the current release."""
+
+    index: int
+    function: frames.LocalFunction
+    tally: Tally
+    writes: bool
+    limit: float
+    """Seconds that a call may run."""
+    release: int
+    """Number of the release."""
+
+
+def targets(release: frames.LocalRelease, tallies: dict[str, Tally]) -> dict[str, Target]:
+    """The release's functions by name."""
+    return {
+        f.name: Target(
+            index,
+            f,
+            tallies.setdefault(f.name, Tally(f.name)),
+            f.manifest.sql == "write",
+            f.manifest.time_limit_ms / 1000,
+            release.number,
+        )
+        for index, f in enumerate(release.functions)
+    }
+
+
+class Call:
+    """A request to a function. `outcome` gets its `Outcome`, always, and never an exception."""
+
+    __slots__ = (
+        "attempts", "body", "client", "deadline", "gone", "headers", "id", "method", "name", "outcome", "path",
+        "query", "short", "target",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        method: str,
+        path: str,
+        query: bytes,
+        headers: list[tuple[bytes, bytes]],
+        client: str,
+        body: bytes,
+        outcome: asyncio.Future[Outcome],
+    ) -> None:
+        self.name = name
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.client = client
+        self.body = body
+        self.outcome = outcome
+        self.id = 0
+        """Of the attempt: another one each time that it is dispatched."""
+        self.attempts = 0
+        self.deadline = 0.0
+        """Until when it may wait to be dispatched (monotonic clock)."""
+        self.gone = False
+        """Its client has gone: nobody waits for the outcome."""
+        self.target: Target
+        """What it was dispatched to last; not there before."""
+        self.short = False
+
+    def head(self, serial: int) -> bytes:
+        return frames.encode_head(
+            (serial, self.target.index, self.method, self.path, self.query, self.headers, self.client)
+        )
+
+    def end(self, outcome: Outcome) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class Order:
+    """Something that the front asks of one worker, in line with the calls."""
+
+    __slots__ = ("answer", "id", "short")
+
+    def __init__(self, answer: asyncio.Future[frames.Frame]) -> None:
+        self.answer = answer
+        """Error: `frames.ChildGone` where the worker ended before it had answered."""
+        self.id = 0
+        self.short = False
+
+
+Job = Call | Order
+
+
+def unknown(name: str) -> Refusal:
+    """The current release has no such function."""
+    shown = name if wire.NAME.fullmatch(name) else name[:63].encode("unicode_escape").decode()
+    return Refusal(404, "function_unknown", f"This node's release has no function {shown}.")

@@ -1,0 +1,157 @@
+"""The front's end of one worker's socket: frames out without waiting, frames in to the pool, its jobs in their order.
+
+The raw socket and not a transport: a transport's write to a dead worker throws away replies that had already come.
+"""
+
+import asyncio
+import time
+from collections import deque
+from typing import Final, Protocol
+
+from . import frames
+from .calls import Job
+from .processes import Child
+
+_BUFFER: Final = 256 * 1024
+_SMALL: Final = 65_536
+
+
+class Owner(Protocol):
+    """Neither may raise: the socket's frames would be left half read."""
+
+    def replied(self, link: "Link", request: int, kind: int, head: bytes, body: bytes) -> None: ...
+
+    def lost(self, link: "Link") -> None: ...
+
+
+class Link:
+    def __init__(self, child: Child, owner: Owner) -> None:
+        self.child = child
+        self.jobs: deque[Job] = deque()
+        """What the worker has been given, the one that it works on first."""
+        self.longs = 0
+        """How many of them aren't short."""
+        self.level = -1
+        """Where the pool has it: by how many jobs, -1 where it may have no other one."""
+        self.since = time.monotonic()
+        """When the first job became the first."""
+        self.serials: set[int] = set()
+        """The sets of modules that it has loaded."""
+        self.usable = False
+        """It was ready, and isn't being ended."""
+        self.killed = ""
+        """Why the front killed it; empty while it hasn't."""
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._owner = owner
+        self._loop = loop
+        self._sock = child.sock
+        self._fileno = child.sock.fileno()
+        self._in = bytearray(_BUFFER)
+        self._view = memoryview(self._in)
+        self._have = 0
+        self._large: bytearray | None = None
+        """A frame that is larger than the buffer, header included, of which `_have` bytes have come."""
+        self._out: deque[memoryview] = deque()
+        loop.add_reader(self._fileno, self._readable)
+
+    def send(self, request: int, kind: int, head: bytes, body: bytes) -> None:
+        """Send a frame, now or as the worker reads. To a dead one it sends nothing: `Owner.lost` follows."""
+        frame = frames.HEADER.pack(len(head) + len(body), request, kind, len(head)) + head
+        if len(body) < _SMALL:
+            frame += body
+            if not self._out:
+                try:
+                    sent = self._sock.send(frame)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    return
+                if sent == len(frame):
+                    return
+                frame = frame[sent:]
+            self._out.append(memoryview(frame))
+        else:
+            self._out += (memoryview(frame), memoryview(body))
+        self._loop.add_writer(self._fileno, self._writable)
+
+    def kill(self, why: str) -> None:
+        """End the worker; the first reason counts."""
+        if not self.killed:
+            self.killed = why
+            self.child.kill()
+
+    def detach(self) -> None:
+        """Read and write no more."""
+        self.usable = False
+        if not self.ended.done():
+            self._loop.remove_reader(self._fileno)
+            self._loop.remove_writer(self._fileno)
+            self._out.clear()
+            self.ended.set_result(None)
+
+    def close(self) -> None:
+        """Forget the worker, which ends."""
+        self.detach()
+        self.child.close()
+
+    def _writable(self) -> None:
+        while self._out:
+            try:
+                sent = self._sock.send(self._out[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._out.clear()
+                break
+            if sent == len(self._out[0]):
+                self._out.popleft()
+            else:
+                self._out[0] = self._out[0][sent:]
+        self._loop.remove_writer(self._fileno)
+
+    def _readable(self) -> None:
+        large = self._large
+        try:
+            target = self._view[self._have :] if large is None else memoryview(large)[self._have :]
+            got = self._sock.recv_into(target)
+        except BlockingIOError:
+            return
+        except OSError:
+            got = 0
+        if not got:
+            self._owner.lost(self)
+            return
+        self._have += got
+        if large is None:
+            self._frames()
+        elif self._have == len(large):
+            self._large, self._have = None, 0
+            _, request, kind, head = frames.HEADER.unpack_from(large)
+            split = frames.HEADER_BYTES + head
+            view = memoryview(large)
+            self._owner.replied(self, request, kind, bytes(view[frames.HEADER_BYTES : split]), bytes(view[split:]))
+
+    def _frames(self) -> None:
+        """Hand over the whole frames that the buffer has, and keep the rest."""
+        data, view, have, at = self._in, self._view, self._have, 0
+        while have - at >= frames.HEADER_BYTES:
+            length, request, kind, head = frames.HEADER.unpack_from(data, at)
+            start = at + frames.HEADER_BYTES
+            end = start + length
+            if end > have:
+                if end - at > _BUFFER:
+                    self._large = bytearray(end - at)
+                    self._large[: have - at] = view[at:have]
+                    self._have = have - at
+                    return
+                break
+            split = start + head
+            at = end
+            self._owner.replied(self, request, kind, bytes(view[start:split]), bytes(view[split:end]))
+            if self.ended.done():
+                return
+        if at:
+            data[: have - at] = data[at:have]
+        self._have = have - at

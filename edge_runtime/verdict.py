@@ -1,0 +1,88 @@
+"""What a running call is ended for, and what its client is told when its worker has ended. Pure."""
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import Final
+
+from . import page
+from .calls import Call, Refusal
+from .processes import how
+
+GRACE: Final = 1.0
+"""Seconds beyond its time limit for a call that its worker hasn't even started."""
+COMMIT_LIMIT: Final = 5.0
+"""Seconds that a commit may take beyond the call's own limit: they are the disk's, not the guest's."""
+ABANDONED: Final = 0.05
+"""Seconds that a call may run, once its client has gone and others wait: ending a worker costs the others as much."""
+
+# Why a worker is ended; the first four are codes of the answer too.
+TIME_LIMIT: Final = "time_limit"
+LOCK_HELD: Final = "lock_held_too_long"
+LOCK_WAIT: Final = "writer_busy"
+CLIENT_GONE: Final = "client_gone"
+STUCK: Final = "stuck"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the pool; durations in seconds."""
+
+    workers: int
+    depth: int = 4
+    """Calls that one worker may have, where they are short."""
+    queue: int = 1024
+    queue_wait: float = 10.0
+    lock_wait: float = 10.0
+    """How long a call may wait for the writer lock."""
+    lock_hold: float = 5.0
+    """How long a call may hold it."""
+
+
+def overdue(call: Call, seen: page.Seen, since: float, now: float, others_wait: bool, limits: Limits) -> str:
+    """Why the worker must be ended whose first call is `call`, first since `since`; empty where it may go on.
+
+    Waiting for the writer lock is not counted as running: it has its own limit. `now` is the monotonic clock's.
+    """
+    limit = call.target.limit
+    if seen.request != call.id:
+        return STUCK if now - since > limit + GRACE else ""
+    in_state = now - seen.since_ns / 1e9
+    ran = now - (seen.started_ns + seen.waited_ns) / 1e9
+    if seen.state == page.COMMITTING:
+        return STUCK if in_state > limit + COMMIT_LIMIT else ""
+    if seen.state == page.WAITING:
+        ran -= in_state
+        if in_state > limits.lock_wait:
+            return LOCK_WAIT
+    if ran > limit:
+        return TIME_LIMIT
+    if seen.state == page.WRITING and in_state > limits.lock_hold:
+        return LOCK_HELD
+    return CLIENT_GONE if call.gone and others_wait and ran > ABANDONED else ""
+
+
+def verdict(call: Call, state: int, why: str, status: int | None, limits: Limits) -> Refusal:
+    """The answer to the call with which its worker ended: in `state` of the page, ended by the front for `why` or by
+    itself (empty) with `status` as from waitpid."""
+    name = call.name
+    if state == page.COMMITTING:
+        text = f"The process of {name} ended while its changes were being committed: whether they are kept is unknown."
+        return Refusal(502, "commit_unknown", text)
+    if why == TIME_LIMIT:
+        limit = call.target.function.manifest.time_limit_ms
+        return Refusal(
+            504, why, f"{name} ran longer than its manifest's time_limit_ms, {limit} ms. Nothing was changed."
+        )
+    if why == LOCK_HELD:
+        text = f"{name} held the writer lock longer than {limits.lock_hold:g} s. Nothing was changed."
+        return Refusal(504, why, text)
+    if why == LOCK_WAIT:
+        text = f"{name} waited for the writer lock longer than {limits.lock_wait:g} s. Nothing was changed."
+        return Refusal(503, why, text, 1)
+    if why == CLIENT_GONE:
+        return Refusal(499, why, "The client went away.")
+    overflow = ""
+    if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSEGV:
+        overflow = " (so shows a guest whose stack overflows)"
+    return Refusal(502, "worker_crashed", f"The process that ran {name} {how(status)}{overflow}. Nothing was changed.")
