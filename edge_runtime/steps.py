@@ -102,7 +102,7 @@ def pause_after(status: int | None, retry_after: float | None, attempts: int, ji
         return backoff(attempts, jitter, REFUSED_BASE, REFUSED_CAP)
     if retry_after is not None:
         return min(ANSWER_CAP, max(RECONNECT_BASE, retry_after) * (1.0 + jitter / 4))
-    if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+    if status is not None and final(status):
         return backoff(attempts, jitter, REFUSED_BASE / 6, REFUSED_CAP)
     return backoff(attempts, jitter, RECONNECT_BASE, RECONNECT_CAP)
 
@@ -149,6 +149,11 @@ def check_space(needed: int, free: int, where: str) -> None:
             f"the release needs {_mib(needed)} MiB and a reserve of {_mib(DISK_RESERVE)} MiB, but {where} has only "
             f"{_mib(free)} MiB free; free some space, then `skerry node retry` or wait for the next attempt",
         )
+
+
+def final(status: int) -> bool:
+    """True for an HTTP status of a report that asking again can't change."""
+    return 400 <= status < 500 and status not in (401, 403, 408, 425, 429)
 
 
 def superseded(state: wire.SyncState) -> bool:
