@@ -1,0 +1,111 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control.cli import output, releasing, status, waiting
+from control.cli.client import Json
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+
+
+@given(st.text())
+def test_nothing_can_steer_the_terminal(text: str) -> None:
+    shown = output.clean(text)
+    assert all(c in "\t\n" or (ord(c) >= 0x20 and not 0x7F <= ord(c) < 0xA0) for c in shown)
+    assert len(shown) == len(text)
+
+
+def test_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(["NAME"], [["[red]x[/red] :smile: \x1b[31m"]], "none")
+    assert "[red]x[/red] :smile: \ufffd[31m" in capsys.readouterr().out
+
+
+def test_long_cells_are_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(["A", "B"], [["a" * 90, "b" * 90]], "none")
+    assert "b" * 90 in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (0.44, "0.4 s"), (59, "59 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (3 * 86400, "3 d")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert output.span(seconds) == text
+    assert output.ago((NOW - timedelta(seconds=seconds)).isoformat(), NOW) == f"{text} ago"
+
+
+def test_times_to_come_and_none() -> None:
+    assert output.ago((NOW + timedelta(seconds=30)).isoformat().replace("+00:00", "Z"), NOW) == "in 30 s"
+    assert output.ago(None) == "never"
+
+
+def node(**changes: object) -> Json:
+    usual: Json = {
+        "id": "1",
+        "name": "edge-1",
+        "group": "default",
+        "state": "online",
+        "state_since": NOW.isoformat(),
+        "last_seen_at": NOW.isoformat(),
+        "generation": 5,
+        "target_generation": 5,
+        "at_target": True,
+        "error": None,
+        "retry_at": None,
+        "failures": 0,
+        "warnings": [],
+        "sync": None,
+    }
+    return usual | changes
+
+
+def error(after: float) -> Json:
+    return {"code": "compile_failed", "message": "no", "at": (NOW + timedelta(seconds=after)).isoformat()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "arrived"),
+        ({"generation": 6, "target_generation": 6}, "arrived"),
+        ({"generation": 4, "at_target": False}, "waiting"),
+        # At target for the old generation: control hasn't told the node of the new one yet.
+        ({"generation": 4}, "waiting"),
+        ({"generation": 4, "at_target": False, "error": error(1)}, "failed"),
+        ({"generation": 4, "at_target": False, "error": error(-1)}, "waiting"),
+        ({"error": error(1)}, "arrived"),
+    ],
+)
+def test_where_a_node_stands_towards_a_release(changes: Json, verdict: str) -> None:
+    assert waiting.verdict(node(**changes), 5, NOW.isoformat()) == verdict
+
+
+def test_status_says_why() -> None:
+    assert status.trouble(node()) == []
+    assert status.well(node())
+    failing = node(at_target=False, error=error(1), failures=3, retry_at=NOW.isoformat())
+    assert status.standing(failing) == "failing"
+    assert "no [compile_failed]" in status.trouble(failing)[0]
+    assert "skerry node retry edge-1" in status.trouble(failing)[1]
+    late = node(warnings=[{"kind": "overdue", "message": "no sync for 6 min", "since": NOW.isoformat()}])
+    assert "overdue: no sync for 6 min" in status.trouble(late)[0]
+    assert not status.well(late)
+    assert "offline" in status.trouble(node(state="offline"))[0]
+
+
+def test_a_plan_shows_removals() -> None:
+    changes = {
+        "add": [{"name": "new", "version": 1}],
+        "change": [{"name": "old", "from": 1, "to": 2}],
+        "remove": [{"name": "gone", "version": 3}, "bare"],
+        "schema": [{"number": 4, "name": "more"}],
+    }
+    assert [line for line, _ in releasing.changes(changes)] == [
+        "+ new@1",
+        "~ old 1 -> 2",
+        "- gone@3 is removed",
+        "- bare is removed",
+        "+ schema change 4 more",
+    ]
