@@ -1,0 +1,246 @@
+"""The libsql file of a node: connections, the writer lock, and the runtime's own tables.
+
+libsql is opened after a fork, never before, and by one thread: its queries hold the GIL (so never in the front).
+"""
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+import libsql_experimental as libsql
+import msgspec
+
+from control import wire
+
+from .frames import LocalFunction, LocalRelease, Stored
+from .statements import load
+from .tokens import Kind, tokenize
+
+FORMAT: Final = 1
+"""Of the runtime's own tables."""
+BUSY_MS: Final = 5_000
+"""Patience with what doesn't know the writer lock, as a backup or a person's shell."""
+HEAP_BYTES: Final = 128 * 1024 * 1024
+"""SQLite's memory in one process; a statement that needs more fails by itself."""
+SYNCHRONOUS: Final = ("FULL", "NORMAL")
+LOCK_NAME: Final = "writer.lock"
+
+_TABLES: Final = load("tables")
+_HAS_META: Final = load("has_meta")
+_INSERT_META: Final = load("insert_meta")
+_READ_META: Final = load("read_meta")
+_READ_RELEASE: Final = load("read_release")
+_READ_CHANGES: Final = load("read_changes")
+_READ_FUNCTIONS: Final = load("read_functions")
+
+
+class DatabaseUnfit(Exception):
+    """The libsql file can't be used as it is; the message says why and what to do."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """libsql's Rust panicked (text that is not UTF-8): no Exception, and the connection goes on."""
+    return type(error).__name__ == "PanicException"
+
+
+class Watch(Protocol):
+    """Is told where a writing call is, so that whoever watches it doesn't take waiting for looping."""
+
+    def waiting(self) -> None:
+        """Another holds the writer lock."""
+
+    def writing(self) -> None:
+        """The writer lock is this call's now."""
+
+    def committing(self) -> None:
+        """From here on, what was written may be kept, whatever happens to the process."""
+
+    def running(self) -> None:
+        """The writer lock was let go without a commit."""
+
+
+class WriterLock:
+    """Writers of one file take turns by it, over all processes: SQLite's own wait starves some of them.
+
+    The kernel lets it go when the process ends. Each process opens its own: one inherited by a fork is shared.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._held = False
+
+    def acquire(self, watch: Watch | None = None) -> None:
+        """Wait for the lock."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if watch is not None:
+                watch.waiting()
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._held = True
+        if watch is not None:
+            watch.writing()
+
+    def release(self) -> None:
+        """Let it go, if this process holds it."""
+        if self._held:
+            self._held = False
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        self._held = False
+        os.close(self._descriptor)
+
+
+class Database:
+    """One connection to the file, in autocommit: transactions are opened and ended by statements."""
+
+    def __init__(self, connection: Any, lock: WriterLock) -> None:
+        self.connection = connection
+        self.lock = lock
+        self.query_only = False
+        """As last set by `set_query_only`."""
+
+    def rows(self, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one statement; an empty list where it gives none. Error: ValueError, libsql's only one."""
+        return self.connection.execute(sql, params).fetchall() or []
+
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self.connection.in_transaction)
+
+    def set_query_only(self, value: bool) -> None:
+        if value is not self.query_only:
+            self.connection.execute("PRAGMA query_only = ON" if value else "PRAGMA query_only = OFF")
+            self.query_only = value
+
+    def rollback(self) -> None:
+        """End the transaction, if one is open, and let the writer lock go."""
+        try:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+        finally:
+            self.lock.release()
+
+    def close(self) -> None:
+        self.connection.close()
+        self.lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> Database:
+    """Open the file, making it and the runtime's tables if they aren't there; `writer.lock` lies beside it.
+
+    `synchronous` FULL: what was committed survives a loss of power. Errors: DatabaseUnfit, OSError.
+    """
+    if synchronous not in SYNCHRONOUS:
+        raise DatabaseUnfit(f"synchronous is {synchronous}, and can be {' or '.join(SYNCHRONOUS)}")
+    lock = WriterLock(path.with_name(LOCK_NAME))
+    try:
+        path.touch(mode=0o600)
+        connection = libsql.connect(str(path), isolation_level=None)
+        database = Database(connection, lock)
+        database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
+        database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
+        database.rows(f"PRAGMA synchronous = {synchronous}")
+        database.rows("PRAGMA foreign_keys = ON" if foreign_keys else "PRAGMA foreign_keys = OFF")
+        if database.rows(_HAS_META) == [(0,)]:
+            _make(database)
+        found = database.rows(_READ_META)[0][1]
+    except ValueError as error:
+        lock.close()
+        raise DatabaseUnfit(f"{path} can't be opened: {error}") from None
+    if found != FORMAT:
+        database.close()
+        raise DatabaseUnfit(f"{path} has format {found} of the runtime's tables, and this version knows {FORMAT}")
+    return database
+
+
+def _make(database: Database) -> None:
+    """The runtime's tables, once: the writer lock keeps the other processes that start from doing the same."""
+    database.lock.acquire()
+    try:
+        # Lasts in the file; can't be set inside a transaction.
+        database.rows("PRAGMA journal_mode = WAL")
+        database.rows("BEGIN IMMEDIATE")
+        for statement in _statements(_TABLES):
+            database.rows(statement)
+        database.rows(_INSERT_META, (str(uuid.uuid4()), FORMAT, now()))
+        database.rows("COMMIT")
+    finally:
+        database.rollback()
+
+
+def _statements(script: str) -> Iterator[str]:
+    start = 0
+    for token in tokenize(script):
+        if token.kind is Kind.SEMICOLON:
+            yield script[start : token.end]
+            start = token.end
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def inventory(database: Database) -> wire.Inventory:
+    """What the node runs, as the file says; reads of one moment where the caller holds a transaction open."""
+    with _snapshot(database):
+        changes = [wire.AppliedChange(*row) for row in database.rows(_READ_CHANGES)]
+        return wire.Inventory(
+            schema_version=changes[-1].number if changes else 0,
+            schema_changes=changes,
+            functions=[
+                wire.RunningFunction(name, version, sha256, manifest_digest)
+                for name, version, sha256, _, manifest_digest in database.rows(_READ_FUNCTIONS)
+            ],
+            database_id=database.rows(_READ_META)[0][0],
+        )
+
+
+def read_release(database: Database) -> LocalRelease | None:
+    """The release that the file is at, its functions without AOT files; None before the first."""
+    with _snapshot(database):
+        found = database.rows(_READ_RELEASE)
+        if not found:
+            return None
+        release_id, number, generation = found[0]
+        changes = database.rows(_READ_CHANGES)
+        return LocalRelease(
+            release_id=release_id,
+            number=number,
+            generation=generation,
+            schema_version=changes[-1][0] if changes else 0,
+            functions=[
+                LocalFunction(name, version, sha256, msgspec.json.decode(manifest, type=wire.Manifest), manifest_digest)
+                for name, version, sha256, manifest, manifest_digest in database.rows(_READ_FUNCTIONS)
+            ],
+        )
+
+
+def stored(database: Database) -> Stored:
+    """Release and inventory of one moment."""
+    with _snapshot(database):
+        return Stored(read_release(database), inventory(database))
+
+
+@contextlib.contextmanager
+def _snapshot(database: Database) -> Iterator[None]:
+    if database.in_transaction:
+        yield
+        return
+    database.rows("BEGIN")
+    try:
+        yield
+    finally:
+        database.rows("ROLLBACK")

@@ -1,0 +1,75 @@
+"""SQL as SQLite's own tokenizer sees it: strings, comments, names and parameters told apart. Pure.
+
+Source: sqlite3GetToken of SQLite 3.45 (tokenize.c). Text that SQLite itself can't read is left for it to refuse.
+"""
+
+import re
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+
+class Kind(IntEnum):
+    NAME = 1
+    """A keyword or a bare name."""
+    QUOTED = 2
+    """A name in double quotes, backticks or brackets."""
+    STRING = 3
+    BLOB = 4
+    NUMBER = 5
+    PARAMETER = 6
+    SEMICOLON = 7
+    OTHER = 8
+    """An operator, one character each."""
+
+
+class Token(NamedTuple):
+    kind: Kind
+    start: int
+    end: int
+    text: str
+    """As it is written."""
+
+
+_FIRST: Final = r"A-Za-z_\x80-\U0010ffff"
+_NEXT: Final = r"A-Za-z0-9_$\x80-\U0010ffff"
+_PATTERN: Final = re.compile(
+    rf"""
+      (?P<SPACE>   [ \t\n\f\r][ \t\n\v\f\r]*+ | \ufeff | --[^\n]*+ | /\*(?!\Z)(?s:.*?)(?:\*/|\Z) )
+    | (?P<BLOB>    [xX]'[0-9A-Fa-f]*+' )
+    | (?P<NAME>    [{_FIRST}][{_NEXT}]*+ )
+    | (?P<QUOTED>  "(?:[^"]++|"")*+" | `(?:[^`]++|``)*+` | \[[^\]]*+\] )
+    | (?P<STRING>  '(?:[^']++|'')*+' )
+    | (?P<NUMBER>  (?: 0[xX][0-9A-Fa-f]++ | (?:[0-9]++(?:\.[0-9]*+)?+ | \.[0-9]++)(?:[eE][+-]?[0-9]++)?+ )[{_NEXT}]*+ )
+    | (?P<PARAMETER> \?[0-9]*+ | [$@#:](?:[{_NEXT}]|::)*+ )
+    | (?P<SEMICOLON> ; )
+    | (?P<OTHER>   (?s:.) )
+    """,
+    re.VERBOSE,
+)
+_KINDS: Final = {kind.name: kind for kind in Kind}
+
+
+def tokenize(sql: str) -> list[Token]:
+    """The tokens of `sql`, without spaces and comments."""
+    return [
+        Token(_KINDS[found.lastgroup], found.start(), found.end(), found.group())
+        for found in _PATTERN.finditer(sql)
+        if found.lastgroup is not None and found.lastgroup != "SPACE"
+    ]
+
+
+def word(token: Token) -> str:
+    """A bare word in lower case; empty for any other token."""
+    return token.text.lower() if token.kind is Kind.NAME else ""
+
+
+def name(token: Token) -> str:
+    """What the token names, in lower case, where SQLite may take it for a name, as it does a string; else empty."""
+    text = token.text
+    if token.kind is Kind.NAME:
+        return text.lower()
+    if token.kind is Kind.QUOTED or token.kind is Kind.STRING:
+        quote = text[0]
+        inner = text[1:-1]
+        return (inner if quote == "[" else inner.replace(quote * 2, quote)).lower()
+    return ""

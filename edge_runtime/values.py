@@ -1,0 +1,90 @@
+"""Values between a guest's JSON and SQLite, exact both ways.
+
+Integers are exact to 64 bits; a REAL has a point or an exponent (`1` is an INTEGER, `1.0` a REAL); TEXT is a string
+without NUL; a BLOB is `{"$blob": base64}`; NULL is null. `true` and `false` are 1 and 0, as in SQL. What JSON or
+SQLite can't hold (NaN, infinities, larger integers, NUL in text) is an error. libsql cuts TEXT that SQL itself made
+with a NUL in it, as by char(0), when it is read.
+"""
+
+import binascii
+import json
+from typing import Any, Final
+
+import orjson
+
+INT32: Final = range(-(2**31), 2**31)
+"""What libsql binds as an INTEGER; any larger one would become a REAL."""
+INT64: Final = range(-(2**63), 2**63)
+_HUGE: Final = float(2**63)
+
+Value = None | int | float | str | bytes
+
+
+class Unfit(ValueError):
+    """A value that can't be passed on exactly; the message says which and why."""
+
+
+def bind(params: list[Any], request: bytes) -> tuple[tuple[Value, ...], tuple[int, ...]]:
+    """The values to bind, and the numbers (from 1) of those that are 64-bit integers, bound as text: each needs a
+    CAST in its place. `request` is the JSON that `params` came from. Error: Unfit."""
+    bound: list[Value] = []
+    wide: list[int] = []
+    for number, value in enumerate(params, 1):
+        kind = value.__class__
+        if kind is int:
+            if value not in INT32:
+                if value not in INT64:
+                    raise _integer(number)
+                wide.append(number)
+                value = str(value)
+        elif kind is str:
+            if "\0" in value:
+                raise Unfit(f"Parameter {number} has a NUL in its text; send it as a BLOB.")
+        elif kind is float:
+            # orjson reads an integer too large for 64 bits as a float.
+            if not -_HUGE < value < _HUGE and _written_as_integer(request, number):
+                raise _integer(number)
+        elif kind is bool:
+            value = int(value)
+        elif value is not None:
+            value = _blob(value, number)
+        bound.append(value)
+    return tuple(bound), tuple(wide)
+
+
+def _integer(number: int) -> Unfit:
+    return Unfit(f"Parameter {number} is an integer outside 64 bits; send it as text, or as a REAL with a point.")
+
+
+def _written_as_integer(request: bytes, number: int) -> bool:
+    return isinstance(json.loads(request)["params"][number - 1], int)
+
+
+def _blob(value: Any, number: int) -> bytes:
+    if isinstance(value, dict) and value.keys() == {"$blob"} and isinstance(value["$blob"], str):
+        try:
+            return binascii.a2b_base64(value["$blob"], strict_mode=True)
+        except ValueError as error:
+            raise Unfit(f"Parameter {number} is a BLOB whose base64 is invalid: {error}.") from None
+    raise Unfit(
+        f'Parameter {number} must be null, a number, a string, true, false, or {{"$blob": base64}}, '
+        f"and is a JSON {'array' if isinstance(value, list) else 'object'}."
+    )
+
+
+def encode(rows: list[tuple[Any, ...]], columns: list[str]) -> bytes:
+    """Rows from libsql as a JSON array of arrays. Error: Unfit."""
+    encoded = orjson.dumps(rows, default=_default)
+    # orjson writes an infinity as null, so only rows with a null in them need the look.
+    if b"null" in encoded:
+        for row in rows:
+            for at, value in enumerate(row):
+                if value.__class__ is float and value - value != 0.0:
+                    raise Unfit(f"Column {columns[at]} has an infinite REAL, which JSON can't hold.")
+    return encoded
+
+
+def _default(value: object) -> dict[str, str]:
+    if isinstance(value, bytes):
+        return {"$blob": binascii.b2a_base64(value, newline=False).decode("ascii")}
+    raise TypeError

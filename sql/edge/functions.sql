@@ -1,0 +1,1 @@
+SELECT DISTINCT lower(name) FROM pragma_function_list

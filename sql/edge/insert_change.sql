@@ -1,0 +1,1 @@
+INSERT INTO _skerry_changes (number, revision, name, checksum, applied_at) VALUES (?, ?, ?, ?, ?)

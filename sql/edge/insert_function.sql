@@ -1,0 +1,1 @@
+INSERT INTO _skerry_functions (name, version, sha256, manifest, manifest_digest) VALUES (?, ?, ?, ?, ?)

@@ -1,0 +1,1 @@
+SELECT number, revision, checksum FROM _skerry_changes ORDER BY number

@@ -1,0 +1,1 @@
+SELECT generation, applied FROM _skerry_release

@@ -1,0 +1,1 @@
+SELECT database_id, format FROM _skerry_meta

@@ -1,0 +1,1 @@
+SELECT release_id, number, generation FROM _skerry_release
