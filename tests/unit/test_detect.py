@@ -1,0 +1,180 @@
+"""Which ABI a module speaks, or why it is refused: from its bytes alone."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_runtime.abi import binary
+from edge_runtime.abi.detect import Refused, detect
+from tests.guests.build import guest, wat
+
+ENTRY = '(func (export "_start"))'
+MEMORY = '(memory (export "memory") 1)'
+
+
+def module(*fields):
+    return wat(f"(module {' '.join(fields)})")
+
+
+def test_a_wagi_module():
+    found = detect(
+        module(
+            '(import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))',
+            '(memory (export "memory") 3 7)',
+            ENTRY,
+        )
+    )
+    assert (found.abi, found.memory_pages, found.memory_maximum, found.sql, found.start) == ("wagi", 3, 7, False, False)
+
+
+def test_sql_and_a_start_section_are_seen():
+    sql = '(import "skerry" "sql" (func (param i32 i32) (result i32))) (import "skerry" "result" (func (param i32)))'
+    found = detect(module(sql, MEMORY, ENTRY, "(func $s)", "(start $s)"))
+    assert found.sql
+    assert found.start
+    assert found.memory_maximum is None
+
+
+def test_what_languages_build_is_accepted():
+    assert detect(guest("echo")).abi == "wagi"
+    assert detect(guest("sql")).sql
+
+
+def imported(module_name, name="f", kind="(func)"):
+    return f'(import "{module_name}" "{name}" {kind})'
+
+
+REFUSED = {
+    "no _start": (module(MEMORY, '(func (export "run"))'), "abi_unknown", "exports no function `_start` .*run"),
+    "a reactor": (module(MEMORY, '(func (export "_initialize"))'), "abi_unknown", "built as a library"),
+    "nothing": (module(), "abi_unknown", "exports no function"),
+    "_start is a global": (
+        module(MEMORY, '(global (export "_start") i32 (i32.const 0))'),
+        "abi_unknown",
+        "no function",
+    ),
+    "_start takes values": (module(MEMORY, '(func (export "_start") (param i32))'), "abi_unknown", "takes or returns"),
+    "_start returns": (
+        module(MEMORY, '(func (export "_start") (result i32) (i32.const 0))'),
+        "abi_unknown",
+        "takes or returns",
+    ),
+    "Extism": (module(imported("extism:host/env", "length"), MEMORY, ENTRY), "abi_extism", "next version will run;"),
+    "wasi:http": (module(imported("wasi:http/types@0.2.0"), MEMORY, ENTRY), "abi_wasi_http", "component model"),
+    "waPC": (module(imported("wapc", "__guest_request"), MEMORY, ENTRY), "abi_wapc", "waPC"),
+    "waPC by export": (module(MEMORY, '(func (export "__guest_call"))'), "abi_wapc", "waPC"),
+    "proxy-wasm": (module(MEMORY, '(func (export "proxy_on_request_headers"))'), "abi_proxy_wasm", "proxy"),
+    "proxy-wasm by import": (module(imported("env", "proxy_log"), MEMORY, ENTRY), "abi_proxy_wasm", "proxy"),
+    "http-wasm": (module(imported("http_handler", "get_uri"), MEMORY, ENTRY), "abi_http_wasm", "http-wasm"),
+    "preview 0": (module(imported("wasi_unstable", "fd_write"), MEMORY, ENTRY), "abi_wasi_unstable", "preview 1"),
+    "unknown module": (module(imported("mine", "own"), MEMORY, ENTRY), "imports_unknown", "imports mine.own; nodes"),
+    "unknown function": (module(imported("skerry", "http"), MEMORY, ENTRY), "imports_unknown", "skerry.http"),
+    "unlinked symbol": (module(imported("env", "crc32"), MEMORY, ENTRY), "imports_unknown", "env.crc32.*not linked"),
+    "many unknown": (
+        module(*[imported("a", f"f{i}") for i in range(12)], MEMORY, ENTRY),
+        "imports_unknown",
+        "a.f0, .*a.f7 and 4 more",
+    ),
+    "a global": (
+        module(imported("skerry", "sql", "(global i32)"), MEMORY, ENTRY),
+        "imports_unknown",
+        "skerry.sql",
+    ),
+    "a table": (module(imported("env", "table", "(table 1 funcref)"), MEMORY, ENTRY), "imports_unknown", "env.table"),
+    "another signature": (
+        module(imported("skerry", "sql", "(func (param i64) (result i32 f64))"), MEMORY, ENTRY),
+        "imports_mismatch",
+        r"skerry.sql as \(i64\) -> \(i32, f64\); it is \(i32, i32\) -> \(i32\)",
+    ),
+    "no memory": (module(ENTRY), "memory_missing", "no memory"),
+    "an imported memory": (
+        module(imported("env", "memory", "(memory 1)"), ENTRY),
+        "memory_imported",
+        "imports its memory",
+    ),
+    "two memories": (module(MEMORY, "(memory 1)", ENTRY), "memory_several", "2 memories"),
+    "a hidden memory": (module("(memory 1)", ENTRY), "memory_not_exported", "as `memory`"),
+    "another name": (module('(memory (export "mem") 1)', ENTRY), "memory_not_exported", "as `memory`"),
+    "two names": (
+        module('(memory (export "memory") (export "mem") 1)', ENTRY),
+        "memory_not_exported",
+        "no other name",
+    ),
+    "no page": (module('(memory (export "memory") 0)', ENTRY), "memory_zero", "no page"),
+    "too many pages": (
+        module('(memory (export "memory") 16385)', ENTRY),
+        "memory_above_limit",
+        "16385 pages of 64 KiB; 16384",
+    ),
+    "64 bits": (module('(memory (export "memory") i64 1)', ENTRY), "memory_64", "64-bit"),
+    "shared": (module('(memory (export "memory") 1 2 shared)', ENTRY), "memory_shared", "shared"),
+    "a component": (wat("(component)"), "module_component", "wasm32-wasip1"),
+    "text": (b"(module)", "module_invalid", "don't begin with those of a WebAssembly module"),
+    "nothing at all": (b"", "module_invalid", "don't begin"),
+    "another version": (b"\0asm\2\0\0\0", "module_invalid", "version is 02 00 00 00"),
+    "cut off": (guest("echo")[:100], "module_invalid", "cut off"),
+}
+
+
+@pytest.mark.parametrize(("wasm", "code", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_with_the_reason(wasm, code, message):
+    with pytest.raises(Refused, match=message) as refused:
+        detect(wasm)
+    assert refused.value.code == code
+    assert str(refused.value)[-1] in ".?!"
+
+
+def test_limits_are_the_callers():
+    wasm = guest("echo")
+    with pytest.raises(Refused, match=f"{len(wasm)} bytes; {len(wasm) - 1} are allowed") as refused:
+        detect(wasm, size_limit=len(wasm) - 1)
+    assert refused.value.code == "module_too_large"
+    pages = detect(wasm, size_limit=len(wasm)).memory_pages
+    assert detect(wasm, pages_limit=pages).memory_pages == pages
+    with pytest.raises(Refused) as refused:
+        detect(wasm, pages_limit=pages - 1)
+    assert refused.value.code == "memory_above_limit"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (b"\1\4\1\x60\1\x05", "value type 0x5"),
+        (b"\1\2\1\x5f", "type form 0x5f"),
+        (b"\1\6\xff\xff\xff\xff\xff\x01", "more than 32 bits"),
+        (b"\1\5\xff\xff\xff\xff\x7f", "more than 32 bits"),
+        (b"\1\4\xff\xff\xff\x01", "4194303 entries"),
+        (b"\2\7\1\1a\1b\0\7", "type 7, which does not exist"),
+        (b"\2\6\1\1a\1b\x09", "unknown kind 9"),
+        (b"\2\3\1\1\xff", "is not UTF-8"),
+        (b"\2\3\1\x7fa", "name of 127 bytes is cut off"),
+        (b"\5\3\1\x08\1", "limits flag 0x8"),
+        (b"\5\1\1", "ends too early"),
+        (b"\7\x0a\1\6_start\0\5", "names a function that does not exist"),
+        (b"\7\xff", "ends too early"),
+    ],
+)
+def test_malformed_sections(section, message):
+    with pytest.raises(Refused, match=message) as refused:
+        detect(b"\0asm\1\0\0\0" + section)
+    assert refused.value.code == "module_invalid"
+
+
+@given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
+@settings(max_examples=300)
+def test_damaged_modules_are_read_or_refused(at, damage):
+    wasm = bytearray(guest("sql")[:600])
+    at %= len(wasm)
+    wasm[at : at + len(damage)] = damage
+    try:
+        detect(bytes(wasm))
+    except Refused:
+        return
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_malformed(tail):
+    try:
+        binary.read(b"\0asm\1\0\0\0" + tail)
+    except binary.Malformed:
+        return
