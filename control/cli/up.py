@@ -114,7 +114,7 @@ class Up:
             keys = pki.ensure(self._home.pki)
             told.append(f"a CA of our own, {keys.fingerprint[:16]}…")
         async with self._step("migrate") as told:
-            applied, _ = await migrate.run(metadata_url, None)
+            applied, first = await migrate.run(metadata_url, None)
             told.append(f"{len(applied)} applied" if applied else "the schema is this version's already")
         held = await stack.enter_async_context(local.children_lock(self._home))
         control_port, edge_port = local.ports(self._home)
@@ -125,7 +125,7 @@ class Up:
             await self._start_control(stack, held, settings, url, keys.ca)
             told.append(f"serves {url}")
         async with self._step("operator") as told:
-            connection = await self._operator(metadata_url, url, edge_url, keys.ca)
+            connection = await self._operator(first, metadata_url, url, edge_url, keys.ca)
             told.append(f"its token is in {self._home.folder / HOME_FILE}")
         client = await stack.enter_async_context(Client(connection))
 
@@ -154,10 +154,10 @@ class Up:
             )
         self._children.append(child)
 
-    async def _operator(self, metadata_url: str, url: str, edge_url: str, ca: Path) -> Connection:
-        """The operator whose token the home has; a new one where it has none or control refuses it."""
+    async def _operator(self, first: str | None, metadata_url: str, url: str, edge_url: str, ca: Path) -> Connection:
+        """The `first` operator or the one whose token the home has; a new one where there is none that control takes."""
         file = self._home.folder / HOME_FILE
-        token = str(read_settings(file).get("token", ""))
+        token = first or str(read_settings(file).get("token", ""))
         if token:
             try:
                 async with Client(Connection(url, token, ca)) as client:
