@@ -221,7 +221,7 @@ def test_after_a_failed_instantiation_the_next_is_good():
     )
     runs, good = program(misfit), program(guest("trap"))
     for _ in range(3):
-        with pytest.raises((LinkError, Trap), match="data segment does not fit|out of bounds"):
+        with pytest.raises((LinkError, Trap), match=r"data segment does not fit|out of bounds"):
             runs.run(Memory())
         with pytest.raises(Trap, match="unreachable"):
             good.run(Memory())

@@ -1,0 +1,121 @@
+"""AOT files: private, whole or not there, and never loaded when they are not what was compiled."""
+
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import edge_runtime
+from edge_runtime.guest import Function, Limits, Request
+from edge_runtime.wasmedge import BEST, QUICK, CompileError, Damaged, compile, compile_module, find, verify
+from tests.guests.build import guest
+
+ECHO = guest("echo")
+SHA = hashlib.sha256(ECHO).hexdigest()
+
+
+def test_a_compilation_is_private_found_again_and_leaves_nothing_else(tmp_path):
+    before = os.umask(0)
+    try:
+        made = compile_module(ECHO, tmp_path, QUICK)
+    finally:
+        os.umask(before)
+    assert made.digest == hashlib.sha256(made.path.read_bytes()).hexdigest()
+    beside = made.path.with_suffix(".sha256")
+    assert sorted(tmp_path.iterdir()) == sorted([made.path, beside])
+    for path in (made.path, beside):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert find(tmp_path, SHA, QUICK) == made
+    assert find(tmp_path, SHA, BEST) is None
+    assert find(tmp_path, "0" * 64, QUICK) is None
+    verify(made.path, made.digest)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_every_level_runs_and_is_apart(tmp_path, level):
+    made = compile_module(ECHO, tmp_path, level)
+    assert find(tmp_path, SHA, level) == made
+    function = Function.load("echo", made.path, made.digest, Limits())
+    assert function.call(Request("POST", body=b"hello"), None).body == b"hello"
+
+
+def test_the_name_depends_on_all_that_the_code_does(monkeypatch):
+    names = {compile.key(sha, level) for sha in (SHA, "0" * 64) for level in compile.LEVELS}
+    assert len(names) == 8
+    first = compile.key(SHA, QUICK)
+    monkeypatch.setattr(compile, "VERSION", "0.99.0")
+    second = compile.key(SHA, QUICK)
+    monkeypatch.setattr(compile, "_processor", lambda: "x86_64 fpu")
+    assert len({first, second, compile.key(SHA, QUICK)}) == 3
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "no digest", "other digest"])
+def test_a_damaged_file_is_no_file(tmp_path, damage):
+    made = compile_module(ECHO, tmp_path, QUICK)
+    content, beside = made.path.read_bytes(), made.path.with_suffix(".sha256")
+    match damage:
+        case "flip":
+            changed = bytearray(content)
+            changed[len(changed) // 2] ^= 1
+            made.path.write_bytes(changed)
+        case "cut":
+            made.path.write_bytes(content[:-1])
+        case "empty":
+            made.path.write_bytes(b"")
+        case "gone":
+            made.path.unlink()
+        case "no digest":
+            beside.unlink()
+        case "other digest":
+            beside.write_text("0" * 64)
+    assert find(tmp_path, SHA, QUICK) is None
+    if damage in ("flip", "cut", "empty"):
+        with pytest.raises(Damaged, match="and not"):
+            verify(made.path, made.digest)
+        with pytest.raises(Damaged):
+            Function.load("echo", made.path, made.digest, Limits())
+    again = compile_module(ECHO, tmp_path, QUICK)
+    assert find(tmp_path, SHA, QUICK) == again
+
+
+@pytest.mark.parametrize("wasm", [b"", b"nonsense", ECHO[:1000], b"\0asm\1\0\0\0\xff"])
+def test_what_is_no_module_is_refused_and_leaves_nothing(tmp_path, wasm):
+    with pytest.raises(CompileError, match="can't compile the module"):
+        compile_module(wasm, tmp_path, QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_level_and_a_missing_folder(tmp_path):
+    with pytest.raises(ValueError, match="level 9"):
+        compile_module(ECHO, tmp_path, 9)
+    with pytest.raises(OSError):
+        compile_module(ECHO, tmp_path / "nowhere", QUICK)
+
+
+def test_a_killed_compilation_leaves_what_the_next_one_removes(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from edge_runtime.wasmedge import compile_module
+compile_module(Path({str(tmp_path / "slow.wasm")!r}).read_bytes(), Path({str(tmp_path / "aot")!r}), 3)
+"""
+    (tmp_path / "aot").mkdir()
+    (tmp_path / "slow.wasm").write_bytes(guest("sql"))
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(edge_runtime.__file__).parents[1])
+    deadline = time.monotonic() + 30
+    while not list((tmp_path / "aot").glob(".compile-*")):
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert [path.name.split("-")[0] for path in (tmp_path / "aot").iterdir()] == [".compile"]
+    made = compile_module(ECHO, tmp_path / "aot", QUICK)
+    assert sorted(path.suffix for path in (tmp_path / "aot").iterdir()) == [".sha256", ".so"]
+    assert find(tmp_path / "aot", SHA, QUICK) == made
