@@ -1,0 +1,41 @@
+# Skerry: `just up` to try it, `just test` to test it.
+set positional-arguments
+
+# what there is
+[private]
+default:
+    @just --list --unsorted
+
+# install what is missing: packages of the system, .venv (quick when nothing changed)
+setup group="dev":
+    @scripts/setup "$1"
+
+# start everything on this machine, with an example, and serve until Ctrl-C
+up *ARGS: (setup "run")
+    @exec .venv/bin/skerry up "$@"
+
+# the same, once through, and end: status 0 when every step worked
+demo *ARGS: (setup "run")
+    @exec .venv/bin/skerry up --demo "$@"
+
+# lint, formatting, types
+check: setup
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --check .
+    .venv/bin/mypy
+
+# the tests; `just test -k word` for some of them
+test *ARGS: setup
+    @exec .venv/bin/python -m pytest "$@"
+
+# the long version of the tests that kill processes
+faults *ARGS: setup
+    @SKERRY_TEST_KILLS=200 exec .venv/bin/python -m pytest tests/faults "$@"
+
+# the benchmarks, or those that are named; results in bench/results
+bench *NAMES: setup
+    @exec .venv/bin/python -m bench "$@"
+
+# make the lock files again after a change in pyproject.toml; named packages get newer versions
+lock *PACKAGES: setup
+    @scripts/lock "$@"
