@@ -155,7 +155,7 @@ class Up:
         self._children.append(child)
 
     async def _operator(self, first: str | None, metadata_url: str, url: str, edge_url: str, ca: Path) -> Connection:
-        """The `first` operator or the one whose token the home has; a new one where there is none that control takes."""
+        """The `first` operator, or the one whose token the home has; a new one where control takes neither."""
         file = self._home.folder / HOME_FILE
         token = first or str(read_settings(file).get("token", ""))
         if token:
