@@ -86,9 +86,9 @@ def main(argument: str) -> None:
 
 def _imports() -> dict[str, ModuleType]:
     """Everything that a child will use, so that a fork has it already. Errors: whatever makes this machine unfit."""
-    from . import applier, compile_child, wasmedge, worker
+    from . import applier, compile_child, guest, worker
 
-    wasmedge.check_address_space()
+    guest.prepare()
     return {"worker": worker, "applier": applier, "compiler": compile_child}
 
 
