@@ -1,0 +1,156 @@
+"""`POST /v1/poll`, the hot path: a plain ASGI function that, for a node at target, touches no database.
+
+A poll with nothing to do is held until there is something, until its time is up, until its credential is revoked or
+its client has gone. Holding costs a timer and the ASGI receive that sees the client go.
+"""
+
+import asyncio
+import random
+from enum import Enum
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from control import artifacts, auth, calls, plan, wire
+from control.auth import AuthError
+from control.fleet import STALE_AFTER, Credential, Node, Waiter
+from control.opening import Opened, ReportWanted, Request, Waits
+from control.problems import ProblemError
+from control.services import Services
+
+SPREAD = 0.25
+"""Each hold is shortened by a random part up to this, so that nodes which came together don't return together."""
+SHUTDOWN_RETRY = 1
+"""Seconds after which a node asks again, then of another replica or a new process."""
+
+_decode = msgspec.json.Decoder(wire.Poll).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Held(Enum):
+    """What a poll is to do now that it is held no longer."""
+
+    LOOK = "something may have changed, or its time is up"
+    END = "its time is over, or the node has polled again: nothing to do"
+    GONE = "its client has gone"
+
+
+async def handle(services: Services, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one poll; raises `ProblemError`."""
+    credential = await auth.node(services, scope)
+    poll = _read(await calls.read_body(services, scope, receive))
+    fleet, loop = services.fleet, asyncio.get_running_loop()
+    inventory = poll.inventory
+    until = loop.time() + min(poll.wait, services.settings.hold) * (1 - random.random() * SPREAD)  # noqa: S311
+    services.presence.seen(credential.node_id)
+    while True:
+        node = _look(services, credential)
+        answer, limit = "at_target", until
+        if not fleet.at_target(node, poll.digest):
+            outcome = await services.opener.ask(Request(node.id, poll.digest, inventory, poll.failed))
+            inventory = None  # it is stored now
+            if isinstance(outcome, Opened):
+                services.metrics.poll("plan")
+                return await _send(send, await _plan(services, outcome))
+            if isinstance(outcome, ReportWanted):
+                services.metrics.poll("report")
+                return await _send(send, wire.Report())
+            if isinstance(outcome, Waits):
+                seconds = (outcome.until - services.clock.now()).total_seconds()
+                answer, limit = "waits", min(until, loop.time() + seconds)
+        if answer == "at_target":
+            services.presence.confirmed(node.id)
+        now = loop.time()
+        held = Held.END if now >= until else await _hold(services, credential, max(limit - now, 0.01), receive)
+        if held is Held.GONE:
+            return None
+        if held is Held.END:
+            services.metrics.poll(answer)
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            return await send({"type": "http.response.body", "body": b""})
+
+
+async def _hold(services: Services, credential: Credential, seconds: float, receive: Receive) -> Held:
+    waiters, node_id = services.fleet.waiters, credential.node_id
+    earlier = waiters.get(node_id)
+    if earlier is not None:
+        earlier.replaced = True
+        earlier.wake()
+    waiter: Waiter | None = None
+    try:
+        async with asyncio.timeout(seconds) as timeout:
+            waiter = waiters[node_id] = Waiter(timeout, credential.id)
+            await receive()  # the body was read, so this is the client's going away
+        return Held.GONE
+    except TimeoutError:
+        return Held.END if waiter is not None and waiter.replaced else Held.LOOK
+    finally:
+        if waiter is not None:
+            waiter.done()
+            if waiters.get(node_id) is waiter:
+                del waiters[node_id]
+
+
+def _look(services: Services, credential: Credential) -> Node:
+    """The node as it is known now; raises `ProblemError` where it may not be answered."""
+    fleet = services.fleet
+    if fleet.closing:
+        raise ProblemError("shutting_down", "this replica stops; poll again", retry_after=SHUTDOWN_RETRY)
+    if not fleet.fresh:
+        raise ProblemError("database_unavailable", f"the targets couldn't be read for {STALE_AFTER:.0f} s; poll again")
+    known = fleet.credentials.get(credential.id, credential)
+    node = fleet.nodes.get(credential.node_id)
+    if known.revoked_at is not None or node is None or node.removed:
+        raise AuthError("credentials_invalid", "the node's credential was revoked", "revoked")
+    return node
+
+
+def _read(raw: bytes) -> wire.Poll:
+    try:
+        poll = _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        poll = calls.decode(raw, wire.Poll)  # says what is wrong
+    if poll.inventory is not None:
+        wrong = plan.inconsistency(poll.inventory)
+        if wrong:
+            raise ProblemError("invalid_body", wrong, field="inventory")
+        if wire.digest(poll.inventory) != poll.digest:
+            raise ProblemError("invalid_body", "digest isn't the digest of inventory", field="digest")
+    return poll
+
+
+async def _plan(services: Services, opened: Opened) -> wire.Plan:
+    """The answer that a sync begins with (R 3.3, 4.1)."""
+    release, work = opened.release, opened.work
+    return wire.Plan(
+        sync_id=opened.sync_id,
+        lease=services.settings.sync_lease,
+        generation=opened.generation,
+        release_id=release.id,
+        release_number=release.number,
+        schema_floor=release.schema_floor,
+        schema_changes=[
+            wire.PlannedChange(c.number, c.revision, c.name, c.checksum, opened.texts[c.number, c.revision])
+            for c in work.schema_changes
+        ],
+        functions=[
+            wire.PlannedFunction(
+                name=f.name,
+                version=f.version,
+                sha256=f.sha256,
+                size=f.size,
+                url=await artifacts.location(services, f.sha256, f.artifact_id),
+                manifest=f.manifest,
+                manifest_digest=f.manifest_digest,
+            )
+            for f in work.functions
+        ],
+        remove=list(work.remove),
+    )
+
+
+async def _send(send: Send, answer: wire.Answer) -> None:
+    body = _encode(answer)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
