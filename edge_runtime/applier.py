@@ -1,0 +1,280 @@
+"""Applies a release to the libsql file in one transaction, in a process of its own: `prepare` does everything but the
+COMMIT, which waits for the front's word. Whatever fails, or kills the process, leaves the old release.
+
+Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but checked at the end.
+"""
+
+import mmap
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from control import faults, wire
+
+from . import database, frames, guest, migration
+from .access import Doors
+from .database import Database, DatabaseUnfit, is_panic
+from .frames import LocalFunction
+from .session import Session, code_of
+from .sql import ProbeSql
+from .statements import load
+from .steps import SyncFailed
+from .wasmedge import Damaged, WasmEdgeError
+
+DATABASE: Final = Path("db", "skerry.db")
+_SHOWN: Final = 300
+"""Characters of a statement in a message."""
+
+_READ_RELEASE: Final = load("read_release")
+_READ_CHANGES: Final = load("read_changes")
+_INSERT_CHANGE: Final = load("insert_change")
+_DELETE_FUNCTIONS: Final = load("delete_functions")
+_INSERT_FUNCTION: Final = load("insert_function")
+_WRITE_RELEASE: Final = load("write_release")
+_TEMPORARY: Final = load("temporary")
+_OWN: Final = tuple(load(name) for name in ("own_schema", "all_meta", "all_changes", "all_release", "all_functions"))
+
+_decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
+
+
+def serve(sock: socket.socket, _page: mmap.mmap, _slot: int, settings: frames.ChildSettings) -> None:
+    """Do what the front says until it closes the socket; what isn't committed then is undone."""
+    try:
+        # An applied release is on disk, whatever the calls' setting is.
+        opened = database.connect(Path(settings.state) / DATABASE, "FULL", foreign_keys=False)
+    except (DatabaseUnfit, OSError) as error:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
+        return
+    with opened:
+        reader = frames.Reader(sock)
+        while (frame := reader.next()) is not None:
+            try:
+                match frame.kind:
+                    case frames.APPLY:
+                        asked = _decode_apply(frame.body)
+                        prepared = prepare(opened, asked.plan, asked.functions)
+                        frames.send_json(sock, frame.request, frames.PREPARED, prepared)
+                    case frames.COMMIT:
+                        commit(opened)
+                        frames.send(sock, frame.request, frames.COMMITTED)
+                    case frames.ABORT:
+                        opened.rollback()
+                        frames.send(sock, frame.request, frames.ABORTED)
+                    case _:
+                        raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no applier knows")
+            except SyncFailed as failed:
+                frames.send_json(sock, frame.request, frames.FAILED, frames.Failure(failed.code, failed.message))
+
+
+def prepare(opened: Database, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
+    """Bring the file to the plan's release, all but the COMMIT; what the node will have then.
+
+    `opened` has foreign_keys OFF. The writer lock is held until `commit` or `rollback`. Error: SyncFailed, with
+    everything undone.
+    """
+    faults.reach("edge.apply.before")
+    try:
+        opened.lock.acquire()
+        opened.rows("BEGIN IMMEDIATE")
+        changes = _to_apply(opened, plan)
+        _check_functions(plan, functions)
+        _apply(opened, changes)
+        _record(opened, plan, changes, functions)
+        if changes:
+            _check_foreign_keys(opened)
+        for function in functions:
+            if function.manifest.probe is not None:
+                _probe(opened, plan.generation, function, function.manifest.probe)
+        inventory = database.inventory(opened)
+    except BaseException as error:
+        opened.rollback()
+        if isinstance(error, ValueError):
+            # What libsql raises; the statements of others are seen to where they are run.
+            raise SyncFailed(code_of(str(error), "apply_failed"), f"The release can't be applied: {error}.") from None
+        raise
+    faults.reach("edge.apply.after")
+    return inventory
+
+
+def commit(opened: Database) -> None:
+    """Make the prepared release the file's. Error: SyncFailed, with everything undone."""
+    if not opened.in_transaction:
+        raise SyncFailed("apply_failed", "There is no prepared release to commit.")
+    faults.reach("edge.commit.before")
+    try:
+        opened.rows("COMMIT")
+    except ValueError as error:
+        opened.rollback()
+        raise SyncFailed(code_of(str(error), "commit_failed"), f"The release's COMMIT failed: {error}.") from None
+    opened.lock.release()
+    faults.reach("edge.commit.after")
+
+
+def _to_apply(opened: Database, plan: wire.Plan) -> list[wire.PlannedChange]:
+    """The plan's changes that the file lacks. Those it has already (an answer that was lost) must be the same ones."""
+    release = opened.rows(_READ_RELEASE)
+    if release and plan.generation < release[0][2]:
+        raise SyncFailed(
+            "generation_lower",
+            f"The plan is of generation {plan.generation}, and the file is at {release[0][2]} already; was control's "
+            "metadata restored from a backup? Make a new release.",
+        )
+    applied = {number: checksum for number, _, checksum in opened.rows(_READ_CHANGES)}
+    version = start = max(applied, default=0)
+    lacking = []
+    for change in plan.schema_changes:
+        label = _label(change)
+        if wire.schema_checksum(change.sql) != change.checksum:
+            raise SyncFailed("schema_checksum_mismatch", f"The text of {label} is not what its checksum says.")
+        if change.number > plan.schema_floor:
+            raise SyncFailed(
+                "plan_invalid", f"The plan has {label}, and its release ends at change {plan.schema_floor}."
+            )
+        if change.number in applied:
+            if applied[change.number] != change.checksum:
+                raise SyncFailed(
+                    "schema_history_mismatch",
+                    f"The file has another text of {label} than the plan: it was applied before it was amended, or "
+                    "the file is another node's.",
+                )
+        elif change.number != version + 1:
+            raise SyncFailed(
+                "schema_history_mismatch",
+                f"The file is at schema version {start}, so the plan must go on with change {version + 1}; it has "
+                f"{label}. Has the file been exchanged?",
+            )
+        else:
+            version = change.number
+            lacking.append(change)
+    if version < plan.schema_floor:
+        raise SyncFailed(
+            "schema_history_mismatch",
+            f"The file would be at schema version {version} after the plan's changes, and the release needs "
+            f"{plan.schema_floor}. Has the file been exchanged?",
+        )
+    return lacking
+
+
+def _label(change: wire.PlannedChange) -> str:
+    revision = f", revision {change.revision}" if change.revision > 1 else ""
+    return f"schema change {change.number} ({change.name}{revision})"
+
+
+def _check_functions(plan: wire.Plan, functions: list[LocalFunction]) -> None:
+    planned = sorted((f.name, f.version, f.sha256, f.manifest_digest) for f in plan.functions)
+    given = sorted((f.name, f.version, f.sha256, f.manifest_digest) for f in functions)
+    if planned != given:
+        raise SyncFailed("plan_invalid", "The functions that were made ready are not those of the plan.")
+
+
+def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
+    if not changes:
+        return
+    doors = Doors.of(opened)
+    before = _own(opened)
+    for change in changes:
+        try:
+            run_change(opened, doors, change.sql)
+        except migration.Refused as refused:
+            statement = refused.statement
+            shown = statement if len(statement) <= _SHOWN else statement[:_SHOWN] + " …"
+            at = f" Statement: {shown}" if shown else ""
+            code = "schema_change_failed" if refused.code == "schema_invalid" else refused.code
+            raise SyncFailed(code, f"In {_label(change)}: {refused}{at}") from None
+        if _own(opened) != before:
+            raise SyncFailed("schema_closed", f"{_label(change)} touches the runtime's own tables; amend it.")
+
+
+def run_change(opened: Database, doors: Doors, sql: str) -> None:
+    """Run a schema change's statements in the transaction that is open. Error: migration.Refused; the transaction may
+    have ended then."""
+    statements = migration.split(sql)
+    for statement in statements:
+        migration.check(statement, doors.functions, doors.modules)
+    for statement in statements:
+        try:
+            cursor = opened.connection.execute(statement.sql)
+            while cursor.fetchmany(64):
+                pass
+        except ValueError as error:
+            raise migration.Refused("schema_invalid", f"{error}.", statement.sql) from None
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise migration.Refused(
+                "schema_invalid", "It selects a TEXT that is not valid UTF-8.", statement.sql
+            ) from None
+        if opened.rows(_TEMPORARY):
+            raise migration.Refused(
+                "schema_not_allowed",
+                "Temporary tables, views and triggers are refused: none would stay.",
+                statement.sql,
+            )
+
+
+def _own(opened: Database) -> list[list[tuple[Any, ...]]]:
+    """Everything of the runtime's in the file, to see whether a change touched it."""
+    return [opened.rows(query) for query in _OWN]
+
+
+def _record(
+    opened: Database, plan: wire.Plan, changes: list[wire.PlannedChange], functions: list[LocalFunction]
+) -> None:
+    now = database.now()
+    for change in changes:
+        opened.rows(_INSERT_CHANGE, (change.number, change.revision, change.name, change.checksum, now))
+    opened.rows(_DELETE_FUNCTIONS)
+    for function in functions:
+        manifest = wire.canonical(function.manifest).decode()
+        opened.rows(
+            _INSERT_FUNCTION, (function.name, function.version, function.sha256, manifest, function.manifest_digest)
+        )
+    # As text: libsql would bind a generation above 31 bits as a REAL.
+    opened.rows(_WRITE_RELEASE, (plan.release_id, plan.release_number, str(plan.generation), now))
+
+
+def _check_foreign_keys(opened: Database) -> None:
+    try:
+        found = opened.rows("PRAGMA foreign_key_check")
+    except ValueError as error:
+        raise SyncFailed("foreign_key_violation", f"The foreign keys can't be checked: {error}.") from None
+    if found:
+        table, rowid, parent, _ = found[0]
+        raise SyncFailed(
+            "foreign_key_violation",
+            f"After the schema changes, {len(found)} rows have no parent; the first is row {rowid} of {table}, which "
+            f"refers to {parent}. Amend the change so that it keeps or removes them.",
+        )
+
+
+def _probe(opened: Database, generation: int, local: LocalFunction, probe: wire.Probe) -> None:
+    """Make the function's probe call inside this transaction, and undo what it wrote."""
+    manifest = local.manifest
+    what = f"The probe of the function {local.name}, version {local.version}, failed:"
+    try:
+        limits = guest.Limits(manifest.memory_pages, manifest.response_limit)
+        function = guest.Function.load(local.name, Path(local.aot), local.aot_digest, limits, manifest.config)
+    except (Damaged, WasmEdgeError, OSError) as error:
+        raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
+    path, _, query = probe.path.partition("?")
+    sql = None if manifest.sql == "none" else ProbeSql(Session(opened), manifest.sql, generation)
+    opened.rows("SAVEPOINT probe")
+    try:
+        answer = function.call(guest.Request(probe.method, path, query, (), probe.body.encode()), sql)
+    except guest.GuestFault as fault:
+        raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
+    finally:
+        function.close()
+    if not opened.in_transaction:
+        raise SyncFailed("probe_failed", f"{what} its SQL ended the transaction; a probe must not use OR ROLLBACK.")
+    opened.rows("ROLLBACK TO probe")
+    opened.rows("RELEASE probe")
+    if answer.status != probe.status:
+        shown = answer.body[:_SHOWN].decode("utf-8", "replace")
+        raise SyncFailed(
+            "probe_failed",
+            f"{what} {probe.method} {probe.path} answered {answer.status} and should have answered {probe.status}. "
+            f"Body: {shown}",
+        )

@@ -1,0 +1,1 @@
+SELECT * FROM _skerry_functions ORDER BY name
