@@ -166,7 +166,7 @@ class Client:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "the client is not open"  # noqa: S101
         timeout = aiohttp.ClientTimeout(connect=2 * CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT, sock_read=read)
-        proxy, proxy_auth = proxy_for(url)
+        proxy, proxy_headers = proxy_for(url)
         try:
             async with self._session.request(
                 method,
@@ -177,7 +177,7 @@ class Client:
                 ssl=tls,
                 allow_redirects=False,
                 proxy=proxy,
-                proxy_auth=proxy_auth,
+                proxy_headers=proxy_headers,
             ) as response:
                 yield response
         except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl.SSLError) as error:
@@ -235,18 +235,23 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def proxy_for(url: URL) -> tuple[URL | None, aiohttp.BasicAuth | None]:
-    """The proxy that the environment wants for `url` (HTTPS_PROXY, NO_PROXY, …); none for loopback, ever."""
+def proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
+    """The proxy that the environment wants for `url` (HTTPS_PROXY, NO_PROXY, …), and the headers that it wants itself.
+
+    None for loopback, ever.
+    """
     host = url.host or ""
     if is_loopback(host):
-        return None, None
+        return None, {}
     proxies = urllib.request.getproxies_environment()
     wanted = proxies.get(url.scheme) or proxies.get("all")
     if not wanted or urllib.request.proxy_bypass(host, proxies):
-        return None, None
+        return None, {}
     proxy = URL(wanted if "://" in wanted else f"http://{wanted}")
-    auth = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
-    return proxy.with_user(None), auth
+    headers = {}
+    if proxy.user:
+        headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+    return proxy.with_user(None), headers
 
 
 def _refuse_plain(url: URL) -> None:

@@ -151,12 +151,14 @@ async def _fetch_authority(base: URL, fingerprint: str) -> str:
     untrusting.check_hostname = False
     untrusting.verify_mode = ssl.CERT_NONE
     url = base.join(URL("/v1/ca"))
-    proxy, proxy_auth = client.proxy_for(url)
+    proxy, proxy_headers = client.proxy_for(url)
     timeout = aiohttp.ClientTimeout(total=client.ANSWER_TIMEOUT, sock_connect=client.CONNECT_TIMEOUT)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, headers={"Accept-Encoding": "identity"}) as session,
-            session.get(url, ssl=untrusting, allow_redirects=False, proxy=proxy, proxy_auth=proxy_auth) as response,
+            session.get(
+                url, ssl=untrusting, allow_redirects=False, proxy=proxy, proxy_headers=proxy_headers
+            ) as response,
         ):
             data = await client.read_limited(response, CA_LIMIT)
             if response.status != 200:

@@ -1,0 +1,82 @@
+"""Which way the node's client goes: what is control's URL, what is loopback, when a proxy is used."""
+
+import pytest
+from yarl import URL
+
+from edge_runtime import client
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://control:8443", "control:8443", "https://", "ftp://control", "https://me:secret@control", "https://[::1"],
+)
+def test_a_control_url_that_is_not_plain_https_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="control"):
+        client.control_base(url)
+
+
+def test_a_control_url_is_cut_down_to_its_origin() -> None:
+    assert (
+        str(client.control_base("https://control.example.org:8443/some/where?x=1"))
+        == "https://control.example.org:8443"
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("a.localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("10.0.0.1", False),
+        ("localhost.example.org", False),
+        ("example.org", False),
+        (None, False),
+    ],
+)
+def test_loopback_is_known_by_name_and_address(host: str | None, loopback: bool) -> None:
+    assert client.is_loopback(host) is loopback
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+def test_the_proxy_of_the_environment_is_used_with_its_credentials_apart(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HTTPS_PROXY", "http://me:s3cret@proxy:3128")
+    proxy, headers = client.proxy_for(URL("https://control.example.org/v1/poll"))
+    assert str(proxy) == "http://proxy:3128"
+    assert headers == {"Proxy-Authorization": "Basic bWU6czNjcmV0"}
+
+
+def test_a_proxy_without_a_scheme_is_an_http_one(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("https_proxy", "proxy:3128")
+    assert client.proxy_for(URL("https://control.example.org"))[0] == URL("http://proxy:3128")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://localhost:1", "https://127.0.0.1", "https://[::1]:1", "http://127.0.0.1:9400/a"]
+)
+def test_loopback_never_goes_through_a_proxy(environment: pytest.MonkeyPatch, url: str) -> None:
+    environment.setenv("HTTPS_PROXY", "http://proxy:3128")
+    environment.setenv("HTTP_PROXY", "http://proxy:3128")
+    environment.setenv("ALL_PROXY", "http://proxy:3128")
+    assert client.proxy_for(URL(url)) == (None, {})
+
+
+def test_no_proxy_is_honoured(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HTTPS_PROXY", "http://proxy:3128")
+    environment.setenv("NO_PROXY", "example.org,other")
+    assert client.proxy_for(URL("https://control.example.org"))[0] is None
+    assert client.proxy_for(URL("https://control.example.com"))[0] is not None
+    assert client.proxy_for(URL("https://control.example.com/x"))[0] is not None
+
+
+def test_without_a_proxy_in_the_environment_there_is_none(environment: pytest.MonkeyPatch) -> None:
+    assert client.proxy_for(URL("https://control.example.org")) == (None, {})

@@ -1,0 +1,85 @@
+"""What the agent keeps on disk: the identity, and the report that waits."""
+
+import stat
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from control import wire
+from edge_runtime import files, identity
+from edge_runtime.identity import Identity, NotJoined
+from edge_runtime.outbox import Outbox, Waiting
+
+WHO = Identity("id", "edge-1", "default", "https://control:8443", "skn_old", datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_an_identity_is_read_back_and_nobody_else_can_read_it(tmp_path: Path) -> None:
+    identity.write(tmp_path, WHO)
+    assert identity.read(tmp_path) == WHO
+    assert stat.S_IMODE(identity.path(tmp_path).stat().st_mode) == 0o600
+
+
+def test_a_wider_file_in_its_place_does_not_make_it_readable(tmp_path: Path) -> None:
+    identity.path(tmp_path).write_text("{}")
+    identity.path(tmp_path).chmod(0o644)
+    identity.write(tmp_path, WHO)
+    assert stat.S_IMODE(identity.path(tmp_path).stat().st_mode) == 0o600
+
+
+def test_a_state_directory_without_an_identity_says_how_to_join(tmp_path: Path) -> None:
+    with pytest.raises(NotJoined, match="skerry-edge join"):
+        identity.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"node_id": 1}'])
+def test_a_damaged_identity_is_named_and_not_taken_for_none(tmp_path: Path, content: bytes) -> None:
+    identity.path(tmp_path).write_bytes(content)
+    with pytest.raises(NotJoined, match=r"identity\.json can't be read"):
+        identity.read(tmp_path)
+
+
+def test_a_new_credential_takes_the_old_ones_place_only_when_it_was_used() -> None:
+    rotated = WHO.rotated("skn_new")
+    assert (rotated.credential, rotated.next_credential) == ("skn_old", "skn_new")
+    promoted = rotated.promoted()
+    assert (promoted.credential, promoted.next_credential) == ("skn_new", "")
+    assert promoted.credential_since > WHO.credential_since
+    assert rotated.fallen_back() == WHO
+
+
+def test_a_report_waits_until_it_is_cleared_and_survives_a_restart(tmp_path: Path) -> None:
+    update = wire.SyncUpdate(
+        status="failed",
+        error=wire.SyncError("disk_full", "no space"),
+        retry_at=datetime(2026, 1, 1, tzinfo=UTC),
+        inventory=wire.Inventory(3, database_id="x"),
+    )
+    assert Outbox(tmp_path).waiting() is None
+    Outbox(tmp_path).keep("sync-1", update)
+    assert Outbox(tmp_path).waiting() == Waiting("sync-1", update)
+    Outbox(tmp_path).keep("sync-2", update)
+    assert Outbox(tmp_path).waiting() == Waiting("sync-2", update)
+    Outbox(tmp_path).clear()
+    Outbox(tmp_path).clear()
+    assert Outbox(tmp_path).waiting() is None
+
+
+def test_a_damaged_report_is_given_up(tmp_path: Path) -> None:
+    Outbox(tmp_path).keep("sync-1", wire.SyncUpdate(status="running"))
+    (tmp_path / "outbox" / "report.json").write_bytes(b'{"sync_id":')
+    assert Outbox(tmp_path).waiting() is None
+    assert not (tmp_path / "outbox" / "report.json").exists()
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity.write(tmp_path, WHO)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        identity.write(tmp_path, replace(WHO, name="other"))
+    assert identity.read(tmp_path) == WHO
