@@ -47,7 +47,7 @@ class SeaweedFS(Service):
     async def start(self) -> None:
         """Start the server, wait until it takes and gives an object, make the bucket; raises `ServiceError`."""
         data, configuration = self._directory / "data", self._directory / "conf"
-        for folder in (data, configuration):
+        for folder in (self._directory, data, configuration):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = read_settings(self._settings_file)
         self._access_key = settings.get("access_key") or secret()[:20]

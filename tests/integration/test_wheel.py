@@ -1,0 +1,43 @@
+"""What is installed from a wheel has its SQL with it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+ROOT = Path(__file__).parents[2]
+
+USE = """
+from control import queries
+from edge_runtime import statements
+for path in sorted(queries.folder().rglob("*.sql")):
+    if path.parent.name == "queries":
+        assert queries.load(path.stem), path
+print(queries.folder())
+print(len(statements.load("tables")))
+"""
+
+
+def test_the_wheel_has_the_sql_and_finds_it_there(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(build, check=True, timeout=100)
+    (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    for place, folders in {
+        "control/_sql": ("schema", "cockroachdb", "queries"),
+        "edge_runtime/_sql": ("edge",),
+    }.items():
+        for folder in folders:
+            target = tmp_path / "site" / place / (folder if place.startswith("control") else "")
+            ours = {p.name: p.read_bytes() for p in (ROOT / "sql" / folder).glob("*.sql")}
+            assert ours
+            assert {p.name: p.read_bytes() for p in target.glob("*.sql")} == ours
+
+    # Without the checkout, which an editable install has on the path: the wheel's folder comes first.
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}){USE}"]
+    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    folder, size = done.stdout.split()
+    assert folder == str(tmp_path / "site" / "control" / "_sql")
+    assert int(size) > 100
