@@ -284,6 +284,7 @@ class Wasi:
             if length:
                 written += length
                 if fd == 1 and written > self._stdout_room:
+                    memory.need(start + length)
                     raise OutputTooLarge(f"it wrote more than {self._stdout_limit} bytes to stdout")
                 pieces.append(read(start, length))
         if fd == 1:

@@ -94,7 +94,7 @@ def test_what_is_no_module_is_refused_and_leaves_nothing(tmp_path, wasm):
 def test_an_unknown_level_and_a_missing_folder(tmp_path):
     with pytest.raises(ValueError, match="level 9"):
         compile_module(ECHO, tmp_path, 9)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="nowhere"):
         compile_module(ECHO, tmp_path / "nowhere", QUICK)
 
 
