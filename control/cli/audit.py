@@ -23,8 +23,8 @@ async def list_audit(limit: int, as_json: bool) -> None:
         output.document(found)
         return
     output.table(
-        ["AT", "ACTOR", "ACTION", "OBJECT"],
-        [[a["at"], a["actor"], a["action"], a["object"]] for a in found],
+        ["AT", "OPERATOR", "ACTION", "SUBJECT"],
+        [[a["at"], a["operator"], a["action"], a["subject"]] for a in found],
         "nothing yet",
     )
 

@@ -19,7 +19,7 @@ def verdict(node: Json, generation: int, since: str) -> str:
     if node["at_target"] and node["generation"] >= generation:
         return "arrived"
     error = node.get("error")
-    if error and output.when(error["at"]) >= output.when(since):
+    if error and error["at"] and output.when(error["at"]) >= output.when(since):
         return "failed"
     return "waiting"
 
