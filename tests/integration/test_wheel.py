@@ -7,6 +7,13 @@ from zipfile import ZipFile
 
 ROOT = Path(__file__).parents[2]
 
+PLACES = {
+    "schema": "control/_sql/schema",
+    "cockroachdb": "control/_sql/cockroachdb",
+    "queries": "control/_sql/queries",
+    "edge": "edge_runtime/_sql",
+}
+
 USE = """
 from control import queries
 from edge_runtime import statements
@@ -25,15 +32,10 @@ def test_the_wheel_has_the_sql_and_finds_it_there(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    for place, folders in {
-        "control/_sql": ("schema", "cockroachdb", "queries"),
-        "edge_runtime/_sql": ("edge",),
-    }.items():
-        for folder in folders:
-            target = tmp_path / "site" / place / (folder if place.startswith("control") else "")
-            ours = {p.name: p.read_bytes() for p in (ROOT / "sql" / folder).glob("*.sql")}
-            assert ours
-            assert {p.name: p.read_bytes() for p in target.glob("*.sql")} == ours
+    for folder, place in PLACES.items():
+        ours = {p.name: p.read_bytes() for p in (ROOT / "sql" / folder).glob("*.sql")}
+        assert ours
+        assert {p.name: p.read_bytes() for p in (tmp_path / "site" / place).glob("*.sql")} == ours
 
     # Without the checkout, which an editable install has on the path: the wheel's folder comes first.
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}){USE}"]
