@@ -168,7 +168,7 @@ class Guarded(HttpToolsProtocol):
         """End this connection, whose peer has let a deadline pass."""
         self.deadline = self.write_deadline = NEVER
         if self._in_head:
-            self._refuse(Refused(408, "too_slow", f"a request's head must be complete in {HEAD_SECONDS:.0f} s"))
+            self._refuse(Refused(408, "head_too_slow", f"a request's head must be complete in {HEAD_SECONDS:.0f} s"))
         elif self._in_body or (self.flow is not None and self.flow.write_paused):
             self.transport.abort()
         else:

@@ -1,0 +1,342 @@
+"""The attacks on a connection that need no credential: each is cut off, and memory stays bounded."""
+
+import asyncio
+import contextlib
+import gc
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from control import guard
+from control.pki import Pki, server_context
+from tests.support.wire_tap import Tap, tap
+
+MEGABYTE = 1024 * 1024
+BOUND = 40 * MEGABYTE
+"""How much an attack may grow this process, which holds its client too; unbounded, each takes hundreds."""
+
+
+@dataclass
+class Site:
+    url: str
+    ca: Path
+    state: ServerState
+    served: list[str] = field(default_factory=list)
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    """Lets the requests to /held be answered."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a client of /held has gone."""
+
+    def tap(self) -> contextlib.AbstractAsyncContextManager[Tap]:
+        return tap(self.url, self.ca)
+
+
+@pytest.fixture
+async def site(pki: Pki) -> AsyncIterator[Site]:
+    """Guarded connections in front of an application that reads its bodies; its sweep is ten times quicker."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.served.append(scope["path"])
+        size = 0
+        if scope["path"] == "/held":
+            await receive()
+            released = asyncio.ensure_future(found.release.wait())
+            going = asyncio.ensure_future(receive())
+            await asyncio.wait([released, going], return_when=asyncio.FIRST_COMPLETED)
+            if going.done():
+                found.gone.set()
+            going.cancel()
+            released.cancel()
+        elif scope["path"] != "/unread":
+            while True:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    break
+        body = str(size).encode() if scope["path"] != "/large" else bytes(8 * MEGABYTE)
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    config = uvicorn.Config(
+        app, http=guard.Guarded, ws="none", lifespan="off", log_config=None, proxy_headers=False, interface="asgi3"
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    context = server_context(pki.certificate, pki.key)
+    server = await loop.create_server(
+        lambda: guard.Guarded(config=config, server_state=state, app_state={}), "127.0.0.1", 0, ssl=context
+    )
+    found = Site(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", pki.ca, state)
+
+    async def sweeps() -> None:
+        while True:
+            guard.sweep(state.connections, loop.time())
+            await asyncio.sleep(0.05)
+
+    sweeper = asyncio.create_task(sweeps())
+    yield found
+    sweeper.cancel()
+    server.close()
+    for connection in list(state.connections):
+        connection.transport.abort()
+    for task in list(state.tasks):
+        task.cancel()
+    await asyncio.gather(sweeper, *state.tasks, return_exceptions=True)
+
+
+def memory() -> int:
+    gc.collect()
+    return psutil.Process(os.getpid()).memory_info().rss
+
+
+async def until_gone(site: Site) -> None:
+    async with asyncio.timeout(10):
+        while site.state.connections:
+            await asyncio.sleep(0.01)
+
+
+async def flood(client: Tap, piece: bytes, total: int) -> int:
+    """Send `piece` again and again; how much went out before the server closed."""
+    sent = 0
+    while sent < total and await client.send(piece):
+        sent += len(piece)
+    return sent
+
+
+def refused(answer: tuple[int, dict[str, str], bytes], status: int, code: str) -> None:
+    assert answer[0] == status
+    assert answer[1]["content-type"] == "application/problem+json"
+    assert answer[1]["connection"] == "close"
+    assert orjson.loads(answer[2])["code"] == code
+
+
+async def test_ordinary_requests_on_one_connection(site: Site) -> None:
+    async with site.tap() as client:
+        for size in (0, 1, 300_000):
+            await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
+            assert (await client.answer())[::2] == (200, str(size).encode())
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(50):
+            await client.send(b"3\r\nabc\r\n")
+        await client.send(b"0\r\n\r\n")
+        assert (await client.answer())[::2] == (200, b"150")
+
+
+async def test_a_head_of_100_megabytes(site: Site) -> None:
+    before = memory()
+    async with site.tap() as client:
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\na: ")
+        sent = await flood(client, bytes(b"x" * 65536), 100 * MEGABYTE)
+        assert sent < 50 * MEGABYTE
+        assert memory() - before < BOUND
+    await until_gone(site)
+    assert site.served == []
+
+
+async def test_the_refusal_of_a_large_head_says_so(site: Site) -> None:
+    async with site.tap() as client:
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"x" * guard.HEAD_BYTES)
+        refused(await client.answer(), 431, "head_too_large")
+        assert await client.closed()
+    async with site.tap() as client:
+        await client.send(b"GET /" + b"x" * guard.HEAD_BYTES + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        refused(await client.answer(), 431, "head_too_large")
+    assert site.served == []
+
+
+async def test_200_000_headers(site: Site) -> None:
+    before = memory()
+    async with site.tap() as client:
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n")
+        await flood(client, b"".join(b"h%d: 1\r\n" % n for n in range(1000)), 200 * 8000)
+        assert memory() - before < BOUND
+        refused(await client.answer(), 431, "too_many_headers")
+    await until_gone(site)
+    assert site.served == []
+
+
+async def test_a_head_that_never_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.4)
+    async with site.tap() as client:
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n")
+        for number in range(100):
+            if not await client.send(b"h%d: 1\r\n" % number) or client.reader.at_eof():
+                break
+            await asyncio.sleep(0.1)
+        else:
+            pytest.fail("the head went on for 10 s")
+        refused(await client.answer(), 408, "head_too_slow")
+    await until_gone(site)
+
+
+async def test_a_connection_that_says_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.3)
+    async with site.tap() as client:
+        assert await client.closed(10)
+    await until_gone(site)
+
+
+async def test_a_connection_that_is_idle_after_an_answer(site: Site) -> None:
+    async with site.tap() as client:
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await client.answer())[0] == 200
+        (connection,) = site.state.connections
+        now = asyncio.get_running_loop().time()
+        assert 0 < connection.deadline - now <= connection.timeout_keep_alive
+        connection.deadline = now
+        await client.send(b"\r\n\r\n")  # line breaks aren't a request
+        assert await client.closed(10)
+
+
+async def test_a_body_that_drips(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.4)
+    async with site.tap() as client:
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        for _ in range(100):
+            if not await client.send(b"x") or client.reader.at_eof():
+                break
+            await asyncio.sleep(0.1)
+        else:
+            pytest.fail("the body went on for 10 s")
+    await until_gone(site)
+
+
+async def test_a_body_that_drips_after_the_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application answered without reading; the rest of the body must not hold the connection for ever."""
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.4)
+    async with site.tap() as client:
+        await client.send(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        assert (await client.answer())[0] == 200
+        for _ in range(100):
+            if not await client.send(b"x") or client.reader.at_eof():
+                break
+            await asyncio.sleep(0.1)
+        else:
+            pytest.fail("the body went on for 10 s")
+    await until_gone(site)
+
+
+async def test_a_steady_body_may_take_longer_than_the_grace(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.4)
+    async with site.tap() as client:
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (20 * 16384))
+        for _ in range(20):
+            assert await client.send(bytes(16384))
+            await asyncio.sleep(0.05)
+        assert (await client.answer())[::2] == (200, str(20 * 16384).encode())
+
+
+async def test_pipelined_requests_without_bound(site: Site) -> None:
+    before = memory()
+    async with site.tap() as client:
+        await client.send(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+        sent = await flood(client, b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" * 2000, 100 * MEGABYTE)
+        assert sent < 50 * MEGABYTE
+        assert memory() - before < BOUND
+        assert await client.closed()
+    await until_gone(site)
+    assert site.served == ["/held"]
+
+
+async def test_pipelined_large_bodies(site: Site) -> None:
+    before = memory()
+    async with site.tap() as client:
+        await client.send(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+        await client.send(b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (100 * MEGABYTE))
+        flooding = asyncio.create_task(flood(client, bytes(65536), 100 * MEGABYTE))
+        await asyncio.wait([flooding], timeout=1.5)
+        assert memory() - before < BOUND
+        assert not flooding.done() or flooding.result() < 50 * MEGABYTE
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)
+
+
+async def test_a_few_pipelined_requests_are_answered_in_order(site: Site) -> None:
+    async with site.tap() as client:
+        await client.send(b"".join(b"POST /%d HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (n, n) + bytes(n)
+                                   for n in range(1 + guard.PIPELINED)))  # fmt: skip
+        for number in range(1 + guard.PIPELINED):
+            assert (await client.answer())[::2] == (200, str(number).encode())
+    assert site.served == ["/0", "/1", "/2"]
+
+
+@pytest.mark.parametrize("what", ["extensions", "trailers", "one trailer"])
+async def test_a_chunked_body_without_content(site: Site, what: str) -> None:
+    before = memory()
+    async with site.tap() as client:
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+        if what == "extensions":
+            await client.send(b"1;")
+        elif what == "trailers":
+            await client.send(b"0\r\n")
+        else:
+            await client.send(b"0\r\na: ")
+        piece = b"a: b\r\n" * 8192 if what == "trailers" else b"x" * 65536
+        assert await flood(client, piece, 100 * MEGABYTE) < 50 * MEGABYTE
+        assert memory() - before < BOUND
+    await until_gone(site)
+
+
+async def test_an_answer_that_nobody_reads(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "WRITE_SECONDS", 0.4)
+    async with site.tap() as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        await until_gone(site)
+
+
+async def test_more_connections_than_allowed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "CONNECTIONS", 2)
+    async with site.tap() as first, site.tap() as second:
+        for client in (first, second):
+            await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await client.answer())[0] == 200
+        async with site.tap() as third:
+            assert await third.closed()
+        await first.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await first.answer())[0] == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost : x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+)
+async def test_what_is_no_request(site: Site, request_: bytes) -> None:
+    async with site.tap() as client:
+        await client.send(request_)
+        refused(await client.answer(), 400, "bad_request")
+        assert await client.closed()
+    assert site.served == []
+
+
+async def test_an_upgrade_is_ignored(site: Site) -> None:
+    async with site.tap() as client:
+        for _ in range(2):
+            await client.send(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+            assert (await client.answer())[0] == 200
+
+
+async def test_a_client_that_goes_away_is_seen(site: Site) -> None:
+    async with site.tap() as client:
+        await client.send(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+        async with asyncio.timeout(5):
+            while not site.served:
+                await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await site.gone.wait()
