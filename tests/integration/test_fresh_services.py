@@ -1,0 +1,35 @@
+"""Each test gets a metadata database and a bucket of its own, on the session's servers."""
+
+import asyncpg
+import pytest
+
+from control.local_seaweedfs import s3_client
+
+seen: set[str] = set()
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_a_database_is_fresh_and_serializable_and_dropped_afterwards(services, database_url, turn):
+    assert database_url not in seen
+    seen.add(database_url)
+    connection = await asyncpg.connect(database_url)
+    assert await connection.fetchval("SHOW default_transaction_isolation") == "serializable"
+    await connection.execute("CREATE TABLE only_here (id INT PRIMARY KEY)")
+    await connection.close()
+    other = await asyncpg.connect(services.metadata_url)
+    names = {row["datname"] for row in await other.fetch("SELECT datname FROM pg_database")}
+    await other.close()
+    assert not names & {url.rpartition("/")[2] for url in seen - {database_url}}
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+async def test_a_bucket_is_fresh_and_emptied(bucket_url, turn):
+    assert bucket_url not in seen
+    seen.add(bucket_url)
+    async with s3_client(bucket_url) as client:
+        bucket = bucket_url.rpartition("/")[2]
+        assert "Contents" not in await client.list_objects_v2(Bucket=bucket)
+        await client.put_object(Bucket=bucket, Key="left/behind", Body=b"x")
+        await client.create_multipart_upload(Bucket=bucket, Key="half")
+        buckets = {found["Name"] for found in (await client.list_buckets())["Buckets"]}
+        assert not buckets & {url.rpartition("/")[2] for url in seen - {bucket_url}}
