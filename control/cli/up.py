@@ -176,8 +176,9 @@ class Up:
         async with self._step("join") as told:
             made = await client.post(path("join-tokens"), {"group": example.GROUP})
             child = local.Child("skerry-edge join", self._home.logs / "join.log", held)
-            arguments = ["-m", "edge_runtime.cli", "join", url, made["token"], "--state", str(self._home.edge)]
-            process = child.start_process([*arguments, "--name", local.NODE], {}, self._home.folder)
+            arguments = ["-m", "edge_runtime.cli", "join", "--control", url, "--state", str(self._home.edge)]
+            told_it = {"SKERRY_JOIN_TOKEN": made["token"]}
+            process = child.start_process([*arguments, "--name", local.NODE], told_it, self._home.folder)
             await child.run_to_end(process, "skerry-edge join")
             told.append(f"node {local.NODE}, with a one-time token")
 
