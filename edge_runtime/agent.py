@@ -201,8 +201,9 @@ class Agent:
         if status in (401, 403):
             message = (
                 f"control refuses this node's credential ({error.message}): an operator has revoked it or removed the "
-                "node. The node serves its last release on; to have it synced again, make a token with "
-                f"`skerry node token` and run `skerry-edge join --again --control {self._who.control_url} …`"
+                f"node. It serves its last release on; to have it synced again, make a token with `skerry node token "
+                f"--rejoin {self._who.name}` (without --rejoin if the node was removed), run `skerry-edge join --again "
+                f"--control {self._who.control_url} --state {self._state} …`, and start the node again"
             )
         pause = steps.pause_after(status, retry_after, self._troubles, self._jitter())
         if self._problem is None or self._problem["code"] != error.code:
@@ -243,7 +244,8 @@ class Agent:
         try:
             manifests = steps.check_plan(plan, self._generation)
             release = self._runtime.release
-            serving = {f.sha256 for f in release.functions} if release is not None else set()
+            # One without an AOT file could not be compiled at start: its artifact may be damaged.
+            serving = {f.sha256 for f in release.functions if f.aot} if release is not None else set()
 
             self._begin("fetch")
             await self._artifacts.fetch(self._client, plan.functions, serving)

@@ -1,4 +1,4 @@
-"""`skerry-edge`: a node's commands. Their exit codes: 0 done and well, 1 not done or not well, 2 wrong call, 3 not running."""
+"""`skerry-edge`: a node's commands. They exit with 0: well, 1: not, 2: wrong call, 3: the node does not run."""
 
 import click
 

@@ -34,7 +34,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, stable 
 
 @click.command()
 @STATE
-@click.option("--control", "control_url", required=True, envvar="SKERRY_CONTROL", help="https://HOST:PORT of control.")
+@click.option("--control", "control_url", required=True, help="https://HOST:PORT of control.")
 @click.option(
     "--token",
     envvar="SKERRY_JOIN_TOKEN",

@@ -210,17 +210,17 @@ async def _ask(control_url: str, ca: Path | None, secret: str, asked: wire.Join,
                     raise JoinFailed(error.code, f"{error.message}. The same command may be run again") from None
             except client.Refusal as refusal:
                 if refusal.status < 500 or not remaining:
-                    _explain(refusal, asked.name)
+                    _explain(refusal)
             await asyncio.sleep(pause)
     raise AssertionError  # every last try above returns or raises
 
 
-def _explain(refusal: client.Refusal, name: str) -> NoReturn:
+def _explain(refusal: client.Refusal) -> NoReturn:
     cures = {
         "token_used": "; each token is for one node: make another with `skerry node token`",
         "token_expired": "; make another with `skerry node token`",
         "credentials_invalid": "; make a join token with `skerry node token`",
-        "name_taken": f"; choose another --name, or `skerry node remove {name}` if that node is gone for good",
+        "unknown_node": "; make a token without --rejoin",
     }
     again = ". The same command may be run again" if refusal.status >= 500 else ""
     raise JoinFailed(refusal.code, refusal.message + cures.get(refusal.code, again))
