@@ -7,7 +7,7 @@ Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty it
 import mmap
 import socket
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -15,7 +15,7 @@ from control import faults, wire
 
 from . import database, frames, guest, migration
 from .access import Doors
-from .database import Database, DatabaseUnfit, is_panic
+from .database import Database, DatabaseUnfit
 from .frames import LocalFunction
 from .session import Session, code_of
 from .sql import ProbeSql
@@ -33,8 +33,6 @@ _INSERT_CHANGE: Final = load("insert_change")
 _DELETE_FUNCTIONS: Final = load("delete_functions")
 _INSERT_FUNCTION: Final = load("insert_function")
 _WRITE_RELEASE: Final = load("write_release")
-_TEMPORARY: Final = load("temporary")
-_OWN: Final = tuple(load(name) for name in ("own_schema", "all_meta", "all_changes", "all_release", "all_functions"))
 
 _decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
 
@@ -82,8 +80,8 @@ def prepare(opened: Database, plan: wire.Plan, functions: list[LocalFunction]) -
         _check_functions(plan, functions)
         _apply(opened, changes)
         _record(opened, plan, changes, functions)
-        if changes:
-            _check_foreign_keys(opened)
+        if changes and (orphans := migration.orphans(opened)):
+            raise SyncFailed("foreign_key_violation", f"After the schema changes, {orphans} Amend the change.")
         for function in functions:
             if function.manifest.probe is not None:
                 _probe(opened, plan.generation, function, function.manifest.probe)
@@ -173,50 +171,18 @@ def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
     if not changes:
         return
     doors = Doors.of(opened)
-    before = _own(opened)
+    before = migration.own(opened)
     for change in changes:
         try:
-            run_change(opened, doors, change.sql)
+            migration.run(opened, doors, change.sql)
         except migration.Refused as refused:
             statement = refused.statement
             shown = statement if len(statement) <= _SHOWN else statement[:_SHOWN] + " …"
             at = f" Statement: {shown}" if shown else ""
             code = "schema_change_failed" if refused.code == "schema_invalid" else refused.code
             raise SyncFailed(code, f"In {_label(change)}: {refused}{at}") from None
-        if _own(opened) != before:
+        if migration.own(opened) != before:
             raise SyncFailed("schema_closed", f"{_label(change)} touches the runtime's own tables; amend it.")
-
-
-def run_change(opened: Database, doors: Doors, sql: str) -> None:
-    """Run a schema change's statements in the transaction that is open. Error: migration.Refused; the transaction may
-    have ended then."""
-    statements = migration.split(sql)
-    for statement in statements:
-        migration.check(statement, doors.functions, doors.modules)
-    for statement in statements:
-        try:
-            cursor = opened.connection.execute(statement.sql)
-            while cursor.fetchmany(64):
-                pass
-        except ValueError as error:
-            raise migration.Refused("schema_invalid", f"{error}.", statement.sql) from None
-        except BaseException as error:
-            if not is_panic(error):
-                raise
-            raise migration.Refused(
-                "schema_invalid", "It selects a TEXT that is not valid UTF-8.", statement.sql
-            ) from None
-        if opened.rows(_TEMPORARY):
-            raise migration.Refused(
-                "schema_not_allowed",
-                "Temporary tables, views and triggers are refused: none would stay.",
-                statement.sql,
-            )
-
-
-def _own(opened: Database) -> list[list[tuple[Any, ...]]]:
-    """Everything of the runtime's in the file, to see whether a change touched it."""
-    return [opened.rows(query) for query in _OWN]
 
 
 def _record(
@@ -233,20 +199,6 @@ def _record(
         )
     # As text: libsql would bind a generation above 31 bits as a REAL.
     opened.rows(_WRITE_RELEASE, (plan.release_id, plan.release_number, str(plan.generation), now))
-
-
-def _check_foreign_keys(opened: Database) -> None:
-    try:
-        found = opened.rows("PRAGMA foreign_key_check")
-    except ValueError as error:
-        raise SyncFailed("foreign_key_violation", f"The foreign keys can't be checked: {error}.") from None
-    if found:
-        table, rowid, parent, _ = found[0]
-        raise SyncFailed(
-            "foreign_key_violation",
-            f"After the schema changes, {len(found)} rows have no parent; the first is row {rowid} of {table}, which "
-            f"refers to {parent}. Amend the change so that it keeps or removes them.",
-        )
 
 
 def _probe(opened: Database, generation: int, local: LocalFunction, probe: wire.Probe) -> None:

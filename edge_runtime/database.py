@@ -70,9 +70,13 @@ class WriterLock:
     The kernel lets it go when the process ends. Each process opens its own: one inherited by a fork is shared.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
         self._held = False
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def acquire(self, watch: Watch | None = None) -> None:
         """Wait for the lock."""
@@ -145,7 +149,7 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
     """
     if synchronous not in SYNCHRONOUS:
         raise DatabaseUnfit(f"synchronous is {synchronous}, and can be {' or '.join(SYNCHRONOUS)}")
-    lock = WriterLock(path.with_name(LOCK_NAME))
+    lock = WriterLock.open(path.with_name(LOCK_NAME))
     try:
         path.touch(mode=0o600)
         connection = libsql.connect(str(path), isolation_level=None)
@@ -163,6 +167,15 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
     if found != FORMAT:
         database.close()
         raise DatabaseUnfit(f"{path} has format {found} of the runtime's tables, and this version knows {FORMAT}")
+    return database
+
+
+def in_memory() -> Database:
+    """A new database that is gone with the process, with the runtime's tables and foreign_keys OFF."""
+    database = Database(libsql.connect(":memory:", isolation_level=None), WriterLock(os.memfd_create("writer.lock")))
+    database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
+    database.rows("PRAGMA foreign_keys = OFF")
+    _make(database)
     return database
 
 

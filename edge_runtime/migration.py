@@ -1,4 +1,4 @@
-"""What a schema change is: its statements, and what it may not contain. Pure.
+"""What a schema change is: its statements, what it may not contain (both pure), and how it is run.
 
 It runs inside a transaction of the applier's, so nothing that begins, ends or can't be in one; and it reaches neither
 the runtime's tables nor out of the database, by any spelling: SQL has no computed names, so the tokens show it.
@@ -6,9 +6,11 @@ the runtime's tables nor out of the database, by any spelling: SQL has no comput
 
 import sqlite3
 from collections.abc import Set
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from .access import MODULES
+from .access import MODULES, Doors
+from .database import Database, is_panic
+from .statements import load
 from .tokens import Kind, Token, name, tokenize, word
 
 VERBS: Final = frozenset(
@@ -28,6 +30,10 @@ RUNTIME_PREFIX: Final = "_skerry_"
 SQLITE_PREFIX: Final = "sqlite_"
 _MADE_OF: Final = MODULES & {"fts3", "fts4", "fts4aux", "fts5", "fts5vocab", "rtree", "rtree_i32", "geopoly"}
 """Virtual tables that keep what they have in tables of the database."""
+
+
+_TEMPORARY: Final = load("temporary")
+_OWN: Final = tuple(load(name) for name in ("own_schema", "all_meta", "all_changes", "all_release", "all_functions"))
 
 
 class Refused(Exception):
@@ -99,7 +105,9 @@ def check(statement: Statement, closed_functions: Set[str], closed_modules: Set[
             raise Refused(
                 "schema_invalid", f"It has a parameter ({token.text[:40]}), which nothing gives a value.", sql
             )
-        _check_name(token, tokens[at + 1] if at + 1 < len(tokens) else None, closed_functions, closed_modules, sql)
+        # A module's arguments look like a call of a function.
+        call = at + 1 < len(tokens) and tokens[at + 1].text == "(" and word(tokens[at - 1]) != "using"
+        _check_name(token, call, closed_functions, closed_modules, sql)
     if [word(token) for token in tokens[:3]] == ["create", "virtual", "table"]:
         _check_module(tokens, sql)
 
@@ -111,9 +119,7 @@ def _check_made(verb: str, what: str, sql: str) -> None:
         raise Refused("schema_not_allowed", f"A schema change can't {verb.upper()} a {what.upper() or '?'}.", sql)
 
 
-def _check_name(
-    token: Token, following: Token | None, closed_functions: Set[str], closed_modules: Set[str], sql: str
-) -> None:
+def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_modules: Set[str], sql: str) -> None:
     found = name(token)
     if not found:
         return
@@ -127,7 +133,7 @@ def _check_name(
         closed = found.startswith(SQLITE_PREFIX) or found in closed_modules
     if closed or (found.startswith("pragma_") and found not in MODULES):
         raise Refused("schema_closed", f"{token.text[:80]} is SQLite's own, and closed to schema changes.", sql)
-    if token.kind is not Kind.STRING and found in closed_functions and following is not None and following.text == "(":
+    if token.kind is not Kind.STRING and call and found in closed_functions:
         raise Refused("schema_closed", f"The function {found}() is closed to schema changes.", sql)
 
 
@@ -146,3 +152,45 @@ def normal(sql: str | None) -> tuple[str, ...]:
     return tuple(
         token.text if token.kind is Kind.STRING else name(token) or token.text.lower() for token in tokenize(sql)
     )
+
+
+def run(opened: Database, doors: Doors, sql: str) -> None:
+    """Run a schema change's statements in the transaction that is open. Error: Refused; the transaction may
+    have ended then."""
+    statements = split(sql)
+    for statement in statements:
+        check(statement, doors.functions, doors.modules)
+    for statement in statements:
+        try:
+            cursor = opened.connection.execute(statement.sql)
+            while cursor.fetchmany(64):
+                pass
+        except ValueError as error:
+            raise Refused("schema_invalid", f"{error}.", statement.sql) from None
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise Refused("schema_invalid", "It selects a TEXT that is not valid UTF-8.", statement.sql) from None
+        if opened.rows(_TEMPORARY):
+            raise Refused(
+                "schema_not_allowed",
+                "Temporary tables, views and triggers are refused: none would stay.",
+                statement.sql,
+            )
+
+
+def own(opened: Database) -> list[list[tuple[Any, ...]]]:
+    """Everything of the runtime's in the file, to see whether a change touched it."""
+    return [opened.rows(query) for query in _OWN]
+
+
+def orphans(opened: Database) -> str:
+    """What the foreign keys find amiss, as a sentence; empty where they hold."""
+    try:
+        found = opened.rows("PRAGMA foreign_key_check")
+    except ValueError as error:
+        return f"the foreign keys can't be checked: {error}."
+    if not found:
+        return ""
+    table, rowid, parent, _ = found[0]
+    return f"{len(found)} rows have no parent; the first is row {rowid} of {table}, which refers to {parent}."

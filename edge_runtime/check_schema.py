@@ -1,0 +1,187 @@
+"""`python -m edge_runtime.check schema`: does a schema change apply after all before it, on tables that have rows?
+
+Reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number", "sql"} | null}` on stdin (`amends`: the
+revision that `sql` replaces). Prints `{"ok": true, "empty": […], "warnings": […]}`, or
+`{"ok": false, "code", "message", "statement"}`. `empty` are tables that no row could be generated for; `warnings` say
+where the change fails on the generated rows in a way that depends on what is in them.
+"""
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+import orjson
+from msgspec import Struct
+
+from . import database, fence, migration
+from .access import Doors
+from .database import Database
+from .migration import Refused
+from .rows import fill
+from .statements import load
+from .tokens import word
+
+SECONDS: Final = 30.0
+"""Of the clock, for everything."""
+_SHOWN: Final = 2000
+_SCHEMA: Final = load("schema")
+
+
+class Change(Struct):
+    number: int
+    sql: str
+
+
+class Asked(Struct):
+    sql: str
+    earlier: list[Change] = []
+    amends: Change | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    if argv:
+        sys.stderr.write("usage: python -m edge_runtime.check schema < JSON\n")
+        return 2
+    try:
+        asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
+    except msgspec.MsgspecError as error:
+        sys.stderr.write(f"check schema: what came on stdin is not what it reads: {error}\n")
+        return 2
+    sys.stdout.buffer.write(orjson.dumps(_guarded(asked)) + b"\n")
+    return 0
+
+
+def _guarded(asked: Asked) -> dict[str, Any]:
+    """`check` in a child with a deadline: nothing but its end stops a query of libsql's."""
+    me = os.getpid()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            fence.die_with_parent(me)
+            with os.fdopen(writing, "wb") as out:
+                out.write(orjson.dumps(check(asked)))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    deadline = time.monotonic() + SECONDS
+    answer = b""
+    while select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        piece = os.read(reading, 65536)
+        if not piece:
+            break
+        answer += piece
+    else:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    os.close(reading)
+    if time.monotonic() >= deadline or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+        message = f"Its check took more than {SECONDS:.0f} s, on tables with three rows at most."
+        return {"ok": False, "code": "schema_too_slow", "message": message, "statement": ""}
+    if not answer:
+        raise RuntimeError(f"the child that checked the schema change ended without an answer (status {status})")
+    found: dict[str, Any] = orjson.loads(answer)
+    return found
+
+
+def check(asked: Asked) -> dict[str, Any]:
+    """Opens libsql in this process."""
+    with database.in_memory() as opened:
+        try:
+            warnings: list[dict[str, str]] = []
+            empty = _check(opened, asked, warnings)
+        except Refused as refused:
+            return {
+                "ok": False,
+                "code": refused.code,
+                "message": str(refused),
+                "statement": refused.statement[:_SHOWN],
+            }
+    return {"ok": True, "empty": empty, "warnings": warnings}
+
+
+def _check(opened: Database, asked: Asked, warnings: list[dict[str, str]]) -> list[str]:
+    doors = Doors.of(opened)
+    amends = asked.amends
+    opened.rows("BEGIN")
+    for change in sorted(asked.earlier, key=lambda change: change.number):
+        if amends is None or change.number < amends.number:
+            _run_registered(opened, doors, change)
+    opened.rows("COMMIT")
+    before = None
+    if amends is not None:
+        opened.rows("BEGIN")
+        _run_registered(opened, doors, amends)
+        before = _schema(opened)
+        opened.rollback()
+    after = _try(opened, doors, asked.sql)
+    if before is not None:
+        _compare(before, after)
+    opened.rows("PRAGMA foreign_keys = ON")
+    empty = fill(opened)
+    opened.rows("PRAGMA foreign_keys = OFF")
+    try:
+        _try(opened, doors, asked.sql)
+    except Refused as refused:
+        if _fails_on_any_row(refused):
+            raise
+        warnings.append({"statement": refused.statement[:_SHOWN], "message": str(refused)})
+    return empty
+
+
+def _run_registered(opened: Database, doors: Doors, change: Change) -> None:
+    try:
+        migration.run(opened, doors, change.sql)
+    except Refused as refused:
+        raise Refused(
+            "schema_history_broken",
+            f"Schema change {change.number}, which was registered before, fails: {refused}",
+            refused.statement,
+        ) from None
+
+
+def _try(opened: Database, doors: Doors, sql: str) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Run the change and undo it; the schema that it led to. Error: Refused."""
+    opened.rows("BEGIN")
+    try:
+        own = migration.own(opened)
+        migration.run(opened, doors, sql)
+        if migration.own(opened) != own:
+            raise Refused("schema_closed", "It touches the runtime's own tables.")
+        if orphans := migration.orphans(opened):
+            raise Refused("schema_invalid", f"After it, {orphans}")
+        return _schema(opened)
+    finally:
+        opened.rollback()
+
+
+def _schema(opened: Database) -> dict[tuple[str, str], tuple[Any, ...]]:
+    return {
+        (kind, name.lower()): (table.lower(), migration.normal(sql)) for kind, name, table, sql in opened.rows(_SCHEMA)
+    }
+
+
+def _compare(before: dict[tuple[str, str], tuple[Any, ...]], after: dict[tuple[str, str], tuple[Any, ...]]) -> None:
+    """An amendment must lead to the schema that nodes with the earlier revision have."""
+    different = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if different:
+        kind, name = different[0]
+        how = "lacks" if different[0] not in after else "adds" if different[0] not in before else "defines otherwise"
+        raise Refused(
+            "schema_amendment_differs",
+            f"The amendment must lead to the same schema as the revision that it amends, and it {how} the {kind} "
+            f"{name}{f' (and {len(different) - 1} more)' if len(different) > 1 else ''}. Make a new schema change for "
+            "what is to be different.",
+        )
+
+
+def _fails_on_any_row(refused: Refused) -> bool:
+    """Does the failure depend on rows being there, and not on what is in them?"""
+    tokens = migration.split(refused.statement)[0].tokens if refused.statement else []
+    return bool(tokens and word(tokens[0]) == "alter") or "NOT NULL" in str(refused)
