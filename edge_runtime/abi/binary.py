@@ -3,6 +3,7 @@
 Source: WebAssembly Core Specification 2.0, chapter 5 (binary format). Function bodies are WasmEdge's to validate.
 """
 
+import re
 from dataclasses import dataclass, field
 
 MAGIC = b"\0asm"
@@ -12,10 +13,13 @@ COMPONENT_VERSION = b"\x0d\0\1\0"
 FUNCTION, TABLE, MEMORY, GLOBAL, TAG = range(5)
 KINDS = ("function", "table", "memory", "global", "tag")
 
-_TYPES, _IMPORTS, _FUNCTIONS, _MEMORIES, _EXPORTS, _START = 1, 2, 3, 5, 7, 8
+_TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _MEMORIES, _EXPORTS, _START, _CODE = 1, 2, 3, 4, 5, 7, 8, 10
 _VALUE_TYPES = {0x7F: "i", 0x7E: "I", 0x7D: "f", 0x7C: "F", 0x7B: "v", 0x70: "r", 0x6F: "e"}
 _MOST = 1_000_000
 """Entries of a section: engines' common bound (the JS API's limits)."""
+
+_TABLE_GROW = re.compile(rb"\xfc(?:\x0f|\x8f(?:\x80){0,3}\x00)")
+"""The instruction table.grow, its opcode in any length."""
 
 Signature = tuple[str, str]
 """Parameters and results, a letter each: i32 `i`, i64 `I`, f32 `f`, f64 `F`, v128 `v`, references `r` and `e`."""
@@ -27,7 +31,7 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """A memory's: pages of 64 KiB."""
+    """A memory's, in pages of 64 KiB, or a table's, in entries."""
 
     minimum: int
     maximum: int | None
@@ -52,6 +56,8 @@ class Shape:
     imports: list[Import] = field(default_factory=list)
     memories: list[Limits] = field(default_factory=list)
     """Its own ones."""
+    tables: list[Limits] = field(default_factory=list)
+    """Its own ones."""
     exports: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Kind and index."""
     signatures: list[Signature] = field(default_factory=list)
@@ -59,6 +65,8 @@ class Shape:
     """The types of its own functions."""
     start: bool = False
     """It has a `start` section, which runs at instantiation."""
+    may_grow_tables: bool = False
+    """Its code has table.grow, or bytes that look like it."""
 
     def export_signature(self, name: str) -> Signature | None:
         """The signature of an exported function, None where there is no such."""
@@ -99,6 +107,8 @@ def _section(shape: Shape, section: int, reader: "_Reader") -> None:
         shape.imports += [reader.imported(shape.signatures) for _ in range(reader.count())]
     elif section == _FUNCTIONS:
         shape.functions += [reader.unsigned() for _ in range(reader.count())]
+    elif section == _TABLES:
+        shape.tables += [reader.table() for _ in range(reader.count())]
     elif section == _MEMORIES:
         shape.memories += [reader.limits() for _ in range(reader.count())]
     elif section == _EXPORTS:
@@ -107,6 +117,8 @@ def _section(shape: Shape, section: int, reader: "_Reader") -> None:
             shape.exports[name] = (reader.byte(), reader.unsigned())
     elif section == _START:
         shape.start = True
+    elif section == _CODE:
+        shape.may_grow_tables = _TABLE_GROW.search(reader.data, reader.at, reader.end) is not None
 
 
 class _Reader:
@@ -175,6 +187,10 @@ class _Reader:
         minimum = self.unsigned(bits)
         return Limits(minimum, self.unsigned(bits) if flags & 1 else None, bool(flags & 2), bool(flags & 4))
 
+    def table(self) -> Limits:
+        self.value_type()
+        return self.limits()
+
     def imported(self, signatures: list[Signature]) -> Import:
         module, name, kind = self.name(), self.name(), self.byte()
         if kind == FUNCTION:
@@ -183,8 +199,7 @@ class _Reader:
                 raise Malformed(f"the import {module}.{name} has the type {index}, which does not exist")
             return Import(module, name, kind, signatures[index])
         if kind == TABLE:
-            self.value_type()
-            self.limits()
+            self.table()
         elif kind == MEMORY:
             self.limits()
         elif kind == GLOBAL:

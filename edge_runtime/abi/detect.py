@@ -10,6 +10,8 @@ from .imports import OFFERED, SQL_MODULE
 SIZE_LIMIT = 64 * 1024 * 1024
 PAGES_LIMIT = 16_384
 """The most pages of 64 KiB that a manifest can allow."""
+TABLE_LIMIT = 1_000_000
+"""Entries of all tables: each costs the worker 16 bytes, which no memory_pages counts."""
 
 _SHOWN = 8
 
@@ -55,6 +57,7 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
     _check_entry(shape, entry)
     _check_imports(shape.imports)
     memory = _memory(shape, pages_limit)
+    _check_tables(shape)
     return Detected(
         abi="wagi",
         memory_pages=memory.minimum,
@@ -148,6 +151,19 @@ def _memory(shape: Shape, pages_limit: int) -> binary.Limits:
             f"Its memory starts with {memory.minimum} pages of 64 KiB; {pages_limit} are allowed (memory_pages).",
         )
     return memory
+
+
+def _check_tables(shape: Shape) -> None:
+    entries = sum(table.minimum for table in shape.tables)
+    if entries > TABLE_LIMIT:
+        raise Refused("table_too_large", f"Its tables start with {entries} entries; {TABLE_LIMIT} are allowed.")
+    most = [table.maximum for table in shape.tables]
+    if shape.may_grow_tables and (None in most or sum(entry or 0 for entry in most) > TABLE_LIMIT):
+        raise Refused(
+            "table_unbounded",
+            f"It can grow its tables beyond the {TABLE_LIMIT} entries that are allowed: give them a maximum "
+            "(build it without --growable-table).",
+        )
 
 
 def _listed(names: list[str]) -> str:

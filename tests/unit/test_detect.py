@@ -10,6 +10,7 @@ from tests.guests.build import guest, wat
 
 ENTRY = '(func (export "_start"))'
 MEMORY = '(memory (export "memory") 1)'
+GROW = "(func (drop (table.grow 0 (ref.null func) (i32.const 1))))"
 
 
 def module(*fields):
@@ -38,6 +39,25 @@ def test_sql_and_a_start_section_are_seen():
 def test_what_languages_build_is_accepted():
     assert detect(guest("echo")).abi == "wagi"
     assert detect(guest("sql")).sql
+
+
+def test_tables_that_stay_small_are_accepted():
+    assert detect(module("(table 1 funcref)", MEMORY, ENTRY)).abi == "wagi"
+    assert detect(module("(table 1 1000 funcref)", GROW, MEMORY, ENTRY)).abi == "wagi"
+
+
+@pytest.mark.parametrize("opcode", [b"\x0f", b"\x8f\0", b"\x8f\x80\0", b"\x8f\x80\x80\x80\0"])
+def test_a_growing_table_is_seen_however_its_opcode_is_written(opcode):
+    wasm = module("(table 1 funcref)", GROW, MEMORY, ENTRY)
+    code = wasm.index(b"\xfc\x0f")
+    other = bytearray(wasm.replace(b"\xfc\x0f", b"\xfc" + opcode))
+    longer = len(opcode) - 1
+    section = wasm.rindex(b"\x0a", 0, code - 6)
+    other[section + 1] += longer
+    other[section + 3] += longer
+    with pytest.raises(Refused) as refused:
+        detect(bytes(other))
+    assert refused.value.code == "table_unbounded"
 
 
 def imported(module_name, name="f", kind="(func)"):
@@ -108,6 +128,14 @@ REFUSED = {
     ),
     "64 bits": (module('(memory (export "memory") i64 1)', ENTRY), "memory_64", "64-bit"),
     "shared": (module('(memory (export "memory") 1 2 shared)', ENTRY), "memory_shared", "shared"),
+    "a large table": (module("(table 1000001 funcref)", MEMORY, ENTRY), "table_too_large", "1000001 entries; 1000000"),
+    "large tables": (
+        module("(table 600000 funcref)", "(table 600000 externref)", MEMORY, ENTRY),
+        "table_too_large",
+        "1200000 entries",
+    ),
+    "a table that grows": (module("(table 1 funcref)", GROW, MEMORY, ENTRY), "table_unbounded", "--growable-table"),
+    "a table that grows far": (module("(table 1 1000001 funcref)", GROW, MEMORY, ENTRY), "table_unbounded", "maximum"),
     "a component": (wat("(component)"), "module_component", "wasm32-wasip1"),
     "text": (b"(module)", "module_invalid", "don't begin with those of a WebAssembly module"),
     "nothing at all": (b"", "module_invalid", "don't begin"),

@@ -2,6 +2,7 @@
 
 import struct
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -132,6 +133,33 @@ def test_a_vector_written_over_and_over_costs_no_more_than_the_limit(memory):
     with pytest.raises(OutputTooLarge):
         started.fd_write(1, 0, 1024, 0)
     assert len(started.stdout) <= 3 * SIZE
+
+
+def test_what_is_dropped_of_stderr_is_not_read(memory):
+    """1,024 vectors over the whole memory would be gigabytes, of which 100 bytes are kept."""
+    started = begun(memory)
+    vectors(memory, 0, *[(0, SIZE)] * 1024)
+    tracemalloc.start()
+    try:
+        assert started.fd_write(2, 0, 1024, SIZE - 4) == SUCCESS
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert memory.u32(SIZE - 4) == 1024 * SIZE
+    assert len(started.stderr) == 100
+
+
+def test_small_pieces_cost_little_more_than_their_bytes(memory):
+    started = begun(memory, stdout=1_000_000)
+    vectors(memory, 0, *[(40_000, 2)] * 1000)
+    tracemalloc.start()
+    try:
+        for _ in range(400):
+            assert started.fd_write(1, 0, 1000, 50_000) == SUCCESS
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(started.stdout) == 800_000
 
 
 @pytest.mark.parametrize("fd", [0, 3, 0xFFFFFFFF])
