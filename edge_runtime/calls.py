@@ -18,7 +18,7 @@ class Answer(NamedTuple):
     """What a guest answered."""
 
     status: int
-    headers: list[tuple[str, str]]
+    headers: list[tuple[bytes, bytes]]
     body: bytes
     release: int
     """Number of the release that it ran on."""

@@ -40,6 +40,7 @@ COMPILE: Final = 8
 
 # From a child. A kind of 100 or more is the HTTP status of a guest's answer: head `AnswerHead`, the body as raw bytes.
 READY: Final = 20
+"""Of no request; a worker that can't open the libsql file says FAILED instead, and ends."""
 FAULT: Final = 21
 """`Fault`: the call ended without an answer of the guest's; nothing that it wrote was kept."""
 STALE: Final = 22
@@ -160,7 +161,7 @@ class CallHead(Struct, frozen=True, array_like=True):
 
 
 class AnswerHead(Struct, frozen=True, array_like=True):
-    headers: list[tuple[str, str]]
+    headers: list[tuple[bytes, bytes]]
     log: bytes
     """What the guest wrote to stderr."""
 

@@ -32,6 +32,7 @@ STATUS_WAIT: Final = 1.0
 ATTEMPTS: Final = 5
 """How often a call is dispatched, where each time it turns out that it can't have run."""
 
+_decode_failure: Final = msgspec.json.Decoder(frames.Failure).decode
 _decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
 
 
@@ -190,7 +191,9 @@ class Pool:
     def replied(self, link: Link, request: int, kind: int, head: bytes, body: bytes) -> None:
         jobs = link.jobs
         if request == page.NONE:
-            if not link.ready.done():
+            if kind == frames.FAILED:
+                log.error("worker %d: %s", link.child.pid, _decode_failure(body).message)
+            elif not link.ready.done():
                 link.ready.set_result(None)
             return
         if not jobs or jobs[0].id != request:

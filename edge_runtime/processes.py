@@ -114,6 +114,10 @@ class Processes:
         self.zygotes = 0
         """How many there have been."""
 
+    def seen(self, slot: int) -> page.Seen:
+        """How far the worker of a slot has come."""
+        return page.read(self.page, slot)
+
     async def run(self) -> None:
         """Keep a zygote alive until cancelled. Error: `Unfit`."""
         failures = 0
@@ -126,7 +130,6 @@ class Processes:
                 log.warning("the zygote ended; a new one is started%s", f" in {delay:.2f} s" if delay else "")
                 await asyncio.sleep(delay)
         finally:
-            self.page.close()
             os.close(self._page)
 
     async def birth(

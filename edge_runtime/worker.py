@@ -7,15 +7,19 @@ worker, and the front starts another.
 import mmap
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from . import database, frames, guest, page
-from .sql import CallSql, StaleRelease
-from .wasmedge import Damaged, Unsafe, WasmEdgeError
+from .session import Session
+from .sql import CallSql, CommitFailed, StaleRelease
+from .wasmedge import Damaged, WasmEdgeError
 
 DATABASE: Final = Path("db", "skerry.db")
+
+COMMIT_STATUS: Final = {"disk_full": 507, "database_busy": 503}
+"""What HTTP answers where a COMMIT failed; 502 for the other codes."""
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
@@ -23,25 +27,27 @@ _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 
 def serve(sock: socket.socket, shared: mmap.mmap, slot: int, settings: frames.ChildSettings) -> None:
     """Serve the front until it closes the socket."""
-    with database.connect(Path(settings.state) / DATABASE, settings.synchronous) as opened:
+    try:
+        opened = database.connect(Path(settings.state) / DATABASE, settings.synchronous)
+    except database.DatabaseUnfit as error:
+        frames.send_json(sock, page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
+        return
+    with opened:
         worker = Worker(sock, page.Mark(shared, slot), opened)
         frames.send(sock, page.NONE, frames.READY)
         worker.run()
 
 
-class Loaded:
-    """A function that was loaded, or why it couldn't be."""
+class Loaded(NamedTuple):
+    """A function of a release, loaded; or why it couldn't be."""
 
-    def __init__(self, local: frames.LocalFunction, function: guest.Function | None, failure: frames.Failure | None):
-        self.local = local
-        self.function = function
-        self.failure = failure
+    local: frames.LocalFunction
+    function: guest.Function | frames.Failure
 
 
-class Release:
-    def __init__(self, release: frames.LocalRelease, functions: list[Loaded]) -> None:
-        self.generation = release.generation
-        self.functions = functions
+class Release(NamedTuple):
+    generation: int
+    functions: list[Loaded]
 
 
 class Worker:
@@ -49,6 +55,7 @@ class Worker:
         self._sock = sock
         self._mark = mark
         self._database = opened
+        self._session = Session(opened)
         self._releases: dict[int, Release] = {}
         """By the front's serial."""
 
@@ -74,22 +81,21 @@ class Worker:
 
     def _call(self, request: int, frame: frames.Frame) -> None:
         """Run one call and answer it: its transaction is committed before the answer is sent, or undone."""
-        serial, index, method, path, query, headers, client = frames.decode_call(frame.head)
-        release = self._releases[serial]
-        loaded = release.functions[index]
-        if loaded.function is None:
-            assert loaded.failure is not None  # noqa: S101
-            self._fault(request, loaded.failure.code, loaded.failure.message, 503)
+        head = frames.decode_call(frame.head)
+        release = self._releases[head.serial]
+        loaded = release.functions[head.function]
+        if isinstance(loaded.function, frames.Failure):
+            self._fault(request, loaded.function.code, loaded.function.message, 503)
             return
         grant = loaded.local.manifest.sql
-        sql = None if grant == "none" else CallSql(self._database, grant, release.generation, self._mark)
+        sql = None if grant == "none" else CallSql(self._session, grant, release.generation, self._mark)
         asked = guest.Request(
-            method,
-            path,
-            query.decode("latin-1"),
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
+            head.method,
+            head.path,
+            head.query.decode("latin-1"),
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
             frame.body,
-            client,
+            head.client,
         )
         self._mark.start(request)
         try:
@@ -100,50 +106,56 @@ class Worker:
                 else:
                     sql.rollback()
         except StaleRelease:
-            sql.rollback()
+            # Nothing of it was done: the call's first SQL found it out.
             frames.send(self._sock, request, frames.STALE)
+        except CommitFailed as failed:
+            self._fault(request, failed.code, str(failed), COMMIT_STATUS.get(failed.code, 502))
         except guest.GuestFault as fault:
+            code, status = fault.code, fault.status
             if sql is not None:
                 sql.rollback()
-            self._fault(request, fault.code, str(fault), fault.status, fault.log)
+                if sql.limit_code:
+                    # The guest failed over a limit that it ran into: the limit is what its caller should know.
+                    code, status = sql.limit_code, 507
+            self._fault(request, code, str(fault), status, fault.log)
         else:
-            head = frames.encode_head((answer.headers, answer.log))
-            frames.send(self._sock, request, answer.status, head, answer.body)
+            headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+            answered = frames.encode_head((headers, answer.log))
+            frames.send(self._sock, request, answer.status, answered, answer.body)
 
     def _fault(self, request: int, code: str, message: str, status: int, log: bytes = b"") -> None:
         fault = frames.Fault(code, message, status, log.decode(errors="replace"))
         frames.send_json(self._sock, request, frames.FAULT, fault)
 
     def _load(self, load: frames.Load) -> list[frames.Failure]:
-        """Load a release's modules; those that other serials have loaded from the same file are shared."""
-        have = {key(f.local): f for release in self._releases.values() for f in release.functions if f.function}
-        functions = [have.get(key(local)) or _load(local) for local in load.release.functions]
-        self._releases[load.serial] = Release(load.release, functions)
-        return [f.failure for f in functions if f.failure is not None]
+        """Load a release's modules, the ones that other serials have loaded shared with them; what can't be loaded."""
+        loaded = [f for release in self._releases.values() for f in release.functions]
+        have = {_key(f.local): f for f in loaded if isinstance(f.function, guest.Function)}
+        functions = [have.get(_key(local)) or Loaded(local, _load(local)) for local in load.release.functions]
+        self._releases[load.serial] = Release(load.release.generation, functions)
+        return [f.function for f in functions if isinstance(f.function, frames.Failure)]
 
     def _forget(self, keep: frames.Keep) -> None:
         gone = [self._releases.pop(serial) for serial in self._releases.keys() - set(keep.serials)]
-        used = {id(f) for release in self._releases.values() for f in release.functions}
-        closed = {id(f): f for release in gone for f in release.functions if id(f) not in used}
-        for loaded in closed.values():
-            if loaded.function is not None:
-                loaded.function.close()
+        used = {id(f.function) for release in self._releases.values() for f in release.functions}
+        for function in {id(f.function): f.function for release in gone for f in release.functions}.values():
+            if isinstance(function, guest.Function) and id(function) not in used:
+                function.close()
 
 
-def key(local: frames.LocalFunction) -> tuple[str, str, str]:
+def _key(local: frames.LocalFunction) -> tuple[str, str, str]:
     """What a loaded function depends on."""
     return local.name, local.aot_digest, local.manifest_digest
 
 
-def _load(local: frames.LocalFunction) -> Loaded:
+def _load(local: frames.LocalFunction) -> guest.Function | frames.Failure:
     manifest = local.manifest
     if not local.aot:
-        text = f"The function {local.name} isn't compiled on this node yet; try again."
-        return Loaded(local, None, frames.Failure("function_uncompiled", text))
+        text = f"The function {local.name} can't be run on this node yet: nothing of it is compiled."
+        return frames.Failure("function_uncompiled", text)
     limits = guest.Limits(manifest.memory_pages, manifest.response_limit)
     try:
-        function = guest.Function.load(local.name, Path(local.aot), local.aot_digest, limits, manifest.config)
+        return guest.Function.load(local.name, Path(local.aot), local.aot_digest, limits, manifest.config)
     except (Damaged, WasmEdgeError, OSError) as error:
         text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
-        return Loaded(local, None, frames.Failure("function_unloadable", text))
-    return Loaded(local, function, None)
+        return frames.Failure("function_unloadable", text)

@@ -1,0 +1,260 @@
+"""What the node runs, and how it moves from one release to the next: one libsql commit, between calls.
+
+Every call runs wholly on one release. While a release is applied, calls wait and none fails of it; on any error or
+limit before the commit the old release serves on. After a commit of which nobody knows whether it happened, the file
+is asked before any call goes.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+
+from control import faults, wire
+
+from . import frames
+from .compiler import Compiler
+from .crew import Crew, LoadFailed
+from .frames import LocalFunction, LocalRelease
+from .pool import Pool
+from .processes import Child, NotBorn, Processes, decode_failure
+from .steps import SyncFailed
+
+log = logging.getLogger("skerry.flip")
+
+QUERY_LIMIT: Final = 30.0
+QUERY_PAUSE: Final = 0.1
+COMMIT_LIMIT: Final = 30.0
+"""Seconds for a COMMIT; then the applier is ended, and the file says whether it happened."""
+
+_decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
+_decode_stored: Final = msgspec.json.Decoder(frames.Stored).decode
+
+
+class DatabaseUnfit(Exception):
+    """No worker can open the libsql file; the message says why and what to do."""
+
+
+class Runtime:
+    """The node's release. `boot` comes first; one change at a time."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        crew: Crew,
+        compiler: Compiler,
+        processes: Processes,
+        *,
+        flip_limit: float,
+        apply_limit: float,
+    ) -> None:
+        self._pool = pool
+        self._crew = crew
+        self._compiler = compiler
+        self._processes = processes
+        self._flip_limit = flip_limit
+        self._apply_limit = apply_limit
+        self._one = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._stored = frames.Stored(None, wire.Inventory())
+        pool.damaged = self._damaged
+
+    @property
+    def release(self) -> LocalRelease | None:
+        """What is served; None before the node's first release."""
+        return self._stored.release
+
+    @property
+    def inventory(self) -> wire.Inventory:
+        return self._stored.inventory
+
+    async def boot(self) -> None:
+        """Serve the release that the libsql file holds, without any network. Error: DatabaseUnfit."""
+        async with self._one:
+            stored = await self._ask_file()
+            if stored.release is not None:
+                functions = await self._compiler.available(stored.release.functions)
+                await self._serve(stored, functions)
+                log.info("release %d serves (generation %d)", stored.release.number, stored.release.generation)
+            else:
+                self._stored = stored
+                log.info("this node has no release yet")
+            self._pool.let_go()
+            self._changed.set()
+
+    async def improve(self) -> None:
+        """Until cancelled: bring the functions that are served to their best AOT files, one after the other."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while (release := self.release) is not None:
+                functions = await self._compiler.improve(release)
+                if functions is release.functions:
+                    break
+                async with self._one:
+                    if self.release is not release:
+                        # Another release has come meanwhile: its functions find the new file by themselves.
+                        continue
+                    try:
+                        await self._serve(self._stored, functions)
+                    except LoadFailed as failed:
+                        log.error("a better compiled function can't be loaded: %s", failed.message)
+                        break
+
+    async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
+        """Move to the plan's release; `functions` are all of it, with AOT files. What the node then runs.
+
+        Error: SyncFailed, and the old release serves on.
+        """
+        async with self._one:
+            schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
+            release = LocalRelease(plan.release_id, plan.release_number, plan.generation, schema, functions)
+            try:
+                serial = await self._crew.load(release)
+            except LoadFailed as failed:
+                raise SyncFailed(failed.code, failed.message) from None
+            try:
+                inventory = await self._flip(plan, release, serial)
+            except BaseException:
+                self._crew.forget(serial)
+                raise
+            finally:
+                self._pool.let_go()
+            self._changed.set()
+            return inventory
+
+    async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
+        """Prepare, hold, commit, swap. Calls are still held when it ends."""
+        faults.reach("edge.sync.prepare.before")
+        self._pool.hold_writes()
+        await self._drain(writes_only=True)
+        async with self._applier() as applier:
+            inventory = await self._prepare(applier, plan, release.functions)
+            faults.reach("edge.sync.prepare.after")
+            self._pool.hold_all()
+            try:
+                await self._drain(writes_only=False)
+            except BaseException:
+                await self._abort(applier)
+                raise
+            # From here to the swap nothing may stop half way: a cancelled sync waits for it.
+            commit = asyncio.ensure_future(self._commit(applier, plan, release, serial, inventory))
+            try:
+                return await asyncio.shield(commit)
+            except asyncio.CancelledError:
+                with contextlib.suppress(SyncFailed):
+                    await commit
+                raise
+
+    async def _commit(
+        self, applier: Child, plan: wire.Plan, release: LocalRelease, serial: int, inventory: wire.Inventory
+    ) -> wire.Inventory:
+        stored = frames.Stored(release, inventory)
+        try:
+            reply = await applier.ask(frames.COMMIT, None, COMMIT_LIMIT)
+        except (frames.ChildGone, TimeoutError):
+            # It must be gone before the file is asked, or it might commit after that.
+            applier.kill()
+            await applier.exited
+            log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
+            stored = await self._ask_file_until_it_answers()
+            found = stored.release
+            if found is None or (found.release_id, found.generation) != (plan.release_id, plan.generation):
+                text = f"The applier ended before release {plan.release_number} was committed; nothing was changed."
+                raise SyncFailed("applier_died", text) from None
+            stored = frames.Stored(release, stored.inventory)
+        else:
+            if reply.kind != frames.COMMITTED:
+                failure = decode_failure(reply.body)
+                raise SyncFailed(failure.code, failure.message)
+        faults.reach("edge.sync.swap.before")
+        self._crew.swap(serial)
+        self._stored = stored
+        faults.reach("edge.sync.swap.after")
+        return stored.inventory
+
+    async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
+        try:
+            reply = await applier.ask(frames.APPLY, frames.Apply(plan, functions), self._apply_limit)
+        except TimeoutError:
+            text = f"The schema changes and probes took longer than {self._apply_limit:g} s (apply_limit)."
+            raise SyncFailed("apply_timeout", text) from None
+        except frames.ChildGone:
+            text = f"The process that applied release {plan.release_number} died; nothing was changed."
+            raise SyncFailed("applier_died", text) from None
+        if reply.kind != frames.PREPARED:
+            failure = decode_failure(reply.body)
+            raise SyncFailed(failure.code, failure.message)
+        return _decode_inventory(reply.body)
+
+    async def _abort(self, applier: Child) -> None:
+        """Have the applier roll back; where it can't say so any more, its end does it."""
+        with contextlib.suppress(frames.ChildGone, TimeoutError):
+            await applier.ask(frames.ABORT, None, 5.0)
+
+    async def _drain(self, *, writes_only: bool) -> None:
+        try:
+            await self._pool.drained(writes_only=writes_only, limit=self._flip_limit)
+        except TimeoutError:
+            which = "calls that may write" if writes_only else "calls"
+            text = f"Running {which} did not end within {self._flip_limit:g} s (flip_limit); the old release serves on."
+            raise SyncFailed("flip_timeout", text) from None
+
+    @contextlib.asynccontextmanager
+    async def _applier(self) -> AsyncIterator[Child]:
+        try:
+            child = await self._processes.birth("applier")
+        except NotBorn as error:
+            raise SyncFailed("applier_died", f"No applier could be started: {error}; nothing was changed.") from None
+        try:
+            yield child
+        finally:
+            child.kill()
+            if not child.exited.done():
+                # Before calls go again its transaction, if it had one, must be gone.
+                await asyncio.shield(child.exited)
+            child.close()
+
+    async def _serve(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
+        """Serve these modules of the release that the file holds. Error: LoadFailed, where one serves already."""
+        assert stored.release is not None  # noqa: S101
+        release = msgspec.structs.replace(stored.release, functions=functions)
+        # A node that starts serves what it can; one that serves keeps what it has rather than lose a function.
+        self._crew.swap(await self._crew.load(release, whole=self._pool.serial != 0))
+        self._stored = frames.Stored(release, stored.inventory)
+
+    def _damaged(self, sha256: str) -> None:
+        """A worker can't load a module any more: make it again, from the artifact."""
+        self._compiler.damaged(sha256)
+        self._changed.set()
+
+    async def _ask_file_until_it_answers(self) -> frames.Stored:
+        while True:
+            try:
+                return await self._ask_file()
+            except DatabaseUnfit as error:
+                log.error("calls are held: %s", error)
+                await asyncio.sleep(1.0)
+
+    async def _ask_file(self) -> frames.Stored:
+        """What the libsql file says, through a fresh worker. Error: DatabaseUnfit."""
+        why = ""
+        for _ in range(5):
+            try:
+                child = await self._processes.birth("worker")
+            except NotBorn:
+                continue
+            with contextlib.closing(child):
+                try:
+                    first = await asyncio.wait_for(child.answer(), QUERY_LIMIT)
+                    if first.kind == frames.FAILED:
+                        raise DatabaseUnfit(decode_failure(first.body).message)
+                    reply = await child.ask(frames.QUERY_RELEASE, None, QUERY_LIMIT)
+                    return _decode_stored(reply.body)
+                except (frames.ChildGone, TimeoutError) as error:
+                    why = str(error) or "it did not answer"
+            await asyncio.sleep(QUERY_PAUSE)
+        raise DatabaseUnfit(f"no worker could say which release the libsql file holds: {why}")

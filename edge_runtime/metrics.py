@@ -1,0 +1,57 @@
+"""The node's counts as Prometheus reads them, collected when they are asked for."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .pool import Pool
+from .processes import Processes
+
+_UNKNOWN: Final = ""
+"""Label of the calls of what is no function of the release."""
+
+
+class PoolCollector(Collector):
+    def __init__(self, pool: Pool, processes: Processes) -> None:
+        self._pool = pool
+        self._processes = processes
+
+    def collect(self) -> Iterable[Metric]:
+        pool = self._pool
+        calls = CounterMetricFamily("skerry_edge_calls", "Calls by their outcome", labels=["function", "outcome"])
+        seconds = CounterMetricFamily("skerry_edge_call_seconds", "Time of calls in workers", labels=["function"])
+        recent = GaugeMetricFamily("skerry_edge_recent_seconds", "Time of recent calls", labels=["function"])
+        for tally in pool.tallies.values():
+            for outcome, count in tally.outcomes.items():
+                calls.add_metric([tally.name, outcome], count)
+            seconds.add_metric([tally.name], tally.total)
+            recent.add_metric([tally.name], tally.recent)
+        for outcome, count in pool.refusals.items():
+            calls.add_metric([_UNKNOWN, outcome], count)
+        yield calls
+        yield seconds
+        yield recent
+        yield GaugeMetricFamily("skerry_edge_waiting_calls", "Calls in the queue", value=pool.waiting)
+        yield GaugeMetricFamily(
+            "skerry_edge_running_calls", "Calls in workers", value=sum(len(link.jobs) for link in pool.links)
+        )
+        usable = sum(link.usable for link in pool.links)
+        yield GaugeMetricFamily("skerry_edge_workers", "Workers that are fit for calls", value=usable)
+        yield CounterMetricFamily("skerry_edge_worker_deaths", "Workers that ended", value=pool.deaths)
+        yield CounterMetricFamily("skerry_edge_zygotes", "Zygotes that were started", value=self._processes.zygotes)
+        if pool.release is not None:
+            yield GaugeMetricFamily("skerry_edge_release", "Number of the release", value=pool.release.number)
+            yield GaugeMetricFamily("skerry_edge_generation", "Its generation", value=pool.release.generation)
+
+
+class Metrics:
+    def __init__(self, pool: Pool, processes: Processes) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(PoolCollector(pool, processes))
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self._registry)

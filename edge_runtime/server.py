@@ -1,0 +1,175 @@
+"""Local HTTP: uvicorn in a run of our own, with bounds on what a connection may cost before its request is read."""
+
+import asyncio
+import socket
+from typing import Any, Final, Protocol
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from control import wire
+
+from .settings import Settings, SettingsError
+
+HEAD_BYTES: Final = 32 * 1024
+"""Of a request's line and headers."""
+HEADERS: Final = 100
+CHUNK: Final = 256 * 1024
+"""What the loop reads at once."""
+HEAD_WAIT: Final = 10.0
+"""Seconds that a request's head may take to come, and a connection to begin."""
+PIPELINED: Final = 8
+"""Requests that a connection may send before the first of them is answered."""
+KEEP_ALIVE: Final = 75
+BACKLOG: Final = 2048
+SWEEP: Final = 1.0
+
+
+class Connection(HttpToolsProtocol):
+    """A connection with bounds. `gone` is told when the client has gone before its answer."""
+
+    live: set["Connection"] = set()  # noqa: RUF012  (all connections of the process, for the sweep)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.gone: Leaver | None = None
+        self._bytes = self._headers = self._received = 0
+        self._refused = False
+        self._since: float | None = self.loop.time()
+        """Since when a request's head has been coming; None while none is."""
+        self.live.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.live.discard(self)
+        super().connection_lost(exc)
+        if self.gone is not None:
+            self.gone.leave()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._bytes = self._headers = 0
+        if self._since is None:
+            self._since = self.loop.time()
+        self.scope["extensions"] = {"skerry": {"connection": self}}
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._headers += 1
+        self._count(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        self._since = None
+        self._received = 0
+        if len(self.pipeline) >= PIPELINED:
+            # No answer can be written out of turn.
+            self.transport.abort()
+            raise _Refused
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if self._since is not None:
+            # Of a header line that doesn't end the parser says nothing; a body may have come with it.
+            self._received += len(data)
+            if self._received > HEAD_BYTES + CHUNK:
+                self.transport.abort()
+                return
+        super().data_received(data)
+
+    def _count(self, length: int) -> None:
+        self._bytes += length
+        if self._bytes > HEAD_BYTES or self._headers > HEADERS:
+            self._refused = True
+            raise _Refused
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()
+            return
+        if self._refused:
+            text = f"A request's line and headers may have {HEAD_BYTES} bytes and {HEADERS} headers."
+            problem = wire.Problem("head_too_large", "Request Header Fields Too Large", 431, text)
+        else:
+            problem = wire.Problem("request_invalid", "Bad Request", 400, "This is no HTTP/1.1 request.")
+        body = wire.problem_bytes(problem)
+        head = (
+            f"HTTP/1.1 {problem.status} {problem.title}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def late(self, now: float) -> bool:
+        """Its request's head takes too long."""
+        return self._since is not None and now - self._since > HEAD_WAIT
+
+
+class Leaver(Protocol):
+    def leave(self) -> None: ...
+
+
+class _Refused(Exception):
+    """Ends the parsing; the parser's error that follows is answered by `send_400_response`."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with neither its signals nor its loop: `run` is one task beside others."""
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=max(1, round(settings.stop_limit)),
+            backlog=BACKLOG,
+        )
+        super().__init__(config)
+        self._settings = settings
+        self._socket: socket.socket | None = None
+
+    def bind(self) -> int:
+        """Take the address; the port that it has. Error: SettingsError."""
+        host, port = self._settings.address
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = found[0]
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+        except OSError as error:
+            raise SettingsError(f"the node can't listen on {self._settings.listen}: {error}") from None
+        self._socket.set_inheritable(False)
+        return int(self._socket.getsockname()[1])
+
+    async def run_until_stopped(self) -> None:
+        """Serve until `stop`; then running calls may end, and connections are closed."""
+        assert self._socket is not None  # noqa: S101
+        sweep = asyncio.ensure_future(self._sweep())
+        try:
+            await self._serve(sockets=[self._socket])
+        finally:
+            sweep.cancel()
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+    def close(self) -> None:
+        """Let the address go, where it wasn't served."""
+        if self._socket is not None:
+            self._socket.close()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP)
+            now = loop.time()
+            for connection in [c for c in Connection.live if c.late(now)]:
+                connection.transport.abort()

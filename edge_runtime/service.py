@@ -1,0 +1,157 @@
+"""The front: one run of server, agent, pool and zygote, from the lock on the state directory to the last answer."""
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import uvloop
+
+from . import frames
+from .app import App
+from .compiler import Compiler
+from .crew import Crew
+from .flip import Runtime
+from .metrics import Metrics
+from .pool import Pool
+from .processes import Processes
+from .server import Server
+from .settings import Settings
+from .state import State
+
+log = logging.getLogger("skerry.front")
+
+
+class Agent(Protocol):
+    """Keeps the node at its target."""
+
+    async def run(self) -> None: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+
+MakeAgent = Callable[[Runtime, Compiler], Agent]
+
+
+class Front:
+    """`run` it once. Without an agent it serves what the state directory has, and nothing changes that."""
+
+    def __init__(self, settings: Settings, state: State, make_agent: MakeAgent | None = None) -> None:
+        self.settings = settings
+        children = frames.ChildSettings(str(state.path), settings.synchronous)
+        self.processes = Processes(children, state.lock)
+        self.pool = Pool(settings.limits, self.processes.seen)
+        self.crew = Crew(self.pool, self.processes)
+        self.compiler = Compiler(state.artifacts, state.aot, self.processes, settings.compile_limit)
+        self.runtime = Runtime(
+            self.pool,
+            self.crew,
+            self.compiler,
+            self.processes,
+            flip_limit=settings.flip_limit,
+            apply_limit=settings.apply_limit,
+        )
+        self.agent = make_agent(self.runtime, self.compiler) if make_agent is not None else None
+        self.app = App(settings, self.pool, self.status, Metrics(self.pool, self.processes).text)
+        self.server = Server(self.app, settings)
+        self.port = 0
+        self.ready = asyncio.Event()
+        """Set when calls are taken."""
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the run: no new calls, running ones may end."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until `stop`. Errors: `processes.Unfit`, `flip.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup)."""
+        self.port = self.server.bind()
+        try:
+            async with asyncio.TaskGroup() as group:
+                background = [group.create_task(self.processes.run()), group.create_task(self.crew.run())]
+                serving = group.create_task(self.server.run_until_stopped())
+                # Calls that come now wait until it is known which release they are for.
+                await self.runtime.boot()
+                background.append(group.create_task(self.runtime.improve()))
+                if self.agent is not None:
+                    background.append(group.create_task(self.agent.run()))
+                log.info("serving on %s port %d", self.settings.address[0], self.port)
+                self.ready.set()
+                await self._stop.wait()
+                log.info("stopping")
+                self.server.stop()
+                await serving
+                for task in background:
+                    task.cancel()
+        finally:
+            self.server.close()
+
+    def status(self) -> dict[str, Any]:
+        """For /_skerry/status."""
+        pool, release = self.pool, self.runtime.release
+        own: dict[str, Any] = {
+            "release": release
+            and {"id": release.release_id, "number": release.number, "generation": release.generation},
+            "schema_version": self.runtime.inventory.schema_version,
+            "functions": [
+                {
+                    "name": f.name,
+                    "version": f.version,
+                    "sha256": f.sha256,
+                    "compiled": bool(f.aot),
+                    "recent_ms": round(pool.tallies[f.name].recent * 1000, 3) if f.name in pool.tallies else 0.0,
+                    "calls": dict(pool.tallies[f.name].outcomes) if f.name in pool.tallies else {},
+                }
+                for f in (release.functions if release is not None else ())
+            ],
+            "workers": {
+                "wanted": pool.limits.workers,
+                "fit": sum(link.usable for link in pool.links),
+                "pids": sorted(link.child.pid for link in pool.links),
+                "deaths": pool.deaths,
+                "zygote": self.processes.pid,
+            },
+            "calls": {
+                "waiting": pool.waiting,
+                "running": sum(len(link.jobs) for link in pool.links),
+                "held": pool.hold.name.lower(),
+                "refused": dict(pool.refusals),
+            },
+        }
+        return {**(self.agent.status() if self.agent is not None else {}), **own}
+
+
+def run(settings: Settings, make_agent: MakeAgent | None = None) -> None:
+    """Run a node until SIGTERM or SIGINT; a second one ends it. Errors: StateUnfit, and those of `Front.run`."""
+    with State(settings.state, settings.start_wait) as state:
+        _more_files()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_main(settings, state, make_agent))
+
+
+async def _main(settings: Settings, state: State, make_agent: MakeAgent | None) -> None:
+    front = Front(settings, state, make_agent)
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        loop.remove_signal_handler(number)
+        front.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    # What is there now stays: a full collection need not look at it each time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(2000, 10, 1000)
+    await front.run()
+
+
+def _more_files() -> None:
+    """As many connections as the system allows this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,115 @@
+"""The settings of a node, from flags and SKERRY_EDGE_* variables (docs/settings.md lists them).
+
+Durations are seconds, sizes bytes.
+"""
+
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from .verdict import Limits
+
+LISTEN: Final = "127.0.0.1:8087"
+MIB: Final = 1024 * 1024
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names it and says what it can be."""
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of `skerry-edge run`. Error of the constructor: `SettingsError`."""
+
+    state: Path
+    """The state directory."""
+    listen: str = LISTEN
+    """HOST:PORT of the local HTTP; a host that isn't loopback needs a token."""
+    token: str = field(default="", repr=False)
+    """Where there is one, callers must send it as `Authorization: Bearer`."""
+    hosts: tuple[str, ...] = ()
+    """Names that the Host header may have besides localhost and its addresses, where there is no token."""
+    workers: int = field(default_factory=processors)
+    depth: int = 4
+    """Calls that one worker may have at once, of functions whose calls are short."""
+    queue_limit: int = 1024
+    """Calls that may wait for a worker."""
+    queue_wait: float = 10.0
+    """How long a call may wait for a worker, or for a change of release."""
+    body_limit: int = 10 * MIB
+    body_memory: int = 256 * MIB
+    """Of all request bodies that are being received or wait."""
+    body_wait: float = 30.0
+    """How long a request's body may take to come."""
+    flip_limit: float = 5.0
+    """How long running calls may hold up a change of release."""
+    apply_limit: float = 60.0
+    """How long a release's schema changes and probes may take together."""
+    compile_limit: float = 300.0
+    """How long the compiler may take for one artifact at the quick level."""
+    lock_wait: float = 10.0
+    """How long a call may wait for the writer lock."""
+    lock_hold: float = 5.0
+    """How long a call may hold the writer lock."""
+    synchronous: str = "FULL"
+    """FULL: what a call was answered is on disk. NORMAL: a loss of power may undo the last calls."""
+    stop_limit: float = 10.0
+    """How long running calls may hold up the end of the node."""
+    start_wait: float = 15.0
+    """How long to wait for the processes of a run before, which had this state directory."""
+
+    def __post_init__(self) -> None:
+        host, _ = self.address
+        if not self.token and not self.loopback:
+            raise SettingsError(
+                f"listen is {self.listen}, which others can reach: set SKERRY_EDGE_TOKEN (or SKERRY_EDGE_TOKEN_FILE) "
+                "to a secret that callers must send, or listen on 127.0.0.1"
+            )
+        if self.token and len(self.token) < 16:
+            raise SettingsError("the token is shorter than 16 characters: take a long random one")
+        if self.synchronous not in ("FULL", "NORMAL"):
+            raise SettingsError(f"synchronous is {self.synchronous!r}; it can be FULL or NORMAL")
+        for name, least, most in (
+            ("workers", 1, 100),
+            ("depth", 1, 64),
+            ("queue_limit", 1, 1_000_000),
+            ("body_limit", 0, 1024 * MIB),
+            ("body_memory", 1, 1024 * 1024 * MIB),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise SettingsError(f"{name} is {getattr(self, name)}; it can be {least} to {most}")
+        for name in (
+            "queue_wait", "body_wait", "flip_limit", "apply_limit", "compile_limit", "lock_wait", "lock_hold",
+            "stop_limit", "start_wait",
+        ):  # fmt: skip
+            if not 0 < getattr(self, name) <= 86_400:
+                raise SettingsError(f"{name} is {getattr(self, name)} s; it must be above 0, and a day at most")
+        if not host:
+            raise SettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on."""
+        host, colon, port = self.listen.rpartition(":")
+        if not colon or not port.isdigit() or int(port) > 65_535:
+            raise SettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+    @property
+    def loopback(self) -> bool:
+        host = self.address[0]
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.workers, self.depth, self.queue_limit, self.queue_wait, self.lock_wait, self.lock_hold)

@@ -1,0 +1,139 @@
+"""A node's front in the test's own process, on real workers; releases are given to it as plans, without a control."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import msgspec
+
+from control import wire
+from edge_runtime import frames
+from edge_runtime.service import Front
+from edge_runtime.settings import Settings
+from edge_runtime.state import State
+
+DEADLINE = 20.0
+
+
+@dataclass
+class Node:
+    """`http` speaks to the node; `release` moves it on."""
+
+    front: Front
+    state: State
+    http: aiohttp.ClientSession
+    generation: int = 0
+    changes: list[wire.PlannedChange] = field(default_factory=list)
+
+    async def release(
+        self,
+        functions: Mapping[str, bytes | tuple[bytes, Mapping[str, Any]]],
+        changes: Sequence[str] = (),
+        *,
+        version: int = 0,
+    ) -> wire.Inventory:
+        """Apply a release of these functions (wasm, or wasm and manifest) and, after the earlier ones, these changes.
+
+        Error: SyncFailed.
+        """
+        plan, local = self.plan(functions, changes, version=version)
+        inventory = await self.front.runtime.apply(plan, await self.front.compiler.functions(local))
+        self.changes = [*self.changes, *plan.schema_changes]
+        return inventory
+
+    def plan(
+        self,
+        functions: Mapping[str, bytes | tuple[bytes, Mapping[str, Any]]],
+        changes: Sequence[str] = (),
+        *,
+        version: int = 0,
+    ) -> tuple[wire.Plan, list[frames.LocalFunction]]:
+        """The plan of the next generation; its artifacts are on the node's disk."""
+        self.generation += 1
+        local = []
+        for name, given in functions.items():
+            wasm, manifest = given if isinstance(given, tuple) else (given, {})
+            sha256 = hashlib.sha256(wasm).hexdigest()
+            path = self.state.artifacts / f"{sha256}.wasm"
+            if not path.exists():
+                path.write_bytes(wasm)
+            wanted = msgspec.convert(dict(manifest), wire.Manifest)
+            number = version or self.generation
+            local.append(frames.LocalFunction(name, number, sha256, wanted, wire.manifest_digest(wanted)))
+        first = len(self.changes) + 1
+        planned = [
+            wire.PlannedChange(number, 1, f"change {number}", wire.schema_checksum(sql), sql)
+            for number, sql in enumerate(changes, first)
+        ]
+        plan = wire.Plan(
+            sync_id=str(uuid4()),
+            lease=60.0,
+            generation=self.generation,
+            release_id=str(uuid4()),
+            release_number=self.generation,
+            schema_floor=first + len(changes) - 1,
+            schema_changes=planned,
+            functions=[
+                wire.PlannedFunction(
+                    f.name, f.version, f.sha256, 0, "", msgspec.to_builtins(f.manifest), f.manifest_digest
+                )
+                for f in local
+            ],
+        )
+        return plan, local
+
+    async def call(self, path: str, body: bytes = b"", method: str = "POST", **more: Any) -> tuple[int, Any, bytes]:
+        """Status, headers, body of /functions/`path`."""
+        async with self.http.request(method, f"/functions/{path}", data=body, **more) as answer:
+            return answer.status, answer.headers, await answer.read()
+
+    async def problem(self, path: str, body: bytes = b"", method: str = "POST") -> tuple[int, str]:
+        """Status and code of a call that is refused."""
+        async with self.http.request(method, f"/functions/{path}", data=body) as answer:
+            assert answer.content_type == "application/problem+json", await answer.text()
+            told = await answer.json(content_type=None)
+            assert told["status"] == answer.status
+            assert told["detail"]
+            return answer.status, told["code"]
+
+    def workers(self) -> set[int]:
+        return {link.child.pid for link in self.front.pool.links if link.usable}
+
+
+@contextlib.asynccontextmanager
+async def node(path: Path, **settings: Any) -> AsyncIterator[Node]:
+    """A node on a state directory, gone when this ends."""
+    settings = {"workers": 2, "listen": "127.0.0.1:0", "stop_limit": 2.0, **settings}
+    with State(path, 5.0) as state:
+        front = Front(Settings(state=path, **settings), state)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(front.run())
+            ready = asyncio.ensure_future(front.ready.wait())
+            await asyncio.wait((running, ready), timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+            assert running.done() or front.ready.is_set(), "the front did not come up"
+            if not running.done():
+                connector = aiohttp.TCPConnector(limit=0)
+                base = f"http://127.0.0.1:{front.port}"
+                async with aiohttp.ClientSession(base, connector=connector, auto_decompress=False) as http:
+                    release = front.runtime.release
+                    made = Node(front, state, http, release.generation if release is not None else 0)
+                    try:
+                        await until(lambda: len(made.workers()) == settings["workers"])
+                        yield made
+                    finally:
+                        front.stop()
+            await running
+
+
+async def until(condition: Any, limit: float = DEADLINE) -> None:
+    """Wait until `condition()` is true."""
+    async with asyncio.timeout(limit):
+        while not condition():
+            await asyncio.sleep(0.005)
