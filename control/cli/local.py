@@ -108,6 +108,15 @@ def ports(home: Home) -> tuple[int, int]:
     return control, edge
 
 
+def point_edge(home: Home, control_url: str) -> bool:
+    """Whether the edge has joined; it is told where control is now, whose port may have been taken meanwhile."""
+    file = home.edge / "identity.json"
+    identity = read_settings(file)
+    if identity and identity["control_url"] != control_url:
+        write_settings(file, identity | {"control_url": control_url})
+    return bool(identity)
+
+
 async def watch(children: list[Service]) -> NoReturn:
     """Raises `ServiceError` as soon as one of the children has ended by itself; the list may grow meanwhile."""
     while True:

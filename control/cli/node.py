@@ -101,10 +101,11 @@ async def token(group: str, expires_in: int, rejoin: str | None, as_json: bool) 
     if as_json:
         output.document({**made, "url": connection.url})
         return
-    name = rejoin or "NAME"
+    name, again = (rejoin, " --again") if rejoin else ("NAME", "")
     output.say(made["token"])
-    output.note(f"good once, until {made['expires_at']}, for group {made['group']}. On the node:")
-    output.note(f"  skerry-edge join --control {connection.url} --token TOKEN --name {name} --state DIR")
+    output.note(f"Good once, until {made['expires_at']}, for group {made['group']}. On the node:")
+    output.note(f"  SKERRY_JOIN_TOKEN={made['token']} \\")
+    output.note(f"    skerry-edge join --control {connection.url} --name {name} --state DIR{again}")
     output.note("  skerry-edge run --state DIR")
 
 

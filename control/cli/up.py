@@ -171,7 +171,7 @@ class Up:
         return Connection(url, token, ca, edge_url)
 
     async def _join(self, client: Client, held: int, url: str) -> None:
-        if (self._home.edge / "identity.json").exists():
+        if local.point_edge(self._home, url):
             return
         async with self._step("join") as told:
             made = await client.post(path("join-tokens"), {"group": example.GROUP})
