@@ -3,6 +3,7 @@
 import click
 
 from .commands import check, join, status
+from .run import run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -12,6 +13,7 @@ def main() -> None:
 
 
 main.add_command(join)
+main.add_command(run)
 main.add_command(status)
 main.add_command(check)
 

@@ -1,0 +1,120 @@
+"""`skerry-edge run`."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from . import identity, logs
+from .settings import Settings, SettingsError
+from .state import StateUnfit
+
+OPTIONS: Final = {
+    "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a token, in SKERRY_EDGE_TOKEN or in the "
+    "file that SKERRY_EDGE_TOKEN_FILE names.",
+    "hosts": "Name that the Host header may have besides localhost, where there is no token; may be repeated.",
+    "workers": "Processes that run functions (default: the processors).",
+    "depth": "Calls that one worker may have at once, of functions whose calls are short.",
+    "queue_limit": "Calls that may wait for a worker.",
+    "queue_wait": "Seconds that a call may wait for a worker, or for a change of release.",
+    "body_limit": "Bytes of a request's body.",
+    "body_memory": "Bytes of all request bodies that are being received or wait.",
+    "body_wait": "Seconds that a request's body may take to come.",
+    "flip_limit": "Seconds that running calls may hold up a change of release.",
+    "apply_limit": "Seconds that a release's schema changes and probes may take together.",
+    "compile_limit": "Seconds that the compiler may take for one artifact at the quick level.",
+    "lock_wait": "Seconds that a call may wait for the writer lock.",
+    "lock_hold": "Seconds that a call may hold the writer lock.",
+    "synchronous": "FULL: what a call answered is on disk. NORMAL: a loss of power may undo the last calls.",
+    "stop_limit": "Seconds that running calls may hold up the end of the node.",
+    "start_wait": "Seconds to wait for the processes of an earlier run to let the state directory go.",
+}
+"""A flag and a variable SKERRY_EDGE_… for each of these settings."""
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    for name, meaning in reversed(OPTIONS.items()):
+        field = fields[name]
+        many = name == "hosts"
+        default = field.default if field.default is not dataclasses.MISSING else None
+        command = click.option(
+            "--" + ("host" if many else name.replace("_", "-")),
+            name,
+            envvar=f"SKERRY_EDGE_{name.upper()}",
+            type={"int": int, "float": float}.get(getattr(field.type, "__name__", ""), str),
+            multiple=many,
+            default=() if many else default,
+            show_default=not many and default is not None,
+            help=meaning,
+        )(command)
+    return command
+
+
+@click.command()
+@click.option(
+    "--state",
+    envvar="SKERRY_EDGE_STATE",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The node's state directory.",
+)
+@_options
+@click.option("--log", "form", envvar="SKERRY_EDGE_LOG", type=click.Choice(["text", "json"]), default="text")
+@click.option("--debug", is_flag=True, envvar="SKERRY_EDGE_DEBUG", help="Log more.")
+def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
+    """Serve the node's functions and keep it at its target, until SIGTERM or SIGINT.
+
+    It starts without any network, with the release that it has.
+    """
+    logs.set_up(form, debug=debug)
+    if given["workers"] is None:
+        del given["workers"]
+    try:
+        settings = Settings(state=state, token=_token(), **given)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    with _told():
+        who = identity.read(state)
+        # Here, because it opens libwasmedge: `check` and `join` work without.
+        from . import agent, service
+
+        service.run(settings, lambda runtime, compiler: agent.Agent(state, who, runtime, compiler))
+
+
+def _token() -> str:
+    """From the environment alone: other users can see a command's flags."""
+    file = os.environ.get("SKERRY_EDGE_TOKEN_FILE")
+    if not file:
+        return os.environ.get("SKERRY_EDGE_TOKEN", "")
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the token can't be read from SKERRY_EDGE_TOKEN_FILE: {error}") from None
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What a person can do something about ends the command with a message, everything else with a traceback."""
+    try:
+        yield
+    except* (StateUnfit, SettingsError, identity.NotJoined, ImportError) as group:
+        raise click.ClickException(str(_first(group))) from None
+    except* Exception as group:
+        from .flip import DatabaseUnfit
+        from .processes import Unfit
+
+        known, _ = group.split((Unfit, DatabaseUnfit))
+        if known is not None:
+            raise click.ClickException(str(_first(known))) from None
+        raise
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
