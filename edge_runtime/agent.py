@@ -10,53 +10,28 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from control import faults, wire
-from edge_runtime import frames, identity, steps
+from edge_runtime import identity, steps
 from edge_runtime.artifacts import Artifacts
 from edge_runtime.client import Client, Refusal, Unreachable
 from edge_runtime.identity import Identity
 from edge_runtime.outbox import Outbox
 from edge_runtime.steps import Failure, SyncFailed
+from edge_runtime.sync import Compiler, Runtime, Superseded, Sync, text
 
 ROTATE_AFTER = timedelta(days=30)
 """Age of a credential at which the node asks for another."""
 ROTATE_AGAIN = timedelta(hours=1)
 """After an attempt to get or to use another credential that came to nothing."""
-RENEW_CAP = 20.0
-"""A sync that takes longer says that it is running at least this often: it is the node's heartbeat meanwhile."""
+LOOK = 2.0
+"""While control refuses or can't be reached, so often the node looks whether it was joined again."""
 QUICK_ANSWERS = 3
 """So many polls in a row that come back at once, and the node takes a breath before the next."""
 
 log = logging.getLogger("skerry.agent")
-
-
-class Runtime(Protocol):
-    """What holds the node's release and moves it to another: the front."""
-
-    @property
-    def release(self) -> frames.LocalRelease | None: ...
-
-    @property
-    def inventory(self) -> wire.Inventory: ...
-
-    async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
-        """Prepare, flip, commit, swap; raises `SyncFailed` with the old release serving on."""
-        ...
-
-
-class Compiler(Protocol):
-    """Makes AOT files of artifacts that are on disk."""
-
-    async def functions(self, planned: list[frames.LocalFunction]) -> list[frames.LocalFunction]:
-        """The same functions with AOT files to start on; raises `SyncFailed`."""
-        ...
-
-    def collect(self, keep: set[str]) -> None:
-        """Remove the AOT files of all artifacts but those of `keep` (sha256)."""
-        ...
 
 
 class Agent:
@@ -80,7 +55,7 @@ class Agent:
         self._jitter = jitter
         self._artifacts = Artifacts(state)
         self._outbox = Outbox(state)
-        self._client = Client(who.control_url, identity.ca_path(state), who.next_credential or who.credential)
+        self._client = self._connection()
         self._boot_id = str(uuid4())
         self._ask_inventory = False
         self._quick = 0
@@ -90,43 +65,55 @@ class Agent:
         self._next_attempt: datetime | None = None
         self._heard_at: datetime | None = None
         self._at_target: bool | None = None
-        self._sync: dict[str, Any] | None = None
+        self._sync: Sync | None = None
         self._rotate_from = datetime.now(UTC)
+        self._joined_again = False
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with self._client:
-            while True:
-                try:
-                    await self._turn()
-                except (Unreachable, Refusal) as error:
-                    await self._trouble(error)
-                except Exception as error:
-                    # The agent's own mistake must not take the serving of functions with it.
-                    log.exception("the agent made a mistake; it goes on")
-                    await self._trouble(Unreachable("internal", f"the agent made a mistake: {error!r}; see its log"))
+        while True:
+            async with self._client:
+                await self._run_as_this_node()
+            self._client = self._connection()
+
+    async def _run_as_this_node(self) -> None:
+        """Until the node has joined again."""
+        while not self._joined_again:
+            try:
+                await self._turn()
+            except (Unreachable, Refusal) as error:
+                await self._trouble(error)
+            except Exception as error:
+                # The agent's own mistake must not take the serving of functions with it.
+                log.exception("the agent made a mistake; it goes on")
+                await self._trouble(Unreachable("internal", f"the agent made a mistake: {error!r}; see its log"))
+        self._joined_again = False
+
+    def _connection(self) -> Client:
+        who = self._who
+        return Client(who.control_url, identity.ca_path(self._state), who.next_credential or who.credential)
 
     def status(self) -> dict[str, Any]:
         """What the node knows of control and its target, for people and scripts. Times are RFC 3339."""
         failed = self._failed
         error = self._problem
         if failed is not None:
-            error = {"code": failed.code, "message": failed.message, "at": _text(failed.at)}
+            error = {"code": failed.code, "message": failed.message, "at": text(failed.at)}
         waits = [t for t in (self._next_attempt, failed.retry_at if failed else None) if t is not None]
         return {
             "node": {"id": self._who.node_id, "name": self._who.name, "group": self._who.group},
             "control": {
                 "url": self._who.control_url,
                 "reachable": self._problem is None and self._heard_at is not None,
-                "heard_at": _text(self._heard_at),
+                "heard_at": text(self._heard_at),
                 "error": self._problem,
             },
             "at_target": self._at_target,
-            "sync": self._sync,
+            "sync": self._sync.status() if self._sync is not None else None,
             "error": error,
             "failed_generation": failed.generation if failed else None,
             "attempts": failed.attempts if failed else 0,
-            "next_attempt": _text(min(waits)) if waits else None,
+            "next_attempt": text(min(waits)) if waits else None,
             "report_waits": self._outbox.waiting() is not None,
         }
 
@@ -202,16 +189,32 @@ class Agent:
             message = (
                 f"control refuses this node's credential ({error.message}): an operator has revoked it or removed the "
                 f"node. It serves its last release on; to have it synced again, make a token with `skerry node token "
-                f"--rejoin {self._who.name}` (without --rejoin if the node was removed), run `skerry-edge join --again "
-                f"--control {self._who.control_url} --state {self._state} …`, and start the node again"
+                f"--rejoin {self._who.name}` (without --rejoin if the node was removed) and run `skerry-edge join "
+                f"--again --control {self._who.control_url} --state {self._state}`"
             )
         pause = steps.pause_after(status, retry_after, self._troubles, self._jitter())
         if self._problem is None or self._problem["code"] != error.code:
             log.warning("control: %s (next attempt in %.1f s)", message, pause)
         now = datetime.now(UTC)
-        self._problem = {"code": error.code, "message": message, "at": _text(now)}
+        self._problem = {"code": error.code, "message": message, "at": text(now)}
         self._next_attempt = now + timedelta(seconds=pause)
-        await asyncio.sleep(pause)
+        while pause > 0 and not self._look_for_another_identity():
+            await asyncio.sleep(min(pause, LOOK))
+            pause -= LOOK
+
+    def _look_for_another_identity(self) -> bool:
+        """True if the node has joined again while this process ran: it goes on as that node."""
+        try:
+            found = identity.read(self._state)
+        except (identity.NotJoined, OSError):
+            return False
+        if found == self._who:
+            return False
+        log.info("this node has joined again: it is %s (%s) of %s now", found.name, found.node_id, found.control_url)
+        self._who = found
+        self._problem = None
+        self._joined_again = True
+        return True
 
     # A sync
 
@@ -220,78 +223,18 @@ class Agent:
         await asyncio.sleep(steps.pause_before(self._failed, plan.generation, self._now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
-        self._sync = {"id": plan.sync_id, "release": plan.release_number, "started_at": _text(datetime.now(UTC))}
-        error: SyncFailed | None = None
+        self._sync = Sync(plan, self._runtime, self._compiler, self._artifacts, self._client)
         try:
-            async with asyncio.TaskGroup() as group:
-                work = group.create_task(self._work(plan))
-                renewal = group.create_task(self._renew(plan, work))
-                await asyncio.wait([work])
-                renewal.cancel()
-            if work.cancelled():
-                log.info("the sync to release %d was overtaken by a newer one", plan.release_number)
-                return
-            error = work.result()
+            error = await self._sync.run()
+        except Superseded:
+            log.info("the sync to release %d was overtaken by a newer decision", plan.release_number)
+            return
         finally:
             self._sync = None
         await self._report(plan, error)
         if error is None and before is not None and before.release_id != plan.release_id:
             keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
             await asyncio.to_thread(self._collect, keep)
-
-    async def _work(self, plan: wire.Plan) -> SyncFailed | None:
-        """The steps of a sync up to the report; what it failed of, if it did."""
-        try:
-            manifests = steps.check_plan(plan, self._generation)
-            release = self._runtime.release
-            # One without an AOT file could not be compiled at start: its artifact may be damaged.
-            serving = {f.sha256 for f in release.functions if f.aot} if release is not None else set()
-
-            self._begin("fetch")
-            await self._artifacts.fetch(self._client, plan.functions, serving)
-            self._end("fetch")
-
-            self._begin("compile")
-            functions = await self._compiler.functions(
-                [
-                    frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
-                    for f in plan.functions
-                ]
-            )
-            self._end("compile")
-
-            self._begin("flip")
-            await self._runtime.apply(plan, functions)
-            self._end("flip")
-        except SyncFailed as error:
-            return error
-        except Exception as error:
-            log.exception("a sync failed in a way that nobody foresaw")
-            return SyncFailed("internal", f"the edge runtime made a mistake: {error!r}; the node's log has more")
-        return None
-
-    def _begin(self, step: str) -> None:
-        if self._sync is not None:
-            self._sync["step"] = step
-        faults.reach(f"edge.sync.{step}.before")
-
-    def _end(self, step: str) -> None:
-        faults.reach(f"edge.sync.{step}.after")
-
-    async def _renew(self, plan: wire.Plan, work: asyncio.Task[Any]) -> None:
-        """Keep the sync's lease while its work goes on; work that nobody wants any more is ended, where it can be."""
-        lease = plan.lease
-        while True:
-            await asyncio.sleep(min(RENEW_CAP, lease / 3))
-            step = self._sync["step"] if self._sync is not None else ""
-            try:
-                state = await self._client.report(plan.sync_id, wire.SyncUpdate(status="running", step=step))
-            except (Unreachable, Refusal) as error:
-                log.warning("control can't be told that the sync goes on: %s", error.message)
-                continue
-            lease = state.lease or lease
-            if steps.superseded(state) and self._sync is not None and self._sync["step"] in ("fetch", "compile"):
-                work.cancel()
 
     async def _report(self, plan: wire.Plan, error: SyncFailed | None) -> None:
         """Keep the outcome and tell control; where it can't be told, the report waits on disk and goes first."""
@@ -323,7 +266,7 @@ class Agent:
             generation,
             error.code,
             error.message,
-            _text(self._failed.retry_at),
+            text(self._failed.retry_at),
         )
 
     async def _tell(self, sync_id: str, update: wire.SyncUpdate, generation: int | None = None) -> None:
@@ -379,7 +322,3 @@ class Agent:
     def _now(self) -> datetime:
         """Control's time, as far as it is known: it judges the times that this node names."""
         return datetime.now(UTC) + timedelta(seconds=self._client.skew)
-
-
-def _text(when: datetime | None) -> str | None:
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z") if when is not None else None
