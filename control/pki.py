@@ -35,12 +35,13 @@ class Pki:
     fingerprint: str
 
 
-def ensure(directory: Path, names: Iterable[str] = (), *, now: datetime | None = None) -> Pki:
+def ensure(directory: Path, names: Iterable[str] = (), *, mutual: bool = False, now: datetime | None = None) -> Pki:
     """Make what is missing in `directory`: ``ca.pem``, ``ca.key``, ``server.pem``, ``server.key`` (keys 0600).
 
     The server certificate is for `LOCAL_NAMES` and `names` (host names or addresses). It is made again when it is
     within `RENEW_BEFORE` of its end, lacks a name or isn't the authority's; the authority only when it is near its
-    own end, since nodes hold on to it. Raises `ValueError` for files that can't be read as what they should be.
+    own end, since nodes hold on to it. With `mutual` it is a client's certificate too. Raises `ValueError` for files
+    that can't be read as what they should be.
     """
     now = now or datetime.now(UTC)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -66,7 +67,8 @@ def ensure(directory: Path, names: Iterable[str] = (), *, now: datetime | None =
         or not wanted <= _names(server)
     ):
         key = ec.generate_private_key(ec.SECP256R1())
-        server = _make_server(key, ca, ca_key, wanted, now)
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if mutual else [])]
+        server = _make_server(key, ca, ca_key, wanted, purposes, now)
         _write(pki_files.key, _key_bytes(key), 0o600)
         _write(pki_files.certificate, _pem(server), 0o644)
     return Pki(pki_files.ca, pki_files.certificate, pki_files.key, fingerprint(_pem(ca)))
@@ -113,6 +115,7 @@ def _make_server(
     ca: x509.Certificate,
     ca_key: ec.EllipticCurvePrivateKey,
     names: set[str],
+    purposes: list[x509.ObjectIdentifier],
     now: datetime,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Skerry control")])
@@ -120,7 +123,7 @@ def _make_server(
         _builder(subject, ca.subject, key, now, SERVER_LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([_general_name(n) for n in sorted(names)]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )

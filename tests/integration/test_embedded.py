@@ -4,11 +4,13 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psutil
@@ -107,9 +109,7 @@ async def test_transactions_are_serializable_and_further_databases_are_empty(hom
 
 async def test_servers_listen_on_loopback_alone_and_want_their_secrets(home):
     async with embedded.services(home) as services:
-        processes = [psutil.Process(services.metadata.pid), psutil.Process(services.artifacts.pid)]
-        listening = {c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
-        assert len(listening) >= 11
+        listening = await all_listening(services)
         assert {address.ip for address in listening} == {"127.0.0.1"}
 
         url = services.metadata_url
@@ -126,6 +126,45 @@ async def test_servers_listen_on_loopback_alone_and_want_their_secrets(home):
             assert await http_status(other) in (401, 403)
             assert await http_status(other, "PUT") in (401, 403)
         assert await read(services) == (["closed"], ["closed"])
+
+
+async def all_listening(services: embedded.Services) -> set[Any]:
+    """The addresses, once there are all: the store takes objects before its last parts are up."""
+    processes = [psutil.Process(services.metadata.pid), psutil.Process(services.artifacts.pid)]
+    async with asyncio.timeout(20):
+        while True:
+            found = [c for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+            if len(found) >= 11:
+                return {connection.laddr for connection in found}
+            await asyncio.sleep(0.05)
+
+
+async def test_the_stores_inner_ports_want_a_certificate(home):
+    async with embedded.services(home) as services:
+        await all_listening(services)
+        port = int(services.artifacts_url.rpartition(":")[2].partition("/")[0]) + 10000
+        keys = home / "artifacts" / "conf" / "pki"
+        for inner in range(port, port + 5):
+            assert not (await grpc_greeting(inner, None)).startswith(GRPC_GREETING), "speaks without TLS"
+            anyone = ssl.create_default_context(cafile=keys / "ca.pem")
+            anyone.set_alpn_protocols(["h2"])
+            with pytest.raises(ssl.SSLError, match="certificate required"):
+                await grpc_greeting(inner, anyone)
+            anyone.load_cert_chain(keys / "server.pem", keys / "server.key")
+            assert (await grpc_greeting(inner, anyone)).startswith(GRPC_GREETING)
+
+
+# A SETTINGS frame of HTTP/2: length (whatever it is, under 256), then its type.
+GRPC_GREETING = b"\x00\x00"
+
+
+async def grpc_greeting(port: int, context: ssl.SSLContext | None) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    try:
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        return await asyncio.wait_for(reader.read(9), 10)
+    finally:
+        writer.close()
 
 
 async def http_status(port_and_path: str, method: str = "GET") -> int:
@@ -179,6 +218,7 @@ async def test_a_first_start_that_was_cut_short_is_done_again(home):
 PARENT = """
 import asyncio, sys
 from pathlib import Path
+from typing import Any
 from control import embedded
 
 async def main():
