@@ -91,7 +91,8 @@ class Changes(Struct):
 
 
 class Release(Struct):
-    id: str
+    id: str | None
+    """Null in a dry run."""
     group: str
     number: int
     generation: int
@@ -160,7 +161,7 @@ class Node(Struct):
     target_schema: int
     functions: list[ReleaseFunction]
     failures: int
-    """In a row, since it was last at its target."""
+    """So far (R 5.3)."""
     error: NodeError | None
     retry_at: datetime | None
     warnings: list[Warning]
@@ -168,6 +169,7 @@ class Node(Struct):
 
 
 class MadeJoinToken(Struct):
+    id: str
     token: str
     """Shown this once."""
     group: str
@@ -218,6 +220,7 @@ class Operator(Struct):
 
 
 class MadeOperator(Struct):
+    id: str
     name: str
     role: str
     token: str

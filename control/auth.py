@@ -11,7 +11,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid4
 
 from starlette.types import Scope
@@ -20,6 +20,10 @@ from control import queries
 from control.clock import Clock
 from control.database import Database
 from control.problems import ProblemError
+from control.services import Services
+
+if TYPE_CHECKING:
+    from control.fleet import Credential
 
 SQL = queries.load("auth")
 Kind = Literal["node", "join", "operator"]
@@ -49,7 +53,7 @@ class Token:
 class Operator:
     """A person or a script that operates control."""
 
-    id: UUID
+    id: str
     name: str
     role: str
 
@@ -74,12 +78,12 @@ def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def parse(kind: Kind, text: str) -> tuple[UUID, str] | None:
+def parse(kind: Kind, text: str) -> tuple[str, str] | None:
     """Id and secret's hash of a token of that kind, or None if it isn't one."""
     match = _TOKEN.fullmatch(text)
     if match is None or match[1] != PREFIXES[kind]:
         return None
-    return UUID(match[2]), hash_secret(match[3])
+    return match[2], hash_secret(match[3])
 
 
 def same(known: str, given: str) -> bool:
@@ -87,7 +91,7 @@ def same(known: str, given: str) -> bool:
     return hmac.compare_digest(known.encode(), given.encode())
 
 
-def bearer(scope: Scope, kind: Kind) -> tuple[UUID, str]:
+def bearer(scope: Scope, kind: Kind) -> tuple[str, str]:
     """Id and secret's hash of the token in the Authorization header; raises `AuthError`."""
     for name, value in scope["headers"]:
         if name == b"authorization":
@@ -99,21 +103,60 @@ def bearer(scope: Scope, kind: Kind) -> tuple[UUID, str]:
     raise AuthError("credentials_missing", "send the header 'Authorization: Bearer TOKEN'", "missing")
 
 
-async def operator(db: Database, scope: Scope, role: Role) -> Operator:
-    """The operator that asks, who must have `role` or more; raises `AuthError`, or role_insufficient."""
+async def operator(services: Services, scope: Scope, role: Role) -> Operator:
+    """The operator that asks, who must have `role` or more; raises `AuthError`."""
     id, secret_hash = bearer(scope, "operator")
-    row = await db.read(lambda conn: conn.fetchrow(SQL["operator"], id))
-    if row is None:
+    known = await services.fleet.operator(id)
+    if known is None:
         raise _invalid("unknown")
-    if not same(row["secret_hash"], secret_hash):
+    if not same(known.secret_hash, secret_hash):
         raise _invalid("wrong_secret")
-    if row["revoked_at"] is not None:
+    if known.revoked_at is not None:
         raise _invalid("revoked")
-    if ROLES[row["role"]] < ROLES[role]:
+    if ROLES[known.role] < ROLES[role]:
         raise AuthError(
-            "role_insufficient", f"this needs the role {role}; {row['name']} has {row['role']}", "role_insufficient"
+            "role_insufficient", f"this needs the role {role}; {known.name} has {known.role}", "role_insufficient"
         )
-    return Operator(id, row["name"], row["role"])
+    return Operator(id, known.name, known.role)
+
+
+async def node(services: Services, scope: Scope) -> "Credential":
+    """The credential of the node that asks; for a known one without a look at the database. Raises `AuthError`."""
+    id, secret_hash = bearer(scope, "node")
+    fleet = services.fleet
+    credential = fleet.credentials.get(id) or await fleet.credential(id)
+    if credential is None:
+        raise _invalid("unknown")
+    if not same(credential.secret_hash, secret_hash):
+        raise _invalid("wrong_secret")
+    if credential.revoked_at is not None:
+        raise _invalid("revoked")
+    if credential.expires_at is not None and credential.expires_at <= services.clock.now():
+        raise _invalid("expired")
+    known = fleet.nodes.get(credential.node_id)
+    if known is None or known.removed:
+        raise _invalid("removed")
+    if credential.first_used_at is None:
+        credential.first_used_at = await first_use(services, id)
+    return credential
+
+
+async def first_use(services: Services, credential_id: str) -> datetime:
+    """Record that a credential is used for the first time: the one that it replaces ends now."""
+
+    async def work(conn: Any) -> datetime:
+        now = services.clock.now()
+        row = await conn.fetchrow(SQL["first_use"], credential_id, now)
+        if row is not None:
+            epoch = await conn.fetchval(SQL["next_epoch"])
+            await conn.execute(SQL["announce"], credential_id, epoch)
+            if row["replaces"] is not None:
+                await conn.execute(SQL["revoke"], row["replaces"], now, epoch)
+        return now
+
+    now = await services.db.transaction(work)
+    services.fleet.nudge()
+    return now
 
 
 def address(scope: Scope) -> str:

@@ -2,23 +2,28 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
+from uuid import uuid4
 
 import msgspec
 import orjson
 from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
-from control import auth, idempotency, wire
+from control import auth, idempotency, queries, wire
 from control.auth import Operator, Role
 from control.problems import ProblemError
 from control.services import Services
 
 T = TypeVar("T")
 Handler = Callable[["Call"], Awaitable["Answer"]]
+Work = Callable[[Any], Awaitable[Any]]
+Renew = Callable[[Any, Any], Awaitable[Any]]
+
+AUDIT = queries.load("audit")["record"]
 
 _AT = re.compile(r" - at `(?:key` in `)?\$\.?([^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
@@ -26,7 +31,7 @@ _FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a handler answers; `body` is a struct or a dict (JSON), bytes (as `headers` say) or None."""
+    """What a handler answers; `body` is a struct or a dict (JSON), bytes or pieces of them, or None."""
 
     status: int
     body: Any = None
@@ -64,34 +69,60 @@ class Call:
     body: Any
     scope: Scope
     receive: Receive
-    operator: Operator = field(default=Operator(id=None, name="", role=""))  # type: ignore[arg-type]
-    idempotency_key: str = ""
-    request_digest: str = ""
+    operator: Operator
+    """Without a name where the call isn't an operator's."""
+    node_id: str
+    """Of the node that asks, or ''."""
+    credential_id: str
+    idempotency_key: str
+    request_digest: str
 
-    async def write(self, work: Callable[[Any], Awaitable[Any]], *, status: int = 201) -> Answer:
+    async def write(self, work: Work, *, status: int = 201, renew: Renew | None = None) -> Answer:
         """Run `work` in a transaction with its idempotency key, tell the replicas, and answer what it returned."""
-        clock = self.services.clock
+        clock, fleet = self.services.clock, self.services.fleet
         body = await self.services.db.transaction(
             lambda conn: idempotency.once(
-                conn, clock.now(), self.operator.name, self.idempotency_key, self.request_digest, status, work
+                conn, clock.now(), self.operator.name, self.idempotency_key, self.request_digest, status, work, renew
             )
         )
-        self.services.fleet.nudge()
+        try:
+            await fleet.refresh()
+        except ProblemError:
+            # It is written; this replica hears of it as the others do.
+            fleet.nudge()
         return Answer(status, body)
 
-    async def read(self, work: Callable[[Any], Awaitable[Any]]) -> Answer:
+    async def replayed(self, status: int = 201) -> Answer | None:
+        """The answer that was kept under the call's idempotency key, where there is one."""
+        if not self.idempotency_key:
+            return None
+        kept = await self.services.db.read(
+            lambda conn: idempotency.find(conn, self.operator.name, self.idempotency_key, self.request_digest)
+        )
+        return None if kept is None else Answer(status, kept.response)
+
+    async def audit(self, conn: Any, action: str, subject: str, details: dict[str, Any]) -> None:
+        """Write down what the operator does, in its transaction."""
+        await conn.execute(AUDIT, uuid4(), self.services.clock.now(), self.operator.name, action, subject, details)
+
+    async def read(self, work: Work) -> Answer:
         """Run `work` in one consistent view and answer what it returned."""
         return Answer(200, await self.services.db.read(work))
 
 
 async def serve(services: Services, operation: Operation, scope: Scope, receive: Receive, send: Send) -> None:
     """Check the caller, then the input, then run the operation; raises `ProblemError`."""
-    operator: Any = None
-    if operation.role in auth.ROLES:
-        operator = await auth.operator(services.db, scope, operation.role)  # type: ignore[arg-type]
+    operator, node_id, credential_id = Operator("", "", ""), "", ""
+    if operation.role == "node":
+        credential = await auth.node(services, scope)
+        node_id, credential_id = credential.node_id, credential.id
+    elif operation.role == "join":
+        auth.bearer(scope, "join")
+    elif operation.role is not None:
+        operator = await auth.operator(services, scope, operation.role)
     path = {name: _path_value(name, text) for name, text in scope["path_params"].items()}
     query = _query(operation.query, scope)
-    key = _idempotency_key(scope) if operation.method in ("POST", "DELETE") else ""
+    key = _idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""
     raw, body = b"", None
     if operation.body is not None and operation.body is not bytes:
         raw = await read_body(services, scope, receive)
@@ -110,9 +141,11 @@ async def serve(services: Services, operation: Operation, scope: Scope, receive:
         body,
         scope,
         receive,
-        **({} if operator is None else {"operator": operator}),
-        idempotency_key=key,
-        request_digest=digest,
+        operator,
+        node_id,
+        credential_id,
+        key,
+        digest,
     )
     await send_answer(await operation.handler(call), send)
 
@@ -169,21 +202,27 @@ def convert(value: object, type: type[T], code: str, *, strict: bool = True) -> 
 
 def encode(body: Any) -> bytes:
     """An answer's body as JSON."""
-    return orjson.dumps(msgspec.to_builtins(body, builtin_types=(bytes,)), option=orjson.OPT_UTC_Z)
+    return orjson.dumps(msgspec.to_builtins(body))
 
 
 async def send_answer(answer: Answer, send: Send) -> None:
+    """Send it; a body in pieces has its length in its headers."""
     headers = list(answer.headers)
     body = b""
     if isinstance(answer.body, bytes):
         body = answer.body
+    elif isinstance(answer.body, AsyncIterator):
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        async for piece in answer.body:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        return await send({"type": "http.response.body", "body": b""})
     elif answer.body is not None:
         body = encode(answer.body)
         headers.append((b"content-type", b"application/json"))
     if answer.status != 204 and not any(name == b"content-length" for name, _ in headers):
         headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return await send({"type": "http.response.body", "body": body})
 
 
 class PathTypes(msgspec.Struct):

@@ -36,9 +36,17 @@ class Checks:
             raise ProblemError("module_refused", f"{answer['code']}: {answer['message']}")
         return answer
 
-    async def schema(self, changes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Try the last of `changes` after all before it; raises `ProblemError` schema_refused with its statement."""
-        raise NotImplementedError
+    async def schema(
+        self, before: list[str], sql: str, *, instead_of: str | None = None, after: list[str] | None = None
+    ) -> None:
+        """Try a schema change after those before it; raises `ProblemError` schema_refused with its statement.
+
+        `instead_of` is the text that it amends, which must lead to the same schema, and `after` what comes after both.
+        """
+        asked = {"before": before, "sql": sql, "instead_of": instead_of, "after": after or []}
+        answer = await self._run(["schema"], orjson.dumps(asked), "schema_refused")
+        if not answer["ok"]:
+            raise ProblemError("schema_refused", answer["message"], field="sql")
 
     async def _run(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
         if self._waiting >= WAITING:

@@ -57,8 +57,9 @@ class UnknownCommit(ProblemError):
 class Database:
     """A pool of connections, and the only way to run statements: whole transactions."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, on_retry: Callable[[], None] = lambda: None) -> None:
         self._pool = pool
+        self._on_retry = on_retry
 
     async def transaction(self, work: Work[T]) -> T:
         """Run `work` in a SERIALIZABLE transaction and commit; run it again, whole, where the database says so.
@@ -87,6 +88,7 @@ class Database:
     async def _run(self, work: Work[T], *, readonly: bool) -> T:
         for attempt in range(ATTEMPTS):
             if attempt:
+                self._on_retry()
                 longest = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
                 await asyncio.sleep(random.uniform(longest / 4, longest))  # noqa: S311
             try:
@@ -142,7 +144,9 @@ class Database:
             return result
 
 
-async def connect(url: str, *, connections: int = 16, statement_timeout: float = 10.0) -> Database:
+async def connect(
+    url: str, *, connections: int = 16, statement_timeout: float = 10.0, on_retry: Callable[[], None] = lambda: None
+) -> Database:
     """Open a pool on `url`; raises `SettingsError` for an unencrypted way to another machine, else `ProblemError`."""
     check_metadata_url(url)
     try:
@@ -159,7 +163,7 @@ async def connect(url: str, *, connections: int = 16, statement_timeout: float =
         )
     except (*_LOST, asyncpg.PostgresError) as error:
         raise ProblemError("database_unavailable", f"the metadata database can't be reached: {error}") from error
-    return Database(pool)
+    return Database(pool, on_retry)
 
 
 async def _prepare(conn: asyncpg.Connection) -> None:

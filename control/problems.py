@@ -79,12 +79,16 @@ class ProblemError(Exception):
     `field` is the path of the value that is wrong, in the body or the URL; `retry_after` is in seconds.
     """
 
-    def __init__(self, code: str, detail: str, *, field: str = "", retry_after: int | None = None) -> None:
+    def __init__(
+        self, code: str, detail: str, *, field: str = "", retry_after: int | None = None, allow: str = ""
+    ) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.status = CODES[code].status
         self.detail = detail
         self.field = field
+        self.allow = allow
+        """The methods that the path takes, with method_not_allowed."""
         self.retry_after = 1 if retry_after is None and self.status == 503 else retry_after
 
     def body(self) -> bytes:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from control.auth import AuthFailures
+    from control.checks import Checks
     from control.clock import Clock
     from control.database import Database
     from control.fleet import Fleet
     from control.metrics import Metrics
+    from control.opening import Opener
     from control.presence import Presence
     from control.settings import Settings
     from control.store import Store
+    from control.targets import Targets
 
 
-@dataclass(frozen=True)
+@dataclass
 class Services:
     """One of each, for the life of the process."""
 
@@ -24,7 +27,15 @@ class Services:
     clock: Clock
     db: Database
     store: Store
+    checks: Checks
     failures: AuthFailures
     fleet: Fleet
     presence: Presence
     metrics: Metrics
+    targets: Targets
+    ca_pem: bytes
+    """The CA that nodes are to trust; empty where there is none to give out."""
+    ca_fingerprint: str
+    """sha256 of the CA's certificate in hex, or ''."""
+    opener: Opener = field(init=False)
+    """Made of the other services."""

@@ -27,7 +27,7 @@ NO_BUCKET = {"404", "NoSuchBucket"}
 
 log = logging.getLogger("skerry.store")
 
-_TRANSFER = S3TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=2, max_io_queue=1)
+_TRANSFER = S3TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_request_concurrency=2, max_io_queue_size=1)
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,8 @@ class NewJoinToken(Body, frozen=True):
     group: Name = "default"
     expires_in: Annotated[int, Meta(ge=60, le=30 * 86400)] = 3600
     """Seconds."""
+    rejoin: Name | None = None
+    """A node that joins again, its disk being lost: the new disk gets its identity, its old credentials end."""
 
 
 class MoveNode(Body, frozen=True):

@@ -1,6 +1,18 @@
--- The operator that a token names.
--- name: operator
-SELECT name, role, secret_hash, revoked_at FROM operators WHERE id = $1;
+-- Take the next epoch: what is written with it is announced to every replica.
+-- name: next_epoch
+UPDATE epochs SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch;
+
+-- The first use of a credential.
+-- name: first_use
+UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NULL RETURNING replaces;
+
+-- Announce a credential.
+-- name: announce
+UPDATE credentials SET epoch = $2 WHERE id = $1;
+
+-- Revoke a credential.
+-- name: revoke
+UPDATE credentials SET revoked_at = $2, epoch = $3 WHERE id = $1 AND revoked_at IS NULL;
 
 -- Add counts of refused authentications: minutes, addresses, reasons, counts, first and last times.
 -- name: record_failures

@@ -98,6 +98,7 @@ CREATE INDEX IF NOT EXISTS credentials_by_node ON credentials (node_id);
 
 CREATE INDEX IF NOT EXISTS credentials_by_epoch ON credentials (epoch);
 
+-- rejoin: the name of a lost node, whose identity goes to the new disk.
 CREATE TABLE IF NOT EXISTS join_tokens (
     id UUID PRIMARY KEY DEFAULT gen_random_uuid(),
     secret_hash TEXT NOT NULL,
@@ -105,8 +106,10 @@ CREATE TABLE IF NOT EXISTS join_tokens (
     created_by TEXT NOT NULL,
     created_at TIMESTAMPTZ NOT NULL,
     expires_at TIMESTAMPTZ NOT NULL,
+    rejoin TEXT,
     attempt TEXT,
-    node_id UUID
+    node_id UUID,
+    used_at TIMESTAMPTZ
 );
 
 CREATE TABLE IF NOT EXISTS operators (
@@ -126,6 +129,7 @@ CREATE TABLE IF NOT EXISTS artifacts (
     size INT8 NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('uploading', 'ready', 'deleting')),
     abi TEXT NOT NULL DEFAULT '',
+    memory_pages INT8 NOT NULL DEFAULT 0,
     created_at TIMESTAMPTZ NOT NULL,
     state_since TIMESTAMPTZ NOT NULL
 );

@@ -1,0 +1,199 @@
+"""The ASGI application: the middleware, the poll in front of Starlette, and the lifespan that builds `Services`."""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from starlette.routing import Router
+from starlette.types import Message, Receive, Scope, Send
+
+from control import auth, database, migrate, pki, poll, routes, store
+from control.auth import AuthError, AuthFailures
+from control.checks import Checks
+from control.clock import Clock, SystemClock
+from control.fleet import Fleet
+from control.metrics import Metrics
+from control.monitor import Monitor
+from control.opening import Opener
+from control.presence import Presence
+from control.problems import ProblemError
+from control.services import Services
+from control.settings import Settings, check
+from control.targets import Targets
+
+CLOSE = {401, 408, 413, 422, 503}
+"""Statuses after which the connection is closed: its client is unwelcome, wrong about the body, or to go elsewhere."""
+RESTART_PAUSE = 1.0
+
+log = logging.getLogger("skerry.control")
+
+
+class App:
+    """The application; `services` is there between the lifespan's start and its end."""
+
+    services: Services
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        check(settings)
+        self._settings = settings
+        self._clock = clock
+        self._router = Router(routes.starlette_routes(), redirect_slashes=False, default=_no_such_path)
+        self._prefix = secrets.token_hex(4)
+        self._count = itertools.count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._request(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._run_lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        request_id = f"{self._prefix}-{next(self._count):x}".encode()
+        status = 0
+        services = self.services
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                if status in CLOSE:
+                    headers.append((b"connection", b"close"))
+            await send(message)
+
+        try:
+            if scope["path"] == "/v1/poll":
+                scope["skerry.route"] = "/v1/poll"
+                if scope["method"] != "POST":
+                    raise ProblemError("method_not_allowed", "/v1/poll takes POST", allow="POST")
+                await poll.handle(services, scope, receive, answer)
+            else:
+                scope["skerry.route"] = "none"
+                scope["skerry.services"] = services
+                await self._router(scope, receive, answer)
+        except ProblemError as error:
+            if isinstance(error, AuthError):
+                services.failures.record(auth.address(scope), error.reason)
+                services.metrics.auth_failure(error.reason)
+            if status:
+                raise
+            await send_problem(error, answer)
+        except Exception:
+            log.exception("request %s: %s %s failed", request_id.decode(), scope["method"], scope["path"])
+            if status:
+                raise
+            detail = f"this is a fault of control; its log has more about request {request_id.decode()}"
+            await send_problem(ProblemError("internal", detail), answer)
+        finally:
+            services.metrics.request(scope["method"], scope["skerry.route"], status, time.perf_counter() - started)
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[Services]:
+        """Connect, load, and run what runs beside the requests. Raises `SchemaError` or `ProblemError`."""
+        settings, clock = self._settings, self._clock
+        async with AsyncExitStack() as stack:
+            metrics = Metrics()
+            db = await database.connect(
+                settings.metadata_url,
+                connections=settings.database_connections,
+                statement_timeout=settings.database_timeout,
+                on_retry=metrics.retried,
+            )
+            stack.push_async_callback(db.close)
+            await migrate.check(db)
+            objects = await stack.enter_async_context(store.connect(settings))
+            try:
+                await objects.ready()
+            except ProblemError as error:
+                log.warning("serving without the artifact store for now: %s", error.detail)
+            fleet = Fleet(db, clock, metrics)
+            stack.push_async_callback(fleet.stop)
+            pem = settings.ca_cert.read_bytes() if settings.ca_cert is not None else b""
+            services = Services(
+                settings=settings,
+                clock=clock,
+                db=db,
+                store=objects,
+                checks=Checks(settings.checks_at_once, settings.check_timeout),
+                failures=AuthFailures(db, clock),
+                fleet=fleet,
+                presence=Presence(db, clock, metrics),
+                metrics=metrics,
+                targets=Targets(),
+                ca_pem=pem,
+                ca_fingerprint=pki.fingerprint(pem) if pem else "",
+            )
+            services.opener = Opener(services)
+            await fleet.load()
+            beside = (fleet.run, services.opener.run, services.presence.run, services.failures.run)
+            await stack.enter_async_context(_running(*beside, Monitor(services).run))
+            self.services = services
+            yield services
+
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
+        """The ASGI lifespan protocol, for servers that aren't ours."""
+        await receive()
+        started = False
+        try:
+            async with self.lifespan():
+                started = True
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as error:
+            await send({"type": f"lifespan.{'shutdown' if started else 'startup'}.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def create_app(settings: Settings, *, clock: Clock | None = None) -> App:
+    """The application for these settings; raises `SettingsError` for settings that aren't safe."""
+    return App(settings, clock or SystemClock())
+
+
+async def send_problem(error: ProblemError, send: Send) -> None:
+    """Answer `error` as problem+json."""
+    body = error.body()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    if error.allow:
+        headers.append((b"allow", error.allow.encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def _running(*loops: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run `loops` beside the requests, each again when a mistake of ours ends it, until the block ends."""
+
+    async def keep(loop: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                return await loop()
+            except Exception:
+                log.exception("a background task failed; it starts again in %.0f s", RESTART_PAUSE)
+            await asyncio.sleep(RESTART_PAUSE)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(keep(loop)) for loop in loops]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ProblemError("no_such_path", "there is nothing here; /openapi.json has all paths")

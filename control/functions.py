@@ -1,0 +1,146 @@
+"""Functions and their versions (R 2.2, 2.3), and what a deletion takes along (R 2.4)."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from control import answers, artifacts, faults, logs, queries, releases, wire
+from control.calls import Answer, Call
+from control.problems import ProblemError
+
+SQL = queries.load("functions")
+
+
+class Deletion(msgspec.Struct, forbid_unknown_fields=True):
+    release: bool = False
+    """Make releases without it, for the groups whose target has it."""
+
+
+async def list_functions(call: Call) -> Answer:
+    """GET /v1/functions."""
+    paging = call.query
+    (after,) = logs.read_cursor(paging.cursor, (str,)) or ("",)
+
+    async def work(conn: Any) -> answers.Page[answers.Function]:
+        rows = await conn.fetch(SQL["functions"], after, paging.limit + 1)
+        items = [answers.Function(r["name"], r["last_version"], r["created_at"], r["versions"]) for r in rows]
+        return logs.page(items, rows, paging.limit, "name")
+
+    return await call.read(work)
+
+
+async def list_versions(call: Call) -> Answer:
+    """GET /v1/functions/{name}/versions, newest first."""
+    name, paging = call.path["name"], call.query
+    (before,) = logs.read_cursor(paging.cursor, (int,)) or (2**62,)
+
+    async def work(conn: Any) -> answers.Page[answers.Version]:
+        if not await conn.fetchval(SQL["has_versions"], name):
+            raise _unknown_function(name)
+        rows = await conn.fetch(SQL["versions"], name, before, paging.limit + 1)
+        return logs.page([_version(row) for row in rows], rows, paging.limit, "version")
+
+    return await call.read(work)
+
+
+async def get_version(call: Call) -> Answer:
+    """GET /v1/functions/{name}/versions/{version}."""
+    name, version = call.path["name"], call.path["version"]
+
+    async def work(conn: Any) -> answers.Version:
+        row = await conn.fetchrow(SQL["version"], name, version)
+        if row is None:
+            raise unknown_version(name, version)
+        return _version(row)
+
+    return await call.read(work)
+
+
+async def add_version(call: Call) -> Answer:
+    """POST /v1/functions/{name}/versions: the next number for bytes that are in the store."""
+    name, body = call.path["name"], call.body
+
+    async def work(conn: Any) -> answers.Version:
+        now = call.services.clock.now()
+        artifact = await conn.fetchrow(SQL["artifact"], body.sha256)
+        if artifact is None:
+            raise ProblemError(
+                "unknown_artifact",
+                f"no artifact {body.sha256} was uploaded, or it was deleted; upload it",
+                field="sha256",
+            )
+        if body.manifest.memory_pages < artifact["memory_pages"]:
+            raise ProblemError(
+                "module_refused",
+                f"the module starts with {artifact['memory_pages']} pages of memory, the manifest allows "
+                f"{body.manifest.memory_pages}",
+                field="manifest.memory_pages",
+            )
+        version = await conn.fetchval(SQL["next_version"], name, now)
+        manifest = msgspec.to_builtins(body.manifest)
+        digest = wire.manifest_digest(body.manifest)
+        row = await conn.fetchrow(
+            SQL["add"],
+            name,
+            version,
+            artifact["id"],
+            body.sha256,
+            artifact["size"],
+            manifest,
+            digest,
+            call.operator.name,
+            now,
+        )
+        await call.audit(conn, "function.push", f"{name}@{version}", {"sha256": body.sha256})
+        return _version(row)
+
+    return await call.write(work)
+
+
+async def delete(call: Call) -> Answer:
+    """DELETE /v1/functions/{name} and /v1/functions/{name}/versions/{version}."""
+    name, version = call.path["name"], call.path.get("version")
+    unused: list[tuple[str, str]] = []
+
+    async def work(conn: Any) -> None:
+        now = call.services.clock.now()
+        groups = await conn.fetch(SQL["groups_with"], name, version)
+        if groups and not call.query.release:
+            names = ", ".join(row["name"] for row in groups)
+            raise ProblemError(
+                "version_in_target",
+                f"the target of {names} has it; make a release without it first, or ask with ?release=true",
+            )
+        subject = name if version is None else f"{name}@{version}"
+        for row in groups:
+            release = wire.NewRelease(group=row["name"], remove=[name], reason=f"{subject} was deleted")
+            await releases.make(conn, now, call.operator.name, release, keep_floor=True)
+        deleted = await conn.fetch(SQL["delete"], name, version)
+        if not deleted:
+            raise _unknown_function(name) if version is None else unknown_version(name, version)
+        unused[:] = await artifacts.release_unused(conn, [row["artifact_id"] for row in deleted], now)
+        await call.audit(conn, "function.delete", subject, {"versions": sorted(row["version"] for row in deleted)})
+
+    faults.reach("control.delete.rows.before")
+    answer = await call.write(work, status=204)
+    faults.reach("control.delete.rows.after")
+    for artifact in unused:
+        await artifacts.delete(call.services, artifact)
+    return answer
+
+
+def unknown_version(name: str, version: int, field: str = "version") -> ProblemError:
+    return ProblemError("unknown_version", f"there is no version {version} of {name}", field=field)
+
+
+def _unknown_function(name: str) -> ProblemError:
+    return ProblemError("unknown_function", f"there is no function {name}", field="name")
+
+
+def _version(row: Any) -> answers.Version:
+    manifest = msgspec.convert(row["manifest"], wire.Manifest)
+    created: datetime = row["created_at"]
+    return answers.Version(
+        row["name"], row["version"], row["sha256"], row["size"], manifest, row["created_by"], created
+    )

@@ -1,0 +1,205 @@
+"""Nodes: joining, credentials, moves and removals (R 1.1, 1.2, 7.3)."""
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from control import answers, auth, nodelist, queries, wire
+from control.auth import AuthError
+from control.calls import Answer, Call
+from control.problems import ProblemError
+from control.services import Services
+
+SQL = queries.load("nodes")
+MOST_LABELS = 64
+
+
+async def make_join_token(call: Call) -> Answer:
+    """POST /v1/join-tokens. The token is kept as a hash alone: asked again under its key, it is replaced."""
+    body = call.body
+    fingerprint = call.services.ca_fingerprint
+
+    async def work(conn: Any) -> answers.MadeJoinToken:
+        now = call.services.clock.now()
+        group = await _group(conn, body.group)
+        if body.rejoin is not None:
+            node = await conn.fetchrow(SQL["find"], body.rejoin)
+            if node is None:
+                raise ProblemError(
+                    "unknown_node", f"there is no node {body.rejoin} that could join again", field="rejoin"
+                )
+            group = node["group_id"]
+        token = auth.new_token("join")
+        expires = now + timedelta(seconds=body.expires_in)
+        await conn.execute(
+            SQL["add_join_token"], token.id, token.secret_hash, group, call.operator.name, now, expires, body.rejoin
+        )
+        await call.audit(conn, "join-token.create", str(token.id), {"group": body.group, "rejoin": body.rejoin})
+        return answers.MadeJoinToken(str(token.id), _with(token.text, fingerprint), body.group, expires)
+
+    async def renew(conn: Any, kept: dict[str, Any]) -> answers.MadeJoinToken:
+        token = auth.new_token("join", UUID(kept["id"]))
+        if await conn.fetchval(SQL["renew_join_token"], token.id, token.secret_hash) is None:
+            raise ProblemError("token_used", "the token that this request made was used; make another one")
+        text = _with(token.text, fingerprint)
+        return answers.MadeJoinToken(kept["id"], text, kept["group"], datetime.fromisoformat(kept["expires_at"]))
+
+    return await call.write(work, renew=renew)
+
+
+async def join(call: Call) -> Answer:
+    """POST /v1/nodes, with a join token (R 1.1, 1.2, 7.3).
+
+    The same attempt again, before its credential was used, gets another credential: a lost answer loses nothing.
+    """
+    token_id, secret_hash = auth.bearer(call.scope, "join")
+    body: wire.Join = call.body
+    if len(body.labels) > MOST_LABELS or not wire.NAME.fullmatch(body.name):
+        raise ProblemError("invalid_body", f"a name without a line break, and {MOST_LABELS} labels at most")
+
+    async def work(conn: Any) -> wire.Joined:
+        now = call.services.clock.now()
+        token = await conn.fetchrow(SQL["join_token"], token_id)
+        if token is None or not auth.same(token["secret_hash"], secret_hash):
+            raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
+        if token["expires_at"] <= now:
+            raise AuthError(
+                "token_expired", f"the join token expired at {token['expires_at']}; make another one", "expired"
+            )
+        if token["attempt"] is None:
+            node_id = await _admit(conn, call.services, body, token, now)
+            await conn.execute(SQL["use_join_token"], token_id, body.attempt, node_id, now)
+        else:
+            node_id = token["node_id"]
+            used = await conn.fetchval(SQL["credential_used"], node_id, token["used_at"])
+            if token["attempt"] != body.attempt or used:
+                raise AuthError("token_used", "a join token is good for one node; make another one", "token_used")
+            await conn.execute(SQL["revoke_credentials"], node_id, now, await _next_epoch(conn))
+        node = await conn.fetchrow(SQL["name_and_group"], node_id)
+        if node["removed_at"] is not None or node["name"] != body.name:
+            raise AuthError("token_used", "the token was used for another node; make another one", "token_used")
+        credential = auth.new_token("node")
+        await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, None)
+        return wire.Joined(str(node_id), credential.text, node["group_name"])
+
+    return Answer(201, await call.services.db.transaction(work))
+
+
+async def rotate(call: Call) -> Answer:
+    """POST /v1/nodes/self/credential: the old credential ends when the new one is first used."""
+    node_id, old = call.node_id, call.credential_id
+
+    async def work(conn: Any) -> wire.Rotated:
+        now = call.services.clock.now()
+        await conn.execute(SQL["revoke_unused"], node_id, old, now, await _next_epoch(conn))
+        credential = auth.new_token("node")
+        await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, old)
+        return wire.Rotated(credential.text)
+
+    answer = Answer(201, await call.services.db.transaction(work))
+    call.services.fleet.nudge()
+    return answer
+
+
+async def move(call: Call) -> Answer:
+    """POST /v1/nodes/{node}/move: to another group, whose release is its target then."""
+
+    async def work(conn: Any) -> answers.Node:
+        node = await find(conn, call.path["node"])
+        group = await _group(conn, call.body.group)
+        if group != node["group_id"]:
+            decided = await conn.fetchrow(SQL["take_generation"])
+            await conn.execute(SQL["move"], node["id"], group, decided["generation"], decided["epoch"])
+            await call.audit(conn, "node.move", node["name"], {"group": call.body.group})
+        return await nodelist.describe(conn, node["id"])
+
+    return await call.write(work, status=200)
+
+
+async def revoke(call: Call) -> Answer:
+    """POST /v1/nodes/{node}/revoke: all its credentials."""
+
+    async def work(conn: Any) -> None:
+        node = await find(conn, call.path["node"])
+        await conn.execute(SQL["revoke_credentials"], node["id"], call.services.clock.now(), await _next_epoch(conn))
+        await call.audit(conn, "node.revoke", node["name"], {})
+
+    return await call.write(work, status=204)
+
+
+async def retry(call: Call) -> Answer:
+    """POST /v1/nodes/{node}/retry: a failed generation is tried again with the next poll."""
+
+    async def work(conn: Any) -> None:
+        node = await find(conn, call.path["node"])
+        await conn.execute(SQL["retry"], node["id"], await _next_epoch(conn))
+        await call.audit(conn, "node.retry", node["name"], {})
+
+    return await call.write(work, status=204)
+
+
+async def remove(call: Call) -> Answer:
+    """DELETE /v1/nodes/{node}: revoked and out of the lists; its logs stay and its name is free."""
+
+    async def work(conn: Any) -> None:
+        node = await find(conn, call.path["node"])
+        now, epoch = call.services.clock.now(), await _next_epoch(conn)
+        await conn.execute(SQL["revoke_credentials"], node["id"], now, epoch)
+        await conn.execute(SQL["end_syncs"], node["id"], now)
+        await conn.execute(SQL["clear_warnings"], node["id"], now)
+        await conn.execute(SQL["remove"], node["id"], now, epoch)
+        await call.audit(conn, "node.remove", node["name"], {"id": str(node["id"])})
+
+    return await call.write(work, status=204)
+
+
+async def find(conn: Any, node: str) -> Any:
+    """The row (id, name, group_id) of a node by its id or name; raises `ProblemError`."""
+    row = await conn.fetchrow(SQL["find"], node)
+    if row is None:
+        raise ProblemError("unknown_node", f"there is no node {node}", field="node")
+    return row
+
+
+async def _admit(conn: Any, services: Services, body: wire.Join, token: Any, now: datetime) -> UUID:
+    """The node that a fresh join token makes, or gives a new disk to; returns its id."""
+    existing = await conn.fetchrow(SQL["find_by_name"], body.name)
+    if token["rejoin"] is not None:
+        if body.name != token["rejoin"]:
+            raise ProblemError("name_taken", f"the token is for {token['rejoin']} to join again", field="name")
+        if existing is None:
+            raise ProblemError("unknown_node", f"the node {body.name} was removed; join as a new one", field="name")
+        epoch = await _next_epoch(conn)
+        await conn.execute(SQL["revoke_credentials"], existing["id"], now, epoch)
+        await conn.execute(SQL["end_syncs"], existing["id"], now)
+        await conn.execute(SQL["forget_functions"], existing["id"])
+        await conn.execute(SQL["rejoin"], existing["id"], body.labels, body.capabilities, body.protocol, now, epoch)
+        id: UUID = existing["id"]
+        return id
+    if existing is not None:
+        raise ProblemError(
+            "name_taken",
+            f"there is a node {body.name}: choose another name, remove that node, or, where its disk was lost, make a "
+            f"token with `skerry node token --rejoin {body.name}`",
+            field="name",
+        )
+    id = uuid4()
+    await conn.execute(SQL["add"], id, body.name, body.labels, body.capabilities, body.protocol, token["group_id"], now)
+    await conn.execute(SQL["add_presence"], id, now)
+    return id
+
+
+async def _group(conn: Any, name: str) -> UUID:
+    id: UUID | None = await conn.fetchval(SQL["group"], name)
+    if id is None:
+        raise ProblemError("unknown_group", f"there is no group {name}", field="group")
+    return id
+
+
+async def _next_epoch(conn: Any) -> int:
+    epoch: int = await conn.fetchval(SQL["next_epoch"])
+    return epoch
+
+
+def _with(token: str, fingerprint: str) -> str:
+    return f"{token}.{fingerprint}" if fingerprint else token

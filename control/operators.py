@@ -1,0 +1,68 @@
+"""Operators: who may use the API, each with a token and a role."""
+
+from typing import Any
+from uuid import UUID
+
+from control import answers, auth, logs, queries
+from control.calls import Answer, Call
+from control.problems import ProblemError
+
+SQL = queries.load("operators")
+
+
+async def create(call: Call) -> Answer:
+    """POST /v1/operators. The token is kept as a hash alone: asked again under its key, it is replaced."""
+    body = call.body
+
+    async def work(conn: Any) -> answers.MadeOperator:
+        if await conn.fetchval(SQL["taken"], body.name):
+            raise ProblemError(
+                "name_taken", f"there is or was an operator {body.name}; the audit needs another name", field="name"
+            )
+        token = auth.new_token("operator")
+        await conn.execute(
+            SQL["add"], token.id, body.name, body.role, token.secret_hash, call.services.clock.now(), await _epoch(conn)
+        )
+        await call.audit(conn, "operator.create", body.name, {"role": body.role})
+        return answers.MadeOperator(str(token.id), body.name, body.role, token.text)
+
+    async def renew(conn: Any, kept: dict[str, Any]) -> answers.MadeOperator:
+        token = auth.new_token("operator", UUID(kept["id"]))
+        await conn.execute(SQL["renew"], token.id, token.secret_hash, await _epoch(conn))
+        return answers.MadeOperator(str(token.id), kept["name"], kept["role"], token.text)
+
+    return await call.write(work, renew=renew)
+
+
+async def list_operators(call: Call) -> Answer:
+    """GET /v1/operators: those that can sign in."""
+    paging = call.query
+    (after,) = logs.read_cursor(paging.cursor, (str,)) or ("",)
+
+    async def work(conn: Any) -> answers.Page[answers.Operator]:
+        rows = await conn.fetch(SQL["operators"], after, paging.limit + 1)
+        items = [answers.Operator(row["name"], row["role"], row["created_at"]) for row in rows]
+        return logs.page(items, rows, paging.limit, "name")
+
+    return await call.read(work)
+
+
+async def revoke(call: Call) -> Answer:
+    """DELETE /v1/operators/{name}."""
+    name = call.path["name"]
+
+    async def work(conn: Any) -> None:
+        row = await conn.fetchrow(SQL["operator"], name)
+        if row is None:
+            raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
+        if row["role"] == "admin" and await conn.fetchval(SQL["admins"]) == 1:
+            raise ProblemError("last_admin", f"{name} is the last admin; make another one first", field="name")
+        await conn.execute(SQL["revoke"], row["id"], call.services.clock.now(), await _epoch(conn))
+        await call.audit(conn, "operator.revoke", name, {})
+
+    return await call.write(work, status=204)
+
+
+async def _epoch(conn: Any) -> int:
+    epoch: int = await conn.fetchval(SQL["next_epoch"])
+    return epoch

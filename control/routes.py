@@ -1,0 +1,380 @@
+"""The table of the API: every operation but the poll, which the app dispatches itself. It serves and describes."""
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from control import (
+    answers,
+    artifacts,
+    functions,
+    logs,
+    nodelist,
+    nodes,
+    openapi,
+    operators,
+    probes,
+    releases,
+    schema,
+    syncs,
+    wire,
+)
+from control.answers import Page
+from control.calls import Answer, Call, Operation, serve
+from control.problems import ProblemError
+from control.services import Services
+
+
+async def put_sync(call: Call) -> Answer:
+    """PUT /v1/syncs/{id}."""
+    return Answer(200, await syncs.put(call.services, call.path["id"], call.node_id, call.body))
+
+
+async def describe(call: Call) -> Answer:
+    """GET /openapi.json."""
+    return Answer(200, openapi.document(OPERATIONS), ((b"cache-control", b"no-cache"),))
+
+
+class NewGroup(wire.Body, frozen=True):
+    name: wire.Name
+
+
+ARTIFACT = "/v1/artifacts/{sha256}"
+FUNCTION = "/v1/functions/{name}"
+VERSIONS = "/v1/functions/{name}/versions"
+VERSION = "/v1/functions/{name}/versions/{version}"
+CHANGES = "/v1/schema-changes"
+NODE = "/v1/nodes/{node}"
+
+OPERATIONS: tuple[Operation, ...] = (
+    # Artifacts and functions
+    Operation(
+        "PUT",
+        ARTIFACT,
+        "Upload an artifact",
+        artifacts.upload,
+        "deploy",
+        {200: answers.Artifact, 201: answers.Artifact},
+        (
+            "digest_mismatch",
+            "upload_interrupted",
+            "artifact_too_large",
+            "module_refused",
+            "store_unavailable",
+            "check_unavailable",
+        ),
+        body=bytes,
+    ),
+    Operation("HEAD", ARTIFACT, "Is it uploaded?", artifacts.head, "deploy", {200: bytes}, ("unknown_artifact",)),
+    Operation(
+        "GET",
+        ARTIFACT,
+        "The bytes, for a node that has or wants them",
+        artifacts.download,
+        "node",
+        {200: bytes, 206: bytes, 307: None},
+        ("unknown_artifact", "store_unavailable"),
+    ),
+    Operation(
+        "GET",
+        "/v1/functions",
+        "Functions",
+        functions.list_functions,
+        "read",
+        {200: Page[answers.Function]},
+        query=logs.Paging,
+    ),
+    Operation(
+        "DELETE",
+        FUNCTION,
+        "Delete a function with all its versions",
+        functions.delete,
+        "deploy",
+        {204: None},
+        ("unknown_function", "version_in_target"),
+        query=functions.Deletion,
+    ),
+    Operation(
+        "GET",
+        VERSIONS,
+        "Versions of a function, newest first",
+        functions.list_versions,
+        "read",
+        {200: Page[answers.Version]},
+        ("unknown_function",),
+        query=logs.Paging,
+    ),
+    Operation(
+        "POST",
+        VERSIONS,
+        "Make a version of an uploaded artifact",
+        functions.add_version,
+        "deploy",
+        {201: answers.Version},
+        ("unknown_artifact", "module_refused"),
+        body=wire.NewVersion,
+    ),
+    Operation("GET", VERSION, "A version", functions.get_version, "read", {200: answers.Version}, ("unknown_version",)),
+    Operation(
+        "DELETE",
+        VERSION,
+        "Delete a version",
+        functions.delete,
+        "deploy",
+        {204: None},
+        ("unknown_version", "version_in_target"),
+        query=functions.Deletion,
+    ),
+    # Schema
+    Operation(
+        "GET",
+        CHANGES,
+        "Schema changes, each in its newest revision",
+        schema.list_changes,
+        "read",
+        {200: Page[answers.SchemaChange]},
+        query=logs.Paging,
+    ),
+    Operation(
+        "POST",
+        CHANGES,
+        "Register a schema change",
+        schema.add,
+        "deploy",
+        {201: answers.SchemaChange},
+        ("schema_conflict", "schema_refused", "check_unavailable"),
+        body=wire.NewSchemaChange,
+    ),
+    Operation(
+        "GET",
+        CHANGES + "/{number}",
+        "A schema change and its revisions",
+        schema.get_change,
+        "read",
+        {200: answers.SchemaChangeHistory},
+        ("unknown_schema_change",),
+    ),
+    Operation(
+        "POST",
+        CHANGES + "/{number}/revisions",
+        "Amend a schema change",
+        schema.amend,
+        "deploy",
+        {201: answers.SchemaChange},
+        ("unknown_schema_change", "schema_conflict", "schema_refused", "check_unavailable"),
+        body=wire.AmendSchemaChange,
+    ),
+    # Groups and releases
+    Operation(
+        "GET",
+        "/v1/groups",
+        "Groups and their releases",
+        releases.list_groups,
+        "read",
+        {200: Page[answers.Group]},
+        query=logs.Paging,
+    ),
+    Operation(
+        "POST",
+        "/v1/groups",
+        "Make a group",
+        releases.create_group,
+        "deploy",
+        {201: answers.Group},
+        ("name_taken",),
+        body=NewGroup,
+    ),
+    Operation(
+        "GET",
+        "/v1/releases",
+        "Releases, newest first",
+        releases.list_releases,
+        "read",
+        {200: Page[answers.Release]},
+        ("unknown_group",),
+        query=releases.ReleaseQuery,
+    ),
+    Operation(
+        "POST",
+        "/v1/releases",
+        "Make a release, or with plan say what it would change",
+        releases.create,
+        "deploy",
+        {200: answers.MadeRelease, 201: answers.MadeRelease},
+        (
+            "unknown_group",
+            "unknown_function",
+            "unknown_version",
+            "unknown_schema_change",
+            "unknown_release",
+            "release_not_possible",
+        ),
+        body=wire.NewRelease,
+        query=releases.PlanQuery,
+    ),
+    Operation(
+        "GET",
+        "/v1/releases/{group}/{number}",
+        "A release",
+        releases.get_release,
+        "read",
+        {200: answers.Release},
+        ("unknown_group", "unknown_release"),
+    ),
+    # Nodes
+    Operation(
+        "GET",
+        "/v1/nodes",
+        "Nodes",
+        nodelist.list_nodes,
+        "read",
+        {200: Page[answers.Node]},
+        ("unknown_group",),
+        query=nodelist.NodeFilter,
+    ),
+    Operation(
+        "POST",
+        "/v1/nodes",
+        "Join",
+        nodes.join,
+        "join",
+        {201: wire.Joined},
+        ("token_expired", "token_used", "name_taken", "unknown_node"),
+        body=wire.Join,
+    ),
+    Operation(
+        "POST",
+        "/v1/nodes/self/credential",
+        "Rotate the node's credential",
+        nodes.rotate,
+        "node",
+        {201: wire.Rotated},
+    ),
+    Operation("GET", NODE, "A node", nodelist.get_node, "read", {200: answers.Node}, ("unknown_node",)),
+    Operation("DELETE", NODE, "Remove a node", nodes.remove, "admin", {204: None}, ("unknown_node",)),
+    Operation(
+        "POST",
+        NODE + "/move",
+        "Move a node to another group",
+        nodes.move,
+        "deploy",
+        {200: answers.Node},
+        ("unknown_node", "unknown_group"),
+        body=wire.MoveNode,
+    ),
+    Operation(
+        "POST", NODE + "/revoke", "Revoke a node's credentials", nodes.revoke, "admin", {204: None}, ("unknown_node",)
+    ),
+    Operation(
+        "POST", NODE + "/retry", "Let a node try again now", nodes.retry, "deploy", {204: None}, ("unknown_node",)
+    ),
+    Operation(
+        "POST",
+        "/v1/join-tokens",
+        "Make a one-time token to join with",
+        nodes.make_join_token,
+        "admin",
+        {201: answers.MadeJoinToken},
+        ("unknown_group", "unknown_node", "token_used"),
+        body=wire.NewJoinToken,
+    ),
+    # Syncs and logs
+    Operation(
+        "PUT",
+        "/v1/syncs/{id}",
+        "Report a sync",
+        put_sync,
+        "node",
+        {200: wire.SyncState},
+        ("unknown_sync",),
+        body=wire.SyncUpdate,
+    ),
+    Operation("GET", "/v1/syncs/{id}", "A sync", logs.get_sync, "read", {200: answers.Sync}, ("unknown_sync",)),
+    Operation(
+        "GET",
+        "/v1/syncs",
+        "The log of syncs, newest first",
+        logs.list_syncs,
+        "read",
+        {200: Page[answers.Sync]},
+        query=logs.SyncFilter,
+    ),
+    Operation(
+        "GET",
+        "/v1/audit",
+        "What operators did, newest first",
+        logs.list_audit,
+        "admin",
+        {200: Page[answers.AuditEntry]},
+        query=logs.Paging,
+    ),
+    Operation(
+        "GET",
+        "/v1/auth-failures",
+        "Refused authentications, newest first",
+        logs.list_auth_failures,
+        "admin",
+        {200: Page[answers.AuthFailure]},
+        query=logs.Paging,
+    ),
+    # Operators
+    Operation(
+        "GET",
+        "/v1/operators",
+        "Operators",
+        operators.list_operators,
+        "admin",
+        {200: Page[answers.Operator]},
+        query=logs.Paging,
+    ),
+    Operation(
+        "POST",
+        "/v1/operators",
+        "Make an operator",
+        operators.create,
+        "admin",
+        {201: answers.MadeOperator},
+        ("name_taken",),
+        body=wire.NewOperator,
+    ),
+    Operation(
+        "DELETE",
+        "/v1/operators/{name}",
+        "Revoke an operator",
+        operators.revoke,
+        "admin",
+        {204: None},
+        ("unknown_operator", "last_admin"),
+    ),
+    # For everybody
+    Operation("GET", "/v1/ca", "The CA's certificate", probes.ca, None, {200: bytes}, ("unknown_ca",)),
+    Operation("GET", "/healthz", "Is the process alive?", probes.healthz, None, {200: answers.Health}),
+    Operation("GET", "/readyz", "Can it serve?", probes.readyz, None, {200: answers.Health}, ("not_ready",)),
+    Operation("GET", "/metrics", "Counters for Prometheus", probes.metrics, None, {200: bytes}),
+    Operation("GET", "/openapi.json", "This description", describe, None, {200: dict}),
+)
+
+
+class PathEndpoint:
+    """The ASGI application of one path."""
+
+    def __init__(self, path: str, operations: Iterable[Operation]) -> None:
+        self._path = path
+        self._operations = {operation.method: operation for operation in operations}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services: Services = scope["skerry.services"]
+        scope["skerry.route"] = self._path
+        operation = self._operations.get(scope["method"])
+        if operation is None:
+            allowed = ", ".join(sorted(self._operations))
+            raise ProblemError("method_not_allowed", f"{self._path} takes {allowed}", allow=allowed)
+        await serve(services, operation, scope, receive, send)
+
+
+def starlette_routes() -> list[Route]:
+    """The table, as Starlette takes it: fixed paths before patterns."""
+    by_path = sorted(OPERATIONS, key=lambda operation: (operation.path.count("{"), operation.path))
+    return [Route(path, PathEndpoint(path, operations)) for path, operations in groupby(by_path, key=lambda o: o.path)]

@@ -1,0 +1,127 @@
+"""Schema changes: numbered without a gap, tried before they are taken, amended by revisions (R 3.1, 3.2)."""
+
+from typing import Any
+
+from control import answers, logs, queries, wire
+from control.calls import Answer, Call
+from control.problems import ProblemError
+
+SQL = queries.load("schema")
+ATTEMPTS = 5
+"""How often a change is tried again because another one was registered meanwhile."""
+
+
+async def add(call: Call) -> Answer:
+    """POST /v1/schema-changes."""
+    body: wire.NewSchemaChange = call.body
+    if kept := await call.replayed():
+        return kept
+    for _ in range(ATTEMPTS):
+        history = await call.services.db.read(_history)
+        number = len(history) + 1
+        if body.number is not None and body.number != number:
+            raise ProblemError(
+                "schema_conflict", f"the next number is {number}; look at what was registered meanwhile", field="number"
+            )
+        await call.services.checks.schema([row["sql"] for row in history], body.sql)
+        answer = await _insert(call, history, number, 1, body.name, body.sql)
+        if answer is not None:
+            return answer
+    raise _moving()
+
+
+async def amend(call: Call) -> Answer:
+    """POST /v1/schema-changes/{number}/revisions: another text that leads to the same schema.
+
+    Nodes that lack the change get the newest revision; those that have it keep what they applied.
+    """
+    number, sql = call.path["number"], call.body.sql
+    if kept := await call.replayed():
+        return kept
+    for _ in range(ATTEMPTS):
+        history = await call.services.db.read(_history)
+        if number > len(history):
+            raise _unknown(number)
+        old = history[number - 1]
+        if sql == old["sql"]:
+            raise ProblemError(
+                "schema_conflict", f"revision {old['revision']} of change {number} has this very text", field="sql"
+            )
+        texts = [row["sql"] for row in history]
+        await call.services.checks.schema(texts[: number - 1], sql, instead_of=old["sql"], after=texts[number:])
+        answer = await _insert(call, history, number, old["revision"] + 1, old["name"], sql)
+        if answer is not None:
+            return answer
+    raise _moving()
+
+
+async def list_changes(call: Call) -> Answer:
+    """GET /v1/schema-changes: the newest revision of each, by number."""
+    paging = call.query
+    (after,) = logs.read_cursor(paging.cursor, (int,)) or (0,)
+
+    async def work(conn: Any) -> answers.Page[answers.SchemaChange]:
+        rows = await conn.fetch(SQL["changes"], after, paging.limit + 1)
+        return logs.page([answers.SchemaChange(**row) for row in rows], rows, paging.limit, "number")
+
+    return await call.read(work)
+
+
+async def get_change(call: Call) -> Answer:
+    """GET /v1/schema-changes/{number}."""
+    number = call.path["number"]
+
+    async def work(conn: Any) -> answers.SchemaChangeHistory:
+        rows = await conn.fetch(SQL["revisions"], number)
+        if not rows:
+            raise _unknown(number)
+        return answers.SchemaChangeHistory(**rows[-1], revisions=[answers.SchemaChange(**row) for row in rows])
+
+    return await call.read(work)
+
+
+async def _history(conn: Any) -> list[Any]:
+    """The newest revision of every change, by number."""
+    rows: list[Any] = await conn.fetch(SQL["changes"], 0, 2**31)
+    return rows
+
+
+async def _insert(call: Call, history: list[Any], number: int, revision: int, name: str, sql: str) -> Answer | None:
+    """Register what was tried on `history`; None where the history is another one by now."""
+    tried = [(row["number"], row["revision"]) for row in history]
+
+    async def work(conn: Any) -> answers.SchemaChange:
+        if [(row["number"], row["revision"]) for row in await conn.fetch(SQL["numbers"])] != tried:
+            raise _Moved
+        row = await conn.fetchrow(
+            SQL["add"],
+            number,
+            revision,
+            name,
+            sql,
+            wire.schema_checksum(sql),
+            call.operator.name,
+            call.services.clock.now(),
+        )
+        action = "schema.add" if revision == 1 else "schema.amend"
+        await call.audit(conn, action, str(number), {"name": name, "revision": revision})
+        return answers.SchemaChange(**row)
+
+    try:
+        return await call.write(work)
+    except _Moved:
+        return None
+
+
+class _Moved(Exception):
+    """Another change was registered between the check and the write."""
+
+
+def _moving() -> ProblemError:
+    return ProblemError(
+        "database_busy", f"other schema changes came first {ATTEMPTS} times; nothing was changed, try again"
+    )
+
+
+def _unknown(number: int) -> ProblemError:
+    return ProblemError("unknown_schema_change", f"there is no schema change {number}", field="number")

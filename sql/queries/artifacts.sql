@@ -1,0 +1,62 @@
+-- The artifact of these bytes, if it is in the store.
+-- name: ready
+SELECT id::text AS id, size, abi, memory_pages FROM artifacts WHERE sha256 = $1 AND state = 'ready';
+
+-- Put off the sweep of an artifact that no version uses.
+-- name: touch
+UPDATE artifacts SET state_since = $2 WHERE id = $1 AND state = 'ready'
+    AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = $1);
+
+-- Begin an upload: the row is there before the object.
+-- name: begin
+INSERT INTO artifacts (id, sha256, size, abi, memory_pages, state, created_at, state_since)
+VALUES ($1, $2, $3, $4, $5, 'uploading', $6, $6);
+
+-- The upload is complete, unless it was given up meanwhile.
+-- name: set_ready
+UPDATE artifacts SET state = 'ready', state_since = $2 WHERE id = $1 AND state = 'uploading' RETURNING id;
+
+-- Give up one upload.
+-- name: give_up
+UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = $1 AND state = 'uploading';
+
+-- Give up uploads that began too long ago.
+-- name: give_up_stale
+UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE state = 'uploading' AND state_since < $1;
+
+-- Mark artifacts that no version has used for too long.
+-- name: release_stale
+UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE state = 'ready' AND state_since < $1
+    AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = artifacts.id);
+
+-- Mark those of these artifacts that no version uses.
+-- name: release_unused
+UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = ANY($1::text[]::uuid[]) AND state = 'ready'
+    AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = artifacts.id)
+RETURNING sha256, id::text AS id;
+
+-- Deletions that haven't come to their end.
+-- name: deleting
+SELECT sha256, id::text AS id FROM artifacts WHERE state = 'deleting' AND state_since < $1 ORDER BY state_since LIMIT $2;
+
+-- The object is gone; so is the row.
+-- name: forget
+DELETE FROM artifacts WHERE id = $1 AND state = 'deleting';
+
+-- Which of these rows there are.
+-- name: known
+SELECT id::text AS id FROM artifacts WHERE id = ANY($1::text[]::uuid[]);
+
+-- The artifact, for a node that runs it or is to run it.
+-- name: for_node
+SELECT a.id::text AS id FROM artifacts a WHERE a.sha256 = $1 AND a.state = 'ready' AND (
+    EXISTS (
+        SELECT 1 FROM nodes n JOIN groups g ON g.id = n.group_id JOIN release_functions f ON f.release_id = g.release_id
+        WHERE n.id = $2 AND f.sha256 = $1
+    )
+    OR EXISTS (SELECT 1 FROM node_functions f WHERE f.node_id = $2 AND f.sha256 = $1)
+    OR EXISTS (
+        SELECT 1 FROM syncs s JOIN release_functions f ON f.release_id = s.release_id
+        WHERE s.node_id = $2 AND s.status = 'running' AND f.sha256 = $1
+    )
+);

@@ -1,0 +1,45 @@
+-- Functions that have versions, by name, after a name.
+-- name: functions
+SELECT f.name, f.last_version, f.created_at, count(*) AS versions
+FROM functions f JOIN function_versions v ON v.name = f.name
+WHERE f.name > $1 GROUP BY f.name, f.last_version, f.created_at ORDER BY f.name LIMIT $2;
+
+-- Whether the function has a version.
+-- name: has_versions
+SELECT EXISTS (SELECT 1 FROM function_versions WHERE name = $1);
+
+-- Versions of a function, newest first, below a number.
+-- name: versions
+SELECT name, version, sha256, size, manifest, created_by, created_at FROM function_versions
+WHERE name = $1 AND version < $2 ORDER BY version DESC LIMIT $3;
+
+-- One version.
+-- name: version
+SELECT name, version, sha256, size, manifest, created_by, created_at FROM function_versions
+WHERE name = $1 AND version = $2;
+
+-- The artifact that a version can be made of.
+-- name: artifact
+SELECT id, size, memory_pages FROM artifacts WHERE sha256 = $1 AND state = 'ready';
+
+-- Count up the function's versions; a number is never used again.
+-- name: next_version
+INSERT INTO functions (name, last_version, created_at) VALUES ($1, 1, $2)
+ON CONFLICT (name) DO UPDATE SET last_version = functions.last_version + 1 RETURNING last_version;
+
+-- Add a version.
+-- name: add
+INSERT INTO function_versions (name, version, artifact_id, sha256, size, manifest, manifest_digest, created_by,
+    created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+RETURNING name, version, sha256, size, manifest, created_by, created_at;
+
+-- The groups whose target has this version, or any version, of the function.
+-- name: groups_with
+SELECT g.name FROM groups g JOIN release_functions f ON f.release_id = g.release_id
+WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) ORDER BY g.name;
+
+-- Delete a version, or all, of a function.
+-- name: delete
+DELETE FROM function_versions WHERE name = $1 AND ($2::int8 IS NULL OR version = $2)
+RETURNING version, artifact_id::text AS artifact_id;

@@ -1,0 +1,49 @@
+-- The id of a group.
+-- name: group
+SELECT id FROM groups WHERE name = $1;
+
+-- The id of a node by its name or id.
+-- name: find
+SELECT id FROM nodes WHERE removed_at IS NULL AND (name = $1 OR id::text = $1) ORDER BY name = $1 DESC LIMIT 1;
+
+-- Nodes by name, after a name; of one group, and in one state, if asked.
+-- name: nodes
+SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
+    greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
+    greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
+    n.error_code, n.error_message, n.error_at, n.retry_at
+FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
+    LEFT JOIN node_presence p ON p.node_id = n.id
+WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text IS NULL OR g.name = $2) AND ($3::text IS NULL OR n.state = $3)
+ORDER BY n.name LIMIT $4;
+
+-- One node.
+-- name: node
+SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
+    greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
+    greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
+    n.error_code, n.error_message, n.error_at, n.retry_at
+FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
+    LEFT JOIN node_presence p ON p.node_id = n.id
+WHERE n.id = $1;
+
+-- What nodes run, as they reported it.
+-- name: functions
+SELECT node_id, name, version, sha256, manifest_digest FROM node_functions
+WHERE node_id = ANY($1::text[]::uuid[]) ORDER BY node_id, name;
+
+-- What releases want.
+-- name: targets
+SELECT f.release_id, f.name, f.version, f.sha256, coalesce(v.manifest_digest, '') AS manifest_digest
+FROM release_functions f LEFT JOIN function_versions v ON v.name = f.name AND v.version = f.version
+WHERE f.release_id = ANY($1::text[]::uuid[]);
+
+-- Open warnings of nodes.
+-- name: warnings
+SELECT node_id, kind, message, since FROM warnings
+WHERE cleared_at IS NULL AND node_id = ANY($1::text[]::uuid[]) ORDER BY node_id, since;
+
+-- Open syncs of nodes.
+-- name: open_syncs
+SELECT node_id, id, status, step, started_at FROM syncs
+WHERE status = 'running' AND node_id = ANY($1::text[]::uuid[]);

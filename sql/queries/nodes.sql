@@ -1,0 +1,101 @@
+-- Take the next epoch: what is written with it is announced to every replica.
+-- name: next_epoch
+UPDATE epochs SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch;
+
+-- Take the next epoch and generation.
+-- name: take_generation
+UPDATE epochs SET epoch = epoch + 1, generation = generation + 1 WHERE id = 1 RETURNING epoch, generation;
+
+-- The id of a group.
+-- name: group
+SELECT id FROM groups WHERE name = $1;
+
+-- Add a join token.
+-- name: add_join_token
+INSERT INTO join_tokens (id, secret_hash, group_id, created_by, created_at, expires_at, rejoin)
+VALUES ($1, $2, $3, $4, $5, $6, $7);
+
+-- Another secret for a join token that wasn't used.
+-- name: renew_join_token
+UPDATE join_tokens SET secret_hash = $2 WHERE id = $1 AND attempt IS NULL RETURNING id;
+
+-- A join token.
+-- name: join_token
+SELECT secret_hash, group_id, expires_at, attempt, node_id, used_at, rejoin FROM join_tokens WHERE id = $1;
+
+-- The token is used by an attempt, for a node.
+-- name: use_join_token
+UPDATE join_tokens SET attempt = $2, node_id = $3, used_at = $4 WHERE id = $1 AND attempt IS NULL;
+
+-- Whether the node has used a credential that it got since a time.
+-- name: credential_used
+SELECT EXISTS (
+    SELECT 1 FROM credentials WHERE node_id = $1 AND created_at >= $2 AND first_used_at IS NOT NULL
+);
+
+-- Add a credential, which replaces another one or none.
+-- name: add_credential
+INSERT INTO credentials (id, node_id, secret_hash, created_at, replaces) VALUES ($1, $2, $3, $4, $5);
+
+-- Revoke all credentials of a node.
+-- name: revoke_credentials
+UPDATE credentials SET revoked_at = $2, epoch = $3 WHERE node_id = $1 AND revoked_at IS NULL;
+
+-- Revoke the credentials of a node that were never used, but for one.
+-- name: revoke_unused
+UPDATE credentials SET revoked_at = $3, epoch = $4
+WHERE node_id = $1 AND id <> $2 AND revoked_at IS NULL AND first_used_at IS NULL;
+
+-- A node that wasn't removed, by its id or name.
+-- name: find
+SELECT id, name, group_id FROM nodes WHERE removed_at IS NULL AND (name = $1 OR id::text = $1)
+ORDER BY name = $1 DESC LIMIT 1;
+
+-- A node by its name.
+-- name: find_by_name
+SELECT id FROM nodes WHERE name = $1;
+
+-- What a join answers of a node.
+-- name: name_and_group
+SELECT n.name, g.name AS group_name, n.removed_at FROM nodes n JOIN groups g ON g.id = n.group_id WHERE n.id = $1;
+
+-- Add a node.
+-- name: add
+INSERT INTO nodes (id, name, labels, capabilities, protocol, group_id, state, state_since, joined_at)
+VALUES ($1, $2, $3, $4, $5, $6, 'online', $7, $7);
+
+-- A node was seen for the first time.
+-- name: add_presence
+INSERT INTO node_presence (node_id, last_seen_at) VALUES ($1, $2);
+
+-- A node's new disk has nothing of what the old one had.
+-- name: rejoin
+UPDATE nodes SET labels = $2, capabilities = $3, protocol = $4, joined_at = $5, epoch = $6, schema_version = 0,
+    schema_changes = '[]', database_id = '', digest = '', confirmed_generation = 0, failed_generation = 0,
+    retry_at = NULL, error_code = '', error_message = '', error_at = NULL
+WHERE id = $1;
+
+-- Forget the functions that a node reported.
+-- name: forget_functions
+DELETE FROM node_functions WHERE node_id = $1;
+
+-- Move a node to a group.
+-- name: move
+UPDATE nodes SET group_id = $2, generation = $3, epoch = $4 WHERE id = $1;
+
+-- A node may try its failed generation again now.
+-- name: retry
+UPDATE nodes SET retry_at = NULL, failed_generation = 0, epoch = $2 WHERE id = $1;
+
+-- Remove a node; its name is free.
+-- name: remove
+UPDATE nodes SET removed_at = $2, epoch = $3, name = name || '~' || id::text, state = 'offline', state_since = $2
+WHERE id = $1;
+
+-- The open sync of a node ends: nothing will come of it.
+-- name: end_syncs
+UPDATE syncs SET status = 'superseded', ended_at = $2 WHERE node_id = $1 AND status = 'running';
+
+-- The warnings of a node end.
+-- name: clear_warnings
+UPDATE warnings SET cleared_at = $2 WHERE node_id = $1 AND cleared_at IS NULL;

@@ -1,0 +1,79 @@
+-- A group by name.
+-- name: group
+SELECT id, release_id, generation FROM groups WHERE name = $1;
+
+-- Add a group.
+-- name: add_group
+INSERT INTO groups (id, name, created_at) VALUES ($1, $2, $3);
+
+-- Groups with their release and the number of their nodes, by name, after a name.
+-- name: groups
+SELECT g.name, g.generation, g.release_id, r.number, r.schema_floor,
+    (SELECT count(*) FROM nodes n WHERE n.group_id = g.id AND n.removed_at IS NULL) AS nodes
+FROM groups g LEFT JOIN releases r ON r.id = g.release_id
+WHERE g.name > $1 ORDER BY g.name LIMIT $2;
+
+-- The number of the newest schema change.
+-- name: newest_change
+SELECT coalesce(max(number), 0) FROM schema_changes;
+
+-- A release's floor.
+-- name: floor
+SELECT schema_floor FROM releases WHERE id = $1;
+
+-- The functions of releases.
+-- name: functions
+SELECT release_id, name, version, sha256 FROM release_functions
+WHERE release_id = ANY($1::text[]::uuid[]) ORDER BY release_id, name;
+
+-- Those of these versions that there are.
+-- name: versions
+SELECT v.name, v.version, v.sha256
+FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
+    ON v.name = w.name AND v.version = w.version;
+
+-- The number of the group's next release.
+-- name: next_number
+SELECT coalesce(max(number), 0) + 1 FROM releases WHERE group_id = $1;
+
+-- The generation that the next decision will take.
+-- name: next_generation
+SELECT generation + 1 FROM epochs WHERE id = 1;
+
+-- Take the next epoch and generation.
+-- name: take_generation
+UPDATE epochs SET epoch = epoch + 1, generation = generation + 1 WHERE id = 1 RETURNING epoch, generation;
+
+-- Add a release.
+-- name: add
+INSERT INTO releases (id, group_id, number, generation, schema_floor, rollback_to, reason, created_by, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
+
+-- Copy the functions into a release.
+-- name: add_functions
+INSERT INTO release_functions (release_id, name, version, sha256)
+SELECT $1, name, version, sha256
+FROM unnest($2::text[], $3::text[]::int8[], $4::text[]) AS f (name, version, sha256);
+
+-- Make a release the target of its group.
+-- name: set_target
+UPDATE groups SET release_id = $2, generation = $3, epoch = $4 WHERE id = $1;
+
+-- Releases, newest first, from before a generation and id; of one group, if asked.
+-- name: releases
+SELECT r.id, g.name AS group_name, r.number, r.generation, r.schema_floor, r.rollback_to, r.reason, r.created_by,
+    r.created_at
+FROM releases r JOIN groups g ON g.id = r.group_id
+WHERE (r.generation, r.id::text) < ($1, $2) AND ($3::text IS NULL OR g.name = $3)
+ORDER BY r.generation DESC, r.id::text DESC LIMIT $4;
+
+-- A release of a group by its number.
+-- name: release
+SELECT r.id, g.name AS group_name, r.number, r.generation, r.schema_floor, r.rollback_to, r.reason, r.created_by,
+    r.created_at
+FROM releases r JOIN groups g ON g.id = r.group_id WHERE g.name = $1 AND r.number = $2;
+
+-- Schema changes above one number, up to another, under their newest names.
+-- name: changes_between
+SELECT DISTINCT ON (number) number, name FROM schema_changes
+WHERE number > $1 AND number <= $2 ORDER BY number, revision DESC;
