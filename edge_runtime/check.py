@@ -59,9 +59,9 @@ def limit() -> None:
 def main(argv: Sequence[str]) -> int:
     limit()
     if argv[:1] == ["schema"]:
-        from . import check_schema
+        from .check_schema import main as check_schema
 
-        return check_schema.main(argv[1:])
+        return check_schema(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m edge_runtime.check")
     module = parser.add_subparsers(required=True).add_parser("module", help="a module that a node can run?")
     module.add_argument("file", type=Path)
