@@ -58,6 +58,7 @@ class Up:
         self._home = files
         self._children: list[Service] = []
         self._began = time.monotonic()
+        self._step_now = ""
         self.serving = False
 
     async def run(self, demo: bool) -> None:
@@ -71,7 +72,7 @@ class Up:
                 await self._everything(stack, metadata_url, artifacts_url)
                 if not demo:
                     self._tell_what_next()
-                    self.serving = True
+                    self._step_now, self.serving = "serving", True
                     await asyncio.Event().wait()
                 watch.cancel()
             took = time.monotonic() - self._began
@@ -81,11 +82,12 @@ class Up:
         try:
             await local.watch(self._children)
         except ServiceError as error:
-            raise StepFailed(str(error), cure=f"logs: {self._home.logs}") from error
+            raise StepFailed(f"{self._step_now}: {error}", cure=f"logs: {self._home.logs}") from error
 
     @asynccontextmanager
     async def _step(self, name: str) -> AsyncIterator[list[str]]:
         """A step with its line: what it appends to the list is told after its name. Raises `StepFailed`."""
+        self._step_now = name
         began = time.monotonic()
         told: list[str] = []
         try:
