@@ -19,7 +19,7 @@ class Kind(IntEnum):
     PARAMETER = 6
     SEMICOLON = 7
     OTHER = 8
-    """An operator, one character each."""
+    """An operator, one character each; or a quote that is never closed, with all after it."""
 
 
 class Token(NamedTuple):
@@ -42,7 +42,7 @@ _PATTERN: Final = re.compile(
     | (?P<NUMBER>  (?: 0[xX][0-9A-Fa-f]++ | (?:[0-9]++(?:\.[0-9]*+)?+ | \.[0-9]++)(?:[eE][+-]?[0-9]++)?+ )[{_NEXT}]*+ )
     | (?P<PARAMETER> \?[0-9]*+ | [$@#:](?:[{_NEXT}]|::)*+ )
     | (?P<SEMICOLON> ; )
-    | (?P<OTHER>   (?s:.) )
+    | (?P<OTHER>   ['"`\[](?s:.*) | (?s:.) )
     """,
     re.VERBOSE,
 )
