@@ -282,7 +282,7 @@ class Wasi:
         for offset in range(vectors, vectors + 8 * count, 8):
             start, length = _VECTOR.unpack_from(memory.buffer, offset)
             end = start + length
-            if end > memory.size:
+            if end > memory.size and length:
                 memory.need(end)
             if fd == 1:
                 self._stdout_room -= length

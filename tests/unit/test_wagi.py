@@ -90,7 +90,7 @@ def test_no_header_changes_what_the_manifest_configures():
 
 @pytest.mark.parametrize("request_", [Request("GET", "/%00"), Request("GET", "/", "a\0b")])
 def test_a_nul_is_refused(request_):
-    with pytest.raises(RequestUnfit, match="PATH_INFO|QUERY_STRING"):
+    with pytest.raises(RequestUnfit, match=r"PATH_INFO|QUERY_STRING"):
         environment(request_)
 
 
@@ -187,8 +187,7 @@ def test_what_is_wrong_is_said(output, message):
 def test_any_output_is_a_response_or_refused(output):
     try:
         response = parse_response(output, "GET")
-    except ResponseInvalid as error:
-        assert str(error).startswith("it wrote")
+    except ResponseInvalid:
         return
     assert 200 <= response.status < 600
     assert output.endswith(response.body)

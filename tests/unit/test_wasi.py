@@ -5,7 +5,7 @@ import time
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime import wasi
@@ -219,6 +219,8 @@ def test_an_address_outside_the_memory_is_told_and_nothing_read(memory, name, ar
     assert started.stdout == b""
 
 
+@example("fd_write", SIZE + 1, 0)
+@example("fd_read", SIZE + 1, 0)
 @given(st.sampled_from(["fd_read", "fd_write"]), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_vectors_that_point_outside_are_never_followed(name, start, length):
     memory = Bytes()
