@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from control.pki import Pki, ensure
+from tests.support import replica
 from tests.support import services as servers
+from tests.support.control import Control, running
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,16 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     """An authority and a server certificate for localhost and 127.0.0.1."""
     folder: Path = tmp_path_factory.mktemp("pki")
     return ensure(folder)
+
+
+@pytest.fixture
+async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    """One replica of control, over TLS, with an admin and a clock that the test can move on."""
+    async with running(database_url, bucket_url, pki) as found:
+        yield found
+
+
+@pytest.fixture
+async def control_site(database_url: str, bucket_url: str, pki: Pki, tmp_path: Path) -> replica.Site:
+    """A migrated database with an admin, an empty bucket: `async with control_site.running()` is a replica on them."""
+    return await replica.prepare(database_url, bucket_url, pki, tmp_path)

@@ -1,0 +1,218 @@
+"""Replicas of control in the test's own loop: real TLS on a free port, the real database and store."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import msgspec
+import orjson
+
+from control import database, migrate, wire
+from control.clock import Clock, SystemClock
+from control.pki import Pki
+from control.server import Server
+from control.services import Services
+from control.settings import Settings
+
+
+class SetClock:
+    """A clock that stands until the test moves it."""
+
+    def __init__(self, now: datetime | None = None) -> None:
+        self.time = now or datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return self.time
+
+    def advance(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+
+
+@dataclass
+class Answered:
+    """An answer of control, its body read."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+@dataclass
+class Replica:
+    """A running replica, and a client to it."""
+
+    server: Server
+    url: str
+    ca: Path
+    session: aiohttp.ClientSession
+    admin: str
+    """The token of an admin."""
+
+    @property
+    def services(self) -> Services:
+        return self.server.app.services
+
+    async def call(self, method: str, path: str, body: Any = None, *, token: str | None = None) -> Answered:
+        """Ask as the admin, or with `token` ('' for none). Bytes are sent as they are, else the body is JSON."""
+        headers = {"authorization": f"Bearer {self.admin if token is None else token}"} if token != "" else {}
+        if body is not None and not isinstance(body, bytes):
+            body = wire.canonical(body)
+            headers["content-type"] = "application/json"
+        async with self.session.request(
+            method, self.url + path, data=body, headers=headers, allow_redirects=False
+        ) as answer:
+            return Answered(answer.status, {n.lower(): v for n, v in answer.headers.items()}, await answer.read())
+
+    async def join(self, name: str, group: str = "default") -> "TestNode":
+        """A new node, joined by a token as any other."""
+        token = (await self.call("POST", "/v1/join-tokens", {"group": group})).json()["token"]
+        answer = await self.call("POST", "/v1/nodes", wire.Join(name, str(uuid4())), token=token)
+        assert answer.status == 201, answer.body
+        joined = answer.json()
+        return TestNode(self, joined["node_id"], joined["credential"])
+
+    async def node(self, name: str) -> Any:
+        """What operators see of a node."""
+        answer = await self.call("GET", f"/v1/nodes/{name}")
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+
+@dataclass
+class TestNode:
+    """A node as control sees it: what it runs and says. It does at once what a plan says."""
+
+    __test__ = False
+
+    replica: Replica
+    id: str
+    credential: str
+    inventory: wire.Inventory = None  # type: ignore[assignment]
+    generation: int = 0
+    failed: wire.FailedGeneration | None = None
+
+    def __post_init__(self) -> None:
+        if self.inventory is None:
+            self.inventory = wire.Inventory(database_id=str(uuid4()))
+
+    async def ask(self, wait: float = 0.0, *, report: bool = False) -> Answered:
+        """One poll."""
+        poll = wire.Poll(
+            generation=self.generation,
+            digest=wire.digest(self.inventory),
+            wait=wait,
+            failed=self.failed,
+            inventory=self.inventory if report else None,
+        )
+        return await self.replica.call("POST", "/v1/poll", poll, token=self.credential)
+
+    async def poll(self, wait: float = 0.0) -> Answered:
+        """Poll, with the inventory where control asks for it."""
+        answer = await self.ask(wait)
+        if answer.status == 200 and answer.json()["type"] == "report":
+            answer = await self.ask(wait, report=True)
+        return answer
+
+    async def plan(self, wait: float = 0.0) -> wire.Plan:
+        """Poll for a plan, which there must be."""
+        answer = await self.poll(wait)
+        assert answer.status == 200, answer
+        return plan_of(answer)
+
+    def apply(self, plan: wire.Plan) -> None:
+        """Run what the plan says."""
+        self.inventory = wire.Inventory(
+            schema_version=self.inventory.schema_version + len(plan.schema_changes),
+            schema_changes=self.inventory.schema_changes
+            + [wire.AppliedChange(c.number, c.revision, c.checksum) for c in plan.schema_changes],
+            functions=[wire.RunningFunction(f.name, f.version, f.sha256, f.manifest_digest) for f in plan.functions],
+            database_id=self.inventory.database_id,
+        )
+        self.generation = plan.generation
+
+    async def report(self, sync_id: str, status: str, **more: Any) -> Answered:
+        """`PUT /v1/syncs/{id}`; results say what the node runs."""
+        if status != "running":
+            more.setdefault("inventory", self.inventory)
+        update = wire.SyncUpdate(status=status, **more)  # type: ignore[arg-type]
+        return await self.replica.call("PUT", f"/v1/syncs/{sync_id}", update, token=self.credential)
+
+    async def sync(self) -> wire.Plan:
+        """Poll for a plan, do it, report the success."""
+        plan = await self.plan()
+        self.apply(plan)
+        answer = await self.report(plan.sync_id, "succeeded")
+        assert answer.json()["status"] == "succeeded", answer
+        return plan
+
+
+def plan_of(answer: Answered) -> wire.Plan:
+    """The plan that an answer is."""
+    return msgspec.json.decode(answer.body, type=wire.Plan)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A migrated database and an empty bucket, for any number of replicas."""
+
+    settings: Settings
+    ca: Path
+    admin: str
+
+    @asynccontextmanager
+    async def running(self, *, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Replica]:
+        """One more replica, ended afterwards as a SIGTERM would."""
+        async with running(replace(self.settings, **settings), clock=clock) as server:
+            context = ssl.create_default_context(cafile=str(self.ca))
+            connector = aiohttp.TCPConnector(ssl=context, limit=0)
+            async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
+                yield Replica(server, server.url, self.ca, session, self.admin)
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Server]:
+    """A replica that serves until the block ends; raises what keeps it from starting."""
+    server = Server(settings, clock=clock)
+    task = asyncio.create_task(server._serve())
+    try:
+        async with asyncio.timeout(20):
+            while not server.started and not task.done():
+                await asyncio.sleep(0.005)
+        if task.done():
+            await task
+        yield server
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def prepare(database_url: str, bucket_url: str, pki: Pki, spool: Path) -> Site:
+    """Migrate the database and make the first admin."""
+    db = await database.connect(database_url)
+    try:
+        await migrate.migrate(db, SystemClock())
+        admin = await migrate.make_admin(db, SystemClock())
+    finally:
+        await db.close()
+    assert admin is not None
+    settings = Settings(
+        metadata_url=database_url,
+        artifacts_url=bucket_url,
+        port=0,
+        tls_cert=pki.certificate,
+        tls_key=pki.key,
+        ca_cert=pki.ca,
+        spool=spool,
+        sync_lease=60.0,
+    )
+    return Site(settings, pki.ca, admin)
