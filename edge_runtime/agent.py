@@ -55,7 +55,7 @@ class Agent:
         self._jitter = jitter
         self._artifacts = Artifacts(state)
         self._outbox = Outbox(state)
-        self._client = self._connection()
+        self._client: Client
         self._boot_id = str(uuid4())
         self._ask_inventory = False
         self._quick = 0
@@ -72,12 +72,19 @@ class Agent:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            async with self._client:
+            who = self._who
+            try:
+                client = Client(who.control_url, identity.ca_path(self._state), who.next_credential or who.credential)
+            except (ValueError, OSError) as error:
+                await self._trouble(Unreachable("identity_unusable", str(error)))
+                continue
+            async with client:
+                self._client = client
                 await self._run_as_this_node()
-            self._client = self._connection()
 
     async def _run_as_this_node(self) -> None:
         """Until the node has joined again."""
+        self._joined_again = False
         while not self._joined_again:
             try:
                 await self._turn()
@@ -87,11 +94,6 @@ class Agent:
                 # The agent's own mistake must not take the serving of functions with it.
                 log.exception("the agent made a mistake; it goes on")
                 await self._trouble(Unreachable("internal", f"the agent made a mistake: {error!r}; see its log"))
-        self._joined_again = False
-
-    def _connection(self) -> Client:
-        who = self._who
-        return Client(who.control_url, identity.ca_path(self._state), who.next_credential or who.credential)
 
     def status(self) -> dict[str, Any]:
         """What the node knows of control and its target, for people and scripts. Times are RFC 3339."""

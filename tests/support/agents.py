@@ -1,0 +1,205 @@
+"""A real control in the test's process, an operator's calls to it, and nodes that have joined it."""
+
+import asyncio
+import contextlib
+import hashlib
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+
+from control import database, migrate
+from control.clock import SystemClock
+from control.pki import Pki
+from control.server import Server
+from control.settings import Settings
+from edge_runtime import identity
+from edge_runtime.agent import Agent
+from edge_runtime.join import join
+from edge_runtime.service import Front
+from edge_runtime.settings import Settings as EdgeSettings
+from edge_runtime.state import State
+
+DEADLINE = 20.0
+
+
+class Refused(Exception):
+    """Control's problem+json."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(str(problem))
+        self.code = problem["code"]
+
+
+@dataclass
+class Control:
+    """A running control, and an admin's session to it."""
+
+    settings: Settings
+    pki: Pki
+    token: str
+    http: aiohttp.ClientSession
+    server: Server
+    task: asyncio.Task[None]
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.settings.port}"
+
+    async def call(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        headers = {"Authorization": f"Bearer {self.token}", "Idempotency-Key": str(uuid4())}
+        url = f"{self.url}/v1/{path}"
+        async with self.http.request(method, url, json=body, headers=headers, **more) as answer:
+            found = await answer.json(content_type=None) if answer.status != 204 else None
+            if answer.status >= 300:
+                raise Refused(found)
+            return found
+
+    async def join_token(self, **body: Any) -> str:
+        return str((await self.call("POST", "join-tokens", body))["token"])
+
+    async def push(self, name: str, wasm: bytes, manifest: dict[str, Any] | None = None) -> int:
+        """Upload a version of a function; its number."""
+        sha256 = hashlib.sha256(wasm).hexdigest()
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/wasm"}
+        async with self.http.put(f"{self.url}/v1/artifacts/{sha256}", data=wasm, headers=headers) as answer:
+            assert answer.status in (200, 201), await answer.text()
+        made = await self.call("POST", f"functions/{name}/versions", {"sha256": sha256, "manifest": manifest or {}})
+        return int(made["version"])
+
+    async def release(self, **body: Any) -> Any:
+        return await self.call("POST", "releases", body)
+
+    async def node(self, name: str = "edge-1") -> Any:
+        return await self.call("GET", f"nodes/{name}")
+
+    async def until(self, condition: Callable[[Any], bool], name: str = "edge-1") -> Any:
+        """The node as control sees it, as soon as `condition` holds for it."""
+        node: Any = None
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not condition(node := await self.node(name)):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"in {DEADLINE:.0f} s it never came true for {node}") from None
+        return node
+
+    async def start(self) -> None:
+        """Start the server (again), on the port that it had."""
+        self.server, self.task = await start(self.settings)
+
+    async def stop(self) -> None:
+        self.server.should_exit = True
+        await self.task
+
+
+async def start(settings: Settings) -> tuple[Server, asyncio.Task[None]]:
+    server = Server(settings)
+    task = asyncio.ensure_future(server._serve())
+    async with asyncio.timeout(DEADLINE):
+        while not server.started:
+            if task.done():
+                task.result()
+            await asyncio.sleep(0.01)
+    return server, task
+
+
+@asynccontextmanager
+async def running_control(database_url: str, bucket_url: str, pki: Pki, **more: Any) -> AsyncIterator[Control]:
+    """A migrated control on real servers, TLS on, on a free port of 127.0.0.1."""
+    settings = Settings(
+        metadata_url=database_url,
+        artifacts_url=bucket_url,
+        port=free_port(),
+        tls_cert=pki.certificate,
+        tls_key=pki.key,
+        ca_cert=pki.ca,
+        **more,
+    )
+    db = await database.connect(database_url, connections=2, statement_timeout=10.0)
+    try:
+        await migrate.migrate(db, SystemClock())
+        token = await migrate.make_admin(db, SystemClock())
+    finally:
+        await db.close()
+    assert token is not None
+    server, task = await start(settings)
+    tls = ssl.create_default_context(cafile=str(pki.ca))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http:
+        control = Control(settings, pki, token, http, server, task)
+        try:
+            yield control
+        finally:
+            await control.stop()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def joined(control: Control, state: Path, name: str = "edge-1", **token: Any) -> identity.Identity:
+    return await join(state, control.url, await control.join_token(**token), name, {}, pause=0.01)
+
+
+@dataclass
+class Edge:
+    """A node's front with its agent, in the test's process, on real workers."""
+
+    front: Front
+    agent: Agent
+    http: aiohttp.ClientSession
+
+    async def call(self, path: str) -> tuple[int, bytes]:
+        async with self.http.get(f"/functions/{path}") as answer:
+            return answer.status, await answer.read()
+
+    async def status(self) -> Any:
+        async with self.http.get("/_skerry/status") as answer:
+            assert answer.status == 200
+            return await answer.json()
+
+    async def until(self, condition: Callable[[Any], Any]) -> Any:
+        """The node's own status, as soon as `condition` holds for it."""
+        found: Any = None
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not condition(found := await self.status()):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"in {DEADLINE:.0f} s it never came true for {found}") from None
+        return found
+
+
+@asynccontextmanager
+async def edge(state: Path, **agent: Any) -> AsyncIterator[Edge]:
+    """The joined node of this state directory, running."""
+    made: list[Agent] = []
+
+    def make(runtime: Any, compiler: Any) -> Agent:
+        made.append(Agent(state, identity.read(state), runtime, compiler, **agent))
+        return made[0]
+
+    with State(state, 5.0) as opened:
+        front = Front(EdgeSettings(state=state, workers=1, listen="127.0.0.1:0", stop_limit=2.0), opened, make)
+        running = asyncio.ensure_future(front.run())
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not front.ready.is_set():
+                    if running.done():
+                        running.result()
+                    await asyncio.sleep(0.01)
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{front.port}") as http:
+                yield Edge(front, made[0], http)
+        finally:
+            front.stop()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
