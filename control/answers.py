@@ -55,6 +55,16 @@ class SchemaChange(Struct):
     created_at: datetime
 
 
+class CheckWarning(Struct):
+    statement: str
+    message: str
+
+
+class MadeSchemaChange(SchemaChange):
+    warnings: list[CheckWarning]
+    """Where the change would fail on a node, depending on what is in its tables."""
+
+
 class SchemaChangeHistory(SchemaChange):
     revisions: list[SchemaChange] = field(default_factory=list)
     """All of them, the oldest first."""

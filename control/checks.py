@@ -33,20 +33,28 @@ class Checks:
         """What a node needs to know of the module in `file`; raises `ProblemError` module_refused with the reason."""
         answer = await self._run(["module", str(file), "--size-limit", str(size_limit)], b"", "module_refused")
         if not answer["ok"]:
-            raise ProblemError("module_refused", f"{answer['code']}: {answer['message']}")
+            raise ProblemError("module_refused", f"{answer['message']} [{answer['code']}]")
         return answer
 
     async def schema(
-        self, before: list[str], sql: str, *, instead_of: str | None = None, after: list[str] | None = None
-    ) -> None:
-        """Try a schema change after those before it; raises `ProblemError` schema_refused with its statement.
+        self, earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | None = None
+    ) -> list[dict[str, str]]:
+        """Try `sql` after the changes (number, text) before it, or in the place of the one that it amends.
 
-        `instead_of` is the text that it amends, which must lead to the same schema, and `after` what comes after both.
+        Returns what fails on some rows only (statement, message). Raises `ProblemError` schema_refused with the
+        statement that is wrong.
         """
-        asked = {"before": before, "sql": sql, "instead_of": instead_of, "after": after or []}
+        asked = {
+            "earlier": [{"number": number, "sql": text} for number, text in earlier],
+            "sql": sql,
+            "amends": None if amends is None else {"number": amends[0], "sql": amends[1]},
+        }
         answer = await self._run(["schema"], orjson.dumps(asked), "schema_refused")
         if not answer["ok"]:
-            raise ProblemError("schema_refused", answer["message"], field="sql")
+            statement = f" The statement: {answer['statement']}" if answer.get("statement") else ""
+            raise ProblemError("schema_refused", f"{answer['message']} [{answer['code']}]{statement}", field="sql")
+        found: list[dict[str, str]] = answer["warnings"]
+        return found
 
     async def _run(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
         if self._waiting >= WAITING:

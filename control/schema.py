@@ -23,8 +23,8 @@ async def add(call: Call) -> Answer:
             raise ProblemError(
                 "schema_conflict", f"the next number is {number}; look at what was registered meanwhile", field="number"
             )
-        await call.services.checks.schema([row["sql"] for row in history], body.sql)
-        answer = await _insert(call, history, number, 1, body.name, body.sql)
+        warnings = await call.services.checks.schema(_texts(history), body.sql)
+        answer = await _insert(call, history, number, 1, body.name, body.sql, warnings)
         if answer is not None:
             return answer
     raise _moving()
@@ -47,9 +47,8 @@ async def amend(call: Call) -> Answer:
             raise ProblemError(
                 "schema_conflict", f"revision {old['revision']} of change {number} has this very text", field="sql"
             )
-        texts = [row["sql"] for row in history]
-        await call.services.checks.schema(texts[: number - 1], sql, instead_of=old["sql"], after=texts[number:])
-        answer = await _insert(call, history, number, old["revision"] + 1, old["name"], sql)
+        warnings = await call.services.checks.schema(_texts(history), sql, (number, old["sql"]))
+        answer = await _insert(call, history, number, old["revision"] + 1, old["name"], sql, warnings)
         if answer is not None:
             return answer
     raise _moving()
@@ -86,11 +85,17 @@ async def _history(conn: Any) -> list[Any]:
     return rows
 
 
-async def _insert(call: Call, history: list[Any], number: int, revision: int, name: str, sql: str) -> Answer | None:
+def _texts(history: list[Any]) -> list[tuple[int, str]]:
+    return [(row["number"], row["sql"]) for row in history]
+
+
+async def _insert(
+    call: Call, history: list[Any], number: int, revision: int, name: str, sql: str, warnings: list[dict[str, str]]
+) -> Answer | None:
     """Register what was tried on `history`; None where the history is another one by now."""
     tried = [(row["number"], row["revision"]) for row in history]
 
-    async def work(conn: Any) -> answers.SchemaChange:
+    async def work(conn: Any) -> answers.MadeSchemaChange:
         if [(row["number"], row["revision"]) for row in await conn.fetch(SQL["numbers"])] != tried:
             raise _Moved
         row = await conn.fetchrow(
@@ -105,7 +110,7 @@ async def _insert(call: Call, history: list[Any], number: int, revision: int, na
         )
         action = "schema.add" if revision == 1 else "schema.amend"
         await call.audit(conn, action, str(number), {"name": name, "revision": revision})
-        return answers.SchemaChange(**row)
+        return answers.MadeSchemaChange(**row, warnings=[answers.CheckWarning(**w) for w in warnings])
 
     try:
         return await call.write(work)

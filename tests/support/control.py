@@ -1,0 +1,220 @@
+"""A control plane in the test's own process, on real servers and over TLS, and a client of its API."""
+
+import asyncio
+import contextlib
+import hashlib
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import orjson
+
+from control import database, migrate
+from control.pki import Pki
+from control.server import Server
+from control.services import Services
+from control.settings import Settings
+
+
+class SettableClock:
+    """The system's clock, moved on by what a test says."""
+
+    def __init__(self) -> None:
+        self._moved = timedelta()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._moved
+
+    def advance(self, **parts: float) -> None:
+        """As `timedelta` takes them: ``advance(minutes=5)``."""
+        self._moved += timedelta(**parts)
+
+
+@dataclass
+class Reply:
+    """An answer: its JSON as `body`, or its bytes where it is something else."""
+
+    status: int
+    body: Any
+    headers: Any
+
+    @property
+    def code(self) -> str:
+        """The problem's code; an answer that is no problem fails the test."""
+        assert self.headers["content-type"] == "application/problem+json", (self.status, self.body)
+        assert self.body["status"] == self.status
+        return str(self.body["code"])
+
+
+@dataclass
+class Joined:
+    """A node that has joined."""
+
+    id: str
+    name: str
+    credential: str
+
+
+@dataclass
+class Control:
+    """One replica, running, and its admin."""
+
+    server: Server
+    token: str
+    clock: SettableClock
+    session: aiohttp.ClientSession
+    settings: Settings
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def services(self) -> Services:
+        return self.server.app.services
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        token: str | None = None,
+        data: Any = None,
+        key: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
+        """One request as the admin, or with another `token` ('' for none)."""
+        sent = dict(headers or {})
+        token = self.token if token is None else token
+        if token:
+            sent.setdefault("authorization", f"Bearer {token}")
+        if key:
+            sent["idempotency-key"] = key
+        if json is not None:
+            data = orjson.dumps(json)
+            sent.setdefault("content-type", "application/json")
+        async with self.session.request(
+            method, self.url + path, data=data, headers=sent, allow_redirects=False
+        ) as response:
+            content = await response.read()
+            is_json = "json" in response.headers.get("content-type", "")
+            return Reply(response.status, orjson.loads(content) if is_json and content else content, response.headers)
+
+    async def ok(self, method: str, path: str, json: Any = None, **more: Any) -> Any:
+        """The body of an answer that must be a success."""
+        reply = await self.call(method, path, json, **more)
+        assert 200 <= reply.status < 300, (method, path, reply.status, reply.body)
+        return reply.body
+
+    async def items(self, path: str) -> list[Any]:
+        """All items of a list, page by page."""
+        found: list[Any] = []
+        cursor = None
+        while True:
+            page = await self.ok("GET", f"{path}{'&' if '?' in path else '?'}cursor={cursor}" if cursor else path)
+            found += page["items"]
+            cursor = page["next"]
+            if cursor is None:
+                return found
+
+    async def upload(self, wasm: bytes) -> str:
+        """Upload an artifact and return its sha256."""
+        sha256 = hashlib.sha256(wasm).hexdigest()
+        await self.ok("PUT", f"/v1/artifacts/{sha256}", data=wasm, headers={"content-type": "application/wasm"})
+        return sha256
+
+    async def push(self, name: str, wasm: bytes, **manifest: Any) -> Any:
+        """Upload and make a version; returns it."""
+        sha256 = await self.upload(wasm)
+        return await self.ok("POST", f"/v1/functions/{name}/versions", {"sha256": sha256, "manifest": manifest})
+
+    async def release(self, **body: Any) -> Any:
+        return await self.ok("POST", "/v1/releases", body)
+
+    async def join(self, name: str, group: str = "default") -> Joined:
+        """Make a token and join with it."""
+        token = (await self.ok("POST", "/v1/join-tokens", {"group": group}))["token"]
+        body = {"name": name, "attempt": str(uuid4())}
+        joined = await self.ok("POST", "/v1/nodes", body, token=token)
+        return Joined(joined["node_id"], name, joined["credential"])
+
+    async def operator(self, name: str, role: str) -> str:
+        """Make an operator and return its token."""
+        return str((await self.ok("POST", "/v1/operators", {"name": name, "role": role}))["token"])
+
+
+@contextlib.asynccontextmanager
+async def running(
+    metadata_url: str,
+    artifacts_url: str,
+    pki: Pki,
+    *,
+    token: str = "",
+    clock: SettableClock | None = None,
+    **settings: Any,
+) -> AsyncIterator[Control]:
+    """A replica on migrated metadata; with a `token` of the first one's admin, another replica."""
+    clock = clock or SettableClock()
+    if not token:
+        db = await database.connect(metadata_url, connections=1)
+        await migrate.migrate(db, clock)
+        token = await migrate.make_admin(db, clock) or ""
+        await db.close()
+    chosen = Settings(
+        metadata_url=metadata_url,
+        artifacts_url=artifacts_url,
+        port=0,
+        tls_cert=pki.certificate,
+        tls_key=pki.key,
+        ca_cert=pki.ca,
+        **settings,
+    )
+    server = Server(chosen, clock=clock)
+    serving = asyncio.create_task(server._serve())
+    try:
+        while not server.started:
+            if serving.done():
+                serving.result()
+            await asyncio.sleep(0.005)
+        context = ssl.create_default_context(cafile=str(pki.ca))
+        connector = aiohttp.TCPConnector(ssl=context, limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            yield Control(server, token, clock, session, chosen)
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def until(check: Any, seconds: float = 10.0) -> Any:
+    """Wait until `check()` (a coroutine function) returns something true, and return that."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = await check()
+            if found:
+                return found
+            await asyncio.sleep(0.02)
+
+
+def module(text: str = "") -> bytes:
+    """A tiny module that nodes can run; another `text`, other bytes."""
+    # (module (memory (export "memory") 1) (func (export "_start"))), then a custom section with the text
+    base = bytes.fromhex(
+        "0061736d01000000 010401600000 03020100 0503010001 071302066d656d6f72790200065f73746172740000 0a040102000b"
+    )
+    name = b"text" + text.encode()
+    section = bytes([4]) + name
+    return base + b"\x00" + _leb(len(section)) + section
+
+
+def _leb(number: int) -> bytes:
+    out = bytearray()
+    while True:
+        out.append(number & 0x7F | (0x80 if number > 0x7F else 0))
+        number >>= 7
+        if not number:
+            return bytes(out)
