@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from .database import Database, is_panic
 from .statements import load
-from .tokens import Token, name
+from .tokens import Kind, Token, name
 
 _FUNCTION_NAMES: Final = """
     -> ->> abs acos acosh asin asinh atan atan2 atanh atn2 avg bm25 ceil ceiling changes char charindex coalesce concat
@@ -54,6 +54,7 @@ _REFUSED: Final = frozenset(
     | {"Savepoint", "DropTable", "DropIndex", "DropTrigger", "SqlExec", "VCreate", "VDestroy", "VRename", "Destroy"}
 )
 """No statement that a guest may write has them: a second lock on that door."""
+_BEFORE_TARGET: Final = frozenset({"into", "from", "update", "rollback", "abort", "replace", "fail", "ignore", "."})
 _SCHEMA_PAGE: Final = 1
 
 _OWN_PAGES: Final = load("own_pages")
@@ -165,9 +166,13 @@ def _check_names(doors: Doors, tokens: Iterable[Token], virtual: bool, written: 
     Views and triggers are made by schema changes, which may not have such names (`migration`)."""
     if _SCHEMA_PAGE in written:
         raise Closed("It writes sqlite_schema.")
+    before = ""
     for token in tokens:
         found = name(token)
         if virtual and doors.closed_module(found):
             raise Closed(f"It uses {found}, which is closed to functions.")
-        if found.startswith("sqlite_") and not doors.sqlite.isdisjoint(written):
+        # A string is a name there alone where a table to be written is named.
+        named = token.kind is not Kind.STRING or before in _BEFORE_TARGET
+        if named and found.startswith("sqlite_") and not doors.sqlite.isdisjoint(written):
             raise Closed(f"It writes {found}, which is SQLite's own.")
+        before = token.text.lower()

@@ -179,9 +179,16 @@ def run(opened: Database, doors: Doors, sql: str) -> None:
             )
 
 
-def own(opened: Database) -> list[list[tuple[Any, ...]]]:
+def own(opened: Database) -> list[list[tuple[Any, ...]] | None]:
     """Everything of the runtime's in the file, to see whether a change touched it."""
-    return [opened.rows(query) for query in _OWN]
+    found: list[list[tuple[Any, ...]] | None] = []
+    for query in _OWN:
+        try:
+            found.append(opened.rows(query))
+        except ValueError:
+            # The table is gone.
+            found.append(None)
+    return found
 
 
 def orphans(opened: Database) -> str:

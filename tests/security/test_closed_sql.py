@@ -1,0 +1,355 @@
+"""The runtime's own tables, and what reaches out of the database, are closed to functions and to schema changes,
+however it is spelled."""
+
+import pytest
+
+from edge_runtime import database, migration
+from edge_runtime.access import Doors
+from edge_runtime.statements import load
+from tests.support.guest_sql import GENERATION, ask, calls
+
+OWN = "_skerry_functions"
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory):
+    with calls(tmp_path_factory.mktemp("db") / "skerry.db") as made:
+        made.schema(
+            "CREATE TABLE items (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT)",
+            "CREATE TABLE log (at TEXT, name TEXT)",
+            "CREATE VIRTUAL TABLE search USING fts5(name)",
+            "CREATE VIRTUAL TABLE boxes USING rtree(id, x0, x1)",
+            # What a schema change couldn't make: a second look, at the moment of the call, finds these.
+            f"CREATE VIEW innocent AS SELECT name AS n, manifest AS m FROM {OWN}",
+            "CREATE VIEW deep AS SELECT n FROM innocent",
+            f"CREATE TRIGGER spy AFTER INSERT ON log BEGIN DELETE FROM {OWN}; END",
+            "CREATE VIEW reader AS SELECT readfile('/etc/passwd') AS r",
+            "CREATE TRIGGER writer AFTER DELETE ON log BEGIN SELECT writefile('/tmp/x', 'x'); END",
+            "CREATE TABLE computed (a, b GENERATED ALWAYS AS (hex(a)) VIRTUAL)",
+        )
+        made.database.rows(load("insert_function"), ("f", 1, "0" * 64, "{}", "0" * 64))
+        made.database.rows("INSERT INTO items (name) VALUES ('mine')")
+        yield made
+
+
+def state(db):
+    return migration.own(db.database), db.database.rows("SELECT * FROM sqlite_sequence")
+
+
+SPELLINGS = [
+    OWN,
+    OWN.upper(),
+    f'"{OWN}"',
+    f"[{OWN}]",
+    f"`{OWN}`",
+    f"'{OWN}'",
+    f"main.{OWN}",
+    f'"MAIN" . "{OWN}"',
+    f"main/**/.{OWN}",
+    f"{OWN} AS items",
+    f"{OWN} NOT INDEXED",
+]
+
+
+@pytest.mark.parametrize("own", SPELLINGS)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM {}",
+        "SELECT count(*) FROM {}",
+        "SELECT 1 WHERE EXISTS (SELECT 1 FROM {})",
+        "SELECT (SELECT max(version) FROM {})",
+        "WITH x AS (SELECT * FROM {}) SELECT * FROM x",
+        "WITH RECURSIVE x(n) AS (SELECT 1 UNION SELECT version FROM {}) SELECT * FROM x",
+        "SELECT name FROM items UNION ALL SELECT name FROM {}",
+        "SELECT * FROM items JOIN {} USING (name)",
+        "INSERT INTO items (name) SELECT name FROM {}",
+        "UPDATE items SET name = 'x' WHERE name IN (SELECT name FROM {})",
+        "DELETE FROM items WHERE EXISTS (SELECT 1 FROM {})",
+        "SELECT * FROM items ORDER BY (SELECT version FROM {})",
+        "EXPLAIN SELECT * FROM {}",
+        "EXPLAIN QUERY PLAN SELECT * FROM {}",
+    ],
+)
+def test_reading_the_runtimes_tables(db, own, statement):
+    before = state(db)
+    answer = db.one(statement.format(own))
+    assert answer["error"]["code"] == "sql_closed", answer
+    assert state(db) == before
+
+
+@pytest.mark.parametrize("own", SPELLINGS[:9])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM {}",
+        "DELETE FROM {} WHERE version = 1",
+        "UPDATE {} SET version = 2",
+        "UPDATE OR REPLACE {} SET name = i.name FROM items AS i",
+        "INSERT INTO {} VALUES ('g', 1, 'a', 'b', 'c')",
+        "INSERT INTO {} SELECT name, 1, '', '', '' FROM items WHERE true ON CONFLICT DO NOTHING",
+        "REPLACE INTO {} VALUES ('f', 2, '', '', '')",
+        "WITH x AS (SELECT 1) DELETE FROM {}",
+        "DELETE FROM {} RETURNING *",
+        "EXPLAIN DELETE FROM {}",
+    ],
+)
+def test_writing_the_runtimes_tables(db, own, statement):
+    before = state(db)
+    for grant in ("read", "write"):
+        assert db.one(statement.format(own), grant=grant)["error"]["code"] == "sql_closed"
+    assert state(db) == before
+
+
+@pytest.mark.parametrize("table", ["_skerry_meta", "_skerry_changes", "_skerry_release", "_skerry_functions"])
+def test_every_table_of_the_runtime_is_closed(db, table):
+    assert db.one(f"SELECT * FROM {table}")["error"]["code"] == "sql_closed"
+    assert db.one(f"SELECT rowid FROM {table} INDEXED BY sqlite_autoindex_{table}_1")["error"]
+    assert db.one(f"DELETE FROM {table}")["error"]["code"] == "sql_closed"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT n FROM innocent",
+        "SELECT 1 FROM deep",
+        "SELECT * FROM items WHERE name IN deep",
+        "INSERT INTO log VALUES (1, 'x')",
+        "INSERT INTO log SELECT 1, name FROM items",
+        "SELECT r FROM reader",
+        "DELETE FROM log WHERE at = 1",
+        "SELECT readfile('/etc/passwd')",
+        "SELECT \"readfile\"('/etc/passwd')",
+        "SELECT READFILE/**/ ('/etc/passwd')",
+        "SELECT writefile('/tmp/x', name) FROM items",
+        "INSERT INTO items (name) VALUES (readfile('/etc/passwd'))",
+        "UPDATE items SET name = (SELECT data FROM fsdir('/etc'))",
+        "SELECT * FROM fsdir('.')",
+        "SELECT * FROM (SELECT 1) LIMIT (SELECT length(readfile('/etc/passwd')))",
+        "SELECT load_extension('x')",
+        "SELECT sha3_query('SELECT * FROM _skerry_meta', 256)",
+        "SELECT fts3_tokenizer('simple', x'00')",
+        "SELECT hex(fts3_tokenizer('simple'))",
+        "SELECT sqlite3mc_config('cipher')",
+        "SELECT sqlite3mc_codec_data('salt')",
+        "SELECT rtreecheck('boxes')",
+        "SELECT lsmode(1)",
+        "SELECT sqlite_log(1, 'x')",
+        "SELECT sum(1) FILTER (WHERE readfile('x') IS NULL) OVER () FROM items",
+        "SELECT * FROM sqlite_dbpage",
+        "SELECT * FROM \"sqlite_dbpage\"('main')",
+        "SELECT * FROM 'SQLITE_DBPAGE' WHERE pgno = 2",
+        "UPDATE sqlite_dbpage SET data = zeroblob(4096) WHERE pgno = 2",
+        "INSERT INTO sqlite_dbpage VALUES (2, zeroblob(4096))",
+        "SELECT * FROM dbstat",
+        "SELECT * FROM [dbstat] JOIN json_each('[]')",
+        "SELECT sql FROM sqlite_stmt",
+        "SELECT * FROM carray(1, 2)",
+        "SELECT * FROM pragma_function_list",
+        "SELECT * FROM pragma_database_list",
+        "SELECT * FROM pragma_integrity_check",
+        "SELECT * FROM pragma_optimize",
+        "SELECT * FROM pragma_table_info('items') JOIN pragma_user_version",
+        "UPDATE sqlite_sequence SET seq = 1",
+        "UPDATE main.'sqlite_sequence' SET seq = 1",
+        "DELETE FROM SQLITE_SEQUENCE",
+        "WITH x AS (SELECT 1) INSERT INTO [sqlite_sequence] VALUES ('items', 1)",
+    ],
+)
+def test_views_triggers_functions_and_virtual_tables(db, statement):
+    before = state(db)
+    for grant in ("read", "write"):
+        error = db.one(statement, grant=grant)["error"]
+        # SQLite has locks of its own on a few of these.
+        own = error["message"].startswith(("unsafe use of", "table sqlite_dbpage may not be modified"))
+        assert error["code"] == "sql_closed" or own, error
+    assert state(db) == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sqlite_schema SET sql = ''",
+        "DELETE FROM sqlite_master",
+        "INSERT INTO sqlite_schema VALUES ('table', 'x', 'x', 2, '')",
+        "UPDATE temp.sqlite_schema SET sql = ''",
+        "DELETE FROM sqlite_temp_master",
+        "SELECT * FROM temp._skerry_meta",
+        "SELECT * FROM other._skerry_meta",
+    ],
+)
+def test_the_schema_is_not_written(db, statement):
+    assert db.one(statement)["error"]["code"] in ("sql_closed", "sql_invalid")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        # Definitions only: names and columns of the runtime's tables are in the source code for everyone to read.
+        "SELECT name, sql FROM sqlite_schema",
+        "SELECT name FROM sqlite_master WHERE name LIKE '_skerry_%'",
+        "SELECT * FROM pragma_table_info('items')",
+        "SELECT seq FROM sqlite_sequence",
+        "SELECT 'sqlite_dbpage', '_skerry_meta', 'readfile(1)' -- _skerry_meta",
+        "INSERT INTO items (name) VALUES ('_skerry_functions'), ('sqlite_sequence')",
+        "UPDATE items SET name = name || 'sqlite_sequence'",
+        "SELECT value FROM json_each('[1, 2]')",
+        "SELECT highlight(search, 0, '<', '>') FROM search WHERE search MATCH 'a' ORDER BY bm25(search)",
+        "INSERT INTO search (name) VALUES ('a text')",
+        "INSERT INTO search (search) VALUES ('optimize')",
+        "INSERT INTO boxes VALUES (1, 0, 1)",
+        "SELECT upper(name), json_object('a', 1) ->> 'a', strftime('%Y', 'now'), group_concat(name, ',') FROM items",
+        "SELECT row_number() OVER (ORDER BY id), sum(id) OVER (ROWS 1 PRECEDING), median(id) FROM items",
+        "SELECT b FROM computed WHERE a REGEXP 'x' OR a GLOB 'x*' OR a LIKE 'y'",
+        "SELECT abs(-1), round(2.5), coalesce(NULL, 1), iif(1, 2, 3), random() IS NULL",
+    ],
+)
+def test_what_stays_open(db, statement):
+    assert "error" not in db.one(statement)
+
+
+def test_explain_shows_no_address_of_the_process(db):
+    assert db.one("EXPLAIN SELECT * FROM json_each('[]')")["error"]["code"] == "sql_closed"
+    assert "error" not in db.one("EXPLAIN QUERY PLAN SELECT * FROM json_each('[]')")
+    assert "vtab" not in str(db.one("EXPLAIN SELECT * FROM items"))
+
+
+def test_a_blob_in_a_statement_or_a_default_hides_nothing(db, capfd):
+    db.schema("CREATE TABLE IF NOT EXISTS defaults (a, b DEFAULT x'ff')")
+    assert "error" not in db.one("INSERT INTO defaults (a) VALUES (x'fe')")
+    blobs = ", ".join("x'ff'" for _ in range(30))
+    assert db.one(f"SELECT {blobs}, version FROM {OWN}")["error"]["code"] == "sql_closed"
+    assert db.one(f"INSERT INTO defaults (a) SELECT readfile('/etc/passwd') || {blobs.replace(',', ' ||')}")["error"]
+    assert db.one("SELECT a FROM defaults")["rows"] == [[{"$blob": "/g=="}]]
+
+
+@pytest.fixture(scope="module")
+def doors():
+    with database.in_memory() as opened:
+        yield opened, Doors.of(opened)
+
+
+CHANGES = [
+    "DROP TABLE _skerry_release",
+    'ALTER TABLE "_SKERRY_meta" RENAME TO mine',
+    "ALTER TABLE items RENAME TO _skerry_items",
+    "CREATE TABLE _skerry_more (x)",
+    "CREATE TABLE main.[_skerry_more] (x)",
+    "CREATE TABLE '_skerry_more' (x)",
+    "CREATE VIEW v AS SELECT * FROM _skerry_functions",
+    "CREATE VIEW v AS SELECT * FROM '_skerry_functions'",
+    "CREATE INDEX i ON _skerry_functions (version)",
+    "CREATE UNIQUE INDEX _skerry_index ON items (name)",
+    "CREATE TRIGGER t AFTER INSERT ON items BEGIN UPDATE _skerry_release SET number = 1; END",
+    "CREATE TRIGGER t BEFORE UPDATE ON `_skerry_release` BEGIN SELECT RAISE(ABORT, 'no'); END",
+    "CREATE TABLE child (x REFERENCES _skerry_functions (name) ON DELETE CASCADE)",
+    "CREATE VIRTUAL TABLE f USING fts5(name, content='_skerry_functions')",
+    "CREATE VIRTUAL TABLE f USING fts5(name, content=_skerry_functions)",
+    'CREATE VIRTUAL TABLE f USING fts4(name, content="_skerry_functions")',
+    "CREATE VIRTUAL TABLE f USING dbstat",
+    "CREATE VIRTUAL TABLE f USING 'sqlite_dbpage'",
+    "CREATE VIRTUAL TABLE f USING fsdir",
+    'CREATE VIRTUAL TABLE f USING "sqlite_stmt"',
+    "INSERT INTO items SELECT 1, name FROM _skerry_functions",
+    "DELETE FROM sqlite_schema",
+    'UPDATE "sqlite_sequence" SET seq = 1',
+    "CREATE VIEW v AS SELECT * FROM sqlite_dbpage",
+    "CREATE VIEW v AS SELECT * FROM 'dbstat'",
+    "CREATE VIEW v AS SELECT * FROM pragma_database_list",
+    "CREATE VIEW v AS SELECT readfile('/etc/passwd')",
+    "CREATE TABLE t AS SELECT \"readfile\"('/etc/passwd')",
+    "SELECT writefile /* */ ('/tmp/x', 'x')",
+    "INSERT INTO items (name) SELECT data FROM fsdir('/etc')",
+    "SELECT load_extension('/tmp/x.so')",
+    "SELECT sha3_query('SELECT 1')",
+    "CREATE TABLE t (a DEFAULT (readfile('/etc/passwd')))",
+    "CREATE TABLE t (a, b AS (readfile(a)))",
+    "CREATE TABLE t (a CHECK (writefile('/tmp/x', a)))",
+    "CREATE INDEX i ON items (sha3_query(name))",
+    "PRAGMA writable_schema = 1",
+    "ATTACH '/tmp/x' AS y",
+    "VACUUM INTO '/tmp/x'",
+    "COMMIT",
+    "END",
+    "BEGIN",
+    "ROLLBACK",
+    "SAVEPOINT a",
+    "RELEASE a",
+    "DETACH main",
+    "EXPLAIN SELECT 1",
+    "CREATE TEMP TABLE t (x)",
+    "CREATE TEMPORARY TRIGGER t AFTER INSERT ON items BEGIN SELECT 1; END",
+    "CREATE TABLE temp.t (x)",
+    "CREATE FUNCTION f LANGUAGE wasm AS x'00'",
+    "\ufeffPRAGMA x",
+]
+
+
+@pytest.mark.parametrize("sql", CHANGES)
+def test_a_schema_change_is_refused(doors, sql):
+    opened, closed = doors
+    before = migration.own(opened)
+    opened.rows("BEGIN")
+    try:
+        opened.rows("CREATE TABLE items (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT)")
+        with pytest.raises(migration.Refused) as refused:
+            migration.run(opened, closed, sql)
+        assert refused.value.code in ("schema_closed", "schema_not_allowed")
+        # The same among others: nothing is run before all are looked at.
+        with pytest.raises(migration.Refused):
+            migration.run(opened, closed, f"CREATE TABLE before (x); {sql}; CREATE TABLE after (x)")
+        assert opened.in_transaction
+        if "temp.t" not in sql:
+            assert not opened.rows("SELECT * FROM pragma_table_list WHERE name = 'before'")
+    finally:
+        opened.rollback()
+    assert migration.own(opened) == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE TABLE t (note TEXT DEFAULT 'see sqlite_master and the docs') -- not _skerry_meta",
+        'CREATE TABLE vacuum_log (pragma TEXT, "begin" TEXT, readfile TEXT)',
+        "CREATE VIRTUAL TABLE f USING fts5(a, b, tokenize = 'porter')",
+        "CREATE VIRTUAL TABLE r USING rtree(id, x0, x1)",
+        "CREATE TABLE t (a CHECK (json_valid(a)), b AS (upper(a)) STORED, c DEFAULT (strftime('%s', 'now')))",
+        "CREATE TABLE t (a); CREATE TRIGGER r AFTER INSERT ON t BEGIN DELETE FROM t WHERE a = 'commit;'; END",
+        "CREATE TABLE t (a); INSERT INTO t VALUES (1), (2); CREATE INDEX i ON t (abs(a)); ANALYZE; REINDEX t",
+        "CREATE TABLE t (a); ALTER TABLE t ADD COLUMN b TEXT NOT NULL DEFAULT ''; ALTER TABLE t RENAME a TO c",
+        "CREATE TABLE t (a); CREATE TABLE n (a, b); INSERT INTO n SELECT a, 1 FROM t; DROP TABLE t; "
+        "ALTER TABLE n RENAME TO t",
+    ],
+)
+def test_an_ordinary_schema_change_runs(doors, sql):
+    opened, closed = doors
+    opened.rows("BEGIN")
+    try:
+        migration.run(opened, closed, sql)
+    finally:
+        opened.rollback()
+
+
+def test_a_change_that_got_through_to_the_runtimes_tables_is_seen(doors):
+    """The last lock: what is in them and what names them is compared, whatever the tokens said."""
+    opened, _ = doors
+    for sql in (
+        "UPDATE _skerry_meta SET database_id = 'other'",
+        "CREATE VIEW v AS SELECT * FROM _skerry_meta",
+        "CREATE INDEX i ON _skerry_functions (version)",
+        "CREATE TRIGGER t AFTER INSERT ON _skerry_changes BEGIN SELECT 1; END",
+        "ALTER TABLE _skerry_changes ADD COLUMN x TEXT",
+        "DROP TABLE _skerry_functions",
+    ):
+        before = migration.own(opened)
+        opened.rows("BEGIN")
+        opened.rows(sql)
+        assert migration.own(opened) != before, sql
+        opened.rollback()
+
+
+def test_guests_see_no_release_but_their_own(db):
+    call = db.new()
+    ask(call, "SELECT 1")
+    assert db.database.rows(load("read_generation"))[0][0] == GENERATION
+    call.rollback()
