@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import asyncpg
 import orjson
 
+from control import queries
 from control.problems import ProblemError
 from control.settings import check_metadata_url
 
+SQL = queries.load("database")
 T = TypeVar("T")
 Connection = asyncpg.pool.PoolConnectionProxy | asyncpg.Connection
 Work = Callable[[Any], Awaitable[T]]
@@ -75,7 +77,7 @@ class Database:
 
     async def ready(self) -> None:
         """Raises `ProblemError` unless the database answers."""
-        await self.read(lambda conn: conn.fetchval("SELECT 1"))
+        await self.read(lambda conn: conn.fetchval(SQL["ping"]))
 
     async def close(self) -> None:
         """Close the pool; connections that are still busy after 5 s are cut."""

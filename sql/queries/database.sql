@@ -1,0 +1,3 @@
+-- Whether the database answers.
+-- name: ping
+SELECT 1;
