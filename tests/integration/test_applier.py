@@ -1,0 +1,411 @@
+"""A release is applied to the libsql file wholly or not at all: history, schema changes, functions, probes."""
+
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from control import wire
+from edge_runtime import applier, database, frames
+from edge_runtime.sql import CallSql, Session, StaleRelease
+from edge_runtime.steps import SyncFailed
+from tests.guests.build import guest
+from tests.guests.version import version
+from tests.support.guest_sql import ask
+from tests.support.plans import changes, local, plan
+
+ROOT = Path(__file__).parents[2]
+ITEMS = "CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+SEED = "INSERT INTO items (name) VALUES ('a'), ('b'), ('b')"
+FUNCTION = local("f", b"f")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "skerry.db"
+
+
+@pytest.fixture
+def opened(path):
+    with database.connect(path, "FULL", foreign_keys=False) as made:
+        yield made
+
+
+@pytest.fixture
+def reader(path, opened):
+    """Another connection, as a worker's."""
+    with database.connect(path, "NORMAL") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def aot(tmp_path_factory):
+    return tmp_path_factory.mktemp("aot")
+
+
+def apply(opened, made, functions=()):
+    inventory = applier.prepare(opened, made, list(functions))
+    applier.commit(opened)
+    return inventory
+
+
+def refused(opened, made, functions=()):
+    """The error of a plan that can't be followed, after which the file is as it was, and can be written."""
+    before = dump(opened)
+    with pytest.raises(SyncFailed) as failed:
+        applier.prepare(opened, made, list(functions))
+    assert not opened.in_transaction
+    assert dump(opened) == before
+    opened.lock.acquire()
+    opened.lock.release()
+    return failed.value
+
+
+def dump(opened):
+    """Everything in the file."""
+    found = {"schema": opened.rows("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY 1, 2")}
+    for kind, name, _, _ in found["schema"]:
+        if kind == "table":
+            found[name] = opened.rows(f'SELECT * FROM "{name}"')
+    return found
+
+
+def test_a_release_is_seen_whole_after_its_commit(opened, reader):
+    functions = [local("f", b"one", sql="read"), local("g", b"two", config={"A": "é\n"}, version=7)]
+    made = plan(2**61, changes([ITEMS, SEED]), functions)
+    inventory = applier.prepare(opened, made, functions)
+    assert database.read_release(reader) is None
+    assert reader.rows("SELECT name FROM sqlite_schema WHERE name = 'items'") == []
+    applier.commit(opened)
+    stored = database.stored(reader)
+    assert stored.inventory == inventory
+    assert inventory.schema_version == 2
+    assert [(c.number, c.revision, c.checksum) for c in inventory.schema_changes] == [
+        (1, 1, wire.schema_checksum(ITEMS)),
+        (2, 1, wire.schema_checksum(SEED)),
+    ]
+    assert [(f.name, f.version, f.sha256, f.manifest_digest) for f in inventory.functions] == [
+        (f.name, f.version, f.sha256, f.manifest_digest) for f in functions
+    ]
+    assert len(inventory.database_id) == 36
+    release = stored.release
+    assert (release.release_id, release.number, release.generation, release.schema_version) == (
+        made.release_id,
+        made.release_number,
+        2**61,
+        2,
+    )
+    assert release.functions == functions
+    assert reader.rows("SELECT count(*) FROM items") == [(3,)]
+
+
+def test_the_next_release_replaces_the_functions_and_goes_on_in_the_history(opened):
+    first = apply(opened, plan(1, changes([ITEMS]), [FUNCTION]), [FUNCTION])
+    other = local("g", b"g")
+    second = apply(opened, plan(2, changes([SEED], 2), [other]), [other])
+    assert [f.name for f in second.functions] == ["g"]
+    assert [c.number for c in second.schema_changes] == [1, 2]
+    assert second.database_id == first.database_id
+    assert opened.rows("SELECT generation, applied FROM _skerry_release") == [(2, 2)]
+
+
+def test_a_rollback_has_a_floor_below_the_files_version_and_changes_no_schema(opened):
+    apply(opened, plan(1, changes([ITEMS, SEED]), [FUNCTION]), [FUNCTION])
+    back = apply(opened, plan(2, [], [FUNCTION], floor=1), [FUNCTION])
+    assert back.schema_version == 2
+    assert opened.rows("SELECT count(*) FROM items") == [(3,)]
+
+
+def test_a_plan_that_was_applied_already_is_applied_again(opened):
+    """Its result was lost: the same sync is answered again."""
+    made = plan(1, changes([ITEMS, SEED]), [FUNCTION])
+    first = apply(opened, made, [FUNCTION])
+    assert apply(opened, made, [FUNCTION]) == first
+    assert opened.rows("SELECT count(*) FROM items") == [(3,)]
+    assert apply(opened, plan(1, changes([ITEMS, SEED, "CREATE TABLE more (x)"])), []).schema_version == 3
+
+
+@pytest.mark.parametrize(
+    ("made", "code", "says"),
+    [
+        (plan(2, changes(["CREATE TABLE b (x)"], 3)), "schema_history_mismatch", "version 1"),
+        (plan(2, [], floor=2), "schema_history_mismatch", "version 1"),
+        (plan(2, changes(["CREATE TABLE b (x)", "SELECT 1"], 2)[::-1], floor=3), "schema_history_mismatch", "change 2"),
+        (plan(2, changes(["CREATE TABLE other (x)"], 1)), "schema_history_mismatch", "change 1"),
+        (plan(2, changes(["CREATE TABLE b (x)"], 2), floor=1), "plan_invalid", "ends at change 1"),
+        (plan(0, changes(["CREATE TABLE b (x)"], 2)), "generation_lower", "at 1"),
+        (plan(2, [wire.PlannedChange(2, 1, "x", "0" * 64, "SELECT 1")]), "schema_checksum_mismatch", "change 2"),
+        (plan(2, [], [FUNCTION], floor=1), "plan_invalid", "made ready"),
+    ],
+)
+def test_a_plan_that_does_not_go_on_from_the_file_is_refused(opened, made, code, says):
+    apply(opened, plan(1, changes([ITEMS])))
+    error = refused(opened, made)
+    assert error.code == code
+    assert says in error.message
+
+
+@pytest.mark.parametrize(
+    ("sql", "code", "says"),
+    [
+        (
+            "CREATE TABLE b (x); CREATE UNIQUE INDEX u ON items (name)",
+            "schema_change_failed",
+            "UNIQUE constraint failed",
+        ),
+        ("CREATE TABLE b (x); CREAT TABLE c (x)", "schema_not_allowed", "CREAT"),
+        ("DROP TABLE items; SELECT * FROM items", "schema_change_failed", "no such table: items"),
+        ("ALTER TABLE items ADD COLUMN x TEXT NOT NULL", "schema_change_failed", "ALTER TABLE items ADD COLUMN x"),
+        ("INSERT OR ROLLBACK INTO items (id, name) VALUES (9, 'x'), (1, 'y')", "schema_change_failed", "UNIQUE"),
+        ("CREATE TABLE b (x); COMMIT", "schema_not_allowed", "COMMIT"),
+        ("DELETE FROM _skerry_release", "schema_closed", "_skerry_release"),
+        (
+            "CREATE TABLE b (x); CREATE TRIGGER t AFTER INSERT ON b BEGIN SELECT 1;",
+            "schema_change_failed",
+            "incomplete",
+        ),
+        ("SELECT abs(-9223372036854775807 - value) FROM generate_series(0, 1000)", "schema_change_failed", "overflow"),
+        ("SELECT CAST(x'ff' AS TEXT)", "schema_change_failed", "UTF-8"),
+        ("DELETE FROM items WHERE id = 1", "foreign_key_violation", "refers to items"),
+    ],
+)
+def test_a_schema_change_that_fails_changes_nothing(opened, capfd, sql, code, says):
+    children = "CREATE TABLE children (item INTEGER REFERENCES items (id)); INSERT INTO children VALUES (1)"
+    apply(opened, plan(1, changes([ITEMS, SEED, children])))
+    error = refused(opened, plan(2, changes(["CREATE TABLE good (x)", sql], 4)))
+    assert error.code == code
+    assert says in error.message
+    assert len(error.message) < 2000
+    if code != "foreign_key_violation":
+        assert "schema change 5 (change 5)" in error.message
+    # What was amended is applied, and recorded as what it is.
+    amended = changes(["CREATE TABLE good (x)"], 4) + changes(["CREATE TABLE b (x)"], 5, revision=2)
+    assert [c.revision for c in apply(opened, plan(2, amended)).schema_changes] == [1, 1, 1, 1, 2]
+
+
+def test_rebuilding_a_parent_keeps_its_children(opened):
+    family = (
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY, n INTEGER);"
+        "CREATE TABLE child (p INTEGER NOT NULL REFERENCES parent (id) ON DELETE CASCADE);"
+        "INSERT INTO parent VALUES (1, 5); INSERT INTO child VALUES (1), (1)"
+    )
+    rebuild = (
+        "CREATE TABLE fresh (id INTEGER PRIMARY KEY, n TEXT NOT NULL); INSERT INTO fresh SELECT id, n FROM parent;"
+        "DROP TABLE parent; ALTER TABLE fresh RENAME TO parent"
+    )
+    apply(opened, plan(1, changes([family])))
+    apply(opened, plan(2, changes([rebuild], 2)))
+    assert opened.rows("SELECT count(*) FROM child JOIN parent ON p = id") == [(2,)]
+
+
+def test_calls_read_the_old_release_while_one_is_prepared_and_find_the_new_one_out(opened, reader):
+    apply(opened, plan(1, changes([ITEMS, SEED])))
+    session = Session(reader)
+    for _ in range(3):
+        # Whatever is cached, a call runs wholly on one release.
+        call = CallSql(session, "read", 1)
+        assert ask(call, "SELECT * FROM items LIMIT 1")["columns"] == ["id", "name"]
+        call.commit()
+    running = CallSql(session, "read", 1)
+    ask(running, "SELECT 1")
+    applier.prepare(opened, plan(2, changes(["ALTER TABLE items ADD COLUMN more"], 3)), [])
+    assert ask(running, "SELECT * FROM items LIMIT 1")["columns"] == ["id", "name"]
+    applier.commit(opened)
+    assert ask(running, "SELECT * FROM items LIMIT 1")["columns"] == ["id", "name"]
+    running.commit()
+    with pytest.raises(StaleRelease):
+        ask(CallSql(session, "read", 1), "SELECT * FROM items LIMIT 1")
+    call = CallSql(session, "read", 2)
+    assert ask(call, "SELECT * FROM items LIMIT 1")["columns"] == ["id", "name", "more"]
+    call.commit()
+
+
+# Probes
+
+
+def probed(wasm, aot, **probe):
+    return local("f", wasm, aot, sql=probe.pop("sql", "write"), probe={"path": "/", **probe})
+
+
+def test_a_probe_sees_the_new_schema_and_leaves_nothing(opened, aot):
+    function = probed(
+        guest("sql"),
+        aot,
+        method="POST",
+        body='{"sql": "INSERT INTO items (name) VALUES (\'probe\')"}\n{"sql": "SELECT count(*) FROM items"}',
+        path="/?status=201",
+        status=201,
+    )
+    apply(opened, plan(1, changes([ITEMS, SEED]), [function]), [function])
+    assert opened.rows("SELECT count(*) FROM items") == [(3,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "probe", "says"),
+    [
+        ("sql", {"path": "/?status=503"}, "answered 503"),
+        ("sql", {"path": "/?trap=1"}, "guest_trap"),
+        ("sql", {"path": "/?exit=3"}, "guest_exit"),
+        (
+            "sql",
+            {"body": '{"sql": "INSERT OR ROLLBACK INTO items (id, name) VALUES (1, \'x\')"}'},
+            "ended the transaction",
+        ),
+    ],
+)
+def test_a_probe_that_fails_stops_the_release(opened, aot, name, probe, says):
+    apply(opened, plan(1, changes([ITEMS, SEED])))
+    function = probed(guest(name), aot, **probe)
+    error = refused(opened, plan(2, changes(["CREATE TABLE b (x)"], 3), [function]), [function])
+    assert error.code == "probe_failed"
+    assert "function f, version 1" in error.message
+    assert says in error.message
+
+
+def test_a_probe_of_a_function_that_reads_what_is_not_there_fails(opened, aot):
+    function = probed(version(7, "SELECT x FROM nowhere"), aot, sql="read")
+    error = refused(opened, plan(1, changes([ITEMS]), [function]), [function])
+    assert error.code == "probe_failed"
+    assert "no such table: nowhere" in error.message
+
+
+def test_a_probe_may_not_do_more_than_its_grant(opened, aot):
+    body = '{"sql": "DELETE FROM items"}\n{"sql": "SELECT * FROM _skerry_release"}'
+    function = probed(guest("sql"), aot, sql="read", body=body, status=299)
+    error = refused(opened, plan(1, changes([ITEMS, SEED]), [function]), [function])
+    assert "not_granted" in error.message
+    assert "sql_closed" in error.message
+
+
+def test_an_aot_file_that_is_gone_is_a_failed_probe(opened, aot):
+    function = msgspec.structs.replace(probed(version(8), aot), aot=str(aot / "nothing.so"))
+    assert refused(opened, plan(1, changes([ITEMS]), [function]), [function]).code == "probe_failed"
+
+
+# In a process of its own
+
+CHILD = """
+import socket, sys
+from edge_runtime import applier, frames
+applier.serve(socket.socket(fileno=int(sys.argv[1])), None, 0, frames.ChildSettings(sys.argv[2], "NORMAL"))
+"""
+
+
+class Applier:
+    """An applier's process, told what to do as the front does."""
+
+    def __init__(self, state: Path, faults: Path | None = None) -> None:
+        (state / "db").mkdir(exist_ok=True)
+        mine, its = socket.socketpair()
+        mine.settimeout(30)
+        self.sock = mine
+        self.reader = frames.Reader(mine)
+        environment = {"SKERRY_FAULTS": str(faults)} if faults else {}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(its.fileno()), str(state)],
+            pass_fds=[its.fileno()],
+            cwd=ROOT,
+            env=environment,
+        )
+        its.close()
+
+    def ask(self, kind, value=None):
+        if value is None:
+            frames.send(self.sock, 1, kind)
+        else:
+            frames.send_json(self.sock, 1, kind, value)
+        return self.reader.next()
+
+    def end(self) -> int:
+        self.sock.close()
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def state(tmp_path):
+    (tmp_path / "db").mkdir()
+    with database.connect(tmp_path / "db" / "skerry.db", foreign_keys=False) as made:
+        apply(made, plan(1, changes([ITEMS, SEED])))
+    return tmp_path
+
+
+def generation(state):
+    with database.connect(state / "db" / "skerry.db") as made:
+        # Not held by a dead process.
+        made.lock.acquire()
+        assert made.rows("PRAGMA integrity_check") == [("ok",)]
+        release = database.read_release(made)
+        tables = made.rows("SELECT count(*) FROM sqlite_schema WHERE name = 'b'")[0][0]
+        assert (release.generation, release.schema_version, tables) in ((1, 2, 0), (2, 3, 1))
+        return release.generation
+
+
+NEXT = frames.Apply(
+    plan(2, changes(["CREATE TABLE b (x); INSERT INTO b SELECT value FROM generate_series(1, 9)"], 3)), []
+)
+
+
+def test_the_front_says_whether_it_is_committed(state):
+    child = Applier(state)
+    prepared = child.ask(frames.APPLY, NEXT)
+    assert prepared.kind == frames.PREPARED
+    inventory = msgspec.json.decode(prepared.body, type=wire.Inventory)
+    assert inventory.schema_version == 3
+    assert child.ask(frames.ABORT).kind == frames.ABORTED
+    assert generation(state) == 1
+    failed = child.ask(frames.APPLY, frames.Apply(plan(2, changes(["SELECT 1 FROM nowhere"], 3)), []))
+    assert failed.kind == frames.FAILED
+    assert msgspec.json.decode(failed.body, type=frames.Failure).code == "schema_change_failed"
+    assert msgspec.json.decode(child.ask(frames.COMMIT).body, type=frames.Failure).code == "apply_failed"
+    assert child.ask(frames.APPLY, NEXT).kind == frames.PREPARED
+    assert child.ask(frames.COMMIT).kind == frames.COMMITTED
+    assert child.end() == 0
+    assert generation(state) == 2
+
+
+def test_without_the_fronts_word_nothing_is_committed(state):
+    child = Applier(state)
+    assert child.ask(frames.APPLY, NEXT).kind == frames.PREPARED
+    assert child.end() == 0
+    assert generation(state) == 1
+
+
+def test_a_file_that_is_none_is_said_so(tmp_path):
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "skerry.db").write_bytes(b"no database" * 1000)
+    child = Applier(tmp_path)
+    failed = child.reader.next()
+    assert msgspec.json.decode(failed.body, type=frames.Failure).code == "database_unfit"
+    assert child.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("point", "then"),
+    [("edge.apply.before", 1), ("edge.apply.after", 1), ("edge.commit.before", 1), ("edge.commit.after", 2)],
+)
+def test_killed_at_a_step_it_leaves_one_release_or_the_other(state, tmp_path, point, then):
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    (faults / point).write_text("kill")
+    child = Applier(state, faults)
+    if child.ask(frames.APPLY, NEXT) is not None:
+        assert child.ask(frames.COMMIT) is None
+    assert child.end() == -9
+    assert generation(state) == then
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.04])
+def test_killed_at_any_moment_it_leaves_one_release_or_the_other(state, delay):
+    child = Applier(state)
+    assert child.ask(frames.ABORT).kind == frames.ABORTED
+    frames.send_json(child.sock, 1, frames.APPLY, NEXT)
+    frames.send(child.sock, 2, frames.COMMIT)
+    killer = threading.Timer(delay, child.process.kill)
+    killer.start()
+    killer.join()
+    child.end()
+    assert generation(state) in (1, 2)
