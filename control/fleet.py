@@ -190,11 +190,15 @@ class Fleet:
             return None
         groups = await conn.fetch(SQL["groups_since"], self._epoch)
         nodes = await conn.fetch(SQL["nodes_since"], self._epoch)
-        missing = {row["group_id"] for row in nodes} - self.groups.keys() - {row["id"] for row in groups}
-        if missing:
-            groups = [*groups, *await conn.fetch(SQL["groups_by_id"], list(missing))]
         credentials = await conn.fetch(SQL["credentials_since"], self._epoch)
         operators = await conn.fetch(SQL["operators_since"], self._epoch)
+        # What they refer to may have come to be without an announcement.
+        missing = {row["node_id"] for row in credentials} - self.nodes.keys() - {row["id"] for row in nodes}
+        if missing:
+            nodes += await conn.fetch(SQL["nodes_by_id"], list(missing))
+        missing = {row["group_id"] for row in nodes} - self.groups.keys() - {row["id"] for row in groups}
+        if missing:
+            groups += await conn.fetch(SQL["groups_by_id"], list(missing))
         return epoch, groups, nodes, credentials, operators
 
     def _take(self, changes: tuple[int, list[Any], list[Any], list[Any], list[Any]]) -> None:

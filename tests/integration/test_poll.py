@@ -1,6 +1,32 @@
 """Polls and plans between nodes and replicas, through the public interfaces."""
 
-from tests.support.replica import Site
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+
+import pytest
+
+from control import wire
+from tests.support import seeds
+from tests.support.replica import Answered, Replica, SetClock, Site, plan_of
+from tests.support.wire_tap import tap
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def held(replica: Replica) -> int:
+    return len(replica.services.fleet.waiters)
+
+
+@pytest.fixture
+async def replica(control_site: Site) -> AsyncIterator[Replica]:
+    async with control_site.running() as replica:
+        yield replica
 
 
 async def test_a_node_joins_and_has_nothing_to_do(control_site: Site) -> None:
@@ -11,3 +37,281 @@ async def test_a_node_joins_and_has_nothing_to_do(control_site: Site) -> None:
         assert (await node.ask(report=True)).status == 204
         assert (await node.ask()).status == 204
         assert (await replica.node("one"))["state"] == "online"
+
+
+async def test_a_plan_and_the_way_to_the_target(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        await seeds.function(replica, "hello")
+        await seeds.function(replica, "old")
+        await seeds.schema_change(replica, 1, "CREATE TABLE a (x)")
+        first = await seeds.release(replica, functions={"hello": 1, "old": 1})
+        plan = await node.plan()
+        assert (plan.generation, plan.release_number, plan.schema_floor) == (first["generation"], 1, 1)
+        assert [(f.name, f.version) for f in plan.functions] == [("hello", 1), ("old", 1)]
+        assert [(c.number, c.sql) for c in plan.schema_changes] == [(1, "CREATE TABLE a (x)")]
+        assert plan.remove == []
+        assert plan.functions[0].manifest_digest == wire.manifest_digest(wire.Manifest())
+        assert plan.functions[0].url.startswith(("http://127.0.0.1:", "https://127.0.0.1:"))
+        shown = await replica.node("one")
+        assert (shown["state"], shown["sync"]["id"], shown["at_target"]) == ("syncing", plan.sync_id, False)
+
+        again = await node.plan()
+        assert again.sync_id == plan.sync_id
+
+        node.apply(plan)
+        assert (await node.report(plan.sync_id, "succeeded")).json() == {"status": "succeeded", "lease": 0}
+        assert (await node.ask()).status == 204
+        shown = await replica.node("one")
+        assert (shown["state"], shown["sync"], shown["at_target"], shown["schema_version"]) == ("online", None, True, 1)
+        assert [(f["name"], f["version"]) for f in shown["functions"]] == [("hello", 1), ("old", 1)]
+        assert shown["last_sync_at"]
+
+        await seeds.schema_change(replica, 2, "CREATE TABLE b (wrong)")
+        await seeds.schema_change(replica, 2, "CREATE TABLE b (right)", revision=2)
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 2}, remove=["old"])
+        plan = await node.plan()
+        assert [(f.name, f.version) for f in plan.functions] == [("hello", 2)]
+        assert [(c.number, c.revision, c.sql) for c in plan.schema_changes] == [(2, 2, "CREATE TABLE b (right)")]
+        assert plan.remove == ["old"]
+
+
+async def test_a_held_poll_gets_the_plan_of_a_new_target_on_every_replica(control_site: Site) -> None:
+    async with control_site.running() as one, control_site.running() as two:
+        here, there = await one.join("here"), await one.join("there")
+        there.replica = two
+        for node in (here, there):
+            assert (await node.poll()).status == 204
+        polls = [asyncio.create_task(node.poll(25)) for node in (here, there)]
+        await until(lambda: held(one) == 1 and held(two) == 1)
+        await seeds.function(one, "hello")
+        await seeds.release(one, functions={"hello": 1})
+        since = time.monotonic()
+        plans = [plan_of(await poll) for poll in polls]
+        took = time.monotonic() - since
+        print(f"told on both replicas after {took * 1000:.0f} ms")
+        assert took < 5
+        assert len({plan.sync_id for plan in plans}) == 2
+        for node, plan in zip((here, there), plans, strict=True):
+            node.apply(plan)
+        # Each result at the other replica.
+        here.replica, there.replica = two, one
+        for node, plan in zip((here, there), plans, strict=True):
+            assert (await node.report(plan.sync_id, "succeeded")).json()["status"] == "succeeded"
+        for node in (here, there):
+            for node.replica in (one, two):
+                assert (await node.ask()).status == 204
+
+
+async def test_a_held_poll_ends_after_its_time(control_site: Site) -> None:
+    async with control_site.running(hold=0.4) as replica:
+        node = await replica.join("one")
+        await node.poll()
+        since = time.monotonic()
+        assert (await node.ask(25)).status == 204
+        assert 0.4 * 0.75 <= time.monotonic() - since < 5
+        assert held(replica) == 0
+
+
+async def test_a_newer_poll_of_a_node_takes_the_place_of_the_held_one(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        await node.poll()
+        first = asyncio.create_task(node.ask(25))
+        await until(lambda: held(replica) == 1)
+        second = asyncio.create_task(node.ask(25))
+        async with asyncio.timeout(5):
+            assert (await first).status == 204
+        assert held(replica) == 1
+        assert not second.done()
+        second.cancel()
+
+
+@pytest.mark.parametrize("what", ["revoke", "remove"])
+async def test_a_revocation_closes_held_polls_on_every_replica(control_site: Site, what: str) -> None:
+    async with control_site.running() as one, control_site.running() as two:
+        node = await one.join("one")
+        node.replica = two
+        await node.poll()
+        poll = asyncio.create_task(node.ask(25))
+        await until(lambda: held(two) == 1)
+        if what == "revoke":
+            assert (await one.call("POST", "/v1/nodes/one/revoke")).status == 204
+        else:
+            assert (await one.call("DELETE", "/v1/nodes/one")).status == 204
+        since = time.monotonic()
+        async with asyncio.timeout(5):
+            answer = await poll
+        print(f"closed on the other replica after {(time.monotonic() - since) * 1000:.0f} ms")
+        assert (answer.status, answer.headers["connection"]) == (401, "close")
+        assert held(two) == 0
+        for node.replica in (one, two):
+            assert (await node.ask()).status == 401
+
+
+async def test_an_aborted_client_frees_its_poll(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = await seeds.nodes(replica, 20)
+        polls = [asyncio.create_task(node.ask(25)) for node in nodes]
+        await until(lambda: held(replica) == 20)
+        for poll in polls[:15]:
+            poll.cancel()
+        await until(lambda: held(replica) == 5)
+        for poll in polls[15:]:
+            poll.cancel()
+        await until(lambda: held(replica) == 0)
+
+
+async def test_a_move_is_a_new_target(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        await node.poll()
+        await replica.call("POST", "/v1/groups", {"name": "other"})
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, "other", functions={"hello": 1})
+        assert (await node.ask()).status == 204
+        poll = asyncio.create_task(node.ask(25))
+        await until(lambda: held(replica) == 1)
+        assert (await replica.call("POST", "/v1/nodes/one/move", {"group": "other"})).status == 200
+        async with asyncio.timeout(5):
+            plan = plan_of(await poll)
+        assert [f.name for f in plan.functions] == ["hello"]
+        assert plan.generation == (await replica.node("one"))["target_generation"]
+
+
+async def test_a_new_release_with_the_same_contents_needs_no_sync(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        await node.sync()
+        second = await seeds.release(replica)
+        assert (await node.ask()).status == 204
+        shown = await replica.node("one")
+        assert shown["at_target"]
+        assert shown["target_generation"] == second["generation"]
+        assert len((await replica.call("GET", "/v1/syncs?node=one")).json()["items"]) == 1
+
+
+async def test_a_failed_target_is_not_planned_again_before_its_time(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        node = await replica.join("one")
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+
+        async def fail() -> None:
+            plan = await node.plan()
+            node.failed = wire.FailedGeneration(plan.generation, clock.now() + timedelta(seconds=30))
+            error = wire.SyncError("disk_full", "no room")
+            answer = await node.report(plan.sync_id, "failed", error=error, retry_at=node.failed.retry_at)
+            assert answer.json()["status"] == "failed"
+
+        await fail()
+        assert (await node.ask()).status == 204
+        shown = await replica.node("one")
+        assert (shown["failures"], shown["error"]["code"], shown["state"]) == (1, "disk_full", "online")
+        assert shown["retry_at"]
+
+        clock.advance(31)
+        await fail()
+        assert (await node.ask()).status == 204
+        poll = asyncio.create_task(node.ask(25))
+        await until(lambda: held(replica) == 1)
+        assert (await replica.call("POST", "/v1/nodes/one/retry")).status == 204
+        async with asyncio.timeout(5):
+            assert (await poll).status == 200
+
+        await fail()
+        assert (await node.ask()).status == 204
+        poll = asyncio.create_task(node.ask(25))
+        await until(lambda: held(replica) == 1)
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 2})
+        async with asyncio.timeout(5):
+            plan = plan_of(await poll)
+        assert plan.functions[0].version == 2
+        node.apply(plan)
+        await node.report(plan.sync_id, "succeeded")
+        shown = await replica.node("one")
+        assert (shown["failures"], shown["error"], shown["retry_at"]) == (3, None, None)
+
+
+async def test_a_foreign_history_is_refused_and_recorded_once(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        await seeds.schema_change(replica, 1, "CREATE TABLE a (x)")
+        await seeds.release(replica)
+        change = wire.AppliedChange(1, 1, wire.schema_checksum("CREATE TABLE other (x)"))
+        node.inventory = wire.Inventory(schema_version=1, schema_changes=[change], database_id="x")
+        for _ in range(3):
+            answer = await node.poll()
+            assert (answer.status, answer.json()["code"]) == (409, "history_mismatch")
+        shown = await replica.node("one")
+        assert (shown["failures"], shown["error"]["code"]) == (1, "history_mismatch")
+        (logged,) = (await replica.call("GET", "/v1/syncs?node=one")).json()["items"]
+        assert logged["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "malformed_json"),
+        (b"\xff", 400, "malformed_json"),
+        (b"[" * 20_000, 400, "malformed_json"),
+        (b"{}", 422, "invalid_body"),
+        (b'{"generation": -1, "digest": "' + b"0" * 64 + b'"}', 422, "invalid_body"),
+        (b'{"generation": 0, "digest": "0"}', 422, "invalid_body"),
+        (b'{"generation": 0, "digest": "' + b"0" * 64 + b'", "wait": "x"}', 422, "invalid_body"),
+        (b'{"generation": 0, "digest": "' + b"0" * 64 + b'", "inventory": {}}', 422, "invalid_body"),
+        (
+            wire.canonical(wire.Poll(0, wire.digest(wire.Inventory()), inventory=wire.Inventory(schema_version=1))),
+            422,
+            "invalid_body",
+        ),
+        (b'"' + b"x" * 5_000_000 + b'"', 413, "body_too_large"),
+    ],
+)
+async def test_a_bad_poll(replica: Replica, body: bytes, status: int, code: str) -> None:
+    node = await replica.join(f"bad-{wire.schema_checksum(repr(body))[:12]}")
+    answer = await replica.call("POST", "/v1/poll", body, token=node.credential)
+    assert (answer.status, answer.json()["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_what_a_node_adds_is_ignored(replica: Replica) -> None:
+    node = await replica.join("newer")
+    body = {"generation": 0, "digest": "0" * 64, "from_the_future": {"a": [1]}}
+    answer = await replica.call("POST", "/v1/poll", body, token=node.credential)
+    assert answer.json() == {"type": "report"}
+
+
+async def test_who_may_poll(replica: Replica) -> None:
+    node, other = await replica.join("mine"), await replica.join("its")
+    body = wire.Poll(0, "0" * 64)
+    secret_of_other = node.credential[:41] + other.credential[41:]
+    unknown = "skn_00000000-0000-4000-8000-000000000000_" + "x" * 43
+    for token, code in (
+        ("", "credentials_missing"),
+        ("nonsense", "credentials_invalid"),
+        (replica.admin, "credentials_invalid"),
+        (secret_of_other, "credentials_invalid"),
+        (unknown, "credentials_invalid"),
+    ):
+        answer: Answered = await replica.call("POST", "/v1/poll", body, token=token)
+        assert (answer.status, answer.json()["code"], answer.headers["connection"]) == (401, code, "close")
+    failures = (await replica.call("GET", "/metrics", token="")).body.decode()
+    assert 'skerry_auth_failures_total{reason="wrong_secret"}' in failures
+
+
+async def test_a_body_that_stays_away_is_given_up(control_site: Site) -> None:
+    async with control_site.running(body_timeout=0.3) as replica:
+        node = await replica.join("one")
+        async with tap(replica.url, replica.ca) as client:
+            head = f"POST /v1/poll HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {node.credential}\r\n"
+            await client.send(head.encode() + b"content-length: 100\r\n\r\n{")
+            status, headers, body = await client.answer()
+            assert (status, headers["connection"]) == (408, "close")
+            assert b"body_timeout" in body
+            assert await client.closed()

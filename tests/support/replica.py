@@ -1,6 +1,7 @@
 """Replicas of control in the test's own loop: real TLS on a free port, the real database and store."""
 
 import asyncio
+import io
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,7 +66,9 @@ class Replica:
     async def call(self, method: str, path: str, body: Any = None, *, token: str | None = None) -> Answered:
         """Ask as the admin, or with `token` ('' for none). Bytes are sent as they are, else the body is JSON."""
         headers = {"authorization": f"Bearer {self.admin if token is None else token}"} if token != "" else {}
-        if body is not None and not isinstance(body, bytes):
+        if isinstance(body, bytes):
+            body = io.BytesIO(body)
+        elif body is not None:
             body = wire.canonical(body)
             headers["content-type"] = "application/json"
         async with self.session.request(

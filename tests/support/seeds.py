@@ -1,0 +1,113 @@
+"""Rows that a test needs many of, or without the work of making them: written straight into the metadata database."""
+
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from control import auth, wire
+from tests.support.replica import Replica, TestNode
+
+
+async def function(replica: Replica, name: str, *, size: int = 100) -> int:
+    """A new version of a function, whose artifact the store doesn't have; returns its number."""
+    services = replica.services
+    now = services.clock.now()
+    manifest = wire.Manifest()
+
+    async def work(conn: Any) -> int:
+        version: int = await conn.fetchval(
+            "INSERT INTO functions (name, last_version, created_at) VALUES ($1, 1, $2)"
+            " ON CONFLICT (name) DO UPDATE SET last_version = functions.last_version + 1 RETURNING last_version",
+            name,
+            now,
+        )
+        artifact, sha256 = uuid4(), wire.schema_checksum(f"{name} {version}")
+        await conn.execute(
+            "INSERT INTO artifacts (id, sha256, size, state, created_at, state_since)"
+            " VALUES ($1, $2, $3, 'ready', $4, $4)",
+            artifact,
+            sha256,
+            size,
+            now,
+        )
+        await conn.execute(
+            "INSERT INTO function_versions"
+            " (name, version, artifact_id, sha256, size, manifest, manifest_digest, created_by, created_at)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, 'test', $8)",
+            name,
+            version,
+            artifact,
+            sha256,
+            size,
+            msgspec.to_builtins(manifest),
+            wire.manifest_digest(manifest),
+            now,
+        )
+        return version
+
+    return await services.db.transaction(work)
+
+
+async def schema_change(replica: Replica, number: int, sql: str, *, revision: int = 1) -> None:
+    """A schema change that nobody has tried."""
+    await replica.services.db.transaction(
+        lambda conn: conn.execute(
+            "INSERT INTO schema_changes (number, revision, name, sql, checksum, created_by, created_at)"
+            " VALUES ($1, $2, $3, $4, $5, 'test', $6)",
+            number,
+            revision,
+            f"change {number}",
+            sql,
+            wire.schema_checksum(sql),
+            replica.services.clock.now(),
+        )
+    )
+
+
+async def release(replica: Replica, group: str = "default", **body: Any) -> Any:
+    """A release, made as operators make it."""
+    answer = await replica.call("POST", "/v1/releases", {"group": group, **body})
+    assert answer.status == 201, answer.body
+    return answer.json()
+
+
+async def nodes(replica: Replica, count: int) -> list[TestNode]:
+    """Nodes of the group `default` that have reported an empty inventory, with credentials that were used before."""
+    services = replica.services
+    now = services.clock.now()
+    made, rows = [], []
+    for number in range(count):
+        token = auth.new_token("node")
+        node = TestNode(replica, str(uuid4()), token.text)
+        made.append(node)
+        rows.append((node.id, f"seed-{number}", wire.digest(node.inventory), str(token.id), token.secret_hash))
+    ids, names, digests, credentials, hashes = (list(column) for column in zip(*rows, strict=True))
+
+    async def work(conn: Any) -> None:
+        await conn.execute(
+            "INSERT INTO nodes (id, name, group_id, state, state_since, joined_at, digest)"
+            " SELECT u.id::uuid, u.name, (SELECT id FROM groups WHERE name = 'default'), 'online', $4, $4, u.digest"
+            " FROM unnest($1::text[], $2::text[], $3::text[]) AS u (id, name, digest)",
+            ids,
+            names,
+            digests,
+            now,
+        )
+        await conn.execute(
+            "INSERT INTO node_presence (node_id, last_seen_at) SELECT id::uuid, $2 FROM unnest($1::text[]) AS u (id)",
+            ids,
+            now,
+        )
+        await conn.execute(
+            "INSERT INTO credentials (id, node_id, secret_hash, created_at, first_used_at)"
+            " SELECT u.id::uuid, u.node::uuid, u.hash, $4, $4"
+            " FROM unnest($1::text[], $2::text[], $3::text[]) AS u (id, node, hash)",
+            credentials,
+            ids,
+            hashes,
+            now,
+        )
+
+    await services.db.transaction(work)
+    return made
