@@ -35,8 +35,8 @@ def local(name: str, wasm: bytes, folder: Path | None = None, version: int = 1, 
         sha256,
         wanted,
         wire.manifest_digest(wanted),
-        str(aot.path) if aot else "",
-        aot.digest if aot else "",
+        path,
+        digest,
     )
 
 
