@@ -166,7 +166,7 @@ async def show(name: str, version: int | None, as_json: bool) -> None:
                 ("sha256", found["sha256"]),
                 ("size", output.size(found["size"])),
                 ("created", f"{output.ago(found['created_at'])} by {found['created_by']}"),
-                *((f"  {key}", value) for key, value in found["manifest"].items()),
+                *((f"  {key}", _shown(value)) for key, value in found["manifest"].items()),
             ]
         )
     else:
@@ -185,6 +185,10 @@ async def show(name: str, version: int | None, as_json: bool) -> None:
             ],
             f"{name} has no versions",
         )
+
+
+def _shown(value: object) -> object:
+    return orjson.dumps(value).decode() if isinstance(value, dict) else value
 
 
 @command.command()

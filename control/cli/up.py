@@ -1,9 +1,13 @@
 """`skerry up`: everything on this machine, from nothing to a function that answers at the edge."""
 
 import asyncio
+import os
 import secrets
+import shlex
+import shutil
 import signal
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -213,20 +217,32 @@ class Up:
         return True
 
     def _tell_what_next(self) -> None:
-        output.say(f"ready in {output.span(time.monotonic() - self._began)}. Try next, in another terminal:", "green")
-        for line in NEXT:
+        output.say(
+            f"ready in {output.span(time.monotonic() - self._began)}. Try next, in another terminal, in this folder:",
+            "green",
+        )
+        for line in next_commands():
             output.say(f"  {line}")
         output.say("Ctrl-C ends everything; the data stays for the next `skerry up`.")
 
 
-NEXT = (
-    "skerry status",
-    "skerry invoke hello '?name=Grace&language=fr'",
-    "skerry schema add examples/visits/schema.sql --name visits --wait",
-    "skerry function push visits examples/visits/visits.wasm --manifest examples/visits/manifest.json --wait",
-    "skerry invoke visits",
-    "skerry release create --rollback-to 1 --wait",
-)
+def next_commands() -> list[str]:
+    """Commands that work as they are in a shell in the current folder."""
+    script = Path(sys.executable).with_name("skerry")
+    found = shutil.which("skerry")
+    here = found is not None and Path(found).resolve() == script.resolve()
+    skerry = "skerry" if here else shlex.quote(os.path.relpath(script))
+    if os.environ.get("SKERRY_HOME"):
+        skerry = f"SKERRY_HOME={shlex.quote(os.path.relpath(home()))} {skerry}"
+    visits = shlex.quote(os.path.relpath(example.folder().with_name("visits")))
+    return [
+        f"{skerry} status",
+        f"{skerry} invoke hello '?name=Grace&language=fr'",
+        f"{skerry} schema add {visits}/schema.sql --name visits --wait",
+        f"{skerry} function push visits {visits}/visits.wasm --manifest {visits}/manifest.json --wait",
+        f"{skerry} invoke visits ada -X POST",
+        f"{skerry} release create --rollback-to 1 --wait",
+    ]
 
 
 def _place(url: str) -> str:
