@@ -12,6 +12,7 @@ from control import wire
 
 from .calls import Call, Outcome, Refusal
 from .pool import Pool
+from .server import BODILESS, Exchange
 from .settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -21,7 +22,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 FUNCTIONS: Final = b"/functions/"
 OWN: Final = b"/_skerry/"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
-_BODILESS: Final = (204, 304)
 
 
 class Failed(Exception):
@@ -90,19 +90,22 @@ class App:
             body,
             outcome,
         )
-        connection = scope["extensions"]["skerry"]["connection"]
-        connection.gone = Leaver(self._pool, call)
+        exchange: Exchange = scope["extensions"]["skerry"]
+        exchange.connection.waits = Leaver(self._pool, call)
         try:
             self._pool.submit(call)
             result = await outcome
         finally:
-            connection.gone = None
+            exchange.connection.waits = None
             self._held -= len(body)
         if isinstance(result, Refusal):
             await self._refuse(send, result)
             return
-        answered = [*result.headers, (b"skerry-release", b"%d" % result.release)]
-        if result.status not in _BODILESS:
+        answered = result.headers
+        answered.append((b"skerry-release", b"%d" % result.release))
+        if exchange.answer(result.status, answered, result.body):
+            return
+        if result.status not in BODILESS:
             answered.append((b"content-length", b"%d" % len(result.body)))
         await send({"type": "http.response.start", "status": result.status, "headers": answered})
         await send({"type": "http.response.body", "body": result.body})

@@ -5,7 +5,7 @@ import socket
 from typing import Any, Final, Protocol
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from control import wire
 
@@ -21,18 +21,23 @@ HEAD_WAIT: Final = 10.0
 PIPELINED: Final = 8
 """Requests that a connection may send before the first of them is answered."""
 KEEP_ALIVE: Final = 75
+AT_ONCE: Final = 64 * 1024
+"""Bytes of a body up to which it is copied behind its head, for one write."""
+BODILESS: Final = (204, 304)
+"""Statuses whose answers have no body, and no Content-Length."""
 BACKLOG: Final = 2048
 SWEEP: Final = 1.0
 
 
 class Connection(HttpToolsProtocol):
-    """A connection with bounds. `gone` is told when the client has gone before its answer."""
+    """A connection with bounds. Its requests' scopes have an `Exchange`, as extension "skerry"."""
 
     live: set["Connection"] = set()  # noqa: RUF012  (all connections of the process, for the sweep)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.gone: Leaver | None = None
+        self.waits: Leaver | None = None
+        """Told when the client has gone before its answer."""
         self._bytes = self._headers = self._received = 0
         self._refused = False
         self._since: float | None = self.loop.time()
@@ -42,15 +47,14 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.live.discard(self)
         super().connection_lost(exc)
-        if self.gone is not None:
-            self.gone.leave()
+        if self.waits is not None:
+            self.waits.leave()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._bytes = self._headers = 0
         if self._since is None:
             self._since = self.loop.time()
-        self.scope["extensions"] = {"skerry": {"connection": self}}
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -69,6 +73,7 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
             raise _Refused
         super().on_headers_complete()
+        self.scope["extensions"] = {"skerry": Exchange(self, self.cycle)}
 
     def data_received(self, data: bytes) -> None:
         if self._since is not None:
@@ -111,6 +116,46 @@ class Leaver(Protocol):
     def leave(self) -> None: ...
 
 
+class Exchange:
+    """One request on its connection, and the answer to it."""
+
+    __slots__ = ("connection", "cycle")
+
+    def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
+        self.connection = connection
+        self.cycle = cycle
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Write a whole answer at once, where that is simple; False where nothing was written and ASGI must do it.
+
+        It saves half of the writes and a quarter of the time that the cycle's `send` takes. Names and values must be
+        valid, and Content-Length isn't among them.
+        """
+        cycle = self.cycle
+        if (
+            len(body) > AT_ONCE
+            or not cycle.keep_alive
+            or cycle.disconnected
+            or cycle.response_started
+            or cycle.flow.write_paused
+            or status in BODILESS
+            or cycle.scope["method"] == "HEAD"
+        ):
+            return False
+        lines = [STATUS_LINE[status]]
+        for name, value in cycle.default_headers:
+            lines += (name, b": ", value, b"\r\n")
+        for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
+        lines += (b"content-length: %d\r\n\r\n" % len(body), body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(b"".join(lines))
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
+
+
 class _Refused(Exception):
     """Ends the parsing; the parser's error that follows is answered by `send_400_response`."""
 
@@ -124,6 +169,8 @@ class Server(uvicorn.Server):
             http=Connection,
             ws="none",
             lifespan="off",
+            # The node has no proxy in front of it: nobody else says who the client is.
+            proxy_headers=False,
             access_log=False,
             log_config=None,
             server_header=False,
