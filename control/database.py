@@ -122,7 +122,7 @@ class Database:
                 await transaction.start()
                 result = await work(conn)
             except BaseException as error:
-                if conn.is_closed():
+                if _is_gone(conn):
                     # asyncpg says InterfaceError for this as for mistakes in our own calls.
                     if isinstance(error, asyncpg.InterfaceError):
                         raise ConnectionResetError(str(error)) from error
@@ -130,18 +130,18 @@ class Database:
                 try:
                     await transaction.rollback()
                 except (*_LOST, asyncpg.InterfaceError):
-                    conn.terminate()
+                    _terminate(conn)
                 raise
             try:
                 await transaction.commit()
             except (*_LOST, asyncpg.InterfaceError, asyncpg.StatementCompletionUnknownError) as error:
-                conn.terminate()
+                _terminate(conn)
                 if readonly:
                     raise ConnectionResetError("lost at the end of a read") from error
                 log.warning("the connection was lost at COMMIT: %s: %s", type(error).__name__, error)
                 raise UnknownCommit from error
             except asyncio.CancelledError:
-                conn.terminate()
+                _terminate(conn)
                 raise
             return result
 
@@ -166,6 +166,19 @@ async def connect(
     except (*_LOST, asyncpg.PostgresError) as error:
         raise ProblemError("database_unavailable", f"the metadata database can't be reached: {error}") from error
     return Database(pool, on_retry)
+
+
+def _is_gone(conn: Any) -> bool:
+    try:
+        return bool(conn.is_closed())
+    except asyncpg.InterfaceError:
+        # The pool has taken it back, because it was lost.
+        return True
+
+
+def _terminate(conn: Any) -> None:
+    if not _is_gone(conn):
+        conn.terminate()
 
 
 async def _prepare(conn: asyncpg.Connection) -> None:

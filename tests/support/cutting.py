@@ -1,0 +1,83 @@
+"""A proxy to a database that cuts the connection at a COMMIT, before or after the database got it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
+
+
+@dataclass
+class Cutter:
+    """`url` leads through the proxy. `before` or `after` further COMMITs of transactions that wrote are cut."""
+
+    url: str
+    before: int = 0
+    after: int = 0
+    cuts: int = 0
+    refusing: bool = False
+    """Cut every connection at once, as a database that is away."""
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    def cut_all(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def cutting(url: str) -> AsyncIterator[Cutter]:
+    """A proxy in front of the database at `url`."""
+    parts = urlsplit(url)
+    found = Cutter("")
+
+    async def connected(client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        if found.refusing:
+            client.transport.abort()
+            return
+        server_reader, server = await asyncio.open_connection(parts.hostname, parts.port)
+        found._writers |= {client, server}
+        state = {"readonly": False, "mute": False}
+
+        def abort() -> None:
+            found.cuts += 1
+            client.transport.abort()
+            server.transport.abort()
+
+        async def up() -> None:
+            while data := await client_reader.read(65536):
+                if b"BEGIN" in data:
+                    state["readonly"] = b"READ ONLY" in data
+                if b"COMMIT" in data and not state["readonly"]:
+                    if found.before > 0:
+                        found.before -= 1
+                        abort()
+                        return
+                    if found.after > 0:
+                        found.after -= 1
+                        state["mute"] = True
+                server.write(data)
+                await server.drain()
+            server.close()
+
+        async def down() -> None:
+            while data := await server_reader.read(65536):
+                if state["mute"]:
+                    abort()
+                    return
+                client.write(data)
+                await client.drain()
+            client.close()
+
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(up(), down())
+        found._writers -= {client, server}
+
+    listener = await asyncio.start_server(connected, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    user = parts.netloc.rpartition("@")[0]
+    found.url = urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{port}"))
+    try:
+        yield found
+    finally:
+        listener.close()
+        found.cut_all()
