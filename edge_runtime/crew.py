@@ -145,12 +145,13 @@ class Crew:
                 await link.ended
             finally:
                 equipping.cancel()
-            # `pool.lost` has read the slot; the pidfd stays until the zygote has said how the worker ended.
-            child.exited.add_done_callback(lambda _: child.close())
             return equipping.done() and not equipping.cancelled() and equipping.result()
         finally:
             self._slots.append(slot)
-            if link is not None and not link.ended.done():
+            if link is not None and link.ended.done():
+                # `pool.lost` has read the slot; the pidfd stays until the zygote has said how the worker ended.
+                link.child.exited.add_done_callback(lambda _: link.child.close())
+            elif link is not None:
                 self._pool.links.discard(link)
                 link.close()
 
