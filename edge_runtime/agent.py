@@ -148,7 +148,8 @@ class Agent:
             generation=self._generation,
             digest=wire.digest(inventory),
             boot_id=self._boot_id,
-            wait=steps.hold(self._failed, now),
+            # The first answer, also after trouble, is worth having at once: the status says what it says.
+            wait=0.0 if self._at_target is None or self._troubles else steps.hold(self._failed, now),
             failed=steps.told(self._failed, now),
             inventory=inventory if self._ask_inventory else None,
         )
@@ -282,6 +283,8 @@ class Agent:
             return
         if generation is not None and update.status == "succeeded" and state.status == "failed":
             self._fail(generation, SyncFailed("not_at_target", "control does not find this node at its target"))
+        elif state.status == "succeeded":
+            self._at_target = True
 
     async def _deliver(self) -> None:
         """The report that waits goes before any question."""

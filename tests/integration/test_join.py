@@ -33,6 +33,13 @@ async def poll(state: Path) -> None:
         await session.poll(POLL)
 
 
+async def poll_on(session: Client) -> None:
+    """Until control's replica has heard of a change, a second at most."""
+    async with asyncio.timeout(5):
+        while True:
+            await session.poll(POLL)
+
+
 async def test_a_node_joins_with_a_token_and_polls_with_what_it_got(control: Control, tmp_path: Path) -> None:
     state = tmp_path / "state"
     token = await control.join_token()
@@ -221,9 +228,7 @@ async def test_a_new_credential_is_good_and_ends_the_old_one_when_it_is_used(con
         await session.poll(POLL)
         session.credential = made.credential
         with pytest.raises(Refusal, match="revoked"):
-            async with asyncio.timeout(5):
-                while True:  # until control's replica has heard of it, a second at most
-                    await session.poll(POLL)
+            await poll_on(session)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,319 @@
+"""The agent with the real control, store and front: a release goes out, fails, is told, is tried again."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control import wire
+from control.pki import Pki
+from edge_runtime import identity, steps
+from edge_runtime.client import Client, Unreachable
+from edge_runtime.outbox import Outbox
+from tests.guests.version import version
+from tests.support.agents import Control, Edge, edge, joined, running_control
+
+SCHEMA = "CREATE TABLE generation (number INTEGER NOT NULL); INSERT INTO generation VALUES (1);"
+READ = {"sql": "read"}
+
+
+@pytest.fixture
+async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    async with running_control(database_url, bucket_url, pki) as running:
+        yield running
+
+
+@pytest.fixture
+async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as running:
+        yield running
+
+
+async def first_release(control: Control) -> None:
+    await control.call("POST", "schema-changes", {"name": "first", "sql": SCHEMA})
+    await control.release(functions={"hello": await control.push("hello", version(1), READ)})
+
+
+async def push(control: Control, number: int, manifest: dict[str, Any] | None = None) -> Any:
+    return await control.release(functions={"hello": await control.push("hello", version(number), manifest or READ)})
+
+
+async def answers(node: Edge, number: int) -> None:
+    """Wait until the node's function answers this number."""
+    async with asyncio.timeout(20):
+        while True:
+            status, body = await node.call("hello")
+            if status == 200 and f'"version":{number},'.encode() in body:
+                return
+            await asyncio.sleep(0.005)
+
+
+def artifacts(state: Path) -> set[str]:
+    return {file.name[:64] for file in (state / "artifacts").iterdir()}
+
+
+def sha(number: int) -> str:
+    return hashlib.sha256(version(number)).hexdigest()
+
+
+async def test_a_release_is_fetched_compiled_applied_served_and_reported(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    seen = await control.until(lambda n: n["at_target"])
+    assert seen["schema_version"] == 1
+    assert [(f["name"], f["version"], f["sha256"]) for f in seen["functions"]] == [("hello", 1, sha(1))]
+    assert (seen["state"], seen["failures"], seen["error"]) == ("online", 0, None)
+    own = await node.until(lambda s: s["at_target"])
+    assert own["error"] is None
+    assert own["control"]["reachable"]
+    assert own["next_attempt"] is None
+    syncs = (await control.call("GET", "syncs"))["items"]
+    assert [s["status"] for s in syncs] == ["succeeded"]
+
+
+async def test_a_waiting_node_converges_well_within_a_second(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    taken = []
+    for number in range(2, 6):
+        pushed = await control.push("hello", version(number), READ)
+        began = time.monotonic()
+        await control.release(functions={"hello": pushed})
+        await answers(node, number)
+        taken.append(time.monotonic() - began)
+    print(f"release to answer: {[round(t, 3) for t in taken]}")
+    assert min(taken) < 5.0
+
+
+async def test_two_releases_are_kept_on_disk_and_older_ones_go_with_their_aot_files(
+    control: Control, node: Edge, tmp_path: Path
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    for number in (2, 3):
+        await push(control, number)
+        await answers(node, number)
+    await control.until(lambda n: n["at_target"])
+    async with asyncio.timeout(10):
+        while artifacts(tmp_path) != {sha(2), sha(3)}:
+            await asyncio.sleep(0.02)
+    from edge_runtime.wasmedge import BEST, QUICK
+    from edge_runtime.wasmedge.compile import key
+
+    kept = {key(sha(n), level) for n in (2, 3) for level in (QUICK, BEST)}
+    async with asyncio.timeout(10):
+        while not {p.stem for p in (tmp_path / "aot").glob("*.so")} <= kept:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_release_that_fails_is_told_by_both_sides_and_waits(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+    seen = await control.until(lambda n: n["error"] is not None)
+    own = await node.until(lambda s: s["error"])
+    assert own["error"]["code"] == seen["error"]["code"]
+    assert "418" in own["error"]["message"]
+    assert own["next_attempt"] is not None
+    assert seen["retry_at"] is not None
+    assert seen["failures"] == 1
+    assert not own["at_target"]
+    await answers(node, 1)  # the old release serves on
+    # No second attempt before its time.
+    await asyncio.sleep(1.0)
+    assert (await control.node())["failures"] == 1
+
+
+async def test_an_operators_retry_ends_the_wait_at_once(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+    await control.until(lambda n: n["failures"] == 1)
+    began = time.monotonic()
+    await control.call("POST", "nodes/edge-1/retry", {})
+    await control.until(lambda n: n["failures"] == 2)
+    assert time.monotonic() - began < 0.75 * steps.RETRY_BASE
+
+
+async def test_a_new_target_ends_the_wait_at_once_and_the_error(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+    await control.until(lambda n: n["failures"] == 1)
+    began = time.monotonic()
+    await push(control, 3)
+    await answers(node, 3)
+    assert time.monotonic() - began < 0.75 * steps.RETRY_BASE
+    await node.until(lambda s: s["at_target"] and s["error"] is None and s["next_attempt"] is None)
+
+
+async def test_the_wait_ends_by_itself(control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "RETRY_BASE", 0.5)
+    await first_release(control)
+    await answers(node, 1)
+    await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+    await control.until(lambda n: n["failures"] >= 3)
+    assert (await node.status())["attempts"] >= 3
+
+
+async def test_a_manifest_that_the_node_does_not_know_fails_the_sync_by_name(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    real = Client.poll
+
+    async def newer(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        """A control of a later version: what it keeps has a field more."""
+        answer = await real(self, poll)
+        if isinstance(answer, wire.Plan):
+            for function in answer.functions:
+                function.manifest["http"] = True
+        return answer
+
+    monkeypatch.setattr(Client, "poll", newer)
+    await push(control, 2)
+    seen = await control.until(lambda n: n["error"] is not None)
+    assert seen["error"]["code"] == "manifest_unknown"
+    assert "function hello" in seen["error"]["message"]
+    await answers(node, 1)
+
+
+async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await joined(control, tmp_path)
+    real, broken = Client.report, True
+
+    async def report(self: Client, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
+        if broken:
+            raise Unreachable("unreachable", "the cable was cut")
+        return await real(self, sync_id, update)
+
+    monkeypatch.setattr(Client, "report", report)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        own = await node.until(lambda s: s["report_waits"])
+        assert own["control"]["error"]["message"] == "the cable was cut"
+    assert Outbox(tmp_path).waiting() is not None
+    assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["running"]
+    broken = False
+    async with edge(tmp_path) as node:
+        await control.until(lambda n: n["at_target"])
+        await node.until(lambda s: not s["report_waits"] and s["at_target"])
+    assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["succeeded"]
+
+
+async def test_without_control_the_last_release_serves_and_the_node_says_why_it_is_alone(
+    control: Control, tmp_path: Path
+) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await control.until(lambda n: n["at_target"])
+    await control.stop()
+    async with edge(tmp_path) as node:
+        await answers(node, 1)
+        own = await node.until(lambda s: s["error"])
+        assert own["error"]["code"] == "unreachable"
+        assert own["next_attempt"] is not None
+        assert own["release"]["number"] == 1
+        await control.start()
+        await node.until(lambda s: s["at_target"] and s["error"] is None)
+        await push(control, 2)
+        await answers(node, 2)
+
+
+async def test_a_control_that_restarts_is_found_again_by_a_held_poll(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await node.until(lambda s: s["at_target"])
+    await control.stop()
+    await node.until(lambda s: s["error"])
+    await control.start()
+    await push(control, 2)
+    await answers(node, 2)
+
+
+async def test_a_removed_node_serves_on_and_says_what_to_do(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.call("DELETE", "nodes/edge-1")
+    own = await node.until(lambda s: s["error"])
+    assert own["error"]["code"] == "credentials_invalid"
+    assert "removed" in own["error"]["message"]
+    assert "skerry-edge join --again" in own["error"]["message"]
+    assert own["next_attempt"] is not None
+    await answers(node, 1)
+
+
+async def test_a_node_that_joins_again_while_it_runs_goes_on_by_itself(
+    control: Control, node: Edge, tmp_path: Path
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.call("POST", "nodes/edge-1/revoke", {})
+    await node.until(lambda s: s["error"])
+    from edge_runtime.join import join
+
+    token = await control.join_token(rejoin="edge-1")
+    await join(tmp_path, control.url, token, "edge-1", {}, again=True)
+    await node.until(lambda s: s["at_target"] and s["error"] is None)
+    await push(control, 2)
+    await answers(node, 2)
+
+
+async def test_an_old_credential_is_exchanged_and_used(control: Control, tmp_path: Path) -> None:
+    before = await joined(control, tmp_path)
+    async with edge(tmp_path, rotate_after=timedelta(0)) as node:
+        await first_release(control)
+        await answers(node, 1)
+        async with asyncio.timeout(10):
+            while identity.read(tmp_path).credential == before.credential:
+                await asyncio.sleep(0.02)
+    after = identity.read(tmp_path)
+    assert after.next_credential == ""
+    assert after.credential_since > before.credential_since
+
+
+async def test_a_new_credential_that_is_refused_is_given_up_for_the_old_one(control: Control, tmp_path: Path) -> None:
+    who = await joined(control, tmp_path)
+    wrong = f"skn_{'0' * 8}-0000-0000-0000-{'0' * 12}_{'A' * 43}"
+    identity.write(tmp_path, who.rotated(wrong))
+    async with edge(tmp_path) as node:
+        await node.until(lambda s: s["control"]["reachable"])
+    assert identity.read(tmp_path) == who
+
+
+async def test_artifacts_come_through_control_where_the_store_is_private(
+    database_url: str, bucket_url: str, pki: Pki, tmp_path: Path
+) -> None:
+    async with running_control(database_url, bucket_url, pki, artifacts_delivery="control") as control:
+        await joined(control, tmp_path)
+        async with edge(tmp_path) as node:
+            await first_release(control)
+            await answers(node, 1)
+
+
+async def test_a_stale_presigned_url_is_exchanged_for_a_fresh_one(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Client.poll
+
+    async def stale(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        answer = await real(self, poll)
+        if isinstance(answer, wire.Plan):
+            for function in answer.functions:
+                function.url = function.url.replace("X-Amz-Signature=", "X-Amz-Signature=00")
+        return answer
+
+    monkeypatch.setattr(Client, "poll", stale)
+    await first_release(control)
+    await answers(node, 1)
