@@ -9,7 +9,7 @@ from .statements import load
 from .tokens import Kind, tokenize
 
 ROWS: Final = 3
-ATTEMPTS: Final = 24
+ATTEMPTS: Final = 100
 """Per table: the first ones with values that differ in every row, later ones with literals of its definition."""
 
 _TABLES: Final = load("tables_to_fill")
