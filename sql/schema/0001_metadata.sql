@@ -251,7 +251,7 @@ CREATE TABLE IF NOT EXISTS idempotency (
     key TEXT NOT NULL,
     request_digest TEXT NOT NULL,
     status INT8 NOT NULL,
-    response JSONB NOT NULL,
+    response JSONB,
     created_at TIMESTAMPTZ NOT NULL,
     PRIMARY KEY (operator, key)
 );
