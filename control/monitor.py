@@ -52,16 +52,20 @@ class Monitor:
 
     async def tick(self) -> bool:
         """One pass, if this replica has or gets the lease; raises `ProblemError`."""
-        now = self._services.clock.now()
         if not await self._take("monitor", LEASE):
             return False
-        await self.expire(now)
-        await self.states(now)
-        await self.warnings(now)
+        now = self._services.clock.now()
+        await self.look(now)
         if self._next_retention is None or now >= self._next_retention:
             await self.retention(now)
             self._next_retention = now + RETENTION_EVERY
         return True
+
+    async def look(self, now: datetime) -> None:
+        """Make stored states and warnings what they should be at `now`; harmless beside another replica's."""
+        await self.expire(now)
+        await self.states(now)
+        await self.warnings(now)
 
     async def sweep(self) -> bool:
         """Finish what a kill left behind in the artifact store; apart from `tick`, since it may take long."""
