@@ -91,7 +91,7 @@ def page(items: list[Any], rows: list[Any], limit: int, *columns: str) -> answer
 
 def write_cursor(*values: object) -> str:
     """Where a page ended: opaque to clients."""
-    return base64.urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
+    return base64.urlsafe_b64encode(orjson.dumps(values, default=str)).decode().rstrip("=")
 
 
 def read_cursor(cursor: str | None, types: tuple[type, ...]) -> tuple[Any, ...] | None:
