@@ -39,8 +39,10 @@ def raised(source: Path) -> set[str]:
                 # A positional word without an underscore is no code: no message is one word.
                 found |= {text for text in positional if CODE.fullmatch(text)}
                 found |= {text for keyword in node.keywords if keyword.arg == "code" for text in strings(keyword.value)}
-        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "limit_code":
-            found |= set(strings(node.value)) - {""}
+        elif isinstance(node, ast.Assign):
+            target = getattr(node.targets[0], "id", getattr(node.targets[0], "attr", ""))
+            if target in ("code", "limit_code"):
+                found |= set(strings(node.value)) - {""}
     return found
 
 
