@@ -42,6 +42,9 @@ _MODULE_NAMES: Final = """
 MODULES: Final = frozenset(_MODULE_NAMES.split())
 """Virtual tables: those that are tables by themselves, and those that a schema change may make tables of."""
 
+INTERNAL: Final = ("sqlite_", "libsql_")
+"""How the names of SQLite's and libsql's own tables begin."""
+
 _ROOT_IN_P2: Final = frozenset({"OpenRead", "OpenWrite", "ReopenIdx"})
 _ROOT_IN_P1: Final = frozenset({"Clear", "Destroy"})
 _WRITES: Final = frozenset({"OpenWrite", "Clear", "Destroy"})
@@ -173,6 +176,6 @@ def _check_names(doors: Doors, tokens: Iterable[Token], virtual: bool, written: 
             raise Closed(f"It uses {found}, which is closed to functions.")
         # A string is a name there alone where a table to be written is named.
         named = token.kind is not Kind.STRING or before in _BEFORE_TARGET
-        if named and found.startswith("sqlite_") and not doors.sqlite.isdisjoint(written):
+        if named and found.startswith(INTERNAL) and not doors.sqlite.isdisjoint(written):
             raise Closed(f"It writes {found}, which is SQLite's own.")
         before = token.text.lower()

@@ -119,7 +119,7 @@ def _to_apply(opened: Database, plan: wire.Plan) -> list[wire.PlannedChange]:
             f"The plan is of generation {plan.generation}, and the file is at {release[0][2]} already; was control's "
             "metadata restored from a backup? Make a new release.",
         )
-    applied = {number: checksum for number, _, checksum in opened.rows(_READ_CHANGES)}
+    applied = {number: (revision, checksum) for number, revision, checksum in opened.rows(_READ_CHANGES)}
     version = start = max(applied, default=0)
     lacking = []
     for change in plan.schema_changes:
@@ -131,11 +131,13 @@ def _to_apply(opened: Database, plan: wire.Plan) -> list[wire.PlannedChange]:
                 "plan_invalid", f"The plan has {label}, and its release ends at change {plan.schema_floor}."
             )
         if change.number in applied:
-            if applied[change.number] != change.checksum:
+            revision, checksum = applied[change.number]
+            # A later revision leads to the same schema: it was amended after this node had applied it.
+            if checksum != change.checksum and change.revision <= revision:
                 raise SyncFailed(
                     "schema_history_mismatch",
-                    f"The file has another text of {label} than the plan: it was applied before it was amended, or "
-                    "the file is another node's.",
+                    f"The file has another text of {label} than the plan: is it another node's, or was control's "
+                    "metadata restored from a backup?",
                 )
         elif change.number != version + 1:
             raise SyncFailed(

@@ -27,6 +27,8 @@ BUSY_MS: Final = 5_000
 """Patience with what doesn't know the writer lock, as a backup or a person's shell."""
 HEAP_BYTES: Final = 128 * 1024 * 1024
 """SQLite's memory in one process; a statement that needs more fails by itself."""
+WAL_BYTES: Final = 64 * 1024 * 1024
+"""What the write-ahead log is cut to once it has been larger."""
 SYNCHRONOUS: Final = ("FULL", "NORMAL")
 LOCK_NAME: Final = "writer.lock"
 
@@ -156,6 +158,7 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
         database = Database(connection, lock)
         database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
         database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
+        database.rows(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         database.rows(f"PRAGMA synchronous = {synchronous}")
         database.rows("PRAGMA foreign_keys = ON" if foreign_keys else "PRAGMA foreign_keys = OFF")
         if database.rows(_HAS_META) == [(0,)]:

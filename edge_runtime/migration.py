@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Set
 from typing import Any, Final, NamedTuple
 
-from .access import MODULES, Doors
+from .access import FUNCTIONS, INTERNAL, MODULES, Doors
 from .database import Database, is_panic
 from .statements import load
 from .tokens import Kind, Token, name, tokenize, word
@@ -27,7 +27,6 @@ _WHY: Final = {
 _TRANSACTION: Final = frozenset({"begin", "commit", "end", "rollback", "savepoint", "release"})
 _MADE: Final = frozenset({"table", "index", "unique", "trigger", "view", "virtual"})
 RUNTIME_PREFIX: Final = "_skerry_"
-SQLITE_PREFIX: Final = "sqlite_"
 _MADE_OF: Final = MODULES & {"fts3", "fts4", "fts4aux", "fts5", "fts5vocab", "rtree", "rtree_i32", "geopoly"}
 """Virtual tables that keep what they have in tables of the database."""
 
@@ -128,9 +127,9 @@ def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_mod
         raise Refused("schema_closed", f"{token.text[:80]}: names with {RUNTIME_PREFIX} are the runtime's own.", sql)
     if token.kind is Kind.STRING:
         # SQLite takes a string for a name where it can be nothing else; only one that is such a name as a whole.
-        closed = found in closed_modules or (found.startswith(SQLITE_PREFIX) and found.isidentifier())
+        closed = found in closed_modules or (found.startswith(INTERNAL) and found.isidentifier())
     else:
-        closed = found.startswith(SQLITE_PREFIX) or found in closed_modules
+        closed = (found.startswith(INTERNAL) and found not in FUNCTIONS) or found in closed_modules
     if closed or (found.startswith("pragma_") and found not in MODULES):
         raise Refused("schema_closed", f"{token.text[:80]} is SQLite's own, and closed to schema changes.", sql)
     if token.kind is not Kind.STRING and call and found in closed_functions:

@@ -33,6 +33,7 @@ _CODES: Final = (
     ("database is locked", "database_busy"),
     ("database table is locked", "database_busy"),
     ("database or disk is full", "disk_full"),
+    ("disk I/O error", "disk_failed"),
     ("out of memory", "sql_out_of_memory"),
     ("attempt to write a readonly database", "not_granted"),
 )

@@ -129,6 +129,13 @@ def test_a_plan_that_was_applied_already_is_applied_again(opened):
     assert apply(opened, plan(1, changes([ITEMS, SEED, "CREATE TABLE more (x)"])), []).schema_version == 3
 
 
+def test_a_change_that_was_amended_after_the_file_had_it_stays(opened):
+    apply(opened, plan(1, changes([ITEMS])))
+    amended = changes(["CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL); SELECT 1"], 1, revision=2)
+    inventory = apply(opened, plan(2, amended + changes(["CREATE TABLE b (x)"], 2)))
+    assert [(c.number, c.revision) for c in inventory.schema_changes] == [(1, 1), (2, 1)]
+
+
 @pytest.mark.parametrize(
     ("made", "code", "says"),
     [

@@ -3,6 +3,9 @@
 import base64
 import math
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import orjson
 import pytest
@@ -314,3 +317,42 @@ def test_reals_always_show_that_they_are(db):
         assert math.isfinite(cell)
     numbers = raw.split(b"[[")[1].split(b"]]")[0].split(b",")
     assert [b"." in n or b"e" in n for n in numbers] == [True, True, True, True, False, True]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from edge_runtime.sql import CommitFailed
+from tests.support.guest_sql import ask, calls
+path = Path(sys.argv[1])
+with calls(path) as made:
+    made.schema("CREATE TABLE log (x)")
+    made.one("INSERT INTO log VALUES ('kept')")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name(path.name + "-wal").stat().st_size + 20_000,) * 2)
+    seen = set()
+    for size in (200_000, 5_000_000):
+        call = made.new()
+        ask(call, "INSERT INTO log VALUES ('lost')")
+        answer = ask(call, "INSERT INTO log VALUES (zeroblob(?))", size)
+        try:
+            call.commit()
+        except CommitFailed as failed:
+            seen.add(failed.code)
+        else:
+            assert "error" in answer
+    assert made.one("SELECT x FROM log")["rows"] == [["kept"]], made.one("SELECT x FROM log")
+    print(seen)
+"""
+
+
+def test_a_file_that_cannot_grow_keeps_what_was_committed(tmp_path):
+    """As where the disk is full: the call fails whole, and the connection goes on."""
+    path = tmp_path / "skerry.db"
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "disk_failed" in ran.stdout or "transaction_ended" in ran.stdout
+    with calls(path) as made:
+        assert made.one("SELECT x FROM log")["rows"] == [["kept"]]

@@ -25,6 +25,8 @@ def db(tmp_path_factory):
             f"CREATE TRIGGER spy AFTER INSERT ON log BEGIN DELETE FROM {OWN}; END",
             "CREATE VIEW reader AS SELECT readfile('/etc/passwd') AS r",
             "CREATE TRIGGER writer AFTER DELETE ON log BEGIN SELECT writefile('/tmp/x', 'x'); END",
+            "CREATE TABLE vectors (id INTEGER PRIMARY KEY, v F32_BLOB(2))",
+            "CREATE INDEX near ON vectors (libsql_vector_idx(v))",
             "CREATE TABLE computed (a, b GENERATED ALWAYS AS (hex(a)) VIRTUAL)",
         )
         made.database.rows(load("insert_function"), ("f", 1, "0" * 64, "{}", "0" * 64))
@@ -153,6 +155,8 @@ def test_every_table_of_the_runtime_is_closed(db, table):
         "UPDATE sqlite_sequence SET seq = 1",
         "UPDATE main.'sqlite_sequence' SET seq = 1",
         "DELETE FROM SQLITE_SEQUENCE",
+        "INSERT INTO libsql_vector_meta_shadow VALUES ('x', x'00')",
+        "DELETE FROM 'libsql_vector_meta_shadow' WHERE name = 'near'",
         "WITH x AS (SELECT 1) INSERT INTO [sqlite_sequence] VALUES ('items', 1)",
     ],
 )
@@ -200,6 +204,8 @@ def test_the_schema_is_not_written(db, statement):
         "INSERT INTO boxes VALUES (1, 0, 1)",
         "SELECT upper(name), json_object('a', 1) ->> 'a', strftime('%Y', 'now'), group_concat(name, ',') FROM items",
         "SELECT row_number() OVER (ORDER BY id), sum(id) OVER (ROWS 1 PRECEDING), median(id) FROM items",
+        "INSERT INTO vectors (v) VALUES (vector('[1, 2]'))",
+        "SELECT * FROM vector_top_k('near', vector('[1, 2]'), 3)",
         "SELECT b FROM computed WHERE a REGEXP 'x' OR a GLOB 'x*' OR a LIKE 'y'",
         "SELECT abs(-1), round(2.5), coalesce(NULL, 1), iif(1, 2, 3), random() IS NULL",
     ],
@@ -253,6 +259,7 @@ CHANGES = [
     "INSERT INTO items SELECT 1, name FROM _skerry_functions",
     "DELETE FROM sqlite_schema",
     'UPDATE "sqlite_sequence" SET seq = 1',
+    "DELETE FROM libsql_vector_meta_shadow",
     "CREATE VIEW v AS SELECT * FROM sqlite_dbpage",
     "CREATE VIEW v AS SELECT * FROM 'dbstat'",
     "CREATE VIEW v AS SELECT * FROM pragma_database_list",
@@ -313,6 +320,7 @@ def test_a_schema_change_is_refused(doors, sql):
         'CREATE TABLE vacuum_log (pragma TEXT, "begin" TEXT, readfile TEXT)',
         "CREATE VIRTUAL TABLE f USING fts5(a, b, tokenize = 'porter')",
         "CREATE VIRTUAL TABLE r USING rtree(id, x0, x1)",
+        "CREATE TABLE t (v F32_BLOB(2)); CREATE INDEX i ON t (libsql_vector_idx(v))",
         "CREATE TABLE t (a CHECK (json_valid(a)), b AS (upper(a)) STORED, c DEFAULT (strftime('%s', 'now')))",
         "CREATE TABLE t (a); CREATE TRIGGER r AFTER INSERT ON t BEGIN DELETE FROM t WHERE a = 'commit;'; END",
         "CREATE TABLE t (a); INSERT INTO t VALUES (1), (2); CREATE INDEX i ON t (abs(a)); ANALYZE; REINDEX t",
