@@ -61,11 +61,7 @@ async def upload(call: Call) -> Answer:
                 field="sha256",
             )
         known = await services.db.transaction(lambda conn: _find_and_touch(conn, sha256, services.clock.now()))
-        if known is not None:
-            key = object_key(sha256, known["id"])
-            if await services.store.head(key) is None:
-                log.warning("the object of artifact %s was missing from the store; it is stored again", sha256)
-                await services.store.put(key, file)
+        if known is not None and await _has_object(services, sha256, known["id"], file):
             return Answer(200, answers.Artifact(sha256, known["size"], known["abi"]))
         checked = await services.checks.module(
             Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"), services.settings.artifact_limit
@@ -146,9 +142,8 @@ async def sweep(services: Services) -> None:
         for artifact_id in old.keys() - {row["id"] for row in known}:
             await services.store.delete(old[artifact_id])
             orphans += 1
-    aborted = await services.store.abort_uploads(now - STALE)
-    if deleting or orphans or aborted:
-        log.info("swept %d artifacts, %d objects without a row, %d open uploads", len(deleting), orphans, aborted)
+    if deleting or orphans:
+        log.info("swept %d artifacts and %d objects without a row", len(deleting), orphans)
 
 
 async def _spool(call: Call, file: BinaryIO) -> tuple[int, str]:
@@ -189,6 +184,21 @@ async def _spool(call: Call, file: BinaryIO) -> tuple[int, str]:
     except TimeoutError:
         raise ProblemError("body_timeout", f"the upload took too long (at {size} bytes); send it again") from None
     return size, digest.hexdigest()
+
+
+async def _has_object(services: Services, sha256: str, artifact_id: str, file: BinaryIO) -> bool:
+    """Whether a ready artifact is in the store; a lost object is stored again. False where it is being deleted."""
+    key = object_key(sha256, artifact_id)
+    if await services.store.head(key) is not None:
+        return True
+    await services.store.put(key, file)
+    row = await services.db.read(lambda conn: conn.fetchrow(SQL["ready"], sha256))
+    if row is None or row["id"] != artifact_id:
+        # Its deletion was under way, and may not see what was just stored.
+        await services.store.delete(key)
+        return False
+    log.warning("the object of artifact %s was missing from the store; it was stored again", sha256)
+    return True
 
 
 async def _store(call: Call, file: BinaryIO, size: int, checked: dict[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """The artifact store: objects of one S3 bucket (MinIO, SeaweedFS, S3) through one client for the process's life."""
 
-import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -11,7 +10,6 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 import aioboto3
-from aioboto3.s3.inject import S3TransferConfig
 from aiohttp import ClientError as HttpError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -19,15 +17,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from control.problems import ProblemError
 from control.settings import Settings, is_loopback
 
-PART = 8 * 1024 * 1024
-"""Bytes of one part of a large upload, and so about what an upload keeps in memory."""
 CACHED_URLS = 4096
 MISSING = {"404", "NoSuchKey", "NotFound"}
 NO_BUCKET = {"404", "NoSuchBucket"}
 
 log = logging.getLogger("skerry.store")
-
-_TRANSFER = S3TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_request_concurrency=2, max_io_queue_size=1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Store:
                 await self._make_bucket()
 
     async def put(self, key: str, file: BinaryIO) -> None:
-        """Upload what `file` holds from its start, a part at a time."""
+        """Upload what `file` holds, from its start."""
         with _failures():
             try:
                 await self._put(key, file)
@@ -130,22 +124,10 @@ class Store:
             async for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket):
                 yield [StoredObject(item["Key"], item["LastModified"]) for item in page.get("Contents", ())]
 
-    async def abort_uploads(self, before: datetime) -> int:
-        """Give up the multipart uploads begun before then, which a kill left open; returns how many."""
-        count = 0
-        with _failures():
-            async for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket):
-                for upload in page.get("Uploads", ()):
-                    if upload["Initiated"] < before:
-                        await self._client.abort_multipart_upload(
-                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                        )
-                        count += 1
-        return count
-
     async def _put(self, key: str, file: BinaryIO) -> None:
-        await asyncio.to_thread(file.seek, 0)
-        await self._client.upload_fileobj(_Reader(file), self._bucket, key, Config=_TRANSFER)
+        file.seek(0)
+        # In one piece, which leaves no parts behind after a kill; the file is read in threads as it goes.
+        await self._client.put_object(Bucket=self._bucket, Key=key, Body=file, ContentType="application/wasm")
 
     async def _make_bucket(self) -> None:
         try:
@@ -176,7 +158,7 @@ async def connect(settings: Settings) -> AsyncIterator[Store]:
                 s3={"addressing_style": "path"},
                 connect_timeout=5,
                 read_timeout=30,
-                retries={"mode": "standard", "max_attempts": 3},
+                retries={"mode": "standard", "max_attempts": 2},
                 max_pool_connections=20,
                 # No proxy between us and ourselves.
                 **({"proxies": {}} if is_loopback(host) else {}),
@@ -193,16 +175,6 @@ async def connect(settings: Settings) -> AsyncIterator[Store]:
         # The signature covers the host: signed for the name under which nodes reach the store.
         async with client(settings.artifacts_public_url.rstrip("/")) as signer:
             yield Store(ours, signer, address.bucket, settings.presigned_life)
-
-
-class _Reader:
-    """A file whose reads don't stop the loop, as aioboto3 takes it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    async def read(self, size: int) -> bytes:
-        return await asyncio.to_thread(self._file.read, size)
 
 
 def _code(error: ClientError) -> str:

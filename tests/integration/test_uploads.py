@@ -1,0 +1,293 @@
+"""Artifacts: uploads, deduplication, deletion, their races, and what the sweep finishes."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from control import artifacts
+from control.pki import Pki
+from control.problems import ProblemError
+from tests.support.control import Control, module, running
+
+
+async def rows(control: Control, sha256: str) -> list[Any]:
+    found: list[Any] = await control.services.db.read(
+        lambda conn: conn.fetch("SELECT id::text AS id, state FROM artifacts WHERE sha256 = $1", sha256)
+    )
+    return found
+
+
+async def keys(control: Control) -> set[str]:
+    return {item.key async for page in control.services.store.objects() for item in page}
+
+
+async def consistent(control: Control) -> None:
+    """Every ready row has its object, and every object its row."""
+    known = await control.services.db.read(
+        lambda conn: conn.fetch("SELECT sha256 || '/' || id::text AS key, state FROM artifacts")
+    )
+    stored = await keys(control)
+    assert {row["key"] for row in known if row["state"] == "ready"} <= stored
+    assert stored <= {row["key"] for row in known}
+
+
+async def test_an_upload_is_stored_and_known(control: Control) -> None:
+    wasm = module("a")
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    assert (await control.call("HEAD", f"/v1/artifacts/{sha256}")).status == 404
+    reply = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)
+    assert (reply.status, reply.body) == (201, {"sha256": sha256, "size": len(wasm), "abi": "wagi"})
+    head = await control.call("HEAD", f"/v1/artifacts/{sha256}")
+    assert (head.status, head.headers["content-length"]) == (200, str(len(wasm)))
+    [row] = await rows(control, sha256)
+    assert await keys(control) == {f"{sha256}/{row['id']}"}
+
+
+async def test_the_same_bytes_are_stored_once(control: Control) -> None:
+    sha256 = await control.upload(module("a"))
+    reply = await control.call("PUT", f"/v1/artifacts/{sha256}", data=module("a"))
+    assert (reply.status, reply.body["sha256"]) == (200, sha256)
+    assert len(await keys(control)) == 1
+
+
+async def test_uploads_of_the_same_bytes_at_once_leave_one(control: Control) -> None:
+    wasm = module("race")
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    replies = await asyncio.gather(*(control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm) for _ in range(6)))
+    assert {reply.status for reply in replies} <= {200, 201}
+    assert [reply.status for reply in replies].count(201) == 1
+    assert [row["state"] for row in await rows(control, sha256)] == ["ready"]
+    await consistent(control)
+
+
+async def test_a_large_upload_is_streamed_in_pieces(control: Control) -> None:
+    wasm = module("x" * (20 * 1024 * 1024))
+    sha256 = hashlib.sha256(wasm).hexdigest()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(wasm), 100_000):
+            yield wasm[start : start + 100_000]
+
+    reply = await control.call("PUT", f"/v1/artifacts/{sha256}", data=pieces())
+    assert reply.status == 201, reply.body
+    [row] = await rows(control, sha256)
+    stored = await control.services.store.open(f"{sha256}/{row['id']}")
+    digest = hashlib.sha256()
+    async with stored["Body"] as body:
+        async for chunk in body.content.iter_chunked(1 << 20):
+            digest.update(chunk)
+    assert digest.hexdigest() == sha256
+
+
+async def test_what_is_refused_leaves_nothing(control: Control) -> None:
+    wasm = module("b")
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    wrong = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm + b"x")
+    assert (wrong.status, wrong.code) == (409, "digest_mismatch")
+    text = b"no module"
+    refused = await control.call("PUT", f"/v1/artifacts/{hashlib.sha256(text).hexdigest()}", data=text)
+    assert (refused.status, refused.code) == (422, "module_refused")
+    assert "module_invalid" in refused.body["detail"]
+    component = b"\0asm\x0d\0\1\0"
+    refused = await control.call("PUT", f"/v1/artifacts/{hashlib.sha256(component).hexdigest()}", data=component)
+    assert "component" in refused.body["detail"]
+    assert await keys(control) == set()
+    assert await control.services.db.read(lambda conn: conn.fetchval("SELECT count(*) FROM artifacts")) == 0
+
+
+async def test_too_large_is_refused_with_and_without_a_length(database_url: str, bucket_url: str, pki: Pki) -> None:
+    async with running(database_url, bucket_url, pki, artifact_limit=1000) as control:
+        wasm = module("y" * 2000)
+        path = f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}"
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield wasm[:900]
+            yield wasm[900:]
+
+        for data in (wasm, pieces()):
+            reply = await control.call("PUT", path, data=data)
+            assert (reply.status, reply.code) == (413, "artifact_too_large")
+        assert await keys(control) == set()
+
+
+async def test_a_missing_object_is_stored_again(control: Control) -> None:
+    sha256 = await control.upload(module("lost"))
+    [row] = await rows(control, sha256)
+    await control.services.store.delete(f"{sha256}/{row['id']}")
+    await control.upload(module("lost"))
+    await consistent(control)
+
+
+async def test_a_deleted_version_takes_its_artifact_along(control: Control) -> None:
+    await control.push("one", module("a"))
+    await control.push("two", module("a"))
+    sha256 = (await control.push("one", module("b")))["sha256"]
+    await control.ok("DELETE", "/v1/functions/one/versions/2")
+    assert await rows(control, sha256) == []
+    assert len(await keys(control)) == 1
+    # The other function still has these bytes.
+    await control.ok("DELETE", "/v1/functions/one")
+    assert len(await keys(control)) == 1
+    await control.ok("DELETE", "/v1/functions/two")
+    assert await keys(control) == set()
+    assert await control.services.db.read(lambda conn: conn.fetchval("SELECT count(*) FROM artifacts")) == 0
+
+
+async def test_uploads_race_deletions_of_the_same_bytes(control: Control) -> None:
+    """Whatever the order, no version is without its object, and no object without its row."""
+    wasm = module("contended")
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    outcomes = set()
+
+    async def push(number: int) -> None:
+        while True:
+            await control.ok("PUT", f"/v1/artifacts/{sha256}", data=wasm)
+            reply = await control.call("POST", f"/v1/functions/f{number}/versions", {"sha256": sha256})
+            outcomes.add(reply.status)
+            if reply.status == 201:
+                return
+            assert reply.code == "unknown_artifact"  # deleted in between: once more
+
+    async def churn(number: int) -> None:
+        for _ in range(6):
+            await push(number)
+            await control.ok("DELETE", f"/v1/functions/f{number}")
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(4):
+            group.create_task(churn(number))
+    await push(9)
+    await consistent(control)
+    assert [row["state"] for row in await rows(control, sha256)] == ["ready"]
+    await control.ok("DELETE", "/v1/functions/f9")
+    assert await keys(control) == set()
+
+
+async def test_the_sweep_leaves_what_is_in_use_and_takes_the_rest(control: Control) -> None:
+    kept = (await control.push("kept", module("kept")))["sha256"]
+    unused = await control.upload(module("unused"))
+    store, db = control.services.store, control.services.db
+    half = hashlib.sha256(b"half").hexdigest()
+    await db.transaction(
+        lambda conn: conn.execute(
+            artifacts.SQL["begin"],
+            "00000000-0000-0000-0000-000000000001",
+            half,
+            1,
+            "wagi",
+            1,
+            control.clock.now(),
+        )
+    )
+    with (control.settings.spool / f"skerry-{half}").open("w+b") as file:
+        file.write(b"half")
+        await store.put(f"{half}/00000000-0000-0000-0000-000000000001", file)
+        await store.put(f"{half}/00000000-0000-0000-0000-000000000002", file)
+        await store.put("somebody-elses", file)
+    (control.settings.spool / f"skerry-{half}").unlink()
+    await artifacts.sweep(control.services)
+    assert len(await keys(control)) == 5, "nothing is old enough"
+    control.clock.advance(hours=1, minutes=2)
+    await artifacts.sweep(control.services)
+    control.clock.advance(minutes=2)
+    await artifacts.sweep(control.services)
+    [row] = await rows(control, kept)
+    assert await keys(control) == {f"{kept}/{row['id']}", "somebody-elses"}
+    assert await rows(control, unused) == []
+    assert await rows(control, half) == []
+
+
+async def test_another_upload_of_unused_bytes_puts_the_sweep_off(control: Control) -> None:
+    sha256 = await control.upload(module("again"))
+    control.clock.advance(minutes=50)
+    await control.upload(module("again"))
+    control.clock.advance(minutes=50)
+    await artifacts.sweep(control.services)
+    assert [row["state"] for row in await rows(control, sha256)] == ["ready"]
+
+
+async def test_an_upload_that_was_given_up_is_not_made_ready(control: Control) -> None:
+    """The sweep came between the object and the row's last step, as after a very long pause of this process."""
+    wasm = module("slow")
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    put = control.services.store.put
+
+    async def slow(key: str, file: Any) -> None:
+        await put(key, file)
+        control.clock.advance(hours=2)
+        await artifacts.sweep(control.services)
+
+    control.services.store.put = slow  # type: ignore[method-assign]
+    reply = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)
+    assert (reply.status, reply.code) == (409, "upload_interrupted")
+    control.services.store.put = put  # type: ignore[method-assign]
+    await control.upload(wasm)
+    control.clock.advance(hours=2)
+    await consistent(control)
+
+
+async def test_a_store_that_is_away_is_said_to_be(database_url: str, pki: Pki) -> None:
+    async with running(database_url, "http://K:S@127.0.0.1:9/artifacts", pki) as control:
+        wasm = module("a")
+        reply = await control.call("PUT", f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}", data=wasm)
+        assert (reply.status, reply.code) == (503, "store_unavailable")
+        assert (await control.call("GET", "/readyz")).code == "not_ready"
+        assert (await control.call("GET", "/healthz")).status == 200
+        states = await control.services.db.read(lambda conn: conn.fetch("SELECT state FROM artifacts"))
+        assert {row["state"] for row in states} <= {"deleting"}
+
+
+async def test_a_presigned_url_is_kept_and_names_the_public_host(control: Control) -> None:
+    sha256 = await control.upload(module("a"))
+    [row] = await rows(control, sha256)
+    key = f"{sha256}/{row['id']}"
+    first = await control.services.store.url(key)
+    assert await control.services.store.url(key) == first
+    async with control.session.get(first) as response:
+        assert response.status == 200
+        assert await response.read() == module("a")
+    async with control.session.get(first.replace("X-Amz-Expires=3600", "X-Amz-Expires=3601")) as response:
+        assert response.status == 403
+
+
+async def test_nodes_get_only_what_they_run_or_are_to_run(database_url: str, bucket_url: str, pki: Pki) -> None:
+    async with running(database_url, bucket_url, pki, artifacts_delivery="control") as control:
+        wasm = module("theirs")
+        node = await control.join("n1")
+        version = await control.push("f", wasm)
+        path = f"/v1/artifacts/{version['sha256']}"
+        assert (await control.call("GET", path, token=node.credential)).code == "unknown_artifact"
+        await control.release(functions={"f": 1})
+        reply = await control.call("GET", path, token=node.credential)
+        assert (reply.status, reply.body, reply.headers["content-type"]) == (200, wasm, "application/wasm")
+        part = await control.call("GET", path, token=node.credential, headers={"range": "bytes=10-"})
+        assert (part.status, part.body) == (206, wasm[10:])
+        assert part.headers["content-range"] == f"bytes 10-{len(wasm) - 1}/{len(wasm)}"
+        assert (await control.call("GET", path)).code == "credentials_invalid", "an operator is no node"
+
+
+async def test_the_url_of_a_redirect_is_the_stores(control: Control) -> None:
+    wasm = module("theirs")
+    node = await control.join("n1")
+    version = await control.push("f", wasm)
+    await control.release(functions={"f": 1})
+    reply = await control.call("GET", f"/v1/artifacts/{version['sha256']}", token=node.credential)
+    assert reply.status == 307
+    async with control.session.get(reply.headers["location"]) as response:
+        assert await response.read() == wasm
+
+
+async def test_the_public_url_is_what_is_signed(database_url: str, bucket_url: str, pki: Pki) -> None:
+    async with running(database_url, bucket_url, pki, artifacts_public_url="https://store.example:9000") as control:
+        url = await control.services.store.url("a/b")
+        assert url.startswith("https://store.example:9000/")
+
+
+async def test_a_problem_of_the_store_is_none_of_the_works(control: Control) -> None:
+    with pytest.raises(ProblemError, match="unknown_artifact"):
+        await control.services.store.open("nothing/here")
+    assert await control.services.store.head("nothing/here") is None
+    await control.services.store.delete("nothing/here")
