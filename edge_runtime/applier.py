@@ -23,7 +23,6 @@ from .statements import load
 from .steps import SyncFailed
 from .wasmedge import Damaged, WasmEdgeError
 
-DATABASE: Final = Path("db", "skerry.db")
 _SHOWN: Final = 300
 """Characters of a statement in a message."""
 
@@ -41,7 +40,7 @@ def serve(sock: socket.socket, _page: mmap.mmap, _slot: int, settings: frames.Ch
     """Do what the front says until it closes the socket; what isn't committed then is undone."""
     try:
         # An applied release is on disk, whatever the calls' setting is.
-        opened = database.connect(Path(settings.state) / DATABASE, "FULL", foreign_keys=False)
+        opened = database.connect(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
     except (DatabaseUnfit, OSError) as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return

@@ -30,6 +30,8 @@ HEAP_BYTES: Final = 128 * 1024 * 1024
 WAL_BYTES: Final = 64 * 1024 * 1024
 """What the write-ahead log is cut to once it has been larger."""
 SYNCHRONOUS: Final = ("FULL", "NORMAL")
+FILE: Final = Path("db", "skerry.db")
+"""Under the state directory."""
 LOCK_NAME: Final = "writer.lock"
 
 _TABLES: Final = load("tables")

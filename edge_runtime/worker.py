@@ -16,8 +16,6 @@ from .session import Session
 from .sql import CallSql, CommitFailed, StaleRelease
 from .wasmedge import Damaged, WasmEdgeError
 
-DATABASE: Final = Path("db", "skerry.db")
-
 COMMIT_STATUS: Final = {"disk_full": 507, "database_busy": 503}
 """What HTTP answers where a COMMIT failed; 502 for the other codes."""
 
@@ -28,7 +26,7 @@ _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 def serve(sock: socket.socket, shared: mmap.mmap, slot: int, settings: frames.ChildSettings) -> None:
     """Serve the front until it closes the socket."""
     try:
-        opened = database.connect(Path(settings.state) / DATABASE, settings.synchronous)
+        opened = database.connect(Path(settings.state) / database.FILE, settings.synchronous)
     except database.DatabaseUnfit as error:
         frames.send_json(sock, page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
