@@ -52,12 +52,16 @@ def main(argv: Sequence[str]) -> int:
     except msgspec.MsgspecError as error:
         sys.stderr.write(f"check schema: what came on stdin is not what it reads: {error}\n")
         return 2
-    sys.stdout.buffer.write(orjson.dumps(_guarded(asked)) + b"\n")
+    try:
+        answer = _guarded(asked)
+    except Refused as refused:
+        answer = _refusal(refused)
+    sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
     return 0
 
 
 def _guarded(asked: Asked) -> dict[str, Any]:
-    """`check` in a child with a deadline: nothing but its end stops a query of libsql's."""
+    """`check` in a child with a deadline: nothing but its end stops a query of libsql's. Error: Refused, past it."""
     me = os.getpid()
     reading, writing = os.pipe()
     child = os.fork()
@@ -82,8 +86,9 @@ def _guarded(asked: Asked) -> dict[str, Any]:
     status = os.waitpid(child, 0)[1]
     os.close(reading)
     if time.monotonic() >= deadline or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
-        message = f"Its check took more than {SECONDS:.0f} s, on tables with three rows at most."
-        return {"ok": False, "code": "schema_too_slow", "message": message, "statement": ""}
+        raise Refused(
+            "schema_too_slow", f"Its check took more than {SECONDS:.0f} s, on tables with three rows at most."
+        )
     if not answer:
         raise RuntimeError(f"the child that checked the schema change ended without an answer (status {status})")
     found: dict[str, Any] = orjson.loads(answer)
@@ -97,13 +102,12 @@ def check(asked: Asked) -> dict[str, Any]:
             warnings: list[dict[str, str]] = []
             empty = _check(opened, asked, warnings)
         except Refused as refused:
-            return {
-                "ok": False,
-                "code": refused.code,
-                "message": str(refused),
-                "statement": refused.statement[:_SHOWN],
-            }
+            return _refusal(refused)
     return {"ok": True, "empty": empty, "warnings": warnings}
+
+
+def _refusal(refused: Refused) -> dict[str, Any]:
+    return {"ok": False, "code": refused.code, "message": str(refused), "statement": refused.statement[:_SHOWN]}
 
 
 def _check(opened: Database, asked: Asked, warnings: list[dict[str, str]]) -> list[str]:
