@@ -1,0 +1,174 @@
+"""What happens by the clock, which the test sets: states, warnings, retention, and who does it."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from control import monitor
+from control.monitor import Monitor
+from tests.support import seeds
+from tests.support.replica import Replica, SetClock, Site, TestNode
+
+
+async def look(replica: Replica, node: TestNode | None = None) -> Any:
+    """Heartbeats written, one pass of the monitor; what operators then see of the node called one."""
+    if node is not None:
+        assert (await node.poll()).status in (200, 204)
+    await replica.services.presence.flush()
+    await Monitor(replica.services).look(replica.services.clock.now())
+    return await replica.node("one")
+
+
+async def test_offline_after_75_seconds_and_online_again(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        node = await replica.join("one")
+        joined = (await look(replica, node))["state_since"]
+        clock.advance(75)
+        shown = await look(replica)
+        assert (shown["state"], shown["state_since"]) == ("online", joined)
+        clock.advance(1)
+        shown = await look(replica)
+        assert shown["state"] == "offline"
+        since = shown["state_since"]
+        assert since > joined
+        clock.advance(10)
+        assert (await look(replica))["state_since"] == since
+        shown = await look(replica, node)
+        assert (shown["state"], shown["last_seen_at"]) == ("online", shown["state_since"])
+
+
+async def test_a_node_that_never_polled_goes_offline(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        await replica.join("one")
+        clock.advance(76)
+        assert (await look(replica))["state"] == "offline"
+
+
+async def test_an_idle_healthy_node_is_never_overdue(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        node = await replica.join("one")
+        for _ in range(20):
+            clock.advance(60)
+            shown = await look(replica, node)
+            assert shown["warnings"] == []
+        assert shown["last_sync_at"] == shown["last_seen_at"]
+
+
+async def test_overdue_after_five_minutes_until_confirmed_again(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        node = await replica.join("one")
+        await look(replica, node)
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        for _ in range(6):  # it polls, and gets plans, but never gets anywhere
+            clock.advance(50)
+            assert (await look(replica, node))["warnings"] == []
+        clock.advance(1)
+        (warning,) = (await look(replica, node))["warnings"]
+        assert warning["kind"] == "overdue"
+        for _ in range(3):
+            clock.advance(50)
+            assert (await look(replica, node))["warnings"] == [warning]
+        await node.sync()
+        assert (await look(replica))["warnings"] == []
+        clock.advance(301)
+        (again,) = (await look(replica))["warnings"]
+        assert again["since"] > warning["since"]
+        await look(replica, node)
+        assert (await look(replica))["warnings"] == []
+
+
+async def test_a_new_node_has_five_minutes_too(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        await replica.join("one")
+        clock.advance(300)
+        assert (await look(replica))["warnings"] == []
+        clock.advance(1)
+        assert len((await look(replica))["warnings"]) == 1
+
+
+async def test_many_nodes_at_once(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        await seeds.nodes(replica, 600)
+        clock.advance(301)
+        for _ in range(2):
+            await Monitor(replica.services).look(clock.now())
+        count = await replica.services.db.read(
+            lambda conn: conn.fetchrow(
+                "SELECT (SELECT count(*) FROM nodes WHERE state = 'offline'), (SELECT count(*) FROM warnings)"
+            )
+        )
+        assert tuple(count) == (600, 600)
+
+
+async def test_one_replica_at_a_time_and_another_when_it_ends(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "PERIOD", 1e6)  # the replica's own one stays out of it
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        first, second = Monitor(replica.services), Monitor(replica.services)
+        assert await first.tick()
+        assert not await second.tick()
+        clock.advance(9)
+        assert await first.tick()
+        clock.advance(9)
+        assert not await second.tick()
+        clock.advance(1)  # the first one was killed, ten seconds ago
+        assert await second.tick()
+        assert not await first.tick()
+        ending = asyncio.create_task(second.run())
+        await asyncio.sleep(0)
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        assert await first.tick()
+
+
+async def test_old_logs_go_and_open_syncs_stay(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock, sync_lease=1e8, log_retention=86400.0) as replica:
+        node = await replica.join("one")
+        other = await replica.join("other")
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        await node.sync()
+        open_sync = (await other.plan()).sync_id
+        await replica.call("POST", "/v1/poll", {}, token="wrong")
+        await replica.services.failures.flush()
+
+        async def counts() -> dict[str, int]:
+            tables = ("syncs", "audit", "auth_failures", "join_tokens", "idempotency")
+            return {
+                table: await replica.services.db.read(
+                    lambda conn, table=table: conn.fetchval(f"SELECT count(*) FROM {table}")
+                )
+                for table in tables
+            }
+
+        key = {"idempotency-key": str(uuid4())}
+        async with replica.session.post(
+            replica.url + "/v1/groups",
+            json={"name": "g"},
+            headers={"authorization": f"Bearer {replica.admin}", **key},
+        ) as answer:
+            assert answer.status == 201
+        before = await counts()
+        assert before["syncs"] == 2
+        assert all(before.values())
+        await Monitor(replica.services).retention(clock.now())
+        assert await counts() == before
+        clock.advance(timedelta(days=3).total_seconds())
+        await Monitor(replica.services).retention(clock.now())
+        after = await counts()
+        assert after == {"syncs": 1, "audit": 0, "auth_failures": 0, "join_tokens": 0, "idempotency": 0}
+        (left,) = (await replica.call("GET", "/v1/syncs")).json()["items"]
+        assert left["id"] == open_sync

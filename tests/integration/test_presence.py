@@ -1,0 +1,182 @@
+"""Heartbeats: in batches, apart from syncs; and a poll at target leaves the database alone."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+
+from control import fleet, monitor, presence
+from control.presence import Presence
+from control.problems import ProblemError
+from tests.support import seeds
+from tests.support.replica import Replica, SetClock, Site
+
+
+class Statements:
+    """What a replica's connections are asked to do, as asyncpg tells it."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self.texts: list[str] = []
+
+    async def __aenter__(self) -> "Statements":
+        pool = self._replica.services.db._pool
+        self._connections = [await pool.acquire() for _ in range(pool.get_max_size())]
+        for connection in self._connections:
+            connection.add_query_logger(self._log)
+            await pool.release(connection)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pool = self._replica.services.db._pool
+        connections = [await pool.acquire() for _ in range(pool.get_max_size())]
+        for connection in connections:
+            connection.remove_query_logger(self._log)
+            await pool.release(connection)
+
+    def _log(self, query: asyncpg.connection.LoggedQuery) -> None:
+        self.texts.append(query.query)
+
+    def about(self, text: str) -> list[str]:
+        return [statement for statement in self.texts if text in statement]
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a replica does by itself writes heartbeats or looks after nodes."""
+    monkeypatch.setattr(presence, "PERIOD", 1e6)
+    monkeypatch.setattr(monitor, "PERIOD", 1e6)
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = await seeds.nodes(replica, 50)
+        await asyncio.gather(*(node.ask() for node in nodes))  # looked up once
+        await replica.services.presence.flush()
+        async with Statements(replica) as statements:
+            for _ in range(20):
+                answers = await asyncio.gather(*(node.ask() for node in nodes))
+                assert {answer.status for answer in answers} == {204}
+            beside = {text for text in statements.texts if not text.startswith(("BEGIN", "COMMIT"))}
+            beside -= {text for text in beside if "RESET ALL" in text}  # the pool, after each transaction
+            assert beside <= {fleet.SQL["epoch"]}
+            await replica.services.presence.flush()
+        assert len(statements.about("UPDATE node_presence")) == 1
+        polls = (await replica.call("GET", "/metrics", token="")).body.decode()
+        assert 'skerry_polls_total{answer="at_target"} 1050.0' in polls
+
+
+async def test_heartbeats_are_written_together_with_their_times(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        nodes = await seeds.nodes(replica, 1200)
+        heard = Presence(replica.services.db, clock, replica.services.metrics)
+        clock.advance(10)
+        early = clock.now()
+        for node in nodes[:1100]:
+            heard.seen(node.id)
+        heard.confirmed(nodes[0].id)
+        clock.advance(10)
+        for node in nodes[1000:1100]:
+            heard.seen(node.id)
+        async with Statements(replica) as statements:
+            await heard.flush()
+            await heard.flush()
+        assert len(statements.about("UPDATE node_presence")) == 3  # 500, 500 and 100
+        rows = await replica.services.db.read(
+            lambda conn: conn.fetch("SELECT node_id::text, last_seen_at, last_sync_at FROM node_presence")
+        )
+        found = {row["node_id"]: (row["last_seen_at"], row["last_sync_at"]) for row in rows}
+        assert found[nodes[0].id] == (early, early)
+        assert found[nodes[1].id] == (early, None)
+        assert found[nodes[1050].id] == (clock.now(), None)
+        assert found[nodes[1150].id][0] < early
+
+
+async def test_time_never_goes_back(control_site: Site) -> None:
+    """Two replicas may write a node's heartbeats in any order."""
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        (node,) = await seeds.nodes(replica, 1)
+        one, two = (Presence(replica.services.db, clock, replica.services.metrics) for _ in range(2))
+        clock.advance(1)
+        one.confirmed(node.id)
+        clock.advance(1)
+        two.confirmed(node.id)
+        await two.flush()
+        await one.flush()
+        row = await replica.services.db.read(lambda conn: conn.fetchrow("SELECT * FROM node_presence"))
+        assert (row["last_seen_at"], row["last_sync_at"]) == (clock.now(), clock.now())
+
+
+async def test_what_could_not_be_written_is_kept(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "STATEMENT", 2)
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        nodes = await seeds.nodes(replica, 5)
+        clock.advance(1)
+        heard = Presence(replica.services.db, clock, replica.services.metrics)
+        for node in nodes:
+            heard.seen(node.id)
+        calls = 0
+        real = replica.services.db.transaction
+
+        async def second_fails(work: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise ProblemError("database_unavailable", "gone")
+            return await real(work)
+
+        monkeypatch.setattr(replica.services.db, "transaction", second_fails)
+        with pytest.raises(ProblemError):
+            await heard.flush()
+        await heard.flush()
+        monkeypatch.undo()
+        assert calls == 4  # 2 nodes, none, 2 nodes, 1 node
+        seen = await real(
+            lambda conn: conn.fetchval("SELECT count(*) FROM node_presence WHERE last_seen_at = $1", clock.now())
+        )
+        assert seen == 5
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_heartbeats_never_conflict_with_syncs(control_site: Site) -> None:
+    """The same nodes' heartbeats and syncs, as fast as they go: no transaction of heartbeats is ever run again."""
+    async with control_site.running() as replica:
+        nodes = await seeds.nodes(replica, 30)
+        await seeds.function(replica, "hello")
+        heard = Presence(replica.services.db, replica.services.clock, replica.services.metrics)
+        done = asyncio.Event()
+        attempts = flushes = 0
+
+        class Counting:
+            async def transaction(self, work: Any) -> Any:
+                async def counted(conn: Any) -> Any:
+                    nonlocal attempts
+                    attempts += 1
+                    return await work(conn)
+
+                return await replica.services.db.transaction(counted)
+
+        heard._db = Counting()  # type: ignore[assignment]
+
+        async def beat() -> None:
+            nonlocal flushes
+            while not done.is_set():
+                for node in nodes:
+                    heard.confirmed(node.id)
+                await heard.flush()
+                flushes += 1
+
+        beating = asyncio.create_task(beat())
+        for _ in range(5):
+            await seeds.release(replica, functions={"hello": await seeds.function(replica, "hello")})
+            await asyncio.gather(*(node.sync() for node in nodes))
+        done.set()
+        await beating
+        print(f"{flushes} flushes beside {5 * len(nodes)} syncs")
+        assert flushes > 20
+        assert attempts == flushes
