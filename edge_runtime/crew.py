@@ -142,7 +142,8 @@ class Crew:
             self._pool.links.add(link)
             equipping = asyncio.ensure_future(self._equip(link))
             try:
-                await link.ended
+                # Not awaited itself: our cancellation would be its, and the link would count as ended.
+                await asyncio.wait([link.ended])
             finally:
                 equipping.cancel()
             return equipping.done() and not equipping.cancelled() and equipping.result()
