@@ -1,0 +1,66 @@
+"""What the tests of the requirements share: control on real servers over TLS, its clock, and a look past its API."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from control import monitor
+from control.local_seaweedfs import s3_client
+from tests.support.programs import Faults
+from tests.support.replica import Replica, SetClock, Site
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    """Control's clock: it stands until the test moves it."""
+    return SetClock()
+
+
+@pytest.fixture
+async def replica(control_site: Site, clock: SetClock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Replica]:
+    """Control, whose monitor looks at the clock that the test sets more often than people need."""
+    monkeypatch.setattr(monitor, "PERIOD", 0.05)
+    async with control_site.running(clock=clock) as running:
+        yield running
+
+
+@pytest.fixture
+async def live(control_site: Site) -> AsyncIterator[Replica]:
+    """Control by the system's clock, for nodes that have theirs."""
+    async with control_site.running() as running:
+        yield running
+
+
+@pytest.fixture
+async def metadata(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """The metadata database itself: what control says is one thing, what is stored another."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def stored(bucket_url: str) -> Callable[[], Any]:
+    """`await stored()` is what the artifact store has: bytes by key."""
+
+    async def look() -> dict[str, bytes]:
+        bucket = bucket_url.rpartition("/")[2]
+        async with s3_client(bucket_url) as client:
+            listed = (await client.list_objects_v2(Bucket=bucket)).get("Contents", [])
+            found = {}
+            for item in listed:
+                body = (await client.get_object(Bucket=bucket, Key=item["Key"]))["Body"]
+                async with body as stream:
+                    found[item["Key"]] = await stream.read()
+            return found
+
+    return look
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Faults:
+    """Fault points for the programs that the test starts."""
+    return Faults(tmp_path / "faults")
