@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -71,7 +72,10 @@ def _guarded(asked: Asked) -> dict[str, Any]:
             fence.die_with_parent(me)
             with os.fdopen(writing, "wb") as out:
                 out.write(orjson.dumps(check(asked)))
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(0)
     os.close(writing)
     deadline = time.monotonic() + SECONDS

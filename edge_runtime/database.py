@@ -116,7 +116,12 @@ class Database:
 
     def rows(self, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of one statement; an empty list where it gives none. Error: ValueError, libsql's only one."""
-        return self.connection.execute(sql, params).fetchall() or []
+        try:
+            return self.connection.execute(sql, params).fetchall() or []
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise ValueError("a TEXT is not valid UTF-8") from None
 
     @property
     def in_transaction(self) -> bool:

@@ -2,6 +2,8 @@
 however it is spelled."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_runtime import database, migration
 from edge_runtime.access import Doors
@@ -9,6 +11,7 @@ from edge_runtime.statements import load
 from tests.support.guest_sql import GENERATION, ask, calls
 
 OWN = "_skerry_functions"
+SECRET = "a manifest"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def db(tmp_path_factory):
             "CREATE INDEX near ON vectors (libsql_vector_idx(v))",
             "CREATE TABLE computed (a, b GENERATED ALWAYS AS (hex(a)) VIRTUAL)",
         )
-        made.database.rows(load("insert_function"), ("f", 1, "0" * 64, "{}", "0" * 64))
+        made.database.rows(load("insert_function"), ("f", 1, "0" * 64, SECRET, "0" * 64))
         made.database.rows("INSERT INTO items (name) VALUES ('mine')")
         yield made
 
@@ -361,3 +364,40 @@ def test_guests_see_no_release_but_their_own(db):
     ask(call, "SELECT 1")
     assert db.database.rows(load("read_generation"))[0][0] == GENERATION
     call.rollback()
+
+
+SOURCES = st.recursive(
+    st.sampled_from([*SPELLINGS[:9], "items", "log", "deep", "search", "json_each('[1]')", "(VALUES (1, 'x'))"]),
+    lambda inner: (
+        st.builds("(SELECT * FROM {})".format, inner)
+        | st.builds("({} JOIN {} ON true)".format, inner, inner)
+        | st.builds("(WITH c AS (SELECT * FROM {}) SELECT * FROM c, {})".format, inner, inner)
+        | st.builds("(SELECT 1 AS name UNION ALL SELECT count(*) FROM {})".format, inner)
+        | st.builds("(SELECT (SELECT group_concat(quote(m)) FROM innocent) AS name FROM {})".format, inner)
+    ),
+    max_leaves=4,
+)
+STATEMENTS = st.sampled_from(
+    [
+        "SELECT * FROM {} LIMIT 3",
+        "SELECT max(quote(name)) FROM {}",
+        "INSERT INTO log SELECT 1, name FROM {}",
+        "UPDATE items SET name = 'x' WHERE EXISTS (SELECT 1 FROM {})",
+        "UPDATE items SET name = s.name FROM {} AS s RETURNING *",
+        "DELETE FROM items WHERE name IN (SELECT name FROM {})",
+        "WITH RECURSIVE r (n) AS (SELECT 1 UNION SELECT n + 1 FROM r, {} WHERE n < 3) SELECT * FROM r",
+    ]
+)
+
+
+@given(STATEMENTS, SOURCES, st.sampled_from(["read", "write"]))
+@settings(deadline=None, max_examples=300)
+def test_no_composition_reads_or_changes_what_is_the_runtimes(db, statement, source, grant):
+    before = migration.own(db.database)
+    call = db.new(grant)
+    answer = ask(call, statement.format(source))
+    call.rollback()
+    assert migration.own(db.database) == before
+    if "_skerry_" in source.lower() or "innocent" in source or "deep" in source:
+        assert "error" in answer, answer
+    assert SECRET not in str(answer)
