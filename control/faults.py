@@ -1,8 +1,8 @@
 """Fault points: named steps at which a test can kill or hold a process. Without SKERRY_FAULTS they do nothing.
 
-SKERRY_FAULTS is a folder. `reach("sync.commit.before")` looks there for a file of that name: with the content `kill`
-the process kills itself once (the file is taken away first); with `hold` it renames it to `NAME.held` and waits
-until that file is gone. A point costs one dictionary look-up when the variable isn't set.
+SKERRY_FAULTS is a folder. `reach("sync.commit.before")` looks there for a file of that name, takes it away, and leaves
+`NAME.held` with its process id: with the content `kill` it then kills its process, with `hold` it waits until that
+file is gone. The first process that comes takes it. A point costs one look at a variable when it isn't set.
 """
 
 import os
@@ -19,11 +19,16 @@ def reach(point: str) -> None:
         return
     armed = Path(_FOLDER, point)
     held = armed.with_name(point + ".held")
+    mine = armed.with_name(f"{point}.{os.getpid()}")
     try:
         action = armed.read_text().strip()
-        armed.rename(held)
+        mine.write_text(f"{os.getpid()}\n")
+        armed.unlink()
     except FileNotFoundError:
+        mine.unlink(missing_ok=True)
         return
+    # Never there without the id in it.
+    mine.rename(held)
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     while held.exists():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from control import faults
+
 from . import frames
 from .wasmedge import compile_module
 from .wasmedge.errors import WasmEdgeError
@@ -23,7 +25,9 @@ def serve(sock: socket.socket, _page: mmap.mmap, _slot: int, _settings: frames.C
         found = hashlib.sha256(wasm).hexdigest()
         if found != asked.sha256:
             raise OSError(f"{asked.artifact} has the sha256 {found}: it is damaged")
+        faults.reach("edge.compile.before")
         made = compile_module(wasm, Path(asked.folder), asked.level)
+        faults.reach("edge.compile.after")
     except WasmEdgeError as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_failed", str(error)))
     except OSError as error:

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from control import faults
+
 from . import database, frames, guest, page
 from .session import Session
 from .sql import CallSql, CommitFailed, StaleRelease
@@ -67,7 +69,9 @@ class Worker:
                     self._call(request, frame)
                     self._mark.end()
                 case frames.RELEASE:
+                    faults.reach("edge.load.before")
                     failures = self._load(_decode_load(frame.body))
+                    faults.reach("edge.load.after")
                     frames.send_json(self._sock, request, frames.LOADED, frames.Loaded(failures))
                 case frames.FORGET:
                     self._forget(_decode_keep(frame.body))

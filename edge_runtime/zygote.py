@@ -18,6 +18,8 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from control import faults
+
 from . import fence, frames
 from .page import open_page
 
@@ -118,6 +120,7 @@ class Zygote:
             return False
         birth = _decode_birth(message)
         me = os.getpid()
+        faults.reach(f"edge.birth.{birth.kind}.before")
         pid = os.fork()
         if pid == 0:
             self._child(birth, descriptors[0], me)
@@ -125,6 +128,7 @@ class Zygote:
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = (birth.id, pid)
         self._poll.register(pidfd, select.POLLIN)
+        faults.reach(f"edge.birth.{birth.kind}.after")
         socket.send_fds(self._control, [frames.encode_json(Born(birth.id, pid))], [pidfd])
         return True
 
