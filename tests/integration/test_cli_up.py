@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -196,6 +200,32 @@ def test_a_schema_change_that_fails_on_the_data(skerry: Shell, tmp_path: Path) -
     assert skerry("invoke", "counter", "eve") == '{"name":"eve","count":0}\n'
 
 
+def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks as they are: the table, the source, the build, the commands, the answer."""
+    section = (ROOT / "README.md").read_text("utf-8").split("## A first function")[1].split("\n## ")[0]
+    blocks: dict[str, list[str]] = {}
+    for language, block in re.findall(r"^```([a-z]+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+        blocks.setdefault(language, []).append(block)
+    (tmp_path / "notes.sql").write_text(blocks["sql"][0])
+    (tmp_path / "notes.c").write_text(blocks["c"][0])
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    _, build_and_call, look_around = blocks["sh"]
+    for line in (build_and_call + look_around).splitlines():
+        program, *words = shlex.split(line)
+        if program == ".venv/bin/skerry":
+            skerry(*words)
+        elif program == ".venv/bin/python":
+            subprocess.run([sys.executable, *words], check=True, timeout=LIMIT)
+        else:
+            assert [program, *words[:2]] == ["curl", "-X", "POST"]
+            edge = json.loads((Path(os.environ["SKERRY_HOME"]) / "cli.json").read_text())["edge"]
+            url = words[2].replace("http://127.0.0.1:8087", edge)
+            with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=LIMIT) as response:
+                assert json.loads(response.read()) == json.loads(blocks["json"][0])
+    assert "notes" not in skerry("status")
+
+
 def test_refusals_name_the_code_and_change_nothing(skerry: Shell, tmp_path: Path) -> None:
     before = skerry.json("release", "list")
     no_module, bad_sql, large = tmp_path / "no.wasm", tmp_path / "bad.sql", tmp_path / "large.wasm"
@@ -284,8 +314,11 @@ def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path,
     skerry("node", "remove", "edge-8", "--yes")
 
 
-def test_killed_and_started_again(home: Path) -> None:
-    """kill -9 leaves no process; the next start finds the data, on the same ports, and ends in order."""
+def test_killed_and_started_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kill -9 leaves no process; the next start finds its data, on the same ports where they are free; Ctrl-C ends
+    everything in order."""
     first = Up(home)
     try:
         first.wait_ready()
@@ -297,29 +330,45 @@ def test_killed_and_started_again(home: Path) -> None:
     finally:
         first.end()
     kept = json.loads((home / "cli.json").read_text())
-    second = Up(home, "--demo")
-    try:
-        assert second.process.wait(LIMIT) == 0, second.output
-    finally:
-        second.end()
-    assert "the schema is this version's already" in second.output
-    assert "こんにちは, Ada!" in second.output
-    assert "join" not in second.output
-    assert json.loads((home / "cli.json").read_text()) == kept
+    with socket.socket() as other:
+        # Control's port is another's meanwhile: it takes a new one, and the edge finds it.
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", int(kept["url"].rpartition(":")[2])))
+        other.listen()
+        second = Up(home)
+        try:
+            second.wait_ready()
+            assert "the schema is this version's already" in second.output
+            assert "こんにちは, Ada!" in second.output
+            assert " join " not in second.output
+            now = json.loads((home / "cli.json").read_text())
+            assert now["url"] != kept["url"]
+            assert {**now, "url": ""} == {**kept, "url": ""}
+            monkeypatch.setenv("SKERRY_HOME", str(home))
+            skerry = Shell(capsys, home / "logs")
+            skerry("schema", "add", str(ROOT / "examples" / "visits" / "schema.sql"), "--wait", "--timeout", "30")
+
+            family = second.family()
+            second.process.send_signal(signal.SIGINT)
+            assert second.process.wait(LIMIT) == 0
+            _, alive = psutil.wait_procs(family, timeout=10)
+            assert alive == []
+            assert second.output.endswith("everything has ended\n")
+        finally:
+            second.end()
 
 
-def test_ctrl_c_ends_everything_in_order(home: Path) -> None:
-    running = Up(home)
+def test_on_services_that_the_environment_names(home: Path, database_url: str, bucket_url: str) -> None:
+    running = Up(home, "--demo", SKERRY_METADATA_URL=database_url, SKERRY_ARTIFACTS_URL=bucket_url)
     try:
-        running.wait_ready()
-        family = running.family()
-        running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(LIMIT) == 0
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert alive == []
-        assert running.output.endswith("everything has ended\n")
+        assert running.process.wait(LIMIT) == 0, running.output
     finally:
         running.end()
+    assert "that the environment names" in running.output
+    assert "こんにちは, Ada!" in running.output
+    assert not (home / "metadata").exists()
+    for url in (database_url, bucket_url):
+        assert urlsplit(url).password not in running.output
 
 
 def test_the_first_step_that_fails_is_named(home: Path) -> None:
