@@ -2,7 +2,7 @@
 however it is spelled."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from edge_runtime import database, migration
@@ -398,6 +398,7 @@ def test_no_composition_reads_or_changes_what_is_the_runtimes(db, statement, sou
     answer = ask(call, statement.format(source))
     call.rollback()
     assert migration.own(db.database) == before
-    if "_skerry_" in source.lower() or "innocent" in source or "deep" in source:
-        assert "error" in answer, answer
+    # Not every one is an error: what SQLite leaves out of the program, since nothing asks for it, is not touched.
     assert SECRET not in str(answer)
+    if "error" not in answer:
+        event("ran")
