@@ -8,6 +8,7 @@ import gc
 import logging
 import resource
 import signal
+import ssl
 import sys
 from contextlib import AsyncExitStack
 from typing import Any
@@ -73,12 +74,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         settings = self._settings
-        tls = settings.tls_cert is not None and settings.tls_key is not None
-        if not tls and not is_loopback(settings.bind):
-            raise StartError(
-                f"control speaks TLS to other machines: set SKERRY_TLS_CERT and SKERRY_TLS_KEY, or bind to 127.0.0.1 "
-                f"instead of {settings.bind}"
-            )
+        context = _tls(settings)
         await self._services.enter_async_context(self.app.lifespan())
         loop = asyncio.get_running_loop()
 
@@ -90,10 +86,10 @@ class Server(uvicorn.Server):
                 protocol,
                 host=settings.bind,
                 port=settings.port,
-                ssl=pki.server_context(settings.tls_cert, settings.tls_key) if tls else None,  # type: ignore[arg-type]
+                ssl=context,
                 backlog=BACKLOG,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
-                ssl_shutdown_timeout=CLOSE_SECONDS if tls else None,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if context else None,
+                ssl_shutdown_timeout=CLOSE_SECONDS if context else None,
             )
         except OSError as error:
             await self._services.aclose()
@@ -155,6 +151,23 @@ async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """What `settings` say about TLS (R 7.2); raises `StartError`."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        if is_loopback(settings.bind):
+            return None
+        raise StartError(
+            "control speaks TLS to other machines: set SKERRY_TLS_CERT and SKERRY_TLS_KEY, or bind to 127.0.0.1 "
+            f"instead of {settings.bind}"
+        )
+    try:
+        return pki.server_context(settings.tls_cert, settings.tls_key)
+    except (OSError, ValueError) as error:
+        raise StartError(
+            f"{settings.tls_cert} and {settings.tls_key} aren't a certificate and its key: {error}"
+        ) from error
 
 
 def _raise_limit() -> None:

@@ -1,0 +1,177 @@
+"""The server: TLS, how it starts and refuses to, how it ends, and a database that goes away and comes back."""
+
+import asyncio
+import os
+import re
+import signal
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from control import fleet
+from control.pki import Pki
+from control.server import StartError
+from control.service import port_is_free
+from tests.support import seeds
+from tests.support.cutting import cutting
+from tests.support.replica import Replica, Site, TestNode, running
+from tests.support.wire_tap import tap
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TLS 1.1 is
+async def test_tls_1_2_or_later(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        parts = urlsplit(replica.url)
+        for version in (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context = ssl.create_default_context(cafile=str(replica.ca))
+            context.set_ciphers("ALL:@SECLEVEL=0")
+            context.minimum_version = context.maximum_version = version
+            try:
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
+            except (ssl.SSLError, ConnectionError):
+                assert version is ssl.TLSVersion.TLSv1_1
+            else:
+                assert version is not ssl.TLSVersion.TLSv1_1
+                writer.transport.abort()
+
+
+async def test_plain_http_is_not_spoken(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        parts = urlsplit(replica.url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert b"HTTP" not in await reader.read()
+        writer.close()
+
+
+async def test_what_keeps_it_from_starting_is_said(control_site: Site, pki: Pki, tmp_path: Path) -> None:
+    async def refused(**settings: object) -> str:
+        with pytest.raises(StartError) as error:
+            async with running(replace(control_site.settings, **settings)):  # type: ignore[arg-type]
+                pass
+        return str(error.value)
+
+    assert "SKERRY_TLS_CERT" in await refused(tls_cert=None, tls_key=None, bind="0.0.0.0")
+    assert str(pki.ca) in await refused(tls_cert=pki.ca)
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("nonsense")
+    assert str(nonsense) in await refused(tls_cert=nonsense)
+    async with control_site.running() as replica:
+        port = urlsplit(replica.url).port
+        assert f"port {port}" in await refused(port=port)
+    assert port_is_free(port or 0)
+
+
+async def test_requests_under_way_are_finished_and_endless_ones_cut(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        async with tap(replica.url, replica.ca) as idle, tap(replica.url, replica.ca) as slow:
+            await idle.send(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await idle.answer())[0] == 200
+            head = f"POST /v1/poll HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {node.credential}\r\n"
+            await slow.send(head.encode() + b"content-length: 100\r\n\r\n{")
+            async with asyncio.timeout(5):
+                while not replica.server.server_state.tasks:
+                    await asyncio.sleep(0.01)
+            since = time.monotonic()
+            replica.server.should_exit = True
+            assert await idle.closed(6)
+            assert await slow.closed(6)
+            assert time.monotonic() - since < 6
+
+
+@asynccontextmanager
+async def process(site: Site) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """`skerry serve`, and where it says that it serves."""
+    settings = site.settings
+    environment = {
+        **os.environ,
+        "SKERRY_METADATA_URL": settings.metadata_url,
+        "SKERRY_ARTIFACTS_URL": settings.artifacts_url,
+        "SKERRY_TLS_CERT": str(settings.tls_cert),
+        "SKERRY_TLS_KEY": str(settings.tls_key),
+        "SKERRY_PORT": "0",
+    }
+    serving = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "control.cli", "serve", env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    assert serving.stderr is not None
+    try:
+        said = b""
+        async with asyncio.timeout(30):
+            while not (found := re.search(rb"serves on (https://\S+)", said)):
+                line = await serving.stderr.readline()
+                assert line, said.decode()
+                said += line
+        reading = asyncio.create_task(serving.stderr.read())
+        yield serving, found[1].decode()
+        await reading
+    finally:
+        if serving.returncode is None:
+            serving.kill()
+            await serving.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_process_ends_in_order_on_a_signal(control_site: Site, number: signal.Signals) -> None:
+    async with control_site.running() as local:
+        nodes = await seeds.nodes(local, 20)
+    async with process(control_site) as (serving, url):
+        context = ssl.create_default_context(cafile=str(control_site.ca))
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, limit=0)) as session:
+            remote = Replica(local.server, url, control_site.ca, session, control_site.admin)
+            polls = []
+            for node in nodes:
+                node.replica = remote
+                polls.append(asyncio.create_task(node.ask(25)))
+            await held_by(remote, len(nodes))
+            since = time.monotonic()
+            serving.send_signal(number)
+            answers = await asyncio.gather(*polls)
+            took = time.monotonic() - since
+            async with asyncio.timeout(10):
+                assert await serving.wait() == 0
+            print(f"answered after {took * 1000:.0f} ms, ended after {(time.monotonic() - since) * 1000:.0f} ms")
+        assert {(answer.status, answer.headers["connection"]) for answer in answers} == {(503, "close")}
+        assert took < 6
+
+
+async def held_by(replica: Replica, count: int) -> None:
+    """Wait until a replica says that it holds so many polls."""
+    async with asyncio.timeout(10):
+        while f"skerry_held_polls {count}.0" not in (await replica.call("GET", "/metrics", token="")).body.decode():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_database_that_goes_away_and_comes_back(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "STALE_AFTER", 1.0)
+    async with (
+        cutting(control_site.settings.metadata_url) as cutter,
+        control_site.running(metadata_url=cutter.url) as replica,
+    ):
+        node: TestNode = await replica.join("one")
+        assert (await node.poll()).status == 204
+        cutter.refusing = True
+        cutter.cut_all()
+        async with asyncio.timeout(10):
+            while replica.services.fleet.fresh:
+                await asyncio.sleep(0.02)
+        answer = await node.ask()
+        assert (answer.status, answer.json()["code"]) == (503, "database_unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+        cutter.refusing = False
+        async with asyncio.timeout(20):
+            while (await node.ask()).status != 204:
+                await asyncio.sleep(0.05)
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        await node.sync()
