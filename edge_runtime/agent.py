@@ -129,8 +129,10 @@ class Agent:
         self._ask_inventory = isinstance(answer, wire.Report)
         match answer:
             case wire.Plan():
-                self._quick = 0
                 self._at_target = False
+                if answer.generation == self._generation:
+                    # It was completed once; whatever control finds missing, this must not become a hot loop.
+                    await self._breathe(took)
                 await self._follow(answer)
             case wire.Report():
                 await self._breathe(took)

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 
 from control import wire
 from control.pki import Pki
-from edge_runtime import identity, steps
+from edge_runtime import identity, steps, sync
 from edge_runtime.client import Client, Unreachable
+from edge_runtime.frames import LocalFunction
 from edge_runtime.outbox import Outbox
 from tests.guests.version import version
 from tests.support.agents import Control, Edge, edge, joined, running_control
@@ -163,26 +164,28 @@ async def test_the_wait_ends_by_itself(control: Control, node: Edge, monkeypatch
 
 
 async def test_a_manifest_that_the_node_does_not_know_fails_the_sync_by_name(
-    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await first_release(control)
-    await answers(node, 1)
     real = Client.poll
 
     async def newer(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
         """A control of a later version: what it keeps has a field more."""
         answer = await real(self, poll)
-        if isinstance(answer, wire.Plan):
+        if isinstance(answer, wire.Plan) and answer.generation > 1:
             for function in answer.functions:
                 function.manifest["http"] = True
         return answer
 
     monkeypatch.setattr(Client, "poll", newer)
-    await push(control, 2)
-    seen = await control.until(lambda n: n["error"] is not None)
-    assert seen["error"]["code"] == "manifest_unknown"
-    assert "function hello" in seen["error"]["message"]
-    await answers(node, 1)
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await push(control, 2)
+        seen = await control.until(lambda n: n["error"] is not None)
+        assert seen["error"]["code"] == "manifest_unknown"
+        assert "function hello" in seen["error"]["message"]
+        await answers(node, 1)
 
 
 async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(
@@ -303,7 +306,7 @@ async def test_artifacts_come_through_control_where_the_store_is_private(
 
 
 async def test_a_stale_presigned_url_is_exchanged_for_a_fresh_one(
-    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Client.poll
 
@@ -315,5 +318,154 @@ async def test_a_stale_presigned_url_is_exchanged_for_a_fresh_one(
         return answer
 
     monkeypatch.setattr(Client, "poll", stale)
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+
+
+async def test_a_slow_sync_keeps_its_lease(
+    database_url: str, bucket_url: str, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_control(database_url, bucket_url, pki, sync_lease=1.0) as control:
+        await joined(control, tmp_path)
+        async with edge(tmp_path) as node:
+            real = node.front.compiler.functions
+
+            async def slow(planned: list[LocalFunction]) -> list[LocalFunction]:
+                await asyncio.sleep(2.5)
+                return await real(planned)
+
+            monkeypatch.setattr(node.front.compiler, "functions", slow)
+            await first_release(control)
+            seen = await control.until(lambda n: n["sync"] and n["sync"]["step"])
+            assert seen["sync"]["step"] == "compile"
+            assert (await node.status())["sync"]["step"] == "compile"
+            await answers(node, 1)
+            await control.until(lambda n: n["at_target"])
+        assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["succeeded"]
+
+
+async def test_work_that_was_overtaken_is_ended_for_the_newer_release(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await first_release(control)
     await answers(node, 1)
+    real = node.front.compiler.functions
+
+    async def for_ever(planned: list[LocalFunction]) -> list[LocalFunction]:
+        if planned[0].sha256 == sha(2):
+            await asyncio.sleep(3600)
+        return await real(planned)
+
+    monkeypatch.setattr(node.front.compiler, "functions", for_ever)
+    monkeypatch.setattr(sync, "RENEW_CAP", 0.1)
+    await push(control, 2)
+    await node.until(lambda s: s["sync"])
+    await push(control, 3)
+    await answers(node, 3)
+    seen = await control.until(lambda n: n["at_target"])
+    assert seen["failures"] == 0
+    statuses = [s["status"] for s in (await control.call("GET", "syncs"))["items"]]
+    assert statuses == ["succeeded", "superseded", "succeeded"]
+
+
+async def test_a_plan_of_a_lower_generation_is_refused(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Client.poll
+
+    async def restored(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        """A control whose metadata came back from an older backup."""
+        answer = await real(self, poll)
+        if isinstance(answer, wire.Plan) and answer.generation > 1:
+            answer.generation = 0
+        return answer
+
+    monkeypatch.setattr(Client, "poll", restored)
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await push(control, 2)
+        seen = await control.until(lambda n: n["error"] is not None)
+        assert seen["error"]["code"] == "generation_lower"
+        await answers(node, 1)
+
+
+async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "_note_date", lambda self, _: setattr(self, "skew", 600.0))
+    monkeypatch.setattr(steps, "RETRY_BASE", 1.0)
+    await joined(control, tmp_path)
+    async with edge(tmp_path, jitter=lambda: 0.0) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+        seen = await control.until(lambda n: n["failures"] == 1)
+        ahead = datetime.fromisoformat(seen["retry_at"]) - datetime.now(UTC)
+        assert timedelta(seconds=590) < ahead < timedelta(seconds=602)
+        began = time.monotonic()
+        await control.until(lambda n: n["failures"] == 2)
+        assert 0.5 < time.monotonic() - began < 10
+
+
+async def test_a_mistake_of_the_agent_is_told_and_does_not_end_the_serving(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.until(lambda n: n["at_target"])
+
+    async def broken(_: Any) -> None:
+        raise ZeroDivisionError("who wrote this?")
+
+    monkeypatch.setattr(node.agent, "_follow", broken)
+    await push(control, 2)
+    own = await node.until(lambda s: s["error"])
+    assert own["error"]["code"] == "internal"
+    assert "who wrote this?" in own["error"]["message"]
+    await answers(node, 1)
+    monkeypatch.undo()
+    await answers(node, 2)
+
+
+async def test_an_authority_that_was_damaged_does_not_keep_the_node_from_serving(
+    control: Control, tmp_path: Path
+) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+    (tmp_path / "ca.pem").write_text("not PEM")
+    async with edge(tmp_path) as node:
+        await answers(node, 1)
+        own = await node.until(lambda s: s["error"])
+        assert own["error"]["code"] == "identity_unusable"
+        assert "join again" in own["error"]["message"]
+        (tmp_path / "ca.pem").write_bytes(control.pki.ca.read_bytes())
+        await node.until(lambda s: s["at_target"])
+
+
+async def test_a_schema_that_fails_on_this_nodes_data_is_told_and_its_amendment_applied(
+    control: Control, node: Edge
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    twice = version(7, "INSERT INTO generation VALUES (1)")
+    await control.release(functions={"twice": await control.push("twice", twice, {"sql": "write"})})
+    await control.until(lambda n: n["at_target"] and len(n["functions"]) == 2)
+    assert (await node.call("twice"))[0] == 200
+    unique = "CREATE UNIQUE INDEX once ON generation (number)"
+    change = await control.call("POST", "schema-changes", {"name": "second", "sql": unique})
+    await control.release(functions={"hello": await control.push("hello", version(2), READ)})
+    seen = await control.until(lambda n: n["error"] is not None)
+    assert seen["schema_version"] == 1
+    assert seen["error"]["code"].startswith("schema_")
+    await answers(node, 1)
+    better = f"DELETE FROM generation WHERE rowid > (SELECT min(rowid) FROM generation);\n{unique}"
+    await control.call("POST", f"schema-changes/{change['number']}/revisions", {"sql": better})
+    await control.release(reason="the amended change")
+    await answers(node, 2)
+    assert (await control.until(lambda n: n["at_target"]))["schema_version"] == 2
