@@ -1,0 +1,158 @@
+"""The commands of a node as processes: join, run, status, check, and what they exit with."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control.pki import Pki
+from edge_runtime import commands
+from tests.guests.build import guest
+from tests.guests.version import version
+from tests.support.agents import Control, free_port, running_control
+
+DEADLINE = 20.0
+
+
+@pytest.fixture
+async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    async with running_control(database_url, bucket_url, pki) as running:
+        yield running
+
+
+async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Status, stdout, stderr of `skerry-edge`."""
+    process = await start(*arguments, **environment)
+    async with asyncio.timeout(DEADLINE):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "edge_runtime.cli",
+        *arguments,
+        env=kept | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=Path(commands.__file__).parents[1],
+    )
+
+
+@asynccontextmanager
+async def running_node(state: Path, listen: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await start("run", "--state", str(state), "--listen", listen, "--workers", "1")
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(DEADLINE):
+            await process.communicate()
+        assert process.returncode == 0
+
+
+async def status(listen: str, *more: str) -> tuple[int, Any]:
+    code, out, _ = await command("status", "--listen", listen, "--json", *more)
+    return code, json.loads(out)
+
+
+async def status_until(listen: str, wanted: int) -> Any:
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            code, found = await status(listen)
+            if code == wanted:
+                return found
+            await asyncio.sleep(0.1)
+
+
+async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: Path) -> None:
+    state, listen = tmp_path / "state", f"127.0.0.1:{free_port()}"
+    where = ("--state", str(state), "--control", control.url, "--name", "edge-1")
+    token = await control.join_token()
+    code, out, err = await command("join", *where, "--label", "site=tokyo", SKERRY_JOIN_TOKEN=token)
+    assert (code, err) == (0, "")
+    assert "Joined" in out
+    assert token.split("_")[2] not in out
+    assert (await control.node())["labels"] == {"site": "tokyo"}
+
+    code, found = await status(listen, "--state", str(state))
+    assert code == commands.NOT_RUNNING
+    assert (found["running"], found["node"]) == (False, "edge-1")
+
+    await control.release(functions={"hello": await control.push("hello", version(1), {"sql": "read"})})
+    async with running_node(state, listen):
+        found = await status_until(listen, 0)
+        assert found["at_target"]
+        assert [f["name"] for f in found["functions"]] == ["hello"]
+        code, text, _ = await command("status", "--listen", listen)
+        assert code == 0
+        assert f"control    {control.url} answers" in text
+        assert "function   hello version 1" in text
+
+        await control.call("DELETE", "nodes/edge-1")
+        found = await status_until(listen, 1)
+        assert found["error"]["code"] == "credentials_invalid"
+        code, text, _ = await command("status", "--listen", listen)
+        assert code == 1
+        assert "skerry-edge join --again" in text
+        assert "next try" in text
+
+
+async def test_a_join_that_fails_says_why_and_exits_with_1(control: Control, tmp_path: Path) -> None:
+    where = ("join", "--state", str(tmp_path / "s"), "--control", control.url, "--name", "edge-1")
+    code, out, err = await command(*where, "--token", "nonsense")
+    assert (code, out) == (1, "")
+    assert "skerry node token" in err
+    code, out, _ = await command(*where, "--token", "nonsense", "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["code"] == "token_malformed"
+    code, _, err = await command(*where, "--token", "x", "--label", "nonsense")
+    assert code == 2
+    assert "KEY=VALUE" in err
+
+
+async def test_a_node_that_has_not_joined_is_told_how_to(tmp_path: Path) -> None:
+    code, _, err = await command("run", "--state", str(tmp_path))
+    assert code == 1
+    assert "skerry-edge join" in err
+
+
+async def test_a_module_is_checked_as_control_does(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.wasm", tmp_path / "bad.wasm"
+    good.write_bytes(guest("echo"))
+    bad.write_bytes(b"\0asm\x0d\0\x01\0")
+    code, out, _ = await command("check", str(good), "--json")
+    assert code == 0
+    assert json.loads(out)["ok"]
+    code, out, err = await command("check", str(bad))
+    assert (code, out) == (1, "")
+    assert "component" in err.lower()
+    assert (await command("check", str(tmp_path / "none.wasm")))[0] == 2
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"SSH-2.0-OpenSSH\r\n", 1), (b"HTTP/1.1 404 x\r\n\r\nhi", 1)])
+async def test_what_listens_there_and_is_no_node(answer: bytes, code: int) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        listen = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        found, _, err = await command("status", "--listen", listen)
+    assert found == code
+    assert "is no node" in err
