@@ -1,0 +1,392 @@
+"""A whole cluster whose processes are killed: database, store, `skerry serve` and `skerry-edge run` on TLS, each a
+process of its own; control and the front are started again by a supervisor as systemd would."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import ssl
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import orjson
+
+from control import database, embedded, migrate, pki
+from control.cli.local import OTHER_PORTS
+from control.clock import SystemClock
+from control.service import Service, choose_port
+from edge_runtime.join import join
+from tests.guests.build import guest
+from tests.guests.version import version
+from tests.support.services import remove_home
+
+NODE = "edge-1"
+LIMIT = 30.0
+"""Seconds for anything that must come to be."""
+LEASE = 6.0
+"""Seconds of a sync's lease."""
+RESTART_PAUSE = 0.1
+"""As systemd's RestartSec."""
+SHOWN = 25
+"""Lines of each log in a failure's message."""
+VERSION, WRITE, SLOW, LOOP = "version", "write", "slow", "loop"
+
+
+class Unanswered(Exception):
+    """Control gave no answer that can be taken; the request may be sent again."""
+
+
+class Supervised:
+    """A program that is started again whenever it has ended, as systemd does it."""
+
+    def __init__(self, name: str, arguments: list[str], settings: dict[str, str], folder: Path, lock: int) -> None:
+        self.log = folder / f"{name}.log"
+        self.pid = 0
+        """0 while it isn't running."""
+        self.starts = 0
+        self.ends: list[int] = []
+        """The status of each end: minus the signal, where it was one."""
+        self.wanted = asyncio.Event()
+        """While it isn't set, an ended program stays away."""
+        self.wanted.set()
+        self._arguments = arguments
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+        self._environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
+        self._folder = folder
+        self._service = Service(name, self.log, lock)
+
+    async def run(self) -> None:
+        """Until cancelled, which ends the program in order."""
+        while True:
+            await self.wanted.wait()
+            command = [sys.executable, "-m", *self._arguments]
+            process = self._service.spawn(command, cwd=self._folder, env=self._environment)
+            self.pid = process.pid
+            self.starts += 1
+            try:
+                while process.poll() is None:
+                    await asyncio.sleep(0.005)
+            finally:
+                self.pid = 0
+                if process.poll() is None:
+                    process.terminate()
+                    try:
+                        await asyncio.to_thread(process.wait, 10)
+                    finally:
+                        process.kill()
+                        process.wait()
+            self.ends.append(process.returncode)
+            await asyncio.sleep(RESTART_PAUSE)
+
+    def kill(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Cluster:
+    """Releases are numbered 1, 2, 3 …; release N has version N of the function `version` and schema change N, so that
+    each of its answers says both numbers, and they are the same."""
+
+    def __init__(
+        self,
+        folder: Path,
+        services: embedded.Services,
+        control: Supervised,
+        front: Supervised,
+        api: aiohttp.ClientSession,
+        http: aiohttp.ClientSession,
+    ) -> None:
+        self.folder = folder
+        self.services = services
+        self.control = control
+        self.front = front
+        self.faults = folder / "faults"
+        self.doing = "the start"
+        """For messages: what is being done to the cluster."""
+        self.released: list[int] = []
+        """Numbers of releases that control has acknowledged."""
+        self.pushed: dict[int, str] = {}
+        """Their artifacts."""
+        self._api = api
+        self._http = http
+
+    # Control, as an operator
+
+    async def call(self, method: str, path: str, body: Any = None, *, data: bytes | None = None) -> Any:
+        """The body of a success; asked again, under one idempotency key, until there is an answer."""
+        headers = {"idempotency-key": str(uuid4())}
+        headers["content-type"] = "application/wasm" if data is not None else "application/json"
+        sent = data if data is not None else orjson.dumps(body) if body is not None else None
+        last = ""
+        try:
+            async with asyncio.timeout(LIMIT):
+                while True:
+                    try:
+                        return await self._once(method, path, sent, headers)
+                    except (aiohttp.ClientError, OSError, Unanswered) as error:
+                        last = repr(error)
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise self.failure(f"{method} {path} had no answer for {LIMIT:.0f} s; last {last}") from None
+
+    async def _once(self, method: str, path: str, sent: bytes | None, headers: dict[str, str]) -> Any:
+        async with self._api.request(method, path, data=sent, headers=headers) as answer:
+            content = await answer.read()
+            if answer.status in (429, 503):
+                raise Unanswered(content.decode())
+            assert answer.status < 300, self.failure(f"{method} {path}: {answer.status} {content.decode()}")
+            return orjson.loads(content) if content else None
+
+    async def push(self, name: str, wasm: bytes, **manifest: Any) -> int:
+        sha256 = hashlib.sha256(wasm).hexdigest()
+        await self.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)
+        made = await self.call("POST", f"/v1/functions/{name}/versions", {"sha256": sha256, "manifest": manifest})
+        if name == VERSION:
+            self.pushed[made["version"]] = sha256
+        return int(made["version"])
+
+    async def prepare(self, numbers: range, sql: Callable[[int], str] | None = None) -> None:
+        """Have control know the versions and schema changes of releases; `sql` says the text of each change."""
+        for number in numbers:
+            text = sql(number) if sql is not None else f"UPDATE generation SET number = {number}"
+            made, change = await asyncio.gather(
+                self.push(VERSION, version(number), sql="read"),
+                self.call("POST", "/v1/schema-changes", {"name": f"number {number}", "sql": text}),
+            )
+            assert (made, change["number"]) == (number, number)
+
+    async def release(self, number: int) -> None:
+        """Make the release; it was made when this returns."""
+        made = await self.call("POST", "/v1/releases", {"functions": {VERSION: number}, "schema": number})
+        assert made["number"] == number, made
+        self.released.append(number)
+
+    async def node(self) -> Any:
+        return await self.call("GET", f"/v1/nodes/{NODE}")
+
+    # The node
+
+    async def ask(self, path: str, data: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
+        async with self._http.request("POST" if data is not None else "GET", path, data=data) as answer:
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            return answer.status, headers, await answer.read()
+
+    async def status(self) -> Any:
+        """The node's own; None while its front can't be reached."""
+        try:
+            async with asyncio.timeout(5):
+                code, _, body = await self.ask("/_skerry/status")
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return None
+        assert code == 200, body
+        return orjson.loads(body)
+
+    def zygote(self) -> int:
+        """Its process id, 0 where there is none."""
+        return next((pid for pid in _children(self.front.pid) if b"edge_runtime.zygote" in _words(pid)), 0)
+
+    def born(self) -> list[int]:
+        """The zygote's children that the front waits for: workers, the applier, a compiler."""
+        zygote = self.zygote()
+        return [pid for pid in _children(zygote) if not _in_background(pid)] if zygote else []
+
+    async def converged(self, number: int) -> Any:
+        """Wait until node and control agree that the node is at this release; the node as control sees it."""
+        seen: Any = None
+
+        async def there() -> bool:
+            nonlocal seen
+            own = await self.status()
+            seen = own and {k: own[k] for k in ("release", "at_target", "error", "sync", "calls", "workers", "control")}
+            return bool(own and own["release"] and own["release"]["number"] == number and own["at_target"])
+
+        await self.until(f"the node serves release {number}", there, lambda: seen)
+
+        async def known() -> bool:
+            nonlocal seen
+            seen = await self.node()
+            return bool(seen["at_target"] and seen["state"] == "online" and not seen["sync"])
+
+        await self.until(f"control knows that the node is at release {number}", known, lambda: seen)
+        return seen
+
+    # Faults
+
+    def arm(self, point: str, action: str) -> None:
+        (self.faults / f"{point}.held").unlink(missing_ok=True)
+        (self.faults / point).write_text(action)
+
+    def disarm(self) -> None:
+        """No point is armed any more, and none is held."""
+        for file in self.faults.iterdir():
+            file.unlink(missing_ok=True)
+
+    async def reached(self, point: str) -> int:
+        """Wait until a process has come to the point; its id."""
+        held = self.faults / f"{point}.held"
+
+        async def there() -> bool:
+            return held.exists()
+
+        await self.until(f"a process comes to {point}", there)
+        return int(held.read_text())
+
+    def let_go(self, point: str) -> None:
+        (self.faults / f"{point}.held").unlink(missing_ok=True)
+
+    # Failures
+
+    async def until(
+        self,
+        what: str,
+        condition: Callable[[], Awaitable[bool]],
+        seen: Callable[[], Any] = lambda: "",
+        limit: float = LIMIT,
+    ) -> None:
+        """Wait until `condition()`; a failure says what was being done, what was seen last, and what the logs say."""
+        try:
+            async with asyncio.timeout(limit):
+                while not await condition():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise self.failure(f"after {limit:.0f} s it still wasn't so that {what}; last seen: {seen()}") from None
+
+    def failure(self, text: str) -> AssertionError:
+        """What happened, at what, with the ends of the logs."""
+        ends = f"front: {self.front.ends}, control: {self.control.ends}"
+        logs = [self.front.log, self.control.log, self.services.metadata.log, self.services.artifacts.log]
+        tails = "\n".join(f"--- {log.name}\n{_tail(log)}" for log in logs)
+        return AssertionError(f"[{self.doing}] {text}\nends so far: {ends}\n{tails}")
+
+    def check_ends(self) -> None:
+        """Control and the front have ended by the test's kills alone."""
+        for program in (self.front, self.control):
+            other = [status for status in program.ends if status != -signal.SIGKILL]
+            assert not other, self.failure(f"{program.log.name}: it ended by itself with {other}")
+
+
+@asynccontextmanager
+async def cluster(workers: int = 2, functions: tuple[str, ...] = (VERSION, WRITE, SLOW)) -> AsyncIterator[Cluster]:
+    """A cluster with one node, at release 1, with these functions."""
+    folder = Path(tempfile.mkdtemp(prefix="skerry-cluster-"))
+    # So that the user that PostgreSQL runs as, where we are root, can reach it.
+    folder.chmod(0o711)
+    try:
+        (folder / "faults").mkdir()
+        async with embedded.services(folder / "home") as services:
+            async with _running(folder, services, workers) as made:
+                try:
+                    await _first_release(made, functions)
+                    yield made
+                finally:
+                    made.disarm()
+    finally:
+        remove_home(folder / "home")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _running(folder: Path, services: embedded.Services, workers: int) -> AsyncIterator[Cluster]:
+    keys = pki.ensure(folder / "pki")
+    db = await database.connect(services.metadata_url, connections=1)
+    try:
+        await migrate.migrate(db, SystemClock())
+        token = await migrate.make_admin(db, SystemClock())
+    finally:
+        await db.close()
+    url, local = (f"127.0.0.1:{choose_port(None, OTHER_PORTS)}" for _ in range(2))
+    faults = {"SKERRY_FAULTS": str(folder / "faults")}
+    serve = {
+        "SKERRY_METADATA_URL": services.metadata_url,
+        "SKERRY_ARTIFACTS_URL": services.artifacts_url,
+        "SKERRY_PORT": url.rpartition(":")[2],
+        "SKERRY_TLS_CERT": str(keys.certificate),
+        "SKERRY_TLS_KEY": str(keys.key),
+        "SKERRY_CA_CERT": str(keys.ca),
+        "SKERRY_SPOOL": str(folder),
+        "SKERRY_SYNC_LEASE": str(LEASE),
+    }
+    run = ["edge_runtime.cli", "run", "--state", str(folder / "edge"), "--listen", local]
+    tls = ssl.create_default_context(cafile=str(keys.ca))
+    headers = {"authorization": f"Bearer {token}"}
+    async with contextlib.AsyncExitStack() as stack:
+        limits = aiohttp.ClientTimeout(20)
+        connector = aiohttp.TCPConnector(ssl=tls, limit=0)
+        api = aiohttp.ClientSession(f"https://{url}", connector=connector, headers=headers, timeout=limits)
+        http = aiohttp.ClientSession(f"http://{local}", connector=aiohttp.TCPConnector(limit=0), timeout=limits)
+        await stack.enter_async_context(api)
+        await stack.enter_async_context(http)
+        held = stack.enter_context(open(folder / "programs.lock", "w"))
+        control = Supervised("control", ["control.cli", "serve"], {**serve, **faults}, folder, held.fileno())
+        front = Supervised("front", [*run, "--workers", str(workers)], faults, folder, held.fileno())
+        made = Cluster(folder, services, control, front, api, http)
+        supervising = [asyncio.ensure_future(control.run())]
+        try:
+            made_token = await made.call("POST", "/v1/join-tokens", {})
+            await join(folder / "edge", f"https://{url}", made_token["token"], NODE, {})
+            supervising.append(asyncio.ensure_future(front.run()))
+            yield made
+        finally:
+            for task in supervising:
+                task.cancel()
+            ended = await asyncio.gather(*supervising, return_exceptions=True)
+            failed = [error for error in ended if not isinstance(error, asyncio.CancelledError)]
+            assert not failed, failed
+
+
+async def _first_release(made: Cluster, names: tuple[str, ...]) -> None:
+    tables = "CREATE TABLE generation (number INTEGER NOT NULL); INSERT INTO generation VALUES (1);"
+    tables += "CREATE TABLE written (id TEXT PRIMARY KEY)"
+    await made.prepare(range(1, 2), lambda _: tables)
+    others = {
+        WRITE: ("sql", {"sql": "write"}),
+        SLOW: ("slow", {"sql": "read"}),
+        LOOP: ("loop", {"time_limit_ms": 60_000}),
+    }
+    chosen = {VERSION: 1}
+    for name in names:
+        if name in others:
+            source, manifest = others[name]
+            chosen[name] = await made.push(name, guest(source), **manifest)
+    await made.call("POST", "/v1/releases", {"functions": chosen, "schema": 1})
+    made.released.append(1)
+    await made.converged(1)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] if pid else []
+    except OSError:
+        return []
+
+
+def _words(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _in_background(pid: int) -> bool:
+    """It compiles while there is nothing else to do."""
+    try:
+        return os.sched_getscheduler(pid) == os.SCHED_IDLE
+    except ProcessLookupError:
+        return True
+
+
+def _tail(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8000))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-SHOWN:])
+    except OSError as error:
+        return str(error)
