@@ -13,11 +13,11 @@ from typing import Any
 import aiohttp
 import orjson
 
-from control.cli.local import OTHER_PORTS, Child
-from control.service import choose_port
+from control.service import Service, choose_port
 from tests.support.replica import Replica, Site
 
 DEADLINE = 30.0
+PORTS = range(20100, 29900)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Faults:
         (self.folder / f"{point}.held").unlink()
 
 
-class Program(Child):
+class Program(Service):
     """One program, which can be stopped, killed and started again."""
 
     ARGUMENTS: tuple[str, ...]
@@ -129,7 +129,10 @@ class Program(Child):
 
     async def again(self) -> None:
         """Start it, and wait until it answers."""
-        await self.start([*self.ARGUMENTS], self._settings, self._folder, self.answers)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+        environment = {**kept, "PYTHONUNBUFFERED": "1", **self._settings}
+        process = self.spawn([sys.executable, *self.ARGUMENTS], cwd=self._folder, env=environment)
+        await self.run_until_ready(process, self.answers)
 
     async def answers(self) -> bool:
         raise NotImplementedError
@@ -242,7 +245,7 @@ async def control_program(
 ) -> AsyncIterator[tuple[ControlProgram, Replica]]:
     """`skerry serve` on the site, and a client to it."""
     folder.mkdir(exist_ok=True)
-    port = choose_port(None, OTHER_PORTS)
+    port = choose_port(None, PORTS)
     settings = {
         "SKERRY_METADATA_URL": site.settings.metadata_url,
         "SKERRY_ARTIFACTS_URL": site.settings.artifacts_url,
@@ -273,7 +276,7 @@ async def control_program(
 async def edge_program(state: Path, faults: Faults | None = None) -> AsyncIterator[EdgeProgram]:
     """`skerry-edge run` on a state directory that has joined."""
     folder = state.parent
-    port = choose_port(None, OTHER_PORTS)
+    port = choose_port(None, PORTS)
     settings = {
         "SKERRY_EDGE_STATE": str(state),
         "SKERRY_EDGE_LISTEN": f"127.0.0.1:{port}",

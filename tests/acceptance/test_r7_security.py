@@ -1,0 +1,493 @@
+"""Requirement 7: security and authentication."""
+
+import asyncio
+import hmac
+import re
+import ssl
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+import orjson
+import pytest
+
+from control import auth, wire
+from control.pki import ensure
+from tests.guests.version import version
+from tests.support import deploy
+from tests.support.deploy import code, ok
+from tests.support.programs import command, control_program, until
+from tests.support.replica import Answered, Replica, SetClock, Site, TestNode
+
+
+def other_secret(token: str) -> str:
+    """The same token with another secret."""
+    head, _, secret = token.partition("_")[2].partition("_")
+    return f"{token[:3]}_{head}_{'A' if secret[0] != 'A' else 'B'}{secret[1:]}"
+
+
+def secret_of(token: str) -> str:
+    return token.split("_", 2)[2].partition(".")[0]
+
+
+async def ask(replica: Replica, token: str) -> Answered:
+    poll = wire.Poll(generation=0, digest=wire.digest(wire.Inventory()))
+    return await replica.call("POST", "/v1/poll", poll, token=token)
+
+
+async def failures(replica: Replica) -> dict[str, int]:
+    """Refused authentications, counted by reason."""
+    await replica.services.failures.flush()
+    found: dict[str, int] = {}
+    for entry in await deploy.items(replica, "/v1/auth-failures"):
+        found[entry["reason"]] = found.get(entry["reason"], 0) + entry["count"]
+    return found
+
+
+async def test_r7_1_a_nodes_token_is_verified(
+    replica: Replica, clock: SetClock, metadata: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, other = await replica.join("one"), await replica.join("two")
+    await other.poll()
+    join_token = (await ok(replica, "POST", "/v1/join-tokens", {}))["token"]
+    await replica.services.presence.flush()
+    stored = "SELECT * FROM nodes AS n JOIN node_presence AS p ON p.node_id = n.id ORDER BY name"
+    before = await metadata.fetch(stored)
+    clock.advance(10)
+    unknown = f"skn_{uuid4()}_{secret_of(node.credential)}"
+    for token, reason in (
+        ("", "missing"),
+        ("nonsense", "malformed"),
+        (node.credential[:-1], "malformed"),
+        (other_secret(node.credential), "wrong_secret"),
+        (unknown, "unknown"),
+        # What is a secret of control's too, but for something else.
+        (replica.admin, "malformed"),
+        (join_token, "malformed"),
+    ):
+        counted = (await failures(replica)).get(reason, 0)
+        answer = await ask(replica, token)
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer"), reason
+        assert code(answer) == ("credentials_missing" if reason == "missing" else "credentials_invalid")
+        # Whoever asks doesn't learn which of them it was.
+        assert reason == "missing" or "isn't known, isn't for this call, or was revoked" in answer.json()["detail"]
+        assert (await failures(replica))[reason] == counted + 1
+    await replica.services.presence.flush()
+    assert await metadata.fetch(stored) == before
+
+    # The right one, compared in constant time.
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(known: bytes, given: bytes) -> bool:
+        compared.append((known, given))
+        return hmac.compare_digest(known, given)
+
+    monkeypatch.setattr(auth, "hmac", SimpleNamespace(compare_digest=compare))
+    for token, asking in (
+        (node.credential, ask(replica, node.credential)),
+        (replica.admin, replica.call("GET", "/v1/nodes")),
+        (join_token, replica.call("POST", "/v1/nodes", wire.Join("three", str(uuid4())), token=join_token)),
+    ):
+        compared.clear()
+        assert (await asking).status in (200, 201)
+        hashed = auth.hash_secret(secret_of(token)).encode()
+        assert compared == [(hashed, hashed)]
+    assert (await ask(replica, node.credential)).status == 200
+
+
+async def test_r7_1_a_node_can_do_nothing_to_anothers_sync(replica: Replica, metadata: asyncpg.Connection) -> None:
+    node, other = await replica.join("one"), await replica.join("two")
+    await deploy.push(replica, "show", version(1), sql="read")
+    await deploy.release(replica, functions={"show": 1})
+    plan = await node.plan()
+    await other.plan()
+    before = await metadata.fetch("SELECT * FROM syncs ORDER BY id")
+    for status in ("running", "succeeded", "failed"):
+        answer = await other.report(plan.sync_id, status)
+        assert (answer.status, code(answer)) == (404, "unknown_sync")
+        operators = await replica.call("PUT", f"/v1/syncs/{plan.sync_id}", wire.SyncUpdate(status="running"))
+        assert operators.status == 401
+    assert await metadata.fetch("SELECT * FROM syncs ORDER BY id") == before
+    # Nor what only operators may.
+    for method, path in (("GET", "/v1/nodes"), ("POST", "/v1/join-tokens"), ("DELETE", "/v1/nodes/two")):
+        assert (await replica.call(method, path, token=node.credential)).status == 401
+    node.apply(plan)
+    assert (await node.report(plan.sync_id, "succeeded")).json()["status"] == "succeeded"
+
+
+async def test_r7_1_a_revoked_credential_is_refused_everywhere(control_site: Site) -> None:
+    async with control_site.running() as one, control_site.running() as two:
+        node, other = await one.join("one"), await one.join("two")
+        for replica in (one, two):
+            for which in (node, other):
+                assert (await ask(replica, which.credential)).status == 200
+        await ok(one, "POST", "/v1/nodes/one/revoke")
+        assert code(await ask(one, node.credential)) == "credentials_invalid"
+
+        async def refused() -> bool:
+            return (await ask(two, node.credential)).status == 401
+
+        await until(refused, "the other replica refuses it", 5)
+        assert (await two.call("POST", "/v1/nodes/self/credential", token=node.credential)).status == 401
+        assert (await two.call("GET", f"/v1/artifacts/{'0' * 64}", token=node.credential)).status == 401
+        assert (await failures(one))["revoked"] >= 1
+        for replica in (one, two):
+            assert (await ask(replica, other.credential)).status == 200
+        # A removed node's, too.
+        await ok(one, "DELETE", "/v1/nodes/two")
+        assert (await ask(one, other.credential)).status == 401
+
+
+@asynccontextmanager
+async def handshake(url: str, context: ssl.SSLContext) -> AsyncIterator[ssl.SSLObject]:
+    parts = urlsplit(url)
+    _, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
+    try:
+        yield writer.get_extra_info("ssl_object")
+    finally:
+        writer.transport.abort()
+
+
+def client(ca: Path, lowest: ssl.TLSVersion, highest: ssl.TLSVersion) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(ca))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version, context.maximum_version = lowest, highest
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    return context
+
+
+async def test_r7_2_control_speaks_tls_alone(live: Replica, tmp_path: Path) -> None:
+    v1_1, v1_2, v1_3 = ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+    for allowed, name in ((v1_2, "TLSv1.2"), (v1_3, "TLSv1.3")):
+        async with handshake(live.url, client(live.ca, allowed, allowed)) as tls:
+            assert tls.version() == name
+    # The client could: it does with a server that lets it.
+    old = client(live.ca, ssl.TLSVersion.TLSv1, v1_1)
+    async with _server_of_old_tls(live) as url, handshake(url, old) as tls:
+        assert tls.version() == "TLSv1.1"
+    with pytest.raises((ssl.SSLError, ConnectionError)) as refused:
+        async with handshake(live.url, old):
+            pass
+    assert "PROTOCOL_VERSION" in str(refused.value) or isinstance(refused.value, ConnectionError)
+
+    # Plain HTTP on its port is no HTTP.
+    parts = urlsplit(live.url)
+    for path in ("/healthz", "/v1/ca", "/v1/nodes"):
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        request = f"GET {path} HTTP/1.1\r\nHost: control\r\nAuthorization: Bearer {live.admin}\r\n\r\n"
+        writer.write(request.encode())
+        async with asyncio.timeout(20):
+            try:
+                answer = await reader.read()
+            except ConnectionError:
+                answer = b""
+        writer.transport.abort()
+        assert b"HTTP/" not in answer
+
+    # It shows a certificate of its CA, by which others are told apart.
+    stranger = ensure(tmp_path / "stranger")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        async with handshake(live.url, ssl.create_default_context(cafile=str(stranger.ca))):
+            pass
+
+
+@asynccontextmanager
+async def _server_of_old_tls(control: Replica) -> AsyncIterator[str]:
+    settings = control.services.settings
+    assert settings.tls_cert is not None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_r7_2_nobody_can_do_without_tls(control_site: Site, tmp_path: Path) -> None:
+    site = {
+        "SKERRY_METADATA_URL": control_site.settings.metadata_url,
+        "SKERRY_ARTIFACTS_URL": control_site.settings.artifacts_url,
+        "SKERRY_PORT": "0",
+    }
+    # Control: not to other machines, nor to a database or a store elsewhere.
+    wrong = (
+        ({"SKERRY_BIND": "0.0.0.0"}, "SKERRY_TLS_CERT"),
+        ({"SKERRY_METADATA_URL": "postgresql://u:hush@192.0.2.1/skerry"}, "sslmode"),
+        ({"SKERRY_ARTIFACTS_URL": "http://key:hush@192.0.2.1/bucket"}, "https"),
+    )
+    for changed, word in wrong:
+        done = await command("control.cli", "serve", **(site | changed))
+        assert done.status != 0
+        assert word in done.err
+        assert "hush" not in done.err
+    # The node and the operator: not to a control without TLS.
+    node = ("join", "--state", tmp_path / "node", "--control", "http://192.0.2.1:8443", "--name", "one")
+    token = auth.new_token("join").text
+    done = await command("edge_runtime.cli", *node, SKERRY_JOIN_TOKEN=token)
+    assert done.status != 0
+    assert "HTTPS" in done.err
+    done = await command("control.cli", "status", SKERRY_URL="http://192.0.2.1:8443", SKERRY_TOKEN="x")
+    assert done.status != 0
+    assert "https" in done.err
+
+
+async def test_r7_3_every_node_has_a_credential_of_its_own(replica: Replica, metadata: asyncpg.Connection) -> None:
+    nodes = [await replica.join(f"node-{number}") for number in range(4)]
+    tokens = [node.credential for node in nodes]
+    assert len({secret_of(token) for token in tokens}) == 4
+    # 256 bits, of which a hash is kept.
+    for token in tokens:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{43}", secret_of(token))
+    kept = {row["node_id"]: row["secret_hash"] for row in await metadata.fetch("SELECT * FROM credentials")}
+    assert {str(id): hashed for id, hashed in kept.items()} == {
+        node.id: auth.hash_secret(secret_of(node.credential)) for node in nodes
+    }
+    # Each is that node's and no other's.
+    await deploy.push(replica, "show", version(1), sql="read")
+    await deploy.release(replica, functions={"show": 1})
+    await nodes[1].sync()
+    assert [n["at_target"] for n in await deploy.items(replica, "/v1/nodes")] == [False, True, False, False]
+    # Revoked on its own.
+    await ok(replica, "POST", "/v1/nodes/node-2/revoke")
+    assert [(await ask(replica, token)).status for token in tokens] == [200, 200, 401, 200]
+
+
+async def test_r7_3_a_credential_is_rotated_without_a_gap(replica: Replica) -> None:
+    node = await replica.join("one")
+    await node.poll()
+    old = node.credential
+    new = (await ok(replica, "POST", "/v1/nodes/self/credential", token=old))["credential"]
+    assert new != old
+    # The old one is good until the new one was used: an answer that got lost loses nothing.
+    assert (await ask(replica, old)).status == 200
+    newer = (await ok(replica, "POST", "/v1/nodes/self/credential", token=old))["credential"]
+    assert (await ask(replica, newer)).status == 200
+    for token in (old, new):
+
+        async def refused(token: str = token) -> bool:
+            return (await ask(replica, token)).status == 401
+
+        await until(refused, "the one before is refused")
+    assert (await ask(replica, newer)).status == 200
+
+
+async def test_r7_3_a_join_token_is_good_once_and_for_a_time(
+    replica: Replica, clock: SetClock, metadata: asyncpg.Connection
+) -> None:
+    async def token() -> str:
+        return str((await ok(replica, "POST", "/v1/join-tokens", {"expires_in": 600}))["token"])
+
+    async def joins(token: str, name: str, attempt: str = "") -> Answered:
+        return await replica.call("POST", "/v1/nodes", wire.Join(name, attempt or str(uuid4())), token=token)
+
+    used = await token()
+    attempt = str(uuid4())
+    first = (await joins(used, "one", attempt)).json()
+    # The same attempt may ask again until the credential was used; then, as anybody else at any time, not.
+    stolen = await joins(used, "thief")
+    assert (stolen.status, code(stolen)) == (401, "token_used")
+    second = (await joins(used, "one", attempt)).json()
+    assert (await ask(replica, second["credential"])).status == 200
+    assert (await ask(replica, first["credential"])).status == 401
+    again = await joins(used, "one", attempt)
+    assert (again.status, code(again)) == (401, "token_used")
+
+    late = await token()
+    clock.advance(601)
+    expired = await joins(late, "two")
+    assert (expired.status, code(expired)) == (401, "token_expired")
+    guessed = await joins(other_secret(await token()), "three")
+    assert (guessed.status, code(guessed)) == (401, "credentials_invalid")
+    node = await joins(second["credential"], "four")
+    assert node.status == 401
+    assert await metadata.fetchval("SELECT count(*) FROM nodes") == 1
+    counted = await failures(replica)
+    assert {reason: counted[reason] for reason in ("token_used", "expired", "join_token_unknown")} == {
+        "token_used": 2,
+        "expired": 1,
+        "join_token_unknown": 1,
+    }
+
+
+async def test_r7_4_a_refusal_is_recorded_and_a_flood_is_a_number(
+    replica: Replica, clock: SetClock, metadata: asyncpg.Connection
+) -> None:
+    node = await replica.join("one")
+    wrong = other_secret(node.credential)
+    started = clock.time
+    answer = await ask(replica, wrong)
+    assert (answer.status, answer.headers["connection"]) == (401, "close")
+
+    async def rows() -> list[dict[str, Any]]:
+        await replica.services.failures.flush()
+        found = await metadata.fetch("SELECT * FROM auth_failures ORDER BY reason, minute")
+        shown = await deploy.items(replica, "/v1/auth-failures")
+        assert len(shown) == len(found)
+        return [dict(row) for row in found]
+
+    minute = started.replace(second=0, microsecond=0)
+    one = {"minute": minute, "address": "127.0.0.1", "first_at": started, "last_at": started, "count": 1}
+    assert await rows() == [one | {"reason": "wrong_secret"}]
+    # In the same minute, a thousand more are one row.
+    clock.time = minute + timedelta(seconds=59)
+    limit = asyncio.Semaphore(20)
+
+    async def flood() -> int:
+        async with limit:
+            return (await ask(replica, wrong)).status
+
+    assert set(await asyncio.gather(*(flood() for _ in range(300)))) == {401}
+    many = one | {"count": 301, "last_at": clock.time}
+    assert await rows() == [many | {"reason": "wrong_secret"}]
+    # Another minute, another reason: rows of their own.
+    clock.advance(60)
+    await ask(replica, wrong)
+    await replica.call("GET", "/v1/nodes", token="")
+    found = await rows()
+    assert [(row["reason"], row["count"], row["minute"]) for row in found] == [
+        ("missing", 1, minute + timedelta(minutes=1)),
+        ("wrong_secret", 301, minute),
+        ("wrong_secret", 1, minute + timedelta(minutes=1)),
+    ]
+    # Through all of it, who has the right one gets an answer.
+    assert (await node.poll()).status == 204
+
+
+async def test_r7_4_an_operator_is_refused_what_the_role_does_not_allow(
+    live: Replica, metadata: asyncpg.Connection
+) -> None:
+    tokens = {
+        role: (await ok(live, "POST", "/v1/operators", {"name": role, "role": role}))["token"]
+        for role in ("read", "deploy")
+    } | {"admin": live.admin}
+    await live.join("one")
+    await deploy.push(live, "show", version(1), sql="read")
+    calls: tuple[tuple[str, str, str, Any], ...] = (
+        ("read", "GET", "/v1/nodes", None),
+        ("read", "GET", "/v1/releases", None),
+        ("read", "GET", "/v1/syncs", None),
+        ("deploy", "POST", "/v1/groups", {"name": "group"}),
+        ("deploy", "POST", "/v1/schema-changes", {"name": "a", "sql": "CREATE TABLE a (x)"}),
+        ("deploy", "POST", "/v1/releases", {"functions": {"show": 1}}),
+        ("deploy", "POST", "/v1/nodes/one/move", {"group": "group"}),
+        ("deploy", "POST", "/v1/nodes/one/retry", None),
+        ("deploy", "DELETE", "/v1/functions/show?release=true", None),
+        ("admin", "GET", "/v1/audit", None),
+        ("admin", "GET", "/v1/auth-failures", None),
+        ("admin", "GET", "/v1/operators", None),
+        ("admin", "POST", "/v1/join-tokens", {}),
+        ("admin", "POST", "/v1/operators", {"name": "new", "role": "read"}),
+        ("admin", "DELETE", "/v1/operators/read", None),
+        ("admin", "POST", "/v1/nodes/one/revoke", None),
+        ("admin", "DELETE", "/v1/nodes/one", None),
+    )
+    roles = ("read", "deploy", "admin")
+    refusals = 0
+    for needed, method, path, body in calls:
+        for role in roles[: roles.index(needed)]:
+            answer = await live.call(method, path, body, token=tokens[role])
+            assert (answer.status, code(answer)) == (403, "role_insufficient"), (role, method, path)
+            refusals += 1
+    assert await metadata.fetchval("SELECT count(*) FROM releases") == 0
+    assert await metadata.fetchval("SELECT count(*) FROM nodes WHERE removed_at IS NULL") == 1
+    assert (await failures(live))["role_insufficient"] == refusals
+    # Each with no more than the role that it needs.
+    for needed, method, path, body in calls:
+        answer = await live.call(method, path, body, token=tokens[needed])
+        assert 200 <= answer.status < 300, (needed, method, path, answer)
+    # A revoked operator is refused everything.
+    assert (await live.call("GET", "/v1/nodes", token=tokens["read"])).status == 401
+    audit = await deploy.items(live, "/v1/audit")
+    assert {entry["operator"] for entry in audit} == {"migrate", "admin", "deploy"}
+
+
+async def test_r7_4_no_secret_is_in_a_log_a_row_or_an_error(
+    control_site: Site, metadata: asyncpg.Connection, tmp_path: Path
+) -> None:
+    secrets: dict[str, str] = {"of the admin": secret_of(control_site.admin)}
+    answers: list[bytes] = []
+    async with control_program(control_site, tmp_path / "control") as (program, control):
+
+        async def refused(method: str, path: str, token: str, body: Any = None) -> None:
+            answer = await control.call(method, path, body, token=token)
+            assert answer.status == 401, answer
+            answers.append(answer.body + orjson.dumps(answer.headers))
+
+        operator = (await ok(control, "POST", "/v1/operators", {"name": "watcher", "role": "read"}))["token"]
+        joins = (await ok(control, "POST", "/v1/join-tokens", {}))["token"]
+        unused = (await ok(control, "POST", "/v1/join-tokens", {}))["token"]
+        joined = await ok(control, "POST", "/v1/nodes", wire.Join("one", str(uuid4())), token=joins)
+        node = TestNode(control, joined["node_id"], joined["credential"])
+        await node.poll()
+        rotated = (await ok(control, "POST", "/v1/nodes/self/credential", token=node.credential))["credential"]
+        secrets |= {
+            "of an operator": secret_of(operator),
+            "of a join token": secret_of(joins),
+            "of an unused join token": secret_of(unused),
+            "of a node": secret_of(node.credential),
+            "of a rotated node": secret_of(rotated),
+            "of the database": str(urlsplit(control_site.settings.metadata_url).password),
+            "of the store": control_site.settings.store_address().secret,
+        }
+        for number, token in enumerate((control_site.admin, operator, joins, node.credential)):
+            wrong = other_secret(token)
+            secrets[f"wrong {number}"] = secret_of(wrong)
+            await refused("POST", "/v1/poll", wrong, wire.Poll(generation=0, digest=wire.digest(wire.Inventory())))
+            await refused("GET", "/v1/nodes", wrong)
+            await refused("POST", "/v1/nodes", wrong, wire.Join("two", str(uuid4())))
+        # A used one, one that is for something else, one in the wrong place, and a body that is wrong.
+        await refused("POST", "/v1/nodes", joins, wire.Join("thief", str(uuid4())))
+        await refused("GET", "/v1/nodes", node.credential)
+        for path in (f"/v1/nodes/{operator}", f"/v1/functions?cursor={unused}"):
+            assert (await control.call("GET", path)).status == 422
+        answers.append((await control.call("POST", "/v1/join-tokens", {"group": 7}, token=control.admin)).body)
+        began = datetime.now(UTC)
+        # As kept, with what is refused: flushed each second.
+
+        async def recorded() -> bool:
+            return await metadata.fetchval("SELECT count(DISTINCT reason) FROM auth_failures") >= 3
+
+        await until(recorded, "the refusals are recorded")
+        assert abs((await metadata.fetchval("SELECT max(last_at) FROM auth_failures") - began).total_seconds()) < 60
+        assert {row["address"] for row in await metadata.fetch("SELECT address FROM auth_failures")} == {"127.0.0.1"}
+        await program.stop()
+    log = program.text()
+    assert "control serves on" in log
+    rows = {name: text async for name, text in _dump(metadata)}
+    # The search finds what is there.
+    assert joined["node_id"] in rows["nodes"]
+    assert auth.hash_secret(secrets["of a node"]) in rows["credentials"]
+    for whose, secret in secrets.items():
+        for name, text in _haystacks(log, rows, answers):
+            assert secret not in text, f"the secret {whose} is in {name}"
+
+
+def _haystacks(log: str, rows: dict[str, str], answers: list[bytes]) -> Iterator[tuple[str, str]]:
+    yield "the log", log
+    for table, text in rows.items():
+        yield f"the table {table}", text
+    for answer in answers:
+        yield "an answer", answer.decode()
+
+
+async def _dump(metadata: asyncpg.Connection) -> AsyncIterator[tuple[str, str]]:
+    """All tables of the metadata database, as text."""
+    tables = await metadata.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    for (table,) in tables:
+        rows = await metadata.fetch(f'SELECT t::text FROM "{table}" AS t')
+        yield table, "\n".join(row[0] for row in rows)
