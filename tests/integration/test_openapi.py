@@ -1,0 +1,137 @@
+"""/openapi.json is true: schemathesis talks to the running server, with right and with wrong input."""
+
+import asyncio
+import time
+from typing import Any
+
+import hypothesis
+import requests
+import schemathesis
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from control import openapi, routes
+from control.pki import Pki
+from control.problems import CODES
+from tests.support.control import module, running
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+SECONDS = 60.0
+EXAMPLES = {"post-v1-schema-changes": 3, "post-v1-schema-changes-number-revisions": 3}
+"""Of operations that start a process."""
+KNOWN = {"name": "hello", "version": 1, "number": 1, "group": "default", "node": "n1"}
+"""What there is, so that not every path is of something unknown."""
+
+
+@schemathesis.serializer("application/wasm")
+def as_it_is(ctx: Any, value: Any) -> dict[str, Any]:
+    """A binary body, for requests."""
+    return {"data": value if isinstance(value, bytes) else str(value).encode()}
+
+
+def credentials(operation: Any, tokens: dict[str, str]) -> str:
+    security = operation.definition.raw.get("security") or []
+    return tokens[next(iter(security[0]))] if security else ""
+
+
+def examples(test: Any, strategy: Any, count: int) -> None:
+    """Run `test` on `count` values of the strategy."""
+
+    @hypothesis.settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.generate],
+    )
+    @hypothesis.given(strategy)
+    def run(case: Any) -> None:
+        test(case)
+
+    run()
+
+
+def try_out(url: str, ca: str, document: dict[str, Any], tokens: dict[str, str]) -> tuple[int, set[int]]:
+    """Send what schemathesis makes up; returns how many requests it sent and the statuses that came."""
+    schema = schemathesis.openapi.from_dict(document)
+    deadline = time.monotonic() + SECONDS
+    sent, statuses = 0, set()
+    with requests.Session() as session:
+        session.trust_env = False
+        operations = [result.ok() for result in schema.get_all_operations()]
+        assert len(operations) == len(routes.OPERATIONS) + 1
+        for operation in operations:
+            name = operation.definition.raw["operationId"]
+            known = {key: value for key, value in KNOWN.items() if f"{{{key}}}" in operation.path}
+            runs: list[tuple[GenerationMode, dict[str, Any]]] = [
+                (GenerationMode.POSITIVE, {}),
+                (GenerationMode.NEGATIVE, {}),
+            ]
+            if known and operation.method.upper() != "DELETE":
+                runs += [
+                    (mode, {"path_parameters": known}) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+                ]
+            for mode, overrides in runs:
+
+                def one(case: Any, token: str = credentials(operation, tokens)) -> None:
+                    nonlocal sent
+                    if time.monotonic() > deadline:
+                        return
+                    headers = {"authorization": f"Bearer {token}"} if token else {}
+                    response = case.call(
+                        base_url=url, session=session, headers=headers, allow_redirects=False, verify=ca
+                    )
+                    sent += 1
+                    statuses.add(response.status_code)
+                    case.validate_response(response, checks=CHECKS)
+
+                try:
+                    examples(one, operation.as_strategy(mode, **overrides), EXAMPLES.get(name, 8))
+                except Exception as error:
+                    if "is not possible to generate" in str(error) or "Unsatisfiable" in type(error).__name__:
+                        continue  # nothing of this operation's input can be wrong
+                    raise
+    return sent, statuses
+
+
+async def test_the_server_does_what_the_document_says(database_url: str, bucket_url: str, pki: Pki) -> None:
+    async with running(database_url, bucket_url, pki, hold=0.05) as control:
+        await control.push("hello", module("1"))
+        await control.ok("POST", "/v1/schema-changes", {"name": "t", "sql": "CREATE TABLE t (id INTEGER);"})
+        await control.release(functions={"hello": 1})
+        node = await control.join("n1")
+        join = (await control.ok("POST", "/v1/join-tokens", {"expires_in": 86400}))["token"]
+        tokens = {"operator": control.token, "node": node.credential, "join": join}
+        document = await control.ok("GET", "/openapi.json", token="")
+        sent, statuses = await asyncio.to_thread(try_out, control.url, str(pki.ca), document, tokens)
+        assert sent > 300
+        assert {200, 201, 404, 422} <= statuses
+
+
+def test_every_operation_is_described_once() -> None:
+    document = openapi.document(routes.OPERATIONS)
+    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(ids) == len(set(ids)) == len(routes.OPERATIONS) + 1
+
+
+def test_every_status_of_a_problem_is_one_of_its_codes() -> None:
+    document = openapi.document(routes.OPERATIONS)
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    codes = response["description"].split(", ")
+                    assert {CODES[code].status for code in codes} == {int(status)}, (path, method)
