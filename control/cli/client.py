@@ -24,6 +24,8 @@ ATTEMPTS = 5
 FIRST_PAUSE = 0.25
 """Seconds before the second attempt; doubled each time, with jitter, unless control says Retry-After."""
 LONGEST_PAUSE = 5.0
+TLS_END = 0.25
+"""Seconds for the end of a TLS connection that control closed; aiohttp doesn't wait for it."""
 CHUNK = 1024 * 1024
 HOME_FILE = "cli.json"
 CA_CURE = "set SKERRY_CA to the file with control's CA"
@@ -136,6 +138,7 @@ class Client:
     def __init__(self, to: Connection) -> None:
         self._to = to
         self._session: aiohttp.ClientSession | None = None
+        self._ending = False
         try:
             self._tls = ssl.create_default_context(cafile=None if to.ca is None else str(to.ca))
         except (OSError, ssl.SSLError) as error:
@@ -149,6 +152,8 @@ class Client:
     ) -> None:
         if self._session is not None:
             await self._session.close()
+            if self._ending:
+                await asyncio.sleep(TLS_END)
 
     async def get(self, where: str, **query: str | int | None) -> Json:
         return await self.call("GET", where, query=query)
@@ -222,6 +227,7 @@ class Client:
                     expect100=file is not None,
                 ) as response:
                     content = await response.read()
+                    self._ending = self._ending or response.headers.get("connection", "").lower() == "close"
             except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
                 raise Unreachable(
                     f"{self._to.url} can't be trusted: {error}",

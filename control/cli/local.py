@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ EDGE_PORT = 8087
 OTHER_PORTS = range(20100, 29900)
 """Where the usual ports are taken."""
 NODE = "edge-1"
+RESTARTS = 5
+RESTARTS_WITHIN = 60.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +75,38 @@ async def children_lock(home: Home) -> AsyncIterator[int]:
         yield held
 
 
-class Child(Service):
-    """Control or the edge; the environment is ours with `settings` over it."""
+Ready = Callable[[], Awaitable[bool]]
 
-    def start_process(self, arguments: list[str], settings: Mapping[str, str], cwd: Path) -> Any:
+
+class Child(Service):
+    """A Python module of ours as a process; the environment is this process's with `settings` over it."""
+
+    def __init__(self, home: Home, held: int, name: str, arguments: list[str], settings: Mapping[str, str]) -> None:
+        super().__init__(name, home.logs / f"{name}.log", held)
+        self._folder = home.folder
+        self._arguments = arguments
         # SKERRY_TOKEN and SKERRY_URL are the person's, none of the children's business.
         kept = {name: value for name, value in os.environ.items() if name not in ("SKERRY_TOKEN", "SKERRY_URL")}
-        environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
-        return self.spawn([sys.executable, *arguments], cwd=cwd, env=environment)
+        self._environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
 
-    async def start(
-        self, arguments: list[str], settings: Mapping[str, str], cwd: Path, ready: Callable[[], Awaitable[bool]]
-    ) -> None:
-        await self.run_until_ready(self.start_process(arguments, settings, cwd), ready)
+    async def start(self, ready: Ready) -> None:
+        """Start it and wait until it is ready; raises `ServiceError`."""
+        await self.run_until_ready(self._spawn(), ready)
+
+    async def run(self) -> None:
+        """Wait for its end; raises `ServiceError` when it fails."""
+        await self.run_to_end(self._spawn(), self.name)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return self.spawn([sys.executable, "-m", *self._arguments], cwd=self._folder, env=self._environment)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A server that runs as long as `skerry up` does, and how to start it again."""
+
+    server: Service
+    start: Callable[[], Awaitable[None]]
 
 
 def control_settings(home: Home, pki: Pki, port: int, metadata_url: str, artifacts_url: str) -> dict[str, str]:
@@ -117,9 +141,24 @@ def point_edge(home: Home, control_url: str) -> bool:
     return bool(identity)
 
 
-async def watch(children: list[Service]) -> NoReturn:
-    """Raises `ServiceError` as soon as one of the children has ended by itself; the list may grow meanwhile."""
+async def watch(children: list[Kept], again: Callable[[], bool], tell: Callable[[str], None]) -> NoReturn:
+    """Look after the children; the list may grow meanwhile.
+
+    One that ended by itself is started again where `again()` says so, `RESTARTS` times in a row at most; else, or when
+    it can't be started, its `ServiceError` is raised.
+    """
+    ends: dict[str, list[float]] = {}
     while True:
         for child in children:
-            child.check()
-        await asyncio.sleep(0.25)
+            try:
+                child.server.check()
+            except ServiceError as error:
+                now = time.monotonic()
+                name = child.server.name
+                ends[name] = [end for end in ends.get(name, []) if now - end < RESTARTS_WITHIN] + [now]
+                if not again() or len(ends[name]) > RESTARTS:
+                    raise
+                tell(f"{str(error).partition(';')[0]}; it is started again")
+                await child.start()
+                tell(f"{name} is back after {time.monotonic() - now:.1f} s")
+        await asyncio.sleep(0.1)

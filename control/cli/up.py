@@ -9,7 +9,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import click
 from control import embedded, pki
 from control.cli import example, local, migrate, options, output, waiting
 from control.cli.client import HOME_FILE, Client, Connection, Failure, Refused, home, path
-from control.service import Service, ServiceError, read_settings, write_settings
+from control.service import ServiceError, read_settings, write_settings
 
 ARRIVAL_LIMIT = 60.0
 """Seconds for the edge to run the example's release."""
@@ -60,7 +60,7 @@ class Up:
 
     def __init__(self, files: local.Home) -> None:
         self._home = files
-        self._children: list[Service] = []
+        self._children: list[local.Kept] = []
         self._began = time.monotonic()
         self._step_now = ""
         self.serving = False
@@ -84,7 +84,7 @@ class Up:
 
     async def _watch(self) -> None:
         try:
-            await local.watch(self._children)
+            await local.watch(self._children, lambda: self.serving, lambda text: output.say(text, "yellow"))
         except ServiceError as error:
             raise StepFailed(f"{self._step_now}: {error}", cure=f"logs: {self._home.logs}") from error
 
@@ -111,7 +111,7 @@ class Up:
                 told.append("the metadata database and the artifact store that the environment names")
                 return outside
             services = await stack.enter_async_context(embedded.services(self._home.folder))
-            self._children += [services.metadata, services.artifacts]
+            self._children += [local.Kept(server, server.start) for server in (services.metadata, services.artifacts)]
             told.append(f"PostgreSQL at {_place(services.metadata_url)}, SeaweedFS at {_place(services.artifacts_url)}")
             return services.metadata_url, services.artifacts_url
 
@@ -151,14 +151,8 @@ class Up:
         self, stack: AsyncExitStack, held: int, settings: dict[str, str], url: str, ca: Path
     ) -> None:
         self._home.spool.mkdir(mode=0o700, exist_ok=True)
-        child = local.Child("control", self._home.logs / "control.log", held)
-        stack.push_async_callback(child.stop)
-        async with aiohttp.ClientSession() as session:
-            tls = ssl.create_default_context(cafile=str(ca))
-            await child.start(
-                ["-m", "control.cli", "serve"], settings, self._home.folder, _ready(session, f"{url}/readyz", tls)
-            )
-        self._children.append(child)
+        child = local.Child(self._home, held, "control", ["control.cli", "serve"], settings)
+        await self._start(stack, child, _ready(f"{url}/readyz", ssl.create_default_context(cafile=str(ca))))
 
     async def _operator(self, first: str | None, metadata_url: str, url: str, edge_url: str, ca: Path) -> Connection:
         """The `first` operator, or the one whose token the home has; a new one where control takes neither."""
@@ -181,21 +175,21 @@ class Up:
             return
         async with self._step("join") as told:
             made = await client.post(path("join-tokens"), {"group": example.GROUP})
-            child = local.Child("skerry-edge join", self._home.logs / "join.log", held)
-            arguments = ["-m", "edge_runtime.cli", "join", "--control", url, "--state", str(self._home.edge)]
-            told_it = {"SKERRY_JOIN_TOKEN": made["token"]}
-            process = child.start_process([*arguments, "--name", local.NODE], told_it, self._home.folder)
-            await child.run_to_end(process, "skerry-edge join")
+            arguments = ["edge_runtime.cli", "join", "--control", url, "--state", str(self._home.edge)]
+            arguments += ["--name", local.NODE]
+            await local.Child(self._home, held, "join", arguments, {"SKERRY_JOIN_TOKEN": made["token"]}).run()
             told.append(f"node {local.NODE}, with a one-time token")
 
     async def _start_edge(self, stack: AsyncExitStack, held: int, edge_url: str) -> None:
-        child = local.Child("edge", self._home.logs / "edge.log", held)
-        stack.push_async_callback(child.stop)
         listen = edge_url.removeprefix("http://")
-        arguments = ["-m", "edge_runtime.cli", "run", "--state", str(self._home.edge), "--listen", listen]
-        async with aiohttp.ClientSession() as session:
-            await child.start(arguments, {}, self._home.folder, _ready(session, f"{edge_url}/_skerry/healthz", None))
-        self._children.append(child)
+        arguments = ["edge_runtime.cli", "run", "--state", str(self._home.edge), "--listen", listen]
+        child = local.Child(self._home, held, "edge", arguments, {})
+        await self._start(stack, child, _ready(f"{edge_url}/_skerry/healthz", None))
+
+    async def _start(self, stack: AsyncExitStack, child: local.Child, ready: local.Ready) -> None:
+        stack.push_async_callback(child.stop)
+        await child.start(ready)
+        self._children.append(local.Kept(child, lambda: child.start(ready)))
 
     async def _deploy(self, client: Client) -> bool:
         """The example, once: what an operator does with it later stays as it is. Returns whether it is new."""
@@ -250,10 +244,11 @@ def _place(url: str) -> str:
     return url.rpartition("@")[2].partition("/")[0]
 
 
-def _ready(session: aiohttp.ClientSession, url: str, tls: ssl.SSLContext | None) -> Callable[[], Awaitable[bool]]:
+def _ready(url: str, tls: ssl.SSLContext | None) -> local.Ready:
     async def ready() -> bool:
+        limit = aiohttp.ClientTimeout(total=2)
         try:
-            async with session.get(url, ssl=tls or True, timeout=aiohttp.ClientTimeout(total=2)) as response:
+            async with aiohttp.ClientSession() as session, session.get(url, ssl=tls or True, timeout=limit) as response:
                 return response.status < 300
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False

@@ -21,6 +21,8 @@ import psutil
 import pytest
 
 from control import cli
+from control.cli import local
+from control.service import ServiceError
 from tests.support.services import remove_home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -378,16 +380,46 @@ def test_the_first_step_that_fails_is_named(home: Path) -> None:
     assert "secret" not in running.output
 
 
-def test_a_child_that_dies_ends_everything_and_is_named(home: Path) -> None:
+def test_each_server_that_is_killed_comes_back(home: Path) -> None:
+    """Each in turn, while a client calls: the edge answers on unless it is itself the one that was killed."""
     running = Up(home)
     try:
         running.wait_ready()
-        family = running.family()
-        (control,) = [process for process in family if "serve" in process.cmdline()]
-        control.kill()
-        assert running.process.wait(LIMIT) == 1
-        assert "serving: control was ended by signal 9" in running.output
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert alive == []
+        url = f"{json.loads((home / 'cli.json').read_text())['edge']}/functions/hello?language=fr"
+        servers = {
+            "PostgreSQL": lambda line: "postgres" in line[0] and "-D" in line,
+            "SeaweedFS": lambda line: line[0].endswith("weed"),
+            "control": lambda line: "control.cli" in line and "serve" in line,
+            "edge": lambda line: "edge_runtime.cli" in line and "run" in line,
+        }
+        for name, is_it in servers.items():
+            (server,) = [child for child in running.process.children() if is_it(child.cmdline())]
+            server.kill()
+            deadline = time.monotonic() + LIMIT
+            while f"{name} is back after" not in running.output:
+                assert time.monotonic() < deadline, running.output
+                if name != "edge":
+                    with urllib.request.urlopen(url, timeout=LIMIT) as response:
+                        assert b"Bonjour" in response.read()
+                time.sleep(0.01)
+            assert f"{name} was ended by signal 9; it is started again" in running.output
+        with urllib.request.urlopen(url, timeout=LIMIT) as response:
+            assert b"Bonjour" in response.read()
     finally:
         running.end()
+
+
+async def test_one_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None:
+    child = local.Child(local.Home(tmp_path), 0, "brief", ["this"], {})
+
+    async def start() -> None:
+        await child.start(ready)
+
+    async def ready() -> bool:
+        return True
+
+    told: list[str] = []
+    await start()
+    with pytest.raises(ServiceError, match="brief ended with status 0"):
+        await local.watch([local.Kept(child, start)], lambda: True, told.append)
+    assert len(told) == 2 * local.RESTARTS
