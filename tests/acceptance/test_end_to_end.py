@@ -1,0 +1,113 @@
+"""The main job: a function and a schema go in at the centre, and the edge answers from its own libsql database."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.guests.build import EXAMPLES, example
+from tests.support.programs import command, control_program, edge_program, join, skerry, until
+from tests.support.replica import Replica, Site
+from tests.support.services import ServerUrls
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """The example `visits` as a developer has it: its module built, its manifest and its schema beside."""
+    folder = tmp_path / "visits"
+    folder.mkdir()
+    (folder / "visits.wasm").write_bytes(example("visits"))
+    for name in ("manifest.json", "schema.sql"):
+        (folder / name).write_bytes((EXAMPLES / "visits" / name).read_bytes())
+    return folder
+
+
+async def deploy(control: Replica, files: Path) -> None:
+    """Schema and function, each by the command that waits until the node runs it."""
+    added = await skerry(control, "schema", "add", files / "schema.sql", "--name", "visits", "--wait", "--json")
+    assert added.json()["change"]["number"] == 1
+    pushed = await skerry(
+        control,
+        "function",
+        "push",
+        "visits",
+        files / "visits.wasm",
+        "--manifest",
+        files / "manifest.json",
+        "--wait",
+        "--json",
+    )
+    [node] = pushed.json()["release"]["nodes"]
+    assert (node["name"], node["at_target"], node["schema_version"]) == ("edge-1", True, 1)
+
+
+async def test_from_a_push_to_an_answer_at_the_edge(control_site: Site, files: Path, tmp_path: Path) -> None:
+    state = tmp_path / "edge"
+    async with control_program(control_site, tmp_path / "control") as (_, control):
+        assert (await join(control, state, "edge-1")).status == 0
+        async with edge_program(state) as edge:
+            assert (await edge.call("visits/ada"))[0] == 404
+            await deploy(control, files)
+
+            async def visit(*more: str) -> object:
+                done = await command("control.cli", "invoke", "visits", "ada", *more, "--edge", edge.url)
+                return done.json()
+
+            assert await visit("-X", "POST") == {"name": "ada", "count": 1}
+            assert await visit("-X", "POST") == {"name": "ada", "count": 2}
+            assert await visit() == {"name": "ada", "count": 2}
+            # Out of the edge's own database.
+            assert await edge.file("SELECT name, count FROM visits") == [[["ada", 2]]]
+            status = await command("edge_runtime.cli", "status", "--listen", edge.url.removeprefix("http://"), "--json")
+            told = status.json()
+            assert (told["node"]["name"], told["at_target"], told["schema_version"]) == ("edge-1", True, 1)
+            assert [(f["name"], f["version"]) for f in told["functions"]] == [("visits", 1)]
+            assert (await skerry(control, "status", "--check")).status == 0
+
+            # A rollback is a release like any other.
+            done = await skerry(control, "release", "create", "--rollback-to", "1", "--wait", "--json")
+            assert done.json()["functions"] == []
+            assert (await edge.call("visits/ada"))[0] == 404
+            assert await edge.file("SELECT name, count FROM visits") == [[["ada", 2]]]
+
+
+async def test_the_edge_answers_without_control_store_and_database(
+    services: ServerUrls, control_site: Site, files: Path, tmp_path: Path
+) -> None:
+    if services.embedded is None:
+        pytest.skip("the servers that the environment names aren't ours to kill")
+    state = tmp_path / "edge"
+    async with control_program(control_site, tmp_path / "control") as (program, control):
+        assert (await join(control, state, "edge-1")).status == 0
+        async with edge_program(state) as edge:
+            await deploy(control, files)
+            assert await edge.call("visits/ada", "POST") == (200, b'{"name":"ada","count":1}\n')
+
+            servers = (services.embedded.metadata, services.embedded.artifacts)
+            try:
+                for gone in (program, *servers, edge):
+                    await gone.kill()
+                await edge.again()
+                # The release that it had, from its own disk; writes are kept over another restart.
+                assert await edge.call("visits/ada") == (200, b'{"name":"ada","count":1}\n')
+                assert await edge.call("visits/ada", "POST") == (200, b'{"name":"ada","count":2}\n')
+                await edge.kill()
+                await edge.again()
+                assert await edge.call("visits/ada") == (200, b'{"name":"ada","count":2}\n')
+
+                async def unreachable() -> bool:
+                    return (await edge.status())["control"]["error"] is not None
+
+                await until(unreachable, "the node says that it can't reach control")
+                status = await edge.status()
+                assert (status["release"]["number"], status["control"]["reachable"]) == (2, False)
+            finally:
+                for server in servers:
+                    await server.start()
+            await program.again()
+
+            async def reachable() -> bool:
+                return bool((await edge.status())["control"]["reachable"])
+
+            await until(reachable, "the node has found control again")
+            assert (await edge.status())["at_target"] is True
+            assert (await skerry(control, "status", "--check")).status == 0
