@@ -1,0 +1,171 @@
+"""Workers, zygote and front are killed while calls run: none hangs, none gets another's answer, none runs twice."""
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+import aiohttp
+import orjson
+import pytest
+
+from tests.guests.build import guest
+from tests.support.edge import Node, node, until
+from tests.support.edge_process import front_process
+
+TALLY = "CREATE TABLE done (name TEXT)"
+ENDED = {(502, "worker_crashed"), (502, "commit_unknown")}
+
+
+class Clients:
+    """Callers that never stop; each call has a name of its own, echoed by one function and written by another."""
+
+    def __init__(self, edge: Node, number: int) -> None:
+        self.edge = edge
+        self.acknowledged: list[str] = []
+        self.unknown: set[str] = set()
+        self.ended = 0
+        self.calls = 0
+        self._stop = False
+        self._tasks = [asyncio.ensure_future(self._one(k)) for k in range(number)]
+
+    async def _one(self, number: int) -> None:
+        turn = 0
+        while not self._stop:
+            turn += 1
+            name = f"{number}-{turn}"
+            self.calls += 1
+            async with asyncio.timeout(15):
+                if number % 2:
+                    status, _, body = await self.edge.call("echo", name.encode())
+                    good = body == name.encode()
+                else:
+                    insert = orjson.dumps({"sql": "INSERT INTO done VALUES (?)", "params": [name]})
+                    status, _, body = await self.edge.call("sql", insert)
+                    good = status == 200 and orjson.loads(body)["changes"] == 1
+                    if status == 200:
+                        self.acknowledged.append(name)
+            if status == 200:
+                assert good, body
+            else:
+                self.ended += 1
+                code = orjson.loads(body)["code"]
+                assert (status, code) in ENDED, body
+                if code == "commit_unknown":
+                    self.unknown.add(name)
+
+    async def stop(self) -> None:
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    async def check(self) -> None:
+        """What was acknowledged is there once, and nothing twice or that nobody can explain."""
+        _, _, body = await self.edge.call("sql", b'{"sql":"SELECT name FROM done"}')
+        there = [row[0] for row in orjson.loads(body)["rows"]]
+        assert len(there) == len(set(there))
+        assert set(self.acknowledged) <= set(there)
+        assert set(there) - set(self.acknowledged) <= self.unknown
+
+
+FUNCTIONS = {"echo": guest("echo"), "sql": (guest("sql"), {"sql": "write"})}
+
+
+async def test_workers_are_killed_at_random_under_load(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS, [TALLY])
+        clients = Clients(edge, 16)
+        chance = random.Random(7)
+        for _ in range(60):
+            await asyncio.sleep(chance.uniform(0.0, 0.04))
+            await until(edge.workers)
+            for pid in list(edge.workers())[: chance.randint(1, 2)]:
+                os.kill(pid, signal.SIGKILL)
+        await until(lambda: len(edge.workers()) == 2)
+        await clients.stop()
+        assert clients.calls > 2 * clients.ended > 0
+        assert edge.front.pool.deaths >= 60
+        await clients.check()
+
+
+async def test_the_zygote_is_killed_under_load(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS, [TALLY])
+        clients = Clients(edge, 16)
+        for _ in range(4):
+            seen = edge.front.processes.pid
+            await asyncio.sleep(0.1)
+            os.kill(seen, signal.SIGKILL)
+            await until(lambda seen=seen: edge.front.processes.pid not in (0, seen) and len(edge.workers()) == 2)
+        await clients.stop()
+        # Each time at most the call that each of the two workers ran.
+        assert clients.ended <= 8
+        await clients.check()
+
+
+async def test_a_worker_that_is_stopped_is_ended_and_its_calls_go_on(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"echo": (guest("echo"), {"time_limit_ms": 200})})
+        (pid,) = edge.workers()
+        os.kill(pid, signal.SIGSTOP)
+        # It had not started: it is dispatched again.
+        assert (await edge.call("echo", b"later"))[2] == b"later"
+        assert edge.workers() != {pid}
+
+
+async def test_those_that_wait_behind_a_loop_are_served(tmp_path: Path) -> None:
+    """A function that was short until now loops: the calls behind it in its worker only waited."""
+    wasm = guest("slow")
+    functions = {"slow": (wasm, {"sql": "read", "time_limit_ms": 400}), "echo": guest("echo")}
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release(functions, ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"])
+        for _ in range(40):
+            assert (await edge.call("slow?ms=0"))[0] == 200
+        assert edge.front.pool.tallies["slow"].short
+        looping, *behind = await asyncio.gather(
+            edge.problem("slow?ms=100000&busy=1"), *(edge.call("slow?ms=0") for _ in range(3))
+        )
+        assert looping == (504, "time_limit")
+        assert [answer[0] for answer in behind] == [200, 200, 200]
+
+
+async def test_workers_that_die_at_their_start_are_not_started_in_a_hot_loop(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"echo": guest("echo")})
+        database = tmp_path / "state" / "db" / "skerry.db"
+        content = database.read_bytes()
+        for left in database.parent.glob("skerry.db-*"):
+            left.unlink()
+        database.write_bytes(b"this is no database" * 100)
+        before = edge.front.pool.deaths
+        for link in list(edge.front.pool.links):
+            link.child.kill()
+        await until(lambda: edge.front.pool.deaths >= before + 4)
+        waiting = asyncio.ensure_future(edge.call("echo", b"at last"))
+        await asyncio.sleep(0.5)
+        assert edge.front.pool.deaths < before + 12
+        database.write_bytes(content)
+        assert (await waiting)[2] == b"at last"
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_a_front_that_was_killed_comes_back_at_once(tmp_path: Path, busy: bool) -> None:
+    """Also while a worker of it loops: its children die with it, and the lock with the last of them."""
+    state = tmp_path / "state"
+    async with node(state) as edge:
+        await edge.release({"echo": guest("echo"), "loop": (guest("loop"), {"time_limit_ms": 60_000})})
+    async with front_process(state) as first:
+        assert await first.echo(b"one") == b"one"
+        if busy:
+            loop = asyncio.ensure_future(first.call("loop"))
+            await asyncio.sleep(0.3)
+            assert not loop.done()
+        os.kill(first.pid, signal.SIGKILL)
+        started = asyncio.get_running_loop().time()
+        async with front_process(state) as second:
+            assert await second.echo(b"two") == b"two"
+            took = asyncio.get_running_loop().time() - started
+        if busy:
+            with pytest.raises(aiohttp.ClientError):
+                await loop
+    assert took < 10

@@ -1,0 +1,283 @@
+"""A release comes between calls: each call runs wholly on one, none fails of it, and a failed one changes nothing."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from edge_runtime.steps import SyncFailed
+from tests.guests.build import guest
+from tests.guests.version import version
+from tests.support.edge import Node, node, until
+
+FIRST = [
+    "CREATE TABLE generation (number INTEGER)",
+    "INSERT INTO generation VALUES (1)",
+    "CREATE TABLE done (name TEXT)",
+]
+READ: Mapping[str, Any] = {"sql": "read"}
+WRITE: Mapping[str, Any] = {"sql": "write"}
+
+
+def functions(number: int) -> dict[str, Any]:
+    return {"version": (version(number), READ), "slow": (guest("slow"), READ), "sql": (guest("sql"), WRITE)}
+
+
+async def numbers(edge: Node) -> tuple[int, int]:
+    status, _, body = await edge.call("version")
+    assert status == 200, body
+    answer = orjson.loads(body)
+    return answer["version"], answer["schema"]["rows"][0][0]
+
+
+async def test_releases_under_load(tmp_path: Path) -> None:
+    """Code and schema always agree, no call fails, and what was acknowledged is there."""
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        stop = False
+        written: list[str] = []
+        seen: set[int] = set()
+
+        async def reader() -> None:
+            while not stop:
+                code, schema = await numbers(edge)
+                assert code == schema
+                seen.add(code)
+
+        async def slow_reader() -> None:
+            while not stop:
+                status, _, body = await edge.call("slow?ms=30")
+                assert status == 200, body
+                answer = orjson.loads(body)
+                assert answer["first"] == answer["second"]
+
+        async def writer(which: int) -> None:
+            turn = 0
+            while not stop:
+                turn += 1
+                name = f"{which}-{turn}"
+                insert = orjson.dumps({"sql": "INSERT INTO done VALUES (?)", "params": [name]})
+                status, _, body = await edge.call("sql", insert)
+                assert status == 200, body
+                assert orjson.loads(body)["changes"] == 1
+                written.append(name)
+
+        async with asyncio.TaskGroup() as group:
+            for which in range(8):
+                group.create_task(reader())
+                if which < 3:
+                    group.create_task(writer(which))
+            group.create_task(slow_reader())
+            for number in range(2, 14):
+                await edge.release(functions(number), [f"UPDATE generation SET number = {number}"])
+                assert await numbers(edge) == (number, number)
+            stop = True
+        assert len(seen) > 6
+        _, _, body = await edge.call("sql", b'{"sql":"SELECT name FROM done"}')
+        assert sorted(row[0] for row in orjson.loads(body)["rows"]) == sorted(written)
+
+
+async def test_a_change_that_fails_leaves_the_old_release(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        before = edge.front.runtime.inventory
+        with pytest.raises(SyncFailed) as failed:
+            await edge.release(functions(2), ["UPDATE generation SET number = 2", "INSERT INTO nothing VALUES (1)"])
+        assert failed.value.code == "schema_change_failed"
+        assert await numbers(edge) == (1, 1)
+        assert edge.front.runtime.inventory == before
+        await edge.release(functions(2), ["UPDATE generation SET number = 2"])
+        assert await numbers(edge) == (2, 2)
+
+
+async def test_a_module_that_cant_be_loaded_leaves_the_old_release(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        plan, local = edge.plan({"version": (version(9), READ)})
+        made = await edge.front.compiler.functions(local)
+        Path(made[0].aot).write_bytes(b"not what was compiled")
+        with pytest.raises(SyncFailed) as failed:
+            await edge.front.runtime.apply(plan, made)
+        assert failed.value.code == "function_unloadable"
+        assert await numbers(edge) == (1, 1)
+
+
+async def test_an_artifact_that_cant_be_compiled_is_a_failed_sync(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        with pytest.raises(SyncFailed) as failed:
+            await edge.release({"broken": b"\0asm\1\0\0\0 and then nothing that is wasm"})
+        assert failed.value.code == "compile_failed"
+        assert await numbers(edge) == (1, 1)
+
+
+async def test_a_call_that_outlasts_the_flip_limit_keeps_the_old_release(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", flip_limit=0.2) as edge:
+        await edge.release(functions(1), FIRST)
+        # More than there are workers: at any time each of them runs one.
+        stop = False
+
+        async def slow() -> None:
+            while not stop:
+                assert (await edge.call("slow?ms=700"))[0] == 200
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(5):
+                group.create_task(slow())
+            await until(lambda: edge.front.pool.waiting > 0)
+            with pytest.raises(SyncFailed) as failed:
+                await edge.release(functions(2), ["UPDATE generation SET number = 2"])
+            assert failed.value.code == "flip_timeout"
+            assert await numbers(edge) == (1, 1)
+            stop = True
+        await edge.release(functions(2), ["UPDATE generation SET number = 2"])
+        assert await numbers(edge) == (2, 2)
+
+
+async def test_a_release_that_takes_too_long_is_undone(tmp_path: Path) -> None:
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+    async with node(tmp_path / "state", apply_limit=0.3) as edge:
+        await edge.release(functions(1), FIRST)
+        with pytest.raises(SyncFailed) as failed:
+            await edge.release(functions(2), [endless])
+        assert failed.value.code == "apply_timeout"
+        assert await numbers(edge) == (1, 1)
+        # The writer lock is free, and calls that write go on.
+        assert (await edge.call("sql", b'{"sql":"SELECT 1"}'))[0] == 200
+
+
+async def test_calls_wait_while_a_release_is_prepared_and_reads_go_on(tmp_path: Path) -> None:
+    busy = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000000) SELECT max(x) FROM n"
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        release = asyncio.ensure_future(edge.release(functions(2), [busy, "UPDATE generation SET number = 2"]))
+        await until(lambda: edge.front.pool.hold.name == "WRITES")
+        writing = asyncio.ensure_future(edge.call("sql", b'{"sql":"INSERT INTO done VALUES (\'held\')"}'))
+        assert await numbers(edge) == (1, 1)
+        await until(lambda: edge.front.pool.waiting == 1)
+        assert not writing.done()
+        await release
+        assert (await writing)[0] == 200
+        assert await numbers(edge) == (2, 2)
+
+
+async def test_a_function_that_a_release_removes_is_unknown_after_it(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        await edge.release({"version": (version(1), READ)})
+        assert await edge.problem("slow") == (404, "function_unknown")
+        assert await numbers(edge) == (1, 1)
+
+
+@pytest.mark.parametrize("point", ["edge.apply.before", "edge.apply.after", "edge.commit.before", "edge.commit.after"])
+async def test_an_applier_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    """Around the COMMIT nobody knows whether it happened: the libsql file says so, before any call goes."""
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv("SKERRY_FAULTS", str(folder))
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        (folder / point).write_text("kill")
+        callers = [asyncio.ensure_future(numbers(edge)) for _ in range(10)]
+        if point == "edge.commit.after":
+            await edge.release(functions(2), ["UPDATE generation SET number = 2"])
+            expected = (2, 2)
+        else:
+            with pytest.raises(SyncFailed) as failed:
+                await edge.release(functions(2), ["UPDATE generation SET number = 2"])
+            assert failed.value.code == "applier_died"
+            expected = (1, 1)
+        assert await numbers(edge) == expected
+        assert set(await asyncio.gather(*callers)) <= {(1, 1), (2, 2)}
+        assert edge.front.runtime.inventory.schema_version == len(FIRST) + (expected == (2, 2))
+        assert (await edge.call("sql", b'{"sql":"SELECT 1"}'))[0] == 200
+    async with node(tmp_path / "state") as again:
+        assert await numbers(again) == expected
+
+
+async def test_the_zygote_is_killed_while_a_release_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv("SKERRY_FAULTS", str(folder))
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        (folder / "edge.commit.before").write_text("hold")
+        release = asyncio.ensure_future(edge.release(functions(2), ["UPDATE generation SET number = 2"]))
+        await until(lambda: (folder / "edge.commit.before.held").exists())
+        calling = asyncio.ensure_future(numbers(edge))
+        os.kill(edge.front.processes.pid, 9)
+        with pytest.raises(SyncFailed) as failed:
+            await release
+        assert failed.value.code == "applier_died"
+        assert await calling == (1, 1)
+
+
+async def test_a_node_starts_with_the_release_that_its_file_has(tmp_path: Path) -> None:
+    """No network, and AOT files that are missing or damaged are made again from the artifacts."""
+    state = tmp_path / "state"
+    async with node(state) as edge:
+        await edge.release(functions(1), FIRST)
+    for damage in (b"", b"damaged"):
+        for path in (state / "aot").glob("*.so"):
+            path.write_bytes(damage) if damage else path.unlink()
+        async with node(state) as again:
+            assert await numbers(again) == (1, 1)
+            release = again.front.runtime.release
+            assert release is not None
+            assert (release.number, release.generation, release.schema_version) == (1, 1, len(FIRST))
+
+
+async def test_a_function_whose_artifact_is_lost_costs_the_others_nothing(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with node(state) as edge:
+        await edge.release(functions(1), FIRST)
+        release = edge.front.runtime.release
+        assert release is not None
+        lost = next(f.sha256 for f in release.functions if f.name == "slow")
+    (state / "artifacts" / f"{lost}.wasm").unlink()
+    for path in (state / "aot").glob("*.so"):
+        path.unlink()
+    async with node(state) as again:
+        assert await numbers(again) == (1, 1)
+        assert await again.problem("slow") == (503, "function_uncompiled")
+
+
+async def test_the_best_compiled_code_takes_over_without_a_failed_call(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release({"echo": guest("echo")})
+        first = edge.front.pool.serial
+        calls = 0
+        async with asyncio.timeout(60):
+            while edge.front.pool.serial == first:
+                assert (await edge.call("echo", b"%d" % calls))[2] == b"%d" % calls
+                calls += 1
+        assert calls > 0
+        assert (await edge.call("echo", b"after"))[2] == b"after"
+        release = edge.front.runtime.release
+        assert release is not None
+        await until(lambda: all(link.serials == {edge.front.pool.serial} for link in edge.front.pool.links))
+
+
+async def test_a_damaged_aot_file_is_made_again(tmp_path: Path) -> None:
+    """A new worker finds it damaged; the others serve on from what they have loaded."""
+    async with node(tmp_path / "state") as edge:
+        await edge.release({"echo": guest("echo")})
+        release = edge.front.runtime.release
+        assert release is not None
+        await until(lambda: edge.front.pool.serial == 2, 60)
+        for path in edge.state.aot.glob("*.so"):
+            # In a new file: the one that workers have mapped must stay as it is.
+            path.unlink()
+            path.write_bytes(b"damaged")
+        for pid in edge.workers():
+            os.kill(pid, 9)
+        async with asyncio.timeout(30):
+            while (await edge.call("echo", b"again"))[0] != 200:
+                await asyncio.sleep(0.05)
+        assert (await edge.call("echo", b"again"))[2] == b"again"
