@@ -2,6 +2,7 @@
 4 unreachable, 5 nodes failed or late, 130 interrupted."""
 
 import asyncio
+import os
 import sys
 
 import click
@@ -62,6 +63,8 @@ def run(arguments: list[str]) -> int:
         output.note("interrupted")
         return 130
     except BrokenPipeError:
+        # Whoever read has gone, as `head` does; Python's own flush at the end would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Failure as error:
         output.failure(error, as_json="--json" in arguments)

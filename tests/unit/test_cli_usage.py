@@ -1,11 +1,15 @@
 """What the CLI refuses by itself, before it asks control, and what it tells about itself."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
 from control import cli
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +97,15 @@ def test_a_removal_is_asked_for_first(monkeypatch: pytest.MonkeyPatch, capsys: p
     for arguments in (["node", "remove", "n"], ["function", "delete", "f"], ["operator", "revoke", "o"]):
         assert cli.run(arguments) == 130
     assert len(asked) == 3
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `skerry ... | head -0`."""
+    command = [sys.executable, "-m", "control.cli", "function", "push", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait(30)
