@@ -57,7 +57,7 @@ def read(state: Path) -> Identity:
     except FileNotFoundError:
         raise NotJoined(
             f"{state} belongs to no node yet: ask for a join token (skerry node token), then "
-            f"skerry-edge join CONTROL_URL TOKEN --state {state}"
+            f"skerry-edge join --control URL --token TOKEN --state {state}"
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NotJoined(f"{file} can't be read ({error}): move it away and join again with a new token") from None
