@@ -67,17 +67,14 @@ class App:
         if end < 0:
             end = len(path)
         name = path[len(FUNCTIONS) : end].decode("ascii")
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        if message.get("more_body") or length > self._settings.body_limit:
-            body = await self._body(message, length, receive)
+        exchange: Exchange = scope["extensions"]["skerry"]
+        if length > self._settings.body_limit:
+            raise Failed(self._too_large())
+        body = exchange.whole_body()
+        if body is None:
+            body = await self._body(receive)
         else:
-            body = message["body"]
-        self._held += len(body)
-        if self._held > self._settings.body_memory:
-            self._held -= len(body)
-            raise Failed(Refusal(503, "body_memory", "The node holds too many request bodies at once; try again.", 1))
+            self._hold(len(body))
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         client = scope["client"]
         call = Call(
@@ -90,7 +87,6 @@ class App:
             body,
             outcome,
         )
-        exchange: Exchange = scope["extensions"]["skerry"]
         exchange.connection.waits = Leaver(self._pool, call)
         try:
             self._pool.submit(call)
@@ -148,28 +144,41 @@ class App:
             raise Failed(Refusal(403, "host_refused", text))
         return length
 
-    async def _body(self, message: MutableMapping[str, Any], length: int, receive: Receive) -> bytes:
-        """The body that comes in several pieces. Error: Failed."""
+    async def _body(self, receive: Receive) -> bytes:
+        """A body that isn't there yet. Error: Failed."""
         settings = self._settings
         parts = bytearray()
         try:
             async with asyncio.timeout(settings.body_wait):
-                while True:
-                    parts += message["body"]
-                    if max(length, len(parts)) > settings.body_limit:
-                        text = f"The request's body is larger than {settings.body_limit} bytes (body_limit)."
-                        raise Failed(Refusal(413, "body_too_large", text))
-                    if self._held + len(parts) > settings.body_memory:
-                        text = "The node holds too many request bodies at once; try again."
-                        raise Failed(Refusal(503, "body_memory", text, 1))
-                    if not message.get("more_body"):
-                        return bytes(parts)
+                more = True
+                while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Failed(Refusal(499, "client_gone", "The client went away."))
-        except TimeoutError:
-            text = f"The request's body took longer than {settings.body_wait:g} s to come (body_wait)."
-            raise Failed(Refusal(408, "body_timeout", text)) from None
+                    piece = message["body"]
+                    if len(parts) + len(piece) > settings.body_limit:
+                        raise Failed(self._too_large())
+                    self._hold(len(piece))
+                    parts += piece
+                    more = message.get("more_body", False)
+                return bytes(parts)
+        except BaseException as error:
+            self._held -= len(parts)
+            if isinstance(error, TimeoutError):
+                text = f"The request's body took longer than {settings.body_wait:g} s to come (body_wait)."
+                raise Failed(Refusal(408, "body_timeout", text)) from None
+            raise
+
+    def _hold(self, length: int) -> None:
+        """Count bytes of a body; whoever takes it gives them back. Error: Failed, with nothing counted."""
+        if self._held + length > self._settings.body_memory:
+            text = "The node holds too many request bodies at once; try again."
+            raise Failed(Refusal(503, "body_memory", text, 1))
+        self._held += length
+
+    def _too_large(self) -> Refusal:
+        text = f"The request's body is larger than {self._settings.body_limit} bytes (body_limit)."
+        return Refusal(413, "body_too_large", text)
 
     async def _refuse(self, send: Send, refusal: Refusal) -> None:
         title = http.HTTPStatus(refusal.status).phrase if refusal.status != 499 else "Client Closed Request"

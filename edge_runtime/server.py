@@ -73,7 +73,7 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
             raise _Refused
         super().on_headers_complete()
-        self.scope["extensions"] = {"skerry": Exchange(self, self.cycle)}
+        self.scope["extensions"] = {"skerry": Exchange(self, self.cycle)}  # type: ignore[dict-item]
 
     def data_received(self, data: bytes) -> None:
         if self._since is not None:
@@ -124,6 +124,10 @@ class Exchange:
     def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
         self.connection = connection
         self.cycle = cycle
+
+    def whole_body(self) -> bytes | None:
+        """The request's body, if all of it has come."""
+        return None if self.cycle.more_body else bytes(self.cycle.body)
 
     def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Write a whole answer at once, where that is simple; False where nothing was written and ASGI must do it.

@@ -1,0 +1,55 @@
+"""Frames between the front and its children: what goes in comes out, however the bytes arrive."""
+
+import socket
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_runtime import frames
+
+FRAME = st.tuples(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 999),
+    st.binary(max_size=300),
+    st.one_of(st.binary(max_size=2000), st.integers(60_000, 200_000).map(lambda size: b"z" * size)),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(FRAME, max_size=8), st.integers(1, 70_000))
+def test_a_reader_gives_the_frames_that_were_sent(sent: list[tuple[int, int, bytes, bytes]], step: int) -> None:
+    ours, theirs = socket.socketpair()
+    stream = b"".join(frames.pack(*frame) for frame in sent)
+
+    def write() -> None:
+        with ours:
+            for start in range(0, len(stream), step):
+                ours.sendall(stream[start : start + step])
+
+    with theirs:
+        writer = threading.Thread(target=write)
+        writer.start()
+        reader = frames.Reader(theirs)
+        got = [(f.request, f.kind, f.head, f.body) for f in iter(reader.next, None)]
+        writer.join()
+    assert got == sent
+
+
+@given(st.integers(1, 40))
+def test_a_stream_that_ends_inside_a_frame_is_an_error(cut: int) -> None:
+    whole = frames.pack(1, frames.CALL, b"head", b"x" * 40)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(whole[:cut])
+        with pytest.raises(frames.ChildGone):
+            frames.Reader(theirs).next()
+
+
+def test_a_call_comes_out_as_it_went_in() -> None:
+    given = (3, 1, "POST", "/a%20b", b"x=1", [(b"host", b"caf\xe9"), (b"x", b"")], "127.0.0.1")
+    head = frames.decode_call(frames.encode_head(given))
+    assert (head.serial, head.function, head.method, head.path, head.query, head.client) == (*given[:5], given[6])
+    assert head.headers == given[5]

@@ -1,0 +1,74 @@
+"""A node's settings: what is refused, and which flags there are."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from edge_runtime.cli import main
+from edge_runtime.run import OPTIONS
+from edge_runtime.settings import Settings, SettingsError
+from edge_runtime.state import State, StateUnfit
+
+STATE = Path("state")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"listen": "0.0.0.0:80"}, "listen"),
+        ({"listen": "192.0.2.1:80"}, "listen"),
+        ({"listen": "example.org:80"}, "listen"),
+        ({"listen": "127.0.0.1"}, "listen"),
+        ({"listen": "127.0.0.1:99999"}, "listen"),
+        ({"listen": ":80", "token": "0123456789abcdef"}, "listen"),
+        ({"token": "short"}, "token"),
+        ({"workers": 0}, "workers"),
+        ({"synchronous": "OFF"}, "synchronous"),
+        ({"queue_wait": 0}, "queue_wait"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        Settings(state=STATE, **given)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.9.9.9:1", "[::1]:8087", "localhost:8087"])
+def test_loopback_needs_no_token(listen: str) -> None:
+    assert Settings(state=STATE, listen=listen).loopback
+
+
+def test_a_token_opens_other_addresses_and_is_never_shown() -> None:
+    settings = Settings(state=STATE, listen="0.0.0.0:80", token="0123456789abcdef")
+    assert "0123456789abcdef" not in repr(settings)
+
+
+def test_every_setting_has_a_flag() -> None:
+    assert set(OPTIONS) == {field.name for field in dataclasses.fields(Settings)} - {"state", "token"}
+
+
+def test_run_says_what_is_wrong(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(main, ["run", "--state", str(tmp_path / "state"), "--listen", "0.0.0.0:1"])
+    assert ran.exit_code == 2
+    assert "SKERRY_EDGE_TOKEN" in ran.output
+    ran = CliRunner().invoke(main, ["run", "--state", str(tmp_path / "state"), "--listen", "127.0.0.1:0"])
+    assert ran.exit_code == 1
+    assert "skerry-edge join" in ran.output
+
+
+def test_a_state_directory_has_one_owner(tmp_path: Path) -> None:
+    with State(tmp_path / "state", 1.0) as state:
+        assert (state.path.stat().st_mode & 0o777, state.aot.stat().st_mode & 0o777) == (0o700, 0o700)
+        with pytest.raises(StateUnfit, match="in use by another"):
+            State(tmp_path / "state", 0.05)
+    with State(tmp_path / "state", 1.0):
+        pass
+
+
+def test_a_state_directory_that_others_could_read_is_closed(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o755)
+    with State(folder, 1.0):
+        assert folder.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,128 @@
+"""When a running call is ended, and what its client is told of its worker's end."""
+
+import asyncio
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control import wire
+from edge_runtime import frames, page
+from edge_runtime.calls import Call, Tally, Target
+from edge_runtime.verdict import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT, Limits, overdue, verdict
+
+LIMITS = Limits(workers=1, lock_wait=10.0, lock_hold=2.0)
+NOW = 1000.0
+
+
+def call(limit_ms: int = 1000, gone: bool = False) -> Call:
+    loop = asyncio.new_event_loop()
+    made = Call("f", "GET", "", b"", [], "", b"", loop.create_future())
+    loop.close()
+    function = frames.LocalFunction("f", 1, "", wire.Manifest(time_limit_ms=limit_ms), "")
+    made.target = Target(0, function, Tally("f"), True, limit_ms / 1000, 1)
+    made.id = 7
+    made.gone = gone
+    return made
+
+
+def seen(state: int, ran: float, waited: float = 0.0, in_state: float = 0.0, request: int = 7) -> page.Seen:
+    """A call that began `ran` seconds ago."""
+    return page.Seen(
+        int((NOW - ran) * 1e9), int(waited * 1e9), int((NOW - in_state) * 1e9) if in_state else 0, state, request
+    )
+
+
+def why(made: Call, at: page.Seen, since: float = NOW, others: bool = False) -> str:
+    return overdue(made, at, since, NOW, others, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (seen(page.RUNNING, 0.9), ""),
+        (seen(page.RUNNING, 1.1), TIME_LIMIT),
+        # It waited 5 s for the lock and ran for 0.5 s.
+        (seen(page.WRITING, 5.5, waited=5.0, in_state=0.4), ""),
+        (seen(page.WRITING, 6.5, waited=5.0, in_state=0.4), TIME_LIMIT),
+        (seen(page.WAITING, 9.5, in_state=9.0), ""),
+        (seen(page.WAITING, 11.0, in_state=10.5), LOCK_WAIT),
+        # A commit is the disk's time.
+        (seen(page.COMMITTING, 4.0, in_state=3.0), ""),
+        (seen(page.COMMITTING, 9.0, in_state=8.0), STUCK),
+        # Its worker has not come to it.
+        (seen(page.RUNNING, 100.0, request=6), ""),
+    ],
+)
+def test_when_a_call_is_ended(at: page.Seen, expected: str) -> None:
+    assert why(call(), at) == expected
+
+
+def test_a_lock_that_is_held_too_long() -> None:
+    assert why(call(60_000), seen(page.WRITING, 2.5, in_state=2.1)) == LOCK_HELD
+    assert why(call(60_000), seen(page.WRITING, 2.5, in_state=1.9)) == ""
+
+
+def test_a_worker_that_does_not_start_its_call() -> None:
+    assert why(call(), seen(page.IDLE, 100.0, request=6), since=NOW - 1.5) == ""
+    assert why(call(), seen(page.IDLE, 100.0, request=6), since=NOW - 2.5) == STUCK
+
+
+def test_a_client_that_has_gone() -> None:
+    assert why(call(gone=True), seen(page.RUNNING, 0.5)) == ""
+    assert why(call(gone=True), seen(page.RUNNING, 0.5), others=True) == CLIENT_GONE
+    assert why(call(gone=True), seen(page.RUNNING, 0.01), others=True) == ""
+    assert why(call(gone=True), seen(page.COMMITTING, 0.5, in_state=0.4), others=True) == ""
+
+
+@given(st.floats(0.001, 9), st.floats(0, 9))
+def test_waiting_never_counts_as_running(ran: float, waited: float) -> None:
+    before = why(call(), seen(page.WRITING, ran, in_state=0.001))
+    assert why(call(), seen(page.WRITING, ran + waited, waited=waited, in_state=0.001)) == before or abs(ran - 1) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "status", "expected"),
+    [
+        (page.RUNNING, TIME_LIMIT, signal.SIGKILL, (504, "time_limit")),
+        (page.WRITING, LOCK_HELD, signal.SIGKILL, (504, "lock_held_too_long")),
+        (page.WAITING, LOCK_WAIT, signal.SIGKILL, (503, "writer_busy")),
+        (page.RUNNING, "", signal.SIGSEGV, (502, "worker_crashed")),
+        (page.RUNNING, "", None, (502, "worker_crashed")),
+        # Whatever ended it: what was being committed may be kept.
+        (page.COMMITTING, "", signal.SIGKILL, (502, "commit_unknown")),
+        (page.COMMITTING, STUCK, signal.SIGKILL, (502, "commit_unknown")),
+    ],
+)
+def test_what_the_client_is_told(state: int, reason: str, status: Any, expected: tuple[int, str]) -> None:
+    told = verdict(call(), state, reason, status, LIMITS)
+    assert (told.status, told.code) == expected
+    assert (told.retry_after > 0) == (told.status == 503)
+    assert ("Nothing was changed" in told.message) == (told.code != "commit_unknown")
+
+
+def test_a_mark_is_read_as_it_was_made() -> None:
+    opened = page.open_page(page.create())
+    page.clear(opened, 3)
+    assert page.read(opened, 3).request == page.NONE
+    mark = page.Mark(opened, 3)
+    mark.start(9)
+    first = page.read(opened, 3)
+    assert (first.state, first.request, first.waited_ns) == (page.RUNNING, 9, 0)
+    mark.waiting()
+    assert page.read(opened, 3).state == page.WAITING
+    mark.writing()
+    then = page.read(opened, 3)
+    assert then.state == page.WRITING
+    assert 0 < then.waited_ns <= then.since_ns - first.started_ns
+    mark.committing()
+    assert page.read(opened, 3).state == page.COMMITTING
+    mark.end()
+    assert page.read(opened, 3).state == page.IDLE
+    mark.start(10)
+    mark.writing()
+    # A lock that was free costs no wait, also after a call that waited.
+    assert page.read(opened, 3).waited_ns == 0
+    assert page.read(opened, 2).request == 0
