@@ -20,6 +20,8 @@ BACKOFF: Final = 0.05
 BACKOFF_CAP: Final = 5.0
 PROVEN: Final = 1.0
 """Seconds after which a worker that ended is none that dies at its start."""
+LOAD_LIMIT: Final = 120.0
+"""Seconds until all workers have loaded a release's modules; each does between two calls."""
 LOAD_TRIES: Final = 3
 """Workers that may end while they load a release's modules; then the modules are to blame."""
 
@@ -67,7 +69,12 @@ class Crew:
         serial = self._serial
         self._loads[serial] = release
         try:
-            await self._all_load(serial, whole)
+            async with asyncio.timeout(LOAD_LIMIT):
+                await self._all_load(serial, whole)
+        except TimeoutError:
+            self.forget(serial)
+            text = f"The workers didn't come to load the modules of release {release.number} within {LOAD_LIMIT:g} s."
+            raise LoadFailed("load_timeout", text) from None
         except BaseException:
             self.forget(serial)
             raise

@@ -14,6 +14,8 @@ from .processes import Child
 
 _BUFFER: Final = 256 * 1024
 _SMALL: Final = 65_536
+_FRAME_LIMIT: Final = 128 * 1024 * 1024
+"""Bytes: more than any answer may have. A worker that says more is not what it was."""
 
 
 class Owner(Protocol):
@@ -140,6 +142,10 @@ class Link:
             length, request, kind, head = frames.HEADER.unpack_from(data, at)
             start = at + frames.HEADER_BYTES
             end = start + length
+            if length > _FRAME_LIMIT:
+                self._owner.lost(self)
+                self.child.kill()
+                return
             if end > have:
                 if end - at > _BUFFER:
                     self._large = bytearray(end - at)

@@ -29,6 +29,7 @@ TICK: Final = 0.01
 LOAD_LIMIT: Final = 60.0
 STATUS_WAIT: Final = 1.0
 """Seconds that an answer waits for the zygote to say how its worker ended."""
+STALE_PAUSE: Final = 0.02
 ATTEMPTS: Final = 5
 """How often a call is dispatched, where each time it turns out that it can't have run."""
 
@@ -212,7 +213,11 @@ class Pool:
             if not job.answer.done():
                 job.answer.set_result(frames.Frame(request, kind, head, body))
         elif kind == frames.STALE:
-            self._again([job])
+            if self.hold is Hold.ALL:
+                self._again([job])
+            else:
+                # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
+                asyncio.get_running_loop().call_later(STALE_PAUSE, self._again, [job])
         else:
             try:
                 self._finish(job, took, kind, head, body)

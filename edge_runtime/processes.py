@@ -24,6 +24,8 @@ BACKOFF_CAP: Final = 5.0
 START_LIMIT: Final = 30.0
 """Seconds that a new zygote has to say that it is up: its imports, on a slow disk."""
 SOCKET_BUFFER: Final = 1 << 20
+FRAME_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes of an answer: an inventory's, at most."""
 
 
 class Unfit(Exception):
@@ -79,6 +81,8 @@ class Child:
     async def answer(self) -> frames.Frame:
         """The next frame. Error: `frames.ChildGone`."""
         length, request, kind, head = frames.HEADER.unpack(await self._exactly(frames.HEADER_BYTES))
+        if length > FRAME_LIMIT:
+            raise frames.ChildGone(f"process {self.pid} announced an answer of {length} bytes")
         rest = await self._exactly(length)
         return frames.Frame(request, kind, rest[:head], rest[head:])
 

@@ -74,6 +74,9 @@ _decode_birth: Final = msgspec.json.Decoder(Birth).decode
 def main(argument: str) -> None:
     arguments = msgspec.json.decode(argument, type=Arguments)
     fence.die_with_parent(arguments.parent)
+    # A supervisor or a terminal may signal the whole group: the front decides when its children end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=arguments.control)
     try:
         children = _imports()
@@ -144,7 +147,6 @@ class Zygote:
         code = 1
         try:
             fence.die_with_parent(parent)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._control.close()
             for pidfd in self._children:
                 os.close(pidfd)

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from edge_runtime.pool import Pool
 from edge_runtime.steps import SyncFailed
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -79,6 +80,27 @@ async def test_releases_under_load(tmp_path: Path) -> None:
         assert len(seen) > 6
         _, _, body = await edge.call("sql", b'{"sql":"SELECT name FROM done"}')
         assert sorted(row[0] for row in orjson.loads(body)["rows"]) == sorted(written)
+
+
+async def test_the_database_is_the_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that were not held, as if the front knew nothing of the commit, run on the wrong release never."""
+    for name in ("hold_writes", "hold_all"):
+        monkeypatch.setattr(Pool, name, lambda self: None)
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        stop = False
+
+        async def reader() -> None:
+            while not stop:
+                code, schema = await numbers(edge)
+                assert code == schema
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(8):
+                group.create_task(reader())
+            for number in range(2, 10):
+                await edge.release(functions(number), [f"UPDATE generation SET number = {number}"])
+            stop = True
 
 
 async def test_a_change_that_fails_leaves_the_old_release(tmp_path: Path) -> None:
