@@ -247,11 +247,10 @@ def path_types() -> dict[str, Any]:
 def _path_value(name: str, text: str) -> Any:
     if name == "node" and not (wire.NAME.fullmatch(text)):
         raise ProblemError("invalid_parameter", f"{text!r} is neither a node's name nor its id", field="node")
-    value: Any = convert(text, path_types()[name], "invalid_parameter", strict=False)
-    # A pattern's $ also matches before a line break at the end.
-    if isinstance(value, str) and value.endswith("\n"):
-        raise ProblemError("invalid_parameter", "there is a line break in it", field=name)
-    return value
+    try:
+        return convert(text, path_types()[name], "invalid_parameter", strict=False)
+    except ProblemError as error:
+        raise ProblemError("invalid_parameter", error.detail, field=name) from None
 
 
 def _query(type: Any, scope: Scope) -> Any:

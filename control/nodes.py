@@ -54,8 +54,8 @@ async def join(call: Call) -> Answer:
     """
     token_id, secret_hash = auth.bearer(call.scope, "join")
     body: wire.Join = call.body
-    if len(body.labels) > MOST_LABELS or not wire.NAME.fullmatch(body.name):
-        raise ProblemError("invalid_body", f"a name without a line break, and {MOST_LABELS} labels at most")
+    if len(body.labels) > MOST_LABELS:
+        raise ProblemError("invalid_body", f"a node has {MOST_LABELS} labels at most", field="labels")
 
     async def work(conn: Any) -> wire.Joined:
         now = call.services.clock.now()

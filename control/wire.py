@@ -20,10 +20,12 @@ PROTOCOL = 1
 PAGE_BYTES = 65536
 """Size of a WASM memory page."""
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+# A Python pattern's $ also matches before a line break at the end, hence the look-ahead.
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)")]
 """Names of nodes, groups and functions: lower case letters, digits and hyphens, 63 at most."""
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
+ConfigName = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]{0,62}$(?!\n)")]
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Generation = Annotated[int, Meta(ge=0, le=2**62)]
 Text = Annotated[str, Meta(max_length=2000)]
@@ -45,7 +47,7 @@ class Body(Struct, forbid_unknown_fields=True, frozen=True):
 class Probe(Body, frozen=True):
     """A call made before a release is committed, in a transaction that is always rolled back."""
 
-    method: Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$")] = "GET"
+    method: Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$(?!\n)")] = "GET"
     path: Annotated[str, Meta(pattern=r"^/", max_length=1024)] = "/"
     body: Annotated[str, Meta(max_length=65536)] = ""
     status: Annotated[int, Meta(ge=100, le=599)] = 200
@@ -57,7 +59,7 @@ class Manifest(Body, frozen=True):
 
     abi: Literal["wagi"] = "wagi"
     sql: Literal["none", "read", "write"] = "none"
-    config: dict[Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]{0,62}$")], Annotated[str, Meta(max_length=4096)]] = {}
+    config: dict[ConfigName, Annotated[str, Meta(max_length=4096)]] = {}
     """Given to the guest as environment variables."""
     time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
     memory_pages: Annotated[int, Meta(ge=1, le=16_384)] = 1_024

@@ -11,6 +11,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
+    negative_data_rejection,
     response_headers_conformance,
     response_schema_conformance,
     status_code_conformance,
@@ -22,6 +23,7 @@ from control.problems import CODES
 from tests.support.control import module, running
 
 CHECKS = [
+    negative_data_rejection,
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
@@ -99,7 +101,7 @@ def try_out(url: str, ca: str, document: dict[str, Any], tokens: dict[str, str])
                     case.validate_response(response, checks=CHECKS)
 
                 try:
-                    examples(one, operation.as_strategy(mode, **overrides), EXAMPLES.get(name, 8))
+                    examples(one, operation.as_strategy(mode, **overrides), EXAMPLES.get(name, 12))
                 except Exception as error:
                     if "is not possible to generate" in str(error) or "Unsatisfiable" in type(error).__name__:
                         continue  # nothing of this operation's input can be wrong

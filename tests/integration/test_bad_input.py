@@ -1,0 +1,282 @@
+"""What every endpoint answers to bad input: problem+json, a stable code, the field; and nothing is changed."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from control import openapi
+from control.auth import new_token
+from control.calls import Operation
+from control.pki import Pki
+from control.routes import OPERATIONS
+from tests.support.control import Control, module, running
+
+PATH = {"name": "hello", "version": "1", "number": "1", "group": "default", "node": "n1", "sha256": "0" * 64}
+PATH["id"] = "00000000-0000-0000-0000-000000000000"
+JSON = {"content-type": "application/json"}
+TABLES = ("epochs", "groups", "nodes", "credentials", "join_tokens", "operators", "artifacts", "functions")
+TABLES += ("function_versions", "schema_changes", "releases", "release_functions", "syncs", "audit", "idempotency")
+
+
+def fill(path: str, **other: str) -> str:
+    return path.format(**{**PATH, **other})
+
+
+async def contents(control: Control) -> dict[str, list[str]]:
+    """Every row of every table that a request could change, but for what refusals and heartbeats write."""
+
+    async def work(conn: Any) -> dict[str, list[str]]:
+        return {t: sorted(str(row) for row in await conn.fetch(f"SELECT * FROM {t}")) for t in TABLES}
+
+    return await control.services.db.read(work)
+
+
+class Fleet:
+    """A control plane with one of everything, and a token of each kind."""
+
+    def __init__(self, control: Control, tokens: dict[str, str]) -> None:
+        self.control = control
+        self.tokens = tokens
+
+    def token(self, operation: Operation) -> str:
+        return self.tokens[operation.role] if operation.role in ("node", "join") else self.control.token
+
+
+@pytest.fixture
+async def fleet(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Fleet]:
+    async with running(database_url, bucket_url, pki, body_limit=200_000) as control:
+        await control.push("hello", module("1"))
+        await control.ok("POST", "/v1/schema-changes", {"name": "t", "sql": "CREATE TABLE t (id INTEGER);"})
+        await control.release(functions={"hello": 1})
+        node = await control.join("n1")
+        # Used, so that no later request does what the first use does.
+        assert (await control.call("POST", "/v1/poll", {}, token=node.credential)).status == 422
+        join = (await control.ok("POST", "/v1/join-tokens", {}))["token"]
+        yield Fleet(control, {"node": node.credential, "join": join})
+
+
+async def test_bodies_that_are_no_good(fleet: Fleet) -> None:
+    control = fleet.control
+    before = await contents(control)
+    poll = Operation("POST", "/v1/poll", "", None, "node", {}, body=dict)  # type: ignore[arg-type]
+    for operation in (*OPERATIONS, poll):
+        if operation.body in (None, bytes):
+            continue
+        path, token = fill(operation.path), fleet.token(operation)
+        cases: list[tuple[Any, int, str]] = [
+            (b"{", 400, "malformed_json"),
+            (b"", 400, "malformed_json"),
+            (b'{"a": NaN}', 400, "malformed_json"),
+            (b"\xff\xfe", 400, "malformed_json"),
+            (b'"\\ud800"', 400, "malformed_json"),
+            (b"[]", 422, "invalid_body"),
+            (b"null", 422, "invalid_body"),
+            (b'"text"', 422, "invalid_body"),
+            (b"[" * 100_000, 400, "malformed_json"),
+            (b" " * 300_000, 413, "body_too_large"),
+        ]
+        for data, status, code in cases:
+            reply = await control.call(operation.method, path, data=data, token=token, headers=JSON)
+            assert (reply.status, reply.code) == (status, code), (operation.path, data[:20], reply.body)
+        reply = await control.call(
+            operation.method, path, data=b"a=1", token=token, headers={"content-type": "text/plain"}
+        )
+        if operation is not poll:
+            assert reply.code == "unsupported_media_type", operation.path
+    assert await contents(control) == before
+
+
+async def test_unknown_fields_of_operators_are_refused_and_those_of_nodes_are_not(fleet: Fleet) -> None:
+    control = fleet.control
+    before = await contents(control)
+    for operation in OPERATIONS:
+        if operation.body in (None, bytes) or operation.role in ("node", "join"):
+            continue
+        reply = await control.call(operation.method, fill(operation.path), {"surprise": 1})
+        assert (reply.code, reply.body["field"]) == ("invalid_body", "surprise"), operation.path
+    assert await contents(control) == before
+    body = {"name": "n2", "attempt": PATH["id"], "surprise": 1}
+    assert (await control.call("POST", "/v1/nodes", body, token=fleet.tokens["join"])).status == 201
+
+
+WRONG_FIELDS: list[tuple[str, Any, str]] = [
+    ("/v1/functions/hello/versions", {"sha256": 7}, "sha256"),
+    ("/v1/functions/hello/versions", {"sha256": "0" * 63}, "sha256"),
+    ("/v1/functions/hello/versions", {"sha256": "0" * 64, "manifest": {"sql": "all"}}, "manifest.sql"),
+    ("/v1/functions/hello/versions", {"sha256": "0" * 64, "manifest": {"color": 1}}, "manifest.color"),
+    ("/v1/functions/hello/versions", {}, "sha256"),
+    ("/v1/schema-changes", {"name": "a", "sql": "x\u0000y"}, "sql"),
+    ("/v1/schema-changes", {"name": "a" * 201, "sql": "x"}, "name"),
+    ("/v1/schema-changes", {"name": "a", "sql": "x", "number": 2**40}, "number"),
+    ("/v1/groups", {"name": "No Such Name"}, "name"),
+    ("/v1/groups", {"name": "line-break\n"}, "name"),
+    ("/v1/releases", {"functions": {"hello": "1"}}, "functions[...]"),
+    ("/v1/releases", {"reason": "x\u0000"}, "reason"),
+    ("/v1/releases", {"schema": -1}, "schema"),
+    ("/v1/releases", {"remove": "hello"}, "remove"),
+    ("/v1/operators", {"name": "bob", "role": "king"}, "role"),
+    ("/v1/join-tokens", {"expires_in": 1}, "expires_in"),
+    ("/v1/nodes/n1/move", {"group": None}, "group"),
+]
+
+
+async def test_the_field_that_is_wrong_is_named(fleet: Fleet) -> None:
+    control = fleet.control
+    before = await contents(control)
+    for path, body, field in WRONG_FIELDS:
+        reply = await control.call("POST", path, body)
+        assert (reply.status, reply.code, reply.body.get("field")) == (422, "invalid_body", field), (path, body)
+    assert await contents(control) == before
+
+
+WRONG_PARAMETERS = [
+    ("/v1/functions/Hello/versions", "name"),
+    ("/v1/functions/hello/versions/0", "version"),
+    ("/v1/functions/hello/versions/x", "version"),
+    ("/v1/functions/hello/versions/99999999999999999999", "version"),
+    ("/v1/functions/hello%0A/versions", "name"),
+    ("/v1/functions/hello%00/versions", "name"),
+    ("/v1/schema-changes/-1", "number"),
+    ("/v1/releases/Default/1", "group"),
+    ("/v1/nodes/N%201", "node"),
+    ("/v1/syncs/1", "id"),
+    ("/v1/functions?cursor=x", "cursor"),
+    ("/v1/audit?cursor=W10", "cursor"),
+    ("/v1/audit?cursor=%00", "cursor"),
+    ("/v1/functions?limit=0", "limit"),
+    ("/v1/functions?limit=1001", "limit"),
+    ("/v1/functions?limit=ten", "limit"),
+    ("/v1/functions?limit=1&limit=2", "limit"),
+    ("/v1/nodes?state=happy", "state"),
+    ("/v1/syncs?status=happy", "status"),
+    ("/v1/functions?color=red", "color"),
+]
+
+
+async def test_the_parameter_that_is_wrong_is_named(control: Control) -> None:
+    for path, field in WRONG_PARAMETERS:
+        reply = await control.call("GET", path)
+        assert (reply.status, reply.code, reply.body["field"]) == (422, "invalid_parameter", field), path
+
+
+async def test_cursors_of_other_lists_are_refused(control: Control) -> None:
+    for name in ("a1", "b1"):
+        await control.push(name, module(name))
+    cursor = (await control.ok("GET", "/v1/functions?limit=1"))["next"]
+    for other in ("/v1/audit", "/v1/releases", "/v1/schema-changes", "/v1/functions/a1/versions"):
+        assert (await control.call("GET", f"{other}?cursor={cursor}")).code == "invalid_parameter"
+
+
+async def test_unknown_parameters_and_methods(control: Control) -> None:
+    by_path: dict[str, set[str]] = {}
+    for operation in OPERATIONS:
+        by_path.setdefault(operation.path, set()).add(operation.method)
+        if operation.role in ("node", "join", None) or operation.body is bytes:
+            continue
+        reply = await control.call(operation.method, fill(operation.path) + "?surprise=1")
+        if operation.method != "HEAD":
+            assert (reply.status, reply.code) == (422, "invalid_parameter"), operation.path
+            assert reply.body["field"] == "surprise"
+    for path, methods in [*by_path.items(), ("/v1/poll", {"POST"})]:
+        for method in {"GET", "POST", "PUT", "DELETE", "PATCH"} - methods:
+            reply = await control.call(method, fill(path))
+            assert (reply.status, reply.code) == (405, "method_not_allowed"), (method, path)
+            assert {m.strip() for m in reply.headers["allow"].split(",")} == methods
+    for path in ("/", "/v1", "/v1/functions/", "/v1/functions/a/versions/1/x", "/v1/poll/", "//v1/nodes"):
+        reply = await control.call("GET", path)
+        assert (reply.status, reply.code) == (404, "no_such_path"), path
+
+
+async def test_every_operation_wants_its_own_credentials(fleet: Fleet) -> None:
+    control = fleet.control
+    before = await contents(control)
+    # A reader may do nothing that is more than reading.
+    unknown = {kind: new_token(kind).text for kind in ("node", "join", "operator")}  # type: ignore[arg-type]
+    poll = Operation("POST", "/v1/poll", "", None, "node", {})  # type: ignore[arg-type]
+    for operation in (*OPERATIONS, poll):
+        if operation.role is None:
+            continue
+        own = operation.role if operation.role in ("node", "join") else "operator"
+        others = {"node": fleet.tokens["node"], "join": fleet.tokens["join"], "operator": control.token}
+        del others[own]
+        bad = ["", "x", "sko_", *others.values(), *unknown.values()]
+        for token in bad:
+            # A join token is looked at after the body.
+            body = {"name": "nx", "attempt": PATH["id"]} if operation.role == "join" else None
+            reply = await control.call(operation.method, fill(operation.path), body, token=token)
+            assert reply.status == 401, (operation.path, token)
+            assert reply.headers["www-authenticate"] == "Bearer"
+            if operation.method != "HEAD":
+                assert reply.code == ("credentials_missing" if token == "" else "credentials_invalid")
+        basic = await control.call(
+            operation.method, fill(operation.path), token="", headers={"authorization": "Basic YTpi"}
+        )
+        assert basic.status == 401
+    assert await contents(control) == before
+
+
+async def test_calls_without_a_body_take_none(control: Control) -> None:
+    for operation in OPERATIONS:
+        if operation.body is None and operation.method in ("POST", "DELETE") and operation.role != "node":
+            reply = await control.call(operation.method, fill(operation.path), {"surprise": 1})
+            assert (reply.status, reply.code) == (422, "invalid_body"), operation.path
+
+
+async def test_a_bad_idempotency_key_is_refused(control: Control) -> None:
+    for key in ("k" * 201, "with space", "\xfc"):
+        reply = await control.call("POST", "/v1/releases", {}, key=key)
+        assert (reply.code, reply.body["field"]) == ("invalid_parameter", "Idempotency-Key")
+    assert await control.items("/v1/releases") == []
+
+
+async def test_a_body_that_does_not_come_is_given_up(database_url: str, bucket_url: str, pki: Pki) -> None:
+    async with running(database_url, bucket_url, pki, body_timeout=0.3) as control:
+        for method, path in (("POST", "/v1/groups"), ("PUT", f"/v1/artifacts/{'0' * 64}")):
+            parts = urlsplit(control.url)
+            context = ssl.create_default_context(cafile=str(pki.ca))
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
+            head = f"{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {control.token}\r\n"
+            writer.write(head.encode() + b"content-length: 100\r\n\r\n{")
+            async with asyncio.timeout(10):
+                answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"body_timeout" in answer
+            writer.close()
+
+
+async def test_an_upload_that_ends_early_leaves_nothing(control: Control, pki: Pki) -> None:
+    parts = urlsplit(control.url)
+    context = ssl.create_default_context(cafile=str(pki.ca))
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
+    head = f"PUT /v1/artifacts/{'0' * 64} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {control.token}\r\n"
+    writer.write(head.encode() + b"content-length: 100\r\n\r\nabc")
+    await writer.drain()
+    writer.close()
+    async with asyncio.timeout(10):
+        await reader.read()
+    assert await control.services.db.read(lambda conn: conn.fetchval("SELECT count(*) FROM artifacts")) == 0
+
+
+async def test_every_answer_has_a_request_id(control: Control) -> None:
+    ids = [(await control.call("GET", path)).headers["x-request-id"] for path in ("/healthz", "/nowhere", "/v1/nodes")]
+    assert len(set(ids)) == 3
+
+
+async def test_a_fault_of_ours_is_internal_and_says_no_more(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(type(control.services.db), "ready", broken)
+    reply = await control.call("GET", "/readyz")
+    assert (reply.status, reply.code) == (500, "internal")
+    assert "secret detail" not in str(reply.body)
+    assert reply.headers["x-request-id"] in reply.body["detail"]
+
+
+def test_every_code_of_the_table_is_known_to_the_description() -> None:
+    for operation in OPERATIONS:
+        assert set(operation.problems) <= openapi.CODES.keys()
