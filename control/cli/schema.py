@@ -26,6 +26,8 @@ async def _release(
     done: Json = {"change": change, "release": None}
     if not as_json:
         output.say(f"schema change {change['number']} ({change['name']}), revision {change['revision']}, is registered")
+        for warning in change["warnings"]:
+            output.say(f"  on some data it fails: {warning['message']}: {warning['statement']}", style="yellow")
     if not no_release:
         done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:

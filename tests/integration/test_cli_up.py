@@ -202,6 +202,16 @@ def test_a_schema_change_that_fails_on_the_data(skerry: Shell, tmp_path: Path) -
     assert skerry("invoke", "counter", "eve") == '{"name":"eve","count":0}\n'
 
 
+def test_a_schema_change_that_may_fail_somewhere_is_warned_of(skerry: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "teams.sql"
+    file.write_text("CREATE TABLE teams (name TEXT);")
+    skerry("schema", "add", str(file), "--no-release")
+    file.write_text(
+        "ALTER TABLE teams ADD COLUMN size INTEGER; UPDATE teams SET size = 1; CREATE UNIQUE INDEX by_size ON teams (size);"
+    )
+    assert "on some data it fails: UNIQUE constraint failed" in skerry("schema", "add", str(file), "--no-release")
+
+
 def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks as they are: the table, the source, the build, the commands, the answer."""
     section = (ROOT / "README.md").read_text("utf-8").split("## A first function")[1].split("\n## ")[0]
