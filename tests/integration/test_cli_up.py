@@ -207,7 +207,8 @@ def test_a_schema_change_that_may_fail_somewhere_is_warned_of(skerry: Shell, tmp
     file.write_text("CREATE TABLE teams (name TEXT);")
     skerry("schema", "add", str(file), "--no-release")
     file.write_text(
-        "ALTER TABLE teams ADD COLUMN size INTEGER; UPDATE teams SET size = 1; CREATE UNIQUE INDEX by_size ON teams (size);"
+        "ALTER TABLE teams ADD COLUMN size INTEGER; UPDATE teams SET size = 1;"
+        "CREATE UNIQUE INDEX by_size ON teams (size);"
     )
     assert "on some data it fails: UNIQUE constraint failed" in skerry("schema", "add", str(file), "--no-release")
 
