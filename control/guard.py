@@ -12,7 +12,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from control import wire
+from control.problems import ProblemError
 
 HEAD_BYTES = 16 * 1024
 """Request line and headers together."""
@@ -33,12 +33,8 @@ CONNECTIONS = 20_000
 NEVER = math.inf
 
 
-class Refused(Exception):
-    """A request that breaks a bound; becomes the problem that is answered."""
-
-    def __init__(self, status: int, code: str, title: str) -> None:
-        super().__init__(title)
-        self.problem = wire.Problem(code=code, title=title, status=status)
+class Refused(ProblemError):
+    """A request that breaks a bound."""
 
 
 class Guarded(HttpToolsProtocol):
@@ -69,32 +65,31 @@ class Guarded(HttpToolsProtocol):
             if self._in_head:
                 self._head_bytes += len(data)
                 if self._head_bytes > HEAD_BYTES:
-                    raise Refused(431, "head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
+                    raise Refused("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
             elif self._in_body and body_bytes == self._body_bytes:
                 self._quiet_bytes += len(data)
                 if self._quiet_bytes > QUIET_BYTES:
-                    raise Refused(400, "bad_request", "chunks without content")
+                    raise Refused("bad_request", "chunks without content")
         except Refused as refused:
             self._refuse(refused)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, Refused) else Refused(400, "bad_request", "not a valid request"))
+            self._refuse(cause if isinstance(cause, Refused) else Refused("bad_request", "not a valid request"))
         except httptools.HttpParserError:
-            self._refuse(Refused(400, "bad_request", "this isn't HTTP/1.1"))
+            self._refuse(Refused("bad_request", "this isn't HTTP/1.1"))
         except httptools.HttpParserUpgrade:
             pass  # there is nothing to change to: the request is answered, what came behind it in `data` is dropped
 
     def _refuse(self, refused: Refused) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()  # an answer is under way: another one could be taken for it
-            return
-        problem = refused.problem
-        body = wire.problem_bytes(problem)
-        head = [
-            STATUS_LINE[problem.status],
-            b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body),
-        ]
-        self.transport.write(b"".join([*head, body]))
+        else:
+            self._answer(refused)
+
+    def _answer(self, refused: Refused) -> None:
+        body = refused.body()
+        head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[refused.status] + head % len(body) + body)
         self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -106,17 +101,17 @@ class Guarded(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         self._size += len(url)
         if self._size > HEAD_BYTES:
-            raise Refused(431, "head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
+            raise Refused("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
-            raise Refused(400, "bad_request", "headers after the body aren't taken")
+            raise Refused("bad_request", "headers after the body aren't taken")
         if len(self.headers) >= HEADERS:
-            raise Refused(431, "too_many_headers", f"a request may have {HEADERS} headers")
+            raise Refused("too_many_headers", f"a request may have {HEADERS} headers")
         self._size += len(name) + len(value)
         if self._size > HEAD_BYTES:
-            raise Refused(431, "head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
+            raise Refused("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -125,7 +120,7 @@ class Guarded(HttpToolsProtocol):
         self._body_bytes = self._quiet_bytes = 0
         self.deadline = self.loop.time() + BODY_SECONDS
         if len(self.pipeline) >= PIPELINED:
-            raise Refused(400, "bad_request", f"only {PIPELINED} requests may wait behind another")
+            raise Refused("bad_request", f"only {PIPELINED} requests may wait behind another")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -168,7 +163,11 @@ class Guarded(HttpToolsProtocol):
         """End this connection, whose peer has let a deadline pass."""
         self.deadline = self.write_deadline = NEVER
         if self._in_head:
-            self._refuse(Refused(408, "head_too_slow", f"a request's head must be complete in {HEAD_SECONDS:.0f} s"))
+            self._refuse(Refused("head_too_slow", f"a request's head must be complete in {HEAD_SECONDS:.0f} s"))
+        elif self._in_body and not self.cycle.response_started:
+            self.cycle.disconnected = True  # the application hears that, and what it answers goes nowhere
+            self.cycle.message_event.set()
+            self._answer(Refused("body_timeout", f"less than {BODY_RATE} bytes a second arrived"))
         elif self._in_body or (self.flow is not None and self.flow.write_paused):
             self.transport.abort()
         else:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from control import wire
+from control import guard, wire
 from tests.support import seeds
 from tests.support.replica import Answered, Replica, SetClock, Site, plan_of
 from tests.support.wire_tap import tap
@@ -306,8 +306,9 @@ async def test_who_may_poll(replica: Replica) -> None:
     assert 'skerry_auth_failures_total{reason="wrong_secret"}' in failures
 
 
-async def test_a_body_that_stays_away_is_given_up(control_site: Site) -> None:
-    async with control_site.running(body_timeout=0.3) as replica:
+async def test_a_body_that_stays_away_is_given_up(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    async with control_site.running() as replica:
         node = await replica.join("one")
         async with tap(replica.url, replica.ca) as client:
             head = f"POST /v1/poll HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {node.credential}\r\n"

@@ -59,6 +59,8 @@ async def site(pki: Pki) -> AsyncIterator[Site]:
             while True:
                 message = await receive()
                 size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect":
+                    return
                 if not message.get("more_body"):
                     break
         body = str(size).encode() if scope["path"] != "/large" else bytes(8 * MEGABYTE)
@@ -208,7 +210,11 @@ async def test_a_body_that_drips(site: Site, monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.sleep(0.1)
         else:
             pytest.fail("the body went on for 10 s")
+        refused(await client.answer(), 408, "body_timeout")
     await until_gone(site)
+    async with asyncio.timeout(5):
+        while site.state.tasks:  # the application has heard of it
+            await asyncio.sleep(0.01)
 
 
 async def test_a_body_that_drips_after_the_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
