@@ -7,7 +7,8 @@ node serves its release on. `steps` has the rules, this module does what they sa
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ class Agent:
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._look_back()
         while True:
             who = self._who
             try:
@@ -94,6 +96,23 @@ class Agent:
                 # The agent's own mistake must not take the serving of functions with it.
                 log.exception("the agent made a mistake; it goes on")
                 await self._trouble(Unreachable("internal", f"the agent made a mistake: {error!r}; see its log"))
+
+    def _look_back(self) -> None:
+        """Did the process before this one end in the middle of a sync, and not for the first time?"""
+        attempt = self._outbox.begun()
+        if attempt is None:
+            return
+        log.warning("the sync to release %d was broken off by the end of the process", attempt.release_number)
+        if attempt.generation <= self._generation:
+            # Past its commit: the poll will tell control.
+            self._outbox.end()
+            return
+        crashes = attempt.crashes + 1
+        now = datetime.now(UTC)
+        self._failed = steps.crashed(attempt.generation, attempt.release_number, crashes, now, self._jitter())
+        if self._failed is not None:
+            with _despite_the_disk("the report"):
+                self._outbox.keep(attempt.sync_id, self._failure_update(self._failed))
 
     def status(self) -> dict[str, Any]:
         """What the node knows of control and its target, for people and scripts. Times are RFC 3339."""
@@ -228,6 +247,8 @@ class Agent:
         await asyncio.sleep(steps.pause_before(self._failed, plan.generation, self._now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
+        with _despite_the_disk("that a sync begins"):
+            self._outbox.begin(plan)
         self._sync = Sync(plan, self._runtime, self._compiler, self._artifacts, self._client)
         try:
             error = await self._sync.run()
@@ -235,6 +256,7 @@ class Agent:
             log.info("the sync to release %d was overtaken by a newer decision", plan.release_number)
             return
         finally:
+            self._outbox.end()
             self._sync = None
         await self._report(plan, error)
         if error is None and before is not None and before.release_id != plan.release_id:
@@ -243,36 +265,37 @@ class Agent:
 
     async def _report(self, plan: wire.Plan, error: SyncFailed | None) -> None:
         """Keep the outcome and tell control; where it can't be told, the report waits on disk and goes first."""
-        inventory = self._runtime.inventory
         if error is None:
             self._failed = None
-            update = wire.SyncUpdate(status="succeeded", step="report", inventory=inventory)
+            update = wire.SyncUpdate(status="succeeded", step="report", inventory=self._runtime.inventory)
             log.info("release %d serves (generation %d)", plan.release_number, plan.generation)
         else:
-            self._fail(plan.generation, error)
-            update = wire.SyncUpdate(
-                status="failed",
-                error=wire.SyncError(error.code[:64], error.message[:2000]),
-                retry_at=self._failed.retry_at if self._failed else None,
-                inventory=inventory,
-            )
+            update = self._failure_update(self._fail(plan.generation, error))
         faults.reach("edge.sync.report.before")
         try:
             await self._tell(plan.sync_id, update, plan.generation)
         except (Unreachable, Refusal):
-            self._outbox.keep(plan.sync_id, update)
+            with _despite_the_disk("the report"):
+                self._outbox.keep(plan.sync_id, update)
             raise
         faults.reach("edge.sync.report.after")
 
-    def _fail(self, generation: int, error: SyncFailed) -> None:
-        self._failed = steps.failure(self._failed, generation, error, self._now(), self._jitter())
+    def _failure_update(self, failed: Failure) -> wire.SyncUpdate:
+        error = wire.SyncError(failed.code[:64], failed.message[:2000])
+        return wire.SyncUpdate(
+            status="failed", error=error, retry_at=failed.retry_at, inventory=self._runtime.inventory
+        )
+
+    def _fail(self, generation: int, error: SyncFailed) -> Failure:
+        failed = self._failed = steps.failure(self._failed, generation, error, self._now(), self._jitter())
         log.error(
             "the sync to generation %d failed (%s): %s; next attempt at %s",
             generation,
             error.code,
             error.message,
-            text(self._failed.retry_at),
+            text(failed.retry_at),
         )
+        return failed
 
     async def _tell(self, sync_id: str, update: wire.SyncUpdate, generation: int | None = None) -> None:
         """Report an outcome; one that control will never take is logged and dropped, the next poll sorts it out."""
@@ -329,3 +352,12 @@ class Agent:
     def _now(self) -> datetime:
         """Control's time, as far as it is known: it judges the times that this node names."""
         return datetime.now(UTC) + timedelta(seconds=self._client.skew)
+
+
+@contextmanager
+def _despite_the_disk(what: str) -> Iterator[None]:
+    """What is only worth keeping must not stop a sync: control sorts it out by the next poll or the lease."""
+    try:
+        yield
+    except OSError as error:
+        log.error("%s can't be kept on disk: %s", what, error)

@@ -19,6 +19,8 @@ RETRY_CAP = 300.0
 """A generation that failed is tried again after 5 s, 10 s, … 5 min, each shortened by up to a quarter."""
 RETRY_FLOOR = 1.0
 """Even when control gives a failed plan again at once, this lies between two attempts."""
+CRASHES = 3
+"""So many times in a row the node's process may end in the middle of a sync before it counts as a failure."""
 RECONNECT_BASE = 0.25
 RECONNECT_CAP = 30.0
 REFUSED_BASE = 30.0
@@ -71,6 +73,19 @@ def failure(previous: Failure | None, generation: int, error: SyncFailed, now: d
     attempts = previous.attempts + 1 if previous is not None and same else 1
     wait = timedelta(seconds=backoff(attempts, jitter, RETRY_BASE, RETRY_CAP))
     return Failure(generation, attempts, now + wait, error.code, error.message, now)
+
+
+def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: float) -> Failure | None:
+    """What follows from `crashes` processes in a row that ended in the middle of a sync to the same generation.
+
+    One may be a person's or the machine's doing, and the sync is simply done again. From `CRASHES` on the release is
+    to blame, and it must not take the serving of the last one with it time and again.
+    """
+    if crashes < CRASHES:
+        return None
+    wait = timedelta(seconds=backoff(crashes - CRASHES + 1, jitter, RETRY_BASE, RETRY_CAP))
+    text = f"the node's process ended {crashes} times in the middle of the sync to release {release}; see its log"
+    return Failure(generation, crashes, retry_at=now + wait, code="node_crashed", message=text, at=now)
 
 
 def told(failed: Failure | None, now: datetime) -> wire.FailedGeneration | None:

@@ -87,11 +87,9 @@ class Sync:
         plan, release = self._plan, self._runtime.release
         try:
             manifests = steps.check_plan(plan, release.generation if release is not None else 0)
-            # One without an AOT file could not be compiled at start: its artifact may be damaged.
-            serving = {f.sha256 for f in release.functions if f.aot} if release is not None else set()
 
             self._begin("fetch")
-            await self._artifacts.fetch(self._client, plan.functions, serving)
+            await self._fetch(release.functions if release is not None else [])
             self._end("fetch")
 
             self._begin("compile")
@@ -112,6 +110,22 @@ class Sync:
             log.exception("a sync failed in a way that nobody foresaw")
             return SyncFailed("internal", f"the edge runtime made a mistake: {error!r}; the node's log has more")
         return None
+
+    async def _fetch(self, serving: list[frames.LocalFunction]) -> None:
+        """Have the plan's artifacts; `serving` are the functions of the release that serves."""
+        planned = self._plan.functions
+        # One without an AOT file could not be compiled at start: its artifact may be damaged.
+        trusted = {f.sha256 for f in serving if f.aot}
+        try:
+            await self._artifacts.fetch(self._client, planned, trusted)
+        except SyncFailed as failed:
+            if failed.code != "disk_full":
+                raise
+            # What failed releases left behind goes, and the previous release's; what serves now stays.
+            keep = {f.sha256 for f in serving} | {f.sha256 for f in planned}
+            await asyncio.to_thread(self._artifacts.collect, keep)
+            await asyncio.to_thread(self._compiler.collect, keep)
+            await self._artifacts.fetch(self._client, planned, trusted)
 
     def _begin(self, step: str) -> None:
         self._step = step

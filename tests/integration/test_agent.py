@@ -6,12 +6,14 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from control import wire
 from control.pki import Pki
+from edge_runtime import artifacts as artifacts_module
 from edge_runtime import identity, steps, sync
 from edge_runtime.client import Client, Unreachable
 from edge_runtime.frames import LocalFunction
@@ -469,3 +471,36 @@ async def test_a_schema_that_fails_on_this_nodes_data_is_told_and_its_amendment_
     await control.release(reason="the amended change")
     await answers(node, 2)
     assert (await control.until(lambda n: n["at_target"]))["schema_version"] == 2
+
+
+async def test_room_is_made_on_a_full_disk_of_what_failed_releases_left(
+    control: Control, node: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await push(control, 2)
+    await answers(node, 2)
+    await push(control, 3, {**READ, "probe": {"path": "/", "status": 418}})
+    await control.until(lambda n: n["failures"] == 1)
+    assert artifacts(tmp_path) == {sha(1), sha(2), sha(3)}
+
+    def little(_: Any) -> Any:
+        """Enough when two of the three files have gone."""
+        free = 2**30 if len(artifacts(tmp_path)) == 1 else 2**20
+        return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
+
+    monkeypatch.setattr(artifacts_module.os, "statvfs", little)
+    await push(control, 4)
+    await answers(node, 4)
+    await answers(node, 4)
+    assert artifacts(tmp_path) == {sha(2), sha(4)}
+
+
+async def test_a_disk_without_room_is_told_with_how_much_is_missing(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts_module.os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    await first_release(control)
+    seen = await control.until(lambda n: n["error"] is not None)
+    assert seen["error"]["code"] == "disk_full"
+    assert "MiB free" in seen["error"]["message"]

@@ -10,7 +10,7 @@ import pytest
 from control import wire
 from edge_runtime import files, identity
 from edge_runtime.identity import Identity, NotJoined
-from edge_runtime.outbox import Outbox, Waiting
+from edge_runtime.outbox import Attempt, Outbox, Waiting
 
 WHO = Identity("id", "edge-1", "default", "https://control:8443", "skn_old", datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -83,3 +83,19 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space"):
         identity.write(tmp_path, replace(WHO, name="other"))
     assert identity.read(tmp_path) == WHO
+
+
+def plan(generation: int) -> wire.Plan:
+    return wire.Plan(f"sync-{generation}", 60.0, generation, "r", generation, 0)
+
+
+def test_attempts_that_come_to_no_end_are_counted_for_one_generation(tmp_path: Path) -> None:
+    assert Outbox(tmp_path).begun() is None
+    for crashes in range(3):
+        Outbox(tmp_path).begin(plan(1))
+        assert Outbox(tmp_path).begun() == Attempt("sync-1", 1, 1, crashes)
+    Outbox(tmp_path).begin(plan(2))
+    assert Outbox(tmp_path).begun() == Attempt("sync-2", 2, 2, 0)
+    Outbox(tmp_path).end()
+    Outbox(tmp_path).end()
+    assert Outbox(tmp_path).begun() is None

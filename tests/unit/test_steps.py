@@ -160,3 +160,14 @@ def test_a_disk_that_is_too_full_is_refused_before_the_download_and_says_how_muc
 )
 def test_a_report_is_dropped_only_where_asking_again_cannot_help(status: int, final: bool) -> None:
     assert steps.final(status) is final
+
+
+def test_one_or_two_crashes_in_a_sync_are_nobodys_fault_and_more_are_the_releases() -> None:
+    assert [steps.crashed(5, 2, crashes, NOW, 0.0) for crashes in (0, 1, 2)] == [None] * 3
+    waits = []
+    for crashes in range(3, 12):
+        failed = steps.crashed(5, 2, crashes, NOW, 0.0)
+        assert failed is not None
+        assert (failed.generation, failed.code) == (5, "node_crashed")
+        waits.append((failed.retry_at - NOW).total_seconds())
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
