@@ -59,7 +59,7 @@ class Settings:
     database_timeout: float = 10.0
     """For one statement."""
     presigned_life: int = 3600
-    sync_lease: float = 120.0
+    sync_lease: float = 60.0
     hold: float = 25.0
     """How long a poll is held at most."""
     offline_after: float = 75.0
