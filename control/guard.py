@@ -164,7 +164,7 @@ class Guarded(HttpToolsProtocol):
         self.deadline = self.write_deadline = NEVER
         if self._in_head:
             self._refuse(Refused("head_too_slow", f"a request's head must be complete in {HEAD_SECONDS:.0f} s"))
-        elif self._in_body and not self.cycle.response_started:
+        elif self._in_body and not self.pipeline and not self.cycle.response_started:
             self.cycle.disconnected = True  # the application hears that, and what it answers goes nowhere
             self.cycle.message_event.set()
             self._answer(Refused("body_timeout", f"less than {BODY_RATE} bytes a second arrived"))

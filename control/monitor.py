@@ -24,7 +24,7 @@ LEASE = timedelta(seconds=10)
 LIMIT = 500
 """Rows that one statement changes; what is left comes with the next pass."""
 SWEEP_PERIOD = 30.0
-SWEEP_LEASE = timedelta(minutes=10)
+SWEEP_LEASE = timedelta(minutes=1)
 RETENTION_EVERY = timedelta(minutes=10)
 KEPT_ANSWERS = timedelta(days=1)
 

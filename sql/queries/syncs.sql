@@ -61,10 +61,6 @@ FROM syncs WHERE status = 'running' AND node_id = ANY($1::text[]::uuid[]);
 SELECT id::text AS id, release_id::text AS release_id, generation, status, step, lease_until, late_status
 FROM syncs WHERE id = $1::text::uuid AND node_id = $2::text::uuid;
 
--- Whether a node has an open sync.
--- name: has_open_sync
-SELECT EXISTS (SELECT 1 FROM syncs WHERE status = 'running' AND node_id = $1::text::uuid);
-
 -- Open syncs, one element of each array a sync.
 -- name: insert_syncs
 INSERT INTO syncs (id, node_id, release_id, generation, status, started_at, lease_until)

@@ -216,6 +216,5 @@ async def prepare(database_url: str, bucket_url: str, pki: Pki, spool: Path) -> 
         tls_key=pki.key,
         ca_cert=pki.ca,
         spool=spool,
-        sync_lease=60.0,
     )
     return Site(settings, pki.ca, admin)
