@@ -118,15 +118,15 @@ class Fleet:
         self._waking: asyncio.Task[None] | None = None
         self._unknown: dict[str, asyncio.Future[None]] = {}
         self._lookup: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        metrics.watch(lambda: len(self.waiters), lambda: len(self.nodes), lambda: self._loop.time() - self._read_at)
+        self.loop = asyncio.get_running_loop()
+        metrics.watch(lambda: len(self.waiters), lambda: len(self.nodes), lambda: self.loop.time() - self._read_at)
 
     # Targets
 
     @property
     def fresh(self) -> bool:
         """Whether the epochs were read within `STALE_AFTER`."""
-        return self._loop.time() - self._read_at < STALE_AFTER
+        return self.loop.time() - self._read_at < STALE_AFTER
 
     def target_generation(self, node: Node) -> int:
         return max(self.groups[node.group_id].generation, node.generation)
@@ -158,7 +158,7 @@ class Fleet:
     async def refresh(self) -> None:
         """Afterwards everything is known here that was committed before the call; raises `ProblemError`."""
         async with self._reading:
-            began = self._loop.time()
+            began = self.loop.time()
             changes = await self._db.read(self._read)
             self._read_at = began
             if changes is not None:
@@ -230,7 +230,7 @@ class Fleet:
         random.shuffle(woken)
         self._to_wake.extend(woken)
         if self._waking is None or self._waking.done():
-            self._waking = self._loop.create_task(self._wake_slices())
+            self._waking = self.loop.create_task(self._wake_slices())
 
     async def _wake_slices(self) -> None:
         while self._to_wake:
@@ -265,9 +265,9 @@ class Fleet:
         if future is None:
             if len(self._unknown) >= LOOKUPS:
                 raise ProblemError("database_busy", "too many unknown credentials are being looked up; try again")
-            future = self._unknown[unknown] = self._loop.create_future()
+            future = self._unknown[unknown] = self.loop.create_future()
             if self._lookup is None or self._lookup.done():
-                self._lookup = self._loop.create_task(self._look_up())
+                self._lookup = self.loop.create_task(self._look_up())
         # A waiter that goes away must not take the answer from the others.
         await asyncio.shield(future)
 

@@ -9,7 +9,7 @@ import random
 from enum import Enum
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from control import artifacts, auth, calls, plan, wire
 from control.auth import AuthError
@@ -38,9 +38,13 @@ class Held(Enum):
 async def handle(services: Services, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one poll; raises `ProblemError`."""
     credential = await auth.node(services, scope)
-    poll = _read(await _body(services, receive))
+    message = await receive()
+    if message["type"] == "http.request" and not message["more_body"]:
+        poll = _read(message["body"])
+    else:
+        poll = _read(await _rest(services, message, receive))
     fleet, inventory = services.fleet, poll.inventory
-    loop, until = asyncio.get_running_loop(), 0.0
+    loop, until = fleet.loop, 0.0
     if poll.wait:
         until = loop.time() + min(poll.wait, services.settings.hold) * (1 - random.random() * SPREAD)  # noqa: S311
     while True:
@@ -62,7 +66,7 @@ async def handle(services: Services, scope: Scope, receive: Receive, send: Send)
         if answer == "at_target":
             services.presence.confirmed(node.id)
         held = Held.END
-        if until > (now := loop.time()):
+        if until and until > (now := loop.time()):
             held = await _hold(services, credential, max(limit - now, 0.01), receive)
         if held is Held.GONE:
             return None
@@ -72,18 +76,17 @@ async def handle(services: Services, scope: Scope, receive: Receive, send: Send)
             return await send({"type": "http.response.body", "body": b""})
 
 
-async def _body(services: Services, receive: Receive) -> bytes:
-    """The poll's body. Its time is the guard's to bound: a timer for each would cost a tenth of the poll."""
+async def _rest(services: Services, message: Message, receive: Receive) -> bytes:
+    """A body that came in parts. Its time is the guard's to bound: a timer for each would cost a tenth of a poll."""
     raw: bytes = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ProblemError("body_incomplete", "the connection was closed within the body")
+    while message["type"] == "http.request":
         raw += message["body"]
         if len(raw) > services.settings.body_limit:
             raise ProblemError("body_too_large", f"the body has more than {services.settings.body_limit} bytes")
         if not message["more_body"]:
             return raw
+        message = await receive()
+    raise ProblemError("body_incomplete", "the connection was closed within the body")
 
 
 async def _hold(services: Services, credential: Credential, seconds: float, receive: Receive) -> Held:
