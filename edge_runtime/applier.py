@@ -4,7 +4,6 @@ COMMIT, which waits for the front's word. Whatever fails, or kills the process, 
 Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but checked at the end.
 """
 
-import mmap
 import socket
 from pathlib import Path
 from typing import Final
@@ -36,7 +35,7 @@ _WRITE_RELEASE: Final = load("write_release")
 _decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
 
 
-def serve(sock: socket.socket, _page: mmap.mmap, _slot: int, settings: frames.ChildSettings) -> None:
+def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
     """Do what the front says until it closes the socket; what isn't committed then is undone."""
     try:
         # An applied release is on disk, whatever the calls' setting is.

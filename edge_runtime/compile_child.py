@@ -1,7 +1,6 @@
 """A child that compiles one artifact ahead of time, and ends: hostile input costs the compiler much time and memory."""
 
 import hashlib
-import mmap
 import socket
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from .wasmedge import compile_module
 from .wasmedge.errors import WasmEdgeError
 
 
-def serve(sock: socket.socket, _page: mmap.mmap, _slot: int, _settings: frames.ChildSettings) -> None:
+def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
     """Answer one COMPILE."""
     frame = frames.Reader(sock).next()
     if frame is None:

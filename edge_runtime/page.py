@@ -6,14 +6,14 @@ call that loops, waits for the writer lock, or holds it, without asking. One slo
 
 import mmap
 import os
-import struct
 import time
 from typing import Final, NamedTuple
 
-SLOT: Final = struct.Struct("<qqqII")
-"""Start of the call, time that it waited for the writer lock, since when it is in its state (ns of the monotonic
-clock, which all processes share), state, request id. The id comes last: a reader never sees it beside older times."""
-SLOT_BYTES: Final = 32
+WORDS: Final = 4
+"""Of a slot, 8 bytes each, written whole: start of the call, time that it waited for the writer lock, since when it is
+in its state (ns of the monotonic clock, which all processes share), and state and request id in one. (`struct` would
+not do: it clears what it is about to write, and a reader may come in between.)"""
+SLOT_BYTES: Final = 8 * WORDS
 PAGE_BYTES: Final = 4096
 SLOTS: Final = PAGE_BYTES // SLOT_BYTES
 NONE: Final = 0xFFFF_FFFF
@@ -27,12 +27,6 @@ WRITING: Final = 3
 """It holds the writer lock."""
 COMMITTING: Final = 4
 """What it wrote may be kept from here on, whatever happens to the worker."""
-
-_STATE: Final = struct.Struct("<qqI")
-_STATE_AT: Final = 8
-_RUNNING: Final = struct.Struct("<qqqI")
-_ID: Final = struct.Struct("<I")
-_ID_AT: Final = 28
 
 
 class Seen(NamedTuple):
@@ -50,59 +44,76 @@ def create() -> int:
     return descriptor
 
 
-def open_page(descriptor: int) -> mmap.mmap:
-    return mmap.mmap(descriptor, PAGE_BYTES)
+def open_page(descriptor: int) -> memoryview:
+    return memoryview(mmap.mmap(descriptor, PAGE_BYTES)).cast("Q")
 
 
-def read(page: mmap.mmap, slot: int) -> Seen:
-    return Seen(*SLOT.unpack_from(page, slot * SLOT_BYTES))
+def read(words: memoryview, slot: int) -> Seen:
+    """One moment of a slot, while its worker goes on writing."""
+    at = slot * WORDS
+    while True:
+        last = words[at + 3]
+        seen = Seen(words[at], words[at + 1], words[at + 2], last >> 32, last & NONE)
+        if words[at + 3] == last:
+            return seen
 
 
-def clear(page: mmap.mmap, slot: int) -> None:
+def clear(words: memoryview, slot: int) -> None:
     """For a new worker, before it is born."""
-    SLOT.pack_into(page, slot * SLOT_BYTES, 0, 0, 0, IDLE, NONE)
+    Mark(words, slot).clear()
 
 
 class Mark:
     """A worker's own slot."""
 
-    def __init__(self, page: mmap.mmap, slot: int) -> None:
-        self._page = page
-        self._at = slot * SLOT_BYTES
-        self._waited = 0
-        self._since = 0
+    def __init__(self, words: memoryview, slot: int) -> None:
+        self._words = words
+        self._at = slot * WORDS
+        self._last = slot * WORDS + 3
+        self._request = NONE
+        self._waiting = False
+
+    def clear(self) -> None:
+        self._words[self._last] = NONE
+        for word in range(self._at, self._last):
+            self._words[word] = 0
 
     def start(self, request: int) -> None:
         """The guest of `request` is about to run."""
-        self._waited = self._since = 0
-        _RUNNING.pack_into(self._page, self._at, time.monotonic_ns(), 0, 0, RUNNING)
-        _ID.pack_into(self._page, self._at + _ID_AT, request)
+        words, at = self._words, self._at
+        # No request, as long as the times may be of either.
+        words[self._last] = NONE
+        words[at] = time.monotonic_ns()
+        words[at + 1] = 0
+        self._request = request
+        self._waiting = False
+        words[self._last] = RUNNING << 32 | request
 
     def waiting(self) -> None:
         """It waits for the writer lock."""
-        self._since = time.monotonic_ns()
-        self._set(WAITING)
+        self._waiting = True
+        self._enter(WAITING)
 
     def writing(self) -> None:
         """It has got the writer lock."""
-        now = time.monotonic_ns()
-        if self._since:
-            self._waited += now - self._since
-        self._since = now
-        self._set(WRITING)
+        if self._waiting:
+            self._waiting = False
+            words, at = self._words, self._at
+            words[at + 1] += time.monotonic_ns() - words[at + 2]
+        self._enter(WRITING)
 
     def committing(self) -> None:
-        self._since = time.monotonic_ns()
-        self._set(COMMITTING)
+        self._enter(COMMITTING)
 
     def running(self) -> None:
         """It has let the writer lock go without a commit."""
-        self._since = 0
-        self._set(RUNNING)
+        self._words[self._last] = RUNNING << 32 | self._request
 
     def end(self) -> None:
         """The answer is sent."""
-        _STATE.pack_into(self._page, self._at + _STATE_AT, 0, 0, IDLE)
+        self._words[self._last] = IDLE << 32 | self._request
 
-    def _set(self, state: int) -> None:
-        _STATE.pack_into(self._page, self._at + _STATE_AT, self._waited, self._since, state)
+    def _enter(self, state: int) -> None:
+        # The time first: a state beside the time of the one before it would seem to have lasted.
+        self._words[self._at + 2] = time.monotonic_ns()
+        self._words[self._last] = state << 32 | self._request

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import mmap
 import os
 import signal
 import socket
@@ -108,7 +107,7 @@ class Processes:
         self._settings = settings
         self._lock = lock
         self._page = page.create()
-        self.page: mmap.mmap = page.open_page(self._page)
+        self.page: memoryview = page.open_page(self._page)
         self._control: socket.socket | None = None
         self._up = asyncio.Event()
         self._children: dict[int, Child] = {}

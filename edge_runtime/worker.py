@@ -4,7 +4,6 @@ It does what the front's frames say, in their order. A fault of the guest's cost
 worker, and the front starts another.
 """
 
-import mmap
 import socket
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,7 +24,7 @@ _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 
 
-def serve(sock: socket.socket, shared: mmap.mmap, slot: int, settings: frames.ChildSettings) -> None:
+def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.ChildSettings) -> None:
     """Serve the front until it closes the socket."""
     try:
         opened = database.connect(Path(settings.state) / database.FILE, settings.synchronous)

@@ -2,6 +2,9 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -101,6 +104,47 @@ def test_what_the_client_is_told(state: int, reason: str, status: Any, expected:
     assert (told.status, told.code) == expected
     assert (told.retry_after > 0) == (told.status == 503)
     assert ("Nothing was changed" in told.message) == (told.code != "commit_unknown")
+
+
+_WRITER = """
+import sys
+from edge_runtime import page
+mark = page.Mark(page.open_page(int(sys.argv[1])), 5)
+request = 0
+while True:
+    request = request % 1000 + 1
+    mark.start(request)
+    mark.waiting()
+    mark.writing()
+    mark.committing()
+    mark.end()
+"""
+
+
+def test_a_page_is_never_seen_half_written() -> None:
+    """A call that began this moment was once seen as one that began at zero, and was ended for it."""
+    descriptor = page.create()
+    opened = page.open_page(descriptor)
+    page.clear(opened, 5)
+    began = time.monotonic_ns()
+    with subprocess.Popen([sys.executable, "-c", _WRITER, str(descriptor)], pass_fds=(descriptor,)) as writer:
+        try:
+            states = set()
+            deadline = time.monotonic() + 20
+            running_until = None
+            while time.monotonic() < (running_until or deadline):
+                for _ in range(1000):
+                    at = page.read(opened, 5)
+                    states.add(at.state)
+                    if at.request != page.NONE:
+                        assert at.started_ns >= began
+                        assert at.started_ns + at.waited_ns <= time.monotonic_ns()
+                        assert at.state in (page.RUNNING, page.IDLE) or at.since_ns >= at.started_ns
+                if running_until is None and len(states) == 5:
+                    running_until = time.monotonic() + 0.7
+            assert len(states) == 5
+        finally:
+            writer.kill()
 
 
 def test_a_mark_is_read_as_it_was_made() -> None:
