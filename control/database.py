@@ -45,6 +45,10 @@ _LOST = (
 )
 
 
+# asyncpg's protocol is out of step: the server's last words, as a crash sends them, came between two statements.
+_BROKEN = asyncpg.InternalClientError
+
+
 class UnknownCommit(ProblemError):
     """The answer to COMMIT was lost: the write may be saved or not. Asking again under the same key is safe."""
 
@@ -116,34 +120,53 @@ class Database:
         ) from conflict
 
     async def _attempt(self, work: Work[T], *, readonly: bool) -> T:
-        async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as conn:
-            transaction = conn.transaction(isolation="serializable", readonly=readonly)
-            try:
-                await transaction.start()
-                result = await work(conn)
-            except BaseException as error:
-                if _is_gone(conn):
-                    # asyncpg says InterfaceError for this as for mistakes in our own calls.
-                    if isinstance(error, asyncpg.InterfaceError):
-                        raise ConnectionResetError(str(error)) from error
-                    raise
-                try:
-                    await transaction.rollback()
-                except (*_LOST, asyncpg.InterfaceError):
-                    _terminate(conn)
+        conn = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
+        try:
+            return await self._work(conn, work, readonly=readonly)
+        finally:
+            await self._give_back(conn)
+
+    async def _work(self, conn: Any, work: Work[T], *, readonly: bool) -> T:
+        transaction = conn.transaction(isolation="serializable", readonly=readonly)
+        try:
+            await transaction.start()
+            result = await work(conn)
+        except BaseException as error:
+            if isinstance(error, _BROKEN):
+                _terminate(conn)
+                raise ConnectionResetError(str(error)) from error
+            if _is_gone(conn):
+                # asyncpg says InterfaceError for this as for mistakes in our own calls.
+                if isinstance(error, asyncpg.InterfaceError):
+                    raise ConnectionResetError(str(error)) from error
                 raise
             try:
-                await transaction.commit()
-            except (*_LOST, asyncpg.InterfaceError, asyncpg.StatementCompletionUnknownError) as error:
+                await transaction.rollback()
+            except (*_LOST, _BROKEN, asyncpg.InterfaceError):
                 _terminate(conn)
-                if readonly:
-                    raise ConnectionResetError("lost at the end of a read") from error
-                log.warning("the connection was lost at COMMIT: %s: %s", type(error).__name__, error)
-                raise UnknownCommit from error
-            except asyncio.CancelledError:
-                _terminate(conn)
-                raise
-            return result
+            raise
+        try:
+            await transaction.commit()
+        except (*_LOST, _BROKEN, asyncpg.InterfaceError, asyncpg.StatementCompletionUnknownError) as error:
+            _terminate(conn)
+            if readonly:
+                raise ConnectionResetError("lost at the end of a read") from error
+            log.warning("the connection was lost at COMMIT: %s: %s", type(error).__name__, error)
+            raise UnknownCommit from error
+        except asyncio.CancelledError:
+            _terminate(conn)
+            raise
+        return result
+
+    async def _give_back(self, conn: Any) -> None:
+        """The pool asks the server to reset the connection; one that is lost by then is ended by the pool.
+
+        That says nothing of the work: what was committed must not be taken for lost, and done again.
+        """
+        try:
+            await self._pool.release(conn)
+        except (*_LOST, _BROKEN, asyncpg.InterfaceError) as error:
+            log.info("a connection to the metadata database was lost after its use: %s", error)
 
 
 async def connect(
