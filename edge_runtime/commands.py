@@ -16,7 +16,8 @@ import orjson
 from . import identity
 from .join import JoinFailed
 from .join import join as join_control
-from .settings import LISTEN
+from .run import token as local_token
+from .settings import LISTEN, SettingsError
 
 STATUS_TIMEOUT = 5.0
 CHECK_TIMEOUT = 120.0
@@ -83,7 +84,6 @@ def join(
 
 @click.command()
 @click.option("--listen", envvar="SKERRY_EDGE_LISTEN", default=LISTEN, show_default=True, help="HOST:PORT of the node.")
-@click.option("--token", envvar="SKERRY_EDGE_TOKEN", default="", help="The node's own token, where it has one.")
 @click.option(
     "--state",
     envvar="SKERRY_EDGE_STATE",
@@ -91,13 +91,17 @@ def join(
     help="The state directory, to say who the node is where it doesn't run.",
 )
 @JSON
-def status(listen: str, token: str, state: Path | None, as_json: bool) -> None:
+def status(listen: str, state: Path | None, as_json: bool) -> None:
     """What the running node serves, whether it is at its target, and if not why and until when.
+
+    Where the node has a token, SKERRY_EDGE_TOKEN or SKERRY_EDGE_TOKEN_FILE must say it here too.
 
     Exits 0 if all is well, 1 if the node is not at its target or control can't be reached, 3 if it doesn't run.
     """
     try:
-        found = read_status(listen, token)
+        found = read_status(listen, local_token())
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
     except OSError as error:
         who = _who(state)
         if as_json:

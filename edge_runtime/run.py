@@ -75,7 +75,7 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     if given["workers"] is None:
         del given["workers"]
     try:
-        settings = Settings(state=state, token=_token(), **given)
+        settings = Settings(state=state, token=token(), **given)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     with _told():
@@ -86,7 +86,7 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
         service.run(settings, lambda runtime, compiler: agent.Agent(state, who, runtime, compiler))
 
 
-def _token() -> str:
+def token() -> str:
     """From the environment alone: other users can see a command's flags."""
     file = os.environ.get("SKERRY_EDGE_TOKEN_FILE")
     if not file:

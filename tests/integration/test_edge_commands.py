@@ -53,8 +53,8 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
 
 
 @asynccontextmanager
-async def running_node(state: Path, listen: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await start("run", "--state", str(state), "--listen", listen, "--workers", "1")
+async def running_node(state: Path, listen: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await start("run", "--state", str(state), "--listen", listen, "--workers", "1", **environment)
     try:
         yield process
     finally:
@@ -184,3 +184,22 @@ async def test_a_release_that_ends_the_process_each_time_is_not_tried_in_a_hot_l
         assert found["at_target"]
         assert found["error"] is None
     assert not (state / "outbox" / "attempt.json").exists()
+
+
+async def test_the_status_of_a_node_with_a_token_needs_it_and_takes_it_from_a_file(
+    control: Control, tmp_path: Path
+) -> None:
+    state, listen, file = tmp_path / "state", f"127.0.0.1:{free_port()}", tmp_path / "token"
+    file.write_text("a long and random secret\n")
+    await join(state, control.url, await control.join_token(), "edge-1", {})
+    async with running_node(state, listen, SKERRY_EDGE_TOKEN_FILE=str(file)):
+        await status_until(listen, 1)  # it answers, but not without the token
+        code, _, err = await command("status", "--listen", listen)
+        assert code == 1
+        assert "token" in err
+        async with asyncio.timeout(DEADLINE):
+            while (await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(file)))[0] != 0:
+                await asyncio.sleep(0.1)
+    code, _, err = await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(tmp_path / "none"))
+    assert code == 2
+    assert "SKERRY_EDGE_TOKEN_FILE" in err
