@@ -105,8 +105,12 @@ class Opener:
                 future.cancel()
 
     async def _answer(self, taken: list[tuple[Request, asyncio.Future[Outcome]]]) -> None:
-        # Two connections of one node may ask at once: the later one is right.
-        requests = {request.node_id: request for request, _ in taken}
+        # Two connections of one node may ask at once: the later one is right, but it may say less.
+        requests: dict[str, Request] = {}
+        for request, _ in taken:
+            earlier = requests.get(request.node_id)
+            if earlier is None or request.inventory is not None or request.digest != earlier.digest:
+                requests[request.node_id] = request
         try:
             outcomes = await decide_slice(self._services, list(requests.values()))
         except ProblemError as problem:

@@ -1,0 +1,172 @@
+"""Plans for many nodes at once, look-ups of unknown credentials, and commits whose answers are lost."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from control import auth, opening, wire
+from control.opening import Request, _Slice
+from control.problems import ProblemError
+from tests.support import seeds
+from tests.support.cutting import cutting
+from tests.support.replica import Replica, Site, TestNode, plan_of
+
+
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the slices that are decided."""
+    sizes: list[int] = []
+    real = opening.decide_slice
+
+    async def counted(services: Any, requests: list[Request]) -> Any:
+        sizes.append(len(requests))
+        return await real(services, requests)
+
+    monkeypatch.setattr(opening, "decide_slice", counted)
+    return sizes
+
+
+def request(node: TestNode) -> Request:
+    return Request(node.id, wire.digest(node.inventory), None, None)
+
+
+async def test_many_nodes_share_transactions(control_site: Site, slices: list[int]) -> None:
+    async with control_site.running() as replica:
+        nodes = await seeds.nodes(replica, 350)
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        outcomes = await asyncio.gather(*(replica.services.opener.ask(request(node)) for node in nodes))
+        assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, opening.Opened)}) == 350
+        assert sum(slices) == 350
+        assert max(slices) == opening.SLICE
+        assert len(slices) <= 5
+
+
+async def test_one_nodes_trouble_is_its_own(
+    control_site: Site, slices: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running() as replica:
+        nodes = await seeds.nodes(replica, 20)
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        bad, real = nodes[7].id, _Slice._decide
+
+        def decide(self: _Slice, node: Any, *more: Any) -> Any:
+            if node.id == bad:
+                raise RuntimeError("a mistake of ours")
+            return real(self, node, *more)
+
+        monkeypatch.setattr(_Slice, "_decide", decide)
+        outcomes = await asyncio.gather(
+            *(replica.services.opener.ask(request(node)) for node in nodes), return_exceptions=True
+        )
+        assert [isinstance(outcome, opening.Opened) for outcome in outcomes] == [node.id != bad for node in nodes]
+        assert isinstance(outcomes[7], ProblemError)
+        assert outcomes[7].code == "internal"
+        monkeypatch.undo()
+        assert isinstance(await replica.services.opener.ask(request(nodes[7])), opening.Opened)
+
+
+async def test_two_replicas_plan_for_one_node_at_once(control_site: Site) -> None:
+    async with control_site.running() as one, control_site.running() as two:
+        node = await one.join("one")
+        await node.poll()
+        await seeds.function(one, "hello")
+        await seeds.release(one, functions={"hello": 1})
+        outcomes = await asyncio.gather(
+            *(replica.services.opener.ask(request(node)) for replica in (one, two) for _ in range(10))
+        )
+        assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, opening.Opened)}) == 1
+
+
+async def test_made_up_tokens_cost_few_look_ups(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        reads = 0
+        real = replica.services.db.read
+
+        async def counted(work: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await real(work)
+
+        node = await replica.join("one")
+        replica.services.db.read = counted  # type: ignore[method-assign]
+        body = wire.Poll(0, "0" * 64)
+        made_up = [auth.new_token("node").text for _ in range(200)]
+        answers = await asyncio.gather(
+            *(replica.call("POST", "/v1/poll", body, token=token) for token in made_up),
+            *(node.poll() for _ in range(20)),
+        )
+        assert [answer.status for answer in answers[:200]] == [401] * 200
+        assert {answer.status for answer in answers[200:]} == {204}
+        print(f"{reads} reads for 200 made-up tokens")
+        assert reads < 100
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_commit_whose_answer_is_lost(control_site: Site, when: str) -> None:
+    """The connection is cut at COMMIT, before or after the database got it: the node asks again, nothing is doubled."""
+    async with (
+        cutting(control_site.settings.metadata_url) as cutter,
+        control_site.running(metadata_url=cutter.url) as replica,
+    ):
+        node = await replica.join("one")
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        await node.poll()
+        await seeds.release(replica, functions={"hello": await seeds.function(replica, "hello")})
+
+        async def cut(ask: Any) -> Any:
+            """Ask until the cut hits this transaction and not one of the replica's own."""
+            for _ in range(20):
+                setattr(cutter, when, 1)
+                answer = await ask()
+                setattr(cutter, when, 0)
+                if answer.status == 503:
+                    assert answer.json()["code"] == "commit_unknown"
+                    return await ask()
+            pytest.fail("the cut never hit")
+
+        plan = plan_of(await cut(node.poll))
+        node.apply(plan)
+        answer = await cut(lambda: node.report(plan.sync_id, "succeeded"))
+        assert answer.json() == {"status": "succeeded", "lease": 0}
+        shown = await replica.node("one")
+        assert (shown["at_target"], shown["failures"], shown["state"]) == (True, 0, "online")
+        assert [f["version"] for f in shown["functions"]] == [2]
+        syncs = (await replica.call("GET", "/v1/syncs?node=one")).json()["items"]
+        assert sorted(sync["status"] for sync in syncs) == ["succeeded", "superseded"]
+
+
+async def test_a_result_that_fails_half_way_changes_nothing(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R 6.2, control's side: an error after the first of a result's statements."""
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        plan = await node.plan()
+        before = await state(replica)
+        broken = {**opening.noderows.SQL, "insert_functions": "INSERT INTO node_functions SELECT 1/0"}
+        monkeypatch.setattr(opening.noderows, "SQL", broken)
+        node.apply(plan)
+        answer = await node.report(plan.sync_id, "succeeded")
+        assert answer.status == 500
+        assert await state(replica) == before
+        monkeypatch.undo()
+        assert (await node.report(plan.sync_id, "succeeded")).json()["status"] == "succeeded"
+        assert await state(replica) != before
+
+
+async def state(replica: Replica) -> list[Any]:
+    """All that a result writes."""
+
+    async def work(conn: Any) -> list[Any]:
+        found = []
+        for query in ("SELECT * FROM nodes", "SELECT * FROM node_functions", "SELECT * FROM syncs"):
+            found += [dict(row) for row in await conn.fetch(query)]
+        return found
+
+    return await replica.services.db.read(work)
