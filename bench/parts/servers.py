@@ -1,0 +1,212 @@
+"""The real servers, each a process of its own as a supervisor starts it: control with its services, and one node."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import orjson
+
+from control import database, embedded, migrate, pki
+from control.cli.local import OTHER_PORTS
+from control.clock import SystemClock
+from control.service import choose_port
+from edge_runtime.join import join
+from tests.support.services import remove_home
+
+from . import cpu
+
+LIMIT = 30.0
+"""Seconds for anything that must come to be."""
+NODE = "edge-1"
+
+
+class Broken(Exception):
+    """A server is not as it should be; the message has the end of its log."""
+
+
+@dataclass
+class Process:
+    """A server of Python's, on its own cores."""
+
+    pid: int
+    port: int
+    log: Path
+
+    def failure(self, text: str) -> Broken:
+        """What was wrong, and what the server said last."""
+        return Broken(f"{text}; {self.log.name} ends with:\n{self.log.read_text()[-2000:]}")
+
+
+@asynccontextmanager
+async def process(
+    folder: Path, name: str, arguments: Sequence[str], port: int, cores: set[int], **environment: str
+) -> AsyncIterator[Process]:
+    """Run `python ARGUMENTS` until the block ends, from when it takes connections on `port`."""
+    log = folder / f"{name}.log"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SKERRY_")}
+    with log.open("wb") as file, cpu.pinned(cores):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, env={**kept, **environment}, stdout=file, stderr=file
+        )
+    made = Process(child.pid, port, log)
+    try:
+        deadline = time.monotonic() + LIMIT
+        while not await _listens(port):
+            if child.returncode is not None or time.monotonic() > deadline:
+                raise made.failure(f"{name} doesn't take connections (status {child.returncode})")
+            await asyncio.sleep(0.02)
+        yield made
+    finally:
+        if child.returncode is None:
+            child.terminate()
+            try:
+                async with asyncio.timeout(LIMIT):
+                    await child.wait()
+            except TimeoutError:
+                child.kill()
+                await child.wait()
+
+
+@asynccontextmanager
+async def folder() -> AsyncIterator[Path]:
+    """A folder that is gone afterwards, with a home of services in it."""
+    made = Path(tempfile.mkdtemp(prefix="skerry-bench-"))
+    # So that the user that PostgreSQL runs as, where we are root, can reach it.
+    made.chmod(0o711)
+    try:
+        yield made
+    finally:
+        remove_home(made / "home")
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@dataclass
+class Site:
+    """Control with a migrated database, on TLS, and an admin who asks it."""
+
+    folder: Path
+    services: embedded.Services
+    keys: pki.Pki
+    control: Process
+    api: aiohttp.ClientSession
+    url: str
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """For clients of control."""
+        return ssl.create_default_context(cafile=str(self.keys.ca))
+
+    async def call(self, method: str, path: str, body: Any = None) -> Any:
+        """The body of a success, which it must be. Bytes are sent as an artifact, else the body is JSON."""
+        wasm = isinstance(body, bytes)
+        headers = {"content-type": "application/wasm" if wasm else "application/json", "idempotency-key": str(uuid4())}
+        data = body if wasm else orjson.dumps(body) if body is not None else None
+        async with self.api.request(method, path, data=data, headers=headers) as answer:
+            content = await answer.read()
+            if answer.status >= 300:
+                raise self.control.failure(f"{method} {path}: {answer.status} {content.decode()}")
+            return orjson.loads(content) if content else None
+
+    async def push(self, name: str, wasm: bytes, manifest: dict[str, Any]) -> int:
+        """A new version of a function; its number."""
+        sha256 = hashlib.sha256(wasm).hexdigest()
+        await self.call("PUT", f"/v1/artifacts/{sha256}", wasm)
+        made = await self.call("POST", f"/v1/functions/{name}/versions", {"sha256": sha256, "manifest": manifest})
+        return int(made["version"])
+
+
+@asynccontextmanager
+async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.Services, pki.Pki, str]]:
+    """The services, the migrated metadata database, keys, and an admin's token."""
+    async with embedded.services(where / "home") as services:
+        keys = pki.ensure(where / "pki")
+        db = await database.connect(services.metadata_url, connections=1)
+        try:
+            await migrate.migrate(db, SystemClock())
+            token = await migrate.make_admin(db, SystemClock())
+        finally:
+            await db.close()
+        assert token is not None
+        yield services, keys, token
+
+
+@asynccontextmanager
+async def site(where: Path, cores: set[int]) -> AsyncIterator[Site]:
+    """`skerry serve` on these cores, with its services."""
+    async with database_and_keys(where) as (services, keys, token):
+        port = choose_port(None, OTHER_PORTS)
+        settings = {
+            "SKERRY_METADATA_URL": services.metadata_url,
+            "SKERRY_ARTIFACTS_URL": services.artifacts_url,
+            "SKERRY_PORT": str(port),
+            "SKERRY_TLS_CERT": str(keys.certificate),
+            "SKERRY_TLS_KEY": str(keys.key),
+            "SKERRY_CA_CERT": str(keys.ca),
+            "SKERRY_SPOOL": str(where),
+        }
+        url = f"https://127.0.0.1:{port}"
+        async with process(where, "control", ["-m", "control.cli", "serve"], port, cores, **settings) as control:
+            tls = ssl.create_default_context(cafile=str(keys.ca))
+            headers = {"authorization": f"Bearer {token}"}
+            connector = aiohttp.TCPConnector(ssl=tls)
+            async with aiohttp.ClientSession(url, connector=connector, headers=headers) as api:
+                yield Site(where, services, keys, control, api, url)
+
+
+@dataclass
+class Edge:
+    """A node that has joined, run by `skerry-edge run`."""
+
+    process: Process
+    http: aiohttp.ClientSession
+    numbers: list[int] = field(default_factory=list)
+
+    async def status(self) -> Any:
+        async with self.http.get("/_skerry/status") as answer:
+            return orjson.loads(await answer.read())
+
+    async def at_release(self, number: int) -> Any:
+        """Wait until the node serves this release and has the best code of it in all its workers; its status."""
+        deadline = time.monotonic() + LIMIT
+        while True:
+            status = await self.status()
+            release = status["release"]
+            if release and release["number"] == number and status["at_target"] and status["workers"]["fit"]:
+                return status
+            if time.monotonic() > deadline:
+                raise self.process.failure(f"the node isn't at release {number}: {status}")
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def edge(site: Site, cores: set[int]) -> AsyncIterator[Edge]:
+    """A node of this control on these cores."""
+    token = (await site.call("POST", "/v1/join-tokens", {}))["token"]
+    state = site.folder / "edge"
+    await join(state, site.url, token, NODE, {})
+    port = choose_port(None, OTHER_PORTS)
+    arguments = ["-m", "edge_runtime.cli", "run", "--state", str(state), "--listen", f"127.0.0.1:{port}"]
+    running = process(site.folder, "edge", arguments, port, cores)
+    async with running as front, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        yield Edge(front, http)
+
+
+async def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        return True
+    return False

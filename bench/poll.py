@@ -1,0 +1,90 @@
+"""How much does control's own work add to a poll? Polls at target (wait 0) over a raw echo on the same server.
+
+Both are asked with the same bytes over TLS on 64 kept-alive connections, each of a node of its own; both are pinned to
+one core, and the load to the other. Ours has its middleware (request id, timing, metrics), authentication and the
+decoding of the poll; the echo nothing. The ratio is of requests a second, round against round.
+"""
+
+import asyncio
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+import uvloop
+
+from bench import result
+from bench.parts import cpu
+from bench.parts.load import Client, Expected, Round, request
+from bench.parts.servers import Site, choose_port, folder, process, site
+from control import wire
+from control.cli.local import OTHER_PORTS
+
+BAR = 0.8
+NODES = 64
+ROUNDS = 10
+SECONDS = 1.0
+
+
+async def main() -> None:
+    load_core, server_core = cpu.cores()
+    machine = cpu.machine()
+    async with folder() as where, site(where, server_core) as control:
+        await control.call("POST", "/v1/releases", {})
+        polls = await asyncio.gather(*[_node_at_target(control, number) for number in range(NODES)])
+        port = choose_port(None, OTHER_PORTS)
+        arguments = ["-m", "bench.parts.echo", str(port), str(control.keys.certificate), str(control.keys.key)]
+        async with process(where, "echo", arguments, port, server_core) as echo:
+            nothing = Expected(204, b"")
+            ours = Client(control.control.port, [(poll, nothing) for poll in polls], control.tls)
+            echoed = [(poll, Expected(200, poll.partition(b"\r\n\r\n")[2])) for poll in polls]
+            bare = Client(port, echoed, control.tls)
+            with cpu.pinned(load_core):
+                async with ours, bare:
+                    rounds = [(await _round(ours, control.control.pid), await _round(bare, echo.pid))]
+                    rounds = [
+                        (await _round(ours, control.control.pid), await _round(bare, echo.pid)) for _ in range(ROUNDS)
+                    ]
+    ratio = median(a.rate / b.rate for (a, _), (b, _) in rounds)
+    details = {
+        "polls_a_second": round(median(a.rate for (a, _), _ in rounds)),
+        "echoes_a_second": round(median(b.rate for _, (b, _) in rounds)),
+        "cpu_us_a_poll": round(median(used for (_, used), _ in rounds), 1),
+        "cpu_us_an_echo": round(median(used for _, (_, used) in rounds), 1),
+        "poll_p50_ms": round(median(a.percentile(0.5) for (a, _), _ in rounds) * 1000, 2),
+        "poll_p99_ms": round(median(a.percentile(0.99) for (a, _), _ in rounds) * 1000, 2),
+        "ratios": [round(a.rate / b.rate, 3) for (a, _), (b, _) in rounds],
+        "machine": machine,
+    }
+    result.write("poll", ratio, BAR, details)
+
+
+async def _node_at_target(control: Site, number: int) -> bytes:
+    """The poll of a new node that has nothing to do, as bytes."""
+    token = (await control.call("POST", "/v1/join-tokens", {}))["token"]
+    inventory = wire.Inventory(database_id=str(uuid4()))
+    joined = await _ask(control, "/v1/nodes", wire.Join(f"node-{number}", str(uuid4())), token)
+    credential = joined["credential"]
+    poll = wire.Poll(generation=0, digest=wire.digest(inventory), boot_id=str(uuid4()), wait=0.0)
+    first = wire.Poll(generation=0, digest=poll.digest, boot_id=poll.boot_id, wait=0.0, inventory=inventory)
+    assert await _ask(control, "/v1/poll", first, credential) is None
+    headers = [("Authorization", f"Bearer {credential}"), ("Content-Type", "application/json")]
+    return request("/v1/poll", wire.canonical(poll), headers)
+
+
+async def _ask(control: Site, path: str, message: Any, token: str) -> Any:
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    async with control.api.post(path, data=wire.canonical(message), headers=headers) as answer:
+        assert answer.status in (201, 204), await answer.text()
+        return await answer.json() if answer.status == 201 else None
+
+
+async def _round(client: Client, pid: int) -> tuple[Round, float]:
+    """What the load came to, and the CPU microseconds that the server spent on a request."""
+    before = cpu.seconds([pid])
+    done = await client.run(SECONDS)
+    return done, (cpu.seconds([pid]) - before) / done.answers * 1e6
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
