@@ -134,7 +134,7 @@ async def test_r7_1_a_revoked_credential_is_refused_everywhere(control_site: Sit
         async def refused() -> bool:
             return (await ask(two, node.credential)).status == 401
 
-        await until(refused, "the other replica refuses it", 5)
+        await until(refused, "the other replica refuses it")
         assert (await two.call("POST", "/v1/nodes/self/credential", token=node.credential)).status == 401
         assert (await two.call("GET", f"/v1/artifacts/{'0' * 64}", token=node.credential)).status == 401
         assert (await failures(one))["revoked"] >= 1
