@@ -20,6 +20,7 @@ from control.metrics import Metrics
 from control.monitor import Monitor
 from control.opening import Opener
 from control.presence import Presence
+from control.probes import Readiness
 from control.problems import ProblemError
 from control.services import Services
 from control.settings import Settings, check
@@ -122,6 +123,7 @@ class App:
                 db=db,
                 store=objects,
                 checks=Checks(settings.checks_at_once, settings.check_timeout),
+                readiness=Readiness(db, objects),
                 failures=AuthFailures(db, clock),
                 fleet=fleet,
                 presence=Presence(db, clock, metrics),

@@ -71,7 +71,10 @@ async def _auth_failures(conn: Any, paging: Paging) -> answers.Page[answers.Auth
 
 async def _syncs(conn: Any, query: SyncFilter) -> answers.Page[answers.Sync]:
     before, id = _newest_first(query.cursor)
-    rows = await conn.fetch(SQL["syncs"], before, id, query.node, query.status, query.limit + 1)
+    node_ids = None
+    if query.node is not None:
+        node_ids = [str(row["id"]) for row in await conn.fetch(SQL["nodes"], query.node, _as_id(query.node))]
+    rows = await conn.fetch(SQL["syncs"], before, id, node_ids, query.status, query.limit + 1)
     return page([_sync(row) for row in rows], rows, query.limit, "started_at", "id")
 
 
@@ -122,6 +125,13 @@ def _cursor_value(value: object, type: type) -> object:
     if type is str and isinstance(value, str):
         return value
     raise ValueError
+
+
+def _as_id(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def _newest_first(cursor: str | None) -> tuple[Any, ...]:

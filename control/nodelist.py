@@ -34,12 +34,22 @@ async def get_node(call: Call) -> Answer:
     node = call.path["node"]
 
     async def work(conn: Any) -> answers.Node:
-        id = await conn.fetchval(SQL["find"], node)
-        if id is None:
-            raise ProblemError("unknown_node", f"there is no node {node}", field="node")
-        return await describe(conn, id)
+        return await describe(conn, (await find(conn, node))["id"])
 
     return await call.read(work)
+
+
+async def find(conn: Any, node: str, field: str = "node") -> Any:
+    """The row (id, name, group_id) of a node by its id or name; raises `ProblemError`."""
+    try:
+        row = await conn.fetchrow(SQL["by_id"], UUID(node))
+    except ValueError:
+        row = None
+    # A name may look like an id.
+    row = row or await conn.fetchrow(SQL["by_name"], node)
+    if row is None:
+        raise ProblemError("unknown_node", f"there is no node {node}", field=field)
+    return row
 
 
 async def describe(conn: Any, id: UUID) -> answers.Node:

@@ -23,11 +23,7 @@ async def make_join_token(call: Call) -> Answer:
         now = call.services.clock.now()
         group = await _group(conn, body.group)
         if body.rejoin is not None:
-            node = await conn.fetchrow(SQL["find"], body.rejoin)
-            if node is None:
-                raise ProblemError(
-                    "unknown_node", f"there is no node {body.rejoin} that could join again", field="rejoin"
-                )
+            node = await nodelist.find(conn, body.rejoin, "rejoin")
             group = node["group_id"]
         token = auth.new_token("join")
         expires = now + timedelta(seconds=body.expires_in)
@@ -105,7 +101,7 @@ async def move(call: Call) -> Answer:
     """POST /v1/nodes/{node}/move: to another group, whose release is its target then."""
 
     async def work(conn: Any) -> answers.Node:
-        node = await find(conn, call.path["node"])
+        node = await nodelist.find(conn, call.path["node"])
         group = await _group(conn, call.body.group)
         if group != node["group_id"]:
             decided = await conn.fetchrow(SQL["take_generation"])
@@ -120,7 +116,7 @@ async def revoke(call: Call) -> Answer:
     """POST /v1/nodes/{node}/revoke: all its credentials."""
 
     async def work(conn: Any) -> None:
-        node = await find(conn, call.path["node"])
+        node = await nodelist.find(conn, call.path["node"])
         await conn.execute(SQL["revoke_credentials"], node["id"], call.services.clock.now(), await _next_epoch(conn))
         await call.audit(conn, "node.revoke", node["name"], {})
 
@@ -131,7 +127,7 @@ async def retry(call: Call) -> Answer:
     """POST /v1/nodes/{node}/retry: a failed generation is tried again with the next poll."""
 
     async def work(conn: Any) -> None:
-        node = await find(conn, call.path["node"])
+        node = await nodelist.find(conn, call.path["node"])
         await conn.execute(SQL["retry"], node["id"], await _next_epoch(conn))
         await call.audit(conn, "node.retry", node["name"], {})
 
@@ -142,7 +138,7 @@ async def remove(call: Call) -> Answer:
     """DELETE /v1/nodes/{node}: revoked and out of the lists; its logs stay and its name is free."""
 
     async def work(conn: Any) -> None:
-        node = await find(conn, call.path["node"])
+        node = await nodelist.find(conn, call.path["node"])
         now, epoch = call.services.clock.now(), await _next_epoch(conn)
         await conn.execute(SQL["revoke_credentials"], node["id"], now, epoch)
         await conn.execute(SQL["end_syncs"], node["id"], now)
@@ -151,14 +147,6 @@ async def remove(call: Call) -> Answer:
         await call.audit(conn, "node.remove", node["name"], {"id": str(node["id"])})
 
     return await call.write(work, status=204)
-
-
-async def find(conn: Any, node: str) -> Any:
-    """The row (id, name, group_id) of a node by its id or name; raises `ProblemError`."""
-    row = await conn.fetchrow(SQL["find"], node)
-    if row is None:
-        raise ProblemError("unknown_node", f"there is no node {node}", field="node")
-    return row
 
 
 async def _admit(conn: Any, services: Services, body: wire.Join, token: Any, now: datetime) -> UUID:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from control.metrics import Metrics
     from control.opening import Opener
     from control.presence import Presence
+    from control.probes import Readiness
     from control.settings import Settings
     from control.store import Store
     from control.targets import Targets
@@ -28,6 +29,7 @@ class Services:
     db: Database
     store: Store
     checks: Checks
+    readiness: Readiness
     failures: AuthFailures
     fleet: Fleet
     presence: Presence

@@ -10,14 +10,18 @@ SELECT minute, address, reason, count, first_at, last_at FROM auth_failures
 WHERE $1::timestamptz IS NULL OR (minute, address, reason) < ($1, $2, $3)
 ORDER BY minute DESC, address DESC, reason DESC LIMIT $4;
 
--- The log of syncs, newest first, from before a time and id; of one node, and with one status, if asked.
+-- The nodes that a name or an id stands for; removed ones have logs too.
+-- name: nodes
+SELECT id FROM nodes WHERE name = $1 OR id = $2;
+
+-- The log of syncs, newest first, from before a time and id; of some nodes, and with one status, if asked.
 -- name: syncs
 SELECT s.id, n.name AS node, g.name AS group_name, r.number AS release, s.generation, s.status, s.step, s.started_at,
     s.lease_until, s.ended_at, s.error_code, s.error_message, s.late_status
 FROM syncs s JOIN nodes n ON n.id = s.node_id LEFT JOIN releases r ON r.id = s.release_id
     JOIN groups g ON g.id = coalesce(r.group_id, n.group_id)
 WHERE ($1::timestamptz IS NULL OR (s.started_at, s.id) < ($1, $2::uuid))
-    AND ($3::text IS NULL OR n.name = $3 OR n.id::text = $3)
+    AND ($3::text[] IS NULL OR s.node_id = ANY($3::text[]::uuid[]))
     AND ($4::text IS NULL OR s.status = $4)
 ORDER BY s.started_at DESC, s.id DESC LIMIT $5;
 

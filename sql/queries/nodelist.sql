@@ -2,9 +2,13 @@
 -- name: group
 SELECT id FROM groups WHERE name = $1;
 
--- The id of a node by its name or id.
--- name: find
-SELECT id FROM nodes WHERE removed_at IS NULL AND (name = $1 OR id::text = $1) ORDER BY name = $1 DESC LIMIT 1;
+-- A node that wasn't removed, by its id.
+-- name: by_id
+SELECT id, name, group_id FROM nodes WHERE id = $1 AND removed_at IS NULL;
+
+-- A node that wasn't removed, by its name.
+-- name: by_name
+SELECT id, name, group_id FROM nodes WHERE name = $1 AND removed_at IS NULL;
 
 -- Nodes by name, after a name; of one group, and in one state, if asked.
 -- name: nodes

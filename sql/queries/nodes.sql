@@ -46,11 +46,6 @@ UPDATE credentials SET revoked_at = $2, epoch = $3 WHERE node_id = $1 AND revoke
 UPDATE credentials SET revoked_at = $3, epoch = $4
 WHERE node_id = $1 AND id <> $2 AND revoked_at IS NULL AND first_used_at IS NULL;
 
--- A node that wasn't removed, by its id or name.
--- name: find
-SELECT id, name, group_id FROM nodes WHERE removed_at IS NULL AND (name = $1 OR id::text = $1)
-ORDER BY name = $1 DESC LIMIT 1;
-
 -- A node by its name.
 -- name: find_by_name
 SELECT id FROM nodes WHERE name = $1;

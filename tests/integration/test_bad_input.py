@@ -270,7 +270,7 @@ async def test_a_fault_of_ours_is_internal_and_says_no_more(control: Control, mo
     async def broken(*_: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(type(control.services.db), "ready", broken)
+    monkeypatch.setattr(control.services.readiness, "check", broken)
     reply = await control.call("GET", "/readyz")
     assert (reply.status, reply.code) == (500, "internal")
     assert "secret detail" not in str(reply.body)

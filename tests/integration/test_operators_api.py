@@ -4,7 +4,9 @@ import asyncio
 from typing import Any
 
 from control import wire
-from tests.support.control import Control, module, until
+from control.pki import Pki
+from tests.support.control import Control, module, running, until
+from tests.support.cutting import cutting
 
 TABLE = "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT);"
 
@@ -234,6 +236,24 @@ async def test_keys_of_requests_at_once(control: Control) -> None:
     replies = await asyncio.gather(*(control.call("POST", "/v1/releases", {}, key="same") for _ in range(8)))
     assert {reply.body["number"] for reply in replies} == {1}
     assert len(await control.items("/v1/releases")) == 1
+
+
+async def test_asking_again_after_a_lost_commit_is_safe(database_url: str, bucket_url: str, pki: Pki) -> None:
+    async with cutting(database_url) as cutter, running(cutter.url, bucket_url, pki) as control:
+        for number, saved in enumerate((False, True, False, True), start=1):
+            key = f"key-{number}"
+            cutter.before, cutter.after = (0, 1) if saved else (1, 0)
+            lost = await control.call("POST", "/v1/releases", {"reason": key}, key=key)
+            # The heartbeats' or the failures' transaction may have been the one that was cut.
+            if lost.status == 503:
+                assert lost.code == "commit_unknown"
+                assert lost.headers["retry-after"]
+            made = await control.ok("POST", "/v1/releases", {"reason": key}, key=key)
+            assert made["number"] == number
+        assert cutter.cuts >= 4
+        assert [r["reason"] for r in await control.items("/v1/releases")] == ["key-4", "key-3", "key-2", "key-1"]
+        epochs = await control.services.db.read(lambda conn: conn.fetchval("SELECT generation FROM epochs"))
+        assert epochs == 4
 
 
 async def test_a_schema_change_under_a_key_is_not_tried_again(control: Control) -> None:
