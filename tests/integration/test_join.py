@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from control import wire
 from control.pki import Pki, ensure
@@ -16,14 +17,29 @@ from edge_runtime.client import Client, Refusal, Unreachable
 from edge_runtime.join import JoinFailed, join
 from tests.support.agents import Control, joined, running_control
 from tests.support.file_server import file_server
+from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket, fresh_database
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 POLL = wire.Poll(generation=0, digest=wire.digest(wire.Inventory()))
 
 
-@pytest.fixture
-async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(services: ServerUrls, pki: Pki) -> AsyncIterator[Control]:
+    """One control for all these tests: each starts with no node in it."""
+    database_url = await fresh_database(services.metadata_url)
+    bucket_url = await fresh_bucket(services.artifacts_url)
     async with running_control(database_url, bucket_url, pki) as running:
         yield running
+    await drop_bucket(bucket_url)
+    await drop_database(services.metadata_url, database_url)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def control(shared: Control) -> AsyncIterator[Control]:
+    yield shared
+    for node in (await shared.call("GET", "nodes"))["items"]:
+        await shared.call("DELETE", f"nodes/{node['id']}")
 
 
 async def poll(state: Path) -> None:
@@ -243,7 +259,7 @@ async def test_what_is_no_authority_is_not_trusted(control: Control, pki: Pki, t
         assert caught.value.code == "ca_mismatch"
 
 
-def test_what_control_is_told_of_a_node_is_plain() -> None:
+async def test_what_control_is_told_of_a_node_is_plain() -> None:
     told: Any = joining.capabilities()
     assert told["abi"] == ["wagi"]
     assert set(told) == {"python", "machine", "system", "abi"}
