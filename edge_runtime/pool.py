@@ -30,7 +30,7 @@ LOAD_LIMIT: Final = 60.0
 STATUS_WAIT: Final = 1.0
 """Seconds that an answer waits for the zygote to say how its worker ended."""
 STALE_PAUSE: Final = 0.02
-ATTEMPTS: Final = 5
+ATTEMPTS: Final = 20
 """How often a call is dispatched, where each time it turns out that it can't have run."""
 
 _decode_failure: Final = msgspec.json.Decoder(frames.Failure).decode

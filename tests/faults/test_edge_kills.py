@@ -1,6 +1,7 @@
 """Workers, zygote and front are killed while calls run: none hangs, none gets another's answer, none runs twice."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -76,15 +77,15 @@ async def test_workers_are_killed_at_random_under_load(tmp_path: Path) -> None:
         await edge.release(FUNCTIONS, [TALLY])
         clients = Clients(edge, 16)
         chance = random.Random(7)
-        for _ in range(60):
+        while edge.front.pool.deaths < 60:
             await asyncio.sleep(chance.uniform(0.0, 0.04))
             await until(edge.workers)
             for pid in list(edge.workers())[: chance.randint(1, 2)]:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         await until(lambda: len(edge.workers()) == 2)
         await clients.stop()
         assert clients.calls > 2 * clients.ended > 0
-        assert edge.front.pool.deaths >= 60
         await clients.check()
 
 
@@ -113,13 +114,15 @@ async def test_a_worker_that_is_stopped_is_ended_and_its_calls_go_on(tmp_path: P
         assert edge.workers() != {pid}
 
 
-async def test_those_that_wait_behind_a_loop_are_served(tmp_path: Path) -> None:
+async def test_those_that_wait_behind_a_loop_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that was short until now loops: the calls behind it in its worker only waited."""
+    # However slow the machine is.
+    monkeypatch.setattr("edge_runtime.calls.SHORT", 0.3)
     wasm = guest("slow")
     functions = {"slow": (wasm, {"sql": "read", "time_limit_ms": 400}), "echo": guest("echo")}
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release(functions, ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"])
-        for _ in range(40):
+        for _ in range(5):
             assert (await edge.call("slow?ms=0"))[0] == 200
         assert edge.front.pool.tallies["slow"].short
         looping, *behind = await asyncio.gather(
