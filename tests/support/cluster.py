@@ -31,11 +31,9 @@ from tests.support.services import remove_home
 NODE = "edge-1"
 LIMIT = 30.0
 """Seconds for anything that must come to be."""
-LEASE = 6.0
-"""Seconds of a sync's lease."""
 RESTART_PAUSE = 0.1
 """As systemd's RestartSec."""
-SHOWN = 25
+SHOWN = 60
 """Lines of each log in a failure's message."""
 VERSION, WRITE, SLOW, LOOP = "version", "write", "slow", "loop"
 
@@ -59,7 +57,8 @@ class Supervised:
         self.wanted.set()
         self._arguments = arguments
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
-        self._environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
+        self.environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
+        """Of its next start."""
         self._folder = folder
         self._service = Service(name, self.log, lock)
 
@@ -68,7 +67,7 @@ class Supervised:
         while True:
             await self.wanted.wait()
             command = [sys.executable, "-m", *self._arguments]
-            process = self._service.spawn(command, cwd=self._folder, env=self._environment)
+            process = self._service.spawn(command, cwd=self._folder, env=self.environment)
             self.pid = process.pid
             self.starts += 1
             try:
@@ -145,6 +144,17 @@ class Cluster:
             assert answer.status < 300, self.failure(f"{method} {path}: {answer.status} {content.decode()}")
             return orjson.loads(content) if content else None
 
+    async def items(self, path: str) -> list[Any]:
+        """All items of a list."""
+        found: list[Any] = []
+        more = "&" if "?" in path else "?"
+        page = await self.call("GET", f"{path}{more}limit=100")
+        while True:
+            found += page["items"]
+            if page["next"] is None:
+                return found
+            page = await self.call("GET", f"{path}{more}limit=100&cursor={page['next']}")
+
     async def push(self, name: str, wasm: bytes, **manifest: Any) -> int:
         sha256 = hashlib.sha256(wasm).hexdigest()
         await self.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)
@@ -198,14 +208,20 @@ class Cluster:
         zygote = self.zygote()
         return [pid for pid in _children(zygote) if not _in_background(pid)] if zygote else []
 
-    async def converged(self, number: int) -> Any:
-        """Wait until node and control agree that the node is at this release; the node as control sees it."""
+    async def converged(self, number: int, *, hurry: bool = False) -> Any:
+        """Wait until node and control agree that the node is at this release; the node as control sees it.
+
+        With `hurry` the operator says "retry now" where the sync has failed.
+        """
         seen: Any = None
 
         async def there() -> bool:
-            nonlocal seen
+            nonlocal seen, hurry
             own = await self.status()
             seen = own and {k: own[k] for k in ("release", "at_target", "error", "sync", "calls", "workers", "control")}
+            if hurry and own and own["failed_generation"] and not own["report_waits"]:
+                hurry = False
+                await self.call("POST", f"/v1/nodes/{NODE}/retry")
             return bool(own and own["release"] and own["release"]["number"] == number and own["at_target"])
 
         await self.until(f"the node serves release {number}", there, lambda: seen)
@@ -274,27 +290,30 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(workers: int = 2, functions: tuple[str, ...] = (VERSION, WRITE, SLOW)) -> AsyncIterator[Cluster]:
-    """A cluster with one node, at release 1, with these functions."""
+async def cluster(
+    workers: int = 2, functions: tuple[str, ...] = (VERSION, WRITE, SLOW), **control: str
+) -> AsyncIterator[Cluster]:
+    """A cluster with one node, at release 1, with these functions; `control`: more of its environment."""
     folder = Path(tempfile.mkdtemp(prefix="skerry-cluster-"))
     # So that the user that PostgreSQL runs as, where we are root, can reach it.
     folder.chmod(0o711)
     try:
         (folder / "faults").mkdir()
-        async with embedded.services(folder / "home") as services:
-            async with _running(folder, services, workers) as made:
-                try:
-                    await _first_release(made, functions)
-                    yield made
-                finally:
-                    made.disarm()
+        async with embedded.services(folder / "home") as services, _running(folder, services, workers, control) as made:
+            try:
+                await _first_release(made, functions)
+                yield made
+            finally:
+                made.disarm()
     finally:
         remove_home(folder / "home")
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @asynccontextmanager
-async def _running(folder: Path, services: embedded.Services, workers: int) -> AsyncIterator[Cluster]:
+async def _running(
+    folder: Path, services: embedded.Services, workers: int, settings: dict[str, str]
+) -> AsyncIterator[Cluster]:
     keys = pki.ensure(folder / "pki")
     db = await database.connect(services.metadata_url, connections=1)
     try:
@@ -312,7 +331,8 @@ async def _running(folder: Path, services: embedded.Services, workers: int) -> A
         "SKERRY_TLS_KEY": str(keys.key),
         "SKERRY_CA_CERT": str(keys.ca),
         "SKERRY_SPOOL": str(folder),
-        "SKERRY_SYNC_LEASE": str(LEASE),
+        **faults,
+        **settings,
     }
     run = ["edge_runtime.cli", "run", "--state", str(folder / "edge"), "--listen", local]
     tls = ssl.create_default_context(cafile=str(keys.ca))
@@ -324,8 +344,8 @@ async def _running(folder: Path, services: embedded.Services, workers: int) -> A
         http = aiohttp.ClientSession(f"http://{local}", connector=aiohttp.TCPConnector(limit=0), timeout=limits)
         await stack.enter_async_context(api)
         await stack.enter_async_context(http)
-        held = stack.enter_context(open(folder / "programs.lock", "w"))
-        control = Supervised("control", ["control.cli", "serve"], {**serve, **faults}, folder, held.fileno())
+        held = stack.enter_context((folder / "programs.lock").open("w"))
+        control = Supervised("control", ["control.cli", "serve"], serve, folder, held.fileno())
         front = Supervised("front", [*run, "--workers", str(workers)], faults, folder, held.fileno())
         made = Cluster(folder, services, control, front, api, http)
         supervising = [asyncio.ensure_future(control.run())]
@@ -386,7 +406,7 @@ def _in_background(pid: int) -> bool:
 def _tail(log: Path) -> str:
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8000))
+            file.seek(max(0, log.stat().st_size - 12_000))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-SHOWN:])
     except OSError as error:
         return str(error)
