@@ -42,32 +42,33 @@ class Presence:
 
     def confirmed(self, node_id: str) -> None:
         """The node has asked, and is at target."""
-        self._seen[node_id] = self._confirmed[node_id] = self._clock.now()
+        self._confirmed[node_id] = self._clock.now()
 
     async def flush(self) -> None:
         """Write what was heard; what couldn't be written is kept for the next time. Raises `ProblemError`."""
         seen, confirmed = self._seen, self._confirmed
         self._seen, self._confirmed = {}, {}
+        try:
+            # Apart, because nearly all are confirmed: then one time for each does.
+            await self._write(SQL["seen"], seen)
+            await self._write(SQL["confirmed"], confirmed)
+        except BaseException:
+            self._seen = seen | self._seen
+            self._confirmed = confirmed | self._confirmed
+            raise
+
+    async def _write(self, statement: str, heard: dict[str, datetime]) -> None:
+        """Write the times in `heard`, and take out of it what is written."""
         # Sorted, so that two replicas that write the same nodes wait for each other instead of failing.
-        for ids in _slices(sorted(seen)):
-            columns = (
-                ids,
-                [seen[id].isoformat() for id in ids],
-                [confirmed[id].isoformat() if id in confirmed else "" for id in ids],
-            )
+        for ids in _slices(sorted(heard)):
+            times = [heard[id].isoformat() for id in ids]
 
-            async def work(conn: Any, columns: tuple[list[str], ...] = columns) -> None:
-                await conn.execute(SQL["record"], *columns)
+            async def work(conn: Any, ids: list[str] = ids, times: list[str] = times) -> None:
+                await conn.execute(statement, ids, times)
 
-            try:
-                await self._db.transaction(work)
-            except BaseException:
-                self._seen = seen | self._seen
-                self._confirmed = confirmed | self._confirmed
-                raise
+            await self._db.transaction(work)
             for id in ids:
-                del seen[id]
-                confirmed.pop(id, None)
+                del heard[id]
             self._metrics.heartbeats.inc(len(ids))
 
     async def run(self) -> None:
@@ -81,16 +82,20 @@ class Presence:
                 async with asyncio.timeout(LAST_FLUSH):
                     await self._try()
             except TimeoutError:
-                log.warning("%d heartbeats were not recorded before the end", len(self._seen))
+                log.warning("%d heartbeats were not recorded before the end", self._waiting)
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._seen) + len(self._confirmed)
 
     async def _try(self) -> None:
         try:
             await self.flush()
         except ProblemError as problem:
-            log.warning("%d heartbeats wait to be recorded: %s", len(self._seen), problem.detail)
+            log.warning("%d heartbeats wait to be recorded: %s", self._waiting, problem.detail)
         except Exception:
             # Heartbeats must go on whatever one of them holds.
-            log.exception("%d heartbeats could not be recorded", len(self._seen))
+            log.exception("%d heartbeats could not be recorded", self._waiting)
 
 
 def _slices(ids: list[str]) -> list[list[str]]:

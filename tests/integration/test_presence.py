@@ -84,7 +84,8 @@ async def test_heartbeats_are_written_together_with_their_times(control_site: Si
         async with Statements(replica) as statements:
             await heard.flush()
             await heard.flush()
-        assert len(statements.about("UPDATE node_presence")) == 3  # 500, 500 and 100
+        # 500, 500 and 100 that were seen, and the one that was confirmed
+        assert len(statements.about("UPDATE node_presence")) == 4
         rows = await replica.services.db.read(
             lambda conn: conn.fetch("SELECT node_id::text, last_seen_at, last_sync_at FROM node_presence")
         )
