@@ -182,6 +182,9 @@ async def connect(
             timeout=CONNECT_TIMEOUT,
             command_timeout=statement_timeout,
             init=_prepare,
+            # Nothing here changes a session (SET LOCAL alone), and resetting it would be another question to the
+            # database after each transaction. A transaction that is left open is rolled back all the same.
+            reset=_nothing,
             # Idle connections are given back; a proxy or a database restart may have cut them unseen.
             max_inactive_connection_lifetime=60.0,
             server_settings={"application_name": "skerry"},
@@ -202,6 +205,10 @@ def _is_gone(conn: Any) -> bool:
 def _terminate(conn: Any) -> None:
     if not _is_gone(conn):
         conn.terminate()
+
+
+async def _nothing(_conn: Any) -> None:
+    pass
 
 
 async def _prepare(conn: asyncpg.Connection) -> None:
