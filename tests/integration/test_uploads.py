@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -182,12 +183,9 @@ async def test_the_sweep_leaves_what_is_in_use_and_takes_the_rest(control: Contr
             control.clock.now(),
         )
     )
-    with (control.settings.spool / f"skerry-{half}").open("w+b") as file:
-        file.write(b"half")
-        await store.put(f"{half}/00000000-0000-0000-0000-000000000001", file)
-        await store.put(f"{half}/00000000-0000-0000-0000-000000000002", file)
-        await store.put("somebody-elses", file)
-    (control.settings.spool / f"skerry-{half}").unlink()
+    await store.put(f"{half}/00000000-0000-0000-0000-000000000001", io.BytesIO(b"half"))
+    await store.put(f"{half}/00000000-0000-0000-0000-000000000002", io.BytesIO(b"half"))
+    await store.put("somebody-elses", io.BytesIO(b"half"))
     await artifacts.sweep(control.services)
     assert len(await keys(control)) == 5, "nothing is old enough"
     control.clock.advance(hours=1, minutes=2)

@@ -3,21 +3,21 @@
 import asyncio
 import contextlib
 import hashlib
-import ssl
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
 import orjson
 
-from control import database, migrate
 from control.pki import Pki
 from control.server import Server
 from control.services import Services
-from control.settings import Settings
+from tests.support import replica
 
 
 class SettableClock:
@@ -67,7 +67,6 @@ class Control:
     token: str
     clock: SettableClock
     session: aiohttp.ClientSession
-    settings: Settings
 
     @property
     def url(self) -> str:
@@ -149,45 +148,12 @@ class Control:
 
 
 @contextlib.asynccontextmanager
-async def running(
-    metadata_url: str,
-    artifacts_url: str,
-    pki: Pki,
-    *,
-    token: str = "",
-    clock: SettableClock | None = None,
-    **settings: Any,
-) -> AsyncIterator[Control]:
-    """A replica on migrated metadata; with a `token` of the first one's admin, another replica."""
-    clock = clock or SettableClock()
-    if not token:
-        db = await database.connect(metadata_url, connections=1)
-        await migrate.migrate(db, clock)
-        token = await migrate.make_admin(db, clock) or ""
-        await db.close()
-    chosen = Settings(
-        metadata_url=metadata_url,
-        artifacts_url=artifacts_url,
-        port=0,
-        tls_cert=pki.certificate,
-        tls_key=pki.key,
-        ca_cert=pki.ca,
-        **settings,
-    )
-    server = Server(chosen, clock=clock)
-    serving = asyncio.create_task(server._serve())
-    try:
-        while not server.started:
-            if serving.done():
-                serving.result()
-            await asyncio.sleep(0.005)
-        context = ssl.create_default_context(cafile=str(pki.ca))
-        connector = aiohttp.TCPConnector(ssl=context, limit=0)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            yield Control(server, token, clock, session, chosen)
-    finally:
-        server.should_exit = True
-        await serving
+async def running(metadata_url: str, artifacts_url: str, pki: Pki, **settings: Any) -> AsyncIterator[Control]:
+    """A replica on an empty database, which is migrated, and its first admin."""
+    clock = SettableClock()
+    site = await replica.prepare(metadata_url, artifacts_url, pki, Path(tempfile.gettempdir()))
+    async with site.running(clock=clock, **settings) as found:
+        yield Control(found.server, site.admin, clock, found.session)
 
 
 async def until(check: Any, seconds: float = 10.0) -> Any:
