@@ -14,8 +14,6 @@ from .settings import Settings, SettingsError
 HEAD_BYTES: Final = 32 * 1024
 """Of a request's line and headers."""
 HEADERS: Final = 100
-CHUNK: Final = 256 * 1024
-"""What the loop reads at once."""
 HEAD_WAIT: Final = 10.0
 """Seconds that a request's head may take to come, and a connection to begin."""
 PIPELINED: Final = 8
@@ -38,7 +36,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.waits: Leaver | None = None
         """Told when the client has gone before its answer."""
-        self._bytes = self._headers = self._received = 0
+        self._received = 0
+        """Bytes since the head began to come."""
         self._refused = False
         self._since: float | None = self.loop.time()
         """Since when a request's head has been coming; None while none is."""
@@ -52,20 +51,13 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._bytes = self._headers = 0
         if self._since is None:
             self._since = self.loop.time()
 
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._headers += 1
-        self._count(len(name) + len(value))
-
     def on_headers_complete(self) -> None:
+        if len(self.headers) > HEADERS or (self._received > HEAD_BYTES and self._head_size() > HEAD_BYTES):
+            self._refused = True
+            raise _Refused
         self._since = None
         self._received = 0
         if len(self.pipeline) >= PIPELINED:
@@ -76,19 +68,18 @@ class Connection(HttpToolsProtocol):
         self.scope["extensions"] = {"skerry": Exchange(self, self.cycle)}  # type: ignore[dict-item]
 
     def data_received(self, data: bytes) -> None:
-        if self._since is not None:
-            # Of a header line that doesn't end the parser says nothing; a body may have come with it.
-            self._received += len(data)
-            if self._received > HEAD_BYTES + CHUNK:
-                self.transport.abort()
-                return
+        if self._since is None:
+            super().data_received(data)
+            return
+        self._received += len(data)
         super().data_received(data)
-
-    def _count(self, length: int) -> None:
-        self._bytes += length
-        if self._bytes > HEAD_BYTES or self._headers > HEADERS:
+        if self._since is not None and self._received > HEAD_BYTES and not self.transport.is_closing():
+            # Of a head that doesn't end; what came before its end is one piece that the loop read, at most.
             self._refused = True
-            raise _Refused
+            self.send_400_response("")
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
