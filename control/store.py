@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, BinaryIO
 
 import aioboto3
@@ -142,17 +143,15 @@ class Store:
 async def connect(settings: Settings) -> AsyncIterator[Store]:
     """The store of these settings. It needn't be there yet: polls are answered without it."""
     address = settings.store_address()
-    session = aioboto3.Session(
-        aws_access_key_id=address.key,
-        aws_secret_access_key=address.secret,
-        region_name=settings.artifacts_region,
-    )
 
     def client(endpoint: str) -> Any:
         host = endpoint.partition("://")[2].rpartition(":")[0].strip("[]")
-        return session.client(
+        return _session().client(
             "s3",
             endpoint_url=endpoint,
+            aws_access_key_id=address.key,
+            aws_secret_access_key=address.secret,
+            region_name=settings.artifacts_region,
             config=Config(
                 signature_version="s3v4",
                 s3={"addressing_style": "path"},
@@ -175,6 +174,12 @@ async def connect(settings: Settings) -> AsyncIterator[Store]:
         # The signature covers the host: signed for the name under which nodes reach the store.
         async with client(settings.artifacts_public_url.rstrip("/")) as signer:
             yield Store(ours, signer, address.bucket, settings.presigned_life)
+
+
+@cache
+def _session() -> aioboto3.Session:
+    """It keeps the description of S3, a megabyte of JSON, that each client is made from."""
+    return aioboto3.Session()
 
 
 def _code(error: ClientError) -> str:
