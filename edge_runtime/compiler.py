@@ -71,7 +71,7 @@ class Compiler:
     async def improve(self, release: frames.LocalRelease) -> list[LocalFunction]:
         """The release's functions, one more of them at the best level: to be called until they are all."""
         for function in release.functions:
-            if function.sha256 in self._hopeless or self._is_best(function):
+            if function.sha256 in self._hopeless or self.is_best(function):
                 continue
             self._damaged.discard(function.sha256)
             try:
@@ -98,7 +98,8 @@ class Compiler:
         for known in [k for k in self._known if k[0] not in keep]:
             self._known.pop(known, None)
 
-    def _is_best(self, function: LocalFunction) -> bool:
+    def is_best(self, function: LocalFunction) -> bool:
+        """Whether it runs what was compiled at the best level."""
         return function.sha256 not in self._damaged and function.aot == str(
             self._folder / f"{key(function.sha256, BEST)}.so"
         )

@@ -102,6 +102,7 @@ class Front:
                     "version": f.version,
                     "sha256": f.sha256,
                     "compiled": bool(f.aot),
+                    "best": self.compiler.is_best(f),
                     "recent_ms": round(pool.tallies[f.name].recent * 1000, 3) if f.name in pool.tallies else 0.0,
                     "calls": dict(pool.tallies[f.name].outcomes) if f.name in pool.tallies else {},
                 }

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -61,12 +61,19 @@ async def process(
         child = await asyncio.create_subprocess_exec(
             sys.executable, *arguments, env={**kept, **environment}, stdout=file, stderr=file
         )
+    async with running(child, port, log) as made:
+        yield made
+
+
+@asynccontextmanager
+async def running(child: asyncio.subprocess.Process, port: int, log: Path) -> AsyncIterator[Process]:
+    """A started program as a server, from when it takes connections; it is ended with the block."""
     made = Process(child.pid, port, log)
     try:
         deadline = time.monotonic() + LIMIT
         while not await _listens(port):
             if child.returncode is not None or time.monotonic() > deadline:
-                raise made.failure(f"{name} doesn't take connections (status {child.returncode})")
+                raise made.failure(f"it doesn't take connections (status {child.returncode})")
             await asyncio.sleep(0.02)
         yield made
     finally:
@@ -172,19 +179,19 @@ class Edge:
 
     process: Process
     http: aiohttp.ClientSession
-    numbers: list[int] = field(default_factory=list)
 
     async def status(self) -> Any:
         async with self.http.get("/_skerry/status") as answer:
             return orjson.loads(await answer.read())
 
-    async def at_release(self, number: int) -> Any:
-        """Wait until the node serves this release and has the best code of it in all its workers; its status."""
+    async def at_best(self, number: int) -> Any:
+        """Wait until the node serves this release with the best code of its functions; its status."""
         deadline = time.monotonic() + LIMIT
         while True:
             status = await self.status()
-            release = status["release"]
-            if release and release["number"] == number and status["at_target"] and status["workers"]["fit"]:
+            release, functions = status["release"], status["functions"]
+            there = release and release["number"] == number and status["at_target"]
+            if there and all(function["best"] for function in functions):
                 return status
             if time.monotonic() > deadline:
                 raise self.process.failure(f"the node isn't at release {number}: {status}")
