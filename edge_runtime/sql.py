@@ -11,6 +11,8 @@ from typing import Any, Final, Literal
 
 import orjson
 
+from control import faults
+
 from . import values
 from .database import Watch, is_panic
 from .session import Session, SqlError, Statement, code_of
@@ -80,10 +82,15 @@ class CallSql:
         if self._ended:
             self.rollback()
             raise CommitFailed("transaction_ended", f"An error ended the call's transaction: {self._ended}")
+        writes = self._grant == "write"
         try:
-            if self._watch is not None and self._grant == "write":
-                self._watch.committing()
+            if writes:
+                if self._watch is not None:
+                    self._watch.committing()
+                faults.reach("edge.call.commit.before")
             self._database.connection.execute("COMMIT")
+            if writes:
+                faults.reach("edge.call.commit.after")
         except ValueError as error:
             self.rollback()
             raise CommitFailed(code_of(str(error), "commit_failed"), f"COMMIT failed: {error}") from None
