@@ -39,7 +39,7 @@ async def _a_sync_whose_node_is_gone_expires(made: Cluster, number: int) -> None
     made.front.kill()
     made.disarm()
     node = await made.node()
-    assert node["state"] == "syncing", made.failure(str(node))
+    made.check(node["state"] == "syncing", str(node))
     sync = node["sync"]["id"]
 
     async def expired() -> bool:
@@ -47,7 +47,7 @@ async def _a_sync_whose_node_is_gone_expires(made: Cluster, number: int) -> None
 
     await made.until("the sync has expired", expired)
     node = await made.node()
-    assert node["state"] != "syncing", made.failure(str(node))
+    made.check(node["state"] != "syncing", str(node))
     assert node["sync"] is None
     assert node["failures"] == failures + 1
     assert node["error"]["code"] == "sync_expired"
@@ -99,7 +99,7 @@ async def _a_failure_that_control_could_not_hear_is_told_before_it_is_tried_agai
     made.disarm()
     node = await made.node()
     # It may have tried again by now.
-    assert node["failures"] > failures, made.failure(str(node))
+    made.check(node["failures"] > failures, str(node))
     assert node["error"]["code"] == "schema_change_failed"
     status, _, body = await made.ask(f"/functions/{VERSION}")
     assert (status, body[:13]) == (200, b'{"version":%d,' % (number - 1)), body

@@ -141,7 +141,7 @@ class Cluster:
             content = await answer.read()
             if answer.status in (429, 503):
                 raise Unanswered(content.decode())
-            assert answer.status < 300, self.failure(f"{method} {path}: {answer.status} {content.decode()}")
+            self.check(answer.status < 300, f"{method} {path}: {answer.status} {content.decode()}")
             return orjson.loads(content) if content else None
 
     async def items(self, path: str) -> list[Any]:
@@ -275,6 +275,11 @@ class Cluster:
         except TimeoutError:
             raise self.failure(f"after {limit:.0f} s it still wasn't so that {what}; last seen: {seen()}") from None
 
+    def check(self, good: object, text: str) -> None:
+        """Fail unless `good`. Not by `assert`, which would cut the logs short."""
+        if not good:
+            raise self.failure(text)
+
     def failure(self, text: str) -> AssertionError:
         """What happened, at what, with the ends of the logs."""
         ends = f"front: {self.front.ends}, control: {self.control.ends}"
@@ -286,7 +291,7 @@ class Cluster:
         """Control and the front have ended by the test's kills alone."""
         for program in (self.front, self.control):
             other = [status for status in program.ends if status != -signal.SIGKILL]
-            assert not other, self.failure(f"{program.log.name}: it ended by itself with {other}")
+            self.check(not other, f"{program.log.name}: it ended by itself with {other}")
 
 
 @asynccontextmanager

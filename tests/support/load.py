@@ -60,6 +60,7 @@ class Load:
         self._stopping = False
         kinds = [self._version] * versions + [self._write] * writers + [self._read] * readers
         self._clients = kinds
+        self._turns = [0] * len(kinds)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Load":
@@ -73,7 +74,7 @@ class Load:
 
     def check(self) -> None:
         """No answer was wrong so far."""
-        assert not self.wrong, self._cluster.failure("\n".join(self.wrong[:5]))
+        self._cluster.check(not self.wrong, "\n".join(self.wrong[:5]))
         for task in self._tasks:
             if task.done():
                 task.result()
@@ -91,15 +92,24 @@ class Load:
 
         await self._cluster.until(f"a client got an answer of release {number}", there, lambda: self.failures[-3:])
 
+    async def settled(self) -> None:
+        """Wait until all calls that are under way now have ended."""
+        turns = list(self._turns)
+
+        async def there() -> bool:
+            self.check()
+            return all(now > then for now, then in zip(self._turns, turns, strict=True))
+
+        await self._cluster.until("each client has got its answer", there)
+
     async def _client(self, number: int) -> None:
         chance = random.Random(number)
-        turn = 0
         while not self._stopping:
-            turn += 1
+            self._turns[number] += 1
             floor = self.highest
             try:
                 async with asyncio.timeout(HUNG):
-                    await self._clients[number](floor, f"{number}-{turn}")
+                    await self._clients[number](floor, f"{number}-{self._turns[number]}")
             except TimeoutError:
                 self.wrong.append(f"a client waited {HUNG:.0f} s for an answer while {self._cluster.doing}")
             await asyncio.sleep(chance.uniform(0.5, 1.5) * self._pause)
@@ -183,11 +193,9 @@ class Load:
 async def check_writes(cluster: Cluster, load: Load) -> None:
     """Every acknowledged write is there, and none that was said to have changed nothing. The load has ended."""
     status, _, body = await cluster.ask(f"/functions/{WRITE}", b'{"sql": "SELECT id FROM written"}')
-    assert status == 200, cluster.failure(body.decode())
+    cluster.check(status == 200, body.decode())
     there = {row[0] for row in orjson.loads(body)["rows"]}
     lost = load.written - there
-    assert not lost, cluster.failure(
-        f"{len(lost)} of {len(load.written)} acknowledged writes are lost: {sorted(lost)[:9]}"
-    )
+    cluster.check(not lost, f"{len(lost)} of {len(load.written)} acknowledged writes are lost: {sorted(lost)[:9]}")
     extra = there - load.written - load.unsure
-    assert not extra, cluster.failure(f"writes that failed, and had changed nothing, are there: {sorted(extra)[:9]}")
+    cluster.check(not extra, f"writes that failed, and had changed nothing, are there: {sorted(extra)[:9]}")
