@@ -35,7 +35,7 @@ Pids = Callable[[], list[int]]
 
 async def main() -> None:
     machine = cpu.machine()
-    cores = os.sched_getaffinity(0)
+    cores = cpu.all_cores()
     async with AsyncExitStack() as stack:
         where = await stack.enter_async_context(folder())
         served: dict[str, tuple[Client, Pids]] = {}
@@ -43,7 +43,7 @@ async def main() -> None:
             node = await stack.enter_async_context(edge(control, cores))
             version = await control.push("echo", guest("echo"), {})
             await control.call("POST", "/v1/releases", {"functions": {"echo": version}})
-            status = await node.at_best(1)
+            status = await node.at_release(1, best=True)
         # Control and its services have ended: the node serves without, and the cores are its own.
         pids = [node.process.pid, *status["workers"]["pids"]]
         served["ours"] = await _client(stack, node.process.port, "/functions/echo"), lambda: pids

@@ -14,6 +14,11 @@ def cores() -> tuple[set[int], set[int]]:
     return {mine[0]}, {mine[-1]}
 
 
+def all_cores() -> set[int]:
+    """All that this process may use."""
+    return set(os.sched_getaffinity(0))
+
+
 @contextlib.contextmanager
 def pinned(where: set[int]) -> Iterator[None]:
     """Meanwhile this thread, and every process that it starts for all its life, runs on these cores alone."""

@@ -184,18 +184,18 @@ class Edge:
         async with self.http.get("/_skerry/status") as answer:
             return orjson.loads(await answer.read())
 
-    async def at_best(self, number: int) -> Any:
-        """Wait until the node serves this release with the best code of its functions; its status."""
+    async def at_release(self, number: int, *, best: bool = False) -> Any:
+        """Wait until the node says that it is at this release (and runs the best code of all functions); its status."""
         deadline = time.monotonic() + LIMIT
         while True:
             status = await self.status()
-            release, functions = status["release"], status["functions"]
+            release = status["release"]
             there = release and release["number"] == number and status["at_target"]
-            if there and all(function["best"] for function in functions):
+            if there and not (best and any(not function["best"] for function in status["functions"])):
                 return status
             if time.monotonic() > deadline:
                 raise self.process.failure(f"the node isn't at release {number}: {status}")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

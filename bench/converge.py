@@ -1,0 +1,92 @@
+"""How long from `release create` to the new function answering at the edge? 50 releases of distinct modules.
+
+Each is the example `hello` (28 KB of C, which reads its greeting from the node's database) with a number of its own in
+its text, so that every one is another artifact: fetched, verified, compiled (the level that a function starts on; the
+best one follows in the background), probed and flipped to. The time runs from before the request that `skerry release
+create` sends until an answer of the new function has come; the edge is asked every 2 ms. The ratio is 1 s over p50.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvloop
+
+from bench import result
+from bench.parts import cpu
+from bench.parts.servers import LIMIT, Edge, Site, edge, folder, site
+
+BAR = 2
+RELEASES = 50
+EVERY = 0.002
+"""Seconds between two questions to the edge."""
+UPLOADS = 2
+"""At once: each is looked at in a process of its own."""
+HELLO = Path(__file__).parents[1] / "examples" / "hello"
+NAMED = b'{"message":%s'
+
+
+async def main() -> None:
+    machine = cpu.machine()
+    cores = cpu.all_cores()
+    manifest = orjson.loads((HELLO / "manifest.json").read_bytes())
+    async with folder() as where, site(where, cores) as control, edge(control, cores) as node:
+        change = {"name": "greetings", "sql": (HELLO / "schema.sql").read_text()}
+        await control.call("POST", "/v1/schema-changes", change)
+        # One more for what is done only once.
+        versions = await _push(control, RELEASES + 1, manifest)
+        times = []
+        for number, version in enumerate(versions):
+            times.append(await _converge(control, node, number, version))
+            await node.at_release(number + 1)
+    times = sorted(times[1:])
+    p50 = (times[(RELEASES - 1) // 2] + times[RELEASES // 2]) / 2
+    details = {
+        "p50_ms": round(p50 * 1000, 1),
+        "p99_ms": round(times[int(0.99 * RELEASES)] * 1000, 1),
+        "fastest_ms": round(times[0] * 1000, 1),
+        "releases": RELEASES,
+        "machine": machine,
+    }
+    result.write("converge", 1 / p50, BAR, details)
+
+
+async def _push(control: Site, count: int, manifest: dict[str, Any]) -> list[int]:
+    """So many versions of the function; version N answers with the key of number N - 1."""
+    wasm = (HELLO / "hello.wasm").read_bytes()
+    assert wasm.count(NAMED) == 1
+    slots = asyncio.Semaphore(UPLOADS)
+
+    async def one(number: int) -> int:
+        async with slots:
+            return await control.push("hello", wasm.replace(NAMED, b'{"%s":%%s' % _key(number)), manifest)
+
+    return await asyncio.gather(*[one(number) for number in range(count)])
+
+
+def _key(number: int) -> bytes:
+    return b"mess%03d" % number
+
+
+async def _converge(control: Site, node: Edge, number: int, version: int) -> float:
+    """Seconds until the edge answers with this version, which is the release's only function."""
+    started = time.perf_counter()
+    await control.call("POST", "/v1/releases", {"functions": {"hello": version}})
+    while True:
+        async with node.http.get("/functions/hello?name=Ada") as answer:
+            body = await answer.read()
+        took = time.perf_counter() - started
+        if answer.status == 200 and _key(number).decode() in orjson.loads(body):
+            return took
+        if answer.status != 200 and number:
+            raise node.process.failure(f"the node failed a call: {answer.status} {body.decode()}")
+        if took > LIMIT:
+            raise node.process.failure(f"release {number + 1} isn't there after {LIMIT:.0f} s: {body.decode()}")
+        await asyncio.sleep(EVERY)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
