@@ -22,6 +22,7 @@ ATTEMPTS = 10
 FIRST_PAUSE = 0.01
 LONGEST_PAUSE = 1.0
 CONNECT_TIMEOUT = 5.0
+DDL_TIMEOUT = 600.0
 
 log = logging.getLogger("skerry.database")
 
@@ -73,11 +74,21 @@ class Database:
         `work` must have no effect but through its connection. Raises `ProblemError` database_busy after `ATTEMPTS`
         conflicts, database_unavailable where there is no connection, and `UnknownCommit`.
         """
-        return await self._run(work, readonly=False)
+        return await self._retried(lambda: self._attempt(work, readonly=False))
 
     async def read(self, work: Work[T]) -> T:
         """The same for what only reads: one consistent view."""
-        return await self._run(work, readonly=True)
+        return await self._retried(lambda: self._attempt(work, readonly=True))
+
+    async def alone(self, statement: str) -> None:
+        """Run one statement that may be repeated outside of a transaction, as DDL wants it on CockroachDB."""
+
+        async def attempt() -> None:
+            async with self._pool.acquire(timeout=CONNECT_TIMEOUT) as conn:
+                # It may build an index of what is there.
+                await conn.execute(statement, timeout=DDL_TIMEOUT)
+
+        await self._retried(attempt)
 
     async def ready(self) -> None:
         """Raises `ProblemError` unless the database answers."""
@@ -91,14 +102,14 @@ class Database:
         except TimeoutError:
             self._pool.terminate()
 
-    async def _run(self, work: Work[T], *, readonly: bool) -> T:
+    async def _retried(self, run: Callable[[], Awaitable[T]]) -> T:
         for attempt in range(ATTEMPTS):
             if attempt:
                 self._on_retry()
                 longest = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
                 await asyncio.sleep(random.uniform(longest / 4, longest))  # noqa: S311
             try:
-                return await self._attempt(work, readonly=readonly)
+                return await run()
             except _CONFLICTS as error:
                 conflict: Exception = error
             except ProblemError:

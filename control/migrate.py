@@ -49,7 +49,7 @@ def migrations(*, cockroachdb: bool) -> list[Migration]:
 async def migrate(db: Database, clock: Clock) -> list[str]:
     """Apply what is missing and return its names; safe to run again, also after a kill. Raises `SchemaError`.
 
-    One statement a transaction, each of which may be repeated: CockroachDB commits DDL as it comes.
+    Each statement by itself, since CockroachDB commits DDL as it comes, and each such that it may be repeated.
     """
     applied = await _applied(db)
     wanted = migrations(cockroachdb=await _is_cockroachdb(db))
@@ -59,7 +59,7 @@ async def migrate(db: Database, clock: Clock) -> list[str]:
         if migration.name in applied:
             continue
         for statement in migration.statements:
-            await db.transaction(lambda conn, statement=statement: conn.execute(statement))  # type: ignore[misc]
+            await db.alone(statement)
         await db.transaction(
             lambda conn, m=migration: conn.execute(SQL["record"], m.name, m.checksum, clock.now())  # type: ignore[misc]
         )

@@ -40,7 +40,7 @@ async def get_node(call: Call) -> Answer:
 
 
 async def find(conn: Any, node: str, field: str = "node") -> Any:
-    """The row (id, name, group_id) of a node by its id or name; raises `ProblemError`."""
+    """The row (id, name, group_id, group_name) of a node by its id or name; raises `ProblemError`."""
     try:
         row = await conn.fetchrow(SQL["by_id"], UUID(node))
     except ValueError:

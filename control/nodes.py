@@ -21,17 +21,18 @@ async def make_join_token(call: Call) -> Answer:
 
     async def work(conn: Any) -> answers.MadeJoinToken:
         now = call.services.clock.now()
-        group = await _group(conn, body.group)
+        group, name = await _group(conn, body.group), body.group
         if body.rejoin is not None:
+            # It stays in its group.
             node = await nodelist.find(conn, body.rejoin, "rejoin")
-            group = node["group_id"]
+            group, name = node["group_id"], node["group_name"]
         token = auth.new_token("join")
         expires = now + timedelta(seconds=body.expires_in)
         await conn.execute(
             SQL["add_join_token"], token.id, token.secret_hash, group, call.operator.name, now, expires, body.rejoin
         )
-        await call.audit(conn, "join-token.create", str(token.id), {"group": body.group, "rejoin": body.rejoin})
-        return answers.MadeJoinToken(str(token.id), _with(token.text, fingerprint), body.group, expires)
+        await call.audit(conn, "join-token.create", str(token.id), {"group": name, "rejoin": body.rejoin})
+        return answers.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, expires)
 
     async def renew(conn: Any, kept: dict[str, Any]) -> answers.MadeJoinToken:
         token = auth.new_token("join", UUID(kept["id"]))

@@ -4,11 +4,13 @@ SELECT id FROM groups WHERE name = $1;
 
 -- A node that wasn't removed, by its id.
 -- name: by_id
-SELECT id, name, group_id FROM nodes WHERE id = $1 AND removed_at IS NULL;
+SELECT n.id, n.name, n.group_id, g.name AS group_name FROM nodes n JOIN groups g ON g.id = n.group_id
+WHERE n.id = $1 AND n.removed_at IS NULL;
 
 -- A node that wasn't removed, by its name.
 -- name: by_name
-SELECT id, name, group_id FROM nodes WHERE name = $1 AND removed_at IS NULL;
+SELECT n.id, n.name, n.group_id, g.name AS group_name FROM nodes n JOIN groups g ON g.id = n.group_id
+WHERE n.name = $1 AND n.removed_at IS NULL;
 
 -- Nodes by name, after a name; of one group, and in one state, if asked.
 -- name: nodes
