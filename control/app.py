@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
@@ -29,6 +30,8 @@ from control.targets import Targets
 CLOSE = {401, 408, 413, 422, 503}
 """Statuses after which the connection is closed: its client is unwelcome, wrong about the body, or to go elsewhere."""
 RESTART_PAUSE = 1.0
+STEADY_CONNECTIONS = 4
+"""For what must go on however many requests wait for a connection: targets, heartbeats, plans, look-ups."""
 
 log = logging.getLogger("skerry.control")
 
@@ -101,32 +104,36 @@ class App:
         settings, clock = self._settings, self._clock
         async with AsyncExitStack() as stack:
             metrics = Metrics()
-            db = await database.connect(
+            connect = partial(
+                database.connect,
                 settings.metadata_url,
-                connections=settings.database_connections,
                 statement_timeout=settings.database_timeout,
                 on_retry=metrics.retried,
             )
+            db = await connect(connections=settings.database_connections)
             stack.push_async_callback(db.close)
             await migrate.check(db)
+            steady = await connect(connections=STEADY_CONNECTIONS)
+            stack.push_async_callback(steady.close)
             objects = await stack.enter_async_context(store.connect(settings))
             try:
                 await objects.ready()
             except ProblemError as error:
                 log.warning("serving without the artifact store for now: %s", error.detail)
-            fleet = Fleet(db, clock, metrics)
+            fleet = Fleet(steady, clock, metrics)
             stack.push_async_callback(fleet.stop)
             pem = settings.ca_cert.read_bytes() if settings.ca_cert is not None else b""
             services = Services(
                 settings=settings,
                 clock=clock,
                 db=db,
+                steady=steady,
                 store=objects,
                 checks=Checks(settings.checks_at_once, settings.check_timeout),
                 readiness=Readiness(db, objects),
                 failures=AuthFailures(db, clock),
                 fleet=fleet,
-                presence=Presence(db, clock, metrics),
+                presence=Presence(steady, clock, metrics),
                 metrics=metrics,
                 targets=Targets(),
                 ca_pem=pem,

@@ -143,7 +143,7 @@ async def decide_slice(services: Services, requests: list[Request]) -> dict[str,
         faults.reach("control.poll.before")
         return slice_
 
-    done = await services.db.transaction(work)
+    done = await services.steady.transaction(work)
     faults.reach("control.poll.after")
     for node in done.nodes.values():
         services.fleet.confirm(node.id, node.digest, node.confirmed_generation)

@@ -27,6 +27,8 @@ class Services:
     settings: Settings
     clock: Clock
     db: Database
+    steady: Database
+    """The same database, over connections that no request waits for."""
     store: Store
     checks: Checks
     readiness: Readiness

@@ -83,7 +83,7 @@ async def test_two_replicas_plan_for_one_node_at_once(control_site: Site) -> Non
 async def test_made_up_tokens_cost_few_look_ups(control_site: Site) -> None:
     async with control_site.running() as replica:
         reads = 0
-        real = replica.services.db.read
+        real = replica.services.steady.read
 
         async def counted(work: Any) -> Any:
             nonlocal reads
@@ -91,7 +91,7 @@ async def test_made_up_tokens_cost_few_look_ups(control_site: Site) -> None:
             return await real(work)
 
         node = await replica.join("one")
-        replica.services.db.read = counted  # type: ignore[method-assign]
+        replica.services.steady.read = counted  # type: ignore[method-assign]
         body = wire.Poll(0, "0" * 64)
         made_up = [auth.new_token("node").text for _ in range(200)]
         answers = await asyncio.gather(
