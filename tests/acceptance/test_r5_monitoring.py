@@ -78,13 +78,6 @@ async def test_r5_2_a_sync_five_minutes_late_is_a_warning(
     async def stored() -> list[tuple[str, str, datetime]]:
         rows = await metadata.fetch(
             "SELECT n.name, w.kind, w.since FROM warnings AS w JOIN nodes AS n ON n.id = w.node_id"
-            " WHERE w.cleared_at IS NULL"
-        )
-        return sorted(tuple(row) for row in rows)
-
-    async def stored() -> list[tuple[str, str, datetime]]:
-        rows = await metadata.fetch(
-            "SELECT n.name, w.kind, w.since FROM warnings AS w JOIN nodes AS n ON n.id = w.node_id"
             " WHERE w.cleared_at IS NULL ORDER BY n.name"
         )
         return [tuple(row) for row in rows]
