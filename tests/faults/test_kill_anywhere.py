@@ -124,12 +124,23 @@ async def _round(made: Cluster, load: Load, kill: Kill, number: int, chance: ran
     """One release and one kill; then the node must serve, and come to the release."""
     failures = len(load.failures)
     workers = made.born()
-    if kill.point:
-        await _at_point(made, kill, number, workers)
-    else:
-        await _at_random(made, kill, number, workers, chance)
-    await _serves(made, load)
-    await _start_again(made, kill)
+    if not kill.point and kill.victim == "applier":
+        # It lives for milliseconds.
+        made.arm("edge.apply.before", "hold")
+    elif kill.point:
+        # A process kills itself at its own step; at another's, that one is held meanwhile.
+        made.arm(kill.point, "kill" if _own(kill) else "hold")
+    # Answered later where control is held, or where what it needs is dead.
+    releasing = asyncio.ensure_future(made.release(number))
+    try:
+        await (_at_point(made, kill, workers) if kill.point else _at_random(made, kill, workers, chance))
+        made.disarm()
+        await _serves(made, load)
+        await _start_again(made, kill)
+    except BaseException:
+        releasing.cancel()
+        raise
+    await releasing
     await made.converged(number, hurry=chance.random() < 0.9)
     await load.progress(number)
     # One that was under way at the kill must not be counted as the next kill's.
@@ -141,39 +152,25 @@ async def _round(made: Cluster, load: Load, kill: Kill, number: int, chance: ran
     made.check(failed.total() <= most, f"{failed} calls failed, at most {most} were in those processes")
 
 
-async def _at_point(made: Cluster, kill: Kill, number: int, workers: list[int]) -> None:
-    """A process that comes to its own step kills itself there; for another one it is held meanwhile."""
-    own = WHO[kill.point.rpartition(".")[0]] == kill.victim
-    made.arm(kill.point, "kill" if own else "hold")
-    # Where control is held, the answer to this comes later.
-    releasing = asyncio.ensure_future(made.release(number))
-    try:
-        await made.reached(kill.point)
-        if not own:
-            await _kill(made, kill.victim, workers)
-        made.let_go(kill.point)
-    finally:
-        made.disarm()
-        await releasing
+def _own(kill: Kill) -> bool:
+    return WHO[kill.point.rpartition(".")[0]] == kill.victim
 
 
-async def _at_random(made: Cluster, kill: Kill, number: int, workers: list[int], chance: random.Random) -> None:
+async def _at_point(made: Cluster, kill: Kill, workers: list[int]) -> None:
+    await made.reached(kill.point)
+    if not _own(kill):
+        await _kill(made, kill.victim, workers)
+
+
+async def _at_random(made: Cluster, kill: Kill, workers: list[int], chance: random.Random) -> None:
     if kill.victim == "applier":
-        # It lives for milliseconds.
-        made.arm("edge.apply.before", "hold")
-    releasing = asyncio.ensure_future(made.release(number))
-    try:
-        if kill.victim == "applier":
-            applier = await made.reached("edge.apply.before")
-            made.let_go("edge.apply.before")
-            await asyncio.sleep(chance.uniform(0, 0.02))
-            _end(applier)
-        else:
-            await asyncio.sleep(chance.uniform(0, 0.6))
-            await _kill(made, kill.victim, workers)
-    finally:
-        made.disarm()
-        await releasing
+        applier = await made.reached("edge.apply.before")
+        made.let_go("edge.apply.before")
+        await asyncio.sleep(chance.uniform(0, 0.02))
+        _end(applier)
+    else:
+        await asyncio.sleep(chance.uniform(0, 0.6))
+        await _kill(made, kill.victim, workers)
 
 
 async def _kill(made: Cluster, victim: str, workers: list[int]) -> None:
