@@ -144,6 +144,7 @@ class Agent:
         """One question to control and what follows from it."""
         await self._deliver()
         await self._rotate()
+        waits = steps.told(self._failed, self._now()) is not None
         answer, took = await self._poll()
         self._ask_inventory = isinstance(answer, wire.Report)
         match answer:
@@ -156,7 +157,8 @@ class Agent:
             case wire.Report():
                 await self._breathe(took)
             case None:
-                if self._failed is None or self._failed.due(self._now()):
+                # Where the node said that it waits, control may have had nothing but that to go by.
+                if not waits:
                     self._failed = None
                     self._at_target = True
                 await self._breathe(took)

@@ -94,10 +94,11 @@ def told(failed: Failure | None, now: datetime) -> wire.FailedGeneration | None:
 
 
 def hold(failed: Failure | None, now: datetime) -> float:
-    """How long the next poll may be held: not past the moment at which a failed generation is due again."""
-    if failed is None or failed.due(now):
+    """How long the next poll may be held: not past the moment at which a failed generation is due again, and not at
+    all once it is, so that it is known at once whether control still wants it."""
+    if failed is None:
         return HOLD
-    return min(HOLD, (failed.retry_at - now).total_seconds())
+    return max(0.0, min(HOLD, (failed.retry_at - now).total_seconds()))
 
 
 def pause_before(failed: Failure | None, generation: int, now: datetime) -> float:

@@ -66,7 +66,8 @@ def test_a_poll_tells_the_failure_until_it_is_due_and_is_not_held_past_that(wait
     failed = Failure(3, 1, NOW + timedelta(seconds=wait), "c", "m", NOW)
     now = NOW + timedelta(seconds=later)
     told, hold = steps.told(failed, now), steps.hold(failed, now)
-    assert 0 < hold <= steps.HOLD
+    assert hold <= steps.HOLD
+    assert (hold == 0) == failed.due(now)
     if later < wait:
         assert told == wire.FailedGeneration(3, failed.retry_at)
         assert now + timedelta(seconds=hold) <= failed.retry_at
