@@ -11,7 +11,8 @@ from control.problems import ProblemError
 from control.services import Services
 
 SQL = queries.load("nodes")
-MOST_LABELS = 64
+DESCRIPTION_LIMIT = 16 * 1024
+"""Bytes of a node's labels, and of its capabilities."""
 
 
 async def make_join_token(call: Call) -> Answer:
@@ -51,8 +52,9 @@ async def join(call: Call) -> Answer:
     """
     token_id, secret_hash = auth.bearer(call.scope, "join")
     body: wire.Join = call.body
-    if len(body.labels) > MOST_LABELS:
-        raise ProblemError("invalid_body", f"a node has {MOST_LABELS} labels at most", field="labels")
+    for field, value in (("labels", body.labels), ("capabilities", body.capabilities)):
+        if len(wire.canonical(value)) > DESCRIPTION_LIMIT:
+            raise ProblemError("invalid_body", f"it has {DESCRIPTION_LIMIT} bytes at most, as JSON", field=field)
 
     async def work(conn: Any) -> wire.Joined:
         now = call.services.clock.now()

@@ -87,6 +87,15 @@ async def test_tokens_that_are_no_good(control: Control) -> None:
     assert await control.items("/v1/nodes") == []
 
 
+async def test_what_a_node_says_of_itself_is_bounded(control: Control) -> None:
+    join = await token(control)
+    for field in ("labels", "capabilities"):
+        body = {"name": "n1", "attempt": str(uuid4()), field: {"a": "x" * 20_000}}
+        reply = await control.call("POST", "/v1/nodes", body, token=join)
+        assert (reply.code, reply.body["field"]) == ("invalid_body", field)
+    assert await control.items("/v1/nodes") == []
+
+
 async def test_a_lost_disk_joins_again_as_the_same_node(control: Control) -> None:
     node = await control.join("n1")
     assert await poll(control, node.credential) == 204
@@ -101,6 +110,9 @@ async def test_a_lost_disk_joins_again_as_the_same_node(control: Control) -> Non
     await control.services.fleet.refresh()
     assert await poll(control, node.credential) == 401
     assert (await control.call("POST", "/v1/join-tokens", {"rejoin": "n9"})).code == "unknown_node"
+    await control.ok("POST", "/v1/groups", {"name": "east"})
+    await control.ok("POST", "/v1/nodes/n1/move", {"group": "east"})
+    assert (await control.ok("POST", "/v1/join-tokens", {"rejoin": "n1"}))["group"] == "east"
 
 
 async def test_a_rotated_credential_takes_over_at_its_first_use(control: Control) -> None:

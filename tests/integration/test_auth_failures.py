@@ -1,0 +1,86 @@
+"""Refused authentications on their way to the database: none is lost while it is away, and a flood stays small."""
+
+from typing import Any
+
+import pytest
+
+from control import auth, database, migrate
+from control.auth import AuthFailures
+from control.clock import SystemClock
+from control.database import Database
+from control.problems import ProblemError
+from tests.support.control import SettableClock
+from tests.support.cutting import cutting
+
+
+async def rows(db: Database) -> list[Any]:
+    found: list[Any] = await db.read(
+        lambda conn: conn.fetch("SELECT minute, address, reason, count, first_at, last_at FROM auth_failures")
+    )
+    return found
+
+
+async def test_counts_add_up_by_minute_address_and_reason(database_url: str) -> None:
+    db = await database.connect(database_url)
+    try:
+        await migrate.migrate(db, SystemClock())
+        clock = SettableClock()
+        failures = AuthFailures(db, clock)
+        for _ in range(3):
+            failures.record("192.0.2.1", "unknown")
+        failures.record("192.0.2.2", "unknown")
+        failures.record("192.0.2.1", "revoked")
+        await failures.flush()
+        failures.record("192.0.2.1", "unknown")
+        await failures.flush()
+        await failures.flush()
+        found = await rows(db)
+        by_key: dict[tuple[str, str], int] = {}
+        for row in found:
+            key = row["address"], row["reason"]
+            by_key[key] = by_key.get(key, 0) + row["count"]
+            assert row["first_at"] <= row["last_at"]
+            assert row["minute"] <= row["first_at"]
+        assert by_key == {("192.0.2.1", "unknown"): 4, ("192.0.2.2", "unknown"): 1, ("192.0.2.1", "revoked"): 1}
+        clock.advance(minutes=2)
+        failures.record("192.0.2.2", "unknown")
+        await failures.flush()
+        assert len(await rows(db)) == len(found) + 1
+    finally:
+        await db.close()
+
+
+async def test_nothing_is_lost_while_the_database_is_away(database_url: str) -> None:
+    async with cutting(database_url) as cutter:
+        db = await database.connect(cutter.url)
+        try:
+            await migrate.migrate(db, SystemClock())
+            failures = AuthFailures(db, SettableClock())
+            failures.record("192.0.2.1", "unknown")
+            cutter.refusing = True
+            cutter.cut_all()
+            with pytest.raises(ProblemError, match="database_unavailable"):
+                await failures.flush()
+            failures.record("192.0.2.1", "unknown")
+            cutter.refusing = False
+            await failures.flush()
+            assert sum(row["count"] for row in await rows(db)) == 2
+        finally:
+            await db.close()
+
+
+async def test_a_flood_from_everywhere_is_counted_together(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "MOST_ADDRESSES", 10)
+    db = await database.connect(database_url)
+    try:
+        await migrate.migrate(db, SystemClock())
+        failures = AuthFailures(db, SettableClock())
+        for number in range(1000):
+            failures.record(f"2001:db8::{number:x}", "unknown")
+        await failures.flush()
+        found = await rows(db)
+        assert len(found) <= 13  # a minute may have begun meanwhile
+        assert sum(row["count"] for row in found) == 1000
+        assert "others" in {row["address"] for row in found}
+    finally:
+        await db.close()

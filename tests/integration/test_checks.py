@@ -1,0 +1,86 @@
+"""The edge's checks as control runs them: in a child, few at a time, never for ever, and without our secrets."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from control import checks
+from control.checks import Checks
+from control.problems import ProblemError
+from tests.support.control import module, until
+
+
+@pytest.fixture
+def wasm(tmp_path: Path) -> Path:
+    path = tmp_path / "a.wasm"
+    path.write_bytes(module("a"))
+    return path
+
+
+async def test_a_module_is_described(wasm: Path) -> None:
+    found = await Checks(1, 30).module(wasm, 1 << 20)
+    assert (found["abi"], found["memory_pages"], found["size"]) == ("wagi", 1, wasm.stat().st_size)
+
+
+async def test_a_module_over_the_limit_is_refused(wasm: Path) -> None:
+    with pytest.raises(ProblemError, match="module_too_large"):
+        await Checks(1, 30).module(wasm, 10)
+
+
+async def test_a_change_that_fails_names_its_statement() -> None:
+    with pytest.raises(ProblemError) as refused:
+        await Checks(1, 30).schema([(1, "CREATE TABLE a (id INTEGER);")], "CREATE TABLE b (id);\nDROP TABLE nothing;")
+    assert refused.value.code == "schema_refused"
+    assert "DROP TABLE nothing" in refused.value.detail
+    await Checks(1, 30).schema([(1, "CREATE TABLE a (id INTEGER);")], "ALTER TABLE a ADD COLUMN b TEXT;")
+
+
+async def test_a_check_past_its_deadline_is_ended(wasm: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(ProblemError) as slow:
+        await Checks(1, 0.01).module(wasm, 1 << 20)
+    assert slow.value.code == "module_refused"
+    assert "took more than" in slow.value.detail
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+async def test_a_check_that_is_given_up_is_ended(wasm: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    task = asyncio.create_task(Checks(1, 30).module(wasm, 1 << 20))
+
+    async def started() -> bool:
+        return bool(set(psutil.Process().children(recursive=True)) - before)
+
+    await until(started)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+async def test_the_child_has_nothing_of_our_environment(wasm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKERRY_METADATA_URL", "postgresql://u:secret@127.0.0.1/x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    seen: list[dict[str, str]] = []
+    spawn = asyncio.create_subprocess_exec
+
+    async def spy(*arguments: Any, **more: Any) -> Any:
+        seen.append(more["env"])
+        return await spawn(*arguments, **more)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spy)
+    await Checks(1, 30).module(wasm, 1 << 20)
+    assert "secret" not in str(seen)
+    assert len(seen) == 1
+
+
+async def test_too_many_checks_at_once_are_refused(wasm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "WAITING", 3)
+    running = Checks(1, 30)
+    done = await asyncio.gather(*(running.module(wasm, 1 << 20) for _ in range(5)), return_exceptions=True)
+    refused = [error for error in done if isinstance(error, ProblemError)]
+    assert [error.code for error in refused] == ["check_unavailable"] * 2
+    assert all(error.retry_after for error in refused)
