@@ -208,10 +208,12 @@ class Processes:
         # The packages' own folder first and nothing of the current one: what a zygote imports is not for others to say.
         folder = str(Path(__file__).parents[1])
         paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        # Nor are the node's secrets for processes that run guests.
+        kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", "edge_runtime.zygote", frames.encode_json(arguments).decode()],
             pass_fds=(control, self._page, self._lock),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -8,6 +8,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from edge_runtime.page import WRITING
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 
@@ -148,6 +149,42 @@ async def test_waiting_for_the_writer_lock_is_no_looping(edge: Node) -> None:
     insert = b"""{"sql":"INSERT INTO notes (text) VALUES ('turn')"}"""
     answers = await asyncio.gather(*(edge.call("limited?sleep=600", insert) for _ in range(2)))
     assert [answer[0] for answer in answers] == [200, 200]
+
+
+async def test_a_guest_that_fails_over_a_limit_of_sql_is_told_by_the_limit(edge: Node) -> None:
+    large = b'{"sql":"SELECT zeroblob(9000000)"}'
+    assert await edge.problem("reader?exit=1", large) == (507, "sql_answer_too_large")
+    # One that goes on has seen the error, and answers for itself.
+    status, _, body = await edge.call("reader", large)
+    assert (status, orjson.loads(body)["error"]["code"]) == (200, "sql_answer_too_large")
+
+
+async def test_waiting_for_the_writer_lock_has_a_limit(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", lock_wait=0.4) as made:
+        await made.release({"sql": GUESTS["sql"]}, ["CREATE TABLE notes (text TEXT)"])
+        insert = b"""{"sql":"INSERT INTO notes VALUES ('x')"}"""
+        holder = asyncio.ensure_future(made.call("sql?sleep=1500", insert))
+        await until(
+            lambda: any(made.front.processes.seen(k.child.slot).state == WRITING for k in made.front.pool.links)
+        )
+        assert await made.problem("sql", insert) == (503, "writer_busy")
+        assert (await holder)[0] == 200
+
+
+@pytest.mark.parametrize("point", ["edge.call.commit.before", "edge.call.commit.after"])
+async def test_a_worker_that_dies_in_a_commit_leaves_it_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv("SKERRY_FAULTS", str(folder))
+    async with node(tmp_path / "state") as made:
+        await made.release({"sql": GUESTS["sql"]}, ["CREATE TABLE notes (text TEXT)"])
+        (folder / point).write_text("kill")
+        insert = b"""{"sql":"INSERT INTO notes VALUES ('x')"}"""
+        assert await made.problem("sql", insert) == (502, "commit_unknown")
+        _, _, body = await made.call("sql", b'{"sql":"SELECT count(*) FROM notes"}')
+        assert orjson.loads(body)["rows"] == [[int(point.endswith("after"))]]
 
 
 async def test_a_log_of_a_guest_is_the_nodes(edge: Node, caplog: pytest.LogCaptureFixture) -> None:

@@ -115,6 +115,30 @@ async def test_a_node_with_a_token_asks_for_it(tmp_path: Path) -> None:
                 assert answer.status == expected
 
 
+async def test_no_secret_reaches_the_processes_that_run_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKERRY_EDGE_TOKEN", "a-long-enough-secret")
+    async with node(tmp_path / "state", token="a-long-enough-secret") as edge:
+        for pid in (edge.front.processes.pid, *edge.workers()):
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            assert b"PATH=" in environment
+            assert b"a-long-enough-secret" not in environment
+            assert b"a-long-enough-secret" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+async def test_children_die_with_their_parents_and_have_limits(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        worker = next(iter(edge.workers()))
+        limits = Path(f"/proc/{worker}/limits").read_text()
+        rows = {line[:26].strip(): line[26:47].strip() for line in limits.splitlines()}
+        assert rows["Max core file size"] == "0"
+        assert rows["Max open files"] == "256"
+        # Else a guest could leave its sandbox.
+        assert rows["Max address space"] == "unlimited"
+        assert "NoNewPrivs:\t1" in Path(f"/proc/{worker}/status").read_text()
+        family = [edge.front.processes.pid, *edge.workers()]
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+
+
 async def test_without_a_token_an_authorization_is_the_functions(tmp_path: Path) -> None:
     async with serving(tmp_path) as edge:
         _, _, body = await edge.call("env", headers={"Authorization": "Bearer of-the-application"})
