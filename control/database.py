@@ -170,7 +170,7 @@ class Database:
         return result
 
     async def _give_back(self, conn: Any) -> None:
-        """The pool asks the server to reset the connection; one that is lost by then is ended by the pool.
+        """A connection that is found to be lost now is ended by the pool.
 
         That says nothing of the work: what was committed must not be taken for lost, and done again.
         """

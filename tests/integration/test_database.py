@@ -157,17 +157,6 @@ async def test_a_connection_cut_at_commit_is_unknown(cutter: Cutter, saved: bool
         await db.close()
 
 
-async def test_a_connection_lost_after_its_commit_has_nothing_done_again(cutter: Cutter) -> None:
-    db = await database.connect(cutter.url)
-    try:
-        cutter.at_reset = 1
-        assert await db.transaction(count) == 1
-        assert cutter.cuts == 1
-        assert await value(db) == 1
-    finally:
-        await db.close()
-
-
 async def test_a_connection_lost_before_commit_is_run_again_on_another(cutter: Cutter) -> None:
     db = await database.connect(cutter.url)
     runs = 0

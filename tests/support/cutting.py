@@ -14,8 +14,6 @@ class Cutter:
     url: str
     before: int = 0
     after: int = 0
-    at_reset: int = 0
-    """So many connections are cut when the pool resets them, after their transaction."""
     cuts: int = 0
     refusing: bool = False
     """Cut every connection at once, as a database that is away."""
@@ -47,10 +45,6 @@ async def cutting(url: str) -> AsyncIterator[Cutter]:
 
         async def up() -> None:
             while data := await client_reader.read(65536):
-                if b"RESET ALL" in data and found.at_reset > 0:
-                    found.at_reset -= 1
-                    abort()
-                    return
                 if b"BEGIN" in data:
                     state["readonly"] = b"READ ONLY" in data
                 if b"COMMIT" in data and not state["readonly"]:
