@@ -303,12 +303,12 @@ async def test_first_come_first_served(tmp_path: Path) -> None:
 
 async def test_a_client_that_goes_leaves_the_queue(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1) as edge:
-        running = asyncio.ensure_future(edge.call("slow?sleep=500", SLOW))
+        running = asyncio.ensure_future(edge.call("slow?sleep=3000", SLOW))
         await until(lambda: any(link.jobs for link in edge.front.pool.links))
         async with raw(edge) as leaving:
             await leaving.send(post("/functions/echo", b"x"))
             await until(lambda: edge.front.pool.waiting == 1)
-        await until(lambda: edge.front.pool.waiting == 0, 0.4)
+        await until(lambda: edge.front.pool.waiting == 0, 2.5)
         assert not running.done()
         assert (await running)[0] == 200
         assert edge.front.pool.tallies["echo"].outcomes == {"client_gone": 1}
