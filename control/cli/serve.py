@@ -57,3 +57,5 @@ def _log(level: str) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("skerry").setLevel(level.upper())
+    # While the database is away its pool warns with tracebacks; control's own lines say the same.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
