@@ -12,14 +12,13 @@ from functools import partial
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
-from control import auth, database, migrate, pki, poll, routes, store
+from control import auth, database, migrate, opening, pki, poll, routes, store, syncs
 from control.auth import AuthError, AuthFailures
 from control.checks import Checks
 from control.clock import Clock, SystemClock
 from control.fleet import Fleet
 from control.metrics import Metrics
 from control.monitor import Monitor
-from control.opening import Opener
 from control.presence import Presence
 from control.probes import Readiness
 from control.problems import ProblemError
@@ -139,10 +138,11 @@ class App:
                 ca_pem=pem,
                 ca_fingerprint=pki.fingerprint(pem) if pem else "",
             )
-            services.opener = Opener(services)
+            services.opener, services.reports = opening.opener(services), syncs.reports(services)
             await fleet.load()
-            beside = (fleet.run, services.opener.run, services.presence.run, services.failures.run)
-            await stack.enter_async_context(_running(*beside, Monitor(services).run))
+            slices = (services.opener.run, services.reports.run)
+            beside = (services.presence.run, services.failures.run, Monitor(services).run)
+            await stack.enter_async_context(_running(fleet.run, *slices, *beside))
             self.services = services
             yield services
 

@@ -154,7 +154,9 @@ async def first_use(services: Services, credential_id: str) -> datetime:
                 await conn.execute(SQL["revoke"], row["replaces"], now, epoch)
         return now
 
-    now = await services.db.transaction(work)
+    # Each announces: nodes that join together would only be in each other's way.
+    async with services.writing:
+        now = await services.db.transaction(work)
     services.fleet.nudge()
     return now
 

@@ -1,12 +1,9 @@
 """Polls that need the database: nodes that aren't known to be at target, taken together in slices.
 
-When a release wakes a thousand held polls, a transaction for each would take seconds and conflict with the others; one
-for a slice of them takes milliseconds. A slice reads its nodes, what they run, their targets and open syncs, decides
+A slice reads its nodes, what they run, their targets and open syncs, decides
 for each (R 4.3), and writes what it decided (R 6.1).
 """
 
-import asyncio
-import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,16 +13,10 @@ from control import faults, noderows, plan, queries, targets, wire
 from control.noderows import NodeRow
 from control.problems import ProblemError
 from control.services import Services
+from control.slices import Slices
 from control.syncs import Ended
 
 SQL = queries.load("syncs")
-
-SLICE = 100
-"""Nodes in one transaction."""
-WAITING = 20_000
-"""Nodes that may wait for their slice."""
-
-log = logging.getLogger("skerry.opening")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,70 +58,18 @@ class Opened:
     texts: dict[tuple[int, int], str]
 
 
-Outcome = AtTarget | Waits | ReportWanted | Opened | ProblemError
+Decision = AtTarget | Waits | ReportWanted | Opened
+Outcome = Decision | ProblemError
 
 
-class Opener:
-    """Takes the requests that came in while the last slice was being decided as the next slice."""
+def opener(services: Services) -> Slices[Request, Decision]:
+    """Decides what polling nodes must do; its answers raise `ProblemError` where there is no database."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._waiting: list[tuple[Request, asyncio.Future[Outcome]]] = []
-        self._wanted = asyncio.Event()
+    async def decide(requests: list[Request]) -> list[Outcome]:
+        outcomes = await decide_slice(services, requests)
+        return [outcomes[request.node_id] for request in requests]
 
-    async def ask(self, request: Request) -> AtTarget | Waits | ReportWanted | Opened:
-        """What the node must do; raises `ProblemError`."""
-        if len(self._waiting) >= WAITING:
-            raise ProblemError("database_busy", f"{WAITING} nodes wait for their plans; try again")
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
-        self._wanted.set()
-        outcome = await future
-        if isinstance(outcome, ProblemError):
-            raise outcome
-        return outcome
-
-    async def run(self) -> None:
-        """Decide slices until cancelled."""
-        try:
-            while True:
-                await self._wanted.wait()
-                taken = [(r, f) for r, f in self._waiting[:SLICE] if not f.done()]
-                del self._waiting[:SLICE]
-                if not self._waiting:
-                    self._wanted.clear()
-                await self._answer(taken)
-        finally:
-            for _, future in self._waiting:
-                future.cancel()
-
-    async def _answer(self, taken: list[tuple[Request, asyncio.Future[Outcome]]]) -> None:
-        # Two connections of one node may ask at once: the later one is right, but it may say less.
-        requests: dict[str, Request] = {}
-        for request, _ in taken:
-            earlier = requests.get(request.node_id)
-            if earlier is None or request.inventory is not None or request.digest != earlier.digest:
-                requests[request.node_id] = request
-        try:
-            outcomes = await decide_slice(self._services, list(requests.values()))
-        except ProblemError as problem:
-            outcomes = dict.fromkeys(requests, problem)
-        except BaseException as error:
-            if not isinstance(error, Exception) or len(taken) == 1:
-                for _, future in taken:
-                    if not future.done():
-                        future.set_result(ProblemError("internal", "the node's plan could not be made"))
-                if not isinstance(error, Exception):
-                    raise
-                log.exception("the plan of node %s could not be made", taken[0][0].node_id)
-                return
-            # One node's request must not cost the others theirs.
-            for one in taken:
-                await self._answer([one])
-            return
-        for request, future in taken:
-            if not future.done():
-                future.set_result(outcomes[request.node_id])
+    return Slices(lambda request: request.node_id, decide, services.writing)
 
 
 async def decide_slice(services: Services, requests: list[Request]) -> dict[str, Outcome]:

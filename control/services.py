@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,15 @@ if TYPE_CHECKING:
     from control.database import Database
     from control.fleet import Fleet
     from control.metrics import Metrics
-    from control.opening import Opener
+    from control.opening import Decision, Request
     from control.presence import Presence
     from control.probes import Readiness
     from control.settings import Settings
+    from control.slices import Slices
     from control.store import Store
+    from control.syncs import Report
     from control.targets import Targets
+    from control.wire import SyncState
 
 
 @dataclass
@@ -41,5 +45,8 @@ class Services:
     """The CA that nodes are to trust; empty where there is none to give out."""
     ca_fingerprint: str
     """sha256 of the CA's certificate in hex, or ''."""
-    opener: Opener = field(init=False)
-    """Made of the other services."""
+    opener: Slices[Request, Decision] = field(init=False)
+    """Made of the other services, as `reports` is."""
+    reports: Slices[Report, SyncState] = field(init=False)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held for writes that many nodes ask for at once, which would only be in each other's way."""

@@ -1,7 +1,7 @@
-"""How a sync goes on and ends: `PUT /v1/syncs/{id}`, each report one transaction (R 6.1 to 6.4).
+"""How a sync goes on and ends: `PUT /v1/syncs/{id}` (R 6.1 to 6.4), reports that come together in one transaction.
 
-A result writes what the node now runs, its last sync, the log's row and the node's state together. An open sync has a
-lease; past it the sync is expired, a counted failure, and what still comes is recorded as late.
+A result's transaction writes what the node now runs, its last sync, the log's row and the node's state. An open sync
+has a lease; past it the sync is expired, a counted failure, and what still comes is recorded as late.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +13,8 @@ from control import faults, noderows, plan, queries, wire
 from control.noderows import NodeRow
 from control.problems import ProblemError
 from control.services import Services
+from control.slices import Slices
+from control.targets import Targets
 
 SQL = queries.load("syncs")
 
@@ -49,6 +51,15 @@ class Ended:
             await conn.execute(SQL["end_syncs"], self.ids, self.statuses, self.codes, self.messages, now)
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a node says of its sync."""
+
+    sync_id: str
+    node_id: str
+    update: wire.SyncUpdate
+
+
 async def put(services: Services, sync_id: str, node_id: str, update: wire.SyncUpdate) -> wire.SyncState:
     """Take a node's report of its sync; the same report again changes nothing. Raises `ProblemError`."""
     try:
@@ -57,104 +68,131 @@ async def put(services: Services, sync_id: str, node_id: str, update: wire.SyncU
         raise _unknown(sync_id) from None
     _check(update)
     services.presence.seen(node_id)
+    return await services.reports.ask(Report(sync_id, node_id, update))
 
-    async def work(conn: Any) -> tuple[wire.SyncState, NodeRow, str]:
-        now = services.clock.now()
-        sync = await conn.fetchrow(SQL["sync"], sync_id, node_id)
-        if sync is None:
-            raise _unknown(sync_id)
-        node = (await noderows.load(conn, [node_id]))[node_id]
-        report = _Report(services, conn, now, node, sync, update)
-        if sync["status"] == "running" and sync["lease_until"] <= now:
-            report.expire()
-        state = await (report.running() if update.status == "running" else report.result())
-        if report.counted:
-            await report.ended.save(conn, now)
-            await noderows.save(conn, [node])
+
+def reports(services: Services) -> Slices[Report, wire.SyncState]:
+    """Takes the nodes' reports of their syncs."""
+    return Slices(lambda report: report.node_id, lambda taken: take(services, taken), services.writing)
+
+
+async def take(services: Services, taken: list[Report]) -> list[wire.SyncState | ProblemError]:
+    """Take these reports, one of a node, in one transaction; raises `ProblemError` when there is no database."""
+
+    async def work(conn: Any) -> _Slice:
+        slice_ = _Slice(services.clock.now(), services.settings.sync_lease)
+        await slice_.read(conn, services.targets, taken)
+        for report in taken:
+            slice_.take(report)
+        await slice_.save(conn)
         faults.reach("control.result.before")
-        return state, node, report.counted
+        return slice_
 
-    state, node, counted = await services.db.transaction(work)
+    done = await services.steady.transaction(work)
     faults.reach("control.result.after")
-    if counted:
+    for counted in done.counted:
         services.metrics.sync(counted)
+    for node_id in done.changed:
+        node = done.nodes[node_id]
         services.fleet.confirm(node_id, node.digest, node.confirmed_generation)
-    return state
+    return done.answers
 
 
 @dataclass(slots=True)
-class _Report:
-    """One report, in its transaction."""
+class _Slice:
+    """One transaction's reading, decisions and writing."""
 
-    services: Services
-    conn: Any
     now: datetime
-    node: NodeRow
-    sync: Any
-    update: wire.SyncUpdate
+    lease: float
+    nodes: dict[str, NodeRow] = field(default_factory=dict)
+    syncs: dict[str, Any] = field(default_factory=dict)
+    releases: dict[str, plan.Release] = field(default_factory=dict)
+    answers: list[wire.SyncState | ProblemError] = field(default_factory=list)
     ended: Ended = field(default_factory=Ended)
-    status: str = ""
-    """Of the sync, before this report."""
-    counted: str = ""
-    """How the report changed the sync; '' when it changed nothing but the lease."""
+    renewed: dict[str, str] = field(default_factory=dict)
+    """The step of each sync whose lease is renewed."""
+    late: dict[str, str] = field(default_factory=dict)
+    """The result of each sync that had ended before."""
+    changed: set[str] = field(default_factory=set)
+    counted: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.status = self.sync["status"]
+    async def read(self, conn: Any, known: Targets, taken: list[Report]) -> None:
+        ids = sorted(report.sync_id for report in taken)
+        self.syncs = {row["id"]: row for row in await conn.fetch(SQL["syncs"], ids)}
+        self.nodes = await noderows.load(conn, {report.node_id for report in taken})
+        succeeded = {report.sync_id for report in taken if report.update.status == "succeeded"} & self.syncs.keys()
+        self.releases = await known.releases(conn, {self.syncs[sync_id]["release_id"] for sync_id in succeeded})
 
-    def expire(self) -> None:
-        self.ended.expire(self.sync, self.node, self.now)
-        self.status = self.counted = "expired"
+    def take(self, report: Report) -> None:
+        sync = self.syncs.get(report.sync_id)
+        if sync is None or sync["node_id"] != report.node_id:
+            self.answers.append(_unknown(report.sync_id))
+            return
+        node, status = self.nodes[report.node_id], sync["status"]
+        if status == "running" and sync["lease_until"] <= self.now:
+            self.ended.expire(sync, node, self.now)
+            status = "expired"
+            self._count(node, status)
+        step = self._running if report.update.status == "running" else self._result
+        self.answers.append(step(node, sync, status, report.update))
 
-    async def running(self) -> wire.SyncState:
+    def _running(self, node: NodeRow, sync: Any, status: str, update: wire.SyncUpdate) -> wire.SyncState:
         """Renew the lease, unless something newer is wanted of the node."""
-        if self.status == "running" and self.node.target_generation > self.sync["generation"]:
-            self.status = self.counted = "superseded"
-            self.ended.add(self.sync["id"], "superseded")
-            self.node.enter("online", self.now)
-        if self.status != "running":
-            return wire.SyncState(self.status, 0)
-        lease = self.services.settings.sync_lease
-        until = self.now + timedelta(seconds=lease)
-        await self.conn.execute(SQL["renew_sync"], self.sync["id"], until, noderows.clean(self.update.step))
-        return wire.SyncState("running", lease)
+        if status == "running" and node.target_generation > sync["generation"]:
+            status = "superseded"
+            self.ended.add(sync["id"], status)
+            node.enter("online", self.now)
+            self._count(node, status)
+        if status != "running":
+            return wire.SyncState(status, 0)
+        self.renewed[sync["id"]] = noderows.clean(update.step)
+        return wire.SyncState("running", self.lease)
 
-    async def result(self) -> wire.SyncState:
+    def _result(self, node: NodeRow, sync: Any, status: str, update: wire.SyncUpdate) -> wire.SyncState:
         """End the sync, or record the result as late."""
-        result = self.update.status
-        if self.status == result or self.sync["late_status"] == result:
-            return wire.SyncState(self.status, 0, late=self.status != result)
-        late = self.status != "running"
-        error = self.update.error or wire.SyncError("unknown", "the node gave no reason")
-        if self.update.inventory is not None:
-            self.node.report(self.update.inventory, wire.digest(self.update.inventory))
-            if result == "succeeded" and not await self._reached(self.update.inventory):
+        result = update.status
+        if status == result or sync["late_status"] == result:
+            return wire.SyncState(status, 0, late=status != result)
+        late = status != "running"
+        error = update.error or wire.SyncError("unknown", "the node gave no reason")
+        if update.inventory is not None:
+            node.report(update.inventory, wire.digest(update.inventory))
+            release = self.releases.get(sync["release_id"])
+            if result == "succeeded" and (release is None or not plan.at_target(update.inventory, release)):
                 result = "failed"
                 error = wire.SyncError(NOT_AT_TARGET, "the node says it succeeded, but doesn't run the release")
-                if self.status == result:  # this very report, once more
-                    return wire.SyncState(self.status, 0)
-        self.counted = "late" if late else result
-        if late:
-            await self.conn.execute(SQL["late"], self.sync["id"], result, self.now)
+                if status == result:  # this very report, once more
+                    return wire.SyncState(status, 0)
+        self._count(node, "late" if late else result)
         if result == "succeeded":
-            self.node.confirm(self.sync["generation"])
-            self.node.synced_at = self.now
+            node.confirm(sync["generation"])
+            node.synced_at = self.now
         elif not late:
-            self.node.fail(error.code, error.message, self.now)
-            self.node.failed_generation = self.sync["generation"]
-            self.node.retry_at = noderows.aware(self.update.retry_at)
+            node.fail(error.code, error.message, self.now)
+            node.failed_generation = sync["generation"]
+            node.retry_at = noderows.aware(update.retry_at)
         if late:
-            return wire.SyncState(self.status, 0, late=True)
-        self.node.enter("online", self.now)
+            self.late[sync["id"]] = result
+            return wire.SyncState(status, 0, late=True)
+        node.enter("online", self.now)
         if result == "succeeded":
-            self.ended.add(self.sync["id"], "succeeded")
+            self.ended.add(sync["id"], "succeeded")
         else:
-            self.ended.add(self.sync["id"], "failed", error.code, error.message)
+            self.ended.add(sync["id"], "failed", error.code, error.message)
         return wire.SyncState(result, 0)
 
-    async def _reached(self, inventory: wire.Inventory) -> bool:
-        release_id = self.sync["release_id"]
-        releases = await self.services.targets.releases(self.conn, [release_id])
-        return release_id in releases and plan.at_target(inventory, releases[release_id])
+    def _count(self, node: NodeRow, status: str) -> None:
+        self.changed.add(node.id)
+        self.counted.append(status)
+
+    async def save(self, conn: Any) -> None:
+        await self.ended.save(conn, self.now)
+        if self.renewed:
+            until = self.now + timedelta(seconds=self.lease)
+            await conn.execute(SQL["go_on"], list(self.renewed), list(self.renewed.values()), until)
+        if self.late:
+            await conn.execute(SQL["late"], list(self.late), list(self.late.values()), self.now)
+        await noderows.save(conn, [self.nodes[node_id] for node_id in self.changed])
 
 
 def _check(update: wire.SyncUpdate) -> None:

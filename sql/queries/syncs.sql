@@ -56,10 +56,11 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
 SELECT id::text AS id, node_id::text AS node_id, generation, step, lease_until
 FROM syncs WHERE status = 'running' AND node_id = ANY($1::text[]::uuid[]);
 
--- One node's sync.
--- name: sync
-SELECT id::text AS id, release_id::text AS release_id, generation, status, step, lease_until, late_status
-FROM syncs WHERE id = $1::text::uuid AND node_id = $2::text::uuid;
+-- Syncs by id.
+-- name: syncs
+SELECT id::text AS id, node_id::text AS node_id, release_id::text AS release_id, generation, status, step, lease_until,
+    late_status
+FROM syncs WHERE id = ANY($1::text[]::uuid[]);
 
 -- Open syncs, one element of each array a sync.
 -- name: insert_syncs
@@ -79,9 +80,11 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text
 -- name: renew_syncs
 UPDATE syncs SET lease_until = $2 WHERE status = 'running' AND id = ANY($1::text[]::uuid[]);
 
--- Renew the lease of one sync, which says how far it is.
--- name: renew_sync
-UPDATE syncs SET lease_until = $2, step = $3 WHERE status = 'running' AND id = $1::text::uuid;
+-- Renew the leases of syncs that say how far they are, one element of each array a sync.
+-- name: go_on
+UPDATE syncs AS s SET lease_until = $3, step = u.step
+FROM unnest($1::text[], $2::text[]) AS u (id, step)
+WHERE s.id = u.id::uuid AND s.status = 'running';
 
 -- End open syncs, one element of each array a sync.
 -- name: end_syncs
@@ -90,6 +93,8 @@ SET status = u.status, ended_at = $5, error_code = u.code, error_message = u.mes
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u (id, status, code, message)
 WHERE s.id = u.id::uuid AND s.status = 'running';
 
--- Record a result that came after the sync had ended; the first one is kept.
+-- Record results that came after their syncs had ended; the first one is kept.
 -- name: late
-UPDATE syncs SET late_status = $2, late_at = $3 WHERE id = $1::text::uuid AND late_status IS NULL;
+UPDATE syncs AS s SET late_status = u.status, late_at = $3
+FROM unnest($1::text[], $2::text[]) AS u (id, status)
+WHERE s.id = u.id::uuid AND s.late_status IS NULL;

@@ -8,6 +8,7 @@ import pytest
 from control import auth, opening, wire
 from control.opening import Request, _Slice
 from control.problems import ProblemError
+from control.slices import SLICE
 from tests.support import seeds
 from tests.support.cutting import cutting
 from tests.support.replica import Replica, Site, TestNode, plan_of
@@ -39,7 +40,7 @@ async def test_many_nodes_share_transactions(control_site: Site, slices: list[in
         outcomes = await asyncio.gather(*(replica.services.opener.ask(request(node)) for node in nodes))
         assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, opening.Opened)}) == 350
         assert sum(slices) == 350
-        assert max(slices) == opening.SLICE
+        assert max(slices) == SLICE
         assert len(slices) <= 5
 
 
