@@ -1,10 +1,8 @@
 """What operators do to bring functions and schema changes to nodes, through the API."""
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
-from tests.guests.version import version
 from tests.support.replica import Answered, Replica
 
 SHOW = "SELECT count(*) FROM items"
@@ -51,18 +49,6 @@ async def items(to: Replica, path: str) -> list[Any]:
     assert page["next"] is None
     found: list[Any] = page["items"]
     return found
-
-
-async def functions(to: Replica, **statements: str) -> Mapping[str, Any]:
-    """Version after version of functions that answer their number and what their statement answers; what was made.
-
-    Names that begin with `add` may write.
-    """
-    made = {}
-    for name, sql in statements.items():
-        wasm = version(1, sql)
-        made[name] = await push(to, name, wasm, sql="write" if name.startswith("add") else "read")
-    return made
 
 
 def code(answer: Answered) -> str:
