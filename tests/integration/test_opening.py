@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control import auth, opening, wire
+from control import auth, opening, syncs, wire
 from control.opening import Request, _Slice
 from control.problems import ProblemError
 from control.slices import SLICE
@@ -42,6 +42,37 @@ async def test_many_nodes_share_transactions(control_site: Site, slices: list[in
         assert sum(slices) == 350
         assert max(slices) == SLICE
         assert len(slices) <= 5
+
+
+async def test_a_fleet_that_reports_at_once(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = syncs.take
+
+    async def counted(services: Any, taken: list[syncs.Report]) -> Any:
+        sizes.append(len(taken))
+        return await real(services, taken)
+
+    monkeypatch.setattr(syncs, "take", counted)
+    async with control_site.running() as replica:
+        nodes = await seeds.nodes(replica, 150)
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        plans = await asyncio.gather(*(node.plan() for node in nodes))
+        for node, plan in zip(nodes[:100], plans, strict=False):
+            node.apply(plan)
+        reports = [node.report(plan.sync_id, "succeeded") for node, plan in zip(nodes[:100], plans, strict=False)]
+        # Two of each of these, and one of nobody's: none of them is another's trouble.
+        reports += [node.report(plan.sync_id, "running", step="fetch") for node, plan in zip(nodes, plans, strict=True)]
+        reports += [nodes[0].report(plans[1].sync_id, "running")]
+        answers = await asyncio.gather(*reports)
+        assert [answer.status for answer in answers] == [200] * 250 + [404]
+        assert {answer.json()["status"] for answer in answers[:100]} == {"succeeded"}
+        assert {answer.json()["status"] for answer in answers[200:250]} == {"running"}
+        assert len(sizes) < 60
+        rows = await replica.services.db.read(
+            lambda conn: conn.fetch("SELECT state, confirmed_generation > 0 AS confirmed FROM nodes")
+        )
+        assert sorted(tuple(row) for row in rows) == [("online", True)] * 100 + [("syncing", False)] * 50
 
 
 async def test_one_nodes_trouble_is_its_own(
