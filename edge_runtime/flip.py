@@ -145,8 +145,8 @@ class Runtime:
             try:
                 return await asyncio.shield(commit)
             except asyncio.CancelledError:
-                with contextlib.suppress(SyncFailed):
-                    await commit
+                await asyncio.wait({commit}, timeout=COMMIT_LIMIT)
+                commit.cancel()
                 raise
 
     async def _commit(

@@ -71,23 +71,31 @@ class Front:
         self.port = self.server.bind()
         try:
             async with asyncio.TaskGroup() as group:
-                background = [group.create_task(self.processes.run()), group.create_task(self.crew.run())]
+                workers = [group.create_task(self.processes.run()), group.create_task(self.crew.run())]
                 serving = group.create_task(self.server.run_until_stopped())
-                # Calls that come now wait until it is known which release they are for.
-                await self.runtime.boot()
-                background.append(group.create_task(self.runtime.improve()))
-                if self.agent is not None:
-                    background.append(group.create_task(self.agent.run()))
-                log.info("serving on %s port %d", self.settings.address[0], self.port)
-                self.ready.set()
+                # What needs the workers; at the end a commit that has begun is waited for.
+                changing = group.create_task(self._change())
                 await self._stop.wait()
                 log.info("stopping")
                 self.server.stop()
                 await serving
-                for task in background:
+                changing.cancel()
+                await asyncio.wait([changing])
+                for task in workers:
                     task.cancel()
         finally:
             self.server.close()
+
+    async def _change(self) -> None:
+        """Serve the release that the node has, then others and better code for them, until cancelled."""
+        # Calls that come before it is known which release they are for wait.
+        await self.runtime.boot()
+        log.info("serving on %s port %d", self.settings.address[0], self.port)
+        self.ready.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.runtime.improve())
+            if self.agent is not None:
+                group.create_task(self.agent.run())
 
     def status(self) -> dict[str, Any]:
         """For /_skerry/status."""
