@@ -137,26 +137,25 @@ async def node(services: Services, scope: Scope) -> "Credential":
     if known is None or known.removed:
         raise _invalid("removed")
     if credential.first_used_at is None:
-        credential.first_used_at = await first_use(services, id)
+        credential.first_used_at = await _first_use(services, credential)
     return credential
 
 
-async def first_use(services: Services, credential_id: str) -> datetime:
+async def _first_use(services: Services, credential: "Credential") -> datetime:
     """Record that a credential is used for the first time: the one that it replaces ends now."""
+    now = services.clock.now()
 
-    async def work(conn: Any) -> datetime:
-        now = services.clock.now()
-        row = await conn.fetchrow(SQL["first_use"], credential_id, now)
-        if row is not None:
-            epoch = await conn.fetchval(SQL["next_epoch"])
-            await conn.execute(SQL["announce"], credential_id, epoch)
-            if row["replaces"] is not None:
-                await conn.execute(SQL["revoke"], row["replaces"], now, epoch)
+    async def record(conn: Any) -> None:
+        used = await conn.fetchval(SQL["first_use"], credential.id, now)
+        if used is not None and credential.replaces is not None:
+            await conn.execute(SQL["revoke"], credential.replaces, now, await conn.fetchval(SQL["next_epoch"]))
+
+    if credential.replaces is None:
+        # Nobody else need hear of it: nodes that join together aren't in each other's way.
+        await services.db.transaction(record)
         return now
-
-    # Each announces: nodes that join together would only be in each other's way.
     async with services.writing:
-        now = await services.db.transaction(work)
+        await services.db.transaction(record)
     services.fleet.nudge()
     return now
 

@@ -4,11 +4,7 @@ UPDATE epochs SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch;
 
 -- The first use of a credential.
 -- name: first_use
-UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NULL RETURNING replaces;
-
--- Announce a credential.
--- name: announce
-UPDATE credentials SET epoch = $2 WHERE id = $1;
+UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NULL RETURNING id;
 
 -- Revoke a credential.
 -- name: revoke
