@@ -159,6 +159,7 @@ async def test_r1_4_the_state_is_online_syncing_or_offline(
     online = clock.time
 
     # Heartbeats keep it online; 75 seconds without one, and it is offline.
+    await replica.services.presence.flush()
     for _ in range(3):
         clock.advance(60)
         assert (await node.ask()).status == 204
