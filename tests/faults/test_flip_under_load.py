@@ -28,7 +28,7 @@ def change(number: int, *, amended: bool = False) -> str:
 async def test_forty_releases_under_load() -> None:
     async with cluster(workers=3) as made:
         await made.prepare(range(2, RELEASES + 2), change)
-        async with Load(made, versions=28, writers=3, readers=1) as load:
+        async with Load(made, versions=28, writers=3, readers=1, pause=0.04) as load:
             for number in range(2, RELEASES + 2):
                 made.doing = f"release {number} is made"
                 if failing(number):
@@ -43,7 +43,7 @@ async def test_forty_releases_under_load() -> None:
         made.check(not load.failures, f"calls failed: {load.failures[:5]}")
         await check_writes(made, load)
         assert load.written
-        assert load.answered > 50 * RELEASES
+        assert load.answered > 20 * RELEASES
         made.check_ends()
         assert made.front.starts == 1
 

@@ -103,7 +103,7 @@ async def test_kill_anywhere() -> None:
     kills = plan(KILLS, chance)
     async with cluster(WORKERS) as made:
         await made.prepare(range(2, KILLS + 2))
-        async with Load(made, versions=4, writers=2, readers=1, slow=60) as load:
+        async with Load(made, versions=4, writers=2, readers=1, slow=60, pause=0.04) as load:
             for number, kill in enumerate(kills, 2):
                 made.doing = f"{kill} (kill {number - 1} of {KILLS}, seed {SEED}) in the sync to release {number}"
                 began = time.monotonic()
@@ -115,6 +115,7 @@ async def test_kill_anywhere() -> None:
             assert len(program.ends) == sum(kill.victim == victim for kill in kills), (victim, program.ends)
         await check_writes(made, load)
         await _check_control(made)
+        _check_leftovers(made)
     assert load.written
     assert load.answered > KILLS * 10
 
@@ -235,3 +236,10 @@ async def _check_control(made: Cluster) -> None:
                 there.add(hashlib.sha256(await got["Body"].read()).hexdigest())
     missing = set(made.pushed.values()) - there
     made.check(not missing, f"artifacts are missing from the store: {missing}")
+
+
+def _check_leftovers(made: Cluster) -> None:
+    """Kills don't fill the node's disk: files of two releases are kept, and a kill leaves a few more at most."""
+    for folder, most in (("artifacts", 10), ("aot", 40)):
+        found = sorted(path.name for path in (made.folder / "edge" / folder).iterdir())
+        made.check(len(found) <= most, f"{len(found)} files are left in {folder}: {found}")

@@ -271,7 +271,7 @@ class Cluster:
         try:
             async with asyncio.timeout(limit):
                 while not await condition():
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.03)
         except TimeoutError:
             raise self.failure(f"after {limit:.0f} s it still wasn't so that {what}; last seen: {seen()}") from None
 
