@@ -217,7 +217,7 @@ class Pool:
                 self._again([job])
             else:
                 # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
-                asyncio.get_running_loop().call_later(STALE_PAUSE, self._again, [job])
+                asyncio.get_running_loop().call_later(STALE_PAUSE * job.attempts, self._again, [job])
         else:
             try:
                 self._finish(job, took, kind, head, body)
