@@ -12,6 +12,8 @@ SHORT: Final = 0.002
 """Seconds: calls of a function whose recent ones took less may queue in a worker behind others of that kind."""
 _WEIGHT: Final = 0.2
 """Of the newest call, in a function's recent time."""
+_OUTLIER: Final = 4.0
+"""A call counts as at most so many times the recent ones: on a busy machine any call may be held up now and then."""
 
 
 class Answer(NamedTuple):
@@ -50,7 +52,8 @@ class Tally:
     """Seconds that all calls took in workers."""
 
     def took(self, seconds: float) -> None:
-        self.recent = self.recent + (seconds - self.recent) * _WEIGHT if self.recent else seconds
+        recent = self.recent
+        self.recent = recent + (min(seconds, recent * _OUTLIER) - recent) * _WEIGHT if recent else seconds
         self.total += seconds
 
     @property
