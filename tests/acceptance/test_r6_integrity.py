@@ -125,7 +125,7 @@ async def test_r6_1_control_opens_a_sync_in_one_transaction(
         asked = asyncio.create_task(node.poll())
         await faults.reached("control.poll.before")
         open_ones = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = $1"
-        assert await metadata.fetchval(open_ones, "idle in transaction") >= 1  # the look for new targets may be open too
+        assert await metadata.fetchval(open_ones, "idle in transaction") >= 1  # a look for new targets may be, too
         assert await recorded(metadata) == before
         await program.kill()
         with pytest.raises(aiohttp.ClientError):
