@@ -219,7 +219,7 @@ async def test_r6_2_control_rolls_back_a_result_in_its_middle(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND state = 'idle in transaction'"
             )
-            assert [row[0] for row in await metadata.fetch(cut)] == [True]
+            assert True in [row[0] for row in await metadata.fetch(cut)]
             faults.let_go("control.result.before")
             answer = await told
             # It may be told to ask again, or control did so itself.
