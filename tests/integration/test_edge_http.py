@@ -238,6 +238,9 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypa
             # Between two requests there is no hurry.
             await kept.send(post("/functions/echo", b"2"))
             assert (await kept.answer())[2] == b"2"
+            monkeypatch.setattr("edge_runtime.server.KEEP_ALIVE", 0.3)
+            # But there is an end.
+            assert await kept.ended()
 
 
 async def test_pipelined_requests_are_answered_in_their_order_up_to_a_limit(tmp_path: Path) -> None:

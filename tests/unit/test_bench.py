@@ -1,0 +1,95 @@
+"""The benchmarks' own parts: an answer that is wrong ends a run, and a missed bar ends `just bench` with a status."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as benchmarks
+from bench import result
+from bench.parts.load import Client, Expected, WrongAnswer, request
+from edge_runtime.calls import SHORT, Tally
+
+SENT = request("/", b"hello", [("X-Y", "z")])
+GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+
+
+@asynccontextmanager
+async def server(*answers: bytes) -> AsyncIterator[int]:
+    """Gives the answers in their turn, the last one again and again, empty for the end of the connection; its port."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        turn = 0
+        while await reader.read(65536):
+            answer = answers[min(turn, len(answers) - 1)]
+            turn += 1
+            if not answer:
+                break
+            for part in (answer[:30], answer[30:]):
+                writer.write(part)
+                await asyncio.sleep(0)
+        writer.close()
+
+    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with listener:
+        yield listener.sockets[0].getsockname()[1]
+
+
+async def test_load_counts_good_answers() -> None:
+    async with server(GOOD) as port, Client(port, [(SENT, Expected(200, b"hello"))] * 4) as client:
+        first, second = await client.run(0.1), await client.run(0.1)
+    assert first.answers >= 4
+    assert second.answers >= 4
+    assert first.answers == len(first.latencies)
+    assert first.rate == pytest.approx(first.answers / first.seconds)
+    assert first.percentile(0) == min(first.latencies) <= first.percentile(0.99) <= max(first.latencies)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhallo",
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 5\r\n\r\nhello",
+        GOOD + GOOD,
+        b"",
+    ],
+)
+async def test_a_wrong_answer_ends_the_load(wrong: bytes) -> None:
+    async with server(GOOD, GOOD, wrong) as port, Client(port, [(SENT, Expected(200, b"hello"))]) as client:
+        with pytest.raises(WrongAnswer):
+            await client.run(0.2)
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(2.0, 0), (1.99, 1), (None, 1)])
+def test_a_missed_bar_and_a_run_that_fails_have_a_status(
+    ratio: float | None, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(result, "FOLDER", tmp_path)
+
+    class Ran:
+        returncode = 0
+
+    def run(*_: object, **__: object) -> Ran:
+        if ratio is not None:
+            result.write("poll", ratio, 2, {})
+        return Ran()
+
+    monkeypatch.setattr("subprocess.run", run)
+    assert benchmarks.main(["poll"]) == status
+    assert benchmarks.main(["no-such"]) == 2
+
+
+def test_one_call_that_was_held_up_leaves_a_function_short() -> None:
+    tally = Tally("echo")
+    for _ in range(10):
+        tally.took(0.0001)
+    tally.took(1.0)
+    assert tally.short
+    for _ in range(10):
+        tally.took(1.0)
+    assert not tally.short
+    assert tally.recent > SHORT
+    assert tally.total == pytest.approx(11.001)
