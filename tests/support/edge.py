@@ -91,7 +91,9 @@ class Node:
 
     async def call(self, path: str, body: bytes = b"", method: str = "POST", **more: Any) -> tuple[int, Any, bytes]:
         """Status, headers, body of /functions/`path`."""
-        async with self.http.request(method, f"/functions/{path}", data=io.BytesIO(body) if body else None, **more) as answer:
+        async with self.http.request(
+            method, f"/functions/{path}", data=io.BytesIO(body) if body else None, **more
+        ) as answer:
             return answer.status, answer.headers, await answer.read()
 
     async def problem(self, path: str, body: bytes = b"", method: str = "POST") -> tuple[int, str]:
