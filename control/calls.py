@@ -80,11 +80,19 @@ class Call:
     async def write(self, work: Work, *, status: int = 201, renew: Renew | None = None) -> Answer:
         """Run `work` in a transaction with its idempotency key, tell the replicas, and answer what it returned."""
         clock, fleet = self.services.clock, self.services.fleet
-        body = await self.services.db.transaction(
-            lambda conn: idempotency.once(
-                conn, clock.now(), self.operator.name, self.idempotency_key, self.request_digest, status, work, renew
+        async with self.services.writing:
+            body = await self.services.db.transaction(
+                lambda conn: idempotency.once(
+                    conn,
+                    clock.now(),
+                    self.operator.name,
+                    self.idempotency_key,
+                    self.request_digest,
+                    status,
+                    work,
+                    renew,
+                )
             )
-        )
         try:
             await fleet.refresh()
         except ProblemError:

@@ -81,7 +81,8 @@ async def join(call: Call) -> Answer:
         await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, None)
         return wire.Joined(str(node_id), credential.text, node["group_name"])
 
-    return Answer(201, await call.services.db.transaction(work))
+    async with call.services.writing:
+        return Answer(201, await call.services.db.transaction(work))
 
 
 async def rotate(call: Call) -> Answer:
@@ -95,7 +96,8 @@ async def rotate(call: Call) -> Answer:
         await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, old)
         return wire.Rotated(credential.text)
 
-    answer = Answer(201, await call.services.db.transaction(work))
+    async with call.services.writing:
+        answer = Answer(201, await call.services.db.transaction(work))
     call.services.fleet.nudge()
     return answer
 
