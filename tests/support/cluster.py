@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import ssl
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,17 +21,16 @@ import orjson
 from control import database, embedded, migrate, pki
 from control.cli.local import OTHER_PORTS
 from control.clock import SystemClock
-from control.service import Service, choose_port
+from control.service import choose_port
 from edge_runtime.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.services import remove_home
+from tests.support.supervised import Supervised
 
 NODE = "edge-1"
 LIMIT = 30.0
 """Seconds for anything that must come to be."""
-RESTART_PAUSE = 0.1
-"""As systemd's RestartSec."""
 SHOWN = 60
 """Lines of each log in a failure's message."""
 VERSION, WRITE, SLOW, LOOP = "version", "write", "slow", "loop"
@@ -40,54 +38,6 @@ VERSION, WRITE, SLOW, LOOP = "version", "write", "slow", "loop"
 
 class Unanswered(Exception):
     """Control gave no answer that can be taken; the request may be sent again."""
-
-
-class Supervised:
-    """A program that is started again whenever it has ended, as systemd does it."""
-
-    def __init__(self, name: str, arguments: list[str], settings: dict[str, str], folder: Path, lock: int) -> None:
-        self.log = folder / f"{name}.log"
-        self.pid = 0
-        """0 while it isn't running."""
-        self.starts = 0
-        self.ends: list[int] = []
-        """The status of each end: minus the signal, where it was one."""
-        self.wanted = asyncio.Event()
-        """While it isn't set, an ended program stays away."""
-        self.wanted.set()
-        self._arguments = arguments
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
-        self.environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
-        """Of its next start."""
-        self._folder = folder
-        self._service = Service(name, self.log, lock)
-
-    async def run(self) -> None:
-        """Until cancelled, which ends the program in order."""
-        while True:
-            await self.wanted.wait()
-            command = [sys.executable, "-m", *self._arguments]
-            process = self._service.spawn(command, cwd=self._folder, env=self.environment)
-            self.pid = process.pid
-            self.starts += 1
-            try:
-                while process.poll() is None:
-                    await asyncio.sleep(0.005)
-            finally:
-                self.pid = 0
-                if process.poll() is None:
-                    process.terminate()
-                    try:
-                        await asyncio.to_thread(process.wait, 10)
-                    finally:
-                        process.kill()
-                        process.wait()
-            self.ends.append(process.returncode)
-            await asyncio.sleep(RESTART_PAUSE)
-
-    def kill(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
 
 
 class Cluster:
