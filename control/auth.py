@@ -156,7 +156,7 @@ async def _first_use(services: Services, credential: "Credential") -> datetime:
         return now
     async with services.writing:
         await services.db.transaction(record)
-    services.fleet.nudge()
+    await services.fleet.announced()
     return now
 
 

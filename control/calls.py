@@ -79,7 +79,7 @@ class Call:
 
     async def write(self, work: Work, *, status: int = 201, renew: Renew | None = None) -> Answer:
         """Run `work` in a transaction with its idempotency key, tell the replicas, and answer what it returned."""
-        clock, fleet = self.services.clock, self.services.fleet
+        clock = self.services.clock
         async with self.services.writing:
             body = await self.services.db.transaction(
                 lambda conn: idempotency.once(
@@ -93,11 +93,7 @@ class Call:
                     renew,
                 )
             )
-        try:
-            await fleet.refresh()
-        except ProblemError:
-            # It is written; this replica hears of it as the others do.
-            fleet.nudge()
+        await self.services.fleet.announced()
         return Answer(status, body)
 
     async def replayed(self, status: int = 201) -> Answer | None:

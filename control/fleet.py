@@ -151,6 +151,14 @@ class Fleet:
         """Read the epochs now: this replica has announced something."""
         self._nudged.set()
 
+    async def announced(self) -> None:
+        """Know here what was just written, before its answer is sent; the other replicas hear of it within `PERIOD`."""
+        try:
+            await self.refresh()
+        except ProblemError:
+            # It is written; this replica hears of it as the others do.
+            self.nudge()
+
     async def load(self) -> None:
         """The first reading; raises `ProblemError` when there is no database."""
         await self.refresh()

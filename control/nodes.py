@@ -82,7 +82,9 @@ async def join(call: Call) -> Answer:
         return wire.Joined(str(node_id), credential.text, node["group_name"])
 
     async with call.services.writing:
-        return Answer(201, await call.services.db.transaction(work))
+        answer = Answer(201, await call.services.db.transaction(work))
+    await call.services.fleet.announced()
+    return answer
 
 
 async def rotate(call: Call) -> Answer:
@@ -98,7 +100,7 @@ async def rotate(call: Call) -> Answer:
 
     async with call.services.writing:
         answer = Answer(201, await call.services.db.transaction(work))
-    call.services.fleet.nudge()
+    await call.services.fleet.announced()
     return answer
 
 
