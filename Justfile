@@ -24,9 +24,9 @@ check: setup
     .venv/bin/ruff format --check .
     .venv/bin/mypy
 
-# the tests; `just test -k word` for some of them
+# the tests, two files at a time; `just test -k word` for some of them, one after the other
 test *ARGS: setup
-    @exec .venv/bin/python -m pytest "$@"
+    @exec .venv/bin/python -m pytest {{ if ARGS == "" { "--numprocesses=2 --dist=loadfile" } else { "" } }} "$@"
 
 # the long version of the tests that kill processes
 faults *ARGS: setup
