@@ -244,7 +244,7 @@ class ProbeSql(CallSql):
             self._ended = why
 
     def commit(self) -> None:
-        raise NotImplementedError("a probe is never kept")
+        raise RuntimeError("a probe is never kept")
 
     def rollback(self) -> None:
         self._begun = False
