@@ -77,9 +77,16 @@ async def add_version(call: Call) -> Answer:
                 f"{body.manifest.memory_pages}",
                 field="manifest.memory_pages",
             )
+        if body.manifest.abi not in ("", artifact["abi"]):
+            raise ProblemError(
+                "module_refused",
+                f"the module speaks {artifact['abi']}, the manifest says {body.manifest.abi}",
+                field="manifest.abi",
+            )
         version = await conn.fetchval(SQL["next_version"], name, now)
-        manifest = msgspec.to_builtins(body.manifest)
-        digest = wire.manifest_digest(body.manifest)
+        kept = msgspec.structs.replace(body.manifest, abi=artifact["abi"])
+        manifest = msgspec.to_builtins(kept)
+        digest = wire.manifest_digest(kept)
         row = await conn.fetchrow(
             SQL["add"],
             name,

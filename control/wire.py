@@ -19,12 +19,16 @@ PROTOCOL = 1
 
 PAGE_BYTES = 65536
 """Size of a WASM memory page."""
+MIB = 1024 * 1024
 
 # A Python pattern's $ also matches before a line break at the end, hence the look-ahead.
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)")]
 """Names of nodes, groups and functions: lower case letters, digits and hyphens, 63 at most."""
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
+Method = Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$(?!\n)")]
+HostPattern = Annotated[str, Meta(pattern=r"^(\*\.)?[a-z0-9.:\[\]-]{1,253}$(?!\n)")]
+"""``host``, ``host:port``, or ``*.host`` for every name below it; lower case."""
 ConfigName = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]{0,62}$(?!\n)")]
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Generation = Annotated[int, Meta(ge=0, le=2**62)]
@@ -47,23 +51,59 @@ class Body(Struct, forbid_unknown_fields=True, frozen=True):
 class Probe(Body, frozen=True):
     """A call made before a release is committed, in a transaction that is always rolled back."""
 
-    method: Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$(?!\n)")] = "GET"
+    method: Method = "GET"
     path: Annotated[str, Meta(pattern=r"^/", max_length=1024)] = "/"
     body: Annotated[str, Meta(max_length=65536)] = ""
     status: Annotated[int, Meta(ge=100, le=599)] = 200
     """The status that the function must answer."""
 
 
-class Manifest(Body, frozen=True):
+class HttpGrant(Body, frozen=True, omit_defaults=True):
+    """Which requests a function may have the node make for it."""
+
+    hosts: Annotated[list[HostPattern], Meta(min_length=1, max_length=64)]
+    methods: Annotated[tuple[Method, ...], Meta(min_length=1, max_length=16)] = ("GET", "HEAD")
+    response_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = MIB
+    time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
+    """Of one request, from the name's look-up to the last byte; the call's own limit goes on meanwhile."""
+
+
+class Route(Body, frozen=True, omit_defaults=True):
+    """A path of the node's HTTP that is the function's: besides ``/functions/NAME``, which every function has."""
+
+    path: Annotated[str, Meta(pattern=r"^/", max_length=1024)]
+    """Segments are literal or a parameter, ``/orders/{id}``; the last may be ``{name...}``, the rest of the path."""
+    methods: Annotated[list[Method], Meta(max_length=16)] = []
+    """Empty: every method."""
+
+
+class Manifest(Body, frozen=True, omit_defaults=True):
     """What a version may do and how it is called; immutable with the version. Denied by default."""
 
-    abi: Literal["wagi"] = "wagi"
+    abi: Literal["", "wagi", "extism", "direct"] = ""
+    """Empty in an operator's request: what the module's check finds. Kept, it is never empty."""
+    entry: Annotated[str, Meta(max_length=256)] = ""
+    """Extism: the export to call where the path names none."""
+    route: Route | None = None
     sql: Literal["none", "read", "write"] = "none"
+    http: HttpGrant | None = None
     config: dict[ConfigName, Annotated[str, Meta(max_length=4096)]] = {}
     """Given to the guest as environment variables."""
+    secrets: Annotated[list[ConfigName], Meta(max_length=64)] = []
+    """Names; each node has its own values, in a private file."""
     time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
     memory_pages: Annotated[int, Meta(ge=1, le=16_384)] = 1_024
-    response_limit: Annotated[int, Meta(ge=1, le=64 * 1024 * 1024)] = 8 * 1024 * 1024
+    response_limit: Annotated[int, Meta(ge=1, le=64 * MIB)] = 8 * MIB
+    log_bytes: Annotated[int, Meta(ge=0, le=MIB)] = 16 * 1024
+    """Of a call's log; what comes after is dropped."""
+    sql_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 65_536
+    """Of one statement's answer."""
+    sql_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = 8 * MIB
+    """Of one statement's answer, as JSON."""
+    concurrency: Annotated[int, Meta(ge=0, le=100)] = 0
+    """Workers that its calls may have at once; 0: the node's setting."""
+    queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """Calls that may wait for a worker; 0: the node's setting."""
     probe: Probe | None = None
 
 
@@ -267,7 +307,8 @@ def canonical(value: object) -> bytes:
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """sha256 of the canonical manifest, every field present."""
+    """sha256 of the canonical manifest without the fields at their defaults: a field that a later version adds changes
+    no digest."""
     return hashlib.sha256(canonical(manifest)).hexdigest()
 
 

@@ -85,7 +85,7 @@ class App:
             headers if self._token is None else [h for h in headers if h[0] != b"authorization"],
             client[0] if client else "",
             body,
-            outcome,
+            lambda ended: None if outcome.done() else outcome.set_result(ended),
         )
         exchange.connection.waits = Leaver(self._pool, call)
         try:
@@ -97,10 +97,10 @@ class App:
         if isinstance(result, Refusal):
             await self._refuse(send, result)
             return
-        answered = result.headers
-        answered.append((b"skerry-release", b"%d" % result.release))
-        if exchange.answer(result.status, answered, result.body):
+        head = b"%bskerry-release: %d\r\n" % (result.head, result.release)
+        if exchange.answer(result.status, head, result.body):
             return
+        answered = [(name, value) for name, _, value in (line.partition(b": ") for line in head.splitlines())]
         if result.status not in BODILESS:
             answered.append((b"content-length", b"%d" % len(result.body)))
         await send({"type": "http.response.start", "status": result.status, "headers": answered})

@@ -1,6 +1,7 @@
 """A call on its way through the front, and how it can end."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -20,7 +21,8 @@ class Answer(NamedTuple):
     """What a guest answered."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    head: bytes
+    """Its header lines as they go out: `frames` says how."""
     body: bytes
     release: int
     """Number of the release that it ran on."""
@@ -91,10 +93,10 @@ def targets(release: frames.LocalRelease, tallies: dict[str, Tally]) -> dict[str
 
 
 class Call:
-    """A request to a function. `outcome` gets its `Outcome`, always, and never an exception."""
+    """A request to a function. It ends once, always, with an `Outcome`."""
 
     __slots__ = (
-        "attempts", "body", "client", "deadline", "gone", "headers", "id", "method", "name", "outcome", "path",
+        "_done", "attempts", "body", "client", "deadline", "ended", "gone", "headers", "id", "method", "name", "path",
         "query", "short", "target",
     )  # fmt: skip
 
@@ -107,8 +109,9 @@ class Call:
         headers: list[tuple[bytes, bytes]],
         client: str,
         body: bytes,
-        outcome: asyncio.Future[Outcome],
+        done: Callable[[Outcome], None],
     ) -> None:
+        """`done` gets the outcome, from within the pool: it must not raise."""
         self.name = name
         self.method = method
         self.path = path
@@ -116,7 +119,8 @@ class Call:
         self.headers = headers
         self.client = client
         self.body = body
-        self.outcome = outcome
+        self.ended = False
+        self._done = done
         self.id = 0
         """Of the attempt: another one each time that it is dispatched."""
         self.attempts = 0
@@ -134,8 +138,9 @@ class Call:
         )
 
     def end(self, outcome: Outcome) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
+        if not self.ended:
+            self.ended = True
+            self._done(outcome)
 
 
 class Order:

@@ -38,7 +38,8 @@ ABORT: Final = 7
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
 
-# From a child. A kind of 100 or more is the HTTP status of a guest's answer: head `AnswerHead`, the body as raw bytes.
+# From a child. A kind of 100 or more is the HTTP status of a guest's answer: the head is its header lines as they go
+# out (`name: value`, each ended by CR LF, none of them about the length or the connection), the raw bytes the body.
 READY: Final = 20
 """Of no request; a worker that can't open the libsql file says FAILED instead, and ends."""
 FAULT: Final = 21
@@ -55,6 +56,8 @@ PREPARED: Final = 27
 COMMITTED: Final = 28
 ABORTED: Final = 29
 COMPILED: Final = 30
+LOG: Final = 31
+"""What the guest of the call wrote to its log, as raw bytes; before its answer."""
 FIRST_STATUS: Final = 100
 
 
@@ -158,12 +161,12 @@ class CallHead(Struct, frozen=True, array_like=True):
     """Names in lower case, in their order."""
     client: str
     """Address of the caller."""
-
-
-class AnswerHead(Struct, frozen=True, array_like=True):
-    headers: list[tuple[bytes, bytes]]
-    log: bytes
-    """What the guest wrote to stderr."""
+    script: str = ""
+    """What comes before `path`: /functions/NAME, or a route's path up to its first parameter."""
+    route: str = ""
+    """The manifest's route that the call came by; empty where none."""
+    params: list[tuple[str, str]] = []
+    """The values of the route's parameters, percent-decoded (latin-1)."""
 
 
 class ChildGone(ConnectionError):
@@ -173,7 +176,6 @@ class ChildGone(ConnectionError):
 encode_json: Final = msgspec.json.encode
 encode_head: Final = msgspec.msgpack.Encoder().encode
 decode_call: Final = msgspec.msgpack.Decoder(CallHead).decode
-decode_answer: Final = msgspec.msgpack.Decoder(AnswerHead).decode
 
 
 def pack(request: int, kind: int, head: bytes = b"", body: bytes = b"") -> bytes:

@@ -103,7 +103,7 @@ class Pool:
 
     def leave(self, call: Call) -> None:
         """The client has gone: the call leaves the queue, or runs on until others need its worker."""
-        if call.gone or call.outcome.done():
+        if call.gone or call.ended:
             return
         call.gone = True
         for line in (self._waiting, self._held):
@@ -201,6 +201,9 @@ class Pool:
             log.error("worker %d answered %d out of turn: it is ended", link.child.pid, request)
             self.kill(link, "out_of_turn")
             return
+        if kind == frames.LOG:
+            self._logged(jobs[0], body)
+            return
         job = jobs.popleft()
         if not job.short:
             link.longs -= 1
@@ -232,11 +235,8 @@ class Pool:
         tally = target.tally
         tally.took(took)
         if kind >= frames.FIRST_STATUS:
-            answer = frames.decode_answer(head)
-            if answer.log:
-                _log_guest(target, answer.log.decode(errors="replace"))
             tally.outcomes["ok"] = tally.outcomes.get("ok", 0) + 1
-            call.end(Answer(kind, answer.headers, body, target.release))
+            call.end(Answer(kind, head, body, target.release))
         else:
             fault = _decode_fault(body)
             if fault.log:
@@ -244,6 +244,10 @@ class Pool:
             if fault.code == "function_unloadable":
                 self.damaged(target.function.sha256)
             self._refuse(call, Refusal(fault.status, fault.code, fault.message, int(fault.status == 503)))
+
+    def _logged(self, job: Job, text: bytes) -> None:
+        if isinstance(job, Call):
+            _log_guest(job.target, text.decode(errors="replace"))
 
     def lost(self, link: Link) -> None:
         seen = self._seen(link.child.slot)

@@ -120,9 +120,10 @@ class Worker:
                     code, status = sql.limit_code, 507
             self._fault(request, code, str(fault), status, fault.log)
         else:
-            headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
-            answered = frames.encode_head((headers, answer.log))
-            frames.send(self._sock, request, answer.status, answered, answer.body)
+            if answer.log:
+                frames.send(self._sock, request, frames.LOG, b"", answer.log)
+            lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers]).encode("latin-1")
+            frames.send(self._sock, request, answer.status, lines, answer.body)
 
     def _fault(self, request: int, code: str, message: str, status: int, log: bytes = b"") -> None:
         fault = frames.Fault(code, message, status, log.decode(errors="replace"))

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
-HEAD_LIMIT = 65536
-"""Bytes of a response's header lines."""
+HEAD_LIMIT = 65_000
+"""Bytes of a response's header lines: as they go out they are a little longer, and a frame's head holds 65,535."""
 HEADERS_LIMIT = 128
 
 SOFTWARE = "skerry"

@@ -20,7 +20,7 @@ WHERE name = $1 AND version = $2;
 
 -- The artifact that a version can be made of.
 -- name: artifact
-SELECT id, size, memory_pages FROM artifacts WHERE sha256 = $1 AND state = 'ready';
+SELECT id, size, abi, memory_pages FROM artifacts WHERE sha256 = $1 AND state = 'ready';
 
 -- Count up the function's versions; a number is never used again.
 -- name: next_version

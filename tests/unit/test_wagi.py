@@ -175,7 +175,7 @@ def test_a_head_may_name_the_length_of_a_get():
         (b"Content-Type: a/b\nTransfer-Encoding: chunked\n\nxy", "Transfer-Encoding, which is for the server"),
         (b"Content-Type: a/b\nConnection: close\n\nxy", "Connection, which is for the server"),
         (b"Content-Type: a/b\n" + b"X: y\n" * 200 + b"\n", "201 header lines"),
-        (b"Content-Type: " + b"x" * 70_000 + b"\n\n", "without a blank line in the first 65536"),
+        (b"Content-Type: " + b"x" * 70_000 + b"\n\n", "without a blank line in the first 65000"),
     ],
 )
 def test_what_is_wrong_is_said(output, message):
