@@ -15,7 +15,7 @@ from edge_runtime.statements import load
 from tests.guests.build import EXAMPLES, example
 from tests.support.functions import function
 
-NAMES = sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
+NAMES = ["hello", "visits"]
 
 
 def manifest(name):

@@ -1,10 +1,10 @@
-/* skerry.h: what a Skerry function in C needs besides the C library: SQL, JSON strings, query parameters.
+/* skerry.h: what a Skerry function in C needs besides the C library: SQL, JSON strings, query parameters, the body.
  *
  * A function is a WASI command that answers one request: the request is in CGI variables (getenv("PATH_INFO"),
  * getenv("QUERY_STRING"), ...) and its body on stdin; the answer goes to stdout: headers, a blank line, the body.
  * All SQL of one request is one transaction, committed when the function ends normally with a status below 500.
  *
- *   zig cc -target wasm32-wasi -O2 -s -I examples -o hello.wasm examples/hello/hello.c
+ *   python -m ziglang cc -target wasm32-wasi -O2 -s -o notes.wasm main.c
  */
 #ifndef SKERRY_H
 #define SKERRY_H
@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* The node's two functions: ask with JSON and get the length of the answer, then have it copied, once. */
 __attribute__((import_module("skerry"), import_name("sql"))) unsigned skerry_import_sql(const char *request, size_t size);
@@ -87,23 +88,30 @@ static inline unsigned skerry_hex(const char *at) {
   return (unsigned)strtoul(digits, NULL, 16);
 }
 
-/* Copy one cell of an answer's rows (both counted from 0) as text, cut to `size` - 1 bytes; NULL becomes "".
- * false where the answer is an error or has no such cell. */
-static inline bool skerry_cell(const char *answer, int row, int column, char *out, size_t size) {
+/* Where one cell of an answer's rows (both counted from 0) is, as it stands there: JSON, which ends at skerry_skip of it.
+ * NULL where the answer is an error or has no such cell. */
+static inline const char *skerry_find(const char *answer, int row, int column) {
   const char *at = answer ? strstr(answer, "\"rows\":[") : NULL;
-  if (!at || !size || !strncmp(answer, "{\"error\"", 8)) return false;
+  if (!at || !strncmp(answer, "{\"error\"", 8)) return NULL;
   at += strlen("\"rows\":[");
   for (; row > 0 && *at == '['; row--) {
     at = skerry_skip(at);
     if (*at == ',') at++;
   }
-  if (*at != '[') return false;
+  if (*at != '[') return NULL;
   at++;
   for (; column > 0 && *at && *at != ']'; column--) {
     at = skerry_skip(at);
     if (*at == ',') at++;
   }
-  if (!*at || *at == ']') return false;
+  return *at && *at != ']' ? at : NULL;
+}
+
+/* Copy one cell of an answer's rows (both counted from 0) as text, cut to `size` - 1 bytes; NULL becomes "".
+ * false where the answer is an error or has no such cell. */
+static inline bool skerry_cell(const char *answer, int row, int column, char *out, size_t size) {
+  const char *at = skerry_find(answer, row, column);
+  if (!at || !size) return false;
   char *end = out + size - 1;
   if (!strncmp(at, "null", 4)) {
     *out = 0;
@@ -179,6 +187,17 @@ static inline bool skerry_parameter(const char *name, char *out, size_t size) {
   }
   *out = 0;
   return true;
+}
+
+/* The request's body, NUL-terminated, and its size. It is the caller's to free; NULL where memory ran out. */
+static inline char *skerry_body(size_t *size) {
+  const char *length = getenv("CONTENT_LENGTH");
+  size_t room = length ? strtoul(length, NULL, 10) : 0;
+  char *body = malloc(room + 1);
+  ssize_t got;
+  for (*size = 0; body && *size < room && (got = read(0, body + *size, room - *size)) > 0;) *size += (size_t)got;
+  if (body) body[*size] = 0;
+  return body;
 }
 
 #endif
