@@ -12,7 +12,7 @@ import msgspec
 
 from control import faults, wire
 
-from . import database, frames, guest, migration
+from . import database, fence, frames, guest, migration
 from .access import Doors
 from .database import Database, DatabaseUnfit
 from .frames import LocalFunction
@@ -44,6 +44,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
     with opened:
+        fence.seal("applier", opened.lock.fileno())
         reader = frames.Reader(sock)
         while (frame := reader.next()) is not None:
             try:
@@ -207,14 +208,15 @@ def _probe(opened: Database, generation: int, local: LocalFunction, probe: wire.
     what = f"The probe of the function {local.name}, version {local.version}, failed:"
     try:
         limits = guest.Limits(manifest.memory_pages, manifest.response_limit)
-        function = guest.Function.load(local.name, Path(local.aot), local.aot_digest, limits, manifest.config)
+        path, digest = local.code
+        function = guest.Function.load(local.name, Path(path), digest, limits, manifest.config)
     except (Damaged, WasmEdgeError, OSError) as error:
         raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
-    path, _, query = probe.path.partition("?")
+    below, _, query = probe.path.partition("?")
     sql = None if manifest.sql == "none" else ProbeSql(Session(opened), manifest.sql, generation)
     opened.rows("SAVEPOINT probe")
     try:
-        answer = function.call(guest.Request(probe.method, path, query, (), probe.body.encode()), sql)
+        answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), sql)
     except guest.GuestFault as fault:
         raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
     finally:

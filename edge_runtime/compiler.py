@@ -1,9 +1,10 @@
 """AOT files for artifacts: compiled by children, quickly first so that a function can serve, then best in the
-background."""
+background. A new function doesn't wait for them long: it starts on the interpreter (docs/adr/0008)."""
 
 import asyncio
 import contextlib
 import logging
+from collections.abc import Set
 from pathlib import Path
 from typing import Final
 
@@ -27,29 +28,30 @@ _decode_compiled: Final = msgspec.json.Decoder(frames.Compiled).decode
 
 
 class Compiler:
-    def __init__(self, artifacts: Path, folder: Path, processes: Processes, limit: float) -> None:
-        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact at the quick level."""
+    def __init__(self, artifacts: Path, folder: Path, processes: Processes, limit: float, wait: float) -> None:
+        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact at the quick level; `wait`:
+        seconds after which a new function starts without."""
         self._artifacts = artifacts
         self._folder = folder
         self._processes = processes
         self._limit = limit
+        self._wait = wait
         self._quick = asyncio.Semaphore(processors())
         self._known: dict[tuple[str, int], AotFile] = {}
         """Files that were found or made, and checked, since the start."""
         self._damaged: set[str] = set()
         """Artifacts with a file that a worker couldn't load: they are made again."""
         self._hopeless: set[str] = set()
-        """Artifacts that the best level failed on: they stay at the quick one until the node starts again."""
+        """Artifacts that a level failed on: they stay at what they have until the node starts again."""
 
-    async def functions(self, planned: list[LocalFunction]) -> list[LocalFunction]:
-        """The same functions with AOT files to start on. Error: `SyncFailed`."""
-        files = await self._all({f.sha256 for f in planned}, lenient=False)
-        return [with_aot(f, files[f.sha256]) for f in planned]
+    async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
+        """The same functions with what to start on. Those whose names are in `compiled`, which serve compiled code now,
+        wait for theirs; the others only for a moment. Error: `SyncFailed`."""
+        return await self._start(planned, {f.sha256 for f in planned if f.name in compiled}, lenient=False)
 
     async def available(self, stored: list[LocalFunction]) -> list[LocalFunction]:
-        """The same functions, those without a file that can't be compiled either: they can't be called, others can."""
-        files = await self._all({f.sha256 for f in stored}, lenient=True)
-        return [with_aot(f, files.get(f.sha256)) for f in stored]
+        """The same functions; those that nothing can be made of can't be called, the others can."""
+        return await self._start(stored, frozenset(), lenient=True)
 
     async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:
         """Compile one artifact in a child, or find what was compiled before. Error: `SyncFailed`."""
@@ -69,18 +71,19 @@ class Compiler:
         raise AssertionError
 
     async def improve(self, release: frames.LocalRelease) -> list[LocalFunction]:
-        """The release's functions, one more of them at the best level: to be called until they are all."""
+        """The release's functions, one of them with better code: to be called until there is none better."""
         for function in release.functions:
             if function.sha256 in self._hopeless or self.is_best(function):
                 continue
             self._damaged.discard(function.sha256)
+            level, now = (BEST, "at the quick level") if function.aot else (QUICK, "on the interpreter")
             try:
-                best = await self.compile(function.sha256, BEST, background=True)
+                better = await self.compile(function.sha256, level, background=level == BEST)
             except SyncFailed as failed:
-                log.warning("%s stays at the quick level: %s", function.name, failed.message)
+                log.warning("%s stays %s: %s", function.name, now, failed.message)
                 self._hopeless.add(function.sha256)
                 continue
-            return [with_aot(f, best) if f.sha256 == function.sha256 else f for f in release.functions]
+            return [with_aot(f, better) if f.sha256 == function.sha256 else f for f in release.functions]
         return release.functions
 
     def damaged(self, sha256: str) -> None:
@@ -104,16 +107,22 @@ class Compiler:
             self._folder / f"{key(function.sha256, BEST)}.so"
         )
 
-    async def _all(self, wanted: set[str], *, lenient: bool) -> dict[str, AotFile]:
-        files: dict[str, AotFile] = {}
+    async def _start(self, planned: list[LocalFunction], patient: Set[str], *, lenient: bool) -> list[LocalFunction]:
+        """`patient`: artifacts that wait for their files."""
+        deadline = asyncio.get_running_loop().time() + self._wait
+        made: dict[str, AotFile | Path] = {}
+        """What to start on, by artifact."""
 
         async def one(sha256: str) -> None:
             try:
                 found = await self._find(sha256, BEST)
                 if found is None:
-                    async with self._quick:
+                    async with asyncio.timeout_at(None if sha256 in patient else deadline), self._quick:
                         found = await self.compile(sha256, QUICK)
-                files[sha256] = found
+                made[sha256] = found
+            except TimeoutError:
+                made[sha256] = self._artifacts / f"{sha256}.wasm"
+                log.info("artifact %s starts on the interpreter: it takes long to compile", sha256)
             except SyncFailed as failed:
                 if not lenient:
                     raise
@@ -121,14 +130,14 @@ class Compiler:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for sha256 in sorted(wanted):
+                for sha256 in sorted({f.sha256 for f in planned}):
                     group.create_task(one(sha256))
         except* SyncFailed as several:
             failure: BaseException = several
             while isinstance(failure, BaseExceptionGroup):
                 failure = failure.exceptions[0]
         else:
-            return files
+            return [_on(f, made.get(f.sha256)) for f in planned]
         raise failure
 
     async def _find(self, sha256: str, level: int) -> AotFile | None:
@@ -159,6 +168,12 @@ class Compiler:
         return AotFile(Path(made.path), made.digest)
 
 
-def with_aot(function: LocalFunction, aot: AotFile | None) -> LocalFunction:
-    path, digest = ("", "") if aot is None else (str(aot.path), aot.digest)
-    return msgspec.structs.replace(function, aot=path, aot_digest=digest)
+def _on(function: LocalFunction, code: AotFile | Path | None) -> LocalFunction:
+    """The function with what it starts on: an AOT file, its wasm, or nothing."""
+    if isinstance(code, AotFile):
+        return with_aot(function, code)
+    return msgspec.structs.replace(function, wasm="" if code is None else str(code), aot="", aot_digest="")
+
+
+def with_aot(function: LocalFunction, aot: AotFile) -> LocalFunction:
+    return msgspec.structs.replace(function, aot=str(aot.path), aot_digest=aot.digest)

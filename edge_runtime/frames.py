@@ -62,7 +62,7 @@ FIRST_STATUS: Final = 100
 
 
 class LocalFunction(Struct, frozen=True):
-    """A function version as this node has it. `aot` is empty while nothing is compiled."""
+    """A function version as this node has it, and the code that it runs: none, as long as there is neither."""
 
     name: str
     version: int
@@ -73,6 +73,13 @@ class LocalFunction(Struct, frozen=True):
     """Path of the AOT file."""
     aot_digest: str = ""
     """sha256 of the AOT file, in hex; checked before each load."""
+    wasm: str = ""
+    """Path of the artifact, for the interpreter, where `aot` is empty."""
+
+    @property
+    def code(self) -> tuple[str, str]:
+        """Path and sha256 of what to load; an empty path where there is nothing."""
+        return (self.aot, self.aot_digest) if self.aot else (self.wasm, self.sha256)
 
 
 class LocalRelease(Struct, frozen=True):
@@ -144,6 +151,8 @@ class ChildSettings(Struct, frozen=True):
     """Path of the state directory."""
     synchronous: str
     """SQLite's: FULL or NORMAL."""
+    fence: str = "required"
+    """Whether children must have every piece of their fence, or only what the machine has: required or partial."""
 
 
 class CallHead(Struct, frozen=True, array_like=True):

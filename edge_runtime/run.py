@@ -27,6 +27,7 @@ OPTIONS: Final = {
     "flip_limit": "Seconds that running calls may hold up a change of release.",
     "apply_limit": "Seconds that a release's schema changes and probes may take together.",
     "compile_limit": "Seconds that the compiler may take for one artifact at the quick level.",
+    "compile_wait": "Seconds that a new function waits for its compiled code; then it starts on the interpreter.",
     "lock_wait": "Seconds that a call may wait for the writer lock.",
     "lock_hold": "Seconds that a call may hold the writer lock.",
     "synchronous": "FULL: what a call answered is on disk. NORMAL: a loss of power may undo the last calls.",

@@ -45,7 +45,9 @@ class Front:
         self.processes = Processes(children, state.lock)
         self.pool = Pool(settings.limits, self.processes.seen)
         self.crew = Crew(self.pool, self.processes)
-        self.compiler = Compiler(state.artifacts, state.aot, self.processes, settings.compile_limit)
+        self.compiler = Compiler(
+            state.artifacts, state.aot, self.processes, settings.compile_limit, settings.compile_wait
+        )
         self.runtime = Runtime(
             self.pool,
             self.crew,

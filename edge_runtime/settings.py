@@ -54,6 +54,8 @@ class Settings:
     """How long a release's schema changes and probes may take together."""
     compile_limit: float = 300.0
     """How long the compiler may take for one artifact at the quick level."""
+    compile_wait: float = 0.25
+    """How long a new function waits for its compiled code before it starts on the interpreter."""
     lock_wait: float = 10.0
     """How long a call may wait for the writer lock."""
     lock_hold: float = 5.0
@@ -86,8 +88,8 @@ class Settings:
             if not least <= getattr(self, name) <= most:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it can be {least} to {most}")
         for name in (
-            "queue_wait", "body_wait", "flip_limit", "apply_limit", "compile_limit", "lock_wait", "lock_hold",
-            "stop_limit", "start_wait",
+            "queue_wait", "body_wait", "flip_limit", "apply_limit", "compile_limit", "compile_wait", "lock_wait",
+            "lock_hold", "stop_limit", "start_wait",
         ):  # fmt: skip
             if not 0 < getattr(self, name) <= 86_400:
                 raise SettingsError(f"{name} is {getattr(self, name)} s; it must be above 0, and a day at most")

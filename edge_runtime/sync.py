@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Set
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -36,8 +37,11 @@ class Runtime(Protocol):
 class Compiler(Protocol):
     """Makes AOT files of artifacts that are on disk."""
 
-    async def functions(self, planned: list[frames.LocalFunction]) -> list[frames.LocalFunction]:
-        """The same functions with AOT files to start on; raises `SyncFailed`."""
+    async def functions(
+        self, planned: list[frames.LocalFunction], compiled: Set[str] = ...
+    ) -> list[frames.LocalFunction]:
+        """The same functions with what to start on, those that serve compiled code now with such; raises
+        `SyncFailed`."""
         ...
 
     def collect(self, keep: set[str]) -> None:
@@ -97,7 +101,8 @@ class Sync:
                 [
                     frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
                     for f in plan.functions
-                ]
+                ],
+                {f.name for f in release.functions if f.aot} if release is not None else frozenset(),
             )
             self._end("compile")
 
@@ -114,8 +119,8 @@ class Sync:
     async def _fetch(self, serving: list[frames.LocalFunction]) -> None:
         """Have the plan's artifacts; `serving` are the functions of the release that serves."""
         planned = self._plan.functions
-        # One without an AOT file could not be compiled at start: its artifact may be damaged.
-        trusted = {f.sha256 for f in serving if f.aot}
+        # One without code could not be compiled at start: its artifact may be damaged.
+        trusted = {f.sha256 for f in serving if f.code[0]}
         try:
             await self._artifacts.fetch(self._client, planned, trusted)
         except SyncFailed as failed:

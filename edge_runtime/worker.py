@@ -12,7 +12,7 @@ import msgspec
 
 from control import faults
 
-from . import database, frames, guest, page
+from . import database, fence, frames, guest, page
 from .session import Session
 from .sql import CallSql, CommitFailed, StaleRelease
 from .wasmedge import Damaged, WasmEdgeError
@@ -32,6 +32,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
         frames.send_json(sock, page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
     with opened:
+        fence.seal("worker", opened.lock.fileno())
         worker = Worker(sock, page.Mark(shared, slot), opened)
         frames.send(sock, page.NONE, frames.READY)
         worker.run()
@@ -147,17 +148,18 @@ class Worker:
 
 def _key(local: frames.LocalFunction) -> tuple[str, str, str]:
     """What a loaded function depends on."""
-    return local.name, local.aot_digest, local.manifest_digest
+    return local.name, local.code[1], local.manifest_digest
 
 
 def _load(local: frames.LocalFunction) -> guest.Function | frames.Failure:
     manifest = local.manifest
-    if not local.aot:
-        text = f"The function {local.name} can't be run on this node yet: nothing of it is compiled."
+    code, digest = local.code
+    if not code:
+        text = f"The function {local.name} can't be run on this node: its artifact is lost or damaged."
         return frames.Failure("function_uncompiled", text)
     limits = guest.Limits(manifest.memory_pages, manifest.response_limit)
     try:
-        return guest.Function.load(local.name, Path(local.aot), local.aot_digest, limits, manifest.config)
+        return guest.Function.load(local.name, Path(code), digest, limits, manifest.config)
     except (Damaged, WasmEdgeError, OSError) as error:
         text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
         return frames.Failure("function_unloadable", text)
