@@ -3,8 +3,9 @@
 Source: WebAssembly Core Specification 2.0, chapter 5 (binary format). Function bodies are WasmEdge's to validate.
 """
 
-import re
 from dataclasses import dataclass, field
+
+from .code import grows_tables
 
 MAGIC = b"\0asm"
 CORE_VERSION = b"\1\0\0\0"
@@ -17,9 +18,6 @@ _TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _MEMORIES, _EXPORTS, _START, _CODE = 1, 2
 _VALUE_TYPES = {0x7F: "i", 0x7E: "I", 0x7D: "f", 0x7C: "F", 0x7B: "v", 0x70: "r", 0x6F: "e"}
 _MOST = 1_000_000
 """Entries of a section: engines' common bound (the JS API's limits)."""
-
-_TABLE_GROW = re.compile(rb"\xfc(?:\x0f|\x8f(?:\x80){0,3}\x00)")
-"""The instruction table.grow, its opcode in any length."""
 
 Signature = tuple[str, str]
 """Parameters and results, a letter each: i32 `i`, i64 `I`, f32 `f`, f64 `F`, v128 `v`, references `r` and `e`."""
@@ -66,7 +64,7 @@ class Shape:
     start: bool = False
     """It has a `start` section, which runs at instantiation."""
     may_grow_tables: bool = False
-    """Its code has table.grow, or bytes that look like it."""
+    """Its code has table.grow, or can't be decoded."""
 
     def export_signature(self, name: str) -> Signature | None:
         """The signature of an exported function, None where there is no such."""
@@ -118,7 +116,7 @@ def _section(shape: Shape, section: int, reader: "_Reader") -> None:
     elif section == _START:
         shape.start = True
     elif section == _CODE:
-        shape.may_grow_tables = _TABLE_GROW.search(reader.data, reader.at, reader.end) is not None
+        shape.may_grow_tables = grows_tables(reader.data, reader.at, reader.end)
 
 
 class _Reader:
