@@ -206,16 +206,14 @@ def _probe(opened: Database, generation: int, local: LocalFunction, probe: wire.
     manifest = local.manifest
     what = f"The probe of the function {local.name}, version {local.version}, failed:"
     try:
-        limits = guest.Limits(manifest.memory_pages, manifest.response_limit)
-        path, digest = local.code
-        function = guest.Function.load(local.name, Path(path), digest, limits, manifest.config)
+        function = guest.Function.load(local)
     except (Damaged, WasmEdgeError, OSError) as error:
         raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
     below, _, query = probe.path.partition("?")
     sql = None if manifest.sql == "none" else ProbeSql(Session(opened), manifest.sql, generation)
     opened.rows("SAVEPOINT probe")
     try:
-        answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), sql)
+        answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), guest.Services(sql))
     except guest.GuestFault as fault:
         raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
     finally:

@@ -97,10 +97,13 @@ class Worker:
             [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
             frame.body,
             head.client,
+            script=head.script,
+            route=head.route,
+            params=head.params,
         )
         self._mark.start(request)
         try:
-            answer = loaded.function.call(asked, sql)
+            answer = loaded.function.call(asked, guest.Services(sql))
             if sql is not None:
                 if answer.status < 500:
                     sql.commit()
@@ -122,8 +125,7 @@ class Worker:
         else:
             if answer.log:
                 frames.send(self._sock, request, frames.LOG, b"", answer.log)
-            lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers]).encode("latin-1")
-            frames.send(self._sock, request, answer.status, lines, answer.body)
+            frames.send(self._sock, request, answer.status, answer.head, answer.body)
 
     def _fault(self, request: int, code: str, message: str, status: int, log: bytes = b"") -> None:
         fault = frames.Fault(code, message, status, log.decode(errors="replace"))
@@ -151,14 +153,11 @@ def _key(local: frames.LocalFunction) -> tuple[str, str, str]:
 
 
 def _load(local: frames.LocalFunction) -> guest.Function | frames.Failure:
-    manifest = local.manifest
-    code, digest = local.code
-    if not code:
+    if not local.code[0]:
         text = f"The function {local.name} can't be run on this node: its artifact is lost or damaged."
         return frames.Failure("function_uncompiled", text)
-    limits = guest.Limits(manifest.memory_pages, manifest.response_limit)
     try:
-        return guest.Function.load(local.name, Path(code), digest, limits, manifest.config)
+        return guest.Function.load(local)
     except (Damaged, WasmEdgeError, OSError) as error:
         text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
         return frames.Failure("function_unloadable", text)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from .. import wasi
 from . import binary
 from .binary import FUNCTION, MEMORY, Import, Shape
-from .imports import OFFERED, SQL_MODULE
+from .imports import OFFERED, SKERRY
 
 SIZE_LIMIT = 64 * 1024 * 1024
 PAGES_LIMIT = 16_384
@@ -33,7 +33,7 @@ class Detected:
     """What its memory starts with: a manifest's memory_pages must be this at least."""
     memory_maximum: int | None
     sql: bool
-    """It imports `skerry`: its manifest should grant SQL."""
+    """It imports `skerry.sql`: its manifest should grant SQL."""
     start: bool
     """It has a start section."""
 
@@ -62,7 +62,7 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
         abi="wagi",
         memory_pages=memory.minimum,
         memory_maximum=memory.maximum,
-        sql=any(found.module == SQL_MODULE for found in shape.imports),
+        sql=any((found.module, found.name) == (SKERRY, "sql") for found in shape.imports),
         start=shape.start,
     )
 

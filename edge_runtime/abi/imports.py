@@ -2,8 +2,8 @@
 
 from .. import wasi
 
-SQL_MODULE = "skerry"
-SQL_SIGNATURES = {"sql": ("ii", "i"), "result": ("i", "")}
-"""`sql(ptr, len) -> n`, `result(ptr)`: see docs/functions.md."""
+SKERRY = "skerry"
+SKERRY_SIGNATURES = {"sql": ("ii", "i"), "http": ("ii", "i"), "result": ("i", "")}
+"""`sql(ptr, len) -> n`, `http(ptr, len) -> n`, `result(ptr)`: see docs/functions.md."""
 
-OFFERED = {wasi.MODULE: wasi.SIGNATURES, SQL_MODULE: SQL_SIGNATURES}
+OFFERED = {wasi.MODULE: wasi.SIGNATURES, SKERRY: SKERRY_SIGNATURES}

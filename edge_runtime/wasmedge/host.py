@@ -48,7 +48,7 @@ class HostModule(Handle):
         self._callbacks.append(callback)
         parameters, results = signature
         kind = library.WasmEdge_FunctionTypeCreate(
-            _value_types(parameters), len(parameters), _value_types(results), len(results)
+            value_types(parameters), len(parameters), value_types(results), len(results)
         )
         instance = library.WasmEdge_FunctionInstanceCreate(kind, callback, ffi.NULL, 0)
         library.WasmEdge_FunctionTypeDelete(kind)
@@ -73,7 +73,8 @@ def _save(_kind: type[BaseException], error: BaseException, _trace: TracebackTyp
     _raised.append(error)
 
 
-def _value_types(letters: str) -> CData:
+def value_types(letters: str) -> CData:
+    """The C API's names for types."""
     kinds = {"i": library.WasmEdge_ValTypeGenI32, "I": library.WasmEdge_ValTypeGenI64}
     return ffi.new("WasmEdge_ValType[]", [kinds[letter]() for letter in letters])
 

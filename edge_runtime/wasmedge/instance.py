@@ -9,12 +9,12 @@ check: it rests on the first two.
 
 import resource
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from .declarations import CData, ffi, library
+from .declarations import VALUE_WORDS, CData, ffi, library
 from .errors import LinkError, Unsafe
 from .handles import Handle, Name, check, message
-from .host import HostModule, raised
+from .host import HostModule, Signature, raised, value_types
 from .module import Config, Module
 
 PAGE = 65536
@@ -99,18 +99,71 @@ class _Store(Handle):
             check(library.WasmEdge_ExecutorRegisterImport(executor.pointer, self.pointer, module.pointer))
 
 
+class Entry:
+    """A function that programs export and that is called from here; its arguments and its result are numbers.
+
+    One call at a time, as with all of guests: every entry has its one place for values.
+    """
+
+    __slots__ = ("_arguments", "_result", "_wide", "name", "words")
+
+    def __init__(self, name: str, signature: Signature = ("", "")) -> None:
+        self.name = name
+        self.words = Name(name)
+        parameters, results = signature
+        self._arguments = _values(parameters)
+        self._result = _values(results)
+        self._wide = results == "I"
+
+    def call(self, executor: CData, function: CData, numbers: tuple[int, ...]) -> int:
+        """The library's result."""
+        arguments, result = self._arguments, self._result
+        for position, number in enumerate(numbers):
+            arguments[position * VALUE_WORDS] = number
+        return library.WasmEdge_ExecutorInvoke(  # type: ignore[no-any-return]
+            executor, function, arguments, len(numbers), result, 1 if result else 0
+        )
+
+    def answer(self) -> int:
+        """The result of the last call, as an unsigned number; 0 for none."""
+        result = self._result
+        if not result:
+            return 0
+        return result[0] | result[1] << 32 if self._wide else result[0]  # type: ignore[no-any-return]
+
+
+def _values(letters: str) -> CData:
+    """Room for values of these types, as words; NULL for none."""
+    if not letters:
+        return ffi.NULL
+    size = 4 * VALUE_WORDS
+    # The library may move a value as 16 bytes at once, which must then lie on a multiple of 16.
+    room = ffi.new("uint8_t[]", size * len(letters) + 16)
+    address = int(ffi.cast("uintptr_t", room))
+    made = ffi.cast("uint32_t *", (address + 15) & ~15)
+    _rooms.append(room)
+    for position, letter in enumerate(letters):
+        ffi.buffer(made + position * VALUE_WORDS, size)[16:24] = ffi.buffer(value_types(letter))[:8]
+    return made
+
+
+_rooms: list[CData] = []
+"""What `_values` made: kept, since entries are made once for all."""
+
+
 class Program:
     """A module linked to its imports, to be run any number of times, in one thread.
 
-    `run` calls one export that takes and returns nothing, in a fresh instance that is gone when it returns.
+    `with program.open(memory):` makes a fresh instance, in which `call` calls entries; it is gone with the block.
     Instances are never used again: globals and tables could not be reset.
     """
 
     _live: ClassVar[bool] = False
     """Whether this process has an instance."""
 
-    def __init__(self, module: Module, config: Config, imports: Sequence[HostModule], entry: str) -> None:
-        """Errors: LinkError where `module` doesn't export exactly one memory, `memory`, that `config` allows."""
+    def __init__(self, module: Module, config: Config, imports: Sequence[HostModule], entries: Sequence[Entry]) -> None:
+        """Errors: LinkError where `module` doesn't export exactly one memory, `memory`, that `config` allows, or lacks
+        one of the entries."""
         exported = module.memories()
         if [memory.name for memory in exported] != ["memory"]:
             raise LinkError(0x0301, "a module must export exactly one memory, under the name `memory`")
@@ -120,48 +173,73 @@ class Program:
             raise LinkError(
                 0x0301, f"the module's memory starts with {self._minimum} pages; 1 to {config.memory_pages} are allowed"
             )
+        functions = module.functions()
+        for entry in entries:
+            if entry.name not in functions:
+                raise LinkError(0x0302, f"the module has no function {entry.name}")
+        self._initialize = _INITIALIZE.name in functions
         self._module, self._config, self._imports = module, config, imports
-        self._entry = Name(entry)
-        self._entry_name = entry
         self.last_pages = 0
         """Pages that the memory had when the last run ended."""
         self._made = ffi.new("WasmEdge_ModuleInstanceContext **")
         self._executor = _Executor(config)
         self._store = _Store(self._executor, imports)
+        self._instance: CData = None
+        self._memory: Memory
+        """Of the instance."""
 
-    def run(self, memory: Memory) -> None:
-        """Run the entry; meanwhile host functions find the guest's memory in `memory`. It is empty afterwards.
+    def open(self, memory: Memory) -> Self:
+        """Make an instance, and run its `_initialize` where it has one; meanwhile and until the block ends host
+        functions find the guest's memory in `memory`, which is empty afterwards.
 
         Raises what a host function raised, Trap, LinkError, Unsafe (then nothing of the guest was run), or Closed.
         """
         check_address_space()
         if Program._live:
             raise Unsafe("this process already has a live instance; one at a time")
-        executor, instance, made = self._executor.pointer, None, self._made
+        executor, made = self._executor.pointer, self._made
         raised()
         Program._live = True
+        self._memory = memory
         try:
             result = library.WasmEdge_ExecutorInstantiate(executor, made, self._store.pointer, self._module.pointer)
             if result:
                 self._failed(result)
-            instance = made[0]
-            memory.open(library.WasmEdge_ModuleInstanceFindMemory(instance, _MEMORY.value), self._minimum)
-            function = library.WasmEdge_ModuleInstanceFindFunction(instance, self._entry.value)
-            if not function:
-                raise LinkError(0x0302, f"the module has no function {self._entry_name}")
-            result = library.WasmEdge_ExecutorInvoke(executor, function, ffi.NULL, 0, ffi.NULL, 0)
-            if result:
-                self._failed(result)
-        finally:
-            self.last_pages = memory.pages()
-            memory.close()
-            if instance is not None:
-                library.WasmEdge_ModuleInstanceDelete(instance)
-            else:
-                # The store keeps what failed to instantiate, its memory too.
-                self._store.close()
-                self._store = _Store(self._executor, self._imports)
-            Program._live = False
+            self._instance = made[0]
+            memory.open(library.WasmEdge_ModuleInstanceFindMemory(made[0], _MEMORY.value), self._minimum)
+            if self._initialize:
+                self.call(_INITIALIZE)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def call(self, entry: Entry, *numbers: int) -> int:
+        """Call an entry; its result as an unsigned number, 0 where it has none. Raises as `open`."""
+        function = library.WasmEdge_ModuleInstanceFindFunction(self._instance, entry.words.value)
+        result = entry.call(self._executor.pointer, function, numbers)
+        if result:
+            self._failed(result)
+        return entry.answer()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        memory, instance = self._memory, self._instance
+        self.last_pages = memory.pages()
+        memory.close()
+        if instance is not None:
+            self._instance = None
+            library.WasmEdge_ModuleInstanceDelete(instance)
+        else:
+            # The store keeps what failed to instantiate, its memory too.
+            self._store.close()
+            self._store = _Store(self._executor, self._imports)
+        Program._live = False
 
     @staticmethod
     def _failed(result: int) -> None:
@@ -176,3 +254,7 @@ class Program:
         self._store.close()
         self._executor.close()
         self._module.close()
+
+
+_INITIALIZE = Entry("_initialize")
+"""What a library of WASI's (a reactor) has called before anything else of it."""

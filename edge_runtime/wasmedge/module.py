@@ -7,8 +7,8 @@ from typing import Self
 from .declarations import CData, ffi, library
 from .handles import Handle, check
 
-_MEMORY = 2
-"""WasmEdge_ExternalType_Memory (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
+_FUNCTION, _MEMORY = 0, 2
+"""Of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
 
 
 class Config(Handle):
@@ -70,23 +70,25 @@ class Module(Handle):
 
     def memories(self) -> list[MemoryExport]:
         """The exported memories."""
+        found = []
+        for name, export in self._exports(_MEMORY):
+            limit = library.WasmEdge_MemoryTypeGetLimit(library.WasmEdge_ExportTypeGetMemoryType(self.pointer, export))
+            found.append(MemoryExport(name, limit.Min, limit.Max if limit.HasMax else None))
+        return found
+
+    def functions(self) -> set[str]:
+        """Names of the exported functions."""
+        return {name for name, _ in self._exports(_FUNCTION)}
+
+    def _exports(self, kind: int) -> list[tuple[str, CData]]:
         count = library.WasmEdge_ASTModuleListExportsLength(self.pointer)
         exports = ffi.new("const WasmEdge_ExportTypeContext *[]", count)
         library.WasmEdge_ASTModuleListExports(self.pointer, exports, count)
         found = []
         for export in exports:
-            if library.WasmEdge_ExportTypeGetExternalType(export) == _MEMORY:
+            if library.WasmEdge_ExportTypeGetExternalType(export) == kind:
                 name = library.WasmEdge_ExportTypeGetExternalName(export)
-                limit = library.WasmEdge_MemoryTypeGetLimit(
-                    library.WasmEdge_ExportTypeGetMemoryType(self.pointer, export)
-                )
-                found.append(
-                    MemoryExport(
-                        ffi.buffer(name.Buf, name.Length)[:].decode(),
-                        limit.Min,
-                        limit.Max if limit.HasMax else None,
-                    )
-                )
+                found.append((ffi.buffer(name.Buf, name.Length)[:].decode(), export))
         return found
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import edge_runtime
-from edge_runtime.guest import Function, Limits, Request
+from edge_runtime.guest import Function, Request
 from edge_runtime.wasmedge import BEST, QUICK, CompileError, Damaged, compile, compile_module, find, verify
 from tests.guests.build import guest
+from tests.support.functions import local
 
 ECHO = guest("echo")
 SHA = hashlib.sha256(ECHO).hexdigest()
@@ -41,8 +42,8 @@ def test_a_compilation_is_private_found_again_and_leaves_nothing_else(tmp_path):
 def test_every_level_runs_and_is_apart(tmp_path, level):
     made = compile_module(ECHO, tmp_path, level)
     assert find(tmp_path, SHA, level) == made
-    function = Function.load("echo", made.path, made.digest, Limits())
-    assert function.call(Request("POST", body=b"hello"), None).body == b"hello"
+    function = Function.load(local(made))
+    assert function.call(Request("POST", body=b"hello")).body == b"hello"
 
 
 def test_the_name_depends_on_all_that_the_code_does(monkeypatch):
@@ -79,7 +80,7 @@ def test_a_damaged_file_is_no_file(tmp_path, damage):
         with pytest.raises(Damaged, match="and not"):
             verify(made.path, made.digest)
         with pytest.raises(Damaged):
-            Function.load("echo", made.path, made.digest, Limits())
+            Function.load(local(made))
     again = compile_module(ECHO, tmp_path, QUICK)
     assert find(tmp_path, SHA, QUICK) == again
 

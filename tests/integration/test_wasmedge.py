@@ -12,6 +12,7 @@ from edge_runtime import wasmedge
 from edge_runtime.wasmedge import (
     Closed,
     Config,
+    Entry,
     HostModule,
     LinkError,
     LoadError,
@@ -36,9 +37,17 @@ CALLS = """(module
     (call $give (call $four (i32.const 1) (i32.const 2) (i32.const 3) (i32.const 0x80000000)))))"""
 
 
+START = Entry("_start")
+
+
 def program(wasm, imports=(), pages=16):
     config = Config(memory_pages=pages)
-    return Program(Module.from_bytes(wasm, config), config, list(imports), "_start")
+    return Program(Module.from_bytes(wasm, config), config, list(imports), [START])
+
+
+def run(program, memory=None):
+    with program.open(memory or Memory()):
+        program.call(START)
 
 
 def host(**functions):
@@ -59,7 +68,7 @@ def test_values_cross_both_ways_as_unsigned_numbers():
         four=lambda a, b, c, d: got.append((a, b, c, d)) or 6,
         give=got.append,
     )
-    program(wat(CALLS), [imports]).run(Memory())
+    run(program(wat(CALLS), [imports]))
     assert got == [(0xFFFFFFFF, 7), 0xFFFFFFFE, (1, 0xFFFFFFFFFFFFFFFE, 3), 5, (1, 2, 3, 0x80000000), 6]
 
 
@@ -76,16 +85,16 @@ def test_what_a_host_function_raises_ends_the_guest_and_comes_out(name, error):
     runs = program(wat(CALLS), [host(**{name: fail})])
     for _ in range(2):
         with pytest.raises(type(error)) as raised:
-            runs.run(Memory())
+            run(runs)
         assert raised.value is error
-    program(wat(CALLS), [host()]).run(Memory())
+    run(program(wat(CALLS), [host()]))
 
 
 def test_a_result_that_does_not_fit_is_an_error_and_no_silence():
     with pytest.raises(OverflowError):
-        program(wat(CALLS), [host(two=lambda a, b: 2**32)]).run(Memory())
+        run(program(wat(CALLS), [host(two=lambda a, b: 2**32)]))
     with pytest.raises(TypeError):
-        program(wat(CALLS), [host(two=lambda a, b: None)]).run(Memory())
+        run(program(wat(CALLS), [host(two=lambda a, b: None)]))
 
 
 def test_an_access_out_of_bounds_is_an_answer_where_asked_for():
@@ -100,7 +109,7 @@ def test_an_access_out_of_bounds_is_an_answer_where_asked_for():
         raise IndexError
 
     imports = HostModule("host", {"f": (("ii", "i"), outside), "give": (("i", ""), got.append)}, out_of_bounds=21)
-    program(wasm, [imports]).run(Memory())
+    run(program(wasm, [imports]))
     assert got == [21]
 
 
@@ -109,11 +118,11 @@ def test_two_host_modules_of_one_name_are_apart():
     first, second = [], []
     one, two = host(give=first.append, two=lambda a, b: 1), host(give=second.append, two=lambda a, b: 2)
     runs_one, runs_two = program(wat(CALLS), [one]), program(wat(CALLS), [two])
-    runs_two.run(Memory())
+    run(runs_two)
     two.close()
     del two, runs_two
     gc.collect()
-    runs_one.run(Memory())
+    run(runs_one)
     assert (first[0], second[0]) == (1, 2)
 
 
@@ -132,7 +141,7 @@ def test_memory_is_seen_and_checked_while_the_guest_runs_and_gone_after():
                 outside()
         return 0
 
-    program(wat(CALLS), [host(two=look)]).run(memory)
+    run(program(wat(CALLS), [host(two=look)]), memory)
     assert seen == [b"123456"]
     assert (memory.size, bytes(memory.buffer), memory.pages()) == (0, b"", 0)
     with pytest.raises(IndexError):
@@ -150,7 +159,7 @@ def test_memory_that_has_grown_is_seen():
     memory, seen = Memory(), []
     imports = HostModule("host", {"look": (("ii", "i"), lambda at, size: seen.append(memory.read(at, size)) or 0)})
     runs = program(grows, [imports])
-    runs.run(memory)
+    run(runs, memory)
     assert seen == [b"", b"*"]
     assert runs.last_pages == 3
 
@@ -165,7 +174,7 @@ def test_every_call_has_a_fresh_instance():
     got = []
     runs = program(counts, [HostModule("host", {"give": (("i", ""), got.append)})])
     for _ in range(3):
-        runs.run(Memory())
+        run(runs)
     assert got == [11, 11, 11]
 
 
@@ -177,13 +186,13 @@ def test_traps(name, message):
     runs = program(guest(name))
     for _ in range(3):
         with pytest.raises(Trap, match=message):
-            runs.run(Memory())
+            run(runs)
 
 
 def test_growth_is_held_to_the_limit():
     runs = program(guest("hog"), pages=40)
     with pytest.raises(Trap, match="unreachable"):
-        runs.run(Memory())
+        run(runs)
     assert runs.last_pages == 33, "1 page, then twice 16; a third would make it 49"
 
 
@@ -205,13 +214,13 @@ def test_imports_that_nobody_offers():
     runs = program(wat(CALLS))
     for _ in range(2):
         with pytest.raises(LinkError, match="unknown import"):
-            runs.run(Memory())
+            run(runs)
 
 
 def test_an_import_of_another_type():
     other = HostModule("host", {"two": (("i", "i"), lambda a: 0)})
     with pytest.raises(LinkError, match="incompatible import type"):
-        program(wat(CALLS), [other]).run(Memory())
+        run(program(wat(CALLS), [other]))
 
 
 def test_after_a_failed_instantiation_the_next_is_good():
@@ -222,9 +231,9 @@ def test_after_a_failed_instantiation_the_next_is_good():
     runs, good = program(misfit), program(guest("trap"))
     for _ in range(3):
         with pytest.raises((LinkError, Trap), match=r"data segment does not fit|out of bounds"):
-            runs.run(Memory())
+            run(runs)
         with pytest.raises(Trap, match="unreachable"):
-            good.run(Memory())
+            run(good)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +254,7 @@ def test_memories_that_are_refused(fields, message):
 
 def test_a_program_without_its_entry():
     with pytest.raises(LinkError, match="no function _start"):
-        program(wat('(module (memory (export "memory") 1))')).run(Memory())
+        run(program(wat('(module (memory (export "memory") 1))')))
 
 
 # Ownership
@@ -291,7 +300,7 @@ def test_using_a_closed_handle_is_an_error():
     runs = program(guest("trap"))
     runs.close()
     with pytest.raises(Closed):
-        runs.run(Memory())
+        run(runs)
     module = Module.from_bytes(guest("trap"), Config(memory_pages=1))
     module.close()
     module.close()
@@ -308,10 +317,10 @@ def test_many_instances_leave_no_memory_behind():
 
     def some():
         for _ in range(2000):
-            runs.run(Memory())
+            run(runs)
             got.clear()
             with pytest.raises(Trap):
-                traps.run(Memory())
+                run(traps)
 
     some()
     before = resident()
@@ -322,7 +331,7 @@ def test_many_instances_leave_no_memory_behind():
 # The library itself
 
 
-def run(code, **environment):
+def python(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -350,7 +359,7 @@ try:
 except ImportError as error:
     print(type(error).__name__, error)
 """
-    ran = run(code)
+    ran = python(code)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("LibraryMissing ")
     assert message in ran.stdout
@@ -366,7 +375,7 @@ try:
 except LoadError:
     pass
 """
-    ran = run(code)
+    ran = python(code)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
@@ -376,11 +385,11 @@ def test_only_one_instance_is_alive():
 
     def nested(a, b):
         with pytest.raises(Unsafe, match="already has a live instance") as error:
-            inner.run(Memory())
+            run(inner)
         refused.append(error)
         return 0
 
-    program(wat(CALLS), [host(two=nested)]).run(Memory())
+    run(program(wat(CALLS), [host(two=nested)]))
     assert len(refused) == 1
     with pytest.raises(Trap):
-        inner.run(Memory())
+        run(inner)

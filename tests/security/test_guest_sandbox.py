@@ -19,15 +19,16 @@ ROOT = Path(edge_runtime.__file__).parents[1]
 
 RUN = """
 import resource, sys
-from pathlib import Path
-from edge_runtime.guest import Function, GuestFault, Limits, Request, prepare
+from control import wire
+from edge_runtime.frames import LocalFunction
+from edge_runtime.guest import Function, GuestFault, Request, prepare
 from edge_runtime.wasmedge import Unsafe
 {before}
 try:
     prepare()
-    function = Function.load("f", Path(sys.argv[1]), sys.argv[2], Limits())
+    function = Function.load(LocalFunction("f", 1, "", wire.Manifest(), "", sys.argv[1], sys.argv[2]))
     {during}
-    print("answered", function.call(Request("POST", body=b"x"), None).status)
+    print("answered", function.call(Request("POST", body=b"x")).status)
 except (Unsafe, GuestFault) as error:
     print(type(error).__name__, error)
 """
@@ -120,7 +121,7 @@ def test_memory_beyond_the_limit_is_refused_to_the_guest(tmp_path):
     hog = function(guest("hog"), tmp_path, Limits(memory_pages=1024))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(GuestFault):
-        hog.call(Request("GET"), None)
+        hog.call(Request("GET"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 64 * 1024, "KiB: 1,024 pages are 64 MiB"
 
 
@@ -147,7 +148,7 @@ WASI_OPEN = """(module
 
 
 def test_a_guest_has_no_files(tmp_path):
-    assert function(wat(WASI_OPEN), tmp_path).call(Request("GET"), None).body == b"0"
+    assert function(wat(WASI_OPEN), tmp_path).call(Request("GET")).body == b"0"
 
 
 def test_a_guest_can_not_have_the_hosts_memory_copied_out(tmp_path):
@@ -161,20 +162,20 @@ def test_a_guest_can_not_have_the_hosts_memory_copied_out(tmp_path):
     for start, length in ((65530, 7), (0, 65537), (65536, 1), (-1, 1), (16, -16), (-16, 32)):
         wasm = wat(writes.format(start=start, length=length))
         with pytest.raises(GuestFault) as fault:
-            function(wasm, tmp_path).call(Request("GET"), None)
+            function(wasm, tmp_path).call(Request("GET"))
         assert fault.value.code == "guest_response_invalid", "EFAULT was answered, and nothing written"
 
 
 def test_the_hosts_environment_is_not_the_guests(tmp_path, monkeypatch):
     monkeypatch.setenv("SKERRY_SECRET", "hush")
-    assert b"hush" not in function(guest("env"), tmp_path).call(Request("GET"), None).body
+    assert b"hush" not in function(guest("env"), tmp_path).call(Request("GET")).body
 
 
 def test_a_window_on_a_guests_memory_does_not_outlive_it(tmp_path):
-    from edge_runtime import guest as module
+    from edge_runtime.runner import host
 
-    function(guest("echo"), tmp_path).call(Request("POST", body=b"x"), None)
-    memory = module._host().memory
+    function(guest("echo"), tmp_path).call(Request("POST", body=b"x"))
+    memory = host().memory
     assert (memory.size, len(memory.buffer)) == (0, 0)
     with pytest.raises(IndexError):
         memory.read(0, 1)

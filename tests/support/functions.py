@@ -3,7 +3,10 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from control import wire
+from edge_runtime.frames import LocalFunction
 from edge_runtime.guest import Function, Limits
 from edge_runtime.wasmedge import QUICK, AotFile, compile_module, find
 
@@ -14,9 +17,30 @@ def compiled(wasm: bytes, folder: Path, level: int = QUICK) -> AotFile:
     return found or compile_module(wasm, folder, level)
 
 
+def local(aot: AotFile, name: str = "f", **manifest: Any) -> LocalFunction:
+    """A function version as a node has it; `manifest` are the fields of its manifest."""
+    made = wire.Manifest(**manifest)
+    return LocalFunction(name, 1, "", made, wire.manifest_digest(made), str(aot.path), aot.digest)
+
+
 def function(
-    wasm: bytes, folder: Path, limits: Limits | None = None, config: Mapping[str, str] | None = None, name: str = "f"
+    wasm: bytes,
+    folder: Path,
+    limits: Limits | None = None,
+    config: Mapping[str, str] | None = None,
+    name: str = "f",
+    **manifest: Any,
 ) -> Function:
-    """A function of these bytes, loaded in this process."""
-    aot = compiled(wasm, folder)
-    return Function.load(name, aot.path, aot.digest, limits or Limits(), config)
+    """A function of these bytes, loaded in this process; `manifest` are further fields of its manifest."""
+    limits = limits or Limits()
+    return Function.load(
+        local(
+            compiled(wasm, folder),
+            name,
+            memory_pages=limits.memory_pages,
+            response_limit=limits.response_bytes,
+            log_bytes=limits.log_bytes,
+            config=dict(config or {}),
+            **manifest,
+        )
+    )

@@ -88,7 +88,7 @@ REFUSED = {
     "http-wasm": (module(imported("http_handler", "get_uri"), MEMORY, ENTRY), "abi_http_wasm", "http-wasm"),
     "preview 0": (module(imported("wasi_unstable", "fd_write"), MEMORY, ENTRY), "abi_wasi_unstable", "preview 1"),
     "unknown module": (module(imported("mine", "own"), MEMORY, ENTRY), "imports_unknown", "imports mine.own; nodes"),
-    "unknown function": (module(imported("skerry", "http"), MEMORY, ENTRY), "imports_unknown", "skerry.http"),
+    "unknown function": (module(imported("skerry", "files"), MEMORY, ENTRY), "imports_unknown", "skerry.files"),
     "unlinked symbol": (module(imported("env", "crc32"), MEMORY, ENTRY), "imports_unknown", "env.crc32.*not linked"),
     "many unknown": (
         module(*[imported("a", f"f{i}") for i in range(12)], MEMORY, ENTRY),

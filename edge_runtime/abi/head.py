@@ -1,0 +1,120 @@
+"""The header lines of a guest's response: checked, and in the form in which they go out. Pure.
+
+Text here is latin-1: each code point below 256 stands for the byte that was sent or will be.
+"""
+
+import functools
+import re
+from typing import Final, NamedTuple, NoReturn
+
+LIMIT: Final = 65_000
+"""Bytes of header lines: as they go out they are a little longer, and a frame's head holds 65,535."""
+LINES: Final = 128
+
+
+class ResponseInvalid(ValueError):
+    """The guest's answer is no response; the message says what it wrote wrongly."""
+
+
+class Head(NamedTuple):
+    lines: bytes
+    """Each ended by CR LF; without Status and Content-Length."""
+    status: str | None
+    """The value of Status."""
+    length: int | None
+    """Of Content-Length."""
+    typed: bool
+    """There is a Content-Type."""
+    located: bool
+    """There is a Location."""
+
+
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"
+_BLOCK: Final = re.compile(rb"(?:%b++:%b*+\r?\n)*+" % (_TOKEN, _TEXT))
+_NAME: Final = re.compile(_TOKEN + b"+")
+_VALUE: Final = re.compile(_TEXT + b"*")
+_SPECIAL: Final = re.compile(
+    rb"^(status|content-length|content-type|location|connection|keep-alive|te|trailer|transfer-encoding|upgrade)"
+    rb":[ \t]*(.*?)[ \t]*\r\n",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TAKEN: Final = (b"status", b"content-length")
+_SEEN: Final = (*_TAKEN, b"content-type", b"location")
+"""The others are about the connection, which is the server's."""
+
+_KEPT_BYTES: Final = 1024
+
+
+def parse(block: bytes) -> Head:
+    """Header lines, each ended by LF or CR LF. Error: ResponseInvalid."""
+    return _kept(block) if len(block) <= _KEPT_BYTES else _parse(block)
+
+
+def _parse(block: bytes) -> Head:
+    count = block.count(b"\n")
+    if count > LINES:
+        raise ResponseInvalid(f"it wrote {count} header lines; {LINES} are allowed")
+    if not _BLOCK.fullmatch(block):
+        _explain(block)
+    if block.count(b"\r\n") != count:
+        block = block.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    lines, after = b"", 0
+    values: dict[bytes, str] = {}
+    for found in _SPECIAL.finditer(block):
+        name = found[1].lower()
+        if name not in _SEEN:
+            raise ResponseInvalid(f"it wrote the header {found[1].decode()}, which is for the server to write")
+        if name in values:
+            raise ResponseInvalid(f"it wrote {found[1].decode()} twice")
+        values[name] = found[2].decode("latin-1")
+        if name in _TAKEN:
+            lines += block[after : found.start()]
+            after = found.end()
+    return Head(
+        lines + block[after:],
+        values.get(b"status"),
+        _length(values.get(b"content-length")),
+        b"content-type" in values,
+        b"location" in values,
+    )
+
+
+_kept = functools.lru_cache(maxsize=256)(_parse)
+"""Most answers of a function begin like the one before."""
+
+
+def _length(value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) < 20):
+        raise ResponseInvalid(f"it wrote Content-Length: {value[:80]!r}, which is no number")
+    return int(value)
+
+
+def _explain(block: bytes) -> NoReturn:
+    """Say what is wrong with lines that don't match."""
+    for line in block.replace(b"\r\n", b"\n").split(b"\n")[:-1]:
+        name, colon, value = line.partition(b":")
+        shown = name[:80].decode("latin-1")
+        if not colon:
+            raise ResponseInvalid(f"it wrote the header line {shown!r}, which has no colon")
+        if not _NAME.fullmatch(name):
+            raise ResponseInvalid(f"it wrote the header name {shown!r}, which has characters that no name may have")
+        if not _VALUE.fullmatch(value):
+            said = value.strip(b" \t")[:80].decode("latin-1")
+            raise ResponseInvalid(f"it wrote a control character in the value of {shown}: {said!r}")
+    raise ResponseInvalid(f"its last header line has no end: {block[-40:]!r}")
+
+
+def check_body(head: Head, status: int, body: bytes, method: str) -> None:
+    """What head and body must have of each other. `method` is the request's (a HEAD's answer may name the length that
+    a GET's would have). Error: ResponseInvalid."""
+    length = head.length
+    if body:
+        if status in (204, 304):
+            raise ResponseInvalid(f"it wrote a body of {len(body)} bytes with the status {status}, which has none")
+        if not head.typed:
+            raise ResponseInvalid("it wrote a body without a Content-Type")
+    if length is not None and length != len(body) and (body or not (method == "HEAD" or status == 304)):
+        raise ResponseInvalid(f"it wrote Content-Length: {length} and a body of {len(body)} bytes")

@@ -1,0 +1,47 @@
+"""Functions that speak WAGI: a program whose `_start` finds the request in its environment and on stdin."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from .abi import wagi
+from .abi.head import LIMIT, ResponseInvalid
+from .frames import LocalFunction
+from .invocation import GuestFault, Limits, Request, Response, Services
+from .runner import FAILURES, Guest
+from .wasi import Exit, Strings
+from .wasmedge import Config, Entry, Module
+
+START: Final = Entry("_start")
+
+
+class Wagi(Guest):
+    def __init__(
+        self, local: LocalFunction, module: Module, config: Config, limits: Limits, settings: Mapping[str, str]
+    ) -> None:
+        """`settings` become environment variables. Error: LinkError."""
+        super().__init__(local.name, module, config, limits, [START])
+        self._settings = dict(settings)
+        self._args = Strings([local.name])
+
+    def call(self, request: Request, services: Services) -> Response:
+        host, limits = self.host, self.limits
+        wasi = host.wasi
+        try:
+            environ = Strings(wagi.environment(request, self.name, self._settings))
+        except (wagi.RequestUnfit, UnicodeEncodeError) as error:
+            raise GuestFault("request_unfit", f"The request can't be handed to a function: {error}.", 400) from None
+        host.serve(services)
+        wasi.begin(self._args, environ, request.body, limits.response_bytes + LIMIT, limits.log_bytes)
+        try:
+            with self.program.open(host.memory):
+                self.program.call(START)
+        except FAILURES as error:
+            if not (isinstance(error, Exit) and error.code == 0):
+                raise self.fault(error) from None
+        try:
+            status, head, body = wagi.parse_response(wasi.stdout, request.method)
+        except ResponseInvalid as error:
+            raise self.failed("guest_response_invalid", f"Its response is invalid: {error}.") from None
+        if len(body) > limits.response_bytes:
+            raise self.too_large(f"{len(body)} bytes")
+        return Response(status, head, body, wasi.stderr)
