@@ -96,7 +96,7 @@ class Call:
     """A request to a function. It ends once, always, with an `Outcome`."""
 
     __slots__ = (
-        "_done", "attempts", "body", "client", "deadline", "ended", "gone", "headers", "id", "method", "name", "path",
+        "attempts", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name", "path",
         "query", "short", "target",
     )  # fmt: skip
 
@@ -120,7 +120,7 @@ class Call:
         self.client = client
         self.body = body
         self.ended = False
-        self._done = done
+        self.done = done
         self.id = 0
         """Of the attempt: another one each time that it is dispatched."""
         self.attempts = 0
@@ -140,7 +140,7 @@ class Call:
     def end(self, outcome: Outcome) -> None:
         if not self.ended:
             self.ended = True
-            self._done(outcome)
+            self.done(outcome)
 
 
 class Order:

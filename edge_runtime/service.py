@@ -135,16 +135,22 @@ class Front:
         return {**(self.agent.status() if self.agent is not None else {}), **own}
 
 
-def run(settings: Settings, make_agent: MakeAgent | None = None) -> None:
-    """Run a node until SIGTERM or SIGINT; a second one ends it. Errors: StateUnfit, and those of `Front.run`."""
+def run(
+    settings: Settings, make_agent: MakeAgent | None = None, begin: Callable[[Front], None] = lambda front: None
+) -> None:
+    """Run a node until SIGTERM or SIGINT; a second one ends it. `begin` gets the front before it runs.
+
+    Errors: StateUnfit, and those of `Front.run`.
+    """
     with State(settings.state, settings.start_wait) as state:
         _more_files()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_main(settings, state, make_agent))
+            runner.run(_main(settings, state, make_agent, begin))
 
 
-async def _main(settings: Settings, state: State, make_agent: MakeAgent | None) -> None:
+async def _main(settings: Settings, state: State, make_agent: MakeAgent | None, begin: Callable[[Front], None]) -> None:
     front = Front(settings, state, make_agent)
+    begin(front)
     loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
