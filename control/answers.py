@@ -90,6 +90,16 @@ class NumberedChange(Struct):
     name: str
 
 
+class ChangedGrant(Struct):
+    """What a function may do otherwise than before, as its manifests have it; null where it has none."""
+
+    name: str
+    grant: str
+    """`route`, `sql`, `http`, `secrets` or `config`."""
+    from_: Any = field(name="from")
+    to: Any
+
+
 class Changes(Struct):
     """How a release differs from its group's release before it."""
 
@@ -98,6 +108,8 @@ class Changes(Struct):
     remove: list[VersionOf]
     schema: list[NumberedChange]
     """Above the floor of the release before."""
+    grants: list[ChangedGrant]
+    """Of the functions that are added or changed."""
 
 
 class Release(Struct):

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from control import answers, artifacts, faults, logs, queries, releases, wire
+from control import answers, artifacts, faults, logs, manifests, queries, releases, wire
 from control.calls import Answer, Call
 from control.problems import ProblemError
 
@@ -83,8 +83,12 @@ async def add_version(call: Call) -> Answer:
                 f"the module speaks {artifact['abi']}, the manifest says {body.manifest.abi}",
                 field="manifest.abi",
             )
-        version = await conn.fetchval(SQL["next_version"], name, now)
         kept = msgspec.structs.replace(body.manifest, abi=artifact["abi"])
+        try:
+            manifests.check(kept)
+        except manifests.ManifestUnfit as unfit:
+            raise ProblemError("manifest_unfit", str(unfit), field=f"manifest.{unfit.field}") from None
+        version = await conn.fetchval(SQL["next_version"], name, now)
         manifest = msgspec.to_builtins(kept)
         digest = wire.manifest_digest(kept)
         row = await conn.fetchrow(

@@ -55,11 +55,13 @@ CODES: dict[str, Code] = {
     "upload_interrupted": Code(409, "The upload was given up before it ended"),
     "version_in_target": Code(409, "The version is part of a target"),
     "schema_conflict": Code(409, "The schema has moved on"),
+    "route_conflict": Code(409, "Two functions would have the same route"),
     "release_not_possible": Code(409, "The release can't be made as asked"),
     "history_mismatch": Code(409, "The node's schema history isn't this control plane's"),
     "last_admin": Code(409, "The last admin can't be revoked"),
     "artifact_too_large": Code(413, "The artifact is too large"),
     "module_refused": Code(422, "The module can't run on a node"),
+    "manifest_unfit": Code(422, "The manifest can't be kept as it is"),
     "schema_refused": Code(422, "The schema change can't be applied"),
     # Not now
     "database_busy": Code(503, "Too many writes at once"),

@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 from msgspec import Struct
 
-from control import answers, logs, queries, wire
+from control import answers, logs, manifests, queries, wire
 from control.calls import Answer, Call
 from control.problems import ProblemError
 
@@ -14,6 +15,8 @@ SQL = queries.load("releases")
 
 Functions = dict[str, tuple[int, str]]
 """Version and sha256 by name."""
+Manifests = dict[str, dict[str, Any]]
+"""Of functions, by name."""
 
 
 class ReleaseQuery(logs.Paging, forbid_unknown_fields=True):
@@ -123,6 +126,8 @@ async def make(
             raise ProblemError(
                 "unknown_schema_change", f"the newest schema change is {newest}, there is no {floor}", field="schema"
             )
+    granted = await _manifests(conn, functions)
+    _check_routes(granted)
     number: int = await conn.fetchval(SQL["next_number"], group["id"])
     release_id = uuid4()
     if plan:
@@ -153,7 +158,7 @@ async def make(
         reason=body.reason,
         created_by=by,
         created_at=now,
-        changes=await _changes(conn, before, functions, old_floor, floor),
+        changes=await _changes(conn, before, functions, old_floor, floor, granted),
     )
 
 
@@ -212,8 +217,30 @@ async def _contents(conn: Any, release_id: Any) -> tuple[Functions, int]:
     return {row["name"]: (row["version"], row["sha256"]) for row in rows}, floor
 
 
-async def _changes(conn: Any, before: Functions, after: Functions, old_floor: int, floor: int) -> answers.Changes:
+async def _manifests(conn: Any, functions: Functions) -> Manifests:
+    names = sorted(functions)
+    rows = await conn.fetch(SQL["manifests"], names, [str(functions[name][0]) for name in names])
+    return {row["name"]: row["manifest"] for row in rows}
+
+
+def _check_routes(granted: Manifests) -> None:
+    """No two functions of a release may have the same route. Error: ProblemError."""
+    routes = {
+        name: msgspec.convert(manifest["route"], wire.Route)
+        for name, manifest in granted.items()
+        if manifest.get("route") is not None
+    }
+    said = manifests.conflict(routes)
+    if said:
+        raise ProblemError("route_conflict", f"{said}; give one of them another route, or take it out of the release")
+
+
+async def _changes(
+    conn: Any, before: Functions, after: Functions, old_floor: int, floor: int, granted: Manifests
+) -> answers.Changes:
     changes = await conn.fetch(SQL["changes_between"], old_floor, floor)
+    touched = sorted(name for name in after if after[name] != before.get(name))
+    had = await _manifests(conn, {name: before[name] for name in touched if name in before})
     return answers.Changes(
         add=[answers.VersionOf(n, after[n][0]) for n in sorted(after.keys() - before.keys())],
         change=[
@@ -223,6 +250,11 @@ async def _changes(conn: Any, before: Functions, after: Functions, old_floor: in
         ],
         remove=[answers.VersionOf(n, before[n][0]) for n in sorted(before.keys() - after.keys())],
         schema=[answers.NumberedChange(row["number"], row["name"]) for row in changes],
+        grants=[
+            answers.ChangedGrant(name, grant, old, new)
+            for name in touched
+            for grant, (old, new) in manifests.differences(had.get(name, {}), granted[name]).items()
+        ],
     )
 
 

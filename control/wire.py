@@ -27,9 +27,25 @@ Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
 Method = Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$(?!\n)")]
-HostPattern = Annotated[str, Meta(pattern=r"^(\*\.)?[a-z0-9.:\[\]-]{1,253}$(?!\n)")]
-"""``host``, ``host:port``, or ``*.host`` for every name below it; lower case."""
-ConfigName = Annotated[str, Meta(pattern=r"^[A-Z][A-Z0-9_]{0,62}$(?!\n)")]
+HostPattern = Annotated[
+    str,
+    Meta(
+        pattern=r"^(http://)?((\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?$(?!\n)",
+        max_length=270,
+    ),
+]
+"""``host`` or ``host:port``: a name, ``*.name`` for every name below it, or an address; in lower case. It means https,
+where it doesn't begin with ``http://``; without a port the scheme's own."""
+ConfigName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,62}$(?!\n)")]
+RoutePath = Annotated[
+    str,
+    Meta(
+        pattern=r"^/(?:(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+|\{[a-z][a-z0-9_]{0,31}\})/)*"
+        r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]*|\{[a-z][a-z0-9_]{0,31}(?:\.\.\.)?\})$(?!\n)",
+        max_length=1024,
+    ),
+]
+"""Segments are literal or a parameter, ``/orders/{id}``; the last may be ``{name...}``, the rest of the path."""
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Generation = Annotated[int, Meta(ge=0, le=2**62)]
 Text = Annotated[str, Meta(max_length=2000)]
@@ -63,7 +79,10 @@ class HttpGrant(Body, frozen=True, omit_defaults=True):
 
     hosts: Annotated[list[HostPattern], Meta(min_length=1, max_length=64)]
     methods: Annotated[tuple[Method, ...], Meta(min_length=1, max_length=16)] = ("GET", "HEAD")
+    request_bytes: Annotated[int, Meta(ge=0, le=64 * MIB)] = MIB
+    """Of a request's body."""
     response_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = MIB
+    """Of an answer's body."""
     time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
     """Of one request, from the name's look-up to the last byte; the call's own limit goes on meanwhile."""
 
@@ -71,8 +90,7 @@ class HttpGrant(Body, frozen=True, omit_defaults=True):
 class Route(Body, frozen=True, omit_defaults=True):
     """A path of the node's HTTP that is the function's: besides ``/functions/NAME``, which every function has."""
 
-    path: Annotated[str, Meta(pattern=r"^/", max_length=1024)]
-    """Segments are literal or a parameter, ``/orders/{id}``; the last may be ``{name...}``, the rest of the path."""
+    path: RoutePath
     methods: Annotated[list[Method], Meta(max_length=16)] = []
     """Empty: every method."""
 
@@ -88,7 +106,7 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     sql: Literal["none", "read", "write"] = "none"
     http: HttpGrant | None = None
     config: dict[ConfigName, Annotated[str, Meta(max_length=4096)]] = {}
-    """Given to the guest as environment variables."""
+    """Given to the guest as environment variables, or as its ABI has it."""
     secrets: Annotated[list[ConfigName], Meta(max_length=64)] = []
     """Names; each node has its own values, in a private file."""
     time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000

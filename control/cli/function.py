@@ -9,7 +9,7 @@ import msgspec
 import orjson
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from control import wire
+from control import manifests, wire
 from control.cli import options, output, releasing
 from control.cli.client import Client, Json, path
 
@@ -30,6 +30,12 @@ def command() -> None:
 )
 @click.option("--sql", type=click.Choice(["none", "read", "write"]), help="What the function may do in the database.")
 @click.option("--config", type=options.PAIR, multiple=True, metavar="KEY=VALUE", help="An environment variable for it.")
+@click.option("--secret", "secrets", multiple=True, metavar="NAME", help="A value that each node has in its own file.")
+@click.option("--http", "hosts", multiple=True, metavar="HOST", help="A host that the function may send requests to.")
+@click.option(
+    "--http-method", "methods", multiple=True, metavar="METHOD", help="Of those requests; GET and HEAD without."
+)
+@click.option("--route", metavar="'METHOD PATH'", help="A path of the node that is the function's: 'GET /orders/{id}'.")
 @click.option("--time-limit", type=int, metavar="MS", help="Milliseconds a call may take.")
 @click.option("--memory-pages", type=int, metavar="N", help="Pages of 64 KiB a call may use.")
 @click.option("--response-limit", type=int, metavar="BYTES", help="Bytes a response may have.")
@@ -45,6 +51,10 @@ async def push(
     manifest_file: Path | None,
     sql: str | None,
     config: tuple[tuple[str, str], ...],
+    secrets: tuple[str, ...],
+    hosts: tuple[str, ...],
+    methods: tuple[str, ...],
+    route: str | None,
     time_limit: int | None,
     memory_pages: int | None,
     response_limit: int | None,
@@ -71,6 +81,13 @@ async def push(
     manifest |= {field: value for field, value in chosen.items() if value is not None}
     if config:
         manifest["config"] = {**manifest.get("config", {}), **dict(config)}
+    if secrets:
+        manifest["secrets"] = list(secrets)
+    if hosts or methods:
+        given = {"hosts": list(hosts), "methods": [method.upper() for method in methods]}
+        manifest["http"] = {**(manifest.get("http") or {}), **{key: value for key, value in given.items() if value}}
+    if route is not None:
+        manifest["route"] = read_route(route)
     check_manifest(manifest)
     async with options.client() as control:
         sha256 = await upload(control, file, quiet=as_json)
@@ -99,11 +116,18 @@ def read_manifest(file: Path | None) -> Json:
     return value
 
 
+def read_route(text: str) -> Json:
+    """`GET|PUT /path`, or a path alone for every method, as a manifest has it."""
+    before, _, path = text.rpartition(" ")
+    methods = [method.upper() for method in before.replace("|", " ").replace(",", " ").split()]
+    return {"path": path, "methods": methods} if methods else {"path": path}
+
+
 def check_manifest(manifest: Json) -> None:
     """Refuse here what control would refuse, before anything is uploaded."""
     try:
-        msgspec.convert(manifest, wire.Manifest)
-    except msgspec.ValidationError as error:
+        manifests.check(msgspec.convert(manifest, wire.Manifest))
+    except (msgspec.ValidationError, manifests.ManifestUnfit) as error:
         raise click.UsageError(f"the manifest isn't valid: {error}") from error
 
 
@@ -166,18 +190,18 @@ async def show(name: str, version: int | None, as_json: bool) -> None:
                 ("sha256", found["sha256"]),
                 ("size", output.size(found["size"])),
                 ("created", f"{output.ago(found['created_at'])} by {found['created_by']}"),
-                *((f"  {key}", _shown(value)) for key, value in found["manifest"].items()),
+                *((f"  {key}", _shown(key, value)) for key, value in found["manifest"].items()),
             ]
         )
     else:
         output.table(
-            ["VERSION", "SHA256", "SIZE", "SQL", "BY", "CREATED"],
+            ["VERSION", "SHA256", "SIZE", "GRANTS", "BY", "CREATED"],
             [
                 [
                     v["version"],
                     v["sha256"][:12],
                     output.size(v["size"]),
-                    v["manifest"].get("sql", "none"),
+                    "; ".join(f"{grant} {text}" for grant, text in manifests.grants(v["manifest"]).items()),
                     v["created_by"],
                     output.ago(v["created_at"]),
                 ]
@@ -187,7 +211,9 @@ async def show(name: str, version: int | None, as_json: bool) -> None:
         )
 
 
-def _shown(value: object) -> object:
+def _shown(field: str, value: object) -> object:
+    if field in manifests.GRANTS:
+        return manifests.shown(field, value)
     return orjson.dumps(value).decode() if isinstance(value, dict) else value
 
 

@@ -1,5 +1,6 @@
 """Making a release and showing what it changes; `push`, `schema add`, `schema amend` and `release create` share it."""
 
+from control import manifests
 from control.cli import output, waiting
 from control.cli.client import Client, Json, path
 
@@ -33,7 +34,15 @@ def changes(changed: Json) -> list[tuple[str, str]]:
     lines += [(f"~ {_text(item)}", "yellow") for item in changed.get("change", [])]
     lines += [(f"- {_text(item)} is removed", "red") for item in changed.get("remove", [])]
     lines += [(f"+ schema change {_text(item)}", "green") for item in changed.get("schema", [])]
+    lines += [(f"! {_granted(item)}", "yellow") for item in changed.get("grants", [])]
     return lines
+
+
+def _granted(item: Json) -> str:
+    """A new version may want more than the one before: whoever releases it must see that."""
+    grant, before, after = item["grant"], item["from"], item["to"]
+    new = f"{item['name']} {grant}: {manifests.shown(grant, after)}"
+    return new if before is None else f"{new} (was: {manifests.shown(grant, before)})"
 
 
 def _text(item: object) -> str:

@@ -32,6 +32,12 @@ SELECT v.name, v.version, v.sha256
 FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
     ON v.name = w.name AND v.version = w.version;
 
+-- The manifests of versions.
+-- name: manifests
+SELECT v.name, v.manifest
+FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
+    ON v.name = w.name AND v.version = w.version;
+
 -- The number of the group's next release.
 -- name: next_number
 SELECT coalesce(max(number), 0) + 1 FROM releases WHERE group_id = $1;

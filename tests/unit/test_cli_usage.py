@@ -51,7 +51,7 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (["function", "push", "f", "/no/such/file"], "does not exist"),
         (["function", "push", "f", "FILE", "--time-limit", "5"], "time_limit_ms"),
         (["function", "push", "f", "FILE", "--config", "novalue"], "KEY=VALUE"),
-        (["function", "push", "f", "FILE", "--config", "lower=1"], "config"),
+        (["function", "push", "f", "FILE", "--config", "1st=1"], "config"),
         (["schema", "add", "FILE", "--wait", "--no-release"], "--no-release"),
         (["schema", "amend", "0", "FILE"], "0"),
         (["release", "create", "--rollback-to", "1", "--set", "f=1"], "--rollback-to"),

@@ -1,0 +1,154 @@
+"""The rules of a manifest that its types don't say, what two releases' manifests grant differently, and which routes
+can't be beside each other. Pure."""
+
+import ipaddress
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any, Final
+
+import msgspec
+
+from control import wire
+
+OWN_PATHS: Final = ("functions", "_skerry")
+"""First segments of paths that are the node's own."""
+CGI_NAMES: Final = frozenset(
+    (
+        "AUTH_TYPE", "CONTENT_LENGTH", "CONTENT_TYPE", "GATEWAY_INTERFACE", "HTTPS", "PATH_INFO", "PATH_TRANSLATED",
+        "QUERY_STRING", "REMOTE_ADDR", "REMOTE_HOST", "REMOTE_IDENT", "REMOTE_PORT", "REMOTE_USER", "REQUEST_METHOD",
+        "REQUEST_URI", "SCRIPT_NAME", "SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "SERVER_SOFTWARE",
+        "SKERRY_FUNCTION", "X_FULL_URL", "X_MATCHED_ROUTE", "X_RAW_PATH_INFO",
+    )
+)  # fmt: skip
+CGI_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
+TUNNELS: Final = ("CONNECT", "TRACE")
+"""Methods that no function may have the node use."""
+GRANTS: Final = ("route", "sql", "http", "secrets", "config")
+"""What a manifest gives a function beyond its own memory: an operator is told where a release changes it."""
+
+
+class ManifestUnfit(ValueError):
+    """A manifest can't be kept; `field` is the path of what is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def check(manifest: wire.Manifest) -> None:
+    """Error: ManifestUnfit. An empty `abi` (it isn't known yet) goes with everything."""
+    if manifest.entry and manifest.abi not in ("", "extism"):
+        raise ManifestUnfit("entry", f"entry names an export of an Extism plug-in, and this module is {manifest.abi}")
+    _check_names(manifest)
+    if manifest.http is not None:
+        _check_http(manifest.http)
+    if manifest.route is not None:
+        _check_route(manifest.route)
+
+
+def _check_names(manifest: wire.Manifest) -> None:
+    for field, names in (("config", list(manifest.config)), ("secrets", manifest.secrets)):
+        for name in names:
+            if name in CGI_NAMES or name.startswith(CGI_PREFIXES):
+                raise ManifestUnfit(field, f"{name} is a variable that tells of the request (CGI): take another name")
+    for name in manifest.secrets:
+        if name in manifest.config:
+            raise ManifestUnfit("secrets", f"{name} is in config too: it can be one of both")
+    if len(set(manifest.secrets)) < len(manifest.secrets):
+        raise ManifestUnfit("secrets", "secrets has a name twice")
+    for name, value in manifest.config.items():
+        if "\0" in value:
+            raise ManifestUnfit("config", f"the value of {name} has a NUL, which no environment variable can hold")
+
+
+def _check_http(grant: wire.HttpGrant) -> None:
+    for method in grant.methods:
+        if method in TUNNELS:
+            raise ManifestUnfit("http.methods", f"{method} is none that a node makes for a function")
+    for pattern in grant.hosts:
+        host = pattern.removeprefix("http://")
+        name, colon, port = host.rpartition(":")
+        if not colon or port.endswith("]"):
+            name = host
+        elif int(port) > 65_535:
+            raise ManifestUnfit("http.hosts", f"{pattern} names the port {port}; the highest is 65535")
+        if name.startswith("["):
+            try:
+                address = ipaddress.IPv6Address(name[1:-1])
+            except ValueError:
+                raise ManifestUnfit("http.hosts", f"{pattern} names no IPv6 address") from None
+            if str(address) != name[1:-1]:
+                raise ManifestUnfit("http.hosts", f"{pattern} must be written as [{address}]")
+        elif name.rpartition(".")[2].isdecimal():
+            try:
+                ipaddress.IPv4Address(name)
+            except ValueError:
+                raise ManifestUnfit("http.hosts", f"{pattern} names neither an IPv4 address nor a host") from None
+
+
+def _check_route(route: wire.Route) -> None:
+    segments = route.path.split("/")[1:]
+    if segments[0] in OWN_PATHS:
+        raise ManifestUnfit("route.path", f"paths under /{segments[0]} are the node's own")
+    for segment in segments:
+        if segment in (".", ".."):
+            raise ManifestUnfit("route.path", f"{route.path} has the segment {segment}, which clients resolve away")
+    names = [segment.strip("{}.") for segment in segments if segment.startswith("{")]
+    if len(set(names)) < len(names):
+        raise ManifestUnfit("route.path", f"{route.path} has a parameter twice")
+
+
+def shape(path: str) -> tuple[str, ...]:
+    """A route's path without its parameters' names: two of one shape match the same paths, equally well."""
+    return tuple(
+        ("{...}" if segment.endswith("...}") else "{}") if segment.startswith("{") else segment
+        for segment in path.split("/")[1:]
+    )
+
+
+def conflict(routes: Mapping[str, wire.Route]) -> str:
+    """How two of these functions' routes would both be the one for a request, as a sentence; empty where none are.
+
+    Where two match a request and aren't of one shape, the first segment that differs decides: literal before
+    parameter before rest. So only one shape with a common method is a conflict.
+    """
+    by_shape: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(routes):
+        by_shape.setdefault(shape(routes[name].path), []).append(name)
+    for names in by_shape.values():
+        for one, other in combinations(names, 2):
+            first, second = routes[one], routes[other]
+            both = set(first.methods) & set(second.methods)
+            if not first.methods or not second.methods:
+                both = set(first.methods) | set(second.methods) or {"every method"}
+            if both:
+                listed = ", ".join(sorted(both))
+                return f"the route {first.path} of {one} and {second.path} of {other} take the same requests ({listed})"
+    return ""
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The grants that differ between two manifests as control keeps them; absent ones are None."""
+    return {grant: (before.get(grant), after.get(grant)) for grant in GRANTS if before.get(grant) != after.get(grant)}
+
+
+def grants(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What a manifest as control keeps it grants, each as one line for people."""
+    return {grant: shown(grant, manifest[grant]) for grant in GRANTS if grant in manifest}
+
+
+def shown(grant: str, value: Any) -> str:
+    """One grant for people."""
+    if value is None:
+        return "none"
+    if grant == "route":
+        return f"{'|'.join(value.get('methods') or ['ANY'])} {value['path']}"
+    if grant == "http":
+        given = msgspec.convert(value, wire.HttpGrant)
+        return (
+            f"{'|'.join(given.methods)} to {', '.join(given.hosts)} ({given.time_limit_ms} ms, {given.request_bytes} "
+            f"bytes out, {given.response_bytes} in)"
+        )
+    if grant == "config":
+        return ", ".join(f"{name}={text}" for name, text in sorted(value.items()))
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,134 @@
+"""What a manifest may say beyond its types, and which routes are refused beside each other."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from control import manifests, wire
+
+
+def manifest(**fields: Any) -> wire.Manifest:
+    return msgspec.convert(fields, wire.Manifest)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"abi": "wagi", "entry": "run"}, "entry"),
+        ({"abi": "direct", "entry": "run"}, "entry"),
+        ({"config": {"PATH_INFO": "x"}}, "config"),
+        ({"config": {"HTTP_HOST": "x"}}, "config"),
+        ({"config": {"PATH_PARAM_ID": "x"}}, "config"),
+        ({"config": {"NUL": "a\0b"}}, "config"),
+        ({"secrets": ["REQUEST_METHOD"]}, "secrets"),
+        ({"secrets": ["KEY", "KEY"]}, "secrets"),
+        ({"secrets": ["KEY"], "config": {"KEY": "x"}}, "secrets"),
+        ({"http": {"hosts": ["a.example"], "methods": ["CONNECT"]}}, "http.methods"),
+        ({"http": {"hosts": ["a.example:65536"]}}, "http.hosts"),
+        ({"http": {"hosts": ["[1:2:3]"]}}, "http.hosts"),
+        ({"http": {"hosts": ["[0:0:0:0:0:0:0:1]"]}}, "http.hosts"),
+        ({"http": {"hosts": ["127.1"]}}, "http.hosts"),
+        ({"http": {"hosts": ["2130706433"]}}, "http.hosts"),
+        ({"http": {"hosts": ["1.2.3.04"]}}, "http.hosts"),
+        ({"route": {"path": "/functions/x"}}, "route.path"),
+        ({"route": {"path": "/_skerry"}}, "route.path"),
+        ({"route": {"path": "/a/../b"}}, "route.path"),
+        ({"route": {"path": "/{a}/{a}"}}, "route.path"),
+        ({"route": {"path": "/{a}/{a...}"}}, "route.path"),
+    ],
+)
+def test_a_manifest_is_refused_and_the_field_named(fields, field):
+    with pytest.raises(manifests.ManifestUnfit) as refused:
+        manifests.check(manifest(**fields))
+    assert refused.value.field == field
+    assert str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"http": {"hosts": []}},
+        {"http": {"hosts": ["https://a.example"]}},
+        {"http": {"hosts": ["a.example/path"]}},
+        {"http": {"hosts": ["user@a.example"]}},
+        {"http": {"hosts": ["A.example"]}},
+        {"http": {"hosts": ["*"]}},
+        {"http": {"hosts": ["a.*.example"]}},
+        {"http": {"hosts": ["a.example:0"]}},
+        {"http": {"hosts": ["a.example\n"]}},
+        {"route": {"path": "orders"}},
+        {"route": {"path": "/a//b"}},
+        {"route": {"path": "/a/{b"}},
+        {"route": {"path": "/a/x{b}"}},
+        {"route": {"path": "/{rest...}/b"}},
+        {"route": {"path": "/a?b"}},
+        {"route": {"path": "/a%20b"}},
+        {"route": {"path": "/a\n"}},
+        {"route": {"path": "/a", "methods": ["get"]}},
+        {"config": {"1X": "a"}},
+        {"secrets": ["A=B"]},
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(fields):
+    with pytest.raises(msgspec.ValidationError):
+        manifest(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"entry": "run"},
+        {"abi": "extism", "entry": "run", "config": {"vowels": "aeiou"}, "secrets": ["API_KEY"]},
+        {"http": {"hosts": ["a.example", "*.b.example:8443", "http://10.0.0.1:80", "[::1]", "http://[::1]:9"]}},
+        {"route": {"path": "/"}},
+        {"route": {"path": "/orders/{id}/lines/{line}", "methods": ["GET", "PUT"]}},
+        {"route": {"path": "/files/{path...}"}},
+        {"route": {"path": "/a.b/~c/"}},
+    ],
+)
+def test_a_manifest_is_taken(fields):
+    manifests.check(manifest(**fields))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "conflicts"),
+    [
+        (("/a", []), ("/a", []), True),
+        (("/a", ["GET"]), ("/a", ["POST"]), False),
+        (("/a", ["GET"]), ("/a", []), True),
+        (("/a/{x}", ["GET"]), ("/a/{y}", ["GET", "PUT"]), True),
+        (("/a/{x}", []), ("/a/b", []), False),
+        (("/a/{x}", []), ("/{y}/b", []), False),
+        (("/a/{x...}", []), ("/a/{y...}", []), True),
+        (("/a/{x...}", []), ("/a/{y}", []), False),
+        (("/a/", []), ("/a", []), False),
+        (("/A", []), ("/a", []), False),
+    ],
+)
+def test_two_routes_conflict_where_a_request_could_be_either_ones(one, other, conflicts):
+    routes = {"f": wire.Route(one[0], one[1]), "g": wire.Route(other[0], other[1])}
+    said = manifests.conflict(routes)
+    assert bool(said) is conflicts
+    if conflicts:
+        assert one[0] in said
+        assert other[0] in said
+
+
+def test_differences_are_those_of_grants_and_shown_to_people():
+    before = {"sql": "read", "time_limit_ms": 100, "secrets": ["A"]}
+    after = {"sql": "write", "time_limit_ms": 200, "http": {"hosts": ["a.example"]}, "route": {"path": "/{id}"}}
+    found = manifests.differences(before, after)
+    assert found == {
+        "route": (None, {"path": "/{id}"}),
+        "sql": ("read", "write"),
+        "http": (None, {"hosts": ["a.example"]}),
+        "secrets": (["A"], None),
+    }
+    assert manifests.grants(after) == {
+        "route": "ANY /{id}",
+        "sql": "write",
+        "http": "GET|HEAD to a.example (5000 ms, 1048576 bytes out, 1048576 in)",
+    }
+    assert manifests.shown("secrets", None) == "none"
