@@ -37,6 +37,9 @@ ABORT: Final = 7
 # To a compiler
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
+# To a worker, in the middle of a call
+HTTP_ANSWER: Final = 9
+"""To an HTTP of the same request: the raw bytes are the JSON for the guest."""
 
 # From a child. A kind of 100 or more is the HTTP status of a guest's answer: the head is its header lines as they go
 # out (`name: value`, each ended by CR LF, none of them about the length or the connection), the raw bytes the body.
@@ -58,6 +61,10 @@ ABORTED: Final = 29
 COMPILED: Final = 30
 LOG: Final = 31
 """What the guest of the call wrote to its log, as raw bytes; before its answer."""
+HTTP: Final = 32
+"""The guest of the call asks for an HTTP request: its JSON (see `outbound`), as raw bytes. Answered by HTTP_ANSWER."""
+DENIED: Final = 33
+"""Before a call's answer, where its grants denied it something: as raw bytes a JSON object, times by kind."""
 FIRST_STATUS: Final = 100
 
 
@@ -94,6 +101,13 @@ class Load(Struct, frozen=True):
     serial: int
     """The front's own number for this set of modules: a release gets another one when its AOT files get better."""
     release: LocalRelease
+    secrets: dict[str, dict[str, str]] = {}
+    """By function: the values of its manifest's names. They are in no other message but `Apply`, and kept nowhere."""
+    lacking: dict[str, "Failure"] = {}
+    """By function: why it can't be called although its module is there."""
+
+    def __repr__(self) -> str:
+        return f"Load({self.serial}, {self.release!r})"
 
 
 class Keep(Struct, frozen=True):
@@ -111,6 +125,11 @@ class Apply(Struct, frozen=True):
     plan: wire.Plan
     functions: list[LocalFunction]
     """All functions of the release, with the AOT files that probes run."""
+    secrets: dict[str, dict[str, str]] = {}
+    """As in `Load`: for the probes."""
+
+    def __repr__(self) -> str:
+        return f"Apply({self.plan.sync_id}, release {self.plan.release_number})"
 
 
 class Compile(Struct, frozen=True):
