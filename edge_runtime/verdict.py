@@ -16,12 +16,14 @@ COMMIT_LIMIT: Final = 5.0
 ABANDONED: Final = 0.05
 """Seconds that a call may run, once its client has gone and others wait: ending a worker costs the others as much."""
 
-# Why a worker is ended; the first four are codes of the answer too.
+# Why a worker is ended; all but the last are codes of the answer too.
 TIME_LIMIT: Final = "time_limit"
+MEMORY: Final = "memory_limit"
 LOCK_HELD: Final = "lock_held_too_long"
 LOCK_WAIT: Final = "writer_busy"
 CLIENT_GONE: Final = "client_gone"
 STUCK: Final = "stuck"
+REASONS: Final = (TIME_LIMIT, MEMORY, LOCK_HELD, LOCK_WAIT, CLIENT_GONE, STUCK)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ def verdict(call: Call, state: int, why: str, status: int | None, limits: Limits
         return Refusal(
             504, why, f"{name} ran longer than its manifest's time_limit_ms, {limit} ms. Nothing was changed."
         )
+    if why == MEMORY:
+        text = f"The process that ran {name} took more memory than a worker may. Nothing was changed."
+        return Refusal(507, why, text)
     if why == LOCK_HELD:
         text = f"{name} held the writer lock longer than {limits.lock_hold:g} s. Nothing was changed."
         return Refusal(504, why, text)

@@ -17,7 +17,7 @@ from .session import Session
 from .sql import CallSql, CommitFailed, StaleRelease
 from .wasmedge import Damaged, WasmEdgeError
 
-COMMIT_STATUS: Final = {"disk_full": 507, "database_busy": 503}
+COMMIT_STATUS: Final = {"disk_full": 507, "disk_failed": 507, "database_busy": 503}
 """What HTTP answers where a COMMIT failed; 502 for the other codes."""
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode

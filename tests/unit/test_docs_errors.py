@@ -52,8 +52,7 @@ def codes() -> dict[str, str]:
     found = dict.fromkeys(problems.CODES, "control/problems.py")
     found |= dict.fromkeys((syncs.EXPIRED, syncs.NOT_AT_TARGET), "control/syncs.py")
     found |= {code: "edge_runtime/session.py" for _, code in session._CODES}
-    endings = (verdict.TIME_LIMIT, verdict.LOCK_HELD, verdict.LOCK_WAIT, verdict.CLIENT_GONE, verdict.STUCK)
-    found |= dict.fromkeys(endings, "edge_runtime/verdict.py")
+    found |= dict.fromkeys(verdict.REASONS, "edge_runtime/verdict.py")
     for source in [*ROOT.glob("control/**/*.py"), *ROOT.glob("edge_runtime/**/*.py")]:
         found |= {code: str(source.relative_to(ROOT)) for code in raised(source)}
     return found

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from control import wire
 from edge_runtime import frames, page
 from edge_runtime.calls import Call, Tally, Target
-from edge_runtime.verdict import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT, Limits, overdue, verdict
+from edge_runtime.verdict import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, MEMORY, STUCK, TIME_LIMIT, Limits, overdue, verdict
 
 LIMITS = Limits(workers=1, lock_wait=10.0, lock_hold=2.0)
 NOW = 1000.0
@@ -92,6 +92,7 @@ def test_waiting_never_counts_as_running(ran: float, waited: float) -> None:
         (page.RUNNING, TIME_LIMIT, signal.SIGKILL, (504, "time_limit")),
         (page.WRITING, LOCK_HELD, signal.SIGKILL, (504, "lock_held_too_long")),
         (page.WAITING, LOCK_WAIT, signal.SIGKILL, (503, "writer_busy")),
+        (page.RUNNING, MEMORY, signal.SIGKILL, (507, "memory_limit")),
         (page.RUNNING, "", signal.SIGSEGV, (502, "worker_crashed")),
         (page.RUNNING, "", None, (502, "worker_crashed")),
         # Whatever ended it: what was being committed may be kept.
