@@ -3,7 +3,7 @@
 import click
 
 from .commands import check, join, status
-from .run import run
+from .run import dev, run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -14,6 +14,7 @@ def main() -> None:
 
 main.add_command(join)
 main.add_command(run)
+main.add_command(dev)
 main.add_command(status)
 main.add_command(check)
 

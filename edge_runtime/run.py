@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ OPTIONS: Final = {
     "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a token, in SKERRY_EDGE_TOKEN or in the "
     "file that SKERRY_EDGE_TOKEN_FILE names.",
     "hosts": "Name that the Host header may have besides localhost, where there is no token; may be repeated.",
+    "secrets": "TOML file with the values of functions' secrets (default: secrets.toml in the state directory).",
+    "http_networks": "Network, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public ones; may "
+    "be repeated.",
     "workers": "Processes that run functions (default: the processors).",
     "depth": "Calls that one worker may have at once, of functions whose calls are short.",
     "queue_limit": "Calls that may wait for a worker.",
@@ -41,13 +45,15 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     for name, meaning in reversed(OPTIONS.items()):
         field = fields[name]
-        many = name == "hosts"
+        many = name in ("hosts", "http_networks")
         default = field.default if field.default is not dataclasses.MISSING else None
         command = click.option(
-            "--" + ("host" if many else name.replace("_", "-")),
+            "--" + (name.removesuffix("s") if many else name).replace("_", "-"),
             name,
             envvar=f"SKERRY_EDGE_{name.upper()}",
-            type={"int": int, "float": float}.get(getattr(field.type, "__name__", ""), str),
+            type=click.Path(path_type=Path)
+            if name == "secrets"
+            else {"int": int, "float": float}.get(getattr(field.type, "__name__", ""), str),
             multiple=many,
             default=() if many else default,
             show_default=not many and default is not None,
@@ -85,6 +91,21 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
         from . import agent, service
 
         service.run(settings, lambda runtime, compiler: agent.Agent(state, who, runtime, compiler))
+
+
+@click.command()
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), required=True, help="Its state directory.")
+@click.option("--listen", required=True, help="HOST:PORT of the local HTTP, on loopback.")
+@click.option("--fresh", is_flag=True, help="Begin with a new database.")
+def dev(state: Path, listen: str, fresh: bool) -> None:
+    """Serve what comes on stdin, for `skerry dev`: a person calls that."""
+    logs.set_up("text", debug=False)
+    logging.getLogger().setLevel(logging.WARNING)
+    with _told():
+        settings = Settings(state=state, listen=listen, synchronous="NORMAL")
+        from . import dev
+
+        dev.run(settings, fresh=fresh)
 
 
 def token() -> str:

@@ -17,6 +17,7 @@ VERBS = {
     "status": "control.cli.status",
     "node": "control.cli.node",
     "function": "control.cli.function",
+    "dev": "control.cli.dev",
     "schema": "control.cli.schema",
     "release": "control.cli.release",
     "group": "control.cli.group",

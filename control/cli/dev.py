@@ -1,0 +1,216 @@
+"""`skerry dev`: a function's project on an edge of its own, which follows the project's files."""
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import click
+import orjson
+import watchfiles
+
+from control.cli import options, output, project, toolchains
+from control.cli.client import Failure, Json
+from control.cli.project import Project
+
+LISTEN = "127.0.0.1:8088"
+STEP = 20
+"""Milliseconds without another change after which changes count as one."""
+STOP_LIMIT = 15.0
+LINE_LIMIT = 16 * 1024 * 1024
+BUILT = ("node_modules", "target", "zig-out", ".zig-cache")
+"""Folders of what builds make, besides the hidden ones."""
+MADE = (".wasm", ".o")
+
+
+@click.command()
+@click.argument(
+    "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", metavar="[FOLDER]"
+)
+@click.option("--listen", default=LISTEN, show_default=True, help="HOST:PORT to serve the function on.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the edge's files, its database among them, in this folder; without it they go at the end.",
+)
+@options.asynchronous
+async def command(folder: Path, listen: str, state: Path | None) -> None:
+    """Serve the function in FOLDER (this one) here, and follow its files.
+
+    It is built and swapped in at each change; where a build or a release fails, the version before serves on. Each call
+    is shown with its time and what the function logged. A schema file that was applied and is another one now makes the
+    database anew. Needs no control; Ctrl-C ends it.
+    """
+    running = asyncio.current_task()
+    assert running is not None  # noqa: S101
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    project.read(folder)
+    with contextlib.ExitStack() as stack:
+        if state is None:
+            state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skerry-dev-")))
+        try:
+            async with Edge(state.absolute(), listen) as edge, asyncio.TaskGroup() as group:
+                changed = asyncio.Event()
+                group.create_task(_watch(folder, changed))
+                group.create_task(edge.watch())
+                await _follow(folder, edge, changed)
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
+
+
+async def _watch(folder: Path, changed: asyncio.Event) -> None:
+    """Set the event at each change in the folder, until cancelled."""
+    ours = watchfiles.DefaultFilter(ignore_dirs=(*watchfiles.DefaultFilter.ignore_dirs, *BUILT))
+    async for _ in watchfiles.awatch(folder, step=STEP, watch_filter=ours):
+        changed.set()
+
+
+async def _follow(folder: Path, edge: "Edge", changed: asyncio.Event) -> None:
+    """Build and release what is there, again after each change, until cancelled. Error: EdgeEnded."""
+    seen: dict[Path, bytes] = {}
+    built = False
+    while True:
+        changed.clear()
+        now = await asyncio.to_thread(_files, folder)
+        different = {path for path in seen.keys() | now.keys() if seen.get(path) != now.get(path)}
+        seen = now
+        try:
+            if different:
+                found = project.read(folder)
+                if not built or any(found.schema is None or found.schema not in path.parents for path in different):
+                    built = False
+                    took = await toolchains.build(found)
+                    built = True
+                    output.say(f"built in {output.span(took)}")
+                await edge.release(found)
+        except EdgeEnded:
+            raise
+        except Failure as failed:
+            # The next change may cure it.
+            output.failure(failed, as_json=False)
+            if edge.serves:
+                output.note("  the version before serves on")
+        await changed.wait()
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    """The project's files with their digests, without what builds make."""
+    found = {}
+    for path, folders, names in folder.walk():
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in BUILT]
+        for name in names:
+            if not name.startswith(".") and not name.endswith(MADE):
+                with contextlib.suppress(OSError):
+                    found[path / name] = hashlib.sha256((path / name).read_bytes()).digest()
+    return found
+
+
+class EdgeEnded(Failure):
+    """The local edge has ended by itself."""
+
+
+class Edge:
+    """`skerry-edge dev` as a child, which is told what to serve on its stdin. An asynchronous context manager."""
+
+    def __init__(self, state: Path, listen: str) -> None:
+        self._state = state
+        self._listen = listen
+        self._process: asyncio.subprocess.Process
+        self._answers: asyncio.Queue[Json] = asyncio.Queue()
+        self._ready = False
+        self._fresh = False
+        """It is to be started again with a new database."""
+        self.serves = False
+        """Whether it has a version that can be called."""
+
+    async def __aenter__(self) -> Self:
+        await self._start(fresh=False)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def watch(self) -> None:
+        """Show what it tells, until cancelled. Error: EdgeEnded."""
+        while True:
+            process = self._process
+            assert process.stdout is not None  # noqa: S101
+            while line := await process.stdout.readline():
+                told = orjson.loads(line)
+                if told["event"] == "call":
+                    _show_call(told)
+                elif told["event"] == "log":
+                    output.say(f"  | {told['text']}", style="dim")
+                else:
+                    self._answers.put_nowait(told)
+            status = await process.wait()
+            if not self._fresh:
+                raise EdgeEnded(f"the local edge has ended with status {status}; above is what it said")
+            self._fresh = False
+            await self._start(fresh=True)
+
+    async def release(self, found: Project) -> None:
+        """Serve the project's module and schema, as they are now. Error: Failure."""
+        changes = [{"number": c.number, "name": c.name, "sql": c.sql} for c in found.changes()]
+        wanted = {"name": found.name, "module": str(found.module.absolute()), "manifest": found.manifest}
+        answer = await self._ask({**wanted, "changes": changes})
+        if answer["event"] == "outdated":
+            output.say(f"{answer['message']}: the database is made again", style="yellow")
+            self._fresh, self._ready, self.serves = True, False, False
+            self._close()
+            answer = await self._ask({**wanted, "changes": changes})
+        if answer["event"] != "serving":
+            raise Failure(answer["message"], code=answer.get("code", ""))
+        self.serves = True
+        url = f"http://{self._listen}/functions/{found.name}"
+        output.say(f"{url} serves it, {answer['seconds'] * 1000:.0f} ms later (schema {answer['schema']})", "green")
+
+    async def _ask(self, wanted: Json) -> Json:
+        if not self._ready:
+            await self._answers.get()
+            self._ready = True
+        stdin = self._process.stdin
+        assert stdin is not None  # noqa: S101
+        stdin.write(orjson.dumps(wanted) + b"\n")
+        with contextlib.suppress(ConnectionError):  # `watch` says so.
+            await stdin.drain()
+        return await self._answers.get()
+
+    async def _start(self, *, fresh: bool) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edge_runtime.cli",
+            "dev",
+            *("--state", str(self._state), "--listen", self._listen),
+            *(["--fresh"] if fresh else []),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE_LIMIT,
+            # Ctrl-C is for this process; the edge ends when its stdin does, however this one ends.
+            start_new_session=True,
+        )
+
+    def _close(self) -> None:
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.close()
+
+    async def _stop(self) -> None:
+        self._close()
+        try:
+            async with asyncio.timeout(STOP_LIMIT):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+def _show_call(told: Json) -> None:
+    why = f"  {told['message']} [{told['code']}]" if told["code"] else ""
+    style = "red" if told["status"] >= 500 else None
+    output.say(f"{told['method']} {told['path']}  {told['status']}  {told['seconds'] * 1000:.1f} ms{why}", style)
