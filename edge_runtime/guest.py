@@ -1,18 +1,19 @@
 """A function as workers have it: loaded from its AOT file, and called, whichever ABI it speaks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from . import frames
 from .invocation import GuestFault, Http, Limits, Request, Response, Services, Sql
+from .run_direct import Direct
 from .run_wagi import Wagi
 from .runner import NOTHING, Runner, host
 from .wasmedge import Config, Module, check_address_space, verify
 
 __all__ = ["Function", "GuestFault", "Http", "Limits", "Request", "Response", "Services", "Sql", "prepare"]
 
-RUNNERS = {"wagi": Wagi}
+RUNNERS: Final[dict[str, Callable[..., Runner]]] = {"wagi": Wagi, "direct": Direct}
 """By the manifest's `abi`."""
 
 

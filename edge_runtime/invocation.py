@@ -69,6 +69,10 @@ class Services(Struct, frozen=True):
     http: Http | None = None
 
 
+class RequestUnfit(ValueError):
+    """The request can't be told to a guest in the manner of its ABI; the message says what of it."""
+
+
 class GuestFault(Exception):
     """The guest failed its request: `code` is stable, `status` what HTTP answers, `log` what it wrote to its log."""
 

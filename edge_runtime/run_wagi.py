@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from .abi import wagi
-from .abi.head import LIMIT, ResponseInvalid
+from .abi.head import LIMIT
 from .frames import LocalFunction
-from .invocation import GuestFault, Limits, Request, Response, Services
-from .runner import FAILURES, Guest
+from .invocation import Limits, Request, RequestUnfit, Response, Services
+from .runner import FAILURES, Guest, unfit
 from .wasi import Exit, Strings
 from .wasmedge import Config, Entry, Module
 
@@ -28,20 +28,20 @@ class Wagi(Guest):
         wasi = host.wasi
         try:
             environ = Strings(wagi.environment(request, self.name, self._settings))
-        except (wagi.RequestUnfit, UnicodeEncodeError) as error:
-            raise GuestFault("request_unfit", f"The request can't be handed to a function: {error}.", 400) from None
+        except (RequestUnfit, UnicodeEncodeError) as error:
+            raise unfit(error) from None
         host.serve(services)
         wasi.begin(self._args, environ, request.body, limits.response_bytes + LIMIT, limits.log_bytes)
         try:
-            with self.program.open(host.memory):
-                self.program.call(START)
-        except FAILURES as error:
-            if not (isinstance(error, Exit) and error.code == 0):
-                raise self.fault(error) from None
-        try:
+            try:
+                with self.program.open(host.memory):
+                    self.program.call(START)
+            except Exit as ended:
+                if ended.code:
+                    raise
             status, head, body = wagi.parse_response(wasi.stdout, request.method)
-        except ResponseInvalid as error:
-            raise self.failed("guest_response_invalid", f"Its response is invalid: {error}.") from None
-        if len(body) > limits.response_bytes:
-            raise self.too_large(f"{len(body)} bytes")
+            if len(body) > limits.response_bytes:
+                raise self.too_large(f"{len(body)} bytes")
+        except FAILURES as error:
+            raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from .abi.head import ResponseInvalid
 from .abi.imports import SKERRY, SKERRY_SIGNATURES
 from .invocation import GuestFault, Limits, Request, Response, Services
 from .wasi import FAULT, MODULE, Exit, OutputTooLarge, Wasi
@@ -16,7 +17,7 @@ from .wasmedge import Config, Entry, HostModule, LinkError, Memory, Module, Prog
 
 NOTHING: Final = Services()
 
-FAILURES: Final = (Exit, Trap, LinkError, OutputTooLarge, GuestFault)
+FAILURES: Final = (Exit, Trap, LinkError, OutputTooLarge, ResponseInvalid, GuestFault)
 """What a guest can bring about: `Guest.fault` has the error for each."""
 
 
@@ -107,27 +108,34 @@ class Guest:
         self.program.close()
 
     def fault(self, error: Exception) -> GuestFault:
-        """What a call is told that ended by one of `FAILURES`; an exit with the code 0 is none."""
-        match error:
-            case GuestFault(code=code):
-                return self.failed(code, str(error))
-            case Exit(code=number):
-                return self.failed("guest_exit", f"It ended with the exit code {number}.")
-            case OutputTooLarge():
-                return self.too_large("more")
-            case LinkError():
-                return self.failed("guest_unlinkable", f"It can't be instantiated: {error}.")
+        """What a call is told that ended by one of `FAILURES`."""
         pages, limit = self.program.last_pages, self.limits.memory_pages
-        return self.failed(
+        match error:
+            case GuestFault():
+                return self._fault(error.code, str(error), error.status)
+            case Exit():
+                return self._fault("guest_exit", f"It ended with the exit code {error.code}.")
+            case OutputTooLarge():
+                return self.fault(self.too_large("more"))
+            case ResponseInvalid():
+                return self._fault("guest_response_invalid", f"Its response is invalid: {error}.")
+            case LinkError():
+                return self._fault("guest_unlinkable", f"It can't be instantiated: {error}.")
+        return self._fault(
             "guest_trap",
             f"It trapped: {error}. Its memory had {pages} of the {limit} pages (64 KiB each) that its manifest's "
             "memory_pages allows; a guest that was refused more shows itself by such a trap of its own.",
         )
 
-    def failed(self, code: str, message: str, status: int = 502) -> GuestFault:
-        """The fault of a call that is over, with its log."""
+    def _fault(self, code: str, message: str, status: int = 502) -> GuestFault:
         return GuestFault(code, f"The function {self.name} failed. {message}", status, self.host.wasi.stderr)
 
     def too_large(self, size: str) -> GuestFault:
+        """To be raised where the body is larger than it may be."""
         text = f"It answered {size}; its manifest's response_limit is {self.limits.response_bytes} bytes."
-        return self.failed("response_too_large", text, 507)
+        return GuestFault("response_too_large", text, 507)
+
+
+def unfit(error: Exception) -> GuestFault:
+    """For a request that the ABI can't express."""
+    return GuestFault("request_unfit", f"The request can't be handed to a function: {error}.", 400)

@@ -132,12 +132,14 @@ class Wasi:
         self._memory = memory
         self.begin(Strings(()), Strings(()), b"", 0, 0)
 
-    def begin(self, args: Strings, environ: Strings, stdin: bytes, stdout_limit: int, stderr_limit: int) -> None:
-        """Start a call. Limits are in bytes: more on stdout ends the guest, more on stderr is dropped."""
+    def begin(self, args: Strings, environ: Strings, stdin: bytes, stdout_limit: int | None, stderr_limit: int) -> None:
+        """Start a call. Limits are in bytes: more on stdout ends the guest, more on stderr is dropped. Where stdout has
+        no limit, it is no more than another stderr."""
         self._args, self._environ, self._stdin, self._position = args, environ, stdin, 0
         # Not lists of pieces: a guest that writes two bytes at a time would have us keep twenty times as many.
         self._stdout, self._stderr = bytearray(), bytearray()
-        self._stdout_limit = self._stdout_room = stdout_limit
+        self._answers = stdout_limit is not None
+        self._stdout_limit = self._stdout_room = stdout_limit or 0
         self._stderr_room = stderr_limit
         self._closed: set[int] = set()
         self._started = time.monotonic_ns()
@@ -284,7 +286,7 @@ class Wasi:
             end = start + length
             if end > memory.size and length:
                 memory.need(end)
-            if fd == 1:
+            if fd == 1 and self._answers:
                 self._stdout_room -= length
                 if self._stdout_room < 0:
                     raise OutputTooLarge(f"it wrote more than {self._stdout_limit} bytes to stdout")

@@ -1,9 +1,10 @@
 """Which ABI a module speaks, or why no node can run it. Pure: a function of the module's bytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .. import wasi
-from . import binary
+from . import binary, direct
 from .binary import FUNCTION, MEMORY, Import, Shape
 from .imports import OFFERED, SKERRY
 
@@ -50,16 +51,20 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
         )
     try:
         shape = binary.read(wasm)
-        entry = shape.export_signature("_start")
+        exported = {name: shape.export_signature(name) for name in ("_start", *direct.SIGNATURES)}
     except binary.Malformed as error:
         raise Refused("module_invalid", f"It is no valid module: {error}.") from None
     _refuse_other_abis(shape)
-    _check_entry(shape, entry)
+    abi = "direct" if exported[direct.HANDLE] else "wagi"
+    if abi == "direct":
+        _check_direct(exported)
+    else:
+        _check_entry(shape, exported["_start"])
     _check_imports(shape.imports)
     memory = _memory(shape, pages_limit)
     _check_tables(shape)
     return Detected(
-        abi="wagi",
+        abi=abi,
         memory_pages=memory.minimum,
         memory_maximum=memory.maximum,
         sql=any((found.module, found.name) == (SKERRY, "sql") for found in shape.imports),
@@ -108,6 +113,16 @@ def _check_entry(shape: Shape, entry: binary.Signature | None) -> None:
         )
     if entry != ("", ""):
         raise Refused("abi_unknown", "Its `_start` takes or returns values; a command's takes and returns nothing.")
+
+
+def _check_direct(exported: Mapping[str, binary.Signature | None]) -> None:
+    for name, signature in direct.SIGNATURES.items():
+        if exported[name] != signature:
+            raise Refused(
+                "abi_unknown",
+                f"It exports {direct.HANDLE}, and {name} as {_signature(exported[name])}; "
+                f"it must be {_signature(signature)}.",
+            )
 
 
 def _check_imports(imports: list[Import]) -> None:

@@ -29,6 +29,15 @@ class Head(NamedTuple):
     """There is a Location."""
 
 
+class Answered(NamedTuple):
+    """A guest's answer, checked."""
+
+    status: int
+    head: bytes
+    """Header lines as they go out."""
+    body: bytes
+
+
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]"
 _BLOCK: Final = re.compile(rb"(?:%b++:%b*+\r?\n)*+" % (_TOKEN, _TEXT))

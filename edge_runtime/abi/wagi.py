@@ -6,26 +6,12 @@ Text here is latin-1: each code point below 256 stands for the byte that was sen
 import functools
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from ..invocation import Request
-from .head import LIMIT, ResponseInvalid, check_body, parse
+from ..invocation import Request, RequestUnfit
+from .head import LIMIT, Answered, ResponseInvalid, check_body, parse
 
 SOFTWARE = "skerry"
-
-
-class RequestUnfit(ValueError):
-    """The request can't be told to a guest in an environment; the message says what of it."""
-
-
-class Output(NamedTuple):
-    """A guest's output as a response."""
-
-    status: int
-    head: bytes
-    """Header lines as they go out."""
-    body: bytes
 
 
 # The request
@@ -111,7 +97,7 @@ _STATUS = re.compile(r"([2-5][0-9][0-9])(?: .*)?")
 _BLANK = re.compile(rb"(\r?\n)\r?\n")
 
 
-def parse_response(output: bytes, method: str) -> Output:
+def parse_response(output: bytes, method: str) -> Answered:
     """`method` is the request's. Error: ResponseInvalid."""
     if output[:1] == b"\n" or output[:2] == b"\r\n":
         raise ResponseInvalid("it wrote a blank line first: header lines come before it")
@@ -131,7 +117,7 @@ def parse_response(output: bytes, method: str) -> Output:
         )
     body = output[blank.end() :]
     check_body(head, status, body, method)
-    return Output(status, head.lines, body)
+    return Answered(status, head.lines, body)
 
 
 def _headless(output: bytes) -> str:

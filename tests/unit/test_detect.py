@@ -206,3 +206,27 @@ def test_any_bytes_are_read_or_malformed(tail):
         binary.read(b"\0asm\1\0\0\0" + tail)
     except binary.Malformed:
         return
+
+
+DIRECT = '(func (export "skerry_alloc") (param i32) (result i32) (i32.const 8))'
+HANDLE = '(func (export "skerry_handle") (param i32 i32) (result i64) (i64.const 0))'
+
+
+def test_a_direct_module():
+    assert detect(module(MEMORY, DIRECT, HANDLE)).abi == "direct"
+    assert detect(module(MEMORY, DIRECT, HANDLE, ENTRY)).abi == "direct", "a program's _start doesn't count beside it"
+    assert detect(guest("direct_echo")).abi == "direct"
+    assert detect(module(MEMORY, DIRECT, ENTRY)).abi == "wagi"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (HANDLE, r"skerry_alloc as no function; it must be \(i32\) -> \(i32\)"),
+        (DIRECT + HANDLE.replace("i64", "i32"), r"skerry_handle as \(i32, i32\) -> \(i32\)"),
+    ],
+)
+def test_a_direct_module_whose_exports_do_not_fit(fields, message):
+    with pytest.raises(Refused, match=message) as refused:
+        detect(module(MEMORY, fields))
+    assert refused.value.code == "abi_unknown"

@@ -1,0 +1,70 @@
+"""Functions that speak `direct`: a library whose `skerry_handle` takes and gives one piece of memory a call."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from .abi import direct
+from .abi.head import Answered, ResponseInvalid
+from .frames import LocalFunction
+from .invocation import GuestFault, Limits, Request, RequestUnfit, Response, Services
+from .runner import FAILURES, Guest, unfit
+from .wasi import Strings
+from .wasmedge import Config, Entry, Memory, Module
+
+ALLOCATE: Final = Entry(direct.ALLOCATE, direct.SIGNATURES[direct.ALLOCATE])
+HANDLE: Final = Entry(direct.HANDLE, direct.SIGNATURES[direct.HANDLE])
+
+
+class Direct(Guest):
+    def __init__(
+        self, local: LocalFunction, module: Module, config: Config, limits: Limits, settings: Mapping[str, str]
+    ) -> None:
+        """`settings` are the environment. Error: LinkError."""
+        super().__init__(local.name, module, config, limits, [ALLOCATE, HANDLE])
+        self._args = Strings([local.name])
+        self._environ = Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in settings.items()])
+
+    def call(self, request: Request, services: Services) -> Response:
+        host, limits, program, body = self.host, self.limits, self.program, request.body
+        wasi, memory = host.wasi, host.memory
+        try:
+            head = direct.encode(request, self.name)
+        except RequestUnfit as error:
+            raise unfit(error) from None
+        host.serve(services)
+        wasi.begin(self._args, self._environ, b"", None, limits.log_bytes)
+        try:
+            with program.open(memory):
+                size = len(head) + len(body)
+                room = program.call(ALLOCATE, size)
+                _write(memory, room, head, body)
+                answer = program.call(HANDLE, room, size)
+                start, size = answer >> 32, answer & 0xFFFFFFFF
+                if size > limits.response_bytes + direct.ANSWER_HEAD:
+                    raise self.too_large(f"{size} bytes")
+                status, head, body = _read(memory, start, size, request.method)
+                if len(body) > limits.response_bytes:
+                    raise self.too_large(f"{len(body)} bytes")
+        except FAILURES as error:
+            raise self.fault(error) from None
+        return Response(status, head, body, wasi.stderr)
+
+
+def _write(memory: Memory, room: int, head: bytes, body: bytes) -> None:
+    size = len(head) + len(body)
+    if not room:
+        raise GuestFault("guest_call_invalid", f"Its skerry_alloc had no room for the request of {size} bytes.")
+    try:
+        memory.need(room + size)
+        memory.write(room, head)
+        memory.write(room + len(head), body)
+    except IndexError as error:
+        raise GuestFault("guest_call_invalid", f"Its skerry_alloc gave no room for the request: {error}.") from None
+
+
+def _read(memory: Memory, start: int, size: int, method: str) -> Answered:
+    try:
+        memory.need(start + size)
+    except IndexError as error:
+        raise ResponseInvalid(f"it gave a place outside its memory: {error}") from None
+    return direct.decode(memory.buffer, start, size, method)
