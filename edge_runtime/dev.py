@@ -128,7 +128,7 @@ class Driver:
             except (SyncFailed, Refused) as failed:
                 tell("failed", code=failed.code, message=str(failed))
             except (OSError, msgspec.MsgspecError) as error:
-                tell("failed", code="dev_release_invalid", message=str(error))
+                tell("failed", code="", message=str(error))
             else:
                 tell("serving", seconds=time.monotonic() - began, schema=self._runtime.inventory.schema_version)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -186,7 +186,7 @@ class Driver:
         manifest = parse_manifest(wanted.name, wanted.manifest)
         found = check_module(wasm, pages_limit=manifest.memory_pages)
         if manifest.abi not in ("", found["abi"]):
-            raise SyncFailed("abi_mismatch", f"The manifest says abi {manifest.abi}, and the module is {found['abi']}.")
+            raise Refused("module_refused", f"The module speaks {found['abi']}, the manifest says {manifest.abi}.")
         manifest = msgspec.structs.replace(manifest, abi=found["abi"])
         sha256 = hashlib.sha256(wasm).hexdigest()
         path = self._artifacts / f"{sha256}.wasm"

@@ -10,8 +10,11 @@ import orjson
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from control import manifests, wire
-from control.cli import options, output, releasing
+from control.cli import authoring, options, output, project, releasing, toolchains
 from control.cli.client import Client, Json, path
+
+FOLDER = click.Path(exists=True, file_okay=False)
+FILE = click.Path(exists=True, dir_okay=False)
 
 
 @click.group()
@@ -19,9 +22,12 @@ def command() -> None:
     """Functions and their versions."""
 
 
+command.add_command(authoring.new)
+command.add_command(authoring.build)
+
+
 @command.command()
-@click.argument("name", type=options.NAME)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("what", nargs=-1, required=True, metavar="FOLDER | NAME FILE")
 @click.option(
     "--manifest",
     "manifest_file",
@@ -46,8 +52,7 @@ def command() -> None:
 @options.json_option
 @options.asynchronous
 async def push(
-    name: str,
-    file: Path,
+    what: tuple[str, ...],
     manifest_file: Path | None,
     sql: str | None,
     config: tuple[tuple[str, str], ...],
@@ -65,13 +70,14 @@ async def push(
     within: float,
     as_json: bool,
 ) -> None:
-    """Upload FILE as the next version of function NAME, and release it to a group.
+    """Upload the next version of a function, and release it to a group.
 
-    Versions already in the group's release stay; what the release changes is shown.
+    Of a project's FOLDER, whose function.toml says how it is named and built and what it may do; or FILE, a module, as
+    function NAME. Versions already in the group's release stay; what the release changes is shown.
     """
     if no_release and wait:
         raise click.UsageError("--wait follows a release, and --no-release makes none")
-    manifest = read_manifest(manifest_file)
+    name, file, manifest = await _source(what, manifest_file, quiet=as_json)
     chosen = {
         "sql": sql,
         "time_limit_ms": time_limit,
@@ -100,6 +106,25 @@ async def push(
             done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
         output.document(done)
+
+
+async def _source(what: tuple[str, ...], manifest: Path | None, *, quiet: bool) -> tuple[str, Path, Json]:
+    """Name, module and manifest of what is pushed; a project is built."""
+    if len(what) == 1:
+        if manifest is not None:
+            raise click.UsageError("a project's manifest is in its function.toml: --manifest goes with NAME FILE")
+        found = project.read(Path(str(FOLDER.convert(what[0], None, None))))
+        took = await toolchains.build(found)
+        if not quiet:
+            output.say(f"{found.module} is built in {output.span(took)}")
+        return found.name, found.module, dict(found.manifest)
+    if len(what) != 2:
+        raise click.UsageError("push takes a project's FOLDER, or NAME FILE")
+    return (
+        options.NAME.convert(what[0], None, None),
+        Path(str(FILE.convert(what[1], None, None))),
+        read_manifest(manifest),
+    )
 
 
 def read_manifest(file: Path | None) -> Json:

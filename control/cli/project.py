@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from control import wire
+from control import manifests, wire
 from control.cli.client import Failure, Json
 
 FILE = "function.toml"
@@ -84,12 +84,13 @@ def read(folder: Path) -> Project:
     file = folder / FILE
     try:
         settings = msgspec.convert(tomllib.loads(file.read_text("utf-8")), Settings)
-        manifest = msgspec.convert(settings.manifest, wire.Manifest)
+        manifests.check(msgspec.convert(settings.manifest, wire.Manifest))
     except FileNotFoundError:
         raise ProjectInvalid(f"{folder} is no function's project: it has no {FILE}", cure=CURE) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProjectInvalid(f"{file} can't be read: {error}", cure=CURE) from None
-    del manifest  # Whether it is valid is what was asked; what is told to control are the fields that are set.
+    except (msgspec.ValidationError, manifests.ManifestUnfit) as error:
+        raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
     return Project(
         folder,
         settings.name,
