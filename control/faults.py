@@ -13,6 +13,11 @@ from pathlib import Path
 _FOLDER = os.environ.get("SKERRY_FAULTS")
 
 
+def folder() -> Path | None:
+    """Where the points are looked for: a process that is to have any must be able to write there."""
+    return None if _FOLDER is None else Path(_FOLDER)
+
+
 def reach(point: str) -> None:
     """Say that this process has reached `point`; may not return."""
     if _FOLDER is None:

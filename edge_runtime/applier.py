@@ -12,7 +12,7 @@ import msgspec
 
 from control import faults, wire
 
-from . import database, frames, guest, migration
+from . import database, fence, frames, guest, migration
 from .access import Doors
 from .database import Database, DatabaseUnfit
 from .frames import LocalFunction
@@ -44,6 +44,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
     with opened:
+        fence.seal("applier", opened.lock.fileno())
         reader = frames.Reader(sock)
         while (frame := reader.next()) is not None:
             try:

@@ -8,13 +8,14 @@ import msgspec
 
 from control import faults
 
-from . import frames
+from . import fence, frames
 from .wasmedge import compile_module
 from .wasmedge.errors import WasmEdgeError
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
     """Answer one COMPILE."""
+    fence.seal("compiler")
     frame = frames.Reader(sock).next()
     if frame is None:
         return

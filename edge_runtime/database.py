@@ -82,6 +82,9 @@ class WriterLock:
     def open(cls, path: Path) -> Self:
         return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
+    def fileno(self) -> int:
+        return self._descriptor
+
     def acquire(self, watch: Watch | None = None) -> None:
         """Wait for the lock."""
         try:

@@ -1,23 +1,41 @@
-"""What a child does to itself before it runs anything of others: it dies with its parent, and has limits.
+"""What a child does to itself before it runs anything of others: limits, Landlock, no capabilities, seccomp.
 
-RLIMIT_AS is never among them: where an address space is limited, WasmEdge can't keep a guest in its sandbox.
+`enter` comes before the libsql file is opened (libsql starts a thread, which must be behind Landlock too), `seal`
+after it (opening takes what a fenced process has no use for). Nothing of it can be undone. What each kind may then
+still do is in `allowed`. RLIMIT_AS is never among the limits: where an address space is limited, WasmEdge can't keep a
+guest in its sandbox.
 """
 
 import contextlib
 import ctypes
+import functools
 import os
 import resource
 import signal
+import struct
 from pathlib import Path
 from typing import Final
 
+from control import faults
+
+from . import allowed, landlock, seccomp
+from .allowed import Kind
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_CAPABILITY_VERSION_3: Final = 0x2008_0522
+_OF_FILES: Final = 1 << 0 | 1 << 1 | 1 << 3
+"""CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER: a root that runs a node on another user's files keeps its way with files,
+as far as Landlock lets it."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 OPEN_FILES: Final = 256
 FILE_BYTES: Final = 64 * 1024**3
 """The largest file that a child may write: the libsql file, or an AOT file."""
+DATA_BYTES: Final = 16 * 1024**3
+"""Private memory that a child may have mapped for writing; what WasmEdge only reserves doesn't count. Far above what
+two guest memories of 4 GiB take: a guest whose first page were refused would run without a memory of its own."""
+OOM_SCORE: Final = "500"
 
 
 def die_with_parent(parent: int) -> None:
@@ -28,19 +46,58 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def limit() -> None:
-    """No new privileges, no core files, few open files, and the first to go where memory runs out."""
+@functools.cache
+def lacking() -> tuple[str, ...]:
+    """The pieces of the fence that this machine doesn't have, in words for a person."""
+    found = []
+    version = landlock.version()
+    if version < landlock.NEEDED:
+        has = f"version {version}" if version else "none"
+        found.append(
+            f"Landlock: the kernel has {has}, version {landlock.NEEDED} (Linux 6.2) is needed; where it is newer, is "
+            "`landlock` missing in the kernel's `lsm=`, or forbidden by a container?"
+        )
+    if why := seccomp.lacking():
+        found.append(f"seccomp: {why}")
+    return tuple(found)
+
+
+def prepare() -> None:
+    """What can be made once for all children: in their parent, before the forks."""
+    lacking()
+    for kind in ("worker", "applier", "compiler"):
+        _filter(kind)
+
+
+def enter(kind: Kind, state: Path) -> None:
+    """The first part: limits, no new privileges, files. Error: OSError."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    for kind, value in (
+    for limit, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_DATA, DATA_BYTES),
     ):
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        _lower(limit, value)
+    # The first to go where memory runs out.
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    if landlock.version():
+        points = faults.folder()
+        landlock.restrict(allowed.files(kind, state, points if points is not None and points.exists() else None))
+    _drop_capabilities()
+
+
+def seal(kind: Kind, writer_lock: int | None = None) -> None:
+    """The second part: no more processes, and only the system calls of its kind; `writer_lock` is the descriptor of
+    the only file that it may lock by flock. Error: OSError."""
+    if kind != "compiler":
+        _lower(resource.RLIMIT_NPROC, 0)
+    filtering = _filter(kind)
+    if filtering is not None:
+        filtering.add(allowed.own_rules(os.getpid(), writer_lock))
+        filtering.load()
+        filtering.close()
 
 
 def in_background() -> None:
@@ -51,7 +108,38 @@ def in_background() -> None:
         os.nice(19)
 
 
+@functools.cache
+def _filter(kind: Kind) -> seccomp.Filter | None:
+    """All rules but those of one process; None where there is no seccomp."""
+    if seccomp.lacking():
+        return None
+    made = seccomp.Filter(otherwise=seccomp.fail(1))
+    made.add(allowed.rules(kind))
+    return made
+
+
+def _lower(limit: int, value: int) -> None:
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
+
+
+def _drop_capabilities() -> None:
+    """Keep none but those about files; an ordinary user has none anyway."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    have = ctypes.create_string_buffer(24)
+    _checked(_libc.capget(header, have), "capget")
+    effective, permitted = struct.unpack_from("=II", have.raw)
+    kept = struct.pack("=6I", effective & _OF_FILES, permitted & _OF_FILES, 0, 0, 0, 0)
+    _checked(_libc.capset(header, kept), "capset")
+
+
 def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+    zero = ctypes.c_ulong(0)
+    _checked(_libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero), f"prctl({option})")
+
+
+def _checked(result: int, what: str) -> None:
+    if result:
         number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+        raise OSError(number, f"{what}: {os.strerror(number)}")

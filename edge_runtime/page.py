@@ -1,7 +1,9 @@
 """The page that the front and its workers share: which request each worker has started, and how far it has come.
 
+Each slot is a page of memory of its own, the only one that its worker can see: none can speak for another.
+
 It is how the front tells, after a worker's death, the request that ran from those that only waited, and how it sees a
-call that loops, waits for the writer lock, or holds it, without asking. One slot a worker, written by it alone.
+call that loops, waits for the writer lock, or holds it, without asking.
 """
 
 import mmap
@@ -13,9 +15,9 @@ WORDS: Final = 4
 """Of a slot, 8 bytes each, written whole: start of the call, time that it waited for the writer lock, since when it is
 in its state (ns of the monotonic clock, which all processes share), and state and request id in one. (`struct` would
 not do: it clears what it is about to write, and a reader may come in between.)"""
-SLOT_BYTES: Final = 8 * WORDS
-PAGE_BYTES: Final = 4096
-SLOTS: Final = PAGE_BYTES // SLOT_BYTES
+SLOT_BYTES: Final = mmap.PAGESIZE
+SLOTS: Final = 128
+_STRIDE: Final = SLOT_BYTES // 8
 NONE: Final = 0xFFFF_FFFF
 """The id of no request."""
 
@@ -38,19 +40,25 @@ class Seen(NamedTuple):
 
 
 def create() -> int:
-    """A descriptor of a new page, for this process and those that inherit it."""
+    """A descriptor of new slots, for this process and those that inherit it."""
     descriptor = os.memfd_create("skerry-started", os.MFD_CLOEXEC)
-    os.ftruncate(descriptor, PAGE_BYTES)
+    os.ftruncate(descriptor, SLOTS * SLOT_BYTES)
     return descriptor
 
 
 def open_page(descriptor: int) -> memoryview:
-    return memoryview(mmap.mmap(descriptor, PAGE_BYTES)).cast("Q")
+    """All slots: the front's view."""
+    return memoryview(mmap.mmap(descriptor, SLOTS * SLOT_BYTES)).cast("Q")
+
+
+def open_slot(descriptor: int, slot: int) -> memoryview:
+    """One slot alone, as the first: its worker's view."""
+    return memoryview(mmap.mmap(descriptor, SLOT_BYTES, offset=slot * SLOT_BYTES)).cast("Q")
 
 
 def read(words: memoryview, slot: int) -> Seen:
     """One moment of a slot, while its worker goes on writing."""
-    at = slot * WORDS
+    at = slot * _STRIDE
     while True:
         last = words[at + 3]
         seen = Seen(words[at], words[at + 1], words[at + 2], last >> 32, last & NONE)
@@ -68,8 +76,8 @@ class Mark:
 
     def __init__(self, words: memoryview, slot: int) -> None:
         self._words = words
-        self._at = slot * WORDS
-        self._last = slot * WORDS + 3
+        self._at = slot * _STRIDE
+        self._last = self._at + WORDS - 1
         self._request = NONE
         self._waiting = False
 

@@ -116,6 +116,8 @@ class Processes:
         """The zygote's, 0 while there is none."""
         self.zygotes = 0
         """How many there have been."""
+        self.lacking: tuple[str, ...] = ()
+        """Pieces of the children's fence that this machine doesn't have, in words."""
 
     def seen(self, slot: int) -> page.Seen:
         """How far the worker of a slot has come."""
@@ -208,12 +210,14 @@ class Processes:
         # The packages' own folder first and nothing of the current one: what a zygote imports is not for others to say.
         folder = str(Path(__file__).parents[1])
         paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        # What a large sort doesn't keep in memory goes where fenced children can write.
+        database_folder = Path(self._settings.state, "db")
         # Nor are the node's secrets for processes that run guests.
         kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", "edge_runtime.zygote", frames.encode_json(arguments).decode()],
             pass_fds=(control, self._page, self._lock),
-            env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**kept, "PYTHONPATH": os.pathsep.join(paths), "SQLITE_TMPDIR": str(database_folder)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -231,7 +235,10 @@ class Processes:
                 ended.set_result(None)
                 return
             match zygote.decode_news(message):
-                case zygote.Up():
+                case zygote.Up(lacking):
+                    self.lacking = lacking
+                    for piece in lacking:
+                        log.warning("functions run without a part of their fence: %s", piece)
                     self._control = control
                     self._up.set()
                 case zygote.Unfit(text):

@@ -12,7 +12,7 @@ import msgspec
 
 from control import faults
 
-from . import database, frames, guest, page
+from . import database, fence, frames, guest, page
 from .session import Session
 from .sql import CallSql, CommitFailed, StaleRelease
 from .wasmedge import Damaged, WasmEdgeError
@@ -32,6 +32,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
         frames.send_json(sock, page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
     with opened:
+        fence.seal("worker", opened.lock.fileno())
         worker = Worker(sock, page.Mark(shared, slot), opened)
         frames.send(sock, page.NONE, frames.READY)
         worker.run()

@@ -12,8 +12,9 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from types import ModuleType
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -21,7 +22,8 @@ from msgspec import Struct
 from control import faults
 
 from . import fence, frames
-from .page import open_page
+from .allowed import Kind
+from .page import open_slot
 
 MESSAGE_BYTES: Final = 65_536
 
@@ -30,6 +32,7 @@ class Arguments(Struct, frozen=True):
     control: int
     """Descriptor of the socket to the front."""
     page: int
+    """Descriptor of the page that it shares with its children."""
     parent: int
     settings: frames.ChildSettings
 
@@ -38,13 +41,14 @@ class Birth(Struct, frozen=True):
     """Fork a child; its socket comes along."""
 
     id: int
-    kind: Literal["worker", "applier", "compiler"]
+    kind: Kind
     slot: int = 0
     background: bool = False
 
 
 class Up(Struct, frozen=True, tag="up"):
-    pass
+    lacking: tuple[str, ...] = ()
+    """Pieces of the fence that this machine doesn't have, in words."""
 
 
 class Unfit(Struct, frozen=True, tag="unfit"):
@@ -80,20 +84,36 @@ def main(argument: str) -> None:
     control = socket.socket(fileno=arguments.control)
     try:
         children = _imports()
+        lacking = fence.lacking()
+        fence.prepare()
     except Exception as error:
         control.send(frames.encode_json(Unfit(str(error))))
         return
+    if lacking and arguments.settings.fence == "required":
+        control.send(frames.encode_json(Unfit(_unfenced(lacking))))
+        return
     gc.collect()
     gc.freeze()
-    control.send(frames.encode_json(Up()))
+    control.send(frames.encode_json(Up(lacking)))
     Zygote(control, arguments, children).run()
+
+
+def _unfenced(lacking: tuple[str, ...]) -> str:
+    return (
+        f"this machine can't fence in what runs functions. {'. '.join(lacking)}. Whoever breaks out of a function's "
+        "sandbox could do there what this user can. To run all the same, with what there is of the fence, set "
+        "SKERRY_EDGE_FENCE=partial"
+    )
 
 
 def _imports() -> dict[str, ModuleType]:
     """Everything that a child will use, so that a fork has it already. Errors: whatever makes this machine unfit."""
     from . import applier, compile_child, guest, worker
+    from .wasmedge import compile
 
     guest.prepare()
+    # Looked up once, in a file that children can't read.
+    compile.key("", 0)
     return {"worker": worker, "applier": applier, "compiler": compile_child}
 
 
@@ -102,7 +122,6 @@ class Zygote:
         self._control = control
         self._arguments = arguments
         self._modules = modules
-        self._page = open_page(arguments.page)
         self._children: dict[int, tuple[int, int]] = {}
         """By pidfd: the front's id of the child, and its pid."""
         self._poll = select.poll()
@@ -150,12 +169,15 @@ class Zygote:
             self._control.close()
             for pidfd in self._children:
                 os.close(pidfd)
-            fence.limit()
             if birth.background:
                 fence.in_background()
             sock = socket.socket(fileno=descriptor)
             sock.setblocking(True)
-            self._modules[birth.kind].serve(sock, self._page, birth.slot, self._arguments.settings)
+            slot = open_slot(self._arguments.page, birth.slot)
+            os.close(self._arguments.page)
+            settings = self._arguments.settings
+            fence.enter(birth.kind, Path(settings.state))
+            self._modules[birth.kind].serve(sock, slot, 0, settings)
             code = 0
         except (BrokenPipeError, ConnectionResetError, frames.ChildGone):
             # The front has gone, or doesn't want the answer any more.
