@@ -19,6 +19,7 @@ from typing import ClassVar
 from .declarations import VERSION, ffi, library
 from .errors import CompileError
 from .handles import Handle, message
+from .module import MULTI_MEMORIES
 
 QUICK = 0
 """The level that a function starts on: 45 ms for 28 KB of C (examples/hello)."""
@@ -26,7 +27,8 @@ BEST = 2
 """The level that it runs on once that is compiled: 0.6 s for the same. Level 3 ran no faster."""
 LEVELS = (0, 1, 2, 3)
 
-_OPTIONS = "native"
+_OPTIONS = "native, kernel 1"
+"""Other text where other code comes of the same bytes: the number goes up with Extism's kernel and its merging."""
 _TEMPORARY = ".compile-"
 
 
@@ -67,8 +69,9 @@ def verify(path: Path, digest: str) -> None:
         raise Damaged(f"{path} has the sha256 {found}, and not {digest} as when it was compiled")
 
 
-def compile_module(wasm: bytes, folder: Path, level: int) -> AotFile:
+def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | None = None) -> AotFile:
     """Compile to `folder` (which must exist, private to its owner) and return the file; durable when this returns.
+    `merged`: what is compiled in the place of `wasm`, with a second memory.
 
     Errors: CompileError; OSError where the files can't be written.
     """
@@ -79,9 +82,10 @@ def compile_module(wasm: bytes, folder: Path, level: int) -> AotFile:
     work = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=folder))
     try:
         made, beside = work / "module.so", work / "digest"
-        with _Compiler(level) as compiler:
-            given = ffi.from_buffer("uint8_t[]", wasm)
-            result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, given, len(wasm), bytes(made))
+        code = merged or wasm
+        with _Compiler(level, second_memory=merged is not None) as compiler:
+            given = ffi.from_buffer("uint8_t[]", code)
+            result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, given, len(code), bytes(made))
         if result:
             raise CompileError(result & 0xFFFFFF, f"WasmEdge can't compile the module: {message(result)}")
         made.chmod(0o600)
@@ -105,8 +109,10 @@ def compile_module(wasm: bytes, folder: Path, level: int) -> AotFile:
 class _CompilerConfig(Handle):
     _delete = "WasmEdge_ConfigureDelete"
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, level: int, second_memory: bool) -> None:
         self._own(library.WasmEdge_ConfigureCreate())
+        if second_memory:
+            library.WasmEdge_ConfigureAddProposal(self.pointer, MULTI_MEMORIES)
         library.WasmEdge_ConfigureCompilerSetOptimizationLevel(self.pointer, level)
         library.WasmEdge_ConfigureCompilerSetOutputFormat(self.pointer, self.NATIVE)
 
@@ -117,8 +123,8 @@ class _CompilerConfig(Handle):
 class _Compiler(Handle):
     _delete = "WasmEdge_CompilerDelete"
 
-    def __init__(self, level: int) -> None:
-        with _CompilerConfig(level) as config:
+    def __init__(self, level: int, *, second_memory: bool) -> None:
+        with _CompilerConfig(level, second_memory) as config:
             self._own(library.WasmEdge_CompilerCreate(config.pointer))
 
 

@@ -45,6 +45,7 @@ WasmEdge_ValType WasmEdge_ValTypeGenI32(void);
 WasmEdge_ValType WasmEdge_ValTypeGenI64(void);
 
 WasmEdge_ConfigureContext *WasmEdge_ConfigureCreate(void);
+void WasmEdge_ConfigureAddProposal(WasmEdge_ConfigureContext *, int);
 void WasmEdge_ConfigureSetMaxMemoryPage(WasmEdge_ConfigureContext *, uint32_t);
 void WasmEdge_ConfigureCompilerSetOptimizationLevel(WasmEdge_ConfigureContext *, int);
 void WasmEdge_ConfigureCompilerSetOutputFormat(WasmEdge_ConfigureContext *, int);
@@ -68,11 +69,17 @@ int WasmEdge_ExportTypeGetExternalType(const WasmEdge_ExportTypeContext *);
 WasmEdge_String WasmEdge_ExportTypeGetExternalName(const WasmEdge_ExportTypeContext *);
 const WasmEdge_MemoryTypeContext *WasmEdge_ExportTypeGetMemoryType(const WasmEdge_ASTModuleContext *,
                                                                    const WasmEdge_ExportTypeContext *);
+const WasmEdge_FunctionTypeContext *WasmEdge_ExportTypeGetFunctionType(const WasmEdge_ASTModuleContext *,
+                                                                       const WasmEdge_ExportTypeContext *);
 WasmEdge_Limit WasmEdge_MemoryTypeGetLimit(const WasmEdge_MemoryTypeContext *);
 void WasmEdge_ASTModuleDelete(WasmEdge_ASTModuleContext *);
 
 WasmEdge_FunctionTypeContext *WasmEdge_FunctionTypeCreate(const WasmEdge_ValType *, uint32_t,
                                                           const WasmEdge_ValType *, uint32_t);
+uint32_t WasmEdge_FunctionTypeGetParametersLength(const WasmEdge_FunctionTypeContext *);
+uint32_t WasmEdge_FunctionTypeGetParameters(const WasmEdge_FunctionTypeContext *, WasmEdge_ValType *, uint32_t);
+uint32_t WasmEdge_FunctionTypeGetReturnsLength(const WasmEdge_FunctionTypeContext *);
+uint32_t WasmEdge_FunctionTypeGetReturns(const WasmEdge_FunctionTypeContext *, WasmEdge_ValType *, uint32_t);
 void WasmEdge_FunctionTypeDelete(WasmEdge_FunctionTypeContext *);
 WasmEdge_FunctionInstanceContext *WasmEdge_FunctionInstanceCreate(const WasmEdge_FunctionTypeContext *, HostFunction,
                                                                   void *, uint64_t);
@@ -86,6 +93,7 @@ WasmEdge_MemoryInstanceContext *WasmEdge_ModuleInstanceFindMemory(const WasmEdge
 void WasmEdge_ModuleInstanceDelete(WasmEdge_ModuleInstanceContext *);
 uint8_t *WasmEdge_MemoryInstanceGetPointer(WasmEdge_MemoryInstanceContext *, uint32_t, uint32_t);
 uint32_t WasmEdge_MemoryInstanceGetPageSize(const WasmEdge_MemoryInstanceContext *);
+Result WasmEdge_MemoryInstanceGrowPage(WasmEdge_MemoryInstanceContext *, uint32_t);
 
 WasmEdge_StoreContext *WasmEdge_StoreCreate(void);
 void WasmEdge_StoreDelete(WasmEdge_StoreContext *);

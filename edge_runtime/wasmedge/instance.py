@@ -64,6 +64,17 @@ class Memory:
             if end > self.size:
                 raise IndexError(f"address {end} is outside the guest's memory of {self.size} bytes")
 
+    def grow(self, end: int) -> bool:
+        """Have the bytes below `end`, with more pages where it takes them; False where there are no more."""
+        if self._pointer is None:
+            return False
+        if end > self.pages() * PAGE:
+            more = (end - 1) // PAGE + 1 - self.pages()
+            if library.WasmEdge_MemoryInstanceGrowPage(self._pointer, more):
+                return False
+        self.open(self._pointer, 1)
+        return True
+
     def pages(self) -> int:
         """Pages that the guest has now."""
         return 0 if self._pointer is None else int(library.WasmEdge_MemoryInstanceGetPageSize(self._pointer))
@@ -161,23 +172,36 @@ class Program:
     _live: ClassVar[bool] = False
     """Whether this process has an instance."""
 
-    def __init__(self, module: Module, config: Config, imports: Sequence[HostModule], entries: Sequence[Entry]) -> None:
-        """Errors: LinkError where `module` doesn't export exactly one memory, `memory`, that `config` allows, or lacks
-        one of the entries."""
+    def __init__(
+        self,
+        module: Module,
+        config: Config,
+        imports: Sequence[HostModule],
+        entries: Sequence[Entry],
+        second_memory: str = "",
+    ) -> None:
+        """`second_memory`: the export of another memory that the host looks into, where the module has one.
+
+        Errors: LinkError where `module` doesn't export exactly these memories and `memory`, of a size that `config`
+        allows, or lacks one of the entries."""
         exported = module.memories()
-        if [memory.name for memory in exported] != ["memory"]:
+        if [memory.name for memory in exported] != ["memory", *([second_memory] if second_memory else [])]:
             raise LinkError(0x0301, "a module must export exactly one memory, under the name `memory`")
+        self._second = Name(second_memory) if second_memory else None
+        if self._second is not None and exported[1].minimum < 1:
+            raise LinkError(0x0301, f"the memory {second_memory} starts with no page")
         self._minimum = exported[0].minimum
         if not 1 <= self._minimum <= config.memory_pages:
             # WasmEdge would clamp a larger minimum silently.
             raise LinkError(
                 0x0301, f"the module's memory starts with {self._minimum} pages; 1 to {config.memory_pages} are allowed"
             )
-        functions = module.functions()
+        self.functions = module.functions()
+        """What the module exports."""
         for entry in entries:
-            if entry.name not in functions:
+            if entry.name not in self.functions:
                 raise LinkError(0x0302, f"the module has no function {entry.name}")
-        self._initialize = _INITIALIZE.name in functions
+        self._initialize = self.functions.get(_INITIALIZE.name) == ("", "")
         self._module, self._config, self._imports = module, config, imports
         self.last_pages = 0
         """Pages that the memory had when the last run ended."""
@@ -187,10 +211,11 @@ class Program:
         self._instance: CData = None
         self._memory: Memory
         """Of the instance."""
+        self._other: Memory | None = None
 
-    def open(self, memory: Memory) -> Self:
+    def open(self, memory: Memory, second: Memory | None = None) -> Self:
         """Make an instance, and run its `_initialize` where it has one; meanwhile and until the block ends host
-        functions find the guest's memory in `memory`, which is empty afterwards.
+        functions find the guest's memory in `memory`, and the second one in `second`, which are empty afterwards.
 
         Raises what a host function raised, Trap, LinkError, Unsafe (then nothing of the guest was run), or Closed.
         """
@@ -200,13 +225,15 @@ class Program:
         executor, made = self._executor.pointer, self._made
         raised()
         Program._live = True
-        self._memory = memory
+        self._memory, self._other = memory, second
         try:
             result = library.WasmEdge_ExecutorInstantiate(executor, made, self._store.pointer, self._module.pointer)
             if result:
                 self._failed(result)
             self._instance = made[0]
             memory.open(library.WasmEdge_ModuleInstanceFindMemory(made[0], _MEMORY.value), self._minimum)
+            if self._second is not None:
+                (second or Memory()).open(library.WasmEdge_ModuleInstanceFindMemory(made[0], self._second.value), 1)
             if self._initialize:
                 self.call(_INITIALIZE)
         except BaseException:
@@ -232,6 +259,8 @@ class Program:
         memory, instance = self._memory, self._instance
         self.last_pages = memory.pages()
         memory.close()
+        if self._other is not None:
+            self._other.close()
         if instance is not None:
             self._instance = None
             library.WasmEdge_ModuleInstanceDelete(instance)

@@ -1,25 +1,32 @@
 """A loaded and validated module, and the configuration that loading and running share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from .declarations import CData, ffi, library
 from .handles import Handle, check
+from .host import Signature, value_types
 
 _FUNCTION, _MEMORY = 0, 2
 """Of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
+MULTI_MEMORIES = 11
+"""WasmEdge_Proposal_MultiMemories."""
 
 
 class Config(Handle):
-    """Settings of a loader or an executor. `memory_pages`: the most pages of 64 KiB that a memory can have."""
+    """Settings of a loader or an executor. `memory_pages`: the most pages of 64 KiB that a memory can have;
+    `second_memory`: whether modules may have two."""
 
     _delete = "WasmEdge_ConfigureDelete"
 
-    def __init__(self, *, memory_pages: int) -> None:
+    def __init__(self, *, memory_pages: int, second_memory: bool = False) -> None:
         self._own(library.WasmEdge_ConfigureCreate())
         self.memory_pages = memory_pages
         library.WasmEdge_ConfigureSetMaxMemoryPage(self.pointer, memory_pages)
+        if second_memory:
+            library.WasmEdge_ConfigureAddProposal(self.pointer, MULTI_MEMORIES)
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,21 @@ class Module(Handle):
             found.append(MemoryExport(name, limit.Min, limit.Max if limit.HasMax else None))
         return found
 
-    def functions(self) -> set[str]:
-        """Names of the exported functions."""
-        return {name for name, _ in self._exports(_FUNCTION)}
+    def functions(self) -> dict[str, Signature]:
+        """The exported functions, with other types than i32 and i64 as `?`."""
+        kinds = {
+            name: library.WasmEdge_ExportTypeGetFunctionType(self.pointer, export)
+            for name, export in self._exports(_FUNCTION)
+        }
+        return {
+            name: (
+                _letters(
+                    kind, library.WasmEdge_FunctionTypeGetParametersLength, library.WasmEdge_FunctionTypeGetParameters
+                ),
+                _letters(kind, library.WasmEdge_FunctionTypeGetReturnsLength, library.WasmEdge_FunctionTypeGetReturns),
+            )
+            for name, kind in kinds.items()
+        }
 
     def _exports(self, kind: int) -> list[tuple[str, CData]]:
         count = library.WasmEdge_ASTModuleListExportsLength(self.pointer)
@@ -90,6 +109,16 @@ class Module(Handle):
                 name = library.WasmEdge_ExportTypeGetExternalName(export)
                 found.append((ffi.buffer(name.Buf, name.Length)[:].decode(), export))
         return found
+
+
+def _letters(kind: CData, length: Callable[..., int], get: Callable[..., int]) -> str:
+    count = length(kind)
+    types = ffi.new("WasmEdge_ValType[]", count)
+    get(kind, types, count)
+    return "".join([_LETTERS.get(bytes(ffi.buffer(types[position : position + 1])), "?") for position in range(count)])
+
+
+_LETTERS = {bytes(ffi.buffer(value_types(letter))): letter for letter in "iI"}
 
 
 class _Loader(Handle):
