@@ -19,14 +19,15 @@ OPTIONS: Final = {
     "file that SKERRY_EDGE_TOKEN_FILE names.",
     "hosts": "Name that the Host header may have besides localhost, where there is no token; may be repeated.",
     "secrets": "TOML file with the values of functions' secrets (default: secrets.toml in the state directory).",
-    "http_networks": "Network, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public ones; may "
-    "be repeated.",
+    "http_networks": "Network, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public ones; "
+    "may be repeated.",
     "workers": "Processes that run functions (default: the processors).",
     "depth": "Calls that one worker may have at once, of functions whose calls are short.",
     "queue_limit": "Calls that may wait for a worker.",
     "queue_wait": "Seconds that a call may wait for a worker, or for a change of release.",
     "body_limit": "Bytes of a request's body.",
     "body_memory": "Bytes of all request bodies that are being received or wait.",
+    "answer_memory": "Bytes of all answers that clients don't read; above it the longest unread one is given up.",
     "body_wait": "Seconds that a request's body may take to come.",
     "flip_limit": "Seconds that running calls may hold up a change of release.",
     "apply_limit": "Seconds that a release's schema changes and probes may take together.",

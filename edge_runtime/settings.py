@@ -34,6 +34,10 @@ class Settings:
     """HOST:PORT of the local HTTP; a host that isn't loopback needs a token."""
     token: str = field(default="", repr=False)
     """Where there is one, callers must send it as `Authorization: Bearer`."""
+    secrets: Path | None = None
+    """The file with the values of functions' secrets; secrets.toml in the state directory, where it isn't named."""
+    http_networks: tuple[str, ...] = ()
+    """Networks, as 10.0.0.0/8, to which names may lead functions' requests, besides the public ones."""
     hosts: tuple[str, ...] = ()
     """Names that the Host header may have besides localhost and its addresses, where there is no token."""
     workers: int = field(default_factory=processors)
@@ -46,6 +50,8 @@ class Settings:
     body_limit: int = 10 * MIB
     body_memory: int = 256 * MIB
     """Of all request bodies that are being received or wait."""
+    answer_memory: int = 256 * MIB
+    """Of all answers that clients don't read; above it the one that has waited longest is given up."""
     body_wait: float = 30.0
     """How long a request's body may take to come."""
     flip_limit: float = 5.0
@@ -69,6 +75,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         host, _ = self.address
+        _ = self.networks
         if not self.token and not self.loopback:
             raise SettingsError(
                 f"listen is {self.listen}, which others can reach: set SKERRY_EDGE_TOKEN (or SKERRY_EDGE_TOKEN_FILE) "
@@ -84,6 +91,7 @@ class Settings:
             ("queue_limit", 1, 1_000_000),
             ("body_limit", 0, 1024 * MIB),
             ("body_memory", 1, 1024 * 1024 * MIB),
+            ("answer_memory", 1, 1024 * 1024 * MIB),
         ):
             if not least <= getattr(self, name) <= most:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it can be {least} to {most}")
@@ -111,6 +119,14 @@ class Settings:
             return ipaddress.ip_address(host).is_loopback
         except ValueError:
             return host == "localhost"
+
+    @property
+    def networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """Of `http_networks`."""
+        try:
+            return [ipaddress.ip_network(text) for text in self.http_networks]
+        except ValueError as error:
+            raise SettingsError(f"http_networks has what is no network: {error}") from None
 
     @property
     def limits(self) -> Limits:
