@@ -2,23 +2,19 @@
 
 The guest is C, over WASI, and echoes what it gets. The ratio is requests a second of a real node (`skerry-edge run`,
 joined, its release made by control) over those of a raw ASGI echo on one uvicorn process; 64 clients in both, and the
-load shares both cores with what it loads. Where workerd is installed (on PATH, or where SKERRY_BENCH_WORKERD says) it
-runs a WASM echo too, with a fresh instance a request and with one that is used again; the details say how fast.
+load shares both cores with what it loads.
 """
 
 import asyncio
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import uvloop
 
 from bench import result
-from bench.parts import cpu, workerd
+from bench.parts import cpu
 from bench.parts.load import Client, Expected, Round, request
 from bench.parts.servers import choose_port, edge, folder, process, site
 from control.cli.local import OTHER_PORTS
@@ -53,12 +49,6 @@ async def main() -> None:
             process(where, "echo", ["-m", "bench.parts.echo", str(port)], port, cores)
         )
         served["echo"] = await _client(stack, port, "/"), lambda: [echo.pid]
-
-        program = os.environ.get("SKERRY_BENCH_WORKERD") or shutil.which("workerd")
-        for kind in workerd.KINDS if program else ():
-            running = await stack.enter_async_context(workerd.serve(Path(program), where, kind))
-            pid = running.pid
-            served[f"workerd_{kind}"] = await _client(stack, running.port, "/"), lambda pid=pid: [pid]
 
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in served}
         for number in range(ROUNDS + 1):

@@ -1,6 +1,7 @@
-"""Another runtime of functions beside ours: workerd, with a WASM echo of the same shape. Not installed by us."""
+"""Another runtime of functions beside ours: workerd, with a WASM echo of the same shape, or with a SELECT by key."""
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,37 +12,68 @@ from tests.guests.build import wat
 
 from .servers import Process, running
 
-KINDS = ("fresh", "reused")
-"""An instance for each request, or one for all."""
+ROOT = Path(__file__).parents[2]
+MODULES = ROOT / "bench" / "npm" / "node_modules"
 
 _CONFIG = """
 using Workerd = import "/workerd/workerd.capnp";
 const config :Workerd.Config = (
   services = [(name = "main", worker = (
     modules = [
-      (name = "main", esModule = embed "{kind}.js"),
+      (name = "main", esModule = embed "main.js"),
       (name = "echo.wasm", wasm = embed "echo.wasm"),
     ],
     compatibilityDate = "2024-09-01",
-  ))],
-  sockets = [(name = "http", address = "127.0.0.1:{port}", http = (), service = "main")],
+    %s
+  )), %s],
+  sockets = [(name = "http", address = "127.0.0.1:%d", http = (), service = "main")],
 );
 """
+_OBJECTS = """
+    durableObjectNamespaces = [(className = "Items", uniqueKey = "items", enableSql = true)],
+    durableObjectStorage = (localDisk = "disk"),
+    bindings = [(name = "items", durableObjectNamespace = "Items")],
+"""
+_DISK = '(name = "disk", disk = (path = "%s", writable = true))'
 
-_SCRIPT = """
+_ECHO_SCRIPT = """
 import module from "./echo.wasm";
-{shared}
-export default {{
-  async fetch(request) {{
+%s
+export default {
+  async fetch(request) {
     const body = new Uint8Array(await request.arrayBuffer());
-    const {{ memory, echo }} = {instance};
+    const { memory, echo } = %s;
     new Uint8Array(memory.buffer, 1024, body.length).set(body);
     const at = echo(1024, body.length);
     return new Response(memory.buffer.slice(at, at + body.length));
-  }},
-}};
+  },
+};
 """
 _NEW = "new WebAssembly.Instance(module, {}).exports"
+
+_QUERY_SCRIPT = """
+import { DurableObject } from "cloudflare:workers";
+export class Items extends DurableObject {
+  constructor(state, env) {
+    super(state, env);
+    this.sql = state.storage.sql;
+    this.sql.exec("CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, name TEXT, price REAL)");
+    this.sql.exec(`WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %(rows)d)
+      INSERT OR IGNORE INTO items SELECT i, 'item ' || i, i * 0.5 FROM n`);
+  }
+  async fetch(request) {
+    await request.arrayBuffer();
+    const id = Number(new URL(request.url).searchParams.get("id"));
+    const rows = [...this.sql.exec("SELECT name, price FROM items WHERE id = ?", id).raw()];
+    return Response.json(rows);
+  }
+}
+export default {
+  fetch(request, env) {
+    return env.items.get(env.items.idFromName("all")).fetch(request);
+  },
+};
+"""
 
 _ECHO = """
 (module
@@ -52,17 +84,43 @@ _ECHO = """
 """
 
 
+def install() -> None:
+    """What the benchmarks against workerd need: wrk and workerd, where they are missing."""
+    subprocess.run([ROOT / "scripts" / "bench-tools"], check=True)
+
+
+def fresh() -> str:
+    """An echo by an instance for each request."""
+    return _ECHO_SCRIPT % ("", _NEW)
+
+
+def reused() -> str:
+    """An echo by one instance for all requests."""
+    return _ECHO_SCRIPT % (f"const shared = {_NEW};", "shared")
+
+
+def query(rows: int) -> str:
+    """`?id=` answers an item's name and price from a Durable Object's table of so many rows."""
+    return _QUERY_SCRIPT % {"rows": rows}
+
+
 @asynccontextmanager
-async def serve(program: Path, folder: Path, kind: str) -> AsyncIterator[Process]:
-    """workerd with the echo, until the block ends."""
+async def serve(folder: Path, name: str, script: str) -> AsyncIterator[Process]:
+    """workerd with a script, until the block ends."""
     port = choose_port(None, OTHER_PORTS)
-    shared, instance = (f"const shared = {_NEW};", "shared") if kind == "reused" else ("", _NEW)
-    (folder / "echo.wasm").write_bytes(wat(_ECHO))
-    (folder / f"{kind}.js").write_text(_SCRIPT.format(shared=shared, instance=instance))
-    config = folder / f"{kind}.capnp"
-    config.write_text(_CONFIG.format(kind=kind, port=port))
-    log = folder / f"workerd-{kind}.log"
+    home = folder / f"workerd-{name}"
+    disk = home / "disk"
+    disk.mkdir(parents=True)
+    (home / "echo.wasm").write_bytes(wat(_ECHO))
+    (home / "main.js").write_text(script)
+    objects = (_OBJECTS, _DISK % disk) if "DurableObject" in script else ("", "")
+    config = home / "config.capnp"
+    config.write_text(_CONFIG % (*objects, port))
+    program = next(MODULES.glob("@cloudflare/workerd-*/bin/workerd"))
+    log = folder / f"workerd-{name}.log"
     with log.open("wb") as file:
-        child = await asyncio.create_subprocess_exec(str(program), "serve", str(config), stdout=file, stderr=file)
+        child = await asyncio.create_subprocess_exec(
+            str(program), "serve", str(config), "--experimental", stdout=file, stderr=file
+        )
     async with running(child, port, log) as made:
         yield made

@@ -1,6 +1,7 @@
 """The benchmarks' own parts: an answer that is wrong ends a run, and a missed bar ends `just bench` with a status."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from bench import __main__ as benchmarks
 from bench import result
 from bench.parts.load import Client, Expected, WrongAnswer, request
+from bench.parts.wrk import Target, Wrk
 from edge_runtime.calls import SHORT, Tally
 
 SENT = request("/", b"hello", [("X-Y", "z")])
@@ -93,3 +95,19 @@ def test_one_call_that_was_held_up_leaves_a_function_short() -> None:
     assert not tally.short
     assert tally.recent > SHORT
     assert tally.total == pytest.approx(11.001)
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="scripts/bench-tools installs wrk")
+async def test_wrk_loads_all_its_targets_and_counts_what_is_no_success(tmp_path: Path) -> None:
+    wrk = Wrk(tmp_path, bytes(range(256)), 4)
+    async with server(GOOD) as one, server(GOOD) as other, server(GOOD.replace(b"200 OK", b"500 Oh")) as bad:
+        targets = [Target(one, "/"), Target(other, "/")]
+        await wrk.check(targets, b"hello")
+        done = await wrk.run(targets, 1)
+        assert done.answers > 4
+        assert 0 < done.p50 <= done.p99 < 1
+        assert done.rate == pytest.approx(done.answers, rel=0.5)
+        with pytest.raises(WrongAnswer):
+            await wrk.run([Target(bad, "/")], 1)
+        with pytest.raises(WrongAnswer):
+            await wrk.check([Target(bad, "/")], b"hello")

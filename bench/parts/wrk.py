@@ -1,0 +1,90 @@
+"""Load by wrk, which costs the cores that it shares with the servers a few microseconds a request.
+
+It counts answers that aren't a success, and doesn't look at bodies: `check` does, before and after.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .load import Client, Expected, WrongAnswer, request
+
+MOST_SECONDS = 10
+_CHECKED = 0.1
+"""Seconds of checked load."""
+
+_SCRIPT = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/octet-stream"
+wrk.body = "%s"
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format('{"requests":%%d,"us":%%d,"errors":%%d,"p50":%%d,"p99":%%d}\\n', summary.requests,
+    summary.duration, e.connect + e.read + e.write + e.status + e.timeout, latency:percentile(50),
+    latency:percentile(99)))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server's port, and what is asked of it."""
+
+    port: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a load, over all of its targets."""
+
+    answers: int
+    rate: float
+    """Answers a second."""
+    p50: float
+    """Seconds: of the target that was slowest in it."""
+    p99: float
+
+
+class Wrk:
+    """Sends one body to targets, over and over, on so many connections."""
+
+    def __init__(self, folder: Path, body: bytes, connections: int) -> None:
+        self._script = folder / "wrk.lua"
+        self._script.write_text(_SCRIPT % "".join(f"\\{byte:03d}" for byte in body))
+        self._body = body
+        self._connections = connections
+
+    async def check(self, targets: Sequence[Target], expected: bytes) -> None:
+        """Each target gives this answer. Error: WrongAnswer."""
+        for target in targets:
+            sent = request(target.path, self._body, [("Content-Type", "application/octet-stream")])
+            async with Client(target.port, [(sent, Expected(200, expected))]) as client:
+                await client.run(_CHECKED)
+
+    async def run(self, targets: Sequence[Target], seconds: int) -> Load:
+        """Load the targets at the same time, each by its share of the connections. Error: WrongAnswer."""
+        assert seconds <= MOST_SECONDS
+        share = self._connections // len(targets)
+        found = await asyncio.gather(*[self._one(target, share, seconds) for target in targets])
+        for each in found:
+            if each["errors"] or not each["requests"]:
+                raise WrongAnswer(f"{each['errors']} of {each['requests']} requests failed")
+        return Load(
+            sum(each["requests"] for each in found),
+            sum(each["requests"] / each["us"] * 1e6 for each in found),
+            max(each["p50"] for each in found) / 1e6,
+            max(each["p99"] for each in found) / 1e6,
+        )
+
+    async def _one(self, target: Target, connections: int, seconds: int) -> dict[str, int]:
+        url = f"http://127.0.0.1:{target.port}{target.path}"
+        arguments = ("-t1", f"-c{connections}", f"-d{seconds}", "-s", str(self._script), url)
+        child = await asyncio.create_subprocess_exec("wrk", *arguments, stdout=asyncio.subprocess.PIPE)
+        output, _ = await child.communicate()
+        if child.returncode:
+            raise WrongAnswer(f"wrk ended with the status {child.returncode}: {output.decode()}")
+        made: dict[str, int] = json.loads(output.splitlines()[-1])
+        return made
