@@ -64,8 +64,10 @@ def run(settings: Settings, *, fresh: bool) -> None:
     """Until stdin ends, or SIGINT or SIGTERM; `fresh`: with a new database. Errors: those of `service.run`."""
     if fresh:
         shutil.rmtree(settings.state / "db", ignore_errors=True)
-    logging.getLogger("skerry.guest").addHandler(_GuestLog())
-    logging.getLogger("skerry.guest").propagate = False
+    guests = logging.getLogger("skerry.guest")
+    guests.addHandler(_GuestLog())
+    guests.setLevel(logging.INFO)
+    guests.propagate = False
     service.run(settings, lambda runtime, compiler: Driver(settings.state.absolute(), runtime, compiler), _watch)
 
 
