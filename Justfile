@@ -28,6 +28,10 @@ check: setup
 test *ARGS: setup
     @exec .venv/bin/python -m pytest {{ if ARGS == "" { "--numprocesses=2 --dist=loadfile" } else { "" } }} "$@"
 
+# the compilers of Rust, Go and AssemblyScript, which the tests of these languages need (without them they are skipped)
+toolchains: setup
+    @scripts/toolchains
+
 # the long version of the tests that kill processes
 faults *ARGS: setup
     @SKERRY_TEST_KILLS=200 exec .venv/bin/python -m pytest tests/faults "$@"

@@ -1,5 +1,6 @@
 """The lock files name everything that pyproject.toml asks for, by version and hash, and no place to get it from."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -38,5 +39,10 @@ def test_what_runs_is_what_is_tested():
 
 
 def test_a_lock_names_no_place():
-    for path in (ROOT / "lock").iterdir():
+    for path in (ROOT / "lock").glob("*.lock"):
         assert "//" not in path.read_text()
+    packages = json.loads((ROOT / "lock" / "npm" / "package-lock.json").read_text())["packages"]
+    assert len(packages) > 1
+    for name, package in packages.items():
+        assert "resolved" not in package
+        assert bool(name) == ("integrity" in package)
