@@ -1,6 +1,7 @@
 """A call on its way through the front, and how it can end."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -8,6 +9,8 @@ from typing import Final, NamedTuple
 from control import wire
 
 from . import frames
+
+guest_log = logging.getLogger("skerry.guest")
 
 SHORT: Final = 0.002
 """Seconds: calls of a function whose recent ones took less may queue in a worker behind others of that kind."""
@@ -52,6 +55,11 @@ class Tally:
     """Seconds that recent calls took in a worker, the newest ones counting most; 0 before the first."""
     total: float = 0.0
     """Seconds that all calls took in workers."""
+    denied: dict[str, int] = field(default_factory=dict)
+    """Uses of what its manifest doesn't grant, by kind."""
+
+    def deny(self, kind: str, times: int = 1) -> None:
+        self.denied[kind] = self.denied.get(kind, 0) + times
 
     def took(self, seconds: float) -> None:
         recent = self.recent
@@ -162,3 +170,9 @@ def unknown(name: str) -> Refusal:
     """The current release has no such function."""
     shown = name if wire.NAME.fullmatch(name) else name[:63].encode("unicode_escape").decode()
     return Refusal(404, "function_unknown", f"This node's release has no function {shown}.")
+
+
+def log_guest(target: Target, text: str) -> None:
+    """A guest's log goes to the node's, line by line."""
+    for line in text.splitlines():
+        guest_log.info("%s %d: %s", target.function.name, target.function.version, line)

@@ -12,6 +12,7 @@ from .calls import Order
 from .link import Link
 from .pool import Pool
 from .processes import NotBorn, Processes
+from .secrets import Secrets
 
 log = logging.getLogger("skerry.crew")
 
@@ -40,11 +41,12 @@ class LoadFailed(Exception):
 class Crew:
     """`run` must be running."""
 
-    def __init__(self, pool: Pool, processes: Processes) -> None:
+    def __init__(self, pool: Pool, processes: Processes, secrets: Secrets) -> None:
         self._pool = pool
+        self._secrets = secrets
         self._processes = processes
         self._serial = 0
-        self._loads: dict[int, frames.LocalRelease] = {}
+        self._loads: dict[int, frames.Load] = {}
         """Sets of modules that workers must have: the one that is served, and the one that comes."""
         self._failures: dict[int, frames.Failure] = {}
         """Of the set that comes: the first function that a worker couldn't load."""
@@ -67,7 +69,10 @@ class Crew:
         """
         self._serial += 1
         serial = self._serial
-        self._loads[serial] = release
+        functions = release.functions
+        self._loads[serial] = frames.Load(
+            serial, release, self._secrets.of(functions), self._secrets.lacking(functions)
+        )
         try:
             async with asyncio.timeout(LOAD_LIMIT):
                 await self._all_load(serial, whole)
@@ -94,7 +99,7 @@ class Crew:
                 except frames.ChildGone:
                     ended += 1
                 if ended >= LOAD_TRIES:
-                    number = self._loads[serial].number
+                    number = self._loads[serial].release.number
                     text = f"{ended} workers ended while they loaded the modules of release {number}."
                     raise LoadFailed("module_load_crashed", text)
             failure = self._failures.get(serial)
@@ -109,7 +114,7 @@ class Crew:
     def swap(self, serial: int) -> None:
         """Serve what `load` has loaded from now on, and forget what was served before. Calls stay held if they are."""
         old = self._pool.serial
-        self._pool.serve(serial, self._loads[serial])
+        self._pool.serve(serial, self._loads[serial].release)
         self.forget(old)
 
     def forget(self, serial: int) -> None:
@@ -184,7 +189,7 @@ class Crew:
 
     async def _load(self, link: Link, serial: int) -> None:
         """Have a worker load a set of modules. Error: `frames.ChildGone`."""
-        order = self._order(link, frames.RELEASE, frames.Load(serial, self._loads[serial]))
+        order = self._order(link, frames.RELEASE, self._loads[serial])
         reply = await order.answer
         if serial in self._loads:
             link.serials.add(serial)

@@ -21,12 +21,15 @@ from .crew import Crew, LoadFailed
 from .frames import LocalFunction, LocalRelease
 from .pool import Pool
 from .processes import Child, NotBorn, Processes, decode_failure
+from .secrets import Secrets
 from .steps import SyncFailed
 
 log = logging.getLogger("skerry.flip")
 
 QUERY_LIMIT: Final = 30.0
 QUERY_PAUSE: Final = 0.1
+SECRETS_PAUSE: Final = 2.0
+"""Seconds between two looks at the file of secrets."""
 COMMIT_LIMIT: Final = 30.0
 """Seconds for a COMMIT; then the applier is ended, and the file says whether it happened."""
 
@@ -47,6 +50,7 @@ class Runtime:
         crew: Crew,
         compiler: Compiler,
         processes: Processes,
+        secrets: Secrets,
         *,
         flip_limit: float,
         apply_limit: float,
@@ -55,6 +59,7 @@ class Runtime:
         self._crew = crew
         self._compiler = compiler
         self._processes = processes
+        self._secrets = secrets
         self._flip_limit = flip_limit
         self._apply_limit = apply_limit
         self._one = asyncio.Lock()
@@ -75,7 +80,10 @@ class Runtime:
         """Serve the release that the libsql file holds, without any network. Error: DatabaseUnfit."""
         async with self._one:
             stored = await self._ask_file()
+            self._look_at_secrets()
             if stored.release is not None:
+                for failure in self._secrets.lacking(stored.release.functions).values():
+                    log.error("%s", failure.message)
                 functions = await self._compiler.available(stored.release.functions)
                 await self._serve(stored, functions)
                 log.info("release %d serves (generation %d)", stored.release.number, stored.release.generation)
@@ -104,6 +112,29 @@ class Runtime:
                         log.error("a better compiled function can't be loaded: %s", failed.message)
                         break
 
+    async def watch(self) -> None:
+        """Until cancelled: give functions the values of their secrets that the file has now."""
+        while True:
+            await asyncio.sleep(SECRETS_PAUSE)
+            if not self._look_at_secrets():
+                continue
+            async with self._one:
+                release = self.release
+                if release is None or not any(f.manifest.secrets for f in release.functions):
+                    continue
+                log.info("other values of secrets: the functions that have them are loaded again")
+                try:
+                    await self._serve(self._stored, release.functions)
+                except LoadFailed as failed:
+                    log.error("functions can't be loaded with the new values of their secrets: %s", failed.message)
+
+    def _look_at_secrets(self) -> bool:
+        before = self._secrets.error
+        changed = self._secrets.look()
+        if self._secrets.error and self._secrets.error != before:
+            log.error("secrets: %s", self._secrets.error)
+        return changed
+
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release; `functions` are all of it, with AOT files. What the node then runs.
 
@@ -112,6 +143,9 @@ class Runtime:
         async with self._one:
             schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
             release = LocalRelease(plan.release_id, plan.release_number, plan.generation, schema, functions)
+            self._look_at_secrets()
+            for failure in self._secrets.lacking(functions).values():
+                raise SyncFailed(failure.code, failure.message)
             try:
                 serial = await self._crew.load(release)
             except LoadFailed as failed:
@@ -178,7 +212,8 @@ class Runtime:
 
     async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         try:
-            reply = await applier.ask(frames.APPLY, frames.Apply(plan, functions), self._apply_limit)
+            asked = frames.Apply(plan, functions, self._secrets.of(functions))
+            reply = await applier.ask(frames.APPLY, asked, self._apply_limit)
         except TimeoutError:
             text = f"The schema changes and probes took longer than {self._apply_limit:g} s (apply_limit)."
             raise SyncFailed("apply_timeout", text) from None

@@ -6,6 +6,7 @@ guest's request or answer is concerned, JSON elsewhere) and raw bytes. One SOCK_
 
 import socket
 import struct
+from collections import deque
 from typing import Any, Final
 
 import msgspec
@@ -229,9 +230,23 @@ class Reader:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._pending = b""
+        self._kept: deque[Frame] = deque()
+        """What came while an answer was waited for."""
+
+    def answer(self, request: int, kind: int) -> bytes:
+        """The raw bytes of the answer to something that this side asked for; other frames that come meanwhile are
+        kept for `next`. Error: ChildGone where the other side closes."""
+        while (frame := self._read()) is not None:
+            if frame.kind == kind and frame.request == request:
+                return frame.body
+            self._kept.append(frame)
+        raise ChildGone("the front closed the socket before it had answered")
 
     def next(self) -> Frame | None:
         """The next frame, or None where the other side has closed. Error: ChildGone in the middle of a frame."""
+        return self._kept.popleft() if self._kept else self._read()
+
+    def _read(self) -> Frame | None:
         while True:
             pending = self._pending
             have = len(pending)

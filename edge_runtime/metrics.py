@@ -23,17 +23,23 @@ class PoolCollector(Collector):
         pool = self._pool
         calls = CounterMetricFamily("skerry_edge_calls", "Calls by their outcome", labels=["function", "outcome"])
         seconds = CounterMetricFamily("skerry_edge_call_seconds", "Time of calls in workers", labels=["function"])
+        denied = CounterMetricFamily(
+            "skerry_edge_denied", "Uses of what a function's manifest doesn't grant", labels=["function", "kind"]
+        )
         recent = GaugeMetricFamily("skerry_edge_recent_seconds", "Time of recent calls", labels=["function"])
         for tally in pool.tallies.values():
             for outcome, count in tally.outcomes.items():
                 calls.add_metric([tally.name, outcome], count)
             seconds.add_metric([tally.name], tally.total)
             recent.add_metric([tally.name], tally.recent)
+            for kind, times in tally.denied.items():
+                denied.add_metric([tally.name, kind], times)
         for outcome, count in pool.refusals.items():
             calls.add_metric([_UNKNOWN, outcome], count)
         yield calls
         yield seconds
         yield recent
+        yield denied
         yield GaugeMetricFamily("skerry_edge_waiting_calls", "Calls in the queue", value=pool.waiting)
         yield GaugeMetricFamily(
             "skerry_edge_running_calls", "Calls in workers", value=sum(len(link.jobs) for link in pool.links)

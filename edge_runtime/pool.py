@@ -16,13 +16,12 @@ from typing import Final
 import msgspec
 
 from . import frames, page
-from .calls import Answer, Call, Job, Order, Refusal, Tally, Target, targets, unknown
+from .calls import Answer, Call, Job, Order, Refusal, Tally, Target, log_guest, targets, unknown
 from .link import Link
 from .processes import how
 from .verdict import Limits, overdue, verdict
 
 log = logging.getLogger("skerry.pool")
-guest_log = logging.getLogger("skerry.guest")
 
 TICK: Final = 0.01
 """Seconds between two looks at what runs: how exact a time limit is."""
@@ -33,6 +32,7 @@ STALE_PAUSE: Final = 0.02
 ATTEMPTS: Final = 20
 """How often a call is dispatched, where each time it turns out that it can't have run."""
 
+_decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
 _decode_failure: Final = msgspec.json.Decoder(frames.Failure).decode
 _decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
 
@@ -64,6 +64,7 @@ class Pool:
         self.hold = Hold.ALL
         self.damaged: Callable[[str], None] = lambda sha256: None
         """Told the artifact of which a worker couldn't load the module any more."""
+        self.http: Callable[[Link, Call, bytes], None] = lambda link, call, request: None
         self._seen = seen
         self._waiting: deque[Call] = deque()
         self._held: deque[Call] = deque()
@@ -201,8 +202,8 @@ class Pool:
             log.error("worker %d answered %d out of turn: it is ended", link.child.pid, request)
             self.kill(link, "out_of_turn")
             return
-        if kind == frames.LOG:
-            self._logged(jobs[0], body)
+        if kind in (frames.LOG, frames.HTTP, frames.DENIED):
+            self._meanwhile(link, jobs[0], kind, body)
             return
         job = jobs.popleft()
         if not job.short:
@@ -240,14 +241,20 @@ class Pool:
         else:
             fault = _decode_fault(body)
             if fault.log:
-                _log_guest(target, fault.log)
+                log_guest(target, fault.log)
             if fault.code == "function_unloadable":
                 self.damaged(target.function.sha256)
             self._refuse(call, Refusal(fault.status, fault.code, fault.message, int(fault.status == 503)))
 
-    def _logged(self, job: Job, text: bytes) -> None:
-        if isinstance(job, Call):
-            _log_guest(job.target, text.decode(errors="replace"))
+    def _meanwhile(self, link: Link, job: Job, kind: int, body: bytes) -> None:
+        assert isinstance(job, Call)  # noqa: S101
+        if kind == frames.HTTP:
+            self.http(link, job, body)
+        elif kind == frames.LOG:
+            log_guest(job.target, body.decode(errors="replace"))
+        else:
+            for what, times in _decode_denied(body).items():
+                job.target.tally.deny(what, times)
 
     def lost(self, link: Link) -> None:
         seen = self._seen(link.child.slot)
@@ -391,8 +398,3 @@ class Pool:
                 self._refuse(line.popleft(), Refusal(503, "node_stopping", "The node is being stopped.", 1))
         for burial in self._burials:
             burial.cancel()
-
-
-def _log_guest(target: Target, text: str) -> None:
-    for line in text.splitlines():
-        guest_log.info("%s %d: %s", target.function.name, target.function.version, line)

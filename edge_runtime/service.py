@@ -14,10 +14,13 @@ from . import frames
 from .app import App
 from .compiler import Compiler
 from .crew import Crew
+from .egress import Egress
+from .fetches import Fetches
 from .flip import Runtime
 from .metrics import Metrics
 from .pool import Pool
 from .processes import Processes
+from .secrets import FILE, Secrets
 from .server import Server
 from .settings import Settings
 from .state import State
@@ -43,8 +46,11 @@ class Front:
         self.settings = settings
         children = frames.ChildSettings(str(state.path), settings.synchronous)
         self.processes = Processes(children, state.lock)
+        self.fetches = Fetches(Egress(settings.networks))
         self.pool = Pool(settings.limits, self.processes.seen)
-        self.crew = Crew(self.pool, self.processes)
+        self.pool.http = self.fetches.begin
+        self.secrets = Secrets(settings.secrets or state.path / FILE)
+        self.crew = Crew(self.pool, self.processes, self.secrets)
         self.compiler = Compiler(
             state.artifacts, state.aot, self.processes, settings.compile_limit, settings.compile_wait
         )
@@ -53,6 +59,7 @@ class Front:
             self.crew,
             self.compiler,
             self.processes,
+            self.secrets,
             flip_limit=settings.flip_limit,
             apply_limit=settings.apply_limit,
         )
@@ -73,7 +80,9 @@ class Front:
         self.port = self.server.bind()
         try:
             async with asyncio.TaskGroup() as group:
-                workers = [group.create_task(self.processes.run()), group.create_task(self.crew.run())]
+                workers = [
+                    group.create_task(work) for work in (self.processes.run(), self.crew.run(), self.fetches.run())
+                ]
                 serving = group.create_task(self.server.run_until_stopped())
                 # What needs the workers; at the end a commit that has begun is waited for.
                 changing = group.create_task(self._change())
@@ -96,6 +105,7 @@ class Front:
         self.ready.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.runtime.improve())
+            group.create_task(self.runtime.watch())
             if self.agent is not None:
                 group.create_task(self.agent.run())
 
@@ -106,6 +116,7 @@ class Front:
             "release": release
             and {"id": release.release_id, "number": release.number, "generation": release.generation},
             "schema_version": self.runtime.inventory.schema_version,
+            "secrets": {"file": str(self.secrets.path), "error": self.secrets.error or None},
             "functions": [
                 {
                     "name": f.name,
@@ -115,6 +126,7 @@ class Front:
                     "best": self.compiler.is_best(f),
                     "recent_ms": round(pool.tallies[f.name].recent * 1000, 3) if f.name in pool.tallies else 0.0,
                     "calls": dict(pool.tallies[f.name].outcomes) if f.name in pool.tallies else {},
+                    "denied": dict(pool.tallies[f.name].denied) if f.name in pool.tallies else {},
                 }
                 for f in (release.functions if release is not None else ())
             ],

@@ -20,6 +20,7 @@ from .statements import load
 
 Grant = Literal["none", "read", "write"]
 
+DENIED: Final = ("not_granted", "sql_not_allowed", "sql_closed")
 _READ_GENERATION: Final = load("read_generation")
 _FEW_ROWS: Final = 16
 """Rows that libsql hands over at once: until the limit of bytes is looked at, each may be as large as SQLite's heap."""
@@ -62,6 +63,8 @@ class CallSql:
         """Why SQLite ended the transaction, once it has."""
         self.limit_code = ""
         """The code of the limit that the call ran into, if it did."""
+        self.denied: dict[str, int] = {}
+        """How often a statement was refused for what it would do, by code."""
 
     def execute(self, request: bytes) -> bytes:
         """Run one statement. Error: StaleRelease, at the first one; everything else is told in the answer."""
@@ -73,6 +76,8 @@ class CallSql:
                 raise SqlError("transaction_ended", f"An error ended the call's transaction: {self._ended}")
             return self._run(self._session.statement(sql), params, request)
         except SqlError as error:
+            if error.code in DENIED:
+                self.denied[error.code] = self.denied.get(error.code, 0) + 1
             return orjson.dumps({"error": {"code": error.code, "message": str(error)}})
 
     def commit(self) -> None:

@@ -4,6 +4,7 @@ It does what the front's frames say, in their order. A fault of the guest's cost
 worker, and the front starts another.
 """
 
+import hashlib
 import socket
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,8 +14,9 @@ import msgspec
 from control import faults
 
 from . import database, fence, frames, guest, page
+from .services import Denials, FrontHttp
 from .session import Session
-from .sql import CallSql, CommitFailed, StaleRelease
+from .sql import CallSql, CommitFailed, Limits, StaleRelease
 from .wasmedge import Damaged, WasmEdgeError
 
 COMMIT_STATUS: Final = {"disk_full": 507, "disk_failed": 507, "database_busy": 503}
@@ -43,6 +45,9 @@ class Loaded(NamedTuple):
 
     local: frames.LocalFunction
     function: guest.Function | frames.Failure
+    key: tuple[str, str, str, bytes]
+    """What it depends on."""
+    sql: Limits
 
 
 class Release(NamedTuple):
@@ -58,11 +63,13 @@ class Worker:
         self._session = Session(opened)
         self._releases: dict[int, Release] = {}
         """By the front's serial."""
+        self._reader = frames.Reader(sock)
+        self._denials = Denials()
 
     def run(self) -> None:
         """Until the front closes the socket."""
-        reader = frames.Reader(self._sock)
-        while (frame := reader.next()) is not None:
+        next_frame = self._reader.next
+        while (frame := next_frame()) is not None:
             request = frame.request
             match frame.kind:
                 case frames.CALL:
@@ -89,8 +96,11 @@ class Worker:
         if isinstance(loaded.function, frames.Failure):
             self._fault(request, loaded.function.code, loaded.function.message, 503)
             return
-        grant = loaded.local.manifest.sql
-        sql = None if grant == "none" else CallSql(self._session, grant, release.generation, self._mark)
+        manifest, denials = loaded.local.manifest, self._denials
+        sql = None
+        if manifest.sql != "none":
+            sql = CallSql(self._session, manifest.sql, release.generation, self._mark, loaded.sql)
+        http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request)
         asked = guest.Request(
             head.method,
             head.path,
@@ -104,7 +114,7 @@ class Worker:
         )
         self._mark.start(request)
         try:
-            answer = loaded.function.call(asked, guest.Services(sql))
+            answer = loaded.function.call(asked, guest.Services(denials.sql if sql is None else sql, http))
             if sql is not None:
                 if answer.status < 500:
                     sql.commit()
@@ -112,8 +122,10 @@ class Worker:
                     sql.rollback()
         except StaleRelease:
             # Nothing of it was done: the call's first SQL found it out.
+            denials.take(sql)
             frames.send(self._sock, request, frames.STALE)
         except CommitFailed as failed:
+            self._denied(request, sql)
             self._fault(request, failed.code, str(failed), COMMIT_STATUS.get(failed.code, 502))
         except guest.GuestFault as fault:
             code, status = fault.code, fault.status
@@ -122,11 +134,19 @@ class Worker:
                 if sql.limit_code:
                     # The guest failed over a limit that it ran into: the limit is what its caller should know.
                     code, status = sql.limit_code, 507
+            self._denied(request, sql)
             self._fault(request, code, str(fault), status, fault.log)
         else:
+            self._denied(request, sql)
             if answer.log:
                 frames.send(self._sock, request, frames.LOG, b"", answer.log)
             frames.send(self._sock, request, answer.status, answer.head, answer.body)
+
+    def _denied(self, request: int, sql: CallSql | None) -> None:
+        """Tell what the call was denied, if it was."""
+        denied = self._denials.take(sql)
+        if denied:
+            frames.send(self._sock, request, frames.DENIED, b"", denied)
 
     def _fault(self, request: int, code: str, message: str, status: int, log: bytes = b"") -> None:
         fault = frames.Fault(code, message, status, log.decode(errors="replace"))
@@ -135,10 +155,24 @@ class Worker:
     def _load(self, load: frames.Load) -> list[frames.Failure]:
         """Load a release's modules, the ones that other serials have loaded shared with them; what can't be loaded."""
         loaded = [f for release in self._releases.values() for f in release.functions]
-        have = {_key(f.local): f for f in loaded if isinstance(f.function, guest.Function)}
-        functions = [have.get(_key(local)) or Loaded(local, _load(local)) for local in load.release.functions]
+        have = {f.key: f for f in loaded if isinstance(f.function, guest.Function)}
+        functions, failures = [], []
+        for local in load.release.functions:
+            secrets = load.secrets.get(local.name, {})
+            key = (
+                local.name,
+                local.code[1],
+                local.manifest_digest,
+                hashlib.sha256(frames.encode_json(secrets)).digest(),
+            )
+            limits = Limits(answer_bytes=local.manifest.sql_bytes, rows=local.manifest.sql_rows)
+            lacking = load.lacking.get(local.name)
+            found = lacking or (have[key].function if key in have else _load(local, secrets))
+            functions.append(Loaded(local, found, key, limits))
+            if isinstance(found, frames.Failure) and found is not lacking:
+                failures.append(found)
         self._releases[load.serial] = Release(load.release.generation, functions)
-        return [f.function for f in functions if isinstance(f.function, frames.Failure)]
+        return failures
 
     def _forget(self, keep: frames.Keep) -> None:
         gone = [self._releases.pop(serial) for serial in self._releases.keys() - set(keep.serials)]
@@ -148,17 +182,12 @@ class Worker:
                 function.close()
 
 
-def _key(local: frames.LocalFunction) -> tuple[str, str, str]:
-    """What a loaded function depends on."""
-    return local.name, local.code[1], local.manifest_digest
-
-
-def _load(local: frames.LocalFunction) -> guest.Function | frames.Failure:
+def _load(local: frames.LocalFunction, secrets: dict[str, str]) -> guest.Function | frames.Failure:
     if not local.code[0]:
         text = f"The function {local.name} can't be run on this node: its artifact is lost or damaged."
         return frames.Failure("function_uncompiled", text)
     try:
-        return guest.Function.load(local)
+        return guest.Function.load(local, secrets)
     except (Damaged, WasmEdgeError, OSError) as error:
         text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
         return frames.Failure("function_unloadable", text)

@@ -1,0 +1,58 @@
+"""The HTTP requests under way for running calls: begun when a worker asks, given up when its call ends with it."""
+
+import asyncio
+import logging
+
+from . import frames, outbound
+from .calls import Call
+from .egress import Egress
+from .link import Link
+from .outbound import NotFetched
+
+log = logging.getLogger("skerry.egress")
+
+
+class Fetches:
+    """Requests are made while `run` runs."""
+
+    def __init__(self, egress: Egress) -> None:
+        self._egress = egress
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Until cancelled; requests that are under way then are given up."""
+        async with self._egress, asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._group = None
+
+    def begin(self, link: Link, call: Call, request: bytes) -> None:
+        """Make a request for the guest of a running call, in its time. It never raises."""
+        if self._group is None:
+            told = outbound.refused("http_failed", "The node is being stopped.")
+            link.send(call.id, frames.HTTP_ANSWER, b"", told)
+            return
+        task = self._group.create_task(self._answer(link, call, call.id, request))
+
+        def give_up(_: object) -> None:
+            task.cancel()
+
+        # A worker that waits for HTTP does nothing else: its call can only end before the answer if the worker does.
+        link.ended.add_done_callback(give_up)
+        task.add_done_callback(lambda _: link.ended.remove_done_callback(give_up))
+
+    async def _answer(self, link: Link, call: Call, id: int, request: bytes) -> None:
+        target = call.target
+        try:
+            told = await self._egress.fetch(target.function.manifest.http, request)
+        except NotFetched as error:
+            if error.denied:
+                target.tally.deny(error.denied)
+            told = outbound.refused(error.code, str(error))
+        except Exception:
+            log.exception("a request of %s failed in a way that nobody foresaw", target.function.name)
+            told = outbound.refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
+        if not link.ended.done():
+            link.send(id, frames.HTTP_ANSWER, b"", told)
