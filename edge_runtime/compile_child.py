@@ -9,7 +9,7 @@ import msgspec
 from control import faults
 
 from . import fence, frames
-from .wasmedge import compile_module
+from .code import compile_artifact
 from .wasmedge.errors import WasmEdgeError
 
 
@@ -26,7 +26,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
         if found != asked.sha256:
             raise OSError(f"{asked.artifact} has the sha256 {found}: it is damaged")
         faults.reach("edge.compile.before")
-        made = compile_module(wasm, Path(asked.folder), asked.level)
+        made = compile_artifact(wasm, Path(asked.folder), asked.level)
         faults.reach("edge.compile.after")
     except WasmEdgeError as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_failed", str(error)))

@@ -4,16 +4,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Self
 
-from . import frames
+from . import code, frames
+from .abi import extism
 from .invocation import GuestFault, Http, Limits, Request, Response, Services, Sql
 from .run_direct import Direct
+from .run_extism import Extism, extism_host
 from .run_wagi import Wagi
 from .runner import NOTHING, Runner, host
-from .wasmedge import Config, Module, check_address_space, verify
+from .wasmedge import Config, check_address_space, verify
 
 __all__ = ["Function", "GuestFault", "Http", "Limits", "Request", "Response", "Services", "Sql", "prepare"]
 
-RUNNERS: Final[dict[str, Callable[..., Runner]]] = {"wagi": Wagi, "direct": Direct}
+RUNNERS: Final[dict[str, Callable[..., Runner]]] = {"wagi": Wagi, "direct": Direct, extism.ABI: Extism}
 """By the manifest's `abi`."""
 
 
@@ -22,6 +24,7 @@ def prepare() -> None:
     that the children have it."""
     check_address_space()
     host()
+    extism_host()
 
 
 class Function:
@@ -44,10 +47,11 @@ class Function:
         path, digest = Path(local.code[0]), local.code[1]
         verify(path, digest)
         limits = Limits(manifest.memory_pages, manifest.response_limit, manifest.log_bytes)
-        config = Config(memory_pages=limits.memory_pages)
-        module = Module.from_file(path, config)
+        abi = manifest.abi or "wagi"
+        config = Config(memory_pages=limits.memory_pages, second_memory=abi == extism.ABI)
+        module = code.load(path, config, abi, compiled=bool(local.aot))
         settings = {**manifest.config, **(secrets or {})}
-        runner = RUNNERS[manifest.abi or "wagi"](local, module, config, limits, settings)
+        runner = RUNNERS[abi](local, module, config, limits, settings)
         return cls(local.name, runner)
 
     def call(self, request: Request, services: Services = NOTHING) -> Response:

@@ -53,13 +53,13 @@ class Host:
     def _sql(self, start: int, length: int) -> int:
         asked = self._asked("sql", start, length)
         sql = self._services.sql
-        self._answer = _refusal("SQL", "`sql` to read or write") if sql is None else sql.execute(asked)
+        self._answer = refusal("SQL", "`sql` to read or write") if sql is None else sql.execute(asked)
         return len(self._answer)
 
     def _http(self, start: int, length: int) -> int:
         asked = self._asked("http", start, length)
         http = self._services.http
-        self._answer = _refusal("HTTP", "`http`, with the hosts") if http is None else http.fetch(asked)
+        self._answer = refusal("HTTP", "`http`, with the hosts") if http is None else http.fetch(asked)
         return len(self._answer)
 
     def _asked(self, name: str, start: int, length: int) -> bytes:
@@ -83,7 +83,8 @@ class Host:
 
 
 @functools.cache
-def _refusal(what: str, cure: str) -> bytes:
+def refusal(what: str, cure: str) -> bytes:
+    """The answer where a manifest grants nothing."""
     message = f"This function's manifest grants it no {what}: set {cure}."
     return orjson.dumps({"error": {"code": "not_granted", "message": message}})
 
@@ -97,12 +98,21 @@ def host() -> Host:
 class Guest:
     """A module that is loaded and linked, to be called by its entries; the runners' part that knows no ABI."""
 
-    def __init__(self, name: str, module: Module, config: Config, limits: Limits, entries: Sequence[Entry]) -> None:
-        """Error: LinkError."""
+    def __init__(
+        self,
+        name: str,
+        module: Module,
+        config: Config,
+        limits: Limits,
+        entries: Sequence[Entry],
+        imports: Sequence[HostModule] = (),
+        second_memory: str = "",
+    ) -> None:
+        """`imports`: what the ABI has beside WASI and `skerry`. Error: LinkError."""
         self.name = name
         self.limits = limits
         self.host = host()
-        self.program = Program(module, config, self.host.imports, entries)
+        self.program = Program(module, config, (*self.host.imports, *imports), entries, second_memory)
 
     def close(self) -> None:
         self.program.close()

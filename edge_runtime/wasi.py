@@ -153,6 +153,12 @@ class Wasi:
         """What was kept of it."""
         return bytes(self._stderr)
 
+    def log(self, line: bytes) -> None:
+        """Add to stderr what the host has to say there."""
+        kept = line[: self._stderr_room]
+        self._stderr_room -= len(kept)
+        self._stderr += kept
+
     def functions(self) -> dict[str, tuple[tuple[str, str], Callable[..., Any]]]:
         """Every function with its signature, for a host module."""
         return {name: (signature, getattr(self, name)) for name, signature in SIGNATURES.items()}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .. import wasi
-from . import binary, direct
+from . import binary, direct, extism
 from .binary import FUNCTION, MEMORY, Import, Shape
 from .imports import OFFERED, SKERRY
 
@@ -34,7 +34,7 @@ class Detected:
     """What its memory starts with: a manifest's memory_pages must be this at least."""
     memory_maximum: int | None
     sql: bool
-    """It imports `skerry.sql`: its manifest should grant SQL."""
+    """It imports `sql`: its manifest should grant SQL."""
     start: bool
     """It has a start section."""
 
@@ -52,22 +52,27 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
     try:
         shape = binary.read(wasm)
         exported = {name: shape.export_signature(name) for name in ("_start", *direct.SIGNATURES)}
+        entries = extism.entries(shape)
     except binary.Malformed as error:
         raise Refused("module_invalid", f"It is no valid module: {error}.") from None
     _refuse_other_abis(shape)
-    abi = "direct" if exported[direct.HANDLE] else "wagi"
-    if abi == "direct":
+    abi, offered, least = "direct" if exported[direct.HANDLE] else "wagi", OFFERED, 1
+    if extism.is_plugin(shape):
+        # Its memory gets a page where it has none.
+        abi, offered, least = extism.ABI, OFFERED | extism.OFFERED, 0
+        _check_plugin(shape, entries)
+    elif abi == "direct":
         _check_direct(exported)
     else:
         _check_entry(shape, exported["_start"])
-    _check_imports(shape.imports)
-    memory = _memory(shape, pages_limit)
+    _check_imports(shape.imports, offered)
+    memory = _memory(shape, pages_limit, least)
     _check_tables(shape)
     return Detected(
         abi=abi,
-        memory_pages=memory.minimum,
+        memory_pages=max(1, memory.minimum),
         memory_maximum=memory.maximum,
-        sql=any((found.module, found.name) == (SKERRY, "sql") for found in shape.imports),
+        sql=any((found.module, found.name) in ((SKERRY, "sql"), (extism.USER, "sql")) for found in shape.imports),
         start=shape.start,
     )
 
@@ -75,11 +80,6 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
 def _refuse_other_abis(shape: Shape) -> None:
     modules = {found.module for found in shape.imports}
     functions = {found.name for found in shape.imports if found.module == "env"} | set(shape.exports)
-    if "extism:host/env" in modules:
-        raise Refused(
-            "abi_extism",
-            "It is an Extism plug-in, which the next version will run; this one runs WAGI modules (`_start`).",
-        )
     if any(module.startswith("wasi:http/") for module in modules):
         raise Refused(
             "abi_wasi_http",
@@ -115,6 +115,16 @@ def _check_entry(shape: Shape, entry: binary.Signature | None) -> None:
         raise Refused("abi_unknown", "Its `_start` takes or returns values; a command's takes and returns nothing.")
 
 
+def _check_plugin(shape: Shape, entries: list[str]) -> None:
+    if not entries:
+        exported = _listed([name for name, (kind, _) in shape.exports.items() if kind == FUNCTION])
+        raise Refused(
+            "abi_unknown",
+            "It is an Extism plug-in, and exports no function to call, which takes nothing and returns an i32 "
+            f"(it exports {exported or 'no function'}).",
+        )
+
+
 def _check_direct(exported: Mapping[str, binary.Signature | None]) -> None:
     for name, signature in direct.SIGNATURES.items():
         if exported[name] != signature:
@@ -125,26 +135,26 @@ def _check_direct(exported: Mapping[str, binary.Signature | None]) -> None:
             )
 
 
-def _check_imports(imports: list[Import]) -> None:
+def _check_imports(imports: list[Import], offered: Mapping[str, Mapping[str, binary.Signature]]) -> None:
     unknown = [
         f"{found.module}.{found.name}"
         for found in imports
-        if found.kind != MEMORY and (found.kind != FUNCTION or found.name not in OFFERED.get(found.module, {}))
+        if found.kind != MEMORY and (found.kind != FUNCTION or found.name not in offered.get(found.module, {}))
     ]
     if unknown:
-        offered = " and ".join(OFFERED)
+        modules = " and ".join(offered)
         hint = " An import from `env` is mostly a symbol that was not linked." if "env." in str(unknown) else ""
-        raise Refused("imports_unknown", f"It imports {_listed(unknown)}; nodes offer {offered} alone.{hint}")
+        raise Refused("imports_unknown", f"It imports {_listed(unknown)}; nodes offer {modules} alone.{hint}")
     for found in imports:
-        if found.kind == FUNCTION and found.signature != OFFERED[found.module][found.name]:
+        if found.kind == FUNCTION and found.signature != offered[found.module][found.name]:
             raise Refused(
                 "imports_mismatch",
                 f"It imports {found.module}.{found.name} as {_signature(found.signature)}; "
-                f"it is {_signature(OFFERED[found.module][found.name])}.",
+                f"it is {_signature(offered[found.module][found.name])}.",
             )
 
 
-def _memory(shape: Shape, pages_limit: int) -> binary.Limits:
+def _memory(shape: Shape, pages_limit: int, least: int) -> binary.Limits:
     if any(found.kind == MEMORY for found in shape.imports):
         raise Refused("memory_imported", "It imports its memory: build it without --import-memory.")
     if not shape.memories:
@@ -158,7 +168,7 @@ def _memory(shape: Shape, pages_limit: int) -> binary.Limits:
         raise Refused("memory_64", "Its memory has 64-bit addresses: build it for wasm32.")
     if memory.shared:
         raise Refused("memory_shared", "Its memory is shared between threads, which functions can't start.")
-    if memory.minimum < 1:
+    if memory.minimum < least:
         raise Refused("memory_zero", "Its memory starts with no page; it must have one at least.")
     if memory.minimum > pages_limit:
         raise Refused(

@@ -43,6 +43,8 @@ void WasmEdge_LogOff(void);
 const char *WasmEdge_ResultGetMessage(Result);
 WasmEdge_ValType WasmEdge_ValTypeGenI32(void);
 WasmEdge_ValType WasmEdge_ValTypeGenI64(void);
+bool WasmEdge_ValTypeIsI32(WasmEdge_ValType);
+bool WasmEdge_ValTypeIsI64(WasmEdge_ValType);
 
 WasmEdge_ConfigureContext *WasmEdge_ConfigureCreate(void);
 void WasmEdge_ConfigureAddProposal(WasmEdge_ConfigureContext *, int);

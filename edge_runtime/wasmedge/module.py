@@ -7,7 +7,7 @@ from typing import Self
 
 from .declarations import CData, ffi, library
 from .handles import Handle, check
-from .host import Signature, value_types
+from .host import Signature
 
 _FUNCTION, _MEMORY = 0, 2
 """Of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
@@ -115,10 +115,13 @@ def _letters(kind: CData, length: Callable[..., int], get: Callable[..., int]) -
     count = length(kind)
     types = ffi.new("WasmEdge_ValType[]", count)
     get(kind, types, count)
-    return "".join([_LETTERS.get(bytes(ffi.buffer(types[position : position + 1])), "?") for position in range(count)])
+    return "".join([_letter(types[position]) for position in range(count)])
 
 
-_LETTERS = {bytes(ffi.buffer(value_types(letter))): letter for letter in "iI"}
+def _letter(kind: CData) -> str:
+    if library.WasmEdge_ValTypeIsI32(kind):
+        return "i"
+    return "I" if library.WasmEdge_ValTypeIsI64(kind) else "?"
 
 
 class _Loader(Handle):

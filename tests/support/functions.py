@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from control import wire
+from edge_runtime.code import compile_artifact
 from edge_runtime.frames import LocalFunction
 from edge_runtime.guest import Function, Limits
-from edge_runtime.wasmedge import QUICK, AotFile, compile_module, find
+from edge_runtime.wasmedge import QUICK, AotFile, find
 
 
 def compiled(wasm: bytes, folder: Path, level: int = QUICK) -> AotFile:
     """The AOT file of these bytes in `folder`."""
     found = find(folder, hashlib.sha256(wasm).hexdigest(), level)
-    return found or compile_module(wasm, folder, level)
+    return found or compile_artifact(wasm, folder, level)
 
 
 def local(aot: AotFile, name: str = "f", **manifest: Any) -> LocalFunction:

@@ -79,7 +79,6 @@ REFUSED = {
         "abi_unknown",
         "takes or returns",
     ),
-    "Extism": (module(imported("extism:host/env", "length"), MEMORY, ENTRY), "abi_extism", "next version will run;"),
     "wasi:http": (module(imported("wasi:http/types@0.2.0"), MEMORY, ENTRY), "abi_wasi_http", "component model"),
     "waPC": (module(imported("wapc", "__guest_request"), MEMORY, ENTRY), "abi_wapc", "waPC"),
     "waPC by export": (module(MEMORY, '(func (export "__guest_call"))'), "abi_wapc", "waPC"),

@@ -1,0 +1,118 @@
+;; The Extism kernel: the blocks of memory through which a plug-in and its host pass data. `merge.py` puts its functions
+;; into each plug-in, where the compiler inlines them. So they call nothing, know no type, global or table by its number,
+;; and $kernel is memory 1 there as here. It begins as zeros with every call; `blocks.py` is the host's side.
+;; Built by `python -m tests.guests.build`.
+;;
+;;      16  used: bytes of the blocks, a multiple of 16     64 + 8·n  the first free block with 2ⁿ to 2ⁿ⁺¹-1 bytes of room
+;;      24  input: handle    32  input: length                   512  the blocks, one after the other
+;;      40  output: handle   48  output: length
+;;      56  error: handle
+;;
+;; A block: its mark (8 bytes), its length (4), its room (4), its bytes. The handle is the address of the bytes. The mark
+;; is the handle xor a constant of 64 bits; of a free block it is the address of the next free one, 0 for none. Its bytes
+;; stay, as plug-ins set what they have freed as their output.
+;;
+;; What a plug-in gives is hostile. Outside the blocks, loads give 0 and stores do nothing; what it spoils inside them
+;; is its own call's. 8 bytes at least follow the blocks, so what begins inside them ends inside the memory.
+(module
+  (memory $plugin 0)
+  (memory $kernel 1)
+
+  ;; 0 where there is no room.
+  (func (export "alloc") (param $length i64) (result i64)
+    (local $room i64) (local $list i32) (local $block i32) (local $end i64) (local $size i64)
+    (if (i64.gt_u (i64.sub (local.get $length) (i64.const 1)) (i64.const 0xefffffff)) (then (return (i64.const 0))))
+    (local.set $room (i64.and (i64.add (local.get $length) (i64.const 15)) (i64.const -16)))
+    (local.set $list (i32.wrap_i64
+      (i64.add (i64.const 64) (i64.shl (i64.sub (i64.const 63) (i64.clz (local.get $room))) (i64.const 3)))))
+    (block $made
+      (block $found
+        ;; The first of the list for this room, if it has as much; else of the next list, where all have.
+        (local.set $block (i32.wrap_i64 (i64.load $kernel (local.get $list))))
+        (br_if $found (i64.ge_u (i64.load32_u $kernel offset=12 (local.get $block)) (local.get $room)))
+        (local.set $list (i32.add (local.get $list) (i32.const 8)))
+        (br_if $found (local.tee $block (i32.wrap_i64 (i64.load $kernel (local.get $list)))))
+        (local.set $block (i32.wrap_i64 (i64.add (i64.load $kernel (i32.const 16)) (i64.const 512))))
+        (local.set $end (i64.add (i64.add (i64.extend_i32_u (local.get $block)) (local.get $room)) (i64.const 16)))
+        (local.set $size (i64.shl (i64.extend_i32_u (memory.size $kernel)) (i64.const 16)))
+        (if (i64.gt_u (i64.add (local.get $end) (i64.const 8)) (local.get $size)) (then
+          (if (i32.eq (i32.const -1) (memory.grow $kernel (i32.wrap_i64 (i64.shr_u
+              (i64.add (i64.sub (local.get $end) (local.get $size)) (i64.const 65543)) (i64.const 16)))))
+            (then (return (i64.const 0))))))
+        (i64.store $kernel (i32.const 16) (i64.sub (local.get $end) (i64.const 512)))
+        (i64.store32 $kernel offset=12 (local.get $block) (local.get $room))
+        (br $made))
+      (i64.store $kernel (local.get $list) (i64.load $kernel (local.get $block))))
+    (i64.store $kernel (local.get $block)
+      (i64.xor (i64.add (i64.extend_i32_u (local.get $block)) (i64.const 16)) (i64.const 0x5ee1_c0de_0b10_c500)))
+    (i64.store32 $kernel offset=8 (local.get $block) (local.get $length))
+    (i64.add (i64.extend_i32_u (local.get $block)) (i64.const 16)))
+
+  (func (export "free") (param $handle i64)
+    (local $block i32) (local $list i32)
+    (if (i64.ge_u (i64.sub (local.get $handle) (i64.const 528)) (i64.load $kernel (i32.const 16))) (then (return)))
+    (local.set $block (i32.sub (i32.wrap_i64 (local.get $handle)) (i32.const 16)))
+    (if (i64.ne (i64.xor (local.get $handle) (i64.const 0x5ee1_c0de_0b10_c500)) (i64.load $kernel (local.get $block)))
+      (then (return)))
+    (local.set $list (i32.add (i32.const 64) (i32.shl
+      (i32.sub (i32.const 31) (i32.clz (i32.or (i32.load $kernel offset=12 (local.get $block)) (i32.const 1))))
+      (i32.const 3))))
+    (i64.store $kernel (local.get $block) (i64.load $kernel (local.get $list)))
+    (i64.store $kernel (local.get $list) (i64.extend_i32_u (local.get $block))))
+
+  ;; 0 for what is no block.
+  (func (export "length") (param $handle i64) (result i64)
+    (local $block i32)
+    (if (i64.ge_u (i64.sub (local.get $handle) (i64.const 528)) (i64.load $kernel (i32.const 16)))
+      (then (return (i64.const 0))))
+    (local.set $block (i32.sub (i32.wrap_i64 (local.get $handle)) (i32.const 16)))
+    (if (i64.ne (i64.xor (local.get $handle) (i64.const 0x5ee1_c0de_0b10_c500)) (i64.load $kernel (local.get $block)))
+      (then (return (i64.const 0))))
+    (i64.load32_u $kernel offset=8 (local.get $block)))
+
+  ;; For what is known to be a block: its mark is not looked at.
+  (func (export "length_unsafe") (param $handle i64) (result i64)
+    (if (result i64) (i64.lt_u (i64.sub (local.get $handle) (i64.const 528)) (i64.load $kernel (i32.const 16)))
+      (then (i64.load32_u $kernel (i32.sub (i32.wrap_i64 (local.get $handle)) (i32.const 8))))
+      (else (i64.const 0))))
+
+  (func (export "load_u8") (param $at i64) (result i32)
+    (if (result i32) (i64.lt_u (i64.sub (local.get $at) (i64.const 512)) (i64.load $kernel (i32.const 16)))
+      (then (i32.load8_u $kernel (i32.wrap_i64 (local.get $at)))) (else (i32.const 0))))
+
+  (func (export "load_u64") (param $at i64) (result i64)
+    (if (result i64) (i64.lt_u (i64.sub (local.get $at) (i64.const 512)) (i64.load $kernel (i32.const 16)))
+      (then (i64.load $kernel (i32.wrap_i64 (local.get $at)))) (else (i64.const 0))))
+
+  (func (export "store_u8") (param $at i64) (param $value i32)
+    (if (i64.lt_u (i64.sub (local.get $at) (i64.const 512)) (i64.load $kernel (i32.const 16)))
+      (then (i32.store8 $kernel (i32.wrap_i64 (local.get $at)) (local.get $value)))))
+
+  (func (export "store_u64") (param $at i64) (param $value i64)
+    (if (i64.lt_u (i64.sub (local.get $at) (i64.const 512)) (i64.load $kernel (i32.const 16)))
+      (then (i64.store $kernel (i32.wrap_i64 (local.get $at)) (local.get $value)))))
+
+  (func (export "input_offset") (result i64) (i64.load $kernel (i32.const 24)))
+
+  (func (export "input_length") (result i64) (i64.load $kernel (i32.const 32)))
+
+  (func (export "input_load_u8") (param $at i64) (result i32)
+    (if (result i32) (i64.lt_u (local.get $at) (i64.load $kernel (i32.const 32)))
+      (then (i32.load8_u $kernel (i32.wrap_i64 (i64.add (i64.load $kernel (i32.const 24)) (local.get $at)))))
+      (else (i32.const 0))))
+
+  ;; 0 where fewer than 8 bytes are left.
+  (func (export "input_load_u64") (param $at i64) (result i64)
+    (if (result i64)
+      (i32.and (i64.lt_u (local.get $at) (i64.load $kernel (i32.const 32)))
+        (i64.ge_u (i64.sub (i64.load $kernel (i32.const 32)) (local.get $at)) (i64.const 8)))
+      (then (i64.load $kernel (i32.wrap_i64 (i64.add (i64.load $kernel (i32.const 24)) (local.get $at)))))
+      (else (i64.const 0))))
+
+  (func (export "output_set") (param $handle i64) (param $length i64)
+    (i64.store $kernel (i32.const 40) (local.get $handle))
+    (i64.store $kernel (i32.const 48) (local.get $length)))
+
+  (func (export "error_set") (param $handle i64)
+    (i64.store $kernel (i32.const 56) (local.get $handle)))
+)

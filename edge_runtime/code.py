@@ -1,0 +1,37 @@
+"""The code that runs for an artifact: compiled ahead of time, or the module itself on the interpreter. Extism plug-ins
+have their kernel put in first."""
+
+from pathlib import Path
+
+from .abi import binary, extism
+from .abi.merge import merge
+from .wasmedge import AotFile, Config, LoadError, Module, compile_module
+
+_PAGES = 65536
+
+
+def compile_artifact(wasm: bytes, folder: Path, level: int) -> AotFile:
+    """As `compile_module`, of any ABI. Errors: LoadError, CompileError, OSError."""
+    try:
+        plugin = extism.is_plugin(binary.read(wasm))
+    except binary.Malformed as error:
+        raise LoadError(0, f"it is no valid module: {error}") from None
+    return compile_module(wasm, folder, level, merged=_merged(wasm) if plugin else None)
+
+
+def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
+    """The module of a file that was checked by its digest: of an AOT file, or of an artifact. Errors: LoadError,
+    OSError."""
+    if abi == extism.ABI and not compiled:
+        return Module.from_bytes(_merged(path.read_bytes()), config)
+    return Module.from_file(path, config)
+
+
+def _merged(wasm: bytes) -> bytes:
+    # Merging reads only what it must, and with a second memory more is valid: so the plug-in by itself comes first.
+    with Config(memory_pages=_PAGES) as config:
+        Module.from_bytes(wasm, config).close()
+    try:
+        return merge(wasm)
+    except binary.Malformed as error:
+        raise LoadError(0, f"the Extism kernel can't be put in: {error}") from None
