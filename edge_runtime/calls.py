@@ -39,6 +39,8 @@ class Refusal(NamedTuple):
     message: str
     retry_after: int = 0
     """Seconds after which it makes sense to ask again; 0 where it doesn't say."""
+    allow: str = ""
+    """The methods that there are, where the request's isn't one."""
 
 
 Outcome = Answer | Refusal
@@ -104,8 +106,8 @@ class Call:
     """A request to a function. It ends once, always, with an `Outcome`."""
 
     __slots__ = (
-        "attempts", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name", "path",
-        "query", "short", "target",
+        "attempts", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name", "params",
+        "path", "query", "route", "script", "short", "target",
     )  # fmt: skip
 
     def __init__(
@@ -118,8 +120,11 @@ class Call:
         client: str,
         body: bytes,
         done: Callable[[Outcome], None],
+        script: str = "",
+        route: str = "",
+        params: list[tuple[str, str]] | None = None,
     ) -> None:
-        """`done` gets the outcome, from within the pool: it must not raise."""
+        """`done` gets the outcome, from within the pool: it must not raise. The rest as in `frames.CallHead`."""
         self.name = name
         self.method = method
         self.path = path
@@ -129,6 +134,9 @@ class Call:
         self.body = body
         self.ended = False
         self.done = done
+        self.script = script
+        self.route = route
+        self.params = params
         self.id = 0
         """Of the attempt: another one each time that it is dispatched."""
         self.attempts = 0
@@ -142,8 +150,11 @@ class Call:
 
     def head(self, serial: int) -> bytes:
         return frames.encode_head(
-            (serial, self.target.index, self.method, self.path, self.query, self.headers, self.client)
-        )
+            (
+                serial, self.target.index, self.method, self.path, self.query, self.headers, self.client, self.script,
+                self.route, self.params or (),
+            )
+        )  # fmt: skip
 
     def end(self, outcome: Outcome) -> None:
         if not self.ended:

@@ -179,13 +179,13 @@ async def test_bodies_have_a_limit(tmp_path: Path) -> None:
                     await connection.send(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
             status, _, body = await connection.answer()
             assert (status, orjson.loads(body)["code"]) == (413, "body_too_large")
-        assert edge.front.app._held == 0
+        assert edge.front.server.shared.memory.held == 0
 
 
 async def test_all_bodies_together_have_a_limit(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, body_memory=150_000) as edge:
         first = asyncio.ensure_future(edge.call("slow?sleep=500", SLOW + b"\n" * 100_000))
-        await until(lambda: edge.front.app._held > 100_000)
+        await until(lambda: edge.front.server.shared.memory.held > 100_000)
         assert await edge.problem("echo", b"x" * 60_000) == (503, "body_memory")
         assert (await first)[0] == 200
         assert (await edge.call("echo", b"x" * 60_000))[0] == 200
@@ -224,7 +224,7 @@ async def test_heads_have_limits(tmp_path: Path) -> None:
 
 
 async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.server.HEAD_WAIT", 0.3)
+    monkeypatch.setattr("edge_runtime.connection.HEAD_WAIT", 0.3)
     monkeypatch.setattr("edge_runtime.server.SWEEP", 0.05)
     async with serving(tmp_path) as edge:
         async with raw(edge) as silent, raw(edge) as slow:
@@ -236,9 +236,9 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypa
             assert (await kept.answer())[2] == b"1"
             await asyncio.sleep(0.6)
             # Between two requests there is no hurry.
+            monkeypatch.setattr("edge_runtime.connection.KEEP_ALIVE", 0.3)
             await kept.send(post("/functions/echo", b"2"))
             assert (await kept.answer())[2] == b"2"
-            monkeypatch.setattr("edge_runtime.server.KEEP_ALIVE", 0.3)
             # But there is an end.
             assert await kept.ended()
 
@@ -315,7 +315,7 @@ async def test_a_client_that_goes_leaves_the_queue(tmp_path: Path) -> None:
         assert not running.done()
         assert (await running)[0] == 200
         assert edge.front.pool.tallies["echo"].outcomes == {"client_gone": 1}
-        assert edge.front.app._held == 0
+        assert edge.front.server.shared.memory.held == 0
 
 
 async def test_an_abandoned_call_is_ended_only_where_others_wait(

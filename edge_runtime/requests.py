@@ -1,0 +1,276 @@
+"""Requests out of a connection's bytes, by httptools, with bounds on what each may cost before it is run. No I/O.
+
+What httptools lets through and HTTP doesn't allow is refused here: nobody between may see other requests than we do.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
+
+from .calls import Refusal
+
+HEAD_BYTES: Final = 32 * 1024
+"""Of a request's line and headers."""
+HEADERS: Final = 100
+PIPELINED: Final = 32
+"""Requests that a connection may send before the first of them is answered."""
+PIECE: Final = 64 * 1024
+"""Bytes up to which a body's pieces are put together."""
+
+_MATTER: Final = frozenset((b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect"))
+"""The headers that matter before a function sees them."""
+
+_INVALID: Final = Refusal(400, "request_invalid", "This is no HTTP/1.1 request.")
+_TOO_LARGE: Final = Refusal(
+    431, "head_too_large", f"A request's line and headers may have {HEAD_BYTES} bytes and {HEADERS} headers."
+)
+_TOO_MANY: Final = Refusal(
+    400, "request_invalid", f"A connection may send {PIPELINED} requests before the first of them is answered."
+)
+
+Pieces = list[bytes | bytearray]
+
+
+class Exchange:
+    """A request on its connection, as far as it has come."""
+
+    __slots__ = (
+        "authorization", "call", "expects", "headers", "host", "keep", "length", "method", "old", "path", "pieces",
+        "query", "refusal", "size", "target", "whole",
+    )  # fmt: skip
+
+    def __init__(self, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.method = method
+        self.path = path
+        """ASCII, percent-encoded."""
+        self.query = query
+        """As it came, without the question mark."""
+        self.headers = headers
+        """Names in lower case, in their order."""
+        self.host: bytes | None = None
+        self.authorization: bytes | None = None
+        self.length = 0
+        """Of the body, where the head says it."""
+        self.expects = False
+        """The client waits for a word before it sends the body."""
+        self.keep = True
+        """The connection may have another request after this one."""
+        self.old = False
+        """HTTP/1.0."""
+        self.refusal: Refusal | None = None
+        """Its answer, where that is known before it is run; its body isn't kept."""
+        self.pieces: Pieces = []
+        """The body."""
+        self.size = 0
+        self.whole = False
+        self.target: Any = None
+        self.call: Any = None
+        """Both are the application's."""
+
+
+class Memory:
+    """What all request bodies together may take, and one of them."""
+
+    def __init__(self, limit: int, body_limit: int) -> None:
+        self.limit = limit
+        self.body_limit = body_limit
+        self.held = 0
+        """Bytes of the bodies that are being received, wait or run."""
+
+
+class Requests:
+    """Of one connection: `feed` puts those that have come into `exchanges`, whose reader takes them out."""
+
+    def __init__(self, memory: Memory, admit: Callable[[Exchange], Refusal | None]) -> None:
+        """`admit` is asked when a head has come: what is wrong with it?"""
+        self.exchanges: deque[Exchange] = deque()
+        """In their order; the last may be incomplete."""
+        self.heading = False
+        """A head has begun to come, and isn't there yet."""
+        self.broken: Refusal | None = None
+        """What came last can't be read, and nothing more is."""
+        self._memory = memory
+        self._admit = admit
+        self._parser = HttpRequestParser(self)
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._received = 0
+        """Bytes since the last request was whole."""
+        self._again = b""
+        """A head that asked for another protocol, without that."""
+
+    def feed(self, data: bytes) -> None:
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade as found:
+            self._feed_again(data[found.args[0] :])
+        except HttpParserError:
+            self.broken = self.broken or _INVALID
+        if self._received > HEAD_BYTES:
+            self._check_size()
+
+    def drop(self, asked: Exchange) -> None:
+        """Forget a request's body."""
+        self._memory.held -= asked.size
+        asked.size = 0
+        asked.pieces = []
+
+    def close(self) -> None:
+        """Nothing more is fed."""
+        del self._parser  # which knows this object, too
+
+    # What the parser says
+
+    def on_message_begin(self) -> None:
+        self.heading = True
+        self._url = b""
+        self._headers = []
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.heading:  # else it comes behind a body in chunks, and is nobody's
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.heading = False
+        headers = self._headers
+        if len(headers) > HEADERS or (self._received > HEAD_BYTES and self._head_size() > HEAD_BYTES):
+            self._break(_TOO_LARGE)
+        if len(self.exchanges) >= PIPELINED:
+            self._break(_TOO_MANY)
+        if self._parser.should_upgrade():
+            self._again = self._without_upgrade()
+            return
+        asked = self._read_head(headers)
+        self.exchanges.append(asked)
+        asked.refusal = self._admit(asked)
+
+    def on_body(self, piece: bytes) -> None:
+        asked = self.exchanges[-1]
+        if asked.refusal is not None:
+            return
+        memory, count = self._memory, len(piece)
+        if asked.size + count > memory.body_limit:
+            self.drop(asked)
+            asked.refusal = too_large(memory.body_limit)
+        elif memory.held + count > memory.limit:
+            self.drop(asked)
+            text = "The node holds too many request bodies at once; try again."
+            asked.refusal = Refusal(503, "body_memory", text, 1)
+        else:
+            asked.size += count
+            memory.held += count
+            pieces = asked.pieces
+            if pieces and len(pieces[-1]) + count <= PIECE:
+                last = pieces[-1]
+                if isinstance(last, bytes):
+                    last = pieces[-1] = bytearray(last)
+                last += piece
+            else:
+                pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        if not self._again:
+            self.exchanges[-1].whole = True
+            self._received = 0
+
+    def _read_head(self, headers: list[tuple[bytes, bytes]]) -> Exchange:
+        """The request whose head has come. It ends the parsing where HTTP doesn't allow the head."""
+        parser, url = self._parser, self._url
+        version = parser.get_http_version()
+        path, _, query = url.partition(b"?")
+        asked = Exchange(parser.get_method().decode(), path, query, headers)
+        asked.keep = parser.should_keep_alive()
+        old = asked.old = version == "1.0"
+        hosts = 0
+        chunked = False
+        for name, value in headers:
+            if name not in _MATTER:
+                continue
+            if name == b"host":
+                asked.host = value
+                hosts += 1
+            elif name == b"content-length":
+                asked.length = int(value)
+            elif name == b"authorization":
+                asked.authorization = value
+            elif name == b"expect":
+                asked.expects = not old and value.lower() == b"100-continue"
+            elif chunked or old or value.lower() != b"chunked":
+                self._break(_INVALID)
+            else:
+                chunked = True
+        if hosts > 1 or (not old and (hosts == 0 or version != "1.1")) or b"#" in url:
+            self._break(_INVALID)
+        if not url.startswith(b"/"):
+            self._read_absolute(asked, url)
+        return asked
+
+    def _read_absolute(self, asked: Exchange, url: bytes) -> None:
+        """`GET http://HOST/PATH`, as for a proxy: that host counts. `*` is a path that nothing is at."""
+        if url == b"*":
+            return
+        found = parse_url(url)
+        if not found.host or found.userinfo:
+            self._break(_INVALID)
+        host = b"[%b]" % found.host if b":" in found.host else found.host
+        asked.host = host + b":%d" % found.port if found.port else host
+        asked.path, asked.query = found.path or b"/", found.query or b""
+
+    def _without_upgrade(self) -> bytes:
+        """A head that asks for another protocol, without that.
+
+        Nothing else is spoken here, so the client is answered as if it hadn't asked. But the parser would take the
+        request's body for the other protocol.
+        """
+        method = self._parser.get_method()
+        if method == b"CONNECT":
+            self._break(_INVALID)
+        line = b"%b %b HTTP/%b" % (method, self._url, self._parser.get_http_version().encode())
+        kept = [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
+        return b"\r\n".join([line, *kept, b"", b""])
+
+    def _feed_again(self, rest: bytes) -> None:
+        """Go on behind a head that asked for another protocol, and again where there is more than one."""
+        while self.broken is None:
+            data, self._again = self._again + rest, b""
+            self._parser = HttpRequestParser(self)
+            try:
+                self._parser.feed_data(data)
+                return
+            except HttpParserUpgrade as found:
+                rest = data[found.args[0] :]
+            except HttpParserError:
+                self.broken = self.broken or _INVALID
+
+    def _break(self, why: Refusal) -> None:
+        """End the parsing."""
+        self.broken = self.broken or why
+        raise _Broken
+
+    def _head_size(self) -> int:
+        return len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
+
+    def _check_size(self) -> None:
+        """Of what came since the last whole request."""
+        if self.heading:
+            # What came before its end is one piece that the loop read, at most.
+            self.broken = self.broken or _TOO_LARGE
+        elif self.exchanges:
+            asked = self.exchanges[-1]
+            # A body in chunks may have their lengths between, but no extensions and trailers without end.
+            if not asked.whole and asked.refusal is None and self._received > 2 * HEAD_BYTES + 16 * asked.size:
+                self.broken = self.broken or _INVALID
+
+
+def too_large(limit: int) -> Refusal:
+    return Refusal(413, "body_too_large", f"The request's body is larger than {limit} bytes (body_limit).")
+
+
+class _Broken(Exception):
+    """Ends the parsing: the parser raises an error of its own for it."""
