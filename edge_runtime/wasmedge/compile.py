@@ -20,6 +20,7 @@ from .declarations import VERSION, ffi, library
 from .errors import CompileError
 from .handles import Handle, message
 from .module import MULTI_MEMORIES
+from .start import deferred
 
 QUICK = 0
 """The level that a function starts on: 45 ms for 28 KB of C (examples/hello)."""
@@ -27,7 +28,7 @@ BEST = 2
 """The level that it runs on once that is compiled: 0.6 s for the same. Level 3 ran no faster."""
 LEVELS = (0, 1, 2, 3)
 
-_OPTIONS = "native, kernel 1"
+_OPTIONS = "native, kernel 1, start deferred"
 """Other text where other code comes of the same bytes: the number goes up with Extism's kernel and its merging."""
 _TEMPORARY = ".compile-"
 
@@ -73,7 +74,7 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     """Compile to `folder` (which must exist, private to its owner) and return the file; durable when this returns.
     `merged`: what is compiled in the place of `wasm`, with a second memory.
 
-    Errors: CompileError; OSError where the files can't be written.
+    Errors: CompileError; LoadError; OSError where the files can't be written.
     """
     if level not in LEVELS:
         raise ValueError(f"level {level} is not one of {LEVELS}")
@@ -82,7 +83,7 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     work = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=folder))
     try:
         made, beside = work / "module.so", work / "digest"
-        code = merged or wasm
+        code = deferred(merged or wasm)
         with _Compiler(level, second_memory=merged is not None) as compiler:
             given = ffi.from_buffer("uint8_t[]", code)
             result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, given, len(code), bytes(made))

@@ -2,15 +2,16 @@
 
 The hazard (measured on 0.14.1): where the reservation of a guest's address space fails, instantiating says OK with a
 NULL base and 0 pages, and AOT code then reads and writes the host's memory. So before each instance the address space
-must be unlimited and no other instance alive (many live memories use it up), and before the first call the memory
-must have a base and at least the pages that the module declares, one or more. A `start` section runs before that last
-check: it rests on the first two.
+must be unlimited and no other instance alive (many live memories use it up), and before anything of the guest runs the
+memory must have a base and at least the pages that the module declares, one or more. A start section would run before
+that last check, so it is taken out (`wasmedge.start`) and called after it.
 """
 
 import resource
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+from . import start
 from .declarations import VALUE_WORDS, CData, ffi, library
 from .errors import LinkError, Unsafe
 from .handles import Handle, Name, check, message
@@ -201,7 +202,9 @@ class Program:
         for entry in entries:
             if entry.name not in self.functions:
                 raise LinkError(0x0302, f"the module has no function {entry.name}")
-        self._initialize = self.functions.get(_INITIALIZE.name) == ("", "")
+        if self.functions.get(_START.name, ("", "")) != ("", ""):
+            raise LinkError(0x0302, "the module's start function takes or returns values")
+        self._first = [entry for entry in (_START, _INITIALIZE) if self.functions.get(entry.name) == ("", "")]
         self._module, self._config, self._imports = module, config, imports
         self.last_pages = 0
         """Pages that the memory had when the last run ended."""
@@ -214,8 +217,9 @@ class Program:
         self._other: Memory | None = None
 
     def open(self, memory: Memory, second: Memory | None = None) -> Self:
-        """Make an instance, and run its `_initialize` where it has one; meanwhile and until the block ends host
-        functions find the guest's memory in `memory`, and the second one in `second`, which are empty afterwards.
+        """Make an instance, and run its start function and its `_initialize` where it has them; meanwhile and until the
+        block ends host functions find the guest's memory in `memory`, and the second one in `second`, which are empty
+        afterwards.
 
         Raises what a host function raised, Trap, LinkError, Unsafe (then nothing of the guest was run), or Closed.
         """
@@ -234,8 +238,8 @@ class Program:
             memory.open(library.WasmEdge_ModuleInstanceFindMemory(made[0], _MEMORY.value), self._minimum)
             if self._second is not None:
                 (second or Memory()).open(library.WasmEdge_ModuleInstanceFindMemory(made[0], self._second.value), 1)
-            if self._initialize:
-                self.call(_INITIALIZE)
+            for entry in self._first:
+                self.call(entry)
         except BaseException:
             self._end()
             raise
@@ -285,5 +289,6 @@ class Program:
         self._module.close()
 
 
+_START = Entry(start.NAME)
 _INITIALIZE = Entry("_initialize")
 """What a library of WASI's (a reactor) has called before anything else of it."""

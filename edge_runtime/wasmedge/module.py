@@ -8,6 +8,7 @@ from typing import Self
 from .declarations import CData, ffi, library
 from .handles import Handle, check
 from .host import Signature
+from .start import deferred
 
 _FUNCTION, _MEMORY = 0, 2
 """Of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
@@ -48,7 +49,7 @@ class Module(Handle):
 
     @classmethod
     def from_bytes(cls, wasm: bytes, config: Config) -> Self:
-        """Load and validate wasm. Error: LoadError."""
+        """Load and validate wasm, to be run where `deferred` has seen to its start section. Error: LoadError."""
         with _Loader(config) as loader:
             given = ffi.new("WasmEdge_Bytes *", (len(wasm), ffi.from_buffer("uint8_t[]", wasm)))
             made = ffi.new("WasmEdge_ASTModuleContext **")
@@ -58,7 +59,11 @@ class Module(Handle):
     @classmethod
     def from_file(cls, path: Path, config: Config) -> Self:
         """Load and validate a file of wasm or an AOT file, which the caller has checked by its digest: a damaged
-        AOT file crashes the process or computes wrongly, it is not refused. Error: LoadError."""
+        AOT file crashes the process or computes wrongly, it is not refused. Errors: LoadError, OSError."""
+        with path.open("rb") as file:
+            plain = file.read(4) == b"\0asm"
+        if plain:
+            return cls.from_bytes(deferred(path.read_bytes()), config)
         with _Loader(config) as loader:
             made = ffi.new("WasmEdge_ASTModuleContext **")
             check(library.WasmEdge_LoaderParseFromFile(loader.pointer, made, bytes(path)))

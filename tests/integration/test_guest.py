@@ -220,9 +220,9 @@ def test_a_start_section_that_traps_or_calls_out(load):
     early = wat("""(module (import "skerry" "sql" (func $sql (param i32 i32) (result i32)))
       (memory (export "memory") 1) (func $s (drop (call $sql (i32.const 0) (i32.const 8)))) (start $s)
       (func (export "_start")))""")
-    sql = Recorder()
-    assert fault(load(early), sql=sql).code == "guest_call_invalid"
-    assert sql.asked == [], "a memory that was not checked has been read"
+    sql = Recorder(b"{}")
+    assert fault(load(early), sql=sql).code == "guest_response_invalid"
+    assert sql.asked == [bytes(8)], "it runs when its memory has been checked, and can ask as the entry can"
 
 
 def test_a_module_that_can_not_be_instantiated(load):

@@ -206,7 +206,7 @@ def test_bytes_that_are_no_module():
     with pytest.raises(LoadError) as refused:
         Module.from_bytes(bytes(unbalanced), config)
     assert refused.value.code >> 8 == 2
-    with pytest.raises(LoadError):
+    with pytest.raises(FileNotFoundError):
         Module.from_file(Path("/nonexistent"), config)
 
 
