@@ -36,7 +36,9 @@ class HostModule(Handle):
     ) -> None:
         self.name = name
         self._out_of_bounds = out_of_bounds
-        self._own(library.WasmEdge_ModuleInstanceCreate(Name(name).value))
+        # In a variable: a name that is only an argument is freed before the call.
+        named = Name(name)
+        self._own(library.WasmEdge_ModuleInstanceCreate(named.value))
         # The library keeps bare pointers to these.
         self._callbacks: list[CData] = []
         for function_name, (signature, function) in functions.items():
@@ -53,7 +55,8 @@ class HostModule(Handle):
         instance = library.WasmEdge_FunctionInstanceCreate(kind, callback, ffi.NULL, 0)
         library.WasmEdge_FunctionTypeDelete(kind)
         # From here the module owns the function.
-        library.WasmEdge_ModuleInstanceAddFunction(self.pointer, Name(name).value, instance)
+        named = Name(name)
+        library.WasmEdge_ModuleInstanceAddFunction(self.pointer, named.value, instance)
 
     def close(self) -> None:
         super().close()
