@@ -16,8 +16,8 @@ CODE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 RAISED = {
     "AuthError", "CommitFailed", "Failure", "Fault", "GuestFault", "JoinFailed", "LoadFailed", "NotConnected",
-    "NotConverged", "Problem", "ProblemError", "Refusal", "Refused", "SqlError", "StepFailed", "SyncError",
-    "SyncFailed", "Unreachable", "_Broken", "_fail", "_fault", "code_of", "fail",
+    "NotConverged", "NotFetched", "Problem", "ProblemError", "Refusal", "Refused", "SqlError", "StepFailed",
+    "SyncError", "SyncFailed", "Unreachable", "_Broken", "_fail", "_fault", "code_of", "fail",
 }  # fmt: skip
 """What is called with a code: as the argument `code`, or as one of the first two positional ones."""
 
