@@ -9,9 +9,10 @@ import orjson
 
 from .calls import Call, Refusal
 from .connection import Connection
-from .pool import Pool
+from .frames import LocalRelease
+from .pool import Hold, Pool
 from .requests import Exchange, too_large
-from .routes import Match
+from .routes import Match, Table
 from .settings import Settings
 
 log = logging.getLogger("skerry.front")
@@ -30,6 +31,9 @@ class App:
     ) -> None:
         self._body_limit = settings.body_limit
         self._pool = pool
+        self._release: LocalRelease | None = None
+        """Whose routes are in the table."""
+        self._table = Table({})
         self._pages: dict[bytes, tuple[bytes, Callable[[], bytes]]] = {
             # For a supervisor, which has no token: it says nothing but that the front runs.
             HEALTH: (b"text/plain; charset=utf-8", lambda: b"ok\n"),
@@ -45,7 +49,21 @@ class App:
             end = path.find(b"/", len(FUNCTIONS))
             script, rest = (path, b"") if end < 0 else (path[:end], path[end:])
             return Match(script[len(FUNCTIONS) :].decode(), "", script.decode(), rest.decode(), [])
-        text = "There are functions under /functions/NAME, and the node's own pages under /_skerry/."
+        release = self._pool.release
+        if release is None:
+            if self._pool.hold is Hold.ALL:
+                text = "The node is starting: it isn't known yet which routes it has; try again."
+                return Refusal(503, "release_changing", text, 1)
+        elif release is not self._release:
+            routes = {f.name: f.manifest.route for f in release.functions if f.manifest.route is not None}
+            self._release, self._table = release, Table(routes)
+        found = self._table.match(method, path.decode("latin-1"))
+        if isinstance(found, Match):
+            return found
+        if found:
+            allow = ", ".join(found)
+            return Refusal(405, "method_unknown", f"The route takes {allow}, and not {method}.", allow=allow)
+        text = "No function's route is this path. There are /functions/NAME, and the node's own pages under /_skerry/."
         return Refusal(404, "path_unknown", text)
 
     def admit(self, asked: Exchange) -> Refusal | None:
