@@ -5,6 +5,7 @@ Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty it
 """
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,12 +17,15 @@ from . import database, fence, frames, guest, migration
 from .access import Doors
 from .database import Database, DatabaseUnfit
 from .frames import LocalFunction
+from .services import Ungranted
 from .session import Session, code_of
-from .sql import ProbeSql
+from .sql import Limits, ProbeSql
 from .statements import load
 from .steps import SyncFailed
 from .wasmedge import Damaged, WasmEdgeError
 
+NONE: Final[Mapping[str, Mapping[str, str]]] = {}
+NO_HTTP: Final = Ungranted("HTTP in a probe: a release's transaction can't wait for other servers")
 _SHOWN: Final = 300
 """Characters of a statement in a message."""
 
@@ -51,7 +55,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                 match frame.kind:
                     case frames.APPLY:
                         asked = _decode_apply(frame.body)
-                        prepared = prepare(opened, asked.plan, asked.functions)
+                        prepared = prepare(opened, asked.plan, asked.functions, asked.secrets)
                         frames.send_json(sock, frame.request, frames.PREPARED, prepared)
                     case frames.COMMIT:
                         commit(opened)
@@ -65,8 +69,11 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                 frames.send_json(sock, frame.request, frames.FAILED, frames.Failure(failed.code, failed.message))
 
 
-def prepare(opened: Database, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
-    """Bring the file to the plan's release, all but the COMMIT; what the node will have then.
+def prepare(
+    opened: Database, plan: wire.Plan, functions: list[LocalFunction], secrets: Mapping[str, Mapping[str, str]] = NONE
+) -> wire.Inventory:
+    """Bring the file to the plan's release, all but the COMMIT; what the node will have then. `secrets`: as in
+    `frames.Apply`.
 
     `opened` has foreign_keys OFF. The writer lock is held until `commit` or `rollback`. Error: SyncFailed, with
     everything undone.
@@ -83,7 +90,7 @@ def prepare(opened: Database, plan: wire.Plan, functions: list[LocalFunction]) -
             raise SyncFailed("foreign_key_violation", f"After the schema changes, {orphans} Amend the change.")
         for function in functions:
             if function.manifest.probe is not None:
-                _probe(opened, plan.generation, function, function.manifest.probe)
+                _probe(opened, plan.generation, function, function.manifest.probe, secrets.get(function.name, {}))
         inventory = database.inventory(opened)
     except BaseException as error:
         opened.rollback()
@@ -202,19 +209,25 @@ def _record(
     opened.rows(_WRITE_RELEASE, (plan.release_id, plan.release_number, str(plan.generation), now))
 
 
-def _probe(opened: Database, generation: int, local: LocalFunction, probe: wire.Probe) -> None:
+def _probe(
+    opened: Database, generation: int, local: LocalFunction, probe: wire.Probe, secrets: Mapping[str, str]
+) -> None:
     """Make the function's probe call inside this transaction, and undo what it wrote."""
     manifest = local.manifest
     what = f"The probe of the function {local.name}, version {local.version}, failed:"
     try:
-        function = guest.Function.load(local)
+        function = guest.Function.load(local, secrets)
     except (Damaged, WasmEdgeError, OSError) as error:
         raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
     below, _, query = probe.path.partition("?")
-    sql = None if manifest.sql == "none" else ProbeSql(Session(opened), manifest.sql, generation)
+    sql = None
+    if manifest.sql != "none":
+        limits = Limits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
+        sql = ProbeSql(Session(opened), manifest.sql, generation, limits=limits)
+    services = guest.Services(sql, None if manifest.http is None else NO_HTTP)
     opened.rows("SAVEPOINT probe")
     try:
-        answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), guest.Services(sql))
+        answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), services)
     except guest.GuestFault as fault:
         raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
     finally:
