@@ -32,9 +32,9 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 OPEN_FILES: Final = 256
 FILE_BYTES: Final = 64 * 1024**3
 """The largest file that a child may write: the libsql file, or an AOT file."""
-DATA_BYTES: Final = 16 * 1024**3
+DATA_BYTES: Final = 8 * 1024**3
 """Private memory that a child may have mapped for writing; what WasmEdge only reserves doesn't count. Far above what
-two guest memories of 4 GiB take: a guest whose first page were refused would run without a memory of its own."""
+two memories of 1 GiB take: a guest whose first page were refused would run without a memory of its own."""
 OOM_SCORE: Final = "500"
 
 

@@ -8,6 +8,7 @@ call that loops, waits for the writer lock, or holds it, without asking.
 
 import mmap
 import os
+import sys
 import time
 from typing import Final, NamedTuple
 
@@ -52,8 +53,13 @@ def open_page(descriptor: int) -> memoryview:
 
 
 def open_slot(descriptor: int, slot: int) -> memoryview:
-    """One slot alone, as the first: its worker's view."""
-    return memoryview(mmap.mmap(descriptor, SLOT_BYTES, offset=slot * SLOT_BYTES)).cast("Q")
+    """One slot alone, as the first: its worker's view. From Python 3.13 on it keeps no descriptor of all of them."""
+    at = slot * SLOT_BYTES
+    if sys.version_info >= (3, 13):
+        opened = mmap.mmap(descriptor, SLOT_BYTES, offset=at, trackfd=False)
+    else:
+        opened = mmap.mmap(descriptor, SLOT_BYTES, offset=at)
+    return memoryview(opened).cast("Q")
 
 
 def read(words: memoryview, slot: int) -> Seen:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
@@ -101,6 +101,9 @@ class Child:
 
 class Processes:
     """Makes children. `run` must be running beside."""
+
+    PROGRAM: ClassVar[str] = "edge_runtime.zygote"
+    """The module that the zygote runs."""
 
     def __init__(self, settings: frames.ChildSettings, lock: int) -> None:
         """`lock`: descriptor of the state directory's lock, which every child inherits."""
@@ -210,14 +213,12 @@ class Processes:
         # The packages' own folder first and nothing of the current one: what a zygote imports is not for others to say.
         folder = str(Path(__file__).parents[1])
         paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        # What a large sort doesn't keep in memory goes where fenced children can write.
-        database_folder = Path(self._settings.state, "db")
         # Nor are the node's secrets for processes that run guests.
         kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
         return subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-m", "edge_runtime.zygote", frames.encode_json(arguments).decode()],
+            [sys.executable, "-P", "-m", self.PROGRAM, frames.encode_json(arguments).decode()],
             pass_fds=(control, self._page, self._lock),
-            env={**kept, "PYTHONPATH": os.pathsep.join(paths), "SQLITE_TMPDIR": str(database_folder)},
+            env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

@@ -36,6 +36,8 @@ OPTIONS: Final = {
     "lock_wait": "Seconds that a call may wait for the writer lock.",
     "lock_hold": "Seconds that a call may hold the writer lock.",
     "synchronous": "FULL: what a call answered is on disk. NORMAL: a loss of power may undo the last calls.",
+    "fence": "required: run nothing where this machine lacks a piece of the workers' fence. partial: run all the same.",
+    "worker_memory": "Bytes of memory that a worker may have besides its guest's.",
     "stop_limit": "Seconds that running calls may hold up the end of the node.",
     "start_wait": "Seconds to wait for the processes of an earlier run to let the state directory go.",
 }

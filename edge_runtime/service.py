@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import uvloop
 
-from . import frames
+from . import frames, memory_watch
 from .app import App
 from .compiler import Compiler
 from .crew import Crew
@@ -44,7 +44,7 @@ class Front:
 
     def __init__(self, settings: Settings, state: State, make_agent: MakeAgent | None = None) -> None:
         self.settings = settings
-        children = frames.ChildSettings(str(state.path), settings.synchronous)
+        children = frames.ChildSettings(str(state.path), settings.synchronous, settings.fence)
         self.processes = Processes(children, state.lock)
         self.fetches = Fetches(Egress(settings.networks))
         self.pool = Pool(settings.limits, self.processes.seen)
@@ -80,8 +80,10 @@ class Front:
         self.port = self.server.bind()
         try:
             async with asyncio.TaskGroup() as group:
+                watching = memory_watch.run(self.pool, self.settings.worker_memory)
                 workers = [
-                    group.create_task(work) for work in (self.processes.run(), self.crew.run(), self.fetches.run())
+                    group.create_task(work)
+                    for work in (self.processes.run(), self.crew.run(), self.fetches.run(), watching)
                 ]
                 serving = group.create_task(self.server.run_until_stopped())
                 # What needs the workers; at the end a commit that has begun is waited for.
@@ -136,6 +138,7 @@ class Front:
                 "pids": sorted(link.child.pid for link in pool.links),
                 "deaths": pool.deaths,
                 "zygote": self.processes.pid,
+                "unfenced": list(self.processes.lacking),
             },
             "calls": {
                 "waiting": pool.waiting,

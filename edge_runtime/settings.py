@@ -68,6 +68,10 @@ class Settings:
     """How long a call may hold the writer lock."""
     synchronous: str = "FULL"
     """FULL: what a call was answered is on disk. NORMAL: a loss of power may undo the last calls."""
+    fence: str = "required"
+    """required: no function is run where the machine lacks a piece of the workers' fence. partial: with what it has."""
+    worker_memory: int = 512 * MIB
+    """What a worker may have besides the memory of the guest that it runs, in bytes."""
     stop_limit: float = 10.0
     """How long running calls may hold up the end of the node."""
     start_wait: float = 15.0
@@ -85,11 +89,14 @@ class Settings:
             raise SettingsError("the token is shorter than 16 characters: take a long random one")
         if self.synchronous not in ("FULL", "NORMAL"):
             raise SettingsError(f"synchronous is {self.synchronous!r}; it can be FULL or NORMAL")
+        if self.fence not in ("required", "partial"):
+            raise SettingsError(f"fence is {self.fence!r}; it can be required or partial")
         for name, least, most in (
             ("workers", 1, 100),
             ("depth", 1, 64),
             ("queue_limit", 1, 1_000_000),
             ("body_limit", 0, 1024 * MIB),
+            ("worker_memory", 128 * MIB, 1024 * 1024 * MIB),
             ("body_memory", 1, 1024 * 1024 * MIB),
             ("answer_memory", 1, 1024 * 1024 * MIB),
         ):

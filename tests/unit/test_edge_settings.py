@@ -27,6 +27,8 @@ STATE = Path("state")
         ({"token": "short"}, "token"),
         ({"workers": 0}, "workers"),
         ({"synchronous": "OFF"}, "synchronous"),
+        ({"fence": "off"}, "fence"),
+        ({"worker_memory": 1}, "worker_memory"),
         ({"queue_wait": 0}, "queue_wait"),
     ],
 )

@@ -1,0 +1,351 @@
+"""What a child of the edge could still do if a guest had broken out of WasmEdge and had it in its hands."""
+
+import asyncio
+import contextlib
+import mmap
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from control import wire
+from edge_runtime import fence, frames, memory_watch
+from edge_runtime.allowed import Kind
+from edge_runtime.calls import Call, Tally, Target
+from edge_runtime.processes import Child, Processes
+from edge_runtime.state import State
+from tests.guests.build import guest
+from tests.support import taken_over
+from tests.support.edge import node
+from tests.support.taken_over import Answer, Ask
+
+ORDINARY = 65_534
+GIB = 1024**3
+KINDS: tuple[Kind, ...] = ("worker", "applier", "compiler")
+
+
+class TakenOver(Processes):
+    PROGRAM = "tests.support.taken_over"
+
+
+class Victim:
+    """A child that does what it is asked to."""
+
+    def __init__(self, child: Child, state: Path, processes: Processes) -> None:
+        self.child = child
+        self.state = state
+        self.processes = processes
+
+    async def ask(self, what: str, *arguments: Any) -> Answer:
+        """Error: `frames.ChildGone` where it was ended for it."""
+        frame = await self.child.ask(taken_over.ASK, Ask(what, list(arguments)), 20)
+        return msgspec.json.decode(frame.body, type=Answer)
+
+    async def refused(self, what: str, *arguments: Any) -> str:
+        """Name of the errno or of the signal that it got for it; empty where it worked."""
+        try:
+            return (await self.ask(what, *arguments)).refused
+        except frames.ChildGone:
+            status = await asyncio.wait_for(self.child.exited, 10)
+            assert status is not None
+            assert os.WIFSIGNALED(status), status
+            return signal.Signals(os.WTERMSIG(status)).name
+
+
+USERS = [pytest.param(0, id="root"), pytest.param(ORDINARY, id="ordinary")] if os.geteuid() == 0 else [os.geteuid()]
+
+
+@pytest.fixture(scope="module")
+def state_of() -> Any:
+    """A state directory for each user, which pytest's own folders don't let another one in."""
+    made: dict[int, Path] = {}
+
+    def of(uid: int) -> Path:
+        if uid not in made:
+            made[uid] = Path(tempfile.mkdtemp(prefix="skerry-fence-"))
+            with State(made[uid] / "state", 5) as state:
+                state.path.with_name("identity").write_text("secret")
+                (state.artifacts / "there.wasm").write_bytes(b"wasm")
+                (state.aot / "there.so").write_bytes(b"code")
+                (state.path / "identity.json").write_text("secret")
+            for path in (made[uid], *made[uid].rglob("*")):
+                os.chown(path, uid, uid)
+        return made[uid] / "state"
+
+    yield of
+    for folder in made.values():
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=USERS)
+def victim(request: Any, state_of: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes children of a kind, as root and as an ordinary user."""
+    uid = request.param
+    state = state_of(uid)
+    if uid != os.geteuid():
+        monkeypatch.setenv("SKERRY_TAKEN_OVER_UID", str(uid))
+
+    @contextlib.asynccontextmanager
+    async def make(kind: Kind = "worker", fenced: str = "required") -> AsyncIterator[Victim]:
+        with State(state, 5) as locked:
+            processes = TakenOver(frames.ChildSettings(str(state), "NORMAL", fenced), locked.lock)
+            running = asyncio.ensure_future(processes.run())
+            try:
+                born = asyncio.ensure_future(processes.birth(kind))
+                await asyncio.wait((running, born), timeout=30, return_when=asyncio.FIRST_COMPLETED)
+                if running.done():
+                    born.cancel()
+                    await running
+                child = await asyncio.wait_for(born, 1)
+                with contextlib.closing(child):
+                    yield Victim(child, state, processes)
+            finally:
+                running.cancel()
+                await asyncio.wait([running])
+
+    return make
+
+
+async def test_files(victim: Any) -> None:
+    """It opens the database's folder and reads compiled code and artifacts, and that is all."""
+    async with victim() as it:
+        read, write = os.O_RDONLY, os.O_WRONLY
+        state = it.state
+        for path in ("/etc/passwd", "/proc/1/environ", "/proc/self/mem", "/", str(state), state / "identity.json"):
+            assert await it.refused("open", str(path), read) == "EACCES", path
+        assert await it.refused("open", str(state / "lock"), os.O_RDWR) == "EACCES"
+        for folder, name in ((state / "artifacts", "there.wasm"), (state / "aot", "there.so")):
+            assert await it.refused("open", str(folder / name), read) == ""
+            for flags in (write, os.O_RDWR, read | os.O_TRUNC, write | os.O_APPEND):
+                assert await it.refused("open", str(folder / name), flags) == "EACCES"
+            assert await it.refused("open", str(folder / "new"), write | os.O_CREAT) == "EACCES"
+            assert await it.refused("rename", str(folder / name), str(state / "db" / "x")) in ("EACCES", "EXDEV")
+            assert await it.refused("rename", str(state / "db" / "skerry.db"), str(folder / name)) in (
+                "EACCES",
+                "EXDEV",
+            )
+            assert (folder / name).stat().st_size == 4
+        assert await it.refused("open", "/tmp/skerry-fence-was-here", write | os.O_CREAT) == "EACCES"
+        assert await it.refused("symlink", "/etc/passwd", str(state / "db" / "x")) == "EPERM"
+        assert await it.refused("link", str(state / "aot" / "there.so"), str(state / "db" / "x")) == "EPERM"
+        # Said in the docs: the database is its to write.
+        assert await it.refused("open", str(state / "db" / "skerry.db"), os.O_RDWR) == ""
+        assert await it.refused("open", "/dev/urandom", read) == ""
+
+
+async def test_a_compiler_writes_code_alone(victim: Any) -> None:
+    async with victim("compiler") as it:
+        assert await it.refused("open", str(it.state / "artifacts" / "there.wasm"), os.O_RDONLY) == ""
+        for path in ("artifacts/there.wasm", "artifacts/new", "db/skerry.db", "db/new", "new"):
+            assert await it.refused("open", str(it.state / path), os.O_WRONLY | os.O_CREAT) == "EACCES", path
+        assert await it.refused("open", str(it.state / "aot" / "new"), os.O_WRONLY | os.O_CREAT) == ""
+        assert await it.refused("open", "/etc/passwd", os.O_RDONLY) == "EACCES"
+        assert await it.refused("thread") == ""
+        assert await it.refused("fork") != ""
+
+
+NETWORK = [
+    (socket.AF_INET, ["127.0.0.1", 9]),
+    (socket.AF_INET6, ["::1", 9]),
+    (socket.AF_UNIX, "/run/systemd/journal/socket"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "what",
+    [
+        *(("connect", family, address) for family, address in NETWORK),
+        ("shell", "/bin/sh"),
+        ("raw", 322, -100, "/bin/sh", 0, 0, 0),
+        ("signal", 1),
+        ("raw", 101, 16, 1, 0, 0),
+        ("raw", 310, 1, 0, 0, 0, 0, 0),
+        ("raw", 425, 8, 0),
+        ("raw", 272, 0x1000_0000),
+    ],
+    ids=["tcp", "tcp6", "unix", "execve", "execveat", "pidfd", "ptrace", "process_vm_readv", "io_uring", "unshare"],
+)
+@pytest.mark.parametrize("victim", USERS[:1], indirect=True)
+async def test_what_ends_it(victim: Any, kind: Kind, what: tuple[Any, ...]) -> None:
+    """No honest child ever asks for these: the log shows signal 31."""
+    async with victim(kind) as it:
+        assert await it.refused(*what) == "SIGSYS"
+
+
+async def test_processes(victim: Any) -> None:
+    async with victim() as it:
+        for what in (("spawn", "/bin/sh"), ("fork",), ("thread",)):
+            assert await it.refused(*what) in ("EPERM", "EAGAIN"), what
+    async with victim() as it:
+        assert await it.refused("connect", *NETWORK[0]) == "SIGSYS"
+    async with victim() as it:
+        assert await it.refused("shell", "/bin/sh") == "SIGSYS"
+
+
+async def test_signals(victim: Any) -> None:
+    """It ends no other process, by whatever way, and outlives no front."""
+    async with victim() as it:
+        for pid in (os.getpid(), it.processes.pid, -1, 0):
+            for number in (signal.SIGKILL, signal.SIGTERM, 0):
+                assert await it.refused("kill", pid, number) == "EPERM"
+        assert await it.refused("raw", 234, os.getpid(), os.getpid(), 9) == "EPERM", "tgkill"
+        assert await it.refused("owner", it.child.sock.fileno(), os.getpid()) == "EPERM", "a signal with input"
+        assert await it.refused("raw", 157, 1, 0) == "EPERM", "PR_SET_PDEATHSIG"
+        assert await it.refused("kill", it.child.pid, signal.SIGTERM) == "", "itself"
+
+
+async def test_limits(victim: Any) -> None:
+    async with victim() as it:
+        for kind in (mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS):
+            assert await it.refused("take", 100 * GIB, kind) in ("ENOMEM", "EPERM")
+        assert await it.refused("take", 3 * GIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) == "", "a guest's memory"
+        assert await it.refused("raw", 302, 0, 2, it.child.pid, 0) == "EPERM", "prlimit64 that sets"
+        assert await it.refused("raw", 302, os.getpid(), 2, 0, 0) == "EPERM", "another's"
+        assert await it.refused("take", 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) == ""
+        status = Path(f"/proc/{it.child.pid}/status").read_text()
+        values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert (values["NoNewPrivs"], values["Seccomp"]) == ("1", "2")
+        assert int(values["CapEff"], 16) & ~0b1011 == int(values["CapPrm"], 16) & ~0b1011 == 0
+        assert Path(f"/proc/{it.child.pid}/oom_score_adj").read_text().strip() == fence.OOM_SCORE
+        limits = Path(f"/proc/{it.child.pid}/limits").read_text()
+        assert "Max address space         unlimited            unlimited" in limits, "under a limit guests get out"
+        for line in limits.splitlines():
+            if line.startswith(("Max core file", "Max processes")):
+                assert line.split()[-3:-1] == ["0", "0"] or line.split()[-2:] == ["0", "0"], line
+
+
+async def test_descriptors(victim: Any) -> None:
+    """It has its socket, the database and the lock of the state directory, which is not its to let go."""
+    async with victim() as it:
+        assert await it.refused("open", "/dev/urandom", os.O_RDONLY) == "", "it is fenced by now"
+        links = [os.readlink(f"/proc/{it.child.pid}/fd/{name}") for name in os.listdir(f"/proc/{it.child.pid}/fd")]
+        names = {link.split(":")[0].removeprefix(str(it.state)) for link in links}
+        inherited = {os.readlink(f"/proc/{it.processes.pid}/fd/{number}") for number in (1, 2)}
+        assert {name for name in names if name not in inherited and not name.startswith("/db/")} <= {
+            "/dev/null", "/lock", "socket", "anon_inode",
+        }  # fmt: skip
+        assert not [link for link in links if "pidfd" in link or "memfd" in link]
+        for _ in range(2):
+            assert await it.refused("unlock", str(it.state / "lock")) == "EPERM"
+        assert await it.refused("hand_on") == "EPERM"
+        assert await it.refused("unlock", str(it.state / "db" / "writer.lock")) == ""
+
+
+async def test_fault_points_work_within_the_fence(victim: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="skerry-fence-") as folder:
+        os.chmod(folder, 0o777)
+        monkeypatch.setenv("SKERRY_FAULTS", folder)
+        async with victim() as it:
+            Path(folder, "here").write_text("kill")
+            assert await it.refused("reach", "here") == "SIGKILL"
+            assert Path(folder, "here.held").read_text() == f"{it.child.pid}\n"
+
+
+LACKING = """
+import logging, sys
+from pathlib import Path
+from edge_runtime import seccomp, service
+from edge_runtime.run import _told
+from edge_runtime.settings import Settings
+logging.basicConfig(level=logging.INFO)
+without = seccomp.Filter(seccomp.ALLOW)
+without.add([seccomp.Rule(sys.argv[1], action=seccomp.fail(38))])
+without.load()
+with _told():
+    service.run(Settings(state=Path(sys.argv[2]), listen="127.0.0.1:0", workers=1, fence=sys.argv[3]))
+"""
+"""A node on a kernel that lacks a system call."""
+
+
+@contextlib.asynccontextmanager
+async def on_a_kernel_without(call: str, state: Path, fenced: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Its log."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LACKING, call, str(state), fenced, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            yield process.stderr
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.communicate()
+
+
+PIECES = [("landlock_create_ruleset", "Landlock"), ("seccomp", "seccomp")]
+
+
+@pytest.mark.parametrize(("call", "piece"), PIECES)
+async def test_a_kernel_that_lacks_a_piece_is_refused(tmp_path: Path, call: str, piece: str) -> None:
+    async with on_a_kernel_without(call, tmp_path, "required") as log:
+        told = (await log.read()).decode()
+        assert "serving on" not in told
+        last = told.strip().splitlines()[-1]
+        assert "this machine can't fence in what runs functions. " + piece in last
+        assert "SKERRY_EDGE_FENCE=partial" in last
+
+
+@pytest.mark.parametrize(("call", "piece"), PIECES)
+async def test_or_taken_where_one_is_told_to(tmp_path: Path, call: str, piece: str) -> None:
+    async with on_a_kernel_without(call, tmp_path, "partial") as log:
+        lines: list[str] = []
+        while not lines or "serving on" not in lines[-1]:
+            line = (await log.readline()).decode()
+            assert line, lines
+            lines.append(line)
+        warned = [line for line in lines if "functions run without a part of their fence" in line]
+        assert [piece in line for line in warned] == [True]
+        port = int(lines[-1].split()[-1])
+        async with aiohttp.request("GET", f"http://127.0.0.1:{port}/_skerry/status") as answer:
+            workers = (await answer.json())["workers"]
+        assert [told.split(":")[0] for told in workers["unfenced"]] == [piece]
+        status = Path(f"/proc/{workers['pids'][0]}/status").read_text()
+        assert ("Seccomp_filters:\t2" in status) == (piece != "seccomp"), "the rest of the fence is there"
+
+
+async def test_a_worker_that_takes_more_memory_than_it_may_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the guest's memory didn't count: what is looked at is the process."""
+    monkeypatch.setattr(memory_watch, "allowed", lambda link, besides: 256 * 1024**2)
+    async with node(tmp_path / "state", workers=1) as edge:
+        hog = guest("hog"), {"memory_pages": 16_384, "time_limit_ms": 20_000}
+        await edge.release({"hog": hog, "echo": guest("echo")})
+        (before,) = edge.workers()
+        assert await edge.problem("hog") == (507, "memory_limit")
+        assert (await edge.call("echo", b"on"))[2] == b"on"
+        assert edge.workers() != {before}
+
+
+def test_what_a_worker_may_have() -> None:
+    """The most that any of its calls may have, and what their host needs."""
+
+    def call(pages: int) -> Call:
+        made = Call("f", "POST", "", b"", [], "", b"", lambda outcome: None)
+        function = frames.LocalFunction("f", 1, "", wire.Manifest(memory_pages=pages), "")
+        made.target = Target(0, function, Tally("f"), False, 1.0, 1)
+        return made
+
+    def link(*jobs: Any) -> Any:
+        return SimpleNamespace(jobs=jobs)
+
+    assert memory_watch.allowed(link(), 1000) == 1000
+    assert memory_watch.allowed(link(call(2)), 1000) == 1000 + 2 * 65_536
+    assert memory_watch.allowed(link(call(2), call(5), call(3)), 1000) == 1000 + 5 * 65_536
+    mine = memory_watch.resident(os.getpid())
+    assert mine > 10 * 1024**2
+    grown = b"x" * (64 * 1024**2)
+    assert memory_watch.resident(os.getpid()) > mine + len(grown) // 2
+    assert memory_watch.resident(2**22 + 1) == 0, "nobody's"

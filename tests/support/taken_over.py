@@ -1,0 +1,177 @@
+"""A zygote whose children are taken over the moment that they are fenced: they do what a test asks of them.
+
+Run in place of `edge_runtime.zygote`. With SKERRY_TAKEN_OVER_UID it is an ordinary user's, once it has imported all.
+"""
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from control import faults
+from edge_runtime import applier, compile_child, fence, frames, guest, worker, zygote
+from edge_runtime.wasmedge import compile as compiling
+
+ASK = 90
+DONE = 91
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class Ask(msgspec.Struct, frozen=True):
+    what: str
+    arguments: list[Any]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    refused: str
+    """Name of the errno; empty where it worked."""
+    said: Any = None
+
+
+def raw(number: int, *arguments: int | str) -> int:
+    """A system call by its number."""
+    given = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a.encode()) for a in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *given)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def open_file(path: str, flags: int) -> str:
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        return repr(os.read(descriptor, 16)) if not flags & os.O_WRONLY else ""
+    finally:
+        os.close(descriptor)
+
+
+def write(descriptor: int, path: str) -> None:
+    os.write(descriptor, path.encode())
+
+
+def connect(family: int, address: Any) -> None:
+    with socket.socket(family) as made:
+        made.connect(tuple(address) if isinstance(address, list) else address)
+
+
+def shell(path: str) -> None:
+    os.execv(path, [path, "-c", "exit 0"])
+
+
+def spawn(path: str) -> None:
+    os.waitpid(os.posix_spawn(path, [path, "-c", "exit 0"], {}), 0)
+
+
+def fork() -> None:
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def thread() -> None:
+    made = threading.Thread(target=lambda: None)
+    try:
+        made.start()
+    except RuntimeError as error:
+        raise OSError(errno.EPERM, str(error)) from None
+    made.join()
+
+
+def take(size: int, flags: int) -> None:
+    """Map memory that may be written, and not touch it."""
+    mmap.mmap(-1, size, flags=flags).close()
+
+
+def eat(size: int) -> None:
+    """Take memory, and write to it."""
+    eaten = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, size, mmap.PAGESIZE):
+        eaten[at] = 1
+
+
+def owner(descriptor: int, pid: int) -> None:
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
+
+
+def hand_on() -> None:
+    """Duplicate a descriptor, as a way round a rule on its number."""
+    fcntl.fcntl(2, fcntl.F_DUPFD, 100)
+
+
+def unlock(path: str) -> None:
+    """Let go a lock that another holds too, by the descriptor that was inherited."""
+    there = os.stat(path)
+    for descriptor in range(256):
+        try:
+            here = os.fstat(descriptor)
+        except OSError:
+            continue
+        if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            return
+    raise LookupError(path)
+
+
+ATTACKS: dict[str, Callable[..., Any]] = {
+    "raw": raw, "open": open_file, "write": write, "connect": connect, "shell": shell, "spawn": spawn, "fork": fork,
+    "thread": thread, "take": take, "eat": eat, "kill": os.kill, "signal": os.pidfd_open, "owner": owner,
+    "unlock": unlock, "hand_on": hand_on, "rename": os.rename, "link": os.link, "symlink": os.symlink,
+    "reach": faults.reach,
+}  # fmt: skip
+
+
+def obey(sock: socket.socket) -> None:
+    """Do what is asked, until nobody asks any more."""
+    reader = frames.Reader(sock)
+    while (frame := reader.next()) is not None:
+        asked = msgspec.json.decode(frame.body, type=Ask)
+        try:
+            answer = Answer("", ATTACKS[asked.what](*asked.arguments))
+        except OSError as error:
+            answer = Answer(errno.errorcode[error.errno or 0])
+        except ValueError as error:
+            answer = Answer("ValueError", str(error))
+        frames.send_json(sock, 0, DONE, answer)
+
+
+def main(argument: str) -> None:
+    serve = {module: module.serve for module in (worker, applier, compile_child)}
+    sealing = fence.seal
+    taken: list[socket.socket] = []
+
+    def seal(kind: Any, writer_lock: int | None = None) -> None:
+        sealing(kind, writer_lock)
+        obey(taken[0])
+        os._exit(0)
+
+    for module, real in serve.items():
+
+        def served(sock: socket.socket, *more: Any, real: Callable[..., None] = real) -> None:
+            taken.append(sock)
+            real(sock, *more)
+
+        module.serve = served  # type: ignore[attr-defined]
+    fence.seal = seal
+    guest.prepare()
+    compiling.key("", 0)
+    if uid := int(os.environ.get("SKERRY_TAKEN_OVER_UID", "0")):
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        # As a process that this user has started; what changes its user has no files in /proc of its own.
+        _libc.prctl(4, 1, 0, 0, 0)
+    zygote.main(argument)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
