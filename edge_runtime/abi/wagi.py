@@ -71,7 +71,7 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
     if request.scheme == "https":
         variables["HTTPS"] = "on"
     for name, value in request.params:
-        variables[f"SKERRY_PARAM_{name.upper()}"] = value
+        variables[f"PATH_PARAM_{name.upper()}"] = value
     for name, value in settings.items():
         variables[name] = value.encode().decode("latin-1")
     strings = [f"{name}={value}" for name, value in variables.items()]
