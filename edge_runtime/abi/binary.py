@@ -5,7 +5,7 @@ Source: WebAssembly Core Specification 2.0, chapter 5 (binary format). Function 
 
 from dataclasses import dataclass, field
 
-from .code import grows_tables
+from .code import grows_tables, local_variables
 
 MAGIC = b"\0asm"
 CORE_VERSION = b"\1\0\0\0"
@@ -117,6 +117,7 @@ def _section(shape: Shape, section: int, reader: "_Reader") -> None:
         shape.start = True
     elif section == _CODE:
         shape.may_grow_tables = grows_tables(reader.data, reader.at, reader.end)
+        shape.most_locals, shape.locals = local_variables(reader.data, reader.at, reader.end)
 
 
 class _Reader:

@@ -1,7 +1,8 @@
-"""Finds the instruction table.grow in a core module's code. Pure.
+"""What decides from a core module's code: the instruction table.grow, and how many local variables it has. Pure.
 
-Its bytes are common in constants and offsets (3 MB of Go have them by chance), so a function that has them is decoded:
-opcodes and the sizes of what follows them, which is all that it takes to go from one instruction to the next.
+The bytes of table.grow are common in constants and offsets (3 MB of Go have them by chance), so a function that has
+them is decoded: opcodes and the sizes of what follows them, which is all that it takes to go from one instruction to
+the next.
 Source: WebAssembly Core Specification 2.0, chapter 5.4, and the proposals for tail calls, threads and relaxed SIMD.
 """
 
@@ -45,6 +46,30 @@ def grows_tables(code: bytes, start: int, end: int) -> bool:
     except (_Unknown, IndexError):
         return True
     return False
+
+
+def local_variables(code: bytes, start: int, end: int) -> tuple[int, int]:
+    """How many local variables the function with the most has, and all of them together: a few bytes declare millions,
+    and each costs the compiler a kilobyte. Where it can't be decoded, those before: WasmEdge refuses it."""
+    most = total = 0
+    try:
+        count, at = _number(code, start)
+        for _ in range(count):
+            size, body = _number(code, at)
+            at = body + size
+            groups, body = _number(code, body)
+            mine = 0
+            # A group takes two bytes at least.
+            for _ in range(min(groups, size)):
+                more, body = _number(code, body)
+                body += 1
+                mine += more
+            most, total = max(most, mine), total + mine
+            if at > end:
+                break
+    except (_Unknown, IndexError):
+        pass
+    return most, total
 
 
 def _grows(body: bytes) -> bool:

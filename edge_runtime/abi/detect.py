@@ -13,6 +13,16 @@ PAGES_LIMIT = 16_384
 """The most pages of 64 KiB that a manifest can allow."""
 TABLE_LIMIT = 1_000_000
 """Entries of all tables: each costs the worker 16 bytes, which no memory_pages counts."""
+LOCALS_LIMIT = 50_000
+"""Local variables of a function (engines' common bound, as that of `VALUES_LIMIT`)."""
+ALL_LOCALS_LIMIT = 2_000_000
+"""Of all functions: the compiler takes 10 s and 2 GB for so many."""
+VALUES_LIMIT = 1000
+"""Parameters of a function type, and results."""
+ALL_VALUES_LIMIT = 100_000
+"""Of all types."""
+OWN_NAMES = "skerry: "
+"""What names begin with that the runtime exports from modules."""
 
 _SHOWN = 8
 
@@ -68,6 +78,8 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
     _check_imports(shape.imports, offered)
     memory = _memory(shape, pages_limit, least)
     _check_tables(shape)
+    _check_cost(shape)
+    _check_names(shape)
     return Detected(
         abi=abi,
         memory_pages=max(1, memory.minimum),
@@ -189,6 +201,25 @@ def _check_tables(shape: Shape) -> None:
             f"It can grow its tables beyond the {TABLE_LIMIT} entries that are allowed: give them a maximum "
             "(build it without --growable-table).",
         )
+
+
+def _check_cost(shape: Shape) -> None:
+    """What takes a few bytes and much of the compiler's time and memory."""
+    values = [len(letters) for signature in shape.signatures for letters in signature]
+    for found, limit, what in (
+        (shape.most_locals, LOCALS_LIMIT, "local variables in one function"),
+        (shape.locals, ALL_LOCALS_LIMIT, "local variables in all"),
+        (max(values, default=0), VALUES_LIMIT, "parameters or results in one function type"),
+        (sum(values), ALL_VALUES_LIMIT, "parameters and results in all function types"),
+    ):
+        if found > limit:
+            raise Refused("module_too_complex", f"It has {found} {what}; {limit} are allowed.")
+
+
+def _check_names(shape: Shape) -> None:
+    own = [name for name in shape.exports if name.startswith(OWN_NAMES)]
+    if own:
+        raise Refused("export_reserved", f"It exports {_listed(own)}: such names are the runtime's own.")
 
 
 def _listed(names: list[str]) -> str:

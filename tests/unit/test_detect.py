@@ -41,6 +41,10 @@ def test_what_languages_build_is_accepted():
     assert detect(guest("sql")).sql
 
 
+def test_local_variables_within_the_bounds_are_accepted():
+    assert detect(with_locals(*[50_000] * 40)).abi == "wagi"
+
+
 def test_tables_that_stay_small_are_accepted():
     assert detect(module("(table 1 funcref)", MEMORY, ENTRY)).abi == "wagi"
     assert detect(module("(table 1 1000 funcref)", GROW, MEMORY, ENTRY)).abi == "wagi"
@@ -62,6 +66,19 @@ def test_a_growing_table_is_seen_however_its_opcode_is_written(opcode):
 
 def imported(module_name, name="f", kind="(func)"):
     return f'(import "{module_name}" "{name}" {kind})'
+
+
+def with_locals(*counts):
+    """A module with functions that declare so many local variables, in few bytes."""
+    whole = module(MEMORY, ENTRY, *["(func (local i32))"] * len(counts))
+    code = whole.rindex(b"\x0a")
+    bodies = [b"\0\x0b", *[b"\1" + leb(count) + b"\x7f\x0b" for count in counts]]
+    content = leb(len(bodies)) + b"".join([leb(len(body)) + body for body in bodies])
+    return whole[:code] + b"\x0a" + leb(len(content)) + content
+
+
+def leb(number):
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + leb(number >> 7)
 
 
 REFUSED = {
@@ -135,6 +152,19 @@ REFUSED = {
     ),
     "a table that grows": (module("(table 1 funcref)", GROW, MEMORY, ENTRY), "table_unbounded", "--growable-table"),
     "a table that grows far": (module("(table 1 1000001 funcref)", GROW, MEMORY, ENTRY), "table_unbounded", "maximum"),
+    "many locals": (with_locals(50_001), "module_too_complex", "50001 local variables in one function; 50000 are"),
+    "many locals in all": (with_locals(*[50_000] * 41), "module_too_complex", "2050000 local variables in all"),
+    "many parameters": (
+        module(f"(type (func (param {'i32 ' * 1001})))", MEMORY, ENTRY),
+        "module_too_complex",
+        "1001 parameters or results in one",
+    ),
+    "many results": (
+        module(*[f"(type (func (result {'i32 ' * 1000})))"] * 101, MEMORY, ENTRY),
+        "module_too_complex",
+        "101000 parameters and results in all",
+    ),
+    "a name of ours": (module(MEMORY, ENTRY, '(func (export "skerry: start"))'), "export_reserved", "skerry: start:"),
     "a component": (wat("(component)"), "module_component", "wasm32-wasip1"),
     "text": (b"(module)", "module_invalid", "don't begin with those of a WebAssembly module"),
     "nothing at all": (b"", "module_invalid", "don't begin"),

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.abi import binary
+from edge_runtime.abi.detect import OWN_NAMES
 from edge_runtime.wasmedge import LoadError
 from edge_runtime.wasmedge.start import NAME, deferred
 from tests.guests.build import guest, wat
@@ -30,6 +31,10 @@ def test_the_count_of_exports_may_take_another_byte(exports: int) -> None:
     more = "".join(f'(func (export "f{number}"))' for number in range(exports - 2))
     shape = binary.read(deferred(wat(START.format(functions=more))))
     assert len(shape.exports) == exports + 1
+
+
+def test_no_upload_can_have_the_name_already() -> None:
+    assert NAME.startswith(OWN_NAMES)
 
 
 def test_a_module_without_one_stays_as_it_is() -> None:
