@@ -169,8 +169,11 @@ def _url(url: str) -> tuple[str, str, int, str]:
             host = str(ipaddress.IPv6Address(host[1:-1]))
         except ValueError:
             raise _invalid("The URL's host is no IPv6 address.") from None
-    if not target.startswith("/"):
+    if target[:1] in ("", "?"):
         target = "/" + target
+    elif target[0] != "/":
+        # A backslash, which some take for a slash.
+        raise _invalid("The URL's host is no name in ASCII and no address.")
     return scheme, host, port, target
 
 

@@ -62,7 +62,7 @@ def read(path: Path) -> Values:
         raise
     except OSError as error:
         raise SecretsUnfit(f"{path} can't be opened: {error.strerror}") from None
-    with os.fdopen(handle, "rb") as file:
+    try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise SecretsUnfit(f"{path} is no regular file")
@@ -75,7 +75,9 @@ def read(path: Path) -> Values:
             )
         if found.st_size > SIZE_LIMIT:
             raise SecretsUnfit(f"{path} has {found.st_size} bytes; {SIZE_LIMIT} are allowed")
-        return parse(file.read(), str(path))
+        return parse(os.read(handle, SIZE_LIMIT), str(path))
+    finally:
+        os.close(handle)
 
 
 class Secrets:
