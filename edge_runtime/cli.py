@@ -3,6 +3,7 @@
 import click
 
 from .commands import check, join, status
+from .once_command import call
 from .run import dev, run
 
 
@@ -17,6 +18,7 @@ main.add_command(run)
 main.add_command(dev)
 main.add_command(status)
 main.add_command(check)
+main.add_command(call)
 
 if __name__ == "__main__":
     main(prog_name="skerry-edge")

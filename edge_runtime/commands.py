@@ -74,9 +74,9 @@ def join(
     try:
         made = asyncio.run(join_control(state, control_url, token, name or _host_name(), pairs, ca=ca, again=again))
     except JoinFailed as failed:
-        raise _fail(failed.code, failed.message, as_json) from None
+        raise fail(failed.code, failed.message, as_json) from None
     if as_json:
-        _print({"node_id": made.node_id, "name": made.name, "group": made.group, "control": made.control_url})
+        show({"node_id": made.node_id, "name": made.name, "group": made.group, "control": made.control_url})
     else:
         click.echo(f"Joined {made.control_url} as node {made.name} ({made.node_id}) in the group {made.group}.")
         click.echo(f"Start it with: skerry-edge run --state {state}")
@@ -105,16 +105,16 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
     except OSError as error:
         who = _who(state)
         if as_json:
-            _print({"running": False, "error": {"code": "not_running", "message": str(error)}, **who})
+            show({"running": False, "error": {"code": "not_running", "message": str(error)}, **who})
         else:
             click.echo(f"No node answers on {listen} ({error}).")
             for key, value in who.items():
                 click.echo(f"{key}: {value}")
         sys.exit(NOT_RUNNING)
     except ValueError as error:
-        raise _fail("status_refused", str(error), as_json) from None
+        raise fail("status_refused", str(error), as_json) from None
     if as_json:
-        _print({"running": True, **found})
+        show({"running": True, **found})
     else:
         click.echo(render(found), nl=False)
     # A node that was never asked to sync (no agent) is well as long as it answers.
@@ -138,12 +138,12 @@ def check(file: Path, as_json: bool) -> None:
     )
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
-        raise _fail("check_crashed", f"the check of {file} ended with status {done.returncode}: {last[0]}", as_json)
+        raise fail("check_crashed", f"the check of {file} ended with status {done.returncode}: {last[0]}", as_json)
     answer = json.loads(done.stdout)
     if not answer.pop("ok"):
-        raise _fail(answer["code"], answer["message"], as_json)
+        raise fail(answer["code"], answer["message"], as_json)
     if as_json:
-        _print({"ok": True, **answer})
+        show({"ok": True, **answer})
     else:
         click.echo(f"{file}: a node can run it")
         for key, value in answer.items():
@@ -223,13 +223,13 @@ def _host_name() -> str:
     return name
 
 
-def _fail(code: str, message: str, as_json: bool) -> click.exceptions.Exit:
+def fail(code: str, message: str, as_json: bool) -> click.exceptions.Exit:
     if as_json:
-        _print({"error": {"code": code, "message": message}})
+        show({"error": {"code": code, "message": message}})
     else:
         click.echo(f"Error: {message} ({code})", err=True)
     return click.exceptions.Exit(1)
 
 
-def _print(value: dict[str, Any]) -> None:
+def show(value: dict[str, Any]) -> None:
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))

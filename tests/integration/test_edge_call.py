@@ -1,0 +1,142 @@
+"""`skerry-edge call`: one call of a module without a server, as the command."""
+
+import sqlite3
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from edge_runtime.cli import main
+from tests.guests.build import EXAMPLES, example, guest, wat
+from tests.support.programs import Done, command
+
+
+@pytest.fixture
+def call(tmp_path: Path):
+    """Runs the command on a module's bytes, with a cache of its own."""
+
+    async def called(wasm: bytes, *arguments: str | Path) -> Done:
+        file = tmp_path / "module.wasm"
+        file.write_bytes(wasm)
+        return await command("edge_runtime.cli", "call", file, *arguments, XDG_CACHE_HOME=str(tmp_path / "cache"))
+
+    return called
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    file = tmp_path / "own.db"
+    with sqlite3.connect(file) as opened:
+        opened.executescript((EXAMPLES / "visits" / "schema.sql").read_text())
+    opened.close()
+    return file
+
+
+def rows(database: Path, sql: str) -> list[tuple[object, ...]]:
+    opened = sqlite3.connect(database)
+    try:
+        return opened.execute(sql).fetchall()
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize("how", [(), ("--interpret",)])
+async def test_a_call_is_answered(call, tmp_path, how):
+    done = await call(guest("echo"), "--body", "hé\n", *how)
+    assert done.status == 0, done.err
+    head, _, body = done.out.partition(b"\n\n")
+    assert body == "hé\n".encode()
+    assert head.startswith(b"200 OK\n")
+    # Compiled once, for its user alone; nothing where it is interpreted.
+    compiled = list(tmp_path.glob("cache/skerry/aot/*.so"))
+    assert len(compiled) == (0 if how else 1)
+    assert all(file.stat().st_mode & 0o077 == 0 for file in (*compiled, *tmp_path.glob("cache/skerry/aot")))
+
+
+async def test_the_request_is_what_the_options_say(call, tmp_path):
+    (tmp_path / "body").write_bytes(b"\0\xff")
+    given = ["--method", "PUT", "--path", "/a%20b", "--query", "x=1&y", "--header", "X-One: 1", "--header", "X-Two:2"]
+    done = await call(guest("env"), *given, "--body-file", tmp_path / "body", "--config", "MODE=test=1", "--json")
+    told = done.json()
+    assert told["status"] == 200
+    assert set(told["body"].splitlines()) >= {
+        "REQUEST_METHOD=PUT", "PATH_INFO=/a b", "QUERY_STRING=x=1&y", "HTTP_X_ONE=1", "HTTP_X_TWO=2", "MODE=test=1",
+        "CONTENT_LENGTH=2",
+    }  # fmt: skip
+    assert told["seconds"] > 0
+    echoed = await call(guest("echo"), "--body-file", tmp_path / "body", "--json")
+    assert echoed.json()["body"] == {"$blob": "AP8="}
+
+
+async def test_sql_goes_to_the_file(call, database):
+    for count in (1, 2):
+        done = await call(example("visits"), "--method", "POST", "--path", "/ada", "--sql", database, "--json")
+        assert orjson.loads(done.json()["body"]) == {"name": "ada", "count": count}
+    assert rows(database, "SELECT name, count FROM visits") == [("ada", 2)]
+    # Nothing of the runtime's is put in.
+    assert rows(database, "SELECT name FROM sqlite_schema WHERE name LIKE '%skerry%'") == []
+
+
+async def test_an_answer_of_500_and_a_grant_to_read_change_nothing(call, database, tmp_path):
+    fails = wat(
+        """(module (import "skerry" "sql" (func $sql (param i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 0) "\\10\\00\\00\\00\\0d\\00\\00\\00") (data (i32.const 16) "Status: 500\\n\\n")
+        (data (i32.const 64) "{\\"sql\\":\\"INSERT INTO visits VALUES ('x', 1)\\"}")
+        (func (export "_start") (drop (call $sql (i32.const 64) (i32.const 45)))
+          (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))))"""
+    )
+    done = await call(fails, "--sql", database)
+    assert (done.status, done.out) == (0, b"500 Internal Server Error\n\n"), done.err
+    assert rows(database, "SELECT count(*) FROM visits") == [(0,)]
+    manifest = tmp_path / "function.toml"
+    manifest.write_text('name = "f"\nmodule = "f.wasm"\n[manifest]\nsql = "read"\n')
+    done = await call(example("visits"), "--method", "POST", "--path", "/a", "--sql", database, "--manifest", manifest)
+    assert b"not_granted" in done.out
+    assert rows(database, "SELECT count(*) FROM visits") == [(0,)]
+
+
+@pytest.mark.parametrize(("name", "code"), [("divide", "guest_trap"), ("overflow", "worker_crashed")])
+async def test_a_fault_is_told_and_the_status_is_1(call, name, code):
+    done = await call(guest(name))
+    assert (done.status, done.out) == (1, b"")
+    assert code in done.err
+
+
+async def test_a_call_has_its_time_limit(call):
+    done = await call(guest("loop"), "--time-limit", "300", "--json")
+    assert done.status == 1
+    told = orjson.loads(done.out)
+    assert (told["status"], told["error"]["code"]) == (504, "time_limit")
+
+
+async def test_what_no_node_would_run_is_refused(call, tmp_path):
+    done = await call(b"\0asm\1\0\0\0")
+    assert done.status == 1
+    assert "memory_missing" in done.err or "abi_unknown" in done.err
+    assert (await call(b"")).status == 1
+
+
+async def test_a_database_that_cannot_be_opened_is_named(call):
+    done = await call(guest("echo"), "--sql", "/no/such/folder/f.db")
+    assert done.status == 1
+    assert "/no/such/folder/f.db" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--path", "orders"], "slash"),
+        (["--header", "novalue"], "NAME:VALUE"),
+        (["--config", "1=1"], "config"),
+        (["--body", "x", "--body-file", "-"], "one or the other"),
+        (["--query", "é"], "percent-encoded"),
+        (["--time-limit", "1"], "time_limit_ms"),
+    ],
+)
+def test_a_wrong_call_is_told(arguments, told):
+    done = CliRunner().invoke(main, ["call", __file__, *arguments])
+    assert done.exit_code == 2
+    assert told in done.output
