@@ -1,0 +1,281 @@
+"""Grants through a real edge: HTTP, secrets, SQL, routes; what is denied is told to the guest and counted."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from edge_runtime import flip
+from edge_runtime.steps import SyncFailed
+from tests.guests.build import guest
+from tests.support.edge import Node, node, until
+
+VALUE = "a-value-that-nobody-may-see"
+
+
+@contextlib.asynccontextmanager
+async def server() -> AsyncIterator[tuple[str, dict[str, int]]]:
+    """Its URL, and what it has seen by path."""
+    seen: dict[str, int] = {}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen[request.path] = seen.get(request.path, 0) + 1
+        if request.path == "/slow":
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                seen["gone"] = seen.get("gone", 0) + 1
+                raise
+        return web.Response(text=f"{request.method} {request.path} {(await request.text())}")
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", seen
+    finally:
+        await runner.cleanup()
+
+
+async def ask(edge: Node, path: str, *requests: dict[str, Any] | str) -> list[Any]:
+    """The answers that the guest got, in order."""
+    lines = [r if isinstance(r, str) else orjson.dumps(r).decode() for r in requests]
+    status, _, body = await edge.call(path, "\n".join(lines).encode())
+    assert status == 200, body
+    return [orjson.loads(line) for line in body.splitlines()]
+
+
+async def state(edge: Node) -> Any:
+    async with edge.http.get("/_skerry/status") as answer:
+        return await answer.json()
+
+
+async def denied(edge: Node, name: str) -> dict[str, int]:
+    found: dict[str, int] = next(f["denied"] for f in (await state(edge))["functions"] if f["name"] == name)
+    return found
+
+
+async def test_http_is_made_by_the_front_within_its_grant(tmp_path: Path) -> None:
+    async with server() as (url, seen), node(tmp_path / "state") as edge:
+        grant = {"hosts": [url], "methods": ["GET", "POST"], "response_bytes": 10_000, "time_limit_ms": 5000}
+        await edge.release(
+            {"f": (guest("fetch"), {"http": grant, "sql": "write"}), "none": guest("fetch")},
+            ["CREATE TABLE things (n INTEGER);"],
+        )
+        got, posted, put, other, plain = await ask(
+            edge,
+            "f",
+            {"url": f"{url}/a"},
+            {"url": f"{url}/b", "method": "POST", "body": "text"},
+            {"url": f"{url}/c", "method": "PUT"},
+            {"url": "https://other.example/"},
+            {"url": "nonsense"},
+        )
+        assert (got["status"], got["body"]) == (200, "GET /a ")
+        assert posted["body"] == "POST /b text"
+        assert [answer["error"]["code"] for answer in (put, other, plain)] == [
+            "not_granted",
+            "not_granted",
+            "http_request_invalid",
+        ]
+        assert seen == {"/a": 1, "/b": 1}
+        # SQL and HTTP in one call, its transaction kept.
+        mixed = await ask(
+            edge,
+            "f",
+            'SQL {"sql":"INSERT INTO things VALUES (1)"}',
+            {"url": f"{url}/d"},
+            'SQL {"sql":"DROP TABLE things"}',
+        )
+        assert mixed[1]["body"] == "GET /d "
+        [[counted]] = (await ask(edge, "f", 'SQL {"sql":"SELECT count(*) FROM things"}'))[0]["rows"]
+        assert counted == 1
+        assert [a["error"]["code"] for a in await ask(edge, "none", {"url": f"{url}/e"}, 'SQL {"sql":"SELECT 1"}')] == [
+            "not_granted",
+            "not_granted",
+        ]
+        assert await denied(edge, "f") == {"http_method": 1, "http_host": 1, "sql_statement": 1}
+        assert await denied(edge, "none") == {"http_host": 1, "sql": 1}
+        async with edge.http.get("/_skerry/metrics") as answer:
+            assert 'skerry_edge_denied_total{function="none",kind="sql"} 1.0' in await answer.text()
+
+
+async def test_many_calls_fetch_at_once_and_each_gets_its_own(tmp_path: Path) -> None:
+    async with server() as (url, _), node(tmp_path / "state") as edge:
+        await edge.release({"f": (guest("fetch"), {"http": {"hosts": [url]}}), "echo": guest("echo")})
+
+        async def one(number: int) -> None:
+            [first, second] = await ask(edge, "f", {"url": f"{url}/{number}"}, {"url": f"{url}/{number}/2"})
+            assert (first["body"], second["body"]) == (f"GET /{number} ", f"GET /{number}/2 ")
+            status, _, body = await edge.call("echo", b"%d" % number)
+            assert (status, body) == (200, b"%d" % number)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(60):
+                group.create_task(one(number))
+
+
+async def test_a_call_that_ends_gives_its_request_up(tmp_path: Path) -> None:
+    async with server() as (url, seen), node(tmp_path / "state") as edge:
+        grant = {"hosts": [url], "time_limit_ms": 60_000}
+        await edge.release({"f": (guest("fetch"), {"http": grant, "time_limit_ms": 200})})
+        # The time of a request is the call's.
+        assert await edge.problem("f", orjson.dumps({"url": f"{url}/slow"})) == (504, "time_limit")
+        await until(lambda: seen.get("gone") == 1)
+        await until(lambda: len(edge.workers()) == 2)
+        [told] = await ask(edge, "f", {"url": f"{url}/quick"})
+        assert told["body"] == "GET /quick "
+
+
+async def test_the_manifests_limits_of_sql_and_log_hold(tmp_path: Path) -> None:
+    rows = 'SQL {"sql":"WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n LIMIT %d) SELECT i FROM n"}'
+    async with node(tmp_path / "state") as edge:
+        wasm = guest("fetch")
+        await edge.release(
+            {
+                "rows": (wasm, {"sql": "read", "sql_rows": 40}),
+                "bytes": (wasm, {"sql": "read", "sql_bytes": 2000}),
+            }
+        )
+        fits, many = await ask(edge, "rows", rows % 40, rows % 500)
+        assert len(fits["rows"]) == 40
+        assert many["error"]["code"] == "sql_too_many_rows"
+        fits, large = await ask(edge, "bytes", rows % 100, rows % 500)
+        assert len(fits["rows"]) == 100
+        assert large["error"]["code"] == "sql_answer_too_large"
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file in one step, as an operator's tool would."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.chmod(0o600)
+    new.replace(path)
+
+
+async def test_secrets_come_from_the_nodes_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(flip, "SECRETS_PAUSE", 0.05)
+    path, wasm = tmp_path / "secrets.toml", guest("fetch")
+    manifest = {"secrets": ["KEY"], "config": {"OPEN": "yes"}}
+
+    async def env(edge: Node, name: str, variable: str) -> str:
+        return (await edge.call(f"{name}?env={variable}"))[2].decode()
+
+    async with node(tmp_path / "state", secrets=path) as edge:
+        await edge.release({"f": wasm})
+        with pytest.raises(SyncFailed) as failed:
+            await edge.release({"f": (wasm, manifest)})
+        assert failed.value.code == "secret_missing"
+        assert "KEY" in failed.value.message
+        assert str(path) in failed.value.message
+        assert (await env(edge, "f", "KEY")) == "(none)"
+
+        write(path, f'[f]\nKEY = "{VALUE}"\nMORE = "{VALUE}"\n[g]\nKEY = "{VALUE}2"\n')
+        await edge.release({"f": (wasm, manifest), "g": (wasm, {"secrets": ["KEY"]}), "h": wasm})
+        assert await env(edge, "f", "KEY") == VALUE
+        assert await env(edge, "f", "MORE") == "(none)"
+        assert await env(edge, "f", "OPEN") == "yes"
+        assert await env(edge, "g", "KEY") == f"{VALUE}2"
+        assert await env(edge, "h", "KEY") == "(none)"
+
+        # Another value gets to the workers without a release.
+        write(path, f'[f]\nKEY = "{VALUE}3"\n[g]\nKEY = "{VALUE}2"\n')
+        async with asyncio.timeout(20):
+            while await env(edge, "f", "KEY") != f"{VALUE}3":
+                await asyncio.sleep(0.01)
+        # One that can't be used changes nothing, and is told.
+        path.chmod(0o644)
+        await until(lambda: edge.front.secrets.error)
+        shown = await state(edge)
+        assert "chmod 600" in shown["secrets"]["error"]
+        assert await env(edge, "f", "KEY") == f"{VALUE}3"
+        assert VALUE not in orjson.dumps(shown).decode()
+
+    # A node that starts without them serves what it can.
+    path.unlink()
+    async with node(tmp_path / "state", secrets=path) as edge:
+        assert await edge.problem("f") == (503, "secret_missing")
+        assert await edge.problem("g") == (503, "secret_missing")
+        assert (await edge.call("h?env=KEY"))[0] == 200
+        write(path, f'[f]\nKEY = "{VALUE}"\n')
+        async with asyncio.timeout(20):
+            while (await edge.call("f?env=KEY"))[2] != VALUE.encode():
+                await asyncio.sleep(0.01)
+        assert await edge.problem("g") == (503, "secret_missing")
+
+    assert VALUE not in caplog.text
+    path.unlink()
+    holding = [str(file) for file in files(tmp_path) if VALUE.encode() in file.read_bytes()]
+    assert holding == []
+
+
+def files(folder: Path) -> list[Path]:
+    return [Path(where) / name for where, _, names in os.walk(folder) for name in names]
+
+
+async def test_a_probe_has_the_secrets_and_no_http(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.toml"
+    write(path, f'[f]\nKEY = "{VALUE}"\n')
+    async with server() as (url, seen), node(tmp_path / "state", secrets=path) as edge:
+        probe = {"path": "/?env=KEY", "status": 200}
+        await edge.release({"f": (guest("fetch"), {"secrets": ["KEY"], "probe": probe})})
+        probe = {"body": orjson.dumps({"url": url}).decode(), "method": "POST"}
+        await edge.release({"g": (guest("fetch"), {"http": {"hosts": [url]}, "probe": probe})})
+        assert seen == {}
+
+
+async def test_routes_lead_to_their_functions(tmp_path: Path) -> None:
+    env = guest("env")
+    async with node(tmp_path / "state") as edge:
+        async with edge.http.get("/orders/7") as answer:
+            assert answer.status == 404
+        await edge.release(
+            {
+                "order": (env, {"route": {"path": "/orders/{id}", "methods": ["GET", "PUT"]}}),
+                "new": (env, {"route": {"path": "/orders/new"}}),
+                "rest": (env, {"route": {"path": "/files/{path...}", "methods": ["POST"]}}),
+            }
+        )
+
+        async def got(path: str, method: str = "GET") -> dict[str, str]:
+            async with edge.http.request(method, path) as answer:
+                assert answer.status == 200, await answer.text()
+                lines = (await answer.text()).splitlines()
+                return dict(line.split("=", 1) for line in lines if "=" in line)
+
+        found = await got("/orders/7?x=1")
+        assert found["SKERRY_FUNCTION"] == "order"
+        assert (found["SCRIPT_NAME"], found["PATH_INFO"], found["QUERY_STRING"]) == ("/orders", "/7", "x=1")
+        assert (found["X_MATCHED_ROUTE"], found["PATH_PARAM_ID"]) == ("/orders/{id}", "7")
+        assert (await got("/orders/new"))["SKERRY_FUNCTION"] == "new"
+        found = await got("/files/a/b%20c", "POST")
+        assert (found["SKERRY_FUNCTION"], found["PATH_PARAM_PATH"]) == ("rest", "a/b c")
+        async with edge.http.head("/orders/7") as answer:
+            assert answer.status == 200
+        async with edge.http.delete("/orders/7") as answer:
+            assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, PUT")
+            assert (await answer.json(content_type=None))["code"] == "method_unknown"
+        async with edge.http.get("/orders") as answer:
+            assert (answer.status, (await answer.json(content_type=None))["code"]) == (404, "path_unknown")
+        # By their names they are there too.
+        status, _, body = await edge.call("order/7", method="DELETE")
+        assert status == 200
+        assert b"SCRIPT_NAME=/functions/order\n" in body
+        assert b"PATH_PARAM_ID" not in body
+        # The next release has other routes.
+        await edge.release({"order": (env, {"route": {"path": "/o/{id}"}})})
+        async with edge.http.get("/orders/7") as answer:
+            assert answer.status == 404
+        assert (await got("/o/7", "DELETE"))["PATH_PARAM_ID"] == "7"
