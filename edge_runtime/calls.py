@@ -1,16 +1,18 @@
 """A call on its way through the front, and how it can end."""
 
 import asyncio
-import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from control import wire
 
 from . import frames
+from .breaker import Breaker
 
-guest_log = logging.getLogger("skerry.guest")
+if TYPE_CHECKING:
+    from .link import Link
 
 SHORT: Final = 0.002
 """Seconds: calls of a function whose recent ones took less may queue in a worker behind others of that kind."""
@@ -73,33 +75,37 @@ class Tally:
         return 0.0 < self.recent < SHORT
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class Line:
+    """A function's calls on this node, whichever version they are for: those that wait, and who has the others."""
+
+    name: str
+    concurrency: int = 1
+    """Workers that its calls may have at once."""
+    queue: int = 0
+    """Calls that may wait."""
+    target: "Target | None" = None
+    """The function in the current release; None where that has no such one."""
+    calls: deque["Call"] = field(default_factory=deque)
+    """Those that wait, the next one first."""
+    links: dict["Link", int] = field(default_factory=dict)
+    """The workers that have calls of it, and how many."""
+
+
+@dataclass(slots=True, eq=False)
 class Target:
     """A function of the current release."""
 
     index: int
     function: frames.LocalFunction
     tally: Tally
+    line: Line
+    breaker: Breaker
     writes: bool
     limit: float
     """Seconds that a call may run."""
     release: int
     """Number of the release."""
-
-
-def targets(release: frames.LocalRelease, tallies: dict[str, Tally]) -> dict[str, Target]:
-    """The release's functions by name."""
-    return {
-        f.name: Target(
-            index,
-            f,
-            tallies.setdefault(f.name, Tally(f.name)),
-            f.manifest.sql == "write",
-            f.manifest.time_limit_ms / 1000,
-            release.number,
-        )
-        for index, f in enumerate(release.functions)
-    }
 
 
 class Call:
@@ -183,7 +189,7 @@ def unknown(name: str) -> Refusal:
     return Refusal(404, "function_unknown", f"This node's release has no function {shown}.")
 
 
-def log_guest(target: Target, text: str) -> None:
-    """A guest's log goes to the node's, line by line."""
-    for line in text.splitlines():
-        guest_log.info("%s %d: %s", target.function.name, target.function.version, line)
+def cut_off(name: str, left: int) -> Refusal:
+    """The function's breaker is open."""
+    text = f"{name} is cut off for {left} s: its calls ended their processes again and again."
+    return Refusal(503, "circuit_open", text, left)

@@ -9,6 +9,7 @@ import msgspec
 
 from . import frames, page
 from .calls import Order
+from .claims import Claims
 from .link import Link
 from .pool import Pool
 from .processes import NotBorn, Processes
@@ -147,10 +148,12 @@ class Crew:
         """One worker from birth to end; whether it ever was fit for calls."""
         slot = self._slots.pop()
         page.clear(self._processes.page, slot)
+        claims = Claims(self._processes.page, slot)
+        claims.clear()
         link = None
         try:
             child = await self._processes.birth("worker", slot=slot)
-            link = Link(child, self._pool)
+            link = Link(child, self._pool, claims)
             self._pool.links.add(link)
             equipping = asyncio.ensure_future(self._equip(link))
             try:

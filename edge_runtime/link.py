@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from . import frames
 from .calls import Job
+from .claims import Claims
 from .processes import Child
 
 _BUFFER: Final = 256 * 1024
@@ -27,10 +28,15 @@ class Owner(Protocol):
 
 
 class Link:
-    def __init__(self, child: Child, owner: Owner) -> None:
+    def __init__(self, child: Child, owner: Owner, claims: Claims) -> None:
         self.child = child
+        self.claims = claims
         self.jobs: deque[Job] = deque()
         """What the worker has been given, the one that it works on first."""
+        self.last = 0
+        """Id of the job that was given last: they are counted, so that those that follow each other differ."""
+        self.replied = 0
+        """Id of the last job that was answered; the worker has read all frames up to it."""
         self.longs = 0
         """How many of them aren't short."""
         self.level = -1

@@ -18,6 +18,8 @@ in its state (ns of the monotonic clock, which all processes share), and state a
 not do: it clears what it is about to write, and a reader may come in between.)"""
 SLOT_BYTES: Final = mmap.PAGESIZE
 SLOTS: Final = 128
+CLAIMS_AT: Final = 1024
+"""Bytes from a slot's start to its `claims`, 2 KiB."""
 _STRIDE: Final = SLOT_BYTES // 8
 NONE: Final = 0xFFFF_FFFF
 """The id of no request."""

@@ -1,8 +1,10 @@
-"""The pool's line: calls wait here, workers take them, and a release's flip holds what must wait.
+"""The pool: calls wait in their function's line, workers take them, and a release's flip holds what must wait.
 
-An idle worker is given a call at once. A worker may have more than one only of functions whose recent calls were
-short: a hand-over costs more than they do, but one that loops holds up those behind it. The order is first come, first
-served. Everything happens in the loop's thread, and nothing waits here but `drained` and `change`.
+A function's calls have at most so many workers as its concurrency says, so that it can't take those of the others. An
+idle worker is given a call at once. A worker may have more than one only of functions whose recent calls were short: a
+hand-over costs more than they do. Those behind a call that turns out to be long are taken back (`claims`). Lines are
+served in turn, each first come, first served. Everything happens in the loop's thread, and nothing waits here but
+`drained` and `change`.
 """
 
 import asyncio
@@ -13,28 +15,22 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-import msgspec
-
 from . import frames, page
-from .calls import Answer, Call, Job, Order, Refusal, Tally, Target, log_guest, targets, unknown
+from .burials import Burials
+from .calls import Call, Job, Line, Order, Refusal, Tally, Target, cut_off, unknown
+from .lines import Lines
 from .link import Link
-from .processes import how
-from .verdict import Limits, overdue, verdict
+from .processes import decode_failure
+from .replies import MEANWHILE, finish, meanwhile
+from .room import Room
+from .verdict import Limits
+from .watch import Watch
 
 log = logging.getLogger("skerry.pool")
 
-TICK: Final = 0.01
-"""Seconds between two looks at what runs: how exact a time limit is."""
-LOAD_LIMIT: Final = 60.0
-STATUS_WAIT: Final = 1.0
-"""Seconds that an answer waits for the zygote to say how its worker ended."""
 STALE_PAUSE: Final = 0.02
 ATTEMPTS: Final = 20
 """How often a call is dispatched, where each time it turns out that it can't have run."""
-
-_decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
-_decode_failure: Final = msgspec.json.Decoder(frames.Failure).decode
-_decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
 
 
 class Hold(Enum):
@@ -61,87 +57,89 @@ class Pool:
         self.serial = 0
         """Of the modules that are served."""
         self.targets: dict[str, Target] = {}
+        self.lines = Lines(limits)
         self.hold = Hold.ALL
         self.damaged: Callable[[str], None] = lambda sha256: None
         """Told the artifact of which a worker couldn't load the module any more."""
         self.http: Callable[[Link, Call, bytes], None] = lambda link, call, request: None
-        self._seen = seen
-        self._waiting: deque[Call] = deque()
-        self._held: deque[Call] = deque()
-        """Calls that may write, taken out of the line by Hold.WRITES."""
-        self._free: list[deque[Link]] = [deque() for _ in range(limits.depth)]
-        """Links by the number of jobs that they have, as far as they may have another one."""
-        self._next = 0
-        self._ticking: asyncio.TimerHandle | None = None
+        """Told that the guest of a running call asks for an HTTP request; it must not raise."""
+        self.seen = seen
+        self._room = Room(limits.depth)
+        self._watch = Watch(self)
+        self._burials = Burials(self)
         self._changed: asyncio.Event | None = None
         """Set at each reply, loss and birth, while someone waits."""
-        self._burials: set[asyncio.Task[None]] = set()
 
     # Calls
 
     @property
     def waiting(self) -> int:
-        """Calls in the queue."""
-        return len(self._waiting) + len(self._held)
+        """Calls in the lines."""
+        return self.lines.waiting
 
     def submit(self, call: Call) -> None:
         """Take a call; its outcome comes, whatever happens."""
-        if not self._waiting and self.hold is Hold.NOTHING:
-            target = self.targets.get(call.name)
-            if target is None:
-                self._refuse(call, unknown(call.name))
-                return
-            link = self._pick(target)
+        target = self.targets.get(call.name)
+        if target is None:
+            if self.hold is Hold.ALL:
+                self._wait(call, self.lines.of(call.name))
+            else:
+                self.refuse(call, unknown(call.name))
+            return
+        if not target.breaker.closed and self._cut_off(call, target):
+            return
+        line = target.line
+        if not self.lines.turns and self.hold is Hold.NOTHING:
+            link = self._room.pick(line, target.tally.short)
             if link is not None:
                 self._dispatch(call, target, link)
-                return
-        if self.waiting >= self.limits.queue:
-            self._refuse(call, Refusal(503, "queue_full", "Too many calls are waiting on this node; try again.", 1))
+            else:
+                self._wait(call, line)
             return
-        call.deadline = time.monotonic() + self.limits.queue_wait
-        self._waiting.append(call)
-        self.feed()
+        first = not line.calls
+        self._wait(call, line)
+        if first:
+            self.feed()
+
+    def _wait(self, call: Call, line: Line) -> None:
+        if self.lines.waiting >= self.limits.queue:
+            self.refuse(call, Refusal(503, "queue_full", "Too many calls are waiting on this node; try again.", 1))
+        elif len(line.calls) >= line.queue:
+            text = f"Too many calls of {line.name} are waiting, {line.queue} of them; try again."
+            self.refuse(call, Refusal(503, "queue_full", text, 1))
+        else:
+            call.deadline = time.monotonic() + self.limits.queue_wait
+            self.lines.add(line, call)
+            self._watch.soon()
 
     def leave(self, call: Call) -> None:
-        """The client has gone: the call leaves the queue, or runs on until others need its worker."""
+        """The client has gone: the call leaves its line, or runs on until others need its worker."""
         if call.gone or call.ended:
             return
         call.gone = True
-        for line in (self._waiting, self._held):
-            if not call.id and call in line:
-                line.remove(call)
-                self._refuse(call, Refusal(499, "client_gone", "The client went away."))
+        if not call.id and self.lines.drop(self.lines.of(call.name), call):
+            self.refuse(call, Refusal(499, "client_gone", "The client went away."))
+            self.feed()
 
     def feed(self) -> None:
-        """Dispatch from the line as long as there is a worker for its first."""
-        waiting = self._waiting
-        while waiting and self.hold is not Hold.ALL:
-            call = waiting[0]
-            target = self.targets.get(call.name)
-            if target is None:
-                waiting.popleft()
-                self._refuse(call, unknown(call.name))
-            elif target.writes and self.hold is Hold.WRITES:
-                waiting.popleft()
-                self._held.append(call)
+        """Dispatch from the lines as long as there is a worker for one of them."""
+        if self.hold is Hold.ALL:
+            return
+        turns, room, at = self.lines.turns, self._room, 0
+        while at < len(turns) and room.open:
+            line = turns[at]
+            target = line.target
+            if target is None or (target.writes and self.hold is Hold.WRITES):
+                at += 1
+                continue
+            link = room.pick(line, target.tally.short)
+            if link is not None:
+                self._dispatch(self.lines.take(at), target, link)
+            elif len(line.links) < line.concurrency:
+                # It needs an idle worker: who goes before it now might do so for ever.
+                return
             else:
-                link = self._pick(target)
-                if link is None:
-                    break
-                waiting.popleft()
-                self._dispatch(call, target, link)
-        if self._ticking is None and (waiting or self._held):
-            self._tick_soon()
-
-    def _pick(self, target: Target) -> Link | None:
-        free = self._free
-        if free[0]:
-            return free[0][0]
-        if target.tally.short:
-            for level in range(1, len(free)):
-                if free[level]:
-                    return free[level][0]
-        return None
+                at += 1
 
     def _dispatch(self, call: Call, target: Target, link: Link) -> None:
         call.target = target
@@ -149,44 +147,48 @@ class Pool:
         call.attempts += 1
         head = call.head(self.serial)
         if len(head) > frames.HEAD_LIMIT:
-            self._refuse(call, Refusal(431, "head_too_large", "The request's headers are too large for a function."))
+            self.refuse(call, Refusal(431, "head_too_large", "The request's headers are too large for a function."))
             return
+        links = target.line.links
+        links[link] = links.get(link, 0) + 1
         self.give(call, link)
+        link.claims.offer(call.id)
         link.send(call.id, frames.CALL, head, call.body)
 
     def give(self, job: Job, link: Link) -> None:
         """Make a job the worker's last; its frame is the caller's to send, at once."""
-        self._next = job.id = self._next % (page.NONE - 1) + 1
+        link.last = job.id = link.last % (page.NONE - 1) + 1
         if not link.jobs:
             link.since = time.monotonic()
         link.jobs.append(job)
         if not job.short:
             link.longs += 1
-        self.place(link)
-        if self._ticking is None:
-            self._tick_soon()
+        self._room.place(link, self.serial)
+        self._watch.soon()
 
     def place(self, link: Link) -> None:
-        """Put a link where it belongs, after its jobs or what it can do have changed."""
-        level = len(link.jobs)
-        if level >= self.limits.depth or link.longs or not link.usable or self.serial not in link.serials:
-            level = -1
-        old = link.level
-        if level != old:
-            if old >= 0:
-                self._free[old].remove(link)
-            if level >= 0:
-                self._free[level].append(link)
-            link.level = level
+        """What a worker can do has changed."""
+        self._room.place(link, self.serial)
 
     def _count(self, call: Call, code: str) -> None:
         target = call.target if call.attempts else self.targets.get(call.name)
         counts = self.refusals if target is None else target.tally.outcomes
         counts[code] = counts.get(code, 0) + 1
 
-    def _refuse(self, call: Call, refusal: Refusal) -> None:
+    def refuse(self, call: Call, refusal: Refusal) -> None:
+        """End a call without an answer of its function's."""
         self._count(call, refusal.code)
+        target = self.targets.get(call.name)
+        if target is not None:
+            target.breaker.untried(call)
         call.end(refusal)
+
+    def _cut_off(self, call: Call, target: Target) -> bool:
+        """Whether the function's breaker doesn't let a call go, which is refused then."""
+        left = target.breaker.left(call, time.monotonic())
+        if left:
+            self.refuse(call, cut_off(call.name, left))
+        return left > 0
 
     # What workers say: `link.Owner`
 
@@ -194,7 +196,7 @@ class Pool:
         jobs = link.jobs
         if request == page.NONE:
             if kind == frames.FAILED:
-                log.error("worker %d: %s", link.child.pid, _decode_failure(body).message)
+                log.error("worker %d: %s", link.child.pid, decode_failure(body).message)
             elif not link.ready.done():
                 link.ready.set_result(None)
             return
@@ -202,170 +204,133 @@ class Pool:
             log.error("worker %d answered %d out of turn: it is ended", link.child.pid, request)
             self.kill(link, "out_of_turn")
             return
-        if kind in (frames.LOG, frames.HTTP, frames.DENIED):
-            self._meanwhile(link, jobs[0], kind, body)
+        job = jobs[0]
+        if kind in MEANWHILE and isinstance(job, Call):
+            try:
+                meanwhile(self, link, job, kind, body)
+            except Exception:
+                log.exception("worker %d said what can't be read: it is ended", link.child.pid)
+                self.kill(link, "unreadable")
             return
-        job = jobs.popleft()
+        jobs.popleft()
+        link.replied = request
         if not job.short:
             link.longs -= 1
         now = time.monotonic()
         took, link.since = now - link.since, now
-        self.place(link)
-        if self._waiting:
+        self._room.place(link, self.serial)
+        if isinstance(job, Call):
+            _has_left(job, link)
+        if self.lines.turns:
             self.feed()
         if isinstance(job, Order):
             if not job.answer.done():
                 job.answer.set_result(frames.Frame(request, kind, head, body))
         elif kind == frames.STALE:
             if self.hold is Hold.ALL:
-                self._again([job])
+                self.again([job])
             else:
                 # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
-                asyncio.get_running_loop().call_later(STALE_PAUSE * job.attempts, self._again, [job])
+                asyncio.get_running_loop().call_later(STALE_PAUSE * job.attempts, self.again, [job])
         else:
             try:
-                self._finish(job, took, kind, head, body)
+                finish(self, job, took, kind, head, body)
             except Exception:
                 log.exception("worker %d gave an answer that can't be read: it is ended", link.child.pid)
                 self.kill(link, "unreadable")
-                self._refuse(job, Refusal(502, "worker_crashed", "The function's process answered what can't be read."))
+                self.refuse(job, Refusal(502, "worker_crashed", "The function's process answered what can't be read."))
         self.changed()
 
-    def _finish(self, call: Call, took: float, kind: int, head: bytes, body: bytes) -> None:
-        target = call.target
-        tally = target.tally
-        tally.took(took)
-        if kind >= frames.FIRST_STATUS:
-            tally.outcomes["ok"] = tally.outcomes.get("ok", 0) + 1
-            call.end(Answer(kind, head, body, target.release))
-        else:
-            fault = _decode_fault(body)
-            if fault.log:
-                log_guest(target, fault.log)
-            if fault.code == "function_unloadable":
-                self.damaged(target.function.sha256)
-            self._refuse(call, Refusal(fault.status, fault.code, fault.message, int(fault.status == 503)))
-
-    def _meanwhile(self, link: Link, job: Job, kind: int, body: bytes) -> None:
-        assert isinstance(job, Call)  # noqa: S101
-        if kind == frames.HTTP:
-            self.http(link, job, body)
-        elif kind == frames.LOG:
-            log_guest(job.target, body.decode(errors="replace"))
-        else:
-            for what, times in _decode_denied(body).items():
-                job.target.tally.deny(what, times)
+    def take_back(self, link: Link) -> None:
+        """Take the calls that wait behind a worker's first one, and give it no others until that is done."""
+        jobs = link.jobs
+        if jobs[0].short:
+            jobs[0].short = False
+            link.longs += 1
+        taken = [job for job in jobs if isinstance(job, Call) and job is not jobs[0] and link.claims.take(job.id)]
+        if taken:
+            link.jobs = deque(job for job in jobs if job not in taken)
+            for call in taken:
+                _has_left(call, link)
+                # Nothing happened to it that may end.
+                call.attempts -= 1
+        self._room.place(link, self.serial)
+        if taken:
+            self.again(taken)
 
     def lost(self, link: Link) -> None:
-        seen = self._seen(link.child.slot)
+        seen = self.seen(link.child.slot)
         jobs, link.jobs, link.longs = list(link.jobs), deque(), 0
         self.links.discard(link)
         self.deaths += 1
         link.detach()
-        self.place(link)
+        self._room.place(link, self.serial)
         waited: list[Call] = []
         for job in jobs:
             if isinstance(job, Order):
                 if not job.answer.done():
                     job.answer.set_exception(frames.ChildGone("the worker ended"))
-            elif job is jobs[0] and job.id == seen.request:
-                burial = asyncio.get_running_loop().create_task(self._bury(link, job, seen))
-                self._burials.add(burial)
-                burial.add_done_callback(self._burials.discard)
+                continue
+            _has_left(job, link)
+            if job is jobs[0] and job.id == seen.request:
+                self._burials.add(link, job, seen)
             else:
                 waited.append(job)
-        self._again(waited)
+        self.again(waited)
         self.changed()
 
-    async def _bury(self, link: Link, call: Call, seen: page.Seen) -> None:
-        """Answer the call with which its worker ended."""
-        try:
-            async with asyncio.timeout(STATUS_WAIT):
-                status = await asyncio.shield(link.child.exited)
-        except TimeoutError:
-            status = None
-        refusal = verdict(call, seen.state, link.killed, status, self.limits)
-        log.warning("worker %d %s: %s, %s", link.child.pid, how(status), call.name, refusal.code)
-        self._refuse(call, refusal)
-
-    def _again(self, calls: list[Call]) -> None:
-        """Put calls that can't have run back to the front of the line."""
+    def again(self, calls: list[Call]) -> None:
+        """Put calls that can't have run back to the front of their lines."""
         for call in reversed(calls):
             call.id = 0
+            target = self.targets.get(call.name)
             if call.gone:
-                self._refuse(call, Refusal(499, "client_gone", "The client went away."))
+                self.refuse(call, Refusal(499, "client_gone", "The client went away."))
+            elif target is None and self.hold is not Hold.ALL:
+                self.refuse(call, unknown(call.name))
             elif call.attempts >= ATTEMPTS:
                 text = "The node's release or its workers changed again and again while the call waited; try again."
-                self._refuse(call, Refusal(503, "release_changing", text, 1))
-            else:
+                self.refuse(call, Refusal(503, "release_changing", text, 1))
+            elif target is None or target.breaker.closed or not self._cut_off(call, target):
                 call.deadline = call.deadline or time.monotonic() + self.limits.queue_wait
-                self._waiting.appendleft(call)
+                self.lines.put_back(self.lines.of(call.name), call)
         self.feed()
-
-    # Time
-
-    def _tick_soon(self) -> None:
-        self._ticking = asyncio.get_running_loop().call_later(TICK, self._tick)
-
-    def _tick(self) -> None:
-        self._ticking = None
-        now = time.monotonic()
-        busy = False
-        for link in self.links:
-            if not link.jobs or link.killed:
-                continue
-            busy = True
-            job = link.jobs[0]
-            if isinstance(job, Order):
-                why = "load_limit" if now - link.since > LOAD_LIMIT else ""
-            else:
-                others = bool(self._waiting) or len(link.jobs) > 1
-                why = overdue(job, self._seen(link.child.slot), link.since, now, others, self.limits)
-            if why:
-                self.kill(link, why)
-        for line in (self._waiting, self._held):
-            while line and line[0].deadline < now:
-                self._refuse(line.popleft(), self._too_late())
-        if busy or self.waiting:
-            self._tick_soon()
-
-    def _too_late(self) -> Refusal:
-        wait = self.limits.queue_wait
-        if self.hold is Hold.NOTHING:
-            return Refusal(503, "queue_timeout", f"The call waited {wait:g} s for a worker: the node is overloaded.", 1)
-        text = f"The call waited {wait:g} s for a change of the node's release, which isn't done yet; try again."
-        return Refusal(503, "release_changing", text, 1)
 
     def kill(self, link: Link, why: str) -> None:
         """End a worker."""
         link.kill(why)
         link.usable = False
-        self.place(link)
+        self._room.place(link, self.serial)
 
     # Releases
 
     def serve(self, serial: int, release: frames.LocalRelease) -> None:
         """Dispatch to these modules from now on, in the workers that have loaded them."""
         self.serial, self.release = serial, release
-        self.targets = targets(release, self.tallies)
+        self.targets = self.lines.serve(release, self.tallies)
         for link in self.links:
-            self.place(link)
+            self._room.place(link, serial)
+        self._refuse_unknown()
         self.feed()
 
     def hold_writes(self) -> None:
-        """Keep new calls of functions that may write in the queue; running ones go on."""
+        """Keep new calls of functions that may write in their lines; running ones go on."""
         self.hold = Hold.WRITES
 
     def hold_all(self) -> None:
         self.hold = Hold.ALL
 
     def let_go(self) -> None:
-        """Dispatch what was held, in its order."""
+        """Dispatch what was held."""
         self.hold = Hold.NOTHING
-        # They had been taken from the front of the line, one after the other.
-        self._waiting.extendleft(reversed(self._held))
-        self._held.clear()
+        self._refuse_unknown()
         self.feed()
+
+    def _refuse_unknown(self) -> None:
+        if self.hold is not Hold.ALL:
+            for line in [line for line in self.lines.turns if line.target is None]:
+                for call in self.lines.clear(line):
+                    self.refuse(call, unknown(call.name))
 
     async def drained(self, *, writes_only: bool, limit: float) -> None:
         """Wait until no call runs (or none that may write). Error: TimeoutError after `limit` seconds."""
@@ -391,10 +356,17 @@ class Pool:
 
     def close(self) -> None:
         """Refuse what waits, and watch no more."""
-        if self._ticking is not None:
-            self._ticking.cancel()
-        for line in (self._waiting, self._held):
-            while line:
-                self._refuse(line.popleft(), Refusal(503, "node_stopping", "The node is being stopped.", 1))
-        for burial in self._burials:
-            burial.cancel()
+        self._watch.close()
+        for line in list(self.lines.turns):
+            for call in self.lines.clear(line):
+                self.refuse(call, Refusal(503, "node_stopping", "The node is being stopped.", 1))
+        self._burials.close()
+
+
+def _has_left(call: Call, link: Link) -> None:
+    """A worker has a call no more."""
+    links = call.target.line.links
+    if links[link] == 1:
+        del links[link]
+    else:
+        links[link] -= 1

@@ -21,9 +21,12 @@ OPTIONS: Final = {
     "secrets": "TOML file with the values of functions' secrets (default: secrets.toml in the state directory).",
     "http_networks": "Network, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public ones; "
     "may be repeated.",
-    "workers": "Processes that run functions (default: the processors).",
+    "workers": "Processes that run functions (default: two for each processor).",
     "depth": "Calls that one worker may have at once, of functions whose calls are short.",
+    "concurrency": "Workers that one function's calls may have at once, where its manifest doesn't say (default: the "
+    "processors).",
     "queue_limit": "Calls that may wait for a worker.",
+    "function_queue": "Calls of one function that may wait for a worker, where its manifest doesn't say.",
     "queue_wait": "Seconds that a call may wait for a worker, or for a change of release.",
     "body_limit": "Bytes of a request's body.",
     "body_memory": "Bytes of all request bodies that are being received or wait.",

@@ -40,11 +40,15 @@ class Settings:
     """Networks, as 10.0.0.0/8, to which names may lead functions' requests, besides the public ones."""
     hosts: tuple[str, ...] = ()
     """Names that the Host header may have besides localhost and its addresses, where there is no token."""
-    workers: int = field(default_factory=processors)
+    workers: int = field(default_factory=lambda: 2 * processors())
     depth: int = 4
     """Calls that one worker may have at once, of functions whose calls are short."""
+    concurrency: int = field(default_factory=processors)
+    """Workers that one function may have at once, where its manifest doesn't say; all, where there are fewer."""
     queue_limit: int = 1024
     """Calls that may wait for a worker."""
+    function_queue: int = 256
+    """Calls of one function that may wait for a worker, where its manifest doesn't say."""
     queue_wait: float = 10.0
     """How long a call may wait for a worker, or for a change of release."""
     body_limit: int = 10 * MIB
@@ -93,8 +97,10 @@ class Settings:
             raise SettingsError(f"fence is {self.fence!r}; it can be required or partial")
         for name, least, most in (
             ("workers", 1, 100),
-            ("depth", 1, 64),
+            ("depth", 1, 16),
+            ("concurrency", 1, 100),
             ("queue_limit", 1, 1_000_000),
+            ("function_queue", 1, 1_000_000),
             ("body_limit", 0, 1024 * MIB),
             ("worker_memory", 128 * MIB, 1024 * 1024 * MIB),
             ("body_memory", 1, 1024 * 1024 * MIB),
@@ -137,4 +143,13 @@ class Settings:
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.workers, self.depth, self.queue_limit, self.queue_wait, self.lock_wait, self.lock_hold)
+        return Limits(
+            self.workers,
+            self.depth,
+            self.concurrency,
+            self.queue_limit,
+            self.function_queue,
+            self.queue_wait,
+            self.lock_wait,
+            self.lock_hold,
+        )

@@ -33,7 +33,11 @@ class Limits:
     workers: int
     depth: int = 4
     """Calls that one worker may have, where they are short."""
+    concurrency: int = 1
+    """Workers that one function's calls may have at once, where its manifest doesn't say."""
     queue: int = 1024
+    function_queue: int = 256
+    """Calls of one function that may wait, where its manifest doesn't say."""
     queue_wait: float = 10.0
     lock_wait: float = 10.0
     """How long a call may wait for the writer lock."""
@@ -62,6 +66,17 @@ def overdue(call: Call, seen: page.Seen, since: float, now: float, others_wait: 
     if seen.state == page.WRITING and in_state > limits.lock_hold:
         return LOCK_HELD
     return CLIENT_GONE if call.gone and others_wait and ran > ABANDONED else ""
+
+
+def blames(why: str, state: int, status: int | None) -> bool:
+    """Whether the worker's end, told as to `verdict`, is the fault of the function that it ran.
+
+    A signal 9 that isn't the front's came from outside: no guest can send one. What a commit takes is the disk's.
+    """
+    if why:
+        return why in (TIME_LIMIT, MEMORY, LOCK_HELD)
+    outside = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+    return state != page.COMMITTING and not outside
 
 
 def verdict(call: Call, state: int, why: str, status: int | None, limits: Limits) -> Refusal:

@@ -16,6 +16,7 @@ WORDS = {
     "\u2013": "",
     "the system's folder for temporary files": tempfile.gettempdir(),
     "the number of processors": str(edge_settings.processors()),
+    "twice the number of processors": str(2 * edge_settings.processors()),
 }
 
 

@@ -1,6 +1,5 @@
 """When a running call is ended, and what its client is told of its worker's end."""
 
-import asyncio
 import signal
 import subprocess
 import sys
@@ -13,19 +12,29 @@ from hypothesis import strategies as st
 
 from control import wire
 from edge_runtime import frames, page
-from edge_runtime.calls import Call, Tally, Target
-from edge_runtime.verdict import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, MEMORY, STUCK, TIME_LIMIT, Limits, overdue, verdict
+from edge_runtime.breaker import Breaker
+from edge_runtime.calls import Call, Line, Tally, Target
+from edge_runtime.verdict import (
+    CLIENT_GONE,
+    LOCK_HELD,
+    LOCK_WAIT,
+    MEMORY,
+    STUCK,
+    TIME_LIMIT,
+    Limits,
+    blames,
+    overdue,
+    verdict,
+)
 
 LIMITS = Limits(workers=1, lock_wait=10.0, lock_hold=2.0)
 NOW = 1000.0
 
 
 def call(limit_ms: int = 1000, gone: bool = False) -> Call:
-    loop = asyncio.new_event_loop()
-    made = Call("f", "GET", "", b"", [], "", b"", loop.create_future())
-    loop.close()
+    made = Call("f", "GET", "", b"", [], "", b"", lambda outcome: None)
     function = frames.LocalFunction("f", 1, "", wire.Manifest(time_limit_ms=limit_ms), "")
-    made.target = Target(0, function, Tally("f"), True, limit_ms / 1000, 1)
+    made.target = Target(0, function, Tally("f"), Line("f"), Breaker(), True, limit_ms / 1000, 1)
     made.id = 7
     made.gone = gone
     return made
@@ -105,6 +114,27 @@ def test_what_the_client_is_told(state: int, reason: str, status: Any, expected:
     assert (told.status, told.code) == expected
     assert (told.retry_after > 0) == (told.status == 503)
     assert ("Nothing was changed" in told.message) == (told.code != "commit_unknown")
+
+
+@pytest.mark.parametrize(
+    ("reason", "state", "status", "its_own"),
+    [
+        ("", page.RUNNING, signal.SIGSEGV, True),
+        ("", page.RUNNING, 1 << 8, True),
+        (TIME_LIMIT, page.RUNNING, signal.SIGKILL, True),
+        (MEMORY, page.RUNNING, None, True),
+        (LOCK_HELD, page.WRITING, signal.SIGKILL, True),
+        (LOCK_WAIT, page.WAITING, signal.SIGKILL, False),
+        (CLIENT_GONE, page.RUNNING, signal.SIGKILL, False),
+        (STUCK, page.COMMITTING, signal.SIGKILL, False),
+        # From outside, or with the zygote.
+        ("", page.RUNNING, signal.SIGKILL, False),
+        ("", page.RUNNING, None, False),
+        ("", page.COMMITTING, signal.SIGBUS, False),
+    ],
+)
+def test_whose_fault_it_is(reason: str, state: int, status: Any, its_own: bool) -> None:
+    assert blames(reason, state, status) is its_own
 
 
 _WRITER = """

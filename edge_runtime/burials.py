@@ -1,0 +1,51 @@
+"""Calls whose worker ended while it ran them: each is told how, and its function's breaker is."""
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from . import page
+from .calls import Call
+from .link import Link
+from .processes import how
+from .verdict import blames, verdict
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+log = logging.getLogger("skerry.pool")
+
+STATUS_WAIT: Final = 1.0
+"""Seconds that an answer waits for the zygote to say how its worker ended."""
+
+
+class Burials:
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, link: Link, call: Call, seen: page.Seen) -> None:
+        """`seen`: how far its worker had come."""
+        task = asyncio.get_running_loop().create_task(self._bury(link, call, seen))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _bury(self, link: Link, call: Call, seen: page.Seen) -> None:
+        try:
+            async with asyncio.timeout(STATUS_WAIT):
+                status = await asyncio.shield(link.child.exited)
+        except TimeoutError:
+            status = None
+        refusal = verdict(call, seen.state, link.killed, status, self._pool.limits)
+        log.warning("worker %d %s: %s, %s", link.child.pid, how(status), call.name, refusal.code)
+        line, breaker = call.target.line, call.target.breaker
+        if blames(link.killed, seen.state, status) and breaker.died(call, time.monotonic()):
+            log.error("%s is cut off for a while: its calls ended their processes again and again", call.name)
+            if line.target is not None and line.target.breaker is breaker:
+                self._pool.again(self._pool.lines.clear(line))
+        self._pool.refuse(call, refusal)

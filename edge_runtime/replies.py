@@ -1,0 +1,60 @@
+"""What a worker's frames mean for the call that they are about."""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from . import frames
+from .calls import Answer, Call, Refusal, Target
+
+if TYPE_CHECKING:
+    from .link import Link
+    from .pool import Pool
+
+guest_log = logging.getLogger("skerry.guest")
+
+MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED))
+"""Kinds that the call's answer comes after."""
+
+_decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
+_decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def finish(pool: "Pool", call: Call, took: float, kind: int, head: bytes, body: bytes) -> None:
+    """The call's end, `took` seconds after its worker could begin it. Error: `msgspec.MsgspecError`."""
+    target = call.target
+    tally, breaker = target.tally, target.breaker
+    tally.took(took)
+    breaker.calls += 1
+    if not breaker.closed:
+        breaker.ended(call, time.monotonic())
+    if kind >= frames.FIRST_STATUS:
+        tally.outcomes["ok"] = tally.outcomes.get("ok", 0) + 1
+        call.end(Answer(kind, head, body, target.release))
+    else:
+        fault = _decode_fault(body)
+        if fault.log:
+            _log(target, fault.log)
+        if fault.code == "function_unloadable":
+            pool.damaged(target.function.sha256)
+        pool.refuse(call, Refusal(fault.status, fault.code, fault.message, int(fault.status == 503)))
+
+
+def meanwhile(pool: "Pool", link: "Link", call: Call, kind: int, body: bytes) -> None:
+    """Something about a call that goes on. Error: `msgspec.MsgspecError`."""
+    if kind == frames.HTTP:
+        # It may take long: those behind it needn't wait for the world.
+        pool.take_back(link)
+        pool.http(link, call, body)
+    elif kind == frames.LOG:
+        _log(call.target, body.decode(errors="replace"))
+    else:
+        for kind_of_grant, times in _decode_denied(body).items():
+            call.target.tally.deny(kind_of_grant, times)
+
+
+def _log(target: Target, text: str) -> None:
+    for line in text.splitlines():
+        guest_log.info("%s %d: %s", target.function.name, target.function.version, line)
