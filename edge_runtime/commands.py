@@ -200,9 +200,15 @@ def render(found: dict[str, Any]) -> str:
         lines.append(f"error      {error['code']} at {error['at']}: {error['message']}")
     if found.get("next_attempt"):
         lines.append(f"next try   {found['next_attempt']}")
+    if (found.get("secrets") or {}).get("error"):
+        lines.append(f"secrets    {found['secrets']['error']}")
     for function in found.get("functions", []):
-        compiled = "" if function.get("compiled", True) else " (can't be called: not compiled)"
-        lines.append(f"function   {function['name']} version {function['version']}{compiled}")
+        notes = "" if function.get("compiled", True) else " (can't be called: not compiled)"
+        if function.get("error"):
+            notes += f" (can't be called: {function['error']['message']})"
+        if function.get("denied"):
+            notes += f" (denied: {', '.join(f'{kind} {times}' for kind, times in function['denied'].items())})"
+        lines.append(f"function   {function['name']} version {function['version']}{notes}")
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,8 @@ class Fetches:
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
         self._group: asyncio.TaskGroup | None = None
+        self._waiting: set[Link] = set()
+        """The workers that wait for an answer."""
 
     async def run(self) -> None:
         """Until cancelled; requests that are under way then are given up."""
@@ -30,18 +32,24 @@ class Fetches:
 
     def begin(self, link: Link, call: Call, request: bytes) -> None:
         """Make a request for the guest of a running call, in its time. It never raises."""
-        if self._group is None:
-            told = outbound.refused("http_failed", "The node is being stopped.")
-            link.send(call.id, frames.HTTP_ANSWER, b"", told)
+        if self._group is None or link in self._waiting:
+            # A worker of ours asks for one at a time.
+            why = "The node is being stopped." if self._group is None else "The last request isn't answered yet."
+            link.send(call.id, frames.HTTP_ANSWER, b"", outbound.refused("http_failed", why))
             return
+        self._waiting.add(link)
         task = self._group.create_task(self._answer(link, call, call.id, request))
 
         def give_up(_: object) -> None:
             task.cancel()
 
+        def ended(_: object) -> None:
+            link.ended.remove_done_callback(give_up)
+            self._waiting.discard(link)
+
         # A worker that waits for HTTP does nothing else: its call can only end before the answer if the worker does.
         link.ended.add_done_callback(give_up)
-        task.add_done_callback(lambda _: link.ended.remove_done_callback(give_up))
+        task.add_done_callback(ended)
 
     async def _answer(self, link: Link, call: Call, id: int, request: bytes) -> None:
         target = call.target
@@ -54,5 +62,7 @@ class Fetches:
         except Exception:
             log.exception("a request of %s failed in a way that nobody foresaw", target.function.name)
             told = outbound.refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
+        # Before the answer goes: the next request may come before this task's end is known.
+        self._waiting.discard(link)
         if not link.ended.done():
             link.send(id, frames.HTTP_ANSWER, b"", told)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 from uuid import uuid4
 
 import aiohttp
@@ -96,13 +96,19 @@ async def join(
     return made
 
 
+ABIS: Final = ("wagi", "extism", "direct")
+FEATURES: Final = ("http", "routes", "secrets")
+"""What a manifest may ask for, beyond SQL. A node that doesn't know a field or an ABI fails the sync and says so."""
+
+
 def capabilities() -> dict[str, object]:
     """What control is told of this node."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "system": sys.platform,
-        "abi": ["wagi"],
+        "abi": list(ABIS),
+        "features": list(FEATURES),
     }
 
 

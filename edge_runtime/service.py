@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import msgspec
 import uvloop
 
 from . import frames, memory_watch
@@ -114,6 +115,8 @@ class Front:
     def status(self) -> dict[str, Any]:
         """For /_skerry/status."""
         pool, release = self.pool, self.runtime.release
+        functions = release.functions if release is not None else []
+        lacking = self.secrets.lacking(functions)
         own: dict[str, Any] = {
             "release": release
             and {"id": release.release_id, "number": release.number, "generation": release.generation},
@@ -129,8 +132,9 @@ class Front:
                     "recent_ms": round(pool.tallies[f.name].recent * 1000, 3) if f.name in pool.tallies else 0.0,
                     "calls": dict(pool.tallies[f.name].outcomes) if f.name in pool.tallies else {},
                     "denied": dict(pool.tallies[f.name].denied) if f.name in pool.tallies else {},
+                    "error": msgspec.to_builtins(lacking[f.name]) if f.name in lacking else None,
                 }
-                for f in (release.functions if release is not None else ())
+                for f in functions
             ],
             "workers": {
                 "wanted": pool.limits.workers,

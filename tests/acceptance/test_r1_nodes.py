@@ -27,7 +27,7 @@ async def test_r1_1_a_registration_is_saved_in_the_metadata_db(
     assert row is not None
     assert (str(row["id"]), row["name"], row["group_name"]) == (told["node_id"], "tokyo-1", "default")
     assert orjson.loads(row["labels"]) == {"site": "tokyo", "rack": "7"}
-    assert orjson.loads(row["capabilities"])["abi"] == ["wagi"]
+    assert orjson.loads(row["capabilities"])["abi"] == ["wagi", "extism", "direct"]
     assert row["joined_at"] is not None
     # Another control knows of it from the metadata DB alone.
     async with control_site.running() as other:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from edge_runtime import flip
+from edge_runtime import commands, flip
 from edge_runtime.steps import SyncFailed
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
@@ -207,6 +207,9 @@ async def test_secrets_come_from_the_nodes_file_alone(
     path.unlink()
     async with node(tmp_path / "state", secrets=path) as edge:
         assert await edge.problem("f") == (503, "secret_missing")
+        shown = await state(edge)
+        assert [f["error"] and f["error"]["code"] for f in shown["functions"]] == ["secret_missing"] * 2 + [None]
+        assert "can't be called: The function f needs the secret KEY" in commands.render(shown)
         assert await edge.problem("g") == (503, "secret_missing")
         assert (await edge.call("h?env=KEY"))[0] == 200
         write(path, f'[f]\nKEY = "{VALUE}"\n')

@@ -14,6 +14,7 @@ from control.pki import Pki, ensure
 from edge_runtime import identity
 from edge_runtime import join as joining
 from edge_runtime.client import Client, Refusal, Unreachable
+from edge_runtime.guest import RUNNERS
 from edge_runtime.join import JoinFailed, join
 from tests.support.agents import Control, joined, running_control
 from tests.support.file_server import file_server
@@ -261,5 +262,6 @@ async def test_what_is_no_authority_is_not_trusted(control: Control, pki: Pki, t
 
 async def test_what_control_is_told_of_a_node_is_plain() -> None:
     told: Any = joining.capabilities()
-    assert told["abi"] == ["wagi"]
-    assert set(told) == {"python", "machine", "system", "abi"}
+    assert set(told["abi"]) == set(RUNNERS)
+    assert told["features"] == ["http", "routes", "secrets"]
+    assert set(told) == {"python", "machine", "system", "abi", "features"}
