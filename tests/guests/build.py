@@ -1,7 +1,7 @@
 """Builds guests from their sources, each once for its contents: C and Zig by the `ziglang` wheel, text by wasmtime's.
 
 `guest("echo")` is the bytes of tests/guests/echo.c or echo.wat, `example("hello")` those of examples/hello.
-Run as a program, builds all examples into their folders (`python -m tests.guests.build`).
+Run as a program, builds all examples into their folders, and the Extism kernel (`python -m tests.guests.build`).
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from wasmtime import wat2wasm
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "guests"
 EXAMPLES = ROOT / "examples"
+KERNEL = ROOT / "edge_runtime" / "abi" / "kernel.wat"
 HEADERS = EXAMPLES / "c"
 CACHE = ROOT / ".skerry" / "guests"
 
@@ -88,7 +89,7 @@ def _source(folder: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    for folder in (EXAMPLES / "hello", EXAMPLES / "visits"):
-        target = folder / f"{folder.name}.wasm"
-        target.write_bytes(example(folder.name))
+    made = {EXAMPLES / name / f"{name}.wasm": example(name) for name in ("hello", "visits")}
+    for target, built in {**made, KERNEL.with_suffix(".wasm"): build(KERNEL)}.items():
+        target.write_bytes(built)
         print(f"{target.relative_to(ROOT)}: {target.stat().st_size} bytes")
