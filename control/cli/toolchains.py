@@ -80,7 +80,7 @@ TOOLCHAINS = {
     ),
     "go": Toolchain(
         _go,
-        "install Go 1.21 or later: apt-get install golang-go (Debian)",
+        "install Go 1.22 or later: apt-get install golang-go (Debian)",
         {"GOOS": "wasip1", "GOARCH": "wasm", "GOTOOLCHAIN": "local"},
     ),
     "asc": Toolchain(

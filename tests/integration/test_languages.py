@@ -13,6 +13,7 @@ from tests.support.projects import compilers
 pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.timeout(240)]
 __all__ = ["compilers"]
 
+GUESTS = Path(__file__).parents[1] / "guests" / "std"
 NOTE = 'mil"k\\\n\té 😀 \x01\x7f'
 
 
@@ -53,3 +54,46 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
         )
         assert await call("GET", "?author=x") == (500, {"error": "the database refused it"})
         assert await call("POST", "?author=x", b"y") == (500, {"error": "the database refused it"})
+
+
+YES = {"c": "1", "rust": "true", "go": "true"}
+SAME = {
+    "c": {"arguments": "1 std", "number": "1501"},
+    "rust": {"variable": 'Ok("Hello")', "arguments": '["std"]', "threads": "true", "connect": "true", "number": "1501"},
+    "go": {"arguments": "std", "goroutines": "4950", "timer": "context deadline exceeded"},
+}
+
+
+@pytest.mark.parametrize("language", YES)
+async def test_its_standard_library_runs_on_the_edge(
+    language: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    projects.needs(language)
+    source = GUESTS / f"std.{ {'c': 'c', 'rust': 'rs', 'go': 'go'}[language] }"
+    project = projects.copy(language, tmp_path / "project", source)
+    assert (await projects.built(project.folder)).status == 0
+    caplog.set_level("INFO", "skerry.guest")
+    # Compiling Go takes long; it starts on the interpreter, as any new function would.
+    async with node(tmp_path / "state", compile_wait=0.01 if language == "go" else 60.0) as edge:
+        manifest = {"config": {"GREETING": "Hello"}, "memory_pages": 1024, "time_limit_ms": 60_000}
+        await edge.release({"std": (project.module.read_bytes(), manifest)})
+        randoms = set()
+        body = bytes(range(256)) * 400
+        for _ in range(2):
+            status, _, answer = await edge.call("std", body)
+            assert status == 200, answer
+            told = dict(line.split(" ", 1) for line in answer.decode().splitlines())
+            randoms.add(told.pop("random"))
+            for name in ("clock", "sleep", "variables", "read", "write", "list"):
+                assert told.pop(name) == YES[language], (name, answer)
+            total = told.pop("body").split()[0]
+            assert (int(total), int(told.pop("memory"))) == (sum(body), sum(range(1_000_000)))
+            assert told == {"variable": "Hello", **SAME[language]}
+        assert len(randoms) == 2, "two calls drew the same random numbers"
+        assert caplog.text.count("a line in the log") == 2
+
+        assert await edge.problem("std/exit") == (502, "guest_exit")
+        status, code = await edge.problem("std/panic")
+        assert (status, code) in ((502, "guest_trap"), (502, "guest_exit"))
+        assert "on purpose" in caplog.text
+        assert (await edge.call("std", b"x"))[0] == 200
