@@ -16,6 +16,9 @@ from control import wire
 
 HEADER: Final = struct.Struct("<IIHH")
 HEADER_BYTES: Final = HEADER.size
+_pack, _unpack = HEADER.pack, HEADER.unpack_from
+_CHUNK: Final = 65_536
+"""Bytes that are received at once."""
 HEAD_LIMIT: Final = 65_535
 """Bytes of a head, which its length in the header can say; larger ones travel in the raw bytes."""
 
@@ -229,7 +232,10 @@ class Reader:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._receive = sock.recv
         self._pending = b""
+        self._at = 0
+        """How many bytes of `_pending` have been read."""
         self._kept: deque[Frame] = deque()
         """What came while an answer was waited for."""
 
@@ -248,27 +254,27 @@ class Reader:
 
     def _read(self) -> Frame | None:
         while True:
-            pending = self._pending
-            have = len(pending)
+            pending, at = self._pending, self._at
+            have = len(pending) - at
             if have >= HEADER_BYTES:
-                length, request, kind, head = HEADER.unpack_from(pending)
-                end = HEADER_BYTES + length
-                split = HEADER_BYTES + head
-                if have >= end:
-                    self._pending = pending[end:]
-                    return Frame(request, kind, pending[HEADER_BYTES:split], pending[split:end])
-                if end - have > 65_536:
-                    rest = bytearray(end)
-                    rest[:have] = pending
-                    self._fill(memoryview(rest)[have:])
-                    self._pending = b""
-                    return Frame(request, kind, bytes(rest[HEADER_BYTES:split]), bytes(rest[split:]))
-            got = self._sock.recv(65_536)
+                length, request, kind, head = _unpack(pending, at)
+                start = at + HEADER_BYTES
+                split, end = start + head, start + length
+                if end <= len(pending):
+                    self._at = end
+                    return Frame(request, kind, pending[start:split], pending[split:end])
+                if end - len(pending) > 65_536:
+                    rest = bytearray(length)
+                    rest[: have - HEADER_BYTES] = pending[start:]
+                    self._fill(memoryview(rest)[have - HEADER_BYTES :])
+                    self._pending, self._at = b"", 0
+                    return Frame(request, kind, bytes(rest[:head]), bytes(rest[head:]))
+            got = self._receive(_CHUNK)
             if not got:
                 if have:
                     raise ChildGone("the front closed the socket in the middle of a frame")
                 return None
-            self._pending = pending + got if have else got
+            self._pending, self._at = (pending[at:] + got if have else got), 0
 
     def _fill(self, view: memoryview) -> None:
         while view:
@@ -280,9 +286,9 @@ class Reader:
 
 def send(sock: socket.socket, request: int, kind: int, head: bytes = b"", body: bytes = b"") -> None:
     """Send a frame on a blocking socket; a large body isn't copied first."""
-    header = HEADER.pack(len(head) + len(body), request, kind, len(head))
+    header = _pack(len(head) + len(body), request, kind, len(head))
     if len(body) < 65_536:
-        sock.sendall(header + head + body)
+        sock.sendall(b"".join((header, head, body)))
     else:
         sock.sendall(header + head)
         sock.sendall(body)

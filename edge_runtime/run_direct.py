@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from .abi import direct
-from .abi.head import Answered, ResponseInvalid
+from .abi.head import ResponseInvalid
 from .frames import LocalFunction
 from .invocation import GuestFault, Limits, Request, RequestUnfit, Response, Services
-from .runner import FAILURES, Guest, unfit
+from .runner import FAILURES, Guest, Recent, unfit
 from .wasi import Strings
 from .wasmedge import Config, Entry, Memory, Module
 
@@ -23,48 +23,56 @@ class Direct(Guest):
         super().__init__(local.name, module, config, limits, [ALLOCATE, HANDLE])
         self._args = Strings([local.name])
         self._environ = Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in settings.items()])
+        self._heads = Recent[bytes]()
 
     def call(self, request: Request, services: Services) -> Response:
         host, limits, program, body = self.host, self.limits, self.program, request.body
         wasi, memory = host.wasi, host.memory
-        try:
-            head = direct.encode(request, self.name)
-        except RequestUnfit as error:
-            raise unfit(error) from None
+        head = self._heads.get(request.key) or self._head(request)
         host.serve(services)
         wasi.begin(self._args, self._environ, b"", None, limits.log_bytes)
         try:
             with program.open(memory):
-                size = len(head) + len(body)
+                before = len(head)
+                size = before + len(body)
                 room = program.call(ALLOCATE, size)
-                _write(memory, room, head, body)
+                if not room or room + size > memory.size:
+                    _check_room(memory, room, size)
+                window = memory.buffer
+                window[room : room + before] = head
+                window[room + before : room + size] = body
                 answer = program.call(HANDLE, room, size)
                 start, size = answer >> 32, answer & 0xFFFFFFFF
                 if size > limits.response_bytes + direct.ANSWER_HEAD:
                     raise self.too_large(f"{size} bytes")
-                status, head, body = _read(memory, start, size, request.method)
+                if start + size > memory.size:
+                    _check_answer(memory, start + size)
+                status, head, body = direct.decode(memory.buffer, start, size, request.method)
                 if len(body) > limits.response_bytes:
                     raise self.too_large(f"{len(body)} bytes")
         except FAILURES as error:
             raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)
 
+    def _head(self, request: Request) -> bytes:
+        try:
+            made = direct.encode(request, self.name)
+        except RequestUnfit as error:
+            raise unfit(error) from None
+        return self._heads.keep(request.key, made) if request.key else made
 
-def _write(memory: Memory, room: int, head: bytes, body: bytes) -> None:
-    size = len(head) + len(body)
+
+def _check_room(memory: Memory, room: int, size: int) -> None:
     if not room:
         raise GuestFault("guest_call_invalid", f"Its skerry_alloc had no room for the request of {size} bytes.")
     try:
         memory.need(room + size)
-        memory.write(room, head)
-        memory.write(room + len(head), body)
     except IndexError as error:
         raise GuestFault("guest_call_invalid", f"Its skerry_alloc gave no room for the request: {error}.") from None
 
 
-def _read(memory: Memory, start: int, size: int, method: str) -> Answered:
+def _check_answer(memory: Memory, end: int) -> None:
     try:
-        memory.need(start + size)
+        memory.need(end)
     except IndexError as error:
         raise ResponseInvalid(f"it gave a place outside its memory: {error}") from None
-    return direct.decode(memory.buffer, start, size, method)

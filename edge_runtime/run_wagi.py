@@ -7,7 +7,7 @@ from .abi import wagi
 from .abi.head import LIMIT
 from .frames import LocalFunction
 from .invocation import Limits, Request, RequestUnfit, Response, Services
-from .runner import FAILURES, Guest, unfit
+from .runner import FAILURES, Guest, Recent, unfit
 from .wasi import Exit, Strings
 from .wasmedge import Config, Entry, Module
 
@@ -22,14 +22,12 @@ class Wagi(Guest):
         super().__init__(local.name, module, config, limits, [START])
         self._settings = dict(settings)
         self._args = Strings([local.name])
+        self._environs = Recent[Strings]()
 
     def call(self, request: Request, services: Services) -> Response:
         host, limits = self.host, self.limits
         wasi = host.wasi
-        try:
-            environ = Strings(wagi.environment(request, self.name, self._settings))
-        except (RequestUnfit, UnicodeEncodeError) as error:
-            raise unfit(error) from None
+        environ = self._environs.get((request.key, len(request.body))) or self._environ(request)
         host.serve(services)
         wasi.begin(self._args, environ, request.body, limits.response_bytes + LIMIT, limits.log_bytes)
         try:
@@ -45,3 +43,11 @@ class Wagi(Guest):
         except FAILURES as error:
             raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)
+
+    def _environ(self, request: Request) -> Strings:
+        try:
+            made = Strings(wagi.environment(request, self.name, self._settings))
+        except (RequestUnfit, UnicodeEncodeError) as error:
+            raise unfit(error) from None
+        # The body's length is in it.
+        return self._environs.keep((request.key, len(request.body)), made) if request.key else made

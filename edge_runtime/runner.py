@@ -5,7 +5,7 @@ One guest runs at a time in a process (see `wasmedge.instance`), so the host sid
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import orjson
 
@@ -19,6 +19,21 @@ NOTHING: Final = Services()
 
 FAILURES: Final = (Exit, Trap, LinkError, OutputTooLarge, ResponseInvalid, GuestFault)
 """What a guest can bring about: `Guest.fault` has the error for each."""
+
+
+Value = TypeVar("Value")
+
+
+class Recent(dict[Any, Value], Generic[Value]):
+    """The newest values, so many: what is made of a request's head, for the next request with the same one."""
+
+    KEPT: ClassVar[int] = 64
+
+    def keep(self, key: Any, value: Value) -> Value:
+        if len(self) >= self.KEPT:
+            del self[next(iter(self))]
+        self[key] = value
+        return value
 
 
 class Runner(Protocol):

@@ -130,6 +130,8 @@ class Wasi:
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
+        self._stdout, self._stderr = bytearray(), bytearray()
+        self._closed: set[int] = set()
         self.begin(Strings(()), Strings(()), b"", 0, 0)
 
     def begin(self, args: Strings, environ: Strings, stdin: bytes, stdout_limit: int | None, stderr_limit: int) -> None:
@@ -137,11 +139,15 @@ class Wasi:
         no limit, it is no more than another stderr."""
         self._args, self._environ, self._stdin, self._position = args, environ, stdin, 0
         # Not lists of pieces: a guest that writes two bytes at a time would have us keep twenty times as many.
-        self._stdout, self._stderr = bytearray(), bytearray()
+        if self._stdout:
+            self._stdout = bytearray()
+        if self._stderr:
+            self._stderr = bytearray()
         self._answers = stdout_limit is not None
         self._stdout_limit = self._stdout_room = stdout_limit or 0
         self._stderr_room = stderr_limit
-        self._closed: set[int] = set()
+        if self._closed:
+            self._closed = set()
         self._started = time.monotonic_ns()
 
     @property
@@ -179,15 +185,19 @@ class Wasi:
 
     def _sizes(self, strings: Strings, count: int, size: int) -> int:
         memory = self._memory
-        memory.need(max(count, size) + 4)
+        if (count if count > size else size) + 4 > memory.size:
+            memory.need(max(count, size) + 4)
         _U32.pack_into(memory.buffer, count, strings.count)
         _U32.pack_into(memory.buffer, size, len(strings.blob))
         return SUCCESS
 
     def _strings(self, strings: Strings, pointers: int, blob: int) -> int:
         memory = self._memory
-        memory.need(pointers + 4 * strings.count)
-        memory.write(blob, strings.blob)
+        end = blob + len(strings.blob)
+        if pointers + 4 * strings.count > memory.size or end > memory.size:
+            memory.need(pointers + 4 * strings.count)
+            memory.need(end)
+        memory.buffer[blob:end] = strings.blob
         strings.pointers.pack_into(memory.buffer, pointers, *[blob + offset for offset in strings.offsets])
         return SUCCESS
 
@@ -263,9 +273,11 @@ class Wasi:
         if count > _MOST_VECTORS:
             return INVAL
         memory, stdin, position = self._memory, self._stdin, self._position
-        memory.need(vectors + 8 * count)
-        memory.need(result + 4)
-        for offset in range(vectors, vectors + 8 * count, 8):
+        after = vectors + 8 * count
+        if after > memory.size or result + 4 > memory.size:
+            memory.need(after)
+            memory.need(result + 4)
+        for offset in range(vectors, after, 8):
             start, length = _VECTOR.unpack_from(memory.buffer, offset)
             piece = stdin[position : position + length]
             if not piece:
@@ -284,13 +296,17 @@ class Wasi:
         if count > _MOST_VECTORS:
             return INVAL
         memory = self._memory
-        memory.need(vectors + 8 * count)
-        memory.need(result + 4)
+        after = vectors + 8 * count
+        if after > memory.size or result + 4 > memory.size:
+            memory.need(after)
+            memory.need(result + 4)
         written = 0
-        for offset in range(vectors, vectors + 8 * count, 8):
+        for offset in range(vectors, after, 8):
             start, length = _VECTOR.unpack_from(memory.buffer, offset)
+            if not length:
+                continue
             end = start + length
-            if end > memory.size and length:
+            if end > memory.size:
                 memory.need(end)
             if fd == 1 and self._answers:
                 self._stdout_room -= length

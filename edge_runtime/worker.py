@@ -7,14 +7,14 @@ worker, and the front starts another.
 import hashlib
 import socket
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from control import faults
 
 from . import database, fence, frames, guest, page
-from .claims import Claims
+from .runner import Recent
 from .services import Denials, FrontHttp
 from .session import Session
 from .sql import CallSql, CommitFailed, Limits, StaleRelease
@@ -22,6 +22,9 @@ from .wasmedge import Damaged, WasmEdgeError
 
 COMMIT_STATUS: Final = {"disk_full": 507, "disk_failed": 507, "database_busy": 503}
 """What HTTP answers where a COMMIT failed; 502 for the other codes."""
+
+_KEPT_HEAD: Final = 2048
+"""Bytes of a call's head that is kept for the next one like it."""
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
@@ -36,7 +39,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
         return
     with opened:
         fence.seal("worker", opened.lock.fileno())
-        worker = Worker(sock, page.Mark(shared, slot), Claims(shared, slot), opened)
+        worker = Worker(sock, page.Mark(shared, slot), opened)
         frames.send(sock, page.NONE, frames.READY)
         worker.run()
 
@@ -56,17 +59,29 @@ class Release(NamedTuple):
     functions: list[Loaded]
 
 
+class Known(NamedTuple):
+    """A call's head, read."""
+
+    loaded: Loaded
+    generation: int
+    before: tuple[Any, ...]
+    """Fields of a `guest.Request` that come before its body."""
+    after: tuple[Any, ...]
+
+
 class Worker:
-    def __init__(self, sock: socket.socket, mark: page.Mark, claims: Claims, opened: database.Database) -> None:
+    def __init__(self, sock: socket.socket, mark: page.Mark, opened: database.Database) -> None:
         self._sock = sock
         self._mark = mark
-        self._claims = claims
         self._database = opened
         self._session = Session(opened)
         self._releases: dict[int, Release] = {}
         """By the front's serial."""
         self._reader = frames.Reader(sock)
         self._denials = Denials()
+        self._ungranted = guest.Services(self._denials.sql, self._denials.http)
+        self._known = Recent[Known]()
+        """By the heads of calls: many are the same, byte for byte."""
 
     def run(self) -> None:
         """Until the front closes the socket."""
@@ -75,10 +90,8 @@ class Worker:
             request = frame.request
             match frame.kind:
                 case frames.CALL:
-                    # Else the front has taken it back.
-                    if self._claims.take(request):
-                        self._call(request, frame)
-                        self._mark.end()
+                    self._call(request, frame)
+                    self._mark.end()
                 case frames.RELEASE:
                     faults.reach("edge.load.before")
                     failures = self._load(_decode_load(frame.body))
@@ -94,31 +107,23 @@ class Worker:
 
     def _call(self, request: int, frame: frames.Frame) -> None:
         """Run one call and answer it: its transaction is committed before the answer is sent, or undone."""
-        head = frames.decode_call(frame.head)
-        release = self._releases[head.serial]
-        loaded = release.functions[head.function]
-        if isinstance(loaded.function, frames.Failure):
-            self._fault(request, loaded.function.code, loaded.function.message, 503)
+        key = frame.head
+        loaded, generation, before, after = self._known.get(key) or self._know(key)
+        function, manifest, denials = loaded.function, loaded.local.manifest, self._denials
+        if isinstance(function, frames.Failure):
+            self._fault(request, function.code, function.message, 503)
             return
-        manifest, denials = loaded.local.manifest, self._denials
         sql = None
-        if manifest.sql != "none":
-            sql = CallSql(self._session, manifest.sql, release.generation, self._mark, loaded.sql)
-        http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request)
-        asked = guest.Request(
-            head.method,
-            head.path,
-            head.query.decode("latin-1"),
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
-            frame.body,
-            head.client,
-            script=head.script,
-            route=head.route,
-            params=head.params,
-        )
+        services = self._ungranted
+        if manifest.sql != "none" or manifest.http is not None:
+            if manifest.sql != "none":
+                sql = CallSql(self._session, manifest.sql, generation, self._mark, loaded.sql)
+            http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request)
+            services = guest.Services(denials.sql if sql is None else sql, http)
+        asked = guest.Request(*(*before, frame.body, *after))
         self._mark.start(request)
         try:
-            answer = loaded.function.call(asked, guest.Services(denials.sql if sql is None else sql, http))
+            answer = function.call(asked, services)
             if sql is not None:
                 if answer.status < 500:
                     sql.commit()
@@ -145,6 +150,21 @@ class Worker:
             if answer.log:
                 frames.send(self._sock, request, frames.LOG, b"", answer.log)
             frames.send(self._sock, request, answer.status, answer.head, answer.body)
+
+    def _know(self, key: bytes) -> "Known":
+        """What a call's head asks for."""
+        head = frames.decode_call(key)
+        release = self._releases[head.serial]
+        before = (
+            head.method,
+            head.path,
+            head.query.decode("latin-1"),
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
+        )
+        keeps = len(key) <= _KEPT_HEAD
+        after = (head.client, "http", head.script, head.route, head.params, key if keeps else b"")
+        known = Known(release.functions[head.function], release.generation, before, after)
+        return self._known.keep(key, known) if keeps else known
 
     def _denied(self, request: int, sql: CallSql | None) -> None:
         """Tell what the call was denied, if it was."""
@@ -176,9 +196,11 @@ class Worker:
             if isinstance(found, frames.Failure) and found is not lacking:
                 failures.append(found)
         self._releases[load.serial] = Release(load.release.generation, functions)
+        self._known.clear()
         return failures
 
     def _forget(self, keep: frames.Keep) -> None:
+        self._known.clear()
         gone = [self._releases.pop(serial) for serial in self._releases.keys() - set(keep.serials)]
         used = {id(f.function) for release in self._releases.values() for f in release.functions}
         for function in {id(f.function): f.function for release in gone for f in release.functions}.values():

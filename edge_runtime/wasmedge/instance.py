@@ -21,11 +21,23 @@ from .module import Config, Module
 PAGE = 65536
 _MEMORY = Name("memory")
 
+# A call makes each of these once or twice: looking them up in the library costs a tenth of a microsecond each time.
+_instantiate = library.WasmEdge_ExecutorInstantiate
+_invoke = library.WasmEdge_ExecutorInvoke
+_delete = library.WasmEdge_ModuleInstanceDelete
+_find_function = library.WasmEdge_ModuleInstanceFindFunction
+_find_memory = library.WasmEdge_ModuleInstanceFindMemory
+_memory_pointer = library.WasmEdge_MemoryInstanceGetPointer
+_memory_pages = library.WasmEdge_MemoryInstanceGetPageSize
+_window = ffi.buffer
+_limit, _AS = resource.getrlimit, resource.RLIMIT_AS
+_UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
 
 def check_address_space() -> None:
     """Refuse to go on where address space is limited (RLIMIT_AS, `ulimit -v`). Error: Unsafe."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != (resource.RLIM_INFINITY, resource.RLIM_INFINITY):
+    limit = _limit(_AS)
+    if limit != _UNLIMITED:
         raise Unsafe(
             f"this process has a limit on its address space ({limit[0]} bytes), under which a guest could leave its "
             "sandbox: start it without one (`ulimit -v unlimited`, no LimitAS in systemd)"
@@ -45,13 +57,13 @@ class Memory:
 
     def open(self, pointer: CData, minimum: int) -> None:
         """Look at an instance's memory, which must have at least `minimum` pages. Error: Unsafe."""
-        base = library.WasmEdge_MemoryInstanceGetPointer(pointer, 0, 1)
-        pages = library.WasmEdge_MemoryInstanceGetPageSize(pointer)
+        base = _memory_pointer(pointer, 0, 1)
+        pages = _memory_pages(pointer)
         if not base or pages < minimum or minimum < 1:
             raise Unsafe(f"the guest's memory was not reserved ({pages} pages of {minimum}): nothing was run in it")
         self._pointer = pointer
         self.size = pages * PAGE
-        self.buffer = ffi.buffer(base, self.size)
+        self.buffer = _window(base, self.size)
 
     def close(self) -> None:
         """Forget the memory: the window would point at what has been freed."""
@@ -78,7 +90,7 @@ class Memory:
 
     def pages(self) -> int:
         """Pages that the guest has now."""
-        return 0 if self._pointer is None else int(library.WasmEdge_MemoryInstanceGetPageSize(self._pointer))
+        return 0 if self._pointer is None else int(_memory_pages(self._pointer))
 
     def read(self, start: int, length: int) -> bytes:
         """A copy of the guest's bytes. Error: IndexError."""
@@ -117,31 +129,17 @@ class Entry:
     One call at a time, as with all of guests: every entry has its one place for values.
     """
 
-    __slots__ = ("_arguments", "_result", "_wide", "name", "words")
+    __slots__ = ("arguments", "name", "result", "results", "wide", "word")
 
     def __init__(self, name: str, signature: Signature = ("", "")) -> None:
         self.name = name
-        self.words = Name(name)
+        self.word = Name(name)
         parameters, results = signature
-        self._arguments = _values(parameters)
-        self._result = _values(results)
-        self._wide = results == "I"
-
-    def call(self, executor: CData, function: CData, numbers: tuple[int, ...]) -> int:
-        """The library's result."""
-        arguments, result = self._arguments, self._result
-        for position, number in enumerate(numbers):
-            arguments[position * VALUE_WORDS] = number
-        return library.WasmEdge_ExecutorInvoke(  # type: ignore[no-any-return]
-            executor, function, arguments, len(numbers), result, 1 if result else 0
-        )
-
-    def answer(self) -> int:
-        """The result of the last call, as an unsigned number; 0 for none."""
-        result = self._result
-        if not result:
-            return 0
-        return result[0] | result[1] << 32 if self._wide else result[0]  # type: ignore[no-any-return]
+        self.arguments = _values(parameters)
+        """Words: `VALUE_WORDS` each."""
+        self.result = _values(results)
+        self.results = len(results)
+        self.wide = results == "I"
 
 
 def _values(letters: str) -> CData:
@@ -207,10 +205,12 @@ class Program:
         self._first = [entry for entry in (_START, _INITIALIZE) if self.functions.get(entry.name) == ("", "")]
         self._module, self._config, self._imports = module, config, imports
         self.last_pages = 0
-        """Pages that the memory had when the last run ended."""
+        """Pages that the memory had when the last run ended that failed."""
         self._made = ffi.new("WasmEdge_ModuleInstanceContext **")
         self._executor = _Executor(config)
         self._store = _Store(self._executor, imports)
+        self._pointers: tuple[CData, CData, CData] | None = None
+        """Of executor, store and module, from the first run on."""
         self._instance: CData = None
         self._memory: Memory
         """Of the instance."""
@@ -226,52 +226,67 @@ class Program:
         check_address_space()
         if Program._live:
             raise Unsafe("this process already has a live instance; one at a time")
-        executor, made = self._executor.pointer, self._made
+        executor, store, module = self._pointers or self._linked()
+        made = self._made
         raised()
         Program._live = True
         self._memory, self._other = memory, second
         try:
-            result = library.WasmEdge_ExecutorInstantiate(executor, made, self._store.pointer, self._module.pointer)
+            result = _instantiate(executor, made, store, module)
             if result:
                 self._failed(result)
-            self._instance = made[0]
-            memory.open(library.WasmEdge_ModuleInstanceFindMemory(made[0], _MEMORY.value), self._minimum)
+            self._instance = instance = made[0]
+            memory.open(_find_memory(instance, _MEMORY.value), self._minimum)
             if self._second is not None:
-                (second or Memory()).open(library.WasmEdge_ModuleInstanceFindMemory(made[0], self._second.value), 1)
+                (second or Memory()).open(_find_memory(instance, self._second.value), 1)
             for entry in self._first:
                 self.call(entry)
         except BaseException:
-            self._end()
+            self._end(failed=True)
             raise
         return self
 
     def call(self, entry: Entry, *numbers: int) -> int:
         """Call an entry; its result as an unsigned number, 0 where it has none. Raises as `open`."""
-        function = library.WasmEdge_ModuleInstanceFindFunction(self._instance, entry.words.value)
-        result = entry.call(self._executor.pointer, function, numbers)
+        arguments, word = entry.arguments, 0
+        for number in numbers:
+            arguments[word] = number
+            word += VALUE_WORDS
+        executor, _, _ = self._pointers  # type: ignore[misc]
+        function = _find_function(self._instance, entry.word.value)
+        found, count = entry.result, entry.results
+        result = _invoke(executor, function, arguments, len(numbers), found, count)
         if result:
             self._failed(result)
-        return entry.answer()
+        if not count:
+            return 0
+        return found[0] | found[1] << 32 if entry.wide else found[0]  # type: ignore[no-any-return]
 
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, *_: object) -> None:
-        self._end()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(failed=kind is not None)
 
-    def _end(self) -> None:
+    def _linked(self) -> tuple[CData, CData, CData]:
+        self._pointers = self._executor.pointer, self._store.pointer, self._module.pointer
+        return self._pointers
+
+    def _end(self, failed: bool) -> None:
         memory, instance = self._memory, self._instance
-        self.last_pages = memory.pages()
+        if failed:
+            self.last_pages = memory.pages()
         memory.close()
         if self._other is not None:
             self._other.close()
         if instance is not None:
             self._instance = None
-            library.WasmEdge_ModuleInstanceDelete(instance)
+            _delete(instance)
         else:
             # The store keeps what failed to instantiate, its memory too.
             self._store.close()
             self._store = _Store(self._executor, self._imports)
+            self._pointers = None
         Program._live = False
 
     @staticmethod
@@ -284,6 +299,7 @@ class Program:
 
     def close(self) -> None:
         """Closes what the program made, and the module; the imports are the caller's."""
+        self._pointers = None
         self._store.close()
         self._executor.close()
         self._module.close()

@@ -196,13 +196,3 @@ def test_entries_of_another_type_or_none(load):
     assert fault(load(other)).code == "guest_trap"
     with pytest.raises(LinkError, match="no function skerry_alloc"):
         load(guest("echo"))
-
-
-def test_what_it_calls_before_its_memory_was_checked_is_refused(load):
-    early = hostile(
-        GOOD,
-        packed(0, 8),
-        fields='(import "skerry" "sql" (func $sql (param i32 i32) (result i32)))'
-        "(func $s (drop (call $sql (i32.const 0) (i32.const 8)))) (start $s)",
-    )
-    assert fault(load(early)).code == "guest_call_invalid"
