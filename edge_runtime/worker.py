@@ -14,6 +14,7 @@ import msgspec
 from control import faults
 
 from . import database, fence, frames, guest, page
+from .claims import Claims
 from .runner import Recent
 from .services import Denials, FrontHttp
 from .session import Session
@@ -39,7 +40,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
         return
     with opened:
         fence.seal("worker", opened.lock.fileno())
-        worker = Worker(sock, page.Mark(shared, slot), opened)
+        worker = Worker(sock, page.Mark(shared, slot), Claims(shared, slot), opened)
         frames.send(sock, page.NONE, frames.READY)
         worker.run()
 
@@ -70,9 +71,10 @@ class Known(NamedTuple):
 
 
 class Worker:
-    def __init__(self, sock: socket.socket, mark: page.Mark, opened: database.Database) -> None:
+    def __init__(self, sock: socket.socket, mark: page.Mark, claims: Claims, opened: database.Database) -> None:
         self._sock = sock
         self._mark = mark
+        self._claims = claims
         self._database = opened
         self._session = Session(opened)
         self._releases: dict[int, Release] = {}
@@ -90,8 +92,10 @@ class Worker:
             request = frame.request
             match frame.kind:
                 case frames.CALL:
-                    self._call(request, frame)
-                    self._mark.end()
+                    # Else the front has taken it back.
+                    if self._claims.take(request):
+                        self._call(request, frame)
+                        self._mark.end()
                 case frames.RELEASE:
                     faults.reach("edge.load.before")
                     failures = self._load(_decode_load(frame.body))
