@@ -85,8 +85,9 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     It starts without any network, with the release that it has.
     """
     logs.set_up(form, debug=debug)
-    if given["workers"] is None:
-        del given["workers"]
+    for name in ("workers", "concurrency"):
+        if given[name] is None:
+            del given[name]
     try:
         settings = Settings(state=state, token=token(), **given)
     except SettingsError as error:
@@ -102,13 +103,17 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
 @click.command()
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), required=True, help="Its state directory.")
 @click.option("--listen", required=True, help="HOST:PORT of the local HTTP, on loopback.")
+@click.option("--secrets", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="As of `run`.")
 @click.option("--fresh", is_flag=True, help="Begin with a new database.")
-def dev(state: Path, listen: str, fresh: bool) -> None:
+def dev(state: Path, listen: str, secrets: Path | None, fresh: bool) -> None:
     """Serve what comes on stdin, for `skerry dev`: a person calls that."""
     logs.set_up("text", debug=False)
     logging.getLogger().setLevel(logging.WARNING)
     with _told():
-        settings = Settings(state=state, listen=listen, synchronous="NORMAL")
+        # Its author's own code runs here: a machine without all of the fence will do.
+        settings = Settings(
+            state=state, listen=listen, secrets=secrets, synchronous="NORMAL", workers=2, concurrency=2, fence="partial"
+        )
         from . import dev
 
         dev.run(settings, fresh=fresh)

@@ -37,8 +37,13 @@ MADE = (".wasm", ".o")
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep the edge's files, its database among them, in this folder; without it they go at the end.",
 )
+@click.option(
+    "--secrets",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with the values of its secrets, as a node has one; only you may be able to read it.",
+)
 @options.asynchronous
-async def command(folder: Path, listen: str, state: Path | None) -> None:
+async def command(folder: Path, listen: str, state: Path | None, secrets: Path | None) -> None:
     """Serve the function in FOLDER (this one) here, and follow its files.
 
     It is built and swapped in at each change; where a build or a release fails, the version before serves on. Each call
@@ -54,7 +59,7 @@ async def command(folder: Path, listen: str, state: Path | None) -> None:
         if state is None:
             state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skerry-dev-")))
         try:
-            async with Edge(state.absolute(), listen) as edge, asyncio.TaskGroup() as group:
+            async with Edge(state.absolute(), listen, secrets) as edge, asyncio.TaskGroup() as group:
                 changed = asyncio.Event()
                 group.create_task(_watch(folder, changed))
                 group.create_task(edge.watch())
@@ -117,8 +122,9 @@ class EdgeEnded(Failure):
 class Edge:
     """`skerry-edge dev` as a child, which is told what to serve on its stdin. An asynchronous context manager."""
 
-    def __init__(self, state: Path, listen: str) -> None:
+    def __init__(self, state: Path, listen: str, secrets: Path | None) -> None:
         self._state = state
+        self._secrets = secrets
         self._listen = listen
         self._process: asyncio.subprocess.Process
         self._answers: asyncio.Queue[Json] = asyncio.Queue()
@@ -188,6 +194,7 @@ class Edge:
             "edge_runtime.cli",
             "dev",
             *("--state", str(self._state), "--listen", self._listen),
+            *(["--secrets", str(self._secrets)] if self._secrets is not None else []),
             *(["--fresh"] if fresh else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

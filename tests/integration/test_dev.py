@@ -156,9 +156,19 @@ async def test_a_state_that_is_kept(tmp_path: Path) -> None:
             return alive(edge) == []
 
         await until(gone, "the edge has ended with `skerry dev`, however that ended")
-    async with dev(folder, "--state", tmp_path / "state") as running:
+    # It goes on from there; what the manifest names as a secret is in a file of the author's.
+    toml, secrets = folder / "function.toml", tmp_path / "secrets.toml"
+    toml.write_text(toml.read_text().replace('sql = "write"', 'sql = "write"\nsecrets = ["KEY"]'))
+    secrets.write_text('[notes]\nKEY = "opens"\n')
+    secrets.chmod(0o600)
+    program = (folder / "main.c").read_text()
+    (folder / "main.c").write_text(
+        program.replace("int main(void) {", 'int main(void) {\nfputs(getenv("KEY"), stderr);')
+    )
+    async with dev(folder, "--state", tmp_path / "state", "--secrets", secrets) as running:
         await running.said("serves it")
         assert await running.call("?author=ada") == (200, {"author": "ada", "notes": ["milk"]})
+        await running.said(r"\| .*opens")
 
 
 async def test_an_address_that_is_taken_ends_it(tmp_path: Path) -> None:
