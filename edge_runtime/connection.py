@@ -21,6 +21,8 @@ UNREAD_WAIT: Final = 30.0
 LINGER: Final = 2.0
 """Seconds that a connection, after its last answer, takes what the client still sends: closed at once it would be
 reset, and the client might not see the answer."""
+CROWD: Final = 8
+"""Requests that may have come before their turn, while more is read."""
 BODILESS: Final = (204, 304)
 """Statuses whose answers have no body, and no Content-Length."""
 LAST: Final = (400, 401, 408, 413, 431)
@@ -127,7 +129,7 @@ class Connection(asyncio.Protocol):
             self._advance()
         elif requests.heading and not began and not self._running:
             self.deadline = self._loop.time() + HEAD_WAIT
-        if len(self._exchanges) > 1:
+        if len(self._exchanges) > 1 and self._crowded():
             self._hold()
 
     def eof_received(self) -> bool:
@@ -215,7 +217,7 @@ class Connection(asyncio.Protocol):
         if not (exchanges or self._unread or self._over) and self._requests.broken is not None:
             exchanges.append(Exchange("", b"", b"", []))
             self._refuse(self._requests.broken)
-        if self._held and not self._unread and len(exchanges) < 2:
+        if self._held and not self._unread and not self._crowded():
             self._held = False
             self._transport.resume_reading()
 
@@ -227,6 +229,11 @@ class Connection(asyncio.Protocol):
         self.deadline = self._loop.time() + self._shared.body_wait
         if asked.expects and not asked.size:
             self._transport.write(CONTINUE)
+
+    def _crowded(self) -> bool:
+        """What follows can wait in the client's socket, where nobody sees either that the client goes away."""
+        count = len(self._exchanges)
+        return count > CROWD or (count > 1 and not self._exchanges[-1].whole)
 
     def _hold(self) -> None:
         """Read nothing for now."""
