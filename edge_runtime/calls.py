@@ -107,6 +107,11 @@ class Target:
     release: int
     """Number of the release."""
 
+    def has(self, route: str) -> bool:
+        """Whether the release gives the function this route."""
+        given = self.function.manifest.route
+        return given is not None and given.path == route
+
 
 class Call:
     """A request to a function. It ends once, always, with an `Outcome`."""

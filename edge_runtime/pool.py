@@ -146,6 +146,10 @@ class Pool:
         call.short = target.tally.short
         call.attempts += 1
         head = call.head(self.serial)
+        if call.route and not target.has(call.route):
+            text = "The node's release changed while the call waited, and with it the function's route; try again."
+            self.refuse(call, Refusal(503, "release_changing", text, 1))
+            return
         if len(head) > frames.HEAD_LIMIT:
             self.refuse(call, Refusal(431, "head_too_large", "The request's headers are too large for a function."))
             return

@@ -277,8 +277,13 @@ async def test_routes_lead_to_their_functions(tmp_path: Path) -> None:
         assert status == 200
         assert b"SCRIPT_NAME=/functions/order\n" in body
         assert b"PATH_PARAM_ID" not in body
-        # The next release has other routes.
+        # The next release has other routes; a call that waited for it doesn't run by its old one.
+        edge.front.pool.hold_all()
+        waiting = asyncio.ensure_future(edge.http.get("/orders/7"))
+        await until(lambda: edge.front.pool.waiting == 1)
         await edge.release({"order": (env, {"route": {"path": "/o/{id}"}})})
+        async with await waiting as answer:
+            assert (answer.status, (await answer.json(content_type=None))["code"]) == (503, "release_changing")
         async with edge.http.get("/orders/7") as answer:
             assert answer.status == 404
         assert (await got("/o/7", "DELETE"))["PATH_PARAM_ID"] == "7"
