@@ -32,12 +32,13 @@ _BYTES: Final = _ffi.sizeof("sem_t") * CLAIMS
 class Claims:
     """Of one worker, on either side."""
 
-    __slots__ = ("_each", "_post", "_try")
+    __slots__ = ("_each", "_memory", "_post", "_try")
 
     def __init__(self, words: memoryview, slot: int) -> None:
         start = slot * page.SLOT_BYTES + page.CLAIMS_AT
-        first = _ffi.from_buffer("sem_t[]", words.cast("B")[start : start + _BYTES], require_writable=True)
-        self._each = [first + number for number in range(CLAIMS)]
+        # Kept, and with it the mapping: pointers into it don't.
+        self._memory = _ffi.from_buffer("sem_t[]", words.cast("B")[start : start + _BYTES], require_writable=True)
+        self._each = [self._memory + number for number in range(CLAIMS)]
         self._post, self._try = _libc.sem_post, _libc.sem_trywait
 
     def clear(self) -> None:

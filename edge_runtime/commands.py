@@ -208,6 +208,9 @@ def render(found: dict[str, Any]) -> str:
             notes += f" (can't be called: {function['error']['message']})"
         if function.get("denied"):
             notes += f" (denied: {', '.join(f'{kind} {times}' for kind, times in function['denied'].items())})"
+        breaker = function.get("breaker") or {"state": "closed"}
+        if breaker["state"] != "closed":
+            notes += f" (cut off for {breaker['seconds_left']:.0f} s: its calls ended their processes)"
         lines.append(f"function   {function['name']} version {function['version']}{notes}")
     return "\n".join(lines) + "\n"
 

@@ -40,6 +40,7 @@ class PoolCollector(Collector):
         yield seconds
         yield recent
         yield denied
+        yield from self._lines()
         yield GaugeMetricFamily("skerry_edge_waiting_calls", "Calls in the queue", value=pool.waiting)
         yield GaugeMetricFamily(
             "skerry_edge_running_calls", "Calls in workers", value=sum(len(link.jobs) for link in pool.links)
@@ -51,6 +52,19 @@ class PoolCollector(Collector):
         if pool.release is not None:
             yield GaugeMetricFamily("skerry_edge_release", "Number of the release", value=pool.release.number)
             yield GaugeMetricFamily("skerry_edge_generation", "Its generation", value=pool.release.generation)
+
+    def _lines(self) -> Iterable[Metric]:
+        """Of the functions that are served."""
+        waiting = GaugeMetricFamily("skerry_edge_function_waiting", "Calls in its line", labels=["function"])
+        running = GaugeMetricFamily("skerry_edge_function_running", "Calls in workers", labels=["function"])
+        is_open = GaugeMetricFamily("skerry_edge_circuit_open", "1 while it is cut off", labels=["function"])
+        opened = CounterMetricFamily("skerry_edge_circuit_opened", "Times it was cut off", labels=["function"])
+        for name, target in self._pool.targets.items():
+            waiting.add_metric([name], len(target.line.calls))
+            running.add_metric([name], sum(target.line.links.values()))
+            is_open.add_metric([name], int(not target.breaker.closed))
+            opened.add_metric([name], target.breaker.opened)
+        return waiting, running, is_open, opened
 
 
 class Metrics:

@@ -5,6 +5,7 @@ import gc
 import logging
 import resource
 import signal
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import uvloop
 
 from . import frames, memory_watch
 from .app import App
+from .calls import Tally
 from .compiler import Compiler
 from .crew import Crew
 from .egress import Egress
@@ -122,20 +124,7 @@ class Front:
             and {"id": release.release_id, "number": release.number, "generation": release.generation},
             "schema_version": self.runtime.inventory.schema_version,
             "secrets": {"file": str(self.secrets.path), "error": self.secrets.error or None},
-            "functions": [
-                {
-                    "name": f.name,
-                    "version": f.version,
-                    "sha256": f.sha256,
-                    "compiled": bool(f.aot),
-                    "best": self.compiler.is_best(f),
-                    "recent_ms": round(pool.tallies[f.name].recent * 1000, 3) if f.name in pool.tallies else 0.0,
-                    "calls": dict(pool.tallies[f.name].outcomes) if f.name in pool.tallies else {},
-                    "denied": dict(pool.tallies[f.name].denied) if f.name in pool.tallies else {},
-                    "error": msgspec.to_builtins(lacking[f.name]) if f.name in lacking else None,
-                }
-                for f in functions
-            ],
+            "functions": [self._function(f, lacking.get(f.name)) for f in functions],
             "workers": {
                 "wanted": pool.limits.workers,
                 "fit": sum(link.usable for link in pool.links),
@@ -152,6 +141,34 @@ class Front:
             },
         }
         return {**(self.agent.status() if self.agent is not None else {}), **own}
+
+    def _function(self, local: frames.LocalFunction, lacking: frames.Failure | None) -> dict[str, Any]:
+        pool, name = self.pool, local.name
+        tally, target = pool.tallies.get(name) or Tally(name), pool.targets.get(name)
+        shown: dict[str, Any] = {
+            "name": name,
+            "version": local.version,
+            "sha256": local.sha256,
+            "compiled": bool(local.aot),
+            "best": self.compiler.is_best(local),
+            "recent_ms": round(tally.recent * 1000, 3),
+            "calls": dict(tally.outcomes),
+            "denied": dict(tally.denied),
+            "error": msgspec.to_builtins(lacking) if lacking is not None else None,
+        }
+        if target is not None:
+            line, breaker = target.line, target.breaker
+            shown |= {
+                "waiting": len(line.calls),
+                "running": sum(line.links.values()),
+                "concurrency": line.concurrency,
+                "breaker": {
+                    "state": breaker.state,
+                    "opened": breaker.opened,
+                    "seconds_left": 0 if breaker.closed else max(0.0, round(breaker.until - time.monotonic(), 3)),
+                },
+            }
+        return shown
 
 
 def run(

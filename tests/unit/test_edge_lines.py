@@ -1,0 +1,185 @@
+"""Waiting lines are served in turn; which worker a call gets depends on its function alone."""
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from control import wire
+from edge_runtime import frames
+from edge_runtime.calls import Call, Line
+from edge_runtime.lines import Lines
+from edge_runtime.room import Room
+from edge_runtime.verdict import Limits
+
+NAMES = ("a", "b", "c", "d")
+
+
+def call(name: str = "a") -> Call:
+    return Call(name, "GET", "", b"", [], "", b"", lambda outcome: None)
+
+
+class LinesMachine(RuleBasedStateMachine):
+    """Against a list of calls for each function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = Lines(Limits(4))
+        self.model: dict[str, list[Call]] = {name: [] for name in NAMES}
+
+    @rule(name=st.sampled_from(NAMES))
+    def add(self, name: str) -> None:
+        made = call(name)
+        self.lines.add(self.lines.of(name), made)
+        self.model[name].append(made)
+
+    @rule(name=st.sampled_from(NAMES))
+    def put_back(self, name: str) -> None:
+        made = call(name)
+        self.lines.put_back(self.lines.of(name), made)
+        self.model[name].insert(0, made)
+
+    @rule(turn=st.integers(0, 3))
+    def take(self, turn: int) -> None:
+        if turn < len(self.lines.turns):
+            name = self.lines.turns[turn].name
+            others = [line.name for line in self.lines.turns if line.name != name]
+            assert self.lines.take(turn) is self.model[name].pop(0)
+            after = [line.name for line in self.lines.turns]
+            assert after == ([*others, name] if self.model[name] else others)
+
+    @rule(name=st.sampled_from(NAMES), data=st.data())
+    def drop(self, name: str, data: st.DataObject) -> None:
+        assert not self.lines.drop(self.lines.of(name), call(name))
+        if self.model[name]:
+            gone = data.draw(st.sampled_from(self.model[name]))
+            self.model[name].remove(gone)
+            assert self.lines.drop(self.lines.of(name), gone)
+
+    @rule(name=st.sampled_from(NAMES))
+    def clear(self, name: str) -> None:
+        assert self.lines.clear(self.lines.of(name)) == self.model[name]
+        self.model[name] = []
+
+    @invariant()
+    def the_same(self) -> None:
+        assert {line.name for line in self.lines.turns} == {name for name in NAMES if self.model[name]}
+        assert len({id(line) for line in self.lines.turns}) == len(self.lines.turns)
+        assert self.lines.waiting == sum(map(len, self.model.values()))
+        assert all(list(self.lines.of(name).calls) == self.model[name] for name in NAMES)
+
+
+TestLines = LinesMachine.TestCase
+
+
+@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=60))
+def test_no_line_is_served_twice_before_another_that_waits(names: list[str]) -> None:
+    lines = Lines(Limits(4))
+    for name in names:
+        lines.add(lines.of(name), call(name))
+    left = {name: names.count(name) for name in NAMES}
+    served: deque[str] = deque(maxlen=len(NAMES))
+    while lines.waiting:
+        waiting = [name for name in NAMES if left[name]]
+        name = lines.take(0).name
+        left[name] -= 1
+        # Whoever else waits has been served since this one was.
+        since = list(served)[: list(served).index(name)] if name in served else list(served)
+        assert name not in served or {n for n in waiting if n != name} <= set(since)
+        served.appendleft(name)
+
+
+def release(**manifests: wire.Manifest) -> frames.LocalRelease:
+    functions = [frames.LocalFunction(n, 1, n, m, wire.manifest_digest(m)) for n, m in manifests.items()]
+    return frames.LocalRelease("r", 1, 1, 0, functions)
+
+
+def test_a_line_has_its_manifests_limits_or_the_nodes() -> None:
+    lines = Lines(Limits(4, concurrency=2, function_queue=7))
+    targets = lines.serve(release(a=wire.Manifest(), b=wire.Manifest(concurrency=9, queue=3)), {})
+    assert [(t.line.concurrency, t.line.queue) for t in targets.values()] == [(2, 7), (4, 3)]
+    # A function that is unknown as yet may wait too.
+    assert lines.of("c").queue == 7
+
+
+def test_a_version_keeps_its_breaker_and_a_function_its_line() -> None:
+    lines, tallies = Lines(Limits(4)), {}
+    first = lines.serve(release(a=wire.Manifest(), b=wire.Manifest()), tallies)
+    again = lines.serve(release(a=wire.Manifest(), b=wire.Manifest(time_limit_ms=99)), tallies)
+    assert again["a"].breaker is first["a"].breaker
+    assert again["b"].breaker is not first["b"].breaker
+    assert again["b"].line is first["b"].line
+    assert again["b"].tally is first["b"].tally
+    waiting = call("b")
+    lines.add(lines.of("b"), waiting)
+    lines.serve(release(a=wire.Manifest()), tallies)
+    assert lines.of("b").target is None
+    assert lines.clear(lines.of("b")) == [waiting]
+
+
+def worker(jobs: int = 0, **more: Any) -> Any:
+    return SimpleNamespace(
+        jobs=[None] * jobs, **{"longs": 0, "usable": True, "serials": {1}, "last": 0, "replied": 0, "level": -1, **more}
+    )
+
+
+def room(*workers: Any) -> Room:
+    made = Room(depth=4)
+    for one in workers:
+        one.level = -1
+        made.place(one, 1)
+    return made
+
+
+def line(concurrency: int = 2, *links: Any) -> Line:
+    return Line("a", concurrency, links=dict.fromkeys(links, 1))
+
+
+class Own(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def test_an_idle_worker_comes_first_then_the_least_loaded_for_what_is_short() -> None:
+    idle, one, three = worker(), worker(1), worker(3)
+    assert room(one, idle, three).pick(line(), short=True) is idle
+    assert room(one, idle, three).pick(line(), short=False) is idle
+    assert room(three, one).pick(line(), short=True) is one
+    assert room(three, one).pick(line(), short=False) is None
+
+
+def test_at_its_concurrency_a_function_goes_behind_its_own_calls() -> None:
+    def own(jobs: int, **more: Any) -> Any:
+        return Own(**vars(worker(jobs, **more)))
+
+    first, second, other, idle = own(3), own(2), own(1), worker()
+    made = room(first, second, other, idle)
+    assert made.pick(line(2, first, second), short=True) is second
+    assert made.pick(line(2, first, second), short=False) is None
+    full = own(4)
+    assert room(full, idle).pick(line(1, full), short=True) is None
+    long = own(1, longs=1)
+    assert room(long, idle).pick(line(1, long), short=True) is None
+
+
+@pytest.mark.parametrize(
+    "unfit", [{"usable": False}, {"serials": {2}}, {"longs": 1}, {"last": 50, "replied": 3}, {"last": 2, "replied": 99}]
+)
+def test_a_worker_that_may_have_no_other_call(unfit: dict[str, Any]) -> None:
+    made = room(worker(**unfit))
+    assert made.open == 0
+    assert made.pick(line(), short=True) is None
+
+
+def test_places_are_counted() -> None:
+    one = worker()
+    made = room(one)
+    for jobs, is_open in ((4, 0), (2, 1), (0, 1), (1, 1)):
+        one.jobs = [None] * jobs
+        made.place(one, 1)
+        assert made.open == is_open
+    made.place(one, 2)
+    assert made.open == 0
