@@ -67,6 +67,7 @@ class Extism(Guest):
                 if error := _own_words(blocks.error()):
                     raise error
                 if status:
+                    status -= (status & 0x80000000) << 1
                     raise GuestFault("guest_error", f"It returned {status} from {entry.name}, and set no error.")
                 if (length := blocks.output_length()) > limits.response_bytes:
                     raise self.too_large(f"{length} bytes")

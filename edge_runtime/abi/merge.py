@@ -6,7 +6,6 @@ Taking imports away moves all functions to other numbers: each place in the modu
 anew (WebAssembly Core Specification 2.0, chapter 5).
 """
 
-import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,9 +58,7 @@ class Kernel:
     """The limits of its own memory, the second one."""
 
 
-@functools.cache
-def kernel() -> Kernel:
-    """What was built from kernel.wat."""
+def _kernel() -> Kernel:
     wasm = (Path(__file__).parent / "kernel.wasm").read_bytes()
     sections = {number: _Reader(content) for number, content in _sections(wasm)}
     types = sections[_TYPE].entries(_Reader.signature)
@@ -91,17 +88,17 @@ class _Merger:
         first = {name: kept + own + position for position, name in enumerate(added)}
         self._numbers = [first[name] if name else next(after) for name in names] + list(range(kept, kept + own))
         """The new number of each function."""
-        self._added = [kernel().functions[name] for name in added]
+        self._added = [_KERNEL.functions[name] for name in added]
 
     def merged(self) -> Iterator[bytes]:
-        types, known = kernel().types, self._count(_TYPE)
+        types, known = _KERNEL.types, self._count(_TYPE)
         rewritten: dict[int, Callable[[_Reader], bytes]] = {
             _TYPE: lambda reader: _vector(reader.entries(_Reader.signature), types),
             _IMPORT: lambda _: _vector(self._imports),
             _FUNCTION: lambda reader: _vector(
                 reader.entries(_Reader.number), [_number(known + kind) for kind, _ in self._added]
             ),
-            _MEMORY: lambda reader: _vector(reader.entries(_memory), [kernel().memory]),
+            _MEMORY: lambda reader: _vector(reader.entries(_memory), [_KERNEL.memory]),
             _GLOBAL: lambda reader: _vector(reader.entries(self._global)),
             _EXPORT: lambda reader: _vector(reader.entries(self._export), [_EXPORTED]),
             _START: self._function,
@@ -128,7 +125,7 @@ class _Merger:
             if kind != binary.FUNCTION:
                 raise Malformed(f"the import {module}.{name} is no function")
             reader.number()
-            ours = name if module == ENV and name in kernel().functions else ""
+            ours = name if module == ENV and name in _KERNEL.functions else ""
             names.append(ours)
             if not ours:
                 kept.append(reader.data[start : reader.at])
@@ -288,3 +285,6 @@ def _number(value: int) -> bytes:
 
 
 _EXPORTED = _number(len(KERNEL_MEMORY)) + KERNEL_MEMORY.encode() + bytes([binary.MEMORY, 1])
+
+_KERNEL = _kernel()
+"""What was built from kernel.wat; read before the process is fenced in."""

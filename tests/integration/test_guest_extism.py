@@ -1,0 +1,362 @@
+"""Extism plug-ins: what their functions get and answer, compiled and on the interpreter, and each way to fail."""
+
+import hashlib
+
+import orjson
+import pytest
+
+from control import wire
+from edge_runtime.frames import LocalFunction
+from edge_runtime.guest import Function, GuestFault, Limits, Request, Services
+from edge_runtime.wasmedge import BEST, LoadError
+from tests.guests.build import guest, wat
+from tests.support.edge import node
+from tests.support.functions import compiled, function, local
+
+IMPORTS = """
+  (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+  (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+  (import "extism:host/env" "output_set" (func $output (param i64 i64)))
+  (import "extism:host/env" "log_info" (func $log (param i64)))
+"""
+SAY = """
+  (func $say (param $byte i32) (result i32)
+    (local $at i64)
+    (call $store (local.tee $at (call $alloc (i64.const 1))) (local.get $byte))
+    (call $output (local.get $at) (i64.const 1))
+    (i32.const 0))
+"""
+
+
+def plugin(*fields, memory='(memory (export "memory") 1)'):
+    return wat(f"(module {IMPORTS} {memory} {SAY} {' '.join(fields)})")
+
+
+@pytest.fixture(scope="module")
+def aot(tmp_path_factory):
+    return tmp_path_factory.mktemp("aot")
+
+
+@pytest.fixture
+def load(aot):
+    loaded = []
+
+    def made(wasm=None, limits=None, config=None, **manifest):
+        loaded.append(function(wasm or guest("plugin"), aot, limits, config, abi="extism", **manifest))
+        return loaded[-1]
+
+    yield made
+    for each in loaded:
+        each.close()
+
+
+@pytest.fixture(scope="module", params=["compiled", "at the best level", "on the interpreter"])
+def every(request, aot):
+    """The plug-in, in each of the ways in which it can run."""
+    wasm = guest("plugin")
+    if request.param == "on the interpreter":
+        path = aot / "plugin.wasm"
+        path.write_bytes(wasm)
+        manifest = wire.Manifest(abi="extism")
+        code = LocalFunction("f", 1, hashlib.sha256(wasm).hexdigest(), manifest, "", wasm=str(path))
+    else:
+        level = {"level": BEST} if "best" in request.param else {}
+        code = local(compiled(wasm, aot, **level), abi="extism")
+    loaded = Function.load(code)
+    yield loaded
+    loaded.close()
+
+
+def call(loaded, name, body=b"", services=None):
+    return loaded.call(Request("POST", f"/{name}", body=body), services or Services())
+
+
+def fault(loaded, name, body=b"", services=None):
+    with pytest.raises(GuestFault) as raised:
+        call(loaded, name, body, services)
+    return raised.value
+
+
+class Recorder:
+    """Answers each request with the next of `answers`."""
+
+    def __init__(self, *answers):
+        self.asked, self.answers = [], [orjson.dumps(answer) for answer in answers]
+
+    def execute(self, request):
+        self.asked.append(orjson.loads(request))
+        return self.answers.pop(0)
+
+    fetch = execute
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 256, 65519, 65536, 1_000_003])
+def test_the_body_is_the_input_and_the_output_is_the_answer(every, size):
+    body = bytes(i * 7 % 251 for i in range(size % 1000)) + bytes(size - size % 1000)
+    for name in ("echo", "own_input"):
+        answer = call(every, name, body)
+        assert (answer.status, answer.head) == (200, b"content-type: application/octet-stream\r\n")
+        assert answer.body == body
+
+
+def test_each_call_has_an_instance_of_its_own_begun_by_initialize(every):
+    for _ in range(2):
+        assert call(every, "state").body == b"begun 7, calls 1"
+
+
+def test_nothing_of_a_call_is_left_for_the_next(every):
+    for _ in range(2):
+        assert call(every, "traces").body == b"0"
+        assert call(every, "soil").body == b"soiled"
+
+
+def test_a_function_that_returns_nothing(every):
+    assert call(every, "nothing").body == b""
+
+
+def test_vars_live_for_a_call(every):
+    for _ in range(2):
+        assert call(every, "vars").body == b"one second, two 0, three 0"
+
+
+def test_a_loop_over_a_var_needs_no_more_memory(every):
+    assert call(every, "many_vars").body == b"done"
+
+
+def test_everything_logged_is_in_the_call_s_log(every):
+    answer = call(every, "logs")
+    assert answer.log == (b"trace: one\ndebug: two\ninfo: three\nwarn: four\nerror: 0\ninfo: \nstdout\nstderr\n"), (
+        "levels, stdout and stderr, in their order"
+    )
+
+
+def test_the_log_has_a_bound(load):
+    loaded = load(limits=Limits(log_bytes=20))
+    assert call(loaded, "logs").log == b"trace: one\ndebug: tw"
+
+
+def test_config_and_secrets(aot):
+    code = local(compiled(guest("plugin"), aot), abi="extism", config={"thing.of-mine": "value ü"})
+    loaded = Function.load(code, {"API_KEY": "hidden"})
+    assert call(loaded, "config", b"thing.of-mine").body == "value ü".encode()
+    assert call(loaded, "config", b"API_KEY").body == b"hidden"
+    for other in (b"", b"PATH", b"thing"):
+        assert call(loaded, "config", other).body == b"none"
+    loaded.close()
+
+
+def test_config_says_what_the_answer_is(load):
+    loaded = load(config={"content-type": "application/json; charset=utf-8"})
+    assert call(loaded, "nothing").head == b"content-type: application/json; charset=utf-8\r\n"
+    with pytest.raises(LoadError, match="content-type"):
+        load(config={"content-type": "a\r\nset-cookie: b"})
+
+
+def test_sql_and_http_of_the_host_in_json(every):
+    sql, http = Recorder({"rows": [["ü"]]}), Recorder({"status": 200})
+    services = Services(sql, http)
+    assert orjson.loads(call(every, "sql", b'{"sql": "SELECT 1"}', services).body) == {"rows": [["ü"]]}
+    assert sql.asked == [{"sql": "SELECT 1"}]
+    assert orjson.loads(call(every, "ask", b'{"url": "https://a.example"}', services).body) == {"status": 200}
+    assert http.asked == [{"url": "https://a.example"}]
+
+
+def test_what_is_not_granted_is_an_error_that_it_can_read(every):
+    for name in ("sql", "ask"):
+        assert orjson.loads(call(every, name, b"{}").body)["error"]["code"] == "not_granted"
+
+
+def test_http_request(every):
+    headers = [["Content-Type", "text/plain"], ["X-A", "1"], ["x-a", "2"]]
+    http = Recorder({"status": 418, "headers": headers, "body": "tea"})
+    asked = orjson.dumps({"url": "https://a.example/b", "method": "put", "headers": {"X-Name": "value"}})
+    answer = call(every, "fetch", asked + b"\nthe body", Services(http=http)).body
+    assert answer == b'418 {"content-type":"text/plain","x-a":"1, 2"} tea'
+    expected = {"method": "PUT", "url": "https://a.example/b", "headers": [["X-Name", "value"]]}
+    assert http.asked == [{**expected, "body": {"$blob": "dGhlIGJvZHk="}}]
+
+
+def test_http_request_with_no_more_than_a_url(every):
+    http = Recorder({"status": 200, "headers": [], "body": {"$blob": "/wAA"}})
+    answer = call(every, "fetch", b'{"url": "https://a.example", "headers": null}', Services(http=http))
+    assert answer.body == b"200 {} \xff"
+    assert http.asked == [{"method": "GET", "url": "https://a.example", "headers": []}]
+
+
+@pytest.mark.parametrize("asked", [b"", b"{", b"[]", b'{"method": "GET"}', b'{"url": "x", "headers": [1]}', b'"x"'])
+def test_an_http_request_that_is_none(every, asked):
+    found = fault(every, "fetch", asked, Services(http=Recorder()))
+    assert (found.code, found.status) == ("guest_call_invalid", 502)
+    assert "http_request" in str(found)
+
+
+def test_an_http_request_that_fails_ends_the_call_as_extism_has_it(every):
+    refused = Recorder({"error": {"code": "not_granted", "message": "No grant for b.example."}})
+    found = fault(every, "fetch", b'{"url": "https://b.example"}', Services(http=refused))
+    assert (found.code, found.status) == ("guest_http_failed", 502)
+    assert "(not_granted): No grant for b.example." in str(found)
+    assert "not_granted" in str(fault(every, "fetch", b'{"url": "https://b.example"}'))
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "text"),
+    [
+        ("fail", b"", "It says: a message"),
+        ("fail", b"no \xff text", "It says: no \ufffd text"),
+        ("fail_though_0", b"", "It says: a message"),
+        ("fail_silently", b"", "It returned -3 from fail_silently"),
+        ("fail_and_trap", b"", "It says: last words"),
+        ("leave", b"5", "It returned 5 from leave"),
+    ],
+)
+def test_its_own_errors(every, name, body, text):
+    found = fault(every, name, body)
+    assert (found.code, found.status) == ("guest_error", 502)
+    assert text in str(found)
+    assert call(every, "echo", b"on").body == b"on"
+
+
+def test_an_exit_with_0_is_an_end_like_another(every):
+    assert call(every, "leave", b"0").body == b"said before"
+
+
+def test_a_trap(every):
+    assert fault(every, "trap").code == "guest_trap"
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("output_outside", b"4294967295"),
+        ("output_outside", b"18446744073709551615"),
+        ("output_outside", b"65500"),
+        ("error_outside", b"3"),
+        ("error_outside", b"4294967300"),
+        ("bad_handle", b"529"),
+        ("bad_handle", b"17"),
+        ("bad_handle", b"18446744073709551615"),
+    ],
+)
+def test_addresses_that_lead_nowhere(every, name, body):
+    found = fault(every, name, body)
+    assert (found.code, found.status) == ("guest_call_invalid", 502)
+
+
+def test_a_spoilt_kernel_costs_its_own_call(every):
+    found = fault(every, "spoil")
+    assert found.code in ("guest_call_invalid", "guest_memory_full")
+    assert call(every, "traces").body == b"0"
+    assert call(every, "echo", b"on").body == b"on"
+
+
+def test_limits(load):
+    loaded = load(limits=Limits(response_bytes=1000, memory_pages=64))
+    assert len(call(loaded, "large", b"1000").body) == 1000
+    assert fault(loaded, "large", b"1001").code == "response_too_large"
+    # 4 MiB, less what the kernel has in the first page.
+    assert call(loaded, "hog").body == b"3 blocks"
+    found = fault(loaded, "echo", bytes(64 * 65536))
+    assert (found.code, found.status) == ("guest_memory_full", 507)
+
+
+def test_vars_have_a_bound(load):
+    loaded = load()
+    assert call(loaded, "fill_vars", b"10").body == b"filled"
+    found = fault(loaded, "fill_vars", b"11")
+    assert (found.code, found.status) == ("guest_vars_full", 507)
+
+
+# Which function
+
+
+def test_the_function_is_the_path_s_last_part_or_the_manifest_s(load):
+    loaded = load(entry="config")
+    for path in ("", "/"):
+        assert loaded.call(Request("GET", path)).body == b"none"
+    for path in ("/state", "/a/b/state", "/state/", "/st%61te"):
+        assert loaded.call(Request("GET", path)).body == b"begun 7, calls 1"
+    route = Request("GET", "/42/state", script="/things", route="/things/{id}")
+    assert loaded.call(route).body == b"none", "the path of a route names no function"
+
+
+@pytest.mark.parametrize("name", ["", "nobody", "memory", "_initialize", "state/nobody", "extism:host/env memory"])
+def test_a_function_that_is_not_there(load, name):
+    found = fault(load(), name)
+    assert (found.code, found.status) == ("entry_unknown", 404)
+    assert "echo" in str(found)
+    assert "_initialize" not in str(found).partition("it has")[2]
+
+
+def test_a_default_that_is_not_there(load):
+    assert fault(load(entry="nobody"), "").code == "entry_unknown"
+
+
+# How languages begin
+
+
+def test_a_start_section_runs_first_and_may_call_the_host(load):
+    wasm = plugin(
+        "(global $begun (mut i32) (i32.const 48))",
+        "(func $begin (global.set $begun (i32.const 57)) (call $log (i64.const 0)))",
+        '(func (export "run") (result i32) (call $say (global.get $begun)))',
+        "(start $begin)",
+    )
+    answer = call(load(wasm), "run")
+    assert (answer.body, answer.log) == (b"9", b"info: \n")
+
+
+@pytest.mark.parametrize(
+    ("exports", "digit"),
+    [
+        ('(export "__wasm_call_ctors" (func $add))', b"1"),
+        ('(export "_initialize" (func $add))', b"1"),
+        # Then _initialize has called the constructors.
+        ('(export "__wasm_call_ctors" (func $add)) (export "_initialize" (func $add))', b"1"),
+        ('(export "_initialize" (func $add)) (export "hs_init" (func $haskell))', b"3"),
+        ('(export "hs_init" (func $haskell))', b"2"),
+        ("", b"0"),
+    ],
+)
+def test_what_languages_have_called_first(load, exports, digit):
+    wasm = plugin(
+        "(global $begun (mut i32) (i32.const 48))",
+        "(func $add (global.set $begun (i32.add (global.get $begun) (i32.const 1))))",
+        "(func $haskell (param i32 i32) (call $add) (call $add) (if (local.get 0) (then unreachable)))",
+        exports,
+        '(func (export "run") (result i32) (call $say (global.get $begun)))',
+    )
+    assert call(load(wasm), "run").body == digit
+
+
+def test_a_command_is_called_by_its_start_function(load):
+    wasm = plugin('(func (export "_start") (drop (call $say (i32.const 65))))')
+    assert call(load(wasm, entry="_start"), "").body == b"A"
+
+
+def test_a_memory_that_begins_with_no_page(load):
+    """As AssemblyScript has it without static data."""
+    wasm = plugin(
+        '(func (export "run") (result i32) (i32.store8 (i32.const 65535) (i32.const 66))'
+        " (call $say (i32.load8_u (i32.const 65535))))",
+        memory='(memory (export "memory") 0)',
+    )
+    assert call(load(wasm), "run").body == b"B"
+
+
+# Through a node
+
+
+async def test_a_plugin_on_a_node(tmp_path):
+    async with node(tmp_path / "state") as edge:
+        manifest = {"abi": "extism", "entry": "state", "sql": "write", "config": {"content-type": "application/json"}}
+        await edge.release({"plug": (guest("plugin"), manifest)})
+        status, headers, body = await edge.call("plug/echo", bytes(range(256)) * 300)
+        assert (status, body) == (200, bytes(range(256)) * 300)
+        assert headers["content-type"] == "application/json"
+        assert (await edge.call("plug"))[2] == b"begun 7, calls 1"
+        status, _, body = await edge.call("plug/sql", b'{"sql": "SELECT 40 + ?", "params": [2]}')
+        assert (status, orjson.loads(body)["rows"]) == (200, [[42]])
+        status, _, body = await edge.call("plug/fail")
+        assert (status, orjson.loads(body)["code"]) == (502, "guest_error")
+        assert "a message" in orjson.loads(body)["detail"]
+        assert (await edge.call("plug/nobody"))[0] == 404
