@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 MODULE = "wasi_snapshot_preview1"
 
-SUCCESS, BADF, FAULT, INVAL, NOSYS, NOTDIR, NOTSOCK, NOTSUP, SPIPE = 0, 8, 21, 28, 52, 54, 57, 58, 70
+SUCCESS, BADF, FAULT, INVAL, NOSYS, NOTDIR, NOTSOCK, NOTSUP, SPIPE, NOTCAPABLE = 0, 8, 21, 28, 52, 54, 57, 58, 70, 76
 
 SIGNATURES: dict[str, tuple[str, str]] = {
     "args_get": ("ii", "i"),
@@ -70,6 +70,8 @@ SIGNATURES: dict[str, tuple[str, str]] = {
 _MOST_VECTORS = 1024
 _MOST_SUBSCRIPTIONS = 1024
 _RANDOM_CHUNK = 1 << 16
+_LONGEST = 3_600_000_000_000
+"""Nanoseconds of a sleep."""
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -242,11 +244,16 @@ class Wasi:
         memory.need(events + _EVENT.size * count)
         memory.need(result + 4)
         asked = list(_SUBSCRIPTION.iter_unpack(memory.read(subscriptions, _SUBSCRIPTION.size * count)))
+        if any(tag > _WRITE for _, tag, *_ in asked):
+            return INVAL
         found = [self._ready(user, tag, fd) for user, tag, fd, *_ in asked if tag != _CLOCK]
         if not found:
+            found = [(user, INVAL, _CLOCK, 0, 0) for user, _, clock, *_ in asked if clock > _THREAD_TIME]
+        if not found:
             left = [self._left(clock, timeout, flags) for _, _, clock, timeout, _, flags in asked]
-            time.sleep(max(0, min(left)) / 1e9)
             soonest = max(0, min(left))
+            # No call is given an hour; and the platform's own bound is an error.
+            time.sleep(min(soonest, _LONGEST) / 1e9)
             found = [(ask[0], SUCCESS, _CLOCK, 0, 0) for ask, wait in zip(asked, left, strict=True) if wait <= soonest]
         for position, event in enumerate(found):
             _EVENT.pack_into(memory.buffer, events + _EVENT.size * position, *event)
@@ -254,7 +261,7 @@ class Wasi:
         return SUCCESS
 
     def _ready(self, user: int, tag: int, fd: int) -> tuple[int, int, int, int, int]:
-        if fd > 2 or fd in self._closed or tag not in (_READ, _WRITE) or (tag == _READ) != (fd == 0):
+        if fd > 2 or fd in self._closed or (tag == _READ) != (fd == 0):
             return user, BADF, tag, 0, 0
         left = len(self._stdin) - self._position if tag == _READ else 1
         return user, SUCCESS, tag, left, 0 if left else _HANGUP
@@ -326,7 +333,8 @@ class Wasi:
 
     def fd_close(self, fd: int) -> int:
         error = self._not_open(fd)
-        self._closed.add(fd)
+        if not error:
+            self._closed.add(fd)
         return error
 
     def fd_fdstat_get(self, fd: int, result: int) -> int:
@@ -344,11 +352,17 @@ class Wasi:
     def fd_fdstat_set_flags(self, fd: int, flags: int) -> int:
         return self._not_open(fd) or (NOTSUP if flags else SUCCESS)
 
-    def fd_fdstat_set_rights(self, fd: int, _base: int, _inheriting: int) -> int:
-        return self._not_open(fd)
+    def fd_fdstat_set_rights(self, fd: int, base: int, inheriting: int) -> int:
+        """Rights stay as they are: more are refused, fewer aren't supported."""
+        if error := self._not_open(fd):
+            return error
+        have = _RIGHTS_OUT if fd else _RIGHTS_IN
+        if base & ~have or inheriting:
+            return NOTCAPABLE
+        return SUCCESS if base == have else NOTSUP
 
     def fd_renumber(self, source: int, target: int) -> int:
-        return self._not_open(source) or self._not_open(target) or NOTSUP
+        return self._not_open(source) or self._not_open(target) or (SUCCESS if source == target else NOTSUP)
 
     # What a stream can't do: nothing of it is a file
 
