@@ -65,6 +65,10 @@ class Shape:
     """It has a `start` section, which runs at instantiation."""
     may_grow_tables: bool = False
     """Its code has table.grow, or can't be decoded."""
+    most_locals: int = 0
+    """Local variables of the function that has the most."""
+    locals: int = 0
+    """Of all functions."""
 
     def export_signature(self, name: str) -> Signature | None:
         """The signature of an exported function, None where there is no such."""
