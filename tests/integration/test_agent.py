@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -334,9 +334,9 @@ async def test_a_slow_sync_keeps_its_lease(
         async with edge(tmp_path) as node:
             real = node.front.compiler.functions
 
-            async def slow(planned: list[LocalFunction]) -> list[LocalFunction]:
+            async def slow(planned: list[LocalFunction], compiled: Set[str]) -> list[LocalFunction]:
                 await asyncio.sleep(2.5)
-                return await real(planned)
+                return await real(planned, compiled)
 
             monkeypatch.setattr(node.front.compiler, "functions", slow)
             await first_release(control)
@@ -355,10 +355,10 @@ async def test_work_that_was_overtaken_is_ended_for_the_newer_release(
     await answers(node, 1)
     real = node.front.compiler.functions
 
-    async def for_ever(planned: list[LocalFunction]) -> list[LocalFunction]:
+    async def for_ever(planned: list[LocalFunction], compiled: Set[str]) -> list[LocalFunction]:
         if planned[0].sha256 == sha(2):
             await asyncio.sleep(3600)
-        return await real(planned)
+        return await real(planned, compiled)
 
     monkeypatch.setattr(node.front.compiler, "functions", for_ever)
     monkeypatch.setattr(sync, "RENEW_CAP", 0.1)

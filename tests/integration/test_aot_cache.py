@@ -13,7 +13,7 @@ import pytest
 
 import edge_runtime
 from edge_runtime.guest import Function, Request
-from edge_runtime.wasmedge import BEST, QUICK, CompileError, Damaged, compile, compile_module, find, verify
+from edge_runtime.wasmedge import BEST, QUICK, CompileError, Damaged, LoadError, compile, compile_module, find, verify
 from tests.guests.build import guest
 from tests.support.functions import local
 
@@ -87,7 +87,7 @@ def test_a_damaged_file_is_no_file(tmp_path, damage):
 
 @pytest.mark.parametrize("wasm", [b"", b"nonsense", ECHO[:1000], b"\0asm\1\0\0\0\xff"])
 def test_what_is_no_module_is_refused_and_leaves_nothing(tmp_path, wasm):
-    with pytest.raises(CompileError, match="can't compile the module"):
+    with pytest.raises((CompileError, LoadError)):
         compile_module(wasm, tmp_path, QUICK)
     assert list(tmp_path.iterdir()) == []
 

@@ -127,7 +127,7 @@ async def test_a_module_that_cant_be_loaded_leaves_the_old_release(tmp_path: Pat
         await edge.release(functions(1), FIRST)
         plan, local = edge.plan({"version": (version(9), READ)})
         made = await edge.front.compiler.functions(local)
-        Path(made[0].aot).write_bytes(b"not what was compiled")
+        Path(made[0].code[0]).write_bytes(b"not what was compiled")
         with pytest.raises(SyncFailed) as failed:
             await edge.front.runtime.apply(plan, made)
         assert failed.value.code == "function_unloadable"
