@@ -1,8 +1,10 @@
 """A child that compiles one artifact ahead of time, and ends: hostile input costs the compiler much time and memory."""
 
 import hashlib
+import resource
 import socket
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -12,9 +14,16 @@ from . import fence, frames
 from .code import compile_artifact
 from .wasmedge.errors import WasmEdgeError
 
+DATA_BYTES: Final = 4 * 1024**3
+"""Memory that a compilation may take: 3 MB of Go take 0.6 GB. An artifact that takes more ends its compiler by a
+signal."""
+
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
     """Answer one COMPILE."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = DATA_BYTES if hard == resource.RLIM_INFINITY else min(DATA_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     fence.seal("compiler")
     frame = frames.Reader(sock).next()
     if frame is None:

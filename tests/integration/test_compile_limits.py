@@ -1,0 +1,100 @@
+"""What a compilation may cost: a module that asks for more ends its own compiler, and nothing else."""
+
+import asyncio
+import hashlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edge_runtime
+from edge_runtime import frames
+from edge_runtime.compiler import TRIES, Compiler
+from edge_runtime.steps import SyncFailed
+from edge_runtime.wasmedge import QUICK
+from tests.guests.build import guest
+from tests.guests.hostile import leb, module
+from tests.support.edge import Node, node
+
+ROOT = Path(edge_runtime.__file__).parents[1]
+SLOW = module(functions=100_000, bodies=[b"\0\x0b"] * 100_000)
+"""It takes ten seconds."""
+LARGE = module(functions=40, bodies=[b"\1" + leb(50_000) + b"\x7f\x0b"] * 40)
+"""As many local variables as the check lets through: 2 GB."""
+
+CHILD = """
+import socket, sys
+from edge_runtime import compile_child, fence, frames
+compile_child.DATA_BYTES = 300 * 1024**2
+fence.seal = lambda kind: None
+ours, theirs = socket.socketpair()
+frames.send_json(ours, 0, frames.COMPILE, frames.Compile(*sys.argv[1:4], 0))
+compile_child.serve(theirs, None, 0, None)
+print(frames.Reader(ours).next().kind)
+"""
+
+
+def child(wasm: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = folder / "module.wasm"
+    path.write_bytes(wasm)
+    (folder / "aot").mkdir(exist_ok=True)
+    command = [sys.executable, "-c", CHILD, str(path), hashlib.sha256(wasm).hexdigest(), str(folder / "aot")]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
+
+
+def test_a_compiler_that_needs_too_much_memory_dies_and_leaves_nothing(tmp_path: Path) -> None:
+    ran = child(LARGE, tmp_path)
+    assert ran.returncode in (-signal.SIGABRT, -signal.SIGSEGV), ran.stderr
+    assert list((tmp_path / "aot").glob("*.so")) == []
+    ran = child(guest("echo"), tmp_path)
+    assert (ran.returncode, ran.stdout.strip()) == (0, str(frames.COMPILED)), ran.stderr
+    # With what the dead one had begun.
+    assert sorted(path.suffix for path in (tmp_path / "aot").iterdir()) == [".sha256", ".so"]
+
+
+class Dying:
+    """Processes whose compilers die at once."""
+
+    def __init__(self) -> None:
+        self.births = 0
+
+    async def birth(self, *_: Any, **__: Any) -> Any:
+        self.births += 1
+        return self
+
+    async def ask(self, *_: Any) -> frames.Frame:
+        raise frames.ChildGone("process 7 ended in the middle of its work")
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_compiler_that_dies_again_and_again_is_the_modules_fault(tmp_path: Path) -> None:
+    processes: Any = Dying()
+    compiler = Compiler(tmp_path, tmp_path, processes, 10.0, 1.0)
+    with pytest.raises(SyncFailed, match="the compiler died of artifact abc") as failed:
+        await compiler.compile("abc", QUICK)
+    assert failed.value.code == "compile_crashed"
+    assert processes.births == TRIES
+
+
+async def compiled(edge: Node, wasm: bytes) -> None:
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    (edge.state.artifacts / f"{sha256}.wasm").write_bytes(wasm)
+    await edge.front.compiler.compile(sha256, QUICK)
+
+
+async def test_a_compilation_has_its_time_and_the_node_serves_meanwhile(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", compile_limit=3.0) as edge:
+        await edge.release({"echo": guest("echo")})
+        waiting = asyncio.ensure_future(compiled(edge, SLOW))
+        while not waiting.done():
+            assert (await edge.call("echo", b"x"))[2] == b"x"
+            await asyncio.sleep(0.02)
+        with pytest.raises(SyncFailed, match="wasn't compiled after 3 s") as failed:
+            await waiting
+        assert failed.value.code == "compile_timeout"
+        assert edge.front.processes.zygotes == 1

@@ -1,0 +1,132 @@
+"""Modules that mean harm, through the real check and the real edge: each is refused when it is uploaded, or each of its
+calls ends in its own status, and nobody else sees anything of it."""
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from control.checks import Checks
+from control.problems import ProblemError
+from edge_runtime.check import Refused, check_module
+from edge_runtime.steps import SyncFailed
+from tests.guests import hostile
+from tests.guests.build import guest
+from tests.support.edge import Node, node, until
+from tests.support.generated import generated
+
+REFUSED = hostile.refused()
+ACCEPTED = hostile.accepted()
+SAMPLE = 240
+"""Generated modules that go through the real edge; all of them go through test_generated's children."""
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def checks() -> Checks:
+    return Checks(2, 60.0)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    # Compiled code is what they would harm a node by: they wait for it.
+    async with node(tmp_path_factory.mktemp("node") / "state", compile_wait=120.0) as made:
+        functions = {name: (module.wasm, module.manifest) for name, module in ACCEPTED.items()}
+        await made.release({"echo": guest("echo"), **functions})
+        yield made
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_refused_when_it_is_uploaded(checks: Checks, tmp_path: Path, name: str) -> None:
+    wasm, code = REFUSED[name]
+    file = tmp_path / "module.wasm"
+    file.write_bytes(wasm)
+    with pytest.raises(ProblemError) as refused:
+        await checks.module(file, 64 * 1024 * 1024)
+    assert refused.value.code == "module_refused"
+    assert f"[{code}]" in str(refused.value)
+
+
+async def test_the_others_are_accepted() -> None:
+    assert {name: check_module(module.wasm)["abi"] for name, module in ACCEPTED.items()} == dict.fromkeys(
+        ACCEPTED, "wagi"
+    )
+
+
+async def test_a_memory_above_the_manifests_limit_fails_its_release(edge: Node) -> None:
+    wasm = hostile.entry("", memory='(memory (export "memory") 65)')
+    with pytest.raises(SyncFailed, match="starts with 65 pages; 1 to 64 are allowed") as failed:
+        await edge.release({"large": (wasm, {"memory_pages": 64})})
+    assert failed.value.code == "function_unloadable"
+    assert await edge.problem("nothing") == (502, "guest_response_invalid")
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+async def test_a_call_ends_in_its_own_status(edge: Node, name: str) -> None:
+    module = ACCEPTED[name]
+    assert await edge.problem(name) == (module.status, module.code)
+    await until(lambda: len(edge.workers()) == 2)
+
+
+async def test_among_all_of_them_the_front_is_as_quick_as_before(edge: Node) -> None:
+    """Others' calls are answered, and the front itself is never held up."""
+    asked, slowest = 0, 0.0
+
+    async def others() -> None:
+        nonlocal asked
+        while True:
+            body = b"%d" % asked
+            assert (await edge.call("echo", body))[2] == body
+            asked += 1
+
+    async def front() -> None:
+        nonlocal slowest
+        while True:
+            began = time.monotonic()
+            async with edge.http.get("/_skerry/healthz") as answer:
+                assert answer.status == 200
+            slowest = max(slowest, time.monotonic() - began)
+            await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(others()), group.create_task(front())]
+        for name, module in ACCEPTED.items():
+            status, code = await edge.problem(name)
+            # A function that keeps killing workers is cut off.
+            assert (status, code) in ((module.status, module.code), (503, "circuit_open")), name
+        for task in tasks:
+            task.cancel()
+    assert asked > 10
+    assert slowest < 2.0
+    await until(lambda: len(edge.workers()) == 2)
+    assert edge.front.processes.zygotes == 1
+
+
+async def test_generated_modules_end_in_their_own_status(edge: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    modules = random.Random("sample").sample(generated(int(os.environ.get("SKERRY_TEST_MODULES", "5000"))), SAMPLE)
+    functions = {}
+    for module in modules:
+        with contextlib.suppress(Refused):
+            check_module(module.wasm)
+            functions[module.name] = (module.wasm, {"time_limit_ms": 300, "memory_pages": 32})
+    await edge.release({"echo": guest("echo"), **functions})
+    ends = []
+    for name in functions:
+        status, _, body = await edge.call(name, b"hello")
+        ends.append(status)
+        assert status in (200, 500, 502, 504, 507), (name, status, body)
+        assert (await edge.call("echo", name.encode()))[2] == name.encode()
+    with capsys.disabled():
+        counted = {status: ends.count(status) for status in sorted(set(ends))}
+        print(
+            f"\n{len(functions)} of {SAMPLE} generated modules went through the edge; their calls ended so: {counted}"
+        )
+    assert 502 in ends
+    assert edge.front.processes.zygotes == 1
