@@ -9,7 +9,7 @@ from . import page
 from .calls import Call
 from .link import Link
 from .processes import how
-from .verdict import blames, verdict
+from .verdict import CODES, blames, verdict
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -27,22 +27,31 @@ class Burials:
 
     def add(self, link: Link, call: Call, seen: page.Seen) -> None:
         """`seen`: how far its worker had come."""
-        task = asyncio.get_running_loop().create_task(self._bury(link, call, seen))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if link.killed in CODES:
+            self._bury(link, call, seen, None)
+        else:
+            task = asyncio.get_running_loop().create_task(self._ask(link, call, seen))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
 
-    async def _bury(self, link: Link, call: Call, seen: page.Seen) -> None:
+    async def _ask(self, link: Link, call: Call, seen: page.Seen) -> None:
+        """The zygote knows how the worker ended."""
         try:
             async with asyncio.timeout(STATUS_WAIT):
                 status = await asyncio.shield(link.child.exited)
         except TimeoutError:
             status = None
+        self._bury(link, call, seen, status)
+
+    def _bury(self, link: Link, call: Call, seen: page.Seen, status: int | None) -> None:
         refusal = verdict(call, seen.state, link.killed, status, self._pool.limits)
-        log.warning("worker %d %s: %s, %s", link.child.pid, how(status), call.name, refusal.code)
+        what = "was ended by the front" if link.killed else how(status)
+        why = link.killed or refusal.code
+        log.warning("worker %d %s: %s, %s", link.child.pid, what, call.name, why)
         line, breaker = call.target.line, call.target.breaker
         if blames(link.killed, seen.state, status) and breaker.died(call, time.monotonic()):
             log.error("%s is cut off for a while: its calls ended their processes again and again", call.name)

@@ -23,7 +23,8 @@ LOCK_HELD: Final = "lock_held_too_long"
 LOCK_WAIT: Final = "writer_busy"
 CLIENT_GONE: Final = "client_gone"
 STUCK: Final = "stuck"
-REASONS: Final = (TIME_LIMIT, MEMORY, LOCK_HELD, LOCK_WAIT, CLIENT_GONE, STUCK)
+CODES: Final = (TIME_LIMIT, MEMORY, LOCK_HELD, LOCK_WAIT, CLIENT_GONE)
+REASONS: Final = (*CODES, STUCK)
 
 
 @dataclass(frozen=True)
