@@ -39,6 +39,8 @@ def check(manifest: wire.Manifest) -> None:
     """Error: ManifestUnfit. An empty `abi` (it isn't known yet) goes with everything."""
     if manifest.entry and manifest.abi not in ("", "extism"):
         raise ManifestUnfit("entry", f"entry names an export of an Extism plug-in, and this module is {manifest.abi}")
+    if manifest.abi == "extism" and manifest.route is not None and not manifest.entry:
+        raise ManifestUnfit("entry", "a plug-in with a route needs entry: a route's path names no function to call")
     _check_names(manifest)
     if manifest.http is not None:
         _check_http(manifest.http)

@@ -239,6 +239,30 @@ async def test_a_probe_has_the_secrets_and_no_http(tmp_path: Path) -> None:
         assert seen == {}
 
 
+async def test_a_plugin_has_its_grants_too(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.toml"
+    write(path, f'[plug]\nkey = "{VALUE}"\n')
+    async with server() as (url, seen), node(tmp_path / "state", secrets=path) as edge:
+        manifest = {
+            "abi": "extism",
+            "entry": "fetch",
+            "secrets": ["key"],
+            "http": {"hosts": [url], "methods": ["POST"]},
+            "route": {"path": "/fetch/{what}"},
+        }
+        await edge.release({"plug": (guest("plugin"), manifest)})
+        assert (await edge.call("plug/config", b"key"))[2] == VALUE.encode()
+        request = orjson.dumps({"url": f"{url}/a", "method": "POST"})
+        async with edge.http.post("/fetch/config", data=request + b"\nbody") as answer:
+            assert (answer.status, (await answer.text()).rpartition("} ")[2]) == (200, "POST /a body")
+        assert await edge.problem("plug/fetch", request.replace(b"POST", b"PUT")) == (502, "guest_http_failed")
+        told = orjson.loads((await edge.call("plug/ask", b'{"url": "https://other.example/", "method": "POST"}'))[2])
+        assert told["error"]["code"] == "not_granted"
+        assert orjson.loads((await edge.call("plug/sql", b'{"sql": "SELECT 1"}'))[2])["error"]["code"] == "not_granted"
+        assert await denied(edge, "plug") == {"http_method": 1, "http_host": 1, "sql": 1}
+        assert seen == {"/a": 1}
+
+
 async def test_routes_lead_to_their_functions(tmp_path: Path) -> None:
     env = guest("env")
     async with node(tmp_path / "state") as edge:

@@ -17,6 +17,7 @@ def manifest(**fields: Any) -> wire.Manifest:
     [
         ({"abi": "wagi", "entry": "run"}, "entry"),
         ({"abi": "direct", "entry": "run"}, "entry"),
+        ({"abi": "extism", "route": {"path": "/a"}}, "entry"),
         ({"config": {"PATH_INFO": "x"}}, "config"),
         ({"config": {"HTTP_HOST": "x"}}, "config"),
         ({"config": {"PATH_PARAM_ID": "x"}}, "config"),
