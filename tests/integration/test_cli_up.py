@@ -214,28 +214,24 @@ def test_a_schema_change_that_may_fail_somewhere_is_warned_of(skerry: Shell, tmp
 
 
 def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks as they are: the table, the source, the build, the commands, the answer."""
+    """Its blocks as they are: the project, the commands, the answer."""
     section = (ROOT / "README.md").read_text("utf-8").split("## A first function")[1].split("\n## ")[0]
     blocks: dict[str, list[str]] = {}
     for language, block in re.findall(r"^```([a-z]+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
         blocks.setdefault(language, []).append(block)
-    (tmp_path / "notes.sql").write_text(blocks["sql"][0])
-    (tmp_path / "notes.c").write_text(blocks["c"][0])
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    _, build_and_call, look_around = blocks["sh"]
-    for line in (build_and_call + look_around).splitlines():
+    _, *commands = blocks["sh"]
+    for line in "".join(commands).splitlines():
         program, *words = shlex.split(line)
         if program == ".venv/bin/skerry":
             skerry(*words)
-        elif program == ".venv/bin/python":
-            subprocess.run([sys.executable, *words], check=True, timeout=LIMIT)
         else:
-            assert [program, *words[:2]] == ["curl", "-X", "POST"]
+            assert [program, words[0]] == ["curl", "-d"]
             edge = json.loads((Path(os.environ["SKERRY_HOME"]) / "cli.json").read_text())["edge"]
             url = words[2].replace("http://127.0.0.1:8087", edge)
-            with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=LIMIT) as response:
+            with urllib.request.urlopen(url, data=words[1].encode(), timeout=LIMIT) as response:
                 assert json.loads(response.read()) == json.loads(blocks["json"][0])
+    assert blocks["c"][0] in (tmp_path / "notes" / "main.c").read_text()
     assert "notes" not in skerry("status")
 
 
