@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 import orjson
 
 from .abi.head import ResponseInvalid
-from .abi.imports import SKERRY, SKERRY_SIGNATURES
+from .abi.imports import SKERRY, OWN_SIGNATURES
 from .invocation import GuestFault, Limits, Request, Response, Services
 from .wasi import FAULT, MODULE, Exit, OutputTooLarge, Wasi
 from .wasmedge import Config, Entry, HostModule, LinkError, Memory, Module, Program, Signature, Trap
@@ -57,7 +57,7 @@ class Host:
         self._answer: bytes | None = None
         functions: dict[str, Callable[..., Any]] = {"sql": self._sql, "http": self._http, "result": self._result}
         signed: dict[str, tuple[Signature, Callable[..., Any]]] = {
-            name: (signature, functions[name]) for name, signature in SKERRY_SIGNATURES.items()
+            name: (signature, functions[name]) for name, signature in OWN_SIGNATURES.items()
         }
         self.imports = (HostModule(MODULE, self.wasi.functions(), out_of_bounds=FAULT), HostModule(SKERRY, signed))
 

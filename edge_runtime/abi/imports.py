@@ -3,7 +3,7 @@
 from .. import wasi
 
 SKERRY = "skerry"
-SKERRY_SIGNATURES = {"sql": ("ii", "i"), "http": ("ii", "i"), "result": ("i", "")}
+OWN_SIGNATURES = {"sql": ("ii", "i"), "http": ("ii", "i"), "result": ("i", "")}
 """`sql(ptr, len) -> n`, `http(ptr, len) -> n`, `result(ptr)`: see docs/functions.md."""
 
-OFFERED = {wasi.MODULE: wasi.SIGNATURES, SKERRY: SKERRY_SIGNATURES}
+OFFERED = {wasi.MODULE: wasi.SIGNATURES, SKERRY: OWN_SIGNATURES}
