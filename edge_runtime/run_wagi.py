@@ -21,15 +21,14 @@ class Wagi(Guest):
         """`settings` become environment variables. Error: LinkError."""
         super().__init__(local.name, module, config, limits, [START])
         self._settings = dict(settings)
-        self._args = Strings([local.name])
-        self._environs = Recent[Strings]()
+        self._recent = Recent[tuple[Strings, Strings]]()
 
     def call(self, request: Request, services: Services) -> Response:
         host, limits = self.host, self.limits
         wasi = host.wasi
-        environ = self._environs.get((request.key, len(request.body))) or self._environ(request)
+        args, environ = self._recent.get((request.key, len(request.body))) or self._told(request)
         host.serve(services)
-        wasi.begin(self._args, environ, request.body, limits.response_bytes + LIMIT, limits.log_bytes)
+        wasi.begin(args, environ, request.body, limits.response_bytes + LIMIT, limits.log_bytes)
         try:
             try:
                 with self.program.open(host.memory):
@@ -44,10 +43,12 @@ class Wagi(Guest):
             raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)
 
-    def _environ(self, request: Request) -> Strings:
+    def _told(self, request: Request) -> tuple[Strings, Strings]:
+        """The arguments and the environment of a request."""
         try:
-            made = Strings(wagi.environment(request, self.name, self._settings))
+            arguments = wagi.arguments(request, self.name)
+            made = Strings(arguments), Strings(wagi.environment(request, self.name, self._settings))
         except (RequestUnfit, UnicodeEncodeError) as error:
             raise unfit(error) from None
         # The body's length is in it.
-        return self._environs.keep((request.key, len(request.body)), made) if request.key else made
+        return self._recent.keep((request.key, len(request.body)), made) if request.key else made

@@ -24,9 +24,9 @@ class Head(NamedTuple):
     length: int | None
     """Of Content-Length."""
     typed: bool
-    """There is a Content-Type."""
+    """There is a Content-Type, and it isn't empty."""
     located: bool
-    """There is a Location."""
+    """There is a Location, and it isn't empty."""
 
 
 class Answered(NamedTuple):
@@ -84,8 +84,8 @@ def _parse(block: bytes) -> Head:
         lines + block[after:],
         values.get(b"status"),
         _length(values.get(b"content-length")),
-        b"content-type" in values,
-        b"location" in values,
+        bool(values.get(b"content-type")),
+        bool(values.get(b"location")),
     )
 
 

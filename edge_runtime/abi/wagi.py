@@ -30,6 +30,13 @@ def _variable(name: str) -> str:
     return "HTTP_" + name.upper().replace("-", "_") if apart is None else apart
 
 
+def arguments(request: Request, function: str) -> list[str]:
+    """The command line for a call, as WAGI has it: the path, and the query's parts, as they were sent. Their NULs are
+    `environment`'s to refuse."""
+    script = request.script or f"/functions/{function}"
+    return [script + request.path, *filter(None, request.query.split("&"))]
+
+
 def environment(request: Request, function: str, settings: Mapping[str, str]) -> list[str]:
     """The environment for a call, as `NAME=value` strings.
 
@@ -44,6 +51,10 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
         "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": script,
         "PATH_INFO": path,
+        # There are no files to translate to: what WAGI says here, for programs that look.
+        "PATH_TRANSLATED": path,
+        "AUTH_TYPE": "",
+        "REMOTE_USER": "",
         "QUERY_STRING": request.query,
         "REMOTE_ADDR": request.remote_address,
         "REMOTE_HOST": request.remote_address,

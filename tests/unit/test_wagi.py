@@ -35,6 +35,7 @@ def test_the_environment_of_a_request():
         "192.0.2.7",
     )
     found = environment(request)
+    assert wagi.arguments(request, "f") == ["/functions/f/a%20b/%E3%81%82", "x=1", "y=%20"]
     assert found == {
         "GATEWAY_INTERFACE": "CGI/1.1",
         "SERVER_SOFTWARE": "skerry",
@@ -44,6 +45,9 @@ def test_the_environment_of_a_request():
         "REQUEST_METHOD": "POST",
         "SCRIPT_NAME": "/functions/f",
         "PATH_INFO": "/a b/あ".encode().decode("latin-1"),
+        "PATH_TRANSLATED": "/a b/あ".encode().decode("latin-1"),
+        "AUTH_TYPE": "",
+        "REMOTE_USER": "",
         "QUERY_STRING": "x=1&y=%20",
         "REMOTE_ADDR": "192.0.2.7",
         "REMOTE_HOST": "192.0.2.7",
@@ -164,6 +168,8 @@ def test_a_head_may_name_the_length_of_a_get():
         ("X-Å: z\n\n".encode("latin-1"), "header name"),
         (b"X-Only: z\n\n", "none of Content-Type, Location and Status"),
         (b"Status: 200 OK\n\nbody", "a body without a Content-Type"),
+        (b"Status: 200 OK\nContent-Type:\n\nbody", "a body without a Content-Type"),
+        (b"Location: \n\n", "none of Content-Type, Location and Status"),
         (b"Status: 204\nContent-Type: a/b\n\nbody", "a body of 4 bytes with the status 204"),
         (b"Status: 304\n\nbody", "a body of 4 bytes with the status 304"),
         (b"Status: 99\n\n", "Status: '99'"),
