@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 from zipfile import ZipFile
 
+from control.cli import project
+from control.cli.authoring import LANGUAGES
+
 ROOT = Path(__file__).parents[2]
 
 PLACES = {
@@ -43,3 +46,14 @@ def test_the_wheel_has_the_sql_and_finds_it_there(tmp_path):
     folder, size = done.stdout.split()
     assert folder == str(tmp_path / "site" / "control" / "_sql")
     assert int(size) > 100
+
+    # So do the projects of `skerry function new`, without what a build may have left in the checkout.
+    use = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\nfrom control import cli\n"
+    for language in LANGUAGES:
+        new = ["function", "new", "orders", "--lang", language, "--into", language]
+        subprocess.run([sys.executable, "-c", f"{use}sys.exit(cli.run({new}))"], check=True, cwd=tmp_path, timeout=60)
+        found = project.read(tmp_path / language)
+        assert found.name == "orders"
+        assert len(found.changes()) == 1
+        assert not found.module.exists()
+        assert (found.folder / ".gitignore").exists()
