@@ -35,7 +35,7 @@ FILE_BYTES: Final = 64 * 1024**3
 DATA_BYTES: Final = 8 * 1024**3
 """Private memory that a child may have mapped for writing; what WasmEdge only reserves doesn't count. Far above what
 two memories of 1 GiB take: a guest whose first page were refused would run without a memory of its own."""
-OOM_SCORE: Final = "500"
+OOM_SCORE: Final = b"500"
 
 
 def die_with_parent(parent: int) -> None:
@@ -81,7 +81,9 @@ def enter(kind: Kind, state: Path) -> None:
         _lower(limit, value)
     # The first to go where memory runs out.
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, OOM_SCORE)
+        os.close(descriptor)
     if landlock.version():
         points = faults.folder()
         landlock.restrict(allowed.files(kind, state, points if points is not None and points.exists() else None))
@@ -97,7 +99,6 @@ def seal(kind: Kind, writer_lock: int | None = None) -> None:
     if filtering is not None:
         filtering.add(allowed.own_rules(os.getpid(), writer_lock))
         filtering.load()
-        filtering.close()
 
 
 def in_background() -> None:

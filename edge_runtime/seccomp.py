@@ -47,7 +47,6 @@ _ffi: Final[Any] = cffi.FFI()
 _ffi.cdef("""
 struct scmp_arg_cmp { unsigned int arg; int op; uint64_t datum_a; uint64_t datum_b; };
 void *seccomp_init(uint32_t);
-void seccomp_release(void *);
 int seccomp_attr_set(void *, int, uint32_t);
 int seccomp_rule_add_array(void *, uint32_t, int, unsigned int, const struct scmp_arg_cmp *);
 int seccomp_syscall_resolve_name(const char *);
@@ -107,9 +106,6 @@ class Filter:
     def load(self) -> None:
         """Hold this process, all its threads, to the rules, for ever. Error: OSError."""
         _check(_library.seccomp_load(self._context), "load")
-
-    def close(self) -> None:
-        _library.seccomp_release(self._context)
 
 
 def _check(result: int, what: str) -> None:

@@ -2,7 +2,7 @@
 
 The front has threads, so a fork from it would be unsafe; a fresh Python takes 80 ms, a fork of this one 3. It is
 started by exec, talks SOCK_SEQPACKET with the front (`Birth` with the child's socket in; `Up`, `Unfit`, `Born` with a
-pidfd, `Died` out), and never opens libsql or runs a guest itself.
+pidfd, `Died` out), and never opens libsql or runs a guest itself, but for one of our own (`rehearsal`).
 """
 
 import gc
@@ -108,10 +108,11 @@ def _unfenced(lacking: tuple[str, ...]) -> str:
 
 def _imports() -> dict[str, ModuleType]:
     """Everything that a child will use, so that a fork has it already. Errors: whatever makes this machine unfit."""
-    from . import applier, compile_child, guest, worker
+    from . import applier, compile_child, guest, rehearsal, worker
     from .wasmedge import compile
 
     guest.prepare()
+    rehearsal.rehearse()
     # Looked up once, in a file that children can't read.
     compile.key("", 0)
     return {"worker": worker, "applier": applier, "compiler": compile_child}

@@ -21,7 +21,7 @@ import pytest
 from control import wire
 from edge_runtime import fence, frames, memory_watch
 from edge_runtime.allowed import Kind
-from edge_runtime.calls import Call, Tally, Target
+from edge_runtime.calls import Call
 from edge_runtime.processes import Child, Processes
 from edge_runtime.state import State
 from tests.guests.build import guest
@@ -217,7 +217,7 @@ async def test_limits(victim: Any) -> None:
         values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
         assert (values["NoNewPrivs"], values["Seccomp"]) == ("1", "2")
         assert int(values["CapEff"], 16) & ~0b1011 == int(values["CapPrm"], 16) & ~0b1011 == 0
-        assert Path(f"/proc/{it.child.pid}/oom_score_adj").read_text().strip() == fence.OOM_SCORE
+        assert Path(f"/proc/{it.child.pid}/oom_score_adj").read_bytes().strip() == fence.OOM_SCORE
         limits = Path(f"/proc/{it.child.pid}/limits").read_text()
         assert "Max address space         unlimited            unlimited" in limits, "under a limit guests get out"
         for line in limits.splitlines():
@@ -334,8 +334,8 @@ def test_what_a_worker_may_have() -> None:
 
     def call(pages: int) -> Call:
         made = Call("f", "POST", "", b"", [], "", b"", lambda outcome: None)
-        function = frames.LocalFunction("f", 1, "", wire.Manifest(memory_pages=pages), "")
-        made.target = Target(0, function, Tally("f"), False, 1.0, 1)
+        manifest = wire.Manifest(memory_pages=pages)
+        made.target = SimpleNamespace(function=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
         return made
 
     def link(*jobs: Any) -> Any:

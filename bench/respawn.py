@@ -1,0 +1,131 @@
+"""What does it cost when a worker dies, and what another worker?
+
+One worker, which is killed with SIGKILL; a request follows at once, and is answered when the next worker is born,
+fenced and has loaded the release: 10 ms at the median. Memory: the PSS of the zygote and its workers together, which
+counts shared pages once, with 2 workers and with 10, after calls; an eighth of the difference is another worker's:
+8 MB. The functions are echo and one with SQL, so that each worker has the database open. The ratio is the limit over
+what was measured, the worse of both.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import aiohttp
+import orjson
+import uvloop
+
+from bench import result
+from bench.parts import cpu
+from bench.parts.servers import LIMIT, choose_port, edge, folder, process, site
+from control.cli.local import OTHER_PORTS
+from tests.guests.build import guest
+
+BAR = 1
+ANSWER_LIMIT = 0.010
+MEMORY_LIMIT = 8_000_000
+KILLS = 100
+FEW, MANY = 2, 10
+CALLS = 40
+"""For each worker, before its memory is looked at."""
+BODY = bytes(range(256))
+SELECT = b'{"sql":"SELECT count(*) FROM sqlite_schema"}'
+
+
+async def main() -> None:
+    machine = cpu.machine()
+    cores = cpu.all_cores()
+    async with folder() as where:
+        async with site(where, cores) as control, edge(control, cores) as joined:
+            versions = {
+                "echo": await control.push("echo", guest("echo"), {}),
+                "sql": await control.push("sql", guest("sql"), {"sql": "read"}),
+            }
+            await control.call("POST", "/v1/releases", {"functions": versions})
+            await joined.at_release(1, best=True)
+        # Control has ended: the node serves without.
+        async with _node(where, 1, cores) as http:
+            times = [await _respawn(http) for _ in range(KILLS)]
+        memory = {}
+        for workers in (FEW, MANY):
+            async with _node(where, workers, cores) as http:
+                memory[workers] = await _memory(http, workers)
+    another = (memory[MANY] - memory[FEW]) / (MANY - FEW)
+    details = {
+        "answer_p50_ms": round(median(times) * 1000, 2),
+        "answer_p90_ms": round(sorted(times)[int(0.9 * KILLS)] * 1000, 2),
+        "answer_worst_ms": round(max(times) * 1000, 2),
+        "worker_pss_mb": round(another / 1e6, 2),
+        "machine": machine,
+    }
+    result.write("respawn", min(ANSWER_LIMIT / median(times), MEMORY_LIMIT / another), BAR, details)
+
+
+@asynccontextmanager
+async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[aiohttp.ClientSession]:
+    """The node that has joined, with so many workers."""
+    port = choose_port(None, OTHER_PORTS)
+    arguments = ["-m", "edge_runtime.cli", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
+    settings = {"SKERRY_EDGE_WORKERS": str(workers)}
+    async with (
+        process(where, f"edge-{workers}", arguments, port, cores, **settings),
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+    ):
+        deadline = time.monotonic() + LIMIT
+        while (await _workers(http))["fit"] < workers:
+            assert time.monotonic() < deadline, "the workers are not there"
+            await asyncio.sleep(0.02)
+        yield http
+
+
+async def _workers(http: aiohttp.ClientSession) -> Any:
+    async with http.get("/_skerry/status") as answer:
+        return orjson.loads(await answer.read())["workers"]
+
+
+async def _call(http: aiohttp.ClientSession, name: str, body: bytes) -> bytes:
+    async with http.post(f"/functions/{name}", data=body) as answer:
+        read = await answer.read()
+        assert answer.status == 200, read
+        return read
+
+
+async def _respawn(http: aiohttp.ClientSession) -> float:
+    """Seconds from the kill to the next worker's answer."""
+    # It has shown that it works, so the next one is born without a delay.
+    assert await _call(http, "echo", BODY) == BODY
+    (pid,) = (await _workers(http))["pids"]
+    started = time.perf_counter()
+    os.kill(pid, signal.SIGKILL)
+    assert await _call(http, "echo", BODY) == BODY
+    took = time.perf_counter() - started
+    assert (await _workers(http))["pids"] != [pid]
+    return took
+
+
+async def _memory(http: aiohttp.ClientSession, workers: int) -> int:
+    """Bytes of the zygote and its workers together."""
+    for _ in range(CALLS):
+        calls = [_call(http, name, body) for name, body in (("echo", BODY), ("sql", SELECT)) for _ in range(workers)]
+        await asyncio.gather(*calls)
+    there = await _workers(http)
+    assert len(there["pids"]) == workers
+    return sum(_pss(pid) for pid in (there["zygote"], *there["pids"]))
+
+
+def _pss(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"the kernel doesn't tell the PSS of process {pid}")
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
