@@ -32,7 +32,7 @@ class Function:
 
     def __init__(self, name: str, runner: Runner) -> None:
         self.name = name
-        self._runner = runner
+        self.runner = runner
         self.close = runner.close
         """Unload it."""
 
@@ -59,4 +59,4 @@ class Function:
 
         Errors: GuestFault; what a service raised, unchanged; Unsafe (the worker is not fit to run guests).
         """
-        return self._runner.call(request, services)
+        return self.runner.call(request, services)

@@ -32,7 +32,9 @@ class Direct(Guest):
         host.serve(services)
         wasi.begin(self._args, self._environ, b"", None, limits.log_bytes)
         try:
-            with program.open(memory):
+            program.open(memory)
+            failed = True
+            try:
                 before = len(head)
                 size = before + len(body)
                 room = program.call(ALLOCATE, size)
@@ -48,8 +50,11 @@ class Direct(Guest):
                 if start + size > memory.size:
                     _check_answer(memory, start + size)
                 status, head, body = direct.decode(memory.buffer, start, size, request.method)
-                if len(body) > limits.response_bytes:
-                    raise self.too_large(f"{len(body)} bytes")
+                failed = False
+            finally:
+                program.end(failed)
+            if len(body) > limits.response_bytes:
+                raise self.too_large(f"{len(body)} bytes")
         except FAILURES as error:
             raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)

@@ -24,15 +24,20 @@ class Wagi(Guest):
         self._recent = Recent[tuple[Strings, Strings]]()
 
     def call(self, request: Request, services: Services) -> Response:
-        host, limits = self.host, self.limits
+        host, limits, program = self.host, self.limits, self.program
         wasi = host.wasi
         args, environ = self._recent.get((request.key, len(request.body))) or self._told(request)
         host.serve(services)
         wasi.begin(args, environ, request.body, limits.response_bytes + LIMIT, limits.log_bytes)
         try:
             try:
-                with self.program.open(host.memory):
-                    self.program.call(START)
+                program.open(host.memory)
+                failed = True
+                try:
+                    program.call(START)
+                    failed = False
+                finally:
+                    program.end(failed)
             except Exit as ended:
                 if ended.code:
                     raise

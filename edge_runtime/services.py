@@ -46,6 +46,11 @@ class Denials:
         self.sql = Ungranted("SQL: set `sql` to read or write")
         self.http = Ungranted("HTTP: set `http`, with the hosts")
 
+    @property
+    def any(self) -> bool:
+        """Whether the call used what its manifest doesn't grant at all."""
+        return self.sql.times > 0 or self.http.times > 0
+
     def take(self, sql: CallSql | None) -> bytes:
         """What the call that has ended was denied, as `frames.DENIED` has it; empty where nothing was."""
         kinds: dict[str, int] = {}

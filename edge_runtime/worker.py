@@ -87,15 +87,16 @@ class Worker:
 
     def run(self) -> None:
         """Until the front closes the socket."""
-        next_frame = self._reader.next
+        next_frame, take, end = self._reader.next, self._claims.take, self._mark.end
         while (frame := next_frame()) is not None:
             request = frame.request
+            if frame.kind == frames.CALL:
+                # Else the front has taken it back.
+                if take(request):
+                    self._call(request, frame)
+                    end()
+                continue
             match frame.kind:
-                case frames.CALL:
-                    # Else the front has taken it back.
-                    if self._claims.take(request):
-                        self._call(request, frame)
-                        self._mark.end()
                 case frames.RELEASE:
                     faults.reach("edge.load.before")
                     failures = self._load(_decode_load(frame.body))
@@ -127,7 +128,7 @@ class Worker:
         asked = guest.Request(*(*before, frame.body, *after))
         self._mark.start(request)
         try:
-            answer = function.call(asked, services)
+            answer = function.runner.call(asked, services)
             if sql is not None:
                 if answer.status < 500:
                     sql.commit()
@@ -150,7 +151,8 @@ class Worker:
             self._denied(request, sql)
             self._fault(request, code, str(fault), status, fault.log)
         else:
-            self._denied(request, sql)
+            if manifest.sql != "none" or denials.any:
+                self._denied(request, sql)
             if answer.log:
                 frames.send(self._sock, request, frames.LOG, b"", answer.log)
             frames.send(self._sock, request, answer.status, answer.head, answer.body)

@@ -29,13 +29,8 @@ class Head(NamedTuple):
     """There is a Location, and it isn't empty."""
 
 
-class Answered(NamedTuple):
-    """A guest's answer, checked."""
-
-    status: int
-    head: bytes
-    """Header lines as they go out."""
-    body: bytes
+Answered = tuple[int, bytes, bytes]
+"""A guest's answer, checked: status, header lines as they go out, body."""
 
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
@@ -52,15 +47,12 @@ _TAKEN: Final = (b"status", b"content-length")
 _SEEN: Final = (*_TAKEN, b"content-type", b"location")
 """The others are about the connection, which is the server's."""
 
-_KEPT_BYTES: Final = 1024
+KEPT: Final = 1024
+"""Bytes: lines that are longer are not to be given to `kept`."""
 
 
 def parse(block: bytes) -> Head:
     """Header lines, each ended by LF or CR LF. Error: ResponseInvalid."""
-    return _kept(block) if len(block) <= _KEPT_BYTES else _parse(block)
-
-
-def _parse(block: bytes) -> Head:
     count = block.count(b"\n")
     if count > LINES:
         raise ResponseInvalid(f"it wrote {count} header lines; {LINES} are allowed")
@@ -89,8 +81,8 @@ def _parse(block: bytes) -> Head:
     )
 
 
-_kept = functools.lru_cache(maxsize=256)(_parse)
-"""Most answers of a function begin like the one before."""
+kept = functools.lru_cache(maxsize=256)(parse)
+"""`parse`, where it has been done before: most answers of a function begin like the one before."""
 
 
 def _length(value: str | None) -> int | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
 from ..invocation import Request, RequestUnfit
-from .head import LIMIT, Answered, ResponseInvalid, check_body, parse
+from .head import KEPT, LIMIT, Answered, ResponseInvalid, check_body, kept, parse
 
 SOFTWARE = "skerry"
 
@@ -115,7 +115,8 @@ def parse_response(output: bytes, method: str) -> Answered:
     blank = _BLANK.search(output, 0, LIMIT)
     if blank is None:
         raise ResponseInvalid(_headless(output))
-    head = parse(output[: blank.end(1)])
+    block = output[: blank.end(1)]
+    head = kept(block) if len(block) <= KEPT else parse(block)
     if head.status is not None:
         status = _status(head.status)
     elif head.located:
@@ -127,8 +128,9 @@ def parse_response(output: bytes, method: str) -> Answered:
             "it wrote none of Content-Type, Location and Status, of which a response has one at least"
         )
     body = output[blank.end() :]
-    check_body(head, status, body, method)
-    return Answered(status, head.lines, body)
+    if not head.typed or head.length is not None or status in (204, 304):
+        check_body(head, status, body, method)
+    return status, head.lines, body
 
 
 def _headless(output: bytes) -> str:

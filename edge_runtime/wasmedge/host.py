@@ -13,7 +13,7 @@ Signature = tuple[str, str]
 _STOPPED = 1
 """The result with which WasmEdge unwinds the guest ("terminated"): the exception that was saved says why."""
 
-_raised: list[BaseException] = []
+unclaimed: list[BaseException] = []
 """What host functions raised during the running call. One guest runs at a time in a process, so one list is enough."""
 
 
@@ -65,15 +65,15 @@ class HostModule(Handle):
 
 def raised() -> BaseException | None:
     """Take the first exception that host functions raised since the last time."""
-    if not _raised:
+    if not unclaimed:
         return None
-    first = _raised[0]
-    _raised.clear()
+    first = unclaimed[0]
+    unclaimed.clear()
     return first
 
 
 def _save(_kind: type[BaseException], error: BaseException, _trace: TracebackType) -> None:
-    _raised.append(error)
+    unclaimed.append(error)
 
 
 def value_types(letters: str) -> CData:

@@ -15,11 +15,12 @@ from . import start
 from .declarations import VALUE_WORDS, CData, ffi, library
 from .errors import LinkError, Unsafe
 from .handles import Handle, Name, check, message
-from .host import HostModule, Signature, raised, value_types
+from .host import HostModule, Signature, raised, unclaimed, value_types
 from .module import Config, Module
 
 PAGE = 65536
 _MEMORY = Name("memory")
+_MEMORY_NAME = _MEMORY.value
 
 # A call makes each of these once or twice: looking them up in the library costs a tenth of a microsecond each time.
 _instantiate = library.WasmEdge_ExecutorInstantiate
@@ -129,11 +130,12 @@ class Entry:
     One call at a time, as with all of guests: every entry has its one place for values.
     """
 
-    __slots__ = ("arguments", "name", "result", "results", "wide", "word")
+    __slots__ = ("_name", "arguments", "name", "result", "results", "wide", "word")
 
     def __init__(self, name: str, signature: Signature = ("", "")) -> None:
         self.name = name
-        self.word = Name(name)
+        self._name = Name(name)
+        self.word = self._name.value
         parameters, results = signature
         self.arguments = _values(parameters)
         """Words: `VALUE_WORDS` each."""
@@ -223,12 +225,14 @@ class Program:
 
         Raises what a host function raised, Trap, LinkError, Unsafe (then nothing of the guest was run), or Closed.
         """
-        check_address_space()
+        if _limit(_AS) != _UNLIMITED:
+            check_address_space()
         if Program._live:
             raise Unsafe("this process already has a live instance; one at a time")
         executor, store, module = self._pointers or self._linked()
         made = self._made
-        raised()
+        if unclaimed:
+            raised()
         Program._live = True
         self._memory, self._other = memory, second
         try:
@@ -236,13 +240,13 @@ class Program:
             if result:
                 self._failed(result)
             self._instance = instance = made[0]
-            memory.open(_find_memory(instance, _MEMORY.value), self._minimum)
+            memory.open(_find_memory(instance, _MEMORY_NAME), self._minimum)
             if self._second is not None:
                 (second or Memory()).open(_find_memory(instance, self._second.value), 1)
             for entry in self._first:
                 self.call(entry)
         except BaseException:
-            self._end(failed=True)
+            self.end(failed=True)
             raise
         return self
 
@@ -253,8 +257,8 @@ class Program:
             arguments[word] = number
             word += VALUE_WORDS
         executor, _, _ = self._pointers  # type: ignore[misc]
-        function = _find_function(self._instance, entry.word.value)
         found, count = entry.result, entry.results
+        function = _find_function(self._instance, entry.word)
         result = _invoke(executor, function, arguments, len(numbers), found, count)
         if result:
             self._failed(result)
@@ -266,13 +270,14 @@ class Program:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._end(failed=kind is not None)
+        self.end(failed=kind is not None)
 
     def _linked(self) -> tuple[CData, CData, CData]:
         self._pointers = self._executor.pointer, self._store.pointer, self._module.pointer
         return self._pointers
 
-    def _end(self, failed: bool) -> None:
+    def end(self, failed: bool) -> None:
+        """What the end of the block does: the instance is gone."""
         memory, instance = self._memory, self._instance
         if failed:
             self.last_pages = memory.pages()
