@@ -51,7 +51,7 @@ async def seen(edge: Node, target: str, method: str = "GET", more: str = "") -> 
     sent = f"{method} /functions/env{target} HTTP/1.1\r\nhost: localhost:1\r\n{more}\r\n"
     status, _, body = await raw(edge, sent.encode("latin-1"))
     assert status == 200, body
-    lines = body.decode("latin-1").splitlines()
+    lines = body.decode("latin-1").removesuffix("\n").split("\n")
     arguments = [line.partition(": ")[2] for line in lines if line.startswith("argument ")]
     return arguments, dict(line.split("=", 1) for line in lines[len(arguments) :])
 
@@ -82,8 +82,8 @@ async def test_a_head_has_the_head_of_its_get_and_no_body(edge: Node) -> None:
         ("/%2e%2E/x", "/../x"),
         ("/a%2Fb", "/a/b"),
         ("/a%20b+c", "/a b+c"),
-        ("/%E3%81%82", "ã\x81\x82"),
-        ("/%FF", "ÿ"),
+        ("/%E3%81%82", "/\xe3\x81\x82"),
+        ("/%FF", "/\xff"),
         ("/100%", "/100%"),
         ("/%zz%4", "/%zz%4"),
         ("/a;b=1,c:d@e!$&'()*", "/a;b=1,c:d@e!$&'()*"),
