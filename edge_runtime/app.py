@@ -102,7 +102,7 @@ class App:
             asked.query,
             asked.headers if self._token is None else [h for h in asked.headers if h[0] != b"authorization"],
             connection.client,
-            b"".join(pieces) if pieces else b"",
+            pieces or b"",
             connection.done,
             found.script,
             found.route,

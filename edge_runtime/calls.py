@@ -22,13 +22,17 @@ _OUTLIER: Final = 4.0
 """A call counts as at most so many times the recent ones: on a busy machine any call may be held up now and then."""
 
 
+Body = bytes | list[bytes | bytearray]
+"""A request's, whole or in pieces: a large one isn't copied to put them together."""
+
+
 class Answer(NamedTuple):
     """What a guest answered."""
 
     status: int
     head: bytes
     """Its header lines as they go out: `frames` says how."""
-    body: bytes
+    body: bytes | memoryview
     release: int
     """Number of the release that it ran on."""
 
@@ -129,7 +133,7 @@ class Call:
         query: bytes,
         headers: list[tuple[bytes, bytes]],
         client: str,
-        body: bytes,
+        body: Body,
         done: Callable[[Outcome], None],
         script: str = "",
         route: str = "",

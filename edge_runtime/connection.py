@@ -260,7 +260,7 @@ class Connection(asyncio.Protocol):
             head += b"www-authenticate: Bearer\r\n"
         self.answer(status, head, body, last=status in LAST)
 
-    def answer(self, status: int, head: bytes, body: bytes, *, last: bool = False) -> None:
+    def answer(self, status: int, head: bytes, body: bytes | memoryview, *, last: bool = False) -> None:
         """Write the answer to the request whose turn it is; with `last` no other one is read.
 
         `head` is whole header lines, none of them about the length or the connection.

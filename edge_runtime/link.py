@@ -4,17 +4,20 @@ The raw socket and not a transport: a transport's write to a dead worker throws 
 """
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from typing import Final, Protocol
 
 from . import frames
-from .calls import Job
+from .calls import Body, Job
 from .claims import Claims
 from .processes import Child
 
 _BUFFER: Final = 256 * 1024
 _SMALL: Final = 65_536
+_AT_ONCE: Final = 16
+"""Pieces of what waits to be sent that one system call is given."""
 _FRAME_LIMIT: Final = 128 * 1024 * 1024
 """Bytes: more than any answer may have. A worker that says more is not what it was."""
 
@@ -22,7 +25,7 @@ _FRAME_LIMIT: Final = 128 * 1024 * 1024
 class Owner(Protocol):
     """Neither may raise: the socket's frames would be left half read."""
 
-    def replied(self, link: "Link", request: int, kind: int, head: bytes, body: bytes) -> None: ...
+    def replied(self, link: "Link", request: int, kind: int, head: bytes, body: bytes | memoryview) -> None: ...
 
     def lost(self, link: "Link") -> None: ...
 
@@ -64,11 +67,12 @@ class Link:
         self._out: deque[memoryview] = deque()
         loop.add_reader(self._fileno, self._readable)
 
-    def send(self, request: int, kind: int, head: bytes, body: bytes) -> None:
+    def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
         """Send a frame, now or as the worker reads. To a dead one it sends nothing: `Owner.lost` follows."""
-        frame = frames.HEADER.pack(len(head) + len(body), request, kind, len(head)) + head
-        if len(body) < _SMALL:
-            frame += body
+        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        frame = frames.HEADER.pack(len(head) + size, request, kind, len(head)) + head
+        if size < _SMALL:
+            frame += body if isinstance(body, bytes) else b"".join(body)
             if not self._out:
                 try:
                     sent = self._sock.send(frame)
@@ -81,7 +85,8 @@ class Link:
                 frame = frame[sent:]
             self._out.append(memoryview(frame))
         else:
-            self._out += (memoryview(frame), memoryview(body))
+            pieces = (body,) if isinstance(body, bytes) else body
+            self._out += (memoryview(frame), *[memoryview(piece) for piece in pieces])
         self._loop.add_writer(self._fileno, self._writable)
 
     def kill(self, why: str) -> None:
@@ -105,19 +110,21 @@ class Link:
         self.child.close()
 
     def _writable(self) -> None:
-        while self._out:
-            try:
-                sent = self._sock.send(self._out[0])
-            except BlockingIOError:
-                return
-            except OSError:
-                self._out.clear()
-                break
-            if sent == len(self._out[0]):
-                self._out.popleft()
-            else:
-                self._out[0] = self._out[0][sent:]
-        self._loop.remove_writer(self._fileno)
+        # As much as the socket takes, and not what the worker makes room for meanwhile: others wait for the loop.
+        out = self._out
+        try:
+            sent = self._sock.sendmsg(list(itertools.islice(out, _AT_ONCE)))
+        except BlockingIOError:
+            return
+        except OSError:
+            out.clear()
+            sent = 0
+        while out and sent >= len(out[0]):
+            sent -= len(out.popleft())
+        if out:
+            out[0] = out[0][sent:]
+        else:
+            self._loop.remove_writer(self._fileno)
 
     def _readable(self) -> None:
         large = self._large
@@ -139,7 +146,9 @@ class Link:
             _, request, kind, head = frames.HEADER.unpack_from(large)
             split = frames.HEADER_BYTES + head
             view = memoryview(large)
-            self._owner.replied(self, request, kind, bytes(view[frames.HEADER_BYTES : split]), bytes(view[split:]))
+            # A large body isn't copied again; what else is as large is rare.
+            body = view[split:] if kind >= frames.FIRST_STATUS else bytes(view[split:])
+            self._owner.replied(self, request, kind, bytes(view[frames.HEADER_BYTES : split]), body)
 
     def _frames(self) -> None:
         """Hand over the whole frames that the buffer has, and keep the rest."""

@@ -196,7 +196,7 @@ class Pool:
 
     # What workers say: `link.Owner`
 
-    def replied(self, link: Link, request: int, kind: int, head: bytes, body: bytes) -> None:
+    def replied(self, link: Link, request: int, kind: int, head: bytes, body: bytes | memoryview) -> None:
         jobs = link.jobs
         if request == page.NONE:
             if kind == frames.FAILED:
@@ -211,7 +211,7 @@ class Pool:
         job = jobs[0]
         if kind in MEANWHILE and isinstance(job, Call):
             try:
-                meanwhile(self, link, job, kind, body)
+                meanwhile(self, link, job, kind, bytes(body))
             except Exception:
                 log.exception("worker %d said what can't be read: it is ended", link.child.pid)
                 self.kill(link, "unreadable")
@@ -229,7 +229,7 @@ class Pool:
             self.feed()
         if isinstance(job, Order):
             if not job.answer.done():
-                job.answer.set_result(frames.Frame(request, kind, head, body))
+                job.answer.set_result(frames.Frame(request, kind, head, bytes(body)))
         elif kind == frames.STALE:
             if self.hold is Hold.ALL:
                 self.again([job])

@@ -22,7 +22,7 @@ _decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
 _decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
 
 
-def finish(pool: "Pool", call: Call, took: float, kind: int, head: bytes, body: bytes) -> None:
+def finish(pool: "Pool", call: Call, took: float, kind: int, head: bytes, body: bytes | memoryview) -> None:
     """The call's end, `took` seconds after its worker could begin it. Error: `msgspec.MsgspecError`."""
     target = call.target
     tally, breaker = target.tally, target.breaker

@@ -1,0 +1,103 @@
+"""How fast does a large body pass, and what does it cost the small calls beside it?
+
+A C function over WASI echoes 10 MB through a real node (`skerry-edge run`, joined, its release made by control): into
+the front, into a worker, through the guest, and back. The ratio is 10 MB over the median time of such a call, from the
+first byte sent to the last one received, in MB a second, over 100. Meanwhile, and before it, others call a function
+with 256 bytes, one after the other: the details have their times, alone and beside it.
+"""
+
+import asyncio
+import socket
+import time
+from contextlib import AsyncExitStack
+from statistics import median
+
+import uvloop
+
+from bench import result
+from bench.parts import cpu
+from bench.parts.load import Client, Expected, Round, request
+from bench.parts.servers import edge, folder, site
+from tests.guests.build import guest
+
+BAR = 1.0
+LIMIT = 100.0
+"""MB a second."""
+LARGE = bytes(range(250)) * 40_000
+SMALL = bytes(range(256))
+CLIENTS = 2
+ROUNDS = 5
+SECONDS = 2.0
+KIND = [("Content-Type", "application/octet-stream")]
+
+
+async def main() -> None:
+    machine = cpu.machine()
+    cores = cpu.all_cores()
+    async with AsyncExitStack() as stack:
+        where = await stack.enter_async_context(folder())
+        async with site(where, cores) as control:
+            node = await stack.enter_async_context(edge(control, cores))
+            small = await control.push("small", guest("echo"), {})
+            large = await control.push("large", guest("echo"), {"response_limit": len(LARGE), "time_limit_ms": 10_000})
+            await control.call("POST", "/v1/releases", {"functions": {"small": small, "large": large}})
+            await node.at_release(1, best=True)
+        port = node.process.port
+        sent = request("/functions/small", SMALL, KIND)
+        client = await stack.enter_async_context(Client(port, [(sent, Expected(200, SMALL))] * CLIENTS))
+        sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        sock.settimeout(30)
+        await asyncio.to_thread(_echo, sock)
+        await client.run(SECONDS)
+
+        alone: list[Round] = []
+        beside: list[Round] = []
+        times: list[float] = []
+        for _ in range(ROUNDS):
+            times.append(await asyncio.to_thread(_echo, sock))
+            alone.append(await client.run(SECONDS))
+            running = asyncio.ensure_future(client.run(SECONDS))
+            while not running.done():
+                times.append(await asyncio.to_thread(_echo, sock))
+            beside.append(await running)
+    rate = len(LARGE) / 1e6 / median(times)
+    details = {
+        "mb_per_s": round(rate, 1),
+        "best_mb_per_s": round(len(LARGE) / 1e6 / min(times), 1),
+        "small_p50_ms": {"alone": _ms(alone, 0.5), "beside": _ms(beside, 0.5)},
+        "small_p99_ms": {"alone": _ms(alone, 0.99), "beside": _ms(beside, 0.99)},
+        "small_worst_ms": {"alone": _ms(alone, 1.0), "beside": _ms(beside, 1.0)},
+        "large_calls": len(times),
+        "machine": machine,
+    }
+    result.write("size", rate / LIMIT, BAR, details)
+
+
+def _ms(rounds: list[Round], part: float) -> float:
+    return round(median(r.percentile(part) for r in rounds) * 1000, 2)
+
+
+def _echo(sock: socket.socket) -> float:
+    """Seconds of one large call."""
+    started = time.perf_counter()
+    sock.sendall(request("/functions/large", LARGE, KIND))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += sock.recv(65_536)
+    head, _, first = head.partition(b"\r\n\r\n")
+    body = bytearray(len(LARGE))
+    body[: len(first)] = first
+    view = memoryview(body)[len(first) :]
+    while view:
+        got = sock.recv_into(view)
+        assert got, "the connection was closed"
+        view = view[got:]
+    took = time.perf_counter() - started
+    assert head.startswith(b"HTTP/1.1 200"), head
+    assert body == LARGE
+    return took
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
