@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 import time
 from typing import Any, Final
 
@@ -135,17 +137,22 @@ class Crew:
         while True:
             born = time.monotonic()
             try:
-                fit = await self._one()
+                link, fit = await self._one()
             except NotBorn:
                 continue
-            failures = 0 if fit or time.monotonic() - born > PROVEN else failures + 1
-            if failures:
+            if fit or time.monotonic() - born > PROVEN:
+                failures = 0
+            elif await _from_outside(link):
+                # No fault of what it starts with: only not in a hot loop, should memory be short.
+                await asyncio.sleep(BACKOFF)
+            else:
+                failures += 1
                 delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10))
                 log.error("a worker ended at its start (%d in a row); the next one in %.2f s", failures, delay)
                 await asyncio.sleep(delay)
 
-    async def _one(self) -> bool:
-        """One worker from birth to end; whether it ever was fit for calls."""
+    async def _one(self) -> tuple[Link, bool]:
+        """One worker from birth to end; whether it ever was fit for calls. Error: `NotBorn`."""
         slot = self._slots.pop()
         page.clear(self._processes.page, slot)
         claims = Claims(self._processes.page, slot)
@@ -161,7 +168,7 @@ class Crew:
                 await asyncio.wait([link.ended])
             finally:
                 equipping.cancel()
-            return equipping.done() and not equipping.cancelled() and equipping.result()
+            return link, equipping.done() and not equipping.cancelled() and equipping.result()
         finally:
             self._slots.append(slot)
             if link is not None and link.ended.done():
@@ -210,3 +217,11 @@ class Crew:
             self._pool.give(order, link)
             link.send(order.id, kind, b"", frames.encode_json(value))
         return order
+
+
+async def _from_outside(link: Link) -> bool:
+    """Whether a worker was killed by somebody else than itself or the front: a person, the kernel, with its zygote."""
+    if link.killed:
+        return False
+    status = await link.child.exited
+    return status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)

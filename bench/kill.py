@@ -1,0 +1,188 @@
+"""What does a worker's death cost? A random worker is killed every 50 ms for 10 s, under 64 clients.
+
+Each call has a name of its own. One half of the clients has it echoed, the other has it written to the node's database.
+The ratio is 1 where all of this holds, else 0: no call hangs; none fails but with the answer that its process ended,
+and at most one for each kill, the one that had begun; none gets another's answer; in the database is each call that
+was answered, once, none that was told that nothing was changed, and no other that nobody can explain.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import aiohttp
+import orjson
+import uvloop
+
+from bench import result
+from bench.parts import cpu
+from bench.parts.servers import Edge, edge, folder, site
+from tests.guests.build import guest
+
+BAR = 1
+CLIENTS = 64
+SECONDS = 10.0
+EVERY = 0.05
+HANGS = 15.0
+"""Seconds: longer than a call may wait for a worker and run."""
+ENDED = "worker_crashed"
+UNKNOWN = "commit_unknown"
+
+
+class Callers:
+    """What the clients saw."""
+
+    def __init__(self, http: aiohttp.ClientSession) -> None:
+        self._http = http
+        self.going = True
+        self.answered = 0
+        self.hung = 0
+        self.wrong: list[str] = []
+        """Answers that no call may get."""
+        self.failed: Counter[str] = Counter()
+        self.written: set[str] = set()
+        self.unwritten: set[str] = set()
+        """They were told that nothing was changed."""
+        self.unknown: set[str] = set()
+
+    async def run(self, number: int) -> None:
+        """One client, one call after the other."""
+        turn = 0
+        while self.going:
+            turn += 1
+            name = f"{number}-{turn}"
+            try:
+                async with asyncio.timeout(HANGS):
+                    await (self._echo(name) if number % 2 else self._write(name))
+            except TimeoutError:
+                self.hung += 1
+
+    async def _echo(self, name: str) -> None:
+        async with self._http.post("/functions/echo", data=name.encode()) as answer:
+            body = await answer.read()
+        if answer.status != 200:
+            self._failure(answer.status, body)
+        elif body == name.encode():
+            self.answered += 1
+        else:
+            self.wrong.append(f"{name} got {body[:100]!r}")
+
+    async def _write(self, name: str) -> None:
+        statement = {"sql": "INSERT INTO done VALUES (?) RETURNING name", "params": [name]}
+        async with self._http.post("/functions/write", data=orjson.dumps(statement)) as answer:
+            body = await answer.read()
+        if answer.status != 200:
+            code = self._failure(answer.status, body)
+            (self.unknown if code == UNKNOWN else self.unwritten).add(name)
+        elif orjson.loads(body).get("rows") == [[name]]:
+            self.answered += 1
+            self.written.add(name)
+        else:
+            self.wrong.append(f"{name} got {body[:100]!r}")
+
+    def _failure(self, status: int, body: bytes) -> str:
+        code = str(orjson.loads(body)["code"])
+        self.failed[code] += 1
+        if (status, code) not in ((502, ENDED), (502, UNKNOWN)):
+            self.wrong.append(f"{status} {body[:200]!r}")
+        return code
+
+
+async def main() -> None:
+    machine = cpu.machine()
+    cores = cpu.all_cores()
+    async with contextlib.AsyncExitStack() as stack:
+        where = await stack.enter_async_context(folder())
+        async with site(where, cores) as control:
+            node = await stack.enter_async_context(edge(control, cores))
+            await control.call("POST", "/v1/schema-changes", {"name": "done", "sql": "CREATE TABLE done (name TEXT)"})
+            versions = {
+                "echo": await control.push("echo", guest("echo"), {}),
+                "write": await control.push("write", guest("sql"), {"sql": "write"}),
+            }
+            await control.call("POST", "/v1/releases", {"functions": versions})
+            before = await node.at_release(1, best=True)
+        # Control has ended: the cores are the node's and its clients'.
+        connector = aiohttp.TCPConnector(limit=CLIENTS)
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(f"http://127.0.0.1:{node.process.port}", connector=connector)
+        )
+        callers = Callers(http)
+        async with asyncio.TaskGroup() as group:
+            for number in range(CLIENTS):
+                group.create_task(callers.run(number))
+            kills = await _kill(before["workers"]["zygote"])
+            callers.going = False
+        after = await _settled(node, before["workers"]["wanted"])
+        there = await _rows(http)
+    failures = sum(callers.failed.values())
+    unexplained = set(there) - callers.written - callers.unknown
+    held = {
+        "none hangs": callers.hung == 0,
+        "no wrong answer": not callers.wrong,
+        "only what had begun failed": failures <= kills,
+        "none ran twice": len(there) == len(set(there)),
+        "what was answered is there": callers.written <= set(there),
+        "what failed isn't": not unexplained,
+    }
+    for what, holds in held.items():
+        print(f"{what}: {'yes' if holds else 'NO'}")
+    details = {
+        "kills": kills,
+        "deaths": after["workers"]["deaths"] - before["workers"]["deaths"],
+        "answered": callers.answered,
+        "failed": dict(callers.failed),
+        "hung": callers.hung,
+        "wrong": callers.wrong[:10],
+        "unexplained": sorted(unexplained)[:10],
+        "held": held,
+        "machine": machine,
+    }
+    result.write("kill", float(all(held.values()) and kills > 0 < callers.answered), BAR, details)
+
+
+async def _kill(zygote: int) -> int:
+    """Kill a random worker again and again; how many were."""
+    chance = random.Random(7)
+    kills = 0
+    children = Path(f"/proc/{zygote}/task/{zygote}/children")
+    end = time.monotonic() + SECONDS
+    while (began := time.monotonic()) < end:
+        workers = [int(pid) for pid in children.read_text().split()]
+        if workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                kills += 1
+        await asyncio.sleep(max(0.0, EVERY - (time.monotonic() - began)))
+    return kills
+
+
+async def _settled(node: Edge, wanted: int) -> dict[str, dict[str, int]]:
+    """The node's status, all workers being there again."""
+    async with asyncio.timeout(HANGS):
+        while True:
+            status: dict[str, dict[str, int]] = await node.status()
+            if status["workers"]["fit"] == wanted:
+                return status
+            await asyncio.sleep(0.02)
+
+
+async def _rows(http: aiohttp.ClientSession) -> list[str]:
+    """Every name in the database. In pieces: an answer of SQL has a limit."""
+    found: list[str] = []
+    while True:
+        statement = {"sql": "SELECT name FROM done ORDER BY rowid LIMIT 5000 OFFSET ?", "params": [len(found)]}
+        async with http.post("/functions/write", data=orjson.dumps(statement)) as answer:
+            rows = orjson.loads(await answer.read())["rows"]
+        if not rows:
+            return found
+        found += [name for (name,) in rows]
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
