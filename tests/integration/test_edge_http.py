@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,23 @@ async def test_bodies_have_a_limit(tmp_path: Path) -> None:
                     await connection.send(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
             status, _, body = await connection.answer()
             assert (status, orjson.loads(body)["code"]) == (413, "body_too_large")
+        assert edge.front.server.shared.memory.held == 0
+
+
+async def test_large_bodies_pass_whole_and_beside_small_ones(tmp_path: Path) -> None:
+    body = b"".join(b"%08d" % number for number in range(900_000))
+    async with serving(tmp_path) as edge, raw(edge) as connection:
+        await edge.call("echo", b"the first")
+        small = asyncio.ensure_future(asyncio.gather(*(edge.call("echo", b"%d" % k) for k in range(200))))
+        await connection.send(post("/functions/echo").replace(b"length: 0", b"length: %d" % len(body)) + body)
+        assert (await connection.answer())[2] == body
+        head = b"POST /functions/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+        sizes = [1, 100_000, 7, 65_536, 3000, 250_000] * 17
+        places = [0, *itertools.accumulate(sizes)]
+        cut = [body[a:b] for a, b in itertools.pairwise([*places, len(body)])]
+        await connection.send(head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in cut) + b"0\r\n\r\n")
+        assert (await connection.answer())[2] == body
+        assert [answer[2] for answer in await small] == [b"%d" % k for k in range(200)]
         assert edge.front.server.shared.memory.held == 0
 
 
