@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 import orjson
 
 from .abi.head import ResponseInvalid
-from .abi.imports import SKERRY, OWN_SIGNATURES
+from .abi.imports import OWN_SIGNATURES, SKERRY
 from .invocation import GuestFault, Limits, Request, Response, Services
 from .wasi import FAULT, MODULE, Exit, OutputTooLarge, Wasi
 from .wasmedge import Config, Entry, HostModule, LinkError, Memory, Module, Program, Signature, Trap
