@@ -40,6 +40,10 @@ def test_the_wheel_has_the_sql_and_finds_it_there(tmp_path):
         assert ours
         assert {p.name: p.read_bytes() for p in (tmp_path / "site" / place).glob("*.sql")} == ours
 
+    for name in ("kernel.wat", "kernel.wasm"):
+        here, there = (folder / "edge_runtime" / "abi" / name for folder in (ROOT, tmp_path / "site"))
+        assert there.read_bytes() == here.read_bytes()
+
     # Without the checkout, which an editable install has on the path: the wheel's folder comes first.
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}){USE}"]
     done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)

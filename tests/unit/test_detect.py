@@ -45,6 +45,32 @@ def test_local_variables_within_the_bounds_are_accepted():
     assert detect(with_locals(*[50_000] * 40)).abi == "wagi"
 
 
+LENGTH = '(import "extism:host/env" "length" (func (param i64) (result i64)))'
+CALLED = '(func (export "run") (result i32) (i32.const 0))'
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (LENGTH, MEMORY, CALLED),
+        (LENGTH, MEMORY, '(func (export "run"))'),
+        (LENGTH, MEMORY, ENTRY),
+        (LENGTH, '(memory (export "memory") 0)', CALLED),
+        ('(import "extism:host/user" "http" (func (param i64) (result i64)))', MEMORY, CALLED),
+        (LENGTH, '(import "wasi_snapshot_preview1" "sched_yield" (func (result i32)))', MEMORY, CALLED),
+        (LENGTH, MEMORY, CALLED, '(func (export "skerry_handle") (param i32 i32) (result i64) (i64.const 0))'),
+    ],
+)
+def test_an_extism_plugin(fields):
+    found = detect(module(*fields))
+    assert (found.abi, found.memory_pages, found.sql) == ("extism", 1, False)
+
+
+def test_a_plugin_s_sql_is_seen():
+    sql = '(import "extism:host/user" "sql" (func (param i64) (result i64)))'
+    assert detect(module(sql, MEMORY, CALLED)).sql
+
+
 def test_tables_that_stay_small_are_accepted():
     assert detect(module("(table 1 funcref)", MEMORY, ENTRY)).abi == "wagi"
     assert detect(module("(table 1 1000 funcref)", GROW, MEMORY, ENTRY)).abi == "wagi"
@@ -96,6 +122,32 @@ REFUSED = {
         "abi_unknown",
         "takes or returns",
     ),
+    "an Extism plug-in with nothing to call": (
+        module(LENGTH, MEMORY, '(func (export "run") (param i32) (result i32) (i32.const 0))'),
+        "abi_unknown",
+        "plug-in, and exports no function to call.*run",
+    ),
+    "an Extism plug-in that only begins": (
+        module(LENGTH, MEMORY, '(func (export "_initialize"))', '(func (export "asyncify_stop_unwind"))'),
+        "abi_unknown",
+        "no function to call",
+    ),
+    "a host function of another host": (
+        module(LENGTH, imported("extism:host/user", "hello"), MEMORY, CALLED),
+        "imports_unknown",
+        "extism:host/user.hello; nodes offer .*extism:host/env and extism:host/user alone",
+    ),
+    "a kernel function of another type": (
+        module(imported("extism:host/env", "alloc", "(func (param i32) (result i32))"), MEMORY, CALLED),
+        "imports_mismatch",
+        r"alloc as \(i32\) -> \(i32\); it is \(i64\) -> \(i64\)",
+    ),
+    "a kernel function that is the host's": (
+        module(imported("extism:host/env", "input_set", "(func (param i64 i64))"), MEMORY, CALLED),
+        "imports_unknown",
+        "input_set",
+    ),
+    "a plug-in with two memories": (module(LENGTH, MEMORY, "(memory 1)", CALLED), "memory_several", "2 memories"),
     "wasi:http": (module(imported("wasi:http/types@0.2.0"), MEMORY, ENTRY), "abi_wasi_http", "component model"),
     "waPC": (module(imported("wapc", "__guest_request"), MEMORY, ENTRY), "abi_wapc", "waPC"),
     "waPC by export": (module(MEMORY, '(func (export "__guest_call"))'), "abi_wapc", "waPC"),
