@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, Literal
 import msgspec
 
 from . import frames, page, zygote
+from .voice import Voice
 
 log = logging.getLogger("skerry.processes")
 
@@ -175,8 +176,12 @@ class Processes:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        with theirs:
-            process = self._exec(theirs.fileno())
+        voice = Voice()
+        try:
+            with theirs:
+                process = self._exec(theirs.fileno(), voice.write)
+        finally:
+            voice.started()
         self.pid = process.pid
         self.zygotes += 1
         ended: asyncio.Future[None] = loop.create_future()
@@ -201,6 +206,7 @@ class Processes:
             process.kill()
             # Killed, it is gone at once, and its children with it.
             process.wait()
+            voice.close()
             orphans, self._children = self._children, {}
             for child in orphans.values():
                 if not child.born.done():
@@ -208,7 +214,7 @@ class Processes:
                 if not child.exited.done():
                     child.exited.set_result(None)
 
-    def _exec(self, control: int) -> subprocess.Popen[bytes]:
+    def _exec(self, control: int, output: int) -> subprocess.Popen[bytes]:
         arguments = zygote.Arguments(control, self._page, os.getpid(), self._settings)
         # The packages' own folder first and nothing of the current one: what a zygote imports is not for others to say.
         folder = str(Path(__file__).parents[1])
@@ -220,6 +226,8 @@ class Processes:
             pass_fds=(control, self._page, self._lock),
             env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
 
