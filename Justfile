@@ -36,7 +36,7 @@ toolchains: setup
 faults *ARGS: setup
     @SKERRY_TEST_KILLS=200 exec .venv/bin/python -m pytest tests/faults "$@"
 
-# the benchmarks, or those that are named; results in bench/results
+# the benchmarks, or those that are named (`soak MINUTES` only so); results in bench/results
 bench *NAMES: setup
     @exec .venv/bin/python -m bench "$@"
 

@@ -1,7 +1,7 @@
 """``python -m bench [NAME…]``: run the benchmarks named, or all, one after the other, and say which reached their bar.
 
 Each is a module of this folder, run in a process of its own, which ends with `bench.result.write`. The status is 0
-when each ran to its end and reached its bar.
+when each ran to its end and reached its bar. A number after a name is for that benchmark: ``soak 10``.
 """
 
 import subprocess
@@ -12,9 +12,18 @@ from bench import result
 
 FOLDER = Path(__file__).parent
 NO_BENCHMARKS = {"__main__", "__init__", "result"}
+ONLY_NAMED = {"soak"}
+"""They take long."""
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    given: dict[str, list[str]] = {}
+    for argument in arguments:
+        if argument.isdigit() and given:
+            given[list(given)[-1]].append(argument)
+        else:
+            given[argument] = []
+    names = list(given)
     known = sorted({path.stem for path in FOLDER.glob("[a-z]*.py")} - NO_BENCHMARKS)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -22,9 +31,10 @@ def main(names: list[str]) -> int:
         return 2
     lines = []
     failed = False
-    for name in names or known:
+    for name in names or [name for name in known if name not in ONLY_NAMED]:
         result.path(name).unlink(missing_ok=True)
-        status = subprocess.run([sys.executable, "-m", f"bench.{name}"], cwd=FOLDER.parent, check=False).returncode
+        command = [sys.executable, "-m", f"bench.{name}", *given.get(name, [])]
+        status = subprocess.run(command, cwd=FOLDER.parent, check=False).returncode
         found = result.read(name) if status == 0 else None
         failed = failed or found is None or not found["passed"]
         lines.append(f"{name:<12} didn't finish (status {status})" if found is None else result.line(found))

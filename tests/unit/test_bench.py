@@ -84,6 +84,28 @@ def test_a_missed_bar_and_a_run_that_fails_have_a_status(
     assert benchmarks.main(["no-such"]) == 2
 
 
+def test_a_number_is_for_the_benchmark_before_it_and_long_ones_must_be_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(result, "FOLDER", tmp_path)
+    ran: list[list[str]] = []
+
+    class Failed:
+        returncode = 1
+
+    def run(command: list[str], **_: object) -> Failed:
+        ran.append(command[2:])
+        return Failed()
+
+    monkeypatch.setattr("subprocess.run", run)
+    assert benchmarks.main(["poll", "soak", "3"]) == 1
+    assert ran == [["bench.poll"], ["bench.soak", "3"]]
+    ran.clear()
+    assert benchmarks.main([]) == 1
+    assert ["bench.kill"] in ran
+    assert ["bench.soak"] not in ran
+
+
 def test_one_call_that_was_held_up_leaves_a_function_short() -> None:
     tally = Tally("echo")
     for _ in range(10):
