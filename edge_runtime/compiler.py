@@ -36,6 +36,8 @@ class Compiler:
         self._processes = processes
         self._limit = limit
         self._wait = wait
+        self.best = BEST
+        """The level that functions get to in the background."""
         self._quick = asyncio.Semaphore(processors())
         self._known: dict[tuple[str, int], AotFile] = {}
         """Files that were found or made, and checked, since the start."""
@@ -76,7 +78,7 @@ class Compiler:
             if function.sha256 in self._hopeless or self.is_best(function):
                 continue
             self._damaged.discard(function.sha256)
-            level, now = (BEST, "at the quick level") if function.aot else (QUICK, "on the interpreter")
+            level, now = (self.best, "at the quick level") if function.aot else (QUICK, "on the interpreter")
             try:
                 better = await self.compile(function.sha256, level, background=level == BEST)
             except SyncFailed as failed:
@@ -104,7 +106,7 @@ class Compiler:
     def is_best(self, function: LocalFunction) -> bool:
         """Whether it runs what was compiled at the best level."""
         return function.sha256 not in self._damaged and function.aot == str(
-            self._folder / f"{key(function.sha256, BEST)}.so"
+            self._folder / f"{key(function.sha256, self.best)}.so"
         )
 
     async def _start(self, planned: list[LocalFunction], patient: Set[str], *, lenient: bool) -> list[LocalFunction]:

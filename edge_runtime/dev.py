@@ -35,6 +35,7 @@ from .flip import Runtime
 from .pool import Pool
 from .settings import Settings
 from .steps import SyncFailed, parse_manifest
+from .wasmedge import QUICK
 
 LINE_LIMIT = 64 * 1024 * 1024
 """Of what comes on stdin: it has the whole schema in it."""
@@ -83,7 +84,8 @@ class _GuestLog(logging.Handler):
 
 
 def _watch(front: service.Front) -> None:
-    """Tell each call at its end."""
+    """Tell each call at its end, and leave the processors to builds: no version lasts long enough for better code."""
+    front.compiler.best = QUICK
     pool: Pool = front.pool
     submit = pool.submit
 
