@@ -124,13 +124,11 @@ class Requests:
 
     # What the parser says
 
-    def on_message_begin(self) -> None:
-        self.heading = True
-        self._url = b""
-        self._headers = []
-
     def on_url(self, url: bytes) -> None:
-        self._url += url
+        if self.heading:
+            self._url += url
+        else:
+            self.heading, self._url, self._headers = True, url, []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.heading:  # else it comes behind a body in chunks, and is nobody's
