@@ -6,6 +6,7 @@ redirect is followed, no proxy used, no cookie kept, and nothing of the node's o
 """
 
 import asyncio
+import io
 import ipaddress
 import socket
 import ssl
@@ -138,7 +139,7 @@ class Egress:
             await session.close()
 
     async def fetch(self, grant: wire.HttpGrant | None, request: bytes) -> bytes:
-        """Make the request that a function asked for; the answer is as the function gets it. Error: NotFetched."""
+        """Make the request of a parcel; the answer's parcel. Error: NotFetched."""
         if grant is None:
             raise NotFetched("not_granted", "This function's manifest grants it no HTTP: set `http`.", "http_host")
         asked = outbound.read(request, grant)
@@ -171,8 +172,10 @@ class Egress:
             headers.append(("User-Agent", "skerry"))
         host = f"[{asked.host}]" if ":" in asked.host else asked.host
         url = URL(f"{asked.scheme}://{host}:{asked.port}{asked.target}", encoded=True)
+        # Raw bytes would be sent in one piece.
+        data = io.BytesIO(asked.body) if asked.body else None
         async with self._session.request(
-            asked.method, url, headers=headers, data=asked.body or None, allow_redirects=False
+            asked.method, url, headers=headers, data=data, allow_redirects=False
         ) as answered:
             size = sum(len(name) + len(value) for name, value in answered.raw_headers)
             if len(answered.raw_headers) > HEADERS_LIMIT or size > HEADER_BYTES_LIMIT:
@@ -189,4 +192,4 @@ class Egress:
             if not asked.lasting:
                 # Of hosts without number, connections without number would be kept.
                 answered.close()
-            return outbound.answer(answered.status, told, bytes(body))
+            return outbound.answer(answered.status, told, body)

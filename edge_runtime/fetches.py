@@ -35,7 +35,7 @@ class Fetches:
         if self._group is None or link in self._waiting:
             # A worker of ours asks for one at a time.
             why = "The node is being stopped." if self._group is None else "The last request isn't answered yet."
-            link.send(call.id, frames.HTTP_ANSWER, b"", outbound.refused("http_failed", why))
+            link.send(call.id, frames.HTTP_ANSWER, b"", _refused("http_failed", why))
             return
         self._waiting.add(link)
         task = self._group.create_task(self._answer(link, call, call.id, request))
@@ -58,11 +58,15 @@ class Fetches:
         except NotFetched as error:
             if error.denied:
                 target.tally.deny(error.denied)
-            told = outbound.refused(error.code, str(error))
+            told = _refused(error.code, str(error))
         except Exception:
             log.exception("a request of %s failed in a way that nobody foresaw", target.function.name)
-            told = outbound.refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
+            told = _refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
         # Before the answer goes: the next request may come before this task's end is known.
         self._waiting.discard(link)
         if not link.ended.done():
             link.send(id, frames.HTTP_ANSWER, b"", told)
+
+
+def _refused(code: str, message: str) -> bytes:
+    return outbound.parcel(outbound.refused(code, message))

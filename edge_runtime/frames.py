@@ -43,7 +43,7 @@ COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
 # To a worker, in the middle of a call
 HTTP_ANSWER: Final = 9
-"""To an HTTP of the same request: the raw bytes are the JSON for the guest."""
+"""To an HTTP of the same request: the raw bytes are the answer's parcel (`outbound`)."""
 
 # From a child. A kind of 100 or more is the HTTP status of a guest's answer: the head is its header lines as they go
 # out (`name: value`, each ended by CR LF, none of them about the length or the connection), the raw bytes the body.
@@ -66,7 +66,7 @@ COMPILED: Final = 30
 LOG: Final = 31
 """What the guest of the call wrote to its log, as raw bytes; before its answer."""
 HTTP: Final = 32
-"""The guest of the call asks for an HTTP request: its JSON (see `outbound`), as raw bytes. Answered by HTTP_ANSWER."""
+"""The guest of the call asks for an HTTP request: its parcel (`outbound`), as raw bytes. Answered by HTTP_ANSWER."""
 DENIED: Final = 33
 """Before a call's answer, where its grants denied it something: as raw bytes a JSON object, times by kind."""
 FIRST_STATUS: Final = 100

@@ -1,11 +1,9 @@
 """Which HTTP requests a function may have the node make: what it asked for, read strictly, and its grant. Pure.
 
-Request: `{"method", "url", "headers": [[name, value], …], "body"}`, of which the URL alone must be there. Answer:
-`{"status", "headers", "body"}`, or `{"error": {"code", "message"}}` (codes: docs/errors.md). A body is a string, or
-`{"$blob": base64}` where it isn't UTF-8 text without NUL.
+Between worker and front a request and its answer are a parcel: a head in JSON, and the body as it is. The worker makes
+them from the guest's JSON and back (`fetching`), because bodies may be large and the front has others to serve.
 """
 
-import binascii
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 import orjson
-from msgspec import Struct, field
+from msgspec import Struct
 
 from control import wire
 
@@ -21,6 +19,8 @@ URL_LIMIT: Final = 8_192
 HEADERS_LIMIT: Final = 128
 HEADER_BYTES_LIMIT: Final = 32_768
 """Of a request's header names and values together."""
+HEAD_LIMIT: Final = 262_144
+"""Bytes of a request's head; one within the limits above has less."""
 PORTS: Final = {"https": 443, "http": 80}
 
 _URL: Final = re.compile(r"(https?)://([^/?#\\]*)([^#]*)(?:#.*)?", re.IGNORECASE)
@@ -61,24 +61,34 @@ class Outgoing(NamedTuple):
     """The grant names this very host: a connection to it is worth keeping."""
 
 
-class _Blob(Struct, forbid_unknown_fields=True):
-    bytes_: bytes = field(name="$blob")
+class Asked(Struct, array_like=True):
+    """The head of a request's parcel."""
 
-
-class _Asked(Struct, forbid_unknown_fields=True):
+    method: str
     url: str
-    method: str = "GET"
-    headers: list[tuple[str, str]] = []
-    body: str | _Blob | None = None
+    headers: list[tuple[str, str]]
 
 
-_decode: Final = msgspec.json.Decoder(_Asked).decode
+_decode: Final = msgspec.json.Decoder(Asked).decode
+
+
+def parcel(head: bytes, body: bytes | bytearray = b"") -> bytes:
+    return b"".join((len(head).to_bytes(4), head, body))
+
+
+def unpack(data: bytes) -> tuple[bytes, bytes]:
+    """A parcel's head and body."""
+    end = 4 + int.from_bytes(data[:4])
+    return data[4:end], data[end:]
 
 
 def read(request: bytes, grant: wire.HttpGrant) -> Outgoing:
-    """What a function asked for, if it may. Error: NotFetched."""
+    """What a function asked for by this parcel, if it may. Error: NotFetched."""
+    head, data = unpack(request)
+    if len(head) > HEAD_LIMIT:
+        raise _invalid(f"The request's URL and headers have {len(head)} bytes as JSON; {HEAD_LIMIT} are allowed.")
     try:
-        asked = _decode(request)
+        asked = _decode(head)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid(f"The request isn't as it must be: {error}") from None
     scheme, host, port, target = _url(asked.url)
@@ -93,8 +103,6 @@ def read(request: bytes, grant: wire.HttpGrant) -> Outgoing:
         listed = ", ".join(grant.methods)
         text = f"The manifest's `http.methods` doesn't name {asked.method[:16]}; it has {listed}."
         raise NotFetched("not_granted", text, "http_method")
-    body = asked.body
-    data = b"" if body is None else body.encode() if isinstance(body, str) else body.bytes_
     if len(data) > grant.request_bytes:
         text = (
             f"The request's body has {len(data)} bytes; the manifest's `http.request_bytes` is {grant.request_bytes}."
@@ -117,29 +125,20 @@ def granted(hosts: Iterable[str], scheme: str, host: str, port: int) -> str | No
     return next((p for name in names for end in ports if (p := f"{prefix}{name}{end}") in named), None)
 
 
-def answer(status: int, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
-    """The answer for the guest, without the headers that were about the connection."""
+def answer(status: int, headers: Iterable[tuple[str, str]], body: bytes | bytearray) -> bytes:
+    """The answer's parcel, without the headers that were about the connection."""
     listed = [(name.lower(), value) for name, value in headers]
     dropped = set(_HOP_BY_HOP)
     for name, value in listed:
         if name == "connection":
             dropped |= {option.strip().lower() for option in value.split(",")}
     kept = [item for item in listed if item[0] not in dropped]
-    return orjson.dumps({"status": status, "headers": kept, "body": _body(body)})
+    return parcel(orjson.dumps({"status": status, "headers": kept}), body)
 
 
 def refused(code: str, message: str) -> bytes:
-    """The answer for the guest where there is none of the server's."""
+    """What the guest is told where there is no answer of the server's, as JSON: a parcel's head, of no body."""
     return orjson.dumps({"error": {"code": code, "message": message}})
-
-
-def _body(body: bytes) -> object:
-    if b"\0" not in body:
-        try:
-            return body.decode()
-        except UnicodeDecodeError:
-            pass
-    return {"$blob": binascii.b2a_base64(body, newline=False).decode("ascii")}
 
 
 def _invalid(message: str) -> NotFetched:

@@ -3,7 +3,8 @@
 import socket
 from typing import Final
 
-from . import frames, outbound
+from . import fetching, frames, outbound
+from .outbound import NotFetched
 from .sql import CallSql
 
 KINDS: Final = {"not_granted": "sql", "sql_not_allowed": "sql_statement", "sql_closed": "sql_closed"}
@@ -20,8 +21,12 @@ class FrontHttp:
 
     def fetch(self, request: bytes) -> bytes:
         """The answer as the guest gets it, an error's too. Error: `frames.ChildGone`."""
-        frames.send(self._sock, self._request, frames.HTTP, b"", request)
-        return self._reader.answer(self._request, frames.HTTP_ANSWER)
+        try:
+            parcel = fetching.to_front(request)
+        except NotFetched as error:
+            return outbound.refused(error.code, str(error))
+        frames.send(self._sock, self._request, frames.HTTP, b"", parcel)
+        return fetching.to_guest(self._reader.answer(self._request, frames.HTTP_ANSWER))
 
 
 class Ungranted:

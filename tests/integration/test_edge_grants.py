@@ -1,6 +1,7 @@
 """Grants through a real edge: HTTP, secrets, SQL, routes; what is denied is told to the guest and counted."""
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
@@ -17,6 +18,7 @@ from edge_runtime.steps import SyncFailed
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 
+LARGE = 1_200_000
 VALUE = "a-value-that-nobody-may-see"
 
 
@@ -33,9 +35,11 @@ async def server() -> AsyncIterator[tuple[str, dict[str, int]]]:
             except asyncio.CancelledError:
                 seen["gone"] = seen.get("gone", 0) + 1
                 raise
+        if request.path == "/large":
+            return web.Response(body=b"\xff" * LARGE)
         return web.Response(text=f"{request.method} {request.path} {(await request.text())}")
 
-    app = web.Application()
+    app = web.Application(client_max_size=2 * LARGE)
     app.router.add_route("*", "/{rest:.*}", answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
@@ -122,6 +126,25 @@ async def test_many_calls_fetch_at_once_and_each_gets_its_own(tmp_path: Path) ->
         async with asyncio.TaskGroup() as group:
             for number in range(60):
                 group.create_task(one(number))
+
+
+async def test_large_bodies_pass_both_ways(tmp_path: Path) -> None:
+    async with server() as (url, _), node(tmp_path / "state") as edge:
+        grant = {"hosts": [url], "methods": ["GET", "POST"], "request_bytes": LARGE, "response_bytes": LARGE}
+        await edge.release({"f": (guest("fetch"), {"http": grant, "memory_pages": 4000, "time_limit_ms": 60_000})})
+        text = "ü" * (LARGE // 2)
+        large, posted, more = await ask(
+            edge,
+            "f",
+            {"url": f"{url}/large"},
+            {"url": f"{url}/x", "method": "POST", "body": text},
+            {"url": f"{url}/x", "method": "POST", "body": text + "x"},
+        )
+        assert base64.b64decode(large["body"]["$blob"]) == b"\xff" * LARGE
+        # The answer repeats the body, and its first line is more than the grant allows.
+        assert [posted["error"]["code"], more["error"]["code"]] == ["http_too_large"] * 2
+        assert "request_bytes" in more["error"]["message"]
+        assert "response_bytes" in posted["error"]["message"]
 
 
 async def test_a_call_that_ends_gives_its_request_up(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from control import pki, wire
-from edge_runtime import egress
+from edge_runtime import egress, fetching
 from edge_runtime.egress import Egress, is_own, reachable
 from edge_runtime.outbound import NotFetched
 
@@ -87,12 +87,13 @@ def grant(*hosts: str, **more: Any) -> wire.HttpGrant:
 
 
 async def fetch(made: Egress, allowed: wire.HttpGrant, url: str, **more: Any) -> Any:
-    return orjson.loads(await made.fetch(allowed, orjson.dumps({"url": url, **more})))
+    parcel = fetching.to_front(orjson.dumps({"url": url, **more}))
+    return orjson.loads(fetching.to_guest(await made.fetch(allowed, parcel)))
 
 
 async def failure(made: Egress, allowed: wire.HttpGrant | None, url: str, **more: Any) -> NotFetched:
     with pytest.raises(NotFetched) as error:
-        await made.fetch(allowed, orjson.dumps({"url": url, **more}))
+        await made.fetch(allowed, fetching.to_front(orjson.dumps({"url": url, **more})))
     assert str(error.value)
     return error.value
 

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import manifests, wire
-from edge_runtime import outbound
+from edge_runtime import fetching, outbound
 from edge_runtime.outbound import NotFetched
 
 GRANT = wire.HttpGrant(["a.example", "http://b.example:8080", "*.c.example", "[::1]:99"], ("GET", "POST"), 100)
 
 
 def read(grant: wire.HttpGrant = GRANT, **asked: Any) -> outbound.Outgoing:
-    return outbound.read(orjson.dumps(asked), grant)
+    return outbound.read(fetching.to_front(orjson.dumps(asked)), grant)
 
 
 def refused(grant: wire.HttpGrant = GRANT, **asked: Any) -> NotFetched:
@@ -139,7 +139,7 @@ def test_methods_sizes_and_headers_have_bounds() -> None:
 )
 def test_a_request_of_another_form_is_refused(request_: bytes) -> None:
     with pytest.raises(NotFetched) as error:
-        outbound.read(request_, GRANT)
+        fetching.to_front(request_)
     assert error.value.code == "http_request_invalid"
 
 
@@ -182,7 +182,7 @@ def test_no_url_gets_past_the_pattern_of_another_host(text: str) -> None:
     grant = wire.HttpGrant(["a.example"])
     for url in (text, f"https://{text}", f"https://{text}a.example/", f"https://a.example{text}"):
         try:
-            asked = outbound.read(orjson.dumps({"url": url}), grant)
+            asked = read(grant, url=url)
         except (NotFetched, TypeError):
             continue
         assert (asked.scheme, asked.host, asked.port) == ("https", "a.example", 443)
@@ -199,13 +199,28 @@ def test_every_pattern_that_control_takes_can_be_met() -> None:
         read(grant, url=f"{scheme or 'https'}://{rest.replace('*', 'x')}/")
 
 
+def answer(headers: list[tuple[str, str]], body: bytes) -> Any:
+    return orjson.loads(fetching.to_guest(outbound.answer(200, headers, body)))
+
+
 def test_an_answer_is_text_or_a_blob_without_the_connections_headers() -> None:
     headers = [("Content-Type", "text/plain"), ("Connection", "X-Hop, close"), ("x-hop", "1"), ("Set-Cookie", "a=b")]
-    assert orjson.loads(outbound.answer(200, headers, "ü".encode())) == {
+    assert answer(headers, "ü".encode()) == {
         "status": 200,
         "headers": [["content-type", "text/plain"], ["set-cookie", "a=b"]],
         "body": "ü",
     }
-    assert orjson.loads(outbound.answer(200, [], b"\xff"))["body"] == {"$blob": "/w=="}
-    assert orjson.loads(outbound.answer(200, [], b"a\0"))["body"] == {"$blob": "YQA="}
-    assert orjson.loads(outbound.refused("c", "m")) == {"error": {"code": "c", "message": "m"}}
+    assert answer([], b"")["body"] == ""
+    assert answer([], b'"\\\n')["body"] == '"\\\n'
+    assert answer([], b"\xff")["body"] == {"$blob": "/w=="}
+    assert answer([], b"a\0")["body"] == {"$blob": "YQA="}
+    told = fetching.to_guest(outbound.parcel(outbound.refused("c", "m")))
+    assert orjson.loads(told) == {"error": {"code": "c", "message": "m"}}
+
+
+@pytest.mark.parametrize("parcel", [b"", b"\0", b"\0\0\0\5[]", b"\xff\xff\xff\xff{}", b"\0\0\0\2[]", b"\0\0\0\4null"])
+def test_a_parcel_that_no_worker_of_ours_makes_is_refused(parcel: bytes) -> None:
+    for data in (parcel, outbound.parcel(b'["GET", "https://a.example/", []]' + b" " * outbound.HEAD_LIMIT)):
+        with pytest.raises(NotFetched) as error:
+            outbound.read(data, GRANT)
+        assert error.value.code == "http_request_invalid"

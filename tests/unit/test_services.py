@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from edge_runtime import frames
+from edge_runtime import fetching, frames, outbound
 from edge_runtime.services import Denials, FrontHttp
+
+ASKED = b'{"url": "https://a.example/", "body": "b"}'
 
 
 @pytest.fixture
@@ -26,20 +28,24 @@ def test_what_comes_while_an_answer_is_waited_for_is_kept_in_its_order(
     front, worker = pair
     reader = frames.Reader(worker)
     big = b"x" * 300_000
+    answer = outbound.answer(200, [], big)
 
     def answering() -> None:
         asked = frames.Reader(front).next()
         assert asked is not None
-        assert (asked.request, asked.kind, asked.body) == (7, frames.HTTP, b"asked")
+        assert (asked.request, asked.kind, asked.body) == (7, frames.HTTP, fetching.to_front(ASKED))
         frames.send(front, 8, frames.CALL, b"h", big)
         # An answer to another request is none to this one.
         frames.send(front, 9, frames.HTTP_ANSWER, b"", b"other")
-        frames.send(front, 7, frames.HTTP_ANSWER, b"", big)
+        frames.send(front, 7, frames.HTTP_ANSWER, b"", answer)
         frames.send(front, 10, frames.CALL)
 
     thread = threading.Thread(target=answering)
     thread.start()
-    assert FrontHttp(worker, reader, 7).fetch(b"asked") == big
+    http = FrontHttp(worker, reader, 7)
+    assert orjson.loads(http.fetch(ASKED))["body"] == big.decode()
+    # What is no request at all doesn't get to the front.
+    assert orjson.loads(http.fetch(b"asked"))["error"]["code"] == "http_request_invalid"
     thread.join()
     front.close()
     kept = []
@@ -54,7 +60,7 @@ def test_a_front_that_has_gone_ends_the_wait(pair: tuple[socket.socket, socket.s
     frames.send(front, 8, frames.CALL)
     front.shutdown(socket.SHUT_WR)
     with pytest.raises(frames.ChildGone):
-        http.fetch(b"asked")
+        http.fetch(ASKED)
 
 
 def test_denials_are_taken_once() -> None:
