@@ -36,7 +36,7 @@ def set_up(form: Format, *, debug: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else Text())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
-    for name in ("uvicorn.error", "asyncio", "aiohttp"):
+    for name in ("asyncio", "aiohttp"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
