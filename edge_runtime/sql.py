@@ -100,7 +100,8 @@ class CallSql:
             self.rollback()
             raise CommitFailed(code_of(str(error), "commit_failed"), f"COMMIT failed: {error}") from None
         self._begun = False
-        self._database.lock.release()
+        if writes:
+            self._database.lock.release()
 
     def rollback(self) -> None:
         """Undo what the call wrote."""
@@ -137,7 +138,8 @@ class CallSql:
             if writes:
                 database.lock.acquire(self._watch)
             self._begun = True
-            database.set_query_only(not writes)
+            if database.query_only is writes:
+                database.set_query_only(not writes)
             execute = database.connection.execute
             execute("BEGIN IMMEDIATE" if writes else "BEGIN")
             found = execute(_READ_GENERATION).fetchone()

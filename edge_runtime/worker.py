@@ -151,7 +151,7 @@ class Worker:
             self._denied(request, sql)
             self._fault(request, code, str(fault), status, fault.log)
         else:
-            if manifest.sql != "none" or denials.any:
+            if denials.any or (sql is not None and sql.denied):
                 self._denied(request, sql)
             if answer.log:
                 frames.send(self._sock, request, frames.LOG, b"", answer.log)

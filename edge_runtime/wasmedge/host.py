@@ -100,6 +100,16 @@ def _trampoline(
                 return 0
 
             return two
+        case ("i", ""):
+
+            def one(_data: CData, _frame: CData, p: CData, _r: CData) -> int:
+                try:
+                    function(p[a])
+                except caught:
+                    return 0
+                return 0
+
+            return one
         case ("iiii", "i"):
 
             def four(_data: CData, _frame: CData, p: CData, r: CData) -> int:
