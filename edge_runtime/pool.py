@@ -261,6 +261,7 @@ class Pool:
         self._room.place(link, self.serial)
         if taken:
             self.again(taken)
+            self.changed()
 
     def lost(self, link: Link) -> None:
         seen = self.seen(link.child.slot)

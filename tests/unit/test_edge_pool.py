@@ -1,0 +1,184 @@
+"""The pool against workers that are played: whatever happens, each call ends once and runs at most once."""
+
+import asyncio
+from collections import Counter, deque
+from types import SimpleNamespace
+from typing import Any, Final
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from control import wire
+from edge_runtime import frames, page
+from edge_runtime.calls import Answer, Call, Outcome
+from edge_runtime.claims import Claims
+from edge_runtime.pool import Hold, Pool
+from edge_runtime.verdict import TIME_LIMIT, Limits
+
+WORKERS: Final = 3
+MANIFESTS: Final = {
+    "short": wire.Manifest(concurrency=2),
+    "one": wire.Manifest(concurrency=1, queue=3),
+    "writes": wire.Manifest(concurrency=3, sql="write"),
+}
+ENDED: Final = {"worker_crashed", "time_limit", "circuit_open", "queue_full", "client_gone"}
+
+
+class PlayedLink:
+    """A worker and its socket: what the pool sends is read when the worker is moved on."""
+
+    def __init__(self, world: "World", slot: int) -> None:
+        self.world = world
+        self.child = SimpleNamespace(slot=slot, pid=slot, exited=asyncio.get_running_loop().create_future())
+        page.clear(world.words, slot)
+        self.mark, self.claims = page.Mark(world.words, slot), Claims(world.words, slot)
+        self.claims.clear()
+        self.jobs: deque[Any] = deque()
+        self.last = self.replied = self.longs = 0
+        self.level, self.since, self.serials, self.usable, self.killed = -1, 0.0, {1}, True, ""
+        self.unread: deque[tuple[int, bytes]] = deque()
+        self.running: tuple[int, bytes] | None = None
+
+    def send(self, request: int, kind: int, _head: bytes, body: bytes) -> None:
+        assert kind == frames.CALL
+        self.unread.append((request, body))
+
+    def kill(self, why: str) -> None:
+        self.killed = self.killed or why
+
+    def detach(self) -> None:
+        self.usable = False
+
+    def move(self) -> None:
+        """Answer the call that runs, or come to the next one that is the worker's own."""
+        if self.running is not None:
+            (request, body), self.running = self.running, None
+            self.mark.end()
+            self.world.pool.replied(self, request, 200, b"", body)  # type: ignore[arg-type]
+            return
+        while self.unread and self.running is None:
+            request, body = self.unread.popleft()
+            if self.claims.take(request):
+                self.running = request, body
+                self.mark.start(request)
+                self.world.starts[body] += 1
+
+
+class World:
+    def __init__(self) -> None:
+        self.words = page.open_page(page.create())
+        limits = Limits(WORKERS, depth=4, queue=12, function_queue=10)
+        self.pool = Pool(limits, lambda slot: page.read(self.words, slot))
+        self.starts: Counter[bytes] = Counter()
+        self.calls: list[Call] = []
+        self.outcomes: dict[bytes, list[Outcome]] = {}
+        for slot in range(WORKERS):
+            self.pool.links.add(PlayedLink(self, slot))  # type: ignore[arg-type]
+        functions = [frames.LocalFunction(n, 1, n, m, wire.manifest_digest(m)) for n, m in MANIFESTS.items()]
+        self.pool.serve(1, frames.LocalRelease("r", 1, 1, 0, functions))
+        self.pool.let_go()
+
+    def links(self) -> list[PlayedLink]:
+        return sorted(self.pool.links, key=lambda link: link.child.slot)  # type: ignore[arg-type,return-value]
+
+    def submit(self, name: str) -> None:
+        body = b"%d" % len(self.calls)
+        self.outcomes[body] = []
+        call = Call(name, "POST", "", b"", [], "", body, self.outcomes[body].append)
+        self.calls.append(call)
+        self.pool.submit(call)
+
+    async def die(self, link: PlayedLink, why: str) -> None:
+        """A worker ends, by itself or by the front, and another one comes."""
+        link.kill(why) if why else None
+        self.pool.lost(link)  # type: ignore[arg-type]
+        link.child.exited.set_result(11)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        new = PlayedLink(self, link.child.slot)
+        self.pool.links.add(new)  # type: ignore[arg-type]
+        self.pool.place(new)  # type: ignore[arg-type]
+        self.pool.feed()
+
+    def check(self) -> None:
+        pool = self.pool
+        lines = [target.line for target in pool.targets.values()]
+        waiting = [call for line in lines for call in line.calls]
+        given = [job for link in pool.links for job in link.jobs]
+        assert pool.waiting == len(waiting) <= pool.limits.queue + 4 * WORKERS
+        assert len({id(call) for call in waiting + given}) == len(waiting) + len(given)
+        for call in self.calls:
+            ended = self.outcomes[call.body]
+            assert len(ended) <= 1
+            assert self.starts[call.body] <= 1
+            # It has ended, or it is in one place.
+            assert bool(ended) is not any(call is other for other in waiting + given)
+        for line in lines:
+            has = Counter(
+                link for link in pool.links for job in link.jobs if isinstance(job, Call) and job.target.line is line
+            )
+            assert line.links == has
+            assert len(has) <= line.concurrency
+            assert bool(line.calls) is (line in pool.lines.turns)
+            held = pool.hold is Hold.ALL or (pool.hold is Hold.WRITES and line.name == "writes")
+            idle = any(link.usable and not link.jobs for link in pool.links)
+            # Nothing waits that could run.
+            assert not (line.calls and idle and not held and len(has) < line.concurrency)
+        for link in pool.links:
+            assert link.longs == sum(not job.short for job in link.jobs)
+            assert len(link.jobs) <= pool.limits.depth
+
+
+ACTIONS: Final = st.one_of(
+    st.tuples(st.just("submit"), st.sampled_from(sorted(MANIFESTS))),
+    st.tuples(st.sampled_from(("move", "move", "move", "take_back", "die", "time_limit")), st.integers(0, WORKERS - 1)),
+    st.tuples(st.just("leave"), st.integers(0, 40)),
+    st.tuples(st.just("short"), st.sampled_from((0.0001, 1.0))),
+    st.tuples(st.just("hold"), st.sampled_from(("hold_writes", "hold_all", "let_go", "let_go"))),
+)
+
+
+async def play(actions: list[tuple[str, Any]]) -> None:
+    world = World()
+    pool = world.pool
+    for what, which in actions:
+        if what == "submit":
+            world.submit(which)
+        elif what == "move":
+            world.links()[which].move()
+        elif what == "take_back":
+            link = world.links()[which]
+            if link.jobs:
+                pool.take_back(link)  # type: ignore[arg-type]
+        elif what in ("die", "time_limit"):
+            await world.die(world.links()[which], TIME_LIMIT if what == "time_limit" else "")
+        elif what == "leave":
+            if which < len(world.calls):
+                pool.leave(world.calls[which])
+        elif what == "short":
+            for tally in pool.tallies.values():
+                tally.recent = which
+        elif which != "hold_writes" or pool.hold is Hold.NOTHING:
+            getattr(pool, which)()
+        world.check()
+    pool.let_go()
+    for _ in range(2 * len(world.calls) + 2 * WORKERS):
+        for link in world.links():
+            link.move()
+            world.check()
+    for call in world.calls:
+        (outcome,) = world.outcomes[call.body]
+        if isinstance(outcome, Answer):
+            assert outcome.body == call.body
+            assert world.starts[call.body] == 1
+        else:
+            assert outcome.code in ENDED
+            # Who is told that its process ended had begun; who is told to come again had not.
+            assert world.starts[call.body] == (outcome.code in ("worker_crashed", "time_limit"))
+    pool.close()
+
+
+@settings(max_examples=150)
+@given(st.lists(ACTIONS, min_size=5, max_size=80))
+def test_whatever_happens(actions: list[tuple[str, Any]]) -> None:
+    asyncio.run(play(actions))
