@@ -285,6 +285,9 @@ class Connection(asyncio.Protocol):
             transport.write(start + body)
         else:
             transport.writelines((start, body))
+        if self._over:
+            # Given up at once, because too much is unread.
+            return
         if not keep:
             self._close(asked)
         elif exchanges or self._requests.broken is not None:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 
 from .calls import Refusal
 
@@ -107,8 +107,8 @@ class Requests:
             self._parser.feed_data(data)
         except HttpParserUpgrade as found:
             self._feed_again(data[found.args[0] :])
-        except HttpParserError:
-            self.broken = self.broken or _INVALID
+        except HttpParserError as error:
+            self._fail(error)
         if self._received > HEAD_BYTES:
             self._check_size()
 
@@ -243,8 +243,14 @@ class Requests:
                 return
             except HttpParserUpgrade as found:
                 rest = data[found.args[0] :]
-            except HttpParserError:
-                self.broken = self.broken or _INVALID
+            except HttpParserError as error:
+                self._fail(error)
+
+    def _fail(self, error: HttpParserError) -> None:
+        """The parsing has ended. An error of our own is raised: it is none of the request's."""
+        self.broken = self.broken or _INVALID
+        if isinstance(error, HttpParserCallbackError) and not isinstance(error.__context__, _Broken | HttpParserError):
+            raise error
 
     def _break(self, why: Refusal) -> None:
         """End the parsing."""

@@ -43,16 +43,17 @@ class Server:
         listening = await asyncio.get_running_loop().create_server(
             lambda: Connection(shared), sock=self._socket, backlog=BACKLOG
         )
-        sweep = asyncio.ensure_future(self._sweep())
-        try:
-            await self._stopping.wait()
-            listening.close()
-            shared.stop()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(shared.empty.wait(), self._settings.stop_limit)
-        finally:
-            listening.close()
-            sweep.cancel()
+        async with asyncio.TaskGroup() as group:
+            sweep = group.create_task(self._sweep())
+            try:
+                await self._stopping.wait()
+                listening.close()
+                shared.stop()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(shared.empty.wait(), self._settings.stop_limit)
+            finally:
+                listening.close()
+                sweep.cancel()
 
     def stop(self) -> None:
         self._stopping.set()

@@ -4,6 +4,7 @@ import itertools
 from typing import NamedTuple
 
 import pytest
+from httptools import HttpParserCallbackError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,6 +185,16 @@ def test_the_body_of_a_refused_request_is_not_kept() -> None:
     requests.feed(b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 3\r\n\r\nabc")
     (asked,) = requests.exchanges
     assert (asked.whole, asked.size, asked.pieces) == (True, 0, [])
+
+
+def test_a_fault_of_ours_is_no_request_that_is_refused() -> None:
+    def fail(asked: Exchange) -> None:
+        raise KeyError(asked.path)
+
+    requests = Requests(Memory(1 << 30, 1 << 20), fail)
+    with pytest.raises(HttpParserCallbackError) as caught:
+        requests.feed(b"GET /a HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert isinstance(caught.value.__context__, KeyError)
 
 
 def test_requests_that_come_at_once_are_so_many_at_most() -> None:
