@@ -14,6 +14,7 @@ from .landlock import Access
 from .seccomp import Argument, Rule
 
 Kind = Literal["worker", "applier", "compiler"]
+KINDS: Final[tuple[Kind, ...]] = ("worker", "applier", "compiler")
 
 READ: Final = Access.READ_FILE
 WRITE: Final = (

@@ -1,9 +1,9 @@
-"""What a child does to itself before it runs anything of others: limits, Landlock, no capabilities, seccomp.
+"""What a child does to itself before it runs anything of others: limits, no capabilities, Landlock, seccomp.
 
-`enter` comes before the libsql file is opened (libsql starts a thread, which must be behind Landlock too), `seal`
-after it (opening takes what a fenced process has no use for). Nothing of it can be undone. What each kind may then
-still do is in `allowed`. RLIMIT_AS is never among the limits: where an address space is limited, WasmEdge can't keep a
-guest in its sandbox.
+`prepare` is done by its parent, once for all. `enter` comes before the libsql file is opened (libsql starts a thread,
+which must be behind Landlock too), `seal` after it (opening takes what a fenced process has no use for). Nothing of it
+can be undone. What each kind may then still do is in `allowed`. RLIMIT_AS is never among the limits: where an address
+space is limited, WasmEdge can't keep a guest in its sandbox.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Final
 from control import faults
 
 from . import allowed, landlock, seccomp
-from .allowed import Kind
+from .allowed import KINDS, Kind
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -36,6 +36,9 @@ DATA_BYTES: Final = 8 * 1024**3
 """Private memory that a child may have mapped for writing; what WasmEdge only reserves doesn't count. Far above what
 two memories of 1 GiB take: a guest whose first page were refused would run without a memory of its own."""
 OOM_SCORE: Final = b"500"
+
+_rulesets: Final[dict[Kind, landlock.Ruleset]] = {}
+"""Made by `prepare`; empty where there is no Landlock."""
 
 
 def die_with_parent(parent: int) -> None:
@@ -62,15 +65,9 @@ def lacking() -> tuple[str, ...]:
     return tuple(found)
 
 
-def prepare() -> None:
-    """What can be made once for all children: in their parent, before the forks."""
-    lacking()
-    for kind in ("worker", "applier", "compiler"):
-        _filter(kind)
-
-
-def enter(kind: Kind, state: Path) -> None:
-    """The first part: limits, no new privileges, files. Error: OSError."""
+def prepare(state: Path) -> None:
+    """What children inherit, or can be made once for all of them: in their parent, before the forks. The parent has
+    the limits, no new privileges and no capabilities itself from here on. Error: OSError."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
@@ -79,15 +76,26 @@ def enter(kind: Kind, state: Path) -> None:
         (resource.RLIMIT_DATA, DATA_BYTES),
     ):
         _lower(limit, value)
-    # The first to go where memory runs out.
+    _drop_capabilities()
+    points = faults.folder()
+    for kind in KINDS:
+        _filter(kind)
+        if landlock.version():
+            rules = allowed.files(kind, state, points if points is not None and points.exists() else None)
+            _rulesets[kind] = landlock.Ruleset(rules)
+
+
+def enter(kind: Kind) -> None:
+    """The first part of a child's own: files. Error: OSError."""
+    # The first to go where memory runs out; not so its parent, whose end would be the end of all of them.
     with contextlib.suppress(OSError):
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(descriptor, OOM_SCORE)
         os.close(descriptor)
-    if landlock.version():
-        points = faults.folder()
-        landlock.restrict(allowed.files(kind, state, points if points is not None and points.exists() else None))
-    _drop_capabilities()
+    if kind in _rulesets:
+        _rulesets[kind].enter()
+    for ruleset in _rulesets.values():
+        ruleset.close()
 
 
 def seal(kind: Kind, writer_lock: int | None = None) -> None:

@@ -59,34 +59,41 @@ def version() -> int:
         return 0
 
 
-def restrict(rules: Iterable[tuple[Path, Access]]) -> None:
-    """From here on this thread, and those that it starts, can do with files what `rules` say, below each path, and no
-    TCP. It can send signals and connect to abstract Unix sockets within its own domain alone (Linux 6.12).
+class Ruleset:
+    """What a process will be able to do with files, and nothing besides; made once, it holds for each child of a fork
+    that enters it. It is about what lies below each path, as the path is now."""
 
-    no_new_privs must be set. What is open stays open. Error: OSError.
-    """
-    found = version()
-    handled = Access(0xFFFF)
-    if found < 5:
-        handled &= ~Access.IOCTL_DEV
-    if found < 3:
-        handled &= ~Access.TRUNCATE
-    if found < 2:
-        handled &= ~Access.REFER
-    attributes = struct.pack("=QQQ", handled, _NET, _SCOPES)[: 24 if found >= 6 else 16 if found >= 4 else 8]
-    ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
-    try:
+    def __init__(self, rules: Iterable[tuple[Path, Access]]) -> None:
+        """Error: OSError."""
+        found = version()
+        handled = Access(0xFFFF)
+        if found < 5:
+            handled &= ~Access.IOCTL_DEV
+        if found < 3:
+            handled &= ~Access.TRUNCATE
+        if found < 2:
+            handled &= ~Access.REFER
+        attributes = struct.pack("=QQQ", handled, _NET, _SCOPES)[: 24 if found >= 6 else 16 if found >= 4 else 8]
+        self._descriptor = _call(_CREATE_RULESET, attributes, len(attributes), 0)
         for path, access in rules:
             opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
                 allowed = access if path.is_dir() else access & _OF_FILES
                 rule = struct.pack("=Qi", allowed & handled, opened)
-                _call(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
+                _call(_ADD_RULE, self._descriptor, _RULE_PATH_BENEATH, rule, 0)
             finally:
                 os.close(opened)
-        _call(_RESTRICT_SELF, ruleset, 0)
-    finally:
-        os.close(ruleset)
+
+    def enter(self) -> None:
+        """From here on this thread, and those that it starts, can do with files what the rules say, and no TCP. It can
+        send signals and connect to abstract Unix sockets within its own domain alone (Linux 6.12).
+
+        no_new_privs must be set. What is open stays open. Error: OSError.
+        """
+        _call(_RESTRICT_SELF, self._descriptor, 0)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def _call(number: int, *arguments: int | bytes | None) -> int:

@@ -85,7 +85,7 @@ def main(argument: str) -> None:
     try:
         children = _imports()
         lacking = fence.lacking()
-        fence.prepare()
+        fence.prepare(Path(arguments.settings.state))
     except Exception as error:
         control.send(frames.encode_json(Unfit(str(error))))
         return
@@ -177,7 +177,7 @@ class Zygote:
             slot = open_slot(self._arguments.page, birth.slot)
             os.close(self._arguments.page)
             settings = self._arguments.settings
-            fence.enter(birth.kind, Path(settings.state))
+            fence.enter(birth.kind)
             self._modules[birth.kind].serve(sock, slot, 0, settings)
             code = 0
         except (BrokenPipeError, ConnectionResetError, frames.ChildGone):

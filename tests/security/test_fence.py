@@ -20,7 +20,7 @@ import pytest
 
 from control import wire
 from edge_runtime import fence, frames, memory_watch
-from edge_runtime.allowed import Kind
+from edge_runtime.allowed import KINDS, Kind
 from edge_runtime.calls import Call
 from edge_runtime.processes import Child, Processes
 from edge_runtime.state import State
@@ -31,7 +31,6 @@ from tests.support.taken_over import Answer, Ask
 
 ORDINARY = 65_534
 GIB = 1024**3
-KINDS: tuple[Kind, ...] = ("worker", "applier", "compiler")
 
 
 class TakenOver(Processes):
