@@ -182,3 +182,32 @@ async def play(actions: list[tuple[str, Any]]) -> None:
 @given(st.lists(ACTIONS, min_size=5, max_size=80))
 def test_whatever_happens(actions: list[tuple[str, Any]]) -> None:
     asyncio.run(play(actions))
+
+
+def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
+    """It needs an idle worker, and short calls may queue in busy ones: they must leave one."""
+
+    async def main() -> None:
+        world = World()
+        tallies = world.pool.tallies
+        for name, recent in (("short", 0.0001), ("writes", 0.0001), ("one", 1.0)):
+            tallies[name].recent = recent
+        for _ in range(8):
+            world.submit("short")
+            world.submit("writes")
+        world.submit("one")
+        (long,) = [call for call in world.calls if call.name == "one"]
+        assert all(link.jobs for link in world.links())
+        for turn in range(60):
+            for link in world.links():
+                link.move()
+            for name in ("short", "writes"):
+                tallies[name].recent = 0.0001
+                while len(world.pool.targets[name].line.calls) < 2:
+                    world.submit(name)
+            if world.starts[long.body]:
+                assert turn >= 1
+                return
+        raise AssertionError("it never got one")
+
+    asyncio.run(main())
