@@ -87,29 +87,30 @@ class Session:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._doors: Doors | None = None
-        self._applied = -1
-        self._statements: dict[str, Statement] = {}
+        self.applied = -1
+        """The file's count of applied releases that `statements` belong to."""
+        self.statements: dict[str, Statement] = {}
 
     def at(self, applied: int) -> None:
         """The file's count of applied releases, as the transaction that is open sees it."""
-        if applied != self._applied:
+        if applied != self.applied:
             self.forget()
-            self._applied = applied
+            self.applied = applied
 
     def forget(self) -> None:
-        self._statements.clear()
+        self.statements.clear()
         self._doors = None
-        self._applied = -1
+        self.applied = -1
 
     def statement(self, sql: str) -> Statement:
         """Errors: SqlError."""
-        found = self._statements.get(sql)
+        found = self.statements.get(sql)
         if found is None:
             found = self._examine(sql)
             if len(sql) <= _CACHED_CHARACTERS:
-                if len(self._statements) >= _CACHED:
-                    del self._statements[next(iter(self._statements))]
-                self._statements[sql] = found
+                if len(self.statements) >= _CACHED:
+                    del self.statements[next(iter(self.statements))]
+                self.statements[sql] = found
         return found
 
     def _examine(self, sql: str) -> Statement:

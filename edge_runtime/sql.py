@@ -74,7 +74,8 @@ class CallSql:
                 self._begin()
             if self._ended:
                 raise SqlError("transaction_ended", f"An error ended the call's transaction: {self._ended}")
-            return self._run(self._session.statement(sql), params, request)
+            statement = self._session.statements.get(sql) or self._session.statement(sql)
+            return self._run(statement, params, request)
         except SqlError as error:
             if error.code in DENIED:
                 self.denied[error.code] = self.denied.get(error.code, 0) + 1
@@ -152,7 +153,8 @@ class CallSql:
         if found is None or found[0] != self._generation:
             self.rollback()
             raise StaleRelease
-        self._session.at(found[1])
+        if found[1] != self._session.applied:
+            self._session.at(found[1])
 
     def _run(self, statement: Statement, params: list[Any], request: bytes) -> bytes:
         if len(params) != statement.count:

@@ -308,7 +308,7 @@ def test_a_statement_is_examined_anew_after_a_release(db):
 def test_more_statements_than_are_kept(db):
     for n in range(600):
         assert db.one(f"SELECT {n}", grant="read")["rows"] == [[n]]
-    assert len(db.session._statements) <= 256
+    assert len(db.session.statements) <= 256
 
 
 def test_reals_always_show_that_they_are(db):
