@@ -1,0 +1,121 @@
+"""What wasmtime makes of a module, to compare with. Always in a process of its own, by `with apart() as pool`: WasmEdge
+takes the signal handlers away that wasmtime has set, and its next trap would end the process."""
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import wasmtime
+
+import edge_runtime
+from edge_runtime import wasi
+from edge_runtime.abi import extism
+from edge_runtime.runner import refusal
+from edge_runtime.wasi import Strings, Wasi
+
+KERNEL = Path(edge_runtime.__file__).parent / "abi" / "kernel.wasm"
+FUEL = 1_000_000
+
+
+def apart() -> ProcessPoolExecutor:
+    """A process to call the others in."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def is_endless(wasm: bytes) -> bool:
+    """Whether its `_start` loops or recurses without end, with host functions that succeed, or fail in one way or
+    another."""
+    config = wasmtime.Config()
+    config.consume_fuel = True
+    engine = wasmtime.Engine(config)
+    return any(_ends_by(engine, wasm, errno) in ENDLESS for errno in (0, 21, 28))
+
+
+ENDLESS = (wasmtime.TrapCode.STACK_OVERFLOW, wasmtime.TrapCode.OUT_OF_FUEL)
+
+
+def _ends_by(engine: wasmtime.Engine, wasm: bytes, errno: int) -> wasmtime.TrapCode | None:
+    """The trap that ends it; None for none."""
+    store = wasmtime.Store(engine)
+    store.set_fuel(FUEL)
+    module = wasmtime.Module(engine, wasm)
+    imports: list[Any] = [
+        wasmtime.Func(store, found.type, lambda *_, results=bool(found.type.results): errno if results else None)
+        for found in module.imports
+    ]
+    try:
+        start: Any = wasmtime.Instance(store, module, imports).exports(store)["_start"]
+        start(store)
+    except wasmtime.Trap as trap:
+        return trap.trap_code
+    except wasmtime.WasmtimeError:
+        return None
+    return None
+
+
+def run(wasm: bytes, abi: str) -> tuple[str, str]:
+    """The trap, "" for none, and the digest of the memory. A plug-in's kernel is another module here."""
+    config = wasmtime.Config()
+    config.wasm_multi_memory = True
+    engine = wasmtime.Engine(config)
+    store, linker = wasmtime.Store(engine), wasmtime.Linker(engine)
+    memory = Theirs()
+    served = Wasi(memory)
+    served.begin(Strings(()), Strings(()), b"", 1 << 20, 1 << 14)
+    for name, (_, call) in served.functions().items():
+        linker.define_func(wasi.MODULE, name, _type(wasi.SIGNATURES[name]), _host(memory, call), access_caller=True)
+    # Its answer's length is what the runtime's refusal has.
+    linker.define_func("skerry", "sql", _type(("ii", "i")), lambda *_: len(refusal("SQL", "`sql` to read or write")))
+    if abi == "extism":
+        kernel = wasmtime.Instance(store, wasmtime.Module(engine, KERNEL.read_bytes()), []).exports(store)
+        for name in extism.KERNEL:
+            linker.define(store, extism.ENV, name, kernel[name])
+    trap = ""
+    instance = linker.instantiate(store, wasmtime.Module(engine, wasm))
+    exports: Any = instance.exports(store)
+    try:
+        exports["run" if abi == "extism" else "_start"](store)
+    except wasmtime.Trap as error:
+        trap = error.trap_code.name if error.trap_code is not None else str(error)
+    return trap, hashlib.sha256(bytes(exports["memory"].read(store))).hexdigest()
+
+
+class Theirs:
+    """A memory of wasmtime's, as `Wasi` wants it."""
+
+    buffer: Any = b""
+    size = 0
+
+    def need(self, end: int) -> None:
+        if end > self.size:
+            raise IndexError(end)
+
+    def read(self, start: int, length: int) -> bytes:
+        self.need(start + length)
+        return bytes(self.buffer[start : start + length])
+
+    def write(self, start: int, data: bytes) -> None:
+        self.need(start + len(data))
+        self.buffer[start : start + len(data)] = data
+
+
+def _host(memory: Theirs, call: Callable[..., Any]) -> Callable[..., Any]:
+    def called(caller: wasmtime.Caller, *arguments: int) -> Any:
+        found: Any = caller["memory"]
+        memory.buffer = memoryview(found.get_buffer_ptr(caller)).cast("B")
+        memory.size = len(memory.buffer)
+        try:
+            # As unsigned numbers; none of the shapes has an i64.
+            return call(*[argument & 0xFFFFFFFF for argument in arguments])
+        except IndexError:
+            return wasi.FAULT
+
+    return called
+
+
+def _type(signature: tuple[str, str]) -> wasmtime.FuncType:
+    kinds = {"i": wasmtime.ValType.i32, "I": wasmtime.ValType.i64}
+    return wasmtime.FuncType(*[[kinds[letter]() for letter in letters] for letters in signature])
