@@ -1,4 +1,4 @@
-// What a Skerry function in AssemblyScript needs: the request, the answer, SQL.
+// What a Skerry function in AssemblyScript needs: the request, the answer, SQL, HTTP.
 //
 // A function is a WASI command that answers one request: the request is in CGI variables (PATH_INFO, QUERY_STRING, ...)
 // and its body on stdin; the answer goes to stdout: headers, a blank line, the body.
@@ -20,10 +20,13 @@ declare function fd_write(fd: u32, pieces: usize, count: usize, written: usize):
 // @ts-ignore: decorator
 @external("wasi_snapshot_preview1", "proc_exit")
 declare function proc_exit(status: u32): void;
-// The node's two functions: ask with JSON and get the length of the answer, then have it copied, once.
+// The node's functions: ask with JSON and get the length of the answer, then have it copied, once.
 // @ts-ignore: decorator
 @external("skerry", "sql")
 declare function importSql(request: usize, size: usize): usize;
+// @ts-ignore: decorator
+@external("skerry", "http")
+declare function importHttp(request: usize, size: usize): usize;
 // @ts-ignore: decorator
 @external("skerry", "result")
 declare function importResult(answer: usize): void;
@@ -155,9 +158,7 @@ export class Answer {
 /** Run one SQL statement with values for its question marks, each as JSON: quote("text"), "12", "null". */
 export function sql(statement: string, parameters: string[]): Answer {
   const request = String.UTF8.encode(`{"sql":${quote(statement)},"params":[${parameters.join(",")}]}`);
-  const told = new ArrayBuffer(<i32>importSql(changetype<usize>(request), request.byteLength));
-  importResult(changetype<usize>(told));
-  const json = new Json(String.UTF8.decode(told));
+  const json = new Json(result(importSql(changetype<usize>(request), request.byteLength)));
   const found = new Answer();
   for (json.open(); json.more(); ) {
     const name = json.name();
@@ -179,6 +180,22 @@ export function sql(statement: string, parameters: string[]): Answer {
     }
   }
   return found;
+}
+
+/**
+ * Have the node send an HTTP request: {"method", "url", "headers": [[name, value], ...], "body"}, of which the URL alone
+ * must be there. The answer is {"status", "headers", "body"} or {"error": {"code", "message"}}.
+ */
+export function http(request: string): string {
+  const asked = String.UTF8.encode(request);
+  return result(importHttp(changetype<usize>(asked), asked.byteLength));
+}
+
+/** The answer that waits. */
+function result(size: usize): string {
+  const told = new ArrayBuffer(<i32>size);
+  importResult(changetype<usize>(told));
+  return String.UTF8.decode(told);
 }
 
 /** A cell as text: what a JSON string says, other values as they are, null as "". */

@@ -15,8 +15,9 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The node's two functions: ask with JSON and get the length of the answer, then have it copied, once. */
+/* The node's functions: ask with JSON and get the length of the answer, then have it copied, once. */
 __attribute__((import_module("skerry"), import_name("sql"))) unsigned skerry_import_sql(const char *request, size_t size);
+__attribute__((import_module("skerry"), import_name("http"))) unsigned skerry_import_http(const char *request, size_t size);
 __attribute__((import_module("skerry"), import_name("result"))) void skerry_import_result(char *answer);
 
 /* Append `text` to `out` as a JSON string, in quotes and escaped. `out` must have room: 6 * strlen(text) + 3 bytes.
@@ -38,6 +39,15 @@ static inline char *skerry_json(char *out, const char *text) {
   return out;
 }
 
+/* The answer that waits, NUL-terminated; NULL where memory ran out. */
+static inline char *skerry_result(size_t size) {
+  char *answer = malloc(size + 1);
+  if (!answer) return NULL;
+  skerry_import_result(answer);
+  answer[size] = 0;
+  return answer;
+}
+
 /* Run one SQL statement with `count` text parameters for its question marks. Returns the answer, NUL-terminated JSON:
  * {"columns": [...], "rows": [[...], ...], "changes": n, "last_id": n} or {"error": {"code": ..., "message": ...}}.
  * It is the caller's to free; NULL where memory ran out. */
@@ -55,11 +65,14 @@ static inline char *skerry_sql(const char *sql, int count, const char *const par
   end = stpcpy(end, "]}");
   unsigned size = skerry_import_sql(request, (size_t)(end - request));
   free(request);
-  char *answer = malloc((size_t)size + 1);
-  if (!answer) return NULL;
-  skerry_import_result(answer);
-  answer[size] = 0;
-  return answer;
+  return skerry_result(size);
+}
+
+/* Have the node send an HTTP request, {"method": ..., "url": ..., "headers": [[name, value], ...], "body": ...} of which
+ * the URL alone must be there. Returns {"status": ..., "headers": ..., "body": ...} or {"error": ...}; it is the
+ * caller's to free; NULL where memory ran out. */
+static inline char *skerry_http(const char *request) {
+  return skerry_result(skerry_import_http(request, strlen(request)));
 }
 
 /* The end of the JSON value that begins at `at` (which must be whole, as a node's answers are). */

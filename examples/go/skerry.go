@@ -1,4 +1,4 @@
-// What a Skerry function in Go needs besides the standard library: SQL.
+// What a Skerry function in Go needs besides the standard library: SQL, HTTP.
 //
 // A function is a WASI command that answers one request: the request is in CGI variables (PATH_INFO, QUERY_STRING, ...)
 // and its body on stdin; the answer goes to stdout: headers, a blank line, the body.
@@ -12,10 +12,13 @@ import (
 	"unsafe"
 )
 
-// The node's two functions: ask with JSON and get the length of the answer, then have it copied, once.
+// The node's functions: ask with JSON and get the length of the answer, then have it copied, once.
 
 //go:wasmimport skerry sql
 func importSQL(request unsafe.Pointer, size uint32) uint32
+
+//go:wasmimport skerry http
+func importHTTP(request unsafe.Pointer, size uint32) uint32
 
 //go:wasmimport skerry result
 func importResult(answer unsafe.Pointer)
@@ -48,19 +51,59 @@ func SQL(statement string, parameters ...any) (*Answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := make([]byte, importSQL(unsafe.Pointer(&request[0]), uint32(len(request))))
-	importResult(unsafe.Pointer(&answer[0]))
 	var found struct {
 		Answer
 		Error *Error
 	}
-	decoder := json.NewDecoder(bytes.NewReader(answer))
-	decoder.UseNumber()
-	if err := decoder.Decode(&found); err != nil {
+	if err := read(importSQL(unsafe.Pointer(&request[0]), uint32(len(request))), &found); err != nil {
 		return nil, err
 	}
 	if found.Error != nil {
 		return nil, found.Error
 	}
 	return &found.Answer, nil
+}
+
+// Request is one that the node is to send. The URL alone must be there; headers are pairs of name and value, and the
+// body is a string or a map with its base64 text as "$blob".
+type Request struct {
+	Method  string      `json:"method,omitempty"`
+	URL     string      `json:"url"`
+	Headers [][2]string `json:"headers,omitempty"`
+	Body    any         `json:"body,omitempty"`
+}
+
+// Response is the answer to a Request.
+type Response struct {
+	Status  int
+	Headers [][2]string
+	Body    any
+}
+
+// HTTP has the node send a request.
+func HTTP(request Request) (*Response, error) {
+	asked, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	var found struct {
+		Response
+		Error *Error
+	}
+	if err := read(importHTTP(unsafe.Pointer(&asked[0]), uint32(len(asked))), &found); err != nil {
+		return nil, err
+	}
+	if found.Error != nil {
+		return nil, found.Error
+	}
+	return &found.Response, nil
+}
+
+// read decodes the answer that waits.
+func read(size uint32, to any) error {
+	answer := make([]byte, size)
+	importResult(unsafe.Pointer(&answer[0]))
+	decoder := json.NewDecoder(bytes.NewReader(answer))
+	decoder.UseNumber()
+	return decoder.Decode(to)
 }

@@ -1,4 +1,4 @@
-//! What a Skerry function in Rust needs besides the standard library: SQL, JSON strings, query parameters, the body.
+//! What a Skerry function in Rust needs besides the standard library: SQL, HTTP, JSON strings, query parameters, the body.
 //!
 //! A function is a WASI command that answers one request: the request is in CGI variables (`PATH_INFO`,
 //! `QUERY_STRING`, ...) and its body on stdin; the answer goes to stdout: headers, a blank line, the body.
@@ -7,11 +7,13 @@
 
 use std::io::Read;
 
-// The node's two functions: ask with JSON and get the length of the answer, then have it copied, once.
+// The node's functions: ask with JSON and get the length of the answer, then have it copied, once.
 #[link(wasm_import_module = "skerry")]
 unsafe extern "C" {
     #[link_name = "sql"]
     fn import_sql(request: *const u8, size: usize) -> usize;
+    #[link_name = "http"]
+    fn import_http(request: *const u8, size: usize) -> usize;
     #[link_name = "result"]
     fn import_result(answer: *mut u8);
 }
@@ -73,12 +75,7 @@ pub struct Error {
 pub fn sql(statement: &str, parameters: &[Value]) -> Result<Answer, Error> {
     let values: Vec<String> = parameters.iter().map(Value::json).collect();
     let request = format!("{{\"sql\":{},\"params\":[{}]}}", quote(statement), values.join(","));
-    let answer = unsafe {
-        let size = import_sql(request.as_ptr(), request.len());
-        let mut answer = vec![0; size];
-        import_result(answer.as_mut_ptr());
-        answer
-    };
+    let answer = result(unsafe { import_sql(request.as_ptr(), request.len()) });
     let mut answered = Answer::default();
     let mut failed = None;
     let mut json = Json { text: &answer, at: 0 };
@@ -106,6 +103,20 @@ pub fn sql(statement: &str, parameters: &[Value]) -> Result<Answer, Error> {
         }
     });
     failed.map_or(Ok(answered), Err)
+}
+
+/// Have the node send an HTTP request: `{"method", "url", "headers": [[name, value], ...], "body"}`, of which the URL
+/// alone must be there. The answer is `{"status", "headers", "body"}` or `{"error": {"code", "message"}}`.
+pub fn http(request: &str) -> String {
+    let answer = result(unsafe { import_http(request.as_ptr(), request.len()) });
+    String::from_utf8(answer).expect("what a node answers is UTF-8")
+}
+
+/// The answer that waits.
+fn result(size: usize) -> Vec<u8> {
+    let mut answer = vec![0; size];
+    unsafe { import_result(answer.as_mut_ptr()) };
+    answer
 }
 
 /// A text as a JSON string, in quotes and escaped.

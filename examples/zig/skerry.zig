@@ -10,9 +10,10 @@ const std = @import("std");
 /// For everything that lives as long as the request.
 pub const allocator = std.heap.wasm_allocator;
 
-/// The node's two functions: ask with JSON and get the length of the answer, then have it copied, once.
+/// The node's functions: ask with JSON and get the length of the answer, then have it copied, once.
 const node = struct {
     extern "skerry" fn sql(request: [*]const u8, size: usize) usize;
+    extern "skerry" fn http(request: [*]const u8, size: usize) usize;
     extern "skerry" fn result(answer: [*]u8) void;
 };
 
@@ -35,9 +36,21 @@ pub const Answer = struct {
 /// Run one SQL statement with values for its question marks: a tuple or array of texts, numbers, booleans, nulls.
 pub fn sql(statement: []const u8, parameters: anytype) !Answer {
     const request = try json(.{ .sql = statement, .params = parameters });
-    const told = try allocator.alloc(u8, node.sql(request.ptr, request.len));
+    return std.json.parseFromSliceLeaky(Answer, allocator, try result(node.sql(request.ptr, request.len)), .{});
+}
+
+/// Have the node send an HTTP request: a struct of method, url, headers and body, of which the url alone must be there.
+/// The answer has status, headers and body, or error.
+pub fn http(request: anytype) !std.json.Value {
+    const asked = try json(request);
+    return std.json.parseFromSliceLeaky(std.json.Value, allocator, try result(node.http(asked.ptr, asked.len)), .{});
+}
+
+/// The answer that waits.
+fn result(size: usize) ![]const u8 {
+    const told = try allocator.alloc(u8, size);
     node.result(told.ptr);
-    return std.json.parseFromSliceLeaky(Answer, allocator, told, .{});
+    return told;
 }
 
 /// A value as JSON.

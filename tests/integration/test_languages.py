@@ -58,9 +58,15 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
 
 YES = {"c": "1", "rust": "true", "go": "true"}
 SAME = {
-    "c": {"arguments": "1 std", "number": "1501"},
-    "rust": {"variable": 'Ok("Hello")', "arguments": '["std"]', "threads": "true", "connect": "true", "number": "1501"},
-    "go": {"arguments": "std", "goroutines": "4950", "timer": "context deadline exceeded"},
+    "c": {"arguments": "1 /functions/std", "number": "1501"},
+    "rust": {
+        "variable": 'Ok("Hello")',
+        "arguments": '["/functions/std"]',
+        "threads": "true",
+        "connect": "true",
+        "number": "1501",
+    },
+    "go": {"arguments": "/functions/std", "goroutines": "4950", "timer": "context deadline exceeded"},
 }
 
 
@@ -84,7 +90,7 @@ async def test_its_standard_library_runs_on_the_edge(
             assert status == 200, answer
             told = dict(line.split(" ", 1) for line in answer.decode().splitlines())
             randoms.add(told.pop("random"))
-            for name in ("clock", "sleep", "variables", "read", "write", "list"):
+            for name in ("clock", "sleep", "variables", "read", "write", "list", "http"):
                 assert told.pop(name) == YES[language], (name, answer)
             total = told.pop("body").split()[0]
             assert (int(total), int(told.pop("memory"))) == (sum(body), sum(range(1_000_000)))

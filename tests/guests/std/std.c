@@ -1,4 +1,6 @@
 /* What of C's standard library a function can rely on: a line of name and value for each. */
+#include "skerry.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <math.h>
@@ -42,6 +44,7 @@ int main(int argc, char **argv) {
   printf("write %d\n", !fopen("made", "w") && errno);
   printf("list %d\n", !opendir("/") && errno);
   printf("number %g\n", strtod("1.5e3", NULL) + floor(pow(2, 0.5)));
+  printf("http %d\n", strstr(skerry_http("{\"url\":\"https://a.example/\"}"), "not_granted") != NULL);
   fprintf(stderr, "a line in the log\n");
   return 0;
 }

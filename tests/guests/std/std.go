@@ -71,5 +71,7 @@ func main() {
 	fmt.Println("write", os.WriteFile("made", []byte("x"), 0o600) != nil)
 	_, err = os.ReadDir("/")
 	fmt.Println("list", err != nil)
+	_, err = HTTP(Request{URL: "https://a.example/"})
+	fmt.Println("http", err != nil && strings.Contains(err.Error(), "not_granted"))
 	fmt.Fprintln(os.Stderr, "a line in the log")
 }

@@ -35,5 +35,6 @@ fn main() {
     println!("list {:?}", std::fs::read_dir("/").is_err());
     println!("connect {:?}", std::net::TcpStream::connect("127.0.0.1:80").is_err());
     println!("number {}", "1.5e3".parse::<f64>().unwrap() + (2.0f64).powf(0.5).floor());
+    println!("http {}", skerry::http(r#"{"url":"https://a.example/"}"#).contains("not_granted"));
     eprintln!("a line in the log");
 }
