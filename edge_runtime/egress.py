@@ -56,12 +56,13 @@ def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
 def is_own(address: Address) -> bool:
     """Whether the address is one of this machine's. Nothing is sent."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((str(address), 9))
-        except OSError:
-            return False
-        return ipaddress.ip_address(str(probe.getsockname()[0])) == address
+            return ipaddress.ip_address(str(probe.getsockname()[0])) == address
+    except OSError:
+        # There is no way to it.
+        return False
 
 
 class Resolver(AbstractResolver):
