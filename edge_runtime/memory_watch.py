@@ -11,6 +11,7 @@ import logging
 import os
 from typing import Final
 
+from .abi import extism
 from .calls import Call
 from .link import Link
 from .pool import Pool
@@ -38,7 +39,9 @@ async def run(pool: Pool, besides: int) -> None:
 
 def allowed(link: Link, besides: int) -> int:
     """Bytes. The calls behind the first one count too: the worker may be ahead of its answers."""
-    pages = [job.target.function.manifest.memory_pages for job in link.jobs if isinstance(job, Call)]
+    manifests = [job.target.function.manifest for job in link.jobs if isinstance(job, Call)]
+    # A plug-in has two memories.
+    pages = [manifest.memory_pages * (2 if manifest.abi == extism.ABI else 1) for manifest in manifests]
     return besides + PAGE * max(pages, default=0)
 
 

@@ -1,6 +1,6 @@
 """A plug-in built by an official PDK: AssemblyScript's, the one that a registry of packages has with its compiler.
 
-What the other PDKs build was checked by hand: docs/adr/0011-extism.md.
+What the other PDKs build was checked by hand: docs/adr/0014-extism.md.
 """
 
 import subprocess

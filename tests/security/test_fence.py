@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -340,9 +340,9 @@ async def test_a_worker_that_takes_more_memory_than_it_may_is_ended(
 def test_what_a_worker_may_have() -> None:
     """The most that any of its calls may have, and what their host needs."""
 
-    def call(pages: int) -> Call:
+    def call(pages: int, abi: Literal["wagi", "extism"] = "wagi") -> Call:
         made = Call("f", "POST", "", b"", [], "", b"", lambda outcome: None)
-        manifest = wire.Manifest(memory_pages=pages)
+        manifest = wire.Manifest(abi=abi, memory_pages=pages)
         made.target = SimpleNamespace(function=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
         return made
 
@@ -352,6 +352,7 @@ def test_what_a_worker_may_have() -> None:
     assert memory_watch.allowed(link(), 1000) == 1000
     assert memory_watch.allowed(link(call(2)), 1000) == 1000 + 2 * 65_536
     assert memory_watch.allowed(link(call(2), call(5), call(3)), 1000) == 1000 + 5 * 65_536
+    assert memory_watch.allowed(link(call(2), call(2, "extism")), 1000) == 1000 + 4 * 65_536
     mine = memory_watch.resident(os.getpid())
     assert mine > 10 * 1024**2
     grown = b"x" * (64 * 1024**2)
