@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -132,6 +133,7 @@ async def build(project: Project) -> float:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
             )
         except OSError as error:
             raise BuildFailed(f"the build command of {project.name} can't be run: {words[0]}: {error}") from None
@@ -139,7 +141,8 @@ async def build(project: Project) -> float:
             out, _ = await process.communicate()
         finally:
             if process.returncode is None:
-                process.kill()
+                # Whatever it has started belongs to it: make, cargo.
+                os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if process.returncode:
             text = out.decode(errors="replace").strip()

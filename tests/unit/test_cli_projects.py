@@ -1,11 +1,13 @@
 """Functions' projects: what function.toml may say, and what a build says when it can't."""
 
+import asyncio
 import importlib.util
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from control import cli
@@ -111,6 +113,22 @@ async def test_a_build_that_fails_says_why(program: str, told: str, folder: Path
     with pytest.raises(toolchains.BuildFailed) as error:
         await toolchains.build(project.read(folder))
     assert told in str(error.value)
+
+
+async def test_a_build_that_is_given_up_leaves_nothing_running(folder: Path) -> None:
+    sleeper = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
+    (folder / "make.py").write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])")
+    building = asyncio.ensure_future(toolchains.build(project.read(folder)))
+    async with asyncio.timeout(20):
+        while not (folder / "pid").exists() or not (folder / "pid").read_text():
+            await asyncio.sleep(0.01)
+    child = psutil.Process(int((folder / "pid").read_text()))
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await building
+    async with asyncio.timeout(20):
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
