@@ -74,8 +74,10 @@ def run(settings: Settings, *, fresh: bool) -> None:
 
 def tell(event: str, **told: Any) -> None:
     """A line on stdout."""
-    sys.stdout.buffer.write(orjson.dumps({"event": event, **told}) + b"\n")
-    sys.stdout.buffer.flush()
+    # Where nobody reads it any more, stdin has ended too, and this process is about to.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.buffer.write(orjson.dumps({"event": event, **told}) + b"\n")
+        sys.stdout.buffer.flush()
 
 
 class _GuestLog(logging.Handler):
@@ -96,7 +98,7 @@ def _watch(front: service.Front) -> None:
         def ended(outcome: Outcome) -> None:
             done(outcome)
             code, message = ("", "") if isinstance(outcome, Answer) else (outcome.code, outcome.message)
-            path = f"/functions/{call.name}{call.path}" + (f"?{call.query.decode('latin-1')}" if call.query else "")
+            path = f"{call.script}{call.path}" + (f"?{call.query.decode('latin-1')}" if call.query else "")
             took = time.monotonic() - began
             tell("call", method=call.method, path=path, status=outcome.status, seconds=took, code=code, message=message)
 
@@ -113,6 +115,8 @@ class Driver:
         self._artifacts = state / "artifacts"
         self._runtime = runtime
         self._compiler = compiler
+        self._before = ""
+        """sha256 of the artifact that served before: a compiler may still be at it."""
 
     def status(self) -> dict[str, Any]:
         return {}
@@ -199,9 +203,10 @@ class Driver:
         return frames.LocalFunction(wanted.name, 1, sha256, manifest, wire.manifest_digest(manifest)), len(wasm)
 
     def _collect(self, sha256: str) -> None:
-        """Builds that are served no more go."""
+        """Builds before the last two go."""
+        keep = {sha256, self._before}
         for path in self._artifacts.glob("*.wasm"):
-            if path.stem != sha256:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-        self._compiler.collect({sha256})
+            if path.stem not in keep:
+                path.unlink(missing_ok=True)
+        self._compiler.collect(keep)
+        self._before = sha256

@@ -173,7 +173,8 @@ class Edge:
         if answer["event"] != "serving":
             raise Failure(answer["message"], code=answer.get("code", ""))
         self.serves = True
-        url = f"http://{self._listen}/functions/{found.name}"
+        route = (found.manifest.get("route") or {}).get("path", "")
+        url = f"http://{self._listen}/functions/{found.name}" + (f" (and {route})" if route else "")
         output.say(f"{url} serves it, {answer['seconds'] * 1000:.0f} ms later (schema {answer['schema']})", "green")
 
     async def _ask(self, wanted: Json) -> Json:

@@ -49,8 +49,10 @@ class Dev:
             await until(there, what)
         assert len(re.findall(what, self.text)) >= times, self.text
 
-    async def call(self, query: str, method: str = "GET", body: bytes = b"") -> tuple[int, object]:
-        async with self._http.request(method, self._url + query, data=body or None) as answer:
+    async def call(
+        self, query: str, method: str = "GET", body: bytes = b"", below: str = "/functions/notes"
+    ) -> tuple[int, object]:
+        async with self._http.request(method, self._url + below + query, data=body or None) as answer:
             return answer.status, orjson.loads(await answer.read())
 
     async def stop(self) -> int:
@@ -72,7 +74,7 @@ async def dev(folder: Path, *more: str | Path) -> AsyncIterator[Dev]:
         stderr=asyncio.subprocess.STDOUT,
     )
     async with aiohttp.ClientSession() as http:
-        running = Dev(process, f"http://127.0.0.1:{port}/functions/notes", http)
+        running = Dev(process, f"http://127.0.0.1:{port}", http)
         try:
             yield running
         finally:
@@ -129,8 +131,11 @@ async def test_the_loop_of_an_author(tmp_path: Path) -> None:
 
         # The manifest is followed too.
         toml = folder / "function.toml"
-        toml.write_text(toml.read_text().replace('sql = "write"', 'sql = "read"'))
-        await running.said("serves it", 6)
+        route = 'sql = "read"\nroute = {path = "/of/{author}"}'
+        toml.write_text(toml.read_text().replace('sql = "write"', route))
+        await running.said(r"\(and /of/{author}\) serves it")
+        assert (await running.call("/of/x?author=ada", below=""))[0] == 200
+        await running.said(r"GET /of/x\?author=ada  200")
         assert (await running.call("?author=ada", "POST", b"x"))[0] == 500
         await running.said("not_granted")
         toml.write_text("name =")
