@@ -127,6 +127,8 @@ def accepted() -> dict[str, Accepted]:
     }
     return {
         **{name: Accepted(wasm, 502, "guest_trap") for name, wasm in traps.items()},
+        **_direct(),
+        **_plugins(),
         "loop": loops,
         "loop-in-start": loops._replace(wasm=entry("", "(func $s (loop (br 0)))", "(start $s)")),
         "loop-with-calls": loops._replace(
@@ -205,6 +207,76 @@ def accepted() -> dict[str, Accepted]:
             502,
             "guest_response_invalid",
         ),
+    }
+
+
+def _direct() -> dict[str, Accepted]:
+    """Of the ABI `direct`: places and sizes that lie."""
+
+    def made(
+        code: str, *, room: str = "(i32.const 1024)", answer: str = "(i64.const 0)", status: int = 502
+    ) -> Accepted:
+        wasm = wat(f"""(module {MEMORY} (func (export "skerry_alloc") (param i32) (result i32) {room})
+          (func (export "skerry_handle") (param i32 i32) (result i64) {answer}))""")
+        return Accepted(wasm, status, code, {"abi": "direct", "time_limit_ms": 300})
+
+    def says(status: int, head: int) -> str:
+        return (
+            f"(i32.store (i32.const 8) (i32.const {status})) (i32.store (i32.const 12) (i32.const {head}))"
+            f"(i64.const {8 << 32 | 8})"
+        )
+
+    return {
+        "direct-no-room": made("guest_call_invalid", room="(i32.const 0)"),
+        "direct-room-outside": made("guest_call_invalid", room="(i32.const 65535)"),
+        "direct-room-at-the-end-of-all": made("guest_call_invalid", room="(i32.const -1)"),
+        "direct-room-is-a-trap": made("guest_trap", room="unreachable"),
+        "direct-answer-of-nothing": made("guest_response_invalid"),
+        "direct-answer-outside": made("guest_response_invalid", answer=f"(i64.const {65_530 << 32 | 8})"),
+        "direct-answer-of-4-gib": made("response_too_large", answer="(i64.const -1)", status=507),
+        "direct-head-beyond-the-answer": made("guest_response_invalid", answer=says(200, 1)),
+        "direct-head-of-4-gib": made("guest_response_invalid", answer=says(200, -1)),
+        "direct-no-status": made("guest_response_invalid", answer=says(99, 0)),
+        "direct-loop": made("time_limit", answer="(loop (br 0)) (i64.const 0)", status=504),
+    }
+
+
+def _plugins() -> dict[str, Accepted]:
+    """Of Extism: handles that nobody gave."""
+
+    def made(body: str, status: int, code: str) -> Accepted:
+        kinds = {"alloc": "I:I", "free": "I:", "length": "I:I", "load_u64": "I:I", "store_u64": "II:"}
+        kinds |= {"output_set": "II:", "error_set": "I:", "config_get": "I:I", "var_set": "II:", "log_info": "I:"}
+        imports = []
+        for name, kind in kinds.items():
+            given, _, result = kind.partition(":")
+            types = f"(param {'i64 ' * len(given)}) {'(result i64)' if result else ''}"
+            imports.append(f'(import "extism:host/env" "{name}" (func ${name} {types}))')
+        wasm = wat(f"""(module {" ".join(imports)} {MEMORY} (func (export "run") (result i32) (local i64) {body}))""")
+        return Accepted(wasm, status, code, {"abi": "extism", "entry": "run", "time_limit_ms": 300, "memory_pages": 64})
+
+    places = (0, 1, 8, 16, 512, 65_528, 2**31, 2**32 - 8, 2**32, 2**63 - 1, -1)
+    pokes = "".join(
+        f"(call $store_u64 (i64.const {place}) (i64.const -1)) (call $free (i64.const {place}))"
+        f"(drop (call $load_u64 (i64.const {place}))) (drop (call $length (i64.const {place})))"
+        for place in places
+    )
+    return {
+        "plugin-pokes-at-the-kernel": made(f"{pokes} (i32.const 1)", 502, "guest_error"),
+        "plugin-output-that-nobody-gave": made(
+            "(call $output_set (i64.const -1) (i64.const 8)) (i32.const 0)", 502, "guest_call_invalid"
+        ),
+        "plugin-output-of-everything": made(
+            "(call $output_set (i64.const 1) (i64.const -1)) (i32.const 0)", 507, "response_too_large"
+        ),
+        "plugin-allocates-without-end": made(
+            "(loop (br_if 0 (i64.ne (call $alloc (i64.const 65536)) (i64.const 0)))) unreachable", 502, "guest_trap"
+        ),
+        "plugin-key-that-nobody-gave": made(
+            "(drop (call $config_get (i64.const -1))) (i32.const 7)", 502, "guest_call_invalid"
+        ),
+        "plugin-trap": made("unreachable", 502, "guest_trap"),
+        "plugin-loop": made("(loop (br 0)) (i32.const 0)", 504, "time_limit"),
     }
 
 

@@ -55,9 +55,8 @@ async def test_refused_when_it_is_uploaded(checks: Checks, tmp_path: Path, name:
 
 
 async def test_the_others_are_accepted() -> None:
-    assert {name: check_module(module.wasm)["abi"] for name, module in ACCEPTED.items()} == dict.fromkeys(
-        ACCEPTED, "wagi"
-    )
+    found = {name: check_module(module.wasm)["abi"] for name, module in ACCEPTED.items()}
+    assert found == {name: module.manifest.get("abi", "wagi") for name, module in ACCEPTED.items()}
 
 
 async def test_a_memory_above_the_manifests_limit_fails_its_release(edge: Node) -> None:
@@ -114,8 +113,9 @@ async def test_generated_modules_end_in_their_own_status(edge: Node, capsys: pyt
     functions = {}
     for module in modules:
         with contextlib.suppress(Refused):
-            check_module(module.wasm)
-            functions[module.name] = (module.wasm, {"time_limit_ms": 300, "memory_pages": 32})
+            abi = check_module(module.wasm)["abi"]
+            manifest = {"abi": abi, "entry": "run" if abi == "extism" else "", "time_limit_ms": 300, "memory_pages": 32}
+            functions[module.name] = (module.wasm, manifest)
     await edge.release({"echo": guest("echo"), **functions})
     ends = []
     for name in functions:
