@@ -2,12 +2,14 @@
 used for the first time (declarations that are read, tables, caches) is then there in each child, and shared."""
 
 import hashlib
+import mmap
 import os
 from typing import Final
 
 from control import wire
 
-from . import frames
+from . import frames, page
+from .claims import Claims
 from .guest import Function, GuestFault, Request
 
 _NOTHING: Final = bytes.fromhex(
@@ -21,7 +23,9 @@ _NOTHING: Final = bytes.fromhex(
 
 
 def rehearse() -> None:
-    """Load a module that does nothing, and call it; it answers nothing, which is a fault of its own."""
+    """Load a module that does nothing, and call it; it answers nothing, which is a fault of its own. Make the claims
+    of a worker that there isn't."""
+    Claims(memoryview(mmap.mmap(-1, page.SLOT_BYTES)).cast("Q"), 0)
     descriptor = os.memfd_create("rehearsal", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, _NOTHING)
