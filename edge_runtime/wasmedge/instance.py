@@ -186,8 +186,10 @@ class Program:
         Errors: LinkError where `module` doesn't export exactly these memories and `memory`, of a size that `config`
         allows, or lacks one of the entries."""
         exported = module.memories()
-        if [memory.name for memory in exported] != ["memory", *([second_memory] if second_memory else [])]:
-            raise LinkError(0x0301, "a module must export exactly one memory, under the name `memory`")
+        expected = ["memory", second_memory] if second_memory else ["memory"]
+        if [memory.name for memory in exported] != expected:
+            second = f", and a second one as `{second_memory}`" if second_memory else ""
+            raise LinkError(0x0301, f"a module must export exactly one memory, under the name `memory`{second}")
         self._second = Name(second_memory) if second_memory else None
         if self._second is not None and exported[1].minimum < 1:
             raise LinkError(0x0301, f"the memory {second_memory} starts with no page")

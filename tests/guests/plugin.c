@@ -129,10 +129,11 @@ ENTRY(fill_vars) {
   return say("filled");
 }
 
+/* The host gives back the names, we the values: 20 MB of both, in a memory of less. */
 ENTRY(many_vars) {
-  char *data = calloc(1, 10000);
-  var_set(text("name"), block(data, 10000));
-  for (int number = 0; number < 5000; number++) give_back(var_get(text("name")));
+  char *data = calloc(1, 2000);
+  var_set(block(data, 2000), block(data, 2000));
+  for (int number = 0; number < 5000; number++) give_back(var_get(block(data, 2000)));
   return say("done");
 }
 

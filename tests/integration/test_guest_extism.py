@@ -8,7 +8,7 @@ import pytest
 from control import wire
 from edge_runtime.frames import LocalFunction
 from edge_runtime.guest import Function, GuestFault, Limits, Request, Services
-from edge_runtime.wasmedge import BEST, LoadError
+from edge_runtime.wasmedge import BEST, LinkError, LoadError
 from tests.guests.build import guest, wat
 from tests.support.edge import node
 from tests.support.functions import compiled, function, local
@@ -50,15 +50,19 @@ def load(aot):
         each.close()
 
 
+def uncompiled(wasm, folder):
+    digest = hashlib.sha256(wasm).hexdigest()
+    path = folder / f"{digest}.wasm"
+    path.write_bytes(wasm)
+    return LocalFunction("f", 1, digest, wire.Manifest(abi="extism"), "", wasm=str(path))
+
+
 @pytest.fixture(scope="module", params=["compiled", "at the best level", "on the interpreter"])
 def every(request, aot):
     """The plug-in, in each of the ways in which it can run."""
     wasm = guest("plugin")
     if request.param == "on the interpreter":
-        path = aot / "plugin.wasm"
-        path.write_bytes(wasm)
-        manifest = wire.Manifest(abi="extism")
-        code = LocalFunction("f", 1, hashlib.sha256(wasm).hexdigest(), manifest, "", wasm=str(path))
+        code = uncompiled(wasm, aot)
     else:
         level = {"level": BEST} if "best" in request.param else {}
         code = local(compiled(wasm, aot, **level), abi="extism")
@@ -119,8 +123,8 @@ def test_vars_live_for_a_call(every):
         assert call(every, "vars").body == b"one second, two 0, three 0"
 
 
-def test_a_loop_over_a_var_needs_no_more_memory(every):
-    assert call(every, "many_vars").body == b"done"
+def test_a_loop_over_a_var_needs_no_more_memory(load):
+    assert call(load(limits=Limits(memory_pages=16)), "many_vars").body == b"done"
 
 
 def test_everything_logged_is_in_the_call_s_log(every):
@@ -294,15 +298,16 @@ def test_a_default_that_is_not_there(load):
 # How languages begin
 
 
-def test_a_start_section_runs_first_and_may_call_the_host(load):
+def test_a_start_section_runs_first_and_may_call_the_host(load, aot):
     wasm = plugin(
         "(global $begun (mut i32) (i32.const 48))",
         "(func $begin (global.set $begun (i32.const 57)) (call $log (i64.const 0)))",
         '(func (export "run") (result i32) (call $say (global.get $begun)))',
         "(start $begin)",
     )
-    answer = call(load(wasm), "run")
-    assert (answer.body, answer.log) == (b"9", b"info: \n")
+    for loaded in (load(wasm), Function.load(uncompiled(wasm, aot))):
+        answer = call(loaded, "run")
+        assert (answer.body, answer.log) == (b"9", b"info: \n")
 
 
 @pytest.mark.parametrize(
@@ -341,6 +346,11 @@ def test_a_memory_that_begins_with_no_page(load):
         memory='(memory (export "memory") 0)',
     )
     assert call(load(wasm), "run").body == b"B"
+
+
+def test_what_is_no_plugin(load):
+    with pytest.raises(LinkError, match="extism:host/env memory"):
+        load(guest("echo"))
 
 
 # Through a node
