@@ -301,13 +301,14 @@ def test_a_default_that_is_not_there(load):
 def test_a_start_section_runs_first_and_may_call_the_host(load, aot):
     wasm = plugin(
         "(global $begun (mut i32) (i32.const 48))",
-        "(func $begin (global.set $begun (i32.const 57)) (call $log (i64.const 0)))",
+        "(func $begin (local $at i64) (global.set $begun (i32.const 57))",
+        "(call $store (local.tee $at (call $alloc (i64.const 1))) (i32.const 120)) (call $log (local.get $at)))",
         '(func (export "run") (result i32) (call $say (global.get $begun)))',
         "(start $begin)",
     )
     for loaded in (load(wasm), Function.load(uncompiled(wasm, aot))):
         answer = call(loaded, "run")
-        assert (answer.body, answer.log) == (b"9", b"info: \n")
+        assert (answer.body, answer.log) == (b"9", b"info: x\n")
 
 
 @pytest.mark.parametrize(
