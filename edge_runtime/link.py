@@ -63,7 +63,9 @@ class Link:
         self._view = memoryview(self._in)
         self._have = 0
         self._large: bytearray | None = None
-        """A frame that is larger than the buffer, header included, of which `_have` bytes have come."""
+        """What has come of a frame that is larger than the buffer, its header included."""
+        self._whole = 0
+        """Bytes of that frame."""
         self._out: deque[memoryview] = deque()
         loop.add_reader(self._fileno, self._readable)
 
@@ -129,7 +131,7 @@ class Link:
     def _readable(self) -> None:
         large = self._large
         try:
-            target = self._view[self._have :] if large is None else memoryview(large)[self._have :]
+            target = self._view[self._have :] if large is None else self._view[: self._whole - len(large)]
             got = self._sock.recv_into(target)
         except BlockingIOError:
             return
@@ -138,11 +140,14 @@ class Link:
         if not got:
             self._owner.lost(self)
             return
-        self._have += got
         if large is None:
+            self._have += got
             self._frames()
-        elif self._have == len(large):
-            self._large, self._have = None, 0
+            return
+        # It grows by what comes: room for all of it at once would hold the loop up.
+        large += target[:got]
+        if len(large) == self._whole:
+            self._large = None
             _, request, kind, head = frames.HEADER.unpack_from(large)
             split = frames.HEADER_BYTES + head
             view = memoryview(large)
@@ -163,9 +168,7 @@ class Link:
                 return
             if end > have:
                 if end - at > _BUFFER:
-                    self._large = bytearray(end - at)
-                    self._large[: have - at] = view[at:have]
-                    self._have = have - at
+                    self._large, self._whole, self._have = bytearray(view[at:have]), end - at, 0
                     return
                 break
             split = start + head
