@@ -78,24 +78,30 @@ async def test_sql_goes_to_the_file(call, database):
     assert rows(database, "SELECT name FROM sqlite_schema WHERE name LIKE '%skerry%'") == []
 
 
-async def test_an_answer_of_500_and_a_grant_to_read_change_nothing(call, database, tmp_path):
-    fails = wat(
-        """(module (import "skerry" "sql" (func $sql (param i32 i32) (result i32)))
+def writer(status: int) -> bytes:
+    """A function that writes a row and answers that status."""
+    return wat(
+        f"""(module (import "skerry" "sql" (func $sql (param i32 i32) (result i32)))
         (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
         (memory (export "memory") 1)
-        (data (i32.const 0) "\\10\\00\\00\\00\\0d\\00\\00\\00") (data (i32.const 16) "Status: 500\\n\\n")
-        (data (i32.const 64) "{\\"sql\\":\\"INSERT INTO visits VALUES ('x', 1)\\"}")
-        (func (export "_start") (drop (call $sql (i32.const 64) (i32.const 45)))
+        (data (i32.const 0) "\\10\\00\\00\\00\\0d\\00\\00\\00") (data (i32.const 16) "Status: {status}\\n\\n")
+        (data (i32.const 64) "{{\\"sql\\":\\"INSERT INTO visits VALUES ('x', 1)\\"}}")
+        (func (export "_start") (drop (call $sql (i32.const 64) (i32.const 44)))
           (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))))"""
     )
-    done = await call(fails, "--sql", database)
+
+
+async def test_an_answer_of_500_and_a_grant_to_read_change_nothing(call, database, tmp_path):
+    done = await call(writer(500), "--sql", database)
     assert (done.status, done.out) == (0, b"500 Internal Server Error\n\n"), done.err
     assert rows(database, "SELECT count(*) FROM visits") == [(0,)]
+    assert (await call(writer(404), "--sql", database)).out == b"404 Not Found\n\n"
+    assert rows(database, "SELECT count(*) FROM visits") == [(1,)]
     manifest = tmp_path / "function.toml"
     manifest.write_text('name = "f"\nmodule = "f.wasm"\n[manifest]\nsql = "read"\n')
     done = await call(example("visits"), "--method", "POST", "--path", "/a", "--sql", database, "--manifest", manifest)
     assert b"not_granted" in done.out
-    assert rows(database, "SELECT count(*) FROM visits") == [(0,)]
+    assert rows(database, "SELECT count(*) FROM visits") == [(1,)]
 
 
 @pytest.mark.parametrize(("name", "code"), [("divide", "guest_trap"), ("overflow", "worker_crashed")])
