@@ -22,6 +22,8 @@ from .wasmedge import Config, Entry, LoadError, Module, Trap
 CONTENT_TYPE: Final = "content-type"
 """The name in `config` that says what the answers are."""
 _VALUE = re.compile(r"[\x20-\x7e]+")
+_WORDS: Final = 4096
+"""Bytes that are told of an error."""
 _NO_ENVIRONMENT = Strings(())
 
 
@@ -88,7 +90,7 @@ class Extism(Guest):
 
 
 def _own_words(error: bytes | None) -> GuestFault | None:
-    return GuestFault("guest_error", f"It says: {error.decode(errors='replace')}") if error else None
+    return GuestFault("guest_error", f"It says: {error[:_WORDS].decode(errors='replace')}") if error else None
 
 
 @functools.cache

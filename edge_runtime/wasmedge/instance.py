@@ -130,37 +130,34 @@ class Entry:
     One call at a time, as with all of guests: every entry has its one place for values.
     """
 
-    __slots__ = ("_name", "arguments", "name", "result", "results", "wide", "word")
+    __slots__ = ("_name", "_rooms", "arguments", "name", "result", "results", "wide", "word")
 
     def __init__(self, name: str, signature: Signature = ("", "")) -> None:
         self.name = name
         self._name = Name(name)
         self.word = self._name.value
         parameters, results = signature
-        self.arguments = _values(parameters)
+        self._rooms: list[CData] = []
+        """What the pointers below lead to."""
+        self.arguments = self._values(parameters)
         """Words: `VALUE_WORDS` each."""
-        self.result = _values(results)
+        self.result = self._values(results)
         self.results = len(results)
         self.wide = results == "I"
 
-
-def _values(letters: str) -> CData:
-    """Room for values of these types, as words; NULL for none."""
-    if not letters:
-        return ffi.NULL
-    size = 4 * VALUE_WORDS
-    # The library may move a value as 16 bytes at once, which must then lie on a multiple of 16.
-    room = ffi.new("uint8_t[]", size * len(letters) + 16)
-    address = int(ffi.cast("uintptr_t", room))
-    made = ffi.cast("uint32_t *", (address + 15) & ~15)
-    _rooms.append(room)
-    for position, letter in enumerate(letters):
-        ffi.buffer(made + position * VALUE_WORDS, size)[16:24] = ffi.buffer(value_types(letter))[:8]
-    return made
-
-
-_rooms: list[CData] = []
-"""What `_values` made: kept, since entries are made once for all."""
+    def _values(self, letters: str) -> CData:
+        """Room for values of these types, as words; NULL for none."""
+        if not letters:
+            return ffi.NULL
+        size = 4 * VALUE_WORDS
+        # The library may move a value as 16 bytes at once, which must then lie on a multiple of 16.
+        room = ffi.new("uint8_t[]", size * len(letters) + 16)
+        self._rooms.append(room)
+        address = int(ffi.cast("uintptr_t", room))
+        made = ffi.cast("uint32_t *", (address + 15) & ~15)
+        for position, letter in enumerate(letters):
+            ffi.buffer(made + position * VALUE_WORDS, size)[16:24] = ffi.buffer(value_types(letter))[:8]
+        return made
 
 
 class Program:

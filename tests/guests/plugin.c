@@ -98,6 +98,7 @@ ENTRY(state) {
 }
 
 ENTRY(fail) { error_set(input_length() ? input_offset() : text("a message")); return 1; }
+ENTRY(fail_at_length) { error_set(alloc(3 << 20)); return 1; }
 ENTRY(fail_though_0) { error_set(text("a message")); return 0; }
 ENTRY(fail_silently) { return -3; }
 ENTRY(trap) { __builtin_trap(); }

@@ -220,6 +220,10 @@ def test_its_own_errors(every, name, body, text):
     assert call(every, "echo", b"on").body == b"on"
 
 
+def test_an_error_is_cut(every):
+    assert 4096 <= len(str(fault(every, "fail_at_length"))) < 5000
+
+
 def test_an_exit_with_0_is_an_end_like_another(every):
     assert call(every, "leave", b"0").body == b"said before"
 
