@@ -38,7 +38,7 @@ class Function:
 
     @classmethod
     def load(cls, local: frames.LocalFunction, secrets: Mapping[str, str] | None = None) -> Self:
-        """Load what `wasmedge.compile_module` made, after a check of its digest. `secrets` are the values of the
+        """Load what `code.compile_artifact` made, after a check of its digest. `secrets` are the values of the
         manifest's names.
 
         Errors: Damaged (compile again), LoadError, LinkError, OSError.

@@ -8,7 +8,8 @@ import pytest
 from control import wire
 from edge_runtime.frames import LocalFunction
 from edge_runtime.guest import Function, GuestFault, Limits, Request, Services
-from edge_runtime.wasmedge import BEST, LinkError, LoadError
+from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, instance
+from edge_runtime.wasmedge.declarations import ffi
 from tests.guests.build import guest, wat
 from tests.support.edge import node
 from tests.support.functions import compiled, function, local
@@ -356,6 +357,22 @@ def test_a_memory_that_begins_with_no_page(load):
 def test_what_is_no_plugin(load):
     with pytest.raises(LinkError, match="extism:host/env memory"):
         load(guest("echo"))
+
+
+@pytest.mark.parametrize(("base", "pages"), [(ffi.NULL, 2), (ffi.cast("uint8_t *", 4096), 0)])
+def test_a_kernel_memory_that_was_not_reserved(load, monkeypatch, base, pages):
+    """Each of the two memories is looked at before anything of the plug-in runs: here only the second is missing."""
+    loaded, bases = load(), []
+    monkeypatch.setattr(instance, "_memory_pages", lambda pointer: 2 if len(bases) == 1 else pages)
+
+    def found(pointer, start, length):
+        bases.append(pointer)
+        return ffi.cast("uint8_t *", 4096) if len(bases) == 1 else base
+
+    monkeypatch.setattr(instance, "_memory_pointer", found)
+    with pytest.raises(Unsafe, match="nothing was run"):
+        call(loaded, "echo")
+    assert len(set(bases)) == 2
 
 
 # Through a node
