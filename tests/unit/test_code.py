@@ -15,6 +15,10 @@ FORMS = [
     "(drop (i64.const 2044))",
     "(drop (f32.const nan:0x40ffc))",
     "(drop (f64.const nan:0x0f0fc0ffc0ffc))",
+    # Whose last byte is an opcode with more behind it.
+    "(drop (f32.const -0x1p121))",
+    "(drop (f64.const -0x1p961))",
+    "(drop (v128.const i32x4 0 0 0 0xfc000000))",
     "(drop (v128.const i32x4 0x0ffc0ffc 0x0ffc0ffc 0x0ffc0ffc 0x0ffc0ffc))",
     "(drop (i32.load offset=2044 (i32.const 0)))",
     "(i64.store32 offset=2044 (i32.const 0) (i64.const -1))",
