@@ -43,7 +43,7 @@ FORMS = [
     "(drop (v128.load8_lane offset=2044 15 (i32.const 0) (v128.const i64x2 0 0)))",
     "(drop (v128.load32_zero offset=2044 (i32.const 0)))",
     "(drop (i8x16.extract_lane_s 15 (v128.const i64x2 0 0)))",
-    "(drop (i8x16.shuffle 15 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 (v128.const i64x2 0 0) (v128.const i64x2 0 0)))",
+    "(drop (i8x16.shuffle 15 1 2 3 4 5 6 7 8 9 10 11 12 13 14 14 (v128.const i64x2 0 0) (v128.const i64x2 0 0)))",
     "(drop (i64x2.mul (i64x2.splat (i64.const 2044)) (v128.const i64x2 0 0)))",
     "(local.set 0 (i32.const 2044)) (drop (local.tee 0 (local.get 0)))",
     "(global.set $g (i32.const 2044)) (drop (global.get $g))",
