@@ -76,6 +76,7 @@ async def test_releases_build_on_the_newest_one(control: Control) -> None:
         "change": [],
         "remove": [],
         "schema": [],
+        "grants": [],
     }
     body = {"functions": {"a": 2}, "remove": ["b"]}
     plan = await control.call("POST", "/v1/releases?plan=true", body)
