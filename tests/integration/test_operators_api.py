@@ -90,6 +90,7 @@ async def test_releases_build_on_the_newest_one(control: Control) -> None:
         "change": [{"name": "a", "from": 1, "to": 2}],
         "remove": [{"name": "b", "version": 1}],
         "schema": [{"number": 1, "name": "notes"}],
+        "grants": [],
     }
     back = await control.release(rollback_to=1)
     assert (back["number"], back["generation"], back["rollback_to"]) == (3, 3, 1)
