@@ -32,9 +32,9 @@ test *ARGS: setup
 toolchains: setup
     @scripts/toolchains
 
-# the long version of the tests that kill processes
+# the long versions: of the tests that kill processes, and of generated modules
 faults *ARGS: setup
-    @SKERRY_TEST_KILLS=200 exec .venv/bin/python -m pytest tests/faults "$@"
+    @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 exec .venv/bin/python -m pytest tests/faults tests/security/test_generated.py "$@"
 
 # the benchmarks, or those that are named (`soak MINUTES` only so); results in bench/results
 bench *NAMES: setup

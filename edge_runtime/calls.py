@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SHORT: Final = 0.002
 """Seconds: calls of a function whose recent ones took less may queue in a worker behind others of that kind."""
+QUICK: Final = 0.001
+"""Seconds: calls of a function whose recent ones took less keep to few workers."""
 _WEIGHT: Final = 0.2
 """Of the newest call, in a function's recent time."""
 _OUTLIER: Final = 4.0
@@ -86,6 +88,10 @@ class Line:
     name: str
     concurrency: int = 1
     """Workers that its calls may have at once."""
+    few: int = 1
+    """As many are enough while its calls are quick: the front needs a processor too, and each waking costs."""
+    quick: bool = False
+    """Its recent calls took no longer than the front's own work for them."""
     queue: int = 0
     """Calls that may wait."""
     target: "Target | None" = None
@@ -94,6 +100,13 @@ class Line:
     """Those that wait, the next one first."""
     links: dict["Link", int] = field(default_factory=dict)
     """The workers that have calls of it, and how many."""
+
+    @property
+    def spreads(self) -> bool:
+        """Whether its next call may have a worker that has none of its calls."""
+        if len(self.links) >= self.concurrency:
+            return False
+        return not self.quick or sum(not link.longs for link in self.links) < self.few
 
 
 @dataclass(slots=True, eq=False)

@@ -31,6 +31,7 @@ class Lines:
             line = self.of(f.name)
             manifest, before = f.manifest, line.target
             line.concurrency = min(manifest.concurrency or limits.concurrency, limits.workers)
+            line.few = limits.few
             line.queue = manifest.queue or limits.function_queue
             line.target = made[f.name] = Target(
                 index,

@@ -67,6 +67,8 @@ class Link:
         self._whole = 0
         """Bytes of that frame."""
         self._out: deque[memoryview] = deque()
+        self._held: list[bytes] | None = None
+        """Frames that go out together, while those that came together are handed over."""
         loop.add_reader(self._fileno, self._readable)
 
     def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
@@ -75,20 +77,30 @@ class Link:
         frame = frames.HEADER.pack(len(head) + size, request, kind, len(head)) + head
         if size < _SMALL:
             frame += body if isinstance(body, bytes) else b"".join(body)
-            if not self._out:
-                try:
-                    sent = self._sock.send(frame)
-                except BlockingIOError:
-                    sent = 0
-                except OSError:
-                    return
-                if sent == len(frame):
-                    return
-                frame = frame[sent:]
-            self._out.append(memoryview(frame))
-        else:
-            pieces = (body,) if isinstance(body, bytes) else body
-            self._out += (memoryview(frame), *[memoryview(piece) for piece in pieces])
+            if self._held is None:
+                self._give(frame)
+            else:
+                self._held.append(frame)
+            return
+        if self._held:
+            self._give(b"".join(self._held))
+            self._held.clear()
+        pieces = (body,) if isinstance(body, bytes) else body
+        self._out += (memoryview(frame), *[memoryview(piece) for piece in pieces])
+        self._loop.add_writer(self._fileno, self._writable)
+
+    def _give(self, frame: bytes) -> None:
+        if not self._out:
+            try:
+                sent = self._sock.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+        self._out.append(memoryview(frame))
         self._loop.add_writer(self._fileno, self._writable)
 
     def kill(self, why: str) -> None:
@@ -142,7 +154,15 @@ class Link:
             return
         if large is None:
             self._have += got
-            self._frames()
+            # Each answer makes room for a call: one system call, and one waking of the worker, for all of them.
+            held: list[bytes] = []
+            self._held = held
+            try:
+                self._frames()
+            finally:
+                self._held = None
+            if held and not self.ended.done():
+                self._give(b"".join(held))
             return
         # It grows by what comes: room for all of it at once would hold the loop up.
         large += target[:got]

@@ -135,7 +135,7 @@ class Pool:
             link = room.pick(line, target.tally.short)
             if link is not None:
                 self._dispatch(self.lines.take(at), target, link)
-            elif len(line.links) < line.concurrency:
+            elif line.spreads:
                 # It needs an idle worker: who goes before it now might do so for ever.
                 return
             else:

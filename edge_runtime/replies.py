@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from . import frames
-from .calls import Answer, Call, Refusal, Target
+from .calls import QUICK, Answer, Call, Refusal, Target
 
 if TYPE_CHECKING:
     from .link import Link
@@ -27,6 +27,7 @@ def finish(pool: "Pool", call: Call, took: float, kind: int, head: bytes, body: 
     target = call.target
     tally, breaker = target.tally, target.breaker
     tally.took(took)
+    target.line.quick = tally.recent < QUICK
     breaker.calls += 1
     if not breaker.closed:
         breaker.ended(call, time.monotonic())

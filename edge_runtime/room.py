@@ -38,7 +38,7 @@ class Room:
 
     def pick(self, line: Line, short: bool) -> Link | None:
         """The worker for a line's next call; None where it must wait."""
-        if len(line.links) < line.concurrency:
+        if line.spreads:
             free = self._free
             if free[0]:
                 return free[0][-1]

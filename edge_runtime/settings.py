@@ -41,7 +41,7 @@ class Settings:
     hosts: tuple[str, ...] = ()
     """Names that the Host header may have besides localhost and its addresses, where there is no token."""
     workers: int = field(default_factory=lambda: 2 * processors())
-    depth: int = 4
+    depth: int = 8
     """Calls that one worker may have at once, of functions whose calls are short."""
     concurrency: int = field(default_factory=processors)
     """Workers that one function may have at once, where its manifest doesn't say; all, where there are fewer."""
@@ -152,4 +152,5 @@ class Settings:
             self.queue_wait,
             self.lock_wait,
             self.lock_hold,
+            max(1, processors() - 1),
         )

@@ -32,7 +32,7 @@ class Limits:
     """Bounds of the pool; durations in seconds."""
 
     workers: int
-    depth: int = 4
+    depth: int = 8
     """Calls that one worker may have, where they are short."""
     concurrency: int = 1
     """Workers that one function's calls may have at once, where its manifest doesn't say."""
@@ -44,6 +44,8 @@ class Limits:
     """How long a call may wait for the writer lock."""
     lock_hold: float = 5.0
     """How long a call may hold it."""
+    few: int = 1
+    """Workers that one function's calls have at once, while they are quick."""
 
 
 def overdue(call: Call, seen: page.Seen, since: float, now: float, others_wait: bool, limits: Limits) -> str:

@@ -23,7 +23,7 @@ from tests.support.generated import generated
 
 REFUSED = hostile.refused()
 ACCEPTED = hostile.accepted()
-SAMPLE = 240
+SAMPLE = 120
 """Generated modules that go through the real edge; all of them go through test_generated's children."""
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -109,7 +109,7 @@ async def test_among_all_of_them_the_front_is_as_quick_as_before(edge: Node) -> 
 
 
 async def test_generated_modules_end_in_their_own_status(edge: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    modules = random.Random("sample").sample(generated(int(os.environ.get("SKERRY_TEST_MODULES", "5000"))), SAMPLE)
+    modules = random.Random("sample").sample(generated(int(os.environ.get("SKERRY_TEST_MODULES", "1500"))), SAMPLE)
     functions = {}
     for module in modules:
         with contextlib.suppress(Refused):

@@ -165,6 +165,16 @@ def test_at_its_concurrency_a_function_goes_behind_its_own_calls() -> None:
     assert room(long, idle).pick(line(1, long), short=True) is None
 
 
+def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_has() -> None:
+    first, idle = Own(**vars(worker(1))), worker()
+    quick = line(3, first)
+    quick.quick, quick.few = True, 1
+    assert room(first, idle).pick(quick, short=True) is first
+    assert room(Own(**vars(first)), idle).pick(line(3, first), short=True) is idle
+    first.longs = 1
+    assert room(first, idle).pick(quick, short=True) is idle
+
+
 @pytest.mark.parametrize(
     "unfit", [{"usable": False}, {"serials": {2}}, {"longs": 1}, {"last": 50, "replied": 3}, {"last": 2, "replied": 99}]
 )
