@@ -16,6 +16,8 @@ from .processes import Child
 
 _BUFFER: Final = 256 * 1024
 _SMALL: Final = 65_536
+_AGAIN: Final = 0.02
+"""Seconds between two looks at a dead worker's socket."""
 _AT_ONCE: Final = 16
 """Pieces of what waits to be sent that one system call is given."""
 _FRAME_LIMIT: Final = 128 * 1024 * 1024
@@ -70,6 +72,7 @@ class Link:
         self._held: list[bytes] | None = None
         """Frames that go out together, while those that came together are handed over."""
         loop.add_reader(self._fileno, self._readable)
+        child.exited.add_done_callback(self._exited)
 
     def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
         """Send a frame, now or as the worker reads. To a dead one it sends nothing: `Owner.lost` follows."""
@@ -139,6 +142,13 @@ class Link:
             out[0] = out[0][sent:]
         else:
             self._loop.remove_writer(self._fileno)
+
+    def _exited(self, _: object) -> None:
+        """The worker is dead: what it still said is read, and the end of it seen, even where the loop misses that (as
+        it sometimes does of a socket whose other end died with something unread)."""
+        if not self.ended.done():
+            self._readable()
+            self._loop.call_later(_AGAIN, self._exited, None)
 
     def _readable(self) -> None:
         large = self._large
