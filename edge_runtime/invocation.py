@@ -39,6 +39,19 @@ class Response(Struct, frozen=True):
     """What the guest wrote to its log, cut at its bound."""
 
 
+class Told(Struct, omit_defaults=True):
+    """What `skerry-edge call` is told of its call: the answer, or where `code` is set the fault in its place."""
+
+    status: int
+    head: bytes = b""
+    body: bytes = b""
+    log: bytes = b""
+    seconds: float = 0.0
+    """That the call took, its loading not counted."""
+    code: str = ""
+    message: str = ""
+
+
 class Limits(Struct, frozen=True):
     """What a call may use. `memory_pages` of 64 KiB; the rest in bytes."""
 

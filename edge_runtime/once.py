@@ -24,6 +24,7 @@ from .abi.detect import Refused
 from .check import check_module
 from .code import compile_artifact
 from .database import BUSY_MS, HEAP_BYTES, Database, WriterLock
+from .invocation import Told
 from .session import Session
 from .sql import ProbeSql
 from .wasmedge import QUICK, WasmEdgeError, find
@@ -41,19 +42,6 @@ class Asked(Struct):
     database: str = ""
     """Path of the libsql file that SQL goes to."""
     secrets: dict[str, str] = {}
-
-
-class Told(Struct, omit_defaults=True):
-    """The answer, or where `code` is set the fault that was there in its place."""
-
-    status: int
-    head: bytes = b""
-    body: bytes = b""
-    log: bytes = b""
-    seconds: float = 0.0
-    """That the call took, its loading not counted."""
-    code: str = ""
-    message: str = ""
 
 
 class NoHttp:

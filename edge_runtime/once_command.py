@@ -18,23 +18,11 @@ import orjson
 from control import wire
 
 from .commands import JSON, fail, show
-from .invocation import Request
+from .invocation import Request, Told
 
 START_LIMIT: Final = 300.0
 """Seconds for the check and the compiler."""
 GRACE: Final = 1.0
-
-
-class Told(msgspec.Struct):
-    """`once.Told`: reading it must not take libsql and WasmEdge."""
-
-    status: int
-    head: bytes = b""
-    body: bytes = b""
-    log: bytes = b""
-    seconds: float = 0.0
-    code: str = ""
-    message: str = ""
 
 
 def _pairs(separator: str) -> Any:

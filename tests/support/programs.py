@@ -4,6 +4,7 @@ import asyncio
 import os
 import ssl
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class Faults:
         (self.folder / f"{point}.held").unlink()
 
 
-class Program(Service):
+class Program(Service, ABC):
     """One program, which can be stopped, killed and started again."""
 
     ARGUMENTS: tuple[str, ...]
@@ -134,8 +135,9 @@ class Program(Service):
         process = self.spawn([sys.executable, *self.ARGUMENTS], cwd=self._folder, env=environment)
         await self.run_until_ready(process, self.answers)
 
+    @abstractmethod
     async def answers(self) -> bool:
-        raise NotImplementedError
+        """Whether it takes requests."""
 
     async def ended(self) -> None:
         """Wait until it has ended by itself, or was killed."""
