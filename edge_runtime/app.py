@@ -41,7 +41,8 @@ class App:
             b"/_skerry/metrics": (b"text/plain; version=0.0.4; charset=utf-8", metrics),
         }
         self._token = f"Bearer {settings.token}".encode() if settings.token else None
-        self._hosts = frozenset(name.encode() for name in (*_LOOPBACK, *settings.hosts))
+        own = settings.listen.rpartition(":")[0]
+        self._hosts = frozenset(name.lower().encode() for name in (*_LOOPBACK, own, *settings.hosts))
 
     def resolve(self, method: str, path: bytes) -> Match | Refusal:
         """Which function a request is for."""
@@ -132,10 +133,10 @@ class App:
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return Refusal(401, "token_needed", text)
             return None
-        host = asked.host
-        if host is None or (host not in self._hosts and host.rpartition(b":")[0].lower() not in self._hosts):
+        host = (asked.host or b"").lower()
+        if host not in self._hosts and host.rpartition(b":")[0] not in self._hosts:
             # A page of the web whose name was bound to this address could else call functions in its visitor's name.
-            shown = "none" if host is None else host[:100].decode("latin-1")
-            text = f"The Host header is {shown}; on loopback it must be localhost, 127.0.0.1 or one of `hosts`."
+            shown = host[:100].decode("latin-1") or "missing"
+            text = f"The Host header is {shown}; it must be localhost, 127.0.0.1 or one of SKERRY_EDGE_HOSTS."
             return Refusal(403, "host_refused", text)
         return None

@@ -263,7 +263,7 @@ class Connection(asyncio.Protocol):
     def answer(self, status: int, head: bytes, body: bytes | memoryview, *, last: bool = False) -> None:
         """Write the answer to the request whose turn it is; with `last` no other one is read.
 
-        `head` is whole header lines, none of them about the length or the connection.
+        `head` is whole header lines, none of them about the connection, or about the length where there is a body.
         """
         exchanges, shared, transport = self._exchanges, self._shared, self._transport
         asked = exchanges.popleft()
@@ -273,13 +273,15 @@ class Connection(asyncio.Protocol):
             return
         self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
         keep = asked.keep and asked.whole and not (last or shared.stopping or (self._ended and not exchanges))
-        length = b"" if status in BODILESS else b"content-length: %d\r\n" % len(body)
+        without = asked.method == "HEAD"
+        # Of a HEAD's answer without a body only its function can know the length that a GET's would have.
+        length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % len(body)
         if keep and not asked.old:
             end = b"\r\n"
         else:
             end = b"connection: keep-alive\r\n\r\n" if keep else b"connection: close\r\n\r\n"
         start = b"".join((STATUS_LINES[status], shared.date, head, length, end))
-        if not length or asked.method == "HEAD":
+        if not length or without:
             transport.write(start)
         elif len(body) <= PIECE:
             transport.write(start + body)
@@ -296,8 +298,9 @@ class Connection(asyncio.Protocol):
     def _close(self, last: Exchange) -> None:
         """The last answer is written: end the connection when the client has it."""
         self._over = True
+        behind = self._held or bool(self._exchanges)
         self._forget()
-        if last.whole and self._requests.broken is None:
+        if last.whole and not behind and self._requests.broken is None:
             self._transport.close()
             return
         self._transport.write_eof()

@@ -32,8 +32,8 @@ class Response(Struct, frozen=True):
 
     status: int
     head: bytes
-    """The header lines as they go out, checked: `name: value`, each ended by CR LF; without Content-Length, which
-    whoever sends it computes from `body`."""
+    """The header lines as they go out, checked: `name: value`, each ended by CR LF; Content-Length is there for a
+    HEAD's answer alone, which has no body; else whoever sends it computes it from `body`."""
     body: bytes
     log: bytes = b""
     """What the guest wrote to its log, cut at its bound."""

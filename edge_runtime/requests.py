@@ -3,11 +3,19 @@
 What httptools lets through and HTTP doesn't allow is refused here: nobody between may see other requests than we do.
 """
 
+import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserInvalidURLError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+    parse_url,
+)
 
 from .calls import Refusal
 
@@ -22,13 +30,18 @@ PIECE: Final = 64 * 1024
 _MATTER: Final = frozenset((b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect"))
 """The headers that matter before a function sees them."""
 
-_INVALID: Final = Refusal(400, "request_invalid", "This is no HTTP/1.1 request.")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _TOO_LARGE: Final = Refusal(
     431, "head_too_large", f"A request's line and headers may have {HEAD_BYTES} bytes and {HEADERS} headers."
 )
 _TOO_MANY: Final = Refusal(
     400, "request_invalid", f"A connection may send {PIPELINED} requests before the first of them is answered."
 )
+
+
+def _invalid(why: str) -> Refusal:
+    return Refusal(400, "request_invalid", f"This is no HTTP/1.1 request: {why}.")
+
 
 Pieces = list[bytes | bytearray]
 
@@ -96,13 +109,18 @@ class Requests:
         self._parser = HttpRequestParser(self)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._fed = 0
+        """Bytes of the last piece."""
         self._received = 0
-        """Bytes since the last request was whole."""
+        """Bytes of the pieces since the last request was whole."""
+        self._before = 0
+        """Bytes of the piece in which it ended: some of them may be the next one's."""
         self._again = b""
         """A head that asked for another protocol, without that."""
 
     def feed(self, data: bytes) -> None:
-        self._received += len(data)
+        self._fed = len(data)
+        self._received += self._fed
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as found:
@@ -132,12 +150,12 @@ class Requests:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.heading:  # else it comes behind a body in chunks, and is nobody's
-            self._headers.append((name.lower(), value))
+            self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         self.heading = False
         headers = self._headers
-        if len(headers) > HEADERS or (self._received > HEAD_BYTES and self._head_size() > HEAD_BYTES):
+        if len(headers) > HEADERS or (self._before + self._received > HEAD_BYTES and self._head_size() > HEAD_BYTES):
             self._break(_TOO_LARGE)
         if len(self.exchanges) >= PIPELINED:
             self._break(_TOO_MANY)
@@ -175,7 +193,7 @@ class Requests:
     def on_message_complete(self) -> None:
         if not self._again:
             self.exchanges[-1].whole = True
-            self._received = 0
+            self._before, self._received = self._fed, 0
 
     def _read_head(self, headers: list[tuple[bytes, bytes]]) -> Exchange:
         """The request whose head has come. It ends the parsing where HTTP doesn't allow the head."""
@@ -200,24 +218,39 @@ class Requests:
             elif name == b"expect":
                 asked.expects = not old and value.lower() == b"100-continue"
             elif chunked or old or value.lower() != b"chunked":
-                self._break(_INVALID)
+                self._break(_invalid("Transfer-Encoding may be chunked, once, in HTTP/1.1"))
             else:
                 chunked = True
-        if hosts > 1 or (not old and (hosts == 0 or version != "1.1")) or b"#" in url:
-            self._break(_INVALID)
+        if not old and version != "1.1":
+            self._break(_invalid(f"HTTP/{version} isn't spoken here"))
+        if hosts > 1 or not (hosts or old):
+            self._break(_invalid(f"it has {hosts} Host headers"))
+        if asked.host is not None and not _HOST.fullmatch(asked.host):
+            self._break(_invalid("its Host is no host and port"))
+        if b"#" in url:
+            self._break(_invalid("its path has a #"))
+        if chunked:
+            # The body is told without: whoever reads this header would look for chunks.
+            asked.headers = [header for header in headers if header[0] != b"transfer-encoding"]
         if not url.startswith(b"/"):
             self._read_absolute(asked, url)
         return asked
 
     def _read_absolute(self, asked: Exchange, url: bytes) -> None:
-        """`GET http://HOST/PATH`, as for a proxy: that host counts. `*` is a path that nothing is at."""
+        """`GET http://HOST/PATH`, as for a proxy: that host counts, and not the header's. `*` is a path that nothing
+        is at."""
         if url == b"*":
             return
-        found = parse_url(url)
-        if not found.host or found.userinfo:
-            self._break(_INVALID)
+        why = _invalid("its line has no path and no http URL")
+        try:
+            found = parse_url(url)
+        except HttpParserInvalidURLError:
+            self._break(why)
+        if (found.schema or b"").lower() not in (b"http", b"https") or not found.host or found.userinfo:
+            self._break(why)
         host = b"[%b]" % found.host if b":" in found.host else found.host
-        asked.host = host + b":%d" % found.port if found.port else host
+        host = asked.host = host + b":%d" % found.port if found.port else host
+        asked.headers = [(b"host", host), *(header for header in asked.headers if header[0] != b"host")]
         asked.path, asked.query = found.path or b"/", found.query or b""
 
     def _without_upgrade(self) -> bytes:
@@ -228,7 +261,7 @@ class Requests:
         """
         method = self._parser.get_method()
         if method == b"CONNECT":
-            self._break(_INVALID)
+            self._break(_invalid("the node is no proxy"))
         line = b"%b %b HTTP/%b" % (method, self._url, self._parser.get_http_version().encode())
         kept = [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
         return b"\r\n".join([line, *kept, b"", b""])
@@ -248,11 +281,11 @@ class Requests:
 
     def _fail(self, error: HttpParserError) -> None:
         """The parsing has ended. An error of our own is raised: it is none of the request's."""
-        self.broken = self.broken or _INVALID
+        self.broken = self.broken or _invalid(str(error).rstrip("."))
         if isinstance(error, HttpParserCallbackError) and not isinstance(error.__context__, _Broken | HttpParserError):
             raise error
 
-    def _break(self, why: Refusal) -> None:
+    def _break(self, why: Refusal) -> NoReturn:
         """End the parsing."""
         self.broken = self.broken or why
         raise _Broken
@@ -269,7 +302,7 @@ class Requests:
             asked = self.exchanges[-1]
             # A body in chunks may have their lengths between, but no extensions and trailers without end.
             if not asked.whole and asked.refusal is None and self._received > 2 * HEAD_BYTES + 16 * asked.size:
-                self.broken = self.broken or _INVALID
+                self.broken = self.broken or _invalid("its body is mostly lengths, extensions or trailers")
 
 
 def too_large(limit: int) -> Refusal:

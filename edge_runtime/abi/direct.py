@@ -72,6 +72,6 @@ def decode(memory: Any, start: int, size: int, method: str) -> Answered:
     if found.status is not None:
         raise ResponseInvalid("it wrote the header Status; the status is the answer's first number")
     body = memory[split:end]
-    if not found.typed or found.length is not None or status in (204, 304):
-        head.check_body(found, status, body, method)
+    if not found.typed or found.length is not None or status in head.BODILESS:
+        return status, head.complete(found, status, body, method), body
     return status, found.lines, body

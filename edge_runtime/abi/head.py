@@ -10,6 +10,8 @@ from typing import Final, NamedTuple, NoReturn
 LIMIT: Final = 65_000
 """Bytes of header lines: as they go out they are a little longer, and a frame's head holds 65,535."""
 LINES: Final = 128
+BODILESS: Final = (204, 205, 304)
+"""Statuses whose answers have no body."""
 
 
 class ResponseInvalid(ValueError):
@@ -18,7 +20,7 @@ class ResponseInvalid(ValueError):
 
 class Head(NamedTuple):
     lines: bytes
-    """Each ended by CR LF; without Status and Content-Length."""
+    """Each ended by CR LF; without Status, Content-Length and Date."""
     status: str | None
     """The value of Status."""
     length: int | None
@@ -39,13 +41,14 @@ _BLOCK: Final = re.compile(rb"(?:%b++:%b*+\r?\n)*+" % (_TOKEN, _TEXT))
 _NAME: Final = re.compile(_TOKEN + b"+")
 _VALUE: Final = re.compile(_TEXT + b"*")
 _SPECIAL: Final = re.compile(
-    rb"^(status|content-length|content-type|location|connection|keep-alive|te|trailer|transfer-encoding|upgrade)"
-    rb":[ \t]*(.*?)[ \t]*\r\n",
+    rb"^(status|content-length|date|content-type|location|connection|keep-alive|te|trailer|transfer-encoding|upgrade"
+    rb"|skerry-release):[ \t]*(.*?)[ \t]*\r\n",
     re.IGNORECASE | re.MULTILINE,
 )
-_TAKEN: Final = (b"status", b"content-length")
+_TAKEN: Final = (b"status", b"content-length", b"date")
+"""The server writes its own."""
 _SEEN: Final = (*_TAKEN, b"content-type", b"location")
-"""The others are about the connection, which is the server's."""
+"""The others are about the connection or the release, which is the server's."""
 
 KEPT: Final = 1024
 """Bytes: lines that are longer are not to be given to `kept`."""
@@ -108,14 +111,17 @@ def _explain(block: bytes) -> NoReturn:
     raise ResponseInvalid(f"its last header line has no end: {block[-40:]!r}")
 
 
-def check_body(head: Head, status: int, body: bytes, method: str) -> None:
-    """What head and body must have of each other. `method` is the request's (a HEAD's answer may name the length that
-    a GET's would have). Error: ResponseInvalid."""
+def complete(head: Head, status: int, body: bytes, method: str) -> bytes:
+    """The header lines as they go out, where head and body fit each other. `method` is the request's: a HEAD's answer
+    without a body may name the length that a GET's would have. Error: ResponseInvalid."""
     length = head.length
     if body:
-        if status in (204, 304):
+        if status in BODILESS:
             raise ResponseInvalid(f"it wrote a body of {len(body)} bytes with the status {status}, which has none")
         if not head.typed:
             raise ResponseInvalid("it wrote a body without a Content-Type")
-    if length is not None and length != len(body) and (body or not (method == "HEAD" or status == 304)):
+    if length is None or length == len(body):
+        return head.lines
+    if body or not (status == 304 or (method == "HEAD" and status not in BODILESS)):
         raise ResponseInvalid(f"it wrote Content-Length: {length} and a body of {len(body)} bytes")
+    return head.lines if status == 304 else head.lines + b"content-length: %d\r\n" % length

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
 from ..invocation import Request, RequestUnfit
-from .head import KEPT, LIMIT, Answered, ResponseInvalid, check_body, kept, parse
+from .head import BODILESS, KEPT, LIMIT, Answered, ResponseInvalid, complete, kept, parse
 
 SOFTWARE = "skerry"
 
@@ -128,8 +128,8 @@ def parse_response(output: bytes, method: str) -> Answered:
             "it wrote none of Content-Type, Location and Status, of which a response has one at least"
         )
     body = output[blank.end() :]
-    if not head.typed or head.length is not None or status in (204, 304):
-        check_body(head, status, body, method)
+    if not head.typed or head.length is not None or status in BODILESS:
+        return status, complete(head, status, body, method), body
     return status, head.lines, body
 
 

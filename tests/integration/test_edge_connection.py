@@ -371,3 +371,19 @@ async def test_a_server_that_stops_answers_what_runs_and_cuts_what_does_not_end(
             await asyncio.open_connection("127.0.0.1", edge.port)
     with contextlib.suppress(ConnectionResetError):
         assert await hangs.end() == b""
+
+
+@on_uvloop
+async def test_the_last_answer_arrives_though_more_had_been_sent(tmp_path: Path) -> None:
+    async with site(tmp_path) as edge, edge.client(small=True) as client:
+        edge.app.at_once = False
+        client.send(post("/large") + post(body=b"2") + post(body=b"x" * 100_000) * 40)
+        await until(lambda: len(edge.app.runs) == 1)
+        edge.server.stop()
+        await until(lambda: edge.server.shared.stopping)
+        edge.app.answer(0)
+        # What it hasn't read of the client's would have the system drop what the client hasn't read of the answer.
+        await asyncio.sleep(0.3)
+        _, headers, body = await client.answer()
+        assert (headers[b"connection"], len(body)) == (b"close", 4_000_000)
+        assert len(edge.app.runs) == 1

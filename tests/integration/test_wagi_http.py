@@ -38,6 +38,9 @@ async def raw(edge: Node, request: bytes) -> tuple[int, list[tuple[str, str]], b
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         split = [line.partition(":") for line in head[1:] if line]
         headers = [(name.lower(), value.strip()) for name, _, value in split]
+        assert len({name for name, _ in headers if name != "set-cookie"}) == len(
+            [name for name, _ in headers if name != "set-cookie"]
+        )
         length = int(dict(headers).get("content-length", "0"))
         bodiless = request.startswith(b"HEAD ") or head[0].split()[1] in ("204", "304")
         body = b"" if bodiless else await reader.readexactly(length)
@@ -68,6 +71,21 @@ async def test_a_head_has_the_head_of_its_get_and_no_body(edge: Node) -> None:
     status, headers, rest = await raw(edge, b"HEAD /functions/env HTTP/1.1\r\nhost: localhost\r\n\r\n")
     assert (status, dict(headers)["content-type"], rest) == (200, "text/plain", b"")
     assert int(dict(headers)["content-length"]) > 100
+
+
+@pytest.mark.parametrize(("line", "length"), [(b"", None), (b"Content-Length: 500\n", "500")])
+async def test_a_head_without_a_body_has_the_length_that_its_function_names(
+    edge: Node, line: bytes, length: str | None
+) -> None:
+    status, headers, _ = await answer(edge, line + GOOD, b"HEAD")
+    assert (status, dict(headers).get("content-length")) == (200, length)
+
+
+async def test_a_request_for_a_host_in_its_line_is_told_so(edge: Node) -> None:
+    sent = b"GET http://localhost:77/functions/env HTTP/1.1\r\nhost: other\r\n\r\n"
+    _, _, body = await raw(edge, sent)
+    assert b"\nHTTP_HOST=localhost:77\n" in body
+    assert b"\nX_FULL_URL=http://localhost:77/functions/env\n" in body
 
 
 @pytest.mark.parametrize(
@@ -209,6 +227,8 @@ async def test_repeated_headers_stay_apart_and_in_their_order(edge: Node) -> Non
         (b"Status: 599 Odd\n" + GOOD, 599, {"content-type": "text/plain"}, b""),
         (b"Content-Length: 2\n" + GOOD + b"ab", 200, {"content-length": "2"}, b"ab"),
         (b"X-Latin: \xe9\n" + GOOD, 200, {"x-latin": "\xe9"}, b""),
+        (b"Date: Tue, 15 Nov 1994 08:12:31 GMT\n" + GOOD, 200, {"content-type": "text/plain"}, b""),
+        (b"Status: 205\n" + GOOD, 205, {"content-length": "0"}, b""),
     ],
 )  # fmt: skip
 async def test_responses(edge: Node, output: bytes, status: int, headers: dict[str, str], body: bytes) -> None:
@@ -231,10 +251,12 @@ async def test_responses(edge: Node, output: bytes, status: int, headers: dict[s
         (GOOD[:-1] + b" folded\n\n", "' folded', which has no colon"),
         (GOOD[:-1] + b"Connection: close\n\n", "Connection, which is for the server"),
         (GOOD[:-1] + b"Transfer-Encoding: chunked\n\n", "Transfer-Encoding, which is for the server"),
+        (GOOD[:-1] + b"Skerry-Release: 9\n\n", "Skerry-Release, which is for the server"),
         (GOOD[:-1] + GOOD, "Content-Type twice"),
         (b"Status: 100\n\n", "a status is a number from 200 to 599"),
         (b"Status: 200\n\nbody", "a body without a Content-Type"),
         (b"Status: 204\n" + GOOD + b"body", "a body of 4 bytes with the status 204"),
+        (b"Status: 205\n" + GOOD + b"body", "a body of 4 bytes with the status 205"),
         (b"Content-Length: 5\n" + GOOD + b"four", "Content-Length: 5 and a body of 4 bytes"),
         (b"X: 1\n\n", "none of Content-Type, Location and Status"),
         (b"X: 1\n" * 129 + GOOD, "130 header lines; 128 are allowed"),

@@ -85,6 +85,14 @@ def read(*pieces: bytes) -> tuple[list[Asked], Requests]:
         b"GET /\xe9 HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET http://user@evil.example/ HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET http:///path HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET ftp://localhost/ HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET http://localhost:99999/ HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET *x HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET / HTTP/1.1\r\nhost: local host\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost:80:80\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: user@localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost/path\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost, localhost\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
@@ -100,10 +108,55 @@ def test_a_request_that_names_a_host_in_its_line_is_for_that_host() -> None:
     requests = reader()
     requests.feed(b"GET http://evil.example:81/a/b?c HTTP/1.1\r\n" + HOST + b"\r\n")
     requests.feed(b"GET http://[::1] HTTP/1.1\r\n" + HOST + b"\r\n")
+    requests.feed(b"GET HTTPS://localhost?q HTTP/1.0\r\nx: y\r\n\r\n")
     assert [(e.host, e.path, e.query) for e in requests.exchanges] == [
         (b"evil.example:81", b"/a/b", b"c"),
         (b"[::1]", b"/", b""),
+        (b"localhost", b"/", b"q"),
     ]
+    # The function, too, is told that one alone.
+    for asked in requests.exchanges:
+        assert [value for name, value in asked.headers if name == b"host"] == [asked.host]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"FETCH / HTTP/1.1\r\n\r\n", "method"),
+        (b"GET / HTTP/1.1\r\n\r\n", "it has 0 Host headers"),
+        (b"GET / HTTP/1.1\r\nhost: a b\r\n\r\n", "its Host is no host and port"),
+        (b"GET ftp://a/ HTTP/1.1\r\n" + HOST + b"\r\n", "its line has no path and no http URL"),
+        (b"GET http://a:99999/ HTTP/1.1\r\n" + HOST + b"\r\n", "its line has no path and no http URL"),
+        (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", "HTTP/2.0"),
+        (b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 1\r\ncontent-length: 1\r\n\r\n", "Content-Length"),
+    ],
+)
+def test_what_is_wrong_is_said(data: bytes, told: str) -> None:
+    _, requests = read(data)
+    assert requests.broken is not None
+    assert requests.broken.message.startswith("This is no HTTP/1.1 request: ")
+    assert told in requests.broken.message
+
+
+def test_white_space_around_a_value_is_none_of_it() -> None:
+    head = b"POST / HTTP/1.1\r\nhost:\t localhost \t\r\nx: a  b \r\ncontent-length: 3 \r\n\r\nabc"
+    found, _ = read(head, CHUNKED.replace(b"chunked", b"Chunked ") + b"0\r\n\r\n")
+    assert found[0].headers == [(b"host", b"localhost"), (b"x", b"a  b"), (b"content-length", b"3")]
+    assert found[0].body == b"abc"
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_a_head_behind_another_request_has_the_same_limit(pieces: int) -> None:
+    small = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
+    large = b"GET / HTTP/1.1\r\n" + HOST + b"x: %b\r\n\r\n"
+    for size, refused in ((HEAD_BYTES - 100, False), (HEAD_BYTES, True)):
+        data = small + large % (b"y" * size)
+        step = len(data) // pieces + 1
+        found, requests = read(*(data[k : k + step] for k in range(0, len(data), step)))
+        assert len(found) == 2 - refused
+        assert (requests.broken is not None) == refused
+        assert not refused or requests.broken.code == "head_too_large"
 
 
 def test_the_body_behind_a_wish_for_another_protocol_is_the_requests() -> None:
@@ -120,7 +173,8 @@ def test_the_body_behind_a_wish_for_another_protocol_is_the_requests() -> None:
 
 def test_trailers_are_nobodys() -> None:
     found, _ = read(CHUNKED + b"3\r\nabc\r\n0\r\nauthorization: x\r\n\r\n")
-    assert found == [Asked("POST", b"/", b"", [(b"host", b"localhost"), (b"transfer-encoding", b"chunked")], b"abc")]
+    # Nor is the coding, once the body is out of it.
+    assert found == [Asked("POST", b"/", b"", [(b"host", b"localhost")], b"abc")]
 
 
 @pytest.mark.parametrize(
@@ -221,14 +275,15 @@ REQUEST = st.tuples(
 def encoded(asked: tuple[str, bytes, bytes, list[tuple[bytes, bytes]], list[bytes], bool]) -> tuple[bytes, Asked]:
     method, path, query, headers, pieces, chunked = asked
     headers = [(b"host", b"localhost"), *headers]
+    coding = b""
     if chunked:
-        headers.append((b"transfer-encoding", b"chunked"))
+        coding = b"transfer-encoding: chunked\r\n"
         content = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
     else:
         content = b"".join(pieces)
         headers.append((b"content-length", b"%d" % len(content)))
     url = path + b"?" + query if query else path
-    head = b"".join(b"%b: %b\r\n" % header for header in headers)
+    head = b"".join(b"%b: %b\r\n" % header for header in headers) + coding
     data = b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method.encode(), url, head, content)
     return data, Asked(method, path, query, headers, b"".join(pieces))
 
