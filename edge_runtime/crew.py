@@ -26,6 +26,8 @@ PROVEN: Final = 1.0
 """Seconds after which a worker that ended is none that dies at its start."""
 LOAD_LIMIT: Final = 120.0
 """Seconds until all workers have loaded a release's modules; each does between two calls."""
+SPARES: Final = 1
+"""Workers beside those that are wanted, with all loaded: a call after a worker's death needn't wait for a birth."""
 LOAD_TRIES: Final = 3
 """Workers that may end while they load a release's modules; then the modules are to blame."""
 
@@ -59,7 +61,7 @@ class Crew:
         """Keep the workers alive until cancelled; then they are ended."""
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._pool.limits.workers):
+                for _ in range(self._pool.limits.workers + SPARES):
                     group.create_task(self._keep())
         finally:
             self._pool.close()
@@ -166,6 +168,7 @@ class Crew:
             try:
                 # Not awaited itself: our cancellation would be its, and the link would count as ended.
                 await asyncio.wait([link.ended])
+                self._fill()
             finally:
                 equipping.cancel()
             return link, equipping.done() and not equipping.cancelled() and equipping.result()
@@ -192,10 +195,19 @@ class Crew:
         except frames.ChildGone:
             return False
         link.usable = True
-        self._pool.place(link)
-        self._pool.feed()
-        self._pool.changed()
+        self._fill()
         return True
+
+    def _fill(self) -> None:
+        """Have spare workers take the places of those that are lost, or weren't born yet."""
+        pool = self._pool
+        fit = [link for link in pool.links if link.usable]
+        spares = [link for link in fit if link.spare]
+        for link in spares[: pool.limits.workers - len(fit) + len(spares)]:
+            link.spare = False
+            pool.place(link)
+        pool.feed()
+        pool.changed()
 
     async def _load(self, link: Link, serial: int) -> None:
         """Have a worker load a set of modules. Error: `frames.ChildGone`."""

@@ -51,7 +51,9 @@ class Link:
         self.serials: set[int] = set()
         """The sets of modules that it has loaded."""
         self.usable = False
-        """It was ready, and isn't being ended."""
+        """It was ready and has loaded what it must, and isn't being ended."""
+        self.spare = True
+        """It is to take the place of a worker that is lost, and has no calls before."""
         self.killed = ""
         """Why the front killed it; empty while it hasn't."""
         loop = asyncio.get_running_loop()

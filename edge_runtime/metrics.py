@@ -45,7 +45,7 @@ class PoolCollector(Collector):
         yield GaugeMetricFamily(
             "skerry_edge_running_calls", "Calls in workers", value=sum(len(link.jobs) for link in pool.links)
         )
-        usable = sum(link.usable for link in pool.links)
+        usable = sum(link.usable and not link.spare for link in pool.links)
         yield GaugeMetricFamily("skerry_edge_workers", "Workers that are fit for calls", value=usable)
         yield CounterMetricFamily("skerry_edge_worker_deaths", "Workers that ended", value=pool.deaths)
         yield CounterMetricFamily("skerry_edge_zygotes", "Zygotes that were started", value=self._processes.zygotes)

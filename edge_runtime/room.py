@@ -22,6 +22,7 @@ class Room:
             level >= self.depth
             or link.longs
             or not link.usable
+            or link.spare
             or serial not in link.serials
             or abs(link.last - link.replied) > ROOM
         ):

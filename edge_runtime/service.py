@@ -119,6 +119,7 @@ class Front:
         pool, release = self.pool, self.runtime.release
         functions = release.functions if release is not None else []
         lacking = self.secrets.lacking(functions)
+        fit = [link for link in pool.links if link.usable]
         own: dict[str, Any] = {
             "release": release
             and {"id": release.release_id, "number": release.number, "generation": release.generation},
@@ -127,8 +128,9 @@ class Front:
             "functions": [self._function(f, lacking.get(f.name)) for f in functions],
             "workers": {
                 "wanted": pool.limits.workers,
-                "fit": sum(link.usable for link in pool.links),
-                "pids": sorted(link.child.pid for link in pool.links),
+                "fit": sum(not link.spare for link in fit),
+                "pids": sorted(link.child.pid for link in fit if not link.spare),
+                "spares": sorted(link.child.pid for link in fit if link.spare),
                 "deaths": pool.deaths,
                 "zygote": self.processes.pid,
                 "unfenced": list(self.processes.lacking),

@@ -185,13 +185,15 @@ class Edge:
             return orjson.loads(await answer.read())
 
     async def at_release(self, number: int, *, best: bool = False) -> Any:
-        """Wait until the node says that it is at this release (and runs the best code of all functions); its status."""
+        """Wait until the node says that it is at this release (`best`: with all workers and best code); its status."""
         deadline = time.monotonic() + LIMIT
         while True:
             status = await self.status()
             release = status["release"]
             there = release and release["number"] == number and status["at_target"]
-            if there and not (best and any(not function["best"] for function in status["functions"])):
+            workers = status["workers"]
+            fit = workers["fit"] == workers["wanted"] and all(function["best"] for function in status["functions"])
+            if there and (fit or not best):
                 return status
             if time.monotonic() > deadline:
                 raise self.process.failure(f"the node isn't at release {number}: {status}")

@@ -1,6 +1,8 @@
 """One function can't take what is the others': workers, places in the queue, time. On real workers."""
 
 import asyncio
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,7 @@ async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
         await calm(edge)
         looping = submit(edge, "slow", b"ms=100000&busy=1")
         behind = [submit(edge, "slow", b"ms=0") for _ in range(7)]
-        assert sorted(len(link.jobs) for link in edge.front.pool.links) == [4, 4]
+        assert sorted(len(link.jobs) for link in edge.front.pool.links if not link.spare) == [4, 4]
         for outcome in await asyncio.wait_for(asyncio.gather(*behind), 20):
             assert isinstance(outcome, Answer), outcome
         assert not looping.done()
@@ -113,6 +115,37 @@ async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
         outcome = await looping
         assert not isinstance(outcome, Answer)
         assert outcome.code == "worker_crashed"
+
+
+async def test_a_spare_takes_the_place_of_a_worker_that_dies(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"one": guest("echo")})
+        # What comes later is loaded by the spare too.
+        await edge.release({"one": guest("echo"), "two": guest("echo")})
+        for name in ("one", "two", "one"):
+            await until(lambda: len(edge.workers()) == len(edge.spares()) == 1)
+            (worker,), spares = edge.workers(), edge.spares()
+            # The next one can't be born: the zygote is stopped.
+            os.kill(edge.front.processes.pid, signal.SIGSTOP)
+            try:
+                os.kill(worker, signal.SIGKILL)
+                assert (await asyncio.wait_for(edge.call(name, b"well"), 20))[2] == b"well"
+                assert edge.workers() == spares
+                assert not edge.spares()
+            finally:
+                os.kill(edge.front.processes.pid, signal.SIGCONT)
+
+
+async def test_a_spare_that_dies_is_replaced_and_missed_by_nobody(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"echo": guest("echo")})
+        for _ in range(3):
+            await until(lambda: len(edge.workers()) == len(edge.spares()) == 1)
+            workers, (spare,) = edge.workers(), edge.spares()
+            os.kill(spare, signal.SIGKILL)
+            await until(lambda gone=spare: edge.spares() and gone not in edge.spares())
+            assert edge.workers() == workers
+            assert (await edge.call("echo", b"well"))[2] == b"well"
 
 
 async def test_what_was_taken_back_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,12 @@ class Node:
             return answer.status, told["code"]
 
     def workers(self) -> set[int]:
-        return {link.child.pid for link in self.front.pool.links if link.usable}
+        """Process ids of those that serve."""
+        return {link.child.pid for link in self.front.pool.links if link.usable and not link.spare}
+
+    def spares(self) -> set[int]:
+        """Process ids of those that are ready to."""
+        return {link.child.pid for link in self.front.pool.links if link.usable and link.spare}
 
 
 @contextlib.asynccontextmanager

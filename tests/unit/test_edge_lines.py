@@ -123,7 +123,17 @@ def test_a_version_keeps_its_breaker_and_a_function_its_line() -> None:
 
 def worker(jobs: int = 0, **more: Any) -> Any:
     return SimpleNamespace(
-        jobs=[None] * jobs, **{"longs": 0, "usable": True, "serials": {1}, "last": 0, "replied": 0, "level": -1, **more}
+        jobs=[None] * jobs,
+        **{
+            "longs": 0,
+            "usable": True,
+            "spare": False,
+            "serials": {1},
+            "last": 0,
+            "replied": 0,
+            "level": -1,
+            **more,
+        },
     )
 
 
@@ -176,7 +186,15 @@ def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_ha
 
 
 @pytest.mark.parametrize(
-    "unfit", [{"usable": False}, {"serials": {2}}, {"longs": 1}, {"last": 50, "replied": 3}, {"last": 2, "replied": 99}]
+    "unfit",
+    [
+        {"usable": False},
+        {"spare": True},
+        {"serials": {2}},
+        {"longs": 1},
+        {"last": 50, "replied": 3},
+        {"last": 2, "replied": 99},
+    ],
 )
 def test_a_worker_that_may_have_no_other_call(unfit: dict[str, Any]) -> None:
     made = room(worker(**unfit))

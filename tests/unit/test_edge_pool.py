@@ -35,7 +35,8 @@ class PlayedLink:
         self.claims.clear()
         self.jobs: deque[Any] = deque()
         self.last = self.replied = self.longs = 0
-        self.level, self.since, self.serials, self.usable, self.killed = -1, 0.0, {1}, True, ""
+        self.level, self.since, self.serials, self.killed = -1, 0.0, {1}, ""
+        self.usable, self.spare = True, False
         self.unread: deque[tuple[int, bytes]] = deque()
         self.running: tuple[int, bytes] | None = None
 
