@@ -68,7 +68,7 @@ class Client:
         self._store_tls = tls_context(ca, system=True)
         self._session: aiohttp.ClientSession | None = None
         self.skew = 0.0
-        """Seconds by which control's clock is ahead of ours (by its Date header); below 2 it is taken for none."""
+        """Seconds by which control's clock is ahead of ours, by its Date header."""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -153,9 +153,10 @@ class Client:
             headers["Content-Type"] = "application/json"
             body = msgspec.json.encode(message)
         url = self._base.join(URL(path))
+        sent = datetime.now(UTC)
         async with self._request(method, url, headers, body, wait + ANSWER_TIMEOUT, self._control_tls) as response:
             data = await read_limited(response, ANSWER_LIMIT)
-            self._note_date(response.headers.get("Date"))
+            self._note_date(response.headers.get("Date"), sent)
             if response.status >= 300:
                 raise refusal(response, data, True)
             return response.status, data
@@ -183,16 +184,21 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl.SSLError) as error:
             raise unreachable(error, url, proxy) from error
 
-    def _note_date(self, date: str | None) -> None:
+    def _note_date(self, date: str | None, sent: datetime) -> None:
         if date is None:
             return
         try:
-            theirs = parsedate_to_datetime(date)
+            theirs = parsedate_to_datetime(date).astimezone(UTC)
         except ValueError:
             return
-        skew = (theirs.astimezone(UTC) - datetime.now(UTC)).total_seconds()
-        # The header has whole seconds, and the answer took its time.
-        self.skew = skew if abs(skew) > 2.0 else 0.0
+        self.skew = clock_skew(theirs, sent, datetime.now(UTC))
+
+
+def clock_skew(theirs: datetime, sent: datetime, received: datetime) -> float:
+    """Seconds by which a clock is ahead of ours that said `theirs` at some time from the request to the answer, which
+    a held poll has a long time between. It says whole seconds: below 2 the skew is taken for none."""
+    skew = (theirs - min(max(theirs, sent), received)).total_seconds()
+    return skew if abs(skew) > 2.0 else 0.0
 
 
 def control_base(url: str) -> URL:

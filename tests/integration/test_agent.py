@@ -398,7 +398,7 @@ async def test_a_plan_of_a_lower_generation_is_refused(
 async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Client, "_note_date", lambda self, _: setattr(self, "skew", 600.0))
+    monkeypatch.setattr(Client, "_note_date", lambda self, *_: setattr(self, "skew", 600.0))
     monkeypatch.setattr(steps, "RETRY_BASE", 1.0)
     await joined(control, tmp_path)
     async with edge(tmp_path, jitter=lambda: 0.0) as node:

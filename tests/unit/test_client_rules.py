@@ -1,4 +1,6 @@
-"""Which way the node's client goes: what is control's URL, what is loopback, when a proxy is used."""
+"""The node's client: what is control's URL, what is loopback, when a proxy is used, whose clock is wrong."""
+
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from yarl import URL
@@ -80,3 +82,23 @@ def test_no_proxy_is_honoured(environment: pytest.MonkeyPatch) -> None:
 
 def test_without_a_proxy_in_the_environment_there_is_none(environment: pytest.MonkeyPatch) -> None:
     assert client.proxy_for(URL("https://control.example.org")) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("said", "held", "skew"),
+    [
+        # The time of a poll is its beginning or its end, or any between.
+        (0, 25, 0),
+        (12, 25, 0),
+        (25, 25, 0),
+        (-1.5, 25, 0),
+        (26.5, 25, 0),
+        (-600, 25, -600),
+        (625, 25, 600),
+        (600, 0, 600),
+    ],
+)
+def test_a_held_poll_is_no_clock_that_is_wrong(said: float, held: float, skew: float) -> None:
+    sent = datetime(2026, 11, 24, tzinfo=UTC)
+    found = client.clock_skew(sent + timedelta(seconds=said), sent, sent + timedelta(seconds=held))
+    assert found == skew
