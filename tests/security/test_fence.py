@@ -9,25 +9,24 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
+import pytest_asyncio
 
-from control import wire
-from edge_runtime import fence, frames, memory_watch
+from edge_runtime import fence, frames
 from edge_runtime.allowed import KINDS, Kind
-from edge_runtime.calls import Call
 from edge_runtime.processes import Child, Processes
 from edge_runtime.state import State
-from tests.guests.build import guest
 from tests.support import taken_over
-from tests.support.edge import node
 from tests.support.taken_over import Answer, Ask
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ORDINARY = 65_534
 GIB = 1024**3
@@ -40,10 +39,10 @@ class TakenOver(Processes):
 class Victim:
     """A child that does what it is asked to."""
 
-    def __init__(self, child: Child, state: Path, processes: Processes) -> None:
+    def __init__(self, child: Child, place: "Place") -> None:
         self.child = child
-        self.state = state
-        self.processes = processes
+        self.state = place.state.path
+        self.processes = place.processes
 
     async def ask(self, what: str, *arguments: Any) -> Answer:
         """Error: `frames.ChildGone` where it was ended for it."""
@@ -61,58 +60,70 @@ class Victim:
             return signal.Signals(os.WTERMSIG(status)).name
 
 
+@dataclass
+class Place:
+    """A state directory and the zygote there, whose children are taken over."""
+
+    state: State
+    processes: Processes
+
+    @contextlib.asynccontextmanager
+    async def victim(self, kind: Kind = "worker") -> AsyncIterator[Victim]:
+        with contextlib.closing(await asyncio.wait_for(self.processes.birth(kind), 30)) as child:
+            yield Victim(child, self)
+
+    @contextlib.asynccontextmanager
+    async def another(self) -> AsyncIterator["Place"]:
+        """The same, with a zygote of its own."""
+        async with zygote(self.state) as processes:
+            yield Place(self.state, processes)
+
+
+@contextlib.asynccontextmanager
+async def zygote(state: State) -> AsyncIterator[Processes]:
+    processes = TakenOver(frames.ChildSettings(str(state.path), "NORMAL", "required"), state.lock)
+    running = asyncio.ensure_future(processes.run())
+    try:
+        first = asyncio.ensure_future(processes.birth("worker"))
+        await asyncio.wait((running, first), timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            first.cancel()
+            await running
+        (await asyncio.wait_for(first, 1)).close()
+        yield processes
+        assert processes.zygotes == 1, "one of its children has ended it"
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
 USERS = [pytest.param(0, id="root"), pytest.param(ORDINARY, id="ordinary")] if os.geteuid() == 0 else [os.geteuid()]
 
 
-@pytest.fixture(scope="module")
-def state_of() -> Any:
-    """A state directory for each user, which pytest's own folders don't let another one in."""
-    made: dict[int, Path] = {}
-
-    def of(uid: int) -> Path:
-        if uid not in made:
-            made[uid] = Path(tempfile.mkdtemp(prefix="skerry-fence-"))
-            with State(made[uid] / "state", 5) as state:
-                state.path.with_name("identity").write_text("secret")
-                (state.artifacts / "there.wasm").write_bytes(b"wasm")
-                (state.aot / "there.so").write_bytes(b"code")
-                (state.path / "identity.json").write_text("secret")
-            for path in (made[uid], *made[uid].rglob("*")):
+@pytest_asyncio.fixture(params=USERS, scope="module", loop_scope="module")
+async def place(request: Any) -> AsyncIterator[Place]:
+    """As root and as an ordinary user, whom pytest's own folders don't let in."""
+    uid = request.param
+    folder = Path(tempfile.mkdtemp(prefix="skerry-fence-"))
+    try:
+        with State(folder / "state", 5) as state, pytest.MonkeyPatch.context() as patch:
+            (state.artifacts / "there.wasm").write_bytes(b"wasm")
+            (state.aot / "there.so").write_bytes(b"code")
+            (state.path / "identity.json").write_text("secret")
+            for path in (folder, *folder.rglob("*")):
                 os.chown(path, uid, uid)
-        return made[uid] / "state"
-
-    yield of
-    for folder in made.values():
+            if uid != os.geteuid():
+                patch.setenv("SKERRY_TAKEN_OVER_UID", str(uid))
+            async with zygote(state) as processes:
+                yield Place(state, processes)
+    finally:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(params=USERS)
-def victim(request: Any, state_of: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes children of a kind, as root and as an ordinary user."""
-    uid = request.param
-    state = state_of(uid)
-    if uid != os.geteuid():
-        monkeypatch.setenv("SKERRY_TAKEN_OVER_UID", str(uid))
-
-    @contextlib.asynccontextmanager
-    async def make(kind: Kind = "worker", fenced: str = "required") -> AsyncIterator[Victim]:
-        with State(state, 5) as locked:
-            processes = TakenOver(frames.ChildSettings(str(state), "NORMAL", fenced), locked.lock)
-            running = asyncio.ensure_future(processes.run())
-            try:
-                born = asyncio.ensure_future(processes.birth(kind))
-                await asyncio.wait((running, born), timeout=30, return_when=asyncio.FIRST_COMPLETED)
-                if running.done():
-                    born.cancel()
-                    await running
-                child = await asyncio.wait_for(born, 1)
-                with contextlib.closing(child):
-                    yield Victim(child, state, processes)
-            finally:
-                running.cancel()
-                await asyncio.wait([running])
-
-    return make
+@pytest.fixture
+def victim(place: Place) -> Any:
+    """Makes children of a kind."""
+    return place.victim
 
 
 async def test_files(victim: Any) -> None:
@@ -175,7 +186,7 @@ NETWORK = [
     ],
     ids=["tcp", "tcp6", "unix", "execve", "execveat", "pidfd", "ptrace", "process_vm_readv", "io_uring", "unshare"],
 )
-@pytest.mark.parametrize("victim", USERS[:1], indirect=True)
+@pytest.mark.parametrize("place", USERS[:1], indirect=True)
 async def test_what_ends_it(victim: Any, kind: Kind, what: tuple[Any, ...]) -> None:
     """No honest child ever asks for these: the log shows signal 31."""
     async with victim(kind) as it:
@@ -242,8 +253,8 @@ async def test_descriptors(victim: Any) -> None:
         assert await it.refused("unlock", str(it.state / "db" / "writer.lock")) == ""
 
 
-async def test_what_it_prints_is_in_the_log(victim: Any, caplog: pytest.LogCaptureFixture) -> None:
-    async with victim() as it:
+async def test_what_it_prints_is_in_the_log(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    async with place.another() as own, own.victim() as it:
         assert await it.refused("write", 2, "one \x1b[31m\ntw") == ""
         assert await it.refused("write", 1, "o\nthree") == ""
         assert await it.refused("raw", 77, 2, 0) == "EINVAL", "ftruncate: it isn't a file"
@@ -252,11 +263,11 @@ async def test_what_it_prints_is_in_the_log(victim: Any, caplog: pytest.LogCaptu
     ]  # fmt: skip
 
 
-async def test_fault_points_work_within_the_fence(victim: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fault_points_work_within_the_fence(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="skerry-fence-") as folder:
         os.chmod(folder, 0o777)
         monkeypatch.setenv("SKERRY_FAULTS", folder)
-        async with victim() as it:
+        async with place.another() as own, own.victim() as it:
             Path(folder, "here").write_text("kill")
             assert await it.refused("reach", "here") == "SIGKILL"
             assert Path(folder, "here.held").read_text() == f"{it.child.pid}\n"
@@ -323,40 +334,3 @@ async def test_or_taken_where_one_is_told_to(tmp_path: Path, call: str, piece: s
         assert [told.split(":")[0] for told in workers["unfenced"]] == [piece]
         status = Path(f"/proc/{workers['pids'][0]}/status").read_text()
         assert ("Seccomp_filters:\t2" in status) == (piece != "seccomp"), "the rest of the fence is there"
-
-
-async def test_a_worker_that_takes_more_memory_than_it_may_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if the guest's memory didn't count: what is looked at is the process."""
-    monkeypatch.setattr(memory_watch, "allowed", lambda link, besides: 256 * 1024**2)
-    async with node(tmp_path / "state", workers=1) as edge:
-        hog = guest("hog"), {"memory_pages": 16_384, "time_limit_ms": 20_000}
-        await edge.release({"hog": hog, "echo": guest("echo")})
-        (before,) = edge.workers()
-        assert await edge.problem("hog") == (507, "memory_limit")
-        assert (await edge.call("echo", b"on"))[2] == b"on"
-        assert edge.workers() != {before}
-
-
-def test_what_a_worker_may_have() -> None:
-    """The most that any of its calls may have, and what their host needs."""
-
-    def call(pages: int, abi: Literal["wagi", "extism"] = "wagi") -> Call:
-        made = Call("f", "POST", "", b"", [], "", b"", lambda outcome: None)
-        manifest = wire.Manifest(abi=abi, memory_pages=pages)
-        made.target = SimpleNamespace(function=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
-        return made
-
-    def link(*jobs: Any) -> Any:
-        return SimpleNamespace(jobs=jobs)
-
-    assert memory_watch.allowed(link(), 1000) == 1000
-    assert memory_watch.allowed(link(call(2)), 1000) == 1000 + 2 * 65_536
-    assert memory_watch.allowed(link(call(2), call(5), call(3)), 1000) == 1000 + 5 * 65_536
-    assert memory_watch.allowed(link(call(2), call(2, "extism")), 1000) == 1000 + 4 * 65_536
-    mine = memory_watch.resident(os.getpid())
-    assert mine > 10 * 1024**2
-    grown = b"x" * (64 * 1024**2)
-    assert memory_watch.resident(os.getpid()) > mine + len(grown) // 2
-    assert memory_watch.resident(2**22 + 1) == 0, "nobody's"

@@ -1,0 +1,51 @@
+"""What a worker may take of the machine's memory: its process is looked at, whatever the guest's own limit says."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+
+from control import wire
+from edge_runtime import memory_watch
+from edge_runtime.calls import Call
+from tests.guests.build import guest
+from tests.support.edge import node
+
+
+async def test_a_worker_that_takes_more_memory_than_it_may_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the guest's memory didn't count: what is looked at is the process."""
+    monkeypatch.setattr(memory_watch, "allowed", lambda link, besides: 256 * 1024**2)
+    async with node(tmp_path / "state", workers=1) as edge:
+        hog = guest("hog"), {"memory_pages": 16_384, "time_limit_ms": 20_000}
+        await edge.release({"hog": hog, "echo": guest("echo")})
+        (before,) = edge.workers()
+        assert await edge.problem("hog") == (507, "memory_limit")
+        assert (await edge.call("echo", b"on"))[2] == b"on"
+        assert edge.workers() != {before}
+
+
+def test_what_a_worker_may_have() -> None:
+    """The most that any of its calls may have, and what their host needs."""
+
+    def call(pages: int, abi: Literal["wagi", "extism"] = "wagi") -> Call:
+        made = Call("f", "POST", "", b"", [], "", b"", lambda outcome: None)
+        manifest = wire.Manifest(abi=abi, memory_pages=pages)
+        made.target = SimpleNamespace(function=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
+        return made
+
+    def link(*jobs: Any) -> Any:
+        return SimpleNamespace(jobs=jobs)
+
+    assert memory_watch.allowed(link(), 1000) == 1000
+    assert memory_watch.allowed(link(call(2)), 1000) == 1000 + 2 * 65_536
+    assert memory_watch.allowed(link(call(2), call(5), call(3)), 1000) == 1000 + 5 * 65_536
+    assert memory_watch.allowed(link(call(2), call(2, "extism")), 1000) == 1000 + 4 * 65_536
+    mine = memory_watch.resident(os.getpid())
+    assert mine > 10 * 1024**2
+    grown = b"x" * (64 * 1024**2)
+    assert memory_watch.resident(os.getpid()) > mine + len(grown) // 2
+    assert memory_watch.resident(2**22 + 1) == 0, "nobody's"
