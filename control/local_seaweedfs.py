@@ -67,7 +67,8 @@ class SeaweedFS(Service):
                 env={
                     "AWS_ACCESS_KEY_ID": self._access_key,
                     "AWS_SECRET_ACCESS_KEY": self._secret_key,
-                    "GOMEMLIMIT": "200MiB",
+                    # It reserves 230 MB at its start, of which it uses half: below that it collects garbage for ever.
+                    "GOMEMLIMIT": "300MiB",
                     # It looks for configuration there, and not in the user's home.
                     "HOME": str(configuration),
                     "TMPDIR": str(data),
