@@ -50,7 +50,8 @@ def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
         return address.is_loopback
     if any(address in network for network in networks):
         return True
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    site_local = address.version == 6 and address.is_site_local
+    return address.is_global and not address.is_multicast and not address.is_reserved and not site_local
 
 
 def is_own(address: Address) -> bool:
@@ -63,6 +64,13 @@ def is_own(address: Address) -> bool:
     except OSError:
         # There is no way to it.
         return False
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientResponseError):
+        # Its own words have the whole URL, and what the server sent: a secret may be in either, and this may be logged.
+        return f"the answer isn't HTTP as it must be ({error.message.partition(':')[0]})"
+    return str(error) or type(error).__name__
 
 
 class Resolver(AbstractResolver):
@@ -161,9 +169,7 @@ class Egress:
                 raise NotFetched("not_granted", text, "http_address") from None
             raise NotFetched("http_failed", f"{asked.host} has no address: {error.os_error}.") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise NotFetched(
-                "http_failed", f"The request to {where} failed: {error or type(error).__name__}."
-            ) from None
+            raise NotFetched("http_failed", f"The request to {where} failed: {_why(error)}.") from None
 
     async def _answer(self, asked: Outgoing, limit: int) -> bytes:
         if self._session is None:
@@ -189,8 +195,7 @@ class Egress:
                     answered.close()
                     text = f"The answer is larger than {limit} bytes (the manifest's `http.response_bytes`)."
                     raise NotFetched("http_too_large", text)
-            told = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answered.raw_headers]
             if not asked.lasting:
                 # Of hosts without number, connections without number would be kept.
                 answered.close()
-            return outbound.answer(answered.status, told, body)
+            return outbound.answer(answered.status, answered.raw_headers, body)

@@ -27,7 +27,8 @@ _URL: Final = re.compile(r"(https?)://([^/?#\\]*)([^#]*)(?:#.*)?", re.IGNORECASE
 _AUTHORITY: Final = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 _TARGET: Final = re.compile(r"[!-~]*")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
+"""UTF-8 is what goes out of it."""
 _NODES_OWN: Final = frozenset(
     ("connection", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer",
      "transfer-encoding", "upgrade")
@@ -125,15 +126,23 @@ def granted(hosts: Iterable[str], scheme: str, host: str, port: int) -> str | No
     return next((p for name in names for end in ports if (p := f"{prefix}{name}{end}") in named), None)
 
 
-def answer(status: int, headers: Iterable[tuple[str, str]], body: bytes | bytearray) -> bytes:
+def answer(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes | bytearray) -> bytes:
     """The answer's parcel, without the headers that were about the connection."""
-    listed = [(name.lower(), value) for name, value in headers]
+    listed = [(_text(name).lower(), _text(value)) for name, value in headers]
     dropped = set(_HOP_BY_HOP)
     for name, value in listed:
         if name == "connection":
             dropped |= {option.strip().lower() for option in value.split(",")}
     kept = [item for item in listed if item[0] not in dropped]
     return parcel(orjson.dumps({"status": status, "headers": kept}), body)
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        # What HTTP took such bytes for before there was UTF-8.
+        return raw.decode("latin-1")
 
 
 def refused(code: str, message: str) -> bytes:
@@ -178,7 +187,7 @@ def _url(url: str) -> tuple[str, str, int, str]:
 
 def _headers(given: Sequence[tuple[str, str]], host: str, port: int, scheme: str, length: int) -> list[tuple[str, str]]:
     """The headers to send: those that were given, but for the ones that the node writes itself."""
-    if len(given) > HEADERS_LIMIT or sum(len(name) + len(value) for name, value in given) > HEADER_BYTES_LIMIT:
+    if len(given) > HEADERS_LIMIT or sum(len((name + value).encode()) for name, value in given) > HEADER_BYTES_LIMIT:
         raise _invalid(f"A request may have {HEADERS_LIMIT} headers of {HEADER_BYTES_LIMIT} bytes together.")
     own_host = {f"{_bracketed(host)}:{port}"} | ({_bracketed(host)} if port == PORTS[scheme] else set())
     kept = []

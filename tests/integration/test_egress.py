@@ -146,6 +146,51 @@ async def test_sizes_and_times_have_bounds() -> None:
         assert (await fetch(made, grant(base), f"{base}/x"))["status"] == 200
 
 
+@contextlib.asynccontextmanager
+async def words(answer: bytes) -> AsyncIterator[int]:
+    """A server that answers so, whatever it is asked; its port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-SECRET\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nSet-Cookie SECRET\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: SECRET" + b"a" * 20_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nSECRET\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nSECRET",
+        b"",
+    ],
+)
+async def test_what_is_told_of_a_failure_has_neither_the_url_nor_the_answer_in_it(answer: bytes) -> None:
+    """A key in a URL's query would else be in a plug-in's error, which goes to its caller and into the log."""
+    async with words(answer) as port, Egress() as made:
+        base = f"http://127.0.0.1:{port}"
+        error = await failure(made, grant(base), f"{base}/?key=SECRET")
+        assert error.code == "http_failed"
+        assert "SECRET" not in str(error)
+
+
+async def test_headers_are_utf8_both_ways() -> None:
+    told = b"HTTP/1.1 200 OK\r\nX-A: \xc3\xa9\xe2\x82\xac\r\nX-B: \xe9\r\nContent-Length: 0\r\n\r\n"
+    async with words(told) as port, Egress() as made:
+        base = f"http://127.0.0.1:{port}"
+        got = await fetch(made, grant(base), base)
+        assert got["headers"] == [["x-a", "é€"], ["x-b", "é"], ["content-length", "0"]]
+    async with server() as port, Egress() as made:
+        base = f"http://127.0.0.1:{port}"
+        got = await fetch(made, grant(base), base, headers=[["X-A", "é€"]])
+        assert ["X-A", "é€"] in orjson.loads(got["body"])["headers"]
+
+
 async def test_a_server_that_is_not_there_is_told() -> None:
     async with server() as port:
         pass
@@ -204,6 +249,7 @@ async def test_a_name_leads_to_public_addresses_alone(monkeypatch: pytest.Monkey
         ("a.example", "169.254.169.254", [], False),
         ("a.example", "fe80::1", [], False),
         ("a.example", "fd00::1", [], False),
+        ("a.example", "fec0::1", [], False),
         ("a.example", "64:ff9b::7f00:1", [], False),
         ("a.example", "2002:7f00:1::", [], False),
         ("a.example", "224.0.0.1", [], False),

@@ -113,13 +113,14 @@ def test_methods_sizes_and_headers_have_bounds() -> None:
         ("Content-Length", "3"),
         ("X y", "1"),
         ("X", "a\r\nY: b"),
-        ("X", "ü€"),
+        ("X", "a\x7f"),
         ("", "1"),
     ):
         error = refused(url="https://a.example/", headers=[[name, value]])
         assert (error.code, error.denied) == ("http_request_invalid", ""), name
     assert refused(url="https://a.example/", headers=[["X", "1"]] * 129).code == "http_request_invalid"
-    assert refused(url="https://a.example/", headers=[["X", "1" * 40_000]]).code == "http_request_invalid"
+    for long in ("1" * 40_000, "ü" * 20_000):
+        assert refused(url="https://a.example/", headers=[["X", long]]).code == "http_request_invalid"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,8 @@ def test_every_pattern_that_control_takes_can_be_met() -> None:
 
 
 def answer(headers: list[tuple[str, str]], body: bytes) -> Any:
-    return orjson.loads(fetching.to_guest(outbound.answer(200, headers, body)))
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    return orjson.loads(fetching.to_guest(outbound.answer(200, raw, body)))
 
 
 def test_an_answer_is_text_or_a_blob_without_the_connections_headers() -> None:
