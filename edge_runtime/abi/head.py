@@ -42,7 +42,7 @@ _NAME: Final = re.compile(_TOKEN + b"+")
 _VALUE: Final = re.compile(_TEXT + b"*")
 _SPECIAL: Final = re.compile(
     rb"^(status|content-length|date|content-type|location|connection|keep-alive|te|trailer|transfer-encoding|upgrade"
-    rb"|skerry-release):[ \t]*(.*?)[ \t]*\r\n",
+    rb"|skerry-release):(.*)\r\n",
     re.IGNORECASE | re.MULTILINE,
 )
 _TAKEN: Final = (b"status", b"content-length", b"date")
@@ -71,7 +71,7 @@ def parse(block: bytes) -> Head:
             raise ResponseInvalid(f"it wrote the header {found[1].decode()}, which is for the server to write")
         if name in values:
             raise ResponseInvalid(f"it wrote {found[1].decode()} twice")
-        values[name] = found[2].decode("latin-1")
+        values[name] = found[2].strip(b" \t").decode("latin-1")
         if name in _TAKEN:
             lines += block[after : found.start()]
             after = found.end()

@@ -1,5 +1,6 @@
 """Requests to CGI environments and CGI output to responses (RFC 3875)."""
 
+import time
 from typing import NamedTuple
 
 import pytest
@@ -198,6 +199,15 @@ def test_a_head_may_name_the_length_of_a_get():
 def test_what_is_wrong_is_said(output, message):
     with pytest.raises(ResponseInvalid, match=message):
         parse_response(output, "GET")
+
+
+def test_white_space_in_a_value_is_read_in_one_go():
+    """A function may answer with what a caller sent: time that grows with its square would be the caller's to take."""
+    spaces = b" \t" * 30_000
+    began = time.process_time()
+    response = Answer(*parse_response(b"Content-Type: a/b\nStatus: \t 201 " + spaces + b"b \t \n\n", "GET"))
+    assert response.status == 201
+    assert time.process_time() - began < 5
 
 
 @given(st.binary(max_size=300))
