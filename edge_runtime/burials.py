@@ -54,7 +54,8 @@ class Burials:
         log.warning("worker %d %s: %s, %s", link.child.pid, what, call.name, why)
         line, breaker = call.target.line, call.target.breaker
         if blames(link.killed, seen.state, status) and breaker.died(call, time.monotonic()):
-            log.error("%s is cut off for a while: its calls ended their processes again and again", call.name)
+            text = "%s is cut off for %.0f s: its calls ended their processes again and again"
+            log.error(text, call.name, breaker.until - time.monotonic())
             if line.target is not None and line.target.breaker is breaker:
                 self._pool.again(self._pool.lines.clear(line))
         self._pool.refuse(call, refusal)

@@ -67,6 +67,8 @@ class Tally:
     """Seconds that all calls took in workers."""
     denied: dict[str, int] = field(default_factory=dict)
     """Uses of what its manifest doesn't grant, by kind."""
+    logged: dict[str, float] = field(default_factory=dict)
+    """When a call's failure was last logged, by its code."""
 
     def deny(self, kind: str, times: int = 1) -> None:
         self.denied[kind] = self.denied.get(kind, 0) + times

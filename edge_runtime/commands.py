@@ -107,7 +107,7 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
         if as_json:
             show({"running": False, "error": {"code": "not_running", "message": str(error)}, **who})
         else:
-            click.echo(f"No node answers on {listen} ({error}).")
+            click.echo(f"No node answers on {listen} ({error}). Does it run, and is that where it listens (--listen)?")
             for key, value in who.items():
                 click.echo(f"{key}: {value}")
         sys.exit(NOT_RUNNING)
@@ -202,17 +202,33 @@ def render(found: dict[str, Any]) -> str:
         lines.append(f"next try   {found['next_attempt']}")
     if (found.get("secrets") or {}).get("error"):
         lines.append(f"secrets    {found['secrets']['error']}")
-    for function in found.get("functions", []):
-        notes = "" if function.get("compiled", True) else " (can't be called: not compiled)"
-        if function.get("error"):
-            notes += f" (can't be called: {function['error']['message']})"
-        if function.get("denied"):
-            notes += f" (denied: {', '.join(f'{kind} {times}' for kind, times in function['denied'].items())})"
-        breaker = function.get("breaker") or {"state": "closed"}
-        if breaker["state"] != "closed":
-            notes += f" (cut off for {breaker['seconds_left']:.0f} s: its calls ended their processes)"
-        lines.append(f"function   {function['name']} version {function['version']}{notes}")
+    if unfenced := (found.get("workers") or {}).get("unfenced"):
+        lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
+    lines += [_function(function) for function in found.get("functions", [])]
     return "\n".join(lines) + "\n"
+
+
+def _function(function: dict[str, Any]) -> str:
+    notes = "" if function.get("compiled", True) else " (can't be called: not compiled)"
+    if function.get("error"):
+        notes += f" (can't be called: {function['error']['message']})"
+    calls = function.get("calls") or {}
+    # A client that went away is no failure of the function's.
+    failed = {code: times for code, times in calls.items() if code not in ("ok", "client_gone")}
+    if failed:
+        notes += f" (of {sum(calls.values())} calls: {_counts(failed)})"
+    if function.get("denied"):
+        notes += f" (denied: {_counts(function['denied'])})"
+    breaker = function.get("breaker") or {"state": "closed"}
+    if breaker["state"] != "closed":
+        left = breaker["seconds_left"]
+        until = f"for {max(1.0, left):.0f} s" if left else "until its next call ends well"
+        notes += f" (cut off {until}: its calls ended their processes)"
+    return f"function   {function['name']} version {function['version']}{notes}"
+
+
+def _counts(times: dict[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in times.items())
 
 
 def _who(state: Path | None) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def run(settings: Settings, *, fresh: bool) -> None:
     guests.addHandler(_GuestLog())
     guests.setLevel(logging.INFO)
     guests.propagate = False
+    # Each call is told of in any case.
+    logging.getLogger("skerry.calls").setLevel(logging.CRITICAL)
     service.run(settings, lambda runtime, compiler: Driver(settings.state.absolute(), runtime, compiler), _watch)
 
 

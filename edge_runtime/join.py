@@ -223,8 +223,8 @@ async def _ask(control_url: str, ca: Path | None, secret: str, asked: wire.Join,
 
 def _explain(refusal: client.Refusal) -> NoReturn:
     cures = {
-        "token_used": "; each token is for one node: make another with `skerry node token`",
-        "token_expired": "; make another with `skerry node token`",
+        "token_used": " with `skerry node token`",
+        "token_expired": " with `skerry node token`",
         "credentials_invalid": "; make a join token with `skerry node token`",
         "unknown_node": "; make a token without --rejoin",
     }

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .pool import Pool
 
 guest_log = logging.getLogger("skerry.guest")
+log = logging.getLogger("skerry.calls")
+
+SILENT: Final = 1.0
+"""Seconds in which a function's failures of one kind are logged once: the counts have them all."""
 
 MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED))
 """Kinds that the call's answer comes after."""
@@ -38,6 +42,8 @@ def finish(pool: "Pool", call: Call, took: float, kind: int, head: bytes, body: 
         fault = _decode_fault(body)
         if fault.log:
             _log(target, fault.log)
+        if fault.status >= 500:
+            _log_fault(target, fault)
         if fault.code == "function_unloadable":
             pool.damaged(target.function.sha256)
         pool.refuse(call, Refusal(fault.status, fault.code, fault.message, int(fault.status == 503)))
@@ -59,3 +65,10 @@ def meanwhile(pool: "Pool", link: "Link", call: Call, kind: int, body: bytes) ->
 def _log(target: Target, text: str) -> None:
     for line in text.splitlines():
         guest_log.info("%s %d: %s", target.function.name, target.function.version, line)
+
+
+def _log_fault(target: Target, fault: frames.Fault) -> None:
+    now, logged = time.monotonic(), target.tally.logged
+    if now - logged.get(fault.code, -SILENT) >= SILENT:
+        logged[fault.code] = now
+        log.warning("%s %d: %s [%s]", target.function.name, target.function.version, fault.message, fault.code)

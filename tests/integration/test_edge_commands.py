@@ -203,3 +203,30 @@ async def test_the_status_of_a_node_with_a_token_needs_it_and_takes_it_from_a_fi
     code, _, err = await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(tmp_path / "none"))
     assert code == 2
     assert "SKERRY_EDGE_TOKEN_FILE" in err
+
+
+@pytest.mark.parametrize(
+    ("function", "notes"),
+    [
+        ({"calls": {"ok": 7, "client_gone": 1}, "denied": {}}, ""),
+        ({"calls": {"ok": 7, "guest_trap": 2, "time_limit": 1}}, " (of 10 calls: guest_trap 2, time_limit 1)"),
+        ({"denied": {"sql": 3}}, " (denied: sql 3)"),
+        ({"compiled": False}, " (can't be called: not compiled)"),
+        ({"error": {"code": "secret_missing", "message": "No."}}, " (can't be called: No.)"),
+        (
+            {"breaker": {"state": "open", "seconds_left": 3.8}},
+            " (cut off for 4 s: its calls ended their processes)",
+        ),
+        (
+            {"breaker": {"state": "open", "seconds_left": 0.0}},
+            " (cut off until its next call ends well: its calls ended their processes)",
+        ),
+    ],
+)
+def test_the_status_says_what_is_wrong_with_a_function(function: dict[str, Any], notes: str) -> None:
+    text = commands.render({"functions": [{"name": "orders", "version": 3, **function}]})
+    assert text.splitlines()[-1] == f"function   orders version 3{notes}"
+
+
+def test_the_status_says_what_the_fence_lacks() -> None:
+    assert "workers lack of their fence: landlock" in commands.render({"workers": {"unfenced": ["landlock"]}})

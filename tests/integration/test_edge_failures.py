@@ -194,6 +194,22 @@ async def test_a_log_of_a_guest_is_the_nodes(edge: Node, caplog: pytest.LogCaptu
     assert "hello%20log" in caplog.text or "hello log" in caplog.text
 
 
+async def test_why_a_call_failed_is_in_the_nodes_log_once_a_second_at_most(
+    edge: Node, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.replies.SILENT", 60.0)
+    edge.front.pool.tallies["raw"].logged.clear()
+    with caplog.at_level("INFO", "skerry.calls"):
+        for _ in range(3):
+            assert await edge.problem("raw?exit=3") == (502, "guest_exit")
+            assert await edge.problem("raw", b"no head") == (502, "guest_response_invalid")
+            assert await edge.problem("raw/%00") == (400, "request_unfit")
+    told = [record.getMessage() for record in caplog.records if record.name == "skerry.calls"]
+    assert len(told) == 2
+    assert "The function raw failed. It ended with the exit code 3." in told[0]
+    assert told[1].endswith("[guest_response_invalid]")
+
+
 async def test_the_counts_say_what_happened(edge: Node) -> None:
     async with edge.http.get("/_skerry/metrics") as answer:
         text = await answer.text()
