@@ -46,6 +46,8 @@ class NodeRow:
         self.schema_version = inventory.schema_version
         self.database_id = clean(inventory.database_id)
         self.digest = digest
+        # It was at its target with what it ran before.
+        self.confirmed_generation = 0
 
     def enter(self, state: str, now: datetime) -> None:
         """Be in `state`, since now unless it was."""

@@ -238,6 +238,22 @@ async def test_a_failed_target_is_not_planned_again_before_its_time(control_site
         assert (shown["failures"], shown["error"], shown["retry_at"]) == (3, None, None)
 
 
+async def test_a_node_that_has_less_than_it_had_is_planned_again_after_a_failure(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        await node.sync()
+        node.inventory = wire.Inventory(database_id=node.inventory.database_id)
+        for _ in range(2):
+            plan = await node.plan()
+            await node.report(plan.sync_id, "failed", error=wire.SyncError("artifact_unreachable", "no way"))
+            shown = await replica.node("one")
+            assert (shown["at_target"], shown["functions"]) == (False, [])
+        await node.sync()
+        assert (await replica.node("one"))["at_target"]
+
+
 async def test_a_foreign_history_is_refused_and_recorded_once(control_site: Site) -> None:
     async with control_site.running() as replica:
         node = await replica.join("one")
