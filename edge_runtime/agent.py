@@ -35,6 +35,10 @@ QUICK_ANSWERS = 3
 log = logging.getLogger("skerry.agent")
 
 
+class Less(Exception):
+    """A held poll isn't true any more."""
+
+
 class Agent:
     """`run` it beside the server; `status` is for /_skerry/status."""
 
@@ -166,6 +170,7 @@ class Agent:
     async def _poll(self) -> tuple[wire.Plan | wire.Report | None, float]:
         """Control's answer, and the seconds that it took."""
         now = self._now()
+        self._runtime.less.clear()
         inventory = self._runtime.inventory
         poll = wire.Poll(
             generation=self._generation,
@@ -179,7 +184,9 @@ class Agent:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            answer = await self._client.poll(poll)
+            answer = await self._ask(poll)
+        except Less:
+            return wire.Report(), loop.time() - started
         except Refusal as refusal:
             if refusal.status == 401 and self._who.next_credential:
                 log.warning("the new credential is refused; the node goes back to the one that it had")
@@ -190,6 +197,20 @@ class Agent:
             self._keep(self._who.promoted())
         self._heard()
         return answer, loop.time() - started
+
+    async def _ask(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        """Control's answer. Error: `Less`, where the node finds meanwhile that it has less than the poll says."""
+        asking = asyncio.ensure_future(self._client.poll(poll))
+        finding = asyncio.ensure_future(self._runtime.less.wait())
+        try:
+            await asyncio.wait((asking, finding), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise Less
+            return asking.result()
+        finally:
+            finding.cancel()
+            asking.cancel()
+            await asyncio.wait((asking, finding))
 
     def _heard(self) -> None:
         if self._troubles:

@@ -55,7 +55,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                 match frame.kind:
                     case frames.APPLY:
                         asked = _decode_apply(frame.body)
-                        prepared = prepare(opened, asked.plan, asked.functions, asked.secrets)
+                        prepared = prepare(opened, asked.plan, asked.functions, asked.secrets, afresh=asked.afresh)
                         frames.send_json(sock, frame.request, frames.PREPARED, prepared)
                     case frames.COMMIT:
                         commit(opened)
@@ -70,10 +70,15 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
 
 
 def prepare(
-    opened: Database, plan: wire.Plan, functions: list[LocalFunction], secrets: Mapping[str, Mapping[str, str]] = NONE
+    opened: Database,
+    plan: wire.Plan,
+    functions: list[LocalFunction],
+    secrets: Mapping[str, Mapping[str, str]] = NONE,
+    *,
+    afresh: bool = False,
 ) -> wire.Inventory:
-    """Bring the file to the plan's release, all but the COMMIT; what the node will have then. `secrets`: as in
-    `frames.Apply`.
+    """Bring the file to the plan's release, all but the COMMIT; what the node will have then. `secrets`, `afresh`: as
+    in `frames.Apply`.
 
     `opened` has foreign_keys OFF. The writer lock is held until `commit` or `rollback`. Error: SyncFailed, with
     everything undone.
@@ -82,7 +87,7 @@ def prepare(
     try:
         opened.lock.acquire()
         opened.rows("BEGIN IMMEDIATE")
-        changes = _to_apply(opened, plan)
+        changes = _to_apply(opened, plan, afresh)
         _check_functions(plan, functions)
         _apply(opened, changes)
         _record(opened, plan, changes, functions)
@@ -116,10 +121,10 @@ def commit(opened: Database) -> None:
     faults.reach("edge.commit.after")
 
 
-def _to_apply(opened: Database, plan: wire.Plan) -> list[wire.PlannedChange]:
+def _to_apply(opened: Database, plan: wire.Plan, afresh: bool) -> list[wire.PlannedChange]:
     """The plan's changes that the file lacks. Those it has already (an answer that was lost) must be the same ones."""
     release = opened.rows(_READ_RELEASE)
-    if release and plan.generation < release[0][2]:
+    if release and not afresh and plan.generation < release[0][2]:
         raise SyncFailed(
             "generation_lower",
             f"The plan is of generation {plan.generation}, and the file is at {release[0][2]} already; was control's "

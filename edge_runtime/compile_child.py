@@ -19,6 +19,10 @@ DATA_BYTES: Final = 4 * 1024**3
 signal."""
 
 
+class Lost(Exception):
+    """The artifact's file isn't there, or isn't the artifact any more."""
+
+
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
     """Answer one COMPILE."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -30,16 +34,27 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
         return
     asked = msgspec.json.decode(frame.body, type=frames.Compile)
     try:
-        wasm = Path(asked.artifact).read_bytes()
-        found = hashlib.sha256(wasm).hexdigest()
-        if found != asked.sha256:
-            raise OSError(f"{asked.artifact} has the sha256 {found}: it is damaged")
+        wasm = _read(asked)
         faults.reach("edge.compile.before")
         made = compile_artifact(wasm, Path(asked.folder), asked.level)
         faults.reach("edge.compile.after")
+    except Lost as lost:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("artifact_lost", str(lost)))
     except WasmEdgeError as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_failed", str(error)))
     except OSError as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_io", str(error)))
     else:
         frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(str(made.path), made.digest))
+
+
+def _read(asked: frames.Compile) -> bytes:
+    """Error: Lost."""
+    try:
+        wasm = Path(asked.artifact).read_bytes()
+    except OSError as error:
+        raise Lost(f"{asked.artifact} can't be read: {error}") from None
+    found = hashlib.sha256(wasm).hexdigest()
+    if found != asked.sha256:
+        raise Lost(f"{asked.artifact} has the sha256 {found}: it is damaged")
+    return wasm

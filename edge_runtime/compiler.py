@@ -44,7 +44,9 @@ class Compiler:
         self._damaged: set[str] = set()
         """Artifacts with a file that a worker couldn't load: they are made again."""
         self._hopeless: set[str] = set()
-        """Artifacts that a level failed on: they stay at what they have until the node starts again."""
+        """Artifacts that a level failed on: they stay at what they have until a sync, or the node's next start."""
+        self.lost: set[str] = set()
+        """Artifacts that were to be compiled, and aren't whole on disk: to be fetched again."""
 
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
         """The same functions with what to start on. Those whose names are in `compiled`, which serve compiled code now,
@@ -111,6 +113,7 @@ class Compiler:
 
     async def _start(self, planned: list[LocalFunction], patient: Set[str], *, lenient: bool) -> list[LocalFunction]:
         """`patient`: artifacts that wait for their files."""
+        self._hopeless -= {f.sha256 for f in planned}
         deadline = asyncio.get_running_loop().time() + self._wait
         made: dict[str, AotFile | Path] = {}
         """What to start on, by artifact."""
@@ -165,6 +168,8 @@ class Compiler:
                 raise SyncFailed("compile_timeout", text) from None
         if reply.kind == frames.FAILED:
             failure = decode_failure(reply.body)
+            if failure.code == "artifact_lost":
+                self.lost.add(sha256)
             raise SyncFailed(failure.code, failure.message)
         made = _decode_compiled(reply.body)
         return AotFile(Path(made.path), made.digest)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -23,6 +24,7 @@ from .pool import Pool
 from .processes import Child, NotBorn, Processes, decode_failure
 from .secrets import Secrets
 from .steps import SyncFailed
+from .witness import Witness, after
 
 log = logging.getLogger("skerry.flip")
 
@@ -51,6 +53,7 @@ class Runtime:
         compiler: Compiler,
         processes: Processes,
         secrets: Secrets,
+        witness: Witness,
         *,
         flip_limit: float,
         apply_limit: float,
@@ -60,11 +63,19 @@ class Runtime:
         self._compiler = compiler
         self._processes = processes
         self._secrets = secrets
+        self._witness = witness
         self._flip_limit = flip_limit
         self._apply_limit = apply_limit
         self._one = asyncio.Lock()
         self._changed = asyncio.Event()
         self._stored = frames.Stored(None, wire.Inventory())
+        self._forged: SyncFailed | None = None
+        """Why nothing is served although the libsql file names a release: it isn't the one that was committed."""
+        self._forged_at = ""
+        self._untold: SyncFailed | None = None
+        """The same, as long as control doesn't know."""
+        self.less = asyncio.Event()
+        """`inventory` has become less."""
         pool.damaged = self._damaged
 
     @property
@@ -74,14 +85,34 @@ class Runtime:
 
     @property
     def inventory(self) -> wire.Inventory:
-        return self._stored.inventory
+        """What the node runs. Functions whose artifacts are lost are left out, so that control has them sent again."""
+        found, lost = self._stored.inventory, self._compiler.lost
+        if not lost:
+            return found
+        return msgspec.structs.replace(found, functions=[f for f in found.functions if f.sha256 not in lost])
+
+    def error(self) -> dict[str, str] | None:
+        """Why nothing is served, for the node's status."""
+        forged = self._forged
+        return forged and {"code": forged.code, "message": forged.message, "at": self._forged_at}
+
+    def forged(self) -> SyncFailed | None:
+        """What control must be told of the libsql file, once."""
+        untold, self._untold = self._untold, None
+        return untold
 
     async def boot(self) -> None:
-        """Serve the release that the libsql file holds, without any network. Error: DatabaseUnfit."""
+        """Serve the release that the libsql file holds, without any network; none, and calls wait, where it isn't the
+        one that was committed. Error: DatabaseUnfit."""
         async with self._one:
             stored = await self._ask_file()
             self._look_at_secrets()
+            try:
+                self._believe(stored)
+            except SyncFailed:
+                return
             if stored.release is not None:
+                self._witness.settle(stored)
                 for failure in self._secrets.lacking(stored.release.functions).values():
                     log.error("%s", failure.message)
                 functions = await self._compiler.available(stored.release.functions)
@@ -99,7 +130,10 @@ class Runtime:
             await self._changed.wait()
             self._changed.clear()
             while (release := self.release) is not None:
+                lost = len(self._compiler.lost)
                 functions = await self._compiler.improve(release)
+                if len(self._compiler.lost) > lost:
+                    self.less.set()
                 if functions is release.functions:
                     break
                 async with self._one:
@@ -152,30 +186,36 @@ class Runtime:
                 raise SyncFailed(failed.code, failed.message) from None
             try:
                 inventory = await self._flip(plan, release, serial)
-            except BaseException:
+            except BaseException as error:
                 self._crew.forget(serial)
+                if isinstance(error, SyncFailed):
+                    await asyncio.to_thread(self._witness.settle, self._stored)
                 raise
             finally:
-                self._pool.let_go()
+                if self._forged is None:
+                    self._pool.let_go()
             self._changed.set()
+            await asyncio.to_thread(self._witness.settle, self._stored)
             return inventory
 
     async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
         """Prepare, hold, commit, swap. Calls are still held when it ends."""
         faults.reach("edge.sync.prepare.before")
-        self._pool.hold_writes()
+        if self._forged is None:
+            self._pool.hold_writes()
         await self._drain(writes_only=True)
         async with self._applier() as applier:
-            inventory = await self._prepare(applier, plan, release.functions)
+            stored = frames.Stored(release, await self._prepare(applier, plan, release.functions))
             faults.reach("edge.sync.prepare.after")
-            self._pool.hold_all()
             try:
+                await self._announce(stored)
+                self._pool.hold_all()
                 await self._drain(writes_only=False)
             except BaseException:
                 await self._abort(applier)
                 raise
             # From here to the swap nothing may stop half way: a cancelled sync waits for it.
-            commit = asyncio.ensure_future(self._commit(applier, plan, release, serial, inventory))
+            commit = asyncio.ensure_future(self._commit(applier, stored, serial))
             try:
                 return await asyncio.shield(commit)
             except asyncio.CancelledError:
@@ -183,10 +223,9 @@ class Runtime:
                 commit.cancel()
                 raise
 
-    async def _commit(
-        self, applier: Child, plan: wire.Plan, release: LocalRelease, serial: int, inventory: wire.Inventory
-    ) -> wire.Inventory:
-        stored = frames.Stored(release, inventory)
+    async def _commit(self, applier: Child, stored: frames.Stored, serial: int) -> wire.Inventory:
+        release = stored.release
+        assert release is not None  # noqa: S101
         try:
             reply = await applier.ask(frames.COMMIT, None, COMMIT_LIMIT)
         except (frames.ChildGone, TimeoutError):
@@ -194,12 +233,14 @@ class Runtime:
             applier.kill()
             await applier.exited
             log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
-            stored = await self._ask_file_until_it_answers()
-            found = stored.release
-            if found is None or (found.release_id, found.generation) != (plan.release_id, plan.generation):
-                text = f"The applier ended before release {plan.release_number} was committed; nothing was changed."
+            found = await self._ask_file_until_it_answers()
+            self._believe(found)
+            if found.release is None or (found.release.release_id, found.release.generation) != (
+                release.release_id,
+                release.generation,
+            ):
+                text = f"The applier ended before release {release.number} was committed; nothing was changed."
                 raise SyncFailed("applier_died", text) from None
-            stored = frames.Stored(release, stored.inventory)
         else:
             if reply.kind != frames.COMMITTED:
                 failure = decode_failure(reply.body)
@@ -207,12 +248,16 @@ class Runtime:
         faults.reach("edge.sync.swap.before")
         self._crew.swap(serial)
         self._stored = stored
+        self._forged = self._untold = None
+        # Fetched or looked at again, each of them.
+        self._compiler.lost.difference_update({f.sha256 for f in release.functions})
         faults.reach("edge.sync.swap.after")
         return stored.inventory
 
     async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         try:
-            asked = frames.Apply(plan, functions, self._secrets.of(functions))
+            secrets = self._secrets.of(functions)
+            asked = frames.Apply(plan, functions, secrets, afresh=self._forged is not None)
             reply = await applier.ask(frames.APPLY, asked, self._apply_limit)
         except TimeoutError:
             text = f"The schema changes and probes took longer than {self._apply_limit:g} s (apply_limit)."
@@ -223,7 +268,36 @@ class Runtime:
         if reply.kind != frames.PREPARED:
             failure = decode_failure(reply.body)
             raise SyncFailed(failure.code, failure.message)
-        return _decode_inventory(reply.body)
+        inventory = _decode_inventory(reply.body)
+        if inventory != after(self._stored.inventory, plan):
+            text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
+            raise SyncFailed("database_unverified", text)
+        return inventory
+
+    async def _announce(self, stored: frames.Stored) -> None:
+        """Have the witness know what the libsql file will hold. Error: SyncFailed."""
+        try:
+            await asyncio.to_thread(self._witness.announce, self._stored, stored)
+        except OSError as error:
+            text = f"{self._witness.path} can't be written: {error}. Look at the disk, then `skerry node retry`."
+            raise SyncFailed("disk_failed", text) from None
+
+    def _believe(self, stored: frames.Stored) -> None:
+        """See whether the libsql file says what was committed; else nothing of it is served, and calls wait. Error:
+        SyncFailed."""
+        if self._witness.confirms(stored):
+            return
+        text = (
+            "The node's libsql file doesn't say what was last committed there: its record of functions, grants and "
+            "schema was changed by others, or the file is another copy. Nothing of it is served, and the next sync "
+            "puts the target's record in its place. Unless somebody has restored a backup, a worker was taken over: "
+            "treat all rows as read and changed, and give the node a backup or an empty database."
+        )
+        log.error("%s", text)
+        self._forged = self._untold = SyncFailed("database_unverified", text)
+        self._forged_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._stored = frames.Stored(None, msgspec.structs.replace(stored.inventory, functions=[]))
+        raise self._forged
 
     async def _abort(self, applier: Child) -> None:
         """Have the applier roll back; where it can't say so any more, its end does it."""

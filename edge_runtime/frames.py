@@ -46,7 +46,8 @@ HTTP_ANSWER: Final = 9
 """To an HTTP of the same request: the raw bytes are the answer's parcel (`outbound`)."""
 
 # From a child. A kind of 100 or more is the HTTP status of a guest's answer: the head is its header lines as they go
-# out (`name: value`, each ended by CR LF, none of them about the length or the connection), the raw bytes the body.
+# out (`name: value`, each ended by CR LF; none about the connection, or the length where there is a body), the raw
+# bytes the body.
 READY: Final = 20
 """Of no request; a worker that can't open the libsql file says FAILED instead, and ends."""
 FAULT: Final = 21
@@ -131,6 +132,8 @@ class Apply(Struct, frozen=True):
     """All functions of the release, with the AOT files that probes run."""
     secrets: dict[str, dict[str, str]] = {}
     """As in `Load`: for the probes."""
+    afresh: bool = False
+    """The file's own record of a release isn't to be believed."""
 
     def __repr__(self) -> str:
         return f"Apply({self.plan.sync_id}, release {self.plan.release_number})"

@@ -27,6 +27,7 @@ from .secrets import FILE, Secrets
 from .server import Server
 from .settings import Settings
 from .state import State
+from .witness import Witness
 
 log = logging.getLogger("skerry.front")
 
@@ -63,6 +64,7 @@ class Front:
             self.compiler,
             self.processes,
             self.secrets,
+            Witness(state.path),
             flip_limit=settings.flip_limit,
             apply_limit=settings.apply_limit,
         )
@@ -142,6 +144,8 @@ class Front:
                 "refused": dict(pool.refusals),
             },
         }
+        if (error := self.runtime.error()) is not None:
+            own["error"] = error
         return {**(self.agent.status() if self.agent is not None else {}), **own}
 
     def _function(self, local: frames.LocalFunction, lacking: frames.Failure | None) -> dict[str, Any]:

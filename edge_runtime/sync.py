@@ -29,6 +29,15 @@ class Runtime(Protocol):
     @property
     def inventory(self) -> wire.Inventory: ...
 
+    @property
+    def less(self) -> asyncio.Event:
+        """Set where `inventory` has become less."""
+        ...
+
+    def forged(self) -> SyncFailed | None:
+        """What control must be told of the libsql file, once."""
+        ...
+
     async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
         """Prepare, flip, commit, swap; raises `SyncFailed` with the old release serving on."""
         ...
@@ -89,6 +98,9 @@ class Sync:
 
     async def _work(self) -> SyncFailed | None:
         plan, release = self._plan, self._runtime.release
+        # A sync that fails of it is how control, and who watches it, hears; the next one heals.
+        if (forged := self._runtime.forged()) is not None:
+            return forged
         try:
             manifests = steps.check_plan(plan, release.generation if release is not None else 0)
 
@@ -119,8 +131,9 @@ class Sync:
     async def _fetch(self, serving: list[frames.LocalFunction]) -> None:
         """Have the plan's artifacts; `serving` are the functions of the release that serves."""
         planned = self._plan.functions
-        # One without code could not be compiled at start: its artifact may be damaged.
-        trusted = {f.sha256 for f in serving if f.code[0]}
+        # One without code could not be compiled at start: its artifact may be damaged, as others are known to be.
+        whole = {f.sha256 for f in self._runtime.inventory.functions}
+        trusted = {f.sha256 for f in serving if f.code[0]} & whole
         try:
             await self._artifacts.fetch(self._client, planned, trusted)
         except SyncFailed as failed:

@@ -89,6 +89,10 @@ async def test_what_a_sync_needs_is_on_disk_before_its_commit(control: Control, 
     assert artifact.name in calls.durable(tmp_path)
     folder = calls.index("sync", str(artifact.parent))
     assert folder < calls.index("step", "edge.sync.prepare.before")
+    assert "witness.json" in calls.durable(tmp_path)
+    witness = calls.index("rename", f"{tmp_path / 'witness.json.new'} > {tmp_path / 'witness.json'}")
+    state = calls.made.index(("sync", str(tmp_path)), witness)
+    assert state < calls.index("step", "edge.sync.swap.before")
     # The report comes last: what it says is in the file by then.
     assert calls.index("step", "edge.sync.swap.after") < calls.index("step", "edge.sync.report.before")
 

@@ -1,0 +1,131 @@
+"""A node whose files were damaged, or changed by others, comes back to its target by itself."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from control.pki import Pki
+from edge_runtime import database, steps, witness
+from tests.guests.version import version
+from tests.integration.test_agent import answers, first_release, push, sha
+from tests.support.agents import Control, edge, joined, running_control
+
+
+@pytest.fixture
+async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    async with running_control(database_url, bucket_url, pki) as running:
+        yield running
+
+
+def lose(state: Path, number: int, *, damaged: bool) -> None:
+    """The artifact of a version and all compiled code."""
+    artifact = state / "artifacts" / f"{sha(number)}.wasm"
+    for file in (artifact, *(state / "aot").glob("*.so")):
+        # What workers have mapped stays as it is.
+        file.unlink()
+    if damaged:
+        artifact.write_bytes(version(number + 1))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_a_lost_artifact_is_fetched_again_after_a_start(control: Control, tmp_path: Path, damaged: bool) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await control.until(lambda n: n["at_target"])
+    lose(tmp_path, 1, damaged=damaged)
+    async with edge(tmp_path) as node:
+        await answers(node, 1)
+        seen = await control.until(lambda n: n["at_target"])
+        assert [f["sha256"] for f in seen["functions"]] == [sha(1)]
+        assert seen["failures"] == 0
+        syncs = (await control.call("GET", "syncs"))["items"]
+        assert [s["status"] for s in syncs] == ["succeeded"] * 2
+
+
+async def test_a_lost_artifact_is_fetched_again_while_the_node_runs(control: Control, tmp_path: Path) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await node.until(lambda s: all(f["best"] for f in s["functions"]) and s["at_target"])
+        lose(tmp_path, 1, damaged=True)
+        deaths = (await node.status())["workers"]["deaths"]
+        for link in node.front.pool.links:
+            os.kill(link.child.pid, 9)
+        await node.until(lambda s: s["workers"]["deaths"] > deaths)
+        await answers(node, 1)
+        await control.until(lambda n: n["at_target"])
+        assert (tmp_path / "artifacts" / f"{sha(1)}.wasm").read_bytes() == version(1)
+        # Not again and again.
+        syncs = (await control.call("GET", "syncs"))["items"]
+        assert [s["status"] for s in syncs] == ["succeeded"] * 2
+
+
+FORGERY = """
+UPDATE _skerry_functions SET manifest = json_set(manifest, '$.http', json('{"hosts":["evil.example.org"]}'));
+UPDATE _skerry_release SET generation = 4000000000, release_id = 'forged';
+"""
+
+
+async def test_a_forged_release_is_not_served_and_told_and_replaced(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await push(control, 2)
+        await answers(node, 2)
+        await control.until(lambda n: n["at_target"])
+        release = node.front.runtime.release
+    forge(tmp_path)
+    await control.stop()
+    async with edge(tmp_path) as node:
+        status = await node.status()
+        assert (status["release"], status["calls"]["held"]) == (None, "all")
+        assert status["error"]["code"] == "database_unverified"
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(node.call("hello"), 0.3)
+            raise AssertionError("it was answered")
+        monkeypatch.setattr(steps, "RETRY_BASE", 0.5)
+        await control.start()
+        await answers(node, 2)
+        seen = await control.until(lambda n: n["at_target"])
+        assert [f["version"] for f in seen["functions"]] == [2]
+        syncs = (await control.call("GET", "syncs"))["items"]
+        assert "database_unverified" in {s["error"]["code"] for s in syncs if s["error"]}
+    # What it serves after another start is what was released.
+    async with edge(tmp_path) as node:
+        await answers(node, 2)
+        found = node.front.runtime.release
+        assert release is not None
+        assert found is not None
+        assert found.generation == release.generation
+        assert [f.manifest for f in found.functions] == [f.manifest for f in release.functions]
+
+
+def forge(state: Path) -> None:
+    """As a worker could that was taken over."""
+    with contextlib.closing(sqlite3.connect(state / database.FILE)) as opened, opened:
+        opened.executescript(FORGERY)
+
+
+async def test_a_node_of_a_version_that_kept_no_witness_is_believed_once(control: Control, tmp_path: Path) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+    kept = tmp_path / witness.FILE
+    before = json.loads(kept.read_bytes())
+    assert kept.stat().st_mode & 0o777 == 0o600
+    kept.unlink()
+    async with edge(tmp_path) as node:
+        await answers(node, 1)
+    assert json.loads(kept.read_bytes())["now"] == before["now"]
