@@ -94,7 +94,7 @@ class Runtime:
     def error(self) -> dict[str, str] | None:
         """Why nothing is served, for the node's status."""
         forged = self._forged
-        return forged and {"code": forged.code, "message": forged.message, "at": self._forged_at}
+        return forged if forged is None else {"code": forged.code, "message": forged.message, "at": self._forged_at}
 
     def forged(self) -> SyncFailed | None:
         """What control must be told of the libsql file, once."""
