@@ -118,7 +118,8 @@ def _request(given: bytes, body: bytes) -> bytes:
     """A request of Extism's as one of `skerry.http`."""
     try:
         asked = orjson.loads(given)
-        headers = asked.get("headers") or {}
+        # Early PDKs call them `header`, as Extism still lets them.
+        headers = asked.get("headers") or asked.get("header") or {}
         request = {
             "method": (asked.get("method") or "GET").upper(),
             "url": asked["url"],

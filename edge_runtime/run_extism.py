@@ -45,7 +45,8 @@ class Extism(Guest):
         self._args = Strings([local.name])
         kind = settings.get(CONTENT_TYPE, "application/octet-stream")
         if not _VALUE.fullmatch(kind):
-            raise LoadError(0, f"its config has for {CONTENT_TYPE} {kind!r}, which no header can")
+            # Not the value: it may be a secret's.
+            raise LoadError(0, f"its {CONTENT_TYPE} has a character that no header can have, or none at all")
         self._head = f"content-type: {kind}\r\n".encode()
 
     def call(self, request: Request, services: Services) -> Response:

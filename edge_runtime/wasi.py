@@ -273,17 +273,14 @@ class Wasi:
     # stdio
 
     def fd_read(self, fd: int, vectors: int, count: int, result: int) -> int:
-        if fd or self._closed:
-            error = self._not_open(fd)
-            if error or fd:
-                return error or BADF
+        if fd or fd in self._closed:
+            return BADF
         if count > _MOST_VECTORS:
             return INVAL
         memory, stdin, position = self._memory, self._stdin, self._position
         after = vectors + 8 * count
         if after > memory.size or result + 4 > memory.size:
-            memory.need(after)
-            memory.need(result + 4)
+            memory.need(max(after, result + 4))
         for offset in range(vectors, after, 8):
             start, length = _VECTOR.unpack_from(memory.buffer, offset)
             piece = stdin[position : position + length]
@@ -305,8 +302,7 @@ class Wasi:
         memory = self._memory
         after = vectors + 8 * count
         if after > memory.size or result + 4 > memory.size:
-            memory.need(after)
-            memory.need(result + 4)
+            memory.need(max(after, result + 4))
         written = 0
         for offset in range(vectors, after, 8):
             start, length = _VECTOR.unpack_from(memory.buffer, offset)
@@ -314,7 +310,13 @@ class Wasi:
                 continue
             end = start + length
             if end > memory.size:
-                memory.need(end)
+                try:
+                    memory.need(end)
+                except IndexError:
+                    # What was written before is told: else the guest would write it again.
+                    if not written:
+                        raise
+                    break
             if fd == 1 and self._answers:
                 self._stdout_room -= length
                 if self._stdout_room < 0:

@@ -236,6 +236,14 @@ def test_vectors_that_point_outside_are_never_followed(name, start, length):
         assert getattr(started, name)(int(name == "fd_write"), 0, 1, 16) == SUCCESS
 
 
+def test_what_is_written_before_a_vector_that_points_outside_is_told(memory):
+    started = begun(memory)
+    memory.write(100, b"onetwo")
+    vectors(memory, 0, (100, 3), (SIZE - 1, 2), (103, 3))
+    assert started.fd_write(1, 0, 3, 50) == SUCCESS
+    assert (memory.u32(50), started.stdout) == (3, b"one")
+
+
 def test_clocks(memory):
     started = begun(memory)
     assert started.clock_time_get(0, 0, 0) == SUCCESS
