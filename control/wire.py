@@ -8,7 +8,7 @@ Times are RFC 3339 in UTC, durations are seconds unless a name says otherwise, s
 import hashlib
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import orjson
@@ -51,6 +51,25 @@ Generation = Annotated[int, Meta(ge=0, le=2**62)]
 Text = Annotated[str, Meta(max_length=2000)]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+_SHAPES = {
+    f"`str` matching regex {get_args(kind)[1].pattern!r}": shape
+    for kind, shape in (
+        (Name, "a name of lower case letters, digits and hyphens, 63 at most"),
+        (Method, "a method, in upper case"),
+        (HostPattern, "a host alone, as api.example, *.api.example or http://10.0.0.1:8080"),
+        (ConfigName, "a name of letters, digits, `_`, `-` and `.` that begins with a letter, 63 at most"),
+        (RoutePath, "a path as /orders/{id} or /files/{rest...}"),
+    )
+}
+
+
+def unfit(error: msgspec.ValidationError) -> str:
+    """What is wrong with a value, for a person: msgspec shows the pattern."""
+    text = str(error)
+    for pattern, shape in _SHAPES.items():
+        text = text.replace(pattern, shape)
+    return text
 
 
 class Message(Struct, omit_defaults=True):

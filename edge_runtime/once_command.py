@@ -151,7 +151,7 @@ def _manifest(
     try:
         return msgspec.convert(fields, wire.Manifest)
     except msgspec.ValidationError as error:
-        raise click.UsageError(f"the manifest isn't valid: {error}") from None
+        raise click.UsageError(f"the manifest isn't valid: {wire.unfit(error)}") from None
 
 
 def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> Told:

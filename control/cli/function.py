@@ -152,7 +152,9 @@ def check_manifest(manifest: Json) -> None:
     """Refuse here what control would refuse, before anything is uploaded."""
     try:
         manifests.check(msgspec.convert(manifest, wire.Manifest))
-    except (msgspec.ValidationError, manifests.ManifestUnfit) as error:
+    except msgspec.ValidationError as error:
+        raise click.UsageError(f"the manifest isn't valid: {wire.unfit(error)}") from error
+    except manifests.ManifestUnfit as error:
         raise click.UsageError(f"the manifest isn't valid: {error}") from error
 
 

@@ -89,7 +89,9 @@ def read(folder: Path) -> Project:
         raise ProjectInvalid(f"{folder} is no function's project: it has no {FILE}", cure=CURE) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProjectInvalid(f"{file} can't be read: {error}", cure=CURE) from None
-    except (msgspec.ValidationError, manifests.ManifestUnfit) as error:
+    except msgspec.ValidationError as error:
+        raise ProjectInvalid(f"{file} isn't valid: {wire.unfit(error)}", cure=CURE) from None
+    except manifests.ManifestUnfit as error:
         raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
     return Project(
         folder,

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import control
 from control.cli.client import Failure
 from control.cli.project import Project
 
@@ -72,8 +73,16 @@ def _asc(folder: Path) -> list[str] | None:
     return [found] if found else None
 
 
+def _ziglang() -> str:
+    checkout = Path(control.__file__).parents[1]
+    if (checkout / "Justfile").is_file():
+        # The version that the examples are tested with.
+        return f"just setup, in {checkout}"
+    return f"{shlex.quote(sys.executable)} -m pip install ziglang"
+
+
 TOOLCHAINS = {
-    "zig": Toolchain(_zig, "install Zig, which compiles C too: pip install ziglang, in the environment of skerry"),
+    "zig": Toolchain(_zig, f"install Zig, which compiles C too: {_ziglang()}"),
     "rustc": Toolchain(
         _rustc,
         "install Rust for WASI: apt-get install rustc libstd-rust-dev-wasm32 lld-19 (Debian), or with rustup: "

@@ -1,8 +1,9 @@
 """What the CLI makes of grants: a route's text, and a release's changes for a person's eyes."""
 
+import click
 import pytest
 
-from control.cli.function import read_route
+from control.cli.function import check_manifest, read_route
 from control.cli.releasing import changes
 
 
@@ -17,6 +18,25 @@ from control.cli.releasing import changes
 )
 def test_a_route_is_read(text: str, route: dict[str, object]) -> None:
     assert read_route(text) == route
+
+
+@pytest.mark.parametrize(
+    ("manifest", "told"),
+    [
+        ({"route": {"path": "orders"}}, "a path as /orders/{id} or /files/{rest...} - at `$.route.path`"),
+        ({"route": {"path": "/", "methods": ["get"]}}, "a method, in upper case - at `$.route.methods[0]`"),
+        ({"http": {"hosts": ["https://a.example/x"]}}, "a host alone, as api.example"),
+        ({"secrets": ["1"]}, "a name of letters, digits"),
+        ({"config": {"a b": "c"}}, "a name of letters, digits"),
+        ({"route": {"path": "/_skerry"}}, "the node's own"),
+        ({"time_limit_ms": 1}, ">= 10 - at `$.time_limit_ms`"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_said_without_a_pattern(manifest: dict[str, object], told: str) -> None:
+    with pytest.raises(click.UsageError) as refused:
+        check_manifest(manifest)
+    assert told in refused.value.message
+    assert "regex" not in refused.value.message
 
 
 def test_what_a_new_version_wants_more_is_shown() -> None:

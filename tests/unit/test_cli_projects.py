@@ -148,8 +148,8 @@ async def test_a_build_command_that_cannot_run_is_named(command: str, told: str,
         ("rust", "apt-get install rustc libstd-rust-dev-wasm32"),
         ("go", "apt-get install golang-go"),
         ("assemblyscript", "npm install"),
-        ("zig", "pip install ziglang"),
-        ("c", "pip install ziglang"),
+        ("zig", f"just setup, in {Path(__file__).parents[2]}"),
+        ("c", f"just setup, in {Path(__file__).parents[2]}"),
     ],
 )
 def test_a_compiler_that_is_missing_is_told_with_its_cure(
