@@ -147,7 +147,8 @@ def check(file: Path, as_json: bool) -> None:
     else:
         click.echo(f"{file}: a node can run it")
         for key, value in answer.items():
-            click.echo(f"  {key}: {value}")
+            told = {"None": "none", "True": "yes", "False": "no"}.get(str(value), value)
+            click.echo(f"  {key.replace('_', ' ')}: {told}")
 
 
 def read_status(listen: str, token: str) -> dict[str, Any]:

@@ -138,6 +138,9 @@ async def test_a_module_is_checked_as_control_does(tmp_path: Path) -> None:
     code, out, _ = await command("check", str(good), "--json")
     assert code == 0
     assert json.loads(out)["ok"]
+    code, out, _ = await command("check", str(good))
+    assert code == 0
+    assert ("  memory maximum: none\n" in out, "  sql: no\n" in out) == (True, True)
     code, out, err = await command("check", str(bad))
     assert (code, out) == (1, "")
     assert "component" in err.lower()
