@@ -68,7 +68,8 @@ def _go(_folder: Path) -> list[str] | None:
 
 
 def _asc(folder: Path) -> list[str] | None:
-    own = folder / "node_modules" / ".bin" / "asc"
+    # A build runs in the project's folder, from where the caller's way to it leads elsewhere.
+    own = folder.absolute() / "node_modules" / ".bin" / "asc"
     found = str(own) if own.exists() else shutil.which("asc")
     return [found] if found else None
 

@@ -175,6 +175,20 @@ def test_a_rustc_without_the_target_is_passed_over(tmp_path: Path, monkeypatch: 
     assert found is None or found[0] != str(rustc)
 
 
+async def test_a_compiler_in_the_project_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "f" / "node_modules" / ".bin" / "asc"
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text("#!/bin/sh\necho made > f.wasm\n")
+    compiler.chmod(0o755)
+    (tmp_path / "f" / project.FILE).write_text(TOML + 'build = "{asc} main.ts"\n')
+    monkeypatch.chdir(tmp_path)
+    found = project.read(Path("f"))
+    await toolchains.build(found)
+    assert found.module.read_text() == "made\n"
+
+
 def test_what_nodes_cannot_run_is_said_after_the_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["function", "build", str(folder)]) == 1
     assert "nodes can't run" in capsys.readouterr().err
