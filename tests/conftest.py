@@ -23,7 +23,15 @@ def services() -> Iterator[servers.ServerUrls]:
 
 @pytest.fixture
 async def database_url(services: servers.ServerUrls) -> AsyncIterator[str]:
-    """A fresh, empty metadata database."""
+    """A metadata database of the test's own, without an operator."""
+    url = await services.fresh_database()
+    yield url
+    await servers.drop_database(services.metadata_url, url)
+
+
+@pytest.fixture
+async def empty_database_url(services: servers.ServerUrls) -> AsyncIterator[str]:
+    """One in which there is nothing at all."""
     url = await servers.fresh_database(services.metadata_url)
     yield url
     await servers.drop_database(services.metadata_url, url)

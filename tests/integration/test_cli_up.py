@@ -367,8 +367,8 @@ def test_killed_and_started_again(
             second.end()
 
 
-def test_on_services_that_the_environment_names(home: Path, database_url: str, bucket_url: str) -> None:
-    running = Up(home, "--demo", SKERRY_METADATA_URL=database_url, SKERRY_ARTIFACTS_URL=bucket_url)
+def test_on_services_that_the_environment_names(home: Path, empty_database_url: str, bucket_url: str) -> None:
+    running = Up(home, "--demo", SKERRY_METADATA_URL=empty_database_url, SKERRY_ARTIFACTS_URL=bucket_url)
     try:
         assert running.process.wait(LIMIT) == 0, running.output
     finally:
@@ -376,7 +376,7 @@ def test_on_services_that_the_environment_names(home: Path, database_url: str, b
     assert "that the environment names" in running.output
     assert "こんにちは, Ada!" in running.output
     assert not (home / "metadata").exists()
-    for url in (database_url, bucket_url):
+    for url in (empty_database_url, bucket_url):
         assert urlsplit(url).password not in running.output
 
 

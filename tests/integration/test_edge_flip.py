@@ -11,6 +11,7 @@ import pytest
 
 from edge_runtime.pool import Pool
 from edge_runtime.steps import SyncFailed
+from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.edge import Node, node, until
@@ -277,7 +278,7 @@ async def test_a_function_whose_artifact_is_lost_costs_the_others_nothing(tmp_pa
 
 
 async def test_the_best_compiled_code_takes_over_without_a_failed_call(tmp_path: Path) -> None:
-    async with node(tmp_path / "state") as edge:
+    async with node(tmp_path / "state", best=BEST) as edge:
         await edge.release({"echo": guest("echo")})
         first = edge.front.pool.serial
         calls = 0
@@ -294,7 +295,7 @@ async def test_the_best_compiled_code_takes_over_without_a_failed_call(tmp_path:
 
 async def test_a_damaged_aot_file_is_made_again(tmp_path: Path) -> None:
     """A new worker finds it damaged; the others serve on from what they have loaded."""
-    async with node(tmp_path / "state") as edge:
+    async with node(tmp_path / "state", best=BEST) as edge:
         await edge.release({"echo": guest("echo")})
         release = edge.front.runtime.release
         assert release is not None

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.steps import SyncFailed
+from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.edge import Node, node, until
@@ -13,7 +14,7 @@ IMPATIENT = 0.0001
 
 
 async def test_a_new_function_answers_before_it_is_compiled(tmp_path: Path) -> None:
-    async with node(tmp_path / "state", compile_wait=IMPATIENT) as edge:
+    async with node(tmp_path / "state", best=BEST, compile_wait=IMPATIENT) as edge:
         await edge.release({"echo": guest("echo")})
         assert on(edge) == ["interpreter"]
         calls = 0

@@ -18,7 +18,7 @@ from edge_runtime.guest import RUNNERS
 from edge_runtime.join import JoinFailed, join
 from tests.support.agents import Control, joined, running_control
 from tests.support.file_server import file_server
-from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket, fresh_database
+from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,7 +28,7 @@ POLL = wire.Poll(generation=0, digest=wire.digest(wire.Inventory()))
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(services: ServerUrls, pki: Pki) -> AsyncIterator[Control]:
     """One control for all these tests: each starts with no node in it."""
-    database_url = await fresh_database(services.metadata_url)
+    database_url = await services.fresh_database()
     bucket_url = await fresh_bucket(services.artifacts_url)
     async with running_control(database_url, bucket_url, pki) as running:
         yield running

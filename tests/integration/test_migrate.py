@@ -14,8 +14,8 @@ CLOCK = SystemClock()
 
 
 @pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Database]:
-    found = await database.connect(database_url)
+async def db(empty_database_url: str) -> AsyncIterator[Database]:
+    found = await database.connect(empty_database_url)
     yield found
     await found.close()
 

@@ -24,6 +24,7 @@ from edge_runtime.join import join
 from edge_runtime.service import Front
 from edge_runtime.settings import Settings as EdgeSettings
 from edge_runtime.state import State
+from edge_runtime.wasmedge import QUICK
 
 DEADLINE = 20.0
 
@@ -189,7 +190,9 @@ async def edge(state: Path, **agent: Any) -> AsyncIterator[Edge]:
         return made[0]
 
     with State(state, 5.0) as opened:
-        front = Front(EdgeSettings(state=state, workers=1, listen="127.0.0.1:0", stop_limit=2.0), opened, make)
+        settings = EdgeSettings(state=state, workers=1, listen="127.0.0.1:0", stop_limit=2.0, compile_wait=60.0)
+        front = Front(settings, opened, make)
+        front.compiler.best = QUICK
         running = asyncio.ensure_future(front.run())
         try:
             async with asyncio.timeout(DEADLINE):

@@ -18,6 +18,7 @@ from edge_runtime import frames
 from edge_runtime.service import Front
 from edge_runtime.settings import Settings
 from edge_runtime.state import State
+from edge_runtime.wasmedge import QUICK
 
 DEADLINE = 20.0
 
@@ -115,11 +116,16 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def node(path: Path, **settings: Any) -> AsyncIterator[Node]:
-    """A node on a state directory, gone when this ends."""
-    settings = {"workers": 2, "listen": "127.0.0.1:0", "stop_limit": 2.0, **settings}
+async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterator[Node]:
+    """A node on a state directory, gone when this ends.
+
+    Functions wait for their compilation, and stay at what is compiled quickly unless `best` says more: what they run on
+    doesn't hang on how busy the machine is.
+    """
+    settings = {"workers": 2, "listen": "127.0.0.1:0", "stop_limit": 2.0, "compile_wait": 60.0, **settings}
     with State(path, 5.0) as state:
         front = Front(Settings(state=path, **settings), state)
+        front.compiler.best = best
         async with asyncio.TaskGroup() as group:
             running = group.create_task(front.run())
             ready = asyncio.ensure_future(front.ready.wait())

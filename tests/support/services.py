@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
 
-from control import embedded
+from control import database, embedded, migrate
+from control.clock import SystemClock
 from control.local_seaweedfs import create_bucket, s3_client
+
+TEMPLATE = "migrated"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,12 @@ class ServerUrls:
     metadata_url: str
     artifacts_url: str
     embedded: embedded.Services | None
+
+    async def fresh_database(self) -> str:
+        """A database of its own, without an operator: a copy of one that was migrated, empty where there is none."""
+        if self.embedded is None:
+            return await fresh_database(self.metadata_url)
+        return await fresh_database(self.metadata_url, TEMPLATE)
 
 
 @contextmanager
@@ -43,6 +53,8 @@ def running_services() -> Iterator[ServerUrls]:
             context = embedded.services(folder / "home")
             services = runner.run(context.__aenter__())
             try:
+                runner.run(_hurry(services.metadata_url))
+                runner.run(_make_template(services.metadata_url))
                 yield ServerUrls(services.metadata_url, services.artifacts_url, services)
             finally:
                 runner.run(context.__aexit__(None, None, None))
@@ -59,9 +71,37 @@ def remove_home(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
-async def fresh_database(url: str) -> str:
-    """An empty database beside that of `url`."""
-    return await embedded.create_database(url, f"test_{uuid4().hex}")
+async def _hurry(url: str) -> None:
+    """Have the server not wait for the disk: a kill loses nothing of what it wrote, only a power failure would."""
+    connection = await asyncpg.connect(url)
+    try:
+        for setting in ("fsync", "full_page_writes"):
+            await connection.execute(f"ALTER SYSTEM SET {setting} = off")
+        await connection.execute("SELECT pg_reload_conf()")
+    finally:
+        await connection.close()
+
+
+async def _make_template(url: str) -> None:
+    """Migrate a database that others are copied from."""
+    db = await database.connect(await embedded.create_database(url, TEMPLATE), connections=1)
+    try:
+        await migrate.migrate(db, SystemClock())
+    finally:
+        await db.close()
+
+
+async def fresh_database(url: str, template: str = "") -> str:
+    """A database beside that of `url`: empty, or a copy of the one called `template`."""
+    name = f"test_{uuid4().hex}"
+    if not template:
+        return await embedded.create_database(url, name)
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    finally:
+        await connection.close()
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
 async def drop_database(maintenance_url: str, url: str) -> None:
