@@ -79,6 +79,8 @@ def mill(corpus: Path, folder: Path) -> Milled:
 def main(corpus: Path, folder: Path) -> Milled:
     modules = msgspec.msgpack.decode(corpus.read_bytes(), type=list[Generated])
     guest.prepare()
+    # What is written here need not outlast a power failure, and thousands of files would wait for the disk.
+    os.fsync = lambda _: None
     files: dict[int, tuple[Path, str]] = {}
     spent = []
 
