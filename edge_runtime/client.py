@@ -310,8 +310,10 @@ def unreachable(error: Exception, url: URL, proxy: URL | None) -> Unreachable:
         case aiohttp.ClientHttpProxyError() | aiohttp.ClientProxyConnectionError():
             return Unreachable("proxy_failed", f"the proxy {_shown(proxy or url)} gave no way to {where}: {error}")
         case aiohttp.ClientConnectorDNSError():
-            return Unreachable("name_unknown", f"the name {url.host} can't be resolved{through}: {error}")
+            return Unreachable("name_unknown", f"the name {url.host} can't be resolved{through}: {error.strerror}")
         case TimeoutError():
             return Unreachable("timed_out", f"{where} did not answer in time{through}")
+        case aiohttp.ClientConnectorError():
+            return Unreachable("unreachable", f"no connection to {where}{through}: {error.strerror or error.os_error}")
         case _:
             return Unreachable("unreachable", f"no answer from {where}{through}: {error or type(error).__name__}")

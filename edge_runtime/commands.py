@@ -152,8 +152,11 @@ def check(file: Path, as_json: bool) -> None:
 
 
 def read_status(listen: str, token: str) -> dict[str, Any]:
-    """The document of a node's /_skerry/status; `OSError` if none answers, `ValueError` if it refuses."""
+    """The document of a node's /_skerry/status; `OSError` if none answers, `ValueError` if it refuses. An address that
+    is none: `SettingsError`."""
     host, _, port = listen.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65_536):
+        raise SettingsError(f"listen is {listen!r}; it must be HOST:PORT, as in {LISTEN}")
     host = host.removeprefix("[").removesuffix("]")
     # What a node listens on with all addresses it answers on loopback too.
     connection = http.client.HTTPConnection(

@@ -1,6 +1,7 @@
 """The node's log on stderr: text for people, or a JSON object a line."""
 
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Literal
@@ -8,6 +9,8 @@ from typing import Literal
 import orjson
 
 Format = Literal["text", "json"]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class JsonLines(logging.Formatter):
@@ -26,6 +29,10 @@ class JsonLines(logging.Formatter):
 class Text(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line, whatever it has of a guest's or a client's: nothing for a terminal to obey."""
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], super().formatMessage(record))
 
     def formatTime(self, record: logging.LogRecord, _format: str | None = None) -> str:
         return _time(record)

@@ -32,7 +32,10 @@ class Server:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(address)
         except OSError as error:
-            raise SettingsError(f"the node can't listen on {self._settings.listen}: {error}") from None
+            text = (
+                f"the node can't listen on {self._settings.listen}: {error.strerror}; SKERRY_EDGE_LISTEN names another"
+            )
+            raise SettingsError(text) from None
         self._socket.set_inheritable(False)
         return int(self._socket.getsockname()[1])
 

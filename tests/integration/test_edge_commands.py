@@ -16,6 +16,7 @@ import pytest
 from control.pki import Pki
 from edge_runtime import commands
 from edge_runtime.join import join
+from edge_runtime.settings import SettingsError
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.agents import Control, free_port, running_control
@@ -233,3 +234,9 @@ def test_the_status_says_what_is_wrong_with_a_function(function: dict[str, Any],
 
 def test_the_status_says_what_the_fence_lacks() -> None:
     assert "workers lack of their fence: landlock" in commands.render({"workers": {"unfenced": ["landlock"]}})
+
+
+@pytest.mark.parametrize("listen", ["localhost:abc", "localhost", "127.0.0.1:99999", ""])
+def test_an_address_that_is_none_is_said_to_be(listen: str) -> None:
+    with pytest.raises(SettingsError, match="HOST:PORT"):
+        commands.read_status(listen, "")
