@@ -1,6 +1,7 @@
 """A call on its way through the front, and how it can end."""
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ _WEIGHT: Final = 0.2
 """Of the newest call, in a function's recent time."""
 _OUTLIER: Final = 4.0
 """A call counts as at most so many times the recent ones: on a busy machine any call may be held up now and then."""
-
+TIMES: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+"""Seconds: bounds between which calls are counted by what they took."""
 
 Body = bytes | list[bytes | bytearray]
 """A request's, whole or in pieces: a large one isn't copied to put them together."""
@@ -65,6 +67,8 @@ class Tally:
     """Seconds that recent calls took in a worker, the newest ones counting most; 0 before the first."""
     total: float = 0.0
     """Seconds that all calls took in workers."""
+    times: list[int] = field(default_factory=lambda: [0] * (len(TIMES) + 1))
+    """How many took so long: up to each of `TIMES`, and longer."""
     denied: dict[str, int] = field(default_factory=dict)
     """Uses of what its manifest doesn't grant, by kind."""
     logged: dict[str, float] = field(default_factory=dict)
@@ -77,6 +81,7 @@ class Tally:
         recent = self.recent
         self.recent = recent + (min(seconds, recent * _OUTLIER) - recent) * _WEIGHT if recent else seconds
         self.total += seconds
+        self.times[bisect_left(TIMES, seconds)] += 1
 
     @property
     def short(self) -> bool:

@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         status = refusal.status
-        body = wire.problem_bytes(wire.Problem(refusal.code, PHRASES[status], status, refusal.message))
+        body = wire.problem_bytes(wire.Problem(refusal.code, PHRASES.get(status, ""), status, refusal.message))
         head = b"content-type: application/problem+json\r\n"
         if refusal.retry_after:
             head += b"retry-after: %d\r\n" % refusal.retry_after

@@ -1,15 +1,18 @@
 """The node's counts as Prometheus reads them, collected when they are asked for."""
 
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .calls import TIMES
 from .pool import Pool
 from .processes import Processes
 
+_BOUNDS: Final = (*map(str, TIMES), "+Inf")
 _UNKNOWN: Final = ""
 """Label of the calls of what is no function of the release."""
 
@@ -22,15 +25,20 @@ class PoolCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         pool = self._pool
         calls = CounterMetricFamily("skerry_edge_calls", "Calls by their outcome", labels=["function", "outcome"])
-        seconds = CounterMetricFamily("skerry_edge_call_seconds", "Time of calls in workers", labels=["function"])
+        seconds = HistogramMetricFamily(
+            "skerry_edge_call_seconds", "Time of calls in workers that they didn't end", labels=["function"]
+        )
         denied = CounterMetricFamily(
             "skerry_edge_denied", "Uses of what a function's manifest doesn't grant", labels=["function", "kind"]
         )
-        recent = GaugeMetricFamily("skerry_edge_recent_seconds", "Time of recent calls", labels=["function"])
+        recent = GaugeMetricFamily(
+            "skerry_edge_recent_seconds", "Time of a call, as the recent ones took", labels=["function"]
+        )
         for tally in pool.tallies.values():
             for outcome, count in tally.outcomes.items():
                 calls.add_metric([tally.name, outcome], count)
-            seconds.add_metric([tally.name], tally.total)
+            counts = zip(_BOUNDS, accumulate(tally.times), strict=True)
+            seconds.add_metric([tally.name], list(counts), tally.total)
             recent.add_metric([tally.name], tally.recent)
             for kind, times in tally.denied.items():
                 denied.add_metric([tally.name, kind], times)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 guest_log = logging.getLogger("skerry.guest")
 log = logging.getLogger("skerry.calls")
 
+STATUSES: Final = 600
+"""There is none from here on."""
 SILENT: Final = 1.0
 """Seconds in which a function's failures of one kind are logged once: the counts have them all."""
 
@@ -27,7 +29,12 @@ _decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
 
 
 def finish(pool: "Pool", call: Call, took: float, kind: int, head: bytes, body: bytes | memoryview) -> None:
-    """The call's end, `took` seconds after its worker could begin it. Error: `msgspec.MsgspecError`."""
+    """The call's end, `took` seconds after its worker could begin it. Error: ValueError, of what no worker says."""
+    if kind >= STATUSES:
+        raise ValueError(f"an answer with the status {kind}")
+    fault = None if kind >= frames.FIRST_STATUS else _decode_fault(body)
+    if fault is not None and not 400 <= fault.status < STATUSES:
+        raise ValueError(f"a fault with the status {fault.status}")
     target = call.target
     tally, breaker = target.tally, target.breaker
     tally.took(took)
@@ -35,11 +42,10 @@ def finish(pool: "Pool", call: Call, took: float, kind: int, head: bytes, body: 
     breaker.calls += 1
     if not breaker.closed:
         breaker.ended(call, time.monotonic())
-    if kind >= frames.FIRST_STATUS:
+    if fault is None:
         tally.outcomes["ok"] = tally.outcomes.get("ok", 0) + 1
         call.end(Answer(kind, head, body, target.release))
     else:
-        fault = _decode_fault(body)
         if fault.log:
             _log(target, fault.log)
         if fault.status >= 500:
@@ -50,7 +56,7 @@ def finish(pool: "Pool", call: Call, took: float, kind: int, head: bytes, body: 
 
 
 def meanwhile(pool: "Pool", link: "Link", call: Call, kind: int, body: bytes) -> None:
-    """Something about a call that goes on. Error: `msgspec.MsgspecError`."""
+    """Something about a call that goes on. Error: ValueError."""
     if kind == frames.HTTP:
         # It may take long: those behind it needn't wait for the world.
         pool.take_back(link)
