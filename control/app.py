@@ -1,4 +1,4 @@
-"""The ASGI application: the middleware, the poll in front of Starlette, and the lifespan that builds `Services`."""
+"""The ASGI application: what every request goes through, and the lifespan that builds `Services`."""
 
 import asyncio
 import itertools
@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from starlette.routing import Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from control import auth, database, migrate, opening, pki, poll, routes, store, syncs
+from control import auth, calls, database, migrate, opening, pki, poll, routes, store, syncs
 from control.auth import AuthError, AuthFailures
 from control.checks import Checks
 from control.clock import Clock, SystemClock
@@ -44,58 +43,54 @@ class App:
         check(settings)
         self._settings = settings
         self._clock = clock
-        self._router = Router(routes.starlette_routes(), redirect_slashes=False, default=_no_such_path)
-        self._prefix = secrets.token_hex(4)
+        self._prefix = secrets.token_hex(4).encode()
         self._count = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._request(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._run_lifespan(receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1000})
-
-    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # All that every request needs in one function: it runs for each poll, and a call costs a hundredth of one.
+        if scope["type"] != "http":
+            return await self._no_request(scope, receive, send)
         started = time.perf_counter()
-        request_id = f"{self._prefix}-{next(self._count):x}".encode()
-        status = 0
-        services = self.services
-
-        async def answer(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
-                if status in CLOSE:
-                    headers.append((b"connection", b"close"))
-            await send(message)
-
+        request_id = b"%s-%x" % (self._prefix, next(self._count))
+        services, method, path = self.services, scope["method"], scope["path"]
+        route, status = "none", 0
         try:
-            if scope["path"] == "/v1/poll":
-                scope["skerry.route"] = "/v1/poll"
-                if scope["method"] != "POST":
-                    raise ProblemError("method_not_allowed", "/v1/poll takes POST", allow="POST")
-                await poll.handle(services, scope, receive, answer)
+            try:
+                if path == poll.PATH:
+                    route = path
+                    answer = await poll.answer(services, scope, receive)
+                else:
+                    found = routes.find(path)
+                    route = found.pattern
+                    answer = await calls.answer(services, found.operation(method), found.parameters, scope, receive)
+            except ProblemError as error:
+                if isinstance(error, AuthError):
+                    services.failures.record(auth.address(scope), error.reason)
+                    services.metrics.auth_failure(error.reason)
+                answer = calls.refusal(error)
+            except Exception:
+                log.exception("request %s: %s %s failed", request_id.decode(), method, path)
+                detail = f"this is a fault of control; its log has more about request {request_id.decode()}"
+                answer = calls.refusal(ProblemError("internal", detail))
+            if answer is None:
+                return None
+            status = answer.status
+            headers = [*answer.headers, (b"x-request-id", request_id)]
+            if status in CLOSE:
+                headers.append((b"connection", b"close"))
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            if isinstance(answer.body, bytes):
+                await send({"type": "http.response.body", "body": answer.body})
             else:
-                scope["skerry.route"] = "none"
-                scope["skerry.services"] = services
-                await self._router(scope, receive, answer)
-        except ProblemError as error:
-            if isinstance(error, AuthError):
-                services.failures.record(auth.address(scope), error.reason)
-                services.metrics.auth_failure(error.reason)
-            if status:
-                raise
-            await send_problem(error, answer)
+                async for piece in answer.body:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
         except Exception:
-            log.exception("request %s: %s %s failed", request_id.decode(), scope["method"], scope["path"])
-            if status:
-                raise
-            detail = f"this is a fault of control; its log has more about request {request_id.decode()}"
-            await send_problem(ProblemError("internal", detail), answer)
+            # The server logs it, and ends the connection.
+            log.error("request %s: %s %s was cut off within its answer", request_id.decode(), method, path)
+            raise
         finally:
-            services.metrics.request(scope["method"], scope["skerry.route"], status, time.perf_counter() - started)
+            services.metrics.request(method, route, status, time.perf_counter() - started)
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[Services]:
@@ -146,8 +141,10 @@ class App:
             self.services = services
             yield services
 
-    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
-        """The ASGI lifespan protocol, for servers that aren't ours."""
+    async def _no_request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket, which is refused, or the ASGI lifespan protocol, for servers that aren't ours."""
+        if scope["type"] != "lifespan":
+            return await send({"type": "websocket.close", "code": 1000})
         await receive()
         started = False
         try:
@@ -158,29 +155,12 @@ class App:
         except Exception as error:
             await send({"type": f"lifespan.{'shutdown' if started else 'startup'}.failed", "message": str(error)})
             raise
-        await send({"type": "lifespan.shutdown.complete"})
+        return await send({"type": "lifespan.shutdown.complete"})
 
 
 def create_app(settings: Settings, *, clock: Clock | None = None) -> App:
     """The application for these settings; raises `SettingsError` for settings that aren't safe."""
     return App(settings, clock or SystemClock())
-
-
-async def send_problem(error: ProblemError, send: Send) -> None:
-    """Answer `error` as problem+json."""
-    body = error.body()
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
-    if error.allow:
-        headers.append((b"allow", error.allow.encode()))
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 @asynccontextmanager
@@ -202,7 +182,3 @@ async def _running(*loops: Callable[[], Awaitable[None]]) -> AsyncIterator[None]
         finally:
             for task in tasks:
                 task.cancel()
-
-
-async def _no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
-    raise ProblemError("no_such_path", "there is nothing here; /openapi.json has all paths")

@@ -93,13 +93,18 @@ def same(known: str, given: str) -> bool:
 
 def bearer(scope: Scope, kind: Kind) -> tuple[str, str]:
     """Id and secret's hash of the token in the Authorization header; raises `AuthError`."""
+    scheme, _, text = _authorization(scope).decode("latin-1").partition(" ")
+    parsed = parse(kind, text.strip()) if scheme.lower() == "bearer" else None
+    if parsed is None:
+        raise _invalid("malformed")
+    return parsed
+
+
+def _authorization(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"authorization":
-            scheme, _, text = value.decode("latin-1").partition(" ")
-            parsed = parse(kind, text.strip()) if scheme.lower() == "bearer" else None
-            if parsed is None:
-                raise _invalid("malformed")
-            return parsed
+            header: bytes = value
+            return header
     raise AuthError("credentials_missing", "send the header 'Authorization: Bearer TOKEN'", "missing")
 
 
@@ -122,13 +127,17 @@ async def operator(services: Services, scope: Scope, role: Role) -> Operator:
 
 async def node(services: Services, scope: Scope) -> "Credential":
     """The credential of the node that asks; for a known one without a look at the database. Raises `AuthError`."""
-    id, secret_hash = bearer(scope, "node")
     fleet = services.fleet
-    credential = fleet.credentials.get(id) or await fleet.credential(id)
+    header = hashlib.sha256(_authorization(scope)).digest()
+    credential = fleet.credentials.get(fleet.verified.get(header, ""))
     if credential is None:
-        raise _invalid("unknown")
-    if not same(credential.secret_hash, secret_hash):
-        raise _invalid("wrong_secret")
+        id, secret_hash = bearer(scope, "node")
+        credential = await fleet.credential(id)
+        if credential is None:
+            raise _invalid("unknown")
+        if not same(credential.secret_hash, secret_hash):
+            raise _invalid("wrong_secret")
+        fleet.verified[header] = id
     if credential.revoked_at is not None:
         raise _invalid("revoked")
     if credential.expires_at is not None and credential.expires_at <= services.clock.now():

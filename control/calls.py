@@ -11,7 +11,7 @@ from uuid import uuid4
 import msgspec
 import orjson
 from starlette.datastructures import QueryParams
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from control import auth, idempotency, queries, wire
 from control.auth import Operator, Role
@@ -114,7 +114,9 @@ class Call:
         return Answer(200, await self.services.db.read(work))
 
 
-async def serve(services: Services, operation: Operation, scope: Scope, receive: Receive, send: Send) -> None:
+async def answer(
+    services: Services, operation: Operation, parameters: Mapping[str, str], scope: Scope, receive: Receive
+) -> Answer:
     """Check the caller, then the input, then run the operation; raises `ProblemError`."""
     operator, node_id, credential_id = Operator("", "", ""), "", ""
     if operation.role == "node":
@@ -124,7 +126,7 @@ async def serve(services: Services, operation: Operation, scope: Scope, receive:
         auth.bearer(scope, "join")
     elif operation.role is not None:
         operator = await auth.operator(services, scope, operation.role)
-    path = {name: _path_value(name, text) for name, text in scope["path_params"].items()}
+    path = {name: _path_value(name, text) for name, text in parameters.items()}
     query = _query(operation.query, scope)
     key = _idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""
     raw, body = b"", None
@@ -151,7 +153,7 @@ async def serve(services: Services, operation: Operation, scope: Scope, receive:
         key,
         digest,
     )
-    await send_answer(await operation.handler(call), send)
+    return prepared(await operation.handler(call))
 
 
 async def read_body(services: Services, scope: Scope, receive: Receive) -> bytes:
@@ -201,7 +203,7 @@ def convert(value: object, type: type[T], code: str, *, strict: bool = True) -> 
         where = _AT.search(text)
         named = _FIELD.search(text)
         path = [part for part in (where[1] if where else "", named[1] if named else "") if part]
-        raise ProblemError(code, text, field=".".join(path)) from None
+        raise ProblemError(code, wire.unfit(error), field=".".join(path)) from None
 
 
 def encode(body: Any) -> bytes:
@@ -209,24 +211,31 @@ def encode(body: Any) -> bytes:
     return orjson.dumps(msgspec.to_builtins(body))
 
 
-async def send_answer(answer: Answer, send: Send) -> None:
-    """Send it; a body in pieces has its length in its headers."""
-    headers = list(answer.headers)
-    body = b""
-    if isinstance(answer.body, bytes):
-        body = answer.body
-    elif isinstance(answer.body, AsyncIterator):
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        async for piece in answer.body:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        return await send({"type": "http.response.body", "body": b""})
-    elif answer.body is not None:
-        body = encode(answer.body)
-        headers.append((b"content-type", b"application/json"))
-    if answer.status != 204 and not any(name == b"content-length" for name, _ in headers):
-        headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    return await send({"type": "http.response.body", "body": body})
+def prepared(made: Answer) -> Answer:
+    """The answer as it is sent: its body bytes, or pieces whose length is in the headers already."""
+    headers, body = made.headers, made.body
+    if isinstance(body, AsyncIterator):
+        return made
+    if body is None:
+        body = b""
+    elif not isinstance(body, bytes):
+        body = encode(body)
+        headers = (*headers, (b"content-type", b"application/json"))
+    if made.status != 204 and not any(name == b"content-length" for name, _ in headers):
+        headers = (*headers, (b"content-length", b"%d" % len(body)))
+    return Answer(made.status, body, headers)
+
+
+def refusal(error: ProblemError) -> Answer:
+    """`error` as problem+json."""
+    headers = [(b"content-type", b"application/problem+json")]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    if error.allow:
+        headers.append((b"allow", error.allow.encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return prepared(Answer(error.status, error.body(), tuple(headers)))
 
 
 class PathTypes(msgspec.Struct):

@@ -18,6 +18,7 @@ from control.clock import Clock
 from control.database import Database
 from control.metrics import Metrics
 from control.problems import ProblemError
+from control.wire import Poll
 
 SQL = queries.load("fleet")
 
@@ -65,6 +66,8 @@ class Credential:
     revoked_at: datetime | None
     first_used_at: datetime | None
     replaces: str | None
+    last: tuple[bytes, Poll] | None = None
+    """The node's last poll, as it came and as it was read: at target, it sends the same bytes again and again."""
 
 
 @dataclass(slots=True)
@@ -106,6 +109,8 @@ class Fleet:
         self.groups: dict[str, Group] = {}
         self.nodes: dict[str, Node] = {}
         self.credentials: dict[str, Credential] = {}
+        self.verified: dict[bytes, str] = {}
+        """Credentials' ids by the sha256 of Authorization headers that were right: a token is read once."""
         self.operators: dict[str, Operator] = {}
         self.waiters: dict[str, Waiter] = {}
         """Held polls by node."""

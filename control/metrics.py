@@ -7,6 +7,7 @@ own counters cost two microseconds a request, a tenth of a poll.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import accumulate, repeat
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -18,30 +19,28 @@ SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0)
 
 
 class _Counts(Collector):
-    """Requests by method, route and status, their time by route, and polls by answer."""
+    """Requests by method, route and status: how many took up to each of `SECONDS`, and more, and all their seconds.
+    Polls by answer."""
 
     def __init__(self) -> None:
-        self.requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
-        self.times: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(SECONDS) + 1))
-        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.requests: defaultdict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0] * (len(SECONDS) + 2))
         self.polls: defaultdict[str, int] = defaultdict(int)
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "skerry_http_requests", "HTTP requests answered", labels=["method", "route", "status"]
         )
-        for (method, route, status), count in self.requests.items():
-            requests.add_metric([method, route, str(status)], count)
+        by_route: dict[str, list[float]] = {}
+        for (method, route, status), counted in self.requests.items():
+            requests.add_metric([method, route, str(status)], sum(counted[:-1]))
+            by_route[route] = [a + b for a, b in zip(counted, by_route.get(route, repeat(0.0)), strict=False)]
         yield requests
         seconds = HistogramMetricFamily(
             "skerry_http_request_seconds", "From a request's head to its answer; held polls included", labels=["route"]
         )
-        for route, times in self.times.items():
-            total, buckets = 0, []
-            for bound, count in zip((*map(str, SECONDS), "+Inf"), times, strict=True):
-                total += count
-                buckets.append((bound, float(total)))
-            seconds.add_metric([route], buckets, self.sums[route])
+        for route, (*counts, total) in by_route.items():
+            bounds = (*map(str, SECONDS), "+Inf")
+            seconds.add_metric([route], list(zip(bounds, accumulate(counts), strict=True)), total)
         yield seconds
         polls = CounterMetricFamily("skerry_polls", "Polls, by what they were answered", labels=["answer"])
         for answer, count in self.polls.items():
@@ -76,10 +75,9 @@ class Metrics:
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request; `route` is a pattern, never a path that a client chose."""
-        counts = self._counts
-        counts.requests[method, route, status] += 1
-        counts.times[route][bisect_left(SECONDS, seconds)] += 1
-        counts.sums[route] += seconds
+        counted = self._counts.requests[method, route, status]
+        counted[bisect_left(SECONDS, seconds)] += 1
+        counted[-1] += seconds
 
     def poll(self, answer: str) -> None:
         """Count a poll: `at_target`, `plan`, `report` or `waits` (for its time after a failure)."""

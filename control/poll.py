@@ -9,22 +9,25 @@ import random
 from enum import Enum
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope
 
 from control import artifacts, auth, calls, plan, wire
 from control.auth import AuthError
+from control.calls import Answer
 from control.fleet import STALE_AFTER, Credential, Node, Waiter
 from control.opening import Opened, ReportWanted, Request, Waits
 from control.problems import ProblemError
 from control.services import Services
 
+PATH = "/v1/poll"
+AT_TARGET = Answer(204, b"")
+"""What is answered where there is nothing to do, or not yet."""
 SPREAD = 0.25
 """Each hold is shortened by a random part up to this, so that nodes which came together don't return together."""
 SHUTDOWN_RETRY = 1
 """Seconds after which a node asks again, then of another replica or a new process."""
 
 _decode = msgspec.json.Decoder(wire.Poll).decode
-_encode = msgspec.json.Encoder().encode
 
 
 class Held(Enum):
@@ -35,35 +38,42 @@ class Held(Enum):
     GONE = "its client has gone"
 
 
-async def handle(services: Services, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one poll; raises `ProblemError`."""
+async def answer(services: Services, scope: Scope, receive: Receive) -> Answer | None:
+    """The answer to one poll, or None where its client has gone; raises `ProblemError`."""
+    if scope["method"] != "POST":
+        raise ProblemError("method_not_allowed", f"{PATH} takes POST", allow="POST")
     credential = await auth.node(services, scope)
     message = await receive()
     if message["type"] == "http.request" and not message["more_body"]:
-        poll = _read(message["body"])
+        raw = message["body"]
     else:
-        poll = _read(await _rest(services, message, receive))
+        raw = await _rest(services, message, receive)
+    if credential.last is not None and credential.last[0] == raw:
+        poll = credential.last[1]
+    else:
+        poll = _read(raw)
+        credential.last = (raw, poll) if poll.inventory is None else None
     fleet, inventory = services.fleet, poll.inventory
     loop, until = fleet.loop, 0.0
     if poll.wait:
         until = loop.time() + min(poll.wait, services.settings.hold) * (1 - random.random() * SPREAD)  # noqa: S311
     while True:
         node = _look(services, credential)
-        answer, limit = "at_target", until
+        counted, limit = "at_target", until
         if not fleet.at_target(node, poll.digest):
             services.presence.seen(node.id)
             outcome = await services.opener.ask(Request(node.id, poll.digest, inventory, poll.failed))
             inventory = None  # it is stored now
             if isinstance(outcome, Opened):
                 services.metrics.poll("plan")
-                return await _send(send, await _plan(services, outcome))
+                return calls.prepared(Answer(200, await _plan(services, outcome)))
             if isinstance(outcome, ReportWanted):
                 services.metrics.poll("report")
-                return await _send(send, wire.Report())
+                return calls.prepared(Answer(200, wire.Report()))
             if isinstance(outcome, Waits):
                 seconds = (outcome.until - services.clock.now()).total_seconds()
-                answer, limit = "waits", min(until, loop.time() + seconds)
-        if answer == "at_target":
+                counted, limit = "waits", min(until, loop.time() + seconds)
+        if counted == "at_target":
             services.presence.confirmed(node.id)
         held = Held.END
         if until and until > (now := loop.time()):
@@ -71,9 +81,8 @@ async def handle(services: Services, scope: Scope, receive: Receive, send: Send)
         if held is Held.GONE:
             return None
         if held is Held.END:
-            services.metrics.poll(answer)
-            await send({"type": "http.response.start", "status": 204, "headers": []})
-            return await send({"type": "http.response.body", "body": b""})
+            services.metrics.poll(counted)
+            return AT_TARGET
 
 
 async def _rest(services: Services, message: Message, receive: Receive) -> bytes:
@@ -166,10 +175,3 @@ async def _plan(services: Services, opened: Opened) -> wire.Plan:
         ],
         remove=list(work.remove),
     )
-
-
-async def _send(send: Send, answer: wire.Answer) -> None:
-    body = _encode(answer)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -1,11 +1,12 @@
 """The table of the API: every operation but the poll, which the app dispatches itself. It serves and describes."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import compile_path
 
 from control import (
     answers,
@@ -23,9 +24,8 @@ from control import (
     wire,
 )
 from control.answers import Page
-from control.calls import Answer, Call, Operation, encode, serve
+from control.calls import Answer, Call, Operation, encode
 from control.problems import ProblemError
-from control.services import Services
 
 
 async def put_sync(call: Call) -> Answer:
@@ -365,24 +365,36 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 
 
-class PathEndpoint:
-    """The ASGI application of one path."""
+@dataclass(frozen=True)
+class Found:
+    """What there is at a path."""
 
-    def __init__(self, path: str, operations: Iterable[Operation]) -> None:
-        self._path = path
-        self._operations = {operation.method: operation for operation in operations}
+    pattern: str
+    operations: Mapping[str, Operation]
+    parameters: Mapping[str, str]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        services: Services = scope["skerry.services"]
-        scope["skerry.route"] = self._path
-        operation = self._operations.get(scope["method"])
-        if operation is None:
-            allowed = ", ".join(sorted(self._operations))
-            raise ProblemError("method_not_allowed", f"{self._path} takes {allowed}", allow=allowed)
-        await serve(services, operation, scope, receive, send)
+    def operation(self, method: str) -> Operation:
+        """The operation of a method; raises `ProblemError`."""
+        if method not in self.operations:
+            allowed = ", ".join(sorted(self.operations))
+            raise ProblemError("method_not_allowed", f"{self.pattern} takes {allowed}", allow=allowed)
+        return self.operations[method]
 
 
-def starlette_routes() -> list[Route]:
-    """The table, as Starlette takes it: fixed paths before patterns."""
+def find(path: str) -> Found:
+    """What there is at this path; raises `ProblemError`."""
+    for pattern, regex, operations in _table():
+        match = regex.fullmatch(path)
+        if match is not None:
+            return Found(pattern, operations, match.groupdict())
+    raise ProblemError("no_such_path", "there is nothing here; /openapi.json has all paths")
+
+
+@cache
+def _table() -> list[tuple[str, re.Pattern[str], dict[str, Operation]]]:
+    # Fixed paths before patterns.
     by_path = sorted(OPERATIONS, key=lambda operation: (operation.path.count("{"), operation.path))
-    return [Route(path, PathEndpoint(path, operations)) for path, operations in groupby(by_path, key=lambda o: o.path)]
+    return [
+        (path, compile_path(path)[0], {operation.method: operation for operation in operations})
+        for path, operations in groupby(by_path, key=lambda operation: operation.path)
+    ]
