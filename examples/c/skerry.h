@@ -178,10 +178,18 @@ static inline bool skerry_cell(const char *answer, int row, int column, char *ou
   return true;
 }
 
-/* Copy the parameter `name` of the query string, decoded and cut to `size` - 1 bytes; false where there is none. */
-static inline bool skerry_parameter(const char *name, char *out, size_t size) {
-  const char *at = getenv("QUERY_STRING");
+/* What a hexadecimal digit stands for; -1 for what is none. */
+static inline int skerry_digit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  c |= 0x20;
+  return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* Copy the value of `name` in `pairs` (as a query string has them: id=7&name=x%20y), decoded and cut to `size` - 1 bytes;
+ * false where there is none. A %00 stays as it is: it would end the text. */
+static inline bool skerry_value(const char *pairs, const char *name, char *out, size_t size) {
   size_t length = strlen(name);
+  const char *at = pairs;
   while (at && *at && !(strncmp(at, name, length) == 0 && at[length] == '=')) {
     at = strchr(at, '&');
     if (at) at++;
@@ -189,17 +197,21 @@ static inline bool skerry_parameter(const char *name, char *out, size_t size) {
   if (!at || !*at || !size) return false;
   char *end = out + size - 1;
   for (at += length + 1; *at && *at != '&' && out < end; at++) {
-    char digits[3] = {0};
-    if (*at == '%' && at[1] && at[2]) {
-      memcpy(digits, at + 1, 2);
+    int high = *at == '%' ? skerry_digit(at[1]) : -1, low = high < 0 ? -1 : skerry_digit(at[2]);
+    if (low >= 0 && high + low > 0) {
+      *out++ = (char)(high << 4 | low);
       at += 2;
-      *out++ = (char)strtoul(digits, NULL, 16);
     } else {
       *out++ = *at == '+' ? ' ' : *at;
     }
   }
   *out = 0;
   return true;
+}
+
+/* The same of the query string. */
+static inline bool skerry_parameter(const char *name, char *out, size_t size) {
+  return skerry_value(getenv("QUERY_STRING"), name, out, size);
 }
 
 /* The request's body, NUL-terminated, and its size. It is the caller's to free; NULL where memory ran out. */

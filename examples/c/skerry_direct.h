@@ -9,23 +9,21 @@
  *
  *   python -m ziglang cc -target wasm32-wasi -O2 -s -Wl,-z,stack-size=63488 -o echo.wasm echo.c
  *
- * getenv has the manifest's config and secrets, stdout and stderr go to the log, and skerry.h has SQL. There is one
- * call in an instance, so nothing needs to be freed.
+ * getenv has the manifest's config and secrets, stdout and stderr go to the log, and skerry.h (beside this file) has SQL
+ * and skerry_value. There is one call in an instance, so nothing needs to be freed.
  */
 #ifndef SKERRY_DIRECT_H
 #define SKERRY_DIRECT_H
 
-#include <stdbool.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#include <strings.h>
+
+#include "skerry.h"
 
 /* All texts end with a NUL. */
 typedef struct {
   const char *method;
   const char *path;    /* below the function's route, percent-encoded: "" or from a slash on */
-  const char *query;   /* as it was sent, without the question mark */
+  const char *query;   /* as it was sent, without the question mark: skerry_value reads it */
   const char *headers; /* lines, "name: value\n", names in lower case */
   const char *script;  /* what comes before the path */
   const char *route;   /* the manifest's route that the call came by, "" where none */
@@ -83,31 +81,6 @@ static inline bool skerry_header(const skerry_request *request, const char *name
     return true;
   }
   return false;
-}
-
-/* Copy the value of `name` in `pairs` (request->query or request->params), decoded and cut to `size` - 1 bytes; false
- * where there is none. */
-static inline bool skerry_value(const char *pairs, const char *name, char *out, size_t size) {
-  size_t length = strlen(name);
-  const char *at = pairs;
-  while (*at && !(strncmp(at, name, length) == 0 && at[length] == '=')) {
-    at = strchr(at, '&');
-    if (!at) return false;
-    at++;
-  }
-  if (!*at || !size) return false;
-  char *end = out + size - 1;
-  for (at += length + 1; *at && *at != '&' && out < end; at++) {
-    if (*at == '%' && at[1] && at[2]) {
-      char digits[3] = {at[1], at[2], 0};
-      at += 2;
-      *out++ = (char)strtoul(digits, NULL, 16);
-    } else {
-      *out++ = *at == '+' ? ' ' : *at;
-    }
-  }
-  *out = 0;
-  return true;
 }
 
 /* What the node calls: first for room, then with the request in it. The first of them starts the C library, as `_start`

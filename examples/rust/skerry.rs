@@ -155,8 +155,8 @@ fn decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let code = bytes.get(at + 1..at + 3).and_then(|two| std::str::from_utf8(two).ok());
-        match (bytes[at], code.and_then(|two| u8::from_str_radix(two, 16).ok())) {
+        let code = bytes.get(at + 1..at + 3).filter(|two| two.iter().all(u8::is_ascii_hexdigit));
+        match (bytes[at], code.and_then(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok())) {
             (b'%', Some(byte)) => {
                 out.push(byte);
                 at += 2;

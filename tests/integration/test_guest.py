@@ -48,6 +48,23 @@ def fault(loaded, request=None, sql=None):
     return raised.value
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("a%20b+c%C3%a9", "a b cé"),
+        ("%zz%4%", "%zz%4%"),
+        ("%&x=1", "%"),
+        ("%4&x=1", "%4"),
+        ("a%00b", "a%00b"),
+        ("%+1%-1% 1", "% 1%-1% 1"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_the_c_header_decodes_a_parameter(load, sent, read):
+    request = Request("POST", query=f"xlog=no&log={sent}", body=b"Content-Type: a/b\n\n")
+    assert load("raw").call(request).log == read.encode()
+
+
 @pytest.mark.parametrize("size", [0, 1, 256, 65535, 65536, 65537, 3_000_000])
 def test_a_body_goes_through_whole(load, size):
     body = bytes(i * 7 % 256 for i in range(size % 1000)) + bytes(size - size % 1000)
