@@ -5,6 +5,7 @@ Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty it
 """
 
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -234,6 +235,7 @@ def _probe(
     try:
         answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), services)
     except guest.GuestFault as fault:
+        _tell_log(local, fault.log)
         raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
     finally:
         function.close()
@@ -242,9 +244,16 @@ def _probe(
     opened.rows("ROLLBACK TO probe")
     opened.rows("RELEASE probe")
     if answer.status != probe.status:
+        _tell_log(local, answer.log)
         shown = answer.body[:_SHOWN].decode("utf-8", "replace")
         raise SyncFailed(
             "probe_failed",
             f"{what} {probe.method} {probe.path} answered {answer.status} and should have answered {probe.status}. "
             f"Body: {shown}",
         )
+
+
+def _tell_log(local: LocalFunction, text: bytes) -> None:
+    """In the node's log, and not in the sync's error: what a function logs stays on the node."""
+    for line in text.decode(errors="replace").splitlines():
+        print(f"{local.name} {local.version}, in its probe: {line}", file=sys.stderr, flush=True)

@@ -257,6 +257,7 @@ def test_a_probe_sees_the_new_schema_and_leaves_nothing(opened, aot):
         ("sql", {"path": "/?status=503"}, "answered 503"),
         ("sql", {"path": "/?trap=1"}, "guest_trap"),
         ("sql", {"path": "/?exit=3"}, "guest_exit"),
+        ("raw", {"path": "/?log=why"}, "guest_response_invalid"),
         (
             "sql",
             {"body": '{"sql": "INSERT OR ROLLBACK INTO items (id, name) VALUES (1, \'x\')"}'},
@@ -264,13 +265,15 @@ def test_a_probe_sees_the_new_schema_and_leaves_nothing(opened, aot):
         ),
     ],
 )
-def test_a_probe_that_fails_stops_the_release(opened, aot, name, probe, says):
+def test_a_probe_that_fails_stops_the_release(opened, aot, capsys, name, probe, says):
     apply(opened, plan(1, changes([ITEMS, SEED])))
     function = probed(guest(name), aot, **probe)
     error = refused(opened, plan(2, changes(["CREATE TABLE b (x)"], 3), [function]), [function])
     assert error.code == "probe_failed"
     assert "function f, version 1" in error.message
     assert says in error.message
+    # What it logged is the node's alone.
+    assert ("f 1, in its probe: why\n" in capsys.readouterr().err, "why" in error.message) == (name == "raw", False)
 
 
 def test_a_probe_of_a_function_that_reads_what_is_not_there_fails(opened, aot):
