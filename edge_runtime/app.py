@@ -31,6 +31,8 @@ class App:
     ) -> None:
         self._body_limit = settings.body_limit
         self._pool = pool
+        self.submit = pool.submit
+        """Takes each call. Who would see them puts another in its place, which hands them on."""
         self._release: LocalRelease | None = None
         """Whose routes are in the table."""
         self._table = Table({})
@@ -109,7 +111,7 @@ class App:
             found.route,
             found.params,
         )
-        self._pool.submit(asked.call)
+        self.submit(asked.call)
 
     def leave(self, asked: Exchange) -> None:
         """The client of a request that is run has gone."""

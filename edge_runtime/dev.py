@@ -32,7 +32,6 @@ from .calls import Answer, Call, Outcome
 from .check import check_module
 from .compiler import Compiler
 from .flip import Runtime
-from .pool import Pool
 from .settings import Settings
 from .steps import SyncFailed, parse_manifest
 from .wasmedge import QUICK
@@ -90,8 +89,7 @@ class _GuestLog(logging.Handler):
 def _watch(front: service.Front) -> None:
     """Tell each call at its end, and leave the processors to builds: no version lasts long enough for better code."""
     front.compiler.best = QUICK
-    pool: Pool = front.pool
-    submit = pool.submit
+    submit = front.app.submit
 
     def submitted(call: Call) -> None:
         began = time.monotonic()
@@ -107,7 +105,7 @@ def _watch(front: service.Front) -> None:
         call.done = ended
         submit(call)
 
-    pool.submit = submitted  # type: ignore[method-assign]
+    front.app.submit = submitted
 
 
 class Driver:
