@@ -322,6 +322,20 @@ async def test_who_may_poll(replica: Replica) -> None:
     assert 'skerry_auth_failures_total{reason="wrong_secret"}' in failures
 
 
+async def test_what_is_kept_of_a_poll_is_its_nodes_and_its_tokens(replica: Replica) -> None:
+    one, two = await replica.join("one"), await replica.join("two")
+    for node in (one, two, one, two):
+        assert (await node.poll()).status == 204
+    same = wire.Poll(generation=0, digest=wire.digest(one.inventory))
+    assert (await replica.call("POST", "/v1/poll", same, token=one.credential)).status == 204
+    assert (await replica.call("POST", "/v1/poll", same, token=two.credential)).json() == {"type": "report"}
+    mixed = one.credential[:41] + two.credential[41:]
+    assert (await replica.call("POST", "/v1/poll", same, token=mixed)).status == 401
+    assert (await replica.call("POST", "/v1/nodes/one/revoke")).status == 204
+    assert (await replica.call("POST", "/v1/poll", same, token=one.credential)).status == 401
+    assert (await two.poll()).status == 204
+
+
 async def test_a_body_that_stays_away_is_given_up(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
     async with control_site.running() as replica:
