@@ -135,10 +135,19 @@ class App:
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return Refusal(401, "token_needed", text)
             return None
-        host = (asked.host or b"").lower()
-        if host not in self._hosts and host.rpartition(b":")[0] not in self._hosts:
-            # A page of the web whose name was bound to this address could else call functions in its visitor's name.
-            shown = host[:100].decode("latin-1") or "missing"
+        # Web pages of others could else call functions in a visitor's name: under a name that leads to this address,
+        if not self._own(asked.host or b""):
+            shown = (asked.host or b"missing")[:100].decode("latin-1")
             text = f"The Host header is {shown}; it must be localhost, 127.0.0.1 or one of SKERRY_EDGE_HOSTS."
             return Refusal(403, "host_refused", text)
+        # or at the address itself.
+        if asked.origin is not None and not self._own(asked.origin.partition(b"://")[2]):
+            shown = asked.origin[:100].decode("latin-1")
+            text = f"A web page of {shown} asks; it must be one of localhost, 127.0.0.1 or SKERRY_EDGE_HOSTS."
+            return Refusal(403, "origin_refused", text)
         return None
+
+    def _own(self, host: bytes) -> bool:
+        """Whether a host, with or without a port, is one of the node's."""
+        host = host.lower()
+        return host in self._hosts or host.rpartition(b":")[0] in self._hosts

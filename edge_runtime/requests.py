@@ -27,7 +27,7 @@ PIPELINED: Final = 32
 PIECE: Final = 64 * 1024
 """Bytes up to which a body's pieces are put together."""
 
-_MATTER: Final = frozenset((b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect"))
+_MATTER: Final = frozenset((b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin"))
 """The headers that matter before a function sees them."""
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
@@ -50,8 +50,8 @@ class Exchange:
     """A request on its connection, as far as it has come."""
 
     __slots__ = (
-        "authorization", "call", "expects", "headers", "host", "keep", "length", "method", "old", "path", "pieces",
-        "query", "refusal", "size", "target", "whole",
+        "authorization", "call", "expects", "headers", "host", "keep", "length", "method", "old", "origin", "path",
+        "pieces", "query", "refusal", "size", "target", "whole",
     )  # fmt: skip
 
     def __init__(self, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -64,6 +64,8 @@ class Exchange:
         """Names in lower case, in their order."""
         self.host: bytes | None = None
         self.authorization: bytes | None = None
+        self.origin: bytes | None = None
+        """Where the web page is from that asks, if one does."""
         self.length = 0
         """Of the body, where the head says it."""
         self.expects = False
@@ -215,6 +217,8 @@ class Requests:
                 asked.length = int(value)
             elif name == b"authorization":
                 asked.authorization = value
+            elif name == b"origin":
+                asked.origin = value
             elif name == b"expect":
                 asked.expects = not old and value.lower() == b"100-continue"
             elif chunked or old or value.lower() != b"chunked":

@@ -103,13 +103,35 @@ async def test_on_loopback_the_host_is_checked(tmp_path: Path, host: str, status
         assert status == 200 or orjson.loads(body)["code"] == "host_refused"
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 200),
+        ("https://Node.internal", 200),
+        ("http://[::1]:80", 200),
+        ("https://evil.example", 403),
+        ("http://localhost.evil.example", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+async def test_a_web_page_must_be_of_the_nodes_hosts(tmp_path: Path, origin: str, status: int) -> None:
+    async with serving(tmp_path, hosts=("node.internal",)) as edge, raw(edge) as connection:
+        await connection.send(post("/functions/echo", b"x", more=f"origin: {origin}\r\n"))
+        answered, _, body = await connection.answer()
+        assert answered == status
+        assert status == 200 or orjson.loads(body)["code"] == "origin_refused"
+
+
 async def test_a_node_with_a_token_asks_for_it(tmp_path: Path) -> None:
     token = "a-long-enough-secret"
     async with serving(tmp_path, token=token) as edge:
         assert await edge.problem("echo") == (401, "token_needed")
         status, headers, _ = await edge.call("echo", headers={"Authorization": "Bearer a-long-enough-secreT"})
         assert (status, headers["www-authenticate"]) == (401, "Bearer")
-        status, _, body = await edge.call("env", headers={"Authorization": f"Bearer {token}"})
+        status, _, body = await edge.call(
+            "env", headers={"Authorization": f"Bearer {token}", "Origin": "https://app.example"}
+        )
         assert status == 200
         # The node's own secret is none of a guest's business.
         assert token not in body.decode()
