@@ -1,28 +1,23 @@
 """The agent with the real control, store and front: a release goes out, fails, is told, is tried again."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from control import wire
 from control.pki import Pki
-from edge_runtime import artifacts as artifacts_module
-from edge_runtime import identity, steps, sync
-from edge_runtime.client import Client, Unreachable
+from edge_runtime import steps, sync
+from edge_runtime.client import Client
 from edge_runtime.frames import LocalFunction
-from edge_runtime.outbox import Outbox
+from edge_runtime.wasmedge import BEST, QUICK
+from edge_runtime.wasmedge.compile import key
 from tests.guests.version import version
 from tests.support.agents import Control, Edge, edge, joined, running_control
-
-SCHEMA = "CREATE TABLE generation (number INTEGER NOT NULL); INSERT INTO generation VALUES (1);"
-READ = {"sql": "read"}
+from tests.support.releases import READ, answers, artifacts, first_release, push, sha
 
 
 @pytest.fixture
@@ -36,33 +31,6 @@ async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
     await joined(control, tmp_path)
     async with edge(tmp_path) as running:
         yield running
-
-
-async def first_release(control: Control) -> None:
-    await control.call("POST", "schema-changes", {"name": "first", "sql": SCHEMA})
-    await control.release(functions={"hello": await control.push("hello", version(1), READ)})
-
-
-async def push(control: Control, number: int, manifest: dict[str, Any] | None = None) -> Any:
-    return await control.release(functions={"hello": await control.push("hello", version(number), manifest or READ)})
-
-
-async def answers(node: Edge, number: int) -> None:
-    """Wait until the node's function answers this number."""
-    async with asyncio.timeout(20):
-        while True:
-            status, body = await node.call("hello")
-            if status == 200 and f'"version":{number},'.encode() in body:
-                return
-            await asyncio.sleep(0.005)
-
-
-def artifacts(state: Path) -> set[str]:
-    return {file.name[:64] for file in (state / "artifacts").iterdir()}
-
-
-def sha(number: int) -> str:
-    return hashlib.sha256(version(number)).hexdigest()
 
 
 async def test_a_release_is_fetched_compiled_applied_served_and_reported(control: Control, node: Edge) -> None:
@@ -106,9 +74,6 @@ async def test_two_releases_are_kept_on_disk_and_older_ones_go_with_their_aot_fi
     async with asyncio.timeout(10):
         while artifacts(tmp_path) != {sha(2), sha(3)}:
             await asyncio.sleep(0.02)
-    from edge_runtime.wasmedge import BEST, QUICK
-    from edge_runtime.wasmedge.compile import key
-
     kept = {key(sha(n), level) for n in (2, 3) for level in (QUICK, BEST)}
     async with asyncio.timeout(10):
         while not {p.stem for p in (tmp_path / "aot").glob("*.so")} <= kept:
@@ -165,6 +130,47 @@ async def test_the_wait_ends_by_itself(control: Control, node: Edge, monkeypatch
     assert (await node.status())["attempts"] >= 3
 
 
+async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "_note_date", lambda self, *_: setattr(self, "skew", 600.0))
+    monkeypatch.setattr(steps, "RETRY_BASE", 1.0)
+    await joined(control, tmp_path)
+    async with edge(tmp_path, jitter=lambda: 0.0) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
+        seen = await control.until(lambda n: n["failures"] == 1)
+        ahead = datetime.fromisoformat(seen["retry_at"]) - datetime.now(UTC)
+        assert timedelta(seconds=590) < ahead < timedelta(seconds=602)
+        began = time.monotonic()
+        await control.until(lambda n: n["failures"] == 2)
+        assert 0.5 < time.monotonic() - began < 10
+
+
+async def test_a_schema_that_fails_on_this_nodes_data_is_told_and_its_amendment_applied(
+    control: Control, node: Edge
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    twice = version(7, "INSERT INTO generation VALUES (1)")
+    await control.release(functions={"twice": await control.push("twice", twice, {"sql": "write"})})
+    await control.until(lambda n: n["at_target"] and len(n["functions"]) == 2)
+    assert (await node.call("twice"))[0] == 200
+    unique = "CREATE UNIQUE INDEX once ON generation (number)"
+    change = await control.call("POST", "schema-changes", {"name": "second", "sql": unique})
+    await control.release(functions={"hello": await control.push("hello", version(2), READ)})
+    seen = await control.until(lambda n: n["error"] is not None)
+    assert seen["schema_version"] == 1
+    assert seen["error"]["code"].startswith("schema_")
+    await answers(node, 1)
+    better = f"DELETE FROM generation WHERE rowid > (SELECT min(rowid) FROM generation);\n{unique}"
+    await control.call("POST", f"schema-changes/{change['number']}/revisions", {"sql": better})
+    await control.release(reason="the amended change")
+    await answers(node, 2)
+    assert (await control.until(lambda n: n["at_target"]))["schema_version"] == 2
+
+
 async def test_a_manifest_that_the_node_does_not_know_fails_the_sync_by_name(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,139 +196,26 @@ async def test_a_manifest_that_the_node_does_not_know_fails_the_sync_by_name(
         await answers(node, 1)
 
 
-async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(
-    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await joined(control, tmp_path)
-    real, broken = Client.report, True
-
-    async def report(self: Client, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
-        if broken:
-            raise Unreachable("unreachable", "the cable was cut")
-        return await real(self, sync_id, update)
-
-    monkeypatch.setattr(Client, "report", report)
-    async with edge(tmp_path) as node:
-        await first_release(control)
-        await answers(node, 1)
-        own = await node.until(lambda s: s["report_waits"])
-        assert own["control"]["error"]["message"] == "the cable was cut"
-    assert Outbox(tmp_path).waiting() is not None
-    assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["running"]
-    broken = False
-    async with edge(tmp_path) as node:
-        await control.until(lambda n: n["at_target"])
-        await node.until(lambda s: not s["report_waits"] and s["at_target"])
-    assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["succeeded"]
-
-
-async def test_without_control_the_last_release_serves_and_the_node_says_why_it_is_alone(
-    control: Control, tmp_path: Path
-) -> None:
-    await joined(control, tmp_path)
-    async with edge(tmp_path) as node:
-        await first_release(control)
-        await answers(node, 1)
-        await control.until(lambda n: n["at_target"])
-    await control.stop()
-    async with edge(tmp_path) as node:
-        await answers(node, 1)
-        own = await node.until(lambda s: s["error"])
-        assert own["error"]["code"] == "unreachable"
-        assert own["next_attempt"] is not None
-        assert own["release"]["number"] == 1
-        await control.start()
-        await node.until(lambda s: s["at_target"] and s["error"] is None)
-        await push(control, 2)
-        await answers(node, 2)
-
-
-async def test_a_control_that_restarts_is_found_again_by_a_held_poll(control: Control, node: Edge) -> None:
-    await first_release(control)
-    await node.until(lambda s: s["at_target"])
-    await control.stop()
-    await node.until(lambda s: s["error"])
-    await control.start()
-    await push(control, 2)
-    await answers(node, 2)
-
-
-async def test_a_removed_node_serves_on_and_says_what_to_do(control: Control, node: Edge) -> None:
-    await first_release(control)
-    await answers(node, 1)
-    await control.call("DELETE", "nodes/edge-1")
-    own = await node.until(lambda s: s["error"])
-    assert own["error"]["code"] == "credentials_invalid"
-    assert "removed" in own["error"]["message"]
-    assert "skerry-edge join --again" in own["error"]["message"]
-    assert own["next_attempt"] is not None
-    await answers(node, 1)
-
-
-async def test_a_node_that_joins_again_while_it_runs_goes_on_by_itself(
-    control: Control, node: Edge, tmp_path: Path
-) -> None:
-    await first_release(control)
-    await answers(node, 1)
-    await control.call("POST", "nodes/edge-1/revoke", {})
-    await node.until(lambda s: s["error"])
-    from edge_runtime.join import join
-
-    token = await control.join_token(rejoin="edge-1")
-    await join(tmp_path, control.url, token, "edge-1", {}, again=True)
-    await node.until(lambda s: s["at_target"] and s["error"] is None)
-    await push(control, 2)
-    await answers(node, 2)
-
-
-async def test_an_old_credential_is_exchanged_and_used(control: Control, tmp_path: Path) -> None:
-    before = await joined(control, tmp_path)
-    async with edge(tmp_path, rotate_after=timedelta(0)) as node:
-        await first_release(control)
-        await answers(node, 1)
-        async with asyncio.timeout(10):
-            while identity.read(tmp_path).credential == before.credential:
-                await asyncio.sleep(0.02)
-    after = identity.read(tmp_path)
-    assert after.next_credential == ""
-    assert after.credential_since > before.credential_since
-
-
-async def test_a_new_credential_that_is_refused_is_given_up_for_the_old_one(control: Control, tmp_path: Path) -> None:
-    who = await joined(control, tmp_path)
-    wrong = f"skn_{'0' * 8}-0000-0000-0000-{'0' * 12}_{'A' * 43}"
-    identity.write(tmp_path, who.rotated(wrong))
-    async with edge(tmp_path) as node:
-        await node.until(lambda s: s["control"]["reachable"])
-    assert identity.read(tmp_path) == who
-
-
-async def test_artifacts_come_through_control_where_the_store_is_private(
-    database_url: str, bucket_url: str, pki: Pki, tmp_path: Path
-) -> None:
-    async with running_control(database_url, bucket_url, pki, artifacts_delivery="control") as control:
-        await joined(control, tmp_path)
-        async with edge(tmp_path) as node:
-            await first_release(control)
-            await answers(node, 1)
-
-
-async def test_a_stale_presigned_url_is_exchanged_for_a_fresh_one(
+async def test_a_plan_of_a_lower_generation_is_refused(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Client.poll
 
-    async def stale(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    async def restored(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        """A control whose metadata came back from an older backup."""
         answer = await real(self, poll)
-        if isinstance(answer, wire.Plan):
-            for function in answer.functions:
-                function.url = function.url.replace("X-Amz-Signature=", "X-Amz-Signature=00")
+        if isinstance(answer, wire.Plan) and answer.generation > 1:
+            answer.generation = 0
         return answer
 
-    monkeypatch.setattr(Client, "poll", stale)
+    monkeypatch.setattr(Client, "poll", restored)
     await joined(control, tmp_path)
     async with edge(tmp_path) as node:
         await first_release(control)
+        await answers(node, 1)
+        await push(control, 2)
+        seen = await control.until(lambda n: n["error"] is not None)
+        assert seen["error"]["code"] == "generation_lower"
         await answers(node, 1)
 
 
@@ -370,137 +263,3 @@ async def test_work_that_was_overtaken_is_ended_for_the_newer_release(
     assert seen["failures"] == 0
     statuses = [s["status"] for s in (await control.call("GET", "syncs"))["items"]]
     assert statuses == ["succeeded", "superseded", "succeeded"]
-
-
-async def test_a_plan_of_a_lower_generation_is_refused(
-    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Client.poll
-
-    async def restored(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
-        """A control whose metadata came back from an older backup."""
-        answer = await real(self, poll)
-        if isinstance(answer, wire.Plan) and answer.generation > 1:
-            answer.generation = 0
-        return answer
-
-    monkeypatch.setattr(Client, "poll", restored)
-    await joined(control, tmp_path)
-    async with edge(tmp_path) as node:
-        await first_release(control)
-        await answers(node, 1)
-        await push(control, 2)
-        seen = await control.until(lambda n: n["error"] is not None)
-        assert seen["error"]["code"] == "generation_lower"
-        await answers(node, 1)
-
-
-async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
-    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Client, "_note_date", lambda self, *_: setattr(self, "skew", 600.0))
-    monkeypatch.setattr(steps, "RETRY_BASE", 1.0)
-    await joined(control, tmp_path)
-    async with edge(tmp_path, jitter=lambda: 0.0) as node:
-        await first_release(control)
-        await answers(node, 1)
-        await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
-        seen = await control.until(lambda n: n["failures"] == 1)
-        ahead = datetime.fromisoformat(seen["retry_at"]) - datetime.now(UTC)
-        assert timedelta(seconds=590) < ahead < timedelta(seconds=602)
-        began = time.monotonic()
-        await control.until(lambda n: n["failures"] == 2)
-        assert 0.5 < time.monotonic() - began < 10
-
-
-async def test_a_mistake_of_the_agent_is_told_and_does_not_end_the_serving(
-    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await first_release(control)
-    await answers(node, 1)
-    await control.until(lambda n: n["at_target"])
-
-    async def broken(_: Any) -> None:
-        raise ZeroDivisionError("who wrote this?")
-
-    monkeypatch.setattr(node.agent, "_follow", broken)
-    await push(control, 2)
-    own = await node.until(lambda s: s["error"])
-    assert own["error"]["code"] == "internal"
-    assert "who wrote this?" in own["error"]["message"]
-    await answers(node, 1)
-    monkeypatch.undo()
-    await answers(node, 2)
-
-
-async def test_an_authority_that_was_damaged_does_not_keep_the_node_from_serving(
-    control: Control, tmp_path: Path
-) -> None:
-    await joined(control, tmp_path)
-    async with edge(tmp_path) as node:
-        await first_release(control)
-        await answers(node, 1)
-    (tmp_path / "ca.pem").write_text("not PEM")
-    async with edge(tmp_path) as node:
-        await answers(node, 1)
-        own = await node.until(lambda s: s["error"])
-        assert own["error"]["code"] == "identity_unusable"
-        assert "join again" in own["error"]["message"]
-        (tmp_path / "ca.pem").write_bytes(control.pki.ca.read_bytes())
-        await node.until(lambda s: s["at_target"])
-
-
-async def test_a_schema_that_fails_on_this_nodes_data_is_told_and_its_amendment_applied(
-    control: Control, node: Edge
-) -> None:
-    await first_release(control)
-    await answers(node, 1)
-    twice = version(7, "INSERT INTO generation VALUES (1)")
-    await control.release(functions={"twice": await control.push("twice", twice, {"sql": "write"})})
-    await control.until(lambda n: n["at_target"] and len(n["functions"]) == 2)
-    assert (await node.call("twice"))[0] == 200
-    unique = "CREATE UNIQUE INDEX once ON generation (number)"
-    change = await control.call("POST", "schema-changes", {"name": "second", "sql": unique})
-    await control.release(functions={"hello": await control.push("hello", version(2), READ)})
-    seen = await control.until(lambda n: n["error"] is not None)
-    assert seen["schema_version"] == 1
-    assert seen["error"]["code"].startswith("schema_")
-    await answers(node, 1)
-    better = f"DELETE FROM generation WHERE rowid > (SELECT min(rowid) FROM generation);\n{unique}"
-    await control.call("POST", f"schema-changes/{change['number']}/revisions", {"sql": better})
-    await control.release(reason="the amended change")
-    await answers(node, 2)
-    assert (await control.until(lambda n: n["at_target"]))["schema_version"] == 2
-
-
-async def test_room_is_made_on_a_full_disk_of_what_failed_releases_left(
-    control: Control, node: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await first_release(control)
-    await answers(node, 1)
-    await push(control, 2)
-    await answers(node, 2)
-    await push(control, 3, {**READ, "probe": {"path": "/", "status": 418}})
-    await control.until(lambda n: n["failures"] == 1)
-    assert artifacts(tmp_path) == {sha(1), sha(2), sha(3)}
-
-    def little(_: Any) -> Any:
-        """Enough when two of the three files have gone."""
-        free = 2**30 if len(artifacts(tmp_path)) == 1 else 2**20
-        return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
-
-    monkeypatch.setattr(artifacts_module.os, "statvfs", little)
-    await push(control, 4)
-    await answers(node, 4)
-    await answers(node, 4)
-    assert artifacts(tmp_path) == {sha(2), sha(4)}
-
-
-async def test_a_disk_without_room_is_told_with_how_much_is_missing(
-    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(artifacts_module.os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
-    await first_release(control)
-    seen = await control.until(lambda n: n["error"] is not None)
-    assert seen["error"]["code"] == "disk_full"
-    assert "MiB free" in seen["error"]["message"]

@@ -7,7 +7,7 @@ from edge_runtime.guest import GuestFault, Limits, Request, Services
 from edge_runtime.wasmedge import LinkError
 from tests.guests.build import guest, wat
 from tests.guests.version import version
-from tests.support.functions import function
+from tests.support.functions import function, loading
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +17,8 @@ def aot(tmp_path_factory):
 
 @pytest.fixture
 def load(aot):
-    loaded = []
-
-    def made(name, limits=None, config=None):
-        loaded.append(function(guest(name) if isinstance(name, str) else name, aot, limits, config))
-        return loaded[-1]
-
-    yield made
-    for each in loaded:
-        each.close()
+    with loading(aot) as made:
+        yield made
 
 
 class Recorder:

@@ -6,7 +6,7 @@ import pytest
 from edge_runtime.guest import GuestFault, Limits, Request, Services
 from edge_runtime.wasmedge import LinkError
 from tests.guests.build import guest, wat
-from tests.support.functions import function
+from tests.support.functions import loading
 
 MOST = 8 * 1024 * 1024
 
@@ -18,15 +18,8 @@ def aot(tmp_path_factory):
 
 @pytest.fixture
 def load(aot):
-    loaded = []
-
-    def made(wasm, limits=None, config=None):
-        loaded.append(function(wasm, aot, limits, config, abi="direct"))
-        return loaded[-1]
-
-    yield made
-    for each in loaded:
-        each.close()
+    with loading(aot, abi="direct") as made:
+        yield made
 
 
 def fault(loaded, request=None, services=None):

@@ -12,7 +12,7 @@ from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, instance
 from edge_runtime.wasmedge.declarations import ffi
 from tests.guests.build import guest, wat
 from tests.support.edge import node
-from tests.support.functions import compiled, function, local
+from tests.support.functions import compiled, loading, local
 
 IMPORTS = """
   (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
@@ -40,15 +40,8 @@ def aot(tmp_path_factory):
 
 @pytest.fixture
 def load(aot):
-    loaded = []
-
-    def made(wasm=None, limits=None, config=None, **manifest):
-        loaded.append(function(wasm or guest("plugin"), aot, limits, config, abi="extism", **manifest))
-        return loaded[-1]
-
-    yield made
-    for each in loaded:
-        each.close()
+    with loading(aot, abi="extism") as made:
+        yield lambda wasm="plugin", *more, **manifest: made(wasm, *more, **manifest)
 
 
 def uncompiled(wasm, folder):

@@ -13,8 +13,8 @@ import pytest
 from control.pki import Pki
 from edge_runtime import database, steps, witness
 from tests.guests.version import version
-from tests.integration.test_agent import answers, first_release, push, sha
 from tests.support.agents import Control, edge, joined, running_control
+from tests.support.releases import answers, first_release, push, sha
 
 
 @pytest.fixture

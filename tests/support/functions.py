@@ -1,7 +1,8 @@
 """Loaded functions for tests, compiled once."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from edge_runtime.code import compile_artifact
 from edge_runtime.frames import LocalFunction
 from edge_runtime.guest import Function, Limits
 from edge_runtime.wasmedge import QUICK, AotFile, find
+from tests.guests.build import guest
 
 
 def compiled(wasm: bytes, folder: Path, level: int = QUICK) -> AotFile:
@@ -45,3 +47,20 @@ def function(
             **manifest,
         )
     )
+
+
+@contextmanager
+def loading(folder: Path, **manifest: Any) -> Iterator[Callable[..., Function]]:
+    """Loads as `function` does, of bytes or the name of a test guest, and closes all at the end."""
+    loaded: list[Function] = []
+
+    def load(wasm: bytes | str, *more: Any, **also: Any) -> Function:
+        wasm = guest(wasm) if isinstance(wasm, str) else wasm
+        loaded.append(function(wasm, folder, *more, **manifest, **also))
+        return loaded[-1]
+
+    try:
+        yield load
+    finally:
+        for each in loaded:
+            each.close()

@@ -1,0 +1,168 @@
+"""What fails round the agent: control and the store that can't be reached, a full disk, a mistake of its own."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from control import wire
+from control.pki import Pki
+from edge_runtime import artifacts as artifacts_module
+from edge_runtime.client import Client, Unreachable
+from edge_runtime.outbox import Outbox
+from tests.support.agents import Control, Edge, edge, joined, running_control
+from tests.support.releases import READ, answers, artifacts, first_release, push, sha
+
+
+@pytest.fixture
+async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    async with running_control(database_url, bucket_url, pki) as running:
+        yield running
+
+
+@pytest.fixture
+async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as running:
+        yield running
+
+
+async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await joined(control, tmp_path)
+    real, broken = Client.report, True
+
+    async def report(self: Client, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
+        if broken:
+            raise Unreachable("unreachable", "the cable was cut")
+        return await real(self, sync_id, update)
+
+    monkeypatch.setattr(Client, "report", report)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        own = await node.until(lambda s: s["report_waits"])
+        assert own["control"]["error"]["message"] == "the cable was cut"
+    assert Outbox(tmp_path).waiting() is not None
+    assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["running"]
+    broken = False
+    async with edge(tmp_path) as node:
+        await control.until(lambda n: n["at_target"])
+        await node.until(lambda s: not s["report_waits"] and s["at_target"])
+    assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["succeeded"]
+
+
+async def test_without_control_the_last_release_serves_and_the_node_says_why_it_is_alone(
+    control: Control, tmp_path: Path
+) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await control.until(lambda n: n["at_target"])
+    await control.stop()
+    async with edge(tmp_path) as node:
+        await answers(node, 1)
+        own = await node.until(lambda s: s["error"])
+        assert own["error"]["code"] == "unreachable"
+        assert own["next_attempt"] is not None
+        assert own["release"]["number"] == 1
+        await control.start()
+        await node.until(lambda s: s["at_target"] and s["error"] is None)
+        await push(control, 2)
+        await answers(node, 2)
+
+
+async def test_a_control_that_restarts_is_found_again_by_a_held_poll(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await node.until(lambda s: s["at_target"])
+    await control.stop()
+    await node.until(lambda s: s["error"])
+    await control.start()
+    await push(control, 2)
+    await answers(node, 2)
+
+
+async def test_artifacts_come_through_control_where_the_store_is_private(
+    database_url: str, bucket_url: str, pki: Pki, tmp_path: Path
+) -> None:
+    async with running_control(database_url, bucket_url, pki, artifacts_delivery="control") as control:
+        await joined(control, tmp_path)
+        async with edge(tmp_path) as node:
+            await first_release(control)
+            await answers(node, 1)
+
+
+async def test_a_stale_presigned_url_is_exchanged_for_a_fresh_one(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Client.poll
+
+    async def stale(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        answer = await real(self, poll)
+        if isinstance(answer, wire.Plan):
+            for function in answer.functions:
+                function.url = function.url.replace("X-Amz-Signature=", "X-Amz-Signature=00")
+        return answer
+
+    monkeypatch.setattr(Client, "poll", stale)
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+
+
+async def test_a_mistake_of_the_agent_is_told_and_does_not_end_the_serving(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.until(lambda n: n["at_target"])
+
+    async def broken(_: Any) -> None:
+        raise ZeroDivisionError("who wrote this?")
+
+    monkeypatch.setattr(node.agent, "_follow", broken)
+    await push(control, 2)
+    own = await node.until(lambda s: s["error"])
+    assert own["error"]["code"] == "internal"
+    assert "who wrote this?" in own["error"]["message"]
+    await answers(node, 1)
+    monkeypatch.undo()
+    await answers(node, 2)
+
+
+async def test_room_is_made_on_a_full_disk_of_what_failed_releases_left(
+    control: Control, node: Edge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await push(control, 2)
+    await answers(node, 2)
+    await push(control, 3, {**READ, "probe": {"path": "/", "status": 418}})
+    await control.until(lambda n: n["failures"] == 1)
+    assert artifacts(tmp_path) == {sha(1), sha(2), sha(3)}
+
+    def little(_: Any) -> Any:
+        """Enough when two of the three files have gone."""
+        free = 2**30 if len(artifacts(tmp_path)) == 1 else 2**20
+        return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
+
+    monkeypatch.setattr(artifacts_module.os, "statvfs", little)
+    await push(control, 4)
+    await answers(node, 4)
+    await answers(node, 4)
+    assert artifacts(tmp_path) == {sha(2), sha(4)}
+
+
+async def test_a_disk_without_room_is_told_with_how_much_is_missing(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts_module.os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    await first_release(control)
+    seen = await control.until(lambda n: n["error"] is not None)
+    assert seen["error"]["code"] == "disk_full"
+    assert "MiB free" in seen["error"]["message"]

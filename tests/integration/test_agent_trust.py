@@ -1,0 +1,92 @@
+"""The agent's credentials, which are exchanged, refused, taken away, and the authority that it trusts."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from control.pki import Pki
+from edge_runtime import identity
+from edge_runtime.join import join
+from tests.support.agents import Control, Edge, edge, joined, running_control
+from tests.support.releases import answers, first_release, push
+
+
+@pytest.fixture
+async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    async with running_control(database_url, bucket_url, pki) as running:
+        yield running
+
+
+@pytest.fixture
+async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as running:
+        yield running
+
+
+async def test_a_removed_node_serves_on_and_says_what_to_do(control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.call("DELETE", "nodes/edge-1")
+    own = await node.until(lambda s: s["error"])
+    assert own["error"]["code"] == "credentials_invalid"
+    assert "removed" in own["error"]["message"]
+    assert "skerry-edge join --again" in own["error"]["message"]
+    assert own["next_attempt"] is not None
+    await answers(node, 1)
+
+
+async def test_a_node_that_joins_again_while_it_runs_goes_on_by_itself(
+    control: Control, node: Edge, tmp_path: Path
+) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await control.call("POST", "nodes/edge-1/revoke", {})
+    await node.until(lambda s: s["error"])
+    token = await control.join_token(rejoin="edge-1")
+    await join(tmp_path, control.url, token, "edge-1", {}, again=True)
+    await node.until(lambda s: s["at_target"] and s["error"] is None)
+    await push(control, 2)
+    await answers(node, 2)
+
+
+async def test_an_old_credential_is_exchanged_and_used(control: Control, tmp_path: Path) -> None:
+    before = await joined(control, tmp_path)
+    async with edge(tmp_path, rotate_after=timedelta(0)) as node:
+        await first_release(control)
+        await answers(node, 1)
+        async with asyncio.timeout(10):
+            while identity.read(tmp_path).credential == before.credential:
+                await asyncio.sleep(0.02)
+    after = identity.read(tmp_path)
+    assert after.next_credential == ""
+    assert after.credential_since > before.credential_since
+
+
+async def test_a_new_credential_that_is_refused_is_given_up_for_the_old_one(control: Control, tmp_path: Path) -> None:
+    who = await joined(control, tmp_path)
+    wrong = f"skn_{'0' * 8}-0000-0000-0000-{'0' * 12}_{'A' * 43}"
+    identity.write(tmp_path, who.rotated(wrong))
+    async with edge(tmp_path) as node:
+        await node.until(lambda s: s["control"]["reachable"])
+    assert identity.read(tmp_path) == who
+
+
+async def test_an_authority_that_was_damaged_does_not_keep_the_node_from_serving(
+    control: Control, tmp_path: Path
+) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+    (tmp_path / "ca.pem").write_text("not PEM")
+    async with edge(tmp_path) as node:
+        await answers(node, 1)
+        own = await node.until(lambda s: s["error"])
+        assert own["error"]["code"] == "identity_unusable"
+        assert "join again" in own["error"]["message"]
+        (tmp_path / "ca.pem").write_bytes(control.pki.ca.read_bytes())
+        await node.until(lambda s: s["at_target"])
