@@ -42,7 +42,7 @@ class App:
             b"/_skerry/status": (b"application/json", lambda: orjson.dumps(status(), option=orjson.OPT_INDENT_2)),
             b"/_skerry/metrics": (b"text/plain; version=0.0.4; charset=utf-8", metrics),
         }
-        self._token = f"Bearer {settings.token}".encode() if settings.token else None
+        self._token = settings.token.encode() if settings.token else None
         own = settings.listen.rpartition(":")[0]
         self._hosts = frozenset(name.lower().encode() for name in (*_LOOPBACK, own, *settings.hosts))
 
@@ -131,7 +131,8 @@ class App:
     def _stranger(self, asked: Exchange) -> Refusal | None:
         """Why whoever asks may not."""
         if self._token is not None:
-            if asked.authorization is None or not hmac.compare_digest(asked.authorization, self._token):
+            scheme, _, token = (asked.authorization or b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(b" "), self._token):
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return Refusal(401, "token_needed", text)
             return None

@@ -129,6 +129,9 @@ async def test_a_node_with_a_token_asks_for_it(tmp_path: Path) -> None:
         assert await edge.problem("echo") == (401, "token_needed")
         status, headers, _ = await edge.call("echo", headers={"Authorization": "Bearer a-long-enough-secreT"})
         assert (status, headers["www-authenticate"]) == (401, "Bearer")
+        assert (await edge.call("echo", headers={"Authorization": f"bearer  {token}"}))[0] == 200
+        for wrong in (token, f"Basic {token}", "Bearer", f"Bearer {token} x"):
+            assert (await edge.call("echo", headers={"Authorization": wrong}))[0] == 401
         status, _, body = await edge.call(
             "env", headers={"Authorization": f"Bearer {token}", "Origin": "https://app.example"}
         )
