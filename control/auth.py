@@ -137,6 +137,9 @@ async def node(services: Services, scope: Scope) -> "Credential":
             raise _invalid("unknown")
         if not same(credential.secret_hash, secret_hash):
             raise _invalid("wrong_secret")
+        if len(fleet.verified) > 2 * len(fleet.credentials):
+            # Of credentials that are gone, or other ways to write the same one.
+            fleet.verified.clear()
         fleet.verified[header] = id
     if credential.revoked_at is not None:
         raise _invalid("revoked")

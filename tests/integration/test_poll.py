@@ -336,6 +336,16 @@ async def test_what_is_kept_of_a_poll_is_its_nodes_and_its_tokens(replica: Repli
     assert (await two.poll()).status == 204
 
 
+async def test_other_ways_to_write_a_token_are_not_kept_for_ever(replica: Replica) -> None:
+    node = await replica.join("one")
+    poll = wire.Poll(generation=0, digest="0" * 64)
+    for spaces in range(20):
+        answer = await replica.call("POST", "/v1/poll", poll, token=" " * spaces + node.credential)
+        assert answer.status == 200
+    fleet = replica.services.fleet
+    assert len(fleet.verified) <= 2 * len(fleet.credentials) + 1
+
+
 async def test_a_body_that_stays_away_is_given_up(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
     async with control_site.running() as replica:
