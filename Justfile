@@ -24,9 +24,11 @@ check: setup
     .venv/bin/ruff format --check .
     .venv/bin/mypy
 
-# the tests, two files at a time; `just test -k word` for some of them, one after the other
+# Their hundreds of processes would each compile all modules where Python may keep no bytecode.
+# the tests, two files at a time, the quick ones last; `just test -k word` for some of them, one after the other
 test *ARGS: setup
-    @exec .venv/bin/python -m pytest {{ if ARGS == "" { "--numprocesses=2 --dist=loadfile" } else { "" } }} "$@"
+    @exec env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest \
+        {{ if ARGS == "" { "--numprocesses=2 --dist=loadfile --no-loadscope-reorder" } else { "" } }} "$@"
 
 # the compilers of Rust, Go and AssemblyScript, which the tests of these languages need (without them they are skipped)
 toolchains: setup
