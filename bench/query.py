@@ -7,17 +7,16 @@ The ratio is our requests a second over workerd's.
 """
 
 import asyncio
-from contextlib import AsyncExitStack
 from statistics import median
 from typing import Any
 
 import uvloop
 
 from bench import result
-from bench.parts import cpu, workerd
-from bench.parts.servers import edge, folder, site
+from bench.parts import cpu, rounds, workerd
+from bench.parts.rounds import Loaded
+from bench.parts.servers import node_alone
 from bench.parts.wrk import Target, Wrk
-from bench.workerd import figures, medians, over
 from tests.guests.build import guest
 
 BAR = 1.5
@@ -37,47 +36,28 @@ ROWS = f"""WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE
 async def main() -> None:
     workerd.install()
     machine = cpu.machine()
-    cores = cpu.all_cores()
-    async with AsyncExitStack() as stack:
-        where = await stack.enter_async_context(folder())
-        async with site(where, cores) as control:
-            node = await stack.enter_async_context(edge(control, cores))
-            await control.call("POST", "/v1/schema-changes", {"name": "items", "sql": f"{TABLE}\n{ROWS}"})
-            version = await control.push("query", guest("query"), {"sql": "read"})
-            await control.call("POST", "/v1/releases", {"functions": {"query": version}})
-            status = await node.at_release(1, best=True)
-        # Control and its services have ended: the node serves without, and the cores are its own.
-        other = await stack.enter_async_context(workerd.serve(where, "query", workerd.query(ITEMS)))
+    functions = {"query": (guest("query"), {"sql": "read"})}
+    async with (
+        node_alone(functions, f"{TABLE}\n{ROWS}") as served,
+        workerd.serve(served.folder, "query", workerd.query(ITEMS)) as other,
+    ):
+        wrk = Wrk(served.folder, BODY, CONNECTIONS)
+        ours, theirs = [Target(served.port, f"/functions/query?id={KEY}")], [Target(other.port, f"/?id={KEY}")]
+        await wrk.check([*ours, *theirs], ANSWER)
         loaded = {
-            "ours": (Target(node.process.port, f"/functions/query?id={KEY}"), _pids(node.process.pid, status)),
-            "workerd": (Target(other.port, f"/?id={KEY}"), [other.pid]),
+            "ours": Loaded(lambda: wrk.run(ours, SECONDS), served.pids, node=True),
+            "workerd": Loaded(lambda: wrk.run(theirs, SECONDS), [other.pid]),
         }
-        wrk = Wrk(where, BODY, CONNECTIONS)
-        for target, _ in loaded.values():
-            await wrk.check([target], ANSWER)
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in loaded}
-        for number in range(ROUNDS + 1):
-            for name, (target, pids) in loaded.items():
-                before = [cpu.seconds([pid]) for pid in pids]
-                done = await wrk.run([target], SECONDS)
-                used = [cpu.seconds([pid]) - was for pid, was in zip(pids, before, strict=True)]
-                if number:  # the first warms up
-                    rounds[name].append(figures(done, used, workers=name == "ours"))
-        for target, _ in loaded.values():
-            await wrk.check([target], ANSWER)
-        after = await node.status()
-    assert sorted(after["workers"]["pids"]) == sorted(status["workers"]["pids"]), "a worker died meanwhile"
+        found = await rounds.take(loaded, ROUNDS)
+        await wrk.check([*ours, *theirs], ANSWER)
+        await served.check()
     details: dict[str, Any] = {
-        **medians(rounds),
-        "ratios": [round(a["rate"] / b["rate"], 3) for a, b in zip(rounds["ours"], rounds["workerd"], strict=True)],
-        "p99_over_p50": round(median(found["p99_ms"] / found["p50_ms"] for found in rounds["ours"]), 2),
+        **rounds.medians(found),
+        "ratios": [round(ratio, 3) for ratio in rounds.ratios(found, "ours", "workerd")],
+        "p99_over_p50": round(median(each["p99_ms"] / each["p50_ms"] for each in found["ours"]), 2),
         "machine": machine,
     }
-    result.write("query", over(rounds, "ours", "workerd"), BAR, details)
-
-
-def _pids(front: int, status: Any) -> list[int]:
-    return [front, *status["workers"]["pids"]]
+    result.write("query", rounds.over(found, "ours", "workerd"), BAR, details)
 
 
 if __name__ == "__main__":

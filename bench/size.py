@@ -9,15 +9,15 @@ and beside large calls: the details have their times, and those of the large one
 import asyncio
 import socket
 import time
-from contextlib import AsyncExitStack
 from statistics import median
+from typing import Any
 
 import uvloop
 
 from bench import result
 from bench.parts import cpu
 from bench.parts.load import Client, Expected, Round, request
-from bench.parts.servers import edge, folder, site
+from bench.parts.servers import node_alone
 from tests.guests.build import guest
 
 BAR = 1.0
@@ -35,20 +35,13 @@ KIND = [("Content-Type", "application/octet-stream")]
 
 async def main() -> None:
     machine = cpu.machine()
-    cores = cpu.all_cores()
-    async with AsyncExitStack() as stack:
-        where = await stack.enter_async_context(folder())
-        async with site(where, cores) as control:
-            node = await stack.enter_async_context(edge(control, cores))
-            small = await control.push("small", guest("echo"), {})
-            large = await control.push("large", guest("echo"), {"response_limit": len(LARGE), "time_limit_ms": 10_000})
-            await control.call("POST", "/v1/releases", {"functions": {"small": small, "large": large}})
-            await node.at_release(1, best=True)
-        port = node.process.port
-        sent = request("/functions/small", SMALL, KIND)
-        client = await stack.enter_async_context(Client(port, [(sent, Expected(200, SMALL))] * CLIENTS))
-        sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        sock.settimeout(30)
+    functions: dict[str, tuple[bytes, dict[str, Any]]] = {
+        "small": (guest("echo"), {}),
+        "large": (guest("echo"), {"response_limit": len(LARGE), "time_limit_ms": 10_000}),
+    }
+    sent = request("/functions/small", SMALL, KIND), Expected(200, SMALL)
+    async with node_alone(functions) as served, Client(served.port, [sent] * CLIENTS) as client:
+        sock = socket.create_connection(("127.0.0.1", served.port), timeout=30)
         await asyncio.to_thread(_echo, sock)
         await client.run(SECONDS)
 
@@ -63,6 +56,7 @@ async def main() -> None:
             while not running.done():
                 busy.append(await asyncio.to_thread(_echo, sock))
             beside.append(await running)
+        sock.close()
     rate = len(LARGE) / 1e6 / median(times)
     details = {
         "mb_per_s": round(rate, 1),

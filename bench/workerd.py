@@ -11,17 +11,18 @@ processes (1.0) and of one (1.5), twice our p50 over our p99 (1), and WAGI's req
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from statistics import median
 from typing import Any
 
 import uvloop
 
 from bench import result
-from bench.parts import cpu, workerd
-from bench.parts.servers import edge, folder, site
-from bench.parts.wrk import Load, Target, Wrk
+from bench.parts import cpu, rounds, workerd
+from bench.parts.rounds import Loaded, Rounds, medians, over
+from bench.parts.servers import node_alone
+from bench.parts.wrk import Target, Wrk
 from tests.guests.build import guest
 
 BAR = 1.0
@@ -32,85 +33,51 @@ SECONDS = 2
 BODY = bytes(range(256))
 ABIS = {"direct": "direct_echo", "wagi": "echo"}
 
-Pids = Callable[[], Sequence[int]]
-
 
 async def main() -> None:
     workerd.install()
     machine = cpu.machine()
-    cores = cpu.all_cores()
     async with AsyncExitStack() as stack:
-        where = await stack.enter_async_context(folder())
-        loaded: dict[str, tuple[list[Target], list[int]]] = {}
-        async with site(where, cores) as control:
-            node = await stack.enter_async_context(edge(control, cores))
-            versions = {name: await control.push(name, guest(source), {}) for name, source in ABIS.items()}
-            await control.call("POST", "/v1/releases", {"functions": versions})
-            status = await node.at_release(1, best=True)
-        # Control and its services have ended: the node serves without, and the cores are its own.
-        pids = [node.process.pid, *status["workers"]["pids"]]
-        for name in ABIS:
-            loaded[name] = [Target(node.process.port, f"/functions/{name}")] * 2, pids
+        served = await stack.enter_async_context(
+            node_alone({name: (guest(source), {}) for name, source in ABIS.items()})
+        )
         scripts = {"fresh": workerd.fresh(), "fresh_too": workerd.fresh(), "reused": workerd.reused()}
         others = {
-            name: await stack.enter_async_context(workerd.serve(where, name, script))
+            name: await stack.enter_async_context(workerd.serve(served.folder, name, script))
             for name, script in scripts.items()
         }
+        wrk = Wrk(served.folder, BODY, CONNECTIONS)
+        asked = {name: [Target(served.port, f"/functions/{name}")] * 2 for name in ABIS}
+        pids = dict.fromkeys(ABIS, served.pids)
         for name, used in (
             ("workerd_two", ("fresh", "fresh_too")),
             ("workerd_one", ("fresh", "fresh")),
             ("workerd_reused", ("reused", "reused")),
         ):
             running = [others[each] for each in used]
-            loaded[name] = [Target(each.port, "/") for each in running], list({each.pid for each in running})
-
-        wrk = Wrk(where, BODY, CONNECTIONS)
-        for targets, _ in loaded.values():
+            asked[name] = [Target(each.port, "/") for each in running]
+            pids[name] = list({each.pid for each in running})
+        for targets in asked.values():
             await wrk.check(targets, BODY)
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in loaded}
-        for number in range(ROUNDS + 1):
-            for name, (targets, measured) in loaded.items():
-                before = [cpu.seconds([pid]) for pid in measured]
-                done = await wrk.run(targets, SECONDS)
-                used_cpu = [cpu.seconds([pid]) - was for pid, was in zip(measured, before, strict=True)]
-                if number:  # the first warms up
-                    rounds[name].append(figures(done, used_cpu, workers=name in ABIS))
-        for targets, _ in loaded.values():
+        loaded = {
+            name: Loaded(partial(wrk.run, targets, SECONDS), pids[name], node=name in ABIS)
+            for name, targets in asked.items()
+        }
+        found = await rounds.take(loaded, ROUNDS)
+        for targets in asked.values():
             await wrk.check(targets, BODY)
-        after = await node.status()
-    assert sorted(after["workers"]["pids"]) == sorted(status["workers"]["pids"]), "a worker died meanwhile"
-    write(rounds, len(pids) - 1, machine)
+        await served.check()
+    write(found, len(served.pids) - 1, machine)
 
 
-def figures(done: Load, used: Sequence[float], *, workers: bool) -> dict[str, float]:
-    """Of one round. Where there are workers, the first of `used` is the front."""
-    each = 1e6 / done.answers
-    found = {"rate": done.rate, "cpu_us": sum(used) * each}
-    if workers:
-        found |= {"front_us": used[0] * each, "workers_us": sum(used[1:]) * each}
-    return found | {"p50_ms": done.p50 * 1000, "p99_ms": done.p99 * 1000}
-
-
-def over(rounds: dict[str, list[dict[str, float]]], one: str, other: str, key: str = "rate") -> float:
-    """A figure of one over that of the other: the median of the rounds."""
-    return median(a[key] / b[key] for a, b in zip(rounds[one], rounds[other], strict=True))
-
-
-def medians(rounds: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {key: round(median(found[key] for found in several), 2) for key in several[0]}
-        for name, several in rounds.items()
-    }
-
-
-def write(rounds: dict[str, list[dict[str, float]]], workers: int, machine: dict[str, object]) -> None:
-    best = max(ABIS, key=lambda name: median(found["rate"] for found in rounds[name]))
-    tail = median(found["p99_ms"] / found["p50_ms"] for found in rounds[best])
+def write(found: Rounds, workers: int, machine: dict[str, object]) -> None:
+    best = max(ABIS, key=lambda name: median(each["rate"] for each in found[name]))
+    tail = median(each["p99_ms"] / each["p50_ms"] for each in found[best])
     shares = {
-        "over_two_processes": over(rounds, best, "workerd_two"),
-        "over_one_process": over(rounds, best, "workerd_one"),
+        "over_two_processes": over(found, best, "workerd_two"),
+        "over_one_process": over(found, best, "workerd_one"),
         "p99_over_p50": tail,
-        "wagi_over_fastest": over(rounds, "wagi", best),
+        "wagi_over_fastest": over(found, "wagi", best),
     }
     met = {
         "over_two_processes": shares["over_two_processes"] / OVER_TWO,
@@ -121,11 +88,11 @@ def write(rounds: dict[str, list[dict[str, float]]], workers: int, machine: dict
     details: dict[str, Any] = {
         "abi": best,
         **{name: round(value, 3) for name, value in shares.items()},
-        "wagi_over_two_processes": round(over(rounds, "wagi", "workerd_two"), 3),
-        "wagi_over_one_process": round(over(rounds, "wagi", "workerd_one"), 3),
-        "reused_cpu_over_ours": round(over(rounds, "workerd_reused", best, "cpu_us"), 3),
+        "wagi_over_two_processes": round(over(found, "wagi", "workerd_two"), 3),
+        "wagi_over_one_process": round(over(found, "wagi", "workerd_one"), 3),
+        "reused_cpu_over_ours": round(over(found, "workerd_reused", best, "cpu_us"), 3),
         "of_bar": {name: round(value, 3) for name, value in met.items()},
-        **medians(rounds),
+        **medians(found),
         "workers": workers,
         "machine": machine,
     }

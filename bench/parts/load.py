@@ -42,6 +42,14 @@ class Round:
         """Answers a second."""
         return self.answers / self.seconds
 
+    @property
+    def p50(self) -> float:
+        return self.percentile(0.5)
+
+    @property
+    def p99(self) -> float:
+        return self.percentile(0.99)
+
     def percentile(self, part: float) -> float:
         """Seconds within which `part` (0 to 1) of the answers came."""
         return self.latencies[min(len(self.latencies) - 1, int(part * len(self.latencies)))]

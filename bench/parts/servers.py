@@ -9,8 +9,8 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,47 @@ async def edge(site: Site, cores: set[int]) -> AsyncIterator[Edge]:
     running = process(site.folder, "edge", arguments, port, cores)
     async with running as front, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
         yield Edge(front, http)
+
+
+@dataclass
+class Alone:
+    """A node that serves by itself: control and its services have ended, and the cores are its own."""
+
+    folder: Path
+    node: Edge
+    status: Any
+    """As it was when all of it served."""
+
+    @property
+    def port(self) -> int:
+        return self.node.process.port
+
+    @property
+    def pids(self) -> list[int]:
+        """The front's, and its workers'."""
+        return [self.node.process.pid, *self.status["workers"]["pids"]]
+
+    async def check(self) -> None:
+        """No worker has ended meanwhile. Error: Broken."""
+        if sorted((await self.node.status())["workers"]["pids"]) != sorted(self.status["workers"]["pids"]):
+            raise self.node.process.failure("a worker died meanwhile")
+
+
+@asynccontextmanager
+async def node_alone(functions: Mapping[str, tuple[bytes, dict[str, Any]]], schema: str = "") -> AsyncIterator[Alone]:
+    """A node alone, with all workers and best code: joined, its functions (module and manifest) and the one schema
+    change released by a real control."""
+    cores = cpu.all_cores()
+    async with AsyncExitStack() as stack:
+        where = await stack.enter_async_context(folder())
+        async with site(where, cores) as control:
+            node = await stack.enter_async_context(edge(control, cores))
+            if schema:
+                await control.call("POST", "/v1/schema-changes", {"name": "schema", "sql": schema})
+            versions = {name: await control.push(name, *function) for name, function in functions.items()}
+            await control.call("POST", "/v1/releases", {"functions": versions})
+            status = await node.at_release(1, best=True)
+        yield Alone(where, node, status)
 
 
 async def _listens(port: int) -> bool:

@@ -1,0 +1,77 @@
+"""Rounds of load, in turn on each of what is compared, so that a machine that others use is busy for all of them."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Protocol
+
+from . import cpu
+
+
+class Load(Protocol):
+    """What a round of load came to."""
+
+    @property
+    def answers(self) -> int: ...
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+
+    @property
+    def p50(self) -> float:
+        """Seconds."""
+
+    @property
+    def p99(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is loaded, by `run`, and the processes that it is."""
+
+    run: Callable[[], Awaitable[Load]]
+    pids: Sequence[int]
+    node: bool = False
+    """The first process is a node's front, the others are its workers."""
+
+
+Rounds = dict[str, list[dict[str, float]]]
+"""The figures of each round, by what was loaded."""
+
+
+async def take(loaded: Mapping[str, Loaded], count: int) -> Rounds:
+    """So many rounds, after one that warms up."""
+    rounds: Rounds = {name: [] for name in loaded}
+    for number in range(count + 1):
+        for name, each in loaded.items():
+            before = [cpu.seconds([pid]) for pid in each.pids]
+            done = await each.run()
+            used = [cpu.seconds([pid]) - was for pid, was in zip(each.pids, before, strict=True)]
+            if number:
+                rounds[name].append(_figures(done, used, each.node))
+    return rounds
+
+
+def _figures(done: Load, used: Sequence[float], node: bool) -> dict[str, float]:
+    each = 1e6 / done.answers
+    found = {"rate": done.rate, "cpu_us": sum(used) * each}
+    if node:
+        found |= {"front_us": used[0] * each, "workers_us": sum(used[1:]) * each}
+    return found | {"p50_ms": done.p50 * 1000, "p99_ms": done.p99 * 1000}
+
+
+def ratios(rounds: Rounds, one: str, other: str, key: str = "rate") -> list[float]:
+    """A figure of one over that of the other, of each round."""
+    return [a[key] / b[key] for a, b in zip(rounds[one], rounds[other], strict=True)]
+
+
+def over(rounds: Rounds, one: str, other: str, key: str = "rate") -> float:
+    """The median of `ratios`."""
+    return median(ratios(rounds, one, other, key))
+
+
+def medians(rounds: Rounds) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: round(median(found[key] for found in several), 2) for key in several[0]}
+        for name, several in rounds.items()
+    }
