@@ -11,7 +11,7 @@ from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from control import auth, calls, database, migrate, opening, pki, poll, routes, store, syncs
+from control import auth, calls, database, migrate, opening, paths, pki, poll, store, syncs
 from control.auth import AuthError, AuthFailures
 from control.checks import Checks
 from control.clock import Clock, SystemClock
@@ -60,7 +60,7 @@ class App:
                     route = path
                     answer = await poll.answer(services, scope, receive)
                 else:
-                    found = routes.find(path)
+                    found = paths.find(path)
                     route = found.pattern
                     answer = await calls.answer(services, found.operation(method), found.parameters, scope, receive)
             except ProblemError as error:

@@ -44,8 +44,6 @@ _LOST = (
     asyncpg.TooManyConnectionsError,
     asyncpg.QueryCanceledError,
 )
-
-
 # asyncpg's protocol is out of step: the server's last words, as a crash sends them, came between two statements.
 _BROKEN = asyncpg.InternalClientError
 
@@ -122,9 +120,10 @@ class Database:
         if isinstance(conflict, asyncpg.UniqueViolationError):
             raise conflict
         if isinstance(conflict, _LOST):
-            log.warning("the metadata database can't be reached: %s: %s", type(conflict).__name__, conflict)
+            log.warning("the metadata database can't be reached, or is slow: %s: %s", type(conflict).__name__, conflict)
             raise ProblemError(
-                "database_unavailable", "the metadata database can't be reached; nothing was changed, try again"
+                "database_unavailable",
+                "the metadata database can't be reached, or doesn't answer in time; nothing was changed, try again",
             ) from conflict
         raise ProblemError(
             "database_busy", f"other writers were in the way {ATTEMPTS} times; nothing was changed, try again"

@@ -51,7 +51,7 @@ async def get_version(call: Call) -> Answer:
     async def work(conn: Any) -> answers.Version:
         row = await conn.fetchrow(SQL["version"], name, version)
         if row is None:
-            raise unknown_version(name, version)
+            raise _unknown_version(name, version)
         return _version(row)
 
     return await call.read(work)
@@ -129,7 +129,7 @@ async def delete(call: Call) -> Answer:
             await releases.make(conn, now, call.operator.name, release, keep_floor=True)
         deleted = await conn.fetch(SQL["delete"], name, version)
         if not deleted:
-            raise _unknown_function(name) if version is None else unknown_version(name, version)
+            raise _unknown_function(name) if version is None else _unknown_version(name, version)
         unused[:] = await artifacts.release_unused(conn, [row["artifact_id"] for row in deleted], now)
         await call.audit(conn, "function.delete", subject, {"versions": sorted(row["version"] for row in deleted)})
 
@@ -141,8 +141,8 @@ async def delete(call: Call) -> Answer:
     return answer
 
 
-def unknown_version(name: str, version: int, field: str = "version") -> ProblemError:
-    return ProblemError("unknown_version", f"there is no version {version} of {name}", field=field)
+def _unknown_version(name: str, version: int) -> ProblemError:
+    return ProblemError("unknown_version", f"there is no version {version} of {name}", field="version")
 
 
 def _unknown_function(name: str) -> ProblemError:

@@ -153,8 +153,3 @@ class Monitor:
             await step()
         except ProblemError as problem:
             log.warning("the monitor goes on later: %s", problem.detail)
-
-
-async def run(services: Services) -> None:
-    """Run this replica's monitor until cancelled."""
-    await Monitor(services).run()

@@ -17,8 +17,6 @@ from msgspec import Meta, Struct
 PROTOCOL = 1
 """Version of the nodes' protocol; a node sends its own, control answers with a message that it understands."""
 
-PAGE_BYTES = 65536
-"""Size of a WASM memory page."""
 MIB = 1024 * 1024
 
 # A Python pattern's $ also matches before a line break at the end, hence the look-ahead.
