@@ -1,12 +1,14 @@
 """The edge runtime's own checks, run in a child process: what control accepts is what nodes accept.
 
-Hostile input is parsed there and not here: the child has limits of its own (edge_runtime/check.py), a deadline, and
-nothing of our environment.
+Hostile input is parsed there and not here: the child has limits and a fence of its own (edge_runtime/check.py), a
+deadline, and nothing of our environment.
 """
 
 import asyncio
 import contextlib
+import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ import orjson
 
 from control.problems import ProblemError
 
+log = logging.getLogger("skerry.checks")
+
 ANSWER_LIMIT = 1024 * 1024
+"""Bytes of an answer, and of what the child tells besides."""
 WAITING = 32
 """Checks that may wait for their turn."""
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
@@ -28,6 +33,7 @@ class Checks:
         self._deadline = deadline
         self._turn = asyncio.Semaphore(at_once)
         self._waiting = 0
+        self._warned = False
 
     async def module(self, file: Path, size_limit: int) -> dict[str, Any]:
         """What a node needs to know of the module in `file`; raises `ProblemError` module_refused with the reason."""
@@ -80,19 +86,48 @@ class Checks:
         )
         try:
             async with asyncio.timeout(self._deadline):
-                out, err = await child.communicate(stdin)
+                out, err = await _communicate(child, stdin)
         except TimeoutError:
             raise ProblemError(refused, f"its check took more than {self._deadline:.0f} s") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
-            await child.wait()
+            # To the pipes' ends, so that they are closed.
+            await child.communicate()
         if child.returncode == 0:
             with contextlib.suppress(orjson.JSONDecodeError):
                 answer = orjson.loads(out)
                 if isinstance(answer, dict) and "ok" in answer:
+                    self._warn(answer.pop("unfenced", None))
                     return answer
         if child.returncode is not None and child.returncode < 0:
-            raise ProblemError(refused, f"its check was ended by signal {-child.returncode}: it needs too much")
+            number = -child.returncode
+            why = "it did what no check does" if number == signal.SIGSYS else "it needs too much"
+            raise ProblemError(refused, f"its check was ended by signal {number}: {why}")
         last = err.decode(errors="replace").strip().rpartition("\n")[2][:500]
         raise ProblemError("check_unavailable", f"the check itself failed (status {child.returncode}): {last}")
+
+    def _warn(self, unfenced: Any) -> None:
+        if unfenced and not self._warned:
+            self._warned = True
+            log.warning("checks of uploads run without a part of their fence: %.1000s", unfenced)
+
+
+async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
+    """What it says on stdout and stderr, as much of it as an answer can have."""
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None  # noqa: S101, PT018
+
+    async def read(stream: asyncio.StreamReader) -> bytes:
+        found = b""
+        while piece := await stream.read(65_536):
+            found += piece[: ANSWER_LIMIT - len(found)]
+        return found
+
+    async with asyncio.TaskGroup() as group:
+        out, err = group.create_task(read(child.stdout)), group.create_task(read(child.stderr))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            child.stdin.write(stdin)
+            await child.stdin.drain()
+        child.stdin.close()
+    await child.wait()
+    return out.result(), err.result()

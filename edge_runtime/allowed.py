@@ -13,14 +13,19 @@ from . import seccomp
 from .landlock import Access
 from .seccomp import Argument, Rule
 
-Kind = Literal["worker", "applier", "compiler"]
+Kind = Literal["worker", "applier", "compiler", "check"]
 KINDS: Final[tuple[Kind, ...]] = ("worker", "applier", "compiler")
+"""The zygote's. A check has read what it is about before it is fenced: it opens nothing."""
 
 READ: Final = Access.READ_FILE
 WRITE: Final = (
     Access.READ_FILE | Access.READ_DIR | Access.WRITE_FILE | Access.TRUNCATE | Access.MAKE_REG | Access.REMOVE_FILE
 )
-_REBUILD: Final = WRITE | Access.MAKE_DIR | Access.REMOVE_DIR | Access.REFER
+REBUILD: Final = WRITE | Access.MAKE_DIR | Access.REMOVE_DIR | Access.REFER
+RANDOM: Final = (Path("/dev/urandom"), READ)
+"""SQLite's random numbers, a guest's randomblob() among them, are worth nothing without it."""
+PROCESSOR: Final = (Path("/proc/cpuinfo"), READ)
+"""LLVM looks at the processor there, where the processor itself doesn't say what it can do."""
 
 _MEMORY: Final = ("brk", "madvise", "mprotect", "mremap", "munmap")
 _SIGNALS: Final = ("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall")
@@ -29,6 +34,7 @@ _SELF: Final = ("getcwd", "getegid", "geteuid", "getgid", "getpid", "getppid", "
 _TIME: Final = ("clock_getres", "clock_gettime", "clock_nanosleep", "gettimeofday", "nanosleep", "time")
 _WAITING: Final = ("epoll_pwait", "epoll_wait", "poll", "ppoll")
 _STREAMS: Final = ("close", "read", "readv", "recvfrom", "recvmsg", "sendmsg", "sendto", "write", "writev")
+_OPENED: Final = ("fstat", "getrandom", "lseek", "newfstatat", "pread64")
 _FILES: Final = (
     "access", "faccessat", "faccessat2", "fchown", "fdatasync", "fstat", "fsync", "ftruncate", "getrandom", "lseek",
     "lstat", "newfstatat", "open", "openat", "pread64", "pwrite64", "readlink", "readlinkat", "rename", "renameat",
@@ -56,22 +62,16 @@ def files(kind: Kind, state: Path, faults: Path | None = None) -> list[tuple[Pat
     """What a child can do below which path of the state directory. `faults` is the folder of a test's fault points."""
     match kind:
         case "compiler":
-            # LLVM looks at the processor there, where the processor itself doesn't say what it can do.
-            found = [(state / "artifacts", READ), (state / "aot", _REBUILD), (Path("/proc/cpuinfo"), READ)]
+            found = [(state / "artifacts", READ), (state / "aot", REBUILD), PROCESSOR]
         case _:
-            # SQLite's random numbers, a guest's randomblob() among them, are worth nothing without urandom.
-            found = [
-                (state / "db", WRITE),
-                (state / "aot", READ),
-                (state / "artifacts", READ),
-                (Path("/dev/urandom"), READ),
-            ]
+            found = [(state / "db", WRITE), (state / "aot", READ), (state / "artifacts", READ), RANDOM]
     return found if faults is None else [*found, (faults, WRITE)]
 
 
 def rules(kind: Kind) -> list[Rule]:
     """The system calls that a child can make, but for those of `own_rules`."""
-    names: tuple[str, ...] = _MEMORY + _SIGNALS + _THREADS + _SELF + _TIME + _WAITING + _STREAMS + _FILES
+    names: tuple[str, ...] = _MEMORY + _SIGNALS + _THREADS + _SELF + _TIME + _WAITING + _STREAMS
+    names += _OPENED if kind == "check" else _FILES
     commands: tuple[int, ...] = (_F_GETFD, _F_SETFD, _F_GETFL, _F_GETLK, _F_SETLK, _F_SETLKW)
     found = [
         # Only asked for, and only one's own: to set them, even another process's, is the same call.

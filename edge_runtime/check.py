@@ -3,8 +3,9 @@
     module FILE [--size-limit BYTES] [--memory-pages PAGES]
     schema …                                               (check_schema.py)
 
-Prints one JSON object, `{"ok": true, …}` or `{"ok": false, "code": …, "message": …}`, and exits 0 for both. 2 is a
-wrong call; anything else means that the check itself crashed on what it was given.
+Prints one JSON object, `{"ok": true, …}` or `{"ok": false, "code": …, "message": …}`, and exits 0 for both; `unfenced`
+in it names the pieces of its fence that this machine lacks. 2 is a wrong call; anything else means that the check
+itself crashed on what it was given.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from . import fence
 from .abi.detect import PAGES_LIMIT, SIZE_LIMIT, Refused, detect
 
 CPU_SECONDS = 60
@@ -51,9 +53,7 @@ def limit() -> None:
         (resource.RLIMIT_DATA, DATA_BYTES),
         (resource.RLIMIT_CORE, 0),
     ):
-        hard = resource.getrlimit(kind)[1]
-        bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (bound, bound))
+        fence.lower(kind, most)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,13 +68,19 @@ def main(argv: Sequence[str]) -> int:
     module.add_argument("--size-limit", type=int, default=SIZE_LIMIT, help="bytes (%(default)s)")
     module.add_argument("--memory-pages", type=int, default=PAGES_LIMIT, help="of 64 KiB, at the start (%(default)s)")
     asked = parser.parse_args(argv)
+    with asked.file.open("rb") as file:
+        wasm = file.read(asked.size_limit + 1)
+    # It loads a library: not possible any more behind the fence.
+    from . import wasmedge  # noqa: F401
+
+    lacking = fence.lacking()
+    fence.enclose()
+    fence.seal("check")
     try:
-        with asked.file.open("rb") as file:
-            wasm = file.read(asked.size_limit + 1)
         answer = {"ok": True, **check_module(wasm, size_limit=asked.size_limit, pages_limit=asked.memory_pages)}
     except Refused as refused:
         answer = {"ok": False, "code": refused.code, "message": str(refused)}
-    sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+    sys.stdout.buffer.write(orjson.dumps(answer | ({"unfenced": lacking} if lacking else {})) + b"\n")
     return 0
 
 

@@ -7,11 +7,8 @@ where the change fails on the generated rows in a way that depends on what is in
 """
 
 import os
-import select
 import signal
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -21,6 +18,7 @@ from msgspec import Struct
 
 from . import database, fence, migration
 from .access import Doors
+from .apart import apart
 from .database import Database
 from .migration import Refused
 from .rows import fill
@@ -56,57 +54,50 @@ def main(argv: Sequence[str]) -> int:
     try:
         answer = _guarded(asked)
     except Refused as refused:
-        answer = _refusal(refused)
-    sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+        answer = orjson.dumps(_refusal(refused))
+    # As it came: whoever asked reads it.
+    sys.stdout.buffer.write(answer + b"\n")
     return 0
 
 
-def _guarded(asked: Asked) -> dict[str, Any]:
-    """`check` in a child with a deadline: nothing but its end stops a query of libsql's. Error: Refused, past it."""
-    me = os.getpid()
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reading)
-            fence.die_with_parent(me)
-            with os.fdopen(writing, "wb") as out:
-                out.write(orjson.dumps(check(asked)))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(0)
-    os.close(writing)
-    deadline = time.monotonic() + SECONDS
-    answer = b""
-    while select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        piece = os.read(reading, 65536)
-        if not piece:
-            break
-        answer += piece
-    else:
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    os.close(reading)
-    if time.monotonic() >= deadline or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
-        raise Refused(
-            "schema_too_slow", f"Its check took more than {SECONDS:.0f} s, on tables with three rows at most."
-        )
+def _guarded(asked: Asked) -> bytes:
+    """The answer, made behind the fence and with a deadline: nothing but its end stops a query of libsql's. Error:
+    Refused, past it."""
+    try:
+        answer, status = apart(lambda: _fenced(asked), SECONDS)
+    except TimeoutError:
+        raise _slow() from None
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        raise _slow()
     if not answer:
         raise RuntimeError(f"the child that checked the schema change ended without an answer (status {status})")
-    found: dict[str, Any] = orjson.loads(answer)
-    return found
+    return answer
+
+
+def _slow() -> Refused:
+    return Refused("schema_too_slow", f"Its check took more than {SECONDS:.0f} s, on tables with three rows at most.")
+
+
+def _fenced(asked: Asked) -> bytes:
+    lacking = fence.lacking()
+    fence.enclose()
+    with database.in_memory() as opened:
+        fence.seal("check", opened.lock.fileno())
+        return orjson.dumps(_answer(opened, asked) | ({"unfenced": lacking} if lacking else {}))
 
 
 def check(asked: Asked) -> dict[str, Any]:
     """Opens libsql in this process."""
     with database.in_memory() as opened:
-        try:
-            warnings: list[dict[str, str]] = []
-            empty = _check(opened, asked, warnings)
-        except Refused as refused:
-            return _refusal(refused)
+        return _answer(opened, asked)
+
+
+def _answer(opened: Database, asked: Asked) -> dict[str, Any]:
+    try:
+        warnings: list[dict[str, str]] = []
+        empty = _check(opened, asked, warnings)
+    except Refused as refused:
+        return _refusal(refused)
     return {"ok": True, "empty": empty, "warnings": warnings}
 
 

@@ -25,9 +25,7 @@ class Lost(Exception):
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
     """Answer one COMPILE."""
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    most = DATA_BYTES if hard == resource.RLIM_INFINITY else min(DATA_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    fence.lower(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     frame = frames.Reader(sock).next()
     if frame is None:

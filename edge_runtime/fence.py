@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from control import faults
 
 from . import allowed, landlock, seccomp
 from .allowed import KINDS, Kind
+from .landlock import Access
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -68,15 +70,7 @@ def lacking() -> tuple[str, ...]:
 def prepare(state: Path) -> None:
     """What children inherit, or can be made once for all of them: in their parent, before the forks. The parent has
     the limits, no new privileges and no capabilities itself from here on. Error: OSError."""
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    for limit, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_DATA, DATA_BYTES),
-    ):
-        _lower(limit, value)
-    _drop_capabilities()
+    _restrict()
     points = faults.folder()
     for kind in KINDS:
         _filter(kind)
@@ -85,24 +79,51 @@ def prepare(state: Path) -> None:
             _rulesets[kind] = landlock.Ruleset(rules)
 
 
+def enclose(files: Iterable[tuple[Path, Access]] = ()) -> None:
+    """`prepare` and `enter` in one, for a process of its own that runs or reads others' bytes: these files are what it
+    can open from here on. `seal` comes after it, too. Error: OSError."""
+    _restrict()
+    _first_to_go()
+    if landlock.version():
+        ruleset = landlock.Ruleset(files)
+        ruleset.enter()
+        ruleset.close()
+
+
+def _restrict() -> None:
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    for limit, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_DATA, DATA_BYTES),
+    ):
+        lower(limit, value)
+    _drop_capabilities()
+
+
 def enter(kind: Kind) -> None:
     """The first part of a child's own: files. Error: OSError."""
-    # The first to go where memory runs out; not so its parent, whose end would be the end of all of them.
-    with contextlib.suppress(OSError):
-        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(descriptor, OOM_SCORE)
-        os.close(descriptor)
+    _first_to_go()
     if kind in _rulesets:
         _rulesets[kind].enter()
     for ruleset in _rulesets.values():
         ruleset.close()
 
 
+def _first_to_go() -> None:
+    """The first to go where memory runs out; not so its parent, whose end would be the end of all of them."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, OOM_SCORE)
+        os.close(descriptor)
+
+
 def seal(kind: Kind, writer_lock: int | None = None) -> None:
     """The second part: no more processes, and only the system calls of its kind; `writer_lock` is the descriptor of
     the only file that it may lock by flock. Error: OSError."""
     if kind != "compiler":
-        _lower(resource.RLIMIT_NPROC, 0)
+        lower(resource.RLIMIT_NPROC, 0)
     filtering = _filter(kind)
     if filtering is not None:
         filtering.add(allowed.own_rules(os.getpid(), writer_lock))
@@ -127,7 +148,8 @@ def _filter(kind: Kind) -> seccomp.Filter | None:
     return made
 
 
-def _lower(limit: int, value: int) -> None:
+def lower(limit: int, value: int) -> None:
+    """Bound what this process may have, unless it is bound lower."""
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (value, value))

@@ -1,36 +1,45 @@
-"""`python -m edge_runtime.once`: one call of one module, without a server, in a process of its own, since a guest can
-crash or hang it. For `skerry-edge call`.
+"""`python -m edge_runtime.once`: one call of one module, without a server, in a process of its own behind the fence of
+a worker: a guest can crash it, hang it, or break out of the sandbox. For `skerry-edge call`.
 
 Reads `Asked` on stdin. Prints a line `{"running": true}` when the guest begins, then a line of `Told`.
 """
 
 import hashlib
 import os
+import resource
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import libsql_experimental as libsql
 import msgspec
 from msgspec import Struct
 
 from control import wire
 
-from . import frames, guest
+from . import fence, frames, guest, once_database
 from .abi.detect import Refused
+from .allowed import PROCESSOR, RANDOM, READ, REBUILD, WRITE
+from .apart import apart
 from .check import check_module
 from .code import compile_artifact
-from .database import BUSY_MS, HEAP_BYTES, Database, WriterLock
+from .compile_child import DATA_BYTES
+from .database import Database
 from .invocation import Told
+from .rehearsal import rehearse
 from .session import Session
 from .sql import ProbeSql
-from .wasmedge import QUICK, WasmEdgeError, find
+from .wasmedge import QUICK, AotFile, WasmEdgeError, find
+from .wasmedge.compile import TEMPORARY, key, sweep
 
 NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"`skerry-edge call` makes no requests; `skerry dev` does"}}'
 RUNNING: Final = b'{"running":true}\n'
+LIMIT: Final = 3600.0
+"""Seconds for the compiler; whoever asked has less patience, and ends this process with it."""
 
 
 class Asked(Struct):
@@ -42,6 +51,8 @@ class Asked(Struct):
     database: str = ""
     """Path of the libsql file that SQL goes to."""
     secrets: dict[str, str] = {}
+    fence: str = "required"
+    """Whether there must be every piece of the fence, or only what the machine has: required or partial."""
 
 
 class NoHttp:
@@ -62,11 +73,20 @@ def main() -> int:
 
 
 def run(asked: Asked) -> Told:
-    """Make the call. Errors: Refused, WasmEdgeError, OSError, SqlUnfit."""
+    """Make the call: what is loaded is parsed behind the fence alone. Errors: Refused, WasmEdgeError, OSError."""
+    _look_at_fence(asked)
     guest.prepare()
-    function = guest.Function.load(_local(asked), asked.secrets)
+    rehearse()
+    path = Path(asked.file).absolute()
+    wasm = path.read_bytes()
+    aot = _compiled(asked, wasm) if asked.cache else None
+    files = [(path if aot is None else aot.path, READ), RANDOM]
+    if asked.database:
+        files += [(file, WRITE) for file in once_database.prepare(Path(asked.database))]
+    fence.enclose(files)
     http = NoHttp() if asked.manifest.http is not None else None
-    with _database(asked) as opened:
+    with _opened(asked) as opened:
+        function = guest.Function.load(_local(asked, path, wasm, aot), asked.secrets)
         sql = None if opened is None else ProbeSql(Session(opened), asked.manifest.sql, 0)
         sys.stdout.buffer.write(RUNNING)
         sys.stdout.buffer.flush()
@@ -81,41 +101,90 @@ def run(asked: Asked) -> Told:
         return Told(answer.status, answer.head, answer.body, answer.log, time.monotonic() - began)
 
 
-def _local(asked: Asked) -> frames.LocalFunction:
-    path = Path(asked.file).absolute()
-    wasm = path.read_bytes()
-    sha256 = hashlib.sha256(wasm).hexdigest()
-    found = check_module(wasm, pages_limit=asked.manifest.memory_pages)
-    if asked.manifest.abi not in ("", found["abi"]):
-        raise Refused("module_refused", f"The module speaks {found['abi']}, the manifest says {asked.manifest.abi}.")
-    manifest = msgspec.structs.replace(asked.manifest, abi=found["abi"])
-    local = frames.LocalFunction(path.stem, 1, sha256, manifest, wire.manifest_digest(manifest), wasm=str(path))
-    if not asked.cache:
-        return local
-    folder = Path(asked.cache)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = find(folder, sha256, QUICK) or compile_artifact(wasm, folder, QUICK)
-    return msgspec.structs.replace(local, aot=str(made.path), aot_digest=made.digest)
+def _look_at_fence(asked: Asked) -> None:
+    lacking = ". ".join(fence.lacking())
+    if lacking and asked.fence == "required":
+        raise Refused(
+            "fence_lacking",
+            f"This machine can't fence in what runs a function. {lacking}. To run it all the same, with what there is "
+            "of the fence, give --fence partial.",
+        )
+    if lacking:
+        sys.stderr.write(f"Warning: the function runs without a part of its fence: {lacking}\n")
 
 
 @contextmanager
-def _database(asked: Asked) -> Iterator[Database | None]:
-    """The file as it is, with nothing of the runtime's put in, in a transaction that ends undone unless committed."""
-    if not asked.database:
-        yield None
-        return
-    lock = WriterLock(os.memfd_create("writer.lock"))
-    try:
-        with Database(libsql.connect(asked.database, isolation_level=None), lock) as opened:
-            opened.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
-            opened.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
-            opened.rows("PRAGMA foreign_keys = ON")
-            opened.set_query_only(asked.manifest.sql == "read")
-            opened.rows("BEGIN IMMEDIATE" if asked.manifest.sql == "write" else "BEGIN")
+def _opened(asked: Asked) -> Iterator[Database | None]:
+    """The database, where there is one; sealed. Error: OSError."""
+    if asked.database:
+        with once_database.opened(Path(asked.database), asked.manifest.sql) as opened:
             yield opened
-            opened.rollback()
-    except ValueError as error:
-        raise OSError(f"{asked.database}: {error}") from None
+    else:
+        fence.seal("worker")
+        yield None
+
+
+def _local(asked: Asked, path: Path, wasm: bytes, aot: AotFile | None) -> frames.LocalFunction:
+    """Errors: Refused."""
+    manifest = _checked(asked, wasm)
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    local = frames.LocalFunction(path.stem, 1, sha256, manifest, wire.manifest_digest(manifest), wasm=str(path))
+    return local if aot is None else msgspec.structs.replace(local, aot=str(aot.path), aot_digest=aot.digest)
+
+
+def _checked(asked: Asked, wasm: bytes) -> wire.Manifest:
+    """The manifest, with the ABI that the module speaks. Error: Refused."""
+    found = check_module(wasm, pages_limit=asked.manifest.memory_pages)
+    if asked.manifest.abi not in ("", found["abi"]):
+        raise Refused("module_refused", f"The module speaks {found['abi']}, the manifest says {asked.manifest.abi}.")
+    return msgspec.structs.replace(asked.manifest, abi=found["abi"])
+
+
+def _compiled(asked: Asked, wasm: bytes) -> AotFile:
+    """What was compiled before, or is by a fenced child now, which can write nothing but that. Errors: Refused,
+    OSError."""
+    folder = Path(asked.cache)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    found = find(folder, sha256, QUICK)
+    if found is not None:
+        return found
+    sweep(folder)
+    work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
+    try:
+        answer, status = apart(lambda: _compile(asked, wasm, work), LIMIT)
+        # Nothing is kept of one that was ended.
+        told = msgspec.json.decode(answer, type=Told) if answer else Told(0, code="compile_crashed")
+        if not told.code:
+            name = key(sha256, QUICK)
+            for suffix in (".so", ".sha256"):
+                (work / f"{name}{suffix}").rename(folder / f"{name}{suffix}")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    if os.WIFSIGNALED(status):
+        # As if it had been this process.
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    if told.code:
+        raise Refused(told.code, told.message or "The compiler ended without an answer; it says why above.")
+    found = find(folder, sha256, QUICK)
+    if found is None:
+        raise OSError("the compiler left nothing whole")
+    return found
+
+
+def _compile(asked: Asked, wasm: bytes, work: Path) -> bytes:
+    fence.lower(resource.RLIMIT_DATA, DATA_BYTES)
+    fence.enclose([(work, REBUILD), PROCESSOR])
+    fence.seal("compiler")
+    told = Told(200)
+    try:
+        _checked(asked, wasm)
+        compile_artifact(wasm, work, QUICK)
+    except Refused as refused:
+        told = Told(0, code=refused.code, message=str(refused))
+    except (WasmEdgeError, OSError) as error:
+        told = Told(0, code="function_unloadable", message=f"{asked.file} can't be compiled: {error}.")
+    return msgspec.json.encode(told)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from control import wire
 
 from .commands import JSON, fail, show
 from .invocation import Request, Told
+from .once_database import tidy
 
 START_LIMIT: Final = 300.0
 """Seconds for the check and the compiler."""
@@ -65,6 +66,13 @@ def _pairs(separator: str) -> Any:
     "--secret", "secrets", multiple=True, callback=_pairs("="), metavar="NAME=VALUE", help="Likewise a secret."
 )
 @click.option("--time-limit", type=int, metavar="MS", help="Milliseconds that the call may take.")
+@click.option(
+    "--fence",
+    envvar="SKERRY_EDGE_FENCE",
+    type=click.Choice(["required", "partial"]),
+    default="required",
+    help="Whether it may run where this machine lacks a piece of the workers' fence.",
+)
 @click.option("--interpret", is_flag=True, help="Run it on the interpreter: nothing is compiled.")
 @JSON
 def call(
@@ -80,6 +88,7 @@ def call(
     config: list[tuple[str, str]],
     secrets: list[tuple[str, str]],
     time_limit: int | None,
+    fence: str,
     interpret: bool,
     as_json: bool,
 ) -> None:
@@ -109,8 +118,13 @@ def call(
         "cache": "" if interpret else str(cache()),
         "database": str(database) if database is not None and manifest.sql != "none" else "",
         "secrets": dict(secrets),
+        "fence": fence,
     }
-    told = _ask(asked, manifest.time_limit_ms / 1000, as_json)
+    try:
+        told = _ask(asked, manifest.time_limit_ms / 1000, as_json)
+    finally:
+        if database is not None:
+            tidy(database)
     _show(told, as_json)
     if told.code:
         sys.exit(1)

@@ -30,7 +30,7 @@ LEVELS = (0, 1, 2, 3)
 
 _OPTIONS = "native, kernel 1, start deferred"
 """Other text where other code comes of the same bytes: the number goes up with Extism's kernel and its merging."""
-_TEMPORARY = ".compile-"
+TEMPORARY = ".compile-"
 _PIECE = 65_536
 
 
@@ -83,9 +83,9 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     """
     if level not in LEVELS:
         raise ValueError(f"level {level} is not one of {LEVELS}")
-    _sweep(folder)
+    sweep(folder)
     name = key(hashlib.sha256(wasm).hexdigest(), level)
-    work = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=folder))
+    work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
     try:
         made, beside = work / "module.so", work / "digest"
         code = deferred(merged or wasm)
@@ -147,10 +147,10 @@ def _processor() -> str:
     return f"{platform.machine()} {flags}"
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what compilations left behind whose process was killed."""
-    for left in folder.glob(f"{_TEMPORARY}*"):
-        pid = left.name.removeprefix(_TEMPORARY).split("-")[0]
+    for left in folder.glob(f"{TEMPORARY}*"):
+        pid = left.name.removeprefix(TEMPORARY).split("-")[0]
         if not Path(f"/proc/{pid}").exists():
             shutil.rmtree(left, ignore_errors=True)
 

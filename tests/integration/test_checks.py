@@ -1,6 +1,7 @@
 """The edge's checks as control runs them: in a child, few at a time, never for ever, and without our secrets."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,40 @@ async def test_too_many_checks_at_once_are_refused(wasm: Path, monkeypatch: pyte
     refused = [error for error in done if isinstance(error, ProblemError)]
     assert [error.code for error in refused] == ["check_unavailable"] * 2
     assert all(error.retry_after for error in refused)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Run this in the place of each check."""
+    spawn = asyncio.create_subprocess_exec
+
+    async def other(*_: Any, **more: Any) -> Any:
+        return await spawn(sys.executable, "-c", program, **more)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", other)
+
+
+async def test_a_check_that_was_taken_over_can_not_fill_our_memory(wasm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "import os\nwhile True: os.write(1, b'x' * 65536)")
+    with pytest.raises(ProblemError) as refused:
+        await Checks(1, 0.5).module(wasm, 1 << 20)
+    assert refused.value.code == "module_refused"
+
+
+async def test_an_answer_that_is_none_is_no_verdict(wasm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for said in ("", "{", "[]", "1", '{"ok": 1'):
+        pretend(monkeypatch, f"print({said!r})")
+        with pytest.raises(ProblemError) as failed:
+            await Checks(1, 30).module(wasm, 1 << 20)
+        assert failed.value.code == "check_unavailable"
+
+
+async def test_what_the_fence_lacks_is_logged_once(
+    wasm: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(monkeypatch, """print('{"ok": true, "abi": "wagi", "unfenced": ["Landlock: none"]}')""")
+    running = Checks(1, 30)
+    for _ in range(2):
+        assert await running.module(wasm, 1 << 20) == {"ok": True, "abi": "wagi"}
+    assert [record.getMessage() for record in caplog.records if record.name == "skerry.checks"] == [
+        "checks of uploads run without a part of their fence: ['Landlock: none']"
+    ]

@@ -78,15 +78,57 @@ async def test_sql_goes_to_the_file(call, database):
     assert rows(database, "SELECT name FROM sqlite_schema WHERE name LIKE '%skerry%'") == []
 
 
-def writer(status: int) -> bytes:
-    """A function that writes a row and answers that status."""
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+async def test_a_file_in_any_mode_is_left_as_it_was(call, database, mode):
+    """With nothing beside it, and in its mode: although the fenced process can make and remove no file."""
+    assert rows(database, f"PRAGMA journal_mode = {mode}") == [(mode,)]
+    with_others = sqlite3.connect(database)
+    for count in (1, 2):
+        done = await call(example("visits"), "--method", "POST", "--path", "/ada", "--sql", database)
+        assert done.out.startswith(b"200 OK"), done
+        # Its files stay where another has it open, who sees what was committed.
+        assert with_others.execute("SELECT count FROM visits").fetchall() == [(count,)]
+    with_others.close()
+    await call(example("visits"), "--method", "POST", "--path", "/ada", "--sql", database)
+    assert [path.name for path in database.parent.glob("own.db*")] == ["own.db"]
+    assert rows(database, "SELECT count FROM visits") == [(3,)]
+    assert rows(database, "PRAGMA journal_mode") == [(mode,)]
+
+
+async def test_a_file_that_is_not_there_is_made(call, tmp_path):
+    done = await call(example("visits"), "--path", "/ada", "--sql", tmp_path / "new.db")
+    assert b"no such table" in done.out
+    assert [path.name for path in tmp_path.glob("new*")] == ["new.db"]
+    done = await call(example("visits"), "--path", "/ada", "--sql", ":memory:")
+    assert b"no such table" in done.out
+
+
+async def test_what_a_call_wrote_that_was_ended_is_undone(call, database):
+    """Its journal stays, and the next call's SQLite undoes it."""
+    rows(database, "INSERT INTO visits VALUES ('before', 1) RETURNING 1")
+    kept = sqlite3.connect(database)
+    kept.execute("INSERT INTO visits VALUES ('kept', 1)")
+    kept.commit()
+    kept.close()
+    done = await call(writer(200, "(loop $on (br $on))"), "--sql", database, "--time-limit", "500")
+    assert "time_limit" in done.err
+    journal = database.with_name("own.db-journal")
+    assert journal.stat().st_size
+    done = await call(writer(200), "--sql", database)
+    assert done.out == b"200 OK\n\n"
+    assert rows(database, "SELECT name FROM visits ORDER BY name") == [("kept",), ("x",)]
+    assert not journal.exists()
+
+
+def writer(status: int, then: str = "") -> bytes:
+    """A function that writes a row, goes on with `then`, and answers that status."""
     return wat(
         f"""(module (import "skerry" "sql" (func $sql (param i32 i32) (result i32)))
         (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
         (memory (export "memory") 1)
         (data (i32.const 0) "\\10\\00\\00\\00\\0d\\00\\00\\00") (data (i32.const 16) "Status: {status}\\n\\n")
         (data (i32.const 64) "{{\\"sql\\":\\"INSERT INTO visits VALUES ('x', 1)\\"}}")
-        (func (export "_start") (drop (call $sql (i32.const 64) (i32.const 44)))
+        (func (export "_start") (drop (call $sql (i32.const 64) (i32.const 44))) {then}
           (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))))"""
     )
 
