@@ -123,12 +123,18 @@ class Requests:
     def feed(self, data: bytes) -> None:
         self._fed = len(data)
         self._received += self._fed
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as found:
-            self._feed_again(data[found.args[0] :])
-        except HttpParserError as error:
-            self._fail(error)
+        while self.broken is None:
+            try:
+                self._parser.feed_data(data)
+                break
+            except HttpParserUpgrade as found:
+                behind = data[found.args[0] :]
+            except HttpParserError as error:
+                self._fail(error)
+                break
+            # A head that asked for another protocol: again without that, and then what is behind it.
+            data, self._again = self._again + behind, b""
+            self._parser = HttpRequestParser(self)
         if self._received > HEAD_BYTES:
             self._check_size()
 
@@ -270,24 +276,12 @@ class Requests:
         kept = [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
         return b"\r\n".join([line, *kept, b"", b""])
 
-    def _feed_again(self, rest: bytes) -> None:
-        """Go on behind a head that asked for another protocol, and again where there is more than one."""
-        while self.broken is None:
-            data, self._again = self._again + rest, b""
-            self._parser = HttpRequestParser(self)
-            try:
-                self._parser.feed_data(data)
-                return
-            except HttpParserUpgrade as found:
-                rest = data[found.args[0] :]
-            except HttpParserError as error:
-                self._fail(error)
-
     def _fail(self, error: HttpParserError) -> None:
         """The parsing has ended. An error of our own is raised: it is none of the request's."""
-        self.broken = self.broken or _invalid(str(error).rstrip("."))
-        if isinstance(error, HttpParserCallbackError) and not isinstance(error.__context__, _Broken | HttpParserError):
-            raise error
+        if self.broken is None:
+            self.broken = _invalid(str(error).rstrip("."))
+            if isinstance(error, HttpParserCallbackError):
+                raise error
 
     def _break(self, why: Refusal) -> NoReturn:
         """End the parsing."""

@@ -171,6 +171,22 @@ def test_the_body_behind_a_wish_for_another_protocol_is_the_requests() -> None:
     assert read(*(data[k : k + 1] for k in range(len(data))))[0] == whole[:3]
 
 
+def test_what_is_wrong_behind_a_wish_for_another_protocol_is_refused_too() -> None:
+    wish = b"GET /a HTTP/1.1\r\n" + HOST + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    for wrong in (b"GET /b HTTP/1.1\r\n" + HOST + HOST + b"\r\n", b"GET /b HTTP/1.1\r\n\r\n", b"nonsense\r\n\r\n"):
+        whole, requests = read(wish + wrong + wish)
+        assert [asked.path for asked in whole] == [b"/a"]
+        assert requests.broken is not None
+    both = wish.replace(HOST, HOST + HOST)
+    whole, requests = read(both + wish)
+    assert whole == []
+    assert requests.broken is not None
+    requests = reader()
+    requests.feed(wish * (PIPELINED + 1))
+    assert len(requests.exchanges) == PIPELINED
+    assert requests.broken is not None
+
+
 def test_trailers_are_nobodys() -> None:
     found, _ = read(CHUNKED + b"3\r\nabc\r\n0\r\nauthorization: x\r\n\r\n")
     # Nor is the coding, once the body is out of it.
