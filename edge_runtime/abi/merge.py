@@ -14,6 +14,7 @@ from pathlib import Path
 from . import binary
 from .binary import Malformed
 from .extism import ENV
+from .instructions import NUMBER, TABLE_GROW, Unknown, notable
 
 KERNEL_MEMORY = f"{ENV} memory"
 """The name under which the merged module exports the kernel's memory."""
@@ -23,26 +24,8 @@ _CUSTOM, _TYPE, _IMPORT, _FUNCTION, _TABLE, _MEMORY, _GLOBAL, _EXPORT, _START, _
 )
 _ORDER = (_TYPE, _IMPORT, _FUNCTION, _TABLE, _MEMORY, _GLOBAL, _EXPORT, _START, _ELEMENT, _COUNT, _CODE, _DATA)
 
-_NUMBER = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
-_MEMORY_ARGUMENT = _NUMBER + _NUMBER
-_PLAIN = re.compile(
-    rb"(?s:"
-    rb"[\x00\x01\x05\x0b\x0f\x1a\x1b\x45-\xc4\xd1]"  # without immediates
-    rb"|[\x02-\x04\x0c\x0d\x20-\x26\x3f-\x42\xd0]" + _NUMBER +  # blocks, branches, variables, tables, constants
-    rb"|[\x28-\x3e]" + _MEMORY_ARGUMENT +  # loads and stores
-    rb"|\x11" + _NUMBER * 2 +  # call_indirect
-    rb"|\x43.{4}|\x44.{8}"  # f32.const, f64.const
-    rb"|\xfc(?:[\x00-\x07]|[\x09\x0b\x0d\x0f-\x11]" + _NUMBER + rb"|[\x08\x0a\x0c\x0e]" + _NUMBER * 2 + rb")"
-    rb"|\xfd(?:[\x00-\x0b\x5c\x5d]" + _MEMORY_ARGUMENT + rb"|[\x54-\x5b]" + _MEMORY_ARGUMENT + rb"."
-    rb"|[\x0c\x0d].{16}|[\x15-\x22].|[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)"  # SIMD
-    rb")*+"
-)  # fmt: skip
-"""Instructions that name no function, as many as there are. The others stop it: `_BR_TABLE` and `_SELECT` for their
-number of immediates, `_CALL` and `_REF_FUNC` for the function's."""
-_BR_TABLE, _CALL, _SELECT, _END, _REF_FUNC = 0x0E, 0x10, 0x1C, 0x0B, 0xD2
-
 _CONSTANT = re.compile(
-    rb"(?s:(?:[\x23\x41\x42\xd0\xd2]" + _NUMBER + rb"|\x43.{4}|\x44.{8}|\xfd\x0c.{16})*+\x0b)"
+    rb"(?s:(?:[\x23\x41\x42\xd0\xd2]" + NUMBER + rb"|\x43.{4}|\x44.{8}|\xfd\x0c.{16})*+\x0b)"
 )  # fmt: skip
 """A constant expression."""
 
@@ -177,26 +160,14 @@ class _Merger:
     def _instructions(self, data: bytes, at: int, end: int) -> bytes:
         pieces: list[bytes] = []
         copied = at
-        while True:
-            found = _PLAIN.match(data, at, end)
-            at = found.end() if found else at
-            if at >= end:
-                break
-            reader = _Reader(data, at)
-            code = reader.byte()
-            if code in (_CALL, _REF_FUNC):
-                pieces += (data[copied : at + 1], self._function(reader))
-                copied = reader.at
-            elif code == _BR_TABLE:
-                for _ in range(reader.number() + 1):
-                    reader.number()
-            elif code == _SELECT:
-                reader.take(reader.number())
-            else:
-                raise Malformed(f"the instruction {code:#x} is unknown or of a proposal not run here")
-            at = reader.at
-        if at > end:
-            raise Malformed("an instruction is cut off")
+        try:
+            for opcode, place in notable(data, at, end):
+                if opcode != TABLE_GROW:
+                    reader = _Reader(data, place)
+                    pieces += (data[copied:place], self._function(reader))
+                    copied = reader.at
+        except Unknown as unknown:
+            raise Malformed(str(unknown)) from None
         return b"".join((*pieces, data[copied:end]))
 
 

@@ -89,3 +89,5 @@ def test_hostile_code_is_an_answer_and_no_error(tail: bytes) -> None:
 def test_what_cannot_be_decoded_counts_as_growing() -> None:
     assert grows_tables(b"\x01\x06\x00\x06\xfc\x0f\x00\x0b", 0, 8)
     assert not grows_tables(b"\x01\x06\x00\x41\xfc\x0f\x1a\x0b", 0, 8)
+    # Its opcode at greater length, which is allowed.
+    assert grows_tables(b"\x01\x07\x00\xfc\x8f\x80\x00\x00\x0b", 0, 9)

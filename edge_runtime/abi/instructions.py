@@ -1,0 +1,78 @@
+"""Goes over the instructions of a function's body, and finds those that name a function or grow a table. Pure.
+
+Opcodes and the sizes of what follows them are all that it takes. What WasmEdge's defaults leave out isn't known here:
+tail calls, threads, relaxed SIMD, several memories.
+Source: WebAssembly Core Specification 2.0, chapter 5.4.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+CALL: Final = 0x10
+REF_FUNC: Final = 0xD2
+TABLE_GROW: Final = 0xFC0F
+"""Its prefix and its number behind that."""
+_BR_TABLE, _SELECT, _PREFIX, _GROW = 0x0E, 0x1C, 0xFC, 0x0F
+
+NUMBER: Final = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
+"""A LEB128 number, as part of a pattern."""
+_ADDRESS: Final = NUMBER + NUMBER
+_PLAIN: Final = re.compile(
+    rb"(?s:"
+    rb"[\x00\x01\x05\x0b\x0f\x1a\x1b\x45-\xc4\xd1]"  # without immediates
+    rb"|[\x02-\x04\x0c\x0d\x20-\x26\x3f-\x42\xd0]" + NUMBER +  # blocks, branches, variables, tables, constants
+    rb"|[\x28-\x3e]" + _ADDRESS +  # loads and stores
+    rb"|\x11" + NUMBER * 2 +  # call_indirect
+    rb"|\x43.{4}|\x44.{8}"  # f32.const, f64.const
+    rb"|\xfc(?:[\x00-\x07]|[\x09\x0b\x0d\x10\x11]" + NUMBER + rb"|[\x08\x0a\x0c\x0e]" + NUMBER * 2 + rb")"
+    rb"|\xfd(?:[\x00-\x0b\x5c\x5d]" + _ADDRESS + rb"|[\x54-\x5b]" + _ADDRESS + rb"."
+    rb"|[\x0c\x0d].{16}|[\x15-\x22].|[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)"  # SIMD
+    rb")*+"
+)  # fmt: skip
+"""As many as there are of those that are of no interest; br_table and select stop it for their number of immediates."""
+
+
+class Unknown(ValueError):
+    """An instruction that isn't known, or is cut off."""
+
+
+def notable(data: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
+    """Of the instructions in `data[at:end]`, each `CALL`, `REF_FUNC` and `TABLE_GROW`, and where the number begins that
+    follows it. Error: Unknown."""
+    while True:
+        found = _PLAIN.match(data, at, end)
+        at = found.end() if found else at
+        if at >= end:
+            break
+        opcode, at = data[at], at + 1
+        if opcode in (CALL, REF_FUNC):
+            yield opcode, at
+            at = number(data, at)[1]
+        elif opcode == _BR_TABLE:
+            labels, at = number(data, at)
+            for _ in range(labels + 1):
+                at = number(data, at)[1]
+        elif opcode == _SELECT:
+            types, at = number(data, at)
+            at += types
+        elif opcode == _PREFIX and data[at : at + 1] == bytes([_GROW]):
+            yield TABLE_GROW, at + 1
+            at = number(data, at + 1)[1]
+        else:
+            raise Unknown(f"the instruction {opcode:#x} is unknown or of a proposal not run here")
+    if at > end:
+        raise Unknown("an instruction is cut off")
+
+
+def number(data: bytes, at: int) -> tuple[int, int]:
+    """An unsigned number, and where it ends. Error: Unknown."""
+    value = 0
+    for shift in range(0, 64, 7):
+        if at >= len(data):
+            raise Unknown("a number is cut off")
+        byte, at = data[at], at + 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise Unknown("a number is too long")
