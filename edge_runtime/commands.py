@@ -213,7 +213,11 @@ def render(found: dict[str, Any]) -> str:
 
 
 def _function(function: dict[str, Any]) -> str:
-    notes = "" if function.get("compiled", True) else " (can't be called: not compiled)"
+    notes = ""
+    if not function.get("runs", True):
+        notes = " (can't be called: its code isn't here)"
+    elif not function.get("compiled", True):
+        notes = " (interpreted, until it is compiled)"
     if function.get("error"):
         notes += f" (can't be called: {function['error']['message']})"
     calls = function.get("calls") or {}

@@ -155,6 +155,7 @@ class Front:
             "name": name,
             "version": local.version,
             "sha256": local.sha256,
+            "runs": bool(local.code[0]),
             "compiled": bool(local.aot),
             "best": self.compiler.is_best(local),
             "recent_ms": round(tally.recent * 1000, 3),

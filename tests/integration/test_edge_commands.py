@@ -215,7 +215,9 @@ async def test_the_status_of_a_node_with_a_token_needs_it_and_takes_it_from_a_fi
         ({"calls": {"ok": 7, "client_gone": 1}, "denied": {}}, ""),
         ({"calls": {"ok": 7, "guest_trap": 2, "time_limit": 1}}, " (of 10 calls: guest_trap 2, time_limit 1)"),
         ({"denied": {"sql": 3}}, " (denied: sql 3)"),
-        ({"compiled": False}, " (can't be called: not compiled)"),
+        ({"runs": True, "compiled": True}, ""),
+        ({"runs": True, "compiled": False}, " (interpreted, until it is compiled)"),
+        ({"runs": False, "compiled": False}, " (can't be called: its code isn't here)"),
         ({"error": {"code": "secret_missing", "message": "No."}}, " (can't be called: No.)"),
         (
             {"breaker": {"state": "open", "seconds_left": 3.8}},
