@@ -27,7 +27,7 @@ def change(number: int, *, amended: bool = False) -> str:
 @pytest.mark.timeout(180)
 async def test_releases_under_load() -> None:
     async with cluster(workers=3) as made:
-        await made.prepare(range(2, RELEASES + 2), change)
+        await made.seed(range(2, RELEASES + 2), change)
         async with Load(made, versions=28, writers=3, readers=1, pause=0.04) as load:
             for number in range(2, RELEASES + 2):
                 made.doing = f"release {number} is made"

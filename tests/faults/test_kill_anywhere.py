@@ -84,6 +84,7 @@ def plan(kills: int, chance: random.Random) -> list[Kill]:
         Kill(who, f"{step}.{when}") for who, steps in ALSO.items() for step in steps for when in ("before", "after")
     ]
     others = [kill for kill in others if kill not in own]
+    chance.shuffle(own)
     chance.shuffle(others)
     chosen = (own + others)[: kills * 4 // 5]
     victims = ["front", "zygote", "worker", "applier", "control", "database", "store"]
@@ -102,8 +103,8 @@ async def test_kill_anywhere() -> None:
     chance = random.Random(SEED)
     kills = plan(KILLS, chance)
     async with cluster(WORKERS) as made:
-        await made.prepare(range(2, KILLS + 2))
-        async with Load(made, versions=4, writers=2, readers=1, slow=60, pause=0.04) as load:
+        await made.seed(range(2, KILLS + 2))
+        async with Load(made, versions=4, writers=2, readers=1, slow=60, pause=0.08) as load:
             for number, kill in enumerate(kills, 2):
                 made.doing = f"{kill} (kill {number - 1} of {KILLS}, seed {SEED}) in the sync to release {number}"
                 began = time.monotonic()

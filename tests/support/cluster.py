@@ -18,13 +18,14 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
-from control import database, embedded, migrate, pki
+from control import database, embedded, migrate, pki, wire
 from control.cli.local import OTHER_PORTS
 from control.clock import SystemClock
 from control.service import choose_port
 from edge_runtime.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
+from tests.support import seeds
 from tests.support.services import remove_home
 from tests.support.supervised import Supervised
 
@@ -122,6 +123,25 @@ class Cluster:
                 self.call("POST", "/v1/schema-changes", {"name": f"number {number}", "sql": text}),
             )
             assert (made, change["number"]) == (number, number)
+
+    async def seed(self, numbers: range, sql: Callable[[int], str] | None = None) -> None:
+        """The same for many, past the API, which checks each in a process of its own."""
+        modules = {number: version(number) for number in numbers}
+        db = await database.connect(self.services.metadata_url, connections=1)
+
+        async def work(conn: Any) -> None:
+            now = SystemClock().now()
+            store = self.services.artifacts_url
+            await seeds.add_versions(conn, store, now, VERSION, modules, wire.Manifest(sql="read"))
+            for number in numbers:
+                text = sql(number) if sql is not None else f"UPDATE generation SET number = {number}"
+                await seeds.add_change(conn, now, number, text)
+
+        try:
+            await db.transaction(work)
+        finally:
+            await db.close()
+        self.pushed |= {number: hashlib.sha256(wasm).hexdigest() for number, wasm in modules.items()}
 
     async def release(self, number: int) -> None:
         """Make the release; it was made when this returns."""

@@ -1,11 +1,15 @@
 """Rows that a test needs many of, or without the work of making them: written straight into the metadata database."""
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 
-from control import auth, wire
+from control import artifacts, auth, queries, wire
+from control.local_seaweedfs import s3_client
+from edge_runtime.check import check_module
 from tests.support.replica import Replica, TestNode
 
 
@@ -51,18 +55,40 @@ async def function(replica: Replica, name: str, *, size: int = 100) -> int:
 
 async def schema_change(replica: Replica, number: int, sql: str, *, revision: int = 1) -> None:
     """A schema change that nobody has tried."""
-    await replica.services.db.transaction(
-        lambda conn: conn.execute(
-            "INSERT INTO schema_changes (number, revision, name, sql, checksum, created_by, created_at)"
-            " VALUES ($1, $2, $3, $4, $5, 'test', $6)",
-            number,
-            revision,
-            f"change {number}",
-            sql,
-            wire.schema_checksum(sql),
-            replica.services.clock.now(),
-        )
+    now = replica.services.clock.now()
+    await replica.services.db.transaction(lambda conn: add_change(conn, now, number, sql, revision=revision))
+
+
+async def add_change(conn: Any, now: datetime, number: int, sql: str, *, revision: int = 1) -> None:
+    await conn.execute(
+        "INSERT INTO schema_changes (number, revision, name, sql, checksum, created_by, created_at)"
+        " VALUES ($1, $2, $3, $4, $5, 'test', $6)",
+        number,
+        revision,
+        f"change {number}",
+        sql,
+        wire.schema_checksum(sql),
+        now,
     )
+
+
+async def add_versions(
+    conn: Any, store_url: str, now: datetime, name: str, modules: Mapping[int, bytes], manifest: wire.Manifest
+) -> None:
+    """Versions of a function, by their numbers, with their artifacts, as if each had been pushed and checked."""
+    sql = queries.load("artifacts") | queries.load("functions")
+    bucket = store_url.rpartition("/")[2]
+    async with s3_client(store_url) as store:
+        for number, wasm in modules.items():
+            found, artifact = check_module(wasm), str(uuid4())
+            kept = msgspec.structs.replace(manifest, abi=found["abi"])
+            sha256, size = found["sha256"], found["size"]
+            await store.put_object(Bucket=bucket, Key=artifacts.object_key(sha256, artifact), Body=wasm)
+            await conn.execute(sql["begin"], artifact, sha256, size, found["abi"], found["memory_pages"], now)
+            await conn.execute(sql["set_ready"], artifact, now)
+            assert await conn.fetchval(sql["next_version"], name, now) == number
+            fields, digest = msgspec.to_builtins(kept), wire.manifest_digest(kept)
+            await conn.execute(sql["add"], name, number, artifact, sha256, size, fields, digest, "test", now)
 
 
 async def release(replica: Replica, group: str = "default", **body: Any) -> Any:
