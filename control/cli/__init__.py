@@ -58,7 +58,12 @@ def run(arguments: list[str]) -> int:
     try:
         result = skerry.main(arguments, prog_name="skerry", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if "--json" in arguments:
+            told = Failure(error.format_message(), code="usage")
+            told.exit_code = error.exit_code
+            output.failure(told, as_json=True)
+        else:
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
         output.note("interrupted")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import click
+import orjson
 import pytest
 
 from control import cli
@@ -109,3 +110,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     process.wait(30)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["function", "push"], ["release", "create", "--set", "a=b"], ["status", "--nothing"], ["node", "show"]],
+)
+def test_wrong_use_is_a_document_for_a_script(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*arguments, "--json"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    error = orjson.loads(told.err)["error"]
+    assert (error["code"], error["exit"]) == ("usage", 2)
+    assert error["message"]
