@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from control import openapi
@@ -275,6 +276,22 @@ async def test_a_fault_of_ours_is_internal_and_says_no_more(control: Control, mo
     assert (reply.status, reply.code) == (500, "internal")
     assert "secret detail" not in str(reply.body)
     assert reply.headers["x-request-id"] in reply.body["detail"]
+
+
+async def test_an_answer_that_breaks_off_is_seen_as_such(
+    control: Control, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"a beginning"
+        raise RuntimeError("the store has gone")
+
+    monkeypatch.setattr(control.services.metrics, "render", pieces)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await control.call("GET", "/metrics")
+    assert any("GET /metrics was cut off within its answer" in record.message for record in caplog.records)
+    monkeypatch.undo()
+    found = (await control.call("GET", "/metrics")).body
+    assert 'skerry_http_requests_total{method="GET",route="/metrics",status="200"} 1.0' in str(found)
 
 
 def test_every_code_of_the_table_is_known_to_the_description() -> None:
