@@ -227,6 +227,8 @@ async def _check_control(made: Cluster) -> None:
     versions = {item["version"]: item["sha256"] for item in await made.items("/v1/functions/version/versions")}
     made.check(versions == made.pushed, f"versions are missing: {made.pushed.keys() - versions.keys()}")
     made.check(not await made.items("/v1/syncs?status=running"), "a sync is still open")
+    failed = {sync["error"]["code"] for sync in await made.items("/v1/syncs") if sync["error"]}
+    made.check("database_unverified" not in failed, "a front didn't believe its libsql file after a kill")
     url = made.services.artifacts_url
     bucket = url.rpartition("/")[2]
     async with s3_client(url) as client:

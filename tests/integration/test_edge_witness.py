@@ -1,0 +1,126 @@
+"""The front believes the libsql file where it says what was committed, wherever a release was cut, and nowhere else."""
+
+import asyncio
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from control import wire
+from edge_runtime import database, flip
+from edge_runtime.flip import Runtime
+from edge_runtime.frames import Stored
+from edge_runtime.steps import SyncFailed
+from edge_runtime.witness import Witness
+from tests.guests.version import version
+from tests.support.edge import Node, node
+
+FIRST = ["CREATE TABLE generation (number INTEGER)", "INSERT INTO generation VALUES (1)"]
+READ = {"sql": "read"}
+
+
+def functions(number: int) -> dict[str, Any]:
+    return {"version": (version(number), READ)}
+
+
+async def number(edge: Node) -> int:
+    status, _, body = await edge.call("version")
+    assert status == 200, body
+    found: int = msgspec.json.decode(body)["version"]
+    return found
+
+
+async def test_a_front_that_ended_right_after_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that ended right before it: what it had announced is what the file says, or not yet."""
+    state = tmp_path / "state"
+    async with node(state) as edge:
+        await edge.release(functions(1), FIRST)
+        before = (state / "db", tmp_path / "before")
+        with monkeypatch.context() as patched:
+            patched.setattr(Witness, "settle", lambda *_: None)
+            announced = Witness.announce
+
+            def announce(self: Witness, now: Stored, following: Stored) -> None:
+                announced(self, now, following)
+                with contextlib.closing(sqlite3.connect(state / database.FILE)) as opened:
+                    opened.execute(f"VACUUM INTO '{before[1]}'")
+
+            patched.setattr(Witness, "announce", announce)
+            await edge.release(functions(2))
+        kept = (state / "witness.json").read_bytes()
+    async with node(state) as edge:
+        assert await number(edge) == 2
+        assert (state / "witness.json").read_bytes() != kept, "it knows now which of the two it is"
+    (state / "witness.json").write_bytes(kept)
+    for path in (state / "db").iterdir():
+        path.unlink()
+    before[1].rename(state / database.FILE)
+    async with node(state) as edge:
+        assert await number(edge) == 1
+
+
+async def test_what_an_applier_says_is_not_what_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        before = edge.front.runtime.inventory
+        told = flip._decode_inventory
+
+        def lie(body: bytes) -> wire.Inventory:
+            return msgspec.structs.replace(told(body), schema_version=7)
+
+        monkeypatch.setattr(flip, "_decode_inventory", lie)
+        with pytest.raises(SyncFailed) as failed:
+            await edge.release(functions(2))
+        assert failed.value.code == "database_unverified"
+        assert await number(edge) == 1
+        assert edge.front.runtime.inventory == before
+
+
+async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is served, calls wait, and the next release takes its place."""
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv("SKERRY_FAULTS", str(folder))
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+        (folder / "edge.commit.before").write_text("kill")
+        asked = Runtime._ask_file
+
+        async def forged(self: Runtime) -> Stored:
+            found = await asked(self)
+            assert found.release is not None
+            return Stored(msgspec.structs.replace(found.release, generation=77), found.inventory)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Runtime, "_ask_file", forged)
+            with pytest.raises(SyncFailed) as failed:
+                await edge.release(functions(2))
+        assert failed.value.code == "database_unverified"
+        assert edge.front.runtime.release is None
+        calling = asyncio.ensure_future(number(edge))
+        await asyncio.sleep(0.1)
+        assert not calling.done()
+        await edge.release(functions(3))
+        assert await calling == 3
+    async with node(tmp_path / "state") as edge:
+        assert await number(edge) == 3
+
+
+async def test_a_release_that_failed_is_not_announced_any_more(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with node(state, flip_limit=0.2) as edge:
+        await edge.release({**functions(1), "slow": (version(9), READ)}, FIRST)
+        settled = (state / "witness.json").read_bytes()
+        edge.front.pool.drained = no_end  # type: ignore[method-assign]
+        with pytest.raises(SyncFailed) as failed:
+            await edge.release(functions(2))
+        assert failed.value.code == "flip_timeout"
+        assert (state / "witness.json").read_bytes() == settled
+
+
+async def no_end(*, writes_only: bool, limit: float) -> None:
+    if not writes_only:
+        raise TimeoutError
