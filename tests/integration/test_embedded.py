@@ -29,6 +29,20 @@ def home(tmp_path_factory):
     remove_home(path)
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A home and its services, for tests that end none of them."""
+    path = tmp_path_factory.mktemp("running") / "home"
+    with asyncio.Runner() as runner:
+        context = embedded.services(path)
+        services = runner.run(context.__aenter__())
+        try:
+            yield path, services
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+    remove_home(path)
+
+
 async def write(services: embedded.Services, text: str) -> None:
     connection = await asyncpg.connect(services.metadata_url)
     await connection.execute("CREATE TABLE IF NOT EXISTS kept (text TEXT)")
@@ -94,38 +108,39 @@ async def test_a_server_that_ends_by_itself_is_noticed(home):
             await asyncio.wait_for(watch, 5)
 
 
-async def test_transactions_are_serializable_and_further_databases_are_empty(home):
-    async with embedded.services(home) as services:
-        await write(services, "elsewhere")
-        url = await embedded.create_database(services.metadata_url, "another")
-        connection = await asyncpg.connect(url)
-        assert await connection.fetchval("SHOW default_transaction_isolation") == "serializable"
-        assert await connection.fetchval("SHOW fsync") == "on"
-        assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE tablename = 'kept'") == 0
-        await connection.close()
-        with pytest.raises(ValueError, match="named by lower case"):
-            await embedded.create_database(services.metadata_url, 'x"; DROP DATABASE skerry')
+async def test_transactions_are_serializable_and_further_databases_are_empty(running):
+    _, services = running
+    await write(services, "elsewhere")
+    url = await embedded.create_database(services.metadata_url, "another")
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SHOW default_transaction_isolation") == "serializable"
+    assert await connection.fetchval("SHOW fsync") == "on"
+    assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE tablename = 'kept'") == 0
+    await connection.close()
+    with pytest.raises(ValueError, match="named by lower case"):
+        await embedded.create_database(services.metadata_url, 'x"; DROP DATABASE skerry')
 
 
-async def test_servers_listen_on_loopback_alone_and_want_their_secrets(home):
-    async with embedded.services(home) as services:
-        listening = await all_listening(services)
-        assert {address.ip for address in listening} == {"127.0.0.1"}
+async def test_servers_listen_on_loopback_alone_and_want_their_secrets(running):
+    home, services = running
+    listening = await all_listening(services)
+    assert {address.ip for address in listening} == {"127.0.0.1"}
 
-        url = services.metadata_url
-        password = url.partition("@")[0].rpartition(":")[2]
-        with pytest.raises(asyncpg.InvalidPasswordError):
-            await asyncpg.connect(url.replace(password, "wrong"))
-        for path in home.rglob("settings.json"):
-            assert path.stat().st_mode & 0o777 == 0o600
+    url = services.metadata_url
+    password = url.partition("@")[0].rpartition(":")[2]
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(url.replace(password, "wrong"))
+    for path in home.rglob("settings.json"):
+        assert path.stat().st_mode & 0o777 == 0o600
 
-        port = int(services.artifacts_url.rpartition(":")[2].partition("/")[0])
-        await write(services, "closed")
-        # By S3 without a signature, and by the filer behind S3.
-        for other in (f"{port}/artifacts/closed", f"{port + 1}/buckets/artifacts/closed"):
-            assert await http_status(other) in (401, 403)
-            assert await http_status(other, "PUT") in (401, 403)
-        assert await read(services) == (["closed"], ["closed"])
+    port = int(services.artifacts_url.rpartition(":")[2].partition("/")[0])
+    await write(services, "closed")
+    before = await read(services)
+    # By S3 without a signature, and by the filer behind S3.
+    for other in (f"{port}/artifacts/closed", f"{port + 1}/buckets/artifacts/closed"):
+        assert await http_status(other) in (401, 403)
+        assert await http_status(other, "PUT") in (401, 403)
+    assert await read(services) == before
 
 
 async def all_listening(services: embedded.Services) -> set[Any]:
@@ -139,19 +154,19 @@ async def all_listening(services: embedded.Services) -> set[Any]:
             await asyncio.sleep(0.05)
 
 
-async def test_the_stores_inner_ports_want_a_certificate(home):
-    async with embedded.services(home) as services:
-        await all_listening(services)
-        port = int(services.artifacts_url.rpartition(":")[2].partition("/")[0]) + 10000
-        keys = home / "artifacts" / "conf" / "pki"
-        for inner in range(port, port + 5):
-            assert not (await grpc_greeting(inner, None)).startswith(GRPC_GREETING), "speaks without TLS"
-            anyone = ssl.create_default_context(cafile=keys / "ca.pem")
-            anyone.set_alpn_protocols(["h2"])
-            with pytest.raises(ssl.SSLError, match="certificate required"):
-                await grpc_greeting(inner, anyone)
-            anyone.load_cert_chain(keys / "server.pem", keys / "server.key")
-            assert (await grpc_greeting(inner, anyone)).startswith(GRPC_GREETING)
+async def test_the_stores_inner_ports_want_a_certificate(running):
+    home, services = running
+    await all_listening(services)
+    port = int(services.artifacts_url.rpartition(":")[2].partition("/")[0]) + 10000
+    keys = home / "artifacts" / "conf" / "pki"
+    for inner in range(port, port + 5):
+        assert not (await grpc_greeting(inner, None)).startswith(GRPC_GREETING), "speaks without TLS"
+        anyone = ssl.create_default_context(cafile=keys / "ca.pem")
+        anyone.set_alpn_protocols(["h2"])
+        with pytest.raises(ssl.SSLError, match="certificate required"):
+            await grpc_greeting(inner, anyone)
+        anyone.load_cert_chain(keys / "server.pem", keys / "server.key")
+        assert (await grpc_greeting(inner, anyone)).startswith(GRPC_GREETING)
 
 
 # A SETTINGS frame of HTTP/2: length (whatever it is, under 256), then its type.
@@ -176,11 +191,11 @@ async def http_status(port_and_path: str, method: str = "GET") -> int:
     return int(answer.split()[1])
 
 
-async def test_another_process_with_the_same_home_is_refused_at_once(home):
-    async with embedded.services(home):
-        with pytest.raises(embedded.ServiceError, match="another process runs"):
-            async with asyncio.timeout(2), embedded.services(home):
-                pass
+async def test_another_process_with_the_same_home_is_refused_at_once(running):
+    home, _ = running
+    with pytest.raises(embedded.ServiceError, match="another process runs"):
+        async with asyncio.timeout(2), embedded.services(home):
+            pass
 
 
 async def test_a_port_that_another_took_is_replaced(home):
