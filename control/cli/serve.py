@@ -46,7 +46,7 @@ def command(log_level: str) -> None:
     except server.StartError as error:
         raise Failure(str(error), code="start") from error
     except ProblemError as error:
-        raise Failure(error.detail, code=error.code) from error
+        raise Failure(error.detail, code=error.code, cure="does that service run, and is its URL right?") from error
 
 
 def _log(level: str) -> None:

@@ -42,7 +42,7 @@ async def follow(control: Client, release: Json, within: float, *, quiet: bool) 
         if not waiting or late:
             failed = [node for node in nodes if stand[node["id"]] == "failed"]
             if failed or waiting:
-                raise NotConverged(_why(release, failed, waiting, within), code="not_converged", cure=CURE)
+                raise NotConverged(_why(release, failed, waiting, within, quiet), code="not_converged", cure=CURE)
             if not nodes and not quiet:
                 output.say(f"group {release['group']} has no nodes yet: nothing to wait for")
             return nodes
@@ -64,7 +64,8 @@ def _error(node: Json) -> str:
     return f"{error['message']} [{error['code']}]"
 
 
-def _why(release: Json, failed: list[Json], waiting: list[Json], within: float) -> str:
-    told = [f"{node['name']} failed: {_error(node)}" for node in failed]
+def _why(release: Json, failed: list[Json], waiting: list[Json], within: float, quiet: bool) -> str:
+    """`quiet`: why they failed has not been told."""
+    told = [f"{node['name']} failed" + (f": {_error(node)}" if quiet else "") for node in failed]
     told += [f"{node['name']} ({node['state']}) didn't arrive in {output.span(within)}" for node in waiting]
     return f"release {release['number']} of group {release['group']} isn't everywhere: " + "; ".join(told)
