@@ -22,6 +22,8 @@ from control.services import Services
 PATH = "/v1/poll"
 AT_TARGET = Answer(204, b"")
 """What is answered where there is nothing to do, or not yet."""
+KEPT_BYTES = 1024
+"""Of a node's last poll; one at target has some 200."""
 SPREAD = 0.25
 """Each hold is shortened by a random part up to this, so that nodes which came together don't return together."""
 SHUTDOWN_RETRY = 1
@@ -52,7 +54,7 @@ async def answer(services: Services, scope: Scope, receive: Receive) -> Answer |
         poll = credential.last[1]
     else:
         poll = _read(raw)
-        credential.last = (raw, poll) if poll.inventory is None else None
+        credential.last = (raw, poll) if len(raw) <= KEPT_BYTES else None
     fleet, inventory = services.fleet, poll.inventory
     loop, until = fleet.loop, 0.0
     if poll.wait:
