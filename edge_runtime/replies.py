@@ -18,6 +18,8 @@ log = logging.getLogger("skerry.calls")
 
 STATUSES: Final = 600
 """There is none from here on."""
+DENIED: Final = ("sql", "sql_statement", "sql_closed", "http_host")
+"""What a worker says that a call was denied: a label of the metrics, of which there are so many."""
 SILENT: Final = 1.0
 """Seconds in which a function's failures of one kind are logged once: the counts have them all."""
 
@@ -65,6 +67,8 @@ def meanwhile(pool: "Pool", link: "Link", call: Call, kind: int, body: bytes) ->
         _log(call.target, body.decode(errors="replace"))
     else:
         for kind_of_grant, times in _decode_denied(body).items():
+            if kind_of_grant not in DENIED or times < 1:
+                raise ValueError(f"it was denied {kind_of_grant[:80]!r} {times} times")
             call.target.tally.deny(kind_of_grant, times)
 
 

@@ -67,3 +67,12 @@ def test_what_no_worker_says_leaves_the_call_to_be_refused(kind: int, body: byte
     with pytest.raises(ValueError, match=r"\w"):
         finish(made, 0.001, kind, body)
     assert (ends, made.ended, made.target.tally.outcomes, made.target.tally.total) == ([], False, {}, 0.0)
+
+
+@pytest.mark.parametrize("denied", [{"sql": 0}, {"sql": -1}, {"x" * 1000: 1}, {"": 1}, {"sql": "1"}])
+def test_a_worker_makes_up_no_label_of_the_metrics(denied: dict[str, Any]) -> None:
+    made, _ = call()
+    replies.meanwhile(None, None, made, frames.DENIED, b'{"sql":2,"http_host":1}')  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\w"):
+        replies.meanwhile(None, None, made, frames.DENIED, msgspec.json.encode(denied))  # type: ignore[arg-type]
+    assert made.target.tally.denied == {"sql": 2, "http_host": 1}
