@@ -1,0 +1,185 @@
+"""The commands of `skerry`, as the person who started `skerry up` gives them."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.up import LIMIT, ROOT, Shell, Up, ready_up, shell
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    """One for all the tests of this module, which leave it usable for each other."""
+    yield from ready_up()
+
+
+@pytest.fixture
+def skerry(up: Up, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return shell(up, monkeypatch, capsys)
+
+
+def test_status_for_a_script(skerry: Shell) -> None:
+    found = skerry.json("status")
+    assert [group["name"] for group in found["groups"]][-1] == "default"
+    (node,) = found["nodes"]
+    assert (node["name"], node["at_target"], node["state"], node["error"]) == ("edge-1", True, "online", None)
+    skerry("status", "--check")
+
+
+def test_a_schema_change_that_fails_on_the_data(skerry: Shell, tmp_path: Path) -> None:
+    visits, index, amended = ROOT / "examples" / "visits", tmp_path / "index.sql", tmp_path / "amended.sql"
+    index.write_text("CREATE UNIQUE INDEX one_count ON visits (count);")
+    amended.write_text(
+        "DELETE FROM visits WHERE name NOT IN (SELECT min(name) FROM visits GROUP BY count);\n" + index.read_text()
+    )
+    skerry("schema", "add", str(visits / "schema.sql"), "--name", "visits")
+    manifest = str(visits / "manifest.json")
+    skerry("function", "push", "counter", str(visits / "visits.wasm"), "--manifest", manifest, "--wait")
+    for name in ("bob", "eve"):
+        assert skerry("invoke", "counter", name, "-X", "POST").startswith('{"name":')
+
+    # Control's check passes: its own rows are distinct, and this node's aren't.
+    skerry("schema", "add", str(index), "--wait", ends=5)
+    number = skerry.json("schema", "list")[-1]["number"]
+    assert "UNIQUE constraint failed" in skerry("status")
+    failing = skerry("status")
+    assert "failing" in failing
+    assert "next attempt" in failing
+    skerry("status", "--check", ends=5)
+    assert skerry.json("syncs", "list", "--status", "failed")[0]["error"]["code"] == "schema_change_failed"
+    # It serves its old release on.
+    assert skerry("invoke", "counter", "bob") == '{"name":"bob","count":1}\n'
+
+    skerry("schema", "amend", str(number), str(amended), "--wait")
+    assert skerry.json("schema", "show", str(number))["revision"] == 2
+    skerry("status", "--check")
+    assert skerry("invoke", "counter", "eve") == '{"name":"eve","count":0}\n'
+
+
+def test_a_schema_change_that_may_fail_somewhere_is_warned_of(skerry: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "teams.sql"
+    file.write_text("CREATE TABLE teams (name TEXT);")
+    skerry("schema", "add", str(file), "--no-release")
+    file.write_text(
+        "ALTER TABLE teams ADD COLUMN size INTEGER; UPDATE teams SET size = 1;"
+        "CREATE UNIQUE INDEX by_size ON teams (size);"
+    )
+    assert "on some data it fails: UNIQUE constraint failed" in skerry("schema", "add", str(file), "--no-release")
+
+
+def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks as they are: the project, the commands, the answer."""
+    section = (ROOT / "README.md").read_text("utf-8").split("## A first function")[1].split("\n## ")[0]
+    blocks: dict[str, list[str]] = {}
+    for language, block in re.findall(r"^```([a-z]+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+        blocks.setdefault(language, []).append(block)
+    monkeypatch.chdir(tmp_path)
+    _, *commands = blocks["sh"]
+    for line in "".join(commands).splitlines():
+        program, *words = shlex.split(line)
+        if program == ".venv/bin/skerry":
+            skerry(*words)
+        else:
+            assert [program, words[0]] == ["curl", "-d"]
+            edge = json.loads((Path(os.environ["SKERRY_HOME"]) / "cli.json").read_text())["edge"]
+            url = words[2].replace("http://127.0.0.1:8087", edge)
+            with urllib.request.urlopen(url, data=words[1].encode(), timeout=LIMIT) as response:
+                assert json.loads(response.read()) == json.loads(blocks["json"][0])
+    assert blocks["c"][0] in (tmp_path / "notes" / "main.c").read_text()
+    assert "notes" not in skerry("status")
+
+
+def test_refusals_name_the_code_and_change_nothing(skerry: Shell, tmp_path: Path) -> None:
+    before = skerry.json("release", "list")
+    no_module, bad_sql, large = tmp_path / "no.wasm", tmp_path / "bad.sql", tmp_path / "large.wasm"
+    no_module.write_bytes(b"not a module")
+    bad_sql.write_text("CREATE TABL x (y)")
+    with large.open("wb") as file:
+        file.truncate(64 * 1024 * 1024 + 1)
+    for arguments, code in [
+        (["function", "push", "no", str(no_module)], "module_refused"),
+        (["function", "push", "large", str(large)], "artifact_too_large"),
+        (["schema", "add", str(bad_sql)], "schema_refused"),
+        (["release", "create", "--set", "hello=99"], "unknown_version"),
+        (["release", "create", "--group", "nowhere"], "unknown_group"),
+        (["node", "show", "nobody"], "unknown_node"),
+        (["function", "delete", "hello", "--yes"], "version_in_target"),
+    ]:
+        skerry(*arguments, ends=3)
+        assert code in skerry.err
+    assert skerry.json("release", "list") == before
+
+
+def test_a_function_is_deleted_with_its_place_in_the_release(skerry: Shell) -> None:
+    wasm = ROOT / "examples" / "hello" / "hello.wasm"
+    pushed = skerry.json("function", "push", "twice", str(wasm), "--sql", "read", "--wait", "--reason", "why not")
+    assert pushed["release"]["nodes"][0]["at_target"]
+    assert [item["name"] for item in pushed["release"]["changes"]["add"]] == ["twice"]
+    assert skerry.json("release", "list", "--limit", "1")[0]["reason"] == "why not"
+    assert skerry.json("invoke", "twice", "?language=de")["status"] == 200
+    skerry("function", "delete", "twice", "1", "--release", "--yes")
+    assert "twice" not in [item["name"] for item in skerry.json("function", "list") if item["versions"]]
+    again = skerry.json("function", "push", "twice", str(wasm), "--no-release")
+    assert again["version"]["version"] == 2
+    assert again["release"] is None
+
+
+def test_operators_and_their_roles(skerry: Shell, up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = skerry.json("operator", "add", "auditor", "--role", "read")["token"]
+    kept = json.loads((up.home / "cli.json").read_text())
+    monkeypatch.setenv("SKERRY_URL", kept["url"])
+    monkeypatch.setenv("SKERRY_CA", kept["ca"])
+    monkeypatch.setenv("SKERRY_TOKEN", token)
+    skerry("node", "list")
+    skerry("group", "create", "blue", ends=3)
+    assert "role_insufficient" in skerry.err
+    monkeypatch.setenv("SKERRY_TOKEN", kept["token"])
+    assert {operator["name"] for operator in skerry.json("operator", "list")} >= {"admin", "auditor"}
+    skerry("operator", "revoke", "auditor", "--yes")
+    monkeypatch.setenv("SKERRY_TOKEN", token)
+    skerry("node", "list", ends=3)
+    assert "credentials_invalid" in skerry.err
+    assert "skerry operator add" in skerry.err
+    monkeypatch.setenv("SKERRY_TOKEN", kept["token"])
+    assert skerry.json("audit", "list", "--limit", "1")[0]["action"].startswith("operator.")
+
+
+def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
+    skerry("group", "create", "spare")
+    made = skerry.json("node", "token", "--group", "spare")
+    join = [sys.executable, "-m", "edge_runtime.cli", "join", "--control", made["url"], "--name", "edge-9"]
+    told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
+    subprocess.run([*join, "--state", str(tmp_path / "edge-9")], env=told, check=True, timeout=LIMIT)
+    assert skerry.json("node", "show", "edge-9")["group"] == "spare"
+    assert {group["name"]: group["nodes"] for group in skerry.json("group", "list")}["spare"] == 1
+    assert skerry.json("node", "move", "edge-9", "default")["group"] == "default"
+    skerry("node", "retry", "edge-9")
+    skerry("node", "revoke", "edge-9")
+
+    # Its disk is lost: the same name again, with a token for it.
+    rejoin = skerry.json("node", "token", "--rejoin", "edge-9")
+    told["SKERRY_JOIN_TOKEN"] = rejoin["token"]
+    subprocess.run([*join, "--state", str(tmp_path / "new-disk")], env=told, check=True, timeout=LIMIT)
+    skerry("node", "remove", "edge-9", "--yes")
+    skerry("node", "show", "edge-9", ends=3)
+    assert [node["name"] for node in skerry.json("node", "list")] == ["edge-1"]
+
+
+def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path, up: Up) -> None:
+    """A node that joined and never ran is waited for until the limit, and named."""
+    skerry("group", "create", "asleep")
+    made = skerry.json("node", "token", "--group", "asleep")
+    join = [sys.executable, "-m", "edge_runtime.cli", "join", "--control", made["url"], "--name", "edge-8"]
+    told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
+    subprocess.run([*join, "--state", str(tmp_path / "edge-8")], env=told, check=True, timeout=LIMIT)
+    skerry("release", "create", "--group", "asleep", "--schema", "0", "--wait", "--timeout", "0.5", ends=5)
+    assert "edge-8" in skerry.err
+    skerry("node", "remove", "edge-8", "--yes")

@@ -1,0 +1,113 @@
+"""`skerry up` as a person runs it, and a shell beside it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from control import cli
+from tests.support.services import remove_home
+
+ROOT = Path(__file__).resolve().parents[2]
+READY = "Ctrl-C ends everything"
+LIMIT = 60.0
+
+
+class Up:
+    """A `skerry up` with a home of its own, and what it says in a file beside that."""
+
+    def __init__(self, home: Path, *arguments: str, log: str = "up.log", **environment: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+        self.home = home
+        self.environment = {**kept, "PYTHONPATH": str(ROOT), "SKERRY_HOME": str(home), **environment}
+        self.log = home.with_name(log)
+        with self.log.open("wb") as output:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "control.cli", "up", *arguments],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text("utf-8")
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + LIMIT
+        while READY not in self.output:
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.05)
+
+    def family(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = [self.process, *self.process.children(recursive=True)]
+        return found
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            family = self.family()
+            self.process.send_signal(signal.SIGINT)
+            _, alive = psutil.wait_procs(family, timeout=30)
+            for process in alive:
+                process.kill()
+
+
+def ready_up() -> Iterator[Up]:
+    """One that serves, with a home of its own, until the end of who took it."""
+    for home in make_home():
+        running = Up(home)
+        try:
+            running.wait_ready()
+            yield running
+        finally:
+            running.end()
+
+
+def make_home() -> Iterator[Path]:
+    """A folder that PostgreSQL's own user can reach, where we are root."""
+    folder = Path(tempfile.mkdtemp(prefix="skerry-test-"))
+    folder.chmod(0o711)
+    yield folder / "home"
+    remove_home(folder / "home")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Shell:
+    """Runs commands as the person who started `skerry up` does."""
+
+    def __init__(self, captured: pytest.CaptureFixture[str], logs: Path) -> None:
+        self._captured = captured
+        self._logs = logs
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str, ends: int = 0) -> str:
+        status = cli.run(list(arguments))
+        self.out, self.err = self._captured.readouterr()
+        if status != ends:
+            log = (self._logs / "control.log").read_text("utf-8", "replace")
+            pytest.fail(f"{arguments} ended with {status}\n{self.out}\n{self.err}\n{log[-4000:]}", pytrace=False)
+        return self.out
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json"))
+
+
+def shell(up: Up, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """Its commands go to this `skerry up`."""
+    for name in [name for name in os.environ if name.startswith("SKERRY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SKERRY_HOME", str(up.home))
+    monkeypatch.chdir(ROOT)
+    return Shell(capsys, up.home / "logs")
