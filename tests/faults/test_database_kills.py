@@ -39,7 +39,7 @@ async def test_the_database_is_killed_under_transactions(services: ServerUrls) -
                 outcomes[name] = "done"
             except ProblemError as problem:
                 outcomes[name] = problem.code
-            await asyncio.sleep(chance.uniform(0, 0.005))
+            await asyncio.sleep(chance.uniform(0, 0.02))
 
     try:
         # Nothing that a transaction does here can conflict: without a key, one that is done twice shows.
