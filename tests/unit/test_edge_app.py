@@ -11,7 +11,7 @@ from edge_runtime.pool import Hold
 from edge_runtime.requests import Exchange
 from edge_runtime.settings import Settings
 
-POOL: Any = SimpleNamespace(release=None, hold=Hold.NOTHING)
+POOL: Any = SimpleNamespace(release=None, hold=Hold.NOTHING, submit=None)
 
 
 def admitted(listen: str, host: bytes | None, origin: bytes | None = None, hosts: tuple[str, ...] = ()) -> str:
