@@ -17,26 +17,27 @@ from .statements import load
 from .tokens import Kind, Token, name
 
 _FUNCTION_NAMES: Final = """
-    -> ->> abs acos acosh asin asinh atan atan2 atanh atn2 avg bm25 ceil ceiling changes char charindex coalesce concat
-    concat_ws cos cosh cot coth count cume_dist current_date current_time current_timestamp date datetime degrees
-    dense_rank difference exp first_value floor format geopoly_area geopoly_bbox geopoly_blob geopoly_ccw
-    geopoly_contains_point geopoly_group_bbox geopoly_json geopoly_overlap geopoly_regular geopoly_svg geopoly_within
-    geopoly_xform glob group_concat hex highlight if ifnull iif instr json json_array json_array_length
-    json_error_position json_extract json_group_array json_group_object json_insert json_object json_patch json_quote
-    json_remove json_replace json_set json_type json_valid jsonb jsonb_array jsonb_extract jsonb_group_array
-    jsonb_group_object jsonb_insert jsonb_object jsonb_patch jsonb_remove jsonb_replace jsonb_set julianday lag
-    last_insert_rowid last_value lead leftstr length libsql_vector_idx like likelihood likely ln log log10 log2 lower
+    -> ->> abs acos acosh asin asinh atan atan2 atanh atn2 avg bm25 ceil ceiling changes char charindex coalesce
+    concat concat_ws cos cosh cot coth count cume_dist current_date current_time current_timestamp date datetime
+    degrees dense_rank difference exp first_value floor format geopoly_area geopoly_bbox geopoly_blob geopoly_ccw
+    geopoly_contains_point geopoly_group_bbox geopoly_json geopoly_overlap geopoly_regular geopoly_svg
+    geopoly_within geopoly_xform glob group_concat hex highlight if ifnull iif instr json json_array
+    json_array_length json_error_position json_extract json_group_array json_group_object json_insert json_object
+    json_patch json_quote json_remove json_replace json_set json_type json_valid jsonb jsonb_array jsonb_extract
+    jsonb_group_array jsonb_group_object jsonb_insert jsonb_object jsonb_patch jsonb_remove jsonb_replace jsonb_set
+    julianday lag last_insert_rowid last_value lead leftstr length like likelihood likely ln log log10 log2 lower
     lower_quartile ltrim match matchinfo max median min mod mode nth_value ntile nullif octet_length offsets
-    percent_rank pi pow power printf proper quote radians random randomblob rank regexp regexpi replace
-    reverse rightstr round row_number rtrim sha3 sign sin sinh snippet soundex sqlite_version sqrt square stdev
-    strfilter strftime string_agg substr substring sum tan tanh time timediff total total_changes trim trunc typeof
-    unhex unicode unixepoch unlikely upper upper_quartile uuid uuid_blob uuid_str variance vector vector1bit vector16
-    vector32 vector64 vector8 vector_distance_cos vector_distance_l2 vector_extract vectorb16 zeroblob
+    percent_rank pi pow power printf proper quote radians random randomblob rank regexp regexpi replace reverse
+    rightstr round row_number rtrim sha3 sign sin sinh snippet soundex sqlite_version sqrt square stdev strfilter
+    strftime string_agg substr substring sum tan tanh time timediff total total_changes trim trunc typeof unhex
+    unicode unixepoch unlikely upper upper_quartile uuid uuid_blob uuid_str variance zeroblob
 """
 FUNCTIONS: Final = frozenset(_FUNCTION_NAMES.split())
-"""Without replicate, padl, padr and padc of libsql 0.0.55: asked for 4 GiB they write past what they allocated."""
+"""Without those of libsql 0.0.55 that let a statement out of its memory: replicate, padl, padr and padc write past what
+they allocate for 4 GiB; what the vectors' functions make of a malformed BLOB has the process's memory in it, and
+vector_top_k frees what it never allocated."""
 _MODULE_NAMES: Final = """
-    json_each json_tree generate_series vector_top_k fts3 fts4 fts4aux fts5 fts5vocab rtree rtree_i32 geopoly
+    json_each json_tree generate_series fts3 fts4 fts4aux fts5 fts5vocab rtree rtree_i32 geopoly
     pragma_table_info pragma_table_xinfo pragma_table_list pragma_index_list pragma_index_info pragma_index_xinfo
     pragma_foreign_key_list
 """
@@ -62,6 +63,7 @@ _BEFORE_TARGET: Final = frozenset({"into", "from", "update", "rollback", "abort"
 _SCHEMA_PAGE: Final = 1
 
 _OWN_PAGES: Final = load("own_pages")
+_SHADOW_PAGES: Final = load("shadow_pages")
 _FUNCTION_LIST: Final = load("functions")
 _MODULE_LIST: Final = load("modules")
 
@@ -88,6 +90,8 @@ class Doors:
     """Root pages of the runtime's tables and indices."""
     sqlite: frozenset[int]
     """Root pages of SQLite's own tables, which only SQLite writes."""
+    shadow: frozenset[int]
+    """Root pages of what virtual tables keep, which only they write: spoilt, it is code of theirs that reads it."""
     functions: frozenset[str]
     modules: frozenset[str]
 
@@ -97,6 +101,7 @@ class Doors:
         return cls(
             own=frozenset(page for page, runtimes in pages if runtimes),
             sqlite=frozenset(page for page, runtimes in pages if not runtimes) | {_SCHEMA_PAGE},
+            shadow=frozenset(row[0] for row in database.rows(_SHADOW_PAGES)),
             functions=frozenset(row[0] for row in database.rows(_FUNCTION_LIST)) - FUNCTIONS,
             modules=frozenset(row[0] for row in database.rows(_MODULE_LIST)) - MODULES,
         )
@@ -136,6 +141,8 @@ def examine(database: Database, doors: Doors, sql: str, tokens: Iterable[Token])
             if page in doors.own:
                 raise Closed("It touches the runtime's own tables (_skerry_…), which are closed to functions.")
             if opcode in _WRITES:
+                if page in doors.shadow:
+                    raise Closed("It writes what a virtual table keeps, which that table alone writes.")
                 written.add(page)
     if virtual or not doors.sqlite.isdisjoint(written):
         _check_names(doors, tokens, virtual, written)

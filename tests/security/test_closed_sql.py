@@ -138,7 +138,11 @@ def test_every_table_of_the_runtime_is_closed(db, table):
         "SELECT rtreecheck('boxes')",
         "SELECT lsmode(1)",
         "SELECT sqlite_log(1, 'x')",
-        # These write past the memory that they allocate.
+        # These leave their memory: write past it, free what isn't theirs, tell what was in it before.
+        "SELECT * FROM vector_top_k('near', x'0000803f00000040', 0)",
+        "SELECT vector_extract(x'010203040000')",
+        "SELECT vector_distance_cos(v, vector32('[1, 2]')) FROM vectors",
+        "INSERT INTO vectors (v) VALUES (x'00')",
         *(f"SELECT {function}('x', 4294967296)" for function in ("padc", "padl", "padr", "replicate")),
         "SELECT sum(1) FILTER (WHERE readfile('x') IS NULL) OVER () FROM items",
         "SELECT * FROM sqlite_dbpage",
@@ -161,6 +165,9 @@ def test_every_table_of_the_runtime_is_closed(db, table):
         "INSERT INTO libsql_vector_meta_shadow VALUES ('x', x'00')",
         "DELETE FROM 'libsql_vector_meta_shadow' WHERE name = 'near'",
         "WITH x AS (SELECT 1) INSERT INTO [sqlite_sequence] VALUES ('items', 1)",
+        "UPDATE search_data SET block = x'00'",
+        "DELETE FROM boxes_node",
+        "REPLACE INTO 'search_idx' VALUES (1, x'00', 1)",
     ],
 )
 def test_views_triggers_functions_and_virtual_tables(db, statement):
@@ -207,8 +214,7 @@ def test_the_schema_is_not_written(db, statement):
         "INSERT INTO boxes VALUES (1, 0, 1)",
         "SELECT upper(name), json_object('a', 1) ->> 'a', strftime('%Y', 'now'), group_concat(name, ',') FROM items",
         "SELECT row_number() OVER (ORDER BY id), sum(id) OVER (ROWS 1 PRECEDING), median(id) FROM items",
-        "INSERT INTO vectors (v) VALUES (vector('[1, 2]'))",
-        "SELECT * FROM vector_top_k('near', vector('[1, 2]'), 3)",
+        "SELECT count(block) FROM search_data",
         "SELECT b FROM computed WHERE a REGEXP 'x' OR a GLOB 'x*' OR a LIKE 'y'",
         "SELECT abs(-1), round(2.5), coalesce(NULL, 1), iif(1, 2, 3), random() IS NULL",
     ],
