@@ -41,8 +41,9 @@ _FILES: Final = (
     "renameat2", "stat", "statx", "unlink", "unlinkat",
 )  # fmt: skip
 _BUILDING: Final = (
-    "chmod", "fallocate", "fchmod", "fchmodat", "fstatfs", "getdents64", "ioctl", "mkdir", "mkdirat", "prctl", "rmdir",
-    "set_tid_address", "statfs", "sysinfo", "uname",
+    "chmod", "fallocate", "fchmod", "fchmodat", "fstatfs", "getdents64", "ioctl", "landlock_add_rule",
+    "landlock_create_ruleset", "landlock_restrict_self", "mkdir", "mkdirat", "prctl", "rmdir", "set_tid_address",
+    "statfs", "sysinfo", "uname",
 )  # fmt: skip
 _NEVER: Final = (
     "accept", "accept4", "bind", "bpf", "connect", "execve", "execveat", "fork", "init_module", "finit_module",
@@ -58,14 +59,14 @@ _THREAD: Final = 0x100 | 0x800 | 0x1_0000
 _NAMESPACES: Final = 0x7E02_0000
 
 
-def files(kind: Kind, state: Path, faults: Path | None = None) -> list[tuple[Path, Access]]:
-    """What a child can do below which path of the state directory. `faults` is the folder of a test's fault points."""
+def files(kind: Kind, state: Path) -> list[tuple[Path, Access]]:
+    """What a child can do below which path of the state directory."""
     match kind:
         case "compiler":
-            found = [(state / "artifacts", READ), (state / "aot", REBUILD), PROCESSOR]
+            # Of `aot` one folder, once it knows which.
+            return [(state / "artifacts", READ), (state / "aot", REBUILD), PROCESSOR]
         case _:
-            found = [(state / "db", WRITE), (state / "aot", READ), (state / "artifacts", READ), RANDOM]
-    return found if faults is None else [*found, (faults, WRITE)]
+            return [(state / "db", WRITE), (state / "aot", READ), (state / "artifacts", READ), RANDOM]
 
 
 def rules(kind: Kind) -> list[Rule]:

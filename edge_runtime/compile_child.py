@@ -11,6 +11,7 @@ import msgspec
 from control import faults
 
 from . import fence, frames
+from .allowed import PROCESSOR, REBUILD
 from .code import compile_artifact
 from .wasmedge.errors import WasmEdgeError
 
@@ -33,6 +34,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
     asked = msgspec.json.decode(frame.body, type=frames.Compile)
     try:
         wasm = _read(asked)
+        # Before it is parsed: what is compiled here can't touch what others were compiled to.
+        fence.narrow([(Path(asked.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
         made = compile_artifact(wasm, Path(asked.folder), asked.level)
         faults.reach("edge.compile.after")
@@ -43,7 +46,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
     except OSError as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_io", str(error)))
     else:
-        frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(str(made.path), made.digest))
+        frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(made.digest))
 
 
 def _read(asked: frames.Compile) -> bytes:

@@ -4,6 +4,7 @@ background. A new function doesn't wait for them long: it starts on the interpre
 import asyncio
 import contextlib
 import logging
+import shutil
 from collections.abc import Set
 from pathlib import Path
 from typing import Final
@@ -12,11 +13,11 @@ import msgspec
 
 from . import frames
 from .frames import LocalFunction
-from .processes import NotBorn, Processes, decode_failure
+from .processes import Child, NotBorn, Processes, decode_failure
 from .settings import processors
 from .steps import SyncFailed
 from .wasmedge import BEST, QUICK, AotFile, find
-from .wasmedge.compile import key
+from .wasmedge.compile import key, take, workshop
 
 log = logging.getLogger("skerry.compiler")
 
@@ -156,23 +157,40 @@ class Compiler:
 
     async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
         """Errors: NotBorn, ChildGone, SyncFailed."""
-        path = self._artifacts / f"{sha256}.wasm"
+        try:
+            work = await asyncio.to_thread(workshop, self._folder)
+        except OSError as error:
+            raise SyncFailed("compile_io", str(error)) from None
+        try:
+            child = await self._processes.birth("compiler", background=background)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        try:
+            with contextlib.closing(child):
+                return await self._ask(child, work, sha256, level, background)
+        finally:
+            # Not before the child's end: it may be at it.
+            child.exited.add_done_callback(lambda _: shutil.rmtree(work, ignore_errors=True))
+
+    async def _ask(self, child: Child, work: Path, sha256: str, level: int, background: bool) -> AotFile:
         limit = BEST_LIMIT if background else self._limit
-        child = await self._processes.birth("compiler", background=background)
-        with contextlib.closing(child):
-            try:
-                asked = frames.Compile(str(path), sha256, str(self._folder), level)
-                reply = await child.ask(frames.COMPILE, asked, limit)
-            except TimeoutError:
-                text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
-                raise SyncFailed("compile_timeout", text) from None
+        path = self._artifacts / f"{sha256}.wasm"
+        try:
+            reply = await child.ask(frames.COMPILE, frames.Compile(str(path), sha256, str(work), level), limit)
+        except TimeoutError:
+            text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
+            raise SyncFailed("compile_timeout", text) from None
         if reply.kind == frames.FAILED:
             failure = decode_failure(reply.body)
             if failure.code == "artifact_lost":
                 self.lost.add(sha256)
             raise SyncFailed(failure.code, failure.message)
-        made = _decode_compiled(reply.body)
-        return AotFile(Path(made.path), made.digest)
+        try:
+            await asyncio.to_thread(take, work, self._folder, sha256, level)
+        except OSError as error:
+            raise SyncFailed("compile_io", str(error)) from None
+        return AotFile(self._folder / f"{key(sha256, level)}.so", _decode_compiled(reply.body).digest)
 
 
 def _on(function: LocalFunction, code: AotFile | Path | None) -> LocalFunction:

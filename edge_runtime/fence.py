@@ -71,12 +71,10 @@ def prepare(state: Path) -> None:
     """What children inherit, or can be made once for all of them: in their parent, before the forks. The parent has
     the limits, no new privileges and no capabilities itself from here on. Error: OSError."""
     _restrict()
-    points = faults.folder()
     for kind in KINDS:
         _filter(kind)
         if landlock.version():
-            rules = allowed.files(kind, state, points if points is not None and points.exists() else None)
-            _rulesets[kind] = landlock.Ruleset(rules)
+            _rulesets[kind] = landlock.Ruleset(allowed.files(kind, state) + _points())
 
 
 def enclose(files: Iterable[tuple[Path, Access]] = ()) -> None:
@@ -84,10 +82,21 @@ def enclose(files: Iterable[tuple[Path, Access]] = ()) -> None:
     can open from here on. `seal` comes after it, too. Error: OSError."""
     _restrict()
     _first_to_go()
+    narrow(files)
+
+
+def narrow(files: Iterable[tuple[Path, Access]]) -> None:
+    """Of the files that this process can open, these are what it can open from here on. Error: OSError."""
     if landlock.version():
-        ruleset = landlock.Ruleset(files)
+        ruleset = landlock.Ruleset([*files, *_points()])
         ruleset.enter()
         ruleset.close()
+
+
+def _points() -> list[tuple[Path, Access]]:
+    """A test's fault points."""
+    points = faults.folder()
+    return [] if points is None or not points.exists() else [(points, allowed.WRITE)]
 
 
 def _restrict() -> None:

@@ -144,12 +144,13 @@ class Compile(Struct, frozen=True):
     """Path of the wasm."""
     sha256: str
     folder: str
+    """Empty, and the compiler's alone: where its files go."""
     level: int
 
 
 class Compiled(Struct, frozen=True):
-    path: str
     digest: str
+    """As `LocalFunction.aot_digest`."""
 
 
 class Failure(Struct, frozen=True):

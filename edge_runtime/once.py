@@ -9,7 +9,6 @@ import os
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from .rehearsal import rehearse
 from .session import Session
 from .sql import ProbeSql
 from .wasmedge import QUICK, AotFile, WasmEdgeError, find
-from .wasmedge.compile import TEMPORARY, key, sweep
+from .wasmedge.compile import take, workshop
 
 NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"`skerry-edge call` makes no requests; `skerry dev` does"}}'
 RUNNING: Final = b'{"running":true}\n'
@@ -149,16 +148,13 @@ def _compiled(asked: Asked, wasm: bytes) -> AotFile:
     found = find(folder, sha256, QUICK)
     if found is not None:
         return found
-    sweep(folder)
-    work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
+    work = workshop(folder)
     try:
         answer, status = apart(lambda: _compile(asked, wasm, work), LIMIT)
         # Nothing is kept of one that was ended.
         told = msgspec.json.decode(answer, type=Told) if answer else Told(0, code="compile_crashed")
         if not told.code:
-            name = key(sha256, QUICK)
-            for suffix in (".so", ".sha256"):
-                (work / f"{name}{suffix}").rename(folder / f"{name}{suffix}")
+            take(work, folder, sha256, QUICK)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if os.WIFSIGNALED(status):

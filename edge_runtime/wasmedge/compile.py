@@ -30,7 +30,7 @@ LEVELS = (0, 1, 2, 3)
 
 _OPTIONS = "native, kernel 1, start deferred"
 """Other text where other code comes of the same bytes: the number goes up with Extism's kernel and its merging."""
-TEMPORARY = ".compile-"
+_TEMPORARY = ".compile-"
 _PIECE = 65_536
 
 
@@ -83,9 +83,9 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     """
     if level not in LEVELS:
         raise ValueError(f"level {level} is not one of {LEVELS}")
-    sweep(folder)
+    _sweep(folder)
     name = key(hashlib.sha256(wasm).hexdigest(), level)
-    work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
+    work = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=folder))
     try:
         made, beside = work / "module.so", work / "digest"
         code = deferred(merged or wasm)
@@ -110,6 +110,24 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return AotFile(path, digest)
+
+
+def workshop(folder: Path) -> Path:
+    """A new folder in the cache `folder`, for one compilation whose process isn't trusted with all of it."""
+    _sweep(folder)
+    return Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=folder))
+
+
+def take(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
+    """Move what was compiled in a workshop, and nothing else of it, to the cache; durable when this returns. Error:
+    OSError."""
+    name = key(wasm_sha256, level)
+    for suffix in (".so", ".sha256"):
+        made = work / f"{name}{suffix}"
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        made.rename(folder / made.name)
+    _fsync_folder(folder)
 
 
 class _CompilerConfig(Handle):
@@ -147,10 +165,10 @@ def _processor() -> str:
     return f"{platform.machine()} {flags}"
 
 
-def sweep(folder: Path) -> None:
+def _sweep(folder: Path) -> None:
     """Remove what compilations left behind whose process was killed."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        pid = left.name.removeprefix(TEMPORARY).split("-")[0]
+    for left in folder.glob(f"{_TEMPORARY}*"):
+        pid = left.name.removeprefix(_TEMPORARY).split("-")[0]
         if not Path(f"/proc/{pid}").exists():
             shutil.rmtree(left, ignore_errors=True)
 

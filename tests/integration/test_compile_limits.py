@@ -17,7 +17,7 @@ from edge_runtime.steps import SyncFailed
 from edge_runtime.wasmedge import QUICK
 from tests.guests.build import guest
 from tests.guests.hostile import leb, module
-from tests.support.edge import Node, node
+from tests.support.edge import Node, node, until
 
 ROOT = Path(edge_runtime.__file__).parents[1]
 SLOW = module(functions=100_000, bodies=[b"\0\x0b"] * 100_000)
@@ -30,6 +30,7 @@ import socket, sys
 from edge_runtime import compile_child, fence, frames
 compile_child.DATA_BYTES = 300 * 1024**2
 fence.seal = lambda kind: None
+fence.narrow = lambda files: None
 ours, theirs = socket.socketpair()
 frames.send_json(ours, 0, frames.COMPILE, frames.Compile(*sys.argv[1:4], 0))
 compile_child.serve(theirs, None, 0, None)
@@ -60,6 +61,7 @@ class Dying:
 
     def __init__(self) -> None:
         self.births = 0
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def birth(self, *_: Any, **__: Any) -> Any:
         self.births += 1
@@ -97,4 +99,5 @@ async def test_a_compilation_has_its_time_and_the_node_serves_meanwhile(tmp_path
         with pytest.raises(SyncFailed, match="wasn't compiled after 3 s") as failed:
             await waiting
         assert failed.value.code == "compile_timeout"
+        await until(lambda: not list(edge.state.aot.glob(".compile-*")))
         assert edge.front.processes.zygotes == 1

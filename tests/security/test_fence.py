@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import mmap
 import os
 import shutil
@@ -162,6 +163,26 @@ async def test_a_compiler_writes_code_alone(victim: Any) -> None:
         assert await it.refused("open", "/etc/passwd", os.O_RDONLY) == "EACCES"
         assert await it.refused("thread") == ""
         assert await it.refused("fork") != ""
+
+
+async def test_what_is_compiled_writes_to_a_folder_of_its_own(victim: Any) -> None:
+    """Before it is parsed: a module that takes the compiler over gives no other function its code."""
+    async with victim("compiler") as it:
+        own = Path(tempfile.mkdtemp(dir=it.state / "aot"))
+        os.chown(own, it.state.stat().st_uid, -1)
+        await it.ask("go_on")
+        artifact = it.state / "artifacts" / "there.wasm"
+        sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
+        await it.child.ask(frames.COMPILE, frames.Compile(str(artifact), sha256, str(own), 0), 20)
+        assert await it.refused("open", str(own / "new"), os.O_WRONLY | os.O_CREAT) == ""
+        assert await it.refused("open", "/proc/cpuinfo", os.O_RDONLY) == ""
+        assert await it.refused("open", str(it.state / "aot" / "more"), os.O_WRONLY | os.O_CREAT) == "EACCES"
+        for path in ("aot/there.so", "artifacts/there.wasm"):
+            for flags in (os.O_RDONLY, os.O_WRONLY):
+                assert await it.refused("open", str(it.state / path), flags) == "EACCES", path
+        assert await it.refused("rename", str(own / "new"), str(it.state / "aot" / "there.so")) in ("EACCES", "EXDEV")
+        assert await it.refused("connect", *NETWORK[0]) == "SIGSYS"
+        shutil.rmtree(own)
 
 
 NETWORK = [
