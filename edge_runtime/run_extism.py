@@ -63,6 +63,7 @@ class Extism(Guest):
                         program.call(initializer, *zeros)
                     blocks.set_input(request.body)
                     status = program.call(entry)
+                    status -= (status & 0x80000000) << 1
                 except Exit as ended:
                     status = ended.code
                 except Trap as trap:
@@ -70,7 +71,6 @@ class Extism(Guest):
                 if error := _own_words(blocks.error()):
                     raise error
                 if status:
-                    status -= (status & 0x80000000) << 1
                     raise GuestFault("guest_error", f"It returned {status} from {entry.name}, and set no error.")
                 if (length := blocks.output_length()) > limits.response_bytes:
                     raise self.too_large(f"{length} bytes")

@@ -228,7 +228,8 @@ class Wasi:
         return SUCCESS
 
     def proc_exit(self, code: int) -> None:
-        raise Exit(code)
+        # As programs write it: exit(-1) comes as 4294967295.
+        raise Exit(code - ((code & 0x80000000) << 1))
 
     def proc_raise(self, _signal: int) -> int:
         return NOSYS

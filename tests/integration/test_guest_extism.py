@@ -209,6 +209,7 @@ def test_an_http_request_that_fails_ends_the_call_as_extism_has_it(every):
         ("fail_silently", b"", "It returned -3 from fail_silently"),
         ("fail_and_trap", b"", "It says: last words"),
         ("leave", b"5", "It returned 5 from leave"),
+        ("leave", b"-1", "It returned -1 from leave"),
     ],
 )
 def test_its_own_errors(every, name, body, text):

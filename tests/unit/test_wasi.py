@@ -271,10 +271,13 @@ def test_random_bytes_fill_the_range_and_no_more(memory):
     assert memory.read(100, 3000) != first
 
 
-def test_proc_exit_ends(memory):
+@pytest.mark.parametrize(
+    ("given", "code"), [(0, 0), (7, 7), (2**31 - 1, 2**31 - 1), (2**32 - 1, -1), (2**31, -(2**31))]
+)
+def test_proc_exit_ends(memory, given, code):
     with pytest.raises(Exit) as ended:
-        begun(memory).proc_exit(7)
-    assert ended.value.code == 7
+        begun(memory).proc_exit(given)
+    assert ended.value.code == code
 
 
 def subscription(user, tag, *, clock=1, timeout=0, flags=0):
