@@ -222,13 +222,13 @@ async def test_a_plan_of_a_lower_generation_is_refused(
 async def test_a_slow_sync_keeps_its_lease(
     database_url: str, bucket_url: str, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running_control(database_url, bucket_url, pki, sync_lease=1.0) as control:
+    async with running_control(database_url, bucket_url, pki, sync_lease=2.0) as control:
         await joined(control, tmp_path)
         async with edge(tmp_path) as node:
             real = node.front.compiler.functions
 
             async def slow(planned: list[LocalFunction], compiled: Set[str]) -> list[LocalFunction]:
-                await asyncio.sleep(2.5)
+                await asyncio.sleep(4.5)
                 return await real(planned, compiled)
 
             monkeypatch.setattr(node.front.compiler, "functions", slow)

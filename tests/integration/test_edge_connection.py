@@ -371,7 +371,7 @@ async def test_a_connection_is_kept_or_not(tmp_path: Path, version: str, more: s
 
 @on_uvloop
 async def test_a_server_that_stops_answers_what_runs_and_cuts_what_does_not_end(tmp_path: Path) -> None:
-    async with site(tmp_path, stop_limit=0.5) as edge, contextlib.AsyncExitStack() as stack:
+    async with site(tmp_path, stop_limit=3.0) as edge, contextlib.AsyncExitStack() as stack:
         idle, runs, hangs = [await stack.enter_async_context(edge.client()) for _ in range(3)]
         edge.app.at_once = False
         for client in (runs, hangs):

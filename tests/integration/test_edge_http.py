@@ -229,7 +229,7 @@ async def test_large_bodies_pass_whole_and_beside_small_ones(tmp_path: Path) -> 
 
 async def test_all_bodies_together_have_a_limit(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, body_memory=150_000) as edge:
-        first = asyncio.ensure_future(edge.call("slow?sleep=500", SLOW + b"\n" * 100_000))
+        first = asyncio.ensure_future(edge.call("slow?sleep=2000", SLOW + b"\n" * 100_000))
         await until(lambda: edge.front.server.shared.memory.held > 100_000)
         assert await edge.problem("echo", b"x" * 60_000) == (503, "body_memory")
         assert (await first)[0] == 200
@@ -269,7 +269,7 @@ async def test_heads_have_limits(tmp_path: Path) -> None:
 
 
 async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.connection.HEAD_WAIT", 0.3)
+    monkeypatch.setattr("edge_runtime.connection.HEAD_WAIT", 1.0)
     monkeypatch.setattr("edge_runtime.server.SWEEP", 0.05)
     async with serving(tmp_path) as edge:
         async with raw(edge) as silent, raw(edge) as slow:
@@ -279,7 +279,7 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypa
         async with raw(edge) as kept:
             await kept.send(post("/functions/echo", b"1"))
             assert (await kept.answer())[2] == b"1"
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.5)
             # Between two requests there is no hurry.
             monkeypatch.setattr("edge_runtime.connection.KEEP_ALIVE", 0.3)
             await kept.send(post("/functions/echo", b"2"))
