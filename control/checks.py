@@ -125,9 +125,11 @@ async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple
 
     async with asyncio.TaskGroup() as group:
         out, err = group.create_task(read(child.stdout)), group.create_task(read(child.stderr))
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        # A child may end before it has read what it was asked, or any of it: uvloop then refuses to write at all.
+        if not child.stdin.is_closing():
             child.stdin.write(stdin)
-            await child.stdin.drain()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                await child.stdin.drain()
         child.stdin.close()
     await child.wait()
     return out.result(), err.result()

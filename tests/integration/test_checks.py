@@ -2,11 +2,13 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import uvloop
 
 from control import checks
 from control.checks import Checks
@@ -110,6 +112,31 @@ async def test_an_answer_that_is_none_is_no_verdict(wasm: Path, monkeypatch: pyt
         with pytest.raises(ProblemError) as failed:
             await Checks(1, 30).module(wasm, 1 << 20)
         assert failed.value.code == "check_unavailable"
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_check_that_ends_before_it_was_asked_has_failed(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = asyncio.create_subprocess_exec
+
+    async def ended(*_: Any, **more: Any) -> Any:
+        child = await spawn(sys.executable, "-c", "raise SystemExit(3)", **more)
+        assert child.stdin is not None
+        async with asyncio.timeout(30):
+            while not child.stdin.is_closing():
+                await asyncio.sleep(0.01)
+        return child
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", ended)
+    with asyncio.Runner(loop_factory=loop) as runner, pytest.raises(ProblemError) as failed:
+        runner.run(Checks(1, 30).schema([], "CREATE TABLE a (x)"))
+    assert (failed.value.code, "status 3" in failed.value.detail) == ("check_unavailable", True)
+
+
+async def test_a_check_that_reads_nothing_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, """import os; os.close(0); print('{"ok": true, "warnings": []}')""")
+    assert await Checks(1, 30).schema([], "x" * 1_000_000) == []
 
 
 async def test_what_the_fence_lacks_is_logged_once(
