@@ -254,6 +254,17 @@ async def test_pipelined_requests_without_bound(site: Site) -> None:
     assert site.served == ["/held"]
 
 
+async def test_one_more_than_may_wait_behind_another(site: Site) -> None:
+    async with site.tap() as client:
+        requests = b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n" + b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" * (
+            1 + guard.PIPELINED
+        )
+        await client.send(requests)
+        # All are whole: no deadline ends it.
+        assert await client.closed(10)
+    assert site.served == ["/held"]
+
+
 async def test_pipelined_large_bodies(site: Site) -> None:
     before = memory()
     async with site.tap() as client:

@@ -1,5 +1,6 @@
 """What a worker may take of the machine's memory: its process is looked at, whatever the guest's own limit says."""
 
+import mmap
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,4 +49,8 @@ def test_what_a_worker_may_have() -> None:
     assert mine > 10 * 1024**2
     grown = b"x" * (64 * 1024**2)
     assert memory_watch.resident(os.getpid()) > mine + len(grown) // 2
+    with mmap.mmap(-1, 1024**3):
+        assert memory_watch.resident(os.getpid()) < mine + 2 * len(grown), (
+            "reserved, as a guest's memory is, isn't taken"
+        )
     assert memory_watch.resident(2**22 + 1) == 0, "nobody's"

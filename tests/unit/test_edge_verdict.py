@@ -138,7 +138,7 @@ def test_whose_fault_it_is(reason: str, state: int, status: Any, its_own: bool) 
 
 
 _WRITER = """
-import sys
+import sys, time
 from edge_runtime import page
 mark = page.Mark(page.open_page(int(sys.argv[1])), 5)
 request = 0
@@ -146,6 +146,10 @@ while True:
     request = request % 1000 + 1
     mark.start(request)
     mark.waiting()
+    # So long that it shows beside the beginning of the next call.
+    until = time.monotonic() + 5e-5
+    while time.monotonic() < until:
+        pass
     mark.writing()
     mark.committing()
     mark.end()
