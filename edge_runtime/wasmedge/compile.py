@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ..files import sync_folder
 from .declarations import VERSION, ffi, library
 from .errors import CompileError
 from .handles import Handle, message
@@ -106,7 +107,7 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
         path = folder / f"{name}.so"
         made.rename(path)
         beside.rename(folder / f"{name}.sha256")
-        _fsync_folder(folder)
+        sync_folder(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return AotFile(path, digest)
@@ -127,7 +128,7 @@ def take(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.rename(folder / made.name)
-    _fsync_folder(folder)
+    sync_folder(folder)
 
 
 class _CompilerConfig(Handle):
@@ -171,11 +172,3 @@ def _sweep(folder: Path) -> None:
         pid = left.name.removeprefix(_TEMPORARY).split("-")[0]
         if not Path(f"/proc/{pid}").exists():
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _fsync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
