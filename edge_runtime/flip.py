@@ -7,6 +7,7 @@ is asked before any call goes.
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -279,8 +280,9 @@ class Runtime:
         try:
             await asyncio.to_thread(self._witness.announce, self._stored, stored)
         except OSError as error:
+            code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
             text = f"{self._witness.path} can't be written: {error}. Look at the disk, then `skerry node retry`."
-            raise SyncFailed("disk_failed", text) from None
+            raise SyncFailed(code, text) from None
 
     def _believe(self, stored: frames.Stored) -> None:
         """See whether the libsql file says what was committed; else nothing of it is served, and calls wait. Error:

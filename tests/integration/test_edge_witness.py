@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,25 @@ async def test_a_release_that_failed_is_not_announced_any_more(tmp_path: Path) -
             await edge.release(functions(2))
         assert failed.value.code == "flip_timeout"
         assert (state / "witness.json").read_bytes() == settled
+
+
+async def test_a_witness_that_cannot_be_written_leaves_the_old_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Witness, "announce", full)
+            with pytest.raises(SyncFailed, match=r"witness\.json can't be written") as failed:
+                await edge.release(functions(2))
+        assert failed.value.code == "disk_full"
+        assert await number(edge) == 1
+        await edge.release(functions(3))
+        assert await number(edge) == 3
 
 
 async def no_end(*, writes_only: bool, limit: float) -> None:
