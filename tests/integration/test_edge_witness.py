@@ -15,7 +15,7 @@ from edge_runtime import database, flip
 from edge_runtime.flip import Runtime
 from edge_runtime.frames import Stored
 from edge_runtime.steps import SyncFailed
-from edge_runtime.witness import Witness
+from edge_runtime.witness import FILE, Witness
 from tests.guests.version import version
 from tests.support.edge import Node, node
 
@@ -51,16 +51,27 @@ async def test_a_front_that_ended_right_after_a_commit(tmp_path: Path, monkeypat
 
             patched.setattr(Witness, "announce", announce)
             await edge.release(functions(2))
-        kept = (state / "witness.json").read_bytes()
+        kept = (state / FILE).read_bytes()
     async with node(state) as edge:
         assert await number(edge) == 2
-        assert (state / "witness.json").read_bytes() != kept, "it knows now which of the two it is"
-    (state / "witness.json").write_bytes(kept)
+        assert (state / FILE).read_bytes() != kept, "it knows now which of the two it is"
+    (state / FILE).write_bytes(kept)
     for path in (state / "db").iterdir():
         path.unlink()
     before[1].rename(state / database.FILE)
     async with node(state) as edge:
         assert await number(edge) == 1
+
+
+async def test_a_node_of_a_version_that_kept_no_witness_has_one_after_its_start(tmp_path: Path) -> None:
+    kept = tmp_path / "state" / FILE
+    async with node(tmp_path / "state") as edge:
+        await edge.release(functions(1), FIRST)
+    before = kept.read_bytes()
+    kept.unlink()
+    async with node(tmp_path / "state") as edge:
+        assert await number(edge) == 1
+    assert kept.read_bytes() == before
 
 
 async def test_what_an_applier_says_is_not_what_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,12 +125,12 @@ async def test_a_release_that_failed_is_not_announced_any_more(tmp_path: Path) -
     state = tmp_path / "state"
     async with node(state, flip_limit=0.2) as edge:
         await edge.release({**functions(1), "slow": (version(9), READ)}, FIRST)
-        settled = (state / "witness.json").read_bytes()
+        settled = (state / FILE).read_bytes()
         edge.front.pool.drained = no_end  # type: ignore[method-assign]
         with pytest.raises(SyncFailed) as failed:
             await edge.release(functions(2))
         assert failed.value.code == "flip_timeout"
-        assert (state / "witness.json").read_bytes() == settled
+        assert (state / FILE).read_bytes() == settled
 
 
 async def test_a_witness_that_cannot_be_written_leaves_the_old_release(
