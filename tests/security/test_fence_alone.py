@@ -31,11 +31,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def taken(arguments: list[str], stdin: bytes, kind: str, tries: list[tuple[Any, ...]]) -> list[str]:
+def taken(
+    arguments: list[str], stdin: bytes, kind: str, tries: list[tuple[Any, ...]], start: tuple[str, ...] = ("-m",)
+) -> list[str]:
     """What it was told of each try; the last is the signal that ended it, where one did."""
     plan = {"kind": kind, "tries": [[what, list(given)] for what, *given in tries]}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.taken_alone", *arguments],
+        [sys.executable, *start, "tests.support.taken_alone", *arguments],
         input=stdin,
         capture_output=True,
         cwd=ROOT,
@@ -157,6 +159,10 @@ async def test_on_a_kernel_without_landlock(file: Path, tmp_path: Path) -> None:
         answer, _ = run("edge_runtime.check", "check", *arguments, stdin=stdin)
         assert answer["ok"]
         assert [piece.split(":")[0] for piece in answer["unfenced"]] == ["Landlock"]
+    # By seccomp alone it can't do more.
+    opening = [("open", str(path), os.O_RDONLY) for path in ("/etc/passwd", file)]
+    refused = taken(["", "check", "module", str(file)], b"", "check", opening, ("-c", WITHOUT))
+    assert refused == ["EPERM"] * 2
     told, _ = run("edge_runtime.once", "once", stdin=asked(file))
     assert told["code"] == "fence_lacking"
     assert "--fence partial" in told["message"]
