@@ -350,8 +350,10 @@ async def test_or_taken_where_one_is_told_to(tmp_path: Path, call: str, piece: s
         warned = [line for line in lines if "functions run without a part of their fence" in line]
         assert [piece in line for line in warned] == [True]
         port = int(lines[-1].split()[-1])
-        async with aiohttp.request("GET", f"http://127.0.0.1:{port}/_skerry/status") as answer:
-            workers = (await answer.json())["workers"]
+        workers: dict[str, Any] = {"pids": []}
+        while not workers["pids"]:
+            async with aiohttp.request("GET", f"http://127.0.0.1:{port}/_skerry/status") as answer:
+                workers = (await answer.json())["workers"]
         assert [told.split(":")[0] for told in workers["unfenced"]] == [piece]
         status = Path(f"/proc/{workers['pids'][0]}/status").read_text()
         assert ("Seccomp_filters:\t2" in status) == (piece != "seccomp"), "the rest of the fence is there"
