@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -69,7 +69,7 @@ class Place:
     processes: Processes
 
     @contextlib.asynccontextmanager
-    async def victim(self, kind: Kind = "worker") -> AsyncIterator[Victim]:
+    async def victim(self, kind: Literal["worker", "applier", "compiler"] = "worker") -> AsyncIterator[Victim]:
         with contextlib.closing(await asyncio.wait_for(self.processes.birth(kind), 30)) as child:
             yield Victim(child, self)
 
