@@ -104,6 +104,7 @@ async def as_quick_as_before(edge: Node) -> AsyncIterator[None]:
             body = b"%d" % asked
             assert (await edge.call("echo", body))[2] == body
             asked += 1
+            await asyncio.sleep(0.005)
 
     async def front() -> None:
         nonlocal slowest
