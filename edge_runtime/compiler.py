@@ -16,7 +16,7 @@ from .frames import LocalFunction
 from .processes import Child, NotBorn, Processes, decode_failure
 from .settings import processors
 from .steps import SyncFailed
-from .wasmedge import BEST, QUICK, AotFile, find
+from .wasmedge import BEST, QUICK, AotFile, Damaged, find, verify
 from .wasmedge.compile import key, take, workshop
 
 log = logging.getLogger("skerry.compiler")
@@ -91,11 +91,15 @@ class Compiler:
             return [with_aot(f, better) if f.sha256 == function.sha256 else f for f in release.functions]
         return release.functions
 
-    def damaged(self, sha256: str) -> None:
-        """A worker found an AOT file of this artifact damaged: look at what is on disk again."""
+    def damaged(self, sha256: str) -> bool:
+        """A worker found an AOT file of this artifact damaged: look at what is on disk again. Whether `improve` can do
+        something about it."""
+        if sha256 in self._hopeless:
+            return False
         self._damaged.add(sha256)
         for level in (QUICK, BEST):
             self._known.pop((sha256, level), None)
+        return True
 
     def collect(self, keep: set[str]) -> None:
         """Remove the AOT files of all artifacts but those of `keep` (sha256)."""
@@ -121,14 +125,8 @@ class Compiler:
 
         async def one(sha256: str) -> None:
             try:
-                found = await self._find(sha256, BEST)
-                if found is None:
-                    async with asyncio.timeout_at(None if sha256 in patient else deadline), self._quick:
-                        found = await self.compile(sha256, QUICK)
-                made[sha256] = found
-            except TimeoutError:
-                made[sha256] = self._artifacts / f"{sha256}.wasm"
-                log.info("artifact %s starts on the interpreter: it takes long to compile", sha256)
+                best = await self._find(sha256, BEST)
+                made[sha256] = best or await self._quickly(sha256, None if sha256 in patient else deadline)
             except SyncFailed as failed:
                 if not lenient:
                     raise
@@ -145,6 +143,21 @@ class Compiler:
         else:
             return [_on(f, made.get(f.sha256)) for f in planned]
         raise failure
+
+    async def _quickly(self, sha256: str, deadline: float | None) -> AotFile | Path:
+        """What a function starts on: the artifact itself, where compiling it takes longer. Error: SyncFailed."""
+        try:
+            async with asyncio.timeout_at(deadline), self._quick:
+                return await self.compile(sha256, QUICK)
+        except TimeoutError:
+            path = self._artifacts / f"{sha256}.wasm"
+        try:
+            await asyncio.to_thread(verify, path, sha256)
+        except (Damaged, OSError) as error:
+            self.lost.add(sha256)
+            raise SyncFailed("artifact_lost", str(error)) from None
+        log.info("artifact %s starts on the interpreter: it takes long to compile", sha256)
+        return path
 
     async def _find(self, sha256: str, level: int) -> AotFile | None:
         known = self._known.get((sha256, level))

@@ -339,8 +339,8 @@ class Runtime:
 
     def _damaged(self, sha256: str) -> None:
         """A worker can't load a module any more: make it again, from the artifact."""
-        self._compiler.damaged(sha256)
-        self._changed.set()
+        if self._compiler.damaged(sha256):
+            self._changed.set()
 
     async def _ask_file_until_it_answers(self) -> frames.Stored:
         while True:

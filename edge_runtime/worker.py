@@ -199,7 +199,8 @@ class Worker:
             lacking = load.lacking.get(local.name)
             found = lacking or (have[key].function if key in have else _load(local, secrets))
             functions.append(Loaded(local, found, key, limits))
-            if isinstance(found, frames.Failure) and found is not lacking:
+            # The front knows of those that lack something.
+            if isinstance(found, frames.Failure) and found is not lacking and local.code[0]:
                 failures.append(found)
         self._releases[load.serial] = Release(load.release.generation, functions)
         self._known.clear()

@@ -73,7 +73,7 @@ def verify(path: Path, digest: str) -> None:
             made.update(piece)
     found = made.hexdigest()
     if found != digest:
-        raise Damaged(f"{path} has the sha256 {found}, and not {digest} as when it was compiled")
+        raise Damaged(f"{path} has the sha256 {found}, and must have {digest}")
 
 
 def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | None = None) -> AotFile:
