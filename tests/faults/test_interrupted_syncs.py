@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.support.cluster import LOOP, VERSION, WRITE, Cluster, cluster
@@ -121,7 +122,7 @@ async def _a_front_that_dies_while_a_worker_loops_is_back_at_once(made: Cluster)
     looping = made.born()
     began = time.monotonic()
     made.front.kill()
-    with pytest.raises(OSError):  # noqa: PT011 (aiohttp's error of a lost connection is one)
+    with pytest.raises(aiohttp.ClientConnectionError):
         await loop
     await made.until("the front answers again", lambda: _answers(made), limit=10)
     print(f"the front was back after {time.monotonic() - began:.2f} s")

@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from control import cli
+from control.cli.local import OTHER_PORTS, Home
+from control.service import choose_port
 from tests.support.services import remove_home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +81,11 @@ def make_home() -> Iterator[Path]:
     """A folder that PostgreSQL's own user can reach, where we are root."""
     folder = Path(tempfile.mkdtemp(prefix="skerry-test-"))
     folder.chmod(0o711)
-    yield folder / "home"
+    home = Home(folder / "home")
+    home.make()
+    # Not the usual ports: two that start at a time would take them from each other.
+    home.keep(control_port=choose_port(None, OTHER_PORTS), edge_port=choose_port(None, OTHER_PORTS))
+    yield home.folder
     remove_home(folder / "home")
     shutil.rmtree(folder, ignore_errors=True)
 
