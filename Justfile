@@ -26,11 +26,11 @@ check: setup
 
 # Their hundreds of processes would each compile all modules where Python may keep no bytecode.
 pytest := "env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest"
-by_twos := "--numprocesses=2 --dist=loadfile --no-loadscope-reorder"
+by_threes := "--numprocesses=3 --dist=loadfile --no-loadscope-reorder"
 
-# the tests, two files at a time, the quick ones last; `just test -k word` for some of them, one after the other
+# the tests, three files at a time (they wait a lot), the quick ones last; `just test -k word` for some of them, one after the other
 test *ARGS: setup
-    @exec {{ pytest }} {{ if ARGS == "" { by_twos } else { "" } }} "$@"
+    @exec {{ pytest }} {{ if ARGS == "" { by_threes } else { "" } }} "$@"
 
 # the compilers of Rust, Go and AssemblyScript, which the tests of these languages need (without them they are skipped)
 toolchains: setup
@@ -38,7 +38,7 @@ toolchains: setup
 
 # the long versions: of the tests that kill processes, and of generated modules
 faults *ARGS: setup
-    @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 exec {{ pytest }} {{ if ARGS == "" { by_twos } else { "" } }} \
+    @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 exec {{ pytest }} {{ if ARGS == "" { by_threes } else { "" } }} \
         tests/faults tests/security/test_generated.py "$@"
 
 # the benchmarks, or those that are named (`soak MINUTES` only so); results in bench/results
