@@ -139,6 +139,13 @@ def seal(kind: Kind, writer_lock: int | None = None) -> None:
         filtering.load()
 
 
+def without_haste() -> None:
+    """Don't take the processor from who has it as soon as there is something to do: the front would be stopped at
+    each call that it hands over, where it can hand over several."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def in_background() -> None:
     """Work only where the processor has nothing else to do."""
     with contextlib.suppress(OSError):

@@ -170,6 +170,8 @@ class Zygote:
             self._control.close()
             for pidfd in self._children:
                 os.close(pidfd)
+            if birth.kind == "worker":
+                fence.without_haste()
             if birth.background:
                 fence.in_background()
             sock = socket.socket(fileno=descriptor)

@@ -117,6 +117,13 @@ async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
         assert outcome.code == "worker_crashed"
 
 
+async def test_workers_dont_stop_the_front_for_a_call(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", workers=2) as edge:
+        await until(lambda: len(edge.workers()) == 2 and bool(edge.spares()))
+        assert {os.sched_getscheduler(pid) for pid in edge.workers() | edge.spares()} == {os.SCHED_BATCH}
+        assert os.sched_getscheduler(0) != os.SCHED_BATCH
+
+
 async def test_a_spare_takes_the_place_of_a_worker_that_dies(tmp_path: Path) -> None:
     async with node(tmp_path / "state", workers=1) as edge:
         await edge.release({"one": guest("echo")})
