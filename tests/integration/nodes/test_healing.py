@@ -4,22 +4,14 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from control.pki import Pki
 from edge_runtime import database, steps
 from tests.guests.version import version
-from tests.support.agents import Control, edge, joined, running_control
+from tests.support.agents import Control, edge, joined
 from tests.support.releases import answers, first_release, push, sha
-
-
-@pytest.fixture
-async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
-    async with running_control(database_url, bucket_url, pki) as running:
-        yield running
 
 
 def lose(state: Path, number: int, *, damaged: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Set
+from collections.abc import Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,19 +18,6 @@ from edge_runtime.wasmedge.compile import key
 from tests.guests.version import version
 from tests.support.agents import Control, Edge, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
-
-
-@pytest.fixture
-async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
-    async with running_control(database_url, bucket_url, pki) as running:
-        yield running
-
-
-@pytest.fixture
-async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
-    await joined(control, tmp_path)
-    async with edge(tmp_path) as running:
-        yield running
 
 
 async def test_a_release_is_fetched_compiled_applied_served_and_reported(control: Control, node: Edge) -> None:

@@ -15,23 +15,12 @@ import pytest
 
 from control.cli import local
 from control.service import ServiceError
-from tests.support.up import LIMIT, ROOT, Shell, Up, make_home, ready_up, shell
+from tests.support.up import LIMIT, ROOT, Shell, Up, make_home
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
     yield from make_home()
-
-
-@pytest.fixture(scope="module")
-def up() -> Iterator[Up]:
-    """One for all the tests of this module, which leave it usable for each other."""
-    yield from ready_up()
-
-
-@pytest.fixture
-def skerry(up: Up, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    return shell(up, monkeypatch, capsys)
 
 
 def test_every_step_has_a_line_and_a_time(up: Up) -> None:

@@ -13,21 +13,14 @@ from typing import Any
 
 import pytest
 
-from control.pki import Pki
 from edge_runtime import commands
 from edge_runtime.join import join
 from edge_runtime.settings import SettingsError
 from tests.guests.build import guest
 from tests.guests.version import version
-from tests.support.agents import Control, free_port, running_control
+from tests.support.agents import Control, free_port
 
 DEADLINE = 20.0
-
-
-@pytest.fixture
-async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
-    async with running_control(database_url, bucket_url, pki) as running:
-        yield running
 
 
 async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:

@@ -1,30 +1,13 @@
 """The agent's credentials, which are exchanged, refused, taken away, and the authority that it trusts."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
-
-from control.pki import Pki
 from edge_runtime import identity
 from edge_runtime.join import join
-from tests.support.agents import Control, Edge, edge, joined, running_control
+from tests.support.agents import Control, Edge, edge, joined
 from tests.support.releases import answers, first_release, push
-
-
-@pytest.fixture
-async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
-    async with running_control(database_url, bucket_url, pki) as running:
-        yield running
-
-
-@pytest.fixture
-async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
-    await joined(control, tmp_path)
-    async with edge(tmp_path) as running:
-        yield running
 
 
 async def test_a_removed_node_serves_on_and_says_what_to_do(control: Control, node: Edge) -> None:

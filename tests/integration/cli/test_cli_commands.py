@@ -7,23 +7,11 @@ import shlex
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.up import LIMIT, ROOT, Shell, Up, ready_up, shell
-
-
-@pytest.fixture(scope="module")
-def up() -> Iterator[Up]:
-    """One for all the tests of this module, which leave it usable for each other."""
-    yield from ready_up()
-
-
-@pytest.fixture
-def skerry(up: Up, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    return shell(up, monkeypatch, capsys)
+from tests.support.up import LIMIT, ROOT, Shell, Up
 
 
 def test_status_for_a_script(skerry: Shell) -> None:

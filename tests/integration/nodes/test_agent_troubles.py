@@ -1,6 +1,5 @@
 """What fails round the agent: control and the store that can't be reached, a full disk, a mistake of its own."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,19 +13,6 @@ from edge_runtime.client import Client, Unreachable
 from edge_runtime.outbox import Outbox
 from tests.support.agents import Control, Edge, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
-
-
-@pytest.fixture
-async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
-    async with running_control(database_url, bucket_url, pki) as running:
-        yield running
-
-
-@pytest.fixture
-async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
-    await joined(control, tmp_path)
-    async with edge(tmp_path) as running:
-        yield running
 
 
 async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(

@@ -1,0 +1,22 @@
+"""What the tests of nodes share: the real control, of which a node is a user, and a node that has joined it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from control.pki import Pki
+from tests.support.agents import Control, Edge, edge, joined, running_control
+
+
+@pytest.fixture
+async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    async with running_control(database_url, bucket_url, pki) as running:
+        yield running
+
+
+@pytest.fixture
+async def node(control: Control, tmp_path: Path) -> AsyncIterator[Edge]:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as running:
+        yield running
