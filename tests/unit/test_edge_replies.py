@@ -9,6 +9,7 @@ from control import wire
 from edge_runtime import frames, replies
 from edge_runtime.breaker import Breaker
 from edge_runtime.calls import TIMES, Answer, Call, Line, Outcome, Refusal, Tally, Target
+from edge_runtime.services import KINDS
 
 LOCAL = frames.LocalFunction("f", 1, "0" * 64, wire.Manifest(), "")
 
@@ -76,3 +77,8 @@ def test_a_worker_makes_up_no_label_of_the_metrics(denied: dict[str, Any]) -> No
     with pytest.raises(ValueError, match=r"\w"):
         replies.meanwhile(None, None, made, frames.DENIED, msgspec.json.encode(denied))  # type: ignore[arg-type]
     assert made.target.tally.denied == {"sql": 2, "http_host": 1}
+
+
+def test_every_kind_that_a_worker_counts_is_known() -> None:
+    # The front doesn't import what opens databases, so it has a list of its own.
+    assert set(replies.DENIED) == {*KINDS.values(), "http_host"}
