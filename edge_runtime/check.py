@@ -46,7 +46,7 @@ def _validate(wasm: bytes, memory_pages: int) -> None:
 
 
 def limit() -> None:
-    """Bound what this process can use; not its address space (facts of WasmEdge: see wasmedge/instance.py)."""
+    """Bound what this process can use; not its address space (facts of WasmEdge: see wasmedge/memory.py)."""
     for kind, most in (
         (resource.RLIMIT_CPU, CPU_SECONDS),
         (resource.RLIMIT_FSIZE, FILE_BYTES),

@@ -6,7 +6,7 @@ from pathlib import Path
 from .abi import binary, extism
 from .abi.merge import merge
 from .wasmedge import AotFile, Config, LoadError, Module, compile_module
-from .wasmedge.start import deferred
+from .wasmedge.imported import imported
 
 _PAGES = 65536
 
@@ -24,7 +24,7 @@ def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
     """The module of a file that was checked by its digest: of an AOT file, or of an artifact. Errors: LoadError,
     OSError."""
     if abi == extism.ABI and not compiled:
-        return Module.from_bytes(deferred(_merged(path.read_bytes())), config)
+        return Module.from_bytes(imported(_merged(path.read_bytes())), config)
     return Module.from_file(path, config)
 
 

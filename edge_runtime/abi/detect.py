@@ -21,8 +21,6 @@ VALUES_LIMIT = 1000
 """Parameters of a function type, and results."""
 ALL_VALUES_LIMIT = 100_000
 """Of all types."""
-OWN_NAMES = "skerry: "
-"""What names begin with that the runtime exports from modules."""
 
 _SHOWN = 8
 
@@ -79,7 +77,6 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
     memory = _memory(shape, pages_limit, least)
     _check_tables(shape)
     _check_cost(shape)
-    _check_names(shape)
     return Detected(
         abi=abi,
         memory_pages=max(1, memory.minimum),
@@ -214,12 +211,6 @@ def _check_cost(shape: Shape) -> None:
     ):
         if found > limit:
             raise Refused("module_too_complex", f"It has {found} {what}; {limit} are allowed.")
-
-
-def _check_names(shape: Shape) -> None:
-    own = [name for name in shape.exports if name.startswith(OWN_NAMES)]
-    if own:
-        raise Refused("export_reserved", f"It exports {_listed(own)}: such names are the runtime's own.")
 
 
 def _listed(names: list[str]) -> str:

@@ -50,8 +50,8 @@ USERS: dict[str, Signature] = {"http": ("I", "I"), "sql": ("I", "I")}
 OFFERED = {ENV: KERNEL | HOST, USER: USERS}
 
 _INITIALIZE, _CONSTRUCTORS, _HASKELL = "_initialize", "__wasm_call_ctors", "hs_init"
-_NOT_CALLED = ("asyncify_", "skerry: ")
-"""How names begin of what Binaryen's Asyncify exports (TinyGo has it added), and what this runtime adds."""
+_NOT_CALLED = "asyncify_"
+"""How names begin of what Binaryen's Asyncify exports (TinyGo has it added)."""
 
 
 def is_entry(name: str, signature: Signature | None) -> bool:

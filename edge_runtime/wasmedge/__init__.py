@@ -6,7 +6,8 @@ Importing this opens libwasmedge.so.0; LibraryMissing says what to install.
 from .compile import BEST, QUICK, AotFile, Damaged, compile_module, find, verify
 from .errors import Closed, CompileError, LibraryMissing, LinkError, LoadError, Trap, Unsafe, WasmEdgeError
 from .host import HostModule, Signature
-from .instance import PAGE, Entry, Memory, Program, check_address_space
+from .instance import Entry, Program
+from .memory import PAGE, Memory, check_address_space
 from .module import Config, MemoryExport, Module
 
 __all__ = [

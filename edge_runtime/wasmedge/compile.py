@@ -20,8 +20,8 @@ from ..files import sync_folder
 from .declarations import VERSION, ffi, library
 from .errors import CompileError
 from .handles import Handle, message
+from .imported import imported
 from .module import MULTI_MEMORIES
-from .start import deferred
 
 QUICK = 0
 """The level that a function starts on: 45 ms for 28 KB of C (examples/hello)."""
@@ -29,7 +29,7 @@ BEST = 2
 """The level that it runs on once that is compiled: 0.6 s for the same. Level 3 ran no faster."""
 LEVELS = (0, 1, 2, 3)
 
-_OPTIONS = "native, kernel 1, start deferred"
+_OPTIONS = "native, kernel 1, memories imported"
 """Other text where other code comes of the same bytes: the number goes up with Extism's kernel and its merging."""
 _TEMPORARY = ".compile-"
 _PIECE = 65_536
@@ -89,7 +89,7 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     work = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=folder))
     try:
         made, beside = work / "module.so", work / "digest"
-        code = deferred(merged or wasm)
+        code = imported(merged or wasm)
         with _Compiler(level, second_memory=merged is not None) as compiler:
             given = ffi.from_buffer("uint8_t[]", code)
             result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, given, len(code), bytes(made))

@@ -25,6 +25,7 @@ typedef struct WasmEdge_StatisticsContext WasmEdge_StatisticsContext;
 typedef struct WasmEdge_ASTModuleContext WasmEdge_ASTModuleContext;
 typedef struct WasmEdge_FunctionTypeContext WasmEdge_FunctionTypeContext;
 typedef struct WasmEdge_MemoryTypeContext WasmEdge_MemoryTypeContext;
+typedef struct WasmEdge_ImportTypeContext WasmEdge_ImportTypeContext;
 typedef struct WasmEdge_ExportTypeContext WasmEdge_ExportTypeContext;
 typedef struct WasmEdge_CompilerContext WasmEdge_CompilerContext;
 typedef struct WasmEdge_LoaderContext WasmEdge_LoaderContext;
@@ -67,6 +68,11 @@ void WasmEdge_ValidatorDelete(WasmEdge_ValidatorContext *);
 uint32_t WasmEdge_ASTModuleListExportsLength(const WasmEdge_ASTModuleContext *);
 uint32_t WasmEdge_ASTModuleListExports(const WasmEdge_ASTModuleContext *, const WasmEdge_ExportTypeContext **,
                                        uint32_t);
+uint32_t WasmEdge_ASTModuleListImportsLength(const WasmEdge_ASTModuleContext *);
+uint32_t WasmEdge_ASTModuleListImports(const WasmEdge_ASTModuleContext *, const WasmEdge_ImportTypeContext **,
+                                       uint32_t);
+int WasmEdge_ImportTypeGetExternalType(const WasmEdge_ImportTypeContext *);
+WasmEdge_String WasmEdge_ImportTypeGetModuleName(const WasmEdge_ImportTypeContext *);
 int WasmEdge_ExportTypeGetExternalType(const WasmEdge_ExportTypeContext *);
 WasmEdge_String WasmEdge_ExportTypeGetExternalName(const WasmEdge_ExportTypeContext *);
 const WasmEdge_MemoryTypeContext *WasmEdge_ExportTypeGetMemoryType(const WasmEdge_ASTModuleContext *,
@@ -90,9 +96,12 @@ void WasmEdge_ModuleInstanceAddFunction(WasmEdge_ModuleInstanceContext *, WasmEd
                                         WasmEdge_FunctionInstanceContext *);
 WasmEdge_FunctionInstanceContext *WasmEdge_ModuleInstanceFindFunction(const WasmEdge_ModuleInstanceContext *,
                                                                       WasmEdge_String);
-WasmEdge_MemoryInstanceContext *WasmEdge_ModuleInstanceFindMemory(const WasmEdge_ModuleInstanceContext *,
-                                                                  WasmEdge_String);
 void WasmEdge_ModuleInstanceDelete(WasmEdge_ModuleInstanceContext *);
+WasmEdge_MemoryTypeContext *WasmEdge_MemoryTypeCreate(WasmEdge_Limit);
+void WasmEdge_MemoryTypeDelete(WasmEdge_MemoryTypeContext *);
+WasmEdge_MemoryInstanceContext *WasmEdge_MemoryInstanceCreate(const WasmEdge_MemoryTypeContext *);
+void WasmEdge_ModuleInstanceAddMemory(WasmEdge_ModuleInstanceContext *, WasmEdge_String,
+                                      WasmEdge_MemoryInstanceContext *);
 uint8_t *WasmEdge_MemoryInstanceGetPointer(WasmEdge_MemoryInstanceContext *, uint32_t, uint32_t);
 uint32_t WasmEdge_MemoryInstanceGetPageSize(const WasmEdge_MemoryInstanceContext *);
 Result WasmEdge_MemoryInstanceGrowPage(WasmEdge_MemoryInstanceContext *, uint32_t);
@@ -108,12 +117,17 @@ Result WasmEdge_ExecutorInvoke(WasmEdge_ExecutorContext *, const WasmEdge_Functi
                                uint32_t, void *, uint32_t);
 void WasmEdge_ExecutorDelete(WasmEdge_ExecutorContext *);
 """
+_OF_LIBC = """
+void *memset(void *, int, size_t);
+int madvise(void *, size_t, int);
+"""
 
 CData = Any
 """A value of cffi's: it has no types of its own."""
 
 ffi: Any = cffi.FFI()
-ffi.cdef(_DECLARATIONS)
+ffi.cdef(_DECLARATIONS + _OF_LIBC)
+libc: Any = ffi.dlopen(None)
 
 
 def _open() -> Any:

@@ -8,7 +8,7 @@ from typing import Self
 from .declarations import CData, ffi, library
 from .handles import Handle, check
 from .host import Signature
-from .start import deferred
+from .imported import imported
 
 _FUNCTION, _MEMORY = 0, 2
 """Of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
@@ -49,7 +49,7 @@ class Module(Handle):
 
     @classmethod
     def from_bytes(cls, wasm: bytes, config: Config) -> Self:
-        """Load and validate wasm, to be run where `deferred` has seen to its start section. Error: LoadError."""
+        """Load and validate wasm, which can be run where `imported` made it. Error: LoadError."""
         with _Loader(config) as loader:
             given = ffi.new("WasmEdge_Bytes *", (len(wasm), ffi.from_buffer("uint8_t[]", wasm)))
             made = ffi.new("WasmEdge_ASTModuleContext **")
@@ -63,7 +63,7 @@ class Module(Handle):
         with path.open("rb") as file:
             plain = file.read(4) == b"\0asm"
         if plain:
-            return cls.from_bytes(deferred(path.read_bytes()), config)
+            return cls.from_bytes(imported(path.read_bytes()), config)
         with _Loader(config) as loader:
             made = ffi.new("WasmEdge_ASTModuleContext **")
             check(library.WasmEdge_LoaderParseFromFile(loader.pointer, made, bytes(path)))
@@ -88,6 +88,17 @@ class Module(Handle):
             found.append(MemoryExport(name, limit.Min, limit.Max if limit.HasMax else None))
         return found
 
+    def memory_sources(self) -> list[str]:
+        """The modules from which it imports its memories, one name for each."""
+        count = library.WasmEdge_ASTModuleListImportsLength(self.pointer)
+        imports = ffi.new("const WasmEdge_ImportTypeContext *[]", count)
+        library.WasmEdge_ASTModuleListImports(self.pointer, imports, count)
+        return [
+            _text(library.WasmEdge_ImportTypeGetModuleName(each))
+            for each in imports
+            if library.WasmEdge_ImportTypeGetExternalType(each) == _MEMORY
+        ]
+
     def functions(self) -> dict[str, Signature]:
         """The exported functions, with other types than i32 and i64 as `?`."""
         kinds = {
@@ -111,9 +122,12 @@ class Module(Handle):
         found = []
         for export in exports:
             if library.WasmEdge_ExportTypeGetExternalType(export) == kind:
-                name = library.WasmEdge_ExportTypeGetExternalName(export)
-                found.append((ffi.buffer(name.Buf, name.Length)[:].decode(), export))
+                found.append((_text(library.WasmEdge_ExportTypeGetExternalName(export)), export))
         return found
+
+
+def _text(name: CData) -> str:
+    return str(ffi.buffer(name.Buf, name.Length)[:].decode())
 
 
 def _letters(kind: CData, length: Callable[..., int], get: Callable[..., int]) -> str:

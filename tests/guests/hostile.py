@@ -38,6 +38,7 @@ def refused() -> dict[str, tuple[bytes, str]]:
         "two memories": (entry("", "(memory 1)"), "memory_several"),
         "two memories, both exported": (entry("", '(memory (export "other") 1)'), "memory_several"),
         "an imported memory": (entry("", memory='(import "env" "memory" (memory 1))'), "memory_imported"),
+        "the runtime's own import": (entry("", memory='(import "skerry: memory" "0" (memory 1))'), "memory_imported"),
         "an imported memory and its own": (entry("", '(import "env" "memory" (memory 1))'), "memory_imported"),
         "a hidden memory": (entry("", memory="(memory 1)"), "memory_not_exported"),
         "no page": (entry("", memory='(memory (export "memory") 0)'), "memory_zero"),
@@ -62,7 +63,6 @@ def refused() -> dict[str, tuple[bytes, str]]:
         ),
         "a start function that does not exist": (module(start=99), "module_invalid"),
         "two start sections": (module() + section(8, b"\0") + section(8, b"\0"), "module_invalid"),
-        "a name of the runtime's": (entry("", '(func (export "skerry: start") unreachable)'), "export_reserved"),
         "4 billion local variables": (module(bodies=[b"\1" + leb(2**32 - 1) + b"\x7f\x0b"]), "module_too_complex"),
         "3,000 functions of 50,000 local variables": (
             module(functions=3001, bodies=[b"\0\x0b"] + [b"\1" + leb(50_000) + b"\x7f\x0b"] * 3000),

@@ -8,7 +8,7 @@ import pytest
 from control import wire
 from edge_runtime.frames import LocalFunction
 from edge_runtime.guest import Function, GuestFault, Limits, Request, Services
-from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, instance
+from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, memory
 from edge_runtime.wasmedge.declarations import ffi
 from tests.guests.build import guest, wat
 from tests.support.edge import node
@@ -361,13 +361,14 @@ def test_what_is_no_plugin(load):
 def test_a_kernel_memory_that_was_not_reserved(load, monkeypatch, base, pages):
     """Each of the two memories is looked at before anything of the plug-in runs: here only the second is missing."""
     loaded, bases = load(), []
-    monkeypatch.setattr(instance, "_memory_pages", lambda pointer: 2 if len(bases) == 1 else pages)
+    first = loaded.runner.program._limits[0][0]
+    monkeypatch.setattr(memory, "_memory_pages", lambda pointer: first if len(bases) == 1 else pages)
 
     def found(pointer, start, length):
         bases.append(pointer)
         return ffi.cast("uint8_t *", 4096) if len(bases) == 1 else base
 
-    monkeypatch.setattr(instance, "_memory_pointer", found)
+    monkeypatch.setattr(memory, "_memory_pointer", found)
     with pytest.raises(Unsafe, match="nothing was run"):
         call(loaded, "echo")
     assert len(set(bases)) == 2

@@ -19,6 +19,7 @@ from edge_runtime.wasmedge import (
     Unsafe,
 )
 from edge_runtime.wasmedge.handles import Handle
+from edge_runtime.wasmedge.imported import imported
 from tests.guests.build import guest, wat
 
 CALLS = """(module
@@ -38,7 +39,7 @@ START = Entry("_start")
 
 def program(wasm, imports=(), pages=16):
     config = Config(memory_pages=pages)
-    return Program(Module.from_bytes(wasm, config), config, list(imports), [START])
+    return Program(Module.from_bytes(imported(wasm), config), config, list(imports), [START])
 
 
 def run(program, memory=None):

@@ -107,7 +107,7 @@ def test_hazard_3_a_reservation_that_fails_is_noticed_before_the_first_call(aot)
         wat("""(module (memory (export "memory") 1)
       (func (export "_start") (i32.store (i32.const 64) (i32.const 0x41414141))))""")
     )
-    without = "import edge_runtime.wasmedge.instance as i; i.check_address_space = lambda: None"
+    without = "import edge_runtime.wasmedge.memory as m; m.check_address_space = lambda: None"
     # So little that 4 GiB more can't be reserved.
     limit = "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))"
     status, said = run(hostile, during=f"{without}; {limit}")

@@ -51,14 +51,35 @@ def refuse_pages():
     assert libc.prctl(38, 1, 0, 0, 0) == 0
     assert libc.prctl(22, 2, filter, 0, 0) == 0
 
+def instantiate_alone():
+    '''The module as it is, with none of what the runtime does before.'''
+    from pathlib import Path
+    from edge_runtime.wasmedge import Config, Module, instance
+    config = Config(memory_pages=16)
+    module = Module.from_file(Path(sys.argv[1]), config)
+    executor = instance._Executor(config)
+    store = instance._Store(executor, [])
+    made = instance.ffi.new("WasmEdge_ModuleInstanceContext **")
+    refuse_pages()
+    print("result", instance._instantiate(executor.pointer, made, store.pointer, module.pointer))
+
+if "alone" in sys.argv:
+    instantiate_alone()
+    print("canary", canary.raw.hex())
+    sys.exit()
 prepare()
 function = Function.load(LocalFunction("f", 1, "", wire.Manifest(), "", sys.argv[1], sys.argv[2]))
+def call():
+    try:
+        function.call(Request("GET"))
+    except (Unsafe, GuestFault) as error:
+        print(type(error).__name__, error)
+
+if "once before" in sys.argv:
+    call()
 if "refuse" in sys.argv:
     refuse_pages()
-try:
-    function.call(Request("GET"))
-except (Unsafe, GuestFault) as error:
-    print(type(error).__name__, error)
+call()
 print("canary", canary.raw.hex())
 """
 
@@ -68,6 +89,8 @@ MODULES = {
     "entry": f"""(module (memory (export "memory") 1) (func (export "_start") {WRITES}))""",
     "initialize": f"""(module (memory (export "memory") 1) (func (export "_initialize") {WRITES})
         (func (export "_start")))""",
+    "grows": f"""(module (memory (export "memory") 1) (func (export "_start")
+        (drop (memory.grow (i32.const 1))) {WRITES}))""",
 }
 UNTOUCHED = "canary 0000000000000000"
 
@@ -92,6 +115,14 @@ def test_nothing_of_a_guest_runs_where_its_memory_was_refused(aot: Callable[[str
     assert canary == UNTOUCHED
 
 
+def test_nor_where_it_is_refused_for_a_later_call(aot: Callable[[str], AotFile]) -> None:
+    """A memory that has grown is reserved anew."""
+    before, told, canary = run(aot("grows"), "once before", "refuse")
+    assert "out of bounds memory access" in before
+    assert told == "Unsafe the guest's memory was not reserved (0 pages of 1): nothing was run in it"
+    assert canary == UNTOUCHED
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_with_its_memory_it_traps_there(aot: Callable[[str], AotFile], name: str) -> None:
     told, canary = run(aot(name))
@@ -99,11 +130,10 @@ def test_with_its_memory_it_traps_there(aot: Callable[[str], AotFile], name: str
     assert canary == UNTOUCHED
 
 
-def test_a_start_section_left_in_place_would_write_the_hosts_memory(
+def test_with_a_memory_of_its_own_a_start_section_would_write_the_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the two above would show nothing."""
-    monkeypatch.setattr(compile, "deferred", lambda wasm: wasm)
+    """Else the two above would show nothing, and memories needn't be imported."""
+    monkeypatch.setattr(compile, "imported", lambda wasm: wasm)
     made = compile_module(wat(MODULES["start"]), tmp_path, QUICK)
-    *_, canary = run(made, "refuse")
-    assert canary == "canary 4141414100000000"
+    assert run(made, "alone") == ["result 0", "canary 4141414100000000"]

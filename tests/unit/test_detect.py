@@ -216,7 +216,6 @@ REFUSED = {
         "module_too_complex",
         "101000 parameters and results in all",
     ),
-    "a name of ours": (module(MEMORY, ENTRY, '(func (export "skerry: start"))'), "export_reserved", "skerry: start:"),
     "a component": (wat("(component)"), "module_component", "wasm32-wasip1"),
     "text": (b"(module)", "module_invalid", "don't begin with those of a WebAssembly module"),
     "nothing at all": (b"", "module_invalid", "don't begin"),

@@ -1,0 +1,153 @@
+"""The memories of guests: reserved for a program, looked into while it runs, and zeroed behind each call.
+
+The hazard (measured on 0.14.1): where the reservation of a guest's address space fails, WasmEdge says OK with a NULL
+base and 0 pages, and AOT code then reads and writes the host's memory. So memories are reserved here, before anything
+is instantiated: address space must be unlimited, no process has many of them (they use it up), and each must have a
+base and the pages that the module declares, one or more.
+"""
+
+import resource
+from collections.abc import Sequence
+from typing import Final, Self
+
+from .declarations import CData, ffi, libc, library
+from .errors import Unsafe
+from .handles import Handle, Name
+from .imported import MODULE
+
+PAGE = 65536
+SMALL: Final = 2 * PAGE
+"""Bytes of a memory up to which writing zeros costs less than giving its pages back and faulting them in again."""
+LARGE: Final = 1024 * PAGE
+"""Bytes of a memory from which it isn't kept: what is mapped for writing counts (`fence.DATA_BYTES`), used or not."""
+
+_memory_pointer = library.WasmEdge_MemoryInstanceGetPointer
+_memory_pages = library.WasmEdge_MemoryInstanceGetPageSize
+_memset, _madvise = libc.memset, libc.madvise
+_window = ffi.buffer
+_limit, _AS = resource.getrlimit, resource.RLIMIT_AS
+_UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+_MODULE, _NAMES = Name(MODULE), (Name("0"), Name("1"))
+_DONTNEED: Final = 4
+"""MADV_DONTNEED: private pages are given back, and read as zeros."""
+
+
+def check_address_space() -> None:
+    """Refuse to go on where address space is limited (RLIMIT_AS, `ulimit -v`). Error: Unsafe."""
+    limit = _limit(_AS)
+    if limit != _UNLIMITED:
+        raise Unsafe(
+            f"this process has a limit on its address space ({limit[0]} bytes), under which a guest could leave its "
+            "sandbox: start it without one (`ulimit -v unlimited`, no LimitAS in systemd)"
+        )
+
+
+class Reserved(Handle):
+    """The memories that a program imports, for one instance after the other."""
+
+    _delete = "WasmEdge_ModuleInstanceDelete"
+
+    def __init__(self, limits: Sequence[tuple[int, int]]) -> None:
+        """`limits`: the pages of each memory, and the most that it may grow to. Error: Unsafe, and nothing is left."""
+        check_address_space()
+        self._own(library.WasmEdge_ModuleInstanceCreate(_MODULE.value))
+        self.memories: list[tuple[CData, CData, CData]] = []
+        """Of each: the memory, its base, and a window on what it begins with."""
+        self._minima = [minimum for minimum, _ in limits]
+        for name, (minimum, maximum) in zip(_NAMES, limits, strict=False):
+            self._add(name, minimum, maximum)
+        sizes = [minimum * PAGE for minimum in self._minima]
+        self._kept = sum(sizes) < LARGE
+        self._places = [(base, size) for (_, base, _), size in zip(self.memories, sizes, strict=True)]
+
+    def _add(self, name: Name, minimum: int, maximum: int) -> None:
+        kind = library.WasmEdge_MemoryTypeCreate((True, False, minimum, maximum))
+        made = library.WasmEdge_MemoryInstanceCreate(kind)
+        library.WasmEdge_MemoryTypeDelete(kind)
+        if made:
+            # From here the module owns the memory.
+            library.WasmEdge_ModuleInstanceAddMemory(self.pointer, name.value, made)
+        base = _memory_pointer(made, 0, 1) if made else None
+        pages = _memory_pages(made) if made else 0
+        if not base or pages != minimum or minimum < 1:
+            self.close()
+            raise Unsafe(f"the guest's memory was not reserved ({pages} pages of {minimum}): nothing was run in it")
+        self.memories.append((made, base, _window(base, minimum * PAGE)))
+
+    def clear(self) -> bool:
+        """Zero all for the next instance; False where they must be reserved anew, since a memory can't shrink."""
+        if not self._kept:
+            return False
+        for (memory, _, _), minimum in zip(self.memories, self._minima, strict=True):
+            if _memory_pages(memory) != minimum:
+                return False
+        for base, size in self._places:
+            if size <= SMALL:
+                _memset(base, 0, size)
+            elif _madvise(base, size, _DONTNEED):
+                return False
+        return True
+
+
+class Memory:
+    """A live instance's memory. `buffer` is a window on it, valid while the instance is; every access is checked
+    here, and the window is made again when the guest has grown its memory."""
+
+    __slots__ = ("_pointer", "buffer", "size")
+
+    def __init__(self) -> None:
+        self._pointer: CData = None
+        self.buffer: CData = b""
+        self.size = 0
+
+    def open(self, reserved: tuple[CData, CData, CData]) -> Self:
+        """Look at one of `Reserved.memories`."""
+        self._pointer, _, self.buffer = reserved
+        self.size = len(self.buffer)
+        return self
+
+    def close(self) -> None:
+        """Forget the memory: it becomes another instance's, or nobody's."""
+        self._pointer, self.buffer, self.size = None, b"", 0
+
+    def need(self, end: int) -> None:
+        """Make sure that the bytes below `end` are the guest's. Error: IndexError."""
+        if end > self.size:
+            self._look_again()
+            if end > self.size:
+                raise IndexError(f"address {end} is outside the guest's memory of {self.size} bytes")
+
+    def grow(self, end: int) -> bool:
+        """Have the bytes below `end`, with more pages where it takes them; False where there are no more."""
+        if self._pointer is None:
+            return False
+        if end > self.pages() * PAGE:
+            more = (end - 1) // PAGE + 1 - self.pages()
+            if library.WasmEdge_MemoryInstanceGrowPage(self._pointer, more):
+                return False
+        self._look_again()
+        return True
+
+    def _look_again(self) -> None:
+        """The guest may have more pages than when it was last looked at."""
+        if self._pointer is not None:
+            self.size = self.pages() * PAGE
+            self.buffer = _window(_memory_pointer(self._pointer, 0, 1), self.size)
+
+    def pages(self) -> int:
+        """Pages that the guest has now."""
+        return 0 if self._pointer is None else int(_memory_pages(self._pointer))
+
+    def read(self, start: int, length: int) -> bytes:
+        """A copy of the guest's bytes. Error: IndexError."""
+        end = start + length
+        if end > self.size:
+            self.need(end)
+        return self.buffer[start:end]  # type: ignore[no-any-return]
+
+    def write(self, start: int, data: bytes) -> None:
+        """Copy bytes into the guest. Error: IndexError."""
+        end = start + len(data)
+        if end > self.size:
+            self.need(end)
+        self.buffer[start:end] = data

@@ -1,0 +1,178 @@
+"""A guest's memory is reserved once for many instances, and none sees what another left in it."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.wasmedge import (
+    PAGE,
+    Config,
+    Entry,
+    HostModule,
+    LinkError,
+    Memory,
+    Module,
+    Program,
+    Trap,
+    Unsafe,
+    instance,
+    memory,
+)
+from edge_runtime.wasmedge.imported import imported
+from tests.guests.build import guest, wat
+
+START = Entry("_start")
+END = Entry("end")
+
+SPOILS = """(module (import "host" "give" (func $give (param i32)))
+  (memory (export "memory") {pages}) (data (i32.const 8) "data")
+  ;; Gives how many pages there are, the word of the data section, and how many of the words elsewhere aren't zero; then
+  ;; it writes to all of them, and grows.
+  (func (export "_start") (local $at i32) (local $spoilt i32) (local $end i32)
+    (call $give (memory.size))
+    (call $give (i32.load (i32.const 8)))
+    (local.set $end (i32.mul (memory.size) (i32.const 65536)))
+    (loop $next
+      (if (i32.ne (local.get $at) (i32.const 8)) (then
+        (local.set $spoilt (i32.add (local.get $spoilt) (i32.ne (i32.load (local.get $at)) (i32.const 0))))))
+      (i32.store (local.get $at) (i32.const -1))
+      (br_if $next (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const {step}))) (local.get $end))))
+    (call $give (local.get $spoilt))
+    {then}))"""
+DATA = int.from_bytes(b"data", "little")
+
+THENS = {
+    "ends": "",
+    "traps": "unreachable",
+    "grows": "(drop (memory.grow (i32.const 1)))",
+    "grows and writes": "(drop (memory.grow (i32.const 2))) (i32.store (local.get $end) (i32.const 5))",
+    "fails to grow": "(drop (memory.grow (i32.const 60000)))",
+}
+
+
+@pytest.fixture
+def got() -> Iterator[list[int]]:
+    yield []
+    gc.collect()
+
+
+def program(wasm: bytes, got: list[int], pages: int = 2048) -> Program:
+    config = Config(memory_pages=pages)
+    given = HostModule("host", {"give": (("i", ""), got.append)})
+    return Program(Module.from_bytes(imported(wasm), config), config, [given], [START])
+
+
+def run(runs: Program) -> None:
+    with runs.open(Memory()):
+        runs.call(START)
+
+
+@pytest.mark.parametrize("pages", [1, memory.SMALL // PAGE, memory.SMALL // PAGE + 1, 17, memory.LARGE // PAGE])
+@pytest.mark.parametrize("then", THENS)
+def test_each_instance_finds_its_memory_as_the_module_declares_it(got: list[int], pages: int, then: str) -> None:
+    runs = program(wat(SPOILS.format(pages=pages, then=THENS[then], step=4 if pages < 3 else 252)), got)
+    for _ in range(4):
+        got.clear()
+        if then == "traps":
+            with pytest.raises(Trap):
+                run(runs)
+        else:
+            run(runs)
+        assert got == [pages, DATA, 0]
+
+
+def test_a_memory_is_reserved_once_for_calls_that_leave_its_size(
+    got: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    reserve = instance.Reserved
+    monkeypatch.setattr(instance, "Reserved", lambda limits: made.append(limits) or reserve(limits))
+    for then, times in (("ends", 1), ("traps", 1), ("grows", 5)):
+        runs = program(wat(SPOILS.format(pages=1, then=THENS[then], step=4)), got)
+        for _ in range(5):
+            try:
+                run(runs)
+            except Trap:
+                assert then == "traps"
+        assert made == [[(1, 2048)]] * times
+        made.clear()
+
+
+def test_growth_keeps_to_what_the_module_and_the_node_allow(got: list[int]) -> None:
+    tries = """(module (import "host" "give" (func $give (param i32))) (memory (export "memory") {limits})
+      (func (export "_start") (loop $next (br_if $next (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+        (call $give (memory.size))))"""
+    for limits, pages, most in (("1 7", 16, 7), ("1", 16, 16), ("2 40", 16, 16), ("3 3", 16, 3)):
+        for _ in range(2):
+            run(program(wat(tries.format(limits=limits)), got, pages))
+            assert got.pop() == most
+
+
+def test_programs_take_turns_in_keeping_their_memories(got: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes 12 GiB of addresses; with too many of them the kernel would refuse the next one."""
+    gc.collect()
+    monkeypatch.setattr(instance, "KEPT", 3)
+    many = [program(wat(SPOILS.format(pages=1, then="", step=4)), got) for _ in range(7)]
+    for _ in range(2):
+        for runs in many:
+            got.clear()
+            run(runs)
+            assert got == [1, DATA, 0]
+            assert len(Program._keeping) <= 3
+    for runs in many:
+        runs.close()
+    assert not set(many) & set(Program._keeping)
+
+
+def test_closing_a_program_gives_its_addresses_back(got: list[int]) -> None:
+    def reserved() -> int:
+        return sum(
+            int(line.split()[1])
+            for line in Path("/proc/self/smaps").read_text().splitlines()
+            if line.startswith("Size:")
+        )
+
+    gc.collect()
+    before = reserved()
+    runs = program(wat(SPOILS.format(pages=1, then="", step=4)), got)
+    run(runs)
+    assert reserved() - before > 11 * 2**20, "KiB"
+    runs.close()
+    assert reserved() - before < 2**20
+
+
+def test_a_module_whose_memory_is_its_own_is_refused(got: list[int]) -> None:
+    """The host would look into another one."""
+    config = Config(memory_pages=16)
+    with pytest.raises(LinkError, match="aren't imported"):
+        Program(Module.from_bytes(guest("trap"), config), config, [], [START])
+
+
+@pytest.mark.parametrize("wrong", ["no base", "no pages"])
+def test_what_was_not_reserved_is_seen_each_time(got: list[int], monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    runs = program(wat(SPOILS.format(pages=1, then=THENS["grows"], step=4)), got)
+    run(runs)
+    got.clear()
+    with monkeypatch.context() as patch:
+        if wrong == "no base":
+            patch.setattr(memory, "_memory_pointer", lambda *_: memory.ffi.NULL)
+        else:
+            patch.setattr(memory, "_memory_pages", lambda _: 0)
+        with pytest.raises(Unsafe, match="nothing was run in it"):
+            run(runs)
+        assert not got
+    run(runs)
+    assert got == [1, DATA, 0]
+
+
+def test_pages_that_the_kernel_does_not_take_back_are_not_used_again(
+    got: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = program(wat(SPOILS.format(pages=17, then="", step=252)), got)
+    monkeypatch.setattr(memory, "_madvise", lambda *_: -1)
+    for _ in range(3):
+        got.clear()
+        run(runs)
+        assert got == [17, DATA, 0]
