@@ -117,7 +117,13 @@ Result WasmEdge_ExecutorInvoke(WasmEdge_ExecutorContext *, const WasmEdge_Functi
                                uint32_t, void *, uint32_t);
 void WasmEdge_ExecutorDelete(WasmEdge_ExecutorContext *);
 """
+_INSIDE = """
+typedef struct { uint8_t kind; uint32_t pages; uint32_t most; uint8_t *base; } Inside;
+"""
+"""How an object of `WasmEdge_MemoryInstanceContext` begins in 0.14.1: its type, with the pages that it has and the most
+that it may have, and its base. No function of the C API makes a memory smaller."""
 _OF_LIBC = """
+void *mmap(void *, size_t, int, int, int, long);
 void *memset(void *, int, size_t);
 int madvise(void *, size_t, int);
 """
@@ -126,7 +132,7 @@ CData = Any
 """A value of cffi's: it has no types of its own."""
 
 ffi: Any = cffi.FFI()
-ffi.cdef(_DECLARATIONS + _OF_LIBC)
+ffi.cdef(_DECLARATIONS + _INSIDE + _OF_LIBC)
 libc: Any = ffi.dlopen(None)
 
 

@@ -6,6 +6,7 @@ is instantiated: address space must be unlimited, no process has many of them (t
 base and the pages that the module declares, one or more.
 """
 
+import mmap
 import resource
 from collections.abc import Sequence
 from typing import Final, Self
@@ -23,13 +24,15 @@ LARGE: Final = 1024 * PAGE
 
 _memory_pointer = library.WasmEdge_MemoryInstanceGetPointer
 _memory_pages = library.WasmEdge_MemoryInstanceGetPageSize
-_memset, _madvise = libc.memset, libc.madvise
-_window = ffi.buffer
+_memset, _madvise, _mmap = libc.memset, libc.madvise, libc.mmap
+_window, _inside = ffi.buffer, ffi.cast
 _limit, _AS = resource.getrlimit, resource.RLIMIT_AS
 _UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 _MODULE, _NAMES = Name(MODULE), (Name("0"), Name("1"))
 _DONTNEED: Final = 4
 """MADV_DONTNEED: private pages are given back, and read as zeros."""
+_PROT_NONE: Final = 0
+_RESERVED: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE | 0x10  # MAP_FIXED
 
 
 def check_address_space() -> None:
@@ -51,16 +54,10 @@ class Reserved(Handle):
         """`limits`: the pages of each memory, and the most that it may grow to. Error: Unsafe, and nothing is left."""
         check_address_space()
         self._own(library.WasmEdge_ModuleInstanceCreate(_MODULE.value))
-        self.memories: list[tuple[CData, CData, CData]] = []
-        """Of each: the memory, its base, and a window on what it begins with."""
-        self._minima = [minimum for minimum, _ in limits]
-        for name, (minimum, maximum) in zip(_NAMES, limits, strict=False):
-            self._add(name, minimum, maximum)
-        sizes = [minimum * PAGE for minimum in self._minima]
-        self._kept = sum(sizes) < LARGE
-        self._places = [(base, size) for (_, base, _), size in zip(self.memories, sizes, strict=True)]
+        self._kept = sum(minimum for minimum, _ in limits) * PAGE < LARGE
+        self.memories = [self._add(name, *each) for name, each in zip(_NAMES, limits, strict=False)]
 
-    def _add(self, name: Name, minimum: int, maximum: int) -> None:
+    def _add(self, name: Name, minimum: int, maximum: int) -> "Space":
         kind = library.WasmEdge_MemoryTypeCreate((True, False, minimum, maximum))
         made = library.WasmEdge_MemoryInstanceCreate(kind)
         library.WasmEdge_MemoryTypeDelete(kind)
@@ -72,21 +69,46 @@ class Reserved(Handle):
         if not base or pages != minimum or minimum < 1:
             self.close()
             raise Unsafe(f"the guest's memory was not reserved ({pages} pages of {minimum}): nothing was run in it")
-        self.memories.append((made, base, _window(base, minimum * PAGE)))
+        return Space(made, base, minimum, maximum)
 
     def clear(self) -> bool:
-        """Zero all for the next instance; False where they must be reserved anew, since a memory can't shrink."""
-        if not self._kept:
+        """Make all as they were reserved, for the next instance; False where they must be reserved anew."""
+        return self._kept and all(memory.clear() for memory in self.memories)
+
+
+class Space:
+    """One memory: its address, its base, and a window on the pages that it begins with."""
+
+    __slots__ = ("_maximum", "_minimum", "base", "pointer", "size", "window")
+
+    def __init__(self, pointer: CData, base: CData, minimum: int, maximum: int) -> None:
+        self.pointer, self.base = pointer, base
+        self.size = minimum * PAGE
+        """Bytes that it begins with."""
+        self.window = _window(base, self.size)
+        self._minimum, self._maximum = minimum, maximum
+
+    def clear(self) -> bool:
+        """Have zeros, and as many pages as at the beginning; whether that could be done."""
+        pages = _memory_pages(self.pointer)
+        if pages != self._minimum and not self._shrink(pages):
             return False
-        for (memory, _, _), minimum in zip(self.memories, self._minima, strict=True):
-            if _memory_pages(memory) != minimum:
-                return False
-        for base, size in self._places:
-            if size <= SMALL:
-                _memset(base, 0, size)
-            elif _madvise(base, size, _DONTNEED):
-                return False
-        return True
+        if self.size <= SMALL:
+            _memset(self.base, 0, self.size)
+            return True
+        return bool(_madvise(self.base, self.size, _DONTNEED) == 0)
+
+    def _shrink(self, pages: int) -> bool:
+        """Give back the pages that the guest has grown by: only reserved again, as before, and not counted."""
+        inside = _inside("Inside *", self.pointer)
+        if (inside.pages, inside.most, inside.base) != (pages, self._maximum, self.base):
+            # It isn't what is known of 0.14.1.
+            return False
+        more = (pages - self._minimum) * PAGE
+        if _mmap(self.base + self.size, more, _PROT_NONE, _RESERVED, -1, 0) != self.base + self.size:
+            return False
+        inside.pages = self._minimum
+        return bool(_memory_pages(self.pointer) == self._minimum)
 
 
 class Memory:
@@ -100,10 +122,9 @@ class Memory:
         self.buffer: CData = b""
         self.size = 0
 
-    def open(self, reserved: tuple[CData, CData, CData]) -> Self:
+    def open(self, space: Space) -> Self:
         """Look at one of `Reserved.memories`."""
-        self._pointer, _, self.buffer = reserved
-        self.size = len(self.buffer)
+        self._pointer, self.buffer, self.size = space.pointer, space.window, space.size
         return self
 
     def close(self) -> None:

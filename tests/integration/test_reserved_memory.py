@@ -83,21 +83,84 @@ def test_each_instance_finds_its_memory_as_the_module_declares_it(got: list[int]
         assert got == [pages, DATA, 0]
 
 
-def test_a_memory_is_reserved_once_for_calls_that_leave_its_size(
-    got: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def reserved(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The limits of each memory that is reserved."""
     made: list[object] = []
     reserve = instance.Reserved
     monkeypatch.setattr(instance, "Reserved", lambda limits: made.append(limits) or reserve(limits))
-    for then, times in (("ends", 1), ("traps", 1), ("grows", 5)):
-        runs = program(wat(SPOILS.format(pages=1, then=THENS[then], step=4)), got)
-        for _ in range(5):
-            try:
+    return made
+
+
+@pytest.mark.parametrize("then", THENS)
+def test_a_memory_is_reserved_once(got: list[int], reserved: list[object], then: str) -> None:
+    runs = program(wat(SPOILS.format(pages=1, then=THENS[then], step=4)), got)
+    for _ in range(5):
+        try:
+            run(runs)
+        except Trap:
+            assert then == "traps"
+    assert reserved == [[(1, 2048)]]
+
+
+def test_a_large_one_is_reserved_each_time(got: list[int], reserved: list[object]) -> None:
+    """What is mapped for writing counts against the worker's limit, used or not."""
+    runs = program(wat(SPOILS.format(pages=memory.LARGE // PAGE, then="", step=65536)), got)
+    for _ in range(3):
+        run(runs)
+    assert len(reserved) == 3
+
+
+TURNS = """(module (import "host" "turn" (func $turn (result i32))) (memory (export "memory") 1)
+  (func (export "_start")
+    (if (i32.eqz (call $turn))
+      (then (drop (memory.grow (i32.const 800))) (memory.fill (i32.const 0) (i32.const 1) (i32.const 52494336)))
+      (else (drop (i32.load8_u (i32.const {at})))))))"""
+
+
+@pytest.mark.parametrize("at", [65536, 52494335])
+def test_what_a_call_grew_by_is_out_of_the_next_ones_bounds_and_given_back(at: int, reserved: list[object]) -> None:
+    turns = [0, 1, 0, 1, 1]
+    config = Config(memory_pages=1024)
+    given = HostModule("host", {"turn": (("", "i"), lambda: turns[0])})
+    runs = Program(Module.from_bytes(imported(wat(TURNS.format(at=at))), config), config, [given], [START])
+    before = resident()
+    while turns:
+        if turns[0]:
+            with pytest.raises(Trap, match="out of bounds memory access"):
                 run(runs)
-            except Trap:
-                assert then == "traps"
-        assert made == [[(1, 2048)]] * times
-        made.clear()
+        else:
+            run(runs)
+        assert resident() - before < 8 * 2**20
+        turns.pop(0)
+    assert len(reserved) == 1
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+class Other:
+    """What isn't what is known of the library's object."""
+
+    pages = most = 7
+    base = memory.ffi.NULL
+
+
+@pytest.mark.parametrize(
+    ("name", "lies"),
+    [("_inside", lambda *_: Other), ("_mmap", lambda *_: memory.ffi.NULL), ("_madvise", lambda *_: -1)],
+)
+def test_what_can_not_be_made_as_it_was_is_reserved_anew(
+    got: list[int], reserved: list[object], monkeypatch: pytest.MonkeyPatch, name: str, lies: object
+) -> None:
+    runs = program(wat(SPOILS.format(pages=17, then=THENS["grows"], step=252)), got)
+    monkeypatch.setattr(memory, name, lies)
+    for _ in range(3):
+        got.clear()
+        run(runs)
+        assert got == [17, DATA, 0]
+    assert len(reserved) == 3
 
 
 def test_growth_keeps_to_what_the_module_and_the_node_allow(got: list[int]) -> None:
@@ -152,7 +215,7 @@ def test_a_module_whose_memory_is_its_own_is_refused(got: list[int]) -> None:
 
 @pytest.mark.parametrize("wrong", ["no base", "no pages"])
 def test_what_was_not_reserved_is_seen_each_time(got: list[int], monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    runs = program(wat(SPOILS.format(pages=1, then=THENS["grows"], step=4)), got)
+    runs = program(wat(SPOILS.format(pages=memory.LARGE // PAGE, then="", step=65536)), got)
     run(runs)
     got.clear()
     with monkeypatch.context() as patch:
@@ -164,15 +227,4 @@ def test_what_was_not_reserved_is_seen_each_time(got: list[int], monkeypatch: py
             run(runs)
         assert not got
     run(runs)
-    assert got == [1, DATA, 0]
-
-
-def test_pages_that_the_kernel_does_not_take_back_are_not_used_again(
-    got: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = program(wat(SPOILS.format(pages=17, then="", step=252)), got)
-    monkeypatch.setattr(memory, "_madvise", lambda *_: -1)
-    for _ in range(3):
-        got.clear()
-        run(runs)
-        assert got == [17, DATA, 0]
+    assert got == [memory.LARGE // PAGE, DATA, 0]
