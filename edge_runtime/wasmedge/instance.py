@@ -115,9 +115,8 @@ class Program:
         if module.memory_sources() != [MODULE] * len(exported):
             # The host would look into a memory that isn't the guest's.
             raise LinkError(0x0301, "the module's memories aren't imported: it must come from `imported`")
-        self._limits = [
-            (memory.minimum, min(config.memory_pages, memory.maximum or config.memory_pages)) for memory in exported
-        ]
+        most = config.memory_pages
+        self._limits = [(each.minimum, most if each.maximum is None else min(most, each.maximum)) for each in exported]
         self.functions = module.functions()
         """What the module exports."""
         for entry in entries:
