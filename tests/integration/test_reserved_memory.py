@@ -47,7 +47,8 @@ THENS = {
     "ends": "",
     "traps": "unreachable",
     "grows": "(drop (memory.grow (i32.const 1)))",
-    "grows and writes": "(drop (memory.grow (i32.const 2))) (i32.store (local.get $end) (i32.const 5))",
+    "grows and writes": """(drop (memory.grow (i32.const 2))) (if (i32.load (local.get $end)) (then unreachable))
+        (i32.store (local.get $end) (i32.const 5))""",
     "fails to grow": "(drop (memory.grow (i32.const 60000)))",
 }
 
