@@ -128,9 +128,9 @@ def _look(services: Services, credential: Credential) -> Node:
         raise ProblemError("shutting_down", "this replica stops; poll again", retry_after=SHUTDOWN_RETRY)
     if not fleet.fresh:
         raise ProblemError("database_unavailable", f"the targets couldn't be read for {STALE_AFTER:.0f} s; poll again")
-    known = fleet.credentials.get(credential.id, credential)
+    known = fleet.credentials.get(credential.id)
     node = fleet.nodes.get(credential.node_id)
-    if known.revoked_at is not None or node is None or node.removed:
+    if known is None or known.revoked_at is not None or node is None or node.removed:
         raise AuthError("credentials_invalid", "the node's credential was revoked", "revoked")
     return node
 
