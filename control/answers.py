@@ -190,6 +190,12 @@ class Node(Struct):
     sync: OpenSync | None
 
 
+class DetailedNode(Node):
+    capabilities: dict[str, Any]
+    """What it has told of what it can run, as it has told it."""
+    protocol: int
+
+
 class MadeJoinToken(Struct):
     id: str
     token: str

@@ -57,6 +57,8 @@ class Node:
     confirmed_generation: int
     digest: str
     """Of what the node ran when it was last confirmed or reported."""
+    capabilities_digest: str
+    """Of the capabilities that are stored; '' where they were told without one."""
     removed: bool
 
 
@@ -146,19 +148,20 @@ class Fleet:
     def target_generation(self, node: Node) -> int:
         return max(self.groups[node.group_id].generation, node.generation)
 
-    def at_target(self, node: Node, digest: str) -> bool:
-        """Whether a node that runs what `digest` says is known to be at target."""
-        if node.digest != digest:
+    def at_target(self, node: Node, poll: Poll) -> bool:
+        """Whether a node is known to be at target, and all of it that is to be stored is."""
+        if node.digest != poll.digest or poll.capabilities_digest not in ("", node.capabilities_digest):
             return False
         group = self.groups[node.group_id]
         return group.release_id is None or node.confirmed_generation >= max(group.generation, node.generation)
 
-    def confirm(self, node_id: str, digest: str, generation: int) -> None:
+    def confirm(self, node_id: str, digest: str, generation: int, capabilities_digest: str) -> None:
         """Remember what a transaction found out about a node; 0 for a generation that it isn't at."""
         node = self.nodes.get(node_id)
         if node is not None:
             node.digest = digest
             node.confirmed_generation = generation
+            node.capabilities_digest = capabilities_digest
 
     # Changes
 

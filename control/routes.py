@@ -253,7 +253,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "node",
         {201: wire.Rotated},
     ),
-    Operation("GET", NODE, "A node", nodelist.get_node, "read", {200: answers.Node}, ("unknown_node",)),
+    Operation("GET", NODE, "A node", nodelist.get_node, "read", {200: answers.DetailedNode}, ("unknown_node",)),
     Operation("DELETE", NODE, "Remove a node", nodes.remove, "admin", {204: None}, ("unknown_node",)),
     Operation(
         "POST",
