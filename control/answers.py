@@ -126,8 +126,23 @@ class Release(Struct):
     created_at: datetime
 
 
+class UnfitNode(Struct):
+    name: str
+    lacks: list[str]
+    """What the release's functions need and the node doesn't know, for people."""
+
+
+class Unfit(Struct):
+    """The nodes of a group that can't run a release, as far as they have told what they can."""
+
+    count: int
+    nodes: list[UnfitNode]
+    """The first 20 by name."""
+
+
 class MadeRelease(Release):
     changes: Changes
+    unfit: Unfit
 
 
 class GroupRelease(Struct):

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from control import answers, auth, capabilities, nodelist, queries, wire
+from control import answers, auth, capabilities, fitness, nodelist, queries, wire
 from control.auth import AuthError
 from control.calls import Answer, Call
 from control.problems import ProblemError
@@ -108,6 +108,8 @@ async def move(call: Call) -> Answer:
         node = await nodelist.find(conn, call.path["node"])
         group = await _group(conn, call.body.group)
         if group != node["group_id"]:
+            if not call.body.allow_unfit:
+                await fitness.refuse_move(conn, node["id"], group, call.body.group)
             decided = await conn.fetchrow(SQL["take_generation"])
             await conn.execute(SQL["move"], node["id"], group, decided["generation"], decided["epoch"])
             await call.audit(conn, "node.move", node["name"], {"group": call.body.group})

@@ -312,6 +312,8 @@ class NewJoinToken(Body, frozen=True):
 
 class MoveNode(Body, frozen=True):
     group: Name
+    allow_unfit: bool = False
+    """Also where the node can't run the group's release."""
 
 
 class NewVersion(Body, frozen=True):
@@ -343,6 +345,8 @@ class NewRelease(Body, frozen=True):
     """The floor; without it, the newest schema change."""
     rollback_to: Number | None = None
     """The number of an earlier release of the group, whose functions and floor the new one gets."""
+    allow_unfit: bool = False
+    """Also where nodes of the group can't run it: those refuse it, and serve their release on."""
     reason: Text = ""
 
 
