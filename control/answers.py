@@ -126,8 +126,23 @@ class Release(Struct):
     created_at: datetime
 
 
+class UnfitNode(Struct):
+    name: str
+    lacks: list[str]
+    """What the release's functions need and the node doesn't know, for people."""
+
+
+class Unfit(Struct):
+    """The nodes of a group that can't run a release, as far as they have told what they can."""
+
+    count: int
+    nodes: list[UnfitNode]
+    """The first 20 by name."""
+
+
 class MadeRelease(Release):
     changes: Changes
+    unfit: Unfit
 
 
 class GroupRelease(Struct):
@@ -188,6 +203,12 @@ class Node(Struct):
     retry_at: datetime | None
     warnings: list[Warning]
     sync: OpenSync | None
+
+
+class DetailedNode(Node):
+    capabilities: dict[str, Any]
+    """What it has told of what it can run, as it has told it."""
+    protocol: int
 
 
 class MadeJoinToken(Struct):

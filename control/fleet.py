@@ -32,6 +32,9 @@ LOOKUP_PAUSE = 0.05
 """Between two look-ups of unknown ids: made-up tokens cost the database twenty queries a second at most."""
 LOOKUPS = 1000
 """Ids that may wait for a look-up."""
+FORGET_EVERY = 600.0
+"""Seconds between two rounds of forgetting; what ended is kept for one at least, as a look-up that began before may
+still say that it hasn't."""
 
 log = logging.getLogger("skerry.fleet")
 
@@ -54,6 +57,8 @@ class Node:
     confirmed_generation: int
     digest: str
     """Of what the node ran when it was last confirmed or reported."""
+    capabilities_digest: str
+    """Of the capabilities that are stored; '' where they were told without one."""
     removed: bool
 
 
@@ -68,6 +73,10 @@ class Credential:
     replaces: str | None
     last: tuple[bytes, Poll] | None = None
     """The node's last poll, as it came and as it was read: at target, it sends the same bytes again and again."""
+
+    def ended(self, now: datetime) -> bool:
+        """Whether it is good for nothing any more."""
+        return self.revoked_at is not None or (self.expires_at is not None and self.expires_at <= now)
 
 
 @dataclass(slots=True)
@@ -106,6 +115,7 @@ class Fleet:
     def __init__(self, db: Database, clock: Clock, metrics: Metrics) -> None:
         self._db = db
         self._clock = clock
+        self.loop = asyncio.get_running_loop()
         self.groups: dict[str, Group] = {}
         self.nodes: dict[str, Node] = {}
         self.credentials: dict[str, Credential] = {}
@@ -117,13 +127,15 @@ class Fleet:
         self.closing = False
         self._epoch = -1
         self._read_at = -STALE_AFTER
+        self._ended: set[str] = set()
+        """Credentials and nodes that had ended at the last round of forgetting."""
+        self._forgot_at = self.loop.time()
         self._reading = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._to_wake: list[str] = []
         self._waking: asyncio.Task[None] | None = None
         self._unknown: dict[str, asyncio.Future[None]] = {}
         self._lookup: asyncio.Task[None] | None = None
-        self.loop = asyncio.get_running_loop()
         metrics.watch(lambda: len(self.waiters), lambda: len(self.nodes), lambda: self.loop.time() - self._read_at)
 
     # Targets
@@ -136,19 +148,20 @@ class Fleet:
     def target_generation(self, node: Node) -> int:
         return max(self.groups[node.group_id].generation, node.generation)
 
-    def at_target(self, node: Node, digest: str) -> bool:
-        """Whether a node that runs what `digest` says is known to be at target."""
-        if node.digest != digest:
+    def at_target(self, node: Node, poll: Poll) -> bool:
+        """Whether a node is known to be at target, and all of it that is to be stored is."""
+        if node.digest != poll.digest or poll.capabilities_digest not in ("", node.capabilities_digest):
             return False
         group = self.groups[node.group_id]
         return group.release_id is None or node.confirmed_generation >= max(group.generation, node.generation)
 
-    def confirm(self, node_id: str, digest: str, generation: int) -> None:
+    def confirm(self, node_id: str, digest: str, generation: int, capabilities_digest: str) -> None:
         """Remember what a transaction found out about a node; 0 for a generation that it isn't at."""
         node = self.nodes.get(node_id)
         if node is not None:
             node.digest = digest
             node.confirmed_generation = generation
+            node.capabilities_digest = capabilities_digest
 
     # Changes
 
@@ -196,6 +209,9 @@ class Fleet:
                 if not away:
                     log.warning("the epochs can't be read: %s", problem.detail)
                 away = True
+            if self.loop.time() - self._forgot_at >= FORGET_EVERY:
+                self._forgot_at = self.loop.time()
+                self.forget()
 
     async def _read(self, conn: Any) -> "tuple[int, list[Any], list[Any], list[Any], list[Any]] | None":
         epoch = await conn.fetchval(SQL["epoch"])
@@ -234,6 +250,16 @@ class Fleet:
                 self.waiters[row["id"]].wake()
         if changed_groups:
             self._wake_slowly(n for n in self.waiters if self.nodes[n].group_id in changed_groups)
+
+    def forget(self) -> None:
+        """Let go of credentials and nodes that had ended a round ago: asked for, they are looked up again."""
+        now = self._clock.now()
+        ended = {id for id, credential in self.credentials.items() if credential.ended(now)}
+        ended |= {id for id, node in self.nodes.items() if node.removed and id not in self.waiters}
+        for id in ended & self._ended:
+            self.credentials.pop(id, None)
+            self.nodes.pop(id, None)
+        self._ended = ended - self._ended
 
     # Waking
 

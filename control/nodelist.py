@@ -3,6 +3,8 @@
 from typing import Any, Literal
 from uuid import UUID
 
+import msgspec
+
 from control import answers, logs, queries, wire
 from control.calls import Answer, Call
 from control.problems import ProblemError
@@ -33,7 +35,7 @@ async def get_node(call: Call) -> Answer:
     """GET /v1/nodes/{node}."""
     node = call.path["node"]
 
-    async def work(conn: Any) -> answers.Node:
+    async def work(conn: Any) -> answers.DetailedNode:
         return await describe(conn, (await find(conn, node))["id"])
 
     return await call.read(work)
@@ -52,9 +54,11 @@ async def find(conn: Any, node: str, field: str = "node") -> Any:
     return row
 
 
-async def describe(conn: Any, id: UUID) -> answers.Node:
+async def describe(conn: Any, id: UUID) -> answers.DetailedNode:
     """The node of that id, which there is."""
-    return (await _describe(conn, await conn.fetch(SQL["node"], id)))[0]
+    rows = await conn.fetch(SQL["node"], id)
+    node = msgspec.structs.asdict((await _describe(conn, rows))[0])
+    return answers.DetailedNode(**node, capabilities=rows[0]["capabilities"], protocol=rows[0]["protocol"])
 
 
 async def _describe(conn: Any, rows: list[Any]) -> list[answers.Node]:

@@ -33,10 +33,14 @@ class NodeRow:
     error_message: str
     error_at: datetime | None
     synced_at: datetime | None
+    capabilities_digest: str
+    protocol: int
     release_id: str | None
     target_generation: int
     reported: wire.Inventory | None = None
     """Set by `report`: what is to be stored."""
+    capabilities: dict[str, Any] | None = None
+    """Set by `tell`, as well."""
 
     def report(self, inventory: wire.Inventory, digest: str) -> None:
         """The node runs `inventory`, whose digest is `digest`."""
@@ -48,6 +52,12 @@ class NodeRow:
         self.digest = digest
         # It was at its target with what it ran before.
         self.confirmed_generation = 0
+
+    def tell(self, capabilities: dict[str, Any], digest: str, protocol: int) -> None:
+        """The node can run what `capabilities` say, which its polls call by `digest`."""
+        self.capabilities = capabilities
+        self.capabilities_digest = digest
+        self.protocol = protocol
 
     def enter(self, state: str, now: datetime) -> None:
         """Be in `state`, since now unless it was."""
@@ -143,6 +153,9 @@ def _texts(row: NodeRow) -> tuple[str, ...]:
         row.error_message,
         _time(row.error_at),
         _time(row.synced_at),
+        "" if row.capabilities is None else orjson.dumps(row.capabilities).decode(),
+        row.capabilities_digest,
+        str(row.protocol),
     )
 
 

@@ -4,15 +4,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from control import answers, auth, nodelist, queries, wire
+from control import answers, auth, capabilities, fitness, nodelist, queries, wire
 from control.auth import AuthError
 from control.calls import Answer, Call
 from control.problems import ProblemError
 from control.services import Services
 
 SQL = queries.load("nodes")
-DESCRIPTION_LIMIT = 16 * 1024
-"""Bytes of a node's labels, and of its capabilities."""
 
 
 async def make_join_token(call: Call) -> Answer:
@@ -53,8 +51,7 @@ async def join(call: Call) -> Answer:
     token_id, secret_hash = auth.bearer(call.scope, "join")
     body: wire.Join = call.body
     for field, value in (("labels", body.labels), ("capabilities", body.capabilities)):
-        if len(wire.canonical(value)) > DESCRIPTION_LIMIT:
-            raise ProblemError("invalid_body", f"it has {DESCRIPTION_LIMIT} bytes at most, as JSON", field=field)
+        capabilities.check(field, value)
 
     async def work(conn: Any) -> wire.Joined:
         now = call.services.clock.now()
@@ -107,10 +104,12 @@ async def rotate(call: Call) -> Answer:
 async def move(call: Call) -> Answer:
     """POST /v1/nodes/{node}/move: to another group, whose release is its target then."""
 
-    async def work(conn: Any) -> answers.Node:
+    async def work(conn: Any) -> answers.DetailedNode:
         node = await nodelist.find(conn, call.path["node"])
         group = await _group(conn, call.body.group)
         if group != node["group_id"]:
+            if not call.body.allow_unfit:
+                await fitness.refuse_move(conn, node["id"], group, call.body.group)
             decided = await conn.fetchrow(SQL["take_generation"])
             await conn.execute(SQL["move"], node["id"], group, decided["generation"], decided["epoch"])
             await call.audit(conn, "node.move", node["name"], {"group": call.body.group})

@@ -28,6 +28,10 @@ class Request:
     inventory: wire.Inventory | None
     """Checked: its digest is `digest`."""
     failed: wire.FailedGeneration | None
+    capabilities_digest: str = ""
+    """'' of a node of a version that tells its capabilities only when it joins."""
+    capabilities: dict[str, Any] | None = None
+    protocol: int = wire.PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Waits:
 
 @dataclass(frozen=True, slots=True)
 class ReportWanted:
-    """Control doesn't know what the node runs."""
+    """Control doesn't know what the node runs, or what it can run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ async def decide_slice(services: Services, requests: list[Request]) -> dict[str,
     done = await services.steady.transaction(work)
     faults.reach("control.poll.after")
     for node in done.nodes.values():
-        services.fleet.confirm(node.id, node.digest, node.confirmed_generation)
+        services.fleet.confirm(node.id, node.digest, node.confirmed_generation, node.capabilities_digest)
     if done.opened:
         services.metrics.sync("opened", len(done.opened))
     for status in done.ended.statuses:
@@ -134,6 +138,11 @@ class _Slice:
             outcome.texts.update(texts)
 
     def _decide(self, node: NodeRow, request: Request, inventory: wire.Inventory, open_sync: Any) -> Outcome:
+        if request.capabilities_digest not in ("", node.capabilities_digest):
+            if request.capabilities is None:
+                return ReportWanted()
+            node.tell(request.capabilities, request.capabilities_digest, request.protocol)
+            self.changed.add(node.id)
         if request.inventory is not None and request.digest != node.digest:
             node.report(request.inventory, request.digest)
             self.changed.add(node.id)

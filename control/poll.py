@@ -11,7 +11,7 @@ from enum import Enum
 import msgspec
 from starlette.types import Message, Receive, Scope
 
-from control import artifacts, auth, calls, plan, wire
+from control import artifacts, auth, calls, capabilities, plan, wire
 from control.auth import AuthError
 from control.calls import Answer
 from control.fleet import STALE_AFTER, Credential, Node, Waiter
@@ -55,17 +55,19 @@ async def answer(services: Services, scope: Scope, receive: Receive) -> Answer |
     else:
         poll = _read(raw)
         credential.last = (raw, poll) if len(raw) <= KEPT_BYTES else None
-    fleet, inventory = services.fleet, poll.inventory
+    fleet, inventory, told = services.fleet, poll.inventory, poll.capabilities
     loop, until = fleet.loop, 0.0
     if poll.wait:
         until = loop.time() + min(poll.wait, services.settings.hold) * (1 - random.random() * SPREAD)  # noqa: S311
     while True:
         node = _look(services, credential)
         counted, limit = "at_target", until
-        if not fleet.at_target(node, poll.digest):
+        if not fleet.at_target(node, poll):
             services.presence.seen(node.id)
-            outcome = await services.opener.ask(Request(node.id, poll.digest, inventory, poll.failed))
-            inventory = None  # it is stored now
+            outcome = await services.opener.ask(
+                Request(node.id, poll.digest, inventory, poll.failed, poll.capabilities_digest, told, poll.protocol)
+            )
+            inventory = told = None  # they are stored now
             if isinstance(outcome, Opened):
                 services.metrics.poll("plan")
                 return calls.prepared(Answer(200, await _plan(services, outcome)))
@@ -128,9 +130,9 @@ def _look(services: Services, credential: Credential) -> Node:
         raise ProblemError("shutting_down", "this replica stops; poll again", retry_after=SHUTDOWN_RETRY)
     if not fleet.fresh:
         raise ProblemError("database_unavailable", f"the targets couldn't be read for {STALE_AFTER:.0f} s; poll again")
-    known = fleet.credentials.get(credential.id, credential)
+    known = fleet.credentials.get(credential.id)
     node = fleet.nodes.get(credential.node_id)
-    if known.revoked_at is not None or node is None or node.removed:
+    if known is None or known.revoked_at is not None or node is None or node.removed:
         raise AuthError("credentials_invalid", "the node's credential was revoked", "revoked")
     return node
 
@@ -146,6 +148,11 @@ def _read(raw: bytes) -> wire.Poll:
             raise ProblemError("invalid_body", wrong, field="inventory")
         if wire.digest(poll.inventory) != poll.digest:
             raise ProblemError("invalid_body", "digest isn't the digest of inventory", field="digest")
+    if poll.capabilities is not None:
+        if not poll.capabilities_digest:
+            raise ProblemError("invalid_body", "capabilities come with their digest", field="capabilities_digest")
+        poll = calls.decode(raw, wire.Poll)  # it is kept as it is, so there must be no NUL in it
+        capabilities.check("capabilities", poll.capabilities)
     return poll
 
 

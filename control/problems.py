@@ -57,6 +57,7 @@ CODES: dict[str, Code] = {
     "schema_conflict": Code(409, "The schema has moved on"),
     "route_conflict": Code(409, "Two functions would have the same route"),
     "release_not_possible": Code(409, "The release can't be made as asked"),
+    "nodes_unfit": Code(409, "Nodes can't run the release"),
     "history_mismatch": Code(409, "The node's schema history isn't this control plane's"),
     "last_admin": Code(409, "The last admin can't be revoked"),
     "artifact_too_large": Code(413, "The artifact is too large"),

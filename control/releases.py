@@ -1,5 +1,6 @@
 """Releases: what a group's nodes should run. Immutable; each takes the next generation."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -7,7 +8,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import Struct
 
-from control import answers, logs, manifests, queries, wire
+from control import answers, fitness, logs, manifests, queries, wire
 from control.calls import Answer, Call
 from control.problems import ProblemError
 
@@ -31,12 +32,18 @@ class PlanQuery(Struct, forbid_unknown_fields=True):
 async def create(call: Call) -> Answer:
     """POST /v1/releases."""
     body = call.body
+    told = await call.services.db.read(lambda conn: fitness.told(conn, body.group))
 
     async def work(conn: Any) -> answers.MadeRelease:
         now, by = call.services.clock.now(), call.operator.name
-        made = await make(conn, now, by, body, plan=call.query.plan)
+        made = await make(conn, now, by, body, told, plan=call.query.plan)
         if not call.query.plan:
-            details = {"generation": made.generation, "reason": body.reason, "rollback_to": body.rollback_to}
+            details = {
+                "generation": made.generation,
+                "reason": body.reason,
+                "rollback_to": body.rollback_to,
+                "unfit": made.unfit.count,
+            }
             await call.audit(conn, "release.create", f"{made.group}/{made.number}", details)
         return made
 
@@ -106,10 +113,18 @@ async def list_groups(call: Call) -> Answer:
 
 
 async def make(
-    conn: Any, now: datetime, by: str, body: wire.NewRelease, *, plan: bool = False, keep_floor: bool = False
+    conn: Any,
+    now: datetime,
+    by: str,
+    body: wire.NewRelease,
+    told: Sequence[fitness.Told] = (),
+    *,
+    plan: bool = False,
+    keep_floor: bool = False,
 ) -> answers.MadeRelease:
     """Make a release, or with `plan` say what it would be. Raises `ProblemError`.
 
+    `told`: what the group's nodes can run; one that can't run the release is in its way, unless `body` allows it.
     `keep_floor`: keep the floor of the release before where `body` names none.
     """
     group = await _group(conn, body.group)
@@ -128,6 +143,9 @@ async def make(
             )
     granted = await _manifests(conn, functions)
     _check_routes(granted)
+    unfit = fitness.unfit(told, granted)
+    if not plan and not body.allow_unfit:
+        fitness.refuse(unfit, body.group)
     number: int = await conn.fetchval(SQL["next_number"], group["id"])
     release_id = uuid4()
     if plan:
@@ -159,6 +177,7 @@ async def make(
         created_by=by,
         created_at=now,
         changes=await _changes(conn, before, functions, old_floor, floor, granted),
+        unfit=unfit,
     )
 
 

@@ -211,6 +211,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "unknown_release",
             "release_not_possible",
             "route_conflict",
+            "nodes_unfit",
         ),
         body=wire.NewRelease,
         query=releases.PlanQuery,
@@ -253,7 +254,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "node",
         {201: wire.Rotated},
     ),
-    Operation("GET", NODE, "A node", nodelist.get_node, "read", {200: answers.Node}, ("unknown_node",)),
+    Operation("GET", NODE, "A node", nodelist.get_node, "read", {200: answers.DetailedNode}, ("unknown_node",)),
     Operation("DELETE", NODE, "Remove a node", nodes.remove, "admin", {204: None}, ("unknown_node",)),
     Operation(
         "POST",
@@ -261,8 +262,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "Move a node to another group",
         nodes.move,
         "deploy",
-        {200: answers.Node},
-        ("unknown_node", "unknown_group"),
+        {200: answers.DetailedNode},
+        ("unknown_node", "unknown_group", "nodes_unfit"),
         body=wire.MoveNode,
     ),
     Operation(

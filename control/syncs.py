@@ -94,7 +94,7 @@ async def take(services: Services, taken: list[Report]) -> list[wire.SyncState |
         services.metrics.sync(counted)
     for node_id in done.changed:
         node = done.nodes[node_id]
-        services.fleet.confirm(node_id, node.digest, node.confirmed_generation)
+        services.fleet.confirm(node_id, node.digest, node.confirmed_generation, node.capabilities_digest)
     return done.answers
 
 

@@ -8,7 +8,7 @@ Times are RFC 3339 in UTC, durations are seconds unless a name says otherwise, s
 import hashlib
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 import orjson
@@ -142,6 +142,19 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     probe: Probe | None = None
 
 
+def fields(kind: type[Struct]) -> list[str]:
+    """The paths of all fields of a struct, those of structs within it after a point: ``http``, ``http.hosts``."""
+    found: list[str] = []
+    for field in msgspec.structs.fields(kind):
+        within = [t for t in (field.type, *get_args(field.type)) if isinstance(t, type) and issubclass(t, Struct)]
+        found += [field.name, *(f"{field.name}.{name}" for type_ in within for name in fields(type_))]
+    return found
+
+
+MANIFEST_FIELDS: Final = tuple(fields(Manifest))
+"""What a node of this version knows of a manifest; it refuses a release with a field that isn't among them."""
+
+
 # Nodes
 
 
@@ -153,7 +166,8 @@ class Join(Message):
     """Random; the same attempt again, before the credential was used, gives a replacement."""
     labels: dict[str, str] = {}
     capabilities: dict[str, Any] = {}
-    protocol: int = PROTOCOL
+    """What the node can run; `abi` and `manifest` (fields) are what releases are compared with."""
+    protocol: Number = PROTOCOL
 
 
 class Joined(Message):
@@ -205,7 +219,11 @@ class Poll(Message):
     failed: FailedGeneration | None = None
     inventory: Inventory | None = None
     """Sent when control has asked for it by `Report`."""
-    protocol: int = PROTOCOL
+    capabilities_digest: Annotated[str, Meta(max_length=64)] = ""
+    """Another one where the capabilities or the protocol are others; control only compares it."""
+    capabilities: dict[str, Any] | None = None
+    """Sent with `inventory`; as in `Join`."""
+    protocol: Number = PROTOCOL
 
 
 class PlannedChange(Message):
@@ -247,7 +265,7 @@ class Plan(Message, tag="plan"):
 
 
 class Report(Message, tag="report"):
-    """Control doesn't know the digest: poll again, with the inventory."""
+    """Control doesn't know one of the digests: poll again, with inventory and capabilities."""
 
 
 Answer = Plan | Report
@@ -294,6 +312,8 @@ class NewJoinToken(Body, frozen=True):
 
 class MoveNode(Body, frozen=True):
     group: Name
+    allow_unfit: bool = False
+    """Also where the node can't run the group's release."""
 
 
 class NewVersion(Body, frozen=True):
@@ -325,6 +345,8 @@ class NewRelease(Body, frozen=True):
     """The floor; without it, the newest schema change."""
     rollback_to: Number | None = None
     """The number of an earlier release of the group, whose functions and floor the new one gets."""
+    allow_unfit: bool = False
+    """Also where nodes of the group can't run it: those refuse it, and serve their release on."""
     reason: Text = ""
 
 

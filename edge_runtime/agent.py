@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from control import faults, wire
-from edge_runtime import identity, steps
+from edge_runtime import capabilities, identity, steps
 from edge_runtime.artifacts import Artifacts
 from edge_runtime.client import Client, Refusal, Unreachable
 from edge_runtime.identity import Identity
@@ -62,7 +62,9 @@ class Agent:
         self._outbox = Outbox(state)
         self._client: Client
         self._boot_id = str(uuid4())
-        self._ask_inventory = False
+        self._capabilities = capabilities.document()
+        self._capabilities_digest = capabilities.digest(self._capabilities)
+        self._report_wanted = False
         self._quick = 0
         self._troubles = 0
         self._failed: Failure | None = None
@@ -150,7 +152,7 @@ class Agent:
         await self._rotate()
         waits = steps.told(self._failed, self._now()) is not None
         answer, took = await self._poll()
-        self._ask_inventory = isinstance(answer, wire.Report)
+        self._report_wanted = isinstance(answer, wire.Report)
         match answer:
             case wire.Plan():
                 self._at_target = False
@@ -179,7 +181,9 @@ class Agent:
             # The first answer, also after trouble, is worth having at once: the status says what it says.
             wait=0.0 if self._at_target is None or self._troubles else steps.hold(self._failed, now),
             failed=steps.told(self._failed, now),
-            inventory=inventory if self._ask_inventory else None,
+            inventory=inventory if self._report_wanted else None,
+            capabilities_digest=self._capabilities_digest,
+            capabilities=self._capabilities if self._report_wanted else None,
         )
         loop = asyncio.get_running_loop()
         started = loop.time()

@@ -8,15 +8,13 @@ the same command again gets a credential in place of the one that never arrived.
 import asyncio
 import contextlib
 import hashlib
-import platform
 import re
 import shutil
 import ssl
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import NoReturn
 from uuid import uuid4
 
 import aiohttp
@@ -25,7 +23,7 @@ from msgspec import Struct
 from yarl import URL
 
 from control import wire
-from edge_runtime import client, files, identity
+from edge_runtime import capabilities, client, files, identity
 from edge_runtime.identity import Identity
 
 CA_LIMIT = 64 * 1024
@@ -82,7 +80,7 @@ async def join(
     work = _prepare(state, name, again)
     trusted = await _first_trust(base, fingerprint, ca, work)
     attempt = _attempt(work, f"{secret} {base} {name}")
-    asked = wire.Join(name=name, attempt=attempt.id, labels=dict(labels), capabilities=capabilities())
+    asked = wire.Join(name=name, attempt=attempt.id, labels=dict(labels), capabilities=capabilities.document())
     joined = await _ask(str(base), trusted, secret, asked, pause)
 
     made = Identity(joined.node_id, name, joined.group, str(base), joined.credential, datetime.now(UTC))
@@ -94,22 +92,6 @@ async def join(
     # Last: until the identity is on disk, the same attempt gets another credential.
     shutil.rmtree(work)
     return made
-
-
-ABIS: Final = ("wagi", "extism", "direct")
-FEATURES: Final = ("http", "routes", "secrets")
-"""What a manifest may ask for, beyond SQL. A node that doesn't know a field or an ABI fails the sync and says so."""
-
-
-def capabilities() -> dict[str, object]:
-    """What control is told of this node."""
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": sys.platform,
-        "abi": list(ABIS),
-        "features": list(FEATURES),
-    }
 
 
 def _prepare(state: Path, name: str, again: bool) -> Path:

@@ -47,6 +47,7 @@ command.add_command(authoring.build)
 @click.option("--response-limit", type=int, metavar="BYTES", help="Bytes a response may have.")
 @click.option("--no-release", is_flag=True, help="Only upload: no node gets it yet.")
 @options.group_option
+@options.unfit_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -65,6 +66,7 @@ async def push(
     response_limit: int | None,
     no_release: bool,
     group: str,
+    allow_unfit: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -103,6 +105,7 @@ async def push(
         done: Json = {"version": version, "release": None}
         if not no_release:
             body: Json = {"group": group, "functions": {name: version["version"]}, "reason": reason}
+            body = releasing.allowing(body, allow_unfit)
             done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
         output.document(done)

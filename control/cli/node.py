@@ -2,7 +2,8 @@
 
 import click
 
-from control.cli import options, output
+from control import wire
+from control.cli import options, output, releasing
 from control.cli.client import Json, path
 
 
@@ -69,6 +70,7 @@ def _details(node: Json) -> list[tuple[str, object]]:
         ("schema", f"{node['schema_version']} (target {node['target_schema']})"),
         ("functions", output.functions(node["functions"])),
         ("failures", node["failures"]),
+        *_capabilities(node.get("capabilities") or {}, node.get("protocol")),
     ]
     if sync:
         rows.append(("sync", f"{sync['status']}, step {sync['step'] or '-'}, started {output.ago(sync['started_at'])}"))
@@ -78,6 +80,20 @@ def _details(node: Json) -> list[tuple[str, object]]:
         rows.append(("next attempt", output.ago(node["retry_at"])))
     rows += [("warning", f"{w['kind']}: {w['message']} (since {output.ago(w['since'])})") for w in node["warnings"]]
     return rows
+
+
+def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
+    """What a node has told that it can run. It says what it likes: only `manifest` means something here."""
+    if not told:
+        return [("capabilities", "not told yet")]
+    values = {**told, "protocol": protocol}
+    rows: list[tuple[str, object]] = []
+    if isinstance(told.get("manifest"), list):
+        known = values.pop("manifest")
+        unknown = [field for field in wire.MANIFEST_FIELDS if field not in known]
+        rows.append(("manifest", f"all fields but {', '.join(unknown)}" if unknown else "all fields"))
+    texts = [f"{name} {' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in values.items()]
+    return [("capabilities", ", ".join(texts)), *rows]
 
 
 @command.command()
@@ -112,12 +128,13 @@ async def token(group: str, expires_in: int, rejoin: str | None, as_json: bool) 
 @command.command()
 @click.argument("node")
 @click.argument("group", type=options.NAME)
+@options.unfit_option
 @options.json_option
 @options.asynchronous
-async def move(node: str, group: str, as_json: bool) -> None:
+async def move(node: str, group: str, allow_unfit: bool, as_json: bool) -> None:
     """Move a node to another group, whose release is its target then."""
     async with options.client() as control:
-        moved = await control.post(path("nodes", node, "move"), {"group": group})
+        moved = await control.post(path("nodes", node, "move"), releasing.allowing({"group": group}, allow_unfit))
     if as_json:
         output.document(moved)
     else:

@@ -83,5 +83,11 @@ def wait_options(function: F) -> F:
     )(function)
 
 
+def unfit_option(function: F) -> F:
+    return click.option(
+        "--allow-unfit", is_flag=True, help="Also where nodes can't run it: they refuse it and serve their old release."
+    )(function)
+
+
 def reason_option(function: F) -> F:
     return click.option("--reason", default="", help="Why, for the ones who read the list of releases later.")(function)

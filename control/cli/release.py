@@ -80,6 +80,7 @@ async def show(number: int, group: str, as_json: bool) -> None:
     "--rollback-to", type=click.IntRange(min=1), metavar="N", help="An earlier release's functions and floor."
 )
 @click.option("--plan", is_flag=True, help="Only show what it would change.")
+@options.unfit_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -91,6 +92,7 @@ async def create(
     schema: int | None,
     rollback_to: int | None,
     plan: bool,
+    allow_unfit: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -101,7 +103,7 @@ async def create(
         raise click.UsageError("--rollback-to takes all of an earlier release: no --set, --remove or --schema with it")
     if plan and wait:
         raise click.UsageError("--plan makes no release, so there is nothing to --wait for")
-    body: Json = {"group": group, "reason": reason}
+    body = releasing.allowing({"group": group, "reason": reason}, allow_unfit)
     if versions:
         body["functions"] = {name: _version(name, text) for name, text in versions}
     if remove:

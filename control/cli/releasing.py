@@ -15,6 +15,11 @@ async def create(control: Client, body: Json, *, wait: bool, within: float, as_j
     return release
 
 
+def allowing(body: Json, allow_unfit: bool) -> Json:
+    """`body`, and the wish where there is one: an older control refuses a field that it doesn't know."""
+    return {**body, "allow_unfit": True} if allow_unfit else body
+
+
 def show(release: Json, *, planned: bool = False) -> None:
     verb = "would be" if planned else "is"
     output.say(
@@ -26,6 +31,8 @@ def show(release: Json, *, planned: bool = False) -> None:
         output.say(f"  {line}", style=style)
     if not lines:
         output.say("  nothing changes")
+    for line in unfit(release.get("unfit") or {}):
+        output.say(f"  {line}", style="red")
 
 
 def changes(changed: Json) -> list[tuple[str, str]]:
@@ -35,6 +42,16 @@ def changes(changed: Json) -> list[tuple[str, str]]:
     lines += [(f"- {_text(item)} is removed", "red") for item in changed.get("remove", [])]
     lines += [(f"+ schema change {_text(item)}", "green") for item in changed.get("schema", [])]
     lines += [(f"! {_granted(item)}", "yellow") for item in changed.get("grants", [])]
+    return lines
+
+
+def unfit(found: Json) -> list[str]:
+    """A line for each node that is named as one that can't run the release, and one for the others."""
+    nodes = found.get("nodes", [])
+    lines = [f"! node {node['name']} can't run it, it lacks {' and '.join(node['lacks'])}" for node in nodes]
+    others = found.get("count", 0) - len(nodes)
+    if others > 0:
+        lines.append(f"! {others} other {'nodes' if others > 1 else 'node'} can't run it")
     return lines
 
 

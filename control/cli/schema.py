@@ -45,6 +45,7 @@ def _check(no_release: bool, wait: bool) -> None:
 @click.option("--number", type=click.IntRange(min=1), help="The number it must get: refused if another came first.")
 @click.option("--no-release", is_flag=True, help="Only register it: no node applies it yet.")
 @options.group_option
+@options.unfit_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -55,6 +56,7 @@ async def add(
     number: int | None,
     no_release: bool,
     group: str,
+    allow_unfit: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -70,8 +72,8 @@ async def add(
         body["number"] = number
     async with options.client() as control:
         change = await control.post(path("schema-changes"), body)
-        release = {"group": group, "schema": change["number"], "reason": reason}
-        await _release(control, change, release, no_release, wait, within, as_json)
+        body = releasing.allowing({"group": group, "schema": change["number"], "reason": reason}, allow_unfit)
+        await _release(control, change, body, no_release, wait, within, as_json)
 
 
 @command.command()
@@ -79,6 +81,7 @@ async def add(
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--no-release", is_flag=True, help="Only register it: nodes get it with the next release.")
 @options.group_option
+@options.unfit_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -88,6 +91,7 @@ async def amend(
     file: Path,
     no_release: bool,
     group: str,
+    allow_unfit: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -97,7 +101,8 @@ async def amend(
     _check(no_release, wait)
     async with options.client() as control:
         change = await control.post(path("schema-changes", number, "revisions"), {"sql": read_sql(file)})
-        body: Json = {"group": group, "reason": reason or f"schema change {number} amended"}
+        body = {"group": group, "reason": reason or f"schema change {number} amended"}
+        body = releasing.allowing(body, allow_unfit)
         await _release(control, change, body, no_release, wait, within, as_json)
 
 

@@ -16,13 +16,13 @@ FROM groups WHERE id = ANY($1::text[]::uuid[]);
 -- Nodes that changed after an epoch.
 -- name: nodes_since
 SELECT id::text AS id, name, group_id::text AS group_id, generation, confirmed_generation, digest,
-    removed_at IS NOT NULL AS removed
+    capabilities_digest, removed_at IS NOT NULL AS removed
 FROM nodes WHERE epoch > $1;
 
 -- Nodes by id.
 -- name: nodes_by_id
 SELECT id::text AS id, name, group_id::text AS group_id, generation, confirmed_generation, digest,
-    removed_at IS NOT NULL AS removed
+    capabilities_digest, removed_at IS NOT NULL AS removed
 FROM nodes WHERE id = ANY($1::text[]::uuid[]);
 
 -- Credentials that changed after an epoch, revoked ones included: a held poll may be under them.

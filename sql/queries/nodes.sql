@@ -67,7 +67,7 @@ INSERT INTO node_presence (node_id, last_seen_at) VALUES ($1, $2);
 -- name: rejoin
 UPDATE nodes SET labels = $2, capabilities = $3, protocol = $4, joined_at = $5, epoch = $6, schema_version = 0,
     schema_changes = '[]', database_id = '', digest = '', confirmed_generation = 0, failed_generation = 0,
-    retry_at = NULL, error_code = '', error_message = '', error_at = NULL
+    retry_at = NULL, error_code = '', error_message = '', error_at = NULL, capabilities_digest = ''
 WHERE id = $1;
 
 -- Forget the functions that a node reported.

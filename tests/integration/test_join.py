@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from control import wire
 from control.pki import Pki, ensure
-from edge_runtime import identity
+from edge_runtime import capabilities, identity
 from edge_runtime import join as joining
 from edge_runtime.client import Client, Refusal, Unreachable
 from edge_runtime.guest import RUNNERS
@@ -261,7 +261,7 @@ async def test_what_is_no_authority_is_not_trusted(control: Control, pki: Pki, t
 
 
 async def test_what_control_is_told_of_a_node_is_plain() -> None:
-    told: Any = joining.capabilities()
+    told: Any = capabilities.document()
     assert set(told["abi"]) == set(RUNNERS)
-    assert told["features"] == ["http", "routes", "secrets"]
-    assert set(told) == {"python", "machine", "system", "abi", "features"}
+    assert {"route", "route.path", "http.hosts", "secrets", "sql"} <= set(told["manifest"])
+    assert set(told) == {"python", "machine", "system", "abi", "manifest"}

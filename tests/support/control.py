@@ -135,10 +135,10 @@ class Control:
     async def release(self, **body: Any) -> Any:
         return await self.ok("POST", "/v1/releases", body)
 
-    async def join(self, name: str, group: str = "default") -> Joined:
-        """Make a token and join with it."""
+    async def join(self, name: str, group: str = "default", **more: Any) -> Joined:
+        """Make a token and join with it, and with `more` fields."""
         token = (await self.ok("POST", "/v1/join-tokens", {"group": group}))["token"]
-        body = {"name": name, "attempt": str(uuid4())}
+        body = {"name": name, "attempt": str(uuid4()), **more}
         joined = await self.ok("POST", "/v1/nodes", body, token=token)
         return Joined(joined["node_id"], name, joined["credential"])
 

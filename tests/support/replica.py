@@ -21,6 +21,7 @@ from control.pki import Pki
 from control.server import Server
 from control.services import Services
 from control.settings import Settings
+from edge_runtime import capabilities
 
 
 class SetClock:
@@ -103,6 +104,8 @@ class TestNode:
     inventory: wire.Inventory = None  # type: ignore[assignment]
     generation: int = 0
     failed: wire.FailedGeneration | None = None
+    capabilities: dict[str, Any] | None = None
+    """None: of a version that tells them only when it joins."""
 
     def __post_init__(self) -> None:
         if self.inventory is None:
@@ -116,11 +119,13 @@ class TestNode:
             wait=wait,
             failed=self.failed,
             inventory=self.inventory if report else None,
+            capabilities_digest="" if self.capabilities is None else capabilities.digest(self.capabilities),
+            capabilities=self.capabilities if report else None,
         )
         return await self.replica.call("POST", "/v1/poll", poll, token=self.credential)
 
     async def poll(self, wait: float = 0.0) -> Answered:
-        """Poll, with the inventory where control asks for it."""
+        """Poll, with inventory and capabilities where control asks for it."""
         answer = await self.ask(wait)
         if answer.status == 200 and answer.json()["type"] == "report":
             answer = await self.ask(wait, report=True)

@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control import wire
+from control.cli import node as nodes
 from control.cli import output, releasing, status, waiting
 from control.cli.client import Json
 
@@ -93,6 +95,43 @@ def test_status_says_why() -> None:
     assert "overdue: no sync for 6 min" in status.trouble(late)[0]
     assert not status.well(late)
     assert "offline" in status.trouble(node(state="offline"))[0]
+
+
+def test_who_can_not_run_a_release_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    named = [{"name": "n1", "lacks": ["the ABI direct (for f)", "the manifest's field cron (for f)"]}]
+    line = "! node n1 can't run it, it lacks the ABI direct (for f) and the manifest's field cron (for f)"
+    assert releasing.unfit({}) == releasing.unfit({"count": 0, "nodes": []}) == []
+    assert releasing.unfit({"count": 1, "nodes": named}) == [line]
+    assert releasing.unfit({"count": 2, "nodes": named}) == [line, "! 1 other node can't run it"]
+    assert releasing.unfit({"count": 9, "nodes": named})[1] == "! 8 other nodes can't run it"
+    release = {"number": 1, "group": "default", "generation": 1, "schema_floor": 0, "functions": []}
+    releasing.show({**release, "unfit": {"count": 1, "nodes": named}}, planned=True)
+    assert line in capsys.readouterr().out
+
+
+def test_an_older_control_is_sent_no_field_that_it_does_not_know() -> None:
+    body: Json = {"group": "default"}
+    assert releasing.allowing(body, False) == body
+    assert releasing.allowing(body, True) == {"group": "default", "allow_unfit": True}
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({}, [("capabilities", "not told yet")]),
+        (
+            {"abi": ["wagi", "direct"], "python": "3.13.5", "manifest": list(wire.MANIFEST_FIELDS)},
+            [("capabilities", "abi wagi direct, python 3.13.5, protocol 1"), ("manifest", "all fields")],
+        ),
+        (
+            {"manifest": [field for field in wire.MANIFEST_FIELDS if not field.startswith("secrets")]},
+            [("capabilities", "protocol 1"), ("manifest", "all fields but secrets")],
+        ),
+        ({"manifest": 7}, [("capabilities", "manifest 7, protocol 1")]),
+    ],
+)
+def test_what_a_node_can_run_is_shown(told: Json, shown: list[tuple[str, str]]) -> None:
+    assert nodes._capabilities(told, 1) == shown
 
 
 def test_a_plan_shows_removals() -> None:

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shlex
+import ssl
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -159,6 +161,39 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     skerry("node", "remove", "edge-9", "--yes")
     skerry("node", "show", "edge-9", ends=3)
     assert [node["name"] for node in skerry.json("node", "list")] == ["edge-1"]
+
+
+def test_a_release_that_a_node_is_too_old_for(skerry: Shell, up: Up) -> None:
+    assert "abi wagi extism direct" in skerry("node", "show", "edge-1")
+    assert re.search(r"manifest +all fields *$", skerry.out, re.MULTILINE)
+    wasm = str(ROOT / "examples" / "hello" / "hello.wasm")
+    for group in ("old", "ageing"):
+        skerry("group", "create", group)
+    made = skerry.json("node", "token", "--group", "old")
+    body = {"name": "edge-7", "attempt": str(uuid4()), "capabilities": {"abi": ["extism"], "manifest": ["abi"]}}
+    request = urllib.request.Request(f"{made['url']}/v1/nodes", json.dumps(body).encode())
+    request.add_header("Authorization", f"Bearer {made['token'].partition('.')[0]}")
+    request.add_header("Content-Type", "application/json")
+    tls = ssl.create_default_context(cafile=json.loads((up.home / "cli.json").read_text())["ca"])
+    urllib.request.urlopen(request, timeout=LIMIT, context=tls).close()
+    assert "manifest" in skerry("node", "show", "edge-7")
+    assert "all fields but entry, route" in skerry.out
+
+    push = ["function", "push", "late", wasm, "--group", "old"]
+    skerry(*push, ends=3)
+    assert "nodes_unfit" in skerry.err
+    assert "edge-7 lacks the ABI wagi (for late)" in skerry.err
+    create = ["release", "create", "--group", "old", "--set", "late=1"]
+    lacking = "! node edge-7 can't run it, it lacks the ABI wagi (for late)"
+    assert lacking in skerry(*create, "--plan")
+    skerry(*create, ends=3)
+    assert lacking in skerry(*create, "--allow-unfit")
+    skerry(*push, "--allow-unfit")
+    skerry("node", "move", "edge-7", "ageing")
+    skerry("node", "move", "edge-7", "old", ends=3)
+    assert "nodes_unfit" in skerry.err
+    assert skerry.json("node", "move", "edge-7", "old", "--allow-unfit")["group"] == "old"
+    skerry("node", "remove", "edge-7", "--yes")
 
 
 def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path, up: Up) -> None:

@@ -10,13 +10,13 @@ import pytest
 
 from control import wire
 from control.pki import Pki
-from edge_runtime import steps, sync
+from edge_runtime import capabilities, steps, sync
 from edge_runtime.client import Client
 from edge_runtime.frames import LocalFunction
 from edge_runtime.wasmedge import BEST, QUICK
 from edge_runtime.wasmedge.compile import key
 from tests.guests.version import version
-from tests.support.agents import Control, Edge, edge, joined, running_control
+from tests.support.agents import Control, Edge, Refused, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
 
 
@@ -181,6 +181,44 @@ async def test_a_manifest_that_the_node_does_not_know_fails_the_sync_by_name(
         assert seen["error"]["code"] == "manifest_unknown"
         assert "function hello" in seen["error"]["message"]
         await answers(node, 1)
+
+
+async def test_a_node_tells_what_it_can_run_after_its_upgrade_and_a_release_waits_for_that(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = capabilities.document()
+    old = {**new, "manifest": [field for field in wire.MANIFEST_FIELDS if field != "secrets"]}
+    sent: list[wire.Poll] = []
+    real = Client.poll
+
+    async def watched(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        sent.append(poll)
+        return await real(self, poll)
+
+    monkeypatch.setattr(Client, "poll", watched)
+    with monkeypatch.context() as before:
+        before.setattr(capabilities, "document", lambda: old)
+        await joined(control, tmp_path)
+        async with edge(tmp_path) as node:
+            await first_release(control)
+            await answers(node, 1)
+            await control.until(lambda n: n["at_target"])
+    assert (await control.node())["capabilities"] == old
+    wanted = {"functions": {"hello": await control.push("hello", version(2), {**READ, "secrets": ["KEY"]})}}
+    with pytest.raises(Refused) as caught:
+        await control.release(**wanted)
+    assert caught.value.code == "nodes_unfit"
+    (tmp_path / "secrets.toml").write_text('[hello]\nKEY = "x"\n')
+    (tmp_path / "secrets.toml").chmod(0o600)
+    sent.clear()
+    async with edge(tmp_path) as node:
+        await control.until(lambda n: n["capabilities"] == new)
+        await control.release(**wanted)
+        await answers(node, 2)
+        await control.until(lambda n: n["at_target"])
+    assert len({poll.capabilities_digest for poll in sent}) == 1
+    assert [poll.capabilities is not None for poll in sent[:2]] == [False, True]
+    assert sum(poll.capabilities is not None for poll in sent) == 1
 
 
 async def test_a_plan_of_a_lower_generation_is_refused(
