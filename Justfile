@@ -36,6 +36,10 @@ test *ARGS: setup
 toolchains: setup
     @scripts/toolchains
 
+# build the modules that the tree has in it, from the sources beside them: two examples and the Extism kernel
+guests: setup
+    @.venv/bin/python -m tests.guests.build
+
 # the long versions: of the tests that kill processes, and of generated modules
 faults *ARGS: setup
     @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 exec {{ pytest }} {{ if ARGS == "" { by_threes } else { "" } }} \

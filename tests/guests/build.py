@@ -1,7 +1,7 @@
 """Builds guests from their sources, each once for its contents: C and Zig by the `ziglang` wheel, text by wasmtime's.
 
 `guest("echo")` is the bytes of tests/guests/echo.c or echo.wat, `example("hello")` those of examples/hello.
-Run as a program, builds all examples into their folders, and the Extism kernel (`python -m tests.guests.build`).
+Run as a program (`just guests`), builds all examples into their folders, and the Extism kernel.
 """
 
 import hashlib

@@ -64,7 +64,7 @@ def call(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_prebuilt_module_is_its_sources(name):
     prebuilt = (EXAMPLES / name / f"{name}.wasm").read_bytes()
-    assert prebuilt == example(name), "build it again: python -m tests.guests.build"
+    assert prebuilt == example(name), "build it again: just guests"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,7 +20,7 @@ PAGE = 65536
 
 
 def test_what_ships_is_built_from_its_source():
-    assert KERNEL.with_suffix(".wasm").read_bytes() == build(KERNEL), "build it again: python -m tests.guests.build"
+    assert KERNEL.with_suffix(".wasm").read_bytes() == build(KERNEL), "build it again: just guests"
 
 
 def test_another_kernel_makes_other_aot_files():
