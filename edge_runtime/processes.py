@@ -24,9 +24,6 @@ BACKOFF_CAP: Final = 5.0
 START_LIMIT: Final = 30.0
 """Seconds that a new zygote has to say that it is up: its imports, on a slow disk."""
 SOCKET_BUFFER: Final = 1 << 20
-MALLOC: Final = "glibc.malloc.tcache_count=20000"
-"""An instance takes several allocations for each function of its module, and gives all of them back: where glibc keeps
-more of them at hand than its seven of a size, a call of the Rust example costs a fifth less, one of Go's a sixth."""
 FRAME_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of an answer: an inventory's, at most."""
 
@@ -227,7 +224,7 @@ class Processes:
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", self.PROGRAM, frames.encode_json(arguments).decode()],
             pass_fds=(control, self._page, self._lock),
-            env={"GLIBC_TUNABLES": MALLOC, **kept, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

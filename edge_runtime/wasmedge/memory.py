@@ -16,7 +16,7 @@ from .handles import Handle, Name
 from .imported import MODULE
 
 PAGE = 65536
-SMALL: Final = 2 * PAGE
+SMALL: Final = 4 * PAGE
 """Bytes of a memory up to which writing zeros costs less than giving its pages back and faulting them in again."""
 LARGE: Final = 1024 * PAGE
 """Bytes of a memory from which it isn't kept: what is mapped for writing counts (`fence.DATA_BYTES`), used or not."""
