@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from . import fence
-from .abi.detect import PAGES_LIMIT, SIZE_LIMIT, Refused, detect
+from .abi.detect import PAGES_LIMIT, SIZE_LIMIT, Detected, Refused, detect
 
 CPU_SECONDS = 60
 FILE_BYTES = 256 * 1024 * 1024
@@ -30,19 +30,19 @@ DATA_BYTES = 4 * 1024 * 1024 * 1024
 def check_module(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> dict[str, Any]:
     """What a node needs to know of a module. Error: Refused."""
     found = detect(wasm, size_limit=size_limit, pages_limit=pages_limit)
-    _validate(wasm, found.memory_pages)
+    _validate(wasm, found)
     return {"size": len(wasm), "sha256": hashlib.sha256(wasm).hexdigest(), **dataclasses.asdict(found)}
 
 
-def _validate(wasm: bytes, memory_pages: int) -> None:
+def _validate(wasm: bytes, found: Detected) -> None:
     """WasmEdge's own verdict, function bodies included."""
-    from .wasmedge import Config, LoadError, Module
+    from . import code
+    from .wasmedge import LoadError
 
-    with Config(memory_pages=memory_pages) as config:
-        try:
-            Module.from_bytes(wasm, config).close()
-        except LoadError as error:
-            raise Refused("module_invalid", f"WasmEdge finds it invalid: {error}.") from None
+    try:
+        code.check(wasm, found.abi, found.memory_pages)
+    except LoadError as error:
+        raise Refused("module_invalid", f"WasmEdge finds it invalid: {error}.") from None
 
 
 def limit() -> None:
@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> int:
     asked = parser.parse_args(argv)
     with asked.file.open("rb") as file:
         wasm = file.read(asked.size_limit + 1)
-    # It loads a library: not possible any more behind the fence.
-    from . import wasmedge  # noqa: F401
+    # It loads a library and reads a file: not possible any more behind the fence.
+    from . import code  # noqa: F401
 
     lacking = fence.lacking()
     fence.enclose()

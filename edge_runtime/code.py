@@ -28,6 +28,15 @@ def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
     return Module.from_file(path, config)
 
 
+def check(wasm: bytes, abi: str, memory_pages: int) -> None:
+    """Load a module as it was uploaded, and as it is run. Error: LoadError."""
+    plugin = abi == extism.ABI
+    with Config(memory_pages=memory_pages) as config:
+        Module.from_bytes(wasm, config).close()
+    with Config(memory_pages=memory_pages, second_memory=plugin) as config:
+        Module.from_bytes(imported(_merged(wasm) if plugin else wasm), config).close()
+
+
 def _merged(wasm: bytes) -> bytes:
     # Merging reads only what it must, and with a second memory more is valid: so the plug-in by itself comes first.
     with Config(memory_pages=_PAGES) as config:

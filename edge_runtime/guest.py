@@ -11,7 +11,7 @@ from .run_direct import Direct
 from .run_extism import Extism, extism_host
 from .run_wagi import Wagi
 from .runner import NOTHING, Runner, host
-from .wasmedge import Config, check_address_space, verify
+from .wasmedge import Config, check_address_space, check_refusals, verify
 
 __all__ = ["Function", "GuestFault", "Http", "Limits", "Request", "Response", "Services", "Sql", "prepare"]
 
@@ -23,6 +23,7 @@ def prepare() -> None:
     """Check the process (Unsafe where no guest may run in it), and make what all functions share: before a fork, so
     that the children have it."""
     check_address_space()
+    check_refusals()
     host()
     extism_host()
 

@@ -3,6 +3,7 @@
 Source: WebAssembly Core Specification 2.0, chapter 5 (binary format). Function bodies are WasmEdge's to validate.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 
 from .code import grows_tables, local_variables
@@ -16,6 +17,9 @@ KINDS = ("function", "table", "memory", "global", "tag")
 
 _TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _MEMORIES, _EXPORTS, _START, _CODE = 1, 2, 3, 4, 5, 7, 8, 10
 _VALUE_TYPES = {0x7F: "i", 0x7E: "I", 0x7D: "f", 0x7C: "F", 0x7B: "v", 0x70: "r", 0x6F: "e"}
+_CUSTOM = 0
+_MOST_SECTIONS = 10_000
+"""Of a module, custom ones included: each costs the loader a hundred bytes."""
 _MOST = 1_000_000
 """Entries of a section: engines' common bound (the JS API's limits)."""
 
@@ -61,6 +65,8 @@ class Shape:
     signatures: list[Signature] = field(default_factory=list)
     functions: list[int] = field(default_factory=list)
     """The types of its own functions."""
+    native: bool = False
+    """It brings machine code, in the custom section from which WasmEdge takes it."""
     start: bool = False
     """It has a `start` section, which runs at instantiation."""
     may_grow_tables: bool = False
@@ -90,8 +96,11 @@ def read(wasm: bytes) -> Shape:
         raise Malformed("the bytes don't begin with those of a WebAssembly module (00 61 73 6d)")
     if wasm[4:8] != CORE_VERSION:
         raise Malformed(f"its version is {wasm[4:8].hex(' ')}, and not that of a core module (01 00 00 00)")
-    shape, at = Shape(), 8
+    shape, at, count = Shape(), 8, 0
     while at < len(wasm):
+        count += 1
+        if count > _MOST_SECTIONS:
+            raise Malformed(f"it has more than {_MOST_SECTIONS} sections")
         section = wasm[at]
         outer = _Reader(wasm, at + 1, len(wasm))
         size = outer.unsigned()
@@ -103,7 +112,11 @@ def read(wasm: bytes) -> Shape:
 
 
 def _section(shape: Shape, section: int, reader: "_Reader") -> None:
-    if section == _TYPES:
+    if section == _CUSTOM:
+        # Their other names are nobody's business, valid or not.
+        with contextlib.suppress(Malformed):
+            shape.native |= reader.name() == "wasmedge"
+    elif section == _TYPES:
         shape.signatures += [reader.signature() for _ in range(reader.count())]
     elif section == _IMPORTS:
         shape.imports += [reader.imported(shape.signatures) for _ in range(reader.count())]

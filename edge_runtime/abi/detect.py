@@ -63,6 +63,12 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
         entries = extism.entries(shape)
     except binary.Malformed as error:
         raise Refused("module_invalid", f"It is no valid module: {error}.") from None
+    if shape.native:
+        raise Refused(
+            "module_native",
+            "It brings machine code, in a custom section `wasmedge`: nodes make their own. Upload the module as it was "
+            "before `wasmedge compile`.",
+        )
     _refuse_other_abis(shape)
     abi, offered, least = "direct" if exported[direct.HANDLE] else "wagi", OFFERED, 1
     if extism.is_plugin(shape):

@@ -7,7 +7,7 @@ from .compile import BEST, QUICK, AotFile, Damaged, compile_module, find, verify
 from .errors import Closed, CompileError, LibraryMissing, LinkError, LoadError, Trap, Unsafe, WasmEdgeError
 from .host import HostModule, Signature
 from .instance import Entry, Program
-from .memory import PAGE, Memory, check_address_space
+from .memory import PAGE, Memory, check_address_space, check_refusals
 from .module import Config, MemoryExport, Module
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Unsafe",
     "WasmEdgeError",
     "check_address_space",
+    "check_refusals",
     "compile_module",
     "find",
     "verify",

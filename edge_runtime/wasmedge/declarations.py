@@ -50,6 +50,7 @@ bool WasmEdge_ValTypeIsI64(WasmEdge_ValType);
 WasmEdge_ConfigureContext *WasmEdge_ConfigureCreate(void);
 void WasmEdge_ConfigureAddProposal(WasmEdge_ConfigureContext *, int);
 void WasmEdge_ConfigureSetMaxMemoryPage(WasmEdge_ConfigureContext *, uint32_t);
+void WasmEdge_ConfigureSetForceInterpreter(WasmEdge_ConfigureContext *, bool);
 void WasmEdge_ConfigureCompilerSetOptimizationLevel(WasmEdge_ConfigureContext *, int);
 void WasmEdge_ConfigureCompilerSetOutputFormat(WasmEdge_ConfigureContext *, int);
 void WasmEdge_ConfigureDelete(WasmEdge_ConfigureContext *);
@@ -124,6 +125,7 @@ typedef struct { uint8_t kind; uint32_t pages; uint32_t most; uint8_t *base; } I
 that it may have, and its base. No function of the C API makes a memory smaller."""
 _OF_LIBC = """
 void *mmap(void *, size_t, int, int, int, long);
+int munmap(void *, size_t);
 void *memset(void *, int, size_t);
 int madvise(void *, size_t, int);
 """

@@ -207,10 +207,10 @@ class Program:
 
     def _give_up(self) -> None:
         """Let the memories go; they are reserved anew for the next instance."""
-        if self._reserved is not None:
-            self._reserved.close()
-            self._reserved = None
+        reserved, self._reserved = self._reserved, None
+        if reserved is not None:
             Program._keeping.remove(self)
+            reserved.close()
 
     def end(self, failed: bool) -> None:
         """What the end of the block does: the instance is gone."""
@@ -242,7 +242,10 @@ class Program:
         raise LinkError(result, f"the guest ended without a reason ({message(result)})")
 
     def close(self) -> None:
-        """Closes what the program made, and the module; the imports are the caller's."""
+        """Closes what the program made, and the module; the imports are the caller's. Error: Unsafe, where it has an
+        instance."""
+        if self._instance is not None:
+            raise Unsafe(f"this program has a live instance, whose memory can't be taken away: {self._module}")
         self._pointers = None
         self._store.close()
         self._give_up()

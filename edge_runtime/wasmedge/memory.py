@@ -8,6 +8,7 @@ base and the pages that the module declares, one or more.
 
 import resource
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, Self
 
 from .declarations import CData, ffi, libc, library
@@ -23,16 +24,18 @@ LARGE: Final = 1024 * PAGE
 
 _memory_pointer = library.WasmEdge_MemoryInstanceGetPointer
 _memory_pages = library.WasmEdge_MemoryInstanceGetPageSize
-_memset, _madvise, _mmap = libc.memset, libc.madvise, libc.mmap
+_memset, _madvise, _mmap, _munmap = libc.memset, libc.madvise, libc.mmap, libc.munmap
 _window, _inside = ffi.buffer, ffi.cast
 _limit, _AS = resource.getrlimit, resource.RLIMIT_AS
 _UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 _MODULE, _NAMES = Name(MODULE), (Name("0"), Name("1"))
 _DONTNEED: Final = 4
 """MADV_DONTNEED: private pages are given back, and read as zeros."""
-_PROT_NONE: Final = 0
-_RESERVED: Final = 0x02 | 0x10 | 0x20 | 0x4000
-"""MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE, of x86-64 and aarch64; Python 3.11 lacks two of the names."""
+_PROT_NONE, _PROT_WRITE = 0, 3
+# Of x86-64 and aarch64; Python 3.11 lacks some of the names.
+_MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x02, 0x10, 0x20, 0x4000, 0x100000
+_RESERVED: Final = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS | _MAP_NORESERVE
+_FAILED: Final = ffi.cast("void *", -1)
 
 
 def check_address_space() -> None:
@@ -42,6 +45,26 @@ def check_address_space() -> None:
         raise Unsafe(
             f"this process has a limit on its address space ({limit[0]} bytes), under which a guest could leave its "
             "sandbox: start it without one (`ulimit -v unlimited`, no LimitAS in systemd)"
+        )
+
+
+def check_refusals() -> None:
+    """Refuse to go on where the kernel takes addresses away that were reserved, when it refuses to map pages there (as
+    Linux does before 6.12): what the host maps next could come to lie inside a guest's memory. Error: Unsafe."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    # More than the machine has: where memory may be overcommitted without a limit, nothing is refused.
+    more = (int(lines["MemTotal"].split()[0]) + int(lines["SwapTotal"].split()[0])) * 1024 + LARGE
+    base = _mmap(ffi.NULL, more, _PROT_NONE, _RESERVED & ~_MAP_FIXED, -1, 0)
+    if base == _FAILED:
+        return
+    refused = _mmap(base, more, _PROT_WRITE, _RESERVED & ~_MAP_NORESERVE, -1, 0) == _FAILED
+    # It fails where something is mapped.
+    hole = refused and _mmap(base, PAGE, _PROT_NONE, _RESERVED | _MAP_FIXED_NOREPLACE, -1, 0) != _FAILED
+    _munmap(base, more)
+    if hole:
+        raise Unsafe(
+            "this kernel takes a reservation away where it refuses memory, through which a guest could leave its "
+            "sandbox: run Linux 6.12 or later, or never refuse memory (`sysctl vm.overcommit_memory=1`)"
         )
 
 

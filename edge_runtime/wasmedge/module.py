@@ -50,7 +50,7 @@ class Module(Handle):
     @classmethod
     def from_bytes(cls, wasm: bytes, config: Config) -> Self:
         """Load and validate wasm, which can be run where `imported` made it. Error: LoadError."""
-        with _Loader(config) as loader:
+        with _Loader(config, native=False) as loader:
             given = ffi.new("WasmEdge_Bytes *", (len(wasm), ffi.from_buffer("uint8_t[]", wasm)))
             made = ffi.new("WasmEdge_ASTModuleContext **")
             check(library.WasmEdge_LoaderParseFromBytes(loader.pointer, made, given[0]))
@@ -64,7 +64,7 @@ class Module(Handle):
             plain = file.read(4) == b"\0asm"
         if plain:
             return cls.from_bytes(imported(path.read_bytes()), config)
-        with _Loader(config) as loader:
+        with _Loader(config, native=True) as loader:
             made = ffi.new("WasmEdge_ASTModuleContext **")
             check(library.WasmEdge_LoaderParseFromFile(loader.pointer, made, bytes(path)))
         return cls._validated(made[0], config)
@@ -146,8 +146,12 @@ def _letter(kind: CData) -> str:
 class _Loader(Handle):
     _delete = "WasmEdge_LoaderDelete"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, native: bool) -> None:
+        """`native`: machine code is loaded, and trusted. Wasm may bring some too, in a custom section `wasmedge`."""
+        library.WasmEdge_ConfigureSetForceInterpreter(config.pointer, not native)
+        # It keeps a copy of the configuration.
         self._own(library.WasmEdge_LoaderCreate(config.pointer))
+        library.WasmEdge_ConfigureSetForceInterpreter(config.pointer, False)
 
 
 class _Validator(Handle):

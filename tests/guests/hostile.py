@@ -62,6 +62,9 @@ def refused() -> dict[str, tuple[bytes, str]]:
             "module_invalid",
         ),
         "a start function that does not exist": (module(start=99), "module_invalid"),
+        "machine code": (module() + section(0, b"\x08wasmedge\0"), "module_native"),
+        "a million sections": (module() + section(0, b"\0") * 1_000_000, "module_invalid"),
+        "its memory behind its exports": (_memory_last(), "module_invalid"),
         "two start sections": (module() + section(8, b"\0") + section(8, b"\0"), "module_invalid"),
         "4 billion local variables": (module(bodies=[b"\1" + leb(2**32 - 1) + b"\x7f\x0b"]), "module_too_complex"),
         "3,000 functions of 50,000 local variables": (
@@ -311,6 +314,14 @@ def _wide() -> str:
     for n in range(1, 201):
         total = f"(i64.add (local.get {n}) {total})"
     return f"(func $w (param i64) (result i64) (local {'i64 ' * 200}) {sets} {total})"
+
+
+def _memory_last() -> bytes:
+    whole = module()
+    memory = section(5, b"\1\0\1")
+    at = whole.index(memory)
+    behind = whole.index(section(10, b"\1\2\0\x0b"))
+    return whole[:at] + whole[at + len(memory) : behind] + memory + whole[behind:]
 
 
 def section(number: int, content: bytes) -> bytes:

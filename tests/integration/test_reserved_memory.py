@@ -8,6 +8,7 @@ import pytest
 
 from edge_runtime.wasmedge import (
     PAGE,
+    QUICK,
     Config,
     Entry,
     HostModule,
@@ -17,6 +18,7 @@ from edge_runtime.wasmedge import (
     Program,
     Trap,
     Unsafe,
+    compile_module,
     instance,
     memory,
 )
@@ -119,12 +121,21 @@ TURNS = """(module (import "host" "turn" (func $turn (result i32))) (memory (exp
       (else (drop (i32.load8_u (i32.const {at})))))))"""
 
 
-@pytest.mark.parametrize("at", [65536, 52494335])
-def test_what_a_call_grew_by_is_out_of_the_next_ones_bounds_and_given_back(at: int, reserved: list[object]) -> None:
+@pytest.mark.parametrize("compiled", [False, True], ids=["interpreted", "compiled"])
+@pytest.mark.parametrize("at", [65536, 65536 + 4096, 26_000_000, 52_494_335])
+def test_what_a_call_grew_by_is_out_of_the_next_ones_bounds_and_given_back(
+    at: int, compiled: bool, reserved: list[object], tmp_path: Path
+) -> None:
+    """Compiled code is kept in its bounds by the mapping alone."""
     turns = [0, 1, 0, 1, 1]
     config = Config(memory_pages=1024)
     given = HostModule("host", {"turn": (("", "i"), lambda: turns[0])})
-    runs = Program(Module.from_bytes(imported(wat(TURNS.format(at=at))), config), config, [given], [START])
+    wasm = wat(TURNS.format(at=at))
+    if compiled:
+        module = Module.from_file(compile_module(wasm, tmp_path, QUICK).path, config)
+    else:
+        module = Module.from_bytes(imported(wasm), config)
+    runs = Program(module, config, [given], [START])
     before = resident()
     while turns:
         if turns[0]:
@@ -172,6 +183,90 @@ def test_growth_keeps_to_what_the_module_and_the_node_allow(got: list[int]) -> N
         for _ in range(2):
             run(program(wat(tries.format(limits=limits)), got, pages))
             assert got.pop() == most
+
+
+STARTS = """(module (import "host" "turn" (func $turn (result i32))) (memory (export "memory") 1)
+  (func $start (drop (memory.grow (i32.const 3))) (i32.store (i32.const 100) (i32.const 7))
+    (if (i32.eq (call $turn) (i32.const 1)) (then unreachable)))
+  (start $start)
+  (func (export "_start")
+    (if (i32.ne (memory.size) (i32.const 4)) (then unreachable))
+    (if (i32.ne (i32.load (i32.const 100)) (i32.const 7)) (then unreachable))))"""
+
+
+def test_a_start_section_runs_in_each_instance_and_leaves_nothing_where_it_fails(reserved: list[object]) -> None:
+    turns = [0, 1, 0, 2, 0]
+    config = Config(memory_pages=5)
+
+    def turn() -> int:
+        if turns[0] == 2:
+            raise KeyboardInterrupt
+        return turns[0]
+
+    given = HostModule("host", {"turn": (("", "i"), turn)})
+    runs = Program(Module.from_bytes(imported(wat(STARTS)), config), config, [given], [START])
+    while turns:
+        if turns[0]:
+            with pytest.raises(Trap if turns[0] == 1 else KeyboardInterrupt):
+                run(runs)
+        else:
+            run(runs)
+        turns.pop(0)
+    assert len(reserved) == 3, "what failed to instantiate is reserved anew"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit])
+def test_whatever_ends_a_call_leaves_nothing(got: list[int], error: type[BaseException]) -> None:
+    def give(value: int) -> None:
+        got.append(value)
+        if len(got) == 3 and failing:
+            raise error
+
+    config = Config(memory_pages=16)
+    wasm = imported(wat(SPOILS.format(pages=2, then="", step=4)))
+    given = HostModule("host", {"give": (("i", ""), give)})
+    runs = Program(Module.from_bytes(wasm, config), config, [given], [START])
+    for failing in (True, False, True, False):
+        got.clear()
+        if failing:
+            with pytest.raises(error):
+                run(runs)
+        else:
+            run(runs)
+        assert got == [2, DATA, 0]
+
+
+def test_a_program_is_not_closed_under_its_instance(got: list[int]) -> None:
+    runs = program(wat(SPOILS.format(pages=1, then="", step=4)), got)
+    with runs.open(Memory()):
+        with pytest.raises(Unsafe, match="live instance"):
+            runs.close()
+        runs.call(START)
+    assert got == [1, DATA, 0]
+    runs.close()
+
+
+def test_a_kernel_that_makes_holes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux before 6.12: what it refuses to map over a reservation is no longer reserved."""
+    memory.check_refusals()
+    base = memory.ffi.cast("void *", 2**40)
+    unmapped: list[object] = []
+    monkeypatch.setattr(memory, "_munmap", lambda *place: unmapped.append(place))
+    for answers, refused in (
+        ([base, memory._FAILED, base], True),
+        ([base, memory._FAILED, memory._FAILED], False),
+        ([base, base], False),
+        ([memory._FAILED], False),
+    ):
+        left = iter(answers)
+        monkeypatch.setattr(memory, "_mmap", lambda *_, left=left: next(left))
+        if refused:
+            with pytest.raises(Unsafe, match=r"6\.12"):
+                memory.check_refusals()
+        else:
+            memory.check_refusals()
+        assert list(left) == []
+    assert len(unmapped) == 3
 
 
 def test_programs_take_turns_in_keeping_their_memories(got: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
