@@ -31,17 +31,20 @@ def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
 def check(wasm: bytes, abi: str, memory_pages: int) -> None:
     """Load a module as it was uploaded, and as it is run. Error: LoadError."""
     plugin = abi == extism.ABI
-    with Config(memory_pages=memory_pages) as config:
-        Module.from_bytes(wasm, config).close()
+    whole = _merged(wasm) if plugin else _valid(wasm)
     with Config(memory_pages=memory_pages, second_memory=plugin) as config:
-        Module.from_bytes(imported(_merged(wasm) if plugin else wasm), config).close()
+        Module.from_bytes(imported(whole), config).close()
+
+
+def _valid(wasm: bytes) -> bytes:
+    with Config(memory_pages=_PAGES) as config:
+        Module.from_bytes(wasm, config).close()
+    return wasm
 
 
 def _merged(wasm: bytes) -> bytes:
     # Merging reads only what it must, and with a second memory more is valid: so the plug-in by itself comes first.
-    with Config(memory_pages=_PAGES) as config:
-        Module.from_bytes(wasm, config).close()
     try:
-        return merge(wasm)
+        return merge(_valid(wasm))
     except binary.Malformed as error:
         raise LoadError(0, f"the Extism kernel can't be put in: {error}") from None

@@ -245,7 +245,7 @@ class Program:
         """Closes what the program made, and the module; the imports are the caller's. Error: Unsafe, where it has an
         instance."""
         if self._instance is not None:
-            raise Unsafe(f"this program has a live instance, whose memory can't be taken away: {self._module}")
+            raise Unsafe("this program has a live instance, whose memory can't be taken away: close it after its block")
         self._pointers = None
         self._store.close()
         self._give_up()
