@@ -32,6 +32,10 @@ by_threes := "--numprocesses=3 --dist=loadfile --no-loadscope-reorder"
 test *ARGS: setup
     @exec {{ pytest }} {{ if ARGS == "" { by_threes } else { "" } }} "$@"
 
+# the tests once more, with a proxy before the metadata database that makes it behave as CockroachDB
+test-cockroachdb *ARGS: setup
+    @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { by_threes } else { "" } }} "$@"
+
 # the compilers of Rust, Go and AssemblyScript, which the tests of these languages need (without them they are skipped)
 toolchains: setup
     @scripts/toolchains
@@ -40,10 +44,12 @@ toolchains: setup
 guests: setup
     @.venv/bin/python -m tests.guests.build
 
-# the long versions: of the tests that kill processes, and of generated modules
+# the long versions: of the tests that kill processes, cut the power and fail system calls, and of generated modules; `--all` fails every call (hours)
 faults *ARGS: setup
-    @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 exec {{ pytest }} {{ if ARGS == "" { by_threes } else { "" } }} \
-        tests/faults tests/security/test_generated.py "$@"
+    @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 \
+        SKERRY_TEST_CALLS={{ if ARGS == "--all" { "0" } else { "40" } }} \
+        exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_threes } else { "" } }} tests/faults tests/security/test_generated.py \
+        {{ if ARGS == "--all" { "" } else { '"$@"' } }}
 
 # the benchmarks, or those that are named (`soak MINUTES` only so); results in bench/results
 bench *NAMES: setup

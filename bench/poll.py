@@ -31,7 +31,7 @@ async def main() -> None:
     machine = cpu.machine()
     async with folder() as where, site(where, server_core) as control:
         await control.call("POST", "/v1/releases", {})
-        polls = await asyncio.gather(*[_node_at_target(control, number) for number in range(NODES)])
+        polls = await asyncio.gather(*[node_at_target(control, number) for number in range(NODES)])
         port = choose_port(None, OTHER_PORTS)
         arguments = ["-m", "bench.parts.echo", str(port), str(control.keys.certificate), str(control.keys.key)]
         async with process(where, "echo", arguments, port, server_core) as echo:
@@ -59,20 +59,20 @@ async def main() -> None:
     result.write("poll", ratio, BAR, details)
 
 
-async def _node_at_target(control: Site, number: int) -> bytes:
+async def node_at_target(control: Site, number: int) -> bytes:
     """The poll of a new node that has nothing to do, as bytes."""
     token = (await control.call("POST", "/v1/join-tokens", {}))["token"]
     inventory = wire.Inventory(database_id=str(uuid4()))
-    joined = await _ask(control, "/v1/nodes", wire.Join(f"node-{number}", str(uuid4())), token)
+    joined = await ask(control, "/v1/nodes", wire.Join(f"node-{number}", str(uuid4())), token)
     credential = joined["credential"]
     poll = wire.Poll(generation=0, digest=wire.digest(inventory), boot_id=str(uuid4()), wait=0.0)
     first = wire.Poll(generation=0, digest=poll.digest, boot_id=poll.boot_id, wait=0.0, inventory=inventory)
-    assert await _ask(control, "/v1/poll", first, credential) is None
+    assert await ask(control, "/v1/poll", first, credential) is None
     headers = [("Authorization", f"Bearer {credential}"), ("Content-Type", "application/json")]
     return request("/v1/poll", wire.canonical(poll), headers)
 
 
-async def _ask(control: Site, path: str, message: Any, token: str) -> Any:
+async def ask(control: Site, path: str, message: Any, token: str) -> Any:
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
     async with control.api.post(path, data=wire.canonical(message), headers=headers) as answer:
         assert answer.status in (201, 204), await answer.text()

@@ -133,12 +133,12 @@ async def _soak(
 
 
 def _take(front: int, zygote: int, workers: Sequence[int]) -> tuple[float, float, float, int]:
-    memory = [_own(pid) for pid in workers]
+    memory = [own_memory(pid) for pid in workers]
     descriptors = sum(_descriptors(pid) for pid in (front, zygote, *workers))
-    return _own(front), _own(zygote), sum(memory) / len(memory), descriptors
+    return own_memory(front), own_memory(zygote), sum(memory) / len(memory), descriptors
 
 
-def _own(pid: int) -> float:
+def own_memory(pid: int) -> float:
     """MiB that are the process's alone; 0 of one that has ended."""
     kilobytes = 0
     with contextlib.suppress(OSError):

@@ -67,7 +67,7 @@ class MadeSchemaChange(SchemaChange):
 
 class SchemaChangeHistory(SchemaChange):
     revisions: list[SchemaChange] = field(default_factory=list)
-    """All of them, the oldest first."""
+    """The newest ten, the oldest of them first."""
 
 
 class VersionOf(Struct):
@@ -199,6 +199,8 @@ class Node(Struct):
     functions: list[ReleaseFunction]
     failures: int
     """So far (R 5.3)."""
+    syncs_folded: int
+    """Attempts so far that have no line of their own in the log of syncs."""
     error: NodeError | None
     retry_at: datetime | None
     warnings: list[Warning]
@@ -235,6 +237,8 @@ class Sync(Struct):
     error: wire.SyncError | None
     late: str | None
     """The result that came after the end, if one did."""
+    folded: int
+    """Attempts of the node at this generation that this line stands for too: a node gets so many lines an hour."""
 
 
 class AuditEntry(Struct):
@@ -270,5 +274,30 @@ class MadeOperator(Struct):
     """Shown this once."""
 
 
-class Health(Struct):
+class Health(Struct, omit_defaults=True):
     status: str
+    notes: list[str] = field(default_factory=list)
+    """What an operator should know of, though control serves."""
+
+
+class ArtifactStore(Struct):
+    """The bucket of artifacts: whose it is, and whether anything is deleted from it."""
+
+    bucket: str
+    owner: str | None
+    """The id of this control, as the bucket has it; null until it has a bucket."""
+    counter: int
+    """Steps of the metadata that the bucket is brought up to."""
+    state: str
+    """`owned`, or the code of the problem that keeps this replica from using the bucket."""
+    problem: str | None
+    deletions: str
+    """`on` or `held`."""
+    held_since: datetime | None
+    held_reason: str | None
+    sweep_problem: str | None
+    """Why the last sweep failed."""
+    unknown_objects: int
+    """Objects that no row knows; each goes when it was that for SKERRY_UNKNOWN_OBJECTS_KEPT."""
+    keeps_versions: bool
+    """The bucket keeps what is deleted from it, so a deletion frees nothing."""

@@ -6,30 +6,38 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from control import auth, calls, database, migrate, opening, paths, pki, poll, store, syncs
+from control import auth, calls, database, deletions, migrate, opening, paths, pki, poll, store, syncs
 from control.auth import AuthError, AuthFailures
 from control.checks import Checks
 from control.clock import Clock, SystemClock
 from control.fleet import Fleet
 from control.metrics import Metrics
 from control.monitor import Monitor
+from control.ownership import Ownership
 from control.presence import Presence
 from control.probes import Readiness
 from control.problems import ProblemError
 from control.services import Services
 from control.settings import Settings, check
 from control.targets import Targets
+from control.turns import Turns
 
 CLOSE = {401, 408, 413, 422, 503}
 """Statuses after which the connection is closed: its client is unwelcome, wrong about the body, or to go elsewhere."""
 RESTART_PAUSE = 1.0
-STEADY_CONNECTIONS = 4
-"""For what must go on however many requests wait for a connection: targets, heartbeats, plans, look-ups."""
+STORE_PATIENCE = 3.0
+"""Seconds that a start waits for the artifact store, without which nodes are served too."""
+JOINS, FIRST_POLLS = 2, 2
+"""Connections to the metadata database beside those of `Settings.database_connections`, half of which are for lists."""
+STEADY, BESIDE, SLICES, READINESS = 3, 4, 2, 1
+"""Connections for what must go on however many requests wait for one; see `Services`."""
+BACKGROUND_LOCK_TIMEOUT = 0.3
+"""Seconds for which plans, reports and heartbeats wait for a locked row, before they go on without it."""
 
 log = logging.getLogger("skerry.control")
 
@@ -82,8 +90,9 @@ class App:
             if isinstance(answer.body, bytes):
                 await send({"type": "http.response.body", "body": answer.body})
             else:
-                async for piece in answer.body:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                async with aclosing(answer.body) as pieces:
+                    async for piece in pieces:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
         except Exception:
             # The server logs it, and ends the connection.
@@ -102,18 +111,34 @@ class App:
                 database.connect,
                 settings.metadata_url,
                 statement_timeout=settings.database_timeout,
+                outages=database.Outages(),
                 on_retry=metrics.retried,
             )
-            db = await connect(connections=settings.database_connections)
-            stack.push_async_callback(db.close)
-            await migrate.check(db)
-            steady = await connect(connections=STEADY_CONNECTIONS)
-            stack.push_async_callback(steady.close)
+            half = max(1, settings.database_connections // 2)
+            requests = await connect(connections=2 * half + JOINS + FIRST_POLLS + STEADY)
+            stack.push_async_callback(requests.close)
+            await migrate.check(requests)
+            own = await connect(connections=BESIDE + SLICES + READINESS, lock_timeout=BACKGROUND_LOCK_TIMEOUT)
+            stack.push_async_callback(own.close)
+            turns = Turns()
+            db = requests.share(half, "requests")
+            steady = requests.share(STEADY, "targets")
+            beside = own.share(BESIDE, "work in the background")
             objects = await stack.enter_async_context(store.connect(settings))
+            ownership = Ownership(beside, objects, clock)
             try:
-                await objects.ready()
+                async with asyncio.timeout(STORE_PATIENCE):
+                    await ownership.confirm()
             except ProblemError as error:
-                log.warning("serving without the artifact store for now: %s", error.detail)
+                if error.code == "store_not_owned":
+                    raise
+                log.warning("serving without the artifact store for now")
+            except TimeoutError:
+                log.warning("the artifact store hasn't answered for %.0f s: serving without it", STORE_PATIENCE)
+            readiness = Readiness(own.share(READINESS, "readiness"), ownership, clock)
+            stack.push_async_callback(readiness.close)
+            join_tokens = auth.join_tokens(steady)
+            stack.push_async_callback(join_tokens.stop)
             fleet = Fleet(steady, clock, metrics)
             stack.push_async_callback(fleet.stop)
             pem = settings.ca_cert.read_bytes() if settings.ca_cert is not None else b""
@@ -121,23 +146,33 @@ class App:
                 settings=settings,
                 clock=clock,
                 db=db,
+                writes=db.taking(turns),
+                lists=requests.share(half, "lists"),
+                joins=requests.share(JOINS, "joins").taking(turns),
+                first_polls=requests.share(FIRST_POLLS, "first polls").taking(turns),
+                slices=own.share(SLICES, "plans and reports").taking(turns),
                 steady=steady,
+                beside=beside,
                 store=objects,
+                ownership=ownership,
                 checks=Checks(settings.checks_at_once, settings.check_timeout),
-                readiness=Readiness(db, objects),
-                failures=AuthFailures(db, clock),
+                readiness=readiness,
+                failures=AuthFailures(beside, clock),
+                join_tokens=join_tokens,
                 fleet=fleet,
-                presence=Presence(steady, clock, metrics),
+                presence=Presence(beside, clock, metrics),
                 metrics=metrics,
                 targets=Targets(),
                 ca_pem=pem,
                 ca_fingerprint=pki.fingerprint(pem) if pem else "",
             )
             services.opener, services.reports = opening.opener(services), syncs.reports(services)
+            services.deletions = deletions.Deletions(services)
             await fleet.load()
             slices = (services.opener.run, services.reports.run)
-            beside = (services.presence.run, services.failures.run, Monitor(services).run)
-            await stack.enter_async_context(_running(fleet.run, *slices, *beside))
+            stored = (ownership.run, services.deletions.run)
+            others = (services.presence.run, services.failures.run, Monitor(services).run)
+            await stack.enter_async_context(_running(fleet.run, *slices, *stored, *others))
             self.services = services
             yield services
 

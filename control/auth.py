@@ -11,14 +11,18 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid4
 
 from starlette.types import Scope
 
 from control import queries
+from control.announce import Changed
 from control.clock import Clock
 from control.database import Database
+from control.lookups import Lookups
+from control.outages import Outage
 from control.problems import ProblemError
 from control.services import Services
 
@@ -153,6 +157,33 @@ async def node(services: Services, scope: Scope) -> "Credential":
     return credential
 
 
+async def joining(services: Services, scope: Scope) -> None:
+    """Refuse who has no join token that is good now; nothing of the body was read yet. Raises `AuthError`.
+
+    Whether the token was used is known later, since the same attempt may come again.
+    """
+    id, secret_hash = bearer(scope, "join")
+    token = await services.join_tokens.find(id)
+    if token is None or not same(token["secret_hash"], secret_hash):
+        raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
+    refuse_expired(token["expires_at"], services.clock.now())
+
+
+def refuse_expired(expires_at: datetime, now: datetime) -> None:
+    """Refuse a join token that has expired; raises `AuthError`."""
+    if expires_at <= now:
+        raise AuthError("token_expired", f"the join token expired at {expires_at}; make another one", "expired")
+
+
+def join_tokens(db: Database) -> Lookups[Any]:
+    """Return what looks up the join tokens that joins come with."""
+
+    async def find(ids: list[str]) -> dict[str, Any]:
+        return {row["id"]: row for row in await db.read(lambda conn: conn.fetch(SQL["join_tokens"], ids))}
+
+    return Lookups("join tokens", find)
+
+
 async def _first_use(services: Services, credential: "Credential") -> datetime:
     """Record that a credential is used for the first time: the one that it replaces ends now."""
     now = services.clock.now()
@@ -160,15 +191,12 @@ async def _first_use(services: Services, credential: "Credential") -> datetime:
     async def record(conn: Any) -> None:
         used = await conn.fetchval(SQL["first_use"], credential.id, now)
         if used is not None and credential.replaces is not None:
-            await conn.execute(SQL["revoke"], credential.replaces, now, await conn.fetchval(SQL["next_epoch"]))
+            revoked = await conn.fetch(SQL["revoke"], credential.replaces, now)
+            await Changed(credentials={row["id"] for row in revoked}).announce(conn)
 
-    if credential.replaces is None:
-        # Nobody else need hear of it: nodes that join together aren't in each other's way.
-        await services.db.transaction(record)
-        return now
-    async with services.writing:
-        await services.db.transaction(record)
-    await services.fleet.announced()
+    await services.first_polls.transaction(record)
+    if credential.replaces is not None:
+        await services.fleet.announced()
     return now
 
 
@@ -185,7 +213,12 @@ class AuthFailures:
         self._db = db
         self._clock = clock
         self._waiting: dict[tuple[datetime, str, str], list[Any]] = {}
+        self._batch: tuple[UUID, list[list[str]]] | None = None
+        """What is being written, by columns, and its id, until it is known to be written."""
+        self._replica = uuid4()
+        self._writing = asyncio.Lock()
         self.total = 0
+        self._outage = Outage(log, "refused authentications can't be recorded yet")
 
     def record(self, address: str, reason: str) -> None:
         """Count one refusal."""
@@ -199,29 +232,19 @@ class AuthFailures:
         self.total += 1
 
     async def flush(self) -> None:
-        """Write what was counted; it is kept for the next time if the database can't be reached."""
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, {}
-        rows = sorted(waiting.items())
-        columns = (
-            [key[0] for key, _ in rows],
-            [key[1] for key, _ in rows],
-            [key[2] for key, _ in rows],
-            [str(value[0]) for _, value in rows],
-            [value[1] for _, value in rows],
-            [value[2] for _, value in rows],
-        )
-        texts = [[item.isoformat() if isinstance(item, datetime) else item for item in column] for column in columns]
-        try:
-            await self._db.transaction(lambda conn: conn.execute(SQL["record_failures"], *texts))
-        except BaseException:
-            for key, (count, first, last) in rows:
-                if key in self._waiting or len(self._waiting) < MOST_ADDRESSES:
-                    counted = self._waiting.setdefault(key, [0, first, last])
-                    counted[0] += count
-                    counted[1] = min(first, counted[1])
-            raise
+        """Write what was counted. What couldn't be written, or may not have been, is kept for the next time."""
+        async with self._writing:
+            while self._batch is not None or self._waiting:
+                if self._batch is None:
+                    self._batch = uuid4(), _columns(self._waiting)
+                    self._waiting = {}
+                await self._db.transaction(partial(self._write, *self._batch))
+                self._batch = None
+
+    async def _write(self, id: UUID, columns: list[list[str]], conn: Any) -> None:
+        """Write a batch, unless it was written when a COMMIT's answer was lost."""
+        if await conn.fetchval(SQL["begin_batch"], self._replica, id, self._clock.now()) is not None:
+            await conn.execute(SQL["record_failures"], *columns)
 
     async def run(self) -> None:
         """Flush each second until cancelled, and once more then."""
@@ -230,14 +253,25 @@ class AuthFailures:
                 await asyncio.sleep(FLUSH_EVERY)
                 try:
                     await self.flush()
+                    self._outage.worked()
                 except ProblemError as error:
-                    log.warning("refused authentications could not be recorded yet: %s", error.detail)
+                    self._outage.failed(error.detail)
         finally:
             try:
                 async with asyncio.timeout(2):
                     await self.flush()
             except (ProblemError, TimeoutError):
-                log.warning("%d groups of refused authentications were not recorded", len(self._waiting))
+                waiting = len(self._waiting) + (0 if self._batch is None else len(self._batch[1][0]))
+                log.warning("%d groups of refused authentications were not recorded", waiting)
+
+
+def _columns(waiting: dict[tuple[datetime, str, str], list[Any]]) -> list[list[str]]:
+    """Minutes, addresses, reasons, counts, first and last times, as texts."""
+    rows = [(minute, address, reason, *value) for (minute, address, reason), value in sorted(waiting.items())]
+    return [
+        [item.isoformat() if isinstance(item, datetime) else str(item) for item in column]
+        for column in zip(*rows, strict=True)
+    ]
 
 
 def _invalid(reason: str) -> AuthError:

@@ -14,16 +14,27 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope
 
 from control import auth, idempotency, queries, wire
+from control.announce import Changed
 from control.auth import Operator, Role
 from control.problems import ProblemError
 from control.services import Services
 
 T = TypeVar("T")
 Handler = Callable[["Call"], Awaitable["Answer"]]
-Work = Callable[[Any], Awaitable[Any]]
-Renew = Callable[[Any, Any], Awaitable[Any]]
+Read = Callable[[Any], Awaitable[Any]]
+Work = Callable[[Any, Changed], Awaitable[Any]]
+Renew = Callable[[Any, Changed, Any], Awaitable[Any]]
 
 AUDIT = queries.load("audit")["record"]
+
+SMALL_BODY = 256 * 1024
+"""Bytes of a JSON body: what is read of it is read at once, and nothing else goes on meanwhile."""
+INVENTORY_BODY = 1536 * 1024
+"""Bytes of a body with a node's inventory, which may have some thousand entries."""
+SQL_BODY = 8 * 1024 * 1024
+"""Bytes of a body with a schema change, which is one long text."""
+BIG_BODY = 64 * 1024
+"""Bytes from which a body is read in a thread: others have their turn between the steps of that."""
 
 _AT = re.compile(r" - at `(?:key` in `)?\$\.?([^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
@@ -56,6 +67,8 @@ class Operation:
     """The type of its JSON body; bytes for a stream that the handler reads."""
     query: Any = None
     """A struct of its query parameters."""
+    body_limit: int = SMALL_BODY
+    """Bytes of its JSON body, where the setting `body_limit` allows them."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +91,28 @@ class Call:
     request_digest: str
 
     async def write(self, work: Work, *, status: int = 201, renew: Renew | None = None) -> Answer:
-        """Run `work` in a transaction with its idempotency key, tell the replicas, and answer what it returned."""
+        """Run `work` in a transaction with its idempotency key, tell the replicas, and answer what it returned.
+
+        What `work` and `renew` put into their second argument is announced to the replicas, last before COMMIT.
+        """
         clock = self.services.clock
-        async with self.services.writing:
-            body = await self.services.db.transaction(
-                lambda conn: idempotency.once(
-                    conn,
-                    clock.now(),
-                    self.operator.name,
-                    self.idempotency_key,
-                    self.request_digest,
-                    status,
-                    work,
-                    renew,
-                )
+
+        async def run(conn: Any) -> Any:
+            changed = Changed()
+            body = await idempotency.once(
+                conn,
+                clock.now(),
+                self.operator.name,
+                self.idempotency_key,
+                self.request_digest,
+                status,
+                lambda conn: work(conn, changed),
+                None if renew is None else lambda conn, kept: renew(conn, changed, kept),
             )
+            await changed.announce(conn)
+            return body
+
+        body = await self.services.writes.transaction(run)
         await self.services.fleet.announced()
         return Answer(status, body)
 
@@ -109,9 +129,9 @@ class Call:
         """Write down what the operator does, in its transaction."""
         await conn.execute(AUDIT, uuid4(), self.services.clock.now(), self.operator.name, action, subject, details)
 
-    async def read(self, work: Work) -> Answer:
+    async def read(self, work: Read) -> Answer:
         """Run `work` in one consistent view and answer what it returned."""
-        return Answer(200, await self.services.db.read(work))
+        return Answer(200, await self.services.lists.read(work))
 
 
 async def answer(
@@ -123,7 +143,7 @@ async def answer(
         credential = await auth.node(services, scope)
         node_id, credential_id = credential.node_id, credential.id
     elif operation.role == "join":
-        auth.bearer(scope, "join")
+        await auth.joining(services, scope)
     elif operation.role is not None:
         operator = await auth.operator(services, scope, operation.role)
     path = {name: _path_value(name, text) for name, text in parameters.items()}
@@ -131,11 +151,14 @@ async def answer(
     key = _idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""
     raw, body = b"", None
     if operation.body is not None and operation.body is not bytes:
-        raw = await read_body(services, scope, receive)
+        raw = await read_body(services, scope, receive, operation.body_limit)
         _check_media_type(scope)
-        body = decode(raw, operation.body)
+        if len(raw) <= BIG_BODY:
+            body = decode(raw, operation.body)
+        else:
+            body = await asyncio.to_thread(decode, raw, operation.body)
     elif operation.body is None and operation.method in ("POST", "DELETE"):
-        raw = await read_body(services, scope, receive)
+        raw = await read_body(services, scope, receive, operation.body_limit)
         if raw.strip() not in (b"", b"{}"):
             raise ProblemError("invalid_body", "this call takes no body")
     digest = idempotency.digest(operation.method, scope["path"], scope["query_string"], raw) if key else ""
@@ -156,12 +179,17 @@ async def answer(
     return prepared(await operation.handler(call))
 
 
-async def read_body(services: Services, scope: Scope, receive: Receive) -> bytes:
-    """A whole body within the limits of size and time; raises `ProblemError`."""
-    limit = services.settings.body_limit
+def check_length(scope: Scope, limit: int) -> None:
+    """Refuse a body that is said to have more than `limit` bytes before it is read; raises `ProblemError`."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             raise _too_large(limit)
+
+
+async def read_body(services: Services, scope: Scope, receive: Receive, limit: int) -> bytes:
+    """A whole body of at most `limit` bytes, within the limits that the settings have; raises `ProblemError`."""
+    limit = min(limit, services.settings.body_limit)
+    check_length(scope, limit)
     parts: list[bytes] = []
     size = 0
     try:
@@ -186,12 +214,24 @@ async def read_body(services: Services, scope: Scope, receive: Receive) -> bytes
 def decode(raw: bytes, type: type[T]) -> T:
     """`raw`, which is JSON, as `type`; raises `ProblemError` with the field that is wrong."""
     try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        # At once as what it is to be: what isn't wanted of a large body is passed over, and not made into objects.
+        value = msgspec.json.decode(raw, type=type)
+    except msgspec.ValidationError as error:
+        if len(raw) <= SMALL_BODY / 2:
+            _check_syntax(raw)
+        raise _invalid("invalid_body", error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProblemError("malformed_json", f"the body isn't JSON: {error}") from None
     if b"\\u0000" in raw:
-        _refuse_nul(value, "")
-    return convert(value, type, "invalid_body")
+        _refuse_nul(orjson.loads(raw), "")
+    return value
+
+
+def _check_syntax(raw: bytes) -> None:
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ProblemError("malformed_json", f"the body isn't JSON: {error}") from None
 
 
 def convert(value: object, type: type[T], code: str, *, strict: bool = True) -> T:
@@ -199,16 +239,20 @@ def convert(value: object, type: type[T], code: str, *, strict: bool = True) -> 
     try:
         return msgspec.convert(value, type, strict=strict)
     except msgspec.ValidationError as error:
-        text = str(error)
-        where = _AT.search(text)
-        named = _FIELD.search(text)
-        path = [part for part in (where[1] if where else "", named[1] if named else "") if part]
-        raise ProblemError(code, wire.unfit(error), field=".".join(path)) from None
+        raise _invalid(code, error) from None
+
+
+def _invalid(code: str, error: msgspec.ValidationError) -> ProblemError:
+    text = str(error)
+    where = _AT.search(text)
+    named = _FIELD.search(text)
+    path = [part for part in (where[1] if where else "", named[1] if named else "") if part]
+    return ProblemError(code, wire.unfit(error), field=".".join(path))
 
 
 def encode(body: Any) -> bytes:
     """An answer's body as JSON."""
-    return orjson.dumps(msgspec.to_builtins(body))
+    return msgspec.json.encode(body)
 
 
 def prepared(made: Answer) -> Answer:

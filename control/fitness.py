@@ -29,16 +29,24 @@ class Told:
 
 
 async def told(conn: Any, group: str) -> list[Told]:
-    """What the nodes of a group can run. It is read apart from the release's own transaction: a node that says
-    something else meanwhile must not be in its way."""
-    found: dict[tuple[str, str], Told] = {}
-    for row in await conn.fetch(SQL["told"], group, NAMED):
-        key = row["abi"], row["manifest"]
-        if key not in found:
-            parts = {"abi": orjson.loads(row["abi"]), "manifest": orjson.loads(row["manifest"])}
-            found[key] = Told(parts, row["nodes"])
-        found[key].names.append(row["name"])
-    return list(found.values())
+    """Return what the nodes of a group can run; nothing where there is no such group.
+
+    It is read apart from the release's own transaction: a node that says something else meanwhile must not be in its
+    way. Nodes that tell the same have the same digest, of which there are few: each is looked for by index.
+    """
+    id = await conn.fetchval(SQL["group"], group)
+    if id is None:
+        return []
+    found: dict[str, Told] = {}
+    for row in await conn.fetch(SQL["told_without_digest"], id, NAMED):
+        kind = found.setdefault(row["capabilities"], Told(orjson.loads(row["capabilities"]), row["nodes"]))
+        kind.names.append(row["name"])
+    kinds, digest = list(found.values()), ""
+    while (row := await conn.fetchrow(SQL["next_told"], id, digest)) is not None:
+        digest = row["digest"]
+        names = [named["name"] for named in await conn.fetch(SQL["names"], id, digest, NAMED)]
+        kinds.append(Told(row["capabilities"], await conn.fetchval(SQL["count"], id, digest), names))
+    return kinds
 
 
 def unfit(told: Iterable[Told], manifests: Mapping[str, Mapping[str, Any]]) -> answers.Unfit:

@@ -2,7 +2,7 @@
 
 The row of epochs says whether something was announced (a target, a move, a revocation). It is read with what it
 announces in one transaction, four times a second and at once after a write of this replica, so every replica knows of
-a change within half a second and wakes the polls that it concerns.
+a change within half a second and wakes the polls that it concerns. A node is looked up when it first asks here.
 """
 
 import asyncio
@@ -16,7 +16,10 @@ from typing import Any
 from control import queries
 from control.clock import Clock
 from control.database import Database
+from control.lookups import Lookups
 from control.metrics import Metrics
+from control.noderows import NodeRow
+from control.outages import Outage
 from control.problems import ProblemError
 from control.wire import Poll
 
@@ -28,19 +31,20 @@ STALE_AFTER = 5.0
 SLICE = 64
 """Held polls that are woken together; all at once would keep operators waiting."""
 SLICE_PAUSE = 0.005
-LOOKUP_PAUSE = 0.05
-"""Between two look-ups of unknown ids: made-up tokens cost the database twenty queries a second at most."""
-LOOKUPS = 1000
-"""Ids that may wait for a look-up."""
 FORGET_EVERY = 600.0
 """Seconds between two rounds of forgetting; what ended is kept for one at least, as a look-up that began before may
 still say that it hasn't."""
+
+Changes = tuple[int, list[Any], list[Any], list[Any], list[Any]]
+"""An epoch, and the rows of groups, nodes, credentials and operators that were announced up to it."""
 
 log = logging.getLogger("skerry.fleet")
 
 
 @dataclass(slots=True)
 class Group:
+    """A group and its target. A group that was announced again is another object, and so is a node."""
+
     id: str
     name: str
     release_id: str | None
@@ -52,6 +56,8 @@ class Node:
     id: str
     name: str
     group_id: str
+    epoch: int
+    """Of the last announcement that concerned this node alone."""
     generation: int
     """Of the node's last move; its target's is the larger of this and its group's."""
     confirmed_generation: int
@@ -134,8 +140,7 @@ class Fleet:
         self._nudged = asyncio.Event()
         self._to_wake: list[str] = []
         self._waking: asyncio.Task[None] | None = None
-        self._unknown: dict[str, asyncio.Future[None]] = {}
-        self._lookup: asyncio.Task[None] | None = None
+        self._unknown = Lookups[None]("unknown credentials", self._find)
         metrics.watch(lambda: len(self.waiters), lambda: len(self.nodes), lambda: self.loop.time() - self._read_at)
 
     # Targets
@@ -155,13 +160,13 @@ class Fleet:
         group = self.groups[node.group_id]
         return group.release_id is None or node.confirmed_generation >= max(group.generation, node.generation)
 
-    def confirm(self, node_id: str, digest: str, generation: int, capabilities_digest: str) -> None:
-        """Remember what a transaction found out about a node; 0 for a generation that it isn't at."""
-        node = self.nodes.get(node_id)
-        if node is not None:
-            node.digest = digest
-            node.confirmed_generation = generation
-            node.capabilities_digest = capabilities_digest
+    def confirm(self, row: NodeRow) -> None:
+        """Remember what a transaction wrote about a node, unless a later announcement about it was read meanwhile."""
+        node = self.nodes.get(row.id)
+        if node is not None and node.epoch <= row.epoch:
+            node.digest = row.digest
+            node.confirmed_generation = row.confirmed_generation
+            node.capabilities_digest = row.capabilities_digest
 
     # Changes
 
@@ -184,15 +189,16 @@ class Fleet:
     async def refresh(self) -> None:
         """Afterwards everything is known here that was committed before the call; raises `ProblemError`."""
         async with self._reading:
-            began = self.loop.time()
-            changes = await self._db.read(self._read)
+            began, before = self.loop.time(), self._clock.now()
+            theirs, changes = await self._db.read(self._read)
+            self._clock.compare(theirs, before)
             self._read_at = began
             if changes is not None:
                 self._take(changes)
 
     async def run(self) -> None:
         """Follow the changes until cancelled."""
-        away = False
+        outage = Outage(log, "the epochs can't be read")
         while True:
             try:
                 async with asyncio.timeout(PERIOD):
@@ -202,24 +208,24 @@ class Fleet:
             self._nudged.clear()
             try:
                 await self.refresh()
-                if away:
-                    log.info("the epochs are read again")
-                away = False
+                outage.worked()
             except ProblemError as problem:
-                if not away:
-                    log.warning("the epochs can't be read: %s", problem.detail)
-                away = True
+                outage.failed(problem.detail)
             if self.loop.time() - self._forgot_at >= FORGET_EVERY:
                 self._forgot_at = self.loop.time()
                 self.forget()
 
-    async def _read(self, conn: Any) -> "tuple[int, list[Any], list[Any], list[Any], list[Any]] | None":
-        epoch = await conn.fetchval(SQL["epoch"])
+    async def _read(self, conn: Any) -> tuple[datetime, Changes | None]:
+        """The database's time, and what has changed, or None."""
+        epoch, theirs = await conn.fetchrow(SQL["epoch"])
         if epoch == self._epoch:
-            return None
+            return theirs, None
         groups = await conn.fetch(SQL["groups_since"], self._epoch)
-        nodes = await conn.fetch(SQL["nodes_since"], self._epoch)
-        credentials = await conn.fetch(SQL["credentials_since"], self._epoch)
+        nodes, credentials = [], []
+        if self._epoch >= 0:
+            # At the start none is known: each is looked up when it asks, so a start costs the same for any fleet.
+            nodes = await conn.fetch(SQL["nodes_since"], self._epoch)
+            credentials = await conn.fetch(SQL["credentials_since"], self._epoch)
         operators = await conn.fetch(SQL["operators_since"], self._epoch)
         # What they refer to may have come to be without an announcement.
         missing = {row["node_id"] for row in credentials} - self.nodes.keys() - {row["id"] for row in nodes}
@@ -228,9 +234,9 @@ class Fleet:
         missing = {row["group_id"] for row in nodes} - self.groups.keys() - {row["id"] for row in groups}
         if missing:
             groups += await conn.fetch(SQL["groups_by_id"], list(missing))
-        return epoch, groups, nodes, credentials, operators
+        return theirs, (epoch, groups, nodes, credentials, operators)
 
-    def _take(self, changes: tuple[int, list[Any], list[Any], list[Any], list[Any]]) -> None:
+    def _take(self, changes: Changes) -> None:
         self._epoch, groups, nodes, credentials, operators = changes
         changed_groups = set()
         for row in groups:
@@ -290,42 +296,18 @@ class Fleet:
     async def credential(self, credential_id: str) -> Credential | None:
         """The credential of that id, looked up in the database where it isn't known; None when there is none."""
         if credential_id not in self.credentials:
-            await self._find(credential_id)
+            await self._unknown.find(credential_id)
         return self.credentials.get(credential_id)
 
     async def operator(self, operator_id: str) -> Operator | None:
         """The operator of that id, as `credential`."""
         if operator_id not in self.operators:
-            await self._find(operator_id)
+            await self._unknown.find(operator_id)
         return self.operators.get(operator_id)
 
-    async def _find(self, unknown: str) -> None:
-        future = self._unknown.get(unknown)
-        if future is None:
-            if len(self._unknown) >= LOOKUPS:
-                raise ProblemError("database_busy", "too many unknown credentials are being looked up; try again")
-            future = self._unknown[unknown] = self.loop.create_future()
-            if self._lookup is None or self._lookup.done():
-                self._lookup = self.loop.create_task(self._look_up())
-        # A waiter that goes away must not take the answer from the others.
-        await asyncio.shield(future)
-
-    async def _look_up(self) -> None:
-        while self._unknown:
-            asked = self._unknown
-            self._unknown = {}
-            ids = list(asked)
-            try:
-                found = await self._db.read(lambda conn: _by_id(conn, ids))  # noqa: B023
-            except ProblemError as problem:
-                for future in asked.values():
-                    future.set_exception(problem)
-                    future.exception()  # it may be that nobody waits any more
-            else:
-                self._learn(*found)
-                for future in asked.values():
-                    future.set_result(None)
-            await asyncio.sleep(LOOKUP_PAUSE)
+    async def _find(self, ids: list[str]) -> dict[str, None]:
+        self._learn(*await self._db.read(lambda conn: _by_id(conn, ids)))
+        return {}
 
     def _learn(self, groups: list[Any], nodes: list[Any], credentials: list[Any], operators: list[Any]) -> None:
         # A reading of the epochs that ended meanwhile may know better.
@@ -340,12 +322,10 @@ class Fleet:
 
     async def stop(self) -> None:
         """Cancel what runs in the background; call after `run` has ended."""
-        for task in (self._waking, self._lookup):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        for future in self._unknown.values():
-            future.cancel()
+        if self._waking is not None:
+            self._waking.cancel()
+            await asyncio.gather(self._waking, return_exceptions=True)
+        await self._unknown.stop()
 
 
 async def _by_id(conn: Any, ids: list[str]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:

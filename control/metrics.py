@@ -62,7 +62,7 @@ class Metrics:
             "skerry_database_retries", "Transactions run again after a serialization conflict", registry=registry
         )
         self._held = Gauge("skerry_held_polls", "Polls that wait for a new target", registry=registry)
-        self._nodes = Gauge("skerry_nodes", "Nodes that this replica knows", registry=registry)
+        self._nodes = Gauge("skerry_nodes", "Nodes that have asked this replica since its start", registry=registry)
         self._age = Gauge(
             "skerry_fleet_age_seconds", "Since the targets were last read from the database", registry=registry
         )

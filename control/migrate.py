@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 
 from control import auth, queries
+from control.announce import Changed
 from control.clock import Clock
 from control.database import Database
 
@@ -84,9 +85,9 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
         if not again and await conn.fetchval(SQL["admins"]):
             return None
         token = auth.new_token("operator", await conn.fetchval(SQL["operator_id"], name))
-        epoch = await conn.fetchval(SQL["next_epoch"])
-        await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, clock.now(), epoch)
+        await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, clock.now())
         await conn.execute(SQL["audit_admin"], uuid.uuid4(), clock.now(), name)
+        await Changed(operators={str(token.id)}).announce(conn)
         return token.text
 
     return await db.transaction(work)

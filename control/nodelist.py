@@ -1,11 +1,12 @@
 """What control says of its nodes: state, what each runs and should run, errors and warnings (R 1.4, 4.3, 5.4)."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
-from control import answers, logs, queries, wire
+from control import answers, logs, pages, queries, wire
 from control.calls import Answer, Call
 from control.problems import ProblemError
 
@@ -20,13 +21,16 @@ class NodeFilter(logs.Paging, forbid_unknown_fields=True):
 async def list_nodes(call: Call) -> Answer:
     """GET /v1/nodes, by name."""
     query = call.query
-    (after,) = logs.read_cursor(query.cursor, (str,)) or ("",)
+    after = pages.read_cursor(query.cursor, (str,)) or ("",)
 
     async def work(conn: Any) -> answers.Page[answers.Node]:
         if query.group is not None and await conn.fetchval(SQL["group"], query.group) is None:
             raise ProblemError("unknown_group", f"there is no group {query.group}", field="group")
-        rows = await conn.fetch(SQL["nodes"], after, query.group, query.state, query.limit + 1)
-        return logs.page(await _describe(conn, rows), rows, query.limit, "name")
+
+        def fetch(after: tuple[Any, ...], count: int) -> Any:
+            return conn.fetch(SQL["nodes"], *after, query.group, query.state, count)
+
+        return await pages.fill(fetch, lambda rows: _describe(conn, rows), after, query.limit, ("name",), first=8)
 
     return await call.read(work)
 
@@ -61,7 +65,7 @@ async def describe(conn: Any, id: UUID) -> answers.DetailedNode:
     return answers.DetailedNode(**node, capabilities=rows[0]["capabilities"], protocol=rows[0]["protocol"])
 
 
-async def _describe(conn: Any, rows: list[Any]) -> list[answers.Node]:
+async def _describe(conn: Any, rows: Sequence[Any]) -> list[answers.Node]:
     ids = [str(row["id"]) for row in rows]
     releases = sorted({str(row["release_id"]) for row in rows if row["release_id"] is not None})
     runs = _by(await conn.fetch(SQL["functions"], ids), "node_id")
@@ -102,6 +106,7 @@ def _node(
         target_schema=target_schema,
         functions=functions,
         failures=row["failures"],
+        syncs_folded=row["syncs_folded"],
         error=answers.NodeError(row["error_code"], row["error_message"], row["error_at"])
         if row["error_code"]
         else None,

@@ -1,8 +1,10 @@
 """What the metadata DB has about nodes: read, changed as values, and written back in the same transaction."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -12,17 +14,25 @@ from control import queries, wire
 
 SQL = queries.load("syncs")
 
+TURN = 10
+"""Nodes, of which each may run a thousand functions, that are looked at before others have their turn."""
+FAR = timedelta(days=365)
+"""No time that a node tells is further away than this."""
+ROWS = 2000
+"""Functions that are written in one statement, or read into inventories before others have their turn."""
+
 
 @dataclass(slots=True)
 class NodeRow:
-    """A node as its row has it, with its target; `save` writes all but the target."""
+    """A node as its row has it, with its target; `save` writes all but the target and the epoch."""
 
     id: str
     removed: bool
     state: str
     state_since: datetime
     schema_version: int
-    schema_changes: list[dict[str, Any]]
+    schema_changes: str
+    """As JSON."""
     database_id: str
     digest: str
     confirmed_generation: int
@@ -35,6 +45,8 @@ class NodeRow:
     synced_at: datetime | None
     capabilities_digest: str
     protocol: int
+    syncs_folded: int
+    epoch: int
     release_id: str | None
     target_generation: int
     reported: wire.Inventory | None = None
@@ -88,9 +100,16 @@ def clean(text: str) -> str:
     return text.replace("\0", "\ufffd")
 
 
-def aware(time: datetime | None) -> datetime | None:
-    """`time` with a zone: a node that names none means UTC."""
-    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+def told(time: datetime | None, now: datetime) -> datetime | None:
+    """`time` as a node tells it, in UTC, which it means where it names no zone; within `FAR` of `now`.
+
+    Some times that can be written are out of the range of those that the database, or asyncpg, can have.
+    """
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    return now + min(max(time - now, -FAR), FAR)
 
 
 async def load(conn: Any, node_ids: Iterable[str]) -> dict[str, NodeRow]:
@@ -98,18 +117,30 @@ async def load(conn: Any, node_ids: Iterable[str]) -> dict[str, NodeRow]:
     return {row["id"]: NodeRow(**row) for row in await conn.fetch(SQL["nodes"], sorted(node_ids))}
 
 
+async def lock_free(conn: Any, node_ids: Iterable[str]) -> set[str]:
+    """Lock these nodes, each with its open sync, but for those that another transaction has locked; return which."""
+    free = {row["id"] for row in await conn.fetch(SQL["lock_free_nodes"], sorted(node_ids))}
+    unlocked = {row["id"] for row in await conn.fetch(SQL["lock_free_syncs"], sorted(free))}
+    for sync in await conn.fetch(SQL["open_syncs"], sorted(free)):
+        if sync["id"] not in unlocked:
+            free.discard(sync["node_id"])
+    return free
+
+
 async def stored_inventories(conn: Any, rows: Sequence[NodeRow]) -> dict[str, wire.Inventory]:
     """What these nodes last reported, by id."""
     found = {
         row.id: wire.Inventory(
             schema_version=row.schema_version,
-            schema_changes=msgspec.convert(row.schema_changes, list[wire.AppliedChange]),
+            schema_changes=_changes(row.schema_changes),
             database_id=row.database_id,
         )
         for row in rows
     }
     if found:
-        for function in await conn.fetch(SQL["node_functions"], sorted(found)):
+        for index, function in enumerate(await conn.fetch(SQL["node_functions"], sorted(found))):
+            if index % ROWS == ROWS - 1:
+                await asyncio.sleep(0)
             node_id, *values = function.values()
             found[node_id].functions.append(wire.RunningFunction(*values))
     return found
@@ -131,8 +162,15 @@ async def save(conn: Any, rows: Iterable[NodeRow]) -> None:
         for node_id, inventory in reported
         for f in inventory.functions
     ]
-    if functions:
-        await conn.execute(SQL["insert_functions"], *(list(column) for column in zip(*functions, strict=True)))
+    for start in range(0, len(functions), ROWS):
+        part = zip(*functions[start : start + ROWS], strict=True)
+        await conn.execute(SQL["insert_functions"], *(list(column) for column in part))
+
+
+@lru_cache(maxsize=64)
+def _changes(text: str) -> list[wire.AppliedChange]:
+    """What nodes applied, from its JSON: most nodes have applied the same. Nobody changes the list."""
+    return msgspec.json.decode(text, type=list[wire.AppliedChange])
 
 
 def _texts(row: NodeRow) -> tuple[str, ...]:
@@ -156,6 +194,7 @@ def _texts(row: NodeRow) -> tuple[str, ...]:
         "" if row.capabilities is None else orjson.dumps(row.capabilities).decode(),
         row.capabilities_digest,
         str(row.protocol),
+        str(row.syncs_folded),
     )
 
 

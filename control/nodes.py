@@ -5,10 +5,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from control import answers, auth, capabilities, fitness, nodelist, queries, wire
+from control.announce import Changed
 from control.auth import AuthError
 from control.calls import Answer, Call
 from control.problems import ProblemError
-from control.services import Services
 
 SQL = queries.load("nodes")
 
@@ -18,7 +18,7 @@ async def make_join_token(call: Call) -> Answer:
     body = call.body
     fingerprint = call.services.ca_fingerprint
 
-    async def work(conn: Any) -> answers.MadeJoinToken:
+    async def work(conn: Any, _changed: Changed) -> answers.MadeJoinToken:
         now = call.services.clock.now()
         group, name = await _group(conn, body.group), body.group
         if body.rejoin is not None:
@@ -33,7 +33,7 @@ async def make_join_token(call: Call) -> Answer:
         await call.audit(conn, "join-token.create", str(token.id), {"group": name, "rejoin": body.rejoin})
         return answers.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, expires)
 
-    async def renew(conn: Any, kept: dict[str, Any]) -> answers.MadeJoinToken:
+    async def renew(conn: Any, _changed: Changed, kept: dict[str, Any]) -> answers.MadeJoinToken:
         token = auth.new_token("join", UUID(kept["id"]))
         if await conn.fetchval(SQL["renew_join_token"], token.id, token.secret_hash) is None:
             raise ProblemError("token_used", "the token that this request made was used; make another one")
@@ -54,32 +54,29 @@ async def join(call: Call) -> Answer:
         capabilities.check(field, value)
 
     async def work(conn: Any) -> wire.Joined:
-        now = call.services.clock.now()
+        now, changed = call.services.clock.now(), Changed()
         token = await conn.fetchrow(SQL["join_token"], token_id)
         if token is None or not auth.same(token["secret_hash"], secret_hash):
             raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
-        if token["expires_at"] <= now:
-            raise AuthError(
-                "token_expired", f"the join token expired at {token['expires_at']}; make another one", "expired"
-            )
+        auth.refuse_expired(token["expires_at"], now)
         if token["attempt"] is None:
-            node_id = await _admit(conn, call.services, body, token, now)
+            node_id = await _admit(conn, changed, body, token, now)
             await conn.execute(SQL["use_join_token"], token_id, body.attempt, node_id, now)
         else:
             node_id = token["node_id"]
             used = await conn.fetchval(SQL["credential_used"], node_id, token["used_at"])
             if token["attempt"] != body.attempt or used:
                 raise AuthError("token_used", "a join token is good for one node; make another one", "token_used")
-            await conn.execute(SQL["revoke_credentials"], node_id, now, await _next_epoch(conn))
+            changed.credentials |= await _revoke(conn, node_id, now)
         node = await conn.fetchrow(SQL["name_and_group"], node_id)
         if node["removed_at"] is not None or node["name"] != body.name:
             raise AuthError("token_used", "the token was used for another node; make another one", "token_used")
         credential = auth.new_token("node")
         await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, None)
+        await changed.announce(conn)
         return wire.Joined(str(node_id), credential.text, node["group_name"])
 
-    async with call.services.writing:
-        answer = Answer(201, await call.services.db.transaction(work))
+    answer = Answer(201, await call.services.joins.transaction(work))
     await call.services.fleet.announced()
     return answer
 
@@ -90,13 +87,13 @@ async def rotate(call: Call) -> Answer:
 
     async def work(conn: Any) -> wire.Rotated:
         now = call.services.clock.now()
-        await conn.execute(SQL["revoke_unused"], node_id, old, now, await _next_epoch(conn))
+        revoked = await conn.fetch(SQL["revoke_unused"], node_id, old, now)
         credential = auth.new_token("node")
         await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, old)
+        await Changed(credentials={row["id"] for row in revoked}).announce(conn)
         return wire.Rotated(credential.text)
 
-    async with call.services.writing:
-        answer = Answer(201, await call.services.db.transaction(work))
+    answer = Answer(201, await call.services.joins.transaction(work))
     await call.services.fleet.announced()
     return answer
 
@@ -104,14 +101,17 @@ async def rotate(call: Call) -> Answer:
 async def move(call: Call) -> Answer:
     """POST /v1/nodes/{node}/move: to another group, whose release is its target then."""
 
-    async def work(conn: Any) -> answers.DetailedNode:
+    async def work(conn: Any, changed: Changed) -> answers.DetailedNode:
         node = await nodelist.find(conn, call.path["node"])
         group = await _group(conn, call.body.group)
         if group != node["group_id"]:
             if not call.body.allow_unfit:
                 await fitness.refuse_move(conn, node["id"], group, call.body.group)
-            decided = await conn.fetchrow(SQL["take_generation"])
-            await conn.execute(SQL["move"], node["id"], group, decided["generation"], decided["epoch"])
+            # First: who waits for a locked node holds up no other decision.
+            await conn.execute(SQL["lock"], node["id"])
+            generation = await conn.fetchval(SQL["take_generation"])
+            await conn.execute(SQL["move"], node["id"], group, generation)
+            changed.nodes.add(str(node["id"]))
             await call.audit(conn, "node.move", node["name"], {"group": call.body.group})
         return await nodelist.describe(conn, node["id"])
 
@@ -121,9 +121,9 @@ async def move(call: Call) -> Answer:
 async def revoke(call: Call) -> Answer:
     """POST /v1/nodes/{node}/revoke: all its credentials."""
 
-    async def work(conn: Any) -> None:
+    async def work(conn: Any, changed: Changed) -> None:
         node = await nodelist.find(conn, call.path["node"])
-        await conn.execute(SQL["revoke_credentials"], node["id"], call.services.clock.now(), await _next_epoch(conn))
+        changed.credentials |= await _revoke(conn, node["id"], call.services.clock.now())
         await call.audit(conn, "node.revoke", node["name"], {})
 
     return await call.write(work, status=204)
@@ -132,9 +132,10 @@ async def revoke(call: Call) -> Answer:
 async def retry(call: Call) -> Answer:
     """POST /v1/nodes/{node}/retry: a failed generation is tried again with the next poll."""
 
-    async def work(conn: Any) -> None:
+    async def work(conn: Any, changed: Changed) -> None:
         node = await nodelist.find(conn, call.path["node"])
-        await conn.execute(SQL["retry"], node["id"], await _next_epoch(conn))
+        await conn.execute(SQL["retry"], node["id"])
+        changed.nodes.add(str(node["id"]))
         await call.audit(conn, "node.retry", node["name"], {})
 
     return await call.write(work, status=204)
@@ -143,19 +144,20 @@ async def retry(call: Call) -> Answer:
 async def remove(call: Call) -> Answer:
     """DELETE /v1/nodes/{node}: revoked and out of the lists; its logs stay and its name is free."""
 
-    async def work(conn: Any) -> None:
+    async def work(conn: Any, changed: Changed) -> None:
         node = await nodelist.find(conn, call.path["node"])
-        now, epoch = call.services.clock.now(), await _next_epoch(conn)
-        await conn.execute(SQL["revoke_credentials"], node["id"], now, epoch)
+        now = call.services.clock.now()
+        changed.credentials |= await _revoke(conn, node["id"], now)
         await conn.execute(SQL["end_syncs"], node["id"], now)
         await conn.execute(SQL["clear_warnings"], node["id"], now)
-        await conn.execute(SQL["remove"], node["id"], now, epoch)
+        await conn.execute(SQL["remove"], node["id"], now)
+        changed.nodes.add(str(node["id"]))
         await call.audit(conn, "node.remove", node["name"], {"id": str(node["id"])})
 
     return await call.write(work, status=204)
 
 
-async def _admit(conn: Any, services: Services, body: wire.Join, token: Any, now: datetime) -> UUID:
+async def _admit(conn: Any, changed: Changed, body: wire.Join, token: Any, now: datetime) -> UUID:
     """The node that a fresh join token makes, or gives a new disk to; returns its id."""
     existing = await conn.fetchrow(SQL["find_by_name"], body.name)
     if token["rejoin"] is not None:
@@ -163,11 +165,12 @@ async def _admit(conn: Any, services: Services, body: wire.Join, token: Any, now
             raise ProblemError("name_taken", f"the token is for {token['rejoin']} to join again", field="name")
         if existing is None:
             raise ProblemError("unknown_node", f"the node {body.name} was removed; join as a new one", field="name")
-        epoch = await _next_epoch(conn)
-        await conn.execute(SQL["revoke_credentials"], existing["id"], now, epoch)
+        changed.credentials |= await _revoke(conn, existing["id"], now)
         await conn.execute(SQL["end_syncs"], existing["id"], now)
         await conn.execute(SQL["forget_functions"], existing["id"])
-        await conn.execute(SQL["rejoin"], existing["id"], body.labels, body.capabilities, body.protocol, now, epoch)
+        await conn.execute(SQL["rejoin"], existing["id"], body.labels, body.capabilities, body.protocol, now)
+        await conn.execute(SQL["rejoin_presence"], existing["id"], now)
+        changed.nodes.add(str(existing["id"]))
         id: UUID = existing["id"]
         return id
     if existing is not None:
@@ -190,9 +193,9 @@ async def _group(conn: Any, name: str) -> UUID:
     return id
 
 
-async def _next_epoch(conn: Any) -> int:
-    epoch: int = await conn.fetchval(SQL["next_epoch"])
-    return epoch
+async def _revoke(conn: Any, node_id: UUID, now: datetime) -> set[str]:
+    """Revoke all credentials of a node; return the ids of those that weren't."""
+    return {row["id"] for row in await conn.fetch(SQL["revoke_credentials"], node_id, now)}
 
 
 def _with(token: str, fingerprint: str) -> str:

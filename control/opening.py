@@ -4,16 +4,18 @@ A slice reads its nodes, what they run, their targets and open syncs, decides
 for each (R 4.3), and writes what it decided (R 6.1).
 """
 
-from dataclasses import dataclass, field
+import asyncio
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from control import faults, noderows, plan, queries, targets, wire
+from control import faults, folding, noderows, plan, queries, targets, wire
+from control.clock import AHEAD
 from control.noderows import NodeRow
 from control.problems import ProblemError
 from control.services import Services
-from control.slices import Slices
+from control.slices import Held, Slices
 from control.syncs import Ended
 
 SQL = queries.load("syncs")
@@ -59,7 +61,7 @@ class Opened:
     generation: int
     release: plan.Release
     work: plan.Work
-    texts: dict[tuple[int, int], str]
+    texts: dict[tuple[int, int], str] = field(default_factory=dict)
 
 
 Decision = AtTarget | Waits | ReportWanted | Opened
@@ -69,29 +71,38 @@ Outcome = Decision | ProblemError
 def opener(services: Services) -> Slices[Request, Decision]:
     """Decides what polling nodes must do; its answers raise `ProblemError` where there is no database."""
 
-    async def decide(requests: list[Request]) -> list[Outcome]:
-        outcomes = await decide_slice(services, requests)
-        return [outcomes[request.node_id] for request in requests]
+    async def decide(requests: list[Request], careful: bool) -> list[Outcome | Held]:
+        outcomes = await decide_slice(services, requests, careful=careful)
+        return [outcomes.get(request.node_id, Held.LOCKED) for request in requests]
 
-    return Slices(lambda request: request.node_id, decide, services.writing)
+    return Slices(lambda request: request.node_id, decide)
 
 
-async def decide_slice(services: Services, requests: list[Request]) -> dict[str, Outcome]:
-    """Decide for these nodes in one transaction; raises `ProblemError` when there is no database."""
+async def decide_slice(services: Services, requests: list[Request], *, careful: bool = False) -> dict[str, Outcome]:
+    """Decide for these nodes in one transaction; raises `ProblemError` when there is no database.
+
+    With `careful`, nodes that another transaction has locked are left out, where else they are waited for.
+    """
 
     async def work(conn: Any) -> _Slice:
         slice_ = _Slice(services, services.clock.now())
-        await slice_.decide(conn, {request.node_id: request for request in requests})
+        taken = {request.node_id: request for request in requests}
+        if careful:
+            free = await noderows.lock_free(conn, taken)
+            taken = {node_id: request for node_id, request in taken.items() if node_id in free}
+        await slice_.decide(conn, taken)
         await slice_.save(conn)
         faults.reach("control.poll.before")
         return slice_
 
-    done = await services.steady.transaction(work)
+    done = await services.slices.transaction(work)
     faults.reach("control.poll.after")
     for node in done.nodes.values():
-        services.fleet.confirm(node.id, node.digest, node.confirmed_generation, node.capabilities_digest)
-    if done.opened:
-        services.metrics.sync("opened", len(done.opened))
+        services.fleet.confirm(node)
+        if node.synced_at == done.now:
+            services.presence.confirmed(node.id)
+    if done.opened or done.reopened:
+        services.metrics.sync("opened", len(done.opened) + len(done.reopened))
     for status in done.ended.statuses:
         services.metrics.sync(status)
     return done.outcomes
@@ -110,6 +121,10 @@ class _Slice:
     """Rows of new syncs: id, node, release, generation."""
     refused: list[tuple[str, str, str, str, str, str]] = field(default_factory=list)
     """Rows of syncs that failed before they began, with code and message."""
+    reopened: list[str] = field(default_factory=list)
+    """Ended syncs that stand for new ones."""
+    refolded: list[tuple[str, str, str]] = field(default_factory=list)
+    """Ended syncs that stand for ones that failed before they began, with code and message."""
     renewed: list[str] = field(default_factory=list)
     ended: Ended = field(default_factory=Ended)
     releases: dict[str, plan.Release] = field(default_factory=dict)
@@ -125,13 +140,16 @@ class _Slice:
             conn, {node.release_id for node in self.nodes.values() if node.release_id is not None}
         )
         self.revisions = await targets.revisions(conn)
-        for node_id, request in requests.items():
+        for index, (node_id, request) in enumerate(requests.items()):
+            if index % noderows.TURN == noderows.TURN - 1:
+                await asyncio.sleep(0)
             node = self.nodes.get(node_id)
             if node is None or node.removed:
                 self.outcomes[node_id] = ProblemError("unknown_node", "this node was removed; join again")
                 continue
             inventory = request.inventory or stored[node_id]
             self.outcomes[node_id] = self._decide(node, request, inventory, open_syncs.get(node_id))
+        await self._fold(conn)
         planned = [outcome for outcome in self.outcomes.values() if isinstance(outcome, Opened)]
         texts = await targets.texts(conn, {c.number for outcome in planned for c in outcome.work.schema_changes})
         for outcome in planned:
@@ -164,8 +182,10 @@ class _Slice:
             self._confirm(node, open_sync)
             return AtTarget()
         if request.failed is not None and request.failed.generation == target == node.failed_generation:
-            until = noderows.aware(request.failed.retry_at)
-            if until is not None and until > self.now:
+            until = noderows.told(request.failed.retry_at, self.now)
+            # The node goes by control's clock: what a clock said that was ahead when the sync failed is worth nothing.
+            failed_ahead = node.error_at is not None and node.error_at > self.now + AHEAD
+            if until is not None and until > self.now and not failed_ahead:
                 return Waits(until)
         return self._open(node, open_sync, release, plan.work(inventory, release, self.revisions))
 
@@ -176,12 +196,27 @@ class _Slice:
             self.changed.add(node.id)
         if open_sync is not None and open_sync["generation"] == target:
             self.renewed.append(open_sync["id"])
-            return Opened(open_sync["id"], target, release, work, {})
+            return Opened(open_sync["id"], target, release, work)
         if open_sync is not None:
             self.ended.add(open_sync["id"], "superseded")
         sync_id = str(uuid4())
         self.opened.append((sync_id, node.id, release.id, str(target)))
-        return Opened(sync_id, target, release, work, {})
+        return Opened(sync_id, target, release, work)
+
+    async def _fold(self, conn: Any) -> None:
+        """Take lines of the log that there are for the attempts of nodes that have had theirs."""
+        attempts = [(row[1], row[3]) for row in (*self.opened, *self.refused)]
+        lines = await folding.full(conn, attempts, self.now)
+        for node_id, sync_id in lines.items():
+            self.nodes[node_id].syncs_folded += 1
+            self.changed.add(node_id)
+            outcome = self.outcomes[node_id]
+            if isinstance(outcome, Opened):
+                self.outcomes[node_id] = replace(outcome, sync_id=sync_id)
+                self.reopened.append(sync_id)
+        self.refolded = [(lines[row[1]], *row[4:]) for row in self.refused if row[1] in lines]
+        self.opened = [row for row in self.opened if row[1] not in lines]
+        self.refused = [row for row in self.refused if row[1] not in lines]
 
     def _confirm(self, node: NodeRow, open_sync: Any) -> None:
         """The node is at target; so it was a success if there is a sync whose report got lost."""
@@ -217,6 +252,10 @@ class _Slice:
             await conn.execute(SQL["renew_syncs"], self.renewed, lease)
         if self.opened:
             await conn.execute(SQL["insert_syncs"], *_columns(self.opened), self.now, lease)
+        if self.reopened:
+            await conn.execute(SQL["reopen_syncs"], self.reopened, self.now, lease)
+        if self.refolded:
+            await conn.execute(SQL["fold_failed_syncs"], *_columns(self.refolded), self.now)
         if self.refused:
             await conn.execute(SQL["insert_failed_syncs"], *_columns(self.refused), self.now)
         await noderows.save(conn, [self.nodes[id] for id in self.changed])

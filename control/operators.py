@@ -3,7 +3,8 @@
 from typing import Any
 from uuid import UUID
 
-from control import answers, auth, logs, queries
+from control import answers, auth, pages, queries
+from control.announce import Changed
 from control.calls import Answer, Call
 from control.problems import ProblemError
 
@@ -14,21 +15,22 @@ async def create(call: Call) -> Answer:
     """POST /v1/operators. The token is kept as a hash alone: asked again under its key, it is replaced."""
     body = call.body
 
-    async def work(conn: Any) -> answers.MadeOperator:
+    async def work(conn: Any, _changed: Changed) -> answers.MadeOperator:
         if await conn.fetchval(SQL["taken"], body.name):
             raise ProblemError(
                 "name_taken", f"there is or was an operator {body.name}; the audit needs another name", field="name"
             )
         token = auth.new_token("operator")
-        await conn.execute(
-            SQL["add"], token.id, body.name, body.role, token.secret_hash, call.services.clock.now(), await _epoch(conn)
-        )
+        now = call.services.clock.now()
+        # Not announced: a replica looks up an operator that it doesn't know.
+        await conn.execute(SQL["add"], token.id, body.name, body.role, token.secret_hash, now)
         await call.audit(conn, "operator.create", body.name, {"role": body.role})
         return answers.MadeOperator(str(token.id), body.name, body.role, token.text)
 
-    async def renew(conn: Any, kept: dict[str, Any]) -> answers.MadeOperator:
+    async def renew(conn: Any, changed: Changed, kept: dict[str, Any]) -> answers.MadeOperator:
         token = auth.new_token("operator", UUID(kept["id"]))
-        await conn.execute(SQL["renew"], token.id, token.secret_hash, await _epoch(conn))
+        await conn.execute(SQL["renew"], token.id, token.secret_hash)
+        changed.operators.add(str(token.id))
         return answers.MadeOperator(str(token.id), kept["name"], kept["role"], token.text)
 
     return await call.write(work, renew=renew)
@@ -37,12 +39,14 @@ async def create(call: Call) -> Answer:
 async def list_operators(call: Call) -> Answer:
     """GET /v1/operators: those that can sign in."""
     paging = call.query
-    (after,) = logs.read_cursor(paging.cursor, (str,)) or ("",)
+    after = pages.read_cursor(paging.cursor, (str,)) or ("",)
+    describe = pages.each(lambda row: answers.Operator(row["name"], row["role"], row["created_at"]))
 
     async def work(conn: Any) -> answers.Page[answers.Operator]:
-        rows = await conn.fetch(SQL["operators"], after, paging.limit + 1)
-        items = [answers.Operator(row["name"], row["role"], row["created_at"]) for row in rows]
-        return logs.page(items, rows, paging.limit, "name")
+        def fetch(after: tuple[Any, ...], count: int) -> Any:
+            return conn.fetch(SQL["operators"], *after, count)
+
+        return await pages.fill(fetch, describe, after, paging.limit, ("name",))
 
     return await call.read(work)
 
@@ -51,18 +55,14 @@ async def revoke(call: Call) -> Answer:
     """DELETE /v1/operators/{name}."""
     name = call.path["name"]
 
-    async def work(conn: Any) -> None:
+    async def work(conn: Any, changed: Changed) -> None:
         row = await conn.fetchrow(SQL["operator"], name)
         if row is None:
             raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
         if row["role"] == "admin" and await conn.fetchval(SQL["admins"]) == 1:
             raise ProblemError("last_admin", f"{name} is the last admin; make another one first", field="name")
-        await conn.execute(SQL["revoke"], row["id"], call.services.clock.now(), await _epoch(conn))
+        await conn.execute(SQL["revoke"], row["id"], call.services.clock.now())
+        changed.operators.add(str(row["id"]))
         await call.audit(conn, "operator.revoke", name, {})
 
     return await call.write(work, status=204)
-
-
-async def _epoch(conn: Any) -> int:
-    epoch: int = await conn.fetchval(SQL["next_epoch"])
-    return epoch

@@ -26,10 +26,21 @@ KEPT_BYTES = 1024
 """Of a node's last poll; one at target has some 200."""
 SPREAD = 0.25
 """Each hold is shortened by a random part up to this, so that nodes which came together don't return together."""
+SIGNED = 20
+"""URLs that are signed before others have their turn."""
 SHUTDOWN_RETRY = 1
 """Seconds after which a node asks again, then of another replica or a new process."""
 
 _decode = msgspec.json.Decoder(wire.Poll).decode
+
+
+class _Unread(msgspec.Struct):
+    """A poll, of which this alone is looked at."""
+
+    capabilities: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode_unread = msgspec.json.Decoder(_Unread).decode
 
 
 class Held(Enum):
@@ -49,11 +60,11 @@ async def answer(services: Services, scope: Scope, receive: Receive) -> Answer |
     if message["type"] == "http.request" and not message["more_body"]:
         raw = message["body"]
     else:
-        raw = await _rest(services, message, receive)
+        raw = await _rest(services, scope, message, receive)
     if credential.last is not None and credential.last[0] == raw:
         poll = credential.last[1]
     else:
-        poll = _read(raw)
+        poll = _read(raw) if len(raw) <= calls.BIG_BODY else await asyncio.to_thread(_read, raw)
         credential.last = (raw, poll) if len(raw) <= KEPT_BYTES else None
     fleet, inventory, told = services.fleet, poll.inventory, poll.capabilities
     loop, until = fleet.loop, 0.0
@@ -61,6 +72,7 @@ async def answer(services: Services, scope: Scope, receive: Receive) -> Answer |
         until = loop.time() + min(poll.wait, services.settings.hold) * (1 - random.random() * SPREAD)  # noqa: S311
     while True:
         node = _look(services, credential)
+        group = fleet.groups[node.group_id]
         counted, limit = "at_target", until
         if not fleet.at_target(node, poll):
             services.presence.seen(node.id)
@@ -77,6 +89,10 @@ async def answer(services: Services, scope: Scope, receive: Receive) -> Answer |
             if isinstance(outcome, Waits):
                 seconds = (outcome.until - services.clock.now()).total_seconds()
                 counted, limit = "waits", min(until, loop.time() + seconds)
+            if _look(services, credential) is not node or fleet.groups[node.group_id] is not group:
+                # Something was announced while the database decided. This poll wasn't held yet, so nobody has woken
+                # it, and the decision may be the one from before.
+                continue
         if counted == "at_target":
             services.presence.confirmed(node.id)
         held = Held.END
@@ -89,15 +105,19 @@ async def answer(services: Services, scope: Scope, receive: Receive) -> Answer |
             return AT_TARGET
 
 
-async def _rest(services: Services, message: Message, receive: Receive) -> bytes:
+async def _rest(services: Services, scope: Scope, message: Message, receive: Receive) -> bytes:
     """A body that came in parts. Its time is the guard's to bound: a timer for each would cost a tenth of a poll."""
-    raw: bytes = b""
+    limit = min(calls.INVENTORY_BODY, services.settings.body_limit)
+    calls.check_length(scope, limit)
+    parts: list[bytes] = []
+    size = 0
     while message["type"] == "http.request":
-        raw += message["body"]
-        if len(raw) > services.settings.body_limit:
-            raise ProblemError("body_too_large", f"the body has more than {services.settings.body_limit} bytes")
+        parts.append(message["body"])
+        size += len(parts[-1])
+        if size > limit:
+            raise ProblemError("body_too_large", f"the body has more than {limit} bytes")
         if not message["more_body"]:
-            return raw
+            return b"".join(parts)
         message = await receive()
     raise ProblemError("body_incomplete", "the connection was closed within the body")
 
@@ -138,6 +158,8 @@ def _look(services: Services, credential: Credential) -> Node:
 
 
 def _read(raw: bytes) -> wire.Poll:
+    if len(raw) > calls.BIG_BODY:
+        _check_capabilities(raw)
     try:
         poll = _decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -156,9 +178,26 @@ def _read(raw: bytes) -> wire.Poll:
     return poll
 
 
+def _check_capabilities(raw: bytes) -> None:
+    """Refuse capabilities that are too large before they are made into objects."""
+    try:
+        told = _decode_unread(raw).capabilities
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return  # what is wrong is found out by the whole reading
+    # Written with spaces or escapes, they may be longer than they are kept.
+    if len(bytes(told)) > 6 * capabilities.LIMIT:
+        detail = f"it has {capabilities.LIMIT} bytes at most, as JSON, and not {len(bytes(told))}"
+        raise ProblemError("invalid_body", detail, field="capabilities")
+
+
 async def _plan(services: Services, opened: Opened) -> wire.Plan:
     """The answer that a sync begins with (R 3.3, 4.1)."""
     release, work = opened.release, opened.work
+    urls = []
+    for index, f in enumerate(work.functions):
+        if index % SIGNED == SIGNED - 1:
+            await asyncio.sleep(0)
+        urls.append(await artifacts.location(services, f.sha256, f.artifact_id))
     return wire.Plan(
         sync_id=opened.sync_id,
         lease=services.settings.sync_lease,
@@ -176,11 +215,11 @@ async def _plan(services: Services, opened: Opened) -> wire.Plan:
                 version=f.version,
                 sha256=f.sha256,
                 size=f.size,
-                url=await artifacts.location(services, f.sha256, f.artifact_id),
+                url=url,
                 manifest=f.manifest,
                 manifest_digest=f.manifest_digest,
             )
-            for f in work.functions
+            for f, url in zip(work.functions, urls, strict=True)
         ],
         remove=list(work.remove),
     )

@@ -1,7 +1,7 @@
 """Heartbeats, in batches: one statement a second for all nodes that were heard of (R 1.3, 5.1).
 
-A row for each heartbeat's transaction would cost twenty times as much. Only this module writes node_presence, and it
-writes nothing else, so a heartbeat never conflicts with a sync.
+A row for each heartbeat's transaction would cost twenty times as much. It writes node_presence and nothing else, and
+syncs don't write that, so a heartbeat never conflicts with a sync.
 """
 
 import asyncio
@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from control import queries
-from control.clock import Clock
-from control.database import Database
+from control.clock import AHEAD, Clock
+from control.database import Database, Locked
 from control.metrics import Metrics
+from control.outages import Outage
 from control.problems import ProblemError
 
 SQL = queries.load("presence")
@@ -35,6 +36,9 @@ class Presence:
         self._metrics = metrics
         self._seen: dict[str, datetime] = {}
         self._confirmed: dict[str, datetime] = {}
+        self._careful = False
+        """Whether a row was locked lately: then those that are locked are left out, else they are waited for."""
+        self._outage = Outage(log, "heartbeats can't be recorded")
 
     def seen(self, node_id: str) -> None:
         """The node has asked or reported something."""
@@ -45,31 +49,50 @@ class Presence:
         self._confirmed[node_id] = self._clock.now()
 
     async def flush(self) -> None:
-        """Write what was heard; what couldn't be written is kept for the next time. Raises `ProblemError`."""
+        """Write what was heard; what couldn't be written is kept for the next time. Raises `ProblemError`.
+
+        A node whose row another transaction has locked holds up no other one: it is kept for the next time.
+        """
         seen, confirmed = self._seen, self._confirmed
         self._seen, self._confirmed = {}, {}
         try:
             # Apart, because nearly all are confirmed: then one time for each does.
             await self._write(SQL["seen"], seen)
             await self._write(SQL["confirmed"], confirmed)
-        except BaseException:
+        finally:
+            # Left in them: what couldn't be written.
             self._seen = seen | self._seen
             self._confirmed = confirmed | self._confirmed
-            raise
+        self._careful = bool(seen or confirmed)
 
     async def _write(self, statement: str, heard: dict[str, datetime]) -> None:
         """Write the times in `heard`, and take out of it what is written."""
         # Sorted, so that two replicas that write the same nodes wait for each other instead of failing.
         for ids in _slices(sorted(heard)):
-            times = [heard[id].isoformat() for id in ids]
+            now = self._clock.now()
+            # Heard of while the clock was ahead, it was heard of by now.
+            times = [(heard[id] if heard[id] <= now + AHEAD else now).isoformat() for id in ids]
 
-            async def work(conn: Any, ids: list[str] = ids, times: list[str] = times) -> None:
-                await conn.execute(statement, ids, times)
+            async def work(
+                conn: Any, ids: list[str] = ids, times: list[str] = times, believed: datetime = now + AHEAD
+            ) -> list[str]:
+                if self._careful:
+                    free = {row["id"] for row in await conn.fetch(SQL["lock_free"], ids)}
+                    times = [time for id, time in zip(ids, times, strict=True) if id in free]
+                    ids = [id for id in ids if id in free]
+                await conn.execute(statement, ids, times, believed)
+                return ids
 
-            await self._db.transaction(work)
-            for id in ids:
+            try:
+                written = await self._db.transaction(work)
+            except Locked:
+                if self._careful:
+                    raise
+                self._careful = True
+                written = await self._db.transaction(work)
+            for id in written:
                 del heard[id]
-            self._metrics.heartbeats.inc(len(ids))
+            self._metrics.heartbeats.inc(len(written))
 
     async def run(self) -> None:
         """Flush each second until cancelled, and once more then."""
@@ -91,8 +114,9 @@ class Presence:
     async def _try(self) -> None:
         try:
             await self.flush()
+            self._outage.worked()
         except ProblemError as problem:
-            log.warning("%d heartbeats wait to be recorded: %s", self._waiting, problem.detail)
+            self._outage.failed(f"{self._waiting} of them wait; {problem.detail}")
         except Exception:
             # Heartbeats must go on whatever one of them holds.
             log.exception("%d heartbeats could not be recorded", self._waiting)

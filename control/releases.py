@@ -8,7 +8,8 @@ from uuid import uuid4
 import msgspec
 from msgspec import Struct
 
-from control import answers, fitness, logs, manifests, queries, wire
+from control import answers, fitness, logs, manifests, pages, queries, wire
+from control.announce import Changed
 from control.calls import Answer, Call
 from control.problems import ProblemError
 
@@ -18,6 +19,10 @@ Functions = dict[str, tuple[int, str]]
 """Version and sha256 by name."""
 Manifests = dict[str, dict[str, Any]]
 """Of functions, by name."""
+
+
+MANIFEST_BYTES = 4 * wire.MIB
+"""Of the manifests of a release's functions together, as the database has them."""
 
 
 class ReleaseQuery(logs.Paging, forbid_unknown_fields=True):
@@ -34,9 +39,9 @@ async def create(call: Call) -> Answer:
     body = call.body
     told = await call.services.db.read(lambda conn: fitness.told(conn, body.group))
 
-    async def work(conn: Any) -> answers.MadeRelease:
+    async def work(conn: Any, changed: Changed) -> answers.MadeRelease:
         now, by = call.services.clock.now(), call.operator.name
-        made = await make(conn, now, by, body, told, plan=call.query.plan)
+        made = await make(conn, changed, now, by, body, told, plan=call.query.plan)
         if not call.query.plan:
             details = {
                 "generation": made.generation,
@@ -47,19 +52,26 @@ async def create(call: Call) -> Answer:
             await call.audit(conn, "release.create", f"{made.group}/{made.number}", details)
         return made
 
-    return await call.read(work) if call.query.plan else await call.write(work)
+    if call.query.plan:
+        return await call.read(lambda conn: work(conn, Changed()))
+    return await call.write(work)
 
 
 async def list_releases(call: Call) -> Answer:
     """GET /v1/releases, newest first."""
     query = call.query
-    generation, id = logs.read_cursor(query.cursor, (int, str)) or (2**62, "")
+    after = pages.read_cursor(query.cursor, (int, str)) or (2**62, "")
 
     async def work(conn: Any) -> answers.Page[answers.Release]:
         if query.group is not None:
             await _group(conn, query.group)
-        rows = await conn.fetch(SQL["releases"], generation, id, query.group, query.limit + 1)
-        return logs.page(await _with_functions(conn, rows), rows, query.limit, "generation", "id")
+
+        def fetch(after: tuple[Any, ...], count: int) -> Any:
+            return conn.fetch(SQL["releases"], *after[:1], str(after[1]), query.group, count)
+
+        return await pages.fill(
+            fetch, lambda rows: _with_functions(conn, rows), after, query.limit, ("generation", "id"), first=4
+        )
 
     return await call.read(work)
 
@@ -82,7 +94,7 @@ async def create_group(call: Call) -> Answer:
     """POST /v1/groups."""
     name = call.body.name
 
-    async def work(conn: Any) -> answers.Group:
+    async def work(conn: Any, _changed: Changed) -> answers.Group:
         if await conn.fetchrow(SQL["group"], name) is not None:
             raise ProblemError("name_taken", f"there is a group {name} already", field="name")
         await conn.execute(SQL["add_group"], uuid4(), name, call.services.clock.now())
@@ -95,10 +107,9 @@ async def create_group(call: Call) -> Answer:
 async def list_groups(call: Call) -> Answer:
     """GET /v1/groups."""
     paging = call.query
-    (after,) = logs.read_cursor(paging.cursor, (str,)) or ("",)
+    after = pages.read_cursor(paging.cursor, (str,)) or ("",)
 
-    async def work(conn: Any) -> answers.Page[answers.Group]:
-        rows = await conn.fetch(SQL["groups"], after, paging.limit + 1)
+    async def describe(conn: Any, rows: Sequence[Any]) -> list[answers.Group]:
         functions = await _functions(conn, [row["release_id"] for row in rows if row["release_id"] is not None])
         items = []
         for row in rows:
@@ -107,13 +118,20 @@ async def list_groups(call: Call) -> Answer:
                 listed = functions.get(row["release_id"], [])
                 release = answers.GroupRelease(row["number"], row["generation"], row["schema_floor"], listed)
             items.append(answers.Group(row["name"], row["generation"], release, row["nodes"]))
-        return logs.page(items, rows, paging.limit, "name")
+        return items
+
+    async def work(conn: Any) -> answers.Page[answers.Group]:
+        def fetch(after: tuple[Any, ...], count: int) -> Any:
+            return conn.fetch(SQL["groups"], *after, count)
+
+        return await pages.fill(fetch, lambda rows: describe(conn, rows), after, paging.limit, ("name",), first=4)
 
     return await call.read(work)
 
 
 async def make(
     conn: Any,
+    changed: Changed,
     now: datetime,
     by: str,
     body: wire.NewRelease,
@@ -141,18 +159,20 @@ async def make(
             raise ProblemError(
                 "unknown_schema_change", f"the newest schema change is {newest}, there is no {floor}", field="schema"
             )
+    await _check_size(conn, functions)
     granted = await _manifests(conn, functions)
     _check_routes(granted)
     unfit = fitness.unfit(told, granted)
     if not plan and not body.allow_unfit:
         fitness.refuse(unfit, body.group)
+    changes = await _changes(conn, before, functions, old_floor, floor, granted)
     number: int = await conn.fetchval(SQL["next_number"], group["id"])
     release_id = uuid4()
-    if plan:
-        generation: int = await conn.fetchval(SQL["next_generation"])
-    else:
-        row = await conn.fetchrow(SQL["take_generation"])
-        generation = row["generation"]
+    if not plan:
+        # First: who waits for a locked group holds up no decision about another one.
+        await lock(conn, group["id"])
+    generation: int = await conn.fetchval(SQL["next_generation" if plan else "take_generation"])
+    if not plan:
         await conn.execute(
             SQL["add"], release_id, group["id"], number, generation, floor, body.rollback_to, body.reason, by, now
         )
@@ -164,7 +184,8 @@ async def make(
             [str(functions[name][0]) for name in names],
             [functions[name][1] for name in names],
         )
-        await conn.execute(SQL["set_target"], group["id"], release_id, generation, row["epoch"])
+        await conn.execute(SQL["set_target"], group["id"], release_id, generation)
+        changed.groups.add(str(group["id"]))
     return answers.MadeRelease(
         id=None if plan else str(release_id),
         group=body.group,
@@ -176,9 +197,14 @@ async def make(
         reason=body.reason,
         created_by=by,
         created_at=now,
-        changes=await _changes(conn, before, functions, old_floor, floor, granted),
+        changes=changes,
         unfit=unfit,
     )
+
+
+async def lock(conn: Any, group_id: Any) -> None:
+    """Have a group for this transaction alone."""
+    await conn.execute(SQL["lock_group"], group_id)
 
 
 async def _rollback(conn: Any, body: wire.NewRelease) -> tuple[Functions, int]:
@@ -242,6 +268,26 @@ async def _manifests(conn: Any, functions: Functions) -> Manifests:
     return {row["name"]: row["manifest"] for row in rows}
 
 
+async def _check_size(conn: Any, functions: Functions) -> None:
+    """A plan has all of a release in one answer. Error: ProblemError."""
+    if len(functions) > wire.MOST_FUNCTIONS:
+        raise ProblemError(
+            "release_not_possible",
+            f"a release has {wire.MOST_FUNCTIONS} functions at most, and this one would have {len(functions)}; remove "
+            "some, or put them into releases of other groups",
+            field="functions",
+        )
+    names = sorted(functions)
+    size: int = await conn.fetchval(SQL["manifest_bytes"], names, [str(functions[name][0]) for name in names])
+    if size > MANIFEST_BYTES:
+        raise ProblemError(
+            "release_not_possible",
+            f"the manifests of a release's functions have {MANIFEST_BYTES} bytes together at most, and these {size}; "
+            "keep large configuration in the functions, or in the database",
+            field="functions",
+        )
+
+
 def _check_routes(granted: Manifests) -> None:
     """No two functions of a release may have the same route. Error: ProblemError."""
     routes = {
@@ -292,7 +338,7 @@ async def _functions(conn: Any, release_ids: list[Any]) -> dict[Any, list[answer
     return found
 
 
-async def _with_functions(conn: Any, rows: list[Any]) -> list[answers.Release]:
+async def _with_functions(conn: Any, rows: Sequence[Any]) -> list[answers.Release]:
     functions = await _functions(conn, [row["id"] for row in rows])
     return [
         answers.Release(

@@ -5,6 +5,7 @@ from functools import cache
 from control import (
     answers,
     artifacts,
+    bucket,
     functions,
     logs,
     nodelist,
@@ -18,7 +19,7 @@ from control import (
     wire,
 )
 from control.answers import Page
-from control.calls import Answer, Call, Operation, encode
+from control.calls import INVENTORY_BODY, SQL_BODY, Answer, Call, Operation, encode
 
 
 async def put_sync(call: Call) -> Answer:
@@ -42,6 +43,8 @@ class NewGroup(wire.Body, frozen=True):
 
 
 ARTIFACT = "/v1/artifacts/{sha256}"
+STORE = ("store_unavailable", "store_refused", "store_full", "store_not_owned", "bucket_missing")
+"""What the artifact store may be the cause of."""
 FUNCTION = "/v1/functions/{name}"
 VERSIONS = "/v1/functions/{name}/versions"
 VERSION = "/v1/functions/{name}/versions/{version}"
@@ -62,8 +65,10 @@ OPERATIONS: tuple[Operation, ...] = (
             "upload_interrupted",
             "artifact_too_large",
             "module_refused",
-            "store_unavailable",
             "check_unavailable",
+            "spool_failed",
+            "spool_full",
+            *STORE,
         ),
         body=bytes,
     ),
@@ -75,7 +80,23 @@ OPERATIONS: tuple[Operation, ...] = (
         artifacts.download,
         "node",
         {200: bytes, 206: bytes, 307: None},
-        ("unknown_artifact", "store_unavailable"),
+        ("unknown_artifact", *STORE),
+    ),
+    Operation(
+        "GET",
+        "/v1/artifact-store",
+        "The bucket of artifacts: whose it is, and whether anything is deleted from it",
+        bucket.show,
+        "read",
+        {200: answers.ArtifactStore},
+    ),
+    Operation(
+        "POST",
+        "/v1/artifact-store/resume",
+        "Let deletions from the bucket go on, which were held",
+        bucket.resume,
+        "admin",
+        {200: answers.ArtifactStore},
     ),
     Operation(
         "GET",
@@ -146,6 +167,7 @@ OPERATIONS: tuple[Operation, ...] = (
         {201: answers.MadeSchemaChange},
         ("schema_conflict", "schema_refused", "check_unavailable"),
         body=wire.NewSchemaChange,
+        body_limit=SQL_BODY,
     ),
     Operation(
         "GET",
@@ -165,6 +187,7 @@ OPERATIONS: tuple[Operation, ...] = (
         {201: answers.MadeSchemaChange},
         ("unknown_schema_change", "schema_conflict", "schema_refused", "check_unavailable"),
         body=wire.AmendSchemaChange,
+        body_limit=SQL_BODY,
     ),
     # Groups and releases
     Operation(
@@ -292,6 +315,7 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: wire.SyncState},
         ("unknown_sync",),
         body=wire.SyncUpdate,
+        body_limit=INVENTORY_BODY,
     ),
     Operation("GET", "/v1/syncs/{id}", "A sync", logs.get_sync, "read", {200: answers.Sync}, ("unknown_sync",)),
     Operation(

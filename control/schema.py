@@ -2,13 +2,17 @@
 
 from typing import Any
 
-from control import answers, logs, queries, wire
+from control import answers, pages, queries, wire
+from control.announce import Changed
 from control.calls import Answer, Call
 from control.problems import ProblemError
 
 SQL = queries.load("schema")
 ATTEMPTS = 5
 """How often a change is tried again because another one was registered meanwhile."""
+
+REVISIONS = 10
+"""Of a change that are shown with it, the newest ones."""
 
 
 async def add(call: Call) -> Answer:
@@ -19,6 +23,12 @@ async def add(call: Call) -> Answer:
     for _ in range(ATTEMPTS):
         history = await call.services.db.read(_history)
         number = len(history) + 1
+        if number > wire.MOST_CHANGES:
+            raise ProblemError(
+                "schema_refused",
+                f"there are {wire.MOST_CHANGES} schema changes already, and no node can report more: put what is still "
+                "to be changed into a new control plane",
+            )
         if body.number is not None and body.number != number:
             raise ProblemError(
                 "schema_conflict", f"the next number is {number}; look at what was registered meanwhile", field="number"
@@ -57,11 +67,14 @@ async def amend(call: Call) -> Answer:
 async def list_changes(call: Call) -> Answer:
     """GET /v1/schema-changes: the newest revision of each, by number."""
     paging = call.query
-    (after,) = logs.read_cursor(paging.cursor, (int,)) or (0,)
+    after = pages.read_cursor(paging.cursor, (int,)) or (0,)
+    describe = pages.each(lambda row: answers.SchemaChange(**row))
 
     async def work(conn: Any) -> answers.Page[answers.SchemaChange]:
-        rows = await conn.fetch(SQL["changes"], after, paging.limit + 1)
-        return logs.page([answers.SchemaChange(**row) for row in rows], rows, paging.limit, "number")
+        def fetch(after: tuple[Any, ...], count: int) -> Any:
+            return conn.fetch(SQL["changes"], *after, count)
+
+        return await pages.fill(fetch, describe, after, paging.limit, ("number",), first=1, most=8)
 
     return await call.read(work)
 
@@ -71,7 +84,7 @@ async def get_change(call: Call) -> Answer:
     number = call.path["number"]
 
     async def work(conn: Any) -> answers.SchemaChangeHistory:
-        rows = await conn.fetch(SQL["revisions"], number)
+        rows = (await conn.fetch(SQL["revisions"], number, REVISIONS))[::-1]
         if not rows:
             raise _unknown(number)
         return answers.SchemaChangeHistory(**rows[-1], revisions=[answers.SchemaChange(**row) for row in rows])
@@ -95,7 +108,7 @@ async def _insert(
     """Register what was tried on `history`; None where the history is another one by now."""
     tried = [(row["number"], row["revision"]) for row in history]
 
-    async def work(conn: Any) -> answers.MadeSchemaChange:
+    async def work(conn: Any, _changed: Changed) -> answers.MadeSchemaChange:
         if [(row["number"], row["revision"]) for row in await conn.fetch(SQL["numbers"])] != tried:
             raise _Moved
         row = await conn.fetchrow(

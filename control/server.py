@@ -18,6 +18,7 @@ import uvicorn
 from control import guard, pki
 from control.app import create_app
 from control.clock import Clock, SystemClock
+from control.listening import Listener
 from control.settings import Settings, is_loopback
 
 KEEP_ALIVE = 75
@@ -68,7 +69,7 @@ class Server(uvicorn.Server):
     @property
     def url(self) -> str:
         """Where it listens; valid once started."""
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host, port = self._listener.sockets[0].getsockname()[:2]
         scheme = "http" if self._settings.tls_cert is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -76,25 +77,17 @@ class Server(uvicorn.Server):
         settings = self._settings
         context = _tls(settings)
         await self._services.enter_async_context(self.app.lifespan())
-        loop = asyncio.get_running_loop()
 
         def protocol() -> guard.Guarded:
             return guard.Guarded(config=self.config, server_state=self.server_state, app_state={})
 
+        listener = Listener(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
         try:
-            listener = await loop.create_server(
-                protocol,
-                host=settings.bind,
-                port=settings.port,
-                ssl=context,
-                backlog=BACKLOG,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS if context else None,
-                ssl_shutdown_timeout=CLOSE_SECONDS if context else None,
-            )
+            await listener.listen(settings.bind, settings.port, BACKLOG)
         except OSError as error:
             await self._services.aclose()
             raise StartError(f"can't listen on {settings.bind} port {settings.port}: {error}") from error
-        self.servers = [listener]
+        self._listener = listener
         self.started = True
         if self._tame:
             # A full pass over ten thousand waiters stops everything for 0.3 s.
@@ -111,9 +104,11 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Answer every held poll (503, Retry-After, connection: close), end the rest, all within three seconds."""
-        for listener in self.servers:
-            listener.close()
+        """Answer every held poll (503, Retry-After, connection: close), end the rest, within three seconds.
+
+        While the metadata database stands it takes up to ten, most of them for what is still to be written.
+        """
+        self._listener.close()
         self.app.services.fleet.close()
         state = self.server_state
         for connection in list(state.connections):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from control.auth import AuthFailures
     from control.checks import Checks
     from control.clock import Clock
     from control.database import Database
+    from control.deletions import Deletions
     from control.fleet import Fleet
+    from control.lookups import Lookups
     from control.metrics import Metrics
     from control.opening import Decision, Request
+    from control.ownership import Ownership
     from control.presence import Presence
     from control.probes import Readiness
     from control.settings import Settings
@@ -31,12 +33,26 @@ class Services:
     settings: Settings
     clock: Clock
     db: Database
+    """For what requests ask of it, but for these, which have connections of their own:"""
+    writes: Database
+    """The same connections as `db`, for operators' writes, which take turns with all that nodes write."""
+    lists: Database
+    """What only reads for an operator, as lists do."""
+    joins: Database
+    first_polls: Database
+    """The first use of a credential."""
+    slices: Database
+    """Plans for nodes and their reports."""
     steady: Database
-    """The same database, over connections that no request waits for."""
+    """What a replica keeps in memory."""
+    beside: Database
+    """What it does by itself: heartbeats, the monitor, the record of refusals."""
     store: Store
+    ownership: Ownership
     checks: Checks
     readiness: Readiness
     failures: AuthFailures
+    join_tokens: Lookups[Any]
     fleet: Fleet
     presence: Presence
     metrics: Metrics
@@ -46,7 +62,6 @@ class Services:
     ca_fingerprint: str
     """sha256 of the CA's certificate in hex, or ''."""
     opener: Slices[Request, Decision] = field(init=False)
-    """Made of the other services, as `reports` is."""
+    """Made of the other services, as `reports` and `deletions` are."""
     reports: Slices[Report, SyncState] = field(init=False)
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held for writes that many nodes ask for at once, which would only be in each other's way."""
+    deletions: Deletions = field(init=False)

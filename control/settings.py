@@ -38,6 +38,12 @@ class Settings:
     artifacts_delivery: Literal["presigned", "control"] = "presigned"
     """How nodes get artifacts: by a presigned URL of the store, or through control."""
     artifacts_region: str = "us-east-1"
+    artifacts_timeout: float = 15.0
+    """For the store to answer a request without a body."""
+    artifacts_stall: float = 60.0
+    """That an upload to the store, or a download from it, may make no progress."""
+    unknown_objects_kept: float = 7 * 86400.0
+    """For which an object of the bucket that the metadata don't know stays there, from when that was first seen."""
     bind: str = "127.0.0.1"
     port: int = 8443
     tls_cert: Path | None = None
@@ -157,6 +163,9 @@ _KINDS: dict[str, type] = {
     "artifacts_public_url": str,
     "artifacts_delivery": str,
     "artifacts_region": str,
+    "artifacts_timeout": float,
+    "artifacts_stall": float,
+    "unknown_objects_kept": float,
     "bind": str,
     "port": int,
     "tls_cert": Path,

@@ -4,6 +4,7 @@ A result's transaction writes what the node now runs, its last sync, the log's r
 has a lease; past it the sync is expired, a counted failure, and what still comes is recorded as late.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from control import faults, noderows, plan, queries, wire
 from control.noderows import NodeRow
 from control.problems import ProblemError
 from control.services import Services
-from control.slices import Slices
+from control.slices import Held, Slices
 from control.targets import Targets
 
 SQL = queries.load("syncs")
@@ -73,28 +74,40 @@ async def put(services: Services, sync_id: str, node_id: str, update: wire.SyncU
 
 def reports(services: Services) -> Slices[Report, wire.SyncState]:
     """Takes the nodes' reports of their syncs."""
-    return Slices(lambda report: report.node_id, lambda taken: take(services, taken), services.writing)
+    return Slices(lambda report: report.node_id, lambda taken, careful: take(services, taken, careful=careful))
 
 
-async def take(services: Services, taken: list[Report]) -> list[wire.SyncState | ProblemError]:
-    """Take these reports, one of a node, in one transaction; raises `ProblemError` when there is no database."""
+async def take(
+    services: Services, taken: list[Report], *, careful: bool = False
+) -> list[wire.SyncState | ProblemError | Held]:
+    """Take these reports, one of a node, in one transaction; raises `ProblemError` when there is no database.
+
+    With `careful`, nodes that another transaction has locked are left out, where else they are waited for.
+    """
 
     async def work(conn: Any) -> _Slice:
         slice_ = _Slice(services.clock.now(), services.settings.sync_lease)
-        await slice_.read(conn, services.targets, taken)
-        for report in taken:
-            slice_.take(report)
+        free = await noderows.lock_free(conn, {report.node_id for report in taken}) if careful else None
+        await slice_.read(conn, services.targets, [r for r in taken if free is None or r.node_id in free])
+        for index, report in enumerate(taken):
+            if index % noderows.TURN == noderows.TURN - 1:
+                await asyncio.sleep(0)
+            if free is None or report.node_id in free:
+                slice_.take(report)
+            else:
+                slice_.answers.append(Held.LOCKED)
         await slice_.save(conn)
         faults.reach("control.result.before")
         return slice_
 
-    done = await services.steady.transaction(work)
+    done = await services.slices.transaction(work)
     faults.reach("control.result.after")
     for counted in done.counted:
         services.metrics.sync(counted)
     for node_id in done.changed:
-        node = done.nodes[node_id]
-        services.fleet.confirm(node_id, node.digest, node.confirmed_generation, node.capabilities_digest)
+        services.fleet.confirm(done.nodes[node_id])
+        if done.nodes[node_id].synced_at == done.now:
+            services.presence.confirmed(node_id)
     return done.answers
 
 
@@ -107,7 +120,7 @@ class _Slice:
     nodes: dict[str, NodeRow] = field(default_factory=dict)
     syncs: dict[str, Any] = field(default_factory=dict)
     releases: dict[str, plan.Release] = field(default_factory=dict)
-    answers: list[wire.SyncState | ProblemError] = field(default_factory=list)
+    answers: list[wire.SyncState | ProblemError | Held] = field(default_factory=list)
     ended: Ended = field(default_factory=Ended)
     renewed: dict[str, str] = field(default_factory=dict)
     """The step of each sync whose lease is renewed."""
@@ -170,7 +183,7 @@ class _Slice:
         elif not late:
             node.fail(error.code, error.message, self.now)
             node.failed_generation = sync["generation"]
-            node.retry_at = noderows.aware(update.retry_at)
+            node.retry_at = noderows.told(update.retry_at, self.now)
         if late:
             self.late[sync["id"]] = result
             return wire.SyncState(status, 0, late=True)

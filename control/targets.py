@@ -19,17 +19,19 @@ class Targets:
 
     async def releases(self, conn: Any, ids: Collection[str]) -> dict[str, plan.Release]:
         """The releases of these ids; those that don't exist are missing."""
-        unknown = [id for id in ids if id not in self._releases]
+        # What is known now, before the first wait: another transaction may make room meanwhile.
+        found = {id: self._releases[id] for id in ids if id in self._releases}
+        unknown = [id for id in ids if id not in found]
         if unknown:
-            if len(self._releases) + len(unknown) > KEPT:
-                self._releases.clear()
-                unknown = list(ids)
             functions: dict[str, list[plan.TargetFunction]] = {}
             for release_id, *values in await conn.fetch(SQL["release_functions"], unknown):
                 functions.setdefault(release_id, []).append(plan.TargetFunction(*values))
             for id, number, floor in await conn.fetch(SQL["releases"], unknown):
-                self._releases[id] = plan.Release(id, number, floor, tuple(functions.get(id, ())))
-        return {id: self._releases[id] for id in ids if id in self._releases}
+                found[id] = plan.Release(id, number, floor, tuple(functions.get(id, ())))
+            if len(self._releases.keys() | found.keys()) > KEPT:
+                self._releases.clear()
+            self._releases.update(found)
+        return found
 
 
 async def revisions(conn: Any) -> plan.Revisions:

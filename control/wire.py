@@ -18,6 +18,7 @@ PROTOCOL = 1
 """Version of the nodes' protocol; a node sends its own, control answers with a message that it understands."""
 
 MIB = 1024 * 1024
+MOST_FUNCTIONS, MOST_CHANGES = 1000, 10_000  # of a release; of the schema, since a node reports all that it applied
 
 # A Python pattern's $ also matches before a line break at the end, hence the look-ahead.
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)")]
@@ -122,7 +123,7 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     route: Route | None = None
     sql: Literal["none", "read", "write"] = "none"
     http: HttpGrant | None = None
-    config: dict[ConfigName, Annotated[str, Meta(max_length=4096)]] = {}
+    config: Annotated[dict[ConfigName, Annotated[str, Meta(max_length=4096)]], Meta(max_length=1000)] = {}
     """Given to the guest as environment variables, or as its ABI has it."""
     secrets: Annotated[list[ConfigName], Meta(max_length=64)] = []
     """Names; each node has its own values, in a private file."""
@@ -193,9 +194,9 @@ class Inventory(Message):
     """What a node runs: the release that its libsql file holds."""
 
     schema_version: Annotated[int, Meta(ge=0)] = 0
-    schema_changes: list[AppliedChange] = []
+    schema_changes: Annotated[list[AppliedChange], Meta(max_length=MOST_CHANGES)] = []
     """Every applied change, in order."""
-    functions: list[RunningFunction] = []
+    functions: Annotated[list[RunningFunction], Meta(max_length=MOST_FUNCTIONS)] = []
     database_id: str = ""
     """Made with the libsql file: another one means that the node's disk was lost or exchanged."""
 
@@ -215,7 +216,7 @@ class Poll(Message):
     digest: Sha256
     boot_id: Annotated[str, Meta(max_length=64)] = ""
     wait: Annotated[float, Meta(ge=0, le=60)] = 0.0
-    """How long control may hold the poll while there is nothing to do; control holds 25 s at most."""
+    """How long control may hold the poll while there is nothing to do; 25 s at most."""
     failed: FailedGeneration | None = None
     inventory: Inventory | None = None
     """Sent when control has asked for it by `Report`."""
@@ -338,9 +339,9 @@ class NewRelease(Body, frozen=True):
     """A release of a group: its newest one, changed by ``functions`` and ``remove``, or an old one again."""
 
     group: Name = "default"
-    functions: dict[Name, Number] = {}
+    functions: Annotated[dict[Name, Number], Meta(max_length=MOST_FUNCTIONS)] = {}
     """Versions to set; functions of the newest release that are not named here stay."""
-    remove: list[Name] = []
+    remove: Annotated[list[Name], Meta(max_length=MOST_FUNCTIONS)] = []
     schema: Annotated[int, Meta(ge=0)] | None = None
     """The floor; without it, the newest schema change."""
     rollback_to: Number | None = None
@@ -364,8 +365,7 @@ def canonical(value: object) -> bytes:
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """sha256 of the canonical manifest without the fields at their defaults: a field that a later version adds changes
-    no digest."""
+    """sha256 of the canonical manifest without fields at their defaults: a field of a later version changes none."""
     return hashlib.sha256(canonical(manifest)).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """The agent: polls control, brings the node to its target, reports. One sync at a time, the newest release next.
 
 Serving never waits for any of this: whatever goes wrong here ends up in the status and in control's record, and the
-node serves its release on. `steps` has the rules, this module does what they say.
+node serves its release on. What it keeps on disk is written by threads, each time before the next step, so that the
+loop waits for no disk. `steps` has the rules, this module does what they say.
 """
 
 import asyncio
@@ -78,7 +79,7 @@ class Agent:
 
     async def run(self) -> None:
         """Until cancelled."""
-        self._look_back()
+        await self._look_back()
         while True:
             who = self._who
             try:
@@ -103,22 +104,23 @@ class Agent:
                 log.exception("the agent made a mistake; it goes on")
                 await self._trouble(Unreachable("internal", f"the agent made a mistake: {error!r}; see its log"))
 
-    def _look_back(self) -> None:
+    async def _look_back(self) -> None:
         """Did the process before this one end in the middle of a sync, and not for the first time?"""
-        attempt = self._outbox.begun()
+        attempt = await asyncio.to_thread(self._outbox.begun)
         if attempt is None:
             return
         log.warning("the sync to release %d was broken off by the end of the process", attempt.release_number)
         if attempt.generation <= self._generation:
             # Past its commit: the poll will tell control.
-            self._outbox.end()
+            with _despite_the_disk("that a sync came to its end"):
+                await asyncio.to_thread(self._outbox.end)
             return
         crashes = attempt.crashes + 1
         now = datetime.now(UTC)
         self._failed = steps.crashed(attempt.generation, attempt.release_number, crashes, now, self._jitter())
         if self._failed is not None:
             with _despite_the_disk("the report"):
-                self._outbox.keep(attempt.sync_id, self._failure_update(self._failed))
+                await asyncio.to_thread(self._outbox.keep, attempt.sync_id, self._failure_update(self._failed))
 
     def status(self) -> dict[str, Any]:
         """What the node knows of control and its target, for people and scripts. Times are RFC 3339."""
@@ -141,7 +143,7 @@ class Agent:
             "failed_generation": failed.generation if failed else None,
             "attempts": failed.attempts if failed else 0,
             "next_attempt": text(min(waits)) if waits else None,
-            "report_waits": self._outbox.waiting() is not None,
+            "report_waits": self._outbox.waits,
         }
 
     # Polls
@@ -194,11 +196,11 @@ class Agent:
         except Refusal as refusal:
             if refusal.status == 401 and self._who.next_credential:
                 log.warning("the new credential is refused; the node goes back to the one that it had")
-                self._keep(self._who.fallen_back())
+                await self._keep(self._who.fallen_back())
                 return await self._poll()
             raise
         if self._who.next_credential:
-            self._keep(self._who.promoted())
+            await self._keep(self._who.promoted())
         self._heard()
         return answer, loop.time() - started
 
@@ -249,14 +251,14 @@ class Agent:
         now = datetime.now(UTC)
         self._problem = {"code": error.code, "message": message, "at": text(now)}
         self._next_attempt = now + timedelta(seconds=pause)
-        while pause > 0 and not self._look_for_another_identity():
+        while pause > 0 and not await self._look_for_another_identity():
             await asyncio.sleep(min(pause, LOOK))
             pause -= LOOK
 
-    def _look_for_another_identity(self) -> bool:
+    async def _look_for_another_identity(self) -> bool:
         """True if the node has joined again while this process ran: it goes on as that node."""
         try:
-            found = identity.read(self._state)
+            found = await asyncio.to_thread(identity.read, self._state)
         except (identity.NotJoined, OSError):
             return False
         if found == self._who:
@@ -275,7 +277,7 @@ class Agent:
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
         with _despite_the_disk("that a sync begins"):
-            self._outbox.begin(plan)
+            await asyncio.to_thread(self._outbox.begin, plan)
         self._sync = Sync(plan, self._runtime, self._compiler, self._artifacts, self._client)
         try:
             error = await self._sync.run()
@@ -283,8 +285,9 @@ class Agent:
             log.info("the sync to release %d was overtaken by a newer decision", plan.release_number)
             return
         finally:
-            self._outbox.end()
             self._sync = None
+            with _despite_the_disk("that a sync came to its end"):
+                await asyncio.to_thread(self._outbox.end)
         await self._report(plan, error)
         if error is None and before is not None and before.release_id != plan.release_id:
             keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
@@ -303,7 +306,7 @@ class Agent:
             await self._tell(plan.sync_id, update, plan.generation)
         except (Unreachable, Refusal):
             with _despite_the_disk("the report"):
-                self._outbox.keep(plan.sync_id, update)
+                await asyncio.to_thread(self._outbox.keep, plan.sync_id, update)
             raise
         faults.reach("edge.sync.report.after")
 
@@ -340,10 +343,11 @@ class Agent:
 
     async def _deliver(self) -> None:
         """The report that waits goes before any question."""
-        waiting = self._outbox.waiting()
+        waiting = await asyncio.to_thread(self._outbox.waiting)
         if waiting is not None:
             await self._tell(waiting.sync_id, waiting.update)
-            self._outbox.clear()
+            with _despite_the_disk("that a report was sent"):
+                await asyncio.to_thread(self._outbox.clear, waiting.sync_id)
 
     def _collect(self, keep: set[str]) -> None:
         self._artifacts.collect(keep)
@@ -363,11 +367,11 @@ class Agent:
             # The present one is good; whether control can be reached is the poll's to find out.
             log.warning("there is no new credential yet: %s", error.message)
             return
-        self._keep(self._who.rotated(credential))
+        await self._keep(self._who.rotated(credential))
         log.info("the node has got a new credential")
 
-    def _keep(self, who: Identity) -> None:
-        identity.write(self._state, who)
+    async def _keep(self, who: Identity) -> None:
+        await asyncio.to_thread(identity.write, self._state, who)
         self._who = who
         self._client.credential = who.next_credential or who.credential
 

@@ -9,12 +9,12 @@ import errno
 from pathlib import Path
 from typing import Final, Literal
 
-from . import seccomp
+from . import seccomp, wal
 from .landlock import Access
 from .seccomp import Argument, Rule
 
-Kind = Literal["worker", "applier", "compiler", "check"]
-KINDS: Final[tuple[Kind, ...]] = ("worker", "applier", "compiler")
+Kind = Literal["worker", "applier", "compiler", "checkpointer", "check"]
+KINDS: Final[tuple[Kind, ...]] = ("worker", "applier", "compiler", "checkpointer")
 """The zygote's. A check has read what it is about before it is fenced: it opens nothing."""
 
 READ: Final = Access.READ_FILE
@@ -36,14 +36,14 @@ _WAITING: Final = ("epoll_pwait", "epoll_wait", "poll", "ppoll")
 _STREAMS: Final = ("close", "read", "readv", "recvfrom", "recvmsg", "sendmsg", "sendto", "write", "writev")
 _OPENED: Final = ("fstat", "getrandom", "lseek", "newfstatat", "pread64")
 _FILES: Final = (
-    "access", "faccessat", "faccessat2", "fchown", "fdatasync", "fstat", "fsync", "ftruncate", "getrandom", "lseek",
-    "lstat", "newfstatat", "open", "openat", "pread64", "pwrite64", "readlink", "readlinkat", "rename", "renameat",
-    "renameat2", "stat", "statx", "unlink", "unlinkat",
+    "access", "faccessat", "faccessat2", "fchown", "fdatasync", "fstat", "fstatfs", "fsync", "ftruncate", "getrandom",
+    "lseek", "lstat", "newfstatat", "open", "openat", "pread64", "pwrite64", "readlink", "readlinkat", "rename",
+    "renameat", "renameat2", "stat", "statfs", "statx", "unlink", "unlinkat",
 )  # fmt: skip
 _BUILDING: Final = (
-    "chmod", "fallocate", "fchmod", "fchmodat", "fstatfs", "getdents64", "ioctl", "landlock_add_rule",
+    "chmod", "fallocate", "fchmod", "fchmodat", "getdents64", "ioctl", "landlock_add_rule",
     "landlock_create_ruleset", "landlock_restrict_self", "mkdir", "mkdirat", "prctl", "rmdir", "set_tid_address",
-    "statfs", "sysinfo", "uname",
+    "sysinfo", "uname",
 )  # fmt: skip
 _NEVER: Final = (
     "accept", "accept4", "bind", "bpf", "connect", "execve", "execveat", "fork", "init_module", "finit_module",
@@ -65,8 +65,11 @@ def files(kind: Kind, state: Path) -> list[tuple[Path, Access]]:
         case "compiler":
             # Of `aot` one folder, once it knows which.
             return [(state / "artifacts", READ), (state / "aot", REBUILD), PROCESSOR]
+        case "checkpointer":
+            return [(state / "db", WRITE), RANDOM]
         case _:
-            return [(state / "db", WRITE), (state / "aot", READ), (state / "artifacts", READ), RANDOM]
+            written = [(state / "db", WRITE), (state / wal.TEMPORARY, WRITE)]
+            return [*written, (state / "aot", READ), (state / "artifacts", READ), RANDOM]
 
 
 def rules(kind: Kind) -> list[Rule]:

@@ -10,7 +10,8 @@ import orjson
 from .calls import Call, Refusal
 from .connection import Connection
 from .frames import LocalRelease
-from .pool import Hold, Pool
+from .hold import Hold
+from .pool import Pool
 from .requests import Exchange, too_large
 from .routes import Match, Table
 from .settings import Settings
@@ -89,6 +90,7 @@ class App:
         if asked.length > self._body_limit:
             return too_large(self._body_limit)
         asked.target = found
+        asked.name = found.function
         return None
 
     def run(self, asked: Exchange, connection: Connection) -> None:

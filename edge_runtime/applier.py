@@ -4,6 +4,8 @@ COMMIT, which waits for the front's word. Whatever fails, or kills the process, 
 Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but checked at the end.
 """
 
+import errno
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -19,10 +21,10 @@ from .access import Doors
 from .database import Database, DatabaseUnfit
 from .frames import LocalFunction
 from .services import Ungranted
-from .session import Session, code_of
+from .session import Session, code_of, failed_commit
 from .sql import Limits, ProbeSql
 from .statements import load
-from .steps import SyncFailed
+from .steps import DISK_RESERVE, SyncFailed
 from .wasmedge import Damaged, WasmEdgeError
 
 NONE: Final[Mapping[str, Mapping[str, str]]] = {}
@@ -44,30 +46,29 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     """Do what the front says until it closes the socket; what isn't committed then is undone."""
     try:
         # An applied release is on disk, whatever the calls' setting is.
-        opened = database.connect(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
+        opened = database.connect_until_exit(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
     except (DatabaseUnfit, OSError) as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
-    with opened:
-        fence.seal("applier", opened.lock.fileno())
-        reader = frames.Reader(sock)
-        while (frame := reader.next()) is not None:
-            try:
-                match frame.kind:
-                    case frames.APPLY:
-                        asked = _decode_apply(frame.body)
-                        prepared = prepare(opened, asked.plan, asked.functions, asked.secrets, afresh=asked.afresh)
-                        frames.send_json(sock, frame.request, frames.PREPARED, prepared)
-                    case frames.COMMIT:
-                        commit(opened)
-                        frames.send(sock, frame.request, frames.COMMITTED)
-                    case frames.ABORT:
-                        opened.rollback()
-                        frames.send(sock, frame.request, frames.ABORTED)
-                    case _:
-                        raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no applier knows")
-            except SyncFailed as failed:
-                frames.send_json(sock, frame.request, frames.FAILED, frames.Failure(failed.code, failed.message))
+    fence.seal("applier", opened.lock.fileno())
+    reader = frames.Reader(sock)
+    while (frame := reader.next()) is not None:
+        try:
+            match frame.kind:
+                case frames.APPLY:
+                    asked = _decode_apply(frame.body)
+                    prepared = prepare(opened, asked.plan, asked.functions, asked.secrets, afresh=asked.afresh)
+                    frames.send_json(sock, frame.request, frames.PREPARED, prepared)
+                case frames.COMMIT:
+                    commit(opened)
+                    frames.send(sock, frame.request, frames.COMMITTED)
+                case frames.ABORT:
+                    opened.rollback()
+                    frames.send(sock, frame.request, frames.ABORTED)
+                case _:
+                    raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no applier knows")
+        except SyncFailed as failed:
+            frames.send_json(sock, frame.request, frames.FAILED, frames.Failure(failed.code, failed.message))
 
 
 def prepare(
@@ -87,6 +88,7 @@ def prepare(
     faults.reach("edge.apply.before")
     try:
         opened.lock.acquire()
+        _drop_uncommitted(opened)
         opened.rows("BEGIN IMMEDIATE")
         changes = _to_apply(opened, plan, afresh)
         _check_functions(plan, functions)
@@ -108,16 +110,27 @@ def prepare(
     return inventory
 
 
+def _drop_uncommitted(opened: Database) -> None:
+    """From here on a loss of power leaves what the file says now, or this release, and not an earlier one's attempt."""
+    try:
+        opened.drop_uncommitted()
+    except OSError as error:
+        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
+        raise SyncFailed(code, f"The write-ahead log can't be written: {error}. Look at the disk.") from None
+
+
 def commit(opened: Database) -> None:
-    """Make the prepared release the file's. Error: SyncFailed, with everything undone."""
+    """Make the prepared release the file's. Error: SyncFailed, with everything undone, but where its code is
+    `frames.COMMIT_UNKNOWN`."""
     if not opened.in_transaction:
         raise SyncFailed("apply_failed", "There is no prepared release to commit.")
     faults.reach("edge.commit.before")
     try:
         opened.rows("COMMIT")
     except ValueError as error:
+        code, text = failed_commit(opened, error)
         opened.rollback()
-        raise SyncFailed(code_of(str(error), "commit_failed"), f"The release's COMMIT failed: {error}.") from None
+        raise SyncFailed(code, f"The release's {text}") from None
     opened.lock.release()
     faults.reach("edge.commit.after")
 
@@ -197,6 +210,25 @@ def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
             raise SyncFailed(code, f"In {_label(change)}: {refused}{at}") from None
         if migration.own(opened) != before:
             raise SyncFailed("schema_closed", f"{_label(change)} touches the runtime's own tables; amend it.")
+        _check_room(opened, change)
+
+
+def _check_room(opened: Database, change: wire.PlannedChange) -> None:
+    """What a change wrote is in the log, and must have room in the database file too: else no checkpoint could ever
+    move it there."""
+    if opened.path is None:
+        return
+    ((pages,),), ((page,),) = opened.rows("PRAGMA page_count"), opened.rows("PRAGMA page_size")
+    needed = pages * page - opened.path.stat().st_size
+    disk = os.statvfs(opened.path.parent)
+    free = disk.f_bavail * disk.f_frsize
+    if needed > 0 and needed + DISK_RESERVE > free:
+        raise SyncFailed(
+            "disk_full",
+            f"After {_label(change)} the database needs {needed >> 20} MiB more, and a reserve of "
+            f"{DISK_RESERVE >> 20} MiB, but its disk has only {free >> 20} MiB free; free some space, then "
+            "`skerry node retry` or wait for the next attempt.",
+        )
 
 
 def _record(

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -19,6 +20,8 @@ from control import wire
 from edge_runtime import files, steps
 from edge_runtime.client import Client, Refusal, Unreachable
 from edge_runtime.steps import SyncFailed
+
+log = logging.getLogger("skerry.artifacts")
 
 PARALLEL = 4
 """Downloads at once."""
@@ -42,7 +45,7 @@ class Artifacts:
     def __init__(self, state: Path, *, pause: float = 0.2) -> None:
         self.folder = state / "artifacts"
         self._pause = pause
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.make_folder(self.folder)
 
     def path(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.wasm"
@@ -59,7 +62,7 @@ class Artifacts:
         if not todo:
             return
         missing = await asyncio.to_thread(self._missing, todo)
-        self._preflight(missing)
+        await asyncio.to_thread(self._preflight, missing)
         slots = asyncio.Semaphore(PARALLEL)
 
         async def one(function: wire.PlannedFunction) -> None:
@@ -91,9 +94,13 @@ class Artifacts:
             try:
                 if _sha256(file) == function.sha256:
                     continue
-                file.unlink()
-            except FileNotFoundError:
-                pass
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    log.error("artifact %s can't be read, and is fetched again: %s", function.sha256, error)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise _disk(error, file) from error
             missing.append(function)
         return missing
 
@@ -136,15 +143,15 @@ class Artifacts:
             # Whole, but killed before it got its name; or not its own bytes.
             if await asyncio.to_thread(_sha256, part) == function.sha256:
                 with part.open("rb") as file:
-                    await asyncio.to_thread(self._finish, file.fileno(), function.sha256)
+                    await asyncio.to_thread(self._finish, file, function.sha256)
                 return
-            part.unlink()
+            await asyncio.to_thread(part.unlink)
             start = 0
         try:
             async with client.open_artifact(url, start) as response:
                 if start and not _continues(response, start):
                     start = 0
-                with part.open("r+b" if start else "wb") as file:
+                with await asyncio.to_thread(part.open, "r+b" if start else "wb") as file:
                     digest = hashlib.sha256()
                     await asyncio.to_thread(_begin, file, start, digest)
                     size = start
@@ -165,7 +172,7 @@ class Artifacts:
                             f"({size} bytes with sha256 {digest.hexdigest()}, {function.size} bytes were promised); "
                             "nothing of it was kept: look at the artifact store and at what lies between",
                         )
-                    await asyncio.to_thread(self._finish, file.fileno(), function.sha256)
+                    await asyncio.to_thread(self._finish, file, function.sha256)
         except Unreachable as error:
             raise _Broken("artifact_unreachable", error.message) from None
         except Refusal as refusal:
@@ -173,8 +180,10 @@ class Artifacts:
                 part.unlink(missing_ok=True)
             raise _Broken("artifact_refused", refusal.message, stale=True) from None
 
-    def _finish(self, handle: int, sha256: str) -> None:
-        os.fsync(handle)
+    def _finish(self, file: BinaryIO, sha256: str) -> None:
+        # What Python still holds of it isn't synced otherwise.
+        file.flush()
+        os.fsync(file.fileno())
         self._part(sha256).replace(self.path(sha256))
         files.sync_folder(self.folder)
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from . import page
@@ -20,14 +21,20 @@ STATUS_WAIT: Final = 1.0
 """Seconds that an answer waits for the zygote to say how its worker ended."""
 
 
+async def _settled() -> None:
+    """Nothing is to be settled where no database is written."""
+
+
 class Burials:
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
+        self.settle: Callable[[], Awaitable[None]] = _settled
+        """Sees to it that a COMMIT whose worker was killed in it is either kept or undone; it must not raise."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, link: Link, call: Call, seen: page.Seen) -> None:
         """`seen`: how far its worker had come."""
-        if link.killed in CODES:
+        if link.killed in CODES and seen.state != page.COMMITTING:
             self._bury(link, call, seen, None)
         else:
             task = asyncio.get_running_loop().create_task(self._ask(link, call, seen))
@@ -45,6 +52,9 @@ class Burials:
                 status = await asyncio.shield(link.child.exited)
         except TimeoutError:
             status = None
+        if seen.state == page.COMMITTING:
+            # Who reads then what became of it reads what stays so.
+            await self.settle()
         self._bury(link, call, seen, status)
 
     def _bury(self, link: Link, call: Call, seen: page.Seen, status: int | None) -> None:

@@ -11,6 +11,7 @@ from control import wire
 
 from . import frames
 from .breaker import Breaker
+from .logs import Budget
 
 if TYPE_CHECKING:
     from .link import Link
@@ -23,6 +24,9 @@ _WEIGHT: Final = 0.2
 """Of the newest call, in a function's recent time."""
 _OUTLIER: Final = 4.0
 """A call counts as at most so many times the recent ones: on a busy machine any call may be held up now and then."""
+LOG_BURST: Final = 1 << 20
+LOG_RATE: Final = 64 * 1024
+"""Bytes that the calls of one function may log at once, and then a second."""
 TIMES: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """Seconds: bounds between which calls are counted by what they took."""
 
@@ -74,6 +78,15 @@ class Tally:
     logged: dict[str, float] = field(default_factory=dict)
     """When a call's failure was last logged, by its code."""
 
+    log: Budget = field(default_factory=lambda: Budget(LOG_BURST, LOG_RATE))
+    """What its calls may log."""
+    log_dropped: int = 0
+    """Lines of its log that were left out, because it logged more."""
+    log_said: int = 0
+    """How many of them the node's log has told of."""
+    log_told: float = float("-inf")
+    """When it last did."""
+
     def deny(self, kind: str, times: int = 1) -> None:
         self.denied[kind] = self.denied.get(kind, 0) + times
 
@@ -107,6 +120,13 @@ class Line:
     """Those that wait, the next one first."""
     links: dict["Link", int] = field(default_factory=dict)
     """The workers that have calls of it, and how many."""
+
+    def left(self, link: "Link") -> None:
+        """A worker has one of its calls no more."""
+        if self.links[link] == 1:
+            del self.links[link]
+        else:
+            self.links[link] -= 1
 
     @property
     def spreads(self) -> bool:
@@ -142,7 +162,7 @@ class Call:
 
     __slots__ = (
         "attempts", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name", "params",
-        "path", "query", "route", "script", "short", "target",
+        "path", "query", "route", "script", "sent", "short", "target",
     )  # fmt: skip
 
     def __init__(
@@ -179,6 +199,8 @@ class Call:
         """Until when it may wait to be dispatched (monotonic clock)."""
         self.gone = False
         """Its client has gone: nobody waits for the outcome."""
+        self.sent = False
+        """It has sent an HTTP request that can't be sent twice, so it must not be dispatched again."""
         self.target: Target
         """What it was dispatched to last; not there before."""
         self.short = False
@@ -191,6 +213,10 @@ class Call:
             )
         )  # fmt: skip
 
+    def sends(self) -> None:
+        """It is about to send an HTTP request that can't be sent twice."""
+        self.sent = True
+
     def end(self, outcome: Outcome) -> None:
         if not self.ended:
             self.ended = True
@@ -200,11 +226,13 @@ class Call:
 class Order:
     """Something that the front asks of one worker, in line with the calls."""
 
-    __slots__ = ("answer", "id", "short")
+    __slots__ = ("answer", "crashed", "id", "short")
 
     def __init__(self, answer: asyncio.Future[frames.Frame]) -> None:
         self.answer = answer
         """Error: `frames.ChildGone` where the worker ended before it had answered."""
+        self.crashed = False
+        """The worker ended over it, and not over what it had been given before."""
         self.id = 0
         self.short = False
 
@@ -216,6 +244,24 @@ def unknown(name: str) -> Refusal:
     """The current release has no such function."""
     shown = name if wire.NAME.fullmatch(name) else name[:63].encode("unicode_escape").decode()
     return Refusal(404, "function_unknown", f"This node's release has no function {shown}.")
+
+
+def released(call: Call) -> Refusal:
+    """A release came before the first SQL of a call that can't be run again."""
+    text = (
+        f"The node's release changed while {call.name} ran, before its first SQL and after it had sent an HTTP request "
+        "that can't be sent twice: so it wasn't run again. It has written nothing to the database."
+    )
+    return Refusal(503, "release_changed", text)
+
+
+def log_full() -> Refusal:
+    """The database's write-ahead log is too long."""
+    text = (
+        "The node's database can't take more writes just now: its write-ahead log is at its limit, because reading "
+        "calls overlap all the time or the disk is slow. Nothing was changed; try again."
+    )
+    return Refusal(503, "wal_full", text, 1)
 
 
 def cut_off(name: str, left: int) -> Refusal:

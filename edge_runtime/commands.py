@@ -96,7 +96,8 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
 
     Where the node has a token, SKERRY_EDGE_TOKEN or SKERRY_EDGE_TOKEN_FILE must say it here too.
 
-    Exits 0 if all is well, 1 if the node is not at its target or control can't be reached, 3 if it doesn't run.
+    Exits 0 if all is well, 1 if the node is not at its target, control can't be reached or its database takes no
+    writes, 3 if it doesn't run.
     """
     try:
         found = read_status(listen, local_token())
@@ -118,7 +119,8 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
     else:
         click.echo(render(found), nl=False)
     # A node that was never asked to sync (no agent) is well as long as it answers.
-    if found.get("error") or (found.get("control") and found.get("at_target") is not True):
+    away = found.get("control") and found.get("at_target") is not True
+    if found.get("error") or away or _database_ails(found):
         sys.exit(1)
 
 
@@ -206,10 +208,24 @@ def render(found: dict[str, Any]) -> str:
         lines.append(f"next try   {found['next_attempt']}")
     if (found.get("secrets") or {}).get("error"):
         lines.append(f"secrets    {found['secrets']['error']}")
+    if _database_ails(found):
+        lines.append(_database(found["database"]))
     if unfenced := (found.get("workers") or {}).get("unfenced"):
         lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
     lines += [_function(function) for function in found.get("functions", [])]
     return "\n".join(lines) + "\n"
+
+
+def _database_ails(found: dict[str, Any]) -> bool:
+    database = found.get("database") or {"writes": "open", "checkpoint_error": None}
+    return database["writes"] == "refused" or database["checkpoint_error"] is not None
+
+
+def _database(database: dict[str, Any]) -> str:
+    refused = "; calls that may write are refused" if database["writes"] == "refused" else ""
+    failed = f"; no checkpoint is made: {database['checkpoint_error']}" if database["checkpoint_error"] else ""
+    have, may = database["wal_bytes"] >> 20, database["wal_limit"] >> 20
+    return f"database   its write-ahead log has {have} MiB of {may}{refused}{failed}"
 
 
 def _function(function: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""A child that compiles one artifact ahead of time, and ends: hostile input costs the compiler much time and memory."""
+"""A child that does one thing with code, and ends: it compiles an artifact, loads functions to see whether that can be
+done, or checks files by their digests. Hostile code costs the compiler and the loader much time and memory."""
 
 import hashlib
 import resource
@@ -10,9 +11,11 @@ import msgspec
 
 from control import faults
 
-from . import fence, frames
+from . import fence, frames, guest
 from .allowed import PROCESSOR, REBUILD
+from .aot_cache import Damaged, verify
 from .code import compile_artifact
+from .loading import allocated
 from .wasmedge.errors import WasmEdgeError
 
 DATA_BYTES: Final = 4 * 1024**3
@@ -25,13 +28,24 @@ class Lost(Exception):
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
-    """Answer one COMPILE."""
+    """Answer one COMPILE, TRY or VERIFY."""
     fence.lower(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     frame = frames.Reader(sock).next()
     if frame is None:
         return
-    asked = msgspec.json.decode(frame.body, type=frames.Compile)
+    match frame.kind:
+        case frames.COMPILE:
+            _compile(sock, msgspec.json.decode(frame.body, type=frames.Compile))
+        case frames.TRY:
+            _try(sock, msgspec.json.decode(frame.body, type=frames.Try))
+        case frames.VERIFY:
+            _verify(sock, msgspec.json.decode(frame.body, type=frames.Verify))
+        case _:
+            raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
+
+
+def _compile(sock: socket.socket, asked: frames.Compile) -> None:
     try:
         wasm = _read(asked)
         # Before it is parsed: what is compiled here can't touch what others were compiled to.
@@ -59,3 +73,30 @@ def _read(asked: frames.Compile) -> bytes:
     if found != asked.sha256:
         raise Lost(f"{asked.artifact} has the sha256 {found}: it is damaged")
     return wasm
+
+
+def _try(sock: socket.socket, asked: frames.Try) -> None:
+    """Load one function after the other, and say of each what it takes; the first that can't be loaded is the last."""
+    for local in asked.functions:
+        before = allocated()
+        try:
+            function = guest.Function.load(local, asked.secrets.get(local.name, {}))
+        except (Damaged, WasmEdgeError, OSError) as error:
+            text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
+            frames.send_json(sock, 0, frames.FAILED, frames.Failure("function_unloadable", text))
+            return
+        # An instance on the interpreter has a copy of the code.
+        need = (allocated() - before) * (1 if local.aot else 2)
+        function.close()
+        frames.send_json(sock, 0, frames.TRIED, frames.Tried(need))
+
+
+def _verify(sock: socket.socket, asked: frames.Verify) -> None:
+    """Check files, and say which aren't what they must be."""
+    damaged = []
+    for path, digest in asked.files:
+        try:
+            verify(Path(path), digest)
+        except (Damaged, OSError):
+            damaged.append(path)
+    frames.send_json(sock, 0, frames.VERIFIED, frames.Verified(damaged))

@@ -1,53 +1,58 @@
-"""AOT files for artifacts: compiled by children, quickly first so that a function can serve, then best in the
-background. A new function doesn't wait for them long: it starts on the interpreter (docs/adr/0008)."""
+"""What each function runs: AOT files, compiled quickly first so that all serve compiled code soon, then best in the
+background. A new function doesn't wait for its file long: it starts on the interpreter (docs/adr/0008)."""
 
 import asyncio
-import contextlib
 import logging
-import shutil
 from collections.abc import Set
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from . import frames
-from .frames import LocalFunction
-from .processes import Child, NotBorn, Processes, decode_failure
-from .settings import processors
+from .aot_cache import BEST, QUICK, AotFile, Damaged, discard_damaged, key, locate, need, verify
+from .compilations import Compilations
+from .frames import LocalFunction, LocalRelease
+from .processes import Processes
 from .steps import SyncFailed
-from .wasmedge import BEST, QUICK, AotFile, Damaged, find, verify
-from .wasmedge.compile import key, take, workshop
 
 log = logging.getLogger("skerry.compiler")
 
-TRIES: Final = 3
-"""For a compiler that dies: the zygote may have been replaced; then the artifact is to blame."""
-BEST_LIMIT: Final = 3600.0
-
-_decode_compiled: Final = msgspec.json.Decoder(frames.Compiled).decode
+_PASSING: Final = ("compile_io", "load_timeout", "no_process")
+"""Codes of failures that are no fault of the artifact's: it is tried again later."""
 
 
 class Compiler:
-    def __init__(self, artifacts: Path, folder: Path, processes: Processes, limit: float, wait: float) -> None:
-        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact at the quick level; `wait`:
-        seconds after which a new function starts without."""
+    """`compilations.run` must be running beside."""
+
+    def __init__(
+        self,
+        artifacts: Path,
+        folder: Path,
+        processes: Processes,
+        limit: float,
+        wait: float,
+        code_memory: int = 256 * 1024 * 1024,
+    ) -> None:
+        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that is waited for; `wait`:
+        seconds after which a new function starts without; `code_memory`: bytes that a worker has for functions."""
         self._artifacts = artifacts
         self._folder = folder
-        self._processes = processes
-        self._limit = limit
         self._wait = wait
+        self._code_memory = code_memory
+        self.compilations = Compilations(artifacts, folder, processes, limit)
         self.best = BEST
         """The level that functions get to in the background."""
-        self._quick = asyncio.Semaphore(processors())
         self._known: dict[tuple[str, int], AotFile] = {}
-        """Files that were found or made, and checked, since the start."""
+        """Files that were found or made since the start. Whoever loads one checks it."""
         self._damaged: set[str] = set()
-        """Artifacts with a file that a worker couldn't load: they are made again."""
+        """Artifacts with an AOT file that was found damaged: it is looked for, and made again."""
         self._hopeless: set[str] = set()
         """Artifacts that a level failed on: they stay at what they have until a sync, or the node's next start."""
+        self.postponed: set[str] = set()
+        """Artifacts that there was no room, process or turn for: `improve` leaves them out until they are taken away
+        from here."""
         self.lost: set[str] = set()
-        """Artifacts that were to be compiled, and aren't whole on disk: to be fetched again."""
+        """Artifacts that aren't whole on disk: to be fetched again."""
 
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
         """The same functions with what to start on. Those whose names are in `compiled`, which serve compiled code now,
@@ -61,45 +66,55 @@ class Compiler:
     async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:
         """Compile one artifact in a child, or find what was compiled before. Error: `SyncFailed`."""
         found = await self._find(sha256, level)
-        if found is not None:
-            return found
-        for attempt in range(1, TRIES + 1):
+        if found is None:
             try:
-                made = await self._child(sha256, level, background)
-            except (NotBorn, frames.ChildGone) as error:
-                if attempt == TRIES:
-                    text = f"the compiler died of artifact {sha256}, {attempt} times: {error}"
-                    raise SyncFailed("compile_crashed", text) from None
-                continue
-            self._known[sha256, level] = made
-            return made
-        raise AssertionError
-
-    async def improve(self, release: frames.LocalRelease) -> list[LocalFunction]:
-        """The release's functions, one of them with better code: to be called until there is none better."""
-        for function in release.functions:
-            if function.sha256 in self._hopeless or self.is_best(function):
-                continue
-            self._damaged.discard(function.sha256)
-            level, now = (self.best, "at the quick level") if function.aot else (QUICK, "on the interpreter")
-            try:
-                better = await self.compile(function.sha256, level, background=level == BEST)
+                found = await self.compilations.make(sha256, level, background=background)
             except SyncFailed as failed:
-                log.warning("%s stays %s: %s", function.name, now, failed.message)
-                self._hopeless.add(function.sha256)
-                continue
-            return [with_aot(f, better) if f.sha256 == function.sha256 else f for f in release.functions]
-        return release.functions
+                if failed.code == "artifact_lost":
+                    self.lost.add(sha256)
+                raise
+            self._known[sha256, level] = found
+        return found
 
-    def damaged(self, sha256: str) -> bool:
-        """A worker found an AOT file of this artifact damaged: look at what is on disk again. Whether `improve` can do
-        something about it."""
-        if sha256 in self._hopeless:
-            return False
+    async def improve(self, release: LocalRelease) -> list[LocalFunction]:
+        """The release's functions, one of them with better code: to be called until there is none better. All get
+        quickly compiled code before the first gets the best."""
+        functions = release.functions
+        for function in functions:
+            if function.sha256 in self._damaged:
+                try:
+                    better = await self._mend(function.sha256)
+                except SyncFailed as failed:
+                    log.error("%s can't be compiled again: %s", function.name, failed.message)
+                    self.give_up({function.sha256}, failed.code)
+                    continue
+                if _is_gone(function):
+                    return [self._on(f, better) if f.sha256 == function.sha256 else f for f in functions]
+        for level, now in ((QUICK, "on the interpreter"), (self.best, "at the quick level")):
+            for function in functions:
+                if function.sha256 in self._hopeless | self.postponed or self.is_best(function):
+                    continue
+                if level == QUICK and function.aot:
+                    continue
+                try:
+                    made = await self.compile(function.sha256, level, background=True)
+                except SyncFailed as failed:
+                    log.warning("%s stays %s: %s", function.name, now, failed.message)
+                    self.give_up({function.sha256}, failed.code)
+                    continue
+                return [self._with_aot(f, made) if f.sha256 == function.sha256 else f for f in functions]
+        return functions
+
+    def damaged(self, sha256: str) -> None:
+        """An AOT file of this artifact was found damaged: `improve` looks at what is on disk again."""
         self._damaged.add(sha256)
-        for level in (QUICK, BEST):
-            self._known.pop((sha256, level), None)
-        return True
+
+    def give_up(self, sha256s: Set[str], code: str) -> None:
+        """Don't try to improve these artifacts' functions any more, or not now; `code`: of what failed."""
+        if code in _PASSING:
+            self.postponed |= sha256s
+        else:
+            self._hopeless |= sha256s
 
     def collect(self, keep: set[str]) -> None:
         """Remove the AOT files of all artifacts but those of `keep` (sha256)."""
@@ -107,7 +122,8 @@ class Compiler:
         for path in self._folder.iterdir():
             if path.suffix in (".so", ".sha256") and path.stem not in names:
                 path.unlink(missing_ok=True)
-        for known in [k for k in self._known if k[0] not in keep]:
+        # In a thread, while the loop may find others.
+        for known in [k for k in list(self._known) if k[0] not in keep]:
             self._known.pop(known, None)
 
     def is_best(self, function: LocalFunction) -> bool:
@@ -126,7 +142,7 @@ class Compiler:
         async def one(sha256: str) -> None:
             try:
                 best = await self._find(sha256, BEST)
-                made[sha256] = best or await self._quickly(sha256, None if sha256 in patient else deadline)
+                made[sha256] = best or await self._quickly(sha256, deadline, sha256 in patient, lenient)
             except SyncFailed as failed:
                 if not lenient:
                     raise
@@ -141,77 +157,76 @@ class Compiler:
             while isinstance(failure, BaseExceptionGroup):
                 failure = failure.exceptions[0]
         else:
-            return [_on(f, made.get(f.sha256)) for f in planned]
+            return [self._on(f, made.get(f.sha256)) for f in planned]
         raise failure
 
-    async def _quickly(self, sha256: str, deadline: float | None) -> AotFile | Path:
-        """What a function starts on: the artifact itself, where compiling it takes longer. Error: SyncFailed."""
+    async def _quickly(self, sha256: str, deadline: float, patient: bool, lenient: bool) -> AotFile | Path:
+        """What a function starts on: the artifact itself, where compiling it takes longer and it isn't too large for
+        the interpreter. Error: SyncFailed."""
+        path = self._artifacts / f"{sha256}.wasm"
+        too_large = need(path, compiled=False) > self._code_memory
+        if patient or (too_large and not lenient):
+            return await self.compile(sha256, QUICK)
         try:
-            async with asyncio.timeout_at(deadline), self._quick:
+            async with asyncio.timeout_at(deadline):
                 return await self.compile(sha256, QUICK)
         except TimeoutError:
-            path = self._artifacts / f"{sha256}.wasm"
+            pass
+        await self._whole(sha256)
+        if too_large:
+            raise SyncFailed("function_uncompiled", "it is too large for the interpreter, and still being compiled")
+        log.info("artifact %s starts on the interpreter: it takes long to compile", sha256)
+        return path
+
+    async def _whole(self, sha256: str) -> Path:
+        """The artifact's path. Error: SyncFailed, where it isn't whole."""
+        path = self._artifacts / f"{sha256}.wasm"
         try:
             await asyncio.to_thread(verify, path, sha256)
         except (Damaged, OSError) as error:
             self.lost.add(sha256)
             raise SyncFailed("artifact_lost", str(error)) from None
-        log.info("artifact %s starts on the interpreter: it takes long to compile", sha256)
         return path
+
+    async def _mend(self, sha256: str) -> AotFile | Path | None:
+        """Remove the damaged AOT files of an artifact; what to run meanwhile, None where the artifact is lost too.
+        Error: SyncFailed, where it is too large for the interpreter and can't be compiled now."""
+        for level in (QUICK, BEST):
+            self._known.pop((sha256, level), None)
+        if await asyncio.to_thread(discard_damaged, self._folder, sha256):
+            self._hopeless.discard(sha256)
+        self._damaged.discard(sha256)
+        try:
+            path = await self._whole(sha256)
+        except SyncFailed as failed:
+            log.error("artifact %s can't be served: %s", sha256, failed.message)
+            return None
+        if need(path, compiled=False) <= self._code_memory:
+            return path
+        return await self._find(sha256, BEST) or await self.compile(sha256, QUICK)
 
     async def _find(self, sha256: str, level: int) -> AotFile | None:
         known = self._known.get((sha256, level))
         if known is None:
-            # It reads the whole file to check it.
-            known = await asyncio.to_thread(find, self._folder, sha256, level)
+            known = await asyncio.to_thread(locate, self._folder, sha256, level)
             if known is not None:
                 self._known[sha256, level] = known
         return known
 
-    async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
-        """Errors: NotBorn, ChildGone, SyncFailed."""
-        try:
-            work = await asyncio.to_thread(workshop, self._folder)
-        except OSError as error:
-            raise SyncFailed("compile_io", str(error)) from None
-        try:
-            child = await self._processes.birth("compiler", background=background)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        try:
-            with contextlib.closing(child):
-                return await self._ask(child, work, sha256, level, background)
-        finally:
-            # Not before the child's end: it may be at it.
-            child.exited.add_done_callback(lambda _: shutil.rmtree(work, ignore_errors=True))
+    def _on(self, function: LocalFunction, code: AotFile | Path | None) -> LocalFunction:
+        """The function with what it starts on: an AOT file, its wasm, or nothing."""
+        return self._with_aot(function, code) if isinstance(code, AotFile) else _on(function, code)
 
-    async def _ask(self, child: Child, work: Path, sha256: str, level: int, background: bool) -> AotFile:
-        limit = BEST_LIMIT if background else self._limit
-        path = self._artifacts / f"{sha256}.wasm"
-        try:
-            reply = await child.ask(frames.COMPILE, frames.Compile(str(path), sha256, str(work), level), limit)
-        except TimeoutError:
-            text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
-            raise SyncFailed("compile_timeout", text) from None
-        if reply.kind == frames.FAILED:
-            failure = decode_failure(reply.body)
-            if failure.code == "artifact_lost":
-                self.lost.add(sha256)
-            raise SyncFailed(failure.code, failure.message)
-        try:
-            await asyncio.to_thread(take, work, self._folder, sha256, level)
-        except OSError as error:
-            raise SyncFailed("compile_io", str(error)) from None
-        return AotFile(self._folder / f"{key(sha256, level)}.so", _decode_compiled(reply.body).digest)
+    def _with_aot(self, function: LocalFunction, aot: AotFile) -> LocalFunction:
+        """The function with an AOT file, and its artifact for where that is damaged."""
+        wasm = str(self._artifacts / f"{function.sha256}.wasm")
+        return msgspec.structs.replace(function, wasm=wasm, aot=str(aot.path), aot_digest=aot.digest)
 
 
-def _on(function: LocalFunction, code: AotFile | Path | None) -> LocalFunction:
-    """The function with what it starts on: an AOT file, its wasm, or nothing."""
-    if isinstance(code, AotFile):
-        return with_aot(function, code)
-    return msgspec.structs.replace(function, wasm="" if code is None else str(code), aot="", aot_digest="")
+def _is_gone(function: LocalFunction) -> bool:
+    return bool(function.aot) and not Path(function.aot).exists()
 
 
-def with_aot(function: LocalFunction, aot: AotFile) -> LocalFunction:
-    return msgspec.structs.replace(function, aot=str(aot.path), aot_digest=aot.digest)
+def _on(function: LocalFunction, wasm: Path | None) -> LocalFunction:
+    """The function on the interpreter, or without any code."""
+    return msgspec.structs.replace(function, wasm="" if wasm is None else str(wasm), aot="", aot_digest="")

@@ -5,6 +5,9 @@ What a connection may cost is bounded in time and memory, whatever its client se
 
 import asyncio
 import http
+import logging
+import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from control import wire
@@ -18,6 +21,10 @@ HEAD_WAIT: Final = 10.0
 KEEP_ALIVE: Final = 75.0
 UNREAD_WAIT: Final = 30.0
 """Seconds within which a client must take something of an answer that waits for it."""
+TOLD: Final = 10.0
+"""Seconds between two lines of the log about answers that are given up."""
+IDLE: Final = 1.0
+"""Seconds without a request after which a connection may be ended, where others need its place."""
 LINGER: Final = 2.0
 """Seconds that a connection, after its last answer, takes what the client still sends: closed at once it would be
 reset, and the client might not see the answer."""
@@ -32,6 +39,9 @@ NEVER: Final = float("inf")
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 PHRASES: Final = {status.value: status.phrase for status in http.HTTPStatus} | {499: "Client Closed Request"}
 STATUS_LINES: Final = [f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode() for status in range(600)]
+
+
+log = logging.getLogger("skerry.front")
 
 
 class App(Protocol):
@@ -56,8 +66,20 @@ class Shared:
         self.body_wait = settings.body_wait
         self.answer_memory = settings.answer_memory
         self.live: set[Connection] = set()
+        self.removed: Callable[[], None] = lambda: None
+        """Told that a connection has ended."""
         self.slow: dict[Connection, int] = {}
         """Bytes of answers that clients haven't read, those first that have been unread for longest."""
+        self.unread = 0
+        """All of them together."""
+        self.unread_of: dict[str, int] = {}
+        """The same by the name of the function whose answers they are."""
+        self.given_up = 0
+        """Answers that were given up, since the start, because too much was unread."""
+        self._told = float("-inf")
+        """When the log last told of one."""
+        self.passed = 0
+        """Bytes of answered requests' bodies, and of large answers, since the server last gave memory back."""
         self.date = b""
         """The header line."""
         self.stopping = False
@@ -74,14 +96,50 @@ class Shared:
 
     def remove(self, connection: "Connection") -> None:
         self.live.discard(connection)
-        self.slow.pop(connection, None)
+        self.set_unread(connection, 0)
+        self.removed()
         if self.stopping and not self.live:
             self.empty.set()
 
-    def trim(self) -> None:
-        """End the connections whose answers have been unread for longest, while all together are too many."""
-        while self.slow and sum(self.slow.values()) > self.answer_memory:
-            next(iter(self.slow)).abort()
+    def end_idle(self, count: int, now: float) -> int:
+        """End up to `count` connections that have no request and have been idle for a second, the longest idle ones
+        first; how many."""
+        idle = sorted((c for c in self.live if c.idle(now) >= IDLE), key=lambda c: c.deadline)[:count]
+        for connection in idle:
+            connection.abort()
+        return len(idle)
+
+    def set_unread(self, connection: "Connection", count: int) -> None:
+        """So many bytes of its answer are unread. Where all together are too many, or those of one function, the
+        connections are ended whose answers have been unread for longest."""
+        name, more = connection.name, count - self.slow.get(connection, 0)
+        self.unread += more
+        of = self.unread_of.get(name, 0) + more
+        if of:
+            self.unread_of[name] = of
+        else:
+            self.unread_of.pop(name, None)
+        if not count:
+            self.slow.pop(connection, None)
+            return
+        self.slow[connection] = count
+        # One function's may have half of it: then those of others aren't given up for them.
+        while self.unread_of.get(name, 0) > self.answer_memory // 2:
+            oldest = next(c for c in self.slow if c.name == name)
+            if oldest is connection:
+                break
+            self._give_up(oldest)
+        while self.unread > self.answer_memory:
+            self._give_up(next(iter(self.slow)))
+
+    def _give_up(self, connection: "Connection") -> None:
+        self.given_up += 1
+        now = time.monotonic()
+        if now - self._told >= TOLD:
+            self._told = now
+            text = "an answer of %s is given up, since clients leave %d MiB of answers unread; it is number %d so far"
+            log.warning(text, connection.name or "the node", self.unread >> 20, self.given_up)
+        connection.abort()
 
 
 class Connection(asyncio.Protocol):
@@ -89,6 +147,10 @@ class Connection(asyncio.Protocol):
         self._shared = shared
         self._app = shared.app
         self._loop = asyncio.get_running_loop()
+        self.name = ""
+        """Of the function whose answer is unread, or was last."""
+        self._answered = ""
+        """Of the function whose answer was written last."""
         self._requests = Requests(shared.memory, shared.app.admit)
         self._exchanges = self._requests.exchanges
         self._transport: asyncio.Transport
@@ -98,8 +160,6 @@ class Connection(asyncio.Protocol):
         """When what is waited for must have come, whatever it is."""
         self._running = False
         """The first of the requests is run."""
-        self._awaited: Exchange | None = None
-        """The request whose body is waited for."""
         self._held = False
         """Nothing is read for now."""
         self._unread = False
@@ -155,14 +215,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._unread = True
-        self._shared.slow[self] = self._transport.get_write_buffer_size()
+        self.name = self._answered
         self.deadline = self._loop.time() + UNREAD_WAIT
         self._hold()
-        self._shared.trim()
+        self._shared.set_unread(self, self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._unread = False
-        self._shared.slow.pop(self, None)
+        self._shared.set_unread(self, 0)
         self.deadline = self._loop.time() + (LINGER if self._over else KEEP_ALIVE)
         self._advance()
 
@@ -172,8 +232,8 @@ class Connection(asyncio.Protocol):
         """The deadline is over."""
         if self._unread:
             left = self._transport.get_write_buffer_size()
-            if left < self._shared.slow.get(self, 0):
-                self._shared.slow[self] = left
+            if 0 < left < self._shared.slow.get(self, 0):
+                self._shared.set_unread(self, left)
                 self.deadline = now + UNREAD_WAIT
                 return
         elif self._exchanges and not self._over:
@@ -181,6 +241,13 @@ class Connection(asyncio.Protocol):
             self._refuse(Refusal(408, "body_timeout", text))
             return
         self.abort()
+
+    def idle(self, now: float) -> float:
+        """Seconds for which it has had no request, at least; 0 where it has one, or a part of one."""
+        if self._exchanges or self._requests.heading or self._unread or self._over:
+            return 0.0
+        left = self.deadline - now
+        return (HEAD_WAIT if left <= HEAD_WAIT else KEEP_ALIVE) - left
 
     def stop(self) -> None:
         """Take no other request."""
@@ -191,7 +258,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """End it at once."""
         self._over = True
-        self._shared.slow.pop(self, None)
+        self._shared.set_unread(self, 0)
         self._transport.abort()
 
     # Answers
@@ -223,9 +290,9 @@ class Connection(asyncio.Protocol):
 
     def _await(self, asked: Exchange) -> None:
         """Wait for the rest of a request's body."""
-        if self._awaited is asked:
+        if asked.awaited:
             return
-        self._awaited = asked
+        asked.awaited = True
         self.deadline = self._loop.time() + self._shared.body_wait
         if asked.expects and not asked.size:
             self._transport.write(CONTINUE)
@@ -269,6 +336,7 @@ class Connection(asyncio.Protocol):
         asked = exchanges.popleft()
         self._running = False
         shared.memory.held -= asked.size
+        shared.passed += asked.size
         if self._over:
             return
         self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
@@ -280,12 +348,14 @@ class Connection(asyncio.Protocol):
             end = b"\r\n"
         else:
             end = b"connection: keep-alive\r\n\r\n" if keep else b"connection: close\r\n\r\n"
+        self._answered = asked.name
         start = b"".join((STATUS_LINES[status], shared.date, head, length, end))
         if not length or without:
             transport.write(start)
         elif len(body) <= PIECE:
             transport.write(start + body)
         else:
+            shared.passed += len(body)
             transport.writelines((start, body))
         if self._over:
             # Given up at once, because too much is unread.

@@ -10,22 +10,29 @@ from typing import Any, Final
 import msgspec
 
 from . import frames, page
-from .calls import Order
+from .calls import Call, Order
 from .claims import Claims
 from .link import Link
 from .pool import Pool
 from .processes import NotBorn, Processes
 from .secrets import Secrets
+from .trial import LoadFailed, Trials
+
+__all__ = ["Crew", "LoadFailed"]
 
 log = logging.getLogger("skerry.crew")
 
-READY_LIMIT: Final = 10.0
+READY_LIMIT: Final = 30.0
 BACKOFF: Final = 0.05
 BACKOFF_CAP: Final = 5.0
 PROVEN: Final = 1.0
 """Seconds after which a worker that ended is none that dies at its start."""
-LOAD_LIMIT: Final = 120.0
-"""Seconds until all workers have loaded a release's modules; each does between two calls."""
+MISSED_TOLD: Final = 60.0
+"""Seconds between two lines about workers that can't be born."""
+LOAD_LIMIT: Final = 180.0
+"""Seconds until the workers have loaded a release's modules; each does between two calls."""
+PATIENCE: Final = 0.25
+"""Seconds that a release waits for a worker in the middle of a call: from then on it loads when that call has ended."""
 SPARES: Final = 1
 """Workers beside those that are wanted, with all loaded: a call after a worker's death needn't wait for a birth."""
 LOAD_TRIES: Final = 3
@@ -34,28 +41,26 @@ LOAD_TRIES: Final = 3
 _decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
 
 
-class LoadFailed(Exception):
-    """The workers couldn't load a release's modules: `code` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
 class Crew:
     """`run` must be running."""
 
-    def __init__(self, pool: Pool, processes: Processes, secrets: Secrets) -> None:
+    def __init__(self, pool: Pool, processes: Processes, secrets: Secrets, trials: Trials) -> None:
         self._pool = pool
+        self._trials = trials
         self._secrets = secrets
         self._processes = processes
         self._serial = 0
         self._loads: dict[int, frames.Load] = {}
         """Sets of modules that workers must have: the one that is served, and the one that comes."""
-        self._failures: dict[int, frames.Failure] = {}
-        """Of the set that comes: the first function that a worker couldn't load."""
+        self._failures: dict[int, list[frames.Failure]] = {}
+        """Of the set that comes: the functions that a worker couldn't load."""
         self._slots = list(range(page.SLOTS))
+        self.trouble = ""
+        """Why workers can't be born; empty where they can, as far as is known."""
+        self._misses = 0
+        """Births that failed, one after the other."""
+        self._missed_at = 0.0
+        """When that was last logged."""
 
     async def run(self) -> None:
         """Keep the workers alive until cancelled; then they are ended."""
@@ -72,12 +77,16 @@ class Crew:
         Error: `LoadFailed`, and the workers have forgotten them; with `whole` False functions that can't be loaded
         are left out instead.
         """
+        functions = release.functions
+        if whole:
+            served = self._pool.release.functions if self._pool.release is not None else []
+            await self._trials.hold(functions, served, self._secrets.of(functions))
         self._serial += 1
         serial = self._serial
-        functions = release.functions
         self._loads[serial] = frames.Load(
             serial, release, self._secrets.of(functions), self._secrets.lacking(functions)
         )
+        self._failures[serial] = []
         try:
             async with asyncio.timeout(LOAD_LIMIT):
                 await self._all_load(serial, whole)
@@ -89,32 +98,40 @@ class Crew:
             self.forget(serial)
             raise
         finally:
-            self._failures.pop(serial, None)
+            del self._failures[serial]
         return serial
 
     async def _all_load(self, serial: int, whole: bool) -> None:
-        ended = 0
+        """Have the workers load a set of modules, one after the other, so that the others serve. Those that are in the
+        middle of a long call do when it has ended."""
+        crashed = 0
+        # A worker has two sets at most, so those that are behind with the last one come first.
+        while any(link.usable and link.ordered - link.serials for link in self._pool.links):
+            await self._pool.change()
         while True:
             fit = [link for link in self._pool.links if link.usable]
-            lacking = [link for link in fit if serial not in link.serials]
-            # One after the other, so that the others serve.
-            for link in lacking:
-                try:
-                    await self._load(link, serial)
-                except frames.ChildGone:
-                    ended += 1
-                if ended >= LOAD_TRIES:
+            for link in [link for link in fit if serial not in link.ordered]:
+                order = self._load(link, serial)
+                await self._patiently(link, order)
+                crashed += order.crashed
+                if crashed >= LOAD_TRIES:
                     number = self._loads[serial].release.number
-                    text = f"{ended} workers ended while they loaded the modules of release {number}."
+                    text = f"{crashed} workers ended while they loaded the modules of release {number}."
                     raise LoadFailed("module_load_crashed", text)
-            failure = self._failures.get(serial)
-            if failure is not None and whole:
-                raise LoadFailed(failure.code, failure.message)
-            if fit and not lacking:
+            if whole and (failures := self._failures[serial]):
+                raise LoadFailed(failures[0].code, failures[0].message)
+            fit = [link for link in self._pool.links if link.usable]
+            if any(serial in link.serials for link in fit) and all(serial in link.ordered for link in fit):
                 return
-            if not fit:
-                # All are being born, and load it at their start.
-                await self._pool.change()
+            # All are in the middle of long calls, or being born.
+            await self._pool.change()
+
+    async def _patiently(self, link: Link, order: Order) -> None:
+        """Wait until a worker has done what it was told to, or is seen in the middle of a long call."""
+        while not order.answer.done():
+            if link.jobs and isinstance(link.jobs[0], Call) and time.monotonic() - link.since >= PATIENCE:
+                return
+            await asyncio.wait([order.answer], timeout=PATIENCE)
 
     def swap(self, serial: int) -> None:
         """Serve what `load` has loaded from now on, and forget what was served before. Calls stay held if they are."""
@@ -123,25 +140,30 @@ class Crew:
         self.forget(old)
 
     def forget(self, serial: int) -> None:
-        """Have the workers unload a set of modules."""
+        """Have the workers unload a set of modules, each after the calls that it has."""
         if self._loads.pop(serial, None) is None:
             return
         for link in self._pool.links:
-            if serial in link.serials:
+            if serial in link.ordered:
+                link.ordered.discard(serial)
                 link.serials.discard(serial)
-                order = self._order(link, frames.FORGET, frames.Keep(sorted(link.serials)))
+                order = self._order(link, frames.FORGET, frames.Keep(sorted(link.ordered)))
                 # Nobody waits for it: a worker that ended has forgotten it too.
                 order.answer.add_done_callback(lambda answer: answer.exception())
 
     async def _keep(self) -> None:
         """One worker after the other, the next one at once where the last had shown that workers can live."""
-        failures = 0
+        failures = unborn = 0
         while True:
             born = time.monotonic()
             try:
                 link, fit = await self._one()
-            except NotBorn:
+            except NotBorn as error:
+                unborn += 1
+                self._missed(str(error))
+                await asyncio.sleep(min(BACKOFF_CAP, BACKOFF * 2.0 ** min(unborn - 1, 10)))
                 continue
+            unborn = 0
             if fit or time.monotonic() - born > PROVEN:
                 failures = 0
             elif await _from_outside(link):
@@ -153,6 +175,19 @@ class Crew:
                 log.error("a worker ended at its start (%d in a row); the next one in %.2f s", failures, delay)
                 await asyncio.sleep(delay)
 
+    def _missed(self, why: str) -> None:
+        """A worker couldn't be born. It is logged when it begins, when the reason changes, and once a minute."""
+        self._misses += 1
+        now = time.monotonic()
+        if why != self.trouble or now - self._missed_at > MISSED_TOLD:
+            log.error("no worker can be born, and it is tried again (%d times so far): %s", self._misses, why)
+            self.trouble, self._missed_at = why, now
+
+    def _born(self) -> None:
+        if self._misses:
+            log.info("workers are born again, after %d times that failed", self._misses)
+        self.trouble, self._misses = "", 0
+
     async def _one(self) -> tuple[Link, bool]:
         """One worker from birth to end; whether it ever was fit for calls. Error: `NotBorn`."""
         slot = self._slots.pop()
@@ -161,7 +196,8 @@ class Crew:
         claims.clear()
         link = None
         try:
-            child = await self._processes.birth("worker", slot=slot)
+            child = await self._processes.birth("worker", slot=slot, patience=0.0)
+            self._born()
             link = Link(child, self._pool, claims)
             self._pool.links.add(link)
             equipping = asyncio.ensure_future(self._equip(link))
@@ -187,7 +223,7 @@ class Crew:
             async with asyncio.timeout(READY_LIMIT):
                 await link.ready
             while missing := self._loads.keys() - link.serials:
-                await self._load(link, min(missing))
+                await self._load(link, min(missing)).answer
         except TimeoutError:
             log.error("worker %d was not ready after %.0f s: it is ended", link.child.pid, READY_LIMIT)
             self._pool.kill(link, "not_ready")
@@ -209,16 +245,24 @@ class Crew:
         pool.feed()
         pool.changed()
 
-    async def _load(self, link: Link, serial: int) -> None:
-        """Have a worker load a set of modules. Error: `frames.ChildGone`."""
+    def _load(self, link: Link, serial: int) -> Order:
+        """Have a worker load a set of modules, after the calls that it has."""
+        link.ordered.add(serial)
         order = self._order(link, frames.RELEASE, self._loads[serial])
-        reply = await order.answer
-        if serial in self._loads:
-            link.serials.add(serial)
-        self._pool.place(link)
-        for failure in _decode_loaded(reply.body).failures:
-            self._failures.setdefault(serial, failure)
-            log.error("worker %d: %s", link.child.pid, failure.message)
+        order.answer.add_done_callback(lambda answer: self._loaded(link, serial, answer))
+        return order
+
+    def _loaded(self, link: Link, serial: int, answer: asyncio.Future[frames.Frame]) -> None:
+        """A worker has loaded a set of modules, or has ended."""
+        if not answer.cancelled() and answer.exception() is None:
+            if serial in link.ordered:
+                link.serials.add(serial)
+            for failure in _decode_loaded(answer.result().body).failures:
+                self._failures.get(serial, []).append(failure)
+                log.error("worker %d: %s", link.child.pid, failure.message)
+            self._pool.place(link)
+            self._pool.feed()
+        self._pool.changed()
 
     def _order(self, link: Link, kind: int, value: Any) -> Order:
         """Ask one worker, in line with its calls. The answer's error: `frames.ChildGone`."""

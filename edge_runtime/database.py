@@ -6,6 +6,7 @@ libsql is opened after a fork, never before, and by one thread: its queries hold
 import contextlib
 import fcntl
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import msgspec
 
 from control import wire
 
+from . import wal
 from .frames import LocalFunction, LocalRelease, Stored
 from .statements import load
 from .tokens import Kind, tokenize
@@ -30,14 +32,22 @@ HEAP_BYTES: Final = 128 * 1024 * 1024
 WAL_BYTES: Final = 64 * 1024 * 1024
 """What the write-ahead log is cut to once it has been larger."""
 SYNCHRONOUS: Final = ("FULL", "NORMAL")
-FILE: Final = Path("db", "skerry.db")
-"""Under the state directory."""
+FILE: Final = wal.FILE
 LOCK_NAME: Final = "writer.lock"
+
+_OPEN_FAILED: Final = {
+    "7": "out of memory",
+    "10": "disk I/O error",
+    "14": "unable to open database file",
+}
+"""SQLite's words for its codes of an open that failed (https://sqlite.org/rescode.html)."""
+_until_exit: "Final[list[Database]]" = []
 
 _TABLES: Final = load("tables")
 _HAS_META: Final = load("has_meta")
 _INSERT_META: Final = load("insert_meta")
 _READ_META: Final = load("read_meta")
+_WRITE_NOTHING: Final = load("write_nothing")
 _READ_RELEASE: Final = load("read_release")
 _READ_CHANGES: Final = load("read_changes")
 _READ_FUNCTIONS: Final = load("read_functions")
@@ -54,6 +64,13 @@ def is_panic(error: BaseException) -> bool:
 
 class Watch(Protocol):
     """Is told where a writing call is, so that whoever watches it doesn't take waiting for looping."""
+
+    @property
+    def applying(self) -> bool:
+        """Whether a release is being applied: the writer lock is its applier's, or will be."""
+
+    def sending(self) -> None:
+        """The call sends what can't be sent twice."""
 
     def waiting(self) -> None:
         """Another holds the writer lock."""
@@ -85,17 +102,22 @@ class WriterLock:
     def fileno(self) -> int:
         return self._descriptor
 
-    def acquire(self, watch: Watch | None = None) -> None:
-        """Wait for the lock."""
+    def acquire(self, watch: Watch | None = None, *, patient: bool = True) -> bool:
+        """Wait for the lock; whether it was got. One that isn't `patient` doesn't wait while a release is applied."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if watch is not None:
                 watch.waiting()
+                # Looked at after the mark: whoever says that a release is being applied looks for such marks then.
+                if not patient and watch.applying:
+                    watch.running()
+                    return False
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         self._held = True
         if watch is not None:
             watch.writing()
+        return True
 
     def release(self) -> None:
         """Let it go, if this process holds it."""
@@ -111,9 +133,11 @@ class WriterLock:
 class Database:
     """One connection to the file, in autocommit: transactions are opened and ended by statements."""
 
-    def __init__(self, connection: Any, lock: WriterLock) -> None:
+    def __init__(self, connection: Any, lock: WriterLock, path: Path | None = None) -> None:
         self.connection = connection
         self.lock = lock
+        self.path = path
+        """None where it is in memory alone."""
         self.query_only = False
         """As last set by `set_query_only`."""
 
@@ -143,6 +167,22 @@ class Database:
         finally:
             self.lock.release()
 
+    def drop_uncommitted(self) -> None:
+        """Make sure, on disk too, that nothing of a COMMIT that failed, or whose process was killed in it, can come
+        back; what was committed before is on disk then. The caller holds the writer lock, which goes on being held.
+
+        Errors: ValueError, OSError; then a loss of power may still bring it back.
+        """
+        if self.path is None:
+            return
+        if self.connection.in_transaction:
+            self.rows("ROLLBACK")
+        self.rows("BEGIN IMMEDIATE")
+        try:
+            wal.cut(self.path)
+        finally:
+            self.rows("ROLLBACK")
+
     def close(self) -> None:
         self.connection.close()
         self.lock.close()
@@ -152,6 +192,19 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_file(path: Path) -> Any:
+    """A connection to a file, in autocommit. Error: ValueError.
+
+    By SQLite's own VFS: libsql's default one, which could encrypt, takes a read that fails for zeros (docs/adr/0025).
+    """
+    try:
+        return libsql.connect(f"{path.absolute().as_uri()}?vfs=unix", isolation_level=None)
+    except ValueError as error:
+        # It ends with SQLite's code, and has no word for it.
+        code = str(error).strip("`").rpartition(": ")[2]
+        raise ValueError(_OPEN_FAILED.get(code, str(error))) from None
 
 
 def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> Database:
@@ -164,22 +217,37 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
     lock = WriterLock.open(path.with_name(LOCK_NAME))
     try:
         path.touch(mode=0o600)
-        connection = libsql.connect(str(path), isolation_level=None)
-        database = Database(connection, lock)
+        connection = open_file(path)
+        database = Database(connection, lock, path)
         database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
         database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
         database.rows(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+        # A sort or an index that is built needs no more than HEAP_BYTES then.
+        database.rows("PRAGMA temp_store = FILE")
+        # The checkpointer's work: a COMMIT takes what its own pages take.
+        database.rows("PRAGMA wal_autocheckpoint = 0")
         database.rows(f"PRAGMA synchronous = {synchronous}")
         database.rows("PRAGMA foreign_keys = ON" if foreign_keys else "PRAGMA foreign_keys = OFF")
         if database.rows(_HAS_META) == [(0,)]:
             _make(database)
+        elif database.rows("PRAGMA journal_mode") != [("wal",)]:
+            _write_ahead(database)
         found = database.rows(_READ_META)[0][1]
+        _check_writable(database)
     except ValueError as error:
         lock.close()
         raise DatabaseUnfit(f"{path} can't be opened: {error}") from None
     if found != FORMAT:
         database.close()
         raise DatabaseUnfit(f"{path} has format {found} of the runtime's tables, and this version knows {FORMAT}")
+    return database
+
+
+def connect_until_exit(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> Database:
+    """As `connect`, for a process that ends by os._exit, without closing it: the last connection that is closed moves
+    the log, and libsql does that wrongly where a read fails (docs/adr/0025)."""
+    database = connect(path, synchronous, foreign_keys=foreign_keys)
+    _until_exit.append(database)
     return database
 
 
@@ -190,6 +258,31 @@ def in_memory() -> Database:
     database.rows("PRAGMA foreign_keys = OFF")
     _make(database)
     return database
+
+
+def _write_ahead(database: Database) -> None:
+    """Have a write-ahead log for a file without: one that was restored from what `VACUUM INTO` made. Error: ValueError,
+    also where another has the file open."""
+    database.lock.acquire()
+    try:
+        if database.rows("PRAGMA journal_mode = WAL") != [("wal",)]:
+            raise ValueError("it can't be given a write-ahead log")
+    finally:
+        database.lock.release()
+
+
+def _check_writable(database: Database) -> None:
+    """SQLite opens a file, its log or its index for reading alone where an open for writing fails, whatever the reason
+    was: as when there is no descriptor left for a moment. Error: ValueError."""
+    database.rows("PRAGMA busy_timeout = 0")
+    try:
+        # A BEGIN IMMEDIATE wouldn't find out.
+        database.rows(_WRITE_NOTHING)
+    except ValueError as error:
+        # Another one writes; what can't be written is said before that.
+        if not str(error).startswith("database is locked"):
+            raise
+    database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
 def _make(database: Database) -> None:
@@ -258,6 +351,20 @@ def stored(database: Database) -> Stored:
     """Release and inventory of one moment."""
     with _snapshot(database):
         return Stored(read_release(database), inventory(database))
+
+
+def settled(database: Database) -> Stored:
+    """The same, after whoever may have died in a COMMIT: what it left is undone, or part of the answer."""
+    durable = True
+    database.lock.acquire()
+    try:
+        database.drop_uncommitted()
+    except (ValueError, OSError) as error:
+        print(f"the end of the write-ahead log can't be settled: {error}", file=sys.stderr, flush=True)
+        durable = False
+    finally:
+        database.lock.release()
+    return msgspec.structs.replace(stored(database), durable=durable)
 
 
 @contextlib.contextmanager

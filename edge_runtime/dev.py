@@ -28,13 +28,13 @@ from control import wire
 
 from . import files, frames, service
 from .abi.detect import Refused
+from .aot_cache import QUICK
 from .calls import Answer, Call, Outcome
 from .check import check_module
 from .compiler import Compiler
 from .flip import Runtime
 from .settings import Settings
 from .steps import SyncFailed, parse_manifest
-from .wasmedge import QUICK
 
 LINE_LIMIT = 64 * 1024 * 1024
 """Of what comes on stdin: it has the whole schema in it."""

@@ -10,7 +10,7 @@ import io
 import ipaddress
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Self
@@ -147,11 +147,16 @@ class Egress:
             session, self._session = self._session, None
             await session.close()
 
-    async def fetch(self, grant: wire.HttpGrant | None, request: bytes) -> bytes:
-        """Make the request of a parcel; the answer's parcel. Error: NotFetched."""
+    async def fetch(
+        self, grant: wire.HttpGrant | None, request: bytes, sending: Callable[[], None] | None = None
+    ) -> bytes:
+        """Make the request of a parcel; the answer's parcel. `sending` is called before one that can't be sent twice.
+        Error: NotFetched."""
         if grant is None:
             raise NotFetched("not_granted", "This function's manifest grants it no HTTP: set `http`.", "http_host")
         asked = outbound.read(request, grant)
+        if sending is not None and asked.method not in outbound.REPEATABLE:
+            sending()
         where = f"{asked.scheme}://{asked.host}"
         limit = grant.time_limit_ms
         try:

@@ -139,11 +139,34 @@ def seal(kind: Kind, writer_lock: int | None = None) -> None:
         filtering.load()
 
 
+_limited: Final[list[int]] = []
+"""Signals of a file's limit that came and weren't asked for yet."""
+
+
+def limit_files(limit: int) -> None:
+    """Bound each file that this process writes, in bytes. What is above it fails with EFBIG."""
+    signal.signal(signal.SIGXFSZ, lambda number, _: _limited.append(number))
+    lower(resource.RLIMIT_FSIZE, limit)
+
+
+def came_to_limit() -> bool:
+    """Whether a write has failed for `limit_files` since this was last asked."""
+    found = bool(_limited)
+    _limited.clear()
+    return found
+
+
 def without_haste() -> None:
     """Don't take the processor from who has it as soon as there is something to do: the front would be stopped at
     each call that it hands over, where it can hand over several."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def behind_calls() -> None:
+    """Leave most of the processor to functions' calls, where they want it: only a release waits for this."""
+    with contextlib.suppress(OSError):
+        os.nice(10)
 
 
 def in_background() -> None:

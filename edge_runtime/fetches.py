@@ -54,7 +54,7 @@ class Fetches:
     async def _answer(self, link: Link, call: Call, id: int, request: bytes) -> None:
         target = call.target
         try:
-            told = await self._egress.fetch(target.function.manifest.http, request)
+            told = await self._egress.fetch(target.function.manifest.http, request, call.sends)
         except NotFetched as error:
             if error.denied:
                 target.tally.deny(error.denied)

@@ -30,15 +30,15 @@ class _Request(Struct, forbid_unknown_fields=True):
 _decode: Final = msgspec.json.Decoder(_Request).decode
 
 
-def to_front(request: bytes) -> bytes:
-    """The parcel of a guest's request. Error: NotFetched."""
+def to_front(request: bytes) -> tuple[str, bytes]:
+    """Method and parcel of a guest's request. Error: NotFetched."""
     try:
         asked = _decode(request)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NotFetched("http_request_invalid", f"The request isn't as it must be: {error}") from None
     body = asked.body
     data = b"" if body is None else body.encode() if isinstance(body, str) else body.bytes_
-    return outbound.parcel(msgspec.json.encode(Asked(asked.method, asked.url, asked.headers)), data)
+    return asked.method, outbound.parcel(msgspec.json.encode(Asked(asked.method, asked.url, asked.headers)), data)
 
 
 def to_guest(answer: bytes) -> bytes:

@@ -17,6 +17,21 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Have the folder `path` (0700) and those that it lies in, each with its name on disk."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return
+    except FileNotFoundError:
+        make_folder(path.parent)
+        make_folder(path)
+        return
+    sync_folder(path.parent)
+
+
 def remove(path: Path) -> None:
     """Remove `path` for good; nothing happens if it isn't there."""
     path.unlink(missing_ok=True)

@@ -1,15 +1,17 @@
-"""What the node runs, and how it moves from one release to the next: one libsql commit, between calls.
+"""What the node runs, and how it moves from one release to the next: one libsql commit, beside running calls.
 
-Every call runs wholly on one release. While a release is applied, calls wait and none fails of it; on any error or
-limit before the commit the old release serves on. After a commit of which nobody knows whether it happened, the file
-is asked before any call goes.
+Every call runs wholly on one release. While a release is applied, calls that may write wait, and none fails of it.
+Reads go on: those whose transaction has begun before the commit end on the old release, the others find the new one
+in the file and are dispatched again. On any error or limit before the commit the old release serves on. After a commit
+of which nobody knows whether it happened, the file is asked.
 """
 
 import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -17,10 +19,11 @@ import msgspec
 
 from control import faults, wire
 
-from . import frames
+from . import asking, frames
 from .compiler import Compiler
 from .crew import Crew, LoadFailed
 from .frames import LocalFunction, LocalRelease
+from .hold import settled
 from .pool import Pool
 from .processes import Child, NotBorn, Processes, decode_failure
 from .secrets import Secrets
@@ -29,19 +32,15 @@ from .witness import Witness, after
 
 log = logging.getLogger("skerry.flip")
 
-QUERY_LIMIT: Final = 30.0
-QUERY_PAUSE: Final = 0.1
+BOOT_PAUSE: Final = 1.0
+POSTPONED: Final = 60.0
+"""Seconds until compilations are tried again that there was no room or process for."""
 SECRETS_PAUSE: Final = 2.0
 """Seconds between two looks at the file of secrets."""
 COMMIT_LIMIT: Final = 30.0
 """Seconds for a COMMIT; then the applier is ended, and the file says whether it happened."""
 
 _decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
-_decode_stored: Final = msgspec.json.Decoder(frames.Stored).decode
-
-
-class DatabaseUnfit(Exception):
-    """No worker can open the libsql file; the message says why and what to do."""
 
 
 class Runtime:
@@ -77,7 +76,11 @@ class Runtime:
         """The same, as long as control doesn't know."""
         self.less = asyncio.Event()
         """`inventory` has become less."""
-        pool.damaged = self._damaged
+        self.committing: Callable[[], None] = lambda: None
+        """Told before a release's COMMIT;"""
+        self.committed: Callable[[], None] = lambda: None
+        """and after it, where it has succeeded."""
+        pool.damaged = self.damaged
 
     @property
     def release(self) -> LocalRelease | None:
@@ -104,20 +107,21 @@ class Runtime:
 
     async def boot(self) -> None:
         """Serve the release that the libsql file holds, without any network; none, and calls wait, where it isn't the
-        one that was committed. Error: DatabaseUnfit."""
+        one that was committed. Error: `asking.DatabaseUnfit`."""
         async with self._one:
-            stored = await self._ask_file()
+            stored = await asking.stored(self._processes)
             self._look_at_secrets()
             try:
                 self._believe(stored)
             except SyncFailed:
                 return
             if stored.release is not None:
-                self._witness.settle(stored)
+                if stored.durable:
+                    await asyncio.to_thread(self._witness.settle, stored)
                 for failure in self._secrets.lacking(stored.release.functions).values():
                     log.error("%s", failure.message)
                 functions = await self._compiler.available(stored.release.functions)
-                await self._serve(stored, functions)
+                await self._begin(stored, functions)
                 log.info("release %d serves (generation %d)", stored.release.number, stored.release.generation)
             else:
                 self._stored = stored
@@ -128,8 +132,11 @@ class Runtime:
     async def improve(self) -> None:
         """Until cancelled: bring the functions that are served to their best AOT files, one after the other."""
         while True:
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POSTPONED if self._compiler.postponed else None):
+                    await self._changed.wait()
             self._changed.clear()
+            self._compiler.postponed.clear()
             while (release := self.release) is not None:
                 lost = len(self._compiler.lost)
                 functions = await self._compiler.improve(release)
@@ -145,7 +152,7 @@ class Runtime:
                         await self._serve(self._stored, functions)
                     except LoadFailed as failed:
                         log.error("a better compiled function can't be loaded: %s", failed.message)
-                        break
+                        self._compiler.give_up({f.sha256 for f in functions if f not in release.functions}, failed.code)
 
     async def watch(self) -> None:
         """Until cancelled: give functions the values of their secrets that the file has now."""
@@ -185,36 +192,39 @@ class Runtime:
                 serial = await self._crew.load(release)
             except LoadFailed as failed:
                 raise SyncFailed(failed.code, failed.message) from None
+            started = time.monotonic()
             try:
                 inventory = await self._flip(plan, release, serial)
             except BaseException as error:
-                self._crew.forget(serial)
-                if isinstance(error, SyncFailed):
-                    await asyncio.to_thread(self._witness.settle, self._stored)
-                raise
-            finally:
+                if self._pool.serial != serial:
+                    self._crew.forget(serial)
                 if self._forged is None:
                     self._pool.let_go()
+                if isinstance(error, SyncFailed):
+                    error.held = time.monotonic() - started
+                    if self._stored.durable:
+                        await asyncio.to_thread(self._witness.settle, self._stored)
+                raise
             self._changed.set()
-            await asyncio.to_thread(self._witness.settle, self._stored)
+            if self._stored.durable:
+                await asyncio.to_thread(self._witness.settle, self._stored)
             return inventory
 
     async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
-        """Prepare, hold, commit, swap. Calls are still held when it ends."""
-        faults.reach("edge.sync.prepare.before")
-        if self._forged is None:
-            self._pool.hold_writes()
-        await self._drain(writes_only=True)
+        """Prepare, commit, swap. On an error calls may still be held when it ends."""
         async with self._applier() as applier:
+            faults.reach("edge.sync.prepare.before")
+            if self._forged is None:
+                self._pool.hold_writes()
+            await settled(self._pool, self._flip_limit)
             stored = frames.Stored(release, await self._prepare(applier, plan, release.functions))
             faults.reach("edge.sync.prepare.after")
             try:
                 await self._announce(stored)
-                self._pool.hold_all()
-                await self._drain(writes_only=False)
             except BaseException:
                 await self._abort(applier)
                 raise
+            self._pool.hold_at_commit()
             # From here to the swap nothing may stop half way: a cancelled sync waits for it.
             commit = asyncio.ensure_future(self._commit(applier, stored, serial))
             try:
@@ -227,6 +237,7 @@ class Runtime:
     async def _commit(self, applier: Child, stored: frames.Stored, serial: int) -> wire.Inventory:
         release = stored.release
         assert release is not None  # noqa: S101
+        self.committing()
         try:
             reply = await applier.ask(frames.COMMIT, None, COMMIT_LIMIT)
         except (frames.ChildGone, TimeoutError):
@@ -234,26 +245,45 @@ class Runtime:
             applier.kill()
             await applier.exited
             log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
-            found = await self._ask_file_until_it_answers()
+            found = await asking.until_answered(self._processes)
             self._believe(found)
             if found.release is None or (found.release.release_id, found.release.generation) != (
                 release.release_id,
                 release.generation,
             ):
+                if not found.durable:
+                    self._in_doubt()
+                    text = (
+                        f"The applier ended in the COMMIT of release {release.number}, and the disk fails: after a "
+                        "loss of power the node may have that release. Look at the disk."
+                    )
+                    raise SyncFailed("disk_failed", text) from None
                 text = f"The applier ended before release {release.number} was committed; nothing was changed."
                 raise SyncFailed("applier_died", text) from None
+            stored = msgspec.structs.replace(stored, durable=found.durable)
         else:
             if reply.kind != frames.COMMITTED:
                 failure = decode_failure(reply.body)
+                if failure.code == frames.COMMIT_UNKNOWN:
+                    self._in_doubt()
+                    raise SyncFailed("disk_failed", f"{failure.message} Look at the disk.")
                 raise SyncFailed(failure.code, failure.message)
+        self.committed()
         faults.reach("edge.sync.swap.before")
         self._crew.swap(serial)
         self._stored = stored
         self._forged = self._untold = None
         # Fetched or looked at again, each of them.
         self._compiler.lost.difference_update({f.sha256 for f in release.functions})
+        # At once: the applier's end may take its time.
+        self._pool.let_go()
         faults.reach("edge.sync.swap.after")
         return stored.inventory
+
+    def _in_doubt(self) -> None:
+        """After a loss of power the file may say what is served, or the release whose COMMIT failed: until that is
+        settled, by the next release or the next start, the witness keeps both digests."""
+        self._stored = msgspec.structs.replace(self._stored, durable=False)
 
     async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         try:
@@ -273,6 +303,8 @@ class Runtime:
         if inventory != after(self._stored.inventory, plan):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)
+        # The applier has made sure of it.
+        self._stored = msgspec.structs.replace(self._stored, durable=True)
         return inventory
 
     async def _announce(self, stored: frames.Stored) -> None:
@@ -296,6 +328,7 @@ class Runtime:
             "treat all rows as read and changed, and give the node a backup or an empty database."
         )
         log.error("%s", text)
+        self._pool.hold_all()
         self._forged = self._untold = SyncFailed("database_unverified", text)
         self._forged_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self._stored = frames.Stored(None, msgspec.structs.replace(stored.inventory, functions=[]))
@@ -305,14 +338,6 @@ class Runtime:
         """Have the applier roll back; where it can't say so any more, its end does it."""
         with contextlib.suppress(frames.ChildGone, TimeoutError):
             await applier.ask(frames.ABORT, None, 5.0)
-
-    async def _drain(self, *, writes_only: bool) -> None:
-        try:
-            await self._pool.drained(writes_only=writes_only, limit=self._flip_limit)
-        except TimeoutError:
-            which = "calls that may write" if writes_only else "calls"
-            text = f"Running {which} did not end within {self._flip_limit:g} s (flip_limit); the old release serves on."
-            raise SyncFailed("flip_timeout", text) from None
 
     @contextlib.asynccontextmanager
     async def _applier(self) -> AsyncIterator[Child]:
@@ -324,10 +349,21 @@ class Runtime:
             yield child
         finally:
             child.kill()
-            if not child.exited.done():
-                # Before calls go again its transaction, if it had one, must be gone.
-                await asyncio.shield(child.exited)
-            child.close()
+            try:
+                if not child.exited.done():
+                    # Before calls go again its transaction, if it had one, must be gone.
+                    await asyncio.shield(child.exited)
+            finally:
+                child.close()
+
+    async def _begin(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
+        """Serve what the file holds, as soon as there are workers."""
+        while True:
+            try:
+                return await self._serve(stored, functions)
+            except LoadFailed as failed:
+                log.error("the release can't be served yet, and it is tried again: %s", failed.message)
+                await asyncio.sleep(BOOT_PAUSE)
 
     async def _serve(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
         """Serve these modules of the release that the file holds. Error: LoadFailed, where one serves already."""
@@ -335,37 +371,9 @@ class Runtime:
         release = msgspec.structs.replace(stored.release, functions=functions)
         # A node that starts serves what it can; one that serves keeps what it has rather than lose a function.
         self._crew.swap(await self._crew.load(release, whole=self._pool.serial != 0))
-        self._stored = frames.Stored(release, stored.inventory)
+        self._stored = frames.Stored(release, stored.inventory, stored.durable)
 
-    def _damaged(self, sha256: str) -> None:
-        """A worker can't load a module any more: make it again, from the artifact."""
-        if self._compiler.damaged(sha256):
-            self._changed.set()
-
-    async def _ask_file_until_it_answers(self) -> frames.Stored:
-        while True:
-            try:
-                return await self._ask_file()
-            except DatabaseUnfit as error:
-                log.error("calls are held: %s", error)
-                await asyncio.sleep(1.0)
-
-    async def _ask_file(self) -> frames.Stored:
-        """What the libsql file says, through a fresh worker. Error: DatabaseUnfit."""
-        why = ""
-        for _ in range(5):
-            try:
-                child = await self._processes.birth("worker")
-            except NotBorn:
-                continue
-            with contextlib.closing(child):
-                try:
-                    first = await asyncio.wait_for(child.answer(), QUERY_LIMIT)
-                    if first.kind == frames.FAILED:
-                        raise DatabaseUnfit(decode_failure(first.body).message)
-                    reply = await child.ask(frames.QUERY_RELEASE, None, QUERY_LIMIT)
-                    return _decode_stored(reply.body)
-                except (frames.ChildGone, TimeoutError) as error:
-                    why = str(error) or "it did not answer"
-            await asyncio.sleep(QUERY_PAUSE)
-        raise DatabaseUnfit(f"no worker could say which release the libsql file holds: {why}")
+    def damaged(self, sha256: str) -> None:
+        """The compiled code of an artifact is damaged: make it again."""
+        self._compiler.damaged(sha256)
+        self._changed.set()

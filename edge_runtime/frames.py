@@ -7,7 +7,7 @@ guest's request or answer is concerned, JSON elsewhere) and raw bytes. One SOCK_
 import socket
 import struct
 from collections import deque
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -26,9 +26,9 @@ HEAD_LIMIT: Final = 65_535
 CALL: Final = 1
 """Head: `CallHead` in msgpack; the raw bytes are the request's body."""
 RELEASE: Final = 2
-"""`Load`: load the modules, keep those of the earlier ones; answered by LOADED."""
+"""`Load`: serve these functions too; loads those whose earlier version is loaded; answered by LOADED."""
 FORGET: Final = 3
-"""`Keep`: close the modules of the other serials; answered by DONE."""
+"""`Keep`: unload the functions of the other serials; answered by DONE."""
 QUERY_RELEASE: Final = 4
 """Which release does the libsql file hold? Answered by RELEASE_IS (`Stored`) or FAILED."""
 # To an applier
@@ -41,9 +41,21 @@ ABORT: Final = 7
 # To a compiler
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
+TRY: Final = 13
+"""`Try`; answered by TRIED (`Tried`) for one function after the other, in their order, until one FAILED."""
+VERIFY: Final = 14
+"""`Verify`; answered by VERIFIED (`Verified`)."""
 # To a worker, in the middle of a call
 HTTP_ANSWER: Final = 9
 """To an HTTP of the same request: the raw bytes are the answer's parcel (`outbound`)."""
+
+# To a checkpointer
+CHECKPOINT: Final = 10
+"""`Checkpoint`; answered by CHECKPOINTED (`Checkpointed`) or FAILED."""
+SETTLE: Final = 11
+"""A process was killed in a COMMIT: undo what it left; answered by DONE or FAILED."""
+CLOSE: Final = 12
+"""Close the file and end; answered by DONE."""
 
 # From a child. A kind of 100 or more is the HTTP status of a guest's answer: the head is its header lines as they go
 # out (`name: value`, each ended by CR LF; none about the connection, or the length where there is a body), the raw
@@ -53,7 +65,8 @@ READY: Final = 20
 FAULT: Final = 21
 """`Fault`: the call ended without an answer of the guest's; nothing that it wrote was kept."""
 STALE: Final = 22
-"""The libsql file holds another release than the call was made for: nothing was run for good, dispatch it again."""
+"""The libsql file holds another release than the call was made for, or one is being applied for which it would have to
+wait: nothing was run for good, dispatch it again."""
 LOADED: Final = 23
 """`Loaded`."""
 FAILED: Final = 24
@@ -70,7 +83,15 @@ HTTP: Final = 32
 """The guest of the call asks for an HTTP request: its parcel (`outbound`), as raw bytes. Answered by HTTP_ANSWER."""
 DENIED: Final = 33
 """Before a call's answer, where its grants denied it something: as raw bytes a JSON object, times by kind."""
+CHECKPOINTED: Final = 34
+DAMAGED: Final = 37
+"""Before a call's answer, where the function's compiled code was damaged, and it runs on the interpreter."""
+TRIED: Final = 35
+VERIFIED: Final = 36
 FIRST_STATUS: Final = 100
+
+COMMIT_UNKNOWN: Final = "commit_unknown"
+"""Code of a COMMIT that failed, where it can't be made sure that nothing of it is kept."""
 
 
 class LocalFunction(Struct, frozen=True):
@@ -86,7 +107,7 @@ class LocalFunction(Struct, frozen=True):
     aot_digest: str = ""
     """sha256 of the AOT file, in hex; checked before each load."""
     wasm: str = ""
-    """Path of the artifact, for the interpreter, where `aot` is empty."""
+    """Path of the artifact, for the interpreter: where `aot` is empty, or damaged."""
 
     @property
     def code(self) -> tuple[str, str]:
@@ -124,6 +145,8 @@ class Stored(Struct, frozen=True):
 
     release: LocalRelease | None
     inventory: wire.Inventory
+    durable: bool = True
+    """A loss of power changes nothing of it."""
 
 
 class Apply(Struct, frozen=True):
@@ -153,6 +176,46 @@ class Compiled(Struct, frozen=True):
     """As `LocalFunction.aot_digest`."""
 
 
+class Checkpoint(Struct, frozen=True):
+    mode: Literal["passive", "restart", "truncate"]
+    """SQLite's; for all but `passive` the writer lock is taken."""
+    patience_ms: int = 0
+    """How long to wait for readers, while it is held."""
+
+
+class Checkpointed(Struct, frozen=True):
+    busy: bool
+    """Readers, or frames that came meanwhile, keep the log from beginning anew."""
+    frames: int
+    """In the log."""
+    backfilled: int
+    """Of these, moved into the database file."""
+
+
+class Try(Struct, frozen=True):
+    functions: list[LocalFunction]
+    secrets: dict[str, dict[str, str]] = {}
+    """As in `Load`."""
+
+    def __repr__(self) -> str:
+        return f"Try({self.functions!r})"
+
+
+class Tried(Struct, frozen=True):
+    bytes: int
+    """Memory that the function takes while it runs, besides its guest's."""
+
+
+class Verify(Struct, frozen=True):
+    files: list[tuple[str, str]]
+    """Paths, and the sha256 that each must have."""
+
+
+class Verified(Struct, frozen=True):
+    damaged: list[str]
+    """Paths of the files that can't be read, or have another sha256."""
+
+
 class Failure(Struct, frozen=True):
     code: str
     message: str
@@ -178,8 +241,12 @@ class ChildSettings(Struct, frozen=True):
     """Path of the state directory."""
     synchronous: str
     """SQLite's: FULL or NORMAL."""
+    temp_limit: int = 1024**3
+    """Bytes of a file that a worker may write."""
     fence: str = "required"
     """Whether children must have every piece of their fence, or only what the machine has: required or partial."""
+    code_memory: int = 256 * 1024 * 1024
+    """Bytes that a worker's loaded functions may take, with all else that it has allocated."""
 
 
 class CallHead(Struct, frozen=True, array_like=True):

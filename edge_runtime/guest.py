@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Self
 
-from . import code, frames
+from . import code, frames, mapped
 from .abi import extism
 from .invocation import GuestFault, Http, Limits, Request, Response, Services, Sql
 from .run_direct import Direct
@@ -53,6 +53,9 @@ class Function:
         module = code.load(path, config, abi, compiled=bool(local.aot))
         settings = {**manifest.config, **(secrets or {})}
         runner = RUNNERS[abi](local, module, config, limits, settings)
+        if local.aot:
+            # The artifact, which the file carries too, isn't read any more; code that runs comes back.
+            mapped.drop(str(path))
         return cls(local.name, runner)
 
     def call(self, request: Request, services: Services = NOTHING) -> Response:

@@ -108,8 +108,8 @@ def _prepare(state: Path, name: str, again: bool) -> Path:
         )
     work = state / "joining"
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        work.mkdir(mode=0o700, exist_ok=True)
+        files.make_folder(state)
+        files.make_folder(work)
     except OSError as error:
         raise JoinFailed("state_unusable", f"the state directory can't be used: {error}") from None
     return work

@@ -50,6 +50,8 @@ class Link:
         """When the first job became the first."""
         self.serials: set[int] = set()
         """The sets of modules that it has loaded."""
+        self.ordered: set[int] = set()
+        """Those that it was told to load and to keep: all of `serials`, and what comes behind the calls that it has."""
         self.usable = False
         """It was ready and has loaded what it must, and isn't being ended."""
         self.spare = True

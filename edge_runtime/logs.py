@@ -1,16 +1,32 @@
-"""The node's log on stderr: text for people, or a JSON object a line."""
+"""The node's log on stderr: text for people, or a JSON object a line.
+
+A thread writes it, from a bounded queue: whoever logs never waits for whoever reads, or for a disk. Lines for which
+there is no room are dropped and counted, and the count is logged as soon as there is room again.
+"""
 
 import logging
+import os
 import re
-import sys
+import select
+import threading
+import time
 from datetime import UTC, datetime
-from typing import Literal
+from queue import SimpleQueue
+from typing import Final, Literal
 
 import orjson
 
 Format = Literal["text", "json"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+
+QUEUE_BYTES: Final = 1 << 20
+"""What may wait to be written."""
+FLUSH_LIMIT: Final = 2.0
+"""Seconds that the end of the process waits for what is still to be written."""
+RETRY: Final = 1.0
+"""Seconds after a line that couldn't be written, until the next one is tried."""
+_STDERR: Final = 2
 
 
 class JsonLines(logging.Formatter):
@@ -38,9 +54,106 @@ class Text(logging.Formatter):
         return _time(record)
 
 
+class Budget:
+    """Bytes that somebody may log: so many at once, and so many a second after that."""
+
+    __slots__ = ("_at", "_burst", "_left", "_rate")
+
+    def __init__(self, burst: int, rate: int) -> None:
+        self._burst = burst
+        self._rate = rate
+        self._left = float(burst)
+        self._at = 0.0
+
+    def take(self, count: int, now: float) -> bool:
+        """Whether so many bytes may be logged at the time `now` of any clock that goes on; then they are taken."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate) if self._at else self._left
+        self._at = now
+        if self._left < count:
+            return False
+        self._left -= count
+        return True
+
+
+class Writer(logging.Handler):
+    """Writes lines to a descriptor, in a thread of its own."""
+
+    def __init__(self, descriptor: int = _STDERR, limit: int = QUEUE_BYTES) -> None:
+        super().__init__()
+        self.dropped = 0
+        """Lines, since the start."""
+        self._told = 0
+        """How many of them the log has told of."""
+        self._descriptor = descriptor
+        self._limit = limit
+        self._lines: SimpleQueue[bytes] = SimpleQueue()
+        self._put = 0
+        """Bytes that were ever put into the queue; only `emit` counts them, under the handler's lock."""
+        self._done = 0
+        """Bytes that were ever written, or given up; only the thread counts them."""
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._line(record)
+        except Exception as error:
+            # `Handler.handleError` would write to stderr itself, and wait there.
+            line = f"a line of the log at {record.pathname}:{record.lineno} can't be made: {error!r}\n".encode()
+        if self._put - self._done + len(line) > self._limit:
+            self.dropped += 1
+            return
+        self._put += len(line)
+        self._lines.put(line)
+
+    def flush(self) -> None:
+        """Wait until all is written, for `FLUSH_LIMIT` seconds at most. Called at the process's end."""
+        end = time.monotonic() + FLUSH_LIMIT
+        while self._done < self._put and time.monotonic() < end:
+            time.sleep(0.005)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode(errors="backslashreplace") + b"\n"
+
+    def _run(self) -> None:
+        while True:
+            line = self._lines.get()
+            written = self._write(line)
+            self._done += len(line)
+            if not written:
+                self.dropped += 1
+                time.sleep(RETRY)
+            elif self.dropped > self._told and self._put - self._done < self._limit // 2:
+                self._tell()
+
+    def _tell(self) -> None:
+        count = self.dropped - self._told
+        text = "%d lines of this log were dropped: nobody read them in time, or they couldn't be written"
+        record = logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (count,), None)
+        if self._write(self._line(record)):
+            self._told += count
+
+    def _write(self, line: bytes) -> bool:
+        """Write a line, as long as that takes; whether it could be."""
+        left = memoryview(line)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:
+                # Whoever shares the descriptor has made it non-blocking.
+                select.select([], [self._descriptor], [], RETRY)
+            except OSError:
+                return False
+        return True
+
+
+def dropped() -> int:
+    """Lines of the log that were dropped, since the start."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, Writer))
+
+
 def set_up(form: Format, *, debug: bool = False) -> None:
     """For the whole process."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Writer()
     handler.setFormatter(JsonLines() if form == "json" else Text())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
     for name in ("asyncio", "aiohttp"):

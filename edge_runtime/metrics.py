@@ -9,6 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from .calls import TIMES
+from .checkpoints import Checkpoints
+from .logs import dropped
 from .pool import Pool
 from .processes import Processes
 
@@ -18,9 +20,10 @@ _UNKNOWN: Final = ""
 
 
 class PoolCollector(Collector):
-    def __init__(self, pool: Pool, processes: Processes) -> None:
+    def __init__(self, pool: Pool, processes: Processes, checkpoints: Checkpoints) -> None:
         self._pool = pool
         self._processes = processes
+        self._checkpoints = checkpoints
 
     def collect(self) -> Iterable[Metric]:
         pool = self._pool
@@ -34,7 +37,11 @@ class PoolCollector(Collector):
         recent = GaugeMetricFamily(
             "skerry_edge_recent_seconds", "Time of a call, as the recent ones took", labels=["function"]
         )
+        left_out = CounterMetricFamily(
+            "skerry_edge_function_log_dropped", "Lines of its log that were left out", labels=["function"]
+        )
         for tally in pool.tallies.values():
+            left_out.add_metric([tally.name], tally.log_dropped)
             for outcome, count in tally.outcomes.items():
                 calls.add_metric([tally.name, outcome], count)
             counts = zip(_BOUNDS, accumulate(tally.times), strict=True)
@@ -48,6 +55,8 @@ class PoolCollector(Collector):
         yield seconds
         yield recent
         yield denied
+        yield left_out
+        yield CounterMetricFamily("skerry_edge_log_dropped", "Lines of its log that were dropped", value=dropped())
         yield from self._lines()
         yield GaugeMetricFamily("skerry_edge_waiting_calls", "Calls in the queue", value=pool.waiting)
         yield GaugeMetricFamily(
@@ -57,6 +66,10 @@ class PoolCollector(Collector):
         yield GaugeMetricFamily("skerry_edge_workers", "Workers that are fit for calls", value=usable)
         yield CounterMetricFamily("skerry_edge_worker_deaths", "Workers that ended", value=pool.deaths)
         yield CounterMetricFamily("skerry_edge_zygotes", "Zygotes that were started", value=self._processes.zygotes)
+        wal = self._checkpoints
+        yield GaugeMetricFamily("skerry_edge_wal_bytes", "The database's write-ahead log", value=wal.size)
+        yield GaugeMetricFamily("skerry_edge_wal_limit_bytes", "From which on writes are refused", value=wal.limit)
+        yield CounterMetricFamily("skerry_edge_checkpoints", "Times that the log could begin anew", value=wal.made)
         if pool.release is not None:
             yield GaugeMetricFamily("skerry_edge_release", "Number of the release", value=pool.release.number)
             yield GaugeMetricFamily("skerry_edge_generation", "Its generation", value=pool.release.generation)
@@ -76,9 +89,9 @@ class PoolCollector(Collector):
 
 
 class Metrics:
-    def __init__(self, pool: Pool, processes: Processes) -> None:
+    def __init__(self, pool: Pool, processes: Processes, checkpoints: Checkpoints) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(PoolCollector(pool, processes))
+        self._registry.register(PoolCollector(pool, processes, checkpoints))
 
     def text(self) -> bytes:
         """The exposition format."""

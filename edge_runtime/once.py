@@ -23,6 +23,7 @@ from control import wire
 from . import fence, frames, guest, once_database
 from .abi.detect import Refused
 from .allowed import PROCESSOR, RANDOM, READ, REBUILD, WRITE
+from .aot_cache import QUICK, AotFile, find, take, workshop
 from .apart import apart
 from .check import check_module
 from .code import compile_artifact
@@ -32,8 +33,7 @@ from .invocation import Told
 from .rehearsal import rehearse
 from .session import Session
 from .sql import ProbeSql
-from .wasmedge import QUICK, AotFile, WasmEdgeError, find
-from .wasmedge.compile import take, workshop
+from .wasmedge import WasmEdgeError
 
 NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"`skerry-edge call` makes no requests; `skerry dev` does"}}'
 RUNNING: Final = b'{"running":true}\n'

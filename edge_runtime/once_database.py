@@ -16,7 +16,7 @@ import libsql_experimental as libsql
 from . import fence
 from .allowed import RANDOM, WRITE
 from .apart import apart
-from .database import BUSY_MS, HEAP_BYTES, Database, WriterLock
+from .database import BUSY_MS, HEAP_BYTES, Database, WriterLock, open_file
 from .landlock import Access
 
 MEMORY: Final = Path(":memory:")
@@ -65,8 +65,8 @@ def opened(path: Path, sql: str) -> Iterator[Database]:
     process is sealed once it is open. Error: OSError."""
     lock = WriterLock(os.memfd_create("writer.lock"))
     try:
-        name = str(path if path == MEMORY else path.resolve())
-        with Database(libsql.connect(name, isolation_level=None), lock) as database:
+        connection = libsql.connect(":memory:", isolation_level=None) if path == MEMORY else open_file(path.resolve())
+        with Database(connection, lock) as database:
             fence.seal("worker", lock.fileno())
             database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
             database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
@@ -94,7 +94,7 @@ def _recover(path: Path, journal: Path) -> None:
 
     def work() -> bytes:
         fence.enclose([(path, WRITE), (journal, WRITE), (path.parent, Access.REMOVE_FILE), RANDOM])
-        connection = libsql.connect(str(path), isolation_level=None)
+        connection = open_file(path)
         fence.seal("worker")
         for statement in (f"PRAGMA busy_timeout = {BUSY_MS}", "BEGIN IMMEDIATE", "ROLLBACK"):
             connection.execute(statement).fetchall()

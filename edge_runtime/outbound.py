@@ -21,6 +21,8 @@ HEADER_BYTES_LIMIT: Final = 32_768
 """Of a request's header names and values together."""
 HEAD_LIMIT: Final = 262_144
 """Bytes of a request's head; one within the limits above has less."""
+REPEATABLE: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
+"""Methods of requests that may be sent twice (RFC 9110, 9.2.2)."""
 PORTS: Final = {"https": 443, "http": 80}
 
 _URL: Final = re.compile(r"(https?)://([^/?#\\]*)([^#]*)(?:#.*)?", re.IGNORECASE)

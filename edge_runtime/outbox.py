@@ -3,6 +3,8 @@
 A node syncs one step after the other and asks for nothing new while a report waits, so there is at most one of each.
 """
 
+import contextlib
+import logging
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +13,8 @@ from msgspec import Struct
 
 from control import wire
 from edge_runtime import files
+
+log = logging.getLogger("skerry.outbox")
 
 T = TypeVar("T")
 
@@ -36,18 +40,30 @@ class Outbox:
     def __init__(self, state: Path) -> None:
         self._file = state / "outbox" / "report.json"
         self._attempt = state / "outbox" / "attempt.json"
+        self.waits = self._file.exists()
+        """A report waits, as far as this object has been told."""
+        self._told = ""
+        """Id of the sync whose report needn't be sent any more, though it may still be on disk."""
 
     def keep(self, sync_id: str, update: wire.SyncUpdate) -> None:
         """Keep a report, on disk when this returns; it takes an older one's place."""
-        self._file.parent.mkdir(mode=0o700, exist_ok=True)
+        files.make_folder(self._file.parent)
         files.write(self._file, msgspec.json.encode(Waiting(sync_id, update)))
+        self.waits = True
 
     def waiting(self) -> Waiting | None:
         """The report that waits; a file that can't be read is as good as none, control asks for the inventory then."""
-        return _read(self._file, Waiting)
+        found = _read(self._file, Waiting)
+        if found is not None and found.sync_id == self._told:
+            found = None
+        self.waits = found is not None
+        return found
 
-    def clear(self) -> None:
-        """Forget it: control has it, or will never take it."""
+    def clear(self, sync_id: str) -> None:
+        """Forget the report of a sync: control has it, or will never take it. Error: OSError, and it is forgotten until
+        the next start."""
+        self._told = sync_id
+        self.waits = False
         if self._file.exists():
             files.remove(self._file)
 
@@ -61,7 +77,7 @@ class Outbox:
         same = earlier is not None and earlier.generation == plan.generation
         crashes = earlier.crashes + 1 if earlier is not None and same else 0
         attempt = Attempt(plan.sync_id, plan.generation, plan.release_number, crashes)
-        self._attempt.parent.mkdir(mode=0o700, exist_ok=True)
+        files.make_folder(self._attempt.parent)
         self._attempt.write_bytes(msgspec.json.encode(attempt))
 
     def end(self) -> None:
@@ -70,11 +86,16 @@ class Outbox:
 
 
 def _read(file: Path, kind: type[T]) -> T | None:
-    """What a file of ours holds; one that is damaged is removed."""
+    """What a file of ours holds; None where it can't be read, as serving depends on none of them. One that is damaged
+    is removed."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError:
-        file.unlink(missing_ok=True)
-        return None
+    except msgspec.DecodeError as error:
+        log.error("%s is damaged, and is removed: %s", file, error)
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("%s can't be read, and is left out: %s", file, error)
+    return None

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 WORDS: Final = 4
 """Of a slot, 8 bytes each, written whole: start of the call, time that it waited for the writer lock, since when it is
 in its state (ns of the monotonic clock, which all processes share), and state and request id in one. (`struct` would
-not do: it clears what it is about to write, and a reader may come in between.)"""
+not do: it clears what it is about to write, and a reader may come in between.) One more is the front's: whether a
+release is being applied."""
 SLOT_BYTES: Final = mmap.PAGESIZE
 SLOTS: Final = 128
 CLAIMS_AT: Final = 1024
@@ -32,6 +33,11 @@ WRITING: Final = 3
 """It holds the writer lock."""
 COMMITTING: Final = 4
 """What it wrote may be kept from here on, whatever happens to the worker."""
+LOADING: Final = 5
+"""The function that it calls is being loaded: nothing of it runs yet."""
+
+SENT: Final = 6
+"""It runs, may write, and sends or has sent what can't be sent twice, before its first SQL."""
 
 
 class Seen(NamedTuple):
@@ -79,6 +85,11 @@ def clear(words: memoryview, slot: int) -> None:
     Mark(words, slot).clear()
 
 
+def set_applying(words: memoryview, slot: int, applying: bool) -> None:
+    """Tell the worker of a slot whether a release is being applied."""
+    words[slot * _STRIDE + WORDS] = applying
+
+
 class Mark:
     """A worker's own slot."""
 
@@ -91,8 +102,14 @@ class Mark:
 
     def clear(self) -> None:
         self._words[self._last] = NONE
-        for word in range(self._at, self._last):
+        for word in (*range(self._at, self._last), self._last + 1):
             self._words[word] = 0
+
+    def loading(self, request: int) -> None:
+        """The function of `request` is about to be loaded; `start` follows, or `end` where it can't be called."""
+        self._words[self._last] = NONE
+        self._request = request
+        self._enter(LOADING)
 
     def start(self, request: int) -> None:
         """The guest of `request` is about to run."""
@@ -104,6 +121,11 @@ class Mark:
         self._request = request
         self._waiting = False
         words[self._last] = RUNNING << 32 | request
+
+    @property
+    def applying(self) -> bool:
+        """Whether a release is being applied, under the writer lock."""
+        return self._words[self._last + 1] != 0
 
     def waiting(self) -> None:
         """It waits for the writer lock."""
@@ -120,6 +142,10 @@ class Mark:
 
     def committing(self) -> None:
         self._enter(COMMITTING)
+
+    def sending(self) -> None:
+        """It sends what can't be sent twice."""
+        self._enter(SENT)
 
     def running(self) -> None:
         """It has let the writer lock go without a commit."""

@@ -4,7 +4,7 @@ A function's calls have at most so many workers as its concurrency says, so that
 idle worker is given a call at once. A worker may have more than one only of functions whose recent calls were short: a
 hand-over costs more than they do. Those behind a call that turns out to be long are taken back (`claims`). Lines are
 served in turn, each first come, first served. Everything happens in the loop's thread, and nothing waits here but
-`drained` and `change`.
+`change`.
 """
 
 import asyncio
@@ -12,43 +12,41 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
+from itertools import islice
 from typing import Final
 
 from . import frames, page
 from .burials import Burials
-from .calls import Call, Job, Line, Order, Refusal, Tally, Target, cut_off, unknown
+from .calls import Call, Job, Line, Order, Refusal, Tally, Target, cut_off, log_full, unknown
+from .hold import Hold, stale
 from .lines import Lines
 from .link import Link
+from .logs import Budget
 from .processes import decode_failure
-from .replies import MEANWHILE, finish, meanwhile
+from .replies import LOG_BURST, LOG_RATE, MEANWHILE, finish, meanwhile
 from .room import Room
 from .verdict import Limits
+from .wal import Pressure
 from .watch import Watch
 
 log = logging.getLogger("skerry.pool")
 
-STALE_PAUSE: Final = 0.02
 ATTEMPTS: Final = 20
 """How often a call is dispatched, where each time it turns out that it can't have run."""
-
-
-class Hold(Enum):
-    NOTHING = 0
-    WRITES = 1
-    """Calls of functions that may write."""
-    ALL = 2
 
 
 class Pool:
     """Until the first `serve` all calls are held."""
 
-    def __init__(self, limits: Limits, seen: Callable[[int], page.Seen]) -> None:
-        """`seen` reads a worker's slot of the page."""
+    def __init__(self, limits: Limits, words: memoryview) -> None:
+        """`words`: the page that the front and its workers share."""
         self.limits = limits
+        self._words = words
         self.tallies: dict[str, Tally] = {}
         self.refusals: dict[str, int] = {}
         """By code: calls of what is no function of the release."""
+        self.log = Budget(LOG_BURST, LOG_RATE)
+        """What the calls of all functions may log."""
         self.links: set[Link] = set()
         self.deaths = 0
         """Workers that ended, since the start."""
@@ -63,10 +61,10 @@ class Pool:
         """Told the artifact of which a worker couldn't load the module any more."""
         self.http: Callable[[Link, Call, bytes], None] = lambda link, call, request: None
         """Told that the guest of a running call asks for an HTTP request; it must not raise."""
-        self.seen = seen
+        self.pressure = Pressure.NONE
         self._room = Room(limits.depth)
         self._watch = Watch(self)
-        self._burials = Burials(self)
+        self.burials = Burials(self)
         self._changed: asyncio.Event | None = None
         """Set at each reply, loss and birth, while someone waits."""
 
@@ -89,7 +87,7 @@ class Pool:
         if not target.breaker.closed and self._cut_off(call, target):
             return
         line = target.line
-        if not self.lines.turns and self.hold is Hold.NOTHING:
+        if not self.lines.turns and self.hold is Hold.NOTHING and self.pressure is not Pressure.WAIT:
             link = self._room.pick(line, target.tally.short)
             if link is not None:
                 self._dispatch(call, target, link)
@@ -101,8 +99,14 @@ class Pool:
         if first:
             self.feed()
 
+    def seen(self, slot: int) -> page.Seen:
+        """How far the worker of a slot has come."""
+        return page.read(self._words, slot)
+
     def _wait(self, call: Call, line: Line) -> None:
-        if self.lines.waiting >= self.limits.queue:
+        # Writing calls that a release holds leave room for those that go on.
+        held = self.hold is not Hold.ALL and self.holds(line.target)
+        if self.lines.waiting >= (self.limits.queue // 2 if held else self.limits.queue):
             self.refuse(call, Refusal(503, "queue_full", "Too many calls are waiting on this node; try again.", 1))
         elif len(line.calls) >= line.queue:
             text = f"Too many calls of {line.name} are waiting, {line.queue} of them; try again."
@@ -129,7 +133,7 @@ class Pool:
         while at < len(turns) and room.open:
             line = turns[at]
             target = line.target
-            if target is None or (target.writes and self.hold is Hold.WRITES):
+            if target is None or self.holds(target):
                 at += 1
                 continue
             link = room.pick(line, target.tally.short)
@@ -149,6 +153,9 @@ class Pool:
         if call.route and not target.has(call.route):
             text = "The node's release changed while the call waited, and with it the function's route; try again."
             self.refuse(call, Refusal(503, "release_changing", text, 1))
+            return
+        if target.writes and self.pressure is Pressure.REFUSE:
+            self.refuse(call, log_full())
             return
         if len(head) > frames.HEAD_LIMIT:
             self.refuse(call, Refusal(431, "head_too_large", "The request's headers are too large for a function."))
@@ -224,18 +231,14 @@ class Pool:
         took, link.since = now - link.since, now
         self._room.place(link, self.serial)
         if isinstance(job, Call):
-            _has_left(job, link)
+            job.target.line.left(link)
         if self.lines.turns:
             self.feed()
         if isinstance(job, Order):
             if not job.answer.done():
                 job.answer.set_result(frames.Frame(request, kind, head, bytes(body)))
         elif kind == frames.STALE:
-            if self.hold is Hold.ALL:
-                self.again([job])
-            else:
-                # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
-                asyncio.get_running_loop().call_later(STALE_PAUSE * job.attempts, self.again, [job])
+            stale(self, job)
         else:
             try:
                 finish(self, job, took, kind, head, body)
@@ -255,7 +258,7 @@ class Pool:
         if taken:
             link.jobs = deque(job for job in jobs if job not in taken)
             for call in taken:
-                _has_left(call, link)
+                call.target.line.left(link)
                 # Nothing happened to it that may end.
                 call.attempts -= 1
         self._room.place(link, self.serial)
@@ -273,12 +276,13 @@ class Pool:
         waited: list[Call] = []
         for job in jobs:
             if isinstance(job, Order):
+                job.crashed = job is jobs[0]
                 if not job.answer.done():
                     job.answer.set_exception(frames.ChildGone("the worker ended"))
                 continue
-            _has_left(job, link)
+            job.target.line.left(link)
             if job is jobs[0] and job.id == seen.request:
-                self._burials.add(link, job, seen)
+                self.burials.add(link, job, seen)
             else:
                 waited.append(job)
         self.again(waited)
@@ -318,9 +322,26 @@ class Pool:
         self._refuse_unknown()
         self.feed()
 
+    def holds(self, target: Target | None) -> bool:
+        """Whether calls of a function stay in their line."""
+        if target is None or self.hold is Hold.ALL:
+            return self.hold is Hold.ALL
+        pressed = self.pressure is Pressure.WAIT and target.function.manifest.sql != "none"
+        return pressed or (target.writes and self.hold is not Hold.NOTHING)
+
     def hold_writes(self) -> None:
-        """Keep new calls of functions that may write in their lines; running ones go on."""
+        """Keep new calls of functions that may write in their lines, for a release that is prepared. Running ones go
+        on, but for those that would have to wait for it."""
         self.hold = Hold.WRITES
+        for link in tuple(self.links):
+            page.set_applying(self._words, link.child.slot, True)
+            if any(isinstance(job, Call) and job.target.writes for job in islice(link.jobs, 1, None)):
+                self.take_back(link)
+
+    def hold_at_commit(self) -> None:
+        """The release that was prepared is committed now: hold all calls, too, once one finds it in the file."""
+        if self.hold is Hold.WRITES:
+            self.hold = Hold.COMMIT
 
     def hold_all(self) -> None:
         self.hold = Hold.ALL
@@ -328,6 +349,8 @@ class Pool:
     def let_go(self) -> None:
         """Dispatch what was held."""
         self.hold = Hold.NOTHING
+        for link in self.links:
+            page.set_applying(self._words, link.child.slot, False)
         self._refuse_unknown()
         self.feed()
 
@@ -336,16 +359,6 @@ class Pool:
             for line in [line for line in self.lines.turns if line.target is None]:
                 for call in self.lines.clear(line):
                     self.refuse(call, unknown(call.name))
-
-    async def drained(self, *, writes_only: bool, limit: float) -> None:
-        """Wait until no call runs (or none that may write). Error: TimeoutError after `limit` seconds."""
-        async with asyncio.timeout(limit):
-            while any(
-                isinstance(job, Call) and (job.target.writes or not writes_only)
-                for link in self.links
-                for job in link.jobs
-            ):
-                await self.change()
 
     def changed(self) -> None:
         """A worker replied, was lost, or is fit for calls."""
@@ -365,13 +378,4 @@ class Pool:
         for line in list(self.lines.turns):
             for call in self.lines.clear(line):
                 self.refuse(call, Refusal(503, "node_stopping", "The node is being stopped.", 1))
-        self._burials.close()
-
-
-def _has_left(call: Call, link: Link) -> None:
-    """A worker has a call no more."""
-    links = call.target.line.links
-    if links[link] == 1:
-        del links[link]
-    else:
-        links[link] -= 1
+        self.burials.close()

@@ -10,19 +10,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import msgspec
 
 from . import frames, page, zygote
+from .allowed import Kind
 from .voice import Voice
 
 log = logging.getLogger("skerry.processes")
 
 BACKOFF: Final = 0.05
 BACKOFF_CAP: Final = 5.0
+PATIENCE: Final = 10.0
+"""Seconds for which it is tried to have a child born."""
 START_LIMIT: Final = 30.0
 """Seconds that a new zygote has to say that it is up: its imports, on a slow disk."""
+GONE_PAUSE: Final = 0.005
+"""Seconds between two looks whether a zygote that was killed is gone."""
 SOCKET_BUFFER: Final = 1 << 20
 FRAME_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of an answer: an inventory's, at most."""
@@ -33,7 +38,7 @@ class Unfit(Exception):
 
 
 class NotBorn(ConnectionError):
-    """The zygote died before it had made the child; ask again."""
+    """There is no child: the zygote died before it had made it, or the system had no room. Ask again, in a while."""
 
 
 class Child:
@@ -65,10 +70,10 @@ class Child:
             os.close(self.pidfd)
             self.pidfd = -1
 
-    async def ask(self, kind: int, value: Any, limit: float) -> frames.Frame:
+    async def ask(self, kind: int, value: Any, limit: float | None) -> frames.Frame:
         """Send a frame and wait for the answer, for a child that does one thing at a time. Not for the pool's workers.
 
-        Errors: `frames.ChildGone`; TimeoutError after `limit` seconds.
+        Errors: `frames.ChildGone`; TimeoutError after `limit` seconds, where there is a limit.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(limit):
@@ -78,8 +83,12 @@ class Child:
             except OSError as error:
                 raise frames.ChildGone(str(error)) from None
 
-    async def answer(self) -> frames.Frame:
-        """The next frame. Error: `frames.ChildGone`."""
+    async def answer(self, limit: float | None = None) -> frames.Frame:
+        """The next frame. Errors: `frames.ChildGone`; TimeoutError after `limit` seconds."""
+        async with asyncio.timeout(limit):
+            return await self._frame()
+
+    async def _frame(self) -> frames.Frame:
         length, request, kind, head = frames.HEADER.unpack(await self._exactly(frames.HEADER_BYTES))
         if length > FRAME_LIMIT:
             raise frames.ChildGone(f"process {self.pid} announced an answer of {length} bytes")
@@ -114,12 +123,16 @@ class Processes:
         self.page: memoryview = page.open_page(self._page)
         self._control: socket.socket | None = None
         self._up = asyncio.Event()
+        self._starting = asyncio.timeout(None)
+        """The limit of the zygote's start."""
         self._children: dict[int, Child] = {}
         self._next = 0
         self.pid = 0
         """The zygote's, 0 while there is none."""
         self.zygotes = 0
         """How many there have been."""
+        self._fit = False
+        """Whether one was ever up."""
         self.lacking: tuple[str, ...] = ()
         """Pieces of the children's fence that this machine doesn't have, in words."""
 
@@ -128,12 +141,15 @@ class Processes:
         return page.read(self.page, slot)
 
     async def run(self) -> None:
-        """Keep a zygote alive until cancelled. Error: `Unfit`."""
+        """Keep a zygote alive until cancelled. Error: `Unfit`, where the first one is."""
         failures = 0
         try:
             while True:
                 started = time.monotonic()
-                await self._one()
+                try:
+                    await self._one()
+                except OSError as error:
+                    log.error("a zygote can't be started: %s", error)
                 failures = 0 if time.monotonic() - started > BACKOFF_CAP else failures + 1
                 delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10)) if failures else 0.0
                 log.warning("the zygote ended; a new one is started%s", f" in {delay:.2f} s" if delay else "")
@@ -142,12 +158,33 @@ class Processes:
             os.close(self._page)
 
     async def birth(
-        self, kind: Literal["worker", "applier", "compiler"], *, slot: int = 0, background: bool = False
+        self,
+        kind: Kind,
+        *,
+        slot: int = 0,
+        background: bool = False,
+        patience: float = PATIENCE,
     ) -> Child:
-        """A new child. Error: `NotBorn` where the zygote died meanwhile."""
+        """A new child; where there can be none now, it is tried again for `patience` seconds. Error: `NotBorn`."""
+        end = time.monotonic() + patience
+        delay = BACKOFF
+        while True:
+            try:
+                return await self._birth(kind, slot, background)
+            except NotBorn:
+                if time.monotonic() + delay > end:
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, BACKOFF_CAP)
+
+    async def _birth(self, kind: Kind, slot: int, background: bool) -> Child:
+        """Ask the zygote once. Error: `NotBorn`."""
         await self._up.wait()
         assert self._control is not None  # noqa: S101
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise NotBorn(f"the front can't make a socket for a process: {error}") from None
         with theirs:
             ours.setblocking(False)
             for end in (ours, theirs):
@@ -176,24 +213,28 @@ class Processes:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        voice = Voice()
-        try:
+        with contextlib.ExitStack() as unless_started:
+            unless_started.callback(ours.close)
             with theirs:
-                process = self._exec(theirs.fileno(), voice.write)
-        finally:
-            voice.started()
+                voice = Voice()
+                unless_started.callback(voice.close)
+                try:
+                    process = self._exec(theirs.fileno(), voice.write)
+                finally:
+                    voice.started()
+            unless_started.pop_all()
         self.pid = process.pid
         self.zygotes += 1
         ended: asyncio.Future[None] = loop.create_future()
         try:
             loop.add_reader(ours, self._news, ours, ended)
-            async with asyncio.timeout(START_LIMIT) as start:
+            async with asyncio.timeout(START_LIMIT) as self._starting:
                 up = asyncio.ensure_future(self._up.wait())
                 try:
                     await asyncio.wait((up, ended), return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     up.cancel()
-                start.reschedule(None)
+                self._starting.reschedule(None)
                 await ended
         except TimeoutError:
             log.error("a new zygote (process %d) was not up after %.0f s", process.pid, START_LIMIT)
@@ -204,15 +245,18 @@ class Processes:
             loop.remove_reader(ours)
             ours.close()
             process.kill()
-            # Killed, it is gone at once, and its children with it.
-            process.wait()
             voice.close()
             orphans, self._children = self._children, {}
-            for child in orphans.values():
-                if not child.born.done():
-                    child.born.set_exception(NotBorn("the zygote died"))
-                if not child.exited.done():
-                    child.exited.set_result(None)
+            try:
+                # Killed, it is gone at once, and its children with it, unless a disk holds it up: not the loop, too.
+                while process.poll() is None:  # noqa: ASYNC110
+                    await asyncio.sleep(GONE_PAUSE)
+            finally:
+                for child in orphans.values():
+                    if not child.born.done():
+                        child.born.set_exception(NotBorn("the zygote died"))
+                    if not child.exited.done():
+                        child.exited.set_result(None)
 
     def _exec(self, control: int, output: int) -> subprocess.Popen[bytes]:
         arguments = zygote.Arguments(control, self._page, os.getpid(), self._settings)
@@ -249,24 +293,43 @@ class Processes:
                     for piece in lacking:
                         log.warning("functions run without a part of their fence: %s", piece)
                     self._control = control
+                    self._fit = True
                     self._up.set()
+                case zygote.Recovering():
+                    log.info("the database's write-ahead log is read: the node didn't end in order")
+                    self._starting.reschedule(None)
                 case zygote.Unfit(text):
-                    ended.set_exception(Unfit(text))
+                    if not self._fit:
+                        ended.set_exception(Unfit(text))
+                        return
+                    # The machine was fit, and will be again: it is short of something, or is being upgraded.
+                    log.error("a new zygote can't run guests now: %s", text)
                 case zygote.Born(number, pid):
-                    self._born(number, pid, descriptors[0])
+                    self._born(number, pid, descriptors)
+                case zygote.NotBorn(number, why):
+                    self._not_born(number, why)
                 case zygote.Died(number, status):
                     child = self._children.pop(number, None)
                     if child is not None and not child.exited.done():
                         child.exited.set_result(status)
 
-    def _born(self, number: int, pid: int, pidfd: int) -> None:
+    def _born(self, number: int, pid: int, descriptors: list[int]) -> None:
+        if not descriptors:
+            # The kernel leaves out what there is no room for. The child ends by itself when its socket is closed.
+            self._not_born(number, "the front has too many open files")
+            return
         child = self._children.get(number)
         if child is None:
             # Nobody waits for it any more; its socket's other end is closed, so it ends by itself.
-            os.close(pidfd)
+            os.close(descriptors[0])
             return
-        child.pid, child.pidfd = pid, pidfd
+        child.pid, child.pidfd = pid, descriptors[0]
         child.born.set_result(None)
+
+    def _not_born(self, number: int, why: str) -> None:
+        child = self._children.pop(number, None)
+        if child is not None and not child.born.done():
+            child.born.set_exception(NotBorn(why))
 
 
 def how(status: int | None) -> str:
@@ -275,7 +338,9 @@ def how(status: int | None) -> str:
         return "ended with the zygote"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        return f"was ended by signal {number} ({signal.Signals(number).name})"
+        # Some have none.
+        name = next((known.name for known in signal.Signals if known == number), "")
+        return f"was ended by signal {number}{f' ({name})' if name else ''}"
     return f"ended with status {os.waitstatus_to_exitcode(status)}"
 
 

@@ -50,8 +50,8 @@ class Exchange:
     """A request on its connection, as far as it has come."""
 
     __slots__ = (
-        "authorization", "call", "expects", "headers", "host", "keep", "length", "method", "old", "origin", "path",
-        "pieces", "query", "refusal", "size", "target", "whole",
+        "authorization", "awaited", "call", "expects", "headers", "host", "keep", "length", "method", "name", "old",
+        "origin", "path", "pieces", "query", "refusal", "size", "target", "whole",
     )  # fmt: skip
 
     def __init__(self, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -80,6 +80,10 @@ class Exchange:
         """The body."""
         self.size = 0
         self.whole = False
+        self.awaited = False
+        """It is its turn, and the rest of its body is waited for."""
+        self.name = ""
+        """Of the function that is asked; empty for the node itself."""
         self.target: Any = None
         self.call: Any = None
         """Both are the application's."""

@@ -32,12 +32,15 @@ OPTIONS: Final = {
     "body_memory": "Bytes of all request bodies that are being received or wait.",
     "answer_memory": "Bytes of all answers that clients don't read; above it the longest unread one is given up.",
     "body_wait": "Seconds that a request's body may take to come.",
-    "flip_limit": "Seconds that running calls may hold up a change of release.",
+    "flip_limit": "Seconds that a change of release waits for calls that may write and have sent an HTTP request that "
+    "can't be sent twice.",
     "apply_limit": "Seconds that a release's schema changes and probes may take together.",
     "compile_limit": "Seconds that the compiler may take for one artifact at the quick level.",
     "compile_wait": "Seconds that a new function waits for its compiled code; then it starts on the interpreter.",
     "lock_wait": "Seconds that a call may wait for the writer lock.",
     "lock_hold": "Seconds that a call may hold the writer lock.",
+    "wal_limit": "Bytes of the database's write-ahead log from which on calls that may write are refused.",
+    "temp_limit": "Bytes of temporary data that a call may need; twice wal_limit at least.",
     "synchronous": "FULL: what a call answered is on disk. NORMAL: a loss of power may undo the last calls.",
     "fence": "required: run nothing where this machine lacks a piece of the workers' fence. partial: run all the same.",
     "worker_memory": "Bytes of memory that a worker may have besides its guest's.",
@@ -138,7 +141,7 @@ def _told() -> Iterator[None]:
     except* (StateUnfit, SettingsError, identity.NotJoined, ImportError) as group:
         raise click.ClickException(str(_first(group))) from None
     except* Exception as group:
-        from .flip import DatabaseUnfit
+        from .asking import DatabaseUnfit
         from .processes import Unfit
 
         known, _ = group.split((Unfit, DatabaseUnfit))

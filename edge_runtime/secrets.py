@@ -95,7 +95,8 @@ class Secrets:
         seen: tuple[int, ...] = ()
         with contextlib.suppress(OSError):
             found = os.stat(self.path, follow_symlinks=False)
-            seen = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+            # Times are those of the kernel's clock tick: a change right after another may have the same.
+            seen = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_mode, found.st_uid)
         if seen == self._seen:
             return False
         before, self._seen = self._values, seen

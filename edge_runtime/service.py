@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import msgspec
 import uvloop
 
-from . import frames, memory_watch
+from . import frames, mapped, memory_watch, temp_watch, threads, wal
 from .app import App
 from .calls import Tally
+from .checkpoints import Checkpoints
 from .compiler import Compiler
 from .crew import Crew
 from .egress import Egress
@@ -27,6 +28,8 @@ from .secrets import FILE, Secrets
 from .server import Server
 from .settings import Settings
 from .state import State
+from .trial import Trials
+from .verification import Verification
 from .witness import Witness
 
 log = logging.getLogger("skerry.front")
@@ -48,15 +51,26 @@ class Front:
 
     def __init__(self, settings: Settings, state: State, make_agent: MakeAgent | None = None) -> None:
         self.settings = settings
-        children = frames.ChildSettings(str(state.path), settings.synchronous, settings.fence)
+        children = frames.ChildSettings(
+            str(state.path),
+            settings.synchronous,
+            settings.temp_limit,
+            settings.fence,
+            code_memory=settings.code_memory,
+        )
         self.processes = Processes(children, state.lock)
         self.fetches = Fetches(Egress(settings.networks))
-        self.pool = Pool(settings.limits, self.processes.seen)
+        self.pool = Pool(settings.limits, self.processes.page)
         self.pool.http = self.fetches.begin
         self.secrets = Secrets(settings.secrets or state.path / FILE)
-        self.crew = Crew(self.pool, self.processes, self.secrets)
+        self.crew = Crew(self.pool, self.processes, self.secrets, Trials(self.processes, settings.code_memory))
         self.compiler = Compiler(
-            state.artifacts, state.aot, self.processes, settings.compile_limit, settings.compile_wait
+            state.artifacts,
+            state.aot,
+            self.processes,
+            settings.compile_limit,
+            settings.compile_wait,
+            settings.code_memory,
         )
         self.runtime = Runtime(
             self.pool,
@@ -68,8 +82,14 @@ class Front:
             flip_limit=settings.flip_limit,
             apply_limit=settings.apply_limit,
         )
+        # Room for one more call's transaction in a file of a worker's.
+        most = settings.temp_limit - settings.wal_limit
+        self.checkpoints = Checkpoints(self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most)
+        self.runtime.committing = self.checkpoints.before_release
+        self.runtime.committed = self.checkpoints.after_release
+        self.verification = Verification(self.runtime, self.compiler, self.processes, state.artifacts)
         self.agent = make_agent(self.runtime, self.compiler) if make_agent is not None else None
-        self.app = App(settings, self.pool, self.status, Metrics(self.pool, self.processes).text)
+        self.app = App(settings, self.pool, self.status, Metrics(self.pool, self.processes, self.checkpoints).text)
         self.server = Server(self.app, settings)
         self.port = 0
         self.ready = asyncio.Event()
@@ -81,14 +101,23 @@ class Front:
         self._stop.set()
 
     async def run(self) -> None:
-        """Until `stop`. Errors: `processes.Unfit`, `flip.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup)."""
+        """Until `stop`. Errors: `processes.Unfit`, `asking.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup)."""
+        settings = self.settings
         self.port = self.server.bind()
         try:
+            await threads.start()
             async with asyncio.TaskGroup() as group:
-                watching = memory_watch.run(self.pool, self.settings.worker_memory)
+                processes = group.create_task(self.processes.run())
                 workers = [
                     group.create_task(work)
-                    for work in (self.processes.run(), self.crew.run(), self.fetches.run(), watching)
+                    for work in (
+                        self.crew.run(),
+                        self.checkpoints.run(),
+                        self.fetches.run(),
+                        self.compiler.compilations.run(),
+                        memory_watch.run(self.pool, settings.worker_memory),
+                        temp_watch.run(self.pool, (settings.state / wal.TEMPORARY).resolve(), settings.temp_limit),
+                    )
                 ]
                 serving = group.create_task(self.server.run_until_stopped())
                 # What needs the workers; at the end a commit that has begun is waited for.
@@ -101,6 +130,10 @@ class Front:
                 await asyncio.wait([changing])
                 for task in workers:
                     task.cancel()
+                await asyncio.wait(workers)
+                if self.ready.is_set():
+                    await self.checkpoints.finish()
+                processes.cancel()
         finally:
             self.server.close()
 
@@ -113,6 +146,7 @@ class Front:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.runtime.improve())
             group.create_task(self.runtime.watch())
+            group.create_task(self.verification.run())
             if self.agent is not None:
                 group.create_task(self.agent.run())
 
@@ -127,6 +161,7 @@ class Front:
             and {"id": release.release_id, "number": release.number, "generation": release.generation},
             "schema_version": self.runtime.inventory.schema_version,
             "secrets": {"file": str(self.secrets.path), "error": self.secrets.error or None},
+            "verified": self.verification.status(),
             "functions": [self._function(f, lacking.get(f.name)) for f in functions],
             "workers": {
                 "wanted": pool.limits.workers,
@@ -136,6 +171,13 @@ class Front:
                 "deaths": pool.deaths,
                 "zygote": self.processes.pid,
                 "unfenced": list(self.processes.lacking),
+                "error": self.crew.trouble or None,
+            },
+            "connections": {
+                "open": len(self.server.shared.live),
+                "limit": self.server.limit,
+                "unread_bytes": self.server.shared.unread,
+                "given_up": self.server.shared.given_up,
             },
             "calls": {
                 "waiting": pool.waiting,
@@ -144,6 +186,7 @@ class Front:
                 "refused": dict(pool.refusals),
             },
         }
+        own["database"] = self.checkpoints.status()
         if (error := self.runtime.error()) is not None:
             own["error"] = error
         return {**(self.agent.status() if self.agent is not None else {}), **own}
@@ -158,6 +201,7 @@ class Front:
             "runs": bool(local.code[0]),
             "compiled": bool(local.aot),
             "best": self.compiler.is_best(local),
+            "lost": local.sha256 in self.compiler.lost,
             "recent_ms": round(tally.recent * 1000, 3),
             "calls": dict(tally.outcomes),
             "denied": dict(tally.denied),
@@ -206,6 +250,7 @@ async def _main(settings: Settings, state: State, make_agent: MakeAgent | None, 
     gc.collect()
     gc.freeze()
     gc.set_threshold(2000, 10, 1000)
+    mapped.drop()
     await front.run()
 
 

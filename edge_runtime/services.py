@@ -1,6 +1,7 @@
 """What a worker gives a call of the node's: HTTP that the front makes, and what was denied, to be counted."""
 
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from . import fetching, frames, outbound
@@ -14,7 +15,11 @@ KINDS: Final = {"not_granted": "sql", "sql_not_allowed": "sql_statement", "sql_c
 class FrontHttp:
     """A call's HTTP: the front makes the request, and the worker waits."""
 
-    def __init__(self, sock: socket.socket, reader: frames.Reader, request: int) -> None:
+    def __init__(
+        self, sock: socket.socket, reader: frames.Reader, request: int, sending: Callable[[], None] | None = None
+    ) -> None:
+        """`sending` is called before a request goes out that can't be sent twice; what it raises ends the call."""
+        self._sending = sending
         self._sock = sock
         self._reader = reader
         self._request = request
@@ -22,9 +27,11 @@ class FrontHttp:
     def fetch(self, request: bytes) -> bytes:
         """The answer as the guest gets it, an error's too. Error: `frames.ChildGone`."""
         try:
-            parcel = fetching.to_front(request)
+            method, parcel = fetching.to_front(request)
         except NotFetched as error:
             return outbound.refused(error.code, str(error))
+        if self._sending is not None and method not in outbound.REPEATABLE:
+            self._sending()
         frames.send(self._sock, self._request, frames.HTTP, b"", parcel)
         return fetching.to_guest(self._reader.answer(self._request, frames.HTTP_ANSWER))
 

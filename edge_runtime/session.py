@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import orjson
 
+from . import fence
 from .access import Closed, Doors, examine
 from .database import Database
+from .frames import COMMIT_UNKNOWN
 from .tokens import Kind, Token, tokenize, word
 
 VERBS: Final = frozenset({"select", "insert", "update", "delete", "replace", "with", "values", "explain"})
@@ -41,6 +43,28 @@ _CODES: Final = (
 
 def code_of(message: str, otherwise: str) -> str:
     return next((code for start, code in _CODES if message.startswith(start)), otherwise)
+
+
+def code_of_error(error: ValueError, otherwise: str) -> str:
+    """The code of an error of this process's connection."""
+    code = code_of(str(error), otherwise)
+    if fence.came_to_limit() and code == "disk_failed":
+        code = "sql_disk_limit"
+    return code
+
+
+def failed_commit(database: Database, error: ValueError) -> tuple[str, str]:
+    """Undo a transaction whose COMMIT failed, before the writer lock is let go: code and text of what is so then."""
+    code = code_of_error(error, "commit_failed")
+    if code.startswith("constraint_"):
+        # Found out before anything was written.
+        return code, f"COMMIT failed: {error}."
+    try:
+        database.drop_uncommitted()
+    except (ValueError, OSError) as second:
+        text = f"COMMIT failed ({error}), and it isn't known whether its changes are kept, as undoing failed: {second}."
+        return COMMIT_UNKNOWN, text
+    return code, f"COMMIT failed: {error}. Nothing was changed."
 
 
 @dataclass(eq=False)

@@ -59,7 +59,7 @@ class Settings:
     body_wait: float = 30.0
     """How long a request's body may take to come."""
     flip_limit: float = 5.0
-    """How long running calls may hold up a change of release."""
+    """How long a change of release waits for calls that may write and have sent what can't be sent twice."""
     apply_limit: float = 60.0
     """How long a release's schema changes and probes may take together."""
     compile_limit: float = 300.0
@@ -72,6 +72,10 @@ class Settings:
     """How long a call may hold the writer lock."""
     synchronous: str = "FULL"
     """FULL: what a call was answered is on disk. NORMAL: a loss of power may undo the last calls."""
+    wal_limit: int = 256 * MIB
+    """Of the database's write-ahead log, from which on calls that may write are refused."""
+    temp_limit: int = 1024 * MIB
+    """Of one file of temporary data that a statement needs. The log may have as much, whoever wrote it."""
     fence: str = "required"
     """required: no function is run where the machine lacks a piece of the workers' fence. partial: with what it has."""
     worker_memory: int = 512 * MIB
@@ -105,6 +109,8 @@ class Settings:
             ("worker_memory", 128 * MIB, 1024 * 1024 * MIB),
             ("body_memory", 1, 1024 * 1024 * MIB),
             ("answer_memory", 1, 1024 * 1024 * MIB),
+            ("wal_limit", 16 * MIB, 16 * 1024 * MIB),
+            ("temp_limit", 2 * self.wal_limit, 64 * 1024 * MIB),
         ):
             if not least <= getattr(self, name) <= most:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it can be {least} to {most}")
@@ -124,6 +130,11 @@ class Settings:
         if not colon or not port.isdigit() or int(port) > 65_535:
             raise SettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
         return host.removeprefix("[").removesuffix("]"), int(port)
+
+    @property
+    def code_memory(self) -> int:
+        """What the functions that a worker has loaded may take, in bytes."""
+        return self.worker_memory // 2
 
     @property
     def loopback(self) -> bool:

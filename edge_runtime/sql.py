@@ -6,6 +6,7 @@ Request: `{"sql": …, "params": […]}`. Answer: `{"columns", "rows", "changes"
 may touch: `access`.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,11 +16,14 @@ from control import faults
 
 from . import values
 from .database import Watch, is_panic
-from .session import Session, SqlError, Statement, code_of
+from .frames import COMMIT_UNKNOWN
+from .session import Session, SqlError, Statement, code_of, code_of_error, failed_commit
 from .statements import load
 
 Grant = Literal["none", "read", "write"]
 
+LIMITS: Final = ("sql_out_of_memory", "sql_disk_limit")
+"""Codes of what a statement needs more of than it may have: whoever made the call is told, too."""
 DENIED: Final = ("not_granted", "sql_not_allowed", "sql_closed")
 _READ_GENERATION: Final = load("read_generation")
 _FEW_ROWS: Final = 16
@@ -34,11 +38,12 @@ class Limits:
 
 
 class StaleRelease(Exception):
-    """The file holds another release than the call was made for: nothing was run; dispatch the call again."""
+    """The file holds another release than the call was made for, or one is being applied for which a writing call would
+    have to wait: no statement was run; dispatch the call again."""
 
 
 class CommitFailed(Exception):
-    """Nothing of the call was kept; `code` is stable."""
+    """`code` is stable; nothing of the call was kept, but where it is `frames.COMMIT_UNKNOWN`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -59,8 +64,12 @@ class CallSql:
         self._watch = watch
         self._limits = limits
         self._begun = False
+        self._sent = False
+        """The call has sent what can't be sent twice."""
         self._ended = ""
         """Why SQLite ended the transaction, once it has."""
+        self._ended_code = "transaction_ended"
+        """What whoever made the call is told of it."""
         self.limit_code = ""
         """The code of the limit that the call ran into, if it did."""
         self.denied: dict[str, int] = {}
@@ -81,13 +90,31 @@ class CallSql:
                 self.denied[error.code] = self.denied.get(error.code, 0) + 1
             return orjson.dumps({"error": {"code": error.code, "message": str(error)}})
 
+    def sending(self) -> None:
+        """The call is about to send something that can't be sent twice, so from here on it must not be dispatched
+        again. A reading one's transaction begins, if it hasn't yet: no release that comes concerns it then. A writing
+        one waits for the writer lock even where a release is applied later; where one is applied already, it sends
+        nothing, since it would come too late. Error: StaleRelease."""
+        watch = self._watch
+        if self._grant == "write" and not self._begun and not self._sent and watch is not None:
+            watch.sending()
+            # Looked at after the mark: whoever says that a release is being applied looks for such marks then.
+            if watch.applying:
+                watch.running()
+                raise StaleRelease
+        self._sent = True
+        if self._grant == "read" and not self._begun:
+            # Where it can't begin now, the call's first statement will tell the guest why.
+            with contextlib.suppress(SqlError):
+                self._begin()
+
     def commit(self) -> None:
         """Keep what the call wrote. Error: CommitFailed."""
         if not self._begun:
             return
         if self._ended:
             self.rollback()
-            raise CommitFailed("transaction_ended", f"An error ended the call's transaction: {self._ended}")
+            raise CommitFailed(self._ended_code, f"An error ended the call's transaction: {self._ended}")
         writes = self._grant == "write"
         try:
             if writes:
@@ -98,8 +125,16 @@ class CallSql:
             if writes:
                 faults.reach("edge.call.commit.after")
         except ValueError as error:
-            self.rollback()
-            raise CommitFailed(code_of(str(error), "commit_failed"), f"COMMIT failed: {error}") from None
+            if not writes:
+                self.rollback()
+                raise CommitFailed(code_of(str(error), "commit_failed"), f"COMMIT failed: {error}.") from None
+            code, text = failed_commit(self._database, error)
+            self._begun = False
+            self._database.rollback()
+            # Else it stays marked as committing: whatever happens to the process, nobody is told that it is undone.
+            if self._watch is not None and code != COMMIT_UNKNOWN:
+                self._watch.running()
+            raise CommitFailed(code, text) from None
         self._begun = False
         if writes:
             self._database.lock.release()
@@ -136,8 +171,8 @@ class CallSql:
         database = self._database
         writes = self._grant == "write"
         try:
-            if writes:
-                database.lock.acquire(self._watch)
+            if writes and not database.lock.acquire(self._watch, patient=self._sent):
+                raise StaleRelease
             self._begun = True
             if database.query_only is writes:
                 database.set_query_only(not writes)
@@ -188,9 +223,14 @@ class CallSql:
             self._undo(statement, str(unfit))
             raise SqlError("sql_value", str(unfit)) from None
         except ValueError as error:
+            code = code_of_error(error, "sql_failed")
+            if code in LIMITS:
+                self.limit_code = code
             if not self._database.in_transaction:
                 self._ended = str(error)
-            raise SqlError(code_of(str(error), "sql_failed"), str(error)) from None
+                if code in LIMITS:
+                    self._ended_code = code
+            raise SqlError(code, str(error)) from None
         except BaseException as panic:
             if not is_panic(panic):
                 raise

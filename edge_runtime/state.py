@@ -5,10 +5,13 @@ The lock (flock) belongs to an open file that every child inherits, so it is fre
 
 import fcntl
 import os
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+
+from edge_runtime import aot_cache, files, wal
 
 PAUSE: Final = 0.02
 
@@ -27,12 +30,15 @@ class State:
         self.aot = self.path / "aot"
         self.artifacts = self.path / "artifacts"
         self.database = self.path / "db"
+        self.temporary = self.path / wal.TEMPORARY
         try:
-            for folder in (self.path, self.aot, self.artifacts, self.database):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.path, self.aot, self.artifacts, self.database, self.temporary):
+                files.make_folder(folder)
                 if folder.stat().st_mode & 0o077:
                     # Who may write here decides what code this machine runs.
                     folder.chmod(0o700)
+            # A kill may have come between a folder and the sync of its name.
+            files.sync_folder(self.path)
             if os.statvfs(self.aot).f_flag & os.ST_NOEXEC:
                 raise StateUnfit(
                     f"{self.aot} is on a file system that is mounted noexec: compiled functions can't be run from "
@@ -61,6 +67,12 @@ class State:
                         f"and wasn't free after {wait:g} s: stop it first"
                     ) from None
             time.sleep(PAUSE)
+        for path in self.temporary.iterdir():
+            # Of a statement whose process was killed between making it and taking its name away.
+            path.unlink()
+        for left in self.aot.glob(f"{aot_cache.TEMPORARY}*"):
+            # Of a compilation whose process was killed. Its number in the name may be this process's own by now.
+            shutil.rmtree(left, ignore_errors=True)
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 

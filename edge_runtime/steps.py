@@ -17,6 +17,10 @@ HOLD = 25.0
 RETRY_BASE = 5.0
 RETRY_CAP = 300.0
 """A generation that failed is tried again after 5 s, 10 s, … 5 min, each shortened by up to a quarter."""
+HELD_FACTOR = 20.0
+HELD_CAP = 3600.0
+"""An attempt that kept calls waiting is made again 20 times as long after it at the earliest, an hour at most: so a
+release that fails again and again keeps them waiting for a twentieth of the time or so."""
 RETRY_FLOOR = 1.0
 """Even when control gives a failed plan again at once, this lies between two attempts."""
 CRASHES = 3
@@ -41,6 +45,8 @@ class SyncFailed(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+        self.held = 0.0
+        """Seconds for which the attempt kept calls waiting."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ def failure(previous: Failure | None, generation: int, error: SyncFailed, now: d
     """What follows from one more failed sync; another generation than the last one's starts to count anew."""
     same = previous is not None and previous.generation == generation
     attempts = previous.attempts + 1 if previous is not None and same else 1
-    wait = timedelta(seconds=backoff(attempts, jitter, RETRY_BASE, RETRY_CAP))
+    cost = min(HELD_CAP, error.held * HELD_FACTOR) * (1.0 - jitter / 4)
+    wait = timedelta(seconds=max(cost, backoff(attempts, jitter, RETRY_BASE, RETRY_CAP)))
     return Failure(generation, attempts, now + wait, error.code, error.message, now)
 
 

@@ -7,23 +7,27 @@ from typing import Final
 
 from . import page
 from .calls import Call, Refusal
+from .pauses import Pauses
 from .processes import how
 
 GRACE: Final = 1.0
 """Seconds beyond its time limit for a call that its worker hasn't even started."""
 COMMIT_LIMIT: Final = 5.0
 """Seconds that a commit may take beyond the call's own limit: they are the disk's, not the guest's."""
+LOAD_LIMIT: Final = 30.0
+"""Seconds that a worker may take to load a function that is called: none of them are the call's."""
 ABANDONED: Final = 0.05
 """Seconds that a call may run, once its client has gone and others wait: ending a worker costs the others as much."""
 
 # Why a worker is ended; all but the last are codes of the answer too.
 TIME_LIMIT: Final = "time_limit"
 MEMORY: Final = "memory_limit"
+TEMP: Final = "sql_disk_limit"
 LOCK_HELD: Final = "lock_held_too_long"
 LOCK_WAIT: Final = "writer_busy"
 CLIENT_GONE: Final = "client_gone"
 STUCK: Final = "stuck"
-CODES: Final = (TIME_LIMIT, MEMORY, LOCK_HELD, LOCK_WAIT, CLIENT_GONE)
+CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE)
 REASONS: Final = (*CODES, STUCK)
 
 
@@ -48,16 +52,21 @@ class Limits:
     """Workers that one function's calls have at once, while they are quick."""
 
 
-def overdue(call: Call, seen: page.Seen, since: float, now: float, others_wait: bool, limits: Limits) -> str:
+def overdue(
+    call: Call, seen: page.Seen, since: float, now: float, others_wait: bool, limits: Limits, pauses: Pauses
+) -> str:
     """Why the worker must be ended whose first call is `call`, first since `since`; empty where it may go on.
 
-    Waiting for the writer lock is not counted as running: it has its own limit. `now` is the monotonic clock's.
+    Waiting for the writer lock is not counted as running: it has its own limit. `now` is the monotonic clock's. Of no
+    limit counts when the front didn't run.
     """
     limit = call.target.limit
     if seen.request != call.id:
-        return STUCK if now - since > limit + GRACE else ""
-    in_state = now - seen.since_ns / 1e9
-    ran = now - (seen.started_ns + seen.waited_ns) / 1e9
+        return STUCK if pauses.passed(since, now) > limit + GRACE else ""
+    in_state = pauses.passed(seen.since_ns / 1e9, now)
+    if seen.state == page.LOADING:
+        return STUCK if in_state > LOAD_LIMIT else ""
+    ran = pauses.passed(seen.started_ns / 1e9, now) - seen.waited_ns / 1e9
     if seen.state == page.COMMITTING:
         return STUCK if in_state > limit + COMMIT_LIMIT else ""
     if seen.state == page.WAITING:
@@ -77,7 +86,7 @@ def blames(why: str, state: int, status: int | None) -> bool:
     A signal 9 that isn't the front's came from outside: no guest can send one. What a commit takes is the disk's.
     """
     if why:
-        return why in (TIME_LIMIT, MEMORY, LOCK_HELD)
+        return why in (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD) or (why == STUCK and state == page.LOADING)
     outside = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
     return state != page.COMMITTING and not outside
 
@@ -96,6 +105,9 @@ def verdict(call: Call, state: int, why: str, status: int | None, limits: Limits
         )
     if why == MEMORY:
         text = f"The process that ran {name} took more memory than a worker may. Nothing was changed."
+        return Refusal(507, why, text)
+    if why == TEMP:
+        text = f"{name} had more temporary data on disk than a call may (temp_limit). Nothing was changed."
         return Refusal(507, why, text)
     if why == LOCK_HELD:
         text = f"{name} held the writer lock longer than {limits.lock_hold:g} s. Nothing was changed."

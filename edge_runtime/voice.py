@@ -8,10 +8,18 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from typing import Final
+
+from .logs import Budget
 
 log = logging.getLogger("skerry.child")
 
+BURST: Final = 1 << 20
+RATE: Final = 64 * 1024
+"""Bytes that are logged at once, and then a second: a child that was taken over may print without end."""
+_LINE: Final = 100
+"""Bytes that a line counts for besides its text."""
 _PIECE: Final = 65_536
 """Bytes read at once, and the longest line."""
 
@@ -23,6 +31,9 @@ class Voice:
         self._read, self.write = os.pipe()
         os.set_blocking(self._read, False)
         self._rest = b""
+        self._budget = Budget(BURST, RATE)
+        self._left_out = 0
+        """Lines since the log last told of it."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._read, self._readable)
 
@@ -49,7 +60,12 @@ class Voice:
         for line in lines:
             self._say(line)
 
-    @staticmethod
-    def _say(line: bytes) -> None:
+    def _say(self, line: bytes) -> None:
+        if not self._budget.take(len(line) + _LINE, time.monotonic()):
+            self._left_out += 1
+            return
+        if self._left_out:
+            log.error("%d lines that the zygote and its children printed were left out: too many", self._left_out)
+            self._left_out = 0
         text = line.decode(errors="backslashreplace")
         log.error("%s", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))

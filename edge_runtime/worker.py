@@ -4,7 +4,6 @@ It does what the front's frames say, in their order. A fault of the guest's cost
 worker, and the front starts another.
 """
 
-import hashlib
 import socket
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,15 +14,19 @@ from control import faults
 
 from . import database, fence, frames, guest, page
 from .claims import Claims
+from .loading import Entry, Functions
 from .runner import Recent
 from .services import Denials, FrontHttp
 from .session import Session
-from .sql import CallSql, CommitFailed, Limits, StaleRelease
-from .wasmedge import Damaged, WasmEdgeError
+from .sql import CallSql, CommitFailed, StaleRelease
 
-COMMIT_STATUS: Final = {"disk_full": 507, "disk_failed": 507, "database_busy": 503}
+COMMIT_STATUS: Final = {
+    "disk_full": 507, "disk_failed": 507, "sql_disk_limit": 507, "sql_out_of_memory": 507, "database_busy": 503,
+}  # fmt: skip
 """What HTTP answers where a COMMIT failed; 502 for the other codes."""
 
+AT_ONCE: Final = 4
+"""Functions that a release may add for them to be loaded before they are called: somebody waits for them, perhaps."""
 _KEPT_HEAD: Final = 2048
 """Bytes of a call's head that is kept for the next one like it."""
 
@@ -34,36 +37,27 @@ _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.ChildSettings) -> None:
     """Serve the front until it closes the socket."""
     try:
-        opened = database.connect(Path(settings.state) / database.FILE, settings.synchronous)
+        opened = database.connect_until_exit(Path(settings.state) / database.FILE, settings.synchronous)
     except database.DatabaseUnfit as error:
         frames.send_json(sock, page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
-    with opened:
-        fence.seal("worker", opened.lock.fileno())
-        worker = Worker(sock, page.Mark(shared, slot), Claims(shared, slot), opened)
-        frames.send(sock, page.NONE, frames.READY)
-        worker.run()
-
-
-class Loaded(NamedTuple):
-    """A function of a release, loaded; or why it couldn't be."""
-
-    local: frames.LocalFunction
-    function: guest.Function | frames.Failure
-    key: tuple[str, str, str, bytes]
-    """What it depends on."""
-    sql: Limits
+    fence.limit_files(settings.temp_limit)
+    fence.seal("worker", opened.lock.fileno())
+    functions = Functions(settings.code_memory)
+    worker = Worker(sock, page.Mark(shared, slot), Claims(shared, slot), opened, functions)
+    frames.send(sock, page.NONE, frames.READY)
+    worker.run()
 
 
 class Release(NamedTuple):
     generation: int
-    functions: list[Loaded]
+    functions: list[Entry]
 
 
 class Known(NamedTuple):
     """A call's head, read."""
 
-    loaded: Loaded
+    entry: Entry
     generation: int
     before: tuple[Any, ...]
     """Fields of a `guest.Request` that come before its body."""
@@ -71,12 +65,21 @@ class Known(NamedTuple):
 
 
 class Worker:
-    def __init__(self, sock: socket.socket, mark: page.Mark, claims: Claims, opened: database.Database) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        mark: page.Mark,
+        claims: Claims,
+        opened: database.Database,
+        functions: Functions,
+    ) -> None:
         self._sock = sock
         self._mark = mark
         self._claims = claims
         self._database = opened
         self._session = Session(opened)
+        self._functions = functions
+        self._calls = 0
         self._releases: dict[int, Release] = {}
         """By the front's serial."""
         self._reader = frames.Reader(sock)
@@ -106,24 +109,32 @@ class Worker:
                     self._forget(_decode_keep(frame.body))
                     frames.send(self._sock, request, frames.DONE)
                 case frames.QUERY_RELEASE:
-                    frames.send_json(self._sock, request, frames.RELEASE_IS, database.stored(self._database))
+                    frames.send_json(self._sock, request, frames.RELEASE_IS, database.settled(self._database))
                 case _:
                     raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no worker knows")
 
     def _call(self, request: int, frame: frames.Frame) -> None:
         """Run one call and answer it: its transaction is committed before the answer is sent, or undone."""
         key = frame.head
-        loaded, generation, before, after = self._known.get(key) or self._know(key)
-        function, manifest, denials = loaded.function, loaded.local.manifest, self._denials
-        if isinstance(function, frames.Failure):
-            self._fault(request, function.code, function.message, 503)
-            return
+        entry, generation, before, after = self._known.get(key) or self._know(key)
+        function, manifest, denials = entry.function, entry.local.manifest, self._denials
+        self._calls = entry.used = self._calls + 1
+        if function is None:
+            self._mark.loading(request)
+            found = self._functions.load(entry)
+            if self._functions.damaged:
+                frames.send(self._sock, request, frames.DAMAGED)
+            if isinstance(found, frames.Failure):
+                self._fault(request, found.code, found.message, 503)
+                return
+            function = found
         sql = None
         services = self._ungranted
         if manifest.sql != "none" or manifest.http is not None:
             if manifest.sql != "none":
-                sql = CallSql(self._session, manifest.sql, generation, self._mark, loaded.sql)
-            http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request)
+                sql = CallSql(self._session, manifest.sql, generation, self._mark, entry.sql)
+            sending = None if sql is None else sql.sending
+            http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request, sending)
             services = guest.Services(denials.sql if sql is None else sql, http)
         asked = guest.Request(*(*before, frame.body, *after))
         self._mark.start(request)
@@ -183,44 +194,28 @@ class Worker:
         frames.send_json(self._sock, request, frames.FAULT, fault)
 
     def _load(self, load: frames.Load) -> list[frames.Failure]:
-        """Load a release's modules, the ones that other serials have loaded shared with them; what can't be loaded."""
-        loaded = [f for release in self._releases.values() for f in release.functions]
-        have = {f.key: f for f in loaded if isinstance(f.function, guest.Function)}
-        functions, failures = [], []
+        """Take a release's functions. Those that are loaded in another version are loaded at once, so that no call
+        waits for it, and so are a few new ones; the ones of them that can't be."""
+        before = {entry.local.name for release in self._releases.values() for entry in release.functions}
+        new = {local.name for local in load.release.functions} - before
+        if not self._releases or len(new) > AT_ONCE:
+            new.clear()
+        entries, failures = [], []
         for local in load.release.functions:
-            secrets = load.secrets.get(local.name, {})
-            key = (
-                local.name,
-                local.code[1],
-                local.manifest_digest,
-                hashlib.sha256(frames.encode_json(secrets)).digest(),
-            )
-            limits = Limits(answer_bytes=local.manifest.sql_bytes, rows=local.manifest.sql_rows)
-            lacking = load.lacking.get(local.name)
-            found = lacking or (have[key].function if key in have else _load(local, secrets))
-            functions.append(Loaded(local, found, key, limits))
-            # The front knows of those that lack something.
-            if isinstance(found, frames.Failure) and found is not lacking and local.code[0]:
-                failures.append(found)
-        self._releases[load.serial] = Release(load.release.generation, functions)
+            entry = self._functions.entry(local, load.secrets.get(local.name, {}), load.lacking.get(local.name))
+            entries.append(entry)
+            wanted = local.name in new or self._functions.loaded(local.name)
+            if wanted and entry.function is None and entry.lacking is None:
+                entry.used = self._calls
+                found = self._functions.load(entry)
+                if isinstance(found, frames.Failure) and local.code[0]:
+                    failures.append(found)
+        self._releases[load.serial] = Release(load.release.generation, entries)
         self._known.clear()
         return failures
 
     def _forget(self, keep: frames.Keep) -> None:
         self._known.clear()
-        gone = [self._releases.pop(serial) for serial in self._releases.keys() - set(keep.serials)]
-        used = {id(f.function) for release in self._releases.values() for f in release.functions}
-        for function in {id(f.function): f.function for release in gone for f in release.functions}.values():
-            if isinstance(function, guest.Function) and id(function) not in used:
-                function.close()
-
-
-def _load(local: frames.LocalFunction, secrets: dict[str, str]) -> guest.Function | frames.Failure:
-    if not local.code[0]:
-        text = f"The function {local.name} can't be run on this node: its artifact is lost or damaged."
-        return frames.Failure("function_uncompiled", text)
-    try:
-        return guest.Function.load(local, secrets)
-    except (Damaged, WasmEdgeError, OSError) as error:
-        text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
-        return frames.Failure("function_unloadable", text)
+        for serial in self._releases.keys() - set(keep.serials):
+            del self._releases[serial]
+        self._functions.keep(entry for release in self._releases.values() for entry in release.functions)

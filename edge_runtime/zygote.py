@@ -2,9 +2,11 @@
 
 The front has threads, so a fork from it would be unsafe; a fresh Python takes 80 ms, a fork of this one 3. It is
 started by exec, talks SOCK_SEQPACKET with the front (`Birth` with the child's socket in; `Up`, `Unfit`, `Born` with a
-pidfd, `Died` out), and never opens libsql or runs a guest itself, but for one of our own (`rehearsal`).
+pidfd or `NotBorn`, and `Died` out), and never opens libsql or runs a guest itself, but for one of our own
+(`rehearsal`).
 """
 
+import contextlib
 import gc
 import os
 import select
@@ -21,11 +23,14 @@ from msgspec import Struct
 
 from control import faults
 
-from . import fence, frames
+from . import fence, frames, mapped, wal
 from .allowed import Kind
+from .index_lock import IndexLock
 from .page import open_slot
 
 MESSAGE_BYTES: Final = 65_536
+LOCK_PERIOD_MS: Final = 100
+"""Between two looks whether a child has opened the libsql file."""
 
 
 class Arguments(Struct, frozen=True):
@@ -51,6 +56,10 @@ class Up(Struct, frozen=True, tag="up"):
     """Pieces of the fence that this machine doesn't have, in words."""
 
 
+class Recovering(Struct, frozen=True, tag="recovering"):
+    """The database's log is being read, which takes as long as the disk needs."""
+
+
 class Unfit(Struct, frozen=True, tag="unfit"):
     """No guest can run on this machine as it is."""
 
@@ -64,13 +73,20 @@ class Born(Struct, frozen=True, tag="born"):
     pid: int
 
 
+class NotBorn(Struct, frozen=True, tag="not_born"):
+    """There is no such child: the system has no process, descriptor or memory for it now. It may be asked for again."""
+
+    id: int
+    message: str
+
+
 class Died(Struct, frozen=True, tag="died"):
     id: int
     status: int
     """As from waitpid."""
 
 
-News = Up | Unfit | Born | Died
+News = Up | Recovering | Unfit | Born | NotBorn | Died
 decode_news: Final = msgspec.json.Decoder(News).decode
 _decode_birth: Final = msgspec.json.Decoder(Birth).decode
 
@@ -85,6 +101,8 @@ def main(argument: str) -> None:
     try:
         children = _imports()
         lacking = fence.lacking()
+        # SQLite looks once where temporary files go: at the first opening, in a child.
+        os.environ["SQLITE_TMPDIR"] = str(Path(arguments.settings.state) / wal.TEMPORARY)
         fence.prepare(Path(arguments.settings.state))
     except Exception as error:
         control.send(frames.encode_json(Unfit(str(error))))
@@ -92,10 +110,32 @@ def main(argument: str) -> None:
     if lacking and arguments.settings.fence == "required":
         control.send(frames.encode_json(Unfit(_unfenced(lacking))))
         return
+    database = Path(arguments.settings.state, wal.FILE)
+    if wal.is_left(database):
+        control.send(frames.encode_json(Recovering()))
+        if why := _recovered(database):
+            # The front starts another zygote after a while.
+            print(why, file=sys.stderr)
+            return
     gc.collect()
     gc.freeze()
+    # Mostly LLVM's, read when it was linked: the compilers alone need them, and find them again.
+    mapped.drop()
     control.send(frames.encode_json(Up(lacking)))
-    Zygote(control, arguments, children).run()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        Zygote(control, arguments, children).run()
+
+
+def _recovered(database: Path) -> str:
+    """Recover the log; why that can't be done, or nothing."""
+    # Not in the front, which imports this module.
+    from . import recovery
+
+    try:
+        recovery.run(database)
+    except recovery.Unreadable as error:
+        return str(error)
+    return ""
 
 
 def _unfenced(lacking: tuple[str, ...]) -> str:
@@ -108,14 +148,15 @@ def _unfenced(lacking: tuple[str, ...]) -> str:
 
 def _imports() -> dict[str, ModuleType]:
     """Everything that a child will use, so that a fork has it already. Errors: whatever makes this machine unfit."""
-    from . import applier, compile_child, guest, rehearsal, worker
-    from .wasmedge import compile
+    from . import aot_cache, applier, checkpointer, compile_child, guest, recovery, rehearsal, worker
 
     guest.prepare()
     rehearsal.rehearse()
+    # For later, when its file may be another version's.
+    del recovery
     # Looked up once, in a file that children can't read.
-    compile.key("", 0)
-    return {"worker": worker, "applier": applier, "compiler": compile_child}
+    aot_cache.key("", 0)
+    return {"worker": worker, "applier": applier, "compiler": compile_child, "checkpointer": checkpointer}
 
 
 class Zygote:
@@ -125,13 +166,15 @@ class Zygote:
         self._modules = modules
         self._children: dict[int, tuple[int, int]] = {}
         """By pidfd: the front's id of the child, and its pid."""
+        self._database = Path(arguments.settings.state, wal.FILE)
+        self._lock = IndexLock(self._database)
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 
     def run(self) -> None:
-        """Until the front closes its end."""
+        """Until the front closes its end. Errors: BrokenPipeError, ConnectionResetError: it has, in the middle."""
         while True:
-            for descriptor, _ in self._poll.poll():
+            for descriptor, _ in self._poll.poll(None if self._is_locked() else LOCK_PERIOD_MS):
                 if descriptor in self._children:
                     self._reap(descriptor)
                 elif not self._serve():
@@ -144,16 +187,53 @@ class Zygote:
         birth = _decode_birth(message)
         me = os.getpid()
         faults.reach(f"edge.birth.{birth.kind}.before")
-        pid = os.fork()
+        if not descriptors:
+            # The kernel leaves out what there is no room for.
+            self._not_born(birth, "the zygote has too many open files")
+            return True
+        if birth.kind != "compiler" and (why := self._unreadable()):
+            os.close(descriptors[0])
+            self._not_born(birth, why)
+            return True
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(descriptors[0])
+            self._not_born(birth, f"the system can't make a process: {error}")
+            return True
         if pid == 0:
             self._child(birth, descriptors[0], me)
         os.close(descriptors[0])
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._not_born(birth, f"the zygote can't watch over a process: {error}")
+            return True
         self._children[pidfd] = (birth.id, pid)
         self._poll.register(pidfd, select.POLLIN)
         faults.reach(f"edge.birth.{birth.kind}.after")
         socket.send_fds(self._control, [frames.encode_json(Born(birth.id, pid))], [pidfd])
         return True
+
+    def _unreadable(self) -> str:
+        """Where nobody has the libsql file open any more, the next one who opens it would recover its log: recover it
+        before. Why that can't be done, or nothing."""
+        if self._is_locked() or not wal.is_left(self._database):
+            return ""
+        return _recovered(self._database)
+
+    def _is_locked(self) -> bool:
+        """Whether the log's index is kept for those who open the file from now on; it is from the first on who did."""
+        try:
+            return self._lock.take()
+        except OSError as error:
+            print(f"the index of the database's log can't be looked at: {error}", file=sys.stderr, flush=True)
+            return False
+
+    def _not_born(self, birth: Birth, why: str) -> None:
+        self._control.send(frames.encode_json(NotBorn(birth.id, why)))
 
     def _reap(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
@@ -170,10 +250,14 @@ class Zygote:
             self._control.close()
             for pidfd in self._children:
                 os.close(pidfd)
+            if self._lock.descriptor >= 0:
+                os.close(self._lock.descriptor)
             if birth.kind == "worker":
                 fence.without_haste()
             if birth.background:
                 fence.in_background()
+            elif birth.kind == "compiler":
+                fence.behind_calls()
             sock = socket.socket(fileno=descriptor)
             sock.setblocking(True)
             slot = open_slot(self._arguments.page, birth.slot)

@@ -1,14 +1,42 @@
 """Fixtures that all tests share: real servers, once for the session, and fresh things in them for each test."""
 
+import resource
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from control import monitor, ownership, presence
 from control.pki import Pki, ensure
+from tests.guests import build
 from tests.support import replica
 from tests.support import services as servers
 from tests.support.control import Control, running
+
+# Its limit of 200 ms for each example is one on the machine, which may be busy with something else meanwhile.
+hypothesis.settings.register_profile("skerry", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("skerry")
+
+
+def pytest_configure() -> None:
+    """Raise the limit of open files, as `skerry serve` does: both ends of a thousand polls are in one process.
+
+    A shell that starts this in the background has SIGINT ignored. Programs would inherit that, which tests end by it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have the compiler of the test guests build its C library, before any test's time runs."""
+    if not hasattr(session.config, "workerinput"):
+        if not build.CACHE.exists():
+            print("building the C library of the test guests (once, half a minute)", flush=True)
+        build.guest("echo")
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +73,12 @@ async def bucket_url(services: servers.ServerUrls) -> AsyncIterator[str]:
     await servers.drop_bucket(url)
 
 
+@pytest.fixture
+def served_url(database_url: str) -> str:
+    """The URL of `database_url` that control is given; the tests of a folder may give it another one."""
+    return database_url
+
+
 @pytest.fixture(scope="session")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     """An authority and a server certificate for localhost and 127.0.0.1."""
@@ -53,13 +87,26 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 @pytest.fixture
-async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a replica does by itself writes heartbeats, or looks after nodes or the bucket.
+
+    For tests that do so themselves: what its own pass has locked in that moment theirs would leave out, and what its
+    own flush is about to write theirs wouldn't wait for.
+    """
+    for module in (presence, monitor):
+        monkeypatch.setattr(module, "PERIOD", 1e6)
+    monkeypatch.setattr(monitor, "SWEEP_PERIOD", 1e6)
+    monkeypatch.setattr(ownership, "CHECK_EVERY", 1e6)
+
+
+@pytest.fixture
+async def control(database_url: str, served_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
     """One replica of control, over TLS, with an admin and a clock that the test can move on."""
-    async with running(database_url, bucket_url, pki) as found:
+    async with running(database_url, bucket_url, pki, metadata_url=served_url) as found:
         yield found
 
 
 @pytest.fixture
-async def control_site(database_url: str, bucket_url: str, pki: Pki, tmp_path: Path) -> replica.Site:
+async def control_site(database_url: str, served_url: str, bucket_url: str, pki: Pki, tmp_path: Path) -> replica.Site:
     """A migrated database with an admin, an empty bucket: `async with control_site.running()` is a replica on them."""
-    return await replica.prepare(database_url, bucket_url, pki, tmp_path)
+    return (await replica.prepare(database_url, bucket_url, pki, tmp_path)).at(served_url)

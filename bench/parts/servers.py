@@ -9,8 +9,8 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from . import cpu
 LIMIT = 30.0
 """Seconds for anything that must come to be."""
 NODE = "edge-1"
+BeforeStore = Callable[[str], AbstractAsyncContextManager[str]]
+"""From the store's URL to the one that control gets."""
 
 
 class Broken(Exception):
@@ -151,13 +153,17 @@ async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.Service
 
 
 @asynccontextmanager
-async def site(where: Path, cores: set[int]) -> AsyncIterator[Site]:
-    """`skerry serve` on these cores, with its services."""
-    async with database_and_keys(where) as (services, keys, token):
+async def site(where: Path, cores: set[int], before: BeforeStore | None = None) -> AsyncIterator[Site]:
+    """`skerry serve` on these cores, with its services; `before` gives the store another URL, as a proxy's."""
+    async with AsyncExitStack() as stack:
+        services, keys, token = await stack.enter_async_context(database_and_keys(where))
+        artifacts = services.artifacts_url
+        if before is not None:
+            artifacts = await stack.enter_async_context(before(artifacts))
         port = choose_port(None, OTHER_PORTS)
         settings = {
             "SKERRY_METADATA_URL": services.metadata_url,
-            "SKERRY_ARTIFACTS_URL": services.artifacts_url,
+            "SKERRY_ARTIFACTS_URL": artifacts,
             "SKERRY_PORT": str(port),
             "SKERRY_TLS_CERT": str(keys.certificate),
             "SKERRY_TLS_KEY": str(keys.key),

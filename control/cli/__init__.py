@@ -25,6 +25,7 @@ VERBS = {
     "invoke": "control.cli.invoke",
     "syncs": "control.cli.syncs",
     "audit": "control.cli.audit",
+    "artifacts": "control.cli.artifacts",
 }
 
 

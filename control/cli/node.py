@@ -70,6 +70,7 @@ def _details(node: Json) -> list[tuple[str, object]]:
         ("schema", f"{node['schema_version']} (target {node['target_schema']})"),
         ("functions", output.functions(node["functions"])),
         ("failures", node["failures"]),
+        ("folded syncs", f"{node['syncs_folded']} (attempts without a line of their own in `skerry syncs list`)"),
         *_capabilities(node.get("capabilities") or {}, node.get("protocol")),
     ]
     if sync:

@@ -1,13 +1,11 @@
 """`skerry serve`: control itself, as a supervisor starts it."""
 
 import asyncio
-import logging
 import os
-import sys
-import time
 
 import click
 
+from control.cli import log
 from control.cli.client import Failure
 from control.migrate import SchemaError
 from control.problems import ProblemError
@@ -34,7 +32,7 @@ def command(log_level: str) -> None:
 
     from control import server
 
-    _log(log_level)
+    log.set_up(log_level)
     try:
         settings = from_environment(os.environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -47,15 +45,3 @@ def command(log_level: str) -> None:
         raise Failure(str(error), code="start") from error
     except ProblemError as error:
         raise Failure(error.detail, code=error.code, cure="does that service run, and is its URL right?") from error
-
-
-def _log(level: str) -> None:
-    """Lines with a time in UTC; the libraries' own only from warnings on, whose requests may have secrets."""
-    handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("skerry").setLevel(level.upper())
-    # While the database is away its pool warns with tracebacks; control's own lines say the same.
-    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

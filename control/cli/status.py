@@ -2,13 +2,13 @@
 
 import click
 
-from control.cli import options, output
-from control.cli.client import Json, NotConverged, path
+from control.cli import artifacts, options, output
+from control.cli.client import Client, Json, NotConverged, Refused, path
 
 
 @click.command()
 @click.option("--group", type=options.NAME, help="Only the nodes of this group.")
-@click.option("--check", is_flag=True, help="Exit with 5 unless every node is online and at its target.")
+@click.option("--check", is_flag=True, help="Exit with 5 unless all nodes are online and at target, the store well.")
 @options.json_option
 @options.asynchronous
 async def command(group: str | None, check: bool, as_json: bool) -> None:
@@ -16,13 +16,29 @@ async def command(group: str | None, check: bool, as_json: bool) -> None:
     async with options.client() as control:
         groups = [g for g in await control.items(path("groups")) if group in (None, g["name"])]
         nodes = await control.items(path("nodes"), group=group)
+        store = await _store(control)
     if as_json:
-        output.document({"groups": groups, "nodes": nodes})
+        output.document({"groups": groups, "nodes": nodes, "artifact_store": store})
     else:
         _show(groups, nodes)
+        if store is not None:
+            for line in artifacts.trouble(store):
+                output.say(f"artifacts: {line}", style="red" if store["problem"] else "yellow")
     bad = [node["name"] for node in nodes if not well(node)]
+    if store is not None and store["problem"]:
+        bad.append("the artifact store")
     if check and bad:
         raise NotConverged(f"not well: {', '.join(bad)}", code="not_converged")
+
+
+async def _store(control: Client) -> Json | None:
+    """What there is to know of the bucket of artifacts; None where control is too old to tell."""
+    try:
+        return await control.get(path("artifact-store"))
+    except Refused as refused:
+        if refused.code != "no_such_path":
+            raise
+        return None
 
 
 def well(node: Json) -> bool:

@@ -29,7 +29,7 @@ async def list_syncs(node: str | None, status: str | None, limit: int, as_json: 
         output.document(found)
         return
     output.table(
-        ["NODE", "RELEASE", "GENERATION", "STATUS", "STEP", "STARTED", "ENDED", "ERROR"],
+        ["NODE", "RELEASE", "GENERATION", "STATUS", "STEP", "STARTED", "ENDED", "FOLDED", "ERROR"],
         [
             [
                 s["node"],
@@ -39,6 +39,7 @@ async def list_syncs(node: str | None, status: str | None, limit: int, as_json: 
                 s.get("step"),
                 output.ago(s["started_at"]),
                 output.ago(s["ended_at"]) if s.get("ended_at") else "",
+                s["folded"] or "",
                 f"{s['error']['message']} [{s['error']['code']}]" if s.get("error") else "",
             ]
             for s in found

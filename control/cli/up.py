@@ -109,6 +109,7 @@ class Up:
                 message = f"another `skerry up` runs in {self._home.folder}; end it first"
                 await stack.enter_async_context(embedded.locked(self._home.folder / "lock", 0, message))
                 told.append("the metadata database and the artifact store that the environment names")
+                await _make_bucket(outside[1])
                 return outside
             services = await stack.enter_async_context(embedded.services(self._home.folder))
             self._children += [local.Kept(server, server.start) for server in (services.metadata, services.artifacts)]
@@ -218,6 +219,23 @@ class Up:
         for line in next_commands():
             output.say(f"  {line}")
         output.say("Ctrl-C ends everything; the data stays for the next `skerry up`.")
+
+
+async def _make_bucket(artifacts_url: str) -> None:
+    """Make the bucket of a store that the environment names; control itself never does. Raises `Failure`."""
+    # Here, since botocore takes half a second to import.
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from control.local_seaweedfs import create_bucket, s3_client
+    from control.store_errors import PUT, problem
+
+    bucket = artifacts_url.rpartition("/")[2]
+    try:
+        async with s3_client(artifacts_url) as client:
+            await create_bucket(client, bucket)
+    except (BotoCoreError, ClientError, OSError) as error:
+        found = problem(error, PUT, bucket)
+        raise Failure(found.detail, code=found.code, cure="is SKERRY_ARTIFACTS_URL right?") from error
 
 
 def next_commands() -> list[str]:

@@ -3,7 +3,8 @@
 Importing this opens libwasmedge.so.0; LibraryMissing says what to install.
 """
 
-from .compile import BEST, QUICK, AotFile, Damaged, compile_module, find, verify
+from ..aot_cache import BEST, QUICK, AotFile, Damaged, find, verify
+from .compile import compile_module
 from .errors import Closed, CompileError, LibraryMissing, LinkError, LoadError, Trap, Unsafe, WasmEdgeError
 from .host import HostModule, Signature
 from .instance import Entry, Program

@@ -1,79 +1,24 @@
-"""Ahead-of-time compilation into a private cache: `<key>.so` with its sha256 in `<key>.sha256` beside it.
+"""Ahead-of-time compilation into a private cache (`aot_cache`).
 
 A damaged AOT file crashes a process or computes wrongly, so these files are made here, readable by their owner alone,
 and checked by digest before each load; they are never taken from elsewhere. The compiler uses much time and memory on
 hostile input: run it in a child process with limits.
 """
 
-import contextlib
-import functools
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ..aot_cache import LEVELS, TEMPORARY, AotFile, key, sweep
 from ..files import sync_folder
-from .declarations import VERSION, ffi, library
+from .declarations import ffi, library
 from .errors import CompileError
 from .handles import Handle, message
 from .imported import imported
 from .module import MULTI_MEMORIES
-
-QUICK = 0
-"""The level that a function starts on: 45 ms for 28 KB of C (examples/hello)."""
-BEST = 2
-"""The level that it runs on once that is compiled: 0.6 s for the same. Level 3 ran no faster."""
-LEVELS = (0, 1, 2, 3)
-
-_OPTIONS = "native, kernel 1, memories imported"
-"""Other text where other code comes of the same bytes: the number goes up with Extism's kernel and its merging."""
-_TEMPORARY = ".compile-"
-_PIECE = 65_536
-
-
-class Damaged(Exception):
-    """An AOT file isn't the one that was compiled: compile it again."""
-
-
-@dataclass(frozen=True)
-class AotFile:
-    path: Path
-    digest: str
-    """sha256 of the file, in hex."""
-
-
-def key(wasm_sha256: str, level: int) -> str:
-    """The name of a compilation: of these bytes, by this WasmEdge, for this processor, at this level."""
-    parts = "\n".join((wasm_sha256, VERSION, _processor(), f"{_OPTIONS} {level}"))
-    return hashlib.sha256(parts.encode()).hexdigest()
-
-
-def find(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
-    """What was compiled earlier, undamaged; None where there is nothing, or nothing whole."""
-    name = key(wasm_sha256, level)
-    path = folder / f"{name}.so"
-    try:
-        digest = (folder / f"{name}.sha256").read_text("ascii").strip()
-        verify(path, digest)
-    except (OSError, UnicodeDecodeError, Damaged):
-        return None
-    return AotFile(path, digest)
-
-
-def verify(path: Path, digest: str) -> None:
-    """Check a file by its digest, as before each load. Errors: Damaged, OSError."""
-    made = hashlib.sha256()
-    # Not by hashlib.file_digest: its buffer of 256 KB, cleared first, costs a new worker a tenth of its birth.
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
-            made.update(piece)
-    found = made.hexdigest()
-    if found != digest:
-        raise Damaged(f"{path} has the sha256 {found}, and must have {digest}")
 
 
 def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | None = None) -> AotFile:
@@ -84,9 +29,9 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     """
     if level not in LEVELS:
         raise ValueError(f"level {level} is not one of {LEVELS}")
-    _sweep(folder)
+    sweep(folder)
     name = key(hashlib.sha256(wasm).hexdigest(), level)
-    work = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=folder))
+    work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
     try:
         made, beside = work / "module.so", work / "digest"
         code = imported(merged or wasm)
@@ -113,24 +58,6 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     return AotFile(path, digest)
 
 
-def workshop(folder: Path) -> Path:
-    """A new folder in the cache `folder`, for one compilation whose process isn't trusted with all of it."""
-    _sweep(folder)
-    return Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=folder))
-
-
-def take(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
-    """Move what was compiled in a workshop, and nothing else of it, to the cache; durable when this returns. Error:
-    OSError."""
-    name = key(wasm_sha256, level)
-    for suffix in (".so", ".sha256"):
-        made = work / f"{name}{suffix}"
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        made.rename(folder / made.name)
-    sync_folder(folder)
-
-
 class _CompilerConfig(Handle):
     _delete = "WasmEdge_ConfigureDelete"
 
@@ -151,24 +78,3 @@ class _Compiler(Handle):
     def __init__(self, level: int, *, second_memory: bool) -> None:
         with _CompilerConfig(level, second_memory) as config:
             self._own(library.WasmEdge_CompilerCreate(config.pointer))
-
-
-@functools.cache
-def _processor() -> str:
-    """The machine and the features that code is compiled for: a file moved to another processor is not found."""
-    flags = ""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                flags = " ".join(sorted(value.split()))
-                break
-    return f"{platform.machine()} {flags}"
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what compilations left behind whose process was killed."""
-    for left in folder.glob(f"{_TEMPORARY}*"):
-        pid = left.name.removeprefix(_TEMPORARY).split("-")[0]
-        if not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)

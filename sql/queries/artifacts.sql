@@ -16,18 +16,20 @@ VALUES ($1, $2, $3, $4, $5, 'uploading', $6, $6);
 -- name: set_ready
 UPDATE artifacts SET state = 'ready', state_since = $2 WHERE id = $1 AND state = 'uploading' RETURNING id;
 
--- Give up one upload.
+-- Give up these uploads, unless they are ready; returns those that are to be deleted.
 -- name: give_up
-UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = $1 AND state = 'uploading';
+UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = ANY($1::text[]::uuid[]) AND state = 'uploading'
+RETURNING sha256, id::text AS id;
 
--- Give up uploads that began too long ago.
--- name: give_up_stale
-UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE state = 'uploading' AND state_since < $1;
+-- Lock uploads that began too long ago, but for those that another transaction has locked.
+-- name: lock_stale_uploads
+SELECT id::text AS id FROM artifacts WHERE state = 'uploading' AND state_since < $1 FOR NO KEY UPDATE SKIP LOCKED;
 
--- Mark artifacts that no version has used for too long.
--- name: release_stale
-UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE state = 'ready' AND state_since < $1
-    AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = artifacts.id);
+-- The same of artifacts that no version has used for too long.
+-- name: lock_stale
+SELECT a.id::text AS id FROM artifacts AS a WHERE a.state = 'ready' AND a.state_since < $1
+    AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = a.id)
+FOR NO KEY UPDATE OF a SKIP LOCKED;
 
 -- Mark those of these artifacts that no version uses.
 -- name: release_unused

@@ -1,6 +1,6 @@
--- Take the next epoch: what is written with it is announced to every replica.
--- name: next_epoch
-UPDATE epochs SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch;
+-- Join tokens by id.
+-- name: join_tokens
+SELECT id::text AS id, secret_hash, expires_at FROM join_tokens WHERE id = ANY($1::text[]::uuid[]);
 
 -- The first use of a credential.
 -- name: first_use
@@ -8,7 +8,14 @@ UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NUL
 
 -- Revoke a credential.
 -- name: revoke
-UPDATE credentials SET revoked_at = $2, epoch = $3 WHERE id = $1 AND revoked_at IS NULL;
+UPDATE credentials SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id::text AS id;
+
+-- Begin a replica's batch of counts; no row where this very batch was written.
+-- name: begin_batch
+INSERT INTO auth_failure_batches (replica, batch, written_at) VALUES ($1, $2, $3)
+ON CONFLICT (replica) DO UPDATE SET batch = excluded.batch, written_at = excluded.written_at
+WHERE auth_failure_batches.batch <> excluded.batch
+RETURNING batch;
 
 -- Add counts of refused authentications: minutes, addresses, reasons, counts, first and last times.
 -- name: record_failures

@@ -1,17 +1,35 @@
--- What the nodes of a group told of what they can run: of those that told the same, the first by name and their number.
--- name: told
-SELECT t.abi, t.manifest, t.nodes, t.name
+-- The id of a group.
+-- name: group
+SELECT id::text FROM groups WHERE name = $1;
+
+-- What nodes of a group told with the next digest after one; there are few different ones.
+-- name: next_told
+SELECT capabilities_digest AS digest, capabilities FROM nodes
+WHERE group_id = $1::text::uuid AND capabilities_digest > $2 AND removed_at IS NULL
+ORDER BY capabilities_digest LIMIT 1;
+
+-- How many nodes of a group told with a digest.
+-- name: count
+SELECT count(*) FROM nodes WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL;
+
+-- The first of them by name.
+-- name: names
+SELECT name FROM nodes WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL
+ORDER BY name LIMIT $3;
+
+-- What nodes told without a digest, as they do when they join: of those that told the same, the first by name and
+-- their number.
+-- name: told_without_digest
+SELECT t.capabilities, t.nodes, t.name
 FROM (
-    SELECT u.abi, u.manifest, u.name, count(*) OVER (PARTITION BY u.abi, u.manifest) AS nodes,
-        row_number() OVER (PARTITION BY u.abi, u.manifest ORDER BY u.name) AS place
+    SELECT u.capabilities, u.name, count(*) OVER (PARTITION BY u.capabilities) AS nodes,
+        row_number() OVER (PARTITION BY u.capabilities ORDER BY u.name) AS place
     FROM (
-        SELECT n.name, coalesce((n.capabilities -> 'abi')::text, 'null') AS abi,
-            coalesce((n.capabilities -> 'manifest')::text, 'null') AS manifest
-        FROM nodes n JOIN groups g ON g.id = n.group_id
-        WHERE g.name = $1 AND n.removed_at IS NULL
+        SELECT n.name, n.capabilities::text AS capabilities FROM nodes AS n
+        WHERE n.group_id = $1::text::uuid AND n.capabilities_digest = '' AND n.removed_at IS NULL
     ) AS u
 ) AS t
-WHERE t.place <= $2 ORDER BY t.abi, t.manifest, t.name;
+WHERE t.place <= $2 ORDER BY t.capabilities, t.name;
 
 -- What a node told.
 -- name: told_by

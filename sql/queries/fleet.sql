@@ -1,8 +1,8 @@
 -- What a replica keeps in memory: targets, credentials and operators, and the epoch that announces their changes.
 
--- The number of the last announced change.
+-- The number of the last announced change, and the database's time, with which a replica compares its own.
 -- name: epoch
-SELECT epoch FROM epochs WHERE id = 1;
+SELECT epoch, clock_timestamp() FROM epochs WHERE id = 1;
 
 -- Groups that changed after an epoch.
 -- name: groups_since
@@ -15,13 +15,13 @@ FROM groups WHERE id = ANY($1::text[]::uuid[]);
 
 -- Nodes that changed after an epoch.
 -- name: nodes_since
-SELECT id::text AS id, name, group_id::text AS group_id, generation, confirmed_generation, digest,
+SELECT id::text AS id, name, group_id::text AS group_id, epoch, generation, confirmed_generation, digest,
     capabilities_digest, removed_at IS NOT NULL AS removed
 FROM nodes WHERE epoch > $1;
 
 -- Nodes by id.
 -- name: nodes_by_id
-SELECT id::text AS id, name, group_id::text AS group_id, generation, confirmed_generation, digest,
+SELECT id::text AS id, name, group_id::text AS group_id, epoch, generation, confirmed_generation, digest,
     capabilities_digest, removed_at IS NOT NULL AS removed
 FROM nodes WHERE id = ANY($1::text[]::uuid[]);
 

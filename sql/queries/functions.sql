@@ -10,12 +10,12 @@ SELECT EXISTS (SELECT 1 FROM function_versions WHERE name = $1);
 
 -- Versions of a function, newest first, below a number.
 -- name: versions
-SELECT name, version, sha256, size, manifest, created_by, created_at FROM function_versions
+SELECT name, version, sha256, size, manifest::text AS manifest, created_by, created_at FROM function_versions
 WHERE name = $1 AND version < $2 ORDER BY version DESC LIMIT $3;
 
 -- One version.
 -- name: version
-SELECT name, version, sha256, size, manifest, created_by, created_at FROM function_versions
+SELECT name, version, sha256, size, manifest::text AS manifest, created_by, created_at FROM function_versions
 WHERE name = $1 AND version = $2;
 
 -- The artifact that a version can be made of.
@@ -36,7 +36,7 @@ RETURNING name, version, sha256, size, manifest, created_by, created_at;
 
 -- The groups whose target has this version, or any version, of the function.
 -- name: groups_with
-SELECT g.name FROM groups g JOIN release_functions f ON f.release_id = g.release_id
+SELECT g.id, g.name FROM groups g JOIN release_functions f ON f.release_id = g.release_id
 WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) ORDER BY g.name;
 
 -- Delete a version, or all, of a function.

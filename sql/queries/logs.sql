@@ -17,7 +17,7 @@ SELECT id FROM nodes WHERE name = $1 OR id = $2;
 -- The log of syncs, newest first, from before a time and id; of some nodes, and with one status, if asked.
 -- name: syncs
 SELECT s.id, n.name AS node, g.name AS group_name, r.number AS release, s.generation, s.status, s.step, s.started_at,
-    s.lease_until, s.ended_at, s.error_code, s.error_message, s.late_status
+    s.lease_until, s.ended_at, s.error_code, s.error_message, s.late_status, s.folded
 FROM syncs s JOIN nodes n ON n.id = s.node_id LEFT JOIN releases r ON r.id = s.release_id
     JOIN groups g ON g.id = coalesce(r.group_id, n.group_id)
 WHERE ($1::timestamptz IS NULL OR (s.started_at, s.id) < ($1, $2::uuid))
@@ -28,7 +28,7 @@ ORDER BY s.started_at DESC, s.id DESC LIMIT $5;
 -- One sync of the log.
 -- name: sync
 SELECT s.id, n.name AS node, g.name AS group_name, r.number AS release, s.generation, s.status, s.step, s.started_at,
-    s.lease_until, s.ended_at, s.error_code, s.error_message, s.late_status
+    s.lease_until, s.ended_at, s.error_code, s.error_message, s.late_status, s.folded
 FROM syncs s JOIN nodes n ON n.id = s.node_id LEFT JOIN releases r ON r.id = s.release_id
     JOIN groups g ON g.id = coalesce(r.group_id, n.group_id)
 WHERE s.id = $1;

@@ -18,19 +18,14 @@ INSERT INTO groups (name, created_at) VALUES ('default', $1) ON CONFLICT (name) 
 -- name: admins
 SELECT count(*) FROM operators WHERE role = 'admin' AND revoked_at IS NULL;
 
--- Take the next epoch, for an operator that replicas have to hear of.
--- name: next_epoch
-UPDATE epochs SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch;
-
 -- The id of an operator.
 -- name: operator_id
 SELECT id FROM operators WHERE name = $1;
 
 -- An admin with a new token; one that is there gets the role and the token.
 -- name: put_admin
-INSERT INTO operators (id, name, role, secret_hash, created_at, epoch) VALUES ($1, $2, 'admin', $3, $4, $5)
-ON CONFLICT (id) DO UPDATE SET role = 'admin', secret_hash = excluded.secret_hash, revoked_at = NULL,
-    epoch = excluded.epoch;
+INSERT INTO operators (id, name, role, secret_hash, created_at) VALUES ($1, $2, 'admin', $3, $4)
+ON CONFLICT (id) DO UPDATE SET role = 'admin', secret_hash = excluded.secret_hash, revoked_at = NULL;
 
 -- Record that an admin was made by who has the database.
 -- name: audit_admin

@@ -7,38 +7,74 @@ ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded
 WHERE leases.holder = excluded.holder OR leases.expires_at <= $4
 RETURNING name;
 
+-- Who holds the lease, and until when.
+-- name: lease
+SELECT holder, expires_at FROM leases WHERE name = $1;
+
+-- Take the lease of a holder that hasn't renewed it; answers a row when it is held.
+-- name: take_over_lease
+UPDATE leases SET holder = $2, expires_at = $3 WHERE name = $1 AND holder = $4 AND expires_at = $5 RETURNING name;
+
 -- Give the leases back.
 -- name: drop_leases
 DELETE FROM leases WHERE holder = $1;
 
--- Nodes that count as online and were not seen since a time.
+-- Nodes that don't count as offline and were not seen since a time.
 -- name: unseen
-SELECT n.id::text FROM nodes AS n JOIN node_presence AS p ON p.node_id = n.id
-WHERE n.removed_at IS NULL AND n.state = 'online' AND COALESCE(p.last_seen_at, n.joined_at) < $1 LIMIT $2;
+SELECT node_id::text AS id FROM node_presence WHERE offline = false AND last_seen_at < $1 LIMIT $2;
 
 -- Nodes that count as offline and were seen since a time.
 -- name: seen_again
-SELECT n.id::text FROM nodes AS n JOIN node_presence AS p ON p.node_id = n.id
-WHERE n.removed_at IS NULL AND n.state = 'offline' AND p.last_seen_at >= $1 LIMIT $2;
+SELECT node_id::text AS id FROM node_presence WHERE offline = true AND last_seen_at >= $1 LIMIT $2;
 
--- Change the state of nodes that are still in the one that they were read in.
+-- Lock what is known of when nodes were seen, where they still count as online and weren't seen since a time, but for
+-- those that another transaction has locked.
+-- name: lock_unseen
+SELECT node_id::text AS id FROM node_presence
+WHERE node_id = ANY($1::text[]::uuid[]) AND offline = false AND last_seen_at < $2 FOR NO KEY UPDATE SKIP LOCKED;
+
+-- The same where they count as offline, and were seen since a time.
+-- name: lock_seen_again
+SELECT node_id::text AS id FROM node_presence
+WHERE node_id = ANY($1::text[]::uuid[]) AND offline = true AND last_seen_at >= $2 FOR NO KEY UPDATE SKIP LOCKED;
+
+-- Lock nodes, but for those that another transaction has locked.
+-- name: lock_free
+SELECT id::text AS id, state, removed_at IS NOT NULL AS removed FROM nodes
+WHERE id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
+
+-- Change the state of nodes.
 -- name: change_states
-UPDATE nodes SET state = $3, state_since = $4 WHERE id = ANY($1::text[]::uuid[]) AND state = $2;
+UPDATE nodes SET state = $2, state_since = $3 WHERE id = ANY($1::text[]::uuid[]);
 
--- Nodes without the warning that were not confirmed at target since a time.
+-- Whether nodes count as offline.
+-- name: set_offline
+UPDATE node_presence SET offline = $2 WHERE node_id = ANY($1::text[]::uuid[]);
+
+-- Nodes that don't count as overdue and were not confirmed at target since a time.
 -- name: overdue
-SELECT n.id::text AS id, GREATEST(n.synced_at, p.last_sync_at, n.joined_at) AS confirmed_at
-FROM nodes AS n JOIN node_presence AS p ON p.node_id = n.id
-WHERE n.removed_at IS NULL AND GREATEST(n.synced_at, p.last_sync_at, n.joined_at) < $1
-    AND NOT EXISTS (SELECT 1 FROM warnings AS w WHERE w.node_id = n.id AND w.kind = 'overdue' AND w.cleared_at IS NULL)
-LIMIT $2;
+SELECT node_id::text AS id FROM node_presence WHERE overdue = false AND confirmed_at < $1 LIMIT $2;
 
--- Open warnings whose nodes were confirmed since a time, or were removed.
+-- Nodes that count as overdue and were confirmed since a time.
 -- name: overdue_no_more
-SELECT w.id::text FROM warnings AS w JOIN nodes AS n ON n.id = w.node_id JOIN node_presence AS p ON p.node_id = n.id
-WHERE w.kind = 'overdue' AND w.cleared_at IS NULL
-    AND (n.removed_at IS NOT NULL OR GREATEST(n.synced_at, p.last_sync_at, n.joined_at) >= $1)
-LIMIT $2;
+SELECT node_id::text AS id FROM node_presence WHERE overdue = true AND confirmed_at >= $1 LIMIT $2;
+
+-- Lock when nodes were confirmed, where they don't count as overdue and weren't confirmed since a time, and the nodes,
+-- to which a warning refers; but for those that another transaction has locked.
+-- name: lock_overdue
+SELECT p.node_id::text AS id, p.confirmed_at, n.removed_at IS NOT NULL AS removed
+FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id
+WHERE p.node_id = ANY($1::text[]::uuid[]) AND p.overdue = false AND p.confirmed_at < $2
+FOR NO KEY UPDATE OF p, n SKIP LOCKED;
+
+-- The same where they count as overdue, and were confirmed since a time.
+-- name: lock_overdue_no_more
+SELECT node_id::text AS id FROM node_presence
+WHERE node_id = ANY($1::text[]::uuid[]) AND overdue = true AND confirmed_at >= $2 FOR NO KEY UPDATE SKIP LOCKED;
+
+-- Whether nodes count as overdue.
+-- name: set_overdue
+UPDATE node_presence SET overdue = $2 WHERE node_id = ANY($1::text[]::uuid[]);
 
 -- Warn of nodes; one element of each array a node.
 -- name: warn
@@ -47,9 +83,10 @@ SELECT u.id::uuid, u.node_id::uuid, 'overdue', u.message, $4
 FROM unnest($1::text[], $2::text[], $3::text[]) AS u (id, node_id, message)
 ON CONFLICT (node_id, kind) WHERE cleared_at IS NULL DO NOTHING;
 
--- Clear warnings.
+-- Clear the warnings that nodes are overdue.
 -- name: clear_warnings
-UPDATE warnings SET cleared_at = $2 WHERE id = ANY($1::text[]::uuid[]) AND cleared_at IS NULL;
+UPDATE warnings SET cleared_at = $2
+WHERE node_id = ANY($1::text[]::uuid[]) AND kind = 'overdue' AND cleared_at IS NULL;
 
 -- Open syncs whose lease has passed.
 -- name: expired
@@ -78,6 +115,19 @@ DELETE FROM warnings WHERE id IN (SELECT w.id FROM warnings AS w WHERE w.cleared
 DELETE FROM idempotency WHERE (operator, key) IN
     (SELECT i.operator, i.key FROM idempotency AS i WHERE i.created_at < $1 LIMIT $2);
 
+-- Leases that ended long ago are of replicas that are gone.
+-- name: old_leases
+DELETE FROM leases WHERE name IN (SELECT l.name FROM leases AS l WHERE l.expires_at < $1 LIMIT $2);
+
 -- Join tokens are forgotten some time after they have expired.
 -- name: old_join_tokens
 DELETE FROM join_tokens WHERE id IN (SELECT t.id FROM join_tokens AS t WHERE t.expires_at < $1 LIMIT $2);
+
+-- The batches of counts that replicas wrote last go with the replicas.
+-- name: old_batches
+DELETE FROM auth_failure_batches WHERE replica IN
+    (SELECT b.replica FROM auth_failure_batches AS b WHERE b.written_at < $1 LIMIT $2);
+
+-- Credentials that ended, revoked or replaced, are kept for a time.
+-- name: old_credentials
+DELETE FROM credentials WHERE id IN (SELECT c.id FROM credentials AS c WHERE c.revoked_at < $1 LIMIT $2);

@@ -1,10 +1,6 @@
--- Take the next epoch: what is written with it is announced to every replica.
--- name: next_epoch
-UPDATE epochs SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch;
-
--- Take the next epoch and generation.
+-- Take the next generation.
 -- name: take_generation
-UPDATE epochs SET epoch = epoch + 1, generation = generation + 1 WHERE id = 1 RETURNING epoch, generation;
+UPDATE generations SET generation = generation + 1 WHERE id = 1 RETURNING generation;
 
 -- The id of a group.
 -- name: group
@@ -39,12 +35,13 @@ INSERT INTO credentials (id, node_id, secret_hash, created_at, replaces) VALUES 
 
 -- Revoke all credentials of a node.
 -- name: revoke_credentials
-UPDATE credentials SET revoked_at = $2, epoch = $3 WHERE node_id = $1 AND revoked_at IS NULL;
+UPDATE credentials SET revoked_at = $2 WHERE node_id = $1 AND revoked_at IS NULL RETURNING id::text AS id;
 
 -- Revoke the credentials of a node that were never used, but for one.
 -- name: revoke_unused
-UPDATE credentials SET revoked_at = $3, epoch = $4
-WHERE node_id = $1 AND id <> $2 AND revoked_at IS NULL AND first_used_at IS NULL;
+UPDATE credentials SET revoked_at = $3
+WHERE node_id = $1 AND id <> $2 AND revoked_at IS NULL AND first_used_at IS NULL
+RETURNING id::text AS id;
 
 -- A node by its name.
 -- name: find_by_name
@@ -61,30 +58,39 @@ VALUES ($1, $2, $3, $4, $5, $6, 'online', $7, $7);
 
 -- A node was seen for the first time.
 -- name: add_presence
-INSERT INTO node_presence (node_id, last_seen_at) VALUES ($1, $2);
+INSERT INTO node_presence (node_id, last_seen_at, confirmed_at) VALUES ($1, $2, $2);
+
+-- A node has joined again: it has time until it is overdue.
+-- name: rejoin_presence
+UPDATE node_presence SET last_seen_at = $2, confirmed_at = $2, offline = false WHERE node_id = $1;
 
 -- A node's new disk has nothing of what the old one had.
 -- name: rejoin
-UPDATE nodes SET labels = $2, capabilities = $3, protocol = $4, joined_at = $5, epoch = $6, schema_version = 0,
+UPDATE nodes SET labels = $2, capabilities = $3, protocol = $4, joined_at = $5, schema_version = 0,
     schema_changes = '[]', database_id = '', digest = '', confirmed_generation = 0, failed_generation = 0,
-    retry_at = NULL, error_code = '', error_message = '', error_at = NULL, capabilities_digest = ''
+    retry_at = NULL, error_code = '', error_message = '', error_at = NULL, capabilities_digest = '', state = 'online',
+    state_since = CASE WHEN state = 'online' THEN state_since ELSE $5 END
 WHERE id = $1;
 
 -- Forget the functions that a node reported.
 -- name: forget_functions
 DELETE FROM node_functions WHERE node_id = $1;
 
+-- Lock a node.
+-- name: lock
+SELECT id FROM nodes WHERE id = $1 FOR NO KEY UPDATE;
+
 -- Move a node to a group.
 -- name: move
-UPDATE nodes SET group_id = $2, generation = $3, epoch = $4 WHERE id = $1;
+UPDATE nodes SET group_id = $2, generation = $3 WHERE id = $1;
 
 -- A node may try its failed generation again now.
 -- name: retry
-UPDATE nodes SET retry_at = NULL, failed_generation = 0, epoch = $2 WHERE id = $1;
+UPDATE nodes SET retry_at = NULL, failed_generation = 0 WHERE id = $1;
 
 -- Remove a node; its name is free.
 -- name: remove
-UPDATE nodes SET removed_at = $2, epoch = $3, name = name || '~' || id::text, state = 'offline', state_since = $2
+UPDATE nodes SET removed_at = $2, name = name || '~' || id::text, state = 'offline', state_since = $2
 WHERE id = $1;
 
 -- The open sync of a node ends: nothing will come of it.

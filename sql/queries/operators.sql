@@ -1,18 +1,14 @@
--- Take the next epoch: what is written with it is announced to every replica.
--- name: next_epoch
-UPDATE epochs SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch;
-
 -- Whether a name was ever used.
 -- name: taken
 SELECT EXISTS (SELECT 1 FROM operators WHERE name = $1);
 
 -- Add an operator.
 -- name: add
-INSERT INTO operators (id, name, role, secret_hash, created_at, epoch) VALUES ($1, $2, $3, $4, $5, $6);
+INSERT INTO operators (id, name, role, secret_hash, created_at) VALUES ($1, $2, $3, $4, $5);
 
 -- Another secret for an operator.
 -- name: renew
-UPDATE operators SET secret_hash = $2, epoch = $3 WHERE id = $1;
+UPDATE operators SET secret_hash = $2 WHERE id = $1;
 
 -- Operators that can sign in, by name, after a name.
 -- name: operators
@@ -28,4 +24,4 @@ SELECT count(*) FROM operators WHERE role = 'admin' AND revoked_at IS NULL;
 
 -- Revoke an operator's token.
 -- name: revoke
-UPDATE operators SET revoked_at = $2, epoch = $3 WHERE id = $1;
+UPDATE operators SET revoked_at = $2 WHERE id = $1;

@@ -1,17 +1,24 @@
 -- Heartbeats: when nodes were last seen, and last confirmed at target. One statement for all that were heard of in a
 -- second. Whole arrays are cast: element by element costs the server a quarter more.
 
--- Nodes that were heard of: ids and times.
+-- Lock rows, but for those that another transaction has locked.
+-- name: lock_free
+SELECT node_id::text AS id FROM node_presence WHERE node_id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
+
+-- Nodes that were heard of: ids and times. What is stored and further ahead than $3 is of a clock that was wrong.
 -- name: seen
 UPDATE node_presence AS p
-SET last_seen_at = GREATEST(p.last_seen_at, h.at)
+SET last_seen_at = CASE WHEN p.last_seen_at > $3 THEN h.at ELSE GREATEST(p.last_seen_at, h.at) END,
+    last_sync_at = CASE WHEN p.last_sync_at > $3 THEN h.at ELSE p.last_sync_at END,
+    confirmed_at = CASE WHEN p.confirmed_at > $3 THEN h.at ELSE p.confirmed_at END
 FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) AS h (id, at)
 WHERE p.node_id = h.id;
 
--- Nodes that were heard of and at target: ids and times.
+-- Nodes that were heard of and at target: ids and times, and $3 as above.
 -- name: confirmed
 UPDATE node_presence AS p
-SET last_seen_at = GREATEST(p.last_seen_at, h.at),
-    last_sync_at = GREATEST(p.last_sync_at, h.at)
+SET last_seen_at = CASE WHEN p.last_seen_at > $3 THEN h.at ELSE GREATEST(p.last_seen_at, h.at) END,
+    last_sync_at = CASE WHEN p.last_sync_at > $3 THEN h.at ELSE GREATEST(p.last_sync_at, h.at) END,
+    confirmed_at = CASE WHEN p.confirmed_at > $3 THEN h.at ELSE GREATEST(p.confirmed_at, h.at) END
 FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) AS h (id, at)
 WHERE p.node_id = h.id;

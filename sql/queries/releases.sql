@@ -2,6 +2,10 @@
 -- name: group
 SELECT id, release_id, generation FROM groups WHERE name = $1;
 
+-- Lock a group.
+-- name: lock_group
+SELECT id FROM groups WHERE id = $1 FOR NO KEY UPDATE;
+
 -- Add a group.
 -- name: add_group
 INSERT INTO groups (id, name, created_at) VALUES ($1, $2, $3);
@@ -38,17 +42,23 @@ SELECT v.name, v.manifest
 FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
     ON v.name = w.name AND v.version = w.version;
 
+-- How many bytes the manifests of versions have together.
+-- name: manifest_bytes
+SELECT coalesce(sum(octet_length(v.manifest::text)), 0)::int8
+FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
+    ON v.name = w.name AND v.version = w.version;
+
 -- The number of the group's next release.
 -- name: next_number
 SELECT coalesce(max(number), 0) + 1 FROM releases WHERE group_id = $1;
 
 -- The generation that the next decision will take.
 -- name: next_generation
-SELECT generation + 1 FROM epochs WHERE id = 1;
+SELECT generation + 1 FROM generations WHERE id = 1;
 
--- Take the next epoch and generation.
+-- Take the next generation.
 -- name: take_generation
-UPDATE epochs SET epoch = epoch + 1, generation = generation + 1 WHERE id = 1 RETURNING epoch, generation;
+UPDATE generations SET generation = generation + 1 WHERE id = 1 RETURNING generation;
 
 -- Add a release.
 -- name: add
@@ -63,7 +73,7 @@ FROM unnest($2::text[], $3::text[]::int8[], $4::text[]) AS f (name, version, sha
 
 -- Make a release the target of its group.
 -- name: set_target
-UPDATE groups SET release_id = $2, generation = $3, epoch = $4 WHERE id = $1;
+UPDATE groups SET release_id = $2, generation = $3 WHERE id = $1;
 
 -- Releases, newest first, from before a generation and id; of one group, if asked.
 -- name: releases

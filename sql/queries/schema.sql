@@ -3,10 +3,10 @@
 SELECT DISTINCT ON (number) number, revision, name, sql, checksum, created_by, created_at FROM schema_changes
 WHERE number > $1 ORDER BY number, revision DESC LIMIT $2;
 
--- All revisions of a change, the oldest first.
+-- The newest revisions of a change, up to a number of them, the newest first.
 -- name: revisions
 SELECT number, revision, name, sql, checksum, created_by, created_at FROM schema_changes
-WHERE number = $1 ORDER BY revision;
+WHERE number = $1 ORDER BY revision DESC LIMIT $2;
 
 -- The newest revision's number of each change.
 -- name: numbers

@@ -2,12 +2,20 @@
 
 -- What is stored of nodes, with their targets.
 -- name: nodes
-SELECT n.id::text AS id, n.removed_at IS NOT NULL AS removed, n.state, n.state_since, n.schema_version, n.schema_changes,
+SELECT n.id::text AS id, n.removed_at IS NOT NULL AS removed, n.state, n.state_since, n.schema_version, n.schema_changes::text AS schema_changes,
     n.database_id, n.digest, n.confirmed_generation, n.failures, n.failed_generation, n.retry_at,
     n.error_code, n.error_message, n.error_at, n.synced_at,
-    n.capabilities_digest, n.protocol, g.release_id::text AS release_id, GREATEST(n.generation, g.generation) AS target_generation
+    n.capabilities_digest, n.protocol, n.syncs_folded, n.epoch, g.release_id::text AS release_id, GREATEST(n.generation, g.generation) AS target_generation
 FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
 WHERE n.id = ANY($1::text[]::uuid[]);
+
+-- Lock nodes, but for those that another transaction has locked.
+-- name: lock_free_nodes
+SELECT id::text AS id FROM nodes WHERE id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
+
+-- Lock the open syncs of nodes, but for those that another transaction has locked.
+-- name: lock_free_syncs
+SELECT id::text AS id FROM syncs WHERE status = 'running' AND node_id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
 
 -- The functions that nodes reported.
 -- name: node_functions
@@ -34,14 +42,16 @@ SET state = u.state,
     synced_at = NULLIF(u.synced_at, '')::timestamptz,
     capabilities = COALESCE(NULLIF(u.capabilities, '')::jsonb, n.capabilities),
     capabilities_digest = u.capabilities_digest,
-    protocol = u.protocol::int8
+    protocol = u.protocol::int8,
+    syncs_folded = u.syncs_folded::int8
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[]
+    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
+    $19::text[]
 ) AS u (
     id, state, state_since, schema_version, schema_changes, database_id, digest, confirmed_generation, failures,
     failed_generation, retry_at, error_code, error_message, error_at, synced_at, capabilities, capabilities_digest,
-    protocol
+    protocol, syncs_folded
 )
 WHERE n.id = u.id::uuid;
 
@@ -72,6 +82,30 @@ FROM syncs WHERE id = ANY($1::text[]::uuid[]);
 INSERT INTO syncs (id, node_id, release_id, generation, status, started_at, lease_until)
 SELECT u.id::uuid, u.node_id::uuid, u.release_id::uuid, u.generation::int8, 'running', $5, $6
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u (id, node_id, release_id, generation);
+
+-- Nodes that have at least $4 ended syncs of a generation since a time: the newest of them. One element of each array a
+-- node and its generation.
+-- name: full
+SELECT w.node_id::text AS node_id, (array_agg(s.id::text ORDER BY s.started_at DESC, s.id DESC))[1] AS newest
+FROM unnest($1::text[], $2::text[]) AS w (node_id, generation)
+    JOIN syncs AS s ON s.node_id = w.node_id::uuid AND s.generation = w.generation::int8
+WHERE s.started_at >= $3 AND s.status <> 'running'
+GROUP BY w.node_id HAVING count(*) >= $4;
+
+-- Open ended syncs once more, for attempts that get no line of their own.
+-- name: reopen_syncs
+UPDATE syncs
+SET status = 'running', step = '', started_at = $2, lease_until = $3, ended_at = NULL, error_code = '',
+    error_message = '', late_status = NULL, late_at = NULL, folded = folded + 1
+WHERE id = ANY($1::text[]::uuid[]);
+
+-- Count syncs that failed before they began in lines that there are, one element of each array a line.
+-- name: fold_failed_syncs
+UPDATE syncs AS s
+SET status = 'failed', step = '', started_at = $4, lease_until = $4, ended_at = $4, error_code = u.code,
+    error_message = u.message, late_status = NULL, late_at = NULL, folded = s.folded + 1
+FROM unnest($1::text[], $2::text[], $3::text[]) AS u (id, code, message)
+WHERE s.id = u.id::uuid;
 
 -- Record syncs that failed before they began.
 -- name: insert_failed_syncs

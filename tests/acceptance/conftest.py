@@ -7,10 +7,22 @@ from typing import Any
 import asyncpg
 import pytest
 
-from control import monitor
+from control import monitor, owner_mark
 from control.local_seaweedfs import s3_client
+from tests.support import repeating
 from tests.support.programs import Faults
 from tests.support.replica import Replica, SetClock, Site
+from tests.support.services import LIKE_COCKROACHDB, with_errors
+
+
+@pytest.fixture
+def served_url(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the proxy stands before the database, control meets CockroachDB's errors at COMMIT and in statements.
+
+    Who asks control is told so, and asks again.
+    """
+    monkeypatch.setattr(repeating, "REPEATS", LIKE_COCKROACHDB)
+    return with_errors(database_url)
 
 
 @pytest.fixture
@@ -52,6 +64,8 @@ def stored(bucket_url: str) -> Callable[[], Any]:
             listed = (await client.list_objects_v2(Bucket=bucket)).get("Contents", [])
             found = {}
             for item in listed:
+                if item["Key"].startswith(owner_mark.PREFIX):
+                    continue
                 body = (await client.get_object(Bucket=bucket, Key=item["Key"]))["Body"]
                 async with body as stream:
                     found[item["Key"]] = await stream.read()

@@ -1,6 +1,7 @@
 """Requirement 2: a developer uploads functions, and what control keeps of them."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,9 +12,9 @@ import aiohttp
 import asyncpg
 import pytest
 
-from control import artifacts, monitor
+from control import deletions, monitor
 from tests.guests.version import version
-from tests.support import deploy
+from tests.support import deploy, repeating
 from tests.support.deploy import code, ok
 from tests.support.programs import Faults, control_program, skerry, until
 from tests.support.replica import Replica, SetClock, Site
@@ -85,7 +86,9 @@ async def test_r2_3_metadata_is_recorded(replica: Replica, clock: SetClock, meta
 
 async def counts(metadata: asyncpg.Connection) -> tuple[int, int]:
     """Of versions and of artifacts."""
-    row = await metadata.fetchrow("SELECT (SELECT count(*) FROM function_versions), (SELECT count(*) FROM artifacts)")
+    # An upload whose first COMMIT had no answer leaves a row behind, for the sweep.
+    kept = "SELECT count(*) FROM artifacts" + (" WHERE state <> 'uploading'" if repeating.REPEATS else "")
+    row = await metadata.fetchrow(f"SELECT (SELECT count(*) FROM function_versions), ({kept})")
     assert row is not None
     return row[0], row[1]
 
@@ -110,18 +113,21 @@ async def test_r2_4_a_deletion_takes_data_from_the_store_and_the_metadata_db(
     await ok(live, "DELETE", "/v1/functions/show/versions/2")
     assert await counts(metadata) == (2, 2)
     assert len(await stored()) == 2
+
+    async def left(versions: int, artifacts: int) -> bool:
+        return await counts(metadata) == (versions, artifacts) and len(await stored()) == artifacts
+
     gone = await live.call("GET", "/v1/functions/show/versions/2")
     assert (gone.status, code(gone)) == (404, "unknown_version")
 
     deleted = (await skerry(live, "function", "delete", "show", "--release", "--yes", "--json")).json()
     assert deleted["deleted"] is True
-    assert await counts(metadata) == (1, 1)
+    await until(lambda: left(1, 1), "the object goes soon after the answer")
     assert list((await stored()).values()) == [second]
     [group] = await deploy.items(live, "/v1/groups")
     assert group["release"]["functions"] == []
     await ok(live, "DELETE", "/v1/functions/same")
-    assert await counts(metadata) == (0, 0)
-    assert await stored() == {}
+    await until(lambda: left(0, 0), "the last object goes soon after the answer")
     assert await deploy.items(live, "/v1/functions") == []
 
 
@@ -139,14 +145,15 @@ async def test_r2_4_a_deletion_that_was_killed_is_finished_later(
     async with control_program(control_site, tmp_path / "control", faults) as (program, control):
         await deploy.push(control, "show", version(1))
         faults.arm(point, "kill")
-        with pytest.raises(aiohttp.ClientError):
+        # It is answered at its commit, if the kill doesn't come first.
+        with contextlib.suppress(aiohttp.ClientError):
             await control.call("DELETE", "/v1/functions/show")
         await program.ended()
         assert await counts(metadata) == (0, 1)
         assert len(await stored()) == (0 if "object" in point else 1)
     monkeypatch.setattr(monitor, "SWEEP_PERIOD", 0.05)
     # The killed one went by the system's clock.
-    clock.time = datetime.now(UTC) + artifacts.RETRY_DELETION
+    clock.time = datetime.now(UTC) + deletions.RETRY
     async with control_site.running(clock=clock):
 
         async def clean() -> bool:

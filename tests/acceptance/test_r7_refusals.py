@@ -13,7 +13,7 @@ import orjson
 
 from control import auth, wire
 from tests.guests.version import version
-from tests.support import deploy
+from tests.support import deploy, repeating
 from tests.support.deploy import code, ok
 from tests.support.programs import control_program, until
 from tests.support.replica import Replica, SetClock, Site, TestNode
@@ -30,8 +30,10 @@ async def test_r7_4_a_refusal_is_recorded_and_a_flood_is_a_number(
     assert (answer.status, answer.headers["connection"]) == (401, "close")
 
     async def rows() -> list[dict[str, Any]]:
-        await replica.services.failures.flush()
-        found = await metadata.fetch("SELECT * FROM auth_failures ORDER BY reason, minute")
+        await repeating.saved(replica.services.failures.flush)
+        found = await metadata.fetch(
+            "SELECT minute, address, reason, count, first_at, last_at FROM auth_failures ORDER BY reason, minute"
+        )
         shown = await deploy.items(replica, "/v1/auth-failures")
         assert len(shown) == len(found)
         return [dict(row) for row in found]

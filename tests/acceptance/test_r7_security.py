@@ -18,7 +18,7 @@ import pytest
 from control import auth, wire
 from control.pki import ensure
 from tests.guests.version import version
-from tests.support import deploy
+from tests.support import deploy, repeating
 from tests.support.deploy import code, ok
 from tests.support.programs import command, until
 from tests.support.replica import Answered, Replica, SetClock, Site
@@ -31,7 +31,7 @@ async def test_r7_1_a_nodes_token_is_verified(
     node, other = await replica.join("one"), await replica.join("two")
     await other.poll()
     join_token = (await ok(replica, "POST", "/v1/join-tokens", {}))["token"]
-    await replica.services.presence.flush()
+    await repeating.saved(replica.services.presence.flush)
     stored = "SELECT * FROM nodes AS n JOIN node_presence AS p ON p.node_id = n.id ORDER BY name"
     before = await metadata.fetch(stored)
     clock.advance(10)
@@ -53,7 +53,7 @@ async def test_r7_1_a_nodes_token_is_verified(
         # Whoever asks doesn't learn which of them it was.
         assert reason == "missing" or "isn't known, isn't for this call, or was revoked" in answer.json()["detail"]
         assert (await failures(replica))[reason] == counted + 1
-    await replica.services.presence.flush()
+    await repeating.saved(replica.services.presence.flush)
     assert await metadata.fetch(stored) == before
 
     # The right one, compared in constant time.
@@ -72,7 +72,7 @@ async def test_r7_1_a_nodes_token_is_verified(
         compared.clear()
         assert (await asking).status in (200, 201)
         hashed = auth.hash_secret(secret_of(token)).encode()
-        assert compared == [(hashed, hashed)]
+        assert set(compared) == {(hashed, hashed)}  # more than once where it had to ask again
     assert (await ask(replica, node.credential)).status == 200
 
 

@@ -24,11 +24,11 @@ def change(number: int, *, amended: bool = False) -> str:
     return sql
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_releases_under_load() -> None:
     async with cluster(workers=3) as made:
         await made.seed(range(2, RELEASES + 2), change)
-        async with Load(made, versions=28, writers=3, readers=1, pause=0.04) as load:
+        async with Load(made, versions=28, writers=3, readers=2, pause=0.04, slow=300) as load:
             for number in range(2, RELEASES + 2):
                 made.doing = f"release {number} is made"
                 if failing(number):

@@ -1,4 +1,4 @@
-"""What a power failure would find on disk: no test can cut the power, so the order of the calls that decide it is held.
+"""The order of the calls that decide what a power failure finds on disk (`test_power_cuts` builds what it may find).
 
 A file is synced before it gets its name, its folder after, and what the libsql file needs is there before its COMMIT.
 """

@@ -9,6 +9,8 @@ from .build import wat
 MEMORY = '(memory (export "memory") 1)'
 ENTRY = '(func (export "_start"))'
 HEAD = b"\0asm\1\0\0\0"
+BRIEF: dict[str, Any] = {"time_limit_ms": 300}
+"""For those that have no end. The others have the usual time: a busy machine may hold them up."""
 
 
 class Accepted(NamedTuple):
@@ -93,7 +95,6 @@ def refused() -> dict[str, tuple[bytes, str]]:
 
 def accepted() -> dict[str, Accepted]:
     """By name, which is one for a function: the module, its manifest, and how its calls end."""
-    brief: dict[str, Any] = {"time_limit_ms": 300}
     write = '(import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))'
     poll = '(import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))'
     exits = '(import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))'
@@ -101,7 +102,7 @@ def accepted() -> dict[str, Accepted]:
     recurse = (
         "(func $r (param i64) (result i64) (i64.add (call $r (local.get 0)) (i64.load (i32.wrap_i64 (local.get 0)))))"
     )
-    loops = Accepted(entry("(loop (br 0))"), 504, "time_limit", brief)
+    loops = Accepted(entry("(loop (br 0))"), 504, "time_limit", BRIEF)
     traps = {
         "unreachable": entry("unreachable"),
         "divide-by-zero": entry("(drop (i32.div_s (i32.const 1) (i32.const 0)))"),
@@ -221,7 +222,7 @@ def _direct() -> dict[str, Accepted]:
     ) -> Accepted:
         wasm = wat(f"""(module {MEMORY} (func (export "skerry_alloc") (param i32) (result i32) {room})
           (func (export "skerry_handle") (param i32 i32) (result i64) {answer}))""")
-        return Accepted(wasm, status, code, {"abi": "direct", "time_limit_ms": 300})
+        return Accepted(wasm, status, code, {"abi": "direct", **(BRIEF if status == 504 else {})})
 
     def says(status: int, head: int) -> str:
         return (
@@ -256,7 +257,8 @@ def _plugins() -> dict[str, Accepted]:
             types = f"(param {'i64 ' * len(given)}) {'(result i64)' if result else ''}"
             imports.append(f'(import "extism:host/env" "{name}" (func ${name} {types}))')
         wasm = wat(f"""(module {" ".join(imports)} {MEMORY} (func (export "run") (result i32) (local i64) {body}))""")
-        return Accepted(wasm, status, code, {"abi": "extism", "entry": "run", "time_limit_ms": 300, "memory_pages": 64})
+        manifest = {"abi": "extism", "entry": "run", "memory_pages": 64, **(BRIEF if status == 504 else {})}
+        return Accepted(wasm, status, code, manifest)
 
     places = (0, 1, 8, 16, 512, 65_528, 2**31, 2**32 - 8, 2**32, 2**63 - 1, -1)
     pokes = "".join(

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 import edge_runtime
+from edge_runtime import aot_cache
+from edge_runtime.aot_cache import BEST, QUICK, Damaged, find, verify
 from edge_runtime.guest import Function, Request
-from edge_runtime.wasmedge import BEST, QUICK, CompileError, Damaged, LoadError, compile, compile_module, find, verify
+from edge_runtime.wasmedge import CompileError, LoadError, compile_module
 from tests.guests.build import guest
+from tests.guests.hostile import module
 from tests.support.functions import local
 
 ECHO = guest("echo")
@@ -47,13 +50,13 @@ def test_every_level_runs_and_is_apart(tmp_path, level):
 
 
 def test_the_name_depends_on_all_that_the_code_does(monkeypatch):
-    names = {compile.key(sha, level) for sha in (SHA, "0" * 64) for level in compile.LEVELS}
+    names = {aot_cache.key(sha, level) for sha in (SHA, "0" * 64) for level in aot_cache.LEVELS}
     assert len(names) == 8
-    first = compile.key(SHA, QUICK)
-    monkeypatch.setattr(compile, "VERSION", "0.99.0")
-    second = compile.key(SHA, QUICK)
-    monkeypatch.setattr(compile, "_processor", lambda: "x86_64 fpu")
-    assert len({first, second, compile.key(SHA, QUICK)}) == 3
+    first = aot_cache.key(SHA, QUICK)
+    monkeypatch.setattr(aot_cache, "WASMEDGE", "0.99.0")
+    second = aot_cache.key(SHA, QUICK)
+    monkeypatch.setattr(aot_cache, "_processor", lambda: "x86_64 fpu")
+    assert len({first, second, aot_cache.key(SHA, QUICK)}) == 3
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "no digest", "other digest"])
@@ -107,9 +110,10 @@ from edge_runtime.wasmedge import compile_module
 compile_module(Path({str(tmp_path / "slow.wasm")!r}).read_bytes(), Path({str(tmp_path / "aot")!r}), 3)
 """
     (tmp_path / "aot").mkdir()
-    (tmp_path / "slow.wasm").write_bytes(guest("sql"))
+    # It takes ten seconds, so that it isn't done before it is seen and killed.
+    (tmp_path / "slow.wasm").write_bytes(module(functions=100_000, bodies=[b"\0\x0b"] * 100_000))
     child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(edge_runtime.__file__).parents[1])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not list((tmp_path / "aot").glob(".compile-*")):
         assert time.monotonic() < deadline
         assert child.poll() is None

@@ -1,5 +1,7 @@
 """A release is applied to the libsql file wholly or not at all: history, schema changes, functions, probes."""
 
+import os
+
 import msgspec
 import pytest
 
@@ -287,3 +289,19 @@ def test_a_probe_may_not_do_more_than_its_grant(opened, aot):
 def test_an_aot_file_that_is_gone_is_a_failed_probe(opened, aot):
     function = msgspec.structs.replace(probed(version(8), aot), aot=str(aot / "nothing.so"))
     assert refused(opened, plan(1, changes([ITEMS]), [function]), [function]).code == "probe_failed"
+
+
+def test_a_change_whose_pages_the_disk_has_no_room_for_is_refused(opened, monkeypatch):
+    apply(opened, plan(1, changes([ITEMS])))
+    real = os.statvfs
+
+    def small(path):
+        found = real(path)
+        return os.statvfs_result((*found[:4], (20 << 20) // found.f_frsize, *found[5:]))
+
+    monkeypatch.setattr(os, "statvfs", small)
+    text = "INSERT INTO items (name) VALUES (hex(zeroblob({})))"
+    error = refused(opened, plan(2, changes([ITEMS, text.format(4 << 20)])))
+    assert error.code == "disk_full"
+    assert "needs 8 MiB more" in error.message
+    apply(opened, plan(2, changes([ITEMS, text.format(1 << 20)])))

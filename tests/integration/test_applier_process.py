@@ -29,7 +29,7 @@ class Applier:
     def __init__(self, state: Path, faults: Path | None = None) -> None:
         (state / "db").mkdir(exist_ok=True)
         mine, its = socket.socketpair()
-        mine.settimeout(30)
+        mine.settimeout(60)
         self.sock = mine
         self.reader = frames.Reader(mine)
         environment = {"SKERRY_FAULTS": str(faults)} if faults else {}
@@ -50,7 +50,7 @@ class Applier:
 
     def end(self) -> int:
         self.sock.close()
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @pytest.fixture

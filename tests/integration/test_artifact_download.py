@@ -208,7 +208,8 @@ async def test_several_are_fetched_at_once_and_one_failure_fails_all(
     blobs = [f"blob {n}".encode() * 1000 for n in range(12)]
     for n, blob in enumerate(blobs):
         store.files[f"/{n}"] = blob
-    store.slow = 0.05
+    # Long enough that the second question comes before the first answer.
+    store.slow = 0.4
     functions = [planned(f"{store.url}/{n}", blob, f"f{n}") for n, blob in enumerate(blobs)]
     await kept.fetch(session, functions, set())
     assert len(names(kept)) == 12

@@ -84,3 +84,24 @@ async def test_a_flood_from_everywhere_is_counted_together(database_url: str, mo
         assert "others" in {row["address"] for row in found}
     finally:
         await db.close()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+async def test_counts_whose_commit_is_unknown_are_added_once(database_url: str, saved: bool) -> None:
+    async with cutting(database_url) as cutter:
+        db = await database.connect(cutter.url)
+        try:
+            await migrate.migrate(db, SystemClock())
+            failures = AuthFailures(db, SettableClock())
+            for _ in range(3):
+                failures.record("192.0.2.1", "unknown")
+            cutter.before, cutter.after = (0, 1) if saved else (1, 0)
+            with pytest.raises(ProblemError, match="commit_unknown"):
+                await failures.flush()
+            # Counted meanwhile: it comes with the batch after.
+            failures.record("192.0.2.1", "unknown")
+            await failures.flush()
+            await failures.flush()
+            assert sum(row["count"] for row in await rows(db)) == 4
+        finally:
+            await db.close()

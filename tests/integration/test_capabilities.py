@@ -29,9 +29,9 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     nodes: list[str] = []
     real = opening.decide_slice
 
-    async def counted(services: Any, requests: list[Request]) -> Any:
+    async def counted(services: Any, requests: list[Request], **more: Any) -> Any:
         nodes.extend(request.node_id for request in requests)
-        return await real(services, requests)
+        return await real(services, requests, **more)
 
     monkeypatch.setattr(opening, "decide_slice", counted)
     return nodes

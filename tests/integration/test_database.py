@@ -8,10 +8,12 @@ import asyncpg
 import pytest
 
 from control import database
-from control.database import Database, UnknownCommit
+from control.database import Database, Locked, UnknownCommit
 from control.problems import ProblemError
 from control.settings import SettingsError
 from tests.support.cutting import Cutter, cutting
+from tests.support.locks import locked
+from tests.support.services import is_cockroachdb
 
 
 @pytest.fixture
@@ -59,8 +61,17 @@ async def test_many_writers_of_one_row_lose_nothing(table: str) -> None:
     db = await database.connect(table, connections=12, on_retry=retried)
     try:
 
+        async def counted() -> int:
+            while True:
+                try:
+                    return await db.transaction(count)
+                except ProblemError as problem:
+                    # By chance one may be in the others' way each time that it tries: nothing was changed then.
+                    if problem.code != "database_busy":
+                        raise
+
         async def writer() -> list[int]:
-            return [await db.transaction(count) for _ in range(10)]
+            return [await counted() for _ in range(10)]
 
         async with asyncio.TaskGroup() as group:
             writers = [group.create_task(writer()) for _ in range(8)]
@@ -192,12 +203,26 @@ async def test_a_database_that_is_away_is_said_to_be(cutter: Cutter) -> None:
 
 
 async def test_a_statement_that_takes_too_long_is_given_up(table: str) -> None:
-    db = await database.connect(table, statement_timeout=0.2)
+    db = await database.connect(table, statement_timeout=0.5)
     try:
         with pytest.raises(ProblemError) as slow:
             await db.read(lambda conn: conn.fetchval("SELECT pg_sleep(30)"))
         assert slow.value.code == "database_unavailable"
         assert await value(db) == 0
+    finally:
+        await db.close()
+
+
+async def test_a_change_of_the_schema_may_take_longer_than_a_statement(table: str) -> None:
+    db = await database.connect(table, connections=1, statement_timeout=1.0)
+    try:
+        await db.alone("SELECT pg_sleep(3)")
+        # The limit holds again for what comes after it on the same connection, also after a failure.
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await db.alone("ALTER TABLE nothing ADD COLUMN x INT8")
+        with pytest.raises(ProblemError) as slow:
+            await db.read(lambda conn: conn.fetchval("SELECT pg_sleep(30)"))
+        assert slow.value.code == "database_unavailable"
     finally:
         await db.close()
 
@@ -215,8 +240,126 @@ async def test_a_cancelled_transaction_leaves_nothing_and_gives_its_connection_b
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(25):
             assert await value(db) == 0
+    finally:
+        await db.close()
+
+
+async def test_a_cancelled_transaction_does_not_wait_for_a_server_that_stands(cutter: Cutter) -> None:
+    # Were a server that stands waited for, it would be for a quarter of an hour.
+    db = await database.connect(cutter.url, connections=1, statement_timeout=1000.0)
+    begun = asyncio.Event()
+
+    async def work(conn: Any) -> None:
+        await count(conn)
+        cutter.frozen = True
+        begun.set()
+        await conn.fetchval("SELECT value FROM counters WHERE id = 1")
+
+    try:
+        task = asyncio.create_task(db.transaction(work))
+        await begun.wait()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task}, timeout=30)
+        assert task.cancelled()
+        cutter.frozen = False
+        assert await value(db) == 0
+    finally:
+        await db.close()
+
+
+async def test_a_cancelled_transaction_keeps_its_connection(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients leave often, and a new connection takes long."""
+    # A busy machine may need longer for the ROLLBACK than it gets.
+    monkeypatch.setattr(database, "CANCEL_TIMEOUT", 60.0)
+    db = await database.connect(table, connections=1)
+
+    async def connection() -> int:
+        found: int = await db.read(lambda conn: conn.fetchval("SELECT pg_backend_pid()"))
+        return found
+
+    try:
+        conn = await asyncpg.connect(table)
+        like_cockroachdb = await is_cockroachdb(conn)
+        await conn.close()
+        if like_cockroachdb:
+            pytest.skip("CockroachDB has no pg_backend_pid")
+        before, begun = await connection(), asyncio.Event()
+
+        async def work(conn: Any) -> None:
+            await count(conn)
+            begun.set()
+            await conn.fetchval("SELECT pg_sleep(30)")
+
+        task = asyncio.create_task(db.transaction(work))
+        await begun.wait()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await connection() == before
+        assert await value(db) == 0
+    finally:
+        await db.close()
+
+
+async def test_a_transaction_that_the_server_ended_is_run_again(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose process was stopped for too long: the first run of the work stands still."""
+    monkeypatch.setattr(database, "IDLE_TIMEOUT", 2.0)
+    db = await database.connect(table, connections=1)
+    watch = await asyncpg.connect(table)
+    runs = 0
+
+    async def work(conn: Any) -> int:
+        nonlocal runs
+        runs += 1
+        counted = await count(conn)
+        if runs == 1:
+            pid = await conn.fetchval("SELECT pg_backend_pid()")
+            async with asyncio.timeout(20):
+                while await watch.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid):
+                    await asyncio.sleep(0.05)
+        await conn.execute("SELECT 1")
+        return counted
+
+    try:
+        if await is_cockroachdb(watch):
+            pytest.skip("CockroachDB has no pg_backend_pid")
+        assert await db.transaction(work) == 1
+        assert (runs, await value(db)) == (2, 1)
+    finally:
+        await watch.close()
+        await db.close()
+
+
+async def test_a_change_of_the_schema_waits_for_a_locked_table(db: Database, table: str) -> None:
+    async with locked(table, "UPDATE counters SET value = value"):
+        change = asyncio.create_task(db.alone("ALTER TABLE counters ADD COLUMN IF NOT EXISTS more int8"))
+        await asyncio.sleep(database.LOCK_TIMEOUT + 0.5)
+        assert not change.done()
+    async with asyncio.timeout(30):
+        await change
+
+
+async def test_a_locked_row_is_said_to_be_and_not_waited_for_again(table: str) -> None:
+    db = await database.connect(table, lock_timeout=0.1)
+    runs = 0
+
+    async def work(conn: Any) -> int:
+        nonlocal runs
+        runs += 1
+        return await count(conn)
+
+    try:
+        async with locked(table, "UPDATE counters SET value = value"):
+            with pytest.raises(Locked, match="a row of counters is locked by another transaction"):
+                await db.transaction(work)
+            # Who only reads doesn't wait.
+            assert await value(db) == 0
+        assert runs == 1
+        assert await db.transaction(work) == 1
     finally:
         await db.close()
 

@@ -13,9 +13,9 @@ import orjson
 import psutil
 import pytest
 
-from control.service import choose_port
 from tests.support import projects
-from tests.support.programs import PORTS, until
+from tests.support.ports import free_port
+from tests.support.programs import runs, until
 from tests.support.projects import compilers
 
 pytestmark = [pytest.mark.usefixtures("compilers")]
@@ -59,7 +59,7 @@ class Dev:
         """Ctrl-C."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(self.process.wait(), 20)
+        await asyncio.wait_for(self.process.wait(), 60)
         await self._read
         assert self.process.returncode is not None
         return self.process.returncode
@@ -67,7 +67,7 @@ class Dev:
 
 @contextlib.asynccontextmanager
 async def dev(folder: Path, *more: str | Path) -> AsyncIterator[Dev]:
-    port = choose_port(None, PORTS)
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "control.cli", "dev", str(folder), "--listen", f"127.0.0.1:{port}", *map(str, more)),
         stdout=asyncio.subprocess.PIPE,
@@ -81,9 +81,13 @@ async def dev(folder: Path, *more: str | Path) -> AsyncIterator[Dev]:
             await running.stop()
 
 
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that haven't ended; who reaps them is none of our business."""
-    return psutil.wait_procs([p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 0)[1]
+async def ended(processes: list[psutil.Process]) -> None:
+    """Wait for processes that end with `skerry dev`, however that ended: workers do when their parents have."""
+
+    async def gone() -> bool:
+        return not any(map(runs, processes))
+
+    await until(gone, "the edge has ended with `skerry dev`")
 
 
 async def test_the_loop_of_an_author(tmp_path: Path) -> None:
@@ -144,7 +148,7 @@ async def test_the_loop_of_an_author(tmp_path: Path) -> None:
         children = psutil.Process(running.process.pid).children(recursive=True)
         assert len(children) > 2
         assert await running.stop() == 130
-        assert alive(children) == []
+        await ended(children)
 
 
 async def test_a_state_that_is_kept(tmp_path: Path) -> None:
@@ -156,11 +160,7 @@ async def test_a_state_that_is_kept(tmp_path: Path) -> None:
         edge = psutil.Process(running.process.pid).children(recursive=True)
         running.process.kill()
         await running.process.wait()
-
-        async def gone() -> bool:
-            return alive(edge) == []
-
-        await until(gone, "the edge has ended with `skerry dev`, however that ended")
+        await ended(edge)
     # It goes on from there; what the manifest names as a secret is in a file of the author's.
     toml, secrets = folder / "function.toml", tmp_path / "secrets.toml"
     toml.write_text(toml.read_text().replace('sql = "write"', 'sql = "write"\nsecrets = ["KEY"]'))
@@ -183,5 +183,5 @@ async def test_an_address_that_is_taken_ends_it(tmp_path: Path) -> None:
     port = server.sockets[0].getsockname()[1]
     async with server, dev(folder, "--listen", f"127.0.0.1:{port}") as running:
         await running.said("the local edge has ended")
-        assert await asyncio.wait_for(running.process.wait(), 20) == 1
+        assert await asyncio.wait_for(running.process.wait(), 60) == 1
     assert f"can't listen on 127.0.0.1:{port}" in running.text

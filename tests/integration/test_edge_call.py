@@ -110,7 +110,7 @@ async def test_what_a_call_wrote_that_was_ended_is_undone(call, database):
     kept.execute("INSERT INTO visits VALUES ('kept', 1)")
     kept.commit()
     kept.close()
-    done = await call(writer(200, "(loop $on (br $on))"), "--sql", database, "--time-limit", "500")
+    done = await call(writer(200, "(loop $on (br $on))"), "--sql", database, "--time-limit", "3000")
     assert "time_limit" in done.err
     journal = database.with_name("own.db-journal")
     assert journal.stat().st_size

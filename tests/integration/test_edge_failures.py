@@ -142,13 +142,14 @@ async def test_a_call_that_holds_the_writer_lock_too_long_is_ended_and_undone(ed
     assert (await edge.call("sql", insert))[0] == 200
 
 
-async def test_waiting_for_the_writer_lock_is_no_looping(edge: Node) -> None:
-    """Two calls that each hold the lock a second, under a limit of 1.7 s for running."""
-    limited = (guest("sql"), {"sql": "write", "time_limit_ms": 1700})
-    await edge.release({**GUESTS, "limited": limited})
-    insert = b"""{"sql":"INSERT INTO notes (text) VALUES ('turn')"}"""
-    answers = await asyncio.gather(*(edge.call("limited?sleep=1000", insert) for _ in range(2)))
-    assert [answer[0] for answer in answers] == [200, 200]
+async def test_waiting_for_the_writer_lock_is_no_looping(tmp_path: Path) -> None:
+    """Two calls that each hold the lock four seconds, under a limit of 7.5 s for running."""
+    limited = (guest("sql"), {"sql": "write", "time_limit_ms": 7500, "concurrency": 2})
+    async with node(tmp_path / "state", lock_wait=60.0, lock_hold=60.0) as made:
+        await made.release({"limited": limited}, ["CREATE TABLE notes (text TEXT)"])
+        insert = b"""{"sql":"INSERT INTO notes (text) VALUES ('turn')"}"""
+        answers = await asyncio.gather(*(made.call("limited?sleep=4000", insert) for _ in range(2)))
+        assert [answer[0] for answer in answers] == [200, 200]
 
 
 async def test_a_guest_that_fails_over_a_limit_of_sql_is_told_by_the_limit(edge: Node) -> None:
@@ -163,7 +164,7 @@ async def test_waiting_for_the_writer_lock_has_a_limit(tmp_path: Path) -> None:
     async with node(tmp_path / "state", lock_wait=0.4) as made:
         await made.release({"sql": GUESTS["sql"]}, ["CREATE TABLE notes (text TEXT)"])
         insert = b"""{"sql":"INSERT INTO notes VALUES ('x')"}"""
-        holder = asyncio.ensure_future(made.call("sql?sleep=1500", insert))
+        holder = asyncio.ensure_future(made.call("sql?sleep=4000", insert))
         await until(
             lambda: any(made.front.processes.seen(k.child.slot).state == WRITING for k in made.front.pool.links)
         )

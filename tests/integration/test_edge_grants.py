@@ -150,12 +150,14 @@ async def test_large_bodies_pass_both_ways(tmp_path: Path) -> None:
 async def test_a_call_that_ends_gives_its_request_up(tmp_path: Path) -> None:
     async with server() as (url, seen), node(tmp_path / "state") as edge:
         grant = {"hosts": [url], "time_limit_ms": 60_000}
-        await edge.release({"f": (guest("fetch"), {"http": grant, "time_limit_ms": 200})})
+        wasm = guest("fetch")
+        # Long enough for the request to have been sent.
+        await edge.release({"f": (wasm, {"http": grant, "time_limit_ms": 3000}), "quick": (wasm, {"http": grant})})
         # The time of a request is the call's.
         assert await edge.problem("f", orjson.dumps({"url": f"{url}/slow"})) == (504, "time_limit")
         await until(lambda: seen.get("gone") == 1)
         await until(lambda: len(edge.workers()) == 2)
-        [told] = await ask(edge, "f", {"url": f"{url}/quick"})
+        [told] = await ask(edge, "quick", {"url": f"{url}/quick"})
         assert told["body"] == "GET /quick "
 
 
@@ -215,7 +217,7 @@ async def test_secrets_come_from_the_nodes_file_alone(
 
         # Another value gets to the workers without a release.
         write(path, f'[f]\nKEY = "{VALUE}3"\n[g]\nKEY = "{VALUE}2"\n')
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await env(edge, "f", "KEY") != f"{VALUE}3":
                 await asyncio.sleep(0.01)
         # One that can't be used changes nothing, and is told.
@@ -236,7 +238,7 @@ async def test_secrets_come_from_the_nodes_file_alone(
         assert await edge.problem("g") == (503, "secret_missing")
         assert (await edge.call("h?env=KEY"))[0] == 200
         write(path, f'[f]\nKEY = "{VALUE}"\n')
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await edge.call("f?env=KEY"))[2] != VALUE.encode():
                 await asyncio.sleep(0.01)
         assert await edge.problem("g") == (503, "secret_missing")

@@ -53,14 +53,15 @@ async def full(edge: Node, path: str) -> tuple[int, str, int, str]:
 
 async def test_a_slow_function_leaves_workers_to_the_others(tmp_path: Path) -> None:
     async with node(tmp_path / "state", workers=4, concurrency=2) as edge:
-        await edge.release({"slow": (guest("slow"), READ), "echo": guest("echo")}, NUMBER)
-        slow = [asyncio.ensure_future(edge.call("slow?ms=3000")) for _ in range(12)]
+        limited = {**READ, "time_limit_ms": 60_000}
+        await edge.release({"slow": (guest("slow"), limited), "echo": guest("echo")}, NUMBER)
+        slow = [asyncio.ensure_future(edge.call("slow?ms=30000")) for _ in range(12)]
         await until(lambda: edge.front.pool.waiting == 10)
         for number in range(100):
             assert (await edge.call("echo", b"%d" % number))[2] == b"%d" % number
         told = await function(edge, "slow")
         assert (told["running"], told["concurrency"]) == (2, 2)
-        assert told["waiting"] + sum(call.done() for call in slow) == 10
+        assert told["waiting"] == 10
         for call in slow:
             call.cancel()
         # Their clients have gone: nothing of them waits.
@@ -93,18 +94,21 @@ async def test_lines_are_served_in_turn(tmp_path: Path) -> None:
 async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # However slow the machine is.
+    # However slow the machine is, or fast.
     monkeypatch.setattr("edge_runtime.calls.SHORT", 0.3)
+    monkeypatch.setattr("edge_runtime.replies.QUICK", 0.0)
     async with node(tmp_path / "state", workers=2, concurrency=2) as edge:
         await edge.release({"slow": (guest("slow"), {**READ, "time_limit_ms": 60_000})}, NUMBER)
         await calm(edge)
-        for _ in range(5):
+        called = 0
+        while called < 5 or not edge.front.pool.tallies["slow"].short:
             assert (await edge.call("slow?ms=0"))[0] == 200
+            called += 1
         await calm(edge)
         looping = submit(edge, "slow", b"ms=100000&busy=1")
         behind = [submit(edge, "slow", b"ms=0") for _ in range(7)]
         assert sorted(len(link.jobs) for link in edge.front.pool.links if not link.spare) == [4, 4]
-        for outcome in await asyncio.wait_for(asyncio.gather(*behind), 20):
+        for outcome in await asyncio.wait_for(asyncio.gather(*behind), 40):
             assert isinstance(outcome, Answer), outcome
         assert not looping.done()
         assert edge.front.pool.deaths == 0
@@ -136,7 +140,7 @@ async def test_a_spare_takes_the_place_of_a_worker_that_dies(tmp_path: Path) -> 
             os.kill(edge.front.processes.pid, signal.SIGSTOP)
             try:
                 os.kill(worker, signal.SIGKILL)
-                assert (await asyncio.wait_for(edge.call(name, b"well"), 20))[2] == b"well"
+                assert (await asyncio.wait_for(edge.call(name, b"well"), 60))[2] == b"well"
                 assert edge.workers() == spares
                 assert not edge.spares()
             finally:
@@ -176,9 +180,9 @@ async def test_what_was_taken_back_is_skipped(tmp_path: Path, monkeypatch: pytes
 
 async def test_a_function_whose_line_is_full_says_so_and_others_may_wait(tmp_path: Path) -> None:
     async with node(tmp_path / "state", workers=1) as edge:
-        slow = (guest("slow"), {**READ, "queue": 2})
+        slow = (guest("slow"), {**READ, "queue": 2, "time_limit_ms": 60_000})
         await edge.release({"slow": slow, "echo": guest("echo")}, NUMBER)
-        waiting = [submit(edge, "slow", b"ms=300") for _ in range(3)]
+        waiting = [submit(edge, "slow", b"ms=%d" % ms) for ms in (3000, 0, 3000)]
         status, code, retry, detail = await full(edge, "slow?ms=0")
         assert (status, code, retry) == (503, "queue_full", 1)
         assert "slow" in detail
@@ -188,9 +192,11 @@ async def test_a_function_whose_line_is_full_says_so_and_others_may_wait(tmp_pat
         await asyncio.gather(*waiting)
 
 
-async def test_a_function_that_kills_workers_is_cut_off(tmp_path: Path) -> None:
+async def test_a_function_that_kills_workers_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So long that its time isn't over before the test says so, however busy the machine is.
+    monkeypatch.setattr(breaker, "FIRST", 25.0)
     async with node(tmp_path / "state", workers=3, concurrency=2) as edge:
-        bad = (guest("slow"), {**READ, "time_limit_ms": 30})
+        bad = (guest("slow"), {**READ, "time_limit_ms": 1000})
         await edge.release({"bad": bad, "echo": guest("echo")}, NUMBER)
         stop = False
 
@@ -200,32 +206,39 @@ async def test_a_function_that_kills_workers_is_cut_off(tmp_path: Path) -> None:
 
         async with asyncio.TaskGroup() as group:
             group.create_task(healthy())
-            told = [await full(edge, "bad?ms=1000") for _ in range(6)]
+            told = [await full(edge, "bad?ms=30000") for _ in range(6)]
             assert [code for _, code, _, _ in told] == ["time_limit"] * 5 + ["circuit_open"]
-            assert (told[-1][0], told[-1][2]) == (503, 1)
+            assert told[-1][0] == 503
+            assert 0 < told[-1][2] <= 25
             shown = await function(edge, "bad")
             assert (shown["breaker"]["state"], shown["breaker"]["opened"]) == ("open", 1)
-            assert 0 < shown["breaker"]["seconds_left"] <= 1
+            assert 0 < shown["breaker"]["seconds_left"] <= 25
             async with edge.http.get("/_skerry/metrics") as answer:
                 text = await answer.text()
             assert 'skerry_edge_circuit_open{function="bad"} 1.0' in text
             assert 'skerry_edge_calls_total{function="bad",outcome="circuit_open"} 1.0' in text
             # After its time one call tries: it is no better, and the next time is twice as long.
             left = edge.front.pool.targets["bad"].breaker
-            await until(lambda: time.monotonic() > left.until)
-            assert (await full(edge, "bad?ms=1000"))[1] == "time_limit"
-            assert left.until - time.monotonic() > 1
-            assert (await full(edge, "bad"))[1:3] == ("circuit_open", 2)
+            left.until = time.monotonic()
+            assert (await full(edge, "bad?ms=30000"))[1] == "time_limit"
+            assert 25 < left.until - time.monotonic() <= 50
+            _, code, retry, _ = await full(edge, "bad")
+            assert code == "circuit_open"
+            assert 25 < retry <= 50
             deaths = edge.front.pool.deaths
             assert deaths == 6
-            await until(lambda: time.monotonic() > left.until)
+            left.until = time.monotonic()
             # One that ends well closes it.
             assert (await edge.call("bad?ms=0"))[0] == 200
             assert (await function(edge, "bad"))["breaker"]["state"] == "closed"
             stop = True
 
 
-async def test_a_new_version_starts_fresh_and_what_waits_is_told(tmp_path: Path) -> None:
+async def test_a_new_version_starts_fresh_and_what_waits_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second release must come before its time is over.
+    monkeypatch.setattr(breaker, "FIRST", 60.0)
     async with node(tmp_path / "state", workers=2, concurrency=1) as edge:
         bad = (guest("loop"), {"time_limit_ms": 30})
         await edge.release({"bad": bad})

@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from control import wire
-from edge_runtime import database, flip
-from edge_runtime.flip import Runtime
+from edge_runtime import asking, database, flip
 from edge_runtime.frames import Stored
+from edge_runtime.processes import Processes
 from edge_runtime.steps import SyncFailed
 from edge_runtime.witness import FILE, Witness
+from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.edge import Node, node
 
@@ -63,6 +64,29 @@ async def test_a_front_that_ended_right_after_a_commit(tmp_path: Path, monkeypat
         assert await number(edge) == 1
 
 
+async def test_a_backup_that_was_restored_has_a_log_and_takes_releases(tmp_path: Path) -> None:
+    """What VACUUM INTO makes has none."""
+    state = tmp_path / "state"
+    given = {"sql": (guest("sql"), {"sql": "write"}), **functions(1)}
+    async with node(state) as edge:
+        await edge.release(given, FIRST)
+        with contextlib.closing(sqlite3.connect(state / database.FILE)) as opened:
+            opened.execute(f"VACUUM INTO '{tmp_path / 'backup'}'")
+    for path in (state / "db").iterdir():
+        path.unlink()
+    (tmp_path / "backup").rename(state / database.FILE)
+    async with node(state) as edge:
+        assert await number(edge) == 1
+        with contextlib.closing(sqlite3.connect(state / database.FILE)) as reader:
+            assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM generation").fetchall()
+            answer = await edge.call("sql", b'{"sql": "INSERT INTO generation VALUES (1)"}')
+            assert answer[0] == 200, answer
+            await edge.release(functions(2))
+        assert await number(edge) == 2
+
+
 async def test_a_node_of_a_version_that_kept_no_witness_has_one_after_its_start(tmp_path: Path) -> None:
     kept = tmp_path / "state" / FILE
     async with node(tmp_path / "state") as edge:
@@ -99,15 +123,15 @@ async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monke
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)
         (folder / "edge.commit.before").write_text("kill")
-        asked = Runtime._ask_file
+        stored = asking.stored
 
-        async def forged(self: Runtime) -> Stored:
-            found = await asked(self)
+        async def forged(processes: Processes) -> Stored:
+            found = await stored(processes)
             assert found.release is not None
             return Stored(msgspec.structs.replace(found.release, generation=77), found.inventory)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Runtime, "_ask_file", forged)
+            patched.setattr(asking, "stored", forged)
             with pytest.raises(SyncFailed) as failed:
                 await edge.release(functions(2))
         assert failed.value.code == "database_unverified"
@@ -121,15 +145,17 @@ async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monke
         assert await number(edge) == 3
 
 
-async def test_a_release_that_failed_is_not_announced_any_more(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    async with node(state, flip_limit=0.2) as edge:
-        await edge.release({**functions(1), "slow": (version(9), READ)}, FIRST)
+async def test_a_release_that_failed_is_not_announced_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, faults = tmp_path / "state", tmp_path / "faults"
+    faults.mkdir()
+    monkeypatch.setenv("SKERRY_FAULTS", str(faults))
+    async with node(state) as edge:
+        await edge.release(functions(1), FIRST)
         settled = (state / FILE).read_bytes()
-        edge.front.pool.drained = no_end  # type: ignore[method-assign]
+        (faults / "edge.commit.before").write_text("kill")
         with pytest.raises(SyncFailed) as failed:
             await edge.release(functions(2))
-        assert failed.value.code == "flip_timeout"
+        assert failed.value.code == "applier_died"
         assert (state / FILE).read_bytes() == settled
 
 
@@ -150,8 +176,3 @@ async def test_a_witness_that_cannot_be_written_leaves_the_old_release(
         assert await number(edge) == 1
         await edge.release(functions(3))
         assert await number(edge) == 3
-
-
-async def no_end(*, writes_only: bool, limit: float) -> None:
-    if not writes_only:
-        raise TimeoutError

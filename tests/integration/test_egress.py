@@ -87,13 +87,13 @@ def grant(*hosts: str, **more: Any) -> wire.HttpGrant:
 
 
 async def fetch(made: Egress, allowed: wire.HttpGrant, url: str, **more: Any) -> Any:
-    parcel = fetching.to_front(orjson.dumps({"url": url, **more}))
+    _, parcel = fetching.to_front(orjson.dumps({"url": url, **more}))
     return orjson.loads(fetching.to_guest(await made.fetch(allowed, parcel)))
 
 
 async def failure(made: Egress, allowed: wire.HttpGrant | None, url: str, **more: Any) -> NotFetched:
     with pytest.raises(NotFetched) as error:
-        await made.fetch(allowed, fetching.to_front(orjson.dumps({"url": url, **more})))
+        await made.fetch(allowed, fetching.to_front(orjson.dumps({"url": url, **more}))[1])
     assert str(error.value)
     return error.value
 
@@ -191,7 +191,16 @@ async def test_headers_are_utf8_both_ways() -> None:
         assert ["X-A", "é€"] in orjson.loads(got["body"])["headers"]
 
 
-async def test_a_server_that_is_not_there_is_told() -> None:
+async def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def nowhere(host: str, *args: Any) -> Any:
+        """What a name server says of x.invalid: one that is out of reach would be waited for."""
+        if host == "x.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *args)
+
+    monkeypatch.setattr(egress.socket, "getaddrinfo", nowhere)
     async with server() as port:
         pass
     async with Egress() as made:

@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from control.local_seaweedfs import s3_client
+from tests.support.services import LIKE_COCKROACHDB, is_cockroachdb
 
 seen: set[str] = set()
 
@@ -20,6 +21,15 @@ async def test_a_database_is_fresh_and_serializable_and_dropped_afterwards(servi
     names = {row["datname"] for row in await other.fetch("SELECT datname FROM pg_database")}
     await other.close()
     assert not names & {url.rpartition("/")[2] for url in seen - {database_url}}
+
+
+async def test_the_proxy_is_before_the_database_where_it_is_asked_for(database_url, empty_database_url, served_url):
+    for url in (database_url, empty_database_url, served_url):
+        connection = await asyncpg.connect(url)
+        told = hasattr(connection.get_settings(), "crdb_version")
+        assert told == await is_cockroachdb(connection)
+        assert told or not LIKE_COCKROACHDB
+        await connection.close()
 
 
 @pytest.mark.parametrize("turn", [1, 2])

@@ -8,9 +8,11 @@ from edge_runtime.steps import SyncFailed
 from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version
-from tests.support.edge import Node, node, until
+from tests.support.edge import BACKGROUND, Node, node, until
 
 IMPATIENT = 0.0001
+
+pytestmark = pytest.mark.timeout(600)
 
 
 async def test_a_new_function_answers_before_it_is_compiled(tmp_path: Path) -> None:
@@ -43,7 +45,7 @@ async def test_a_node_that_lost_its_compiled_code_serves_at_once(tmp_path: Path)
     async with node(state, compile_wait=IMPATIENT) as edge:
         assert on(edge) == ["interpreter"]
         assert (await edge.call("echo", b"again"))[2] == b"again"
-        await until(lambda: on(edge) == ["best"])
+        await until(lambda: on(edge) == ["best"], BACKGROUND)
 
 
 async def test_an_artifact_that_was_damaged_is_not_interpreted(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ async def poll(state: Path) -> None:
 
 async def poll_on(session: Client) -> None:
     """Until control's replica has heard of a change, a second at most."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             await session.poll(POLL)
 
@@ -220,7 +220,11 @@ async def test_nobody_there_is_said_and_may_be_tried_again(control: Control, tmp
     assert made.name == "edge-1"
 
 
-async def test_a_control_that_restarts_meanwhile_is_waited_for(control: Control, tmp_path: Path) -> None:
+async def test_a_control_that_restarts_meanwhile_is_waited_for(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As many as a start may take on a busy machine.
+    monkeypatch.setattr(joining, "TRIES", 60)
     token = await control.join_token()
     (tmp_path / "ca.pem").write_bytes(control.pki.ca.read_bytes())
     await control.stop()

@@ -1,10 +1,14 @@
 """Nodes: joining, their credentials, and what operators do to them."""
 
 import asyncio
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from control import wire
+from control.monitor import Monitor
 from tests.support.control import Control, module
 
 EMPTY = {"generation": 0, "digest": wire.digest(wire.Inventory())}
@@ -113,6 +117,29 @@ async def test_a_lost_disk_joins_again_as_the_same_node(control: Control) -> Non
     await control.ok("POST", "/v1/groups", {"name": "east"})
     await control.ok("POST", "/v1/nodes/n1/move", {"group": "east"})
     assert (await control.ok("POST", "/v1/join-tokens", {"rejoin": "n1"}))["group"] == "east"
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("before", ["syncing", "offline"])
+async def test_a_node_that_joins_again_is_online_from_then_on(control: Control, before: str) -> None:
+    """Whatever its old disk was about: of that nothing comes any more."""
+    node = await control.join("n1")
+    await control.push("hello", module("1"))
+    await control.release(functions={"hello": 1})
+    assert await poll(control, node.credential) == 200
+    if before == "offline":
+        control.clock.advance(minutes=5)
+        await Monitor(control.services).look(control.clock.now())
+    assert (await control.ok("GET", "/v1/nodes/n1"))["state"] == before
+    join, since = await token(control, rejoin="n1"), control.clock.now()
+    await control.ok("POST", "/v1/nodes", {"name": "n1", "attempt": str(uuid4())}, token=join)
+    shown = await control.ok("GET", "/v1/nodes/n1")
+    assert shown["state"] == "online"
+    assert since <= datetime.fromisoformat(shown["state_since"]) <= control.clock.now()
+    # The new disk never polls.
+    control.clock.advance(minutes=5)
+    await Monitor(control.services).look(control.clock.now())
+    assert (await control.ok("GET", "/v1/nodes/n1"))["state"] == "offline"
 
 
 async def test_a_rotated_credential_takes_over_at_its_first_use(control: Control) -> None:

@@ -10,7 +10,7 @@ from tests.support import projects
 from tests.support.edge import node, until
 from tests.support.projects import compilers
 
-pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.timeout(600)]
 __all__ = ["compilers"]
 
 GUESTS = Path(__file__).parents[1] / "guests" / "std"

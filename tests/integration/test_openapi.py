@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import hypothesis
+import pytest
 import requests
 import schemathesis
 from schemathesis import GenerationMode
@@ -30,7 +31,8 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-SECONDS = 60.0
+SECONDS = 200.0
+"""A busy machine needs more than a minute; what comes after them isn't tried."""
 EXAMPLES = {"post-v1-schema-changes": 3, "post-v1-schema-changes-number-revisions": 3}
 """Of operations that start a process."""
 KNOWN = {"name": "hello", "version": 1, "number": 1, "group": "default", "node": "n1"}
@@ -109,6 +111,7 @@ def try_out(url: str, ca: str, document: dict[str, Any], tokens: dict[str, str])
     return sent, statuses
 
 
+@pytest.mark.timeout(480)
 async def test_the_server_does_what_the_document_says(database_url: str, bucket_url: str, pki: Pki) -> None:
     async with running(database_url, bucket_url, pki, hold=0.05) as control:
         await control.push("hello", module("1"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control import auth, opening, syncs, wire
+from control import auth, lookups, opening, syncs, wire
 from control.opening import Request, _Slice
 from control.problems import ProblemError
 from control.slices import SLICE
@@ -20,9 +20,9 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     real = opening.decide_slice
 
-    async def counted(services: Any, requests: list[Request]) -> Any:
+    async def counted(services: Any, requests: list[Request], **more: Any) -> Any:
         sizes.append(len(requests))
-        return await real(services, requests)
+        return await real(services, requests, **more)
 
     monkeypatch.setattr(opening, "decide_slice", counted)
     return sizes
@@ -48,9 +48,9 @@ async def test_a_fleet_that_reports_at_once(control_site: Site, monkeypatch: pyt
     sizes: list[int] = []
     real = syncs.take
 
-    async def counted(services: Any, taken: list[syncs.Report]) -> Any:
+    async def counted(services: Any, taken: list[syncs.Report], **more: Any) -> Any:
         sizes.append(len(taken))
-        return await real(services, taken)
+        return await real(services, taken, **more)
 
     monkeypatch.setattr(syncs, "take", counted)
     async with control_site.running() as replica:
@@ -112,7 +112,9 @@ async def test_two_replicas_plan_for_one_node_at_once(control_site: Site) -> Non
         assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, opening.Opened)}) == 1
 
 
-async def test_made_up_tokens_cost_few_look_ups(control_site: Site) -> None:
+async def test_made_up_tokens_cost_few_look_ups(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Few on a slow machine too, which takes seconds for so many requests.
+    monkeypatch.setattr(lookups, "PAUSE", 0.5)
     async with control_site.running() as replica:
         reads = 0
         real = replica.services.steady.read

@@ -12,9 +12,12 @@ from tests.support import seeds
 from tests.support.replica import Answered, Replica, SetClock, Site, plan_of
 from tests.support.wire_tap import tap
 
+SOON = 15.0
+"""Seconds; a poll that isn't woken is held for 18 s at least."""
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -91,7 +94,7 @@ async def test_a_held_poll_gets_the_plan_of_a_new_target_on_every_replica(contro
         plans = [plan_of(await poll) for poll in polls]
         took = time.monotonic() - since
         print(f"told on both replicas after {took * 1000:.0f} ms")
-        assert took < 5
+        assert took < SOON
         assert len({plan.sync_id for plan in plans}) == 2
         for node, plan in zip((here, there), plans, strict=True):
             node.apply(plan)
@@ -110,7 +113,7 @@ async def test_a_held_poll_ends_after_its_time(control_site: Site) -> None:
         await node.poll()
         since = time.monotonic()
         assert (await node.ask(25)).status == 204
-        assert 0.4 * 0.75 <= time.monotonic() - since < 5
+        assert 0.4 * 0.75 <= time.monotonic() - since < SOON
         assert held(replica) == 0
 
 
@@ -121,7 +124,7 @@ async def test_a_newer_poll_of_a_node_takes_the_place_of_the_held_one(control_si
         first = asyncio.create_task(node.ask(25))
         await until(lambda: held(replica) == 1)
         second = asyncio.create_task(node.ask(25))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             assert (await first).status == 204
         assert held(replica) == 1
         assert not second.done()
@@ -141,7 +144,7 @@ async def test_a_revocation_closes_held_polls_on_every_replica(control_site: Sit
         else:
             assert (await one.call("DELETE", "/v1/nodes/one")).status == 204
         since = time.monotonic()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             answer = await poll
         print(f"closed on the other replica after {(time.monotonic() - since) * 1000:.0f} ms")
         assert (answer.status, answer.headers["connection"]) == (401, "close")
@@ -174,7 +177,7 @@ async def test_a_move_is_a_new_target(control_site: Site) -> None:
         poll = asyncio.create_task(node.ask(25))
         await until(lambda: held(replica) == 1)
         assert (await replica.call("POST", "/v1/nodes/one/move", {"group": "other"})).status == 200
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             plan = plan_of(await poll)
         assert [f.name for f in plan.functions] == ["hello"]
         assert plan.generation == (await replica.node("one"))["target_generation"]
@@ -220,7 +223,7 @@ async def test_a_failed_target_is_not_planned_again_before_its_time(control_site
         poll = asyncio.create_task(node.ask(25))
         await until(lambda: held(replica) == 1)
         assert (await replica.call("POST", "/v1/nodes/one/retry")).status == 204
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             assert (await poll).status == 200
 
         await fail()
@@ -229,7 +232,7 @@ async def test_a_failed_target_is_not_planned_again_before_its_time(control_site
         await until(lambda: held(replica) == 1)
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 2})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             plan = plan_of(await poll)
         assert plan.functions[0].version == 2
         node.apply(plan)
@@ -347,9 +350,10 @@ async def test_other_ways_to_write_a_token_are_not_kept_for_ever(replica: Replic
 
 
 async def test_a_body_that_stays_away_is_given_up(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
     async with control_site.running() as replica:
         node = await replica.join("one")
+        # Not before: a busy machine may be late with the bodies of the join.
+        monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
         async with tap(replica.url, replica.ca) as client:
             head = f"POST /v1/poll HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {node.credential}\r\n"
             await client.send(head.encode() + b"content-length: 100\r\n\r\n{")

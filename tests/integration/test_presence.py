@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from control import fleet, monitor, presence
+from control import fleet, presence
 from control.presence import Presence
 from control.problems import ProblemError
 from tests.support import seeds
@@ -18,7 +18,7 @@ class Statements:
     """What a replica's connections are asked to do, as asyncpg tells it."""
 
     def __init__(self, replica: Replica) -> None:
-        self._pools = [database._pool for database in (replica.services.db, replica.services.steady)]
+        self._pools = [database._pool for database in (replica.services.db, replica.services.beside)]
         self.texts: list[str] = []
 
     async def __aenter__(self) -> "Statements":
@@ -42,13 +42,6 @@ class Statements:
         return [statement for statement in self.texts if text in statement]
 
 
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that a replica does by itself writes heartbeats or looks after nodes."""
-    monkeypatch.setattr(presence, "PERIOD", 1e6)
-    monkeypatch.setattr(monitor, "PERIOD", 1e6)
-
-
 @pytest.mark.usefixtures("quiet")
 async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
     async with control_site.running() as replica:
@@ -67,6 +60,7 @@ async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
         assert 'skerry_polls_total{answer="at_target"} 1050.0' in polls
 
 
+@pytest.mark.usefixtures("quiet")
 async def test_heartbeats_are_written_together_with_their_times(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:

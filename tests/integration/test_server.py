@@ -1,7 +1,6 @@
 """The server: TLS, how it starts and refuses to, how it ends, and a database that goes away and comes back."""
 
 import asyncio
-import os
 import re
 import signal
 import ssl
@@ -18,7 +17,7 @@ import pytest
 
 from control import fleet
 from control.pki import Pki
-from control.server import StartError
+from control.server import Server, StartError
 from control.service import port_is_free
 from tests.support import seeds
 from tests.support.cutting import cutting
@@ -79,35 +78,27 @@ async def test_requests_under_way_are_finished_and_endless_ones_cut(control_site
             assert (await idle.answer())[0] == 200
             head = f"POST /v1/poll HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {node.credential}\r\n"
             await slow.send(head.encode() + b"content-length: 100\r\n\r\n{")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(15):
                 while not replica.server.server_state.tasks:
                     await asyncio.sleep(0.01)
             since = time.monotonic()
             replica.server.should_exit = True
-            assert await idle.closed(6)
-            assert await slow.closed(6)
-            assert time.monotonic() - since < 6
+            # Before the body's own time is over.
+            assert await idle.closed(15)
+            assert await slow.closed(15)
+            assert time.monotonic() - since < 15
 
 
 @asynccontextmanager
 async def process(site: Site) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """`skerry serve`, and where it says that it serves."""
-    settings = site.settings
-    environment = {
-        **os.environ,
-        "SKERRY_METADATA_URL": settings.metadata_url,
-        "SKERRY_ARTIFACTS_URL": settings.artifacts_url,
-        "SKERRY_TLS_CERT": str(settings.tls_cert),
-        "SKERRY_TLS_KEY": str(settings.tls_key),
-        "SKERRY_PORT": "0",
-    }
     serving = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "control.cli", "serve", env=environment, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-m", "control.cli", "serve", env=site.environment(), stderr=asyncio.subprocess.PIPE
     )
     assert serving.stderr is not None
     try:
         said = b""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (found := re.search(rb"serves on (https://\S+)", said)):
                 line = await serving.stderr.readline()
                 assert line, said.decode()
@@ -138,38 +129,73 @@ async def test_a_process_ends_in_order_on_a_signal(control_site: Site, number: s
             serving.send_signal(number)
             answers = await asyncio.gather(*polls)
             took = time.monotonic() - since
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert await serving.wait() == 0
             print(f"answered after {took * 1000:.0f} ms, ended after {(time.monotonic() - since) * 1000:.0f} ms")
         assert {(answer.status, answer.headers["connection"]) for answer in answers} == {(503, "close")}
-        assert took < 6
+        assert took < 15
+
+
+async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
+    # Were a database that stands waited for, it would be for a quarter of an hour.
+    async with cutting(control_site.settings.metadata_url) as cutter:
+        server = Server(replace(control_site.settings, metadata_url=cutter.url, database_timeout=1000.0))
+        serving = asyncio.create_task(server._serve())
+        try:
+            async with asyncio.timeout(30):
+                while not server.started:
+                    await asyncio.sleep(0.01)
+            context = ssl.create_default_context(cafile=str(control_site.ca))
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+                replica = Replica(server, server.url, control_site.ca, session, control_site.admin)
+                node = await replica.join("one")
+                assert (await node.poll()).status == 204
+                # In the middle of a write's transaction.
+                cutter.freezing = b"INSERT INTO groups"
+                asking = asyncio.create_task(replica.call("POST", "/v1/groups", {"name": "g"}))
+                asking.add_done_callback(lambda task: task.exception())
+                async with asyncio.timeout(30):
+                    while not cutter.frozen:
+                        await asyncio.sleep(0.01)
+                # A heartbeat that is to be written at the end.
+                server.app.services.presence.seen(node.id)
+                server.should_exit = True
+                await asyncio.wait({serving}, timeout=60)
+                assert serving.done()
+        finally:
+            server.should_exit = True
+            cutter.freezing, cutter.frozen = b"", False
+            cutter.cut_all()
+            await serving
 
 
 async def held_by(replica: Replica, count: int) -> None:
     """Wait until a replica says that it holds so many polls."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         while f"skerry_held_polls {count}.0" not in (await replica.call("GET", "/metrics", token="")).body.decode():
             await asyncio.sleep(0.05)
 
 
 async def test_a_database_that_goes_away_and_comes_back(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "STALE_AFTER", 1.0)
     async with (
         cutting(control_site.settings.metadata_url) as cutter,
         control_site.running(metadata_url=cutter.url) as replica,
     ):
         node: TestNode = await replica.join("one")
         assert (await node.poll()).status == 204
+        # Not before: a busy machine may be a second late with a reading.
+        monkeypatch.setattr(fleet, "STALE_AFTER", 1.0)
         cutter.refusing = True
         cutter.cut_all()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while replica.services.fleet.fresh:
                 await asyncio.sleep(0.02)
         answer = await node.ask()
         assert (answer.status, answer.json()["code"]) == (503, "database_unavailable")
         assert int(answer.headers["retry-after"]) >= 1
+        monkeypatch.undo()
         cutter.refusing = False
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await node.ask()).status != 204:
                 await asyncio.sleep(0.05)
         await seeds.function(replica, "hello")

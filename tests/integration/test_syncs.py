@@ -1,6 +1,7 @@
 """How syncs end: results, leases, late and superseded ones, lost answers; each one transaction."""
 
 import asyncio
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -45,6 +46,7 @@ async def test_a_lease_is_renewed_by_running(control_site: Site) -> None:
         assert (await replica.node("one"))["failures"] == 0
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("found_by", ["monitor", "running", "result", "poll"])
 async def test_past_its_lease_a_sync_is_a_counted_failure(control_site: Site, found_by: str) -> None:
     clock = SetClock()
@@ -206,3 +208,28 @@ async def test_what_a_text_of_a_node_may_hold(control_site: Site) -> None:
         answer = await node.report(plan.sync_id, "failed", error=wire.SyncError("a", '\U0001f30a " \n'))
         assert answer.status == 200, answer.body
         assert (await replica.node("one"))["error"]["message"] == '\U0001f30a " \n'
+
+
+@pytest.mark.parametrize(
+    "retry_at",
+    [
+        datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(timedelta(hours=-12))),
+        datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=12))),
+        datetime(9999, 12, 31, 23, 59, 59, 999_999),
+        datetime(1, 1, 1),
+        datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=23, minutes=59))),
+    ],
+    ids=str,
+)
+async def test_a_time_out_of_range_harms_nobody(control_site: Site, retry_at: datetime) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        node = await released(replica)
+        plan = await node.plan()
+        answer = await node.report(plan.sync_id, "failed", error=DISK_FULL, retry_at=retry_at)
+        assert answer.json() == {"status": "failed", "lease": 0}
+        assert (await replica.call("GET", "/v1/nodes")).status == 200
+        shown = datetime.fromisoformat((await replica.node("one"))["retry_at"])
+        assert abs(shown - clock.now()) <= timedelta(days=366)
+        node.failed = wire.FailedGeneration(plan.generation, retry_at)
+        assert (await node.poll()).status in (200, 204)

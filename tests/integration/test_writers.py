@@ -56,7 +56,8 @@ def writer(path, number, seconds=1.0, how="write"):
 
 
 def test_four_writers_take_turns(path):
-    writers = [writer(path, number) for number in range(4)]
+    # So many seconds that one which gets no processor for a while has most of its turns nevertheless.
+    writers = [writer(path, number, seconds=4.0) for number in range(4)]
     for process in writers:
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -80,13 +81,15 @@ def test_a_writer_that_is_killed_leaves_nothing_and_holds_up_nobody(path):
         killer = threading.Timer(0.2, hanging.kill)
         killer.start()
         assert db.one("INSERT INTO log (writer) VALUES (2)")["last_id"] == 1
-        assert hanging.wait(10) == -9
+        assert hanging.wait(60) == -9
         assert db.one("SELECT writer FROM log")["rows"] == [[2]]
     hanging.stdin.close()
     hanging.stdout.close()
 
 
 class Watched:
+    applying = False
+
     def __init__(self):
         self.seen = []
 
@@ -116,12 +119,12 @@ def test_a_watcher_is_told_of_the_wait(path):
 
         thread = threading.Thread(target=wait)
         thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while second.seen != ["waiting"] and time.monotonic() < deadline:
             time.sleep(0.002)
         assert second.seen == ["waiting"]
         first.commit()
-        thread.join(20)
+        thread.join(60)
         call = one.new(watch=undone)
         ask(call, "DELETE FROM log")
         call.rollback()

@@ -47,7 +47,7 @@ class Victim:
 
     async def ask(self, what: str, *arguments: Any) -> Answer:
         """Error: `frames.ChildGone` where it was ended for it."""
-        frame = await self.child.ask(taken_over.ASK, Ask(what, list(arguments)), 20)
+        frame = await self.child.ask(taken_over.ASK, Ask(what, list(arguments)), 60)
         return msgspec.json.decode(frame.body, type=Answer)
 
     async def refused(self, what: str, *arguments: Any) -> str:
@@ -55,7 +55,7 @@ class Victim:
         try:
             return (await self.ask(what, *arguments)).refused
         except frames.ChildGone:
-            status = await asyncio.wait_for(self.child.exited, 10)
+            status = await asyncio.wait_for(self.child.exited, 60)
             assert status is not None
             assert os.WIFSIGNALED(status), status
             return signal.Signals(os.WTERMSIG(status)).name
@@ -69,8 +69,10 @@ class Place:
     processes: Processes
 
     @contextlib.asynccontextmanager
-    async def victim(self, kind: Literal["worker", "applier", "compiler"] = "worker") -> AsyncIterator[Victim]:
-        with contextlib.closing(await asyncio.wait_for(self.processes.birth(kind), 30)) as child:
+    async def victim(
+        self, kind: Literal["worker", "applier", "checkpointer", "compiler"] = "worker"
+    ) -> AsyncIterator[Victim]:
+        with contextlib.closing(await asyncio.wait_for(self.processes.birth(kind), 60)) as child:
             yield Victim(child, self)
 
     @contextlib.asynccontextmanager
@@ -82,11 +84,11 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def zygote(state: State) -> AsyncIterator[Processes]:
-    processes = TakenOver(frames.ChildSettings(str(state.path), "NORMAL", "required"), state.lock)
+    processes = TakenOver(frames.ChildSettings(str(state.path), "NORMAL", fence="required"), state.lock)
     running = asyncio.ensure_future(processes.run())
     try:
         first = asyncio.ensure_future(processes.birth("worker"))
-        await asyncio.wait((running, first), timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((running, first), timeout=60, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             first.cancel()
             await running
@@ -173,7 +175,7 @@ async def test_what_is_compiled_writes_to_a_folder_of_its_own(victim: Any) -> No
         await it.ask("go_on")
         artifact = it.state / "artifacts" / "there.wasm"
         sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
-        await it.child.ask(frames.COMPILE, frames.Compile(str(artifact), sha256, str(own), 0), 20)
+        await it.child.ask(frames.COMPILE, frames.Compile(str(artifact), sha256, str(own), 0), 60)
         assert await it.refused("open", str(own / "new"), os.O_WRONLY | os.O_CREAT) == ""
         assert await it.refused("open", "/proc/cpuinfo", os.O_RDONLY) == ""
         assert await it.refused("open", str(it.state / "aot" / "more"), os.O_WRONLY | os.O_CREAT) == "EACCES"
@@ -318,7 +320,7 @@ async def on_a_kernel_without(call: str, state: Path, fenced: str) -> AsyncItera
     )
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             yield process.stderr
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
-
 from tests.guests.build import guest
 from tests.support.cluster import NODE, VERSION, Cluster, cluster
 
@@ -12,7 +10,6 @@ VALUE = "a-value-that-nobody-may-see"
 NAME = "keeper"
 
 
-@pytest.mark.timeout(180)
 async def test_a_secret_stays_on_its_node() -> None:
     async with cluster(functions=(VERSION,)) as made:
         made.doing = "a release with a function whose secret the node lacks"
@@ -49,9 +46,17 @@ async def test_a_secret_stays_on_its_node() -> None:
         for path in ("/v1/nodes", "/v1/releases", "/v1/syncs", "/v1/audit", f"/v1/functions/{NAME}/versions"):
             made.check(VALUE not in str(await made.items(path)), f"it is in {path}")
         files = [Path(folder) / name for folder, _, names in os.walk(made.folder) for name in names]
-        holding = [str(path) for path in files if path.is_file() and VALUE.encode() in path.read_bytes()]
+        holding = [str(path) for path in files if VALUE.encode() in content(path)]
         made.check(len(files) > 100, "the files of control's database aren't there")
         made.check(holding == [str(file)], f"it is in {holding}")
+
+
+def content(path: Path) -> bytes:
+    """Of a file; nothing where it is none, or is one of a server's own that is gone by now."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except FileNotFoundError:
+        return b""
 
 
 async def _at_target(made: Cluster) -> bool:

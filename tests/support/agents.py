@@ -25,8 +25,9 @@ from edge_runtime.service import Front
 from edge_runtime.settings import Settings as EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.wasmedge import QUICK
+from tests.support.ports import free_port
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Refused(Exception):
@@ -139,14 +140,6 @@ async def running_control(database_url: str, bucket_url: str, pki: Pki, **more: 
             await control.stop()
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def joined(control: Control, state: Path, name: str = "edge-1", **token: Any) -> identity.Identity:
     return await join(state, control.url, await control.join_token(**token), name, {}, pause=0.01)
 
@@ -168,15 +161,15 @@ class Edge:
             assert answer.status == 200
             return await answer.json()
 
-    async def until(self, condition: Callable[[Any], Any]) -> Any:
+    async def until(self, condition: Callable[[Any], Any], limit: float = DEADLINE) -> Any:
         """The node's own status, as soon as `condition` holds for it."""
         found: Any = None
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(limit):
                 while not condition(found := await self.status()):
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise AssertionError(f"in {DEADLINE:.0f} s it never came true for {found}") from None
+            raise AssertionError(f"in {limit:.0f} s it never came true for {found}") from None
         return found
 
 

@@ -19,18 +19,17 @@ import aiohttp
 import orjson
 
 from control import database, embedded, migrate, pki, wire
-from control.cli.local import OTHER_PORTS
 from control.clock import SystemClock
-from control.service import choose_port
 from edge_runtime.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support import seeds
-from tests.support.services import remove_home
+from tests.support.ports import free_port
+from tests.support.services import like_cockroachdb, remove_home, with_errors
 from tests.support.supervised import Supervised
 
 NODE = "edge-1"
-LIMIT = 30.0
+LIMIT = 60.0
 """Seconds for anything that must come to be."""
 SHOWN = 60
 """Lines of each log in a failure's message."""
@@ -274,7 +273,10 @@ async def cluster(
     folder.chmod(0o711)
     try:
         (folder / "faults").mkdir()
-        async with embedded.services(folder / "home") as services, _running(folder, services, workers, control) as made:
+        async with contextlib.AsyncExitStack() as stack:
+            services = await stack.enter_async_context(embedded.services(folder / "home"))
+            metadata_url = stack.enter_context(like_cockroachdb(services.metadata_url))
+            made = await stack.enter_async_context(_running(folder, services, metadata_url, workers, control))
             try:
                 await _first_release(made, functions)
                 yield made
@@ -287,19 +289,19 @@ async def cluster(
 
 @asynccontextmanager
 async def _running(
-    folder: Path, services: embedded.Services, workers: int, settings: dict[str, str]
+    folder: Path, services: embedded.Services, metadata_url: str, workers: int, settings: dict[str, str]
 ) -> AsyncIterator[Cluster]:
     keys = pki.ensure(folder / "pki")
-    db = await database.connect(services.metadata_url, connections=1)
+    db = await database.connect(metadata_url, connections=1)
     try:
         await migrate.migrate(db, SystemClock())
         token = await migrate.make_admin(db, SystemClock())
     finally:
         await db.close()
-    url, local = (f"127.0.0.1:{choose_port(None, OTHER_PORTS)}" for _ in range(2))
+    url, local = (f"127.0.0.1:{free_port()}" for _ in range(2))
     faults = {"SKERRY_FAULTS": str(folder / "faults")}
     serve = {
-        "SKERRY_METADATA_URL": services.metadata_url,
+        "SKERRY_METADATA_URL": with_errors(metadata_url),
         "SKERRY_ARTIFACTS_URL": services.artifacts_url,
         "SKERRY_PORT": url.rpartition(":")[2],
         "SKERRY_TLS_CERT": str(keys.certificate),
@@ -313,10 +315,11 @@ async def _running(
     tls = ssl.create_default_context(cafile=str(keys.ca))
     headers = {"authorization": f"Bearer {token}"}
     async with contextlib.AsyncExitStack() as stack:
-        limits = aiohttp.ClientTimeout(20)
+        # A call that hangs is for the test to notice, and one of control's is asked again.
+        limits, hung = aiohttp.ClientTimeout(20), aiohttp.ClientTimeout(2 * LIMIT)
         connector = aiohttp.TCPConnector(ssl=tls, limit=0)
         api = aiohttp.ClientSession(f"https://{url}", connector=connector, headers=headers, timeout=limits)
-        http = aiohttp.ClientSession(f"http://{local}", connector=aiohttp.TCPConnector(limit=0), timeout=limits)
+        http = aiohttp.ClientSession(f"http://{local}", connector=aiohttp.TCPConnector(limit=0), timeout=hung)
         await stack.enter_async_context(api)
         await stack.enter_async_context(http)
         held = stack.enter_context((folder / "programs.lock").open("w"))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import io
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import orjson
 from control.pki import Pki
 from control.server import Server
 from control.services import Services
-from tests.support import replica
+from tests.support import repeating, replica
 
 
 class SettableClock:
@@ -28,6 +29,9 @@ class SettableClock:
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self._moved
+
+    def compare(self, theirs: datetime, before: datetime) -> None:
+        """The database's time is none of a test's."""
 
     def advance(self, **parts: float) -> None:
         """As `timedelta` takes them: ``advance(minutes=5)``."""
@@ -89,6 +93,8 @@ class Control:
     ) -> Reply:
         """One request as the admin, or with another `token` ('' for none)."""
         sent = dict(headers or {})
+        if not key and method in ("POST", "DELETE"):
+            key = repeating.key()
         token = self.token if token is None else token
         if token:
             sent.setdefault("authorization", f"Bearer {token}")
@@ -97,12 +103,19 @@ class Control:
         if json is not None:
             data = orjson.dumps(json)
             sent.setdefault("content-type", "application/json")
-        async with self.session.request(
-            method, self.url + path, data=data, headers=sent, allow_redirects=False
-        ) as response:
-            content = await response.read()
-            is_json = "json" in response.headers.get("content-type", "")
-            return Reply(response.status, orjson.loads(content) if is_json and content else content, response.headers)
+
+        async def ask() -> Reply:
+            # Large bytes must come as a file.
+            body = io.BytesIO(data) if isinstance(data, bytes) else data
+            async with self.session.request(
+                method, self.url + path, data=body, headers=sent, allow_redirects=False
+            ) as response:
+                content = await response.read()
+                is_json = "json" in response.headers.get("content-type", "")
+                found = orjson.loads(content) if is_json and content else content
+                return Reply(response.status, found, response.headers)
+
+        return await repeating.answered(ask, lambda reply: reply.status == 503 and reply.body)
 
     async def ok(self, method: str, path: str, json: Any = None, **more: Any) -> Any:
         """The body of an answer that must be a success."""
@@ -148,15 +161,15 @@ class Control:
 
 
 @contextlib.asynccontextmanager
-async def running(metadata_url: str, artifacts_url: str, pki: Pki, **settings: Any) -> AsyncIterator[Control]:
+async def running(database_url: str, artifacts_url: str, pki: Pki, **settings: Any) -> AsyncIterator[Control]:
     """A replica on an empty database, which is migrated, and its first admin."""
     clock = SettableClock()
-    site = await replica.prepare(metadata_url, artifacts_url, pki, Path(tempfile.gettempdir()))
+    site = await replica.prepare(database_url, artifacts_url, pki, Path(tempfile.gettempdir()))
     async with site.running(clock=clock, **settings) as found:
         yield Control(found.server, site.admin, clock, found.session)
 
 
-async def until(check: Any, seconds: float = 10.0) -> Any:
+async def until(check: Any, seconds: float = 60.0) -> Any:
     """Wait until `check()` (a coroutine function) returns something true, and return that."""
     async with asyncio.timeout(seconds):
         while True:

@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+from tests.support import repeating
 from tests.support.replica import Answered, Replica
 
 SHOW = "SELECT count(*) FROM items"
@@ -14,8 +15,12 @@ async def upload(to: Replica, wasm: bytes, sha256: str = "") -> Answered:
     """Upload an artifact, under another digest than its own if one is given."""
     sha256 = sha256 or hashlib.sha256(wasm).hexdigest()
     headers = {"authorization": f"Bearer {to.admin}", "content-type": "application/wasm"}
-    async with to.session.put(f"{to.url}/v1/artifacts/{sha256}", data=wasm, headers=headers) as answer:
-        return Answered(answer.status, {n.lower(): v for n, v in answer.headers.items()}, await answer.read())
+
+    async def ask() -> Answered:
+        async with to.session.put(f"{to.url}/v1/artifacts/{sha256}", data=wasm, headers=headers) as answer:
+            return Answered(answer.status, {n.lower(): v for n, v in answer.headers.items()}, await answer.read())
+
+    return await repeating.answered(ask, lambda answer: answer.status == 503 and answer.json())
 
 
 async def push(to: Replica, name: str, wasm: bytes, **manifest: Any) -> Any:

@@ -20,7 +20,9 @@ from edge_runtime.settings import Settings
 from edge_runtime.state import State
 from edge_runtime.wasmedge import QUICK
 
-DEADLINE = 20.0
+DEADLINE = 60.0
+BACKGROUND = 200.0
+"""Seconds for what a process does that works only where the machine has nothing else to do, as compilers may."""
 
 
 @dataclass
@@ -122,8 +124,10 @@ async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterat
     Functions wait for their compilation, and stay at what is compiled quickly unless `best` says more: what they run on
     doesn't hang on how busy the machine is.
     """
-    settings = {"workers": 2, "listen": "127.0.0.1:0", "stop_limit": 2.0, "compile_wait": 60.0, **settings}
-    with State(path, 5.0) as state:
+    # Calls wait as long as a busy machine needs for a release.
+    patient = {"compile_wait": 60.0, "queue_wait": 60.0}
+    settings = {"workers": 2, "listen": "127.0.0.1:0", "stop_limit": 2.0, **patient, **settings}
+    with State(path, DEADLINE) as state:
         front = Front(Settings(state=path, **settings), state)
         front.compiler.best = best
         async with asyncio.TaskGroup() as group:

@@ -1,24 +1,29 @@
-"""A node's front in a process of its own, as `skerry-edge run` starts it, to be killed."""
+"""A node's front in a process of its own, as `skerry-edge run` starts it: to be killed, or kept short of something."""
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
 PROGRAM = """
-import logging, sys
+import json, resource, sys
 from pathlib import Path
-from edge_runtime import fence, service
+from edge_runtime import fence, logs, service
 from edge_runtime.settings import Settings
 
 fence.die_with_parent(int(sys.argv[2]))
-logging.basicConfig(level=logging.INFO)
-service.run(Settings(state=Path(sys.argv[1]), listen="127.0.0.1:0", workers=2))
+given = json.loads(sys.argv[3])
+for name, limit in given["limits"].items():
+    resource.setrlimit(getattr(resource, name), (limit, limit))
+logs.set_up("text")
+service.run(Settings(state=Path(sys.argv[1]), **given["settings"]))
 """
 STARTED = b"serving on 127.0.0.1 port "
 
@@ -26,7 +31,13 @@ STARTED = b"serving on 127.0.0.1 port "
 @dataclass
 class FrontProcess:
     pid: int
+    port: int
     http: aiohttp.ClientSession
+    stderr: asyncio.StreamReader
+    lines: list[bytes] = field(default_factory=list)
+    """What it has logged, as far as that was read."""
+    returned: int | None = None
+    """Its exit status, where it has ended."""
 
     async def call(self, path: str, body: bytes = b"") -> tuple[int, bytes]:
         async with self.http.post(f"/functions/{path}", data=body) as answer:
@@ -37,17 +48,52 @@ class FrontProcess:
         assert status == 200, answered
         return answered
 
+    async def status(self) -> Any:
+        async with self.http.get("/_skerry/status") as answer:
+            return await answer.json()
+
+    async def healthy(self, limit: float = 30.0) -> bool:
+        """Whether /_skerry/healthz says so within `limit` seconds, on a connection that is there already if one is."""
+        async with asyncio.timeout(limit), self.http.get("/_skerry/healthz") as answer:
+            return await answer.read() == b"ok\n"
+
+    def memory(self) -> float:
+        """MiB of memory that are the front's alone."""
+        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        private = [line for line in text.splitlines() if line.startswith(("Private_Clean:", "Private_Dirty:"))]
+        return sum(int(line.split()[1]) for line in private) / 1024
+
+    async def read_log(self) -> None:
+        """Read its log until it ends."""
+        while line := await self.stderr.readline():
+            self.lines.append(line)
+
+    def logged(self, text: bytes) -> bool:
+        return any(text in line for line in self.lines)
+
 
 @contextlib.asynccontextmanager
-async def front_process(state: Path) -> AsyncIterator[FrontProcess]:
-    """A front that serves what the state directory has; it is ended with SIGTERM, if it is still there."""
+async def front_process(
+    state: Path, *, reads_log: bool = True, limits: dict[str, int] | None = None, **settings: Any
+) -> AsyncIterator[FrontProcess]:
+    """A front that serves what the state directory has; it is ended with SIGTERM, if it is still there.
+
+    Where `reads_log` is False, its log is read only as far as the line that says where it serves. `limits` are bounds
+    of the process by their names in `resource`, as RLIMIT_NOFILE.
+    """
+    settings = {"listen": "127.0.0.1:0", "workers": 2, **settings}
+    given = json.dumps({"settings": settings, "limits": limits or {}})
+    # A reader with a small buffer soon stops to read.
+    room = 1 << 20 if reads_log else 4096
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, str(state), str(os.getpid()), stderr=asyncio.subprocess.PIPE
+        sys.executable, "-c", PROGRAM, str(state), str(os.getpid()), given, stderr=asyncio.subprocess.PIPE, limit=room
     )
     assert process.stderr is not None
     lines: list[bytes] = []
+    drain: asyncio.Task[None] | None = None
+    made: FrontProcess | None = None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 line = await process.stderr.readline()
                 assert line, b"".join(lines).decode()
@@ -55,13 +101,29 @@ async def front_process(state: Path) -> AsyncIterator[FrontProcess]:
                 if STARTED in line:
                     port = int(line.split(STARTED)[1])
                     break
-        drain = asyncio.ensure_future(process.stderr.read())
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
-            yield FrontProcess(process.pid, http)
+            made = FrontProcess(process.pid, port, http, process.stderr, lines)
+            if reads_log:
+                drain = asyncio.create_task(made.read_log())
+            yield made
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-            async with asyncio.timeout(20):
-                await process.wait()
-    await drain
+            if drain is None:
+                drain = asyncio.create_task(_drain(process.stderr))
+            try:
+                async with asyncio.timeout(60):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                raise
+        if made is not None:
+            made.returned = process.returncode
+        if drain is not None:
+            await drain
+
+
+async def _drain(stream: asyncio.StreamReader) -> None:
+    while await stream.read(1 << 16):
+        pass

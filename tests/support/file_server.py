@@ -80,7 +80,8 @@ async def file_server(pki: Pki | None) -> AsyncIterator[FileServer]:
     server = FileServer()
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", server.handle)
-    runner = web.AppRunner(app)
+    # An answer that is slow is given up at the end.
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     tls = None
     if pki is not None:

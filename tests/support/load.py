@@ -10,7 +10,7 @@ import orjson
 
 from tests.support.cluster import SLOW, VERSION, WRITE, Cluster
 
-HUNG = 20.0
+HUNG = 60.0
 """Seconds after which a call that has no answer is a failure of the node, not of the test's patience."""
 LOST = "connection"
 """The kind of a failure without an answer: the connection ended, or there was nobody to connect to."""

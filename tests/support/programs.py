@@ -13,12 +13,13 @@ from typing import Any
 
 import aiohttp
 import orjson
+import psutil
 
-from control.service import Service, choose_port
+from control.service import Service
+from tests.support.ports import free_port
 from tests.support.replica import Replica, Site
 
-DEADLINE = 30.0
-PORTS = range(20100, 29900)
+DEADLINE = 60.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Done:
         return orjson.loads(self.out)
 
 
-async def command(module: str, *arguments: str | Path, **environment: str) -> Done:
-    """Run `python -m module` to its end, with nothing of skerry's in the environment but what is given."""
+async def command(module: str, *arguments: str | Path, limit: float = DEADLINE, **environment: str) -> Done:
+    """Run `python -m module` to its end, within `limit` seconds, with nothing of skerry's in the environment but what
+    is given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -49,7 +51,7 @@ async def command(module: str, *arguments: str | Path, **environment: str) -> Do
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(limit):
             out, err = await process.communicate()
     finally:
         if process.returncode is None:
@@ -80,6 +82,15 @@ async def join(to: Replica, state: Path, name: str, *more: str) -> Done:
         *more,
         SKERRY_JOIN_TOKEN=token,
     )
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it hasn't ended; one that nobody has reaped has."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        # It ended between the two.
+        return False
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE) -> Any:
@@ -230,7 +241,8 @@ class EdgeProgram(Program):
 
 _ASK = """
 import json, sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+# Who recovers the log, or is the last to close the file, has it alone for a moment.
+connection = sqlite3.connect(sys.argv[1], timeout=1, isolation_level=None)
 answers = []
 for statement in sys.argv[2:]:
     try:
@@ -247,7 +259,7 @@ async def control_program(
 ) -> AsyncIterator[tuple[ControlProgram, Replica]]:
     """`skerry serve` on the site, and a client to it."""
     folder.mkdir(exist_ok=True)
-    port = choose_port(None, PORTS)
+    port = free_port()
     settings = {
         "SKERRY_METADATA_URL": site.settings.metadata_url,
         "SKERRY_ARTIFACTS_URL": site.settings.artifacts_url,
@@ -278,7 +290,7 @@ async def control_program(
 async def edge_program(state: Path, faults: Faults | None = None) -> AsyncIterator[EdgeProgram]:
     """`skerry-edge run` on a state directory that has joined."""
     folder = state.parent
-    port = choose_port(None, PORTS)
+    port = free_port()
     settings = {
         "SKERRY_EDGE_STATE": str(state),
         "SKERRY_EDGE_LISTEN": f"127.0.0.1:{port}",

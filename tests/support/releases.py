@@ -23,7 +23,7 @@ async def push(control: Control, number: int, manifest: dict[str, Any] | None = 
 
 async def answers(node: Edge, number: int) -> None:
     """Wait until the node's function answers this number."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             status, body = await node.call("hello")
             if status == 200 and f'"version":{number},'.encode() in body:

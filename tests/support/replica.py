@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from control.server import Server
 from control.services import Services
 from control.settings import Settings
 from edge_runtime import capabilities
+from tests.support import repeating
 
 
 class SetClock:
@@ -32,6 +34,9 @@ class SetClock:
 
     def now(self) -> datetime:
         return self.time
+
+    def compare(self, theirs: datetime, before: datetime) -> None:
+        """The database's time is none of a test's."""
 
     def advance(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
@@ -67,15 +72,21 @@ class Replica:
     async def call(self, method: str, path: str, body: Any = None, *, token: str | None = None) -> Answered:
         """Ask as the admin, or with `token` ('' for none). Bytes are sent as they are, else the body is JSON."""
         headers = {"authorization": f"Bearer {self.admin if token is None else token}"} if token != "" else {}
-        if isinstance(body, bytes):
-            body = io.BytesIO(body)
-        elif body is not None:
-            body = wire.canonical(body)
+        if body is not None and not isinstance(body, bytes):
             headers["content-type"] = "application/json"
-        async with self.session.request(
-            method, self.url + path, data=body, headers=headers, allow_redirects=False
-        ) as answer:
-            return Answered(answer.status, {n.lower(): v for n, v in answer.headers.items()}, await answer.read())
+        if method in ("POST", "DELETE") and (key := repeating.key()):
+            headers["idempotency-key"] = key
+
+        async def ask() -> Answered:
+            data = None
+            if body is not None:
+                data = io.BytesIO(body if isinstance(body, bytes) else wire.canonical(body))
+            async with self.session.request(
+                method, self.url + path, data=data, headers=headers, allow_redirects=False
+            ) as answer:
+                return Answered(answer.status, {n.lower(): v for n, v in answer.headers.items()}, await answer.read())
+
+        return await repeating.answered(ask, lambda answer: answer.status == 503 and answer.json())
 
     async def join(self, name: str, group: str = "default") -> "TestNode":
         """A new node, joined by a token as any other."""
@@ -177,6 +188,22 @@ class Site:
     ca: Path
     admin: str
 
+    def at(self, metadata_url: str) -> "Site":
+        """The same, reached by another URL of the database."""
+        return replace(self, settings=replace(self.settings, metadata_url=metadata_url))
+
+    def environment(self) -> dict[str, str]:
+        """That of a `skerry serve` on it, on a free port."""
+        settings = self.settings
+        return {
+            **os.environ,
+            "SKERRY_METADATA_URL": settings.metadata_url,
+            "SKERRY_ARTIFACTS_URL": settings.artifacts_url,
+            "SKERRY_TLS_CERT": str(settings.tls_cert),
+            "SKERRY_TLS_KEY": str(settings.tls_key),
+            "SKERRY_PORT": "0",
+        }
+
     @asynccontextmanager
     async def running(self, *, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Replica]:
         """One more replica, ended afterwards as a SIGTERM would."""
@@ -193,7 +220,7 @@ async def running(settings: Settings, *, clock: Clock | None = None) -> AsyncIte
     server = Server(settings, clock=clock)
     task = asyncio.create_task(server._serve())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not server.started and not task.done():
                 await asyncio.sleep(0.005)
         if task.done():

@@ -1,5 +1,6 @@
 """Rows that a test needs many of, or without the work of making them: written straight into the metadata database."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -121,7 +122,8 @@ async def nodes(replica: Replica, count: int) -> list[TestNode]:
             now,
         )
         await conn.execute(
-            "INSERT INTO node_presence (node_id, last_seen_at) SELECT id::uuid, $2 FROM unnest($1::text[]) AS u (id)",
+            "INSERT INTO node_presence (node_id, last_seen_at, confirmed_at)"
+            " SELECT id::uuid, $2, $2 FROM unnest($1::text[]) AS u (id)",
             ids,
             now,
         )
@@ -137,3 +139,16 @@ async def nodes(replica: Replica, count: int) -> list[TestNode]:
 
     await services.db.transaction(work)
     return made
+
+
+async def behind(replica: Replica, count: int) -> list[TestNode]:
+    """Nodes that aren't at their target: each next poll begins a sync."""
+    made = await nodes(replica, count)
+    await asyncio.gather(*(node.poll() for node in made))
+    await release(replica, functions={"hello": await function(replica, "hello")})
+    return made
+
+
+def name_of(replica: Replica, node: TestNode) -> str:
+    """The name of a node that the replica knows."""
+    return replica.services.fleet.nodes[node.id].name

@@ -1,4 +1,8 @@
-"""The servers that the tests run against: ours, or those that the environment names."""
+"""The servers that the tests run against: ours, or those that the environment names.
+
+With SKERRY_TEST_COCKROACHDB=1 a proxy stands before our PostgreSQL that makes it behave as CockroachDB: all that the
+tests connect goes through it, and every process that they start.
+"""
 
 import asyncio
 import os
@@ -9,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -17,8 +22,13 @@ import asyncpg
 from control import database, embedded, migrate
 from control.clock import SystemClock
 from control.local_seaweedfs import create_bucket, s3_client
+from tests.support import cockroachdb
+from tests.support.cockroachdb_session import ERRORS_PARAMETER
 
 TEMPLATE = "migrated"
+LIKE_COCKROACHDB = os.environ.get("SKERRY_TEST_COCKROACHDB") == "1"
+ERRORS = 0.03
+"""The share of COMMITs and of writing statements that CockroachDB's errors come at, where a test asks for them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,9 @@ class ServerUrls:
         """A database of its own, without an operator: a copy of one that was migrated, empty where there is none."""
         if self.embedded is None:
             return await fresh_database(self.metadata_url)
-        return await fresh_database(self.metadata_url, TEMPLATE)
+        # CockroachDB can't copy a database, so this goes past the proxy.
+        copied = await fresh_database(self.embedded.metadata_url, TEMPLATE)
+        return urlunsplit(urlsplit(self.metadata_url)._replace(path=urlsplit(copied).path))
 
 
 @contextmanager
@@ -54,13 +66,34 @@ def running_services() -> Iterator[ServerUrls]:
             services = runner.run(context.__aenter__())
             try:
                 runner.run(_hurry(services.metadata_url))
-                runner.run(_make_template(services.metadata_url))
-                yield ServerUrls(services.metadata_url, services.artifacts_url, services)
+                with like_cockroachdb(services.metadata_url) as url:
+                    runner.run(_make_template(url))
+                    yield ServerUrls(url, services.artifacts_url, services)
             finally:
                 runner.run(context.__aexit__(None, None, None))
     finally:
         remove_home(folder / "home")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def like_cockroachdb(url: str) -> Iterator[str]:
+    """Yield the URL to use for the database at `url`: through the proxy where the tests are to use it, else `url`."""
+    if not LIKE_COCKROACHDB:
+        yield url
+        return
+    with cockroachdb.process(url) as through:
+        yield through
+
+
+def with_errors(url: str) -> str:
+    """Return `url` such that its connections meet CockroachDB's errors, where the proxy stands before the database."""
+    return f"{url}?{ERRORS_PARAMETER}={ERRORS}" if LIKE_COCKROACHDB else url
+
+
+async def is_cockroachdb(connection: Any) -> bool:
+    """Whether the server is CockroachDB, or behaves as it does."""
+    return "CockroachDB" in await connection.fetchval("SELECT version()")
 
 
 def remove_home(home: Path) -> None:
@@ -111,8 +144,8 @@ async def drop_database(maintenance_url: str, url: str) -> None:
     assert re.fullmatch(r"test_[0-9a-f]{32}", name)
     connection = await asyncpg.connect(maintenance_url)
     try:
-        cockroach = "CockroachDB" in await connection.fetchval("SELECT version()")
-        await connection.execute(f"DROP DATABASE {name} {'CASCADE' if cockroach else 'WITH (FORCE)'}")
+        how = "CASCADE" if await is_cockroachdb(connection) else "WITH (FORCE)"
+        await connection.execute(f"DROP DATABASE {name} {how}")
     finally:
         await connection.close()
 

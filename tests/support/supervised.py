@@ -48,7 +48,7 @@ class Supervised:
                 if process.poll() is None:
                     process.terminate()
                     try:
-                        await asyncio.to_thread(process.wait, 10)
+                        await asyncio.to_thread(process.wait, 60)
                     finally:
                         process.kill()
                         process.wait()

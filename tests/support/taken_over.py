@@ -17,8 +17,7 @@ from typing import Any
 import msgspec
 
 from control import faults
-from edge_runtime import applier, compile_child, fence, frames, guest, worker, zygote
-from edge_runtime.wasmedge import compile as compiling
+from edge_runtime import applier, checkpointer, compile_child, fence, frames, worker, zygote
 
 ASK = 90
 DONE = 91
@@ -149,13 +148,14 @@ def obey(sock: socket.socket) -> bool:
 
 
 def main(argument: str) -> None:
-    serve = {module: module.serve for module in (worker, applier, compile_child)}
+    serve = {module: module.serve for module in (worker, applier, checkpointer, compile_child)}
     sealing = fence.seal
     taken: list[socket.socket] = []
 
     def seal(kind: Any, writer_lock: int | None = None) -> None:
         sealing(kind, writer_lock)
-        if not obey(taken[0]):
+        # What recovers the database's log takes no orders.
+        if taken and not obey(taken[0]):
             os._exit(0)
 
     def compile_artifact(*_: object) -> None:
@@ -174,14 +174,20 @@ def main(argument: str) -> None:
 
         module.serve = served  # type: ignore[attr-defined]
     fence.seal = seal
-    guest.prepare()
-    compiling.key("", 0)
-    if uid := int(os.environ.get("SKERRY_TAKEN_OVER_UID", "0")):
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-        # As a process that this user has started; what changes its user has no files in /proc of its own.
-        _libc.prctl(4, 1, 0, 0, 0)
+    imports = zygote._imports
+
+    def imported() -> dict[str, Any]:
+        """Import all as root, since another user may not reach this folder; then be that user."""
+        made = imports()
+        if uid := int(os.environ.get("SKERRY_TAKEN_OVER_UID", "0")):
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            # As a process that this user has started; what changes its user has no files in /proc of its own.
+            _libc.prctl(4, 1, 0, 0, 0)
+        return made
+
+    zygote._imports = imported
     zygote.main(argument)
 
 

@@ -1,7 +1,7 @@
 """Tokens that are wrong, polls with them, and how control counts its refusals."""
 
 from control import wire
-from tests.support import deploy
+from tests.support import deploy, repeating
 from tests.support.replica import Answered, Replica
 
 
@@ -22,7 +22,7 @@ async def ask(replica: Replica, token: str) -> Answered:
 
 async def failures(replica: Replica) -> dict[str, int]:
     """Refused authentications, counted by reason."""
-    await replica.services.failures.flush()
+    await repeating.saved(replica.services.failures.flush)
     found: dict[str, int] = {}
     for entry in await deploy.items(replica, "/v1/auth-failures"):
         found[entry["reason"]] = found.get(entry["reason"], 0) + entry["count"]

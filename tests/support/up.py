@@ -16,13 +16,14 @@ import psutil
 import pytest
 
 from control import cli
-from control.cli.local import OTHER_PORTS, Home
-from control.service import choose_port
+from control.cli.local import Home
+from tests.support.ports import free_port
 from tests.support.services import remove_home
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = "Ctrl-C ends everything"
-LIMIT = 60.0
+LIMIT = 120.0
+"""Seconds for all its programs to start, each of which takes its time on a busy machine."""
 
 
 class Up:
@@ -84,7 +85,7 @@ def make_home() -> Iterator[Path]:
     home = Home(folder / "home")
     home.make()
     # Not the usual ports: two that start at a time would take them from each other.
-    home.keep(control_port=choose_port(None, OTHER_PORTS), edge_port=choose_port(None, OTHER_PORTS))
+    home.keep(control_port=free_port(), edge_port=free_port())
     yield home.folder
     remove_home(folder / "home")
     shutil.rmtree(folder, ignore_errors=True)

@@ -60,9 +60,14 @@ async def test_load_counts_good_answers() -> None:
     ],
 )
 async def test_a_wrong_answer_ends_the_load(wrong: bytes) -> None:
+    async def load(client: Client) -> None:
+        # One run may end before the third answer, where the machine is busy.
+        for _ in range(3):
+            await client.run(0.2)
+
     async with server(GOOD, GOOD, wrong) as port, Client(port, [(SENT, Expected(200, b"hello"))]) as client:
         with pytest.raises(WrongAnswer):
-            await client.run(0.2)
+            await load(client)
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(2.0, 0), (1.99, 1), (None, 1)])

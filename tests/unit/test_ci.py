@@ -11,5 +11,5 @@ def test_ci_ends_with_the_command_of_the_readme():
     script = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
     assert script[-5:] == ['if [ "$(id -u)" = 0 ]; then', command, "else", for_user, "fi"]
     assert for_user in (ROOT / "README.md").read_text().splitlines()
-    order = [script.index(f"just {recipe}") for recipe in ("check", "demo", "toolchains", "faults")]
+    order = [script.index(f"just {recipe}") for recipe in ("check", "demo", "toolchains", "faults", "test-cockroachdb")]
     assert order == sorted(order)

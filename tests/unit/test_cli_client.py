@@ -151,10 +151,11 @@ async def test_an_unreachable_control(monkeypatch: pytest.MonkeyPatch, capsys: p
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    monkeypatch.setattr(client, "FIRST_PAUSE", 0.001)
-    monkeypatch.setenv("SKERRY_URL", f"https://127.0.0.1:{port}")
-    monkeypatch.setenv("SKERRY_TOKEN", "sko_secret")
-    assert await run("group", "list") == 4
+        monkeypatch.setattr(client, "FIRST_PAUSE", 0.001)
+        monkeypatch.setenv("SKERRY_URL", f"https://127.0.0.1:{port}")
+        monkeypatch.setenv("SKERRY_TOKEN", "sko_secret")
+        # The port is kept until then, so that nobody else listens there.
+        assert await run("group", "list") == 4
     error = capsys.readouterr().err
     assert str(port) in error
     assert "sko_secret" not in error

@@ -12,6 +12,7 @@ import pytest
 
 from control import cli
 from control.cli import authoring, project, toolchains
+from tests.support.programs import runs
 
 TOML = 'name = "f"\nmodule = "f.wasm"\n'
 
@@ -127,7 +128,7 @@ async def test_a_build_that_is_given_up_leaves_nothing_running(folder: Path) -> 
     async with asyncio.timeout(20):
         await asyncio.wait([building])
         assert building.cancelled()
-        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        while runs(child):
             await asyncio.sleep(0.01)
 
 

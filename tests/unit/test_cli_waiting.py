@@ -23,8 +23,8 @@ class Control:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-async def follow(*answers: list[dict[str, Any]], quiet: bool = False) -> Any:
-    return await waiting.follow(Control(*answers), RELEASE, 0.3, quiet=quiet)  # type: ignore[arg-type]
+async def follow(*answers: list[dict[str, Any]], within: float = 60.0, quiet: bool = False) -> Any:
+    return await waiting.follow(Control(*answers), RELEASE, within, quiet=quiet)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -47,5 +47,5 @@ async def test_a_node_that_arrives_later_is_waited_for(capsys: pytest.CaptureFix
 
 async def test_a_node_that_does_not_arrive_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotConverged, match=r"a \(offline\) didn't arrive in") as caught:
-        await follow([node("a", state="offline")])
+        await follow([node("a", state="offline")], within=0.3)
     assert caught.value.exit_code == 5

@@ -36,8 +36,9 @@ def nodes() -> str:
         deaths=0,
         release=SimpleNamespace(number=1, generation=1),
     )
+    counts: Any = (SimpleNamespace(zygotes=1), SimpleNamespace(size=1, limit=2, made=3))
     registry = CollectorRegistry()
-    registry.register(PoolCollector(pool, SimpleNamespace(zygotes=1)))  # type: ignore[arg-type]
+    registry.register(PoolCollector(pool, *counts))
     return generate_latest(registry).decode()
 
 

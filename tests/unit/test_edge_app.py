@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.app import App
-from edge_runtime.pool import Hold
+from edge_runtime.hold import Hold
 from edge_runtime.requests import Exchange
 from edge_runtime.settings import Settings
 

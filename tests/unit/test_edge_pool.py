@@ -12,7 +12,8 @@ from control import wire
 from edge_runtime import frames, page
 from edge_runtime.calls import Answer, Call, Outcome
 from edge_runtime.claims import Claims
-from edge_runtime.pool import Hold, Pool
+from edge_runtime.hold import Hold
+from edge_runtime.pool import Pool
 from edge_runtime.verdict import TIME_LIMIT, Limits
 
 WORKERS: Final = 3
@@ -50,6 +51,15 @@ class PlayedLink:
     def detach(self) -> None:
         self.usable = False
 
+    def give_back(self) -> None:
+        """Say of the call that runs that another release is in the file, or comes there."""
+        if self.running is None or self.world.pool.hold is Hold.NOTHING:
+            return
+        (request, body), self.running = self.running, None
+        self.world.starts[body] -= 1
+        self.mark.end()
+        self.world.pool.replied(self, request, frames.STALE, b"", b"")  # type: ignore[arg-type]
+
     def move(self) -> None:
         """Answer the call that runs, or come to the next one that is the worker's own."""
         if self.running is not None:
@@ -69,7 +79,7 @@ class World:
     def __init__(self) -> None:
         self.words = page.open_page(page.create())
         limits = Limits(WORKERS, depth=4, queue=12, function_queue=10)
-        self.pool = Pool(limits, lambda slot: page.read(self.words, slot))
+        self.pool = Pool(limits, self.words)
         self.starts: Counter[bytes] = Counter()
         self.calls: list[Call] = []
         self.outcomes: dict[bytes, list[Outcome]] = {}
@@ -121,10 +131,10 @@ class World:
             assert line.links == has
             assert len(has) <= line.concurrency
             assert bool(line.calls) is (line in pool.lines.turns)
-            held = pool.hold is Hold.ALL or (pool.hold is Hold.WRITES and line.name == "writes")
+            held = pool.hold is Hold.ALL or (pool.hold is not Hold.NOTHING and line.name == "writes")
             idle = any(link.usable and not link.jobs for link in pool.links)
             # Nothing waits that could run.
-            assert not (line.calls and idle and not held and len(has) < line.concurrency)
+            assert not (line.calls and idle and not held and line.spreads)
         for link in pool.links:
             assert link.longs == sum(not job.short for job in link.jobs)
             assert len(link.jobs) <= pool.limits.depth
@@ -135,7 +145,8 @@ ACTIONS: Final = st.one_of(
     st.tuples(st.sampled_from(("move", "move", "move", "take_back", "die", "time_limit")), st.integers(0, WORKERS - 1)),
     st.tuples(st.just("leave"), st.integers(0, 40)),
     st.tuples(st.just("short"), st.sampled_from((0.0001, 1.0))),
-    st.tuples(st.just("hold"), st.sampled_from(("hold_writes", "hold_all", "let_go", "let_go"))),
+    st.tuples(st.just("hold"), st.sampled_from(("hold_writes", "hold_at_commit", "hold_all", "let_go", "let_go"))),
+    st.tuples(st.just("stale"), st.integers(0, WORKERS - 1)),
 )
 
 
@@ -153,12 +164,20 @@ async def play(actions: list[tuple[str, Any]]) -> None:
                 pool.take_back(link)  # type: ignore[arg-type]
         elif what in ("die", "time_limit"):
             await world.die(world.links()[which], TIME_LIMIT if what == "time_limit" else "")
+        elif what == "stale":
+            link = world.links()[which]
+            call = link.jobs[0] if link.jobs else None
+            # While a release is only prepared, no reading call finds another one.
+            if call is not None and (pool.hold is not Hold.WRITES or call.target.writes):
+                link.give_back()
         elif what == "leave":
             if which < len(world.calls):
                 pool.leave(world.calls[which])
         elif what == "short":
             for tally in pool.tallies.values():
                 tally.recent = which
+            # As after the answer that has changed it.
+            pool.feed()
         elif which != "hold_writes" or pool.hold is Hold.NOTHING:
             getattr(pool, which)()
         world.check()

@@ -69,6 +69,15 @@ def test_a_state_directory_has_one_owner(tmp_path: Path) -> None:
         pass
 
 
+def test_what_killed_compilations_left_is_gone_at_a_start(tmp_path: Path) -> None:
+    """Whatever process has the number now that their folders are named after: in a container it is 1 at each start."""
+    left = tmp_path / "state" / "aot" / ".compile-1-abc"
+    left.mkdir(parents=True)
+    (left / "module.so").write_bytes(b"half")
+    with State(tmp_path / "state", 1.0):
+        assert not left.exists()
+
+
 def test_a_state_directory_that_others_could_read_is_closed(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir(mode=0o755)

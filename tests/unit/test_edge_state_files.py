@@ -61,8 +61,8 @@ def test_a_report_waits_until_it_is_cleared_and_survives_a_restart(tmp_path: Pat
     assert Outbox(tmp_path).waiting() == Waiting("sync-1", update)
     Outbox(tmp_path).keep("sync-2", update)
     assert Outbox(tmp_path).waiting() == Waiting("sync-2", update)
-    Outbox(tmp_path).clear()
-    Outbox(tmp_path).clear()
+    Outbox(tmp_path).clear("sync-2")
+    Outbox(tmp_path).clear("sync-2")
     assert Outbox(tmp_path).waiting() is None
 
 

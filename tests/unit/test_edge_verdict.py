@@ -14,12 +14,14 @@ from control import wire
 from edge_runtime import frames, page
 from edge_runtime.breaker import Breaker
 from edge_runtime.calls import Call, Line, Tally, Target
+from edge_runtime.pauses import Pauses
 from edge_runtime.verdict import (
     CLIENT_GONE,
     LOCK_HELD,
     LOCK_WAIT,
     MEMORY,
     STUCK,
+    TEMP,
     TIME_LIMIT,
     Limits,
     blames,
@@ -47,8 +49,8 @@ def seen(state: int, ran: float, waited: float = 0.0, in_state: float = 0.0, req
     )
 
 
-def why(made: Call, at: page.Seen, since: float = NOW, others: bool = False) -> str:
-    return overdue(made, at, since, NOW, others, LIMITS)
+def why(made: Call, at: page.Seen, since: float = NOW, others: bool = False, pauses: Pauses | None = None) -> str:
+    return overdue(made, at, since, NOW, others, LIMITS, pauses or Pauses())
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,7 @@ def test_waiting_never_counts_as_running(ran: float, waited: float) -> None:
         (page.WRITING, LOCK_HELD, signal.SIGKILL, (504, "lock_held_too_long")),
         (page.WAITING, LOCK_WAIT, signal.SIGKILL, (503, "writer_busy")),
         (page.RUNNING, MEMORY, signal.SIGKILL, (507, "memory_limit")),
+        (page.RUNNING, TEMP, signal.SIGKILL, (507, "sql_disk_limit")),
         (page.RUNNING, "", signal.SIGSEGV, (502, "worker_crashed")),
         (page.RUNNING, "", None, (502, "worker_crashed")),
         # Whatever ended it: what was being committed may be kept.
@@ -123,6 +126,7 @@ def test_what_the_client_is_told(state: int, reason: str, status: Any, expected:
         ("", page.RUNNING, 1 << 8, True),
         (TIME_LIMIT, page.RUNNING, signal.SIGKILL, True),
         (MEMORY, page.RUNNING, None, True),
+        (TEMP, page.RUNNING, None, True),
         (LOCK_HELD, page.WRITING, signal.SIGKILL, True),
         (LOCK_WAIT, page.WAITING, signal.SIGKILL, False),
         (CLIENT_GONE, page.RUNNING, signal.SIGKILL, False),
@@ -165,7 +169,7 @@ def test_a_page_is_never_seen_half_written() -> None:
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(descriptor)], pass_fds=(descriptor,)) as writer:
         try:
             states = set()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             running_until = None
             while time.monotonic() < (running_until or deadline):
                 for _ in range(1000):
@@ -205,3 +209,29 @@ def test_a_mark_is_read_as_it_was_made() -> None:
     # A lock that was free costs no wait, also after a call that waited.
     assert page.read(opened, 3).waited_ns == 0
     assert page.read(opened, 2).request == 0
+
+
+def test_no_limit_counts_when_the_front_did_not_run() -> None:
+    """It was stopped for 20 s, from 21 s ago until a second ago."""
+    pauses = Pauses()
+    assert pauses.notice(NOW - 21, NOW - 1) == 20.0
+    for state, ran, in_state in ((page.RUNNING, 20.5, 0.0), (page.WRITING, 20.9, 20.8), (page.WAITING, 29.0, 29.0)):
+        assert why(call(), seen(state, ran, in_state=in_state)) != ""
+        assert why(call(), seen(state, ran, in_state=in_state), pauses=pauses) == ""
+    assert why(call(), seen(page.RUNNING, 25.0), pauses=pauses) == TIME_LIMIT
+    assert why(call(), seen(page.IDLE, 0.0, request=6), since=NOW - 22) == STUCK
+    assert why(call(), seen(page.IDLE, 0.0, request=6), since=NOW - 21.9, pauses=pauses) == ""
+    assert why(call(), seen(page.IDLE, 0.0, request=6), since=NOW - 24, pauses=pauses) == STUCK
+
+
+def test_time_without_its_pauses() -> None:
+    pauses = Pauses()
+    assert pauses.notice(100.0, 100.2) == 0.0
+    assert pauses.passed(0.0, 101.0) == 101.0
+    assert pauses.notice(110.0, 120.0) == 10.0
+    assert pauses.notice(130.0, 135.0) == 5.0
+    assert pauses.passed(100.0, 140.0) == 25.0
+    assert pauses.passed(115.0, 140.0) == 15.0
+    assert pauses.passed(120.0, 140.0) == 15.0
+    assert pauses.passed(133.0, 140.0) == 5.0
+    assert pauses.passed(136.0, 140.0) == 4.0

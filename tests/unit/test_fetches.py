@@ -30,7 +30,7 @@ class FakeEgress:
     async def __aexit__(self, *ended: object) -> None:
         pass
 
-    async def fetch(self, grant: Any, request: bytes) -> bytes:
+    async def fetch(self, grant: Any, request: bytes, sending: Any) -> bytes:
         self.asked.append((grant, request))
         try:
             return await asyncio.shield(self.answer)
@@ -60,6 +60,9 @@ class FakeCall:
     def __init__(self, id: int) -> None:
         self.id = id
         self.target = FakeTarget()
+
+    def sends(self) -> None:
+        """As of a real call."""
 
 
 @contextlib.asynccontextmanager

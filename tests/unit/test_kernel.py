@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmtime import Config, Engine, Instance, Module, Store
 
+from edge_runtime import aot_cache as aot
 from edge_runtime import blocks as host_side
 from edge_runtime.abi import binary, extism
 from edge_runtime.abi.merge import merge
 from edge_runtime.blocks import Blocks
 from edge_runtime.invocation import GuestFault
-from edge_runtime.wasmedge import compile as aot
 from tests.guests.build import KERNEL, build, wat
 
 PAGE = 65536

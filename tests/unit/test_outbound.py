@@ -17,7 +17,7 @@ GRANT = wire.HttpGrant(["a.example", "http://b.example:8080", "*.c.example", "[:
 
 
 def read(grant: wire.HttpGrant = GRANT, **asked: Any) -> outbound.Outgoing:
-    return outbound.read(fetching.to_front(orjson.dumps(asked)), grant)
+    return outbound.read(fetching.to_front(orjson.dumps(asked))[1], grant)
 
 
 def refused(grant: wire.HttpGrant = GRANT, **asked: Any) -> NotFetched:

@@ -127,3 +127,7 @@ def test_each_property_of_a_function_counts(field: str) -> None:
 )
 def test_an_inventory_that_contradicts_itself(inventory: wire.Inventory) -> None:
     assert plan.inconsistency(inventory)
+
+
+def test_a_schema_version_that_no_memory_has_room_for_is_inconsistent():
+    assert "10000000000000" in plan.inconsistency(wire.Inventory(schema_version=10_000_000_000_000))

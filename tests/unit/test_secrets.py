@@ -2,6 +2,8 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,26 @@ def test_it_is_read_again_when_it_changes_and_used_on_when_it_gets_unfit(tmp_pat
     assert kept.look() is True
     assert not kept.error
     assert kept.lacking(wants)["f"].code == "secret_missing"
+
+
+def test_a_mode_that_changes_within_a_tick_of_the_clock_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it is all that changes: a kernel may stamp both changes with the time of its last tick."""
+    kept = Secrets(write(tmp_path / "s", f'[f]\nKEY = "{VALUE}"'))
+    real = os.stat
+
+    def stopped(*given: Any, **more: Any) -> Any:
+        found = real(*given, **more)
+        names = ("st_ino", "st_size", "st_mode", "st_uid")
+        return SimpleNamespace(st_mtime_ns=1, st_ctime_ns=1, **{name: getattr(found, name) for name in names})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stopped)
+        assert kept.look() is True
+        os.chmod(tmp_path / "s", 0o644)
+        kept.look()
+    assert "chmod 600" in kept.error
 
 
 def test_no_value_is_in_a_repr() -> None:

@@ -55,6 +55,18 @@ def test_a_failed_generation_waits_five_seconds_and_ten_and_at_last_five_minutes
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300, 300]
 
 
+@given(st.floats(0, 100_000), JITTER, st.integers(0, 12))
+def test_an_attempt_that_kept_calls_waiting_is_made_again_much_later(held: float, jitter: float, before: int) -> None:
+    """However often it fails, calls are kept waiting for less than a tenth of the time; the wait has an end."""
+    error = SyncFailed("apply_timeout", "it took too long")
+    previous = Failure(7, before, NOW, "c", "m", NOW)
+    quick = steps.failure(previous, 7, error, NOW, jitter).retry_at
+    error.held = held
+    slow = steps.failure(previous, 7, error, NOW, jitter).retry_at
+    assert slow >= quick
+    assert min(10 * held, 2700) <= (slow - NOW).total_seconds() <= 3600
+
+
 def test_another_generation_starts_to_count_anew() -> None:
     failed = steps.failure(steps.failure(None, 7, ERROR, NOW, 0.0), 7, ERROR, NOW, 0.0)
     assert failed.attempts == 2

@@ -95,7 +95,7 @@ def test_killed_and_started_again(
         family = first.family()
         assert len(family) > 5
         first.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=30)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert alive == []
     finally:
         first.end()
@@ -116,12 +116,12 @@ def test_killed_and_started_again(
             assert {**now, "url": ""} == {**kept, "url": ""}
             monkeypatch.setenv("SKERRY_HOME", str(home))
             skerry = Shell(capsys, home / "logs")
-            skerry("schema", "add", str(ROOT / "examples" / "visits" / "schema.sql"), "--wait", "--timeout", "30")
+            skerry("schema", "add", str(ROOT / "examples" / "visits" / "schema.sql"), "--wait", "--timeout", "60")
 
             family = second.family()
             second.process.send_signal(signal.SIGINT)
             assert second.process.wait(LIMIT) == 0
-            _, alive = psutil.wait_procs(family, timeout=10)
+            _, alive = psutil.wait_procs(family, timeout=60)
             assert alive == []
             assert second.output.endswith("everything has ended\n")
         finally:

@@ -11,10 +11,10 @@ import pytest
 from control import wire
 from control.pki import Pki
 from edge_runtime import capabilities, steps, sync
+from edge_runtime.aot_cache import key
 from edge_runtime.client import Client
 from edge_runtime.frames import LocalFunction
 from edge_runtime.wasmedge import BEST, QUICK
-from edge_runtime.wasmedge.compile import key
 from tests.guests.version import version
 from tests.support.agents import Control, Edge, Refused, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
@@ -58,16 +58,20 @@ async def test_two_releases_are_kept_on_disk_and_older_ones_go_with_their_aot_fi
         await push(control, number)
         await answers(node, number)
     await control.until(lambda n: n["at_target"])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while artifacts(tmp_path) != {sha(2), sha(3)}:
             await asyncio.sleep(0.02)
     kept = {key(sha(n), level) for n in (2, 3) for level in (QUICK, BEST)}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not {p.stem for p in (tmp_path / "aot").glob("*.so")} <= kept:
             await asyncio.sleep(0.02)
 
 
-async def test_a_release_that_fails_is_told_by_both_sides_and_waits(control: Control, node: Edge) -> None:
+async def test_a_release_that_fails_is_told_by_both_sides_and_waits(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its time doesn't come while the test looks, however slow the machine is.
+    monkeypatch.setattr(steps, "RETRY_BASE", 80.0)
     await first_release(control)
     await answers(node, 1)
     await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
@@ -85,7 +89,10 @@ async def test_a_release_that_fails_is_told_by_both_sides_and_waits(control: Con
     assert (await control.node())["failures"] == 1
 
 
-async def test_an_operators_retry_ends_the_wait_at_once(control: Control, node: Edge) -> None:
+async def test_an_operators_retry_ends_the_wait_at_once(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "RETRY_BASE", 40.0)
     await first_release(control)
     await answers(node, 1)
     await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
@@ -96,7 +103,10 @@ async def test_an_operators_retry_ends_the_wait_at_once(control: Control, node: 
     assert time.monotonic() - began < 0.75 * steps.RETRY_BASE
 
 
-async def test_a_new_target_ends_the_wait_at_once_and_the_error(control: Control, node: Edge) -> None:
+async def test_a_new_target_ends_the_wait_at_once_and_the_error(
+    control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "RETRY_BASE", 40.0)
     await first_release(control)
     await answers(node, 1)
     await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
@@ -121,7 +131,7 @@ async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Client, "_note_date", lambda self, *_: setattr(self, "skew", 600.0))
-    monkeypatch.setattr(steps, "RETRY_BASE", 1.0)
+    monkeypatch.setattr(steps, "RETRY_BASE", 5.0)
     await joined(control, tmp_path)
     async with edge(tmp_path, jitter=lambda: 0.0) as node:
         await first_release(control)
@@ -129,10 +139,12 @@ async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
         await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
         seen = await control.until(lambda n: n["failures"] == 1)
         ahead = datetime.fromisoformat(seen["retry_at"]) - datetime.now(UTC)
-        assert timedelta(seconds=590) < ahead < timedelta(seconds=602)
-        began = time.monotonic()
+        assert timedelta(seconds=590) < ahead < timedelta(seconds=630)
         await control.until(lambda n: n["failures"] == 2)
-        assert 0.5 < time.monotonic() - began < 10
+        # By control's clock, whenever this test comes to look.
+        second, first, _ = (await control.call("GET", "syncs"))["items"]
+        waited = datetime.fromisoformat(second["started_at"]) - datetime.fromisoformat(first["ended_at"])
+        assert timedelta(seconds=1) < waited < timedelta(seconds=60)
 
 
 async def test_a_schema_that_fails_on_this_nodes_data_is_told_and_its_amendment_applied(
@@ -247,13 +259,14 @@ async def test_a_plan_of_a_lower_generation_is_refused(
 async def test_a_slow_sync_keeps_its_lease(
     database_url: str, bucket_url: str, pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running_control(database_url, bucket_url, pki, sync_lease=2.0) as control:
+    # A pause of the machine, which is one of the renewals too, must be shorter than two thirds of it.
+    async with running_control(database_url, bucket_url, pki, sync_lease=6.0) as control:
         await joined(control, tmp_path)
         async with edge(tmp_path) as node:
             real = node.front.compiler.functions
 
             async def slow(planned: list[LocalFunction], compiled: Set[str]) -> list[LocalFunction]:
-                await asyncio.sleep(4.5)
+                await asyncio.sleep(13)
                 return await real(planned, compiled)
 
             monkeypatch.setattr(node.front.compiler, "functions", slow)
@@ -270,7 +283,8 @@ async def test_work_that_was_overtaken_is_ended_for_the_newer_release(
     control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await first_release(control)
-    await answers(node, 1)
+    # The first sync has been reported: it isn't the one that the node's status tells of below, nor is it overtaken.
+    await control.until(lambda n: n["at_target"])
     real = node.front.compiler.functions
 
     async def for_ever(planned: list[LocalFunction], compiled: Set[str]) -> list[LocalFunction]:

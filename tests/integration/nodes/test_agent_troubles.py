@@ -1,5 +1,9 @@
 """What fails round the agent: control and the store that can't be reached, a full disk, a mistake of its own."""
 
+import errno
+import os
+import threading
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +13,7 @@ import pytest
 from control import wire
 from control.pki import Pki
 from edge_runtime import artifacts as artifacts_module
+from edge_runtime import files
 from edge_runtime.client import Client, Unreachable
 from edge_runtime.outbox import Outbox
 from tests.support.agents import Control, Edge, edge, joined, running_control
@@ -30,7 +35,7 @@ async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(
     async with edge(tmp_path) as node:
         await first_release(control)
         await answers(node, 1)
-        own = await node.until(lambda s: s["report_waits"])
+        own = await node.until(lambda s: s["report_waits"] and s["control"]["error"])
         assert own["control"]["error"]["message"] == "the cable was cut"
     assert Outbox(tmp_path).waiting() is not None
     assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["running"]
@@ -39,6 +44,109 @@ async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(
         await control.until(lambda n: n["at_target"])
         await node.until(lambda s: not s["report_waits"] and s["at_target"])
     assert [s["status"] for s in (await control.call("GET", "syncs"))["items"]] == ["succeeded"]
+
+
+async def test_a_disk_that_takes_nothing_costs_no_report(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the node keeps for a start can't be written, removed or read."""
+    await joined(control, tmp_path)
+
+    def refused(*_: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await control.until(lambda n: n["at_target"])
+        for method in ("begin", "end", "keep"):
+            monkeypatch.setattr(Outbox, method, refused)
+        monkeypatch.setattr(files, "remove", refused)
+        await push(control, 2)
+        await answers(node, 2)
+        await control.until(lambda n: n["at_target"])
+        await node.until(lambda s: s["at_target"] and s["sync"] is None)
+    syncs = (await control.call("GET", "syncs"))["items"]
+    assert [s["status"] for s in syncs] == ["succeeded"] * 2
+    # A start, too: the attempt can't be read.
+    monkeypatch.undo()
+    (tmp_path / "outbox").mkdir(exist_ok=True)
+    (tmp_path / "outbox" / "attempt.json").mkdir()
+    async with edge(tmp_path) as node:
+        await answers(node, 2)
+        await node.until(lambda s: s["at_target"])
+
+
+async def test_a_report_that_cannot_be_removed_is_told_once(control: Control, tmp_path: Path) -> None:
+    await joined(control, tmp_path)
+    outbox = Outbox(tmp_path)
+    outbox.keep("00000000-0000-0000-0000-000000000000", wire.SyncUpdate("succeeded"))
+    found = outbox.waiting()
+    assert found is not None
+    folder = tmp_path / "outbox"
+    outbox.clear(found.sync_id)
+    outbox.keep(found.sync_id, found.update)
+    assert folder.exists()
+    assert outbox.waiting() is None
+
+
+async def test_an_artifact_that_cannot_be_read_is_fetched_again(control: Control, tmp_path: Path) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await control.until(lambda n: n["at_target"])
+    artifact = tmp_path / "artifacts" / f"{sha(1)}.wasm"
+    real = artifacts_module._sha256
+
+    def failing(path: Path) -> str:
+        if path == artifact and path.read_bytes() == b"a bad block":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    artifact.write_bytes(b"a bad block")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(artifacts_module, "_sha256", failing)
+        async with edge(tmp_path) as node:
+            await node.until(lambda s: s["at_target"] and artifact.read_bytes() != b"a bad block")
+            await answers(node, 1)
+    syncs = (await control.call("GET", "syncs"))["items"]
+    assert {s["status"] for s in syncs} == {"succeeded"}
+
+
+async def test_the_loop_waits_for_no_disk(control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is synced to disk is synced by other threads, which may take as long as they like."""
+    await joined(control, tmp_path)
+    synced: set[tuple[str, bool]] = set()
+    write, remove = files.write, files.remove
+
+    def in_loop() -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+    def written(path: Path, data: bytes, mode: int = 0o600) -> None:
+        synced.add((path.name, in_loop()))
+        write(path, data, mode)
+
+    def removed(path: Path) -> None:
+        synced.add((f"no {path.name}", in_loop()))
+        remove(path)
+
+    monkeypatch.setattr(files, "write", written)
+    monkeypatch.setattr(files, "remove", removed)
+    real, broken = Client.report, True
+
+    async def report(self: Client, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
+        if broken:
+            raise Unreachable("unreachable", "the cable was cut")
+        return await real(self, sync_id, update)
+
+    monkeypatch.setattr(Client, "report", report)
+    async with edge(tmp_path, rotate_after=timedelta(0)) as node:
+        await first_release(control)
+        await node.until(lambda s: s["report_waits"])
+        broken = False
+        await node.until(lambda s: not s["report_waits"] and s["at_target"])
+    expected = {"identity.json", "report.json", "no report.json", "witness.json"}
+    assert synced == {(name, False) for name in expected}
 
 
 async def test_without_control_the_last_release_serves_and_the_node_says_why_it_is_alone(

@@ -41,7 +41,7 @@ async def test_an_old_credential_is_exchanged_and_used(control: Control, tmp_pat
     async with edge(tmp_path, rotate_after=timedelta(0)) as node:
         await first_release(control)
         await answers(node, 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while identity.read(tmp_path).credential == before.credential:
                 await asyncio.sleep(0.02)
     after = identity.read(tmp_path)

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from edge_runtime import database, steps
+from edge_runtime.aot_cache import verify
 from tests.guests.version import version
 from tests.support.agents import Control, edge, joined
+from tests.support.edge import BACKGROUND
 from tests.support.releases import answers, first_release, push, sha
+
+pytestmark = pytest.mark.timeout(600)
 
 
 def lose(state: Path, number: int, *, damaged: bool = False) -> None:
@@ -57,6 +61,53 @@ async def test_a_damaged_artifact_is_fetched_again_while_the_node_runs(control: 
         # Not again and again.
         syncs = (await control.call("GET", "syncs"))["items"]
         assert [s["status"] for s in syncs] == ["succeeded"] * 2
+
+
+async def test_a_damaged_artifact_is_noticed_at_target_and_at_a_start(control: Control, tmp_path: Path) -> None:
+    """Nobody needs it: its compiled code serves. It is fetched again, so that the node doesn't depend on that."""
+    await joined(control, tmp_path)
+    artifact = tmp_path / "artifacts" / f"{sha(1)}.wasm"
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await node.until(lambda s: s["at_target"] and s["functions"][0]["best"], BACKGROUND)
+        await node.until(lambda s: s["verified"]["at"])
+        artifact.write_bytes(version(2))
+        await node.front.verification.check()
+        status = await node.status()
+        assert status["verified"]["damaged"] == [artifact.name]
+        await node.until(lambda s: s["at_target"] and artifact.read_bytes() == version(1))
+        await answers(node, 1)
+    artifact.write_bytes(b"")
+    async with edge(tmp_path) as node:
+        await node.until(lambda s: s["at_target"] and artifact.read_bytes() == version(1))
+        await node.until(lambda s: not s["functions"][0]["lost"])
+        await node.front.verification.check()
+        assert (await node.status())["verified"]["damaged"] == []
+        syncs = (await control.call("GET", "syncs"))["items"]
+        assert [s["status"] for s in syncs] == ["succeeded"] * 3
+
+
+async def test_damaged_compiled_code_is_noticed_and_made_again(control: Control, tmp_path: Path) -> None:
+    """Before it is called: it might crash, or compute wrongly, where it is loaded already."""
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await node.until(lambda s: s["at_target"] and s["functions"][0]["best"], BACKGROUND)
+        release = node.front.runtime.release
+        assert release is not None
+        code = Path(release.functions[0].aot)
+        with code.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"x")
+        await node.front.verification.check()
+        await node.until(lambda s: s["functions"][0]["best"] and node.front.runtime.release is not release, BACKGROUND)
+        again = node.front.runtime.release
+        assert again is not None
+        verify(code, again.functions[0].aot_digest)
+        await answers(node, 1)
+        assert (await node.status())["workers"]["deaths"] == 0
 
 
 FORGERY = """

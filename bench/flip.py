@@ -1,0 +1,156 @@
+"""How long does a call wait while the node's release changes?
+
+A call that reads one row is made every 2 ms. Beside it two readers of 8 s each run without a pause, every one in one
+transaction, and each of the releases rewrites a table of 40 MB and makes an index on it. Every call must be answered,
+and with the schema's number of its own release. The ratio is 100 ms over the longest time that one of the small calls
+took, from the request for a release until the node is at it. For comparison: the longest of as many seconds without a
+release.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from statistics import median
+
+import orjson
+import uvloop
+
+from bench import result
+from bench.parts import cpu
+from bench.parts.servers import Edge, Site, edge, folder, site
+from tests.guests.build import guest
+from tests.guests.version import version
+
+BAR = 1
+WAIT_LIMIT = 0.100
+RELEASES = 3
+READERS = 2
+READ_MS = 8_000
+RELEASE_LIMIT = 60.0
+EVERY = 0.002
+ROWS = 200_000
+BATCH = 50_000
+FIRST = """
+CREATE TABLE generation (number INTEGER);
+INSERT INTO generation VALUES (1);
+CREATE TABLE large (id INTEGER PRIMARY KEY, text TEXT);
+"""
+FILL = (
+    f"WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < {BATCH}) "
+    "INSERT INTO large (text) SELECT hex(randomblob(90)) FROM n"
+)
+CHANGE = """
+UPDATE generation SET number = {0};
+UPDATE large SET text = substr(text, 2) || '{0}';
+CREATE INDEX large_{0} ON large (text);
+DROP INDEX IF EXISTS large_{1};
+"""
+
+
+class Calls:
+    """Small calls, one after the other, until the block ends."""
+
+    def __init__(self, node: Edge) -> None:
+        self.took: list[tuple[float, float]] = []
+        """When each ended (monotonic clock), and the seconds that it took."""
+        self.newest = 0
+        """The release of the last answer."""
+        self._node = node
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._small()), *[group.create_task(self._read(n)) for n in range(READERS)]]
+            yield
+            for task in tasks:
+                task.cancel()
+
+    def longest(self, since: float) -> float:
+        return max(took for ended, took in self.took if ended >= since)
+
+    async def _small(self) -> None:
+        while True:
+            started = time.monotonic()
+            release, body = await self._call("version")
+            ended = time.monotonic()
+            self.took.append((ended, ended - started))
+            answer = orjson.loads(body)
+            numbers = {release, answer["version"], answer["schema"]["rows"][0][0]}
+            assert numbers == {release}, f"an answer mixes releases {numbers}"
+            self.newest = release
+            await asyncio.sleep(EVERY)
+
+    async def _read(self, number: int) -> None:
+        await asyncio.sleep(number * READ_MS / 1000 / READERS)
+        while True:
+            release, body = await self._call(f"slow?ms={READ_MS}")
+            answer = orjson.loads(body)
+            assert {answer["first"], answer["second"]} == {release}, f"a reader of release {release} saw {answer}"
+
+    async def _call(self, path: str) -> tuple[int, bytes]:
+        async with self._node.http.get(f"/functions/{path}") as answer:
+            body = await answer.read()
+            if answer.status != 200:
+                raise self._node.process.failure(f"{path}: {answer.status} {body.decode()}")
+            return int(answer.headers["skerry-release"]), body
+
+
+async def main() -> None:
+    machine = cpu.machine()
+    cores = cpu.all_cores()
+    async with folder() as where, site(where, cores) as control, edge(control, cores) as node:
+        await control.call("POST", "/v1/schema-changes", {"name": "first", "sql": FIRST})
+        versions = {
+            "version": await control.push("version", version(1), {"sql": "read"}),
+            "slow": await control.push("slow", guest("slow"), {"sql": "read", "time_limit_ms": 2 * READ_MS}),
+            "sql": await control.push("sql", guest("sql"), {"sql": "write"}),
+        }
+        await control.call("POST", "/v1/releases", {"functions": versions})
+        await node.at_release(1, best=True)
+        for _ in range(ROWS // BATCH):
+            async with node.http.post("/functions/sql", data=orjson.dumps({"sql": FILL})) as answer:
+                assert answer.status == 200, await answer.text()
+        for number in range(2, RELEASES + 2):
+            change = {"name": f"change-{number}", "sql": CHANGE.format(number, number - 1)}
+            await control.call("POST", "/v1/schema-changes", change)
+            await control.push("version", version(number), {"sql": "read"})
+        calls = Calls(node)
+        waits, releases = [], []
+        async with calls.running():
+            await asyncio.sleep(READ_MS / 1000)
+            for number in range(2, RELEASES + 2):
+                started = time.monotonic()
+                await _release(control, node, calls, versions, number)
+                await node.at_release(number)
+                releases.append(time.monotonic() - started)
+                waits.append(calls.longest(started))
+            quiet = time.monotonic()
+            await asyncio.sleep(sum(releases))
+            without = calls.longest(quiet)
+    details = {
+        "longest_wait_ms": round(max(waits) * 1000, 1),
+        "longest_wait_of_each_release_ms": [round(wait * 1000, 1) for wait in waits],
+        "without_a_release_ms": round(without * 1000, 1),
+        "call_p50_ms": round(median(took for _, took in calls.took) * 1000, 2),
+        "release_p50_s": round(median(releases), 2),
+        "machine": machine,
+    }
+    result.write("flip", WAIT_LIMIT / max(waits), BAR, details)
+
+
+async def _release(control: Site, node: Edge, calls: Calls, versions: dict[str, int], number: int) -> None:
+    """Release this version of the function and its schema change; ends when a call was answered by it."""
+    functions = {**versions, "version": number}
+    await control.call("POST", "/v1/releases", {"functions": functions, "schema": number})
+    deadline = time.monotonic() + RELEASE_LIMIT
+    while calls.newest < number:
+        if time.monotonic() > deadline:
+            status = await node.status()
+            raise node.process.failure(f"release {number} isn't there after {RELEASE_LIMIT:.0f} s: {status}")
+        await asyncio.sleep(EVERY)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -1,0 +1,235 @@
+"""Can a node serve 200 functions of 2 MB of code each, on two workers, in 1 GB?
+
+Each function is a module of its own, compiled at the quick level, which they stay at. The node starts with its release
+compiled, without a control, and each function is called in each worker. Then: the PSS of all of its processes, 1 GB at
+most; the p99 of calls of functions drawn evenly, by two clients, 10 ms at most; and the same beside a release that
+changes one function, whose new version is compiled meanwhile: nothing of it is kept between runs. The ratio is the
+limit over what was measured, the worst of the three, and 0 where a worker ended.
+
+The first run compiles for about seven minutes on two cores. What it made is kept in `.skerry/bench/many` (1.5 GB), by
+content, also where the run was ended early, and later runs start with it.
+"""
+
+import asyncio
+import functools
+import hashlib
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import msgspec
+import uvloop
+
+from bench import result
+from bench.parts import cpu, modules, pss
+from bench.parts.given_releases import COMPILE_WAIT, Release
+from control import wire
+from edge_runtime.frames import LocalFunction
+
+BAR = 1
+MEMORY_LIMIT = 1e9
+TIME_LIMIT = 0.010
+FUNCTIONS = 200
+SIZE = 2_000_000
+WORKERS = 2
+WARM_ROUNDS = 5
+CALLS = 4000
+"""By each client."""
+CLIENTS = 2
+KEPT = Path(__file__).parents[1] / ".skerry" / "bench" / "many"
+FOLDERS = ("artifacts", "aot")
+
+
+@dataclass
+class Node:
+    process: asyncio.subprocess.Process
+    http: aiohttp.ClientSession
+
+    async def release(self, given: Release) -> None:
+        """Have the node change to another release."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(msgspec.json.encode(given) + b"\n")
+        async with asyncio.timeout(COMPILE_WAIT):
+            line = await self.process.stdout.readline()
+        assert line == b"applied\n", line
+
+    async def call(self, at: int, *numbers: int) -> float:
+        """Seconds of a call of function `at`, which must answer as one of these modules does."""
+        started = time.perf_counter()
+        async with self.http.post(f"/functions/f{at}") as answer:
+            body = await answer.read()
+        took = time.perf_counter() - started
+        assert answer.status == 200, body
+        assert body in [modules.answer(number) for number in numbers], body
+        return took
+
+    async def workers(self) -> dict[str, Any]:
+        async with self.http.get("/_skerry/status") as answer:
+            workers: dict[str, Any] = (await answer.json())["workers"]
+        return workers
+
+
+async def main() -> None:
+    machine = cpu.machine()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    state = Path(tempfile.mkdtemp(prefix="run-", dir=KEPT))
+    try:
+        numbers = list(range(FUNCTIONS))
+        _link(KEPT, state)
+        started = time.monotonic()
+        try:
+            async with _node(state) as node:
+                await node.release(_release(1, numbers, state))
+        finally:
+            _link(state, KEPT)
+        compiling = time.monotonic() - started
+        async with _node(state) as node:
+            details = await _measure(node, numbers, state)
+    finally:
+        shutil.rmtree(state)
+    worst = max(details["p99_ms"], details["release_p99_ms"]) / 1000
+    ratio = min(MEMORY_LIMIT / (details["mb"]["total"] * 1e6), TIME_LIMIT / worst)
+    details |= {"first_release_s": round(compiling, 1), "machine": machine}
+    print(details)
+    result.write("many", 0.0 if details["deaths"] else ratio, BAR, details)
+
+
+async def _measure(node: Node, numbers: list[int], state: Path) -> dict[str, Any]:
+    changed = [FUNCTIONS, *numbers[1:]]
+    # Before anything is measured: it makes the new module.
+    given = _release(2, changed, state)
+    for _ in range(WARM_ROUNDS):
+        for number in numbers:
+            # At the same time, so that each worker gets one.
+            await asyncio.gather(*[node.call(number, number) for _ in range(WORKERS)])
+    times = await _drawn(node, numbers, CALLS)
+    samples = []
+    for _ in range(5):
+        await asyncio.sleep(1)
+        samples.append(await asyncio.to_thread(pss.node, node.process.pid))
+
+    started = time.monotonic()
+    applying = asyncio.create_task(node.release(given))
+    beside: list[float] = []
+    while not applying.done():
+        beside += await _drawn(node, numbers[1:], 50)
+    took = time.monotonic() - started
+    await applying
+    # What was loaded stays so: each of the others once more, in the first calls after the change.
+    beside += [await node.call(number, number) for number in numbers[1:]]
+    await node.call(0, FUNCTIONS)
+    return {
+        "mb": {part: round(median(sample[part] for sample in samples) / 1e6, 1) for part in samples[0]},
+        "p50_ms": _percentile(times, 0.5),
+        "p99_ms": _percentile(times, 0.99),
+        "worst_ms": _percentile(times, 1.0),
+        "release_s": round(took, 2),
+        "release_calls": len(beside),
+        "release_p99_ms": _percentile(beside, 0.99),
+        "release_worst_ms": _percentile(beside, 1.0),
+        "deaths": (await node.workers())["deaths"],
+    }
+
+
+async def _drawn(node: Node, numbers: Sequence[int], calls: int) -> list[float]:
+    """The seconds of calls of functions that are drawn evenly, so many by each client, one after the other."""
+
+    async def client(seed: int) -> list[float]:
+        drawn = random.Random(seed).choices(numbers, k=calls)
+        return [await node.call(number, number) for number in drawn]
+
+    found = await asyncio.gather(*[client(seed) for seed in range(CLIENTS)])
+    return [seconds for several in found for seconds in several]
+
+
+def _percentile(times: Sequence[float], part: float) -> float:
+    return round(sorted(times)[min(len(times) - 1, int(part * len(times)))] * 1000, 2)
+
+
+@asynccontextmanager
+async def _node(state: Path) -> AsyncIterator[Node]:
+    arguments = ["-m", "bench.parts.given_releases", str(state), str(WORKERS), str(os.getpid())]
+    log = state / "log"
+    pipe = asyncio.subprocess.PIPE
+    with log.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stdin=pipe, stdout=pipe, stderr=stderr, limit=1 << 20
+        )
+    try:
+        async with asyncio.timeout(60):
+            while not (found := re.search(r"serving on 127\.0\.0\.1 port (\d+)", log.read_text())):
+                assert process.returncode is None, log.read_text()
+                await asyncio.sleep(0.05)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{found[1]}") as http:
+            made = Node(process, http)
+            while (await made.workers())["fit"] < WORKERS:
+                await asyncio.sleep(0.05)
+            yield made
+    except BaseException:
+        print(log.read_text()[-2000:], file=sys.stderr)
+        raise
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+def _release(generation: int, numbers: Sequence[int], state: Path) -> Release:
+    """The modules' artifacts are on the node's disk afterwards."""
+    manifest: dict[str, Any] = {"abi": "direct"}
+    wanted = msgspec.convert(manifest, wire.Manifest)
+    digest = wire.manifest_digest(wanted)
+    functions = []
+    for at, number in enumerate(numbers):
+        sha256 = _artifact(number, state)
+        functions.append(LocalFunction(f"f{at}", number + 1, sha256, wanted, digest))
+    planned = [wire.PlannedFunction(f.name, f.version, f.sha256, 0, "", manifest, digest) for f in functions]
+    plan = wire.Plan(
+        sync_id=str(uuid4()),
+        lease=60.0,
+        generation=generation,
+        release_id=str(uuid4()),
+        release_number=generation,
+        schema_floor=0,
+        schema_changes=[],
+        functions=planned,
+    )
+    return Release(plan, functions)
+
+
+@functools.cache
+def _artifact(number: int, state: Path) -> str:
+    """The sha256 of a module, which is made: that takes a third of a second."""
+    wasm = modules.make(number, SIZE)
+    sha256 = hashlib.sha256(wasm).hexdigest()
+    path = state / "artifacts" / f"{sha256}.wasm"
+    if not path.exists():
+        path.write_bytes(wasm)
+    return sha256
+
+
+def _link(source: Path, target: Path) -> None:
+    """Have in `target` what `source` has of artifacts and AOT files."""
+    for name in FOLDERS:
+        (target / name).mkdir(mode=0o700, exist_ok=True)
+        if (source / name).is_dir():
+            for path in (source / name).iterdir():
+                if path.is_file() and not (target / name / path.name).exists():
+                    os.link(path, target / name / path.name)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,59 @@
+"""`python -m bench.parts.given_releases STATE WORKERS PID`: a node without a control, until process PID ends.
+
+It serves what the state directory has. Each line of stdin is a release that it applies, as JSON; it answers a line on
+stdout. Functions wait for quickly compiled code, and get no better one.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from control import wire
+from edge_runtime import fence, logs, service
+from edge_runtime.aot_cache import QUICK
+from edge_runtime.compiler import Compiler
+from edge_runtime.flip import Runtime
+from edge_runtime.frames import LocalFunction
+from edge_runtime.settings import Settings
+
+COMPILE_WAIT = 3600.0
+
+
+class Release(msgspec.Struct):
+    """A line of stdin."""
+
+    plan: wire.Plan
+    functions: list[LocalFunction]
+
+
+class Given:
+    """In place of the agent."""
+
+    def __init__(self, runtime: Runtime, compiler: Compiler) -> None:
+        self._runtime = runtime
+        self._compiler = compiler
+        compiler.best = QUICK
+
+    async def run(self) -> None:
+        reader = asyncio.StreamReader(limit=1 << 24)
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        while line := await reader.readline():
+            given = msgspec.json.decode(line, type=Release)
+            await self._runtime.apply(given.plan, await self._compiler.functions(given.functions))
+            print("applied", flush=True)
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+
+if __name__ == "__main__":
+    fence.die_with_parent(int(sys.argv[3]))
+    logs.set_up("text")
+    settings = Settings(
+        state=Path(sys.argv[1]), workers=int(sys.argv[2]), listen="127.0.0.1:0", compile_wait=COMPILE_WAIT
+    )
+    service.run(settings, Given)

@@ -1,0 +1,49 @@
+"""The memory of a node: of its front and of all processes below it, each page counted once."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def node(front: int) -> dict[str, int]:
+    """Bytes of a node's processes: `total`, `front`, `zygote` and `others` (workers, spares and what else is running).
+
+    Each is the sum of proportional shares (PSS). This process runs the same interpreter, and has its share of those
+    pages; the total has them whole, as if nothing but the node were running.
+    """
+    shares = {pid: _sizes(pid)["Pss:"] for pid in _tree(front)}
+    zygote = next((pid for pid in shares if "edge_runtime.zygote" in _command(pid) and pid != front), 0)
+    own = _sizes("self")
+    shared = own["Pss:"] - own["Private_Clean:"] - own["Private_Dirty:"]
+    return {
+        "total": sum(shares.values()) + shared,
+        "front": shares[front],
+        "zygote": shares.get(zygote, 0),
+        "others": sum(share for pid, share in shares.items() if pid not in (front, zygote)),
+    }
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """A process and all below it."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from _tree(int(child))
+
+
+def _sizes(pid: int | str) -> dict[str, int]:
+    """Bytes by the names of smaps_rollup; none of a process that has ended."""
+    sizes = {"Pss:": 0, "Private_Clean:": 0, "Private_Dirty:": 0}
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, size = line.split()[:2]
+            if name in sizes:
+                sizes[name] = int(size) * 1024
+    return sizes
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""

@@ -1,0 +1,112 @@
+"""`skerry artifacts`: the bucket of artifacts, whose it is, and whether anything is deleted from it."""
+
+import os
+
+import click
+
+from control.cli import options, output
+from control.cli.client import Failure, Json, path
+
+AS = "cli"
+"""The audit log's name for who takes a bucket over, which needs the database's URL and no token."""
+
+
+@click.group()
+def command() -> None:
+    """The bucket of artifacts: whose it is, and what is deleted from it."""
+
+
+@command.command()
+@options.json_option
+@options.asynchronous
+async def show(as_json: bool) -> None:
+    """Show the bucket's owner and whether deletions from it are held."""
+    async with options.client() as control:
+        found = await control.get(path("artifact-store"))
+    if as_json:
+        output.document(found)
+        return
+    output.say(f"bucket {found['bucket']} of control {found['owner'] or '(none yet)'}, step {found['counter']}")
+    for line in trouble(found) or ["in order"]:
+        output.say(f"  {line}")
+
+
+@command.command()
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.json_option
+@options.asynchronous
+async def resume(yes: bool, as_json: bool) -> None:
+    """Let deletions from the bucket go on that are held, as after a restore of the metadata.
+
+    Artifacts that these metadata don't need are deleted then: restore a newer backup first, if there is one.
+    """
+    async with options.client() as control:
+        found = await control.get(path("artifact-store"))
+        if found["deletions"] == "held" and not yes:
+            click.confirm(f"{output.clean(found['held_reason'])}.\nLet deletions go on?", abort=True, err=True)
+        found = await control.post(path("artifact-store", "resume"))
+    if as_json:
+        output.document(found)
+    else:
+        output.say(f"deletions from bucket {found['bucket']} go on")
+
+
+@command.command("take-over")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.json_option
+@options.asynchronous
+async def take_over(yes: bool, as_json: bool) -> None:
+    """Make the bucket this control's (SKERRY_METADATA_URL, SKERRY_ARTIFACTS_URL), whosever it was.
+
+    The control that it belonged to isn't ready any more, and doesn't start again with this bucket. Nothing is deleted
+    from the bucket until `skerry artifacts resume`.
+    """
+    # Here, since these take half a second to load, and need not be there for the other commands.
+    from control import database, migrate, owner_mark, settings, store
+    from control.clock import SystemClock
+    from control.ownership import Ownership
+    from control.problems import ProblemError
+
+    try:
+        given = settings.from_environment(os.environ)
+        db = await database.connect(given.metadata_url, connections=2)
+        try:
+            await migrate.check(db)
+            async with store.connect(given) as bucket:
+                if not yes:
+                    there = await bucket.read(owner_mark.KEY)
+                    says = "" if there is None else output.clean(there.data.decode(errors="replace"))
+                    what = f"says: {says}" if says else "has no owner"
+                    click.confirm(f"Bucket {bucket.bucket} {what}\nTake it over?", abort=True, err=True)
+                before = await Ownership(db, bucket, SystemClock()).take_over(AS)
+        finally:
+            await db.close()
+    except settings.SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    except migrate.SchemaError as error:
+        raise Failure(str(error), code="schema") from error
+    except ProblemError as error:
+        raise Failure(error.detail, code=error.code, cure="do both services run, and are their URLs right?") from error
+    if as_json:
+        output.document({"bucket": bucket.bucket, "taken_over": before.taken_over, "before": before.owner or None})
+    elif before.taken_over:
+        output.say(f"bucket {bucket.bucket} is this control's; deletions are held until `skerry artifacts resume`")
+    else:
+        output.say(f"bucket {bucket.bucket} is this control's already")
+
+
+def trouble(found: Json) -> list[str]:
+    """What isn't as it should be with the bucket, a line each."""
+    lines = []
+    if found["problem"]:
+        lines.append(f"{found['problem']} [{found['state']}]")
+    if found["deletions"] == "held":
+        since = output.ago(found["held_since"])
+        lines.append(f"nothing is deleted since {since}: {found['held_reason']} (`skerry artifacts resume` ends that)")
+    if found["sweep_problem"]:
+        lines.append(f"the last sweep failed: {found['sweep_problem']}")
+    if found["unknown_objects"]:
+        lines.append(f"{found['unknown_objects']} objects are known to no row; they go by themselves after some days")
+    if found["keeps_versions"]:
+        lines.append("the bucket keeps versions: what is deleted goes on taking room until a rule of the store ends it")
+    return lines

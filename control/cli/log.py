@@ -1,0 +1,98 @@
+"""The log of `skerry serve`, on stderr: a thread writes it from a bounded queue, so that no request waits for whoever
+reads it, or for a disk. Lines for which there is no room are dropped, counted, and told of once there is room again."""
+
+import logging
+import os
+import select
+import time
+from logging.handlers import QueueHandler, QueueListener
+from queue import Full, Queue
+from typing import Final
+
+LINES: Final = 4096
+"""That may wait to be written."""
+FLUSH_LIMIT: Final = 2.0
+"""Seconds that the end of the process waits for what is still to be written."""
+RETRY: Final = 1.0
+"""Seconds between two looks at a descriptor that takes nothing."""
+_STDERR: Final = 2
+
+
+class Queued(QueueHandler):
+    """Whoever logs puts a record into the queue, and never waits."""
+
+    queue: "Queue[logging.LogRecord]"
+
+    def __init__(self, lines: int = LINES) -> None:
+        super().__init__(Queue(lines))
+        self.dropped = 0
+        """Lines, since the start."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except Full:
+            self.dropped += 1
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that can't be put together is dropped: to tell of it on stderr, as is usual, may wait for a reader."""
+        self.dropped += 1
+
+    def flush(self) -> None:
+        """Wait until all is written, for `FLUSH_LIMIT` seconds at most. Called at the process's end."""
+        end = time.monotonic() + FLUSH_LIMIT
+        while self.queue.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.005)
+
+
+class Writer(QueueListener):
+    """The thread that writes. It is no `logging.Handler`, whose lock the process's end would wait for."""
+
+    def __init__(self, queued: Queued, descriptor: int = _STDERR) -> None:
+        super().__init__(queued.queue)
+        self._queued = queued
+        self._descriptor = descriptor
+        self._told = 0
+        self._formatter = logging.Formatter(
+            "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"
+        )
+        self._formatter.converter = time.gmtime
+
+    def handle(self, record: logging.LogRecord) -> None:
+        try:
+            self._handle(record)
+        except Exception:
+            # Whatever it was, as too little memory, it costs this line alone: without this thread there is no log.
+            self._queued.dropped += 1
+
+    def _handle(self, record: logging.LogRecord) -> None:
+        self._write(record)
+        count = self._queued.dropped - self._told
+        if count and self._queued.queue.qsize() < self._queued.queue.maxsize // 2:
+            self._told += count
+            text = "%d lines of this log were dropped: nobody read them in time, or they couldn't be written"
+            self._write(logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (count,), None))
+
+    def _write(self, record: logging.LogRecord) -> None:
+        """Write a line, as long as that takes."""
+        left = memoryview(self._formatter.format(record).encode(errors="backslashreplace") + b"\n")
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:
+                # Whoever shares the descriptor has made it non-blocking.
+                select.select([], [self._descriptor], [], RETRY)
+            except OSError:
+                self._queued.dropped += 1
+                return
+
+
+def set_up(level: str) -> None:
+    """For the whole process. Lines have a time in UTC; the libraries' own are logged only from warnings on, as their
+    requests may have secrets."""
+    queued = Queued()
+    Writer(queued).start()
+    logging.basicConfig(level=logging.WARNING, handlers=[queued], force=True)
+    logging.getLogger("skerry").setLevel(level.upper())
+    # While the database is away its pool warns with tracebacks; control's own lines say the same.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

@@ -1,0 +1,127 @@
+"""Takes connections, as many as there may be at once: descriptors are left for everything else of the front.
+
+The loop's own server would do, but for its end: where the system refuses it a connection (too many open files, no
+memory for a socket), it closes, and the node would never be heard of again.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Final
+
+log = logging.getLogger("skerry.front")
+
+BACKLOG: Final = 2048
+AT_ONCE: Final = 64
+"""Connections that are taken before others have the loop."""
+PAUSE: Final = 0.1
+"""Seconds until the next attempt, where the system refuses a connection."""
+QUIET: Final = 10.0
+"""Seconds without trouble after which it is over."""
+GONE: Final = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH)
+"""Errors of one connection, which the next one needn't have."""
+
+
+class Listener:
+    """Everything happens in the loop's thread. `room` says how many more connections there may be now; once it has
+    said that there is none, `freed` must be called when there is again."""
+
+    def __init__(
+        self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], room: Callable[[], int], limit: int
+    ) -> None:
+        """`limit` is for the log."""
+        self._socket = sock
+        self._protocol = protocol
+        self._room = room
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening = False
+        self._open = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._trouble = ""
+        """Why connections wait, as the log has it."""
+        self._trouble_at = 0.0
+        """When they last had to."""
+
+    @property
+    def coming(self) -> int:
+        """Connections that were taken, and don't have their protocol yet."""
+        return len(self._tasks)
+
+    def open(self) -> None:
+        self._socket.setblocking(False)
+        self._socket.listen(BACKLOG)
+        self._open = True
+        self._resume()
+
+    def close(self) -> None:
+        """Take no more connections: clients are refused."""
+        self._open = False
+        self._pause()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._socket.close()
+
+    def freed(self) -> None:
+        """There may be room again."""
+        if self._open and not self._listening and self._timer is None:
+            self._resume()
+
+    def look(self, now: float) -> None:
+        """Called once a second."""
+        if self._trouble and now - self._trouble_at > QUIET:
+            log.info("no connection waits to be taken any more")
+            self._trouble = ""
+        self.freed()
+
+    def _resume(self) -> None:
+        self._timer = None
+        self._listening = True
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _pause(self) -> None:
+        if self._listening:
+            self._listening = False
+            self._loop.remove_reader(self._socket)
+
+    def _accept(self) -> None:
+        """Take those that wait."""
+        for _ in range(AT_ONCE):
+            if self._room() <= 0:
+                self._pause()
+                self._say(f"there are {self._limit} connections, as many as the limit of open files allows")
+                return
+            try:
+                sock, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in GONE:
+                    continue
+                self._pause()
+                self._say(f"the system refuses them: {error}")
+                self._timer = self._loop.call_later(PAUSE, self._resume)
+                return
+            sock.setblocking(False)
+            task = self._loop.create_task(self._begin(sock))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _begin(self, sock: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol, sock)
+        except OSError as error:
+            # The client has gone already.
+            log.debug("a connection ended before it began: %s", error)
+            sock.close()
+            self.freed()
+
+    def _say(self, why: str) -> None:
+        """Log it once for each time that it begins."""
+        self._trouble_at = self._loop.time()
+        if why != self._trouble:
+            self._trouble = why
+            log.warning("connections wait to be taken: %s", why)

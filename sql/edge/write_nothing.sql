@@ -1,0 +1,1 @@
+DELETE FROM _skerry_meta WHERE false

@@ -1,0 +1,49 @@
+-- What the metadata say of the bucket.
+-- name: state
+SELECT owner::text AS owner, counter, step::text AS step, held_since, held_reason, sweep_problem
+FROM artifact_store WHERE id = 1;
+
+-- Name this control, the first time.
+-- name: name_owner
+UPDATE artifact_store SET owner = $1 WHERE id = 1 AND owner IS NULL;
+
+-- A change after which an artifact is needed.
+-- name: step
+UPDATE artifact_store SET counter = counter + 1, step = $1 WHERE id = 1;
+
+-- The bucket is ahead: go on above its counter, and hold all deletions.
+-- name: hold_above
+UPDATE artifact_store SET counter = GREATEST(counter, $1) + 1, step = $2, held_since = $3, held_reason = $4 WHERE id = 1;
+
+-- Hold all deletions.
+-- name: hold
+UPDATE artifact_store SET held_since = $1, held_reason = $2 WHERE id = 1;
+
+-- Let deletions go on.
+-- name: resume
+UPDATE artifact_store SET held_since = NULL, held_reason = '' WHERE id = 1;
+
+-- Why the last sweep failed, or ''.
+-- name: sweep_problem
+UPDATE artifact_store SET sweep_problem = $1 WHERE id = 1;
+
+-- How many objects no row knows.
+-- name: count_unknown
+SELECT count(*) FROM unknown_objects;
+
+-- Since when these objects are known to be unknown.
+-- name: unknown_since
+SELECT key, since FROM unknown_objects WHERE key = ANY($1::text[]);
+
+-- Remember objects that no row knows.
+-- name: note_unknown
+INSERT INTO unknown_objects (key, since) SELECT u.key, $2::timestamptz FROM unnest($1::text[]) AS u (key)
+ON CONFLICT (key) DO NOTHING;
+
+-- These objects have gone, or a row knows them.
+-- name: forget_unknown
+DELETE FROM unknown_objects WHERE key = ANY($1::text[]);
+
+-- Objects that went otherwise.
+-- name: forget_old
+DELETE FROM unknown_objects WHERE since < $1;

@@ -1,0 +1,2 @@
+-- It is in `generations` now.
+ALTER TABLE epochs DROP COLUMN IF EXISTS generation;

@@ -1,0 +1,173 @@
+"""The node's log never holds up what it tells about: not where nobody reads it, nor where functions log without end."""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_runtime import logs, voice
+from tests.guests.build import wat
+from tests.support.edge import node, until
+from tests.support.edge_process import front_process
+
+CHATTY = wat("""
+(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "Content-Type: text/plain\\n\\n.")
+  (func (export "_start")
+    (i32.store (i32.const 100) (i32.const 1000))
+    (i32.store (i32.const 104) (i32.const 16000))
+    (memory.fill (i32.const 1000) (i32.const 0x61) (i32.const 16000))
+    (drop (call $write (i32.const 2) (i32.const 100) (i32.const 1) (i32.const 200)))
+    (i32.store (i32.const 100) (i32.const 0))
+    (i32.store (i32.const 104) (i32.const 27))
+    (drop (call $write (i32.const 1) (i32.const 100) (i32.const 1) (i32.const 200)))))
+""")
+"""Logs one line of 16,000 bytes."""
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    os.close(writing)
+    os.close(reading)
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("skerry.test", logging.INFO, "file.py", 7, text, None, None)
+
+
+async def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    writer = logs.Writer(writing, limit=100_000)
+    for number in range(400):
+        # Were it to wait, this test would never end.
+        writer.handle(record(f"{number:03} " + "x" * 996))
+    dropped = writer.dropped
+    assert 200 < dropped < 350
+    found: list[bytes] = []
+
+    def told() -> int:
+        return sum(int(line.split()[0]) for line in b"".join(found).splitlines() if b"were dropped" in line)
+
+    def numbers() -> list[int]:
+        return [int(line[:3]) for line in b"".join(found).splitlines() if b"x" * 996 in line]
+
+    def read() -> None:
+        while told() < dropped or len(numbers()) < 400 - dropped:
+            found.append(os.read(reading, 65_536))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    await until(lambda: not reader.is_alive())
+    assert numbers() == sorted(numbers())
+    assert len(numbers()) == 400 - dropped
+    assert told() == dropped
+    writer.handle(record("afterwards"))
+    writer.flush()
+    assert os.read(reading, 100) == b"afterwards\n"
+    assert writer.dropped == dropped
+
+
+async def test_a_line_that_cannot_be_made_or_written_costs_nothing_else(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "RETRY", 0.01)
+    writer = logs.Writer(pipe[1])
+    broken = record("%d")
+    broken.args = ("x",)
+    writer.handle(broken)
+    writer.flush()
+    assert os.read(pipe[0], 1000).startswith(b"a line of the log at file.py:7 can't be made: TypeError(")
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        # The disk is full, and then it isn't.
+        writer._descriptor = full
+        writer.handle(record("lost"))
+        await until(lambda: writer.dropped == 1)
+        writer._descriptor = pipe[1]
+        writer.handle(record("kept"))
+        await until(lambda: writer._told == 1)
+        assert os.read(pipe[0], 1000).startswith(b"kept\n1 lines of this log were dropped")
+    finally:
+        os.close(full)
+
+
+async def test_a_node_serves_where_nobody_reads_its_log(tmp_path: Path) -> None:
+    names = [f"chatty-{number}" for number in range(3)]
+    async with node(tmp_path / "state") as edge:
+        await edge.release(dict.fromkeys(names, CHATTY))
+    async with front_process(tmp_path / "state", reads_log=False) as front:
+        async with asyncio.timeout(60):
+            for number in range(180):
+                status, _ = await front.call(names[number % 3])
+                assert status == 200
+                assert await front.healthy()
+        async with front.http.get("/_skerry/metrics") as answer:
+            counts = dict(line.rsplit(" ", 1) for line in (await answer.text()).splitlines() if line[0] != "#")
+        assert float(counts["skerry_edge_log_dropped_total"]) > 0
+    assert front.returned == 0
+
+
+async def test_what_functions_log_is_bounded_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long the calls take: none may log more than at once.
+    monkeypatch.setattr("edge_runtime.calls.LOG_RATE", 1)
+    async with node(tmp_path / "state") as edge:
+        await edge.release({"chatty": CHATTY, "quiet": CHATTY})
+        with caplog.at_level("INFO"):
+            for _ in range(100):
+                assert (await edge.call("chatty"))[0] == 200
+            assert (await edge.call("quiet"))[0] == 200
+        tallies = edge.front.pool.tallies
+        assert 0 < tallies["chatty"].log_dropped < 40
+        assert tallies["quiet"].log_dropped == 0
+        told = [r.getMessage() for r in caplog.records if r.name == "skerry.calls"]
+        assert told[0] == "chatty: 1 lines of its log were left out since the start, because functions log too much"
+        assert len(told) < 5
+        logged = [r.getMessage() for r in caplog.records if r.name == "skerry.guest"]
+        assert len(logged) == 101 - tallies["chatty"].log_dropped
+        edge.front.pool.log = logs.Budget(1000, 1)
+        with caplog.at_level("INFO"):
+            assert (await edge.call("quiet"))[0] == 200
+        assert tallies["quiet"].log_dropped == 1
+
+
+async def test_what_children_print_is_bounded_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    heard = voice.Voice()
+    heard._budget = logs.Budget(50_000, 1)
+
+    def flood() -> None:
+        with os.fdopen(os.dup(heard.write), "wb") as pipe:
+            for _ in range(300):
+                pipe.write(b"x" * 900 + b"\n")
+
+    await asyncio.to_thread(flood)
+    await until(lambda: heard._left_out == 250)
+    heard._budget = logs.Budget(50_000, 1)
+    os.write(heard.write, b"the last\n")
+    heard.started()
+    await until(lambda: heard._left_out == 0)
+    heard.close()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["x" * 900] * 50 + [
+        "250 lines that the zygote and its children printed were left out: too many",
+        "the last",
+    ]
+
+
+def test_a_budget_grows_again() -> None:
+    budget = logs.Budget(100, 10)
+    assert budget.take(100, 1.0)
+    assert not budget.take(1, 1.0)
+    assert not budget.take(20, 2.0)
+    assert budget.take(20, 3.0)
+    assert budget.take(100, 1000.0)
+    assert not budget.take(100, 1001.0)

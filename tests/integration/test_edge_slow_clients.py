@@ -1,0 +1,104 @@
+"""Clients that don't read their answers: what waits for them is bounded, and is told."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.connection import UNREAD_WAIT
+from tests.support.connections import on_uvloop, post, site
+from tests.support.edge import until
+
+
+@on_uvloop
+async def test_a_client_that_does_not_read_has_one_answer_waiting(tmp_path: Path) -> None:
+    async with site(tmp_path) as edge, edge.client(small=True) as client:
+        client.send(post("/large") * 5)
+        await until(lambda: bool(edge.server.shared.slow))
+        await asyncio.sleep(0.1)
+        assert len(edge.app.runs) == 1
+        assert 0 < sum(edge.server.shared.slow.values()) <= 4_000_000
+        for _ in range(5):
+            assert (await client.answer())[2] == b"large" * 800_000
+        assert len(edge.app.runs) == 5
+        await until(lambda: not edge.server.shared.slow)
+        client.send(post(body=b"still"))
+        assert (await client.answer())[2] == b"still"
+
+
+@on_uvloop
+async def test_answers_that_wait_have_a_limit_together(tmp_path: Path) -> None:
+    async with site(tmp_path, answer_memory=4_000_000) as edge, contextlib.AsyncExitStack() as stack:
+        clients = []
+        for number in range(6):
+            client = await stack.enter_async_context(edge.client(small=True))
+            client.send(post("/large"))
+            await until(lambda number=number: len(edge.app.runs) == number + 1)
+            assert sum(edge.server.shared.slow.values()) <= 4_000_000
+            clients.append(client)
+        await until(lambda: len(edge.server.shared.live) == len(edge.server.shared.slow) < 6)
+        # Those that had waited longest were given up; the last one gets its own.
+        assert (await clients[-1].answer())[2] == b"large" * 800_000
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await clients[0].answer()
+
+
+@on_uvloop
+async def test_one_functions_answers_do_not_cost_those_of_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site(tmp_path, answer_memory=80_000_000) as edge, contextlib.AsyncExitStack() as stack:
+        shared = edge.server.shared
+        other = await stack.enter_async_context(edge.client(small=True))
+        other.send(post("/larger", more="authorization: other\r\n"))
+        await until(lambda: shared.unread_of.keys() == {"other"})
+        clients = []
+        for number in range(2, 6):
+            client = await stack.enter_async_context(edge.client(small=True))
+            client.send(post("/larger", more="authorization: greedy\r\n"))
+            await until(lambda number=number: len(edge.app.runs) == number)
+            clients.append(client)
+        await until(lambda: shared.given_up == 2 and len(shared.live) == len(shared.slow))
+        assert 0 < shared.unread_of["greedy"] <= 40_000_000
+        assert shared.unread == sum(shared.unread_of.values()) == sum(shared.slow.values())
+        # The one that has waited longest of all has its answer, and so has the last.
+        for client in (other, clients[-1]):
+            assert (await client.answer())[2] == b"large" * 4_000_000
+        told = [r.getMessage() for r in caplog.records if "is given up" in r.getMessage()]
+        assert len(told) == 1
+        assert told[0].startswith("an answer of greedy is given up, since clients leave")
+    assert (shared.unread, shared.unread_of) == (0, {})
+
+
+@on_uvloop
+async def test_a_client_that_reads_nothing_any_more_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No time passes here, however busy the machine is: the waits are said to be over."""
+    monkeypatch.setattr("edge_runtime.server.SWEEP", 0.05)
+    async with site(tmp_path) as edge, edge.client(small=True) as stuck, edge.client(small=True) as slow:
+        waiting = edge.server.shared.slow
+        stuck.send(post("/larger"))
+        await until(lambda: len(waiting) == 1)
+        slow.send(post("/larger"))
+        await until(lambda: len(waiting) == 2)
+        one, other = waiting
+        assert all(0 < c.deadline - asyncio.get_running_loop().time() <= UNREAD_WAIT + 0.01 for c in waiting)
+
+        def given_up() -> bool:
+            one.deadline = 0.0  # what its socket took at first is all that it takes
+            return edge.server.shared.live == {other}
+
+        left = int((await slow.head())[1][b"content-length"])
+        for _ in range(2):
+            before = waiting[other]
+            while other._transport.get_write_buffer_size() >= before:
+                left -= len(await slow.reader.readexactly(100_000))
+            # The one that took something has its time again.
+            other.deadline = 0.0
+            await until(lambda before=before: waiting[other] < before and given_up())
+        await slow.reader.readexactly(left)
+
+
+# Clients that go, or half

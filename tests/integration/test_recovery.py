@@ -1,0 +1,116 @@
+"""The write-ahead log after an end that was not in order: a failed read costs no row, and nothing is served before."""
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from control.pki import Pki
+from tests.guests.build import guest
+from tests.support.agents import running_control
+from tests.support.failing_calls import ALWAYS, FailingCalls
+from tests.support.node_process import LIMIT, NodeProcess
+
+WAL = "edge/db/skerry.db-wal"
+INSERT = b'{"sql": "INSERT INTO written VALUES (randomblob(500))"}'
+COUNT = b'{"sql": "SELECT count(*) FROM written"}'
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> FailingCalls:
+    return FailingCalls(tmp_path / "rules")
+
+
+@pytest.fixture
+async def node(
+    database_url: str, bucket_url: str, pki: Pki, tmp_path: Path, failing: FailingCalls
+) -> AsyncIterator[NodeProcess]:
+    """A node that was killed after it had acknowledged 50 rows."""
+    (tmp_path / "node").mkdir()
+    async with running_control(database_url, bucket_url, pki) as control:
+        made = NodeProcess(control, tmp_path / "node", failing.environment)
+        await made.join()
+        made.functions["sql"] = await control.push("sql", guest("sql"), {"sql": "write"})
+        assert await made.start(), made.log.read_text()
+        try:
+            await made.at_release(await made.release())
+            for _ in range(50):
+                assert "error" not in await call(made, INSERT)
+            await made.end(kill=True)
+            yield made
+        finally:
+            failing.clear()
+            await made.end(kill=True)
+
+
+async def call(node: NodeProcess, body: bytes) -> str:
+    """What the function answers; asked again where no worker could take the call in its time."""
+    async with asyncio.timeout(LIMIT):
+        while True:
+            async with node.http.post("/functions/sql", data=body) as answer:
+                said = await answer.text()
+            if answer.status != 503:
+                assert answer.status == 200, (said, node.log.read_text())
+                return said
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("read", [0, 1, 20])
+async def test_a_read_that_fails_once_costs_no_row(node: NodeProcess, failing: FailingCalls, read: int) -> None:
+    rule = failing.fail("read", WAL, errno.EIO, first=read)
+    assert await node.start(), node.log.read_text()
+    assert "[[50]]" in await call(node, COUNT)
+    assert rule.concerned == 1
+
+
+async def test_nothing_is_served_while_the_log_cannot_be_read(node: NodeProcess, failing: FailingCalls) -> None:
+    rule = failing.fail("read", WAL, errno.EIO, times=ALWAYS)
+    # The front is there, and waits.
+    assert await node.start(), node.log.read_text()
+    async with asyncio.timeout(LIMIT):
+        while rule.concerned < 2:
+            await asyncio.sleep(0.02)
+        async with node.http.get("/_skerry/status") as answer:
+            assert (await answer.json())["release"] is None
+    failing.clear()
+    assert "[[50]]" in await call(node, COUNT)
+
+
+@pytest.mark.parametrize("read", [0, 1, 5])
+async def test_all_processes_that_are_killed_at_once_cost_no_row(
+    node: NodeProcess, failing: FailingCalls, read: int
+) -> None:
+    """The next one would recover the log, under the same zygote."""
+    assert await node.start(), node.log.read_text()
+    for _ in range(20):
+        assert "error" not in await call(node, INSERT)
+    async with node.http.get("/_skerry/status") as answer:
+        workers = (await answer.json())["workers"]
+    rule = failing.fail("read", WAL, errno.EIO, first=read)
+    for pid in (*workers["pids"], *workers["spares"]):
+        os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(LIMIT):
+        status, said = 0, ""
+        while status != 200 or "error" in said:
+            async with node.http.post("/functions/sql", data=COUNT) as answer:
+                status, said = answer.status, await answer.text()
+    assert "[[70]]" in said
+    assert rule.concerned == 1
+    async with node.http.get("/_skerry/status") as answer:
+        assert (await answer.json())["workers"]["zygote"] == workers["zygote"]
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EDQUOT])
+async def test_a_file_that_cannot_be_written_is_served_for_reading(
+    node: NodeProcess, failing: FailingCalls, error: int
+) -> None:
+    """The log was read, and stays."""
+    for which in ("pwrite", "write"):
+        failing.fail(which, "edge/db/skerry.db", error, times=ALWAYS)
+    assert await node.start(), node.log.read_text()
+    assert "[[50]]" in await call(node, COUNT)
+    assert "its log stays as it is: disk I/O error" in node.log.read_text()

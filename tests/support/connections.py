@@ -1,0 +1,138 @@
+"""Connections of a node's local HTTP, with an application that a test steers."""
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from edge_runtime.calls import Answer, Refusal
+from edge_runtime.connection import Connection
+from edge_runtime.requests import Exchange
+from edge_runtime.server import Server
+from edge_runtime.settings import Settings
+
+HEAD = b"content-type: text/plain\r\n"
+LIMIT = 60.0
+"""Seconds for anything that must come to be."""
+
+
+def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test on the front's own loop: others write and wait in another way."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(test(**fixtures))
+
+    return run
+
+
+class Echo:
+    """Answers with the body when it is let go, or at once; /large with 4 MB, /larger with 20, /refused not at all."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Exchange, Connection]] = []
+        self.left: list[Exchange] = []
+        self.at_once = True
+
+    def admit(self, asked: Exchange) -> Refusal | None:
+        asked.name = asked.authorization.decode() if asked.authorization else ""
+        return Refusal(403, "host_refused", "No.") if asked.path == b"/refused" else None
+
+    def run(self, asked: Exchange, connection: Connection) -> None:
+        self.runs.append((asked, connection))
+        asked.call = connection.done  # as the call that the front makes of it knows whom to answer
+        if self.at_once:
+            self.answer(len(self.runs) - 1)
+
+    def leave(self, asked: Exchange) -> None:
+        self.left.append(asked)
+
+    def answer(self, number: int) -> None:
+        asked, connection = self.runs[number]
+        large = {b"/large": 800_000, b"/larger": 4_000_000}.get(asked.path)
+        body = b"large" * large if large else b"".join(asked.pieces)
+        status = int(asked.query or 200)
+        connection.done(Answer(status, HEAD, body if status == 200 else b"", 7))
+
+
+class Site:
+    def __init__(self, app: Echo, server: Server, port: int) -> None:
+        self.app = app
+        self.server = server
+        self.port = port
+
+    @property
+    def held(self) -> int:
+        return self.server.shared.memory.held
+
+    @contextlib.asynccontextmanager
+    async def client(self, *, small: bool = False) -> AsyncIterator["Client"]:
+        sock = socket.socket()
+        if small:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if small else 65_536)
+        try:
+            yield Client(reader, writer)
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def head(self) -> tuple[int, dict[bytes, bytes]]:
+        async with asyncio.timeout(LIMIT):
+            first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n").split(b"\r\n")
+        pairs = [line.split(b": ", 1) for line in lines]
+        assert len({name.lower() for name, _ in pairs}) == len(pairs)
+        return int(first.split()[1]), {name.lower(): value for name, value in pairs}
+
+    async def answer(self) -> tuple[int, dict[bytes, bytes], bytes]:
+        status, headers = await self.head()
+        async with asyncio.timeout(LIMIT):
+            return status, headers, await self.reader.readexactly(int(headers[b"content-length"]))
+
+    async def end(self) -> bytes:
+        """What comes until the node closes."""
+        async with asyncio.timeout(LIMIT):
+            return await self.reader.read(-1)
+
+
+@contextlib.asynccontextmanager
+async def site(tmp_path: Path, **settings: Any) -> AsyncIterator[Site]:
+    app = Echo()
+    server = Server(app, Settings(state=tmp_path, listen="127.0.0.1:0", **{"stop_limit": 2.0, **settings}))
+    port = server.bind()
+    running = asyncio.ensure_future(server.run_until_stopped())
+    try:
+        yield Site(app, server, port)
+    finally:
+        server.stop()
+        async with asyncio.timeout(LIMIT):
+            await running
+            server.close()
+            while server.shared.live:
+                await asyncio.sleep(0.01)
+
+
+def post(path: str = "/", body: bytes = b"", more: str = "", version: str = "1.1") -> bytes:
+    head = f"POST {path} HTTP/{version}\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body
+
+
+# Order

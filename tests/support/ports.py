@@ -1,0 +1,31 @@
+"""Ports of 127.0.0.1 that are bound later than they are chosen, or are to be had again after an end."""
+
+import errno
+import socket
+
+from control.cli.local import OTHER_PORTS
+from control.service import choose_port, port_is_free
+
+
+def free_port() -> int:
+    """A port that is no one's: the system gives it to nobody, and no test gets it as long as this process lives."""
+    return choose_port(None, OTHER_PORTS, _taken)
+
+
+def _taken(port: int) -> bool:
+    """Take a port that is free; whether it could be had.
+
+    Its mark is a name that the kernel knows once, and forgets with the process that has it.
+    """
+    if not port_is_free(port):
+        return False
+    with socket.socket(socket.AF_UNIX) as mark:
+        try:
+            mark.bind(f"\0skerry-test-port-{port}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        # The name is kept by the descriptor, which nobody closes.
+        mark.detach()
+    return True

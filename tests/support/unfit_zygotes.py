@@ -1,0 +1,24 @@
+"""A zygote that can't import what it needs as long as the file exists that SKERRY_UNFIT names: memory is short.
+
+It is run in place of `edge_runtime.zygote`.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from edge_runtime import zygote
+
+_imports = zygote._imports
+
+
+def imports() -> dict[str, ModuleType]:
+    if Path(os.environ["SKERRY_UNFIT"]).exists():
+        raise ImportError("libgcc_s.so.1: failed to map segment from shared object")
+    return _imports()
+
+
+if __name__ == "__main__":
+    zygote._imports = imports
+    zygote.main(sys.argv[1])
