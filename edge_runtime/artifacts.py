@@ -148,12 +148,13 @@ class Artifacts:
             await asyncio.to_thread(part.unlink)
             start = 0
         try:
-            async with client.open_artifact(url, start) as response:
-                if start and not _continues(response, start):
-                    start = 0
-                with await asyncio.to_thread(part.open, "r+b" if start else "wb") as file:
-                    digest = hashlib.sha256()
-                    await asyncio.to_thread(_begin, file, start, digest)
+            # Before anything is asked for: what came on a connection that breaks is lost unless it is read at once.
+            with await asyncio.to_thread(part.open, "r+b" if start else "wb") as file:
+                digest = await asyncio.to_thread(_begin, file, start)
+                async with client.open_artifact(url, start) as response:
+                    if start and not _continues(response, start):
+                        start = 0
+                        digest = await asyncio.to_thread(_begin, file, start)
                     size = start
                     async for chunk in response.content.iter_chunked(CHUNK):
                         size += len(chunk)
@@ -190,15 +191,19 @@ class Artifacts:
 
 class _Digest(Protocol):
     def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
 
 
-def _begin(file: BinaryIO, start: int, digest: _Digest) -> None:
-    """Take what an earlier attempt left into the digest, and cut off what may lie behind it."""
+def _begin(file: BinaryIO, start: int) -> _Digest:
+    """Cut the file off behind its first `start` bytes, which an earlier attempt left; returns their digest."""
+    digest = hashlib.sha256()
+    file.seek(0)
     left = start
     while left and (chunk := file.read(min(left, CHUNK))):
         digest.update(chunk)
         left -= len(chunk)
     file.truncate(start)
+    return digest
 
 
 def _take(file: BinaryIO, digest: _Digest, chunk: bytes) -> None:

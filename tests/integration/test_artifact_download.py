@@ -2,9 +2,11 @@
 
 import hashlib
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -74,6 +76,23 @@ async def test_a_download_goes_on_where_it_was_cut(store: FileServer, session: C
     offsets = [int(s.removeprefix("bytes=").removesuffix("-")) for s in starts[1:] if s is not None]
     assert offsets == sorted(offsets)
     assert 0 < offsets[0] <= 200_000
+
+
+async def test_a_slow_disk_loses_nothing_that_came(
+    store: FileServer, session: Client, kept: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is cut while the file is being opened."""
+    store.cut_after = [100_000, 100_000]
+    real = artifacts._begin
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.3)
+        return real(*args)
+
+    monkeypatch.setattr(artifacts, "_begin", slow)
+    await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
+    assert kept.path(SHA).read_bytes() == DATA
+    assert all("range" in headers for _, headers in store.requests[1:])
 
 
 async def test_a_download_goes_on_after_a_kill_of_the_node(store: FileServer, session: Client, kept: Artifacts) -> None:

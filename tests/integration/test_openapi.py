@@ -112,6 +112,8 @@ def try_out(url: str, ca: str, document: dict[str, Any], tokens: dict[str, str])
 
 
 @pytest.mark.timeout(480)
+# Control shuffles what it wakes up, in another thread than the one that draws examples.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 async def test_the_server_does_what_the_document_says(database_url: str, bucket_url: str, pki: Pki) -> None:
     async with running(database_url, bucket_url, pki, hold=0.05) as control:
         await control.push("hello", module("1"))
