@@ -12,7 +12,8 @@ from edge_runtime import database, steps
 from edge_runtime.aot_cache import verify
 from tests.guests.version import version
 from tests.support.agents import Control, edge, joined
-from tests.support.edge import BACKGROUND
+from tests.support.control import until as settled
+from tests.support.edge import BACKGROUND, until
 from tests.support.releases import answers, first_release, push, sha
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,6 +29,17 @@ def lose(state: Path, number: int, *, damaged: bool = False) -> None:
         artifact.write_bytes(version(number + 1))
 
 
+async def synced(control: Control, times: int) -> None:
+    """Wait for the report of the last one; there were no more, and none failed."""
+
+    async def reported() -> bool:
+        syncs = (await control.call("GET", "syncs"))["items"]
+        assert len(syncs) <= times
+        return [s["status"] for s in syncs] == ["succeeded"] * times
+
+    await settled(reported)
+
+
 async def test_a_lost_artifact_is_fetched_again_after_a_start(control: Control, tmp_path: Path) -> None:
     await joined(control, tmp_path)
     async with edge(tmp_path) as node:
@@ -40,8 +52,7 @@ async def test_a_lost_artifact_is_fetched_again_after_a_start(control: Control, 
         seen = await control.until(lambda n: n["at_target"])
         assert [f["sha256"] for f in seen["functions"]] == [sha(1)]
         assert seen["failures"] == 0
-        syncs = (await control.call("GET", "syncs"))["items"]
-        assert [s["status"] for s in syncs] == ["succeeded"] * 2
+        await synced(control, 2)
 
 
 async def test_a_damaged_artifact_is_fetched_again_while_the_node_runs(control: Control, tmp_path: Path) -> None:
@@ -59,8 +70,7 @@ async def test_a_damaged_artifact_is_fetched_again_while_the_node_runs(control: 
         await control.until(lambda n: n["at_target"])
         assert (tmp_path / "artifacts" / f"{sha(1)}.wasm").read_bytes() == version(1)
         # Not again and again.
-        syncs = (await control.call("GET", "syncs"))["items"]
-        assert [s["status"] for s in syncs] == ["succeeded"] * 2
+        await synced(control, 2)
 
 
 async def test_a_damaged_artifact_is_noticed_at_target_and_at_a_start(control: Control, tmp_path: Path) -> None:
@@ -84,8 +94,7 @@ async def test_a_damaged_artifact_is_noticed_at_target_and_at_a_start(control: C
         await node.until(lambda s: not s["functions"][0]["lost"])
         await node.front.verification.check()
         assert (await node.status())["verified"]["damaged"] == []
-        syncs = (await control.call("GET", "syncs"))["items"]
-        assert [s["status"] for s in syncs] == ["succeeded"] * 3
+        await synced(control, 3)
 
 
 async def test_damaged_compiled_code_is_noticed_and_made_again(control: Control, tmp_path: Path) -> None:
@@ -102,7 +111,8 @@ async def test_damaged_compiled_code_is_noticed_and_made_again(control: Control,
             file.seek(-1, os.SEEK_END)
             file.write(b"x")
         await node.front.verification.check()
-        await node.until(lambda s: s["functions"][0]["best"] and node.front.runtime.release is not release, BACKGROUND)
+        await until(lambda: node.front.runtime.release is not release, BACKGROUND)
+        await node.until(lambda s: s["functions"][0]["best"], BACKGROUND)
         again = node.front.runtime.release
         assert again is not None
         verify(code, again.functions[0].aot_digest)
