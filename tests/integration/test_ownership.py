@@ -283,6 +283,8 @@ async def test_one_command_takes_a_bucket_over_on_purpose(
     other = await replica.prepare(other_database_url, bucket_url, pki, tmp_path)
     async with control_site.running() as before:
         await upload(before, "theirs")
+        # The bucket has the upload's last step, which comes in the background: nothing else writes its owner now.
+        await before.services.ownership.confirm()
         monkeypatch.setenv("SKERRY_METADATA_URL", other_database_url)
         monkeypatch.setenv("SKERRY_ARTIFACTS_URL", bucket_url)
         assert await asyncio.to_thread(cli, ["artifacts", "take-over", "--yes", "--json"]) == 0
