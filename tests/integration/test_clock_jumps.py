@@ -22,6 +22,14 @@ DISK_FULL = wire.SyncError("disk_full", "no room")
 pytestmark = pytest.mark.usefixtures("quiet")
 
 
+async def behind(replica: Replica) -> TestNode:
+    """The node "one", whose next poll begins a sync."""
+    node = await replica.join("one")
+    await seeds.function(replica, "hello")
+    await seeds.release(replica, functions={"hello": 1})
+    return node
+
+
 async def look(replica: Replica) -> None:
     """Heartbeats written, and one pass of the monitor."""
     await replica.services.presence.flush()
@@ -101,9 +109,7 @@ async def test_a_node_that_was_confirmed_then_is_overdue_like_others(control_sit
 async def test_an_open_sync_expires(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
-        node = await replica.join("one")
-        await seeds.function(replica, "hello")
-        await seeds.release(replica, functions={"hello": 1})
+        node = await behind(replica)
         clock.advance(HOUR)
         await node.plan()
         clock.advance(-HOUR)
@@ -116,9 +122,7 @@ async def test_an_open_sync_expires(control_site: Site) -> None:
 async def test_an_open_sync_that_goes_on_is_not_ended(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
-        node = await replica.join("one")
-        await seeds.function(replica, "hello")
-        await seeds.release(replica, functions={"hello": 1})
+        node = await behind(replica)
         clock.advance(HOUR)
         plan = await node.plan()
         clock.advance(-HOUR)
@@ -133,9 +137,7 @@ async def test_an_open_sync_that_goes_on_is_not_ended(control_site: Site) -> Non
 async def test_a_wait_that_was_told_then_is_not_waited_for(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
-        node = await replica.join("one")
-        await seeds.function(replica, "hello")
-        await seeds.release(replica, functions={"hello": 1})
+        node = await behind(replica)
         clock.advance(HOUR)
         plan = await node.plan()
         node.failed = wire.FailedGeneration(plan.generation, clock.now() + timedelta(seconds=30))
