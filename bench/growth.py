@@ -17,9 +17,9 @@ import uvloop
 from bench import result
 from bench.parts import cpu
 from bench.parts.servers import folder
-from control import embedded, pki
 from control.clock import SystemClock
-from control.monitor import Monitor
+from control.local import embedded, pki
+from control.sync.monitor import Monitor
 from tests.support import many_nodes, replica
 from tests.support.replica import SetClock
 

@@ -18,10 +18,10 @@ import uvloop
 from bench import result
 from bench.parts import cpu
 from bench.parts.servers import database_and_keys, folder
-from control import database
 from control.clock import SystemClock
 from control.metrics import Metrics
-from control.presence import Presence
+from control.storage import database
+from control.sync.heartbeats import Presence
 
 BAR = 10
 NODES = 1000

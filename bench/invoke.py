@@ -15,7 +15,7 @@ from bench.parts import cpu, rounds
 from bench.parts.load import Client, Expected, request
 from bench.parts.rounds import Loaded
 from bench.parts.servers import choose_port, node_alone, process
-from control.cli.local import OTHER_PORTS
+from control.cli.support.local import OTHER_PORTS
 from tests.guests.build import guest
 
 BAR = 0.15

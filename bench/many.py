@@ -36,7 +36,7 @@ from bench import result
 from bench.parts import cpu, modules, pss
 from bench.parts.given_releases import COMPILE_WAIT, Release
 from control import wire
-from edge_runtime.frames import LocalFunction
+from edge_runtime.ipc.frames import LocalFunction
 
 BAR = 1
 MEMORY_LIMIT = 1e9

@@ -18,7 +18,7 @@ from bench.parts import cpu
 from bench.parts.load import Client, Expected, Round, request
 from bench.parts.servers import Site, choose_port, folder, process, site
 from control import wire
-from control.cli.local import OTHER_PORTS
+from control.cli.support.local import OTHER_PORTS
 
 BAR = 0.8
 NODES = 64

@@ -25,7 +25,7 @@ import uvloop
 from bench import result
 from bench.parts import cpu
 from bench.parts.servers import LIMIT, choose_port, edge, folder, process, site
-from control.cli.local import OTHER_PORTS
+from control.cli.support.local import OTHER_PORTS
 from tests.guests.build import guest
 
 BAR = 1
@@ -74,7 +74,7 @@ async def main() -> None:
 async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[aiohttp.ClientSession]:
     """The node that has joined, with so many workers."""
     port = choose_port(None, OTHER_PORTS)
-    arguments = ["-m", "edge_runtime.cli", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
+    arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
     settings = {"SKERRY_EDGE_WORKERS": str(workers)}
     async with (
         process(where, f"edge-{workers}", arguments, port, cores, **settings),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .files import sync_folder
+from edge_runtime.files import sync_folder
 
 WASMEDGE: Final = "0.14.1"
 """The version that compiles the code, and runs it."""

@@ -8,11 +8,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .calls import TIMES
-from .checkpoints import Checkpoints
-from .logs import dropped
-from .pool import Pool
-from .processes import Processes
+from edge_runtime.dispatch.call import TIMES
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.ipc.zygote_client import Processes
+from edge_runtime.logs import dropped
+from edge_runtime.release.checkpoint_schedule import Checkpoints
 
 _BOUNDS: Final = (*map(str, TIMES), "+Inf")
 _UNKNOWN: Final = ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from .verdict import Limits
+from edge_runtime.dispatch.termination import Limits
 
 LISTEN: Final = "127.0.0.1:8087"
 MIB: Final = 1024 * 1024

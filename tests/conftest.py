@@ -8,8 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from control import monitor, ownership, presence
-from control.pki import Pki, ensure
+from control.local.pki import Pki, ensure
+from control.storage import bucket_owner
+from control.sync import heartbeats, monitor
 from tests.guests import build
 from tests.support import replica
 from tests.support import services as servers
@@ -93,10 +94,10 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     For tests that do so themselves: what its own pass has locked in that moment theirs would leave out, and what its
     own flush is about to write theirs wouldn't wait for.
     """
-    for module in (presence, monitor):
+    for module in (heartbeats, monitor):
         monkeypatch.setattr(module, "PERIOD", 1e6)
     monkeypatch.setattr(monitor, "SWEEP_PERIOD", 1e6)
-    monkeypatch.setattr(ownership, "CHECK_EVERY", 1e6)
+    monkeypatch.setattr(bucket_owner, "CHECK_EVERY", 1e6)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from control.server import Server
 from control.settings import Settings
+from control.web.server import Server
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 
 from control import wire
-from edge_runtime import fence, logs, service
+from edge_runtime import front, logs
 from edge_runtime.aot_cache import QUICK
-from edge_runtime.compiler import Compiler
-from edge_runtime.flip import Runtime
-from edge_runtime.frames import LocalFunction
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.release.compiler import Compiler
+from edge_runtime.release.manager import Runtime
+from edge_runtime.sandbox import fence
 from edge_runtime.settings import Settings
 
 COMPILE_WAIT = 3600.0
@@ -56,4 +57,4 @@ if __name__ == "__main__":
     settings = Settings(
         state=Path(sys.argv[1]), workers=int(sys.argv[2]), listen="127.0.0.1:0", compile_wait=COMPILE_WAIT
     )
-    service.run(settings, Given)
+    front.run(settings, Given)

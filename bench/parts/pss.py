@@ -12,7 +12,7 @@ def node(front: int) -> dict[str, int]:
     pages; the total has them whole, as if nothing but the node were running.
     """
     shares = {pid: _sizes(pid)["Pss:"] for pid in _tree(front)}
-    zygote = next((pid for pid in shares if "edge_runtime.zygote" in _command(pid) and pid != front), 0)
+    zygote = next((pid for pid in shares if "edge_runtime.children.zygote" in _command(pid) and pid != front), 0)
     own = _sizes("self")
     shared = own["Pss:"] - own["Private_Clean:"] - own["Private_Dirty:"]
     return {

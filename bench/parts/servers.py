@@ -19,11 +19,12 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
-from control import database, embedded, migrate, pki
-from control.cli.local import OTHER_PORTS
+from control.cli.support.local import OTHER_PORTS
 from control.clock import SystemClock
-from control.service import choose_port
-from edge_runtime.join import join
+from control.local import embedded, pki
+from control.local.process import choose_port
+from control.storage import database, migrations
+from edge_runtime.sync.join import join
 from tests.support.services import remove_home
 
 from . import cpu
@@ -144,8 +145,8 @@ async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.Service
         keys = pki.ensure(where / "pki")
         db = await database.connect(services.metadata_url, connections=1)
         try:
-            await migrate.migrate(db, SystemClock())
-            token = await migrate.make_admin(db, SystemClock())
+            await migrations.migrate(db, SystemClock())
+            token = await migrations.make_admin(db, SystemClock())
         finally:
             await db.close()
         assert token is not None
@@ -213,7 +214,7 @@ async def edge(site: Site, cores: set[int]) -> AsyncIterator[Edge]:
     state = site.folder / "edge"
     await join(state, site.url, token, NODE, {})
     port = choose_port(None, OTHER_PORTS)
-    arguments = ["-m", "edge_runtime.cli", "run", "--state", str(state), "--listen", f"127.0.0.1:{port}"]
+    arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(state), "--listen", f"127.0.0.1:{port}"]
     running = process(site.folder, "edge", arguments, port, cores)
     async with running as front, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
         yield Edge(front, http)

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from control.cli.local import OTHER_PORTS
-from control.service import choose_port
+from control.cli.support.local import OTHER_PORTS
+from control.local.process import choose_port
 from tests.guests.build import wat
 
 from .servers import Process, running

@@ -7,21 +7,21 @@ import sys
 
 import click
 
-from control.cli import output
-from control.cli.client import Failure
+from control.cli.support import output
+from control.cli.support.client import Failure
 
 VERBS = {
     "up": "control.cli.up",
     "serve": "control.cli.serve",
     "migrate": "control.cli.migrate",
     "status": "control.cli.status",
-    "node": "control.cli.node",
-    "function": "control.cli.function",
+    "node": "control.cli.nodes",
+    "function": "control.cli.functions",
     "dev": "control.cli.dev",
     "schema": "control.cli.schema",
-    "release": "control.cli.release",
-    "group": "control.cli.group",
-    "operator": "control.cli.operator",
+    "release": "control.cli.releases",
+    "group": "control.cli.groups",
+    "operator": "control.cli.operators",
     "invoke": "control.cli.invoke",
     "syncs": "control.cli.syncs",
     "audit": "control.cli.audit",

@@ -4,8 +4,8 @@ import os
 
 import click
 
-from control.cli import options, output
-from control.cli.client import Failure, Json, path
+from control.cli.support import options, output
+from control.cli.support.client import Failure, Json, path
 
 AS = "cli"
 """The audit log's name for who takes a bucket over, which needs the database's URL and no token."""
@@ -62,17 +62,18 @@ async def take_over(yes: bool, as_json: bool) -> None:
     from the bucket until `skerry artifacts resume`.
     """
     # Here, since these take half a second to load, and need not be there for the other commands.
-    from control import database, migrate, owner_mark, settings, store
+    from control import settings
     from control.clock import SystemClock
-    from control.ownership import Ownership
     from control.problems import ProblemError
+    from control.storage import database, migrations, object_store, owner_mark
+    from control.storage.bucket_owner import Ownership
 
     try:
         given = settings.from_environment(os.environ)
         db = await database.connect(given.metadata_url, connections=2)
         try:
-            await migrate.check(db)
-            async with store.connect(given) as bucket:
+            await migrations.check(db)
+            async with object_store.connect(given) as bucket:
                 if not yes:
                     there = await bucket.read(owner_mark.KEY)
                     says = "" if there is None else output.clean(there.data.decode(errors="replace"))
@@ -83,7 +84,7 @@ async def take_over(yes: bool, as_json: bool) -> None:
             await db.close()
     except settings.SettingsError as error:
         raise click.UsageError(str(error)) from error
-    except migrate.SchemaError as error:
+    except migrations.SchemaError as error:
         raise Failure(str(error), code="schema") from error
     except ProblemError as error:
         raise Failure(error.detail, code=error.code, cure="do both services run, and are their URLs right?") from error

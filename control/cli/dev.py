@@ -13,9 +13,9 @@ import click
 import orjson
 import watchfiles
 
-from control.cli import options, output, project, toolchains
-from control.cli.client import Failure, Json
-from control.cli.project import Project
+from control.cli.support import options, output, project, toolchains
+from control.cli.support.client import Failure, Json
+from control.cli.support.project import Project
 
 LISTEN = "127.0.0.1:8088"
 STEP = 20
@@ -192,7 +192,7 @@ class Edge:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "edge_runtime.cli",
+            "edge_runtime.cli.main",
             "dev",
             *("--state", str(self._state), "--listen", self._listen),
             *(["--secrets", str(self._secrets)] if self._secrets is not None else []),

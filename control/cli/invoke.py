@@ -8,8 +8,8 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import click
 
-from control.cli import options, output
-from control.cli.client import Failure, NotConnected, Unreachable, is_loopback, read_home_file
+from control.cli.support import options, output
+from control.cli.support.client import Failure, NotConnected, Unreachable, is_loopback, read_home_file
 
 
 @click.command()

@@ -4,11 +4,12 @@ import os
 
 import click
 
-from control import database, migrate, settings
-from control.cli import options, output
-from control.cli.client import Failure
+from control import settings
+from control.cli.support import options, output
+from control.cli.support.client import Failure
 from control.clock import SystemClock
 from control.problems import ProblemError
+from control.storage import database, migrations
 
 DDL_TIMEOUT = 300.0
 """Seconds for one statement: a change of schema may take its time on a large table."""
@@ -47,14 +48,14 @@ async def run(url: str, new_admin: str | None) -> tuple[list[str], str | None]:
     try:
         db = await database.connect(url, connections=2, statement_timeout=DDL_TIMEOUT)
         try:
-            applied = await migrate.migrate(db, clock)
+            applied = await migrations.migrate(db, clock)
             again = new_admin is not None
-            return applied, await migrate.make_admin(db, clock, name=new_admin or "admin", again=again)
+            return applied, await migrations.make_admin(db, clock, name=new_admin or "admin", again=again)
         finally:
             await db.close()
     except settings.SettingsError as error:
         raise click.UsageError(str(error)) from error
-    except migrate.SchemaError as error:
+    except migrations.SchemaError as error:
         raise Failure(str(error), code="schema") from error
     except ProblemError as error:
         raise Failure(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from control.cli import options, output, releasing
-from control.cli.client import Client, Json, path
+from control.cli.support import options, output, releasing
+from control.cli.support.client import Client, Json, path
 
 
 @click.group()

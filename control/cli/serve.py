@@ -5,11 +5,11 @@ import os
 
 import click
 
-from control.cli import log
-from control.cli.client import Failure
-from control.migrate import SchemaError
+from control.cli.support import server_log
+from control.cli.support.client import Failure
 from control.problems import ProblemError
 from control.settings import SettingsError, from_environment
+from control.storage.migrations import SchemaError
 
 
 @click.command()
@@ -30,9 +30,9 @@ def command(log_level: str) -> None:
     # Here, so that `skerry --help` needn't load the server and all that it uses.
     import uvloop
 
-    from control import server
+    from control.web import server
 
-    log.set_up(log_level)
+    server_log.set_up(log_level)
     try:
         settings = from_environment(os.environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -2,8 +2,9 @@
 
 import click
 
-from control.cli import artifacts, options, output
-from control.cli.client import Client, Json, NotConverged, Refused, path
+from control.cli import artifacts
+from control.cli.support import options, output
+from control.cli.support.client import Client, Json, NotConverged, Refused, path
 
 
 @click.command()

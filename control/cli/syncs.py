@@ -2,8 +2,8 @@
 
 import click
 
-from control.cli import options, output
-from control.cli.client import path
+from control.cli.support import options, output
+from control.cli.support.client import path
 
 
 @click.group()

@@ -16,10 +16,11 @@ from pathlib import Path
 import aiohttp
 import click
 
-from control import embedded, pki
-from control.cli import example, local, migrate, options, output, waiting
-from control.cli.client import HOME_FILE, Client, Connection, Failure, Refused, home, path
-from control.service import ServiceError, read_settings, write_settings
+from control.cli import migrate
+from control.cli.support import example, local, options, output, waiting
+from control.cli.support.client import HOME_FILE, Client, Connection, Failure, Refused, home, path
+from control.local import embedded, pki
+from control.local.process import ServiceError, read_settings, write_settings
 
 ARRIVAL_LIMIT = 60.0
 """Seconds for the edge to run the example's release."""
@@ -176,14 +177,14 @@ class Up:
             return
         async with self._step("join") as told:
             made = await client.post(path("join-tokens"), {"group": example.GROUP})
-            arguments = ["edge_runtime.cli", "join", "--control", url, "--state", str(self._home.edge)]
+            arguments = ["edge_runtime.cli.main", "join", "--control", url, "--state", str(self._home.edge)]
             arguments += ["--name", local.NODE]
             await local.Child(self._home, held, "join", arguments, {"SKERRY_JOIN_TOKEN": made["token"]}).run()
             told.append(f"node {local.NODE}, with a one-time token")
 
     async def _start_edge(self, stack: AsyncExitStack, held: int, edge_url: str) -> None:
         listen = edge_url.removeprefix("http://")
-        arguments = ["edge_runtime.cli", "run", "--state", str(self._home.edge), "--listen", listen]
+        arguments = ["edge_runtime.cli.main", "run", "--state", str(self._home.edge), "--listen", listen]
         child = local.Child(self._home, held, "edge", arguments, {})
         await self._start(stack, child, _ready(f"{edge_url}/_skerry/healthz", None))
 
@@ -226,8 +227,8 @@ async def _make_bucket(artifacts_url: str) -> None:
     # Here, since botocore takes half a second to import.
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from control.local_seaweedfs import create_bucket, s3_client
-    from control.store_errors import PUT, problem
+    from control.local.seaweedfs import create_bucket, s3_client
+    from control.storage.store_errors import PUT, problem
 
     bucket = artifacts_url.rpartition("/")[2]
     try:

@@ -3,13 +3,22 @@
 Importing this opens libwasmedge.so.0; LibraryMissing says what to install.
 """
 
-from ..aot_cache import BEST, QUICK, AotFile, Damaged, find, verify
-from .compile import compile_module
-from .errors import Closed, CompileError, LibraryMissing, LinkError, LoadError, Trap, Unsafe, WasmEdgeError
-from .host import HostModule, Signature
-from .instance import Entry, Program
-from .memory import PAGE, Memory, check_address_space, check_refusals
-from .module import Config, MemoryExport, Module
+from edge_runtime.aot_cache import BEST, QUICK, AotFile, Damaged, find, verify
+from edge_runtime.wasmedge.compile import compile_module
+from edge_runtime.wasmedge.errors import (
+    Closed,
+    CompileError,
+    LibraryMissing,
+    LinkError,
+    LoadError,
+    Trap,
+    Unsafe,
+    WasmEdgeError,
+)
+from edge_runtime.wasmedge.host import HostModule, Signature
+from edge_runtime.wasmedge.instance import Entry, Program
+from edge_runtime.wasmedge.memory import PAGE, Memory, check_address_space, check_refusals
+from edge_runtime.wasmedge.module import Config, MemoryExport, Module
 
 __all__ = [
     "BEST",

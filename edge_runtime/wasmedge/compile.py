@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from ..aot_cache import LEVELS, TEMPORARY, AotFile, key, sweep
-from ..files import sync_folder
-from .declarations import ffi, library
-from .errors import CompileError
-from .handles import Handle, message
-from .imported import imported
-from .module import MULTI_MEMORIES
+from edge_runtime.aot_cache import LEVELS, TEMPORARY, AotFile, key, sweep
+from edge_runtime.files import sync_folder
+from edge_runtime.wasmedge.declarations import ffi, library
+from edge_runtime.wasmedge.errors import CompileError
+from edge_runtime.wasmedge.handles import Handle, message
+from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge.module import MULTI_MEMORIES
 
 
 def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | None = None) -> AotFile:

@@ -9,8 +9,8 @@ from typing import Any
 
 import cffi
 
-from ..aot_cache import WASMEDGE
-from .errors import LibraryMissing
+from edge_runtime.aot_cache import WASMEDGE
+from edge_runtime.wasmedge.errors import LibraryMissing
 
 VERSION = WASMEDGE
 LIBRARY = "libwasmedge.so.0"

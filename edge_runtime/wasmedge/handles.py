@@ -3,8 +3,8 @@
 from types import TracebackType
 from typing import ClassVar, Self
 
-from .declarations import CData, ffi, library
-from .errors import Closed, failure
+from edge_runtime.wasmedge.declarations import CData, ffi, library
+from edge_runtime.wasmedge.errors import Closed, failure
 
 
 class Handle:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from .declarations import VALUE_WORDS, CData, ffi, library
-from .handles import Handle, Name
+from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
+from edge_runtime.wasmedge.handles import Handle, Name
 
 Signature = tuple[str, str]
 """Parameters and results, a letter each: `i` an i32, `I` an i64, as in ("iIi", "i"). One result at most."""

@@ -7,7 +7,7 @@ Source: WebAssembly Core Specification 2.0, chapter 5.5.
 
 from typing import Final
 
-from .errors import LoadError
+from edge_runtime.wasmedge.errors import LoadError
 
 MODULE: Final = "skerry: memory"
 """The module of the imports, whose names are the memories' numbers. Modules that import a memory are refused at

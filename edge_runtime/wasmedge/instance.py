@@ -6,13 +6,13 @@ Its memories are reserved and checked before (`memory`), and outlive it; all els
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from .declarations import VALUE_WORDS, CData, ffi, library
-from .errors import LinkError, Unsafe
-from .handles import Handle, Name, check, message
-from .host import HostModule, Signature, raised, unclaimed, value_types
-from .imported import MODULE
-from .memory import Memory, Reserved
-from .module import Config, Module
+from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
+from edge_runtime.wasmedge.errors import LinkError, Unsafe
+from edge_runtime.wasmedge.handles import Handle, Name, check, message
+from edge_runtime.wasmedge.host import HostModule, Signature, raised, unclaimed, value_types
+from edge_runtime.wasmedge.imported import MODULE
+from edge_runtime.wasmedge.memory import Memory, Reserved
+from edge_runtime.wasmedge.module import Config, Module
 
 # A call makes each of these once or twice: looking them up in the library costs a tenth of a microsecond each time.
 _instantiate = library.WasmEdge_ExecutorInstantiate

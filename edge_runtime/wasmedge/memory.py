@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from .declarations import CData, ffi, libc, library
-from .errors import Unsafe
-from .handles import Handle, Name
-from .imported import MODULE
+from edge_runtime.wasmedge.declarations import CData, ffi, libc, library
+from edge_runtime.wasmedge.errors import Unsafe
+from edge_runtime.wasmedge.handles import Handle, Name
+from edge_runtime.wasmedge.imported import MODULE
 
 PAGE = 65536
 SMALL: Final = 4 * PAGE

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from .declarations import CData, ffi, library
-from .handles import Handle, check
-from .host import Signature
-from .imported import imported
+from edge_runtime.wasmedge.declarations import CData, ffi, library
+from edge_runtime.wasmedge.handles import Handle, check
+from edge_runtime.wasmedge.host import Signature
+from edge_runtime.wasmedge.imported import imported
 
 _FUNCTION, _MEMORY = 0, 2
 """Of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""

@@ -7,8 +7,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from control import monitor, owner_mark
-from control.local_seaweedfs import s3_client
+from control.local.seaweedfs import s3_client
+from control.storage import owner_mark
+from control.sync import monitor
 from tests.support import repeating
 from tests.support.programs import Faults
 from tests.support.replica import Replica, SetClock, Site

@@ -57,7 +57,9 @@ async def test_from_a_push_to_an_answer_at_the_edge(control_site: Site, files: P
             assert await visit() == {"name": "ada", "count": 2}
             # Out of the edge's own database.
             assert await edge.file("SELECT name, count FROM visits") == [[["ada", 2]]]
-            status = await command("edge_runtime.cli", "status", "--listen", edge.url.removeprefix("http://"), "--json")
+            status = await command(
+                "edge_runtime.cli.main", "status", "--listen", edge.url.removeprefix("http://"), "--json"
+            )
             told = status.json()
             assert (told["node"]["name"], told["at_target"], told["schema_version"]) == ("edge-1", True, 1)
             assert [(f["name"], f["version"]) for f in told["functions"]] == [("visits", 1)]

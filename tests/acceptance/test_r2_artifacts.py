@@ -12,7 +12,8 @@ import aiohttp
 import asyncpg
 import pytest
 
-from control import deletions, monitor
+from control.storage import artifact_deletions
+from control.sync import monitor
 from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.deploy import code, ok
@@ -153,7 +154,7 @@ async def test_r2_4_a_deletion_that_was_killed_is_finished_later(
         assert len(await stored()) == (0 if "object" in point else 1)
     monkeypatch.setattr(monitor, "SWEEP_PERIOD", 0.05)
     # The killed one went by the system's clock.
-    clock.time = datetime.now(UTC) + deletions.RETRY
+    clock.time = datetime.now(UTC) + artifact_deletions.RETRY
     async with control_site.running(clock=clock):
 
         async def clean() -> bool:

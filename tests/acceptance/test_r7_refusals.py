@@ -11,7 +11,8 @@ from uuid import uuid4
 import asyncpg
 import orjson
 
-from control import auth, wire
+from control import wire
+from control.api import auth
 from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.deploy import code, ok

@@ -15,8 +15,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from control import auth, wire
-from control.pki import ensure
+from control import wire
+from control.api import auth
+from control.local.pki import ensure
 from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.deploy import code, ok
@@ -212,7 +213,7 @@ async def test_r7_2_nobody_can_do_without_tls(control_site: Site, tmp_path: Path
     # The node and the operator: not to a control without TLS.
     node = ("join", "--state", tmp_path / "node", "--control", "http://192.0.2.1:8443", "--name", "one")
     token = auth.new_token("join").text
-    done = await command("edge_runtime.cli", *node, SKERRY_JOIN_TOKEN=token)
+    done = await command("edge_runtime.cli.main", *node, SKERRY_JOIN_TOKEN=token)
     assert done.status != 0
     assert "HTTPS" in done.err
     done = await command("control.cli", "status", SKERRY_URL="http://192.0.2.1:8443", SKERRY_TOKEN="x")

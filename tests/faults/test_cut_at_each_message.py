@@ -19,8 +19,11 @@ import asyncpg
 import msgspec
 import pytest
 
-from control import auth, database, fleet, lookups, monitor, presence, wire
-from control.checks import Checks
+from control import wire
+from control.api import auth
+from control.api.edge_check import Checks
+from control.storage import batched_lookups, database
+from control.sync import fleet_cache, heartbeats, monitor
 from tests.support import cockroachdb, seeds
 from tests.support.cockroachdb import Proxy
 from tests.support.control import module
@@ -88,10 +91,10 @@ async def sweep(
     async def nothing(_: object) -> None:
         await asyncio.Event().wait()
 
-    for runs in (fleet.Fleet, presence.Presence, auth.AuthFailures, monitor.Monitor):
+    for runs in (fleet_cache.Fleet, heartbeats.Presence, auth.AuthFailures, monitor.Monitor):
         monkeypatch.setattr(runs, "run", nothing)
-    monkeypatch.setattr(fleet, "STALE_AFTER", 1e6)
-    monkeypatch.setattr(lookups, "PAUSE", 0.0)
+    monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
+    monkeypatch.setattr(batched_lookups, "PAUSE", 0.0)
     monkeypatch.setattr(database, "FIRST_PAUSE", 0.001)
     create_pool = functools.partial(asyncpg.create_pool, statement_cache_size=0)
     monkeypatch.setattr(asyncpg, "create_pool", create_pool)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from control import database
 from control.problems import ProblemError
+from control.storage import database
 from tests.support.services import ServerUrls, drop_database, fresh_database
 
 KILLS = 4

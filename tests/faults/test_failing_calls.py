@@ -19,8 +19,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from control.pki import Pki
-from edge_runtime import identity
+from control.local.pki import Pki
+from edge_runtime.sync import identity
 from tests.guests.build import guest
 from tests.support.agents import Control, running_control
 from tests.support.failing_calls import SHORT, FailingCalls

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from control.local_seaweedfs import s3_client
+from control.local.seaweedfs import s3_client
 from tests.support.cluster import Cluster, cluster
 from tests.support.load import LOST, Load, check_writes
 

@@ -20,7 +20,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from control.pki import Pki
+from control.local.pki import Pki
 from tests.guests.build import guest
 from tests.support import power
 from tests.support.agents import Control, running_control

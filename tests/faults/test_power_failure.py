@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from control import faults, wire
-from control.pki import Pki
-from edge_runtime import database
-from edge_runtime.artifacts import Artifacts
-from edge_runtime.outbox import Outbox
+from control.local.pki import Pki
+from edge_runtime.sql import database
+from edge_runtime.sync.artifacts import Artifacts
+from edge_runtime.sync.outbox import Outbox
 from edge_runtime.wasmedge import QUICK, compile_module
 from tests.guests.version import version
 from tests.support.agents import Control, edge, joined, running_control

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from control import deletions
+from control.storage import artifact_deletions
 from tests.support.control import SettableClock, module
 from tests.support.programs import ControlProgram, Faults, control_program
 from tests.support.replica import Replica, Site
@@ -49,7 +49,7 @@ async def swept(site: Site, versions: int) -> None:
         assert {key for key, state in rows.items() if state == "ready"} <= keys, "ready, and missing from the store"
         for _ in range(2):
             clock.advance(days=8)
-            await deletions.sweep(replica.services)
+            await artifact_deletions.sweep(replica.services)
         rows, keys = await stored(replica)
         assert set(rows) == keys
         assert set(rows.values()) <= {"ready"}

@@ -17,7 +17,7 @@ from wasmtime import wat2wasm
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "guests"
 EXAMPLES = ROOT / "examples"
-KERNEL = ROOT / "edge_runtime" / "abi" / "kernel.wat"
+KERNEL = ROOT / "edge_runtime" / "guests" / "abi" / "kernel.wat"
 HEADERS = EXAMPLES / "c"
 CACHE = ROOT / ".skerry" / "guests"
 

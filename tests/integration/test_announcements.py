@@ -6,9 +6,10 @@ from uuid import uuid4
 
 import pytest
 
-from control import database, migrate, monitor
 from control.clock import SystemClock
-from control.pki import Pki
+from control.local.pki import Pki
+from control.storage import database, migrations
+from control.sync import monitor
 from tests.support import cockroachdb
 from tests.support.cockroachdb import Proxy
 from tests.support.control import Control, module, running
@@ -104,9 +105,9 @@ async def test_an_admin_that_is_made_again_is_announced_last(empty_database_url:
     async with cockroachdb.proxied(empty_database_url) as (proxy, url):
         db = await database.connect(url)
         try:
-            await migrate.migrate(db, SystemClock())
+            await migrations.migrate(db, SystemClock())
             proxy.statements = []
-            await migrate.make_admin(db, SystemClock(), again=True)
+            await migrations.make_admin(db, SystemClock(), again=True)
         finally:
             await db.close()
         assert announcements(proxy) == 1

@@ -9,9 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from control import auth, lookups, wire
-from control.lookups import Lookups
+from control import wire
+from control.api import auth
 from control.problems import ProblemError
+from control.storage import batched_lookups
+from control.storage.batched_lookups import Lookups
 from tests.support.replica import Replica, Site
 
 SOON = 20.0
@@ -72,7 +74,7 @@ async def test_made_up_tokens_take_no_connection_of_joins(control_site: Site, mo
         assert [answer.status for answer in answers] == [401] * 201 + [201]
         assert transactions == 1
         # However long it took, no more than so many in a second.
-        assert looked_up <= 2 + (time.monotonic() - began) / lookups.PAUSE
+        assert looked_up <= 2 + (time.monotonic() - began) / batched_lookups.PAUSE
 
 
 async def test_lookups_are_shared_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,7 @@ async def test_lookups_are_shared_and_bounded(monkeypatch: pytest.MonkeyPatch) -
         await free.wait()
         return {id: id.upper() for id in ids if id != "nobody"}
 
-    monkeypatch.setattr("control.lookups.WAITING", 3)
+    monkeypatch.setattr("control.storage.batched_lookups.WAITING", 3)
     lookups = Lookups("ids", find)
     first = asyncio.create_task(lookups.find("a"))
     while not asked:

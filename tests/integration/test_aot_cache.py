@@ -14,7 +14,7 @@ import pytest
 import edge_runtime
 from edge_runtime import aot_cache
 from edge_runtime.aot_cache import BEST, QUICK, Damaged, find, verify
-from edge_runtime.guest import Function, Request
+from edge_runtime.guests.guest import Function, Request
 from edge_runtime.wasmedge import CompileError, LoadError, compile_module
 from tests.guests.build import guest
 from tests.guests.hostile import module

@@ -10,7 +10,9 @@ import msgspec
 import pytest
 
 from control import wire
-from edge_runtime import applier, database, frames
+from edge_runtime.children import applier
+from edge_runtime.ipc import frames
+from edge_runtime.sql import database
 from tests.support.plans import changes, plan
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +20,8 @@ FIRST = ["CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", "INS
 
 CHILD = """
 import socket, sys
-from edge_runtime import applier, frames
+from edge_runtime.children import applier
+from edge_runtime.ipc import frames
 applier.serve(socket.socket(fileno=int(sys.argv[1])), None, 0, frames.ChildSettings(sys.argv[2], "NORMAL"))
 """
 

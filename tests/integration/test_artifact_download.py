@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from control import wire
-from control.pki import Pki
-from edge_runtime import artifacts, client
-from edge_runtime.artifacts import Artifacts
-from edge_runtime.client import Client
-from edge_runtime.steps import SyncFailed
+from control.local.pki import Pki
+from edge_runtime.sync import artifacts, control_client
+from edge_runtime.sync.artifacts import Artifacts
+from edge_runtime.sync.control_client import Client
+from edge_runtime.sync.rules import SyncFailed
 from tests.support.file_server import FileServer, file_server
 
 DATA = random.Random(1).randbytes(700_000)
@@ -199,7 +199,7 @@ async def test_an_artifact_that_nobody_has_fails_with_what_was_answered(
 async def test_a_store_that_is_not_trusted_gets_no_byte_through(
     session: Client, kept: Artifacts, tmp_path: Path
 ) -> None:
-    from control.pki import ensure
+    from control.local.pki import ensure
 
     async with file_server(ensure(tmp_path / "other")) as stranger:
         stranger.files["/blob"] = DATA
@@ -265,6 +265,6 @@ def test_collecting_keeps_what_it_is_told_to_keep(kept: Artifacts) -> None:
 
 async def test_a_name_that_does_not_resolve_is_said_to_be_that(pki: Pki) -> None:
     async with Client("https://no-such-host.invalid:1", pki.ca, "x") as session:
-        with pytest.raises(client.Unreachable) as caught:
+        with pytest.raises(control_client.Unreachable) as caught:
             await session.rotate()
     assert caught.value.code == "name_unknown"

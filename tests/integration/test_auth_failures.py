@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from control import auth, database, migrate
-from control.auth import AuthFailures
+from control.api import auth
+from control.api.auth import AuthFailures
 from control.clock import SystemClock
-from control.database import Database
 from control.problems import ProblemError
+from control.storage import database, migrations
+from control.storage.database import Database
 from tests.support.control import SettableClock
 from tests.support.cutting import cutting
 
@@ -23,7 +24,7 @@ async def rows(db: Database) -> list[Any]:
 async def test_counts_add_up_by_minute_address_and_reason(database_url: str) -> None:
     db = await database.connect(database_url)
     try:
-        await migrate.migrate(db, SystemClock())
+        await migrations.migrate(db, SystemClock())
         clock = SettableClock()
         failures = AuthFailures(db, clock)
         for _ in range(3):
@@ -54,7 +55,7 @@ async def test_nothing_is_lost_while_the_database_is_away(database_url: str) -> 
     async with cutting(database_url) as cutter:
         db = await database.connect(cutter.url)
         try:
-            await migrate.migrate(db, SystemClock())
+            await migrations.migrate(db, SystemClock())
             failures = AuthFailures(db, SettableClock())
             failures.record("192.0.2.1", "unknown")
             cutter.refusing = True
@@ -73,7 +74,7 @@ async def test_a_flood_from_everywhere_is_counted_together(database_url: str, mo
     monkeypatch.setattr(auth, "MOST_ADDRESSES", 10)
     db = await database.connect(database_url)
     try:
-        await migrate.migrate(db, SystemClock())
+        await migrations.migrate(db, SystemClock())
         failures = AuthFailures(db, SettableClock())
         for number in range(1000):
             failures.record(f"2001:db8::{number:x}", "unknown")
@@ -91,7 +92,7 @@ async def test_counts_whose_commit_is_unknown_are_added_once(database_url: str, 
     async with cutting(database_url) as cutter:
         db = await database.connect(cutter.url)
         try:
-            await migrate.migrate(db, SystemClock())
+            await migrations.migrate(db, SystemClock())
             failures = AuthFailures(db, SettableClock())
             for _ in range(3):
                 failures.record("192.0.2.1", "unknown")

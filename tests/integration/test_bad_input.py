@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from control import openapi, pages
-from control.auth import new_token
-from control.calls import Operation
-from control.pki import Pki
-from control.routes import OPERATIONS
+from control.api import pagination
+from control.api.auth import new_token
+from control.api.operations import Operation
+from control.local.pki import Pki
+from control.web import openapi
+from control.web.routes import OPERATIONS
 from tests.support.control import Control, module, running
 
 PATH = {"name": "hello", "version": "1", "number": "1", "group": "default", "node": "n1", "sha256": "0" * 64}
@@ -168,14 +169,14 @@ async def test_the_parameter_that_is_wrong_is_named(control: Control) -> None:
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
 async def test_cursors_beyond_all_times_are_refused(control: Control, time: str) -> None:
     for path, rest in (("audit", [PATH["id"]]), ("syncs", [PATH["id"]]), ("auth-failures", ["a", "b"])):
-        reply = await control.call("GET", f"/v1/{path}?cursor={pages.write_cursor(time, *rest)}")
+        reply = await control.call("GET", f"/v1/{path}?cursor={pagination.write_cursor(time, *rest)}")
         assert (reply.status, reply.code, reply.body["field"]) == (422, "invalid_parameter", "cursor"), path
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "2026-01-01T00:00:00+23:59"])
 async def test_cursors_at_the_ends_of_time_are_cursors(control: Control, time: str) -> None:
     for path, rest in (("audit", [PATH["id"]]), ("syncs", [PATH["id"]]), ("auth-failures", ["a", "b"])):
-        await control.ok("GET", f"/v1/{path}?cursor={pages.write_cursor(time, *rest)}")
+        await control.ok("GET", f"/v1/{path}?cursor={pagination.write_cursor(time, *rest)}")
 
 
 async def test_cursors_of_other_lists_are_refused(control: Control) -> None:

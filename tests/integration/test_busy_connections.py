@@ -5,10 +5,11 @@ from uuid import uuid4
 
 import pytest
 
-from control import database, shares, wire
-from control.monitor import Monitor
+from control import wire
 from control.problems import ProblemError
-from control.shares import Share
+from control.storage import connection_quotas, database
+from control.storage.connection_quotas import Share
+from control.sync.monitor import Monitor
 from tests.support.control import until
 from tests.support.locks import locked
 from tests.support.replica import Site, TestNode
@@ -57,7 +58,7 @@ async def test_lists_that_wait_leave_the_rest_its_connections(
 
 
 async def test_a_share_is_given_back_however_its_use_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "WAIT", 0.05)
+    monkeypatch.setattr(connection_quotas, "WAIT", 0.05)
     share = Share(1, "tests")
 
     async def use() -> None:
@@ -79,7 +80,7 @@ async def test_a_share_is_given_back_however_its_use_ends(monkeypatch: pytest.Mo
 
 
 async def test_many_that_are_quick_are_all_served_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "WAIT", 2.0)
+    monkeypatch.setattr(connection_quotas, "WAIT", 2.0)
     share, order = Share(2, "tests"), []
 
     async def use(number: int) -> None:
@@ -93,7 +94,7 @@ async def test_many_that_are_quick_are_all_served_in_their_order(monkeypatch: py
 
 async def test_behind_those_that_fail_nobody_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those do which wait for a locked row: one after the other would take for ever."""
-    monkeypatch.setattr(shares, "WAIT", 0.3)
+    monkeypatch.setattr(connection_quotas, "WAIT", 0.3)
     share = Share(1, "tests")
 
     async def use() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
-from control import capabilities, opening, wire
-from control.opening import Request
-from edge_runtime import capabilities as told
+from control import wire
+from control.sync import reconciler, requirements
+from control.sync.reconciler import Request
+from edge_runtime.sync import capabilities as told
 from tests.support import seeds
 from tests.support.replica import Answered, Replica, Site, TestNode
 
@@ -27,13 +28,13 @@ async def replica(control_site: Site) -> AsyncIterator[Replica]:
 def decided(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The nodes of each poll that went to the database."""
     nodes: list[str] = []
-    real = opening.decide_slice
+    real = reconciler.decide_slice
 
     async def counted(services: Any, requests: list[Request], **more: Any) -> Any:
         nodes.extend(request.node_id for request in requests)
         return await real(services, requests, **more)
 
-    monkeypatch.setattr(opening, "decide_slice", counted)
+    monkeypatch.setattr(reconciler, "decide_slice", counted)
     return nodes
 
 
@@ -156,7 +157,7 @@ async def test_what_is_wrong_with_them_is_said_and_changes_nothing(replica: Repl
     for _ in range(300):
         deep = [deep]
     for document, more, field, said in (
-        ({"a": "x" * capabilities.LIMIT}, {}, "capabilities", "16384 bytes at most"),
+        ({"a": "x" * requirements.LIMIT}, {}, "capabilities", "16384 bytes at most"),
         ({"a": deep}, {}, "capabilities", "nested too deeply"),
         ({"a": ["\0"]}, {}, "capabilities.a[0]", "NUL"),
         ([], {}, "capabilities", "Expected `object"),
@@ -197,5 +198,5 @@ async def test_a_join_says_the_same_of_what_is_wrong(replica: Replica) -> None:
 def test_a_real_nodes_document_fits() -> None:
     document = told.document()
     poll = wire.Poll(2**31, "0" * 64, "x" * 36, 25.0, capabilities_digest=told.digest(document))
-    assert len(wire.canonical(document)) < capabilities.LIMIT / 4
+    assert len(wire.canonical(document)) < requirements.LIMIT / 4
     assert len(wire.canonical(poll)) < 512, "each poll has the digest alone"

@@ -1,4 +1,4 @@
-"""`python -m edge_runtime.check module`: the child that judges an upload."""
+"""`python -m edge_runtime.oneshot.check module`: the child that judges an upload."""
 
 import hashlib
 import subprocess
@@ -15,7 +15,7 @@ from tests.guests.build import example, guest, wat
 def check(*arguments):
     """Its exit code and its answer."""
     ran = subprocess.run(
-        [sys.executable, "-m", "edge_runtime.check", *map(str, arguments)],
+        [sys.executable, "-m", "edge_runtime.oneshot.check", *map(str, arguments)],
         capture_output=True,
         cwd=Path(edge_runtime.__file__).parents[1],
         timeout=60,
@@ -103,7 +103,7 @@ def test_a_wrong_call_is_no_verdict(tmp_path):
 def test_it_limits_itself():
     code = """
 import resource
-from edge_runtime import check
+from edge_runtime.oneshot import check
 check.limit()
 for kind in ("CPU", "FSIZE", "DATA", "CORE", "AS"):
     print(kind, *resource.getrlimit(getattr(resource, f"RLIMIT_{kind}")))

@@ -8,9 +8,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from edge_runtime import check_schema, database
-from edge_runtime.check_schema import Asked, Change, check
-from edge_runtime.rows import fill
+from edge_runtime.oneshot import check_schema
+from edge_runtime.oneshot.check_schema import Asked, Change, check
+from edge_runtime.oneshot.sample_rows import fill
+from edge_runtime.sql import database
 
 ROOT = Path(__file__).parents[2]
 SHOP = [
@@ -152,7 +153,7 @@ def test_tables_are_filled_as_well_as_it_can():
     ]
     with database.in_memory() as opened:
         for text in [*SHOP, *extra]:
-            for statement in check_schema.migration.split(text):
+            for statement in check_schema.schema_change.split(text):
                 opened.rows(statement.sql)
         opened.rows("PRAGMA foreign_keys = ON")
         assert fill(opened) == ["never", "orphan", "raising"]
@@ -162,7 +163,7 @@ def test_tables_are_filled_as_well_as_it_can():
         assert opened.rows("PRAGMA foreign_key_check") == []
 
 
-def run(asked, program=("-m", "edge_runtime.check", "schema")):
+def run(asked, program=("-m", "edge_runtime.oneshot.check", "schema")):
     return subprocess.run(
         [sys.executable, *program],
         input=asked if isinstance(asked, bytes) else orjson.dumps(asked),
@@ -189,7 +190,7 @@ def test_a_change_that_never_ends_or_fills_the_memory_is_refused():
     greedy = orjson.loads(run({"sql": "CREATE TABLE t AS " + endless + "SELECT x FROM c"}).stdout)
     assert (greedy["ok"], greedy["code"]) == (False, "schema_invalid")
     assert "out of memory" in greedy["message"]
-    hurried = "from edge_runtime import check_schema; check_schema.SECONDS = 0.5; check_schema.main([])"
+    hurried = "from edge_runtime.oneshot import check_schema; check_schema.SECONDS = 0.5; check_schema.main([])"
     ran = run({"sql": endless + "SELECT count(*) FROM c"}, ["-c", hurried])
     slow = orjson.loads(ran.stdout)
     assert (slow["ok"], slow["code"], ran.stderr) == (False, "schema_too_slow", b"")

@@ -16,8 +16,9 @@ from typing import Any
 import orjson
 import pytest
 
-from edge_runtime import checkpoints, wal
-from edge_runtime.processes import Child
+from edge_runtime import wal
+from edge_runtime.ipc.zygote_client import Child
+from edge_runtime.release import checkpoint_schedule
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 from tests.support.failing_calls import ALWAYS, FailingCalls
@@ -90,7 +91,7 @@ async def test_a_slow_disk_holds_up_no_commit(tmp_path: Path, failing: FailingCa
 
 async def test_the_log_begins_anew_while_calls_read_and_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where the checkpointer gets no processor in between, calls wait for it at the limit, as long as it takes.
-    monkeypatch.setattr(checkpoints, "READERS_WAIT", 60.0)
+    monkeypatch.setattr(checkpoint_schedule, "READERS_WAIT", 60.0)
     async with notes(tmp_path, wal_limit=32 << 20) as edge:
         written = 0
         while edge.front.checkpoints.made < 3:
@@ -156,7 +157,7 @@ async def test_a_read_of_the_log_that_fails_is_not_taken_for_zeros(
 
 
 async def test_one_that_has_nothing_to_do_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "IDLE", 0.2)
+    monkeypatch.setattr(checkpoint_schedule, "IDLE", 0.2)
     async with notes(tmp_path) as edge:
         for _ in range(6):
             await write(edge)
@@ -212,7 +213,7 @@ async def test_a_release_may_write_more_than_the_limit(tmp_path: Path) -> None:
 
 
 async def test_a_node_that_was_stopped_has_all_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "REMOVE_LIMIT", 30.0)
+    monkeypatch.setattr(checkpoint_schedule, "REMOVE_LIMIT", 30.0)
     async with notes(tmp_path) as edge:
         for _ in range(3):
             assert await write(edge) == (200, "")
@@ -236,7 +237,7 @@ async def test_a_commit_whose_worker_was_killed_in_it_does_not_come_back(
     tmp_path: Path, failing: FailingCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its frames are in the log, its end isn't in the index: a recovery would take it for committed."""
-    monkeypatch.setattr(checkpoints, "SETTLE_LIMIT", 60.0)
+    monkeypatch.setattr(checkpoint_schedule, "SETTLE_LIMIT", 60.0)
     async with notes(tmp_path) as edge:
         await kill_in_commit(edge, failing)
         assert await count(edge) == 0
@@ -248,7 +249,7 @@ async def test_what_a_killed_commit_left_is_settled_later_where_that_takes_long(
 ) -> None:
     """Its caller isn't kept waiting."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(checkpoints, "SETTLE_LIMIT", 0.0)
+    monkeypatch.setattr(checkpoint_schedule, "SETTLE_LIMIT", 0.0)
     async with notes(tmp_path) as edge:
         await kill_in_commit(edge, failing)
         assert "isn't settled yet: it takes long" in caplog.text
@@ -259,7 +260,7 @@ async def test_what_a_killed_commit_left_is_settled_later_where_that_takes_long(
 async def test_a_release_whose_applier_was_killed_in_its_commit_does_not_come_back(
     tmp_path: Path, failing: FailingCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "SETTLE_LIMIT", 60.0)
+    monkeypatch.setattr(checkpoint_schedule, "SETTLE_LIMIT", 60.0)
     async with notes(tmp_path) as edge:
         # The first one is of the log as it was before.
         late = failing.delay("fsync", f"{FILE}-wal", 60.0, first=1, times=1)

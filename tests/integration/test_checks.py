@@ -10,8 +10,8 @@ import psutil
 import pytest
 import uvloop
 
-from control import checks
-from control.checks import Checks
+from control.api import edge_check
+from control.api.edge_check import Checks
 from control.problems import ProblemError
 from tests.support.control import module, until
 
@@ -86,7 +86,7 @@ async def test_the_child_has_nothing_of_our_environment(wasm: Path, monkeypatch:
 
 
 async def test_too_many_checks_at_once_are_refused(wasm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "WAITING", 3)
+    monkeypatch.setattr(edge_check, "WAITING", 3)
     running = Checks(1, 30)
     done = await asyncio.gather(*(running.module(wasm, 1 << 20) for _ in range(5)), return_exceptions=True)
     refused = [error for error in done if isinstance(error, ProblemError)]

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 import pytest
 
-from control import monitor, wire
+from control import wire
 from control.clock import AHEAD
-from control.monitor import Monitor
+from control.sync import monitor
+from control.sync.monitor import Monitor
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
 

@@ -8,10 +8,10 @@ import asyncpg
 import orjson
 import pytest
 
-from control import database
-from control.database import Database, UnknownCommit
-from control.pki import Pki
+from control.local.pki import Pki
 from control.problems import ProblemError
+from control.storage import database
+from control.storage.database import Database, UnknownCommit
 from tests.support import cockroachdb
 from tests.support.cockroachdb import Proxy
 from tests.support.cockroachdb_rules import Refused

@@ -6,9 +6,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from control import database, migrate
 from control.clock import SystemClock
-from control.connection import Connection
+from control.storage import database, migrations
+from control.storage.connection import Connection
 from tests.support import cockroachdb, cockroachdb_rules
 from tests.support.cockroachdb import Proxy
 
@@ -117,11 +117,11 @@ async def test_the_schema_is_made_and_an_operator_is(through: tuple[Proxy, str])
     """Fails where a portal is left suspended: the first operator takes several rows in one transaction."""
     db = await database.connect(through[1])
     try:
-        wanted = [m.name for m in migrate.migrations(cockroachdb=True)]
-        assert await migrate.migrate(db, SystemClock()) == wanted
-        assert await migrate.migrate(db, SystemClock()) == []
-        await migrate.check(db)
-        assert await migrate.make_admin(db, SystemClock()) is not None
+        wanted = [m.name for m in migrations.migrations(cockroachdb=True)]
+        assert await migrations.migrate(db, SystemClock()) == wanted
+        assert await migrations.migrate(db, SystemClock()) == []
+        await migrations.check(db)
+        assert await migrations.make_admin(db, SystemClock()) is not None
     finally:
         await db.close()
 

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from control import database, migrate
 from control.clock import SystemClock
-from control.database import Database
+from control.storage import database, migrations
+from control.storage.database import Database
 from tests.support import cockroachdb, cockroachdb_rules
 from tests.support.services import LIKE_COCKROACHDB, is_cockroachdb
 
@@ -29,7 +29,7 @@ async def url(empty_database_url: str) -> AsyncIterator[str]:
 async def db(url: str) -> AsyncIterator[Database]:
     """A migrated one."""
     found = await database.connect(url)
-    await migrate.migrate(found, SystemClock())
+    await migrations.migrate(found, SystemClock())
     yield found
     await found.close()
 
@@ -65,9 +65,9 @@ async def test_retention_is_the_monitors_alone(db: Database) -> None:
 async def test_the_schema_can_be_made_again_over_itself(url: str, db: Database) -> None:
     """Each statement may be repeated, as after a kill between two of them."""
     await db.transaction(lambda conn: conn.execute("DELETE FROM migrations WHERE name LIKE 'cockroachdb/%'"))
-    names = [m.name for m in migrate.migrations(cockroachdb=True)]
-    assert await migrate.migrate(db, SystemClock()) == [name for name in names if name.startswith("cockroachdb/")]
-    await migrate.check(db)
+    names = [m.name for m in migrations.migrations(cockroachdb=True)]
+    assert await migrations.migrate(db, SystemClock()) == [name for name in names if name.startswith("cockroachdb/")]
+    await migrations.check(db)
 
 
 async def test_every_statement_is_planned_with_its_values(db: Database) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import edge_runtime
-from edge_runtime import frames
-from edge_runtime.compilations import TRIES
-from edge_runtime.compiler import Compiler
-from edge_runtime.steps import SyncFailed
+from edge_runtime.ipc import frames
+from edge_runtime.release.compile_jobs import TRIES
+from edge_runtime.release.compiler import Compiler
+from edge_runtime.sync.rules import SyncFailed
 from edge_runtime.wasmedge import QUICK
 from tests.guests.build import guest
 from tests.guests.hostile import leb, module
@@ -28,7 +28,9 @@ LARGE = module(functions=40, bodies=[b"\1" + leb(50_000) + b"\x7f\x0b"] * 40)
 
 CHILD = """
 import socket, sys
-from edge_runtime import compile_child, fence, frames
+from edge_runtime.children import compile_child
+from edge_runtime.sandbox import fence
+from edge_runtime.ipc import frames
 compile_child.DATA_BYTES = 300 * 1024**2
 fence.seal = lambda kind: None
 fence.narrow = lambda files: None

@@ -7,10 +7,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from control import database
-from control.database import Database, Locked, UnknownCommit
 from control.problems import ProblemError
 from control.settings import SettingsError
+from control.storage import database
+from control.storage.database import Database, Locked, UnknownCommit
 from tests.support.cutting import Cutter, cutting
 from tests.support.locks import locked
 from tests.support.services import is_cockroachdb

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from edge_runtime.cli import main
+from edge_runtime.cli.main import main
 from tests.guests.build import EXAMPLES, example, guest, wat
 from tests.support.programs import Done, command
 
@@ -19,7 +19,7 @@ def call(tmp_path: Path):
     async def called(wasm: bytes, *arguments: str | Path) -> Done:
         file = tmp_path / "module.wasm"
         file.write_bytes(wasm)
-        return await command("edge_runtime.cli", "call", file, *arguments, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        return await command("edge_runtime.cli.main", "call", file, *arguments, XDG_CACHE_HOME=str(tmp_path / "cache"))
 
     return called
 

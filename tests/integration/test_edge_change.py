@@ -14,9 +14,9 @@ import orjson
 import pytest
 from aiohttp import web
 
-from edge_runtime import frames, page
-from edge_runtime.hold import Hold
-from edge_runtime.steps import SyncFailed
+from edge_runtime.dispatch.release_gate import Hold
+from edge_runtime.ipc import frames, progress_page
+from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.guests.version import SQL, version
 from tests.support.edge import Node, node, until
@@ -230,7 +230,7 @@ async def test_who_holds_the_writer_lock_or_waits_for_it_is_waited_for(tmp_path:
         await edge.release(functions(1, held.url), FIRST)
         writers = [asyncio.ensure_future(lines(edge, "writes", INSERT, held.request())) for _ in range(2)]
         await held.reached()
-        await until(lambda: states(edge) >= {page.WRITING, page.WAITING})
+        await until(lambda: states(edge) >= {progress_page.WRITING, progress_page.WAITING})
         releasing = asyncio.ensure_future(edge.release(functions(2, held.url), schema(2)))
         await until(lambda: edge.front.pool.hold is Hold.WRITES)
         late = asyncio.ensure_future(lines(edge, "writes", INSERT))

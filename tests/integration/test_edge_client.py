@@ -8,9 +8,9 @@ import pytest
 from aiohttp import web
 
 from control import wire
-from control.pki import Pki, ensure
-from edge_runtime import client
-from edge_runtime.client import Client, Refusal, Unreachable
+from control.local.pki import Pki, ensure
+from edge_runtime.sync import control_client
+from edge_runtime.sync.control_client import Client, Refusal, Unreachable
 from tests.support.file_server import FileServer, Proxy, connect_proxy, file_server
 
 POLL = wire.Poll(generation=0, digest="a" * 64)
@@ -130,7 +130,7 @@ async def test_a_connection_that_is_cut(control: FileServer, named: Pki) -> None
 async def test_a_control_that_says_nothing_is_given_up(
     control: FileServer, named: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(control_client, "ANSWER_TIMEOUT", 0.2)
     control.slow = 60.0
     with pytest.raises(Unreachable, match="in time") as caught:
         async with asyncio.timeout(30):

@@ -200,7 +200,7 @@ async def test_the_last_answer_arrives_though_more_had_been_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long it takes to read so much in small pieces.
-    monkeypatch.setattr("edge_runtime.connection.LINGER", 60.0)
+    monkeypatch.setattr("edge_runtime.web.connection.LINGER", 60.0)
     async with site(tmp_path, stop_limit=60.0) as edge, edge.client(small=True) as client:
         edge.app.at_once = False
         client.send(post("/large") + post(body=b"2") + post(body=b"x" * 100_000) * 40)

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from edge_runtime.pool import Pool
-from edge_runtime.steps import SyncFailed
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.sync.rules import SyncFailed
 from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version

@@ -13,8 +13,9 @@ import orjson
 import pytest
 from aiohttp import web
 
-from edge_runtime import commands, flip
-from edge_runtime.steps import SyncFailed
+from edge_runtime.cli import node as commands
+from edge_runtime.release import manager
+from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 
@@ -191,7 +192,7 @@ async def test_secrets_come_from_the_nodes_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(flip, "SECRETS_PAUSE", 0.05)
+    monkeypatch.setattr(manager, "SECRETS_PAUSE", 0.05)
     path, wasm = tmp_path / "secrets.toml", guest("fetch")
     manifest = {"secrets": ["KEY"], "config": {"OPEN": "yes"}}
 

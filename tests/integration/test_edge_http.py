@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
-from edge_runtime.compiler import Compiler
-from edge_runtime.frames import LocalFunction, LocalRelease
+from edge_runtime.ipc.frames import LocalFunction, LocalRelease
+from edge_runtime.release.compiler import Compiler
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 
@@ -269,8 +269,8 @@ async def test_heads_have_limits(tmp_path: Path) -> None:
 
 
 async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.connection.HEAD_WAIT", 1.0)
-    monkeypatch.setattr("edge_runtime.server.SWEEP", 0.05)
+    monkeypatch.setattr("edge_runtime.web.connection.HEAD_WAIT", 1.0)
+    monkeypatch.setattr("edge_runtime.web.server.SWEEP", 0.05)
     async with serving(tmp_path) as edge:
         async with raw(edge) as silent, raw(edge) as slow:
             await slow.send(b"POST /functions/echo HTTP/1.1\r\nhost: lo")
@@ -281,7 +281,7 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, monkeypa
             assert (await kept.answer())[2] == b"1"
             await asyncio.sleep(1.5)
             # Between two requests there is no hurry.
-            monkeypatch.setattr("edge_runtime.connection.KEEP_ALIVE", 0.3)
+            monkeypatch.setattr("edge_runtime.web.connection.KEEP_ALIVE", 0.3)
             await kept.send(post("/functions/echo", b"2"))
             assert (await kept.answer())[2] == b"2"
             # But there is an end.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime import logs, voice
+from edge_runtime import logs
+from edge_runtime.ipc import child_output
 from tests.guests.build import wat
 from tests.support.edge import node, until
 from tests.support.edge_process import front_process
@@ -119,7 +120,7 @@ async def test_what_functions_log_is_bounded_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long the calls take: none may log more than at once.
-    monkeypatch.setattr("edge_runtime.calls.LOG_RATE", 1)
+    monkeypatch.setattr("edge_runtime.dispatch.call.LOG_RATE", 1)
     async with node(tmp_path / "state") as edge:
         await edge.release({"chatty": CHATTY, "quiet": CHATTY})
         with caplog.at_level("INFO"):
@@ -141,7 +142,7 @@ async def test_what_functions_log_is_bounded_and_told(
 
 
 async def test_what_children_print_is_bounded_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    heard = voice.Voice()
+    heard = child_output.Voice()
     heard._budget = logs.Budget(50_000, 1)
 
     def flood() -> None:

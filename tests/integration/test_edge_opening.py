@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime import database, wal
+from edge_runtime import wal
+from edge_runtime.sql import database
 from tests.support.failing_calls import FailingCalls
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from edge_runtime import database
+from edge_runtime.sql import database
 try:
     opened = database.connect(Path(sys.argv[1]))
 except (database.DatabaseUnfit, OSError) as error:
@@ -70,9 +71,9 @@ def test_a_writer_does_not_keep_others_from_opening_the_file(tmp_path: Path) -> 
 CALLS = """
 import contextlib, sys
 from pathlib import Path
-from edge_runtime import database
-from edge_runtime.session import Session
-from edge_runtime.sql import CallSql, CommitFailed
+from edge_runtime.sql import database
+from edge_runtime.sql.session import Session
+from edge_runtime.sql.call_sql import CallSql, CommitFailed
 
 try:
     session = Session(database.connect(Path(sys.argv[1])))
@@ -117,7 +118,7 @@ def test_a_read_that_failed_once_spoils_no_later_call(tmp_path: Path) -> None:
 UPDATE = """
 import sys
 from pathlib import Path
-from edge_runtime import database
+from edge_runtime.sql import database
 
 try:
     opened = database.connect_until_exit(Path(sys.argv[1]))
@@ -186,7 +187,7 @@ def test_a_path_may_have_any_name(tmp_path: Path) -> None:
 UNTIL_EXIT = """
 import os, sys
 from pathlib import Path
-from edge_runtime import database
+from edge_runtime.sql import database
 
 def serve():
     opened = database.connect_until_exit(Path(sys.argv[1]))

@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from edge_runtime import breaker
-from edge_runtime.calls import Answer, Call, Outcome
-from edge_runtime.link import Link
+from edge_runtime.dispatch import breaker
+from edge_runtime.dispatch.call import Answer, Call, Outcome
+from edge_runtime.dispatch.worker_link import Link
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 
@@ -95,8 +95,8 @@ async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However slow the machine is, or fast.
-    monkeypatch.setattr("edge_runtime.calls.SHORT", 0.3)
-    monkeypatch.setattr("edge_runtime.replies.QUICK", 0.0)
+    monkeypatch.setattr("edge_runtime.dispatch.call.SHORT", 0.3)
+    monkeypatch.setattr("edge_runtime.dispatch.replies.QUICK", 0.0)
     async with node(tmp_path / "state", workers=2, concurrency=2) as edge:
         await edge.release({"slow": (guest("slow"), {**READ, "time_limit_ms": 60_000})}, NUMBER)
         await calm(edge)
@@ -160,7 +160,7 @@ async def test_a_spare_that_dies_is_replaced_and_missed_by_nobody(tmp_path: Path
 
 
 async def test_what_was_taken_back_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.calls.SHORT", 0.3)
+    monkeypatch.setattr("edge_runtime.dispatch.call.SHORT", 0.3)
     write = {"sql": "write", "concurrency": 2}
     async with node(tmp_path / "state", workers=2) as edge:
         await edge.release({"sql": (guest("sql"), write)}, ["CREATE TABLE done (name TEXT)"])

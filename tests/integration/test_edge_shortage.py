@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 import pytest
 
 from edge_runtime import threads
-from edge_runtime.listener import Listener
-from edge_runtime.processes import NotBorn, Processes
-from edge_runtime.server import KEPT, KEPT_PER_WORKER
+from edge_runtime.ipc.zygote_client import NotBorn, Processes
 from edge_runtime.settings import SettingsError
+from edge_runtime.web.listener import Listener
+from edge_runtime.web.server import KEPT, KEPT_PER_WORKER
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 from tests.support.edge_process import FrontProcess, front_process

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.connection import UNREAD_WAIT
+from edge_runtime.web.connection import UNREAD_WAIT
 from tests.support.connections import on_uvloop, post, site
 from tests.support.edge import until
 
@@ -76,7 +76,7 @@ async def test_a_client_that_reads_nothing_any_more_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No time passes here, however busy the machine is: the waits are said to be over."""
-    monkeypatch.setattr("edge_runtime.server.SWEEP", 0.05)
+    monkeypatch.setattr("edge_runtime.web.server.SWEEP", 0.05)
     async with site(tmp_path) as edge, edge.client(small=True) as stuck, edge.client(small=True) as slow:
         waiting = edge.server.shared.slow
         stuck.send(post("/larger"))

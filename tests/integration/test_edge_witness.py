@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from control import wire
-from edge_runtime import asking, database, flip
-from edge_runtime.frames import Stored
-from edge_runtime.processes import Processes
-from edge_runtime.steps import SyncFailed
-from edge_runtime.witness import FILE, Witness
+from edge_runtime.ipc.frames import Stored
+from edge_runtime.ipc.zygote_client import Processes
+from edge_runtime.release import manager, stored_release
+from edge_runtime.release.tamper_check import FILE, Witness
+from edge_runtime.sql import database
+from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.edge import Node, node
@@ -102,12 +103,12 @@ async def test_what_an_applier_says_is_not_what_is_believed(tmp_path: Path, monk
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)
         before = edge.front.runtime.inventory
-        told = flip._decode_inventory
+        told = manager._decode_inventory
 
         def lie(body: bytes) -> wire.Inventory:
             return msgspec.structs.replace(told(body), schema_version=7)
 
-        monkeypatch.setattr(flip, "_decode_inventory", lie)
+        monkeypatch.setattr(manager, "_decode_inventory", lie)
         with pytest.raises(SyncFailed) as failed:
             await edge.release(functions(2))
         assert failed.value.code == "database_unverified"
@@ -123,7 +124,7 @@ async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monke
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)
         (folder / "edge.commit.before").write_text("kill")
-        stored = asking.stored
+        stored = stored_release.stored
 
         async def forged(processes: Processes) -> Stored:
             found = await stored(processes)
@@ -131,7 +132,7 @@ async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monke
             return Stored(msgspec.structs.replace(found.release, generation=77), found.inventory)
 
         with monkeypatch.context() as patched:
-            patched.setattr(asking, "stored", forged)
+            patched.setattr(stored_release, "stored", forged)
             with pytest.raises(SyncFailed) as failed:
                 await edge.release(functions(2))
         assert failed.value.code == "database_unverified"

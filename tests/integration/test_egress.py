@@ -13,10 +13,12 @@ import orjson
 import pytest
 from aiohttp import web
 
-from control import pki, wire
-from edge_runtime import egress, fetching
-from edge_runtime.egress import Egress, is_own, reachable
-from edge_runtime.outbound import NotFetched
+from control import wire
+from control.local import pki
+from edge_runtime.egress import http_client
+from edge_runtime.egress.http_client import Egress, is_own, reachable
+from edge_runtime.guests import http_json
+from edge_runtime.ipc.http_messages import NotFetched
 
 BIG = 100_000
 
@@ -87,13 +89,13 @@ def grant(*hosts: str, **more: Any) -> wire.HttpGrant:
 
 
 async def fetch(made: Egress, allowed: wire.HttpGrant, url: str, **more: Any) -> Any:
-    _, parcel = fetching.to_front(orjson.dumps({"url": url, **more}))
-    return orjson.loads(fetching.to_guest(await made.fetch(allowed, parcel)))
+    _, parcel = http_json.to_front(orjson.dumps({"url": url, **more}))
+    return orjson.loads(http_json.to_guest(await made.fetch(allowed, parcel)))
 
 
 async def failure(made: Egress, allowed: wire.HttpGrant | None, url: str, **more: Any) -> NotFetched:
     with pytest.raises(NotFetched) as error:
-        await made.fetch(allowed, fetching.to_front(orjson.dumps({"url": url, **more}))[1])
+        await made.fetch(allowed, http_json.to_front(orjson.dumps({"url": url, **more}))[1])
     assert str(error.value)
     return error.value
 
@@ -200,7 +202,7 @@ async def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatc
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return real(host, *args)
 
-    monkeypatch.setattr(egress.socket, "getaddrinfo", nowhere)
+    monkeypatch.setattr(http_client.socket, "getaddrinfo", nowhere)
     async with server() as port:
         pass
     async with Egress() as made:
@@ -229,7 +231,7 @@ async def test_a_name_leads_to_public_addresses_alone(monkeypatch: pytest.Monkey
     def lying(host: str, *args: Any) -> Any:
         return real("127.0.0.1" if host == "evil.example" else host, *args)
 
-    monkeypatch.setattr(egress.socket, "getaddrinfo", lying)
+    monkeypatch.setattr(http_client.socket, "getaddrinfo", lying)
     async with server() as port:
         url, allowed = f"http://evil.example:{port}/", grant(f"http://*.example:{port}", f"http://evil.example:{port}")
         async with Egress() as made:

@@ -16,9 +16,9 @@ import asyncpg
 import psutil
 import pytest
 
-from control import embedded
-from control.local_seaweedfs import s3_client
-from control.service import read_settings
+from control.local import embedded
+from control.local.process import read_settings
+from control.local.seaweedfs import s3_client
 from tests.support.programs import runs
 from tests.support.services import remove_home
 
@@ -238,7 +238,7 @@ PARENT = """
 import asyncio, sys
 from pathlib import Path
 from typing import Any
-from control import embedded
+from control.local import embedded
 
 async def main():
     async with embedded.services(Path(sys.argv[1])) as services:

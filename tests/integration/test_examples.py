@@ -7,11 +7,11 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime import database
-from edge_runtime.check import check_module
-from edge_runtime.guest import Limits, Request, Services
-from edge_runtime.sql import CallSql, Session
-from edge_runtime.statements import load
+from edge_runtime.guests.guest import Limits, Request, Services
+from edge_runtime.oneshot.check import check_module
+from edge_runtime.sql import database
+from edge_runtime.sql.call_sql import CallSql, Session
+from edge_runtime.sql.queries import load
 from tests.guests.build import EXAMPLES, example
 from tests.support.functions import function
 

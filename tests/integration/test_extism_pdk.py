@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from edge_runtime.check import check_module
-from edge_runtime.guest import GuestFault, Request
+from edge_runtime.guests.guest import GuestFault, Request
+from edge_runtime.oneshot.check import check_module
 from tests.guests.build import HERE
 from tests.support.functions import function
 from tests.support.projects import NPM

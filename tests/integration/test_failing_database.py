@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from control import monitor, probes
+from control.api import probes
+from control.sync import monitor
 from tests.support import seeds
 from tests.support.control import until
 from tests.support.replica import Replica, Site

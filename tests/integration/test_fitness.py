@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from control import fitness, wire
-from edge_runtime import capabilities
+from control import wire
+from control.sync import compatibility
+from edge_runtime.sync import capabilities
 from tests.support.control import Control, module
 
 FIELDS = [field for field in wire.MANIFEST_FIELDS if not field.startswith("http")]
@@ -95,13 +96,13 @@ async def test_of_many_some_are_named_and_all_are_counted(control: Control) -> N
     await control.services.db.transaction(add_nodes)
     unfit = (await control.ok("POST", "/v1/releases?plan=true", {"functions": {"f": 1}}))["unfit"]
     assert unfit["count"] == 2000
-    assert [node["name"] for node in unfit["nodes"]] == [f"n{n:04}" for n in range(fitness.NAMED)]
+    assert [node["name"] for node in unfit["nodes"]] == [f"n{n:04}" for n in range(compatibility.NAMED)]
     reply = await control.call("POST", "/v1/releases", {"functions": {"f": 1}})
     assert reply.code == "nodes_unfit"
     assert "and 1995 others" in reply.body["detail"]
     assert len(reply.body["detail"]) < 1000
-    told = await control.services.db.read(lambda conn: fitness.told(conn, "default"))
-    assert [len(same.names) for same in told] == [fitness.NAMED] * 3, "a row for each node isn't read"
+    told = await control.services.db.read(lambda conn: compatibility.told(conn, "default"))
+    assert [len(same.names) for same in told] == [compatibility.NAMED] * 3, "a row for each node isn't read"
 
 
 async def add_nodes(conn: Any) -> None:

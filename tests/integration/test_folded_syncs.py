@@ -3,7 +3,8 @@
 import asyncio
 from typing import Any
 
-from control import folding, wire
+from control import wire
+from control.sync import log_folding
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
 
@@ -33,25 +34,25 @@ async def test_failures_at_once_are_folded_into_the_newest_line(control_site: Si
         for number in range(TRIES):
             await fail(node, f"try {number}")
         lines = await log(replica)
-        assert len(lines) == folding.LINES
-        assert [line["folded"] for line in lines] == [0] * (folding.LINES - 1) + [TRIES - folding.LINES]
+        assert len(lines) == log_folding.LINES
+        assert [line["folded"] for line in lines] == [0] * (log_folding.LINES - 1) + [TRIES - log_folding.LINES]
         assert (lines[-1]["status"], lines[-1]["error"]["message"]) == ("failed", f"try {TRIES - 1}")
         shown = await replica.node("one")
-        assert (shown["failures"], shown["syncs_folded"]) == (TRIES, TRIES - folding.LINES)
+        assert (shown["failures"], shown["syncs_folded"]) == (TRIES, TRIES - log_folding.LINES)
 
         # A new target has lines of its own.
         await seeds.function(replica, "more")
         await seeds.release(replica, functions={"more": 1})
         await fail(node)
-        assert len(await log(replica)) == folding.LINES + 1
+        assert len(await log(replica)) == log_folding.LINES + 1
         # Folded or not, a sync that succeeds is one that succeeded.
-        for _ in range(folding.LINES):
+        for _ in range(log_folding.LINES):
             await fail(node)
         plan = await node.sync()
         last = next(line for line in await log(replica) if line["id"] == plan.sync_id)
         assert (last["status"], last["error"], last["folded"]) == ("succeeded", None, 2)
         assert (await replica.node("one"))["at_target"]
-        assert len(await log(replica)) == 2 * folding.LINES
+        assert len(await log(replica)) == 2 * log_folding.LINES
 
 
 async def test_after_a_while_there_are_lines_again(control_site: Site) -> None:
@@ -60,13 +61,13 @@ async def test_after_a_while_there_are_lines_again(control_site: Site) -> None:
         node = await replica.join("one")
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
-        for _ in range(folding.LINES + 3):
+        for _ in range(log_folding.LINES + 3):
             clock.advance(1)
             await fail(node)
-        assert len(await log(replica)) == folding.LINES
-        clock.advance(folding.WINDOW.total_seconds())
+        assert len(await log(replica)) == log_folding.LINES
+        clock.advance(log_folding.WINDOW.total_seconds())
         await fail(node)
-        assert len(await log(replica)) == folding.LINES + 1
+        assert len(await log(replica)) == log_folding.LINES + 1
 
 
 async def test_a_flapping_history_is_folded_too(control_site: Site) -> None:
@@ -82,8 +83,8 @@ async def test_a_flapping_history_is_folded_too(control_site: Site) -> None:
             node.inventory = own
             assert (await node.ask(report=True)).status == 204
         lines = await log(replica)
-        assert len(lines) == folding.LINES
-        assert sum(line["folded"] for line in lines) == TRIES // 2 - folding.LINES
+        assert len(lines) == log_folding.LINES
+        assert sum(line["folded"] for line in lines) == TRIES // 2 - log_folding.LINES
         assert {line["error"]["code"] for line in lines} == {"history_mismatch"}
 
 
@@ -92,11 +93,11 @@ async def test_nodes_are_folded_apart(control_site: Site) -> None:
         nodes = await seeds.nodes(replica, 5)
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
-        for _ in range(folding.LINES + 2):
+        for _ in range(log_folding.LINES + 2):
             await fail(nodes[0])
         await asyncio.gather(*(fail(node) for node in nodes))
         counts = [len(await log(replica, f"seed-{number}")) for number in range(5)]
-        assert counts == [folding.LINES, 1, 1, 1, 1]
+        assert counts == [log_folding.LINES, 1, 1, 1, 1]
 
 
 async def test_a_report_that_comes_twice_ends_the_sync_that_took_its_line(control_site: Site) -> None:
@@ -104,7 +105,7 @@ async def test_a_report_that_comes_twice_ends_the_sync_that_took_its_line(contro
         node = await replica.join("one")
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
-        for _ in range(folding.LINES):
+        for _ in range(log_folding.LINES):
             last = await fail(node)
         plan = await node.plan()
         assert plan.sync_id == last.sync_id

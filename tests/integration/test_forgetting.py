@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from control import fleet, wire
+from control import wire
+from control.sync import fleet_cache
 from tests.support.control import Control, until
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
@@ -45,7 +46,7 @@ async def test_revoked_and_expired_credentials_and_removed_nodes_are_forgotten(c
 
 
 async def test_a_replica_forgets_by_itself(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "FORGET_EVERY", 0.1)
+    monkeypatch.setattr(fleet_cache, "FORGET_EVERY", 0.1)
     kept = control.services.fleet
     node = await control.join("one")
     assert await poll(control, node.credential) == 204

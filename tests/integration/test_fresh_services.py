@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from control.local_seaweedfs import s3_client
+from control.local.seaweedfs import s3_client
 from tests.support.services import LIKE_COCKROACHDB, is_cockroachdb
 
 seen: set[str] = set()

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from edge_runtime.guest import GuestFault, Limits, Request, Services
+from edge_runtime.guests.guest import GuestFault, Limits, Request, Services
 from edge_runtime.wasmedge import LinkError
 from tests.guests.build import guest, wat
 from tests.guests.version import version

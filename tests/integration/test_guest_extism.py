@@ -6,8 +6,8 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime.frames import LocalFunction
-from edge_runtime.guest import Function, GuestFault, Limits, Request, Services
+from edge_runtime.guests.guest import Function, GuestFault, Limits, Request, Services
+from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, memory
 from edge_runtime.wasmedge.declarations import ffi
 from tests.guests.build import guest, wat

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.sql import CommitFailed, Limits, StaleRelease
+from edge_runtime.sql.call_sql import CommitFailed, Limits, StaleRelease
 from tests.support.guest_sql import GENERATION, ask, calls
 
 
@@ -284,7 +284,7 @@ def test_all_rows_come_in_their_order(db, count):
 
 
 def test_a_call_for_another_release_runs_nothing(db):
-    from edge_runtime.sql import CallSql
+    from edge_runtime.sql.call_sql import CallSql
 
     for grant in ("read", "write"):
         call = CallSql(db.session, grant, GENERATION + 1)
@@ -322,7 +322,7 @@ def test_reals_always_show_that_they_are(db):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from edge_runtime.sql import CommitFailed
+from edge_runtime.sql.call_sql import CommitFailed
 from tests.support.guest_sql import ask, calls
 path = Path(sys.argv[1])
 with calls(path) as made:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from control import wire
-from control.server import Server
+from control.web.server import Server
 from tests.support import seeds
 from tests.support.replica import Replica, Site, TestNode
 
@@ -104,7 +104,7 @@ async def test_a_new_target_wakes_a_thousand(control_site: Site) -> None:
 @pytest.mark.timeout(180)
 async def test_a_thousand_are_answered_at_the_end(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     # A busy machine may need longer for so many than the end waits.
-    monkeypatch.setattr("control.server.GRACE", SOON)
+    monkeypatch.setattr("control.web.server.GRACE", SOON)
     took: list[float] = []
     polls: list[Held] = []
     async with control_site.running(hold=HOLD) as replica:

@@ -10,12 +10,12 @@ import pytest
 import pytest_asyncio
 
 from control import wire
-from control.pki import Pki, ensure
-from edge_runtime import capabilities, identity
-from edge_runtime import join as joining
-from edge_runtime.client import Client, Refusal, Unreachable
-from edge_runtime.guest import RUNNERS
-from edge_runtime.join import JoinFailed, join
+from control.local.pki import Pki, ensure
+from edge_runtime.guests.guest import RUNNERS
+from edge_runtime.sync import capabilities, identity
+from edge_runtime.sync import join as joining
+from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.join import JoinFailed, join
 from tests.support.agents import Control, joined, running_control
 from tests.support.file_server import file_server
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket

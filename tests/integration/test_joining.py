@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from control import wire
-from control.monitor import Monitor
+from control.sync.monitor import Monitor
 from tests.support.control import Control, module
 
 EMPTY = {"generation": 0, "digest": wire.digest(wire.Inventory())}

@@ -5,7 +5,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from control.cli.authoring import LANGUAGES
+from control.cli.support.authoring import LANGUAGES
 from tests.support import projects
 from tests.support.edge import node, until
 from tests.support.projects import compilers

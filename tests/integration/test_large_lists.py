@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from control import pages, wire
-from control.calls import INVENTORY_BODY, SMALL_BODY
+from control import wire
+from control.api import pagination
+from control.api.operations import INVENTORY_BODY, SMALL_BODY
 from tests.support import seeds
 from tests.support.control import Control
 from tests.support.replica import Replica, Site, TestNode
 
-SHARE = pages.BYTES + 4096
+SHARE = pagination.BYTES + 4096
 """Bytes of a page, with what is around its items."""
 STALL = 0.1
 """Seconds of work: five times what is the most of these loads' now, and less than it was before they were bounded."""

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from control import listening
-from control.listening import AT_ONCE, Listener
+from control.web import listener as listening
+from control.web.listener import AT_ONCE, Listener
 
 SOON = 20.0
 

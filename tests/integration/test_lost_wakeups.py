@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from control import fleet, wire
+from control import wire
+from control.sync import fleet_cache
 from tests.support import seeds
 from tests.support.replica import Answered, Replica, Site, TestNode, plan_of
 
@@ -76,8 +77,8 @@ class Gates:
 @pytest.fixture
 async def replicas(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Replica, Replica]]:
     """One that reads the epochs when the test says so alone, and another one at which things are changed."""
-    monkeypatch.setattr(fleet, "PERIOD", 1e6)
-    monkeypatch.setattr(fleet, "STALE_AFTER", 1e6)
+    monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
+    monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
     async with control_site.running(hold=HOLD) as one, control_site.running() as two:
         yield one, two
 

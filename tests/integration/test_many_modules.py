@@ -10,13 +10,15 @@ import msgspec
 import pytest
 
 from bench.parts import modules
-from edge_runtime import aot_cache, compilations, flip, trial
+from edge_runtime import aot_cache
 from edge_runtime.aot_cache import QUICK
-from edge_runtime.compilations import Compilations
-from edge_runtime.frames import LocalFunction
-from edge_runtime.processes import NotBorn
-from edge_runtime.steps import SyncFailed
-from edge_runtime.worker import AT_ONCE
+from edge_runtime.children.worker import AT_ONCE
+from edge_runtime.dispatch import trial_load
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.ipc.zygote_client import NotBorn
+from edge_runtime.release import compile_jobs, manager
+from edge_runtime.release.compile_jobs import Compilations
+from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.support.edge import BACKGROUND, Node, node, until
 
@@ -198,8 +200,8 @@ async def test_a_shortage_while_code_is_made_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """What can't be compiled for want of room or a process is compiled later."""
-    monkeypatch.setattr(flip, "POSTPONED", 0.2)
-    monkeypatch.setattr(compilations, "TRIES", 1)
+    monkeypatch.setattr(manager, "POSTPONED", 0.2)
+    monkeypatch.setattr(compile_jobs, "TRIES", 1)
     real, tries, short = Compilations._child, 0, asyncio.Event()
 
     async def child(self: Compilations, *given: Any) -> Any:
@@ -235,7 +237,7 @@ async def test_a_function_whose_loading_ends_its_process_is_refused(
         plan, local = edge.plan({"echo": guest("echo"), "env": guest("env")})
         functions = await edge.front.compiler.functions(local)
         monkeypatch.setattr(edge.front.processes, "birth", killed)
-        with pytest.raises(SyncFailed, match=f"env ended, {trial.TRIES} times") as failed:
+        with pytest.raises(SyncFailed, match=f"env ended, {trial_load.TRIES} times") as failed:
             await edge.front.runtime.apply(plan, functions)
         assert failed.value.code == "module_load_crashed"
         assert (await edge.call("echo", b"on"))[2] == b"on"

@@ -11,10 +11,12 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from control import auth, monitor, queries
+from control.api import auth
 from control.clock import SystemClock
-from control.monitor import Monitor
-from control.pki import Pki
+from control.local.pki import Pki
+from control.storage import queries
+from control.sync import monitor
+from control.sync.monitor import Monitor
 from tests.support import many_nodes, replica
 from tests.support.replica import SetClock, Site
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket

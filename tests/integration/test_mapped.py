@@ -6,7 +6,9 @@ import sys
 CODE = """
 import re
 from pathlib import Path
-from edge_runtime import guest, mapped, rehearsal
+from edge_runtime.guests import guest
+from edge_runtime import mapped_pages
+from edge_runtime.children import warmup
 
 def of_llvm():
     blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
@@ -14,14 +16,14 @@ def of_llvm():
                for b in blocks if "libLLVM" in b.partition(chr(10))[0])
 
 guest.prepare()
-rehearsal.rehearse()
+warmup.rehearse()
 before = of_llvm()
-mapped.drop()
+mapped_pages.drop()
 print(before, of_llvm())
-rehearsal.rehearse()
-from edge_runtime.code import compile_artifact
+warmup.rehearse()
+from edge_runtime.guests.function_code import compile_artifact
 import sys
-compile_artifact(rehearsal._NOTHING, Path(sys.argv[1]), 0)
+compile_artifact(warmup._NOTHING, Path(sys.argv[1]), 0)
 print("works")
 """
 

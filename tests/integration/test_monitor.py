@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from control import monitor
-from control.monitor import Monitor
+from control.sync import monitor
+from control.sync.monitor import Monitor
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
 

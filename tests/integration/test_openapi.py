@@ -18,9 +18,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from control import openapi, routes
-from control.pki import Pki
+from control.local.pki import Pki
 from control.problems import CODES
+from control.web import openapi, routes
 from tests.support.control import module, running
 
 CHECKS = [

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
-from control import auth, lookups, opening, syncs, wire
-from control.opening import Request, _Slice
+from control import wire
+from control.api import auth
 from control.problems import ProblemError
-from control.slices import SLICE
+from control.storage import batched_lookups
+from control.sync import reconciler
+from control.sync import reports as syncs
+from control.sync.reconciler import Request, _Slice
+from control.sync.write_batches import SLICE
 from tests.support import seeds
 from tests.support.cutting import cutting
 from tests.support.replica import Replica, Site, TestNode, plan_of
@@ -18,13 +22,13 @@ from tests.support.replica import Replica, Site, TestNode, plan_of
 def slices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the slices that are decided."""
     sizes: list[int] = []
-    real = opening.decide_slice
+    real = reconciler.decide_slice
 
     async def counted(services: Any, requests: list[Request], **more: Any) -> Any:
         sizes.append(len(requests))
         return await real(services, requests, **more)
 
-    monkeypatch.setattr(opening, "decide_slice", counted)
+    monkeypatch.setattr(reconciler, "decide_slice", counted)
     return sizes
 
 
@@ -38,7 +42,7 @@ async def test_many_nodes_share_transactions(control_site: Site, slices: list[in
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
         outcomes = await asyncio.gather(*(replica.services.opener.ask(request(node)) for node in nodes))
-        assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, opening.Opened)}) == 350
+        assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, reconciler.Opened)}) == 350
         assert sum(slices) == 350
         assert max(slices) == SLICE
         assert len(slices) <= 5
@@ -93,11 +97,11 @@ async def test_one_nodes_trouble_is_its_own(
         outcomes = await asyncio.gather(
             *(replica.services.opener.ask(request(node)) for node in nodes), return_exceptions=True
         )
-        assert [isinstance(outcome, opening.Opened) for outcome in outcomes] == [node.id != bad for node in nodes]
+        assert [isinstance(outcome, reconciler.Opened) for outcome in outcomes] == [node.id != bad for node in nodes]
         assert isinstance(outcomes[7], ProblemError)
         assert outcomes[7].code == "internal"
         monkeypatch.undo()
-        assert isinstance(await replica.services.opener.ask(request(nodes[7])), opening.Opened)
+        assert isinstance(await replica.services.opener.ask(request(nodes[7])), reconciler.Opened)
 
 
 async def test_two_replicas_plan_for_one_node_at_once(control_site: Site) -> None:
@@ -109,12 +113,12 @@ async def test_two_replicas_plan_for_one_node_at_once(control_site: Site) -> Non
         outcomes = await asyncio.gather(
             *(replica.services.opener.ask(request(node)) for replica in (one, two) for _ in range(10))
         )
-        assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, opening.Opened)}) == 1
+        assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, reconciler.Opened)}) == 1
 
 
 async def test_made_up_tokens_cost_few_look_ups(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     # Few on a slow machine too, which takes seconds for so many requests.
-    monkeypatch.setattr(lookups, "PAUSE", 0.5)
+    monkeypatch.setattr(batched_lookups, "PAUSE", 0.5)
     async with control_site.running() as replica:
         reads = 0
         real = replica.services.steady.read
@@ -183,8 +187,8 @@ async def test_a_result_that_fails_half_way_changes_nothing(
         await seeds.release(replica, functions={"hello": 1})
         plan = await node.plan()
         before = await state(replica)
-        broken = {**opening.noderows.SQL, "insert_functions": "INSERT INTO node_functions SELECT 1/0"}
-        monkeypatch.setattr(opening.noderows, "SQL", broken)
+        broken = {**reconciler.node_state.SQL, "insert_functions": "INSERT INTO node_functions SELECT 1/0"}
+        monkeypatch.setattr(reconciler.node_state, "SQL", broken)
         node.apply(plan)
         answer = await node.report(plan.sync_id, "succeeded")
         assert answer.status == 500

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from control import wire
-from control.pki import Pki
+from control.local.pki import Pki
 from tests.support.control import Control, module, running, until
 from tests.support.cutting import cutting
 

@@ -8,7 +8,7 @@ import pytest
 from pglast import ast
 from pglast.enums import JoinType
 
-from control import queries
+from control.storage import queries
 
 Columns = dict[str, dict[str, bool]]
 """Of each table or subquery, by its alias: which of its columns may be NULL."""

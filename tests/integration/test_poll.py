@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from control import guard, wire
+from control import wire
+from control.web import connection_limits
 from tests.support import seeds
 from tests.support.replica import Answered, Replica, SetClock, Site, plan_of
 from tests.support.wire_tap import tap
@@ -353,7 +354,7 @@ async def test_a_body_that_stays_away_is_given_up(control_site: Site, monkeypatc
     async with control_site.running() as replica:
         node = await replica.join("one")
         # Not before: a busy machine may be late with the bodies of the join.
-        monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+        monkeypatch.setattr(connection_limits, "BODY_SECONDS", 0.3)
         async with tap(replica.url, replica.ca) as client:
             head = f"POST /v1/poll HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {node.credential}\r\n"
             await client.send(head.encode() + b"content-length: 100\r\n\r\n{")

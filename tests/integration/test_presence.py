@@ -7,9 +7,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from control import fleet, presence
-from control.presence import Presence
 from control.problems import ProblemError
+from control.sync import fleet_cache, heartbeats
+from control.sync.heartbeats import Presence
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site
 
@@ -53,7 +53,7 @@ async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
                 answers = await asyncio.gather(*(node.ask() for node in nodes))
                 assert {answer.status for answer in answers} == {204}
             beside = {text for text in statements.texts if not text.startswith(("BEGIN", "COMMIT"))}
-            assert beside <= {fleet.SQL["epoch"]}
+            assert beside <= {fleet_cache.SQL["epoch"]}
             await replica.services.presence.flush()
         assert len(statements.about("UPDATE node_presence")) == 1
         polls = (await replica.call("GET", "/metrics", token="")).body.decode()
@@ -106,7 +106,7 @@ async def test_time_never_goes_back(control_site: Site) -> None:
 
 
 async def test_what_could_not_be_written_is_kept(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "STATEMENT", 2)
+    monkeypatch.setattr(heartbeats, "STATEMENT", 2)
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
         nodes = await seeds.nodes(replica, 5)

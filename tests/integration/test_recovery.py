@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from control.pki import Pki
+from control.local.pki import Pki
 from tests.guests.build import guest
 from tests.support.agents import running_control
 from tests.support.failing_calls import ALWAYS, FailingCalls

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from control import fleet
-from control.pki import Pki
-from control.server import Server, StartError
-from control.service import port_is_free
+from control.local.pki import Pki
+from control.local.process import port_is_free
+from control.sync import fleet_cache
+from control.web.server import Server, StartError
 from tests.support import seeds
 from tests.support.cutting import cutting
 from tests.support.replica import Replica, Site, TestNode, running
@@ -184,7 +184,7 @@ async def test_a_database_that_goes_away_and_comes_back(control_site: Site, monk
         node: TestNode = await replica.join("one")
         assert (await node.poll()).status == 204
         # Not before: a busy machine may be a second late with a reading.
-        monkeypatch.setattr(fleet, "STALE_AFTER", 1.0)
+        monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1.0)
         cutter.refusing = True
         cutter.cut_all()
         async with asyncio.timeout(60):

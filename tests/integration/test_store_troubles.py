@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from control import deletions, owner_mark, store
-from control.local_seaweedfs import s3_client
-from control.pki import Pki
+from control.local.pki import Pki
+from control.local.seaweedfs import s3_client
 from control.problems import ProblemError
+from control.storage import artifact_deletions, object_store, owner_mark
 from tests.support.control import Control, Reply, module, running, until
 from tests.support.store_proxy import StoreProxy, always, never, store_proxy
 
@@ -159,7 +159,7 @@ async def test_a_deletion_is_answered_at_its_commit(behind: Control, proxy: Stor
 
     async def swept() -> bool:
         with contextlib.suppress(ProblemError):
-            await deletions.sweep(behind.services)
+            await artifact_deletions.sweep(behind.services)
         return await states(behind) == []
 
     await until(swept, 60)
@@ -330,7 +330,7 @@ async def test_an_object_that_comes_in_pieces_is_read_whole(patient: Control, pr
     await patient.services.store.put("large", io.BytesIO(b"x" * 1_000_000))
     found = await patient.services.store.read("large")
     assert found is not None
-    assert len(found.data) == store.SMALL + 1
+    assert len(found.data) == object_store.SMALL + 1
 
 
 async def test_an_object_that_is_cut_off_says_nothing_of_the_owner(patient: Control, proxy: StoreProxy) -> None:

@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from control import deletions, monitor
+from control.storage import artifact_deletions
+from control.sync import monitor
 from tests.support import seeds
 from tests.support.control import until
 from tests.support.locks import locked
@@ -137,10 +138,10 @@ async def test_a_locked_artifact_holds_up_no_other_ones_deletion(control_site: S
 
         async def sweep() -> None:
             clock.advance(2 * 3600)
-            await deletions.sweep(replica.services)
+            await artifact_deletions.sweep(replica.services)
             # What was marked only now.
             clock.advance(120)
-            await deletions.sweep(replica.services)
+            await artifact_deletions.sweep(replica.services)
 
         await replica.services.db.transaction(unused)
         statement = "SELECT id FROM artifacts WHERE id = (SELECT min(id::text)::uuid FROM artifacts) FOR UPDATE"

@@ -5,8 +5,10 @@ from uuid import uuid4
 
 import pytest
 
-from control import database, monitor, slices, wire
-from control.presence import Presence
+from control import wire
+from control.storage import database
+from control.sync import monitor, write_batches
+from control.sync.heartbeats import Presence
 from tests.support import seeds
 from tests.support.control import until
 from tests.support.locks import frozen, locked
@@ -130,7 +132,7 @@ async def test_a_locked_row_that_no_slice_looks_for_is_found_one_by_one(control_
 async def test_a_row_that_is_locked_for_a_moment_refuses_nobody(
     control_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slices, "LOCKED_FOR", 30.0)
+    monkeypatch.setattr(write_batches, "LOCKED_FOR", 30.0)
     async with control_site.running() as replica:
         nodes = await seeds.behind(replica, 3)
         async with locked(control_site.settings.metadata_url, NODE, seeds.name_of(replica, nodes[0])):
@@ -142,7 +144,7 @@ async def test_a_row_that_is_locked_for_a_moment_refuses_nobody(
 async def test_a_replica_that_is_frozen_within_a_transaction_is_cut_off_by_the_server(
     control_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slices, "LOCKED_FOR", 0.0)
+    monkeypatch.setattr(write_batches, "LOCKED_FOR", 0.0)
     async with control_site.running() as replica:
         stuck, other = await seeds.behind(replica, 2)
         url, name = control_site.settings.metadata_url, seeds.name_of(replica, stuck)

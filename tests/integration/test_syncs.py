@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from control import wire
-from control.monitor import Monitor
+from control.sync.monitor import Monitor
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
 

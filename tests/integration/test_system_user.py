@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from control import local_postgres
+from control.local import postgres
 
 PROCESSES = 6
 
 CHILD = textwrap.dedent("""
     import sys
-    from control import local_postgres
+    from control.local import postgres
     print("ready", flush=True)
     sys.stdin.readline()
-    print(local_postgres._system_user()[0], flush=True)
-""")
+    print(postgres._system_user()[0], flush=True)
+    """)
 
 
 def own_etc(folder: Path) -> list[str]:
@@ -35,9 +35,9 @@ def own_etc(folder: Path) -> list[str]:
             shutil.copy(path, etc / name)
     for name in ("passwd", "shadow", "group", "gshadow"):
         lines = (etc / name).read_text().splitlines(keepends=True)
-        (etc / name).write_text("".join(line for line in lines if not line.startswith(f"{local_postgres.USER}:")))
+        (etc / name).write_text("".join(line for line in lines if not line.startswith(f"{postgres.USER}:")))
     script = 'mkdir -p "$2" && mount --bind "$0" /etc && mount --bind "$1" "$2" && shift 2 && exec "$@"'
-    return ["unshare", "--mount", "sh", "-c", script, str(etc), str(state), str(local_postgres.ROOT_FOLDER)]
+    return ["unshare", "--mount", "sh", "-c", script, str(etc), str(state), str(postgres.ROOT_FOLDER)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's PostgreSQL runs as that user")
@@ -65,4 +65,4 @@ def test_processes_that_need_the_user_at_once_make_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     given = done.stdout.split()
     entries = [line.split(":") for line in (tmp_path / "etc" / "passwd").read_text().splitlines()]
-    assert given == [uid for name, _, uid, *_ in entries if name == local_postgres.USER] * PROCESSES
+    assert given == [uid for name, _, uid, *_ in entries if name == postgres.USER] * PROCESSES

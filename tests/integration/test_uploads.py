@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from control import artifacts, deletions
-from control.pki import Pki
+from control.api import artifacts
+from control.local.pki import Pki
 from control.problems import ProblemError
+from control.storage import artifact_deletions
 from tests.support.control import Control, module, running, until
 
 
@@ -193,19 +194,19 @@ async def test_the_sweep_leaves_what_is_in_use_and_takes_the_rest(control: Contr
     unknown = f"{half}/00000000-0000-0000-0000-000000000002"
     await store.put(unknown, io.BytesIO(b"half"))
     await store.put("somebody-elses", io.BytesIO(b"half"))
-    await deletions.sweep(control.services)
+    await artifact_deletions.sweep(control.services)
     assert len(await keys(control)) == 5, "nothing is old enough"
     control.clock.advance(hours=1, minutes=2)
-    await deletions.sweep(control.services)
+    await artifact_deletions.sweep(control.services)
     control.clock.advance(minutes=2)
-    await deletions.sweep(control.services)
+    await artifact_deletions.sweep(control.services)
     [row] = await rows(control, kept)
     assert await keys(control) == {f"{kept}/{row['id']}", "somebody-elses", unknown}, "it is kept for days"
     control.clock.advance(days=6)
-    await deletions.sweep(control.services)
+    await artifact_deletions.sweep(control.services)
     assert unknown in await keys(control)
     control.clock.advance(days=2)
-    await deletions.sweep(control.services)
+    await artifact_deletions.sweep(control.services)
     assert await keys(control) == {f"{kept}/{row['id']}", "somebody-elses"}
     assert await rows(control, unused) == []
     assert await rows(control, half) == []
@@ -216,7 +217,7 @@ async def test_another_upload_of_unused_bytes_puts_the_sweep_off(control: Contro
     control.clock.advance(minutes=50)
     await control.upload(module("again"))
     control.clock.advance(minutes=50)
-    await deletions.sweep(control.services)
+    await artifact_deletions.sweep(control.services)
     assert [row["state"] for row in await rows(control, sha256)] == ["ready"]
 
 
@@ -229,7 +230,7 @@ async def test_an_upload_that_was_given_up_is_not_made_ready(control: Control) -
     async def slow(key: str, file: Any) -> None:
         await put(key, file)
         control.clock.advance(hours=2)
-        await deletions.sweep(control.services)
+        await artifact_deletions.sweep(control.services)
 
     control.services.store.put = slow  # type: ignore[method-assign]
     reply = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)

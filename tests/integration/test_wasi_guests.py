@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from control import wire
-from edge_runtime import wasi
-from edge_runtime.frames import LocalFunction
-from edge_runtime.guest import Function
-from edge_runtime.invocation import GuestFault, Request
-from edge_runtime.wasi import BADF, FAULT, INVAL, NOSYS, NOTCAPABLE, NOTDIR, NOTSOCK, NOTSUP, SPIPE, SUCCESS
+from edge_runtime.guests import wasi
+from edge_runtime.guests.guest import Function
+from edge_runtime.guests.invocation import GuestFault, Request
+from edge_runtime.guests.wasi import BADF, FAULT, INVAL, NOSYS, NOTCAPABLE, NOTDIR, NOTSOCK, NOTSUP, SPIPE, SUCCESS
+from edge_runtime.ipc.frames import LocalFunction
 from tests.guests.build import guest, wat
 from tests.support.functions import function
 

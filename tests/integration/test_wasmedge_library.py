@@ -61,7 +61,7 @@ except LoadError:
 def test_names_live_as_long_as_the_library_reads_them():
     """With the C library's malloc, which writes into what is freed at once."""
     code = """
-from edge_runtime.runner import host
+from edge_runtime.guests.host_functions import host
 from edge_runtime.wasmedge import *
 from edge_runtime.wasmedge.imported import imported
 from tests.guests.build import guest

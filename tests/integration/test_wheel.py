@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from zipfile import ZipFile
 
-from control.cli import project
-from control.cli.authoring import LANGUAGES
+from control.cli.support import project
+from control.cli.support.authoring import LANGUAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,8 +18,8 @@ PLACES = {
 }
 
 USE = """
-from control import queries
-from edge_runtime import statements
+from control.storage import queries
+from edge_runtime.sql import queries as statements
 for path in sorted(queries.folder().rglob("*.sql")):
     if path.parent.name == "queries":
         assert queries.load(path.stem), path
@@ -41,7 +41,7 @@ def test_the_wheel_has_the_sql_and_finds_it_there(tmp_path):
         assert {p.name: p.read_bytes() for p in (tmp_path / "site" / place).glob("*.sql")} == ours
 
     for name in ("kernel.wat", "kernel.wasm"):
-        here, there = (folder / "edge_runtime" / "abi" / name for folder in (ROOT, tmp_path / "site"))
+        here, there = (folder / "edge_runtime" / "guests" / "abi" / name for folder in (ROOT, tmp_path / "site"))
         assert there.read_bytes() == here.read_bytes()
 
     # Without the checkout, which an editable install has on the path: the wheel's folder comes first.

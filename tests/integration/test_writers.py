@@ -141,7 +141,7 @@ def test_many_processes_make_the_file_at_once(tmp_path):
     """Workers that start together on a new node."""
     made = tmp_path / "new.db"
     script = (
-        "import sys; from pathlib import Path; from edge_runtime import database\n"
+        "import sys; from pathlib import Path; from edge_runtime.sql import database\n"
         "with database.connect(Path(sys.argv[1])) as db: print(database.inventory(db).database_id)"
     )
     command = [sys.executable, "-c", script, str(made)]

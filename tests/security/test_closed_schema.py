@@ -2,8 +2,8 @@
 
 import pytest
 
-from edge_runtime import database, migration
-from edge_runtime.access import Doors
+from edge_runtime.sql import database, schema_change
+from edge_runtime.sql.access import Doors
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +75,22 @@ CHANGES = [
 @pytest.mark.parametrize("sql", CHANGES)
 def test_a_schema_change_is_refused(doors, sql):
     opened, closed = doors
-    before = migration.own(opened)
+    before = schema_change.own(opened)
     opened.rows("BEGIN")
     try:
         opened.rows("CREATE TABLE items (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT)")
-        with pytest.raises(migration.Refused) as refused:
-            migration.run(opened, closed, sql)
+        with pytest.raises(schema_change.Refused) as refused:
+            schema_change.run(opened, closed, sql)
         assert refused.value.code in ("schema_closed", "schema_not_allowed")
         # The same among others: nothing is run before all are looked at.
-        with pytest.raises(migration.Refused):
-            migration.run(opened, closed, f"CREATE TABLE before (x); {sql}; CREATE TABLE after (x)")
+        with pytest.raises(schema_change.Refused):
+            schema_change.run(opened, closed, f"CREATE TABLE before (x); {sql}; CREATE TABLE after (x)")
         assert opened.in_transaction
         if "temp.t" not in sql:
             assert not opened.rows("SELECT * FROM pragma_table_list WHERE name = 'before'")
     finally:
         opened.rollback()
-    assert migration.own(opened) == before
+    assert schema_change.own(opened) == before
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_ordinary_schema_change_runs(doors, sql):
     opened, closed = doors
     opened.rows("BEGIN")
     try:
-        migration.run(opened, closed, sql)
+        schema_change.run(opened, closed, sql)
     finally:
         opened.rollback()
 
@@ -128,8 +128,8 @@ def test_a_change_that_got_through_to_the_runtimes_tables_is_seen(doors):
         "ALTER TABLE _skerry_changes ADD COLUMN x TEXT",
         "DROP TABLE _skerry_functions",
     ):
-        before = migration.own(opened)
+        before = schema_change.own(opened)
         opened.rows("BEGIN")
         opened.rows(sql)
-        assert migration.own(opened) != before, sql
+        assert schema_change.own(opened) != before, sql
         opened.rollback()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime import migration
-from edge_runtime.statements import load
+from edge_runtime.sql import schema_change
+from edge_runtime.sql.queries import load
 from tests.support.guest_sql import GENERATION, ask, calls
 
 OWN = "_skerry_functions"
@@ -36,7 +36,7 @@ def db(tmp_path_factory):
 
 
 def state(db):
-    return migration.own(db.database), db.database.rows("SELECT * FROM sqlite_sequence")
+    return schema_change.own(db.database), db.database.rows("SELECT * FROM sqlite_sequence")
 
 
 SPELLINGS = [
@@ -272,11 +272,11 @@ STATEMENTS = st.sampled_from(
 @given(STATEMENTS, SOURCES, st.sampled_from(["read", "write"]))
 @settings(deadline=None, max_examples=300)
 def test_no_composition_reads_or_changes_what_is_the_runtimes(db, statement, source, grant):
-    before = migration.own(db.database)
+    before = schema_change.own(db.database)
     call = db.new(grant)
     answer = ask(call, statement.format(source))
     call.rollback()
-    assert migration.own(db.database) == before
+    assert schema_change.own(db.database) == before
     # Not every one is an error: what SQLite leaves out of the program, since nothing asks for it, is not touched.
     assert SECRET not in str(answer)
     if "error" not in answer:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.abi.detect import Refused
-from edge_runtime.check import check_module
-from edge_runtime.invocation import GuestFault, Request
-from edge_runtime.runner import host
+from edge_runtime.guests.abi.detect import Refused
+from edge_runtime.guests.host_functions import host
+from edge_runtime.guests.invocation import GuestFault, Request
+from edge_runtime.oneshot.check import check_module
 from edge_runtime.wasmedge import Memory
 from tests.support import by_wasmtime
 from tests.support.functions import function

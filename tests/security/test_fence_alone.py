@@ -15,8 +15,8 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime.guest import Request
-from edge_runtime.once import Asked
+from edge_runtime.guests.guest import Request
+from edge_runtime.oneshot.single_call import Asked
 from tests.guests.build import guest
 from tests.support.programs import command
 
@@ -131,7 +131,7 @@ def test_its_compiler_writes_what_it_compiles_and_nothing_else(file: Path, tmp_p
 
 WITHOUT = """
 import runpy, sys
-from edge_runtime import seccomp
+from edge_runtime.sandbox import seccomp
 without = seccomp.Filter(seccomp.ALLOW)
 without.add([seccomp.Rule("landlock_create_ruleset", action=seccomp.fail(38))])
 without.load()
@@ -156,20 +156,20 @@ async def test_on_a_kernel_without_landlock(file: Path, tmp_path: Path) -> None:
         return orjson.loads(done.stdout.splitlines()[-1]), done.stderr.decode()
 
     for arguments, stdin in ((["module", str(file)], b""), (["schema"], SCHEMA)):
-        answer, _ = run("edge_runtime.check", "check", *arguments, stdin=stdin)
+        answer, _ = run("edge_runtime.oneshot.check", "check", *arguments, stdin=stdin)
         assert answer["ok"]
         assert [piece.split(":")[0] for piece in answer["unfenced"]] == ["Landlock"]
     # By seccomp alone it can't do more.
     opening = [("open", str(path), os.O_RDONLY) for path in ("/etc/passwd", file)]
     refused = taken(["", "check", "module", str(file)], b"", "check", opening, ("-c", WITHOUT))
     assert refused == ["EPERM"] * 2
-    told, _ = run("edge_runtime.once", "once", stdin=asked(file))
+    told, _ = run("edge_runtime.oneshot.single_call", "once", stdin=asked(file))
     assert told["code"] == "fence_lacking"
     assert "--fence partial" in told["message"]
     partly = msgspec.structs.replace(msgspec.json.decode(asked(file), type=Asked), fence="partial")
-    told, warned = run("edge_runtime.once", "once", stdin=msgspec.json.encode(partly))
+    told, warned = run("edge_runtime.oneshot.single_call", "once", stdin=msgspec.json.encode(partly))
     assert (told["status"], told.get("code")) == (200, None)
     assert warned.startswith("Warning: the function runs without a part of its fence: Landlock")
     # The setting of nodes holds for it too.
-    done = await command("edge_runtime.cli", "call", file, "--interpret", SKERRY_EDGE_FENCE="nonsense")
+    done = await command("edge_runtime.cli.main", "call", file, "--interpret", SKERRY_EDGE_FENCE="nonsense")
     assert done.status == 2

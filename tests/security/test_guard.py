@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from control import guard
-from control.pki import Pki, server_context
+from control.local.pki import Pki, server_context
+from control.web import connection_limits
 from tests.support.wire_tap import Tap, tap
 
 MEGABYTE = 1024 * 1024
@@ -69,20 +69,26 @@ async def site(pki: Pki) -> AsyncIterator[Site]:
         await send({"type": "http.response.body", "body": body})
 
     config = uvicorn.Config(
-        app, http=guard.Guarded, ws="none", lifespan="off", log_config=None, proxy_headers=False, interface="asgi3"
+        app,
+        http=connection_limits.Guarded,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        proxy_headers=False,
+        interface="asgi3",
     )
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
     context = server_context(pki.certificate, pki.key)
     server = await loop.create_server(
-        lambda: guard.Guarded(config=config, server_state=state, app_state={}), "127.0.0.1", 0, ssl=context
+        lambda: connection_limits.Guarded(config=config, server_state=state, app_state={}), "127.0.0.1", 0, ssl=context
     )
     found = Site(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", pki.ca, state)
 
     async def sweeps() -> None:
         while True:
-            guard.sweep(state.connections, loop.time())
+            connection_limits.sweep(state.connections, loop.time())
             await asyncio.sleep(0.05)
 
     sweeper = asyncio.create_task(sweeps())
@@ -147,11 +153,11 @@ async def test_a_head_of_100_megabytes(site: Site) -> None:
 
 async def test_the_refusal_of_a_large_head_says_so(site: Site) -> None:
     async with site.tap() as client:
-        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"x" * guard.HEAD_BYTES)
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\na: " + b"x" * connection_limits.HEAD_BYTES)
         refused(await client.answer(), 431, "head_too_large")
         assert await client.closed()
     async with site.tap() as client:
-        await client.send(b"GET /" + b"x" * guard.HEAD_BYTES + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(b"GET /" + b"x" * connection_limits.HEAD_BYTES + b" HTTP/1.1\r\nhost: x\r\n\r\n")
         refused(await client.answer(), 431, "head_too_large")
     assert site.served == []
 
@@ -168,7 +174,7 @@ async def test_200_000_headers(site: Site) -> None:
 
 
 async def test_a_head_that_never_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.4)
+    monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.4)
     async with site.tap() as client:
         await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n")
         for number in range(100):
@@ -182,7 +188,7 @@ async def test_a_head_that_never_ends(site: Site, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_connection_that_says_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.3)
     async with site.tap() as client:
         assert await client.closed(30)
     await until_gone(site)
@@ -201,7 +207,7 @@ async def test_a_connection_that_is_idle_after_an_answer(site: Site) -> None:
 
 
 async def test_a_body_that_drips(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.4)
+    monkeypatch.setattr(connection_limits, "BODY_SECONDS", 0.4)
     async with site.tap() as client:
         await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
         for _ in range(100):
@@ -219,7 +225,7 @@ async def test_a_body_that_drips(site: Site, monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_a_body_that_drips_after_the_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The application answered without reading; the rest of the body must not hold the connection for ever."""
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.4)
+    monkeypatch.setattr(connection_limits, "BODY_SECONDS", 0.4)
     async with site.tap() as client:
         await client.send(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
         assert (await client.answer())[0] == 200
@@ -233,7 +239,7 @@ async def test_a_body_that_drips_after_the_answer(site: Site, monkeypatch: pytes
 
 
 async def test_a_steady_body_may_take_longer_than_the_grace(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.4)
+    monkeypatch.setattr(connection_limits, "BODY_SECONDS", 0.4)
     async with site.tap() as client:
         await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (20 * 16384))
         for _ in range(20):
@@ -257,7 +263,7 @@ async def test_pipelined_requests_without_bound(site: Site) -> None:
 async def test_one_more_than_may_wait_behind_another(site: Site) -> None:
     async with site.tap() as client:
         requests = b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n" + b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" * (
-            1 + guard.PIPELINED
+            1 + connection_limits.PIPELINED
         )
         await client.send(requests)
         # All are whole: no deadline ends it.
@@ -281,8 +287,8 @@ async def test_pipelined_large_bodies(site: Site) -> None:
 async def test_a_few_pipelined_requests_are_answered_in_order(site: Site) -> None:
     async with site.tap() as client:
         await client.send(b"".join(b"POST /%d HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (n, n) + bytes(n)
-                                   for n in range(1 + guard.PIPELINED)))  # fmt: skip
-        for number in range(1 + guard.PIPELINED):
+                                   for n in range(1 + connection_limits.PIPELINED)))  # fmt: skip
+        for number in range(1 + connection_limits.PIPELINED):
             assert (await client.answer())[::2] == (200, str(number).encode())
     assert site.served == ["/0", "/1", "/2"]
 
@@ -305,7 +311,7 @@ async def test_a_chunked_body_without_content(site: Site, what: str) -> None:
 
 
 async def test_an_answer_that_nobody_reads(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "WRITE_SECONDS", 0.4)
+    monkeypatch.setattr(connection_limits, "WRITE_SECONDS", 0.4)
     async with site.tap() as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -313,7 +319,7 @@ async def test_an_answer_that_nobody_reads(site: Site, monkeypatch: pytest.Monke
 
 
 async def test_more_connections_than_allowed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "CONNECTIONS", 2)
+    monkeypatch.setattr(connection_limits, "CONNECTIONS", 2)
     async with site.tap() as first, site.tap() as second:
         for client in (first, second):
             await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")

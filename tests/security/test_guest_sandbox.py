@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import edge_runtime
-from edge_runtime.guest import GuestFault, Limits, Request
+from edge_runtime.guests.guest import GuestFault, Limits, Request
 from edge_runtime.wasmedge import QUICK, compile_module
 from tests.guests.build import guest, wat
 from tests.support.functions import function
@@ -20,8 +20,8 @@ ROOT = Path(edge_runtime.__file__).parents[1]
 RUN = """
 import resource, sys
 from control import wire
-from edge_runtime.frames import LocalFunction
-from edge_runtime.guest import Function, GuestFault, Request, prepare
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.guests.guest import Function, GuestFault, Request, prepare
 from edge_runtime.wasmedge import Unsafe
 {before}
 try:
@@ -185,7 +185,7 @@ def test_the_hosts_environment_is_not_the_guests(tmp_path, monkeypatch):
 
 
 def test_a_window_on_a_guests_memory_does_not_outlive_it(tmp_path):
-    from edge_runtime.runner import host
+    from edge_runtime.guests.host_functions import host
 
     function(guest("echo"), tmp_path).call(Request("POST", body=b"x"))
     memory = host().memory

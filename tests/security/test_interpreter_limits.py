@@ -17,8 +17,8 @@ LIMIT = 600 * 1024**2
 RUN = f"""
 import resource, sys
 from control import wire
-from edge_runtime.frames import LocalFunction
-from edge_runtime.guest import Function, Request, prepare
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.guests.guest import Function, Request, prepare
 prepare()
 function = Function.load(LocalFunction("f", 1, sys.argv[2], wire.Manifest(), "", wasm=sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from control import wire
-from edge_runtime.abi.detect import Refused, detect
-from edge_runtime.check import check_module
-from edge_runtime.code import compile_artifact
-from edge_runtime.frames import LocalFunction
-from edge_runtime.guest import Function, GuestFault, Request
+from edge_runtime.guests.abi.detect import Refused, detect
+from edge_runtime.guests.function_code import compile_artifact
+from edge_runtime.guests.guest import Function, GuestFault, Request
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.oneshot.check import check_module
 from edge_runtime.wasmedge import QUICK, Config, LoadError, Module
 from edge_runtime.wasmedge.compile import _CompilerConfig
 from edge_runtime.wasmedge.declarations import ffi, library

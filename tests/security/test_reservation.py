@@ -27,8 +27,8 @@ The heap of Debian's Python, which is no position-independent program, begins an
 RUN = f"""
 import ctypes, platform, struct, sys
 from control import wire
-from edge_runtime.frames import LocalFunction
-from edge_runtime.guest import Function, GuestFault, Request, prepare
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.guests.guest import Function, GuestFault, Request, prepare
 from edge_runtime.wasmedge import Unsafe
 
 libc = ctypes.CDLL(None, use_errno=True)

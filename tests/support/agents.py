@@ -13,17 +13,17 @@ from uuid import uuid4
 
 import aiohttp
 
-from control import database, migrate
 from control.clock import SystemClock
-from control.pki import Pki
-from control.server import Server
+from control.local.pki import Pki
 from control.settings import Settings
-from edge_runtime import identity
-from edge_runtime.agent import Agent
-from edge_runtime.join import join
-from edge_runtime.service import Front
+from control.storage import database, migrations
+from control.web.server import Server
+from edge_runtime.front import Front
 from edge_runtime.settings import Settings as EdgeSettings
 from edge_runtime.state import State
+from edge_runtime.sync import identity
+from edge_runtime.sync.agent import Agent
+from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
 from tests.support.ports import free_port
 
@@ -125,8 +125,8 @@ async def running_control(database_url: str, bucket_url: str, pki: Pki, **more: 
     )
     db = await database.connect(database_url, connections=2, statement_timeout=10.0)
     try:
-        await migrate.migrate(db, SystemClock())
-        token = await migrate.make_admin(db, SystemClock())
+        await migrations.migrate(db, SystemClock())
+        token = await migrations.make_admin(db, SystemClock())
     finally:
         await db.close()
     assert token is not None

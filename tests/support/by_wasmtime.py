@@ -11,12 +11,12 @@ from typing import Any
 import wasmtime
 
 import edge_runtime
-from edge_runtime import wasi
-from edge_runtime.abi import extism
-from edge_runtime.runner import refusal
-from edge_runtime.wasi import Strings, Wasi
+from edge_runtime.guests import wasi
+from edge_runtime.guests.abi import extism
+from edge_runtime.guests.host_functions import refusal
+from edge_runtime.guests.wasi import Strings, Wasi
 
-KERNEL = Path(edge_runtime.__file__).parent / "abi" / "kernel.wasm"
+KERNEL = Path(edge_runtime.__file__).parent / "guests" / "abi" / "kernel.wasm"
 FUEL = 1_000_000
 
 

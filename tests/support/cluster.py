@@ -18,9 +18,11 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
-from control import database, embedded, migrate, pki, wire
+from control import wire
 from control.clock import SystemClock
-from edge_runtime.join import join
+from control.local import embedded, pki
+from control.storage import database, migrations
+from edge_runtime.sync.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support import seeds
@@ -170,7 +172,7 @@ class Cluster:
 
     def zygote(self) -> int:
         """Its process id, 0 where there is none."""
-        return next((pid for pid in _children(self.front.pid) if b"edge_runtime.zygote" in _words(pid)), 0)
+        return next((pid for pid in _children(self.front.pid) if b"edge_runtime.children.zygote" in _words(pid)), 0)
 
     def born(self) -> list[int]:
         """The zygote's children that the front waits for: workers, the applier, a compiler."""
@@ -294,8 +296,8 @@ async def _running(
     keys = pki.ensure(folder / "pki")
     db = await database.connect(metadata_url, connections=1)
     try:
-        await migrate.migrate(db, SystemClock())
-        token = await migrate.make_admin(db, SystemClock())
+        await migrations.migrate(db, SystemClock())
+        token = await migrations.make_admin(db, SystemClock())
     finally:
         await db.close()
     url, local = (f"127.0.0.1:{free_port()}" for _ in range(2))
@@ -311,7 +313,7 @@ async def _running(
         **faults,
         **settings,
     }
-    run = ["edge_runtime.cli", "run", "--state", str(folder / "edge"), "--listen", local]
+    run = ["edge_runtime.cli.main", "run", "--state", str(folder / "edge"), "--listen", local]
     tls = ssl.create_default_context(cafile=str(keys.ca))
     headers = {"authorization": f"Bearer {token}"}
     async with contextlib.AsyncExitStack() as stack:

@@ -10,11 +10,11 @@ from typing import Any
 
 import uvloop
 
-from edge_runtime.calls import Answer, Refusal
-from edge_runtime.connection import Connection
-from edge_runtime.requests import Exchange
-from edge_runtime.server import Server
+from edge_runtime.dispatch.call import Answer, Refusal
 from edge_runtime.settings import Settings
+from edge_runtime.web.connection import Connection
+from edge_runtime.web.parser import Exchange
+from edge_runtime.web.server import Server
 
 HEAD = b"content-type: text/plain\r\n"
 LIMIT = 60.0

@@ -15,9 +15,9 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
-from control.pki import Pki
-from control.server import Server
-from control.services import Services
+from control.api.services import Services
+from control.local.pki import Pki
+from control.web.server import Server
 from tests.support import repeating, replica
 
 

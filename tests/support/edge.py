@@ -14,8 +14,8 @@ import aiohttp
 import msgspec
 
 from control import wire
-from edge_runtime import frames
-from edge_runtime.service import Front
+from edge_runtime.front import Front
+from edge_runtime.ipc import frames
 from edge_runtime.settings import Settings
 from edge_runtime.state import State
 from edge_runtime.wasmedge import QUICK

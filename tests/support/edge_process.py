@@ -15,7 +15,8 @@ import aiohttp
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
-from edge_runtime import fence, logs, service
+from edge_runtime.sandbox import fence
+from edge_runtime import logs, front
 from edge_runtime.settings import Settings
 
 fence.die_with_parent(int(sys.argv[2]))
@@ -23,7 +24,7 @@ given = json.loads(sys.argv[3])
 for name, limit in given["limits"].items():
     resource.setrlimit(getattr(resource, name), (limit, limit))
 logs.set_up("text")
-service.run(Settings(state=Path(sys.argv[1]), **given["settings"]))
+front.run(Settings(state=Path(sys.argv[1]), **given["settings"]))
 """
 STARTED = b"serving on 127.0.0.1 port "
 

@@ -1,6 +1,6 @@
 """A zygote that can't fork as long as the file exists that SKERRY_NO_FORKS names.
 
-It is run in place of `edge_runtime.zygote`.
+It is run in place of `edge_runtime.children.zygote`.
 The limit of processes, which would do the same, doesn't hold for root.
 """
 
@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from edge_runtime import zygote
+from edge_runtime.children import zygote
 
 _fork = os.fork
 

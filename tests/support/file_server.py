@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from control.pki import Pki
+from control.local.pki import Pki
 
 
 @dataclass

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from control import wire
-from edge_runtime.code import compile_artifact
-from edge_runtime.frames import LocalFunction
-from edge_runtime.guest import Function, Limits
+from edge_runtime.guests.function_code import compile_artifact
+from edge_runtime.guests.guest import Function, Limits
+from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import QUICK, AotFile, find
 from tests.guests.build import guest
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
-from edge_runtime import database
-from edge_runtime.sql import CallSql, Grant, Limits, Session
-from edge_runtime.statements import load
+from edge_runtime.sql import database
+from edge_runtime.sql.call_sql import CallSql, Grant, Limits, Session
+from edge_runtime.sql.queries import load
 
 GENERATION = 2**61
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 FROZEN = """
 import asyncio, sys
-from control import database
+from control.storage import database
 
 async def main():
     url, idle, statement, *arguments = sys.argv[1:]

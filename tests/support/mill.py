@@ -19,8 +19,10 @@ import msgspec
 from msgspec import Struct
 
 from control import wire
-from edge_runtime import check, frames, guest
-from edge_runtime.code import compile_artifact
+from edge_runtime.guests import guest
+from edge_runtime.guests.function_code import compile_artifact
+from edge_runtime.ipc import frames
+from edge_runtime.oneshot import check
 from edge_runtime.wasmedge import QUICK
 from edge_runtime.wasmedge.errors import WasmEdgeError
 

@@ -20,14 +20,16 @@ PROGRAM = """
 import logging, sys
 from datetime import timedelta
 from pathlib import Path
-from edge_runtime import fence, identity, service
-from edge_runtime.agent import Agent
+from edge_runtime.sandbox import fence
+from edge_runtime.sync import identity
+from edge_runtime import front
+from edge_runtime.sync.agent import Agent
 from edge_runtime.settings import Settings
 
 fence.die_with_parent(int(sys.argv[3]))
 logging.basicConfig(level=logging.INFO)
 state, rotate = Path(sys.argv[1]), timedelta(days=int(sys.argv[4]))
-service.run(
+front.run(
     Settings(state=state, listen=sys.argv[2], workers=2, compile_wait=1),
     lambda runtime, compiler: Agent(state, identity.read(state), runtime, compiler, rotate_after=rotate),
 )
@@ -65,7 +67,7 @@ class NodeProcess:
     async def join(self) -> None:
         token = await self.control.join_token()
         more = ["--state", str(self.state), "--control", self.control.url, "--token", token, "--name", "edge-1"]
-        command = [sys.executable, "-m", "edge_runtime.cli", "join", *more]
+        command = [sys.executable, "-m", "edge_runtime.cli.main", "join", *more]
         process = await asyncio.create_subprocess_exec(
             *command, env=self._environment, stdout=asyncio.subprocess.DEVNULL
         )

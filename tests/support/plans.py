@@ -9,7 +9,7 @@ from uuid import uuid4
 import msgspec
 
 from control import wire
-from edge_runtime.frames import LocalFunction
+from edge_runtime.ipc.frames import LocalFunction
 from tests.support.functions import compiled
 
 

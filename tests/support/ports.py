@@ -3,8 +3,8 @@
 import errno
 import socket
 
-from control.cli.local import OTHER_PORTS
-from control.service import choose_port, port_is_free
+from control.cli.support.local import OTHER_PORTS
+from control.local.process import choose_port, port_is_free
 
 
 def free_port() -> int:

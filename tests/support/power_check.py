@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime import database, identity
-from edge_runtime.outbox import Outbox
+from edge_runtime.release.tamper_check import Witness
+from edge_runtime.sql import database
 from edge_runtime.state import State
-from edge_runtime.witness import Witness
+from edge_runtime.sync import identity
+from edge_runtime.sync.outbox import Outbox
 
 
 class Expected(msgspec.Struct):

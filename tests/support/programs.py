@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 import psutil
 
-from control.service import Service
+from control.local.process import Service
 from tests.support.ports import free_port
 from tests.support.replica import Replica, Site
 
@@ -71,7 +71,7 @@ async def join(to: Replica, state: Path, name: str, *more: str) -> Done:
     """Make a token and join with it, both by their commands."""
     token = (await skerry(to, "node", "token", "--json")).json()["token"]
     return await command(
-        "edge_runtime.cli",
+        "edge_runtime.cli.main",
         "join",
         "--control",
         to.url,
@@ -181,7 +181,7 @@ class ControlProgram(Program):
 class EdgeProgram(Program):
     """`skerry-edge run` on a state directory that has joined."""
 
-    ARGUMENTS = ("-m", "edge_runtime.cli", "run", "--workers", "2")
+    ARGUMENTS = ("-m", "edge_runtime.cli.main", "run", "--workers", "2")
     http: aiohttp.ClientSession
     url: str
     state: Path

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from control.cli import project, toolchains
-from control.cli.authoring import LANGUAGES
+from control.cli.support import project, toolchains
+from control.cli.support.authoring import LANGUAGES
 from tests.guests.build import CACHE, ROOT
 from tests.support.programs import Done, command
 

@@ -16,13 +16,14 @@ import aiohttp
 import msgspec
 import orjson
 
-from control import database, migrate, wire
+from control import wire
+from control.api.services import Services
 from control.clock import Clock, SystemClock
-from control.pki import Pki
-from control.server import Server
-from control.services import Services
+from control.local.pki import Pki
 from control.settings import Settings
-from edge_runtime import capabilities
+from control.storage import database, migrations
+from control.web.server import Server
+from edge_runtime.sync import capabilities
 from tests.support import repeating
 
 
@@ -235,8 +236,8 @@ async def prepare(database_url: str, bucket_url: str, pki: Pki, spool: Path) -> 
     """Migrate the database and make the first admin."""
     db = await database.connect(database_url)
     try:
-        await migrate.migrate(db, SystemClock())
-        admin = await migrate.make_admin(db, SystemClock())
+        await migrations.migrate(db, SystemClock())
+        admin = await migrations.make_admin(db, SystemClock())
     finally:
         await db.close()
     assert admin is not None

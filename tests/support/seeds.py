@@ -8,9 +8,11 @@ from uuid import uuid4
 
 import msgspec
 
-from control import artifacts, auth, queries, wire
-from control.local_seaweedfs import s3_client
-from edge_runtime.check import check_module
+from control import wire
+from control.api import artifacts, auth
+from control.local.seaweedfs import s3_client
+from control.storage import queries
+from edge_runtime.oneshot.check import check_module
 from tests.support.replica import Replica, TestNode
 
 

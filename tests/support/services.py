@@ -19,9 +19,10 @@ from uuid import uuid4
 
 import asyncpg
 
-from control import database, embedded, migrate
 from control.clock import SystemClock
-from control.local_seaweedfs import create_bucket, s3_client
+from control.local import embedded
+from control.local.seaweedfs import create_bucket, s3_client
+from control.storage import database, migrations
 from tests.support import cockroachdb
 from tests.support.cockroachdb_session import ERRORS_PARAMETER
 
@@ -119,7 +120,7 @@ async def _make_template(url: str) -> None:
     """Migrate a database that others are copied from."""
     db = await database.connect(await embedded.create_database(url, TEMPLATE), connections=1)
     try:
-        await migrate.migrate(db, SystemClock())
+        await migrations.migrate(db, SystemClock())
     finally:
         await db.close()
 

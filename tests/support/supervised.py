@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from control.service import Service
+from control.local.process import Service
 
 RESTART_PAUSE = 0.1
 """As systemd's RestartSec."""

@@ -10,8 +10,9 @@ import json
 import os
 import sys
 
-from edge_runtime import check, fence, once
-from edge_runtime.allowed import Kind
+from edge_runtime.oneshot import check, single_call
+from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.profiles import Kind
 
 from .taken_over import ATTACKS
 
@@ -36,4 +37,4 @@ def seal(kind: Kind, writer_lock: int | None = None) -> None:
 
 if __name__ == "__main__":
     fence.seal = seal
-    sys.exit(check.main(sys.argv[2:]) if sys.argv[1] == "check" else once.main())
+    sys.exit(check.main(sys.argv[2:]) if sys.argv[1] == "check" else single_call.main())

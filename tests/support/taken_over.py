@@ -1,6 +1,7 @@
 """A zygote whose children are taken over the moment that they are fenced: they do what a test asks of them.
 
-Run in place of `edge_runtime.zygote`. With SKERRY_TAKEN_OVER_UID it is an ordinary user's, once it has imported all.
+Run in place of `edge_runtime.children.zygote`. With SKERRY_TAKEN_OVER_UID it is an ordinary user's, once it has
+imported all.
 """
 
 import ctypes
@@ -17,7 +18,9 @@ from typing import Any
 import msgspec
 
 from control import faults
-from edge_runtime import applier, checkpointer, compile_child, fence, frames, worker, zygote
+from edge_runtime.children import applier, checkpointer, compile_child, worker, zygote
+from edge_runtime.ipc import frames
+from edge_runtime.sandbox import fence
 
 ASK = 90
 DONE = 91

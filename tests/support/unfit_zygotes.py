@@ -1,6 +1,6 @@
 """A zygote that can't import what it needs as long as the file exists that SKERRY_UNFIT names: memory is short.
 
-It is run in place of `edge_runtime.zygote`.
+It is run in place of `edge_runtime.children.zygote`.
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from edge_runtime import zygote
+from edge_runtime.children import zygote
 
 _imports = zygote._imports
 

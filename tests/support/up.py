@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from control import cli
-from control.cli.local import Home
+from control.cli.support.local import Home
 from tests.support.ports import free_port
 from tests.support.services import remove_home
 

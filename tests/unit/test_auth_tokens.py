@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import auth
+from control.api import auth
 
 
 @pytest.mark.parametrize("kind", ["node", "join", "operator"])

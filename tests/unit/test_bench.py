@@ -12,7 +12,7 @@ from bench import __main__ as benchmarks
 from bench import result
 from bench.parts.load import Client, Expected, WrongAnswer, request
 from bench.parts.wrk import Target, Wrk
-from edge_runtime.calls import SHORT, Tally
+from edge_runtime.dispatch.call import SHORT, Tally
 
 SENT = request("/", b"hello", [("X-Y", "z")])
 GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import answers, capabilities, fitness, wire
-from control.capabilities import Need
+from control import wire
+from control.api import responses
 from control.problems import ProblemError
-from edge_runtime import capabilities as told
-from edge_runtime import steps
-from edge_runtime.steps import SyncFailed
+from control.sync import compatibility, requirements
+from control.sync.requirements import Need
+from edge_runtime.sync import capabilities as told
+from edge_runtime.sync import rules
+from edge_runtime.sync.rules import SyncFailed
 
 ABIS = st.sampled_from(told.ABIS)
 METHODS = st.lists(st.sampled_from(["GET", "PUT"]), min_size=1, max_size=2)
@@ -68,40 +70,40 @@ def test_the_rule_is_what_a_nodes_check_of_a_plan_does(
 ) -> None:
     version = older(wire.Manifest, lost, abis)
     document = {"abi": sorted(abis), "manifest": list(wire.fields(version))}
-    lacks = capabilities.lacks(document, capabilities.needs({"f": manifest}))
+    lacks = requirements.lacks(document, requirements.needs({"f": manifest}))
     with mock.patch.object(wire, "Manifest", version):
         if lacks:
             with pytest.raises(SyncFailed, match="the manifest of function f is not one that this node understands"):
-                steps.parse_manifest("f", manifest)
+                rules.parse_manifest("f", manifest)
         else:
-            steps.parse_manifest("f", manifest)
+            rules.parse_manifest("f", manifest)
 
 
 @given(st.dictionaries(st.sampled_from(["f", "g"]), MANIFESTS))
 def test_a_node_of_this_version_lacks_nothing(manifests: dict[str, dict[str, Any]]) -> None:
-    assert capabilities.lacks(told.document(), capabilities.needs(manifests)) == []
+    assert requirements.lacks(told.document(), requirements.needs(manifests)) == []
 
 
 def test_what_is_lacking_is_named_with_who_needs_it() -> None:
     new = {"abi": "direct", "http": {"hosts": ["a.example"], "retries": 3}, "cron": {"at": "noon"}}
-    needs = capabilities.needs({"new": new, "old": {"abi": "wagi"}, **{f"d{n}": {"abi": "direct"} for n in range(4)}})
+    needs = requirements.needs({"new": new, "old": {"abi": "wagi"}, **{f"d{n}": {"abi": "direct"} for n in range(4)}})
     document = {"abi": ["wagi"], "manifest": list(wire.MANIFEST_FIELDS)}
-    lacks = capabilities.lacks(document, needs)
-    assert [capabilities.shown(need, needs[need]) for need in lacks] == [
+    lacks = requirements.lacks(document, needs)
+    assert [requirements.shown(need, needs[need]) for need in lacks] == [
         "the ABI direct (for d0, d1, d2 and 2 others)",
         "the manifest's field cron (for new)",
         "the manifest's field http.retries (for new)",
     ]
     # What is in a field that is lacking whole is lacking with it.
     without_http = {"manifest": [field for field in wire.MANIFEST_FIELDS if not field.startswith("http")]}
-    assert capabilities.lacks(without_http, needs) == [Need("manifest", "cron"), Need("manifest", "http")]
+    assert requirements.lacks(without_http, needs) == [Need("manifest", "cron"), Need("manifest", "http")]
 
 
 @pytest.mark.parametrize("document", [{}, {"abi": None}, {"abi": "wagi", "manifest": {"abi": 1}}, {"features": []}])
 def test_what_a_node_has_not_told_is_not_held_against_it(document: dict[str, Any]) -> None:
-    needs = capabilities.needs({"f": {"abi": "direct", "secrets": ["KEY"]}})
-    assert capabilities.lacks(document, needs) == []
-    assert capabilities.lacks({**document, "abi": [{"odd": 1}, 2]}, needs) == [Need("abi", "direct")]
+    needs = requirements.needs({"f": {"abi": "direct", "secrets": ["KEY"]}})
+    assert requirements.lacks(document, needs) == []
+    assert requirements.lacks({**document, "abi": [{"odd": 1}, 2]}, needs) == [Need("abi", "direct")]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=5))
@@ -111,18 +113,18 @@ def test_the_first_by_name_are_named_and_all_are_counted(groups: list[tuple[bool
         names = [f"n-{node:02}-{number}" for node in range(nodes)]
         unfit += [] if fit else names
         document = {"abi": ["wagi", "direct"] if fit else ["wagi"], "manifest": ["abi"]}
-        made.append(fitness.Told(document, nodes, names[: fitness.NAMED]))
-    found = fitness.unfit(made, {"f": {"abi": "direct"}})
+        made.append(compatibility.Told(document, nodes, names[: compatibility.NAMED]))
+    found = compatibility.unfit(made, {"f": {"abi": "direct"}})
     assert found.count == len(unfit)
-    assert [node.name for node in found.nodes] == sorted(unfit)[: fitness.NAMED]
+    assert [node.name for node in found.nodes] == sorted(unfit)[: compatibility.NAMED]
     assert all(node.lacks == ["the ABI direct (for f)"] for node in found.nodes)
 
 
 def test_a_refusal_names_some_and_says_what_to_do() -> None:
-    fitness.refuse(answers.Unfit(0, []), "default")
-    nodes = [answers.UnfitNode(f"n{n}", ["the ABI direct (for f)"]) for n in range(7)]
+    compatibility.refuse(responses.Unfit(0, []), "default")
+    nodes = [responses.UnfitNode(f"n{n}", ["the ABI direct (for f)"]) for n in range(7)]
     with pytest.raises(ProblemError) as caught:
-        fitness.refuse(answers.Unfit(30, nodes), "default")
+        compatibility.refuse(responses.Unfit(30, nodes), "default")
     assert (caught.value.code, caught.value.status, caught.value.field) == ("nodes_unfit", 409, "allow_unfit")
     text = caught.value.detail
     assert text.startswith(
@@ -133,17 +135,17 @@ def test_a_refusal_names_some_and_says_what_to_do() -> None:
     for way in ("Upgrade", "skerry node move", "--allow-unfit"):
         assert way in text
     with pytest.raises(ProblemError, match=r"1 node can't run .* n0 lacks the ABI direct \(for f\)\. Upgrade"):
-        fitness.refuse(answers.Unfit(1, nodes[:1]), "default")
+        compatibility.refuse(responses.Unfit(1, nodes[:1]), "default")
 
 
 def test_a_document_is_bounded() -> None:
-    capabilities.check("labels", {"a": "x" * (capabilities.LIMIT - 8)})
+    requirements.check("labels", {"a": "x" * (requirements.LIMIT - 8)})
     deep: Any = []
     for _ in range(600):
         deep = [deep]
-    for wrong, said in (({"a": "x" * (capabilities.LIMIT - 7)}, "16384 bytes at most"), (deep, "nested too deeply")):
+    for wrong, said in (({"a": "x" * (requirements.LIMIT - 7)}, "16384 bytes at most"), (deep, "nested too deeply")):
         with pytest.raises(ProblemError, match=said) as caught:
-            capabilities.check("capabilities", wrong)
+            requirements.check("capabilities", wrong)
         assert (caught.value.code, caught.value.field) == ("invalid_body", "capabilities")
 
 
@@ -156,4 +158,4 @@ def test_another_document_or_protocol_has_another_digest(monkeypatch: pytest.Mon
     digests.add(told.digest(document))
     assert len(digests) == 3
     assert all(len(text) == 64 for text in digests)
-    capabilities.check("capabilities", document)
+    requirements.check("capabilities", document)

@@ -11,8 +11,9 @@ import orjson
 import pytest
 from aiohttp import web
 
-from control import cli, pki
-from control.cli import client
+from control import cli
+from control.cli.support import client
+from control.local import pki
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -3,8 +3,8 @@
 import click
 import pytest
 
-from control.cli.function import check_manifest, read_route
-from control.cli.releasing import changes
+from control.cli.functions import check_manifest, read_route
+from control.cli.support.releasing import changes
 
 
 @pytest.mark.parametrize(

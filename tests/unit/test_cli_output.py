@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import wire
-from control.cli import node as nodes
-from control.cli import output, releasing, status, waiting
-from control.cli.client import Json
+from control.cli import nodes, status
+from control.cli.support import output, releasing, waiting
+from control.cli.support.client import Json
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 

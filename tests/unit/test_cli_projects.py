@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from control import cli
-from control.cli import authoring, project, toolchains
+from control.cli.support import authoring, project, toolchains
 from tests.support.programs import runs
 
 TOML = 'name = "f"\nmodule = "f.wasm"\n'

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from control.cli import waiting
-from control.cli.client import NotConverged
+from control.cli.support import waiting
+from control.cli.support.client import NotConverged
 
 RELEASE = {"number": 3, "group": "default", "generation": 7, "created_at": "2026-11-24T12:00:00Z"}
 ERROR = {"code": "probe_failed", "message": "It answered 500.", "at": "2026-11-24T12:00:05Z"}

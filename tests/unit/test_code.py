@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.abi.code import grows_tables
-from edge_runtime.abi.detect import Refused, detect
+from edge_runtime.guests.abi.code import grows_tables
+from edge_runtime.guests.abi.detect import Refused, detect
 from tests.guests.build import wat
 
 GROW = "(drop (table.grow $t (ref.null func) (i32.const 1)))"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.abi import binary
-from edge_runtime.abi.detect import Refused, detect
+from edge_runtime.guests.abi import binary
+from edge_runtime.guests.abi.detect import Refused, detect
 from tests.guests.build import guest, wat
 
 ENTRY = '(func (export "_start"))'

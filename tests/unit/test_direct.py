@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.abi import direct
-from edge_runtime.abi.head import BODILESS, LIMIT, ResponseInvalid
-from edge_runtime.invocation import Request, RequestUnfit
+from edge_runtime.guests.abi import direct
+from edge_runtime.guests.abi.head import BODILESS, LIMIT, ResponseInvalid
+from edge_runtime.guests.invocation import Request, RequestUnfit
 
 latin = st.text(st.characters(max_codepoint=255, exclude_characters="\0\n"), max_size=20)
 pairs = st.lists(st.tuples(st.from_regex(r"[a-z][a-z-]{0,9}", fullmatch=True), latin), max_size=5)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from control import problems, syncs
-from edge_runtime import session, verdict
+from control import problems
+from control.sync import reports
+from edge_runtime.dispatch import termination
+from edge_runtime.sql import session
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = re.compile(r"^#### `([a-z0-9_]+)`$", re.MULTILINE)
@@ -50,9 +52,9 @@ def raised(source: Path) -> set[str]:
 def codes() -> dict[str, str]:
     """Every code, and where it was found."""
     found = dict.fromkeys(problems.CODES, "control/problems.py")
-    found |= dict.fromkeys((syncs.EXPIRED, syncs.NOT_AT_TARGET), "control/syncs.py")
-    found |= {code: "edge_runtime/session.py" for _, code in session._CODES}
-    found |= dict.fromkeys(verdict.REASONS, "edge_runtime/verdict.py")
+    found |= dict.fromkeys((reports.EXPIRED, reports.NOT_AT_TARGET), "control/sync/reports.py")
+    found |= {code: "edge_runtime/sql/session.py" for _, code in session._CODES}
+    found |= dict.fromkeys(termination.REASONS, "edge_runtime/dispatch/termination.py")
     for source in [*ROOT.glob("control/**/*.py"), *ROOT.glob("edge_runtime/**/*.py")]:
         found |= {code: str(source.relative_to(ROOT)) for code in raised(source)}
     return found

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from control.metrics import Metrics
-from edge_runtime.breaker import Breaker
-from edge_runtime.calls import TIMES, Line, Tally
+from edge_runtime.dispatch.breaker import Breaker
+from edge_runtime.dispatch.call import TIMES, Line, Tally
 from edge_runtime.metrics import PoolCollector
 from tests.unit.test_docs_settings import DOCS
 

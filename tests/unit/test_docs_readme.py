@@ -9,7 +9,7 @@ import click
 import pytest
 
 from control import cli
-from edge_runtime.cli import main as edge
+from edge_runtime.cli.main import main as edge
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]

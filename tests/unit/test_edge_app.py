@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.app import App
-from edge_runtime.hold import Hold
-from edge_runtime.requests import Exchange
+from edge_runtime.dispatch.release_gate import Hold
 from edge_runtime.settings import Settings
+from edge_runtime.web.app import App
+from edge_runtime.web.parser import Exchange
 
 POOL: Any = SimpleNamespace(release=None, hold=Hold.NOTHING, submit=None)
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.breaker import CALM, FIRST, LONGEST, RULES, TRIAL_WAIT, WINDOW, Breaker
+from edge_runtime.dispatch.breaker import CALM, FIRST, LONGEST, RULES, TRIAL_WAIT, WINDOW, Breaker
 
 
 def call(breaker: Breaker, died: bool, now: float) -> bool:

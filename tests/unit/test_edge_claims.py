@@ -6,15 +6,15 @@ import subprocess
 import sys
 import time
 
-from edge_runtime import page
-from edge_runtime.claims import CLAIMS, ROOM, Claims
+from edge_runtime.ipc import progress_page
+from edge_runtime.ipc.claims import CLAIMS, ROOM, Claims
 
 SLOT = 3
 
 
 def opened() -> tuple[int, Claims]:
-    descriptor = page.create()
-    claims = Claims(page.open_page(descriptor), SLOT)
+    descriptor = progress_page.create()
+    claims = Claims(progress_page.open_page(descriptor), SLOT)
     claims.clear()
     return descriptor, claims
 
@@ -45,24 +45,24 @@ def test_a_new_worker_finds_nothing_of_the_one_before() -> None:
 
 
 def test_claims_leave_the_marks_alone_and_those_of_other_slots() -> None:
-    words = page.open_page(page.create())
-    marks = [page.Mark(words, slot) for slot in (SLOT - 1, SLOT, SLOT + 1)]
+    words = progress_page.open_page(progress_page.create())
+    marks = [progress_page.Mark(words, slot) for slot in (SLOT - 1, SLOT, SLOT + 1)]
     for number, mark in enumerate(marks):
         mark.start(number + 1)
-    before = [page.read(words, slot) for slot in (SLOT - 1, SLOT, SLOT + 1)]
+    before = [progress_page.read(words, slot) for slot in (SLOT - 1, SLOT, SLOT + 1)]
     claims, beside = Claims(words, SLOT), Claims(words, SLOT + 1)
     claims.clear()
     for request in range(CLAIMS):
         claims.offer(request)
-    assert [page.read(words, slot) for slot in (SLOT - 1, SLOT, SLOT + 1)] == before
+    assert [progress_page.read(words, slot) for slot in (SLOT - 1, SLOT, SLOT + 1)] == before
     assert not any(beside.take(request) for request in range(CLAIMS))
 
 
 _WORKER = """
 import sys
-from edge_runtime import page
-from edge_runtime.claims import Claims
-claims = Claims(page.open_slot(int(sys.argv[1]), int(sys.argv[2])), 0)
+from edge_runtime.ipc import progress_page
+from edge_runtime.ipc.claims import Claims
+claims = Claims(progress_page.open_slot(int(sys.argv[1]), int(sys.argv[2])), 0)
 source = sys.stdin.buffer
 got = []
 while line := source.readline():

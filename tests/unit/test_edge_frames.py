@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime import frames
+from edge_runtime.ipc import frames
 
 FRAME = st.tuples(
     st.integers(0, 2**32 - 1),

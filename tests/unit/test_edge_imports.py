@@ -5,14 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edge_runtime import zygote
+from edge_runtime.children import zygote
 
 
 def test_the_front_maps_no_wasmedge_and_no_libsql() -> None:
     """Each costs memory, and nothing that parses what others made belongs into the process that is on the network."""
     code = """
 import sys
-from edge_runtime import agent, service
+from edge_runtime.sync import agent
+from edge_runtime import front
 mapped = open("/proc/self/maps").read()
 print("libwasmedge" in mapped, "libLLVM" in mapped, "libsql" in mapped,
       *[name for name in sys.modules if name.startswith("edge_runtime.wasmedge")])
@@ -25,11 +26,12 @@ def test_the_zygote_has_all_that_it_and_its_children_import_later() -> None:
     """Its user may not read the program's files any more, and an upgrade may have replaced them."""
     code = """
 import sys
-from edge_runtime import zygote
+from edge_runtime.children import zygote
 zygote._imports()
 print(*sys.modules)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    found = re.findall(r"^ +from \. import (\w+)$", Path(zygote.__file__).read_text(), re.MULTILINE)
-    assert "recovery" in found
-    assert {f"edge_runtime.{name}" for name in found} <= set(ran.stdout.split())
+    lines = re.findall(r"^ +from (edge_runtime[.\w]*) import (.+)$", Path(zygote.__file__).read_text(), re.MULTILINE)
+    found = {f"{package}.{name}" for package, names in lines for name in names.split(", ")}
+    assert "edge_runtime.children.recovery" in found
+    assert found <= set(ran.stdout.split())

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from control import wire
-from edge_runtime import frames
-from edge_runtime.calls import Call, Line
-from edge_runtime.lines import Lines
-from edge_runtime.room import Room
-from edge_runtime.verdict import Limits
+from edge_runtime.dispatch.call import Call, Line
+from edge_runtime.dispatch.placement import Room
+from edge_runtime.dispatch.queues import Lines
+from edge_runtime.dispatch.termination import Limits
+from edge_runtime.ipc import frames
 
 NAMES = ("a", "b", "c", "d")
 

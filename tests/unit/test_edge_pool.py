@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control import wire
-from edge_runtime import frames, page
-from edge_runtime.calls import Answer, Call, Outcome
-from edge_runtime.claims import Claims
-from edge_runtime.hold import Hold
-from edge_runtime.pool import Pool
-from edge_runtime.verdict import TIME_LIMIT, Limits
+from edge_runtime.dispatch.call import Answer, Call, Outcome
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.release_gate import Hold
+from edge_runtime.dispatch.termination import TIME_LIMIT, Limits
+from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc.claims import Claims
 
 WORKERS: Final = 3
 MANIFESTS: Final = {
@@ -31,8 +31,8 @@ class PlayedLink:
     def __init__(self, world: "World", slot: int) -> None:
         self.world = world
         self.child = SimpleNamespace(slot=slot, pid=slot, exited=asyncio.get_running_loop().create_future())
-        page.clear(world.words, slot)
-        self.mark, self.claims = page.Mark(world.words, slot), Claims(world.words, slot)
+        progress_page.clear(world.words, slot)
+        self.mark, self.claims = progress_page.Mark(world.words, slot), Claims(world.words, slot)
         self.claims.clear()
         self.jobs: deque[Any] = deque()
         self.last = self.replied = self.longs = 0
@@ -77,7 +77,7 @@ class PlayedLink:
 
 class World:
     def __init__(self) -> None:
-        self.words = page.open_page(page.create())
+        self.words = progress_page.open_page(progress_page.create())
         limits = Limits(WORKERS, depth=4, queue=12, function_queue=10)
         self.pool = Pool(limits, self.words)
         self.starts: Counter[bytes] = Counter()

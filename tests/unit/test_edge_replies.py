@@ -6,10 +6,11 @@ import msgspec
 import pytest
 
 from control import wire
-from edge_runtime import frames, replies
-from edge_runtime.breaker import Breaker
-from edge_runtime.calls import TIMES, Answer, Call, Line, Outcome, Refusal, Tally, Target
-from edge_runtime.services import KINDS
+from edge_runtime.children.worker_services import KINDS
+from edge_runtime.dispatch import replies
+from edge_runtime.dispatch.breaker import Breaker
+from edge_runtime.dispatch.call import TIMES, Answer, Call, Line, Outcome, Refusal, Tally, Target
+from edge_runtime.ipc import frames
 
 LOCAL = frames.LocalFunction("f", 1, "0" * 64, wire.Manifest(), "")
 

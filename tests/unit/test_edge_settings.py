@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from edge_runtime.cli import main
-from edge_runtime.run import OPTIONS
+from edge_runtime.cli.main import main
+from edge_runtime.cli.run import OPTIONS
 from edge_runtime.settings import Settings, SettingsError
 from edge_runtime.state import State, StateUnfit
 

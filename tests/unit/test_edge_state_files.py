@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from control import wire
-from edge_runtime import files, identity
-from edge_runtime.identity import Identity, NotJoined
-from edge_runtime.outbox import Attempt, Outbox, Waiting
+from edge_runtime import files
+from edge_runtime.sync import identity
+from edge_runtime.sync.identity import Identity, NotJoined
+from edge_runtime.sync.outbox import Attempt, Outbox, Waiting
 
 WHO = Identity("id", "edge-1", "default", "https://control:8443", "skn_old", datetime(2026, 1, 1, tzinfo=UTC))
 

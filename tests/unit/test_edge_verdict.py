@@ -11,11 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import wire
-from edge_runtime import frames, page
-from edge_runtime.breaker import Breaker
-from edge_runtime.calls import Call, Line, Tally, Target
-from edge_runtime.pauses import Pauses
-from edge_runtime.verdict import (
+from edge_runtime.dispatch.breaker import Breaker
+from edge_runtime.dispatch.call import Call, Line, Tally, Target
+from edge_runtime.dispatch.termination import (
     CLIENT_GONE,
     LOCK_HELD,
     LOCK_WAIT,
@@ -28,6 +26,8 @@ from edge_runtime.verdict import (
     overdue,
     verdict,
 )
+from edge_runtime.ipc import frames, progress_page
+from edge_runtime.pauses import Pauses
 
 LIMITS = Limits(workers=1, lock_wait=10.0, lock_hold=2.0)
 NOW = 1000.0
@@ -42,74 +42,79 @@ def call(limit_ms: int = 1000, gone: bool = False) -> Call:
     return made
 
 
-def seen(state: int, ran: float, waited: float = 0.0, in_state: float = 0.0, request: int = 7) -> page.Seen:
+def seen(state: int, ran: float, waited: float = 0.0, in_state: float = 0.0, request: int = 7) -> progress_page.Seen:
     """A call that began `ran` seconds ago."""
-    return page.Seen(
+    return progress_page.Seen(
         int((NOW - ran) * 1e9), int(waited * 1e9), int((NOW - in_state) * 1e9) if in_state else 0, state, request
     )
 
 
-def why(made: Call, at: page.Seen, since: float = NOW, others: bool = False, pauses: Pauses | None = None) -> str:
+def why(
+    made: Call, at: progress_page.Seen, since: float = NOW, others: bool = False, pauses: Pauses | None = None
+) -> str:
     return overdue(made, at, since, NOW, others, LIMITS, pauses or Pauses())
 
 
 @pytest.mark.parametrize(
     ("at", "expected"),
     [
-        (seen(page.RUNNING, 0.9), ""),
-        (seen(page.RUNNING, 1.1), TIME_LIMIT),
+        (seen(progress_page.RUNNING, 0.9), ""),
+        (seen(progress_page.RUNNING, 1.1), TIME_LIMIT),
         # It waited 5 s for the lock and ran for 0.5 s.
-        (seen(page.WRITING, 5.5, waited=5.0, in_state=0.4), ""),
-        (seen(page.WRITING, 6.5, waited=5.0, in_state=0.4), TIME_LIMIT),
-        (seen(page.WAITING, 9.5, in_state=9.0), ""),
-        (seen(page.WAITING, 11.0, in_state=10.5), LOCK_WAIT),
+        (seen(progress_page.WRITING, 5.5, waited=5.0, in_state=0.4), ""),
+        (seen(progress_page.WRITING, 6.5, waited=5.0, in_state=0.4), TIME_LIMIT),
+        (seen(progress_page.WAITING, 9.5, in_state=9.0), ""),
+        (seen(progress_page.WAITING, 11.0, in_state=10.5), LOCK_WAIT),
         # A commit is the disk's time.
-        (seen(page.COMMITTING, 4.0, in_state=3.0), ""),
-        (seen(page.COMMITTING, 9.0, in_state=8.0), STUCK),
+        (seen(progress_page.COMMITTING, 4.0, in_state=3.0), ""),
+        (seen(progress_page.COMMITTING, 9.0, in_state=8.0), STUCK),
         # Its worker has not come to it.
-        (seen(page.RUNNING, 100.0, request=6), ""),
+        (seen(progress_page.RUNNING, 100.0, request=6), ""),
     ],
 )
-def test_when_a_call_is_ended(at: page.Seen, expected: str) -> None:
+def test_when_a_call_is_ended(at: progress_page.Seen, expected: str) -> None:
     assert why(call(), at) == expected
 
 
 def test_a_lock_that_is_held_too_long() -> None:
-    assert why(call(60_000), seen(page.WRITING, 2.5, in_state=2.1)) == LOCK_HELD
-    assert why(call(60_000), seen(page.WRITING, 2.5, in_state=1.9)) == ""
+    assert why(call(60_000), seen(progress_page.WRITING, 2.5, in_state=2.1)) == LOCK_HELD
+    assert why(call(60_000), seen(progress_page.WRITING, 2.5, in_state=1.9)) == ""
 
 
 def test_a_worker_that_does_not_start_its_call() -> None:
-    assert why(call(), seen(page.IDLE, 100.0, request=6), since=NOW - 1.5) == ""
-    assert why(call(), seen(page.IDLE, 100.0, request=6), since=NOW - 2.5) == STUCK
+    assert why(call(), seen(progress_page.IDLE, 100.0, request=6), since=NOW - 1.5) == ""
+    assert why(call(), seen(progress_page.IDLE, 100.0, request=6), since=NOW - 2.5) == STUCK
 
 
 def test_a_client_that_has_gone() -> None:
-    assert why(call(gone=True), seen(page.RUNNING, 0.5)) == ""
-    assert why(call(gone=True), seen(page.RUNNING, 0.5), others=True) == CLIENT_GONE
-    assert why(call(gone=True), seen(page.RUNNING, 0.01), others=True) == ""
-    assert why(call(gone=True), seen(page.COMMITTING, 0.5, in_state=0.4), others=True) == ""
+    assert why(call(gone=True), seen(progress_page.RUNNING, 0.5)) == ""
+    assert why(call(gone=True), seen(progress_page.RUNNING, 0.5), others=True) == CLIENT_GONE
+    assert why(call(gone=True), seen(progress_page.RUNNING, 0.01), others=True) == ""
+    assert why(call(gone=True), seen(progress_page.COMMITTING, 0.5, in_state=0.4), others=True) == ""
 
 
 @given(st.floats(0.001, 9), st.floats(0, 9))
 def test_waiting_never_counts_as_running(ran: float, waited: float) -> None:
-    before = why(call(), seen(page.WRITING, ran, in_state=0.001))
-    assert why(call(), seen(page.WRITING, ran + waited, waited=waited, in_state=0.001)) == before or abs(ran - 1) < 1e-3
+    before = why(call(), seen(progress_page.WRITING, ran, in_state=0.001))
+    assert (
+        why(call(), seen(progress_page.WRITING, ran + waited, waited=waited, in_state=0.001)) == before
+        or abs(ran - 1) < 1e-3
+    )
 
 
 @pytest.mark.parametrize(
     ("state", "reason", "status", "expected"),
     [
-        (page.RUNNING, TIME_LIMIT, signal.SIGKILL, (504, "time_limit")),
-        (page.WRITING, LOCK_HELD, signal.SIGKILL, (504, "lock_held_too_long")),
-        (page.WAITING, LOCK_WAIT, signal.SIGKILL, (503, "writer_busy")),
-        (page.RUNNING, MEMORY, signal.SIGKILL, (507, "memory_limit")),
-        (page.RUNNING, TEMP, signal.SIGKILL, (507, "sql_disk_limit")),
-        (page.RUNNING, "", signal.SIGSEGV, (502, "worker_crashed")),
-        (page.RUNNING, "", None, (502, "worker_crashed")),
+        (progress_page.RUNNING, TIME_LIMIT, signal.SIGKILL, (504, "time_limit")),
+        (progress_page.WRITING, LOCK_HELD, signal.SIGKILL, (504, "lock_held_too_long")),
+        (progress_page.WAITING, LOCK_WAIT, signal.SIGKILL, (503, "writer_busy")),
+        (progress_page.RUNNING, MEMORY, signal.SIGKILL, (507, "memory_limit")),
+        (progress_page.RUNNING, TEMP, signal.SIGKILL, (507, "sql_disk_limit")),
+        (progress_page.RUNNING, "", signal.SIGSEGV, (502, "worker_crashed")),
+        (progress_page.RUNNING, "", None, (502, "worker_crashed")),
         # Whatever ended it: what was being committed may be kept.
-        (page.COMMITTING, "", signal.SIGKILL, (502, "commit_unknown")),
-        (page.COMMITTING, STUCK, signal.SIGKILL, (502, "commit_unknown")),
+        (progress_page.COMMITTING, "", signal.SIGKILL, (502, "commit_unknown")),
+        (progress_page.COMMITTING, STUCK, signal.SIGKILL, (502, "commit_unknown")),
     ],
 )
 def test_what_the_client_is_told(state: int, reason: str, status: Any, expected: tuple[int, str]) -> None:
@@ -122,19 +127,19 @@ def test_what_the_client_is_told(state: int, reason: str, status: Any, expected:
 @pytest.mark.parametrize(
     ("reason", "state", "status", "its_own"),
     [
-        ("", page.RUNNING, signal.SIGSEGV, True),
-        ("", page.RUNNING, 1 << 8, True),
-        (TIME_LIMIT, page.RUNNING, signal.SIGKILL, True),
-        (MEMORY, page.RUNNING, None, True),
-        (TEMP, page.RUNNING, None, True),
-        (LOCK_HELD, page.WRITING, signal.SIGKILL, True),
-        (LOCK_WAIT, page.WAITING, signal.SIGKILL, False),
-        (CLIENT_GONE, page.RUNNING, signal.SIGKILL, False),
-        (STUCK, page.COMMITTING, signal.SIGKILL, False),
+        ("", progress_page.RUNNING, signal.SIGSEGV, True),
+        ("", progress_page.RUNNING, 1 << 8, True),
+        (TIME_LIMIT, progress_page.RUNNING, signal.SIGKILL, True),
+        (MEMORY, progress_page.RUNNING, None, True),
+        (TEMP, progress_page.RUNNING, None, True),
+        (LOCK_HELD, progress_page.WRITING, signal.SIGKILL, True),
+        (LOCK_WAIT, progress_page.WAITING, signal.SIGKILL, False),
+        (CLIENT_GONE, progress_page.RUNNING, signal.SIGKILL, False),
+        (STUCK, progress_page.COMMITTING, signal.SIGKILL, False),
         # From outside, or with the zygote.
-        ("", page.RUNNING, signal.SIGKILL, False),
-        ("", page.RUNNING, None, False),
-        ("", page.COMMITTING, signal.SIGBUS, False),
+        ("", progress_page.RUNNING, signal.SIGKILL, False),
+        ("", progress_page.RUNNING, None, False),
+        ("", progress_page.COMMITTING, signal.SIGBUS, False),
     ],
 )
 def test_whose_fault_it_is(reason: str, state: int, status: Any, its_own: bool) -> None:
@@ -143,8 +148,8 @@ def test_whose_fault_it_is(reason: str, state: int, status: Any, its_own: bool) 
 
 _WRITER = """
 import sys, time
-from edge_runtime import page
-mark = page.Mark(page.open_page(int(sys.argv[1])), 5)
+from edge_runtime.ipc import progress_page
+mark = progress_page.Mark(progress_page.open_page(int(sys.argv[1])), 5)
 request = 0
 while True:
     request = request % 1000 + 1
@@ -162,9 +167,9 @@ while True:
 
 def test_a_page_is_never_seen_half_written() -> None:
     """A call that began this moment was once seen as one that began at zero, and was ended for it."""
-    descriptor = page.create()
-    opened = page.open_page(descriptor)
-    page.clear(opened, 5)
+    descriptor = progress_page.create()
+    opened = progress_page.open_page(descriptor)
+    progress_page.clear(opened, 5)
     began = time.monotonic_ns()
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(descriptor)], pass_fds=(descriptor,)) as writer:
         try:
@@ -173,12 +178,12 @@ def test_a_page_is_never_seen_half_written() -> None:
             running_until = None
             while time.monotonic() < (running_until or deadline):
                 for _ in range(1000):
-                    at = page.read(opened, 5)
+                    at = progress_page.read(opened, 5)
                     states.add(at.state)
-                    if at.request != page.NONE:
+                    if at.request != progress_page.NONE:
                         assert at.started_ns >= began
                         assert at.started_ns + at.waited_ns <= time.monotonic_ns()
-                        assert at.state in (page.RUNNING, page.IDLE) or at.since_ns >= at.started_ns
+                        assert at.state in (progress_page.RUNNING, progress_page.IDLE) or at.since_ns >= at.started_ns
                 if running_until is None and len(states) == 5:
                     running_until = time.monotonic() + 0.7
             assert len(states) == 5
@@ -187,41 +192,45 @@ def test_a_page_is_never_seen_half_written() -> None:
 
 
 def test_a_mark_is_read_as_it_was_made() -> None:
-    opened = page.open_page(page.create())
-    page.clear(opened, 3)
-    assert page.read(opened, 3).request == page.NONE
-    mark = page.Mark(opened, 3)
+    opened = progress_page.open_page(progress_page.create())
+    progress_page.clear(opened, 3)
+    assert progress_page.read(opened, 3).request == progress_page.NONE
+    mark = progress_page.Mark(opened, 3)
     mark.start(9)
-    first = page.read(opened, 3)
-    assert (first.state, first.request, first.waited_ns) == (page.RUNNING, 9, 0)
+    first = progress_page.read(opened, 3)
+    assert (first.state, first.request, first.waited_ns) == (progress_page.RUNNING, 9, 0)
     mark.waiting()
-    assert page.read(opened, 3).state == page.WAITING
+    assert progress_page.read(opened, 3).state == progress_page.WAITING
     mark.writing()
-    then = page.read(opened, 3)
-    assert then.state == page.WRITING
+    then = progress_page.read(opened, 3)
+    assert then.state == progress_page.WRITING
     assert 0 < then.waited_ns <= then.since_ns - first.started_ns
     mark.committing()
-    assert page.read(opened, 3).state == page.COMMITTING
+    assert progress_page.read(opened, 3).state == progress_page.COMMITTING
     mark.end()
-    assert page.read(opened, 3).state == page.IDLE
+    assert progress_page.read(opened, 3).state == progress_page.IDLE
     mark.start(10)
     mark.writing()
     # A lock that was free costs no wait, also after a call that waited.
-    assert page.read(opened, 3).waited_ns == 0
-    assert page.read(opened, 2).request == 0
+    assert progress_page.read(opened, 3).waited_ns == 0
+    assert progress_page.read(opened, 2).request == 0
 
 
 def test_no_limit_counts_when_the_front_did_not_run() -> None:
     """It was stopped for 20 s, from 21 s ago until a second ago."""
     pauses = Pauses()
     assert pauses.notice(NOW - 21, NOW - 1) == 20.0
-    for state, ran, in_state in ((page.RUNNING, 20.5, 0.0), (page.WRITING, 20.9, 20.8), (page.WAITING, 29.0, 29.0)):
+    for state, ran, in_state in (
+        (progress_page.RUNNING, 20.5, 0.0),
+        (progress_page.WRITING, 20.9, 20.8),
+        (progress_page.WAITING, 29.0, 29.0),
+    ):
         assert why(call(), seen(state, ran, in_state=in_state)) != ""
         assert why(call(), seen(state, ran, in_state=in_state), pauses=pauses) == ""
-    assert why(call(), seen(page.RUNNING, 25.0), pauses=pauses) == TIME_LIMIT
-    assert why(call(), seen(page.IDLE, 0.0, request=6), since=NOW - 22) == STUCK
-    assert why(call(), seen(page.IDLE, 0.0, request=6), since=NOW - 21.9, pauses=pauses) == ""
-    assert why(call(), seen(page.IDLE, 0.0, request=6), since=NOW - 24, pauses=pauses) == STUCK
+    assert why(call(), seen(progress_page.RUNNING, 25.0), pauses=pauses) == TIME_LIMIT
+    assert why(call(), seen(progress_page.IDLE, 0.0, request=6), since=NOW - 22) == STUCK
+    assert why(call(), seen(progress_page.IDLE, 0.0, request=6), since=NOW - 21.9, pauses=pauses) == ""
+    assert why(call(), seen(progress_page.IDLE, 0.0, request=6), since=NOW - 24, pauses=pauses) == STUCK
 
 
 def test_time_without_its_pauses() -> None:

@@ -9,10 +9,11 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime import fetching, frames, outbound
-from edge_runtime.calls import Tally
-from edge_runtime.fetches import Fetches
-from edge_runtime.outbound import NotFetched
+from edge_runtime.dispatch.call import Tally
+from edge_runtime.egress.in_flight import Fetches
+from edge_runtime.guests import http_json
+from edge_runtime.ipc import frames, http_messages
+from edge_runtime.ipc.http_messages import NotFetched
 from tests.support.edge import until
 
 
@@ -46,7 +47,7 @@ class FakeLink:
 
     def send(self, id: int, kind: int, head: bytes, body: bytes) -> None:
         assert kind == frames.HTTP_ANSWER
-        self.sent.append((id, orjson.loads(fetching.to_guest(body))))
+        self.sent.append((id, orjson.loads(http_json.to_guest(body))))
 
 
 class FakeTarget:
@@ -89,7 +90,7 @@ async def test_an_answer_goes_to_the_worker_that_asked() -> None:
         await until(lambda: len(egress.asked) == 2)
         assert [request for _, request in egress.asked] == [b"first", b"other"]
         assert [(id, told["error"]["code"]) for id, told in link.sent] == [(7, "http_failed")]
-        egress.answer.set_result(outbound.answer(200, [], b"text"))
+        egress.answer.set_result(http_messages.answer(200, [], b"text"))
         await until(lambda: len(link.sent) == 2 and other.sent)
         assert [(id, told["body"]) for id, told in (link.sent[1], other.sent[0])] == [(7, "text"), (8, "text")]
         fetches.begin(link, call, b"third")

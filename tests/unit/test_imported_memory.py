@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.abi import binary
+from edge_runtime.guests.abi import binary
 from edge_runtime.wasmedge import LoadError
 from edge_runtime.wasmedge.imported import MODULE, imported
 from tests.guests.build import guest, wat

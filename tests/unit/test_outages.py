@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from control.outages import QUIET, REMIND_EVERY, Outage
+from control.log_throttle import QUIET, REMIND_EVERY, Outage
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import manifests, wire
-from edge_runtime import fetching, outbound
-from edge_runtime.outbound import NotFetched
+from edge_runtime.guests import http_json
+from edge_runtime.ipc import http_messages
+from edge_runtime.ipc.http_messages import NotFetched
 
 GRANT = wire.HttpGrant(["a.example", "http://b.example:8080", "*.c.example", "[::1]:99"], ("GET", "POST"), 100)
 
 
-def read(grant: wire.HttpGrant = GRANT, **asked: Any) -> outbound.Outgoing:
-    return outbound.read(fetching.to_front(orjson.dumps(asked))[1], grant)
+def read(grant: wire.HttpGrant = GRANT, **asked: Any) -> http_messages.Outgoing:
+    return http_messages.read(http_json.to_front(orjson.dumps(asked))[1], grant)
 
 
 def refused(grant: wire.HttpGrant = GRANT, **asked: Any) -> NotFetched:
@@ -28,7 +29,7 @@ def refused(grant: wire.HttpGrant = GRANT, **asked: Any) -> NotFetched:
 
 
 def test_a_request_is_taken_apart() -> None:
-    assert read(url="https://A.Example?q=1#part", headers=[["X-One", " 1 "], ["x-one", "2"]]) == outbound.Outgoing(
+    assert read(url="https://A.Example?q=1#part", headers=[["X-One", " 1 "], ["x-one", "2"]]) == http_messages.Outgoing(
         "GET", "https", "a.example", 443, "/?q=1", [("X-One", "1"), ("x-one", "2")], b"", True
     )
     asked = read(url="HTTP://b.example:8080/p/%2e%2e/..?a b"[:-2], method="POST", body="ü")
@@ -140,7 +141,7 @@ def test_methods_sizes_and_headers_have_bounds() -> None:
 )
 def test_a_request_of_another_form_is_refused(request_: bytes) -> None:
     with pytest.raises(NotFetched) as error:
-        fetching.to_front(request_)
+        http_json.to_front(request_)
     assert error.value.code == "http_request_invalid"
 
 
@@ -172,7 +173,7 @@ def allows(pattern: str, scheme: str, host: str, port: int) -> bool:
     st.sampled_from([80, 443, 8443]),
 )
 def test_a_grant_allows_what_its_patterns_say(hosts: list[str], scheme: str, host: str, port: int) -> None:
-    found = outbound.granted(hosts, scheme, host, port)
+    found = http_messages.granted(hosts, scheme, host, port)
     assert (found is not None) == any(allows(pattern, scheme, host, port) for pattern in hosts)
     assert found is None or found in hosts
 
@@ -202,7 +203,7 @@ def test_every_pattern_that_control_takes_can_be_met() -> None:
 
 def answer(headers: list[tuple[str, str]], body: bytes) -> Any:
     raw = [(name.encode(), value.encode()) for name, value in headers]
-    return orjson.loads(fetching.to_guest(outbound.answer(200, raw, body)))
+    return orjson.loads(http_json.to_guest(http_messages.answer(200, raw, body)))
 
 
 def test_an_answer_is_text_or_a_blob_without_the_connections_headers() -> None:
@@ -216,13 +217,13 @@ def test_an_answer_is_text_or_a_blob_without_the_connections_headers() -> None:
     assert answer([], b'"\\\n')["body"] == '"\\\n'
     assert answer([], b"\xff")["body"] == {"$blob": "/w=="}
     assert answer([], b"a\0")["body"] == {"$blob": "YQA="}
-    told = fetching.to_guest(outbound.parcel(outbound.refused("c", "m")))
+    told = http_json.to_guest(http_messages.parcel(http_messages.refused("c", "m")))
     assert orjson.loads(told) == {"error": {"code": "c", "message": "m"}}
 
 
 @pytest.mark.parametrize("parcel", [b"", b"\0", b"\0\0\0\5[]", b"\xff\xff\xff\xff{}", b"\0\0\0\2[]", b"\0\0\0\4null"])
 def test_a_parcel_that_no_worker_of_ours_makes_is_refused(parcel: bytes) -> None:
-    for data in (parcel, outbound.parcel(b'["GET", "https://a.example/", []]' + b" " * outbound.HEAD_LIMIT)):
+    for data in (parcel, http_messages.parcel(b'["GET", "https://a.example/", []]' + b" " * http_messages.HEAD_LIMIT)):
         with pytest.raises(NotFetched) as error:
-            outbound.read(data, GRANT)
+            http_messages.read(data, GRANT)
         assert error.value.code == "http_request_invalid"

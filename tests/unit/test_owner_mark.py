@@ -5,8 +5,8 @@ from uuid import uuid4
 import orjson
 import pytest
 
-from control import owner_mark
-from control.owner_mark import Mark, Unreadable
+from control.storage import owner_mark
+from control.storage.owner_mark import Mark, Unreadable
 
 
 def mark(counter: int) -> bytes:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from control import pki
+from control.local import pki
 
 
 def handshake(files: pki.Pki, ca: str, name: str, client_version: ssl.TLSVersion | None = None) -> str | None:

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from edge_runtime.processes import how
+from edge_runtime.ipc.zygote_client import how
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
-from control import queries
-from edge_runtime import statements
+from control.storage import queries
+from edge_runtime.sql import queries as statements
 
 GOOD = """-- Queries of a test.
 

@@ -8,8 +8,8 @@ from httptools import HttpParserCallbackError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.calls import Refusal
-from edge_runtime.requests import HEAD_BYTES, PIECE, PIPELINED, Exchange, Memory, Requests
+from edge_runtime.dispatch.call import Refusal
+from edge_runtime.web.parser import HEAD_BYTES, PIECE, PIPELINED, Exchange, Memory, Requests
 
 HOST = b"host: localhost\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n"

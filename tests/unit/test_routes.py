@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import manifests, wire
-from edge_runtime.routes import Match, Table
+from edge_runtime.web.routes import Match, Table
 
 LITERALS = ["a", "b", ""]
 METHODS = ["GET", "HEAD", "POST"]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from control import wire
-from edge_runtime import frames, secrets
-from edge_runtime.secrets import Secrets, SecretsUnfit
+from edge_runtime.ipc import frames
+from edge_runtime.release import secrets
+from edge_runtime.release.secrets import Secrets, SecretsUnfit
 
 VALUE = "a-value-that-nobody-may-see"
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from edge_runtime import fetching, frames, outbound
-from edge_runtime.services import Denials, FrontHttp
+from edge_runtime.children.worker_services import Denials, FrontHttp
+from edge_runtime.guests import http_json
+from edge_runtime.ipc import frames, http_messages
 
 ASKED = b'{"url": "https://a.example/", "body": "b"}'
 
@@ -28,12 +29,12 @@ def test_what_comes_while_an_answer_is_waited_for_is_kept_in_its_order(
     front, worker = pair
     reader = frames.Reader(worker)
     big = b"x" * 300_000
-    answer = outbound.answer(200, [], big)
+    answer = http_messages.answer(200, [], big)
 
     def answering() -> None:
         asked = frames.Reader(front).next()
         assert asked is not None
-        assert (asked.request, asked.kind, asked.body) == (7, frames.HTTP, fetching.to_front(ASKED)[1])
+        assert (asked.request, asked.kind, asked.body) == (7, frames.HTTP, http_json.to_front(ASKED)[1])
         frames.send(front, 8, frames.CALL, b"h", big)
         # An answer to another request is none to this one.
         frames.send(front, 9, frames.HTTP_ANSWER, b"", b"other")

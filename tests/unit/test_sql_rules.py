@@ -9,7 +9,7 @@ import pytest
 from pglast import ast
 from pglast.visitors import Visitor
 
-from control import migrate, queries
+from control.storage import migrations, queries
 from tests.support import cockroachdb_rules
 
 FUNCTIONS = {"now", "current_timestamp", "clock_timestamp", "statement_timestamp", "pg_advisory_lock", "nextval"}
@@ -108,7 +108,7 @@ def everything() -> Iterator[Any]:
     for path in sorted((queries.folder() / "queries").glob("*.sql")):
         for name, sql in queries.load(path.stem).items():
             yield pytest.param(sql, id=f"{path.stem}.{name}")
-    for migration in migrate.migrations(cockroachdb=False):
+    for migration in migrations.migrations(cockroachdb=False):
         for index, sql in enumerate(migration.statements):
             yield pytest.param(sql, id=f"{migration.name}.{index}")
 
@@ -148,7 +148,7 @@ def test_the_rules_find_what_is_refused(sql: str) -> None:
     assert faults(sql)
 
 
-@pytest.mark.parametrize("statement", [s for m in migrate.migrations(cockroachdb=True) for s in m.statements])
+@pytest.mark.parametrize("statement", [s for m in migrations.migrations(cockroachdb=True) for s in m.statements])
 def test_a_statement_for_cockroachdb_alone_is_one_that_its_proxy_knows(statement: str) -> None:
     translated = cockroachdb_rules.translate(statement)
     assert isinstance(translated, str), translated
@@ -157,7 +157,7 @@ def test_a_statement_for_cockroachdb_alone_is_one_that_its_proxy_knows(statement
 
 def test_statements_of_a_file_are_split_at_each_line_that_ends_one() -> None:
     text = "-- a; comment;\nCREATE TABLE a (\n    b TEXT DEFAULT ';'\n);\n\nINSERT INTO a VALUES (';');\n"
-    assert len(migrate.statements(text)) == 2
+    assert len(migrations.statements(text)) == 2
 
 
 def test_only_the_files_of_sql_have_sql() -> None:

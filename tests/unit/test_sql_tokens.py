@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_runtime.migration import Refused, normal, split
-from edge_runtime.tokens import Kind, name, tokenize
+from edge_runtime.sql.schema_change import Refused, normal, split
+from edge_runtime.sql.tokenizer import Kind, name, tokenize
 
 SOUP = [
     "'",
@@ -68,7 +68,7 @@ def test_no_character_is_lost(sql):
 
 @given(st.lists(st.sampled_from(["?", "?1", "?2", "?7", "'?'", '"a?"', "/* ? */ 1", "x'00'"]), min_size=1, max_size=8))
 def test_parameters_are_numbered_as_sqlite_does(terms):
-    from edge_runtime.session import _parameters
+    from edge_runtime.sql.session import _parameters
 
     sql = "SELECT " + ", ".join(terms) + ' FROM (SELECT 1 AS "a?")'
     count = max((number for _, _, number in _parameters(tokenize(sql))), default=0)

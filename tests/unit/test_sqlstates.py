@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from control import sqlstates
+from control.storage import sqlstates
 
 
 def error(code: str) -> asyncpg.PostgresError:

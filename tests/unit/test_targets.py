@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from control import targets
-from control.targets import Targets
+from control.sync import targets
+from control.sync.targets import Targets
 
 
 class Conn:

@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 
-from control import turns
-from control.turns import Turns
+from control.storage import transaction_queue
+from control.storage.transaction_queue import Turns
 
 
 async def test_quick_ones_run_one_at_a_time_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     # A machine that stands still for a moment makes none of them one that is stuck.
-    monkeypatch.setattr(turns, "PATIENCE", 60.0)
+    monkeypatch.setattr(transaction_queue, "PATIENCE", 60.0)
     taken, running, order = Turns(), 0, []
 
     async def quick(number: int) -> None:
@@ -27,7 +27,7 @@ async def test_quick_ones_run_one_at_a_time_in_their_order(monkeypatch: pytest.M
 
 
 async def test_one_that_is_stuck_holds_up_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PATIENCE", 0.01)
+    monkeypatch.setattr(transaction_queue, "PATIENCE", 0.01)
     taken, free, done = Turns(), asyncio.Event(), 0
 
     async def stuck() -> None:

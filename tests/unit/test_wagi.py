@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.abi import wagi
-from edge_runtime.abi.head import BODILESS, ResponseInvalid
-from edge_runtime.abi.wagi import RequestUnfit, parse_response
-from edge_runtime.invocation import Request
+from edge_runtime.guests.abi import wagi
+from edge_runtime.guests.abi.head import BODILESS, ResponseInvalid
+from edge_runtime.guests.abi.wagi import RequestUnfit, parse_response
+from edge_runtime.guests.invocation import Request
 
 
 def environment(request, config=None):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_runtime import wasi
-from edge_runtime.wasi import BADF, INVAL, NOTDIR, NOTSOCK, SPIPE, SUCCESS, Exit, OutputTooLarge, Strings, Wasi
+from edge_runtime.guests import wasi
+from edge_runtime.guests.wasi import BADF, INVAL, NOTDIR, NOTSOCK, SPIPE, SUCCESS, Exit, OutputTooLarge, Strings, Wasi
 
 SIZE = 65536
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime import wasi
-from edge_runtime.wasi import BADF, INVAL, NOTCAPABLE, NOTSUP, SUCCESS, Exit, OutputTooLarge
+from edge_runtime.guests import wasi
+from edge_runtime.guests.wasi import BADF, INVAL, NOTCAPABLE, NOTSUP, SUCCESS, Exit, OutputTooLarge
 from tests.unit.test_wasi import SIZE, Bytes, begun, subscription
 
 LAST_ERRNO = 76

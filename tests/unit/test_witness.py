@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import wire
-from edge_runtime.frames import LocalFunction, LocalRelease, Stored
-from edge_runtime.witness import FILE, Witness, after, digest
+from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
+from edge_runtime.release.tamper_check import FILE, Witness, after, digest
 from tests.support.plans import changes, local, plan
 
 SCHEMA = wire.AppliedChange(1, 1, "a" * 64)

@@ -145,7 +145,7 @@ def test_operators_and_their_roles(skerry: Shell, up: Up, monkeypatch: pytest.Mo
 def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     skerry("group", "create", "spare")
     made = skerry.json("node", "token", "--group", "spare")
-    join = [sys.executable, "-m", "edge_runtime.cli", "join", "--control", made["url"], "--name", "edge-9"]
+    join = [sys.executable, "-m", "edge_runtime.cli.main", "join", "--control", made["url"], "--name", "edge-9"]
     told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
     subprocess.run([*join, "--state", str(tmp_path / "edge-9")], env=told, check=True, timeout=LIMIT)
     assert skerry.json("node", "show", "edge-9")["group"] == "spare"
@@ -200,7 +200,7 @@ def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path,
     """A node that joined and never ran is waited for until the limit, and named."""
     skerry("group", "create", "asleep")
     made = skerry.json("node", "token", "--group", "asleep")
-    join = [sys.executable, "-m", "edge_runtime.cli", "join", "--control", made["url"], "--name", "edge-8"]
+    join = [sys.executable, "-m", "edge_runtime.cli.main", "join", "--control", made["url"], "--name", "edge-8"]
     told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
     subprocess.run([*join, "--state", str(tmp_path / "edge-8")], env=told, check=True, timeout=LIMIT)
     skerry("release", "create", "--group", "asleep", "--schema", "0", "--wait", "--timeout", "0.5", ends=5)

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from control.cli import local
-from control.service import ServiceError
+from control.cli.support import local
+from control.local.process import ServiceError
 from tests.support.up import LIMIT, ROOT, Shell, Up, make_home
 
 
@@ -67,7 +67,7 @@ def test_each_server_that_is_killed_comes_back(up: Up) -> None:
         "PostgreSQL": lambda line: "postgres" in line[0] and "-D" in line,
         "SeaweedFS": lambda line: line[0].endswith("weed"),
         "control": lambda line: "control.cli" in line and "serve" in line,
-        "edge": lambda line: "edge_runtime.cli" in line and "run" in line,
+        "edge": lambda line: "edge_runtime.cli.main" in line and "run" in line,
     }
     for name, is_it in servers.items():
         (server,) = [child for child in up.process.children() if is_it(child.cmdline())]

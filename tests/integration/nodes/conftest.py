@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control.pki import Pki
+from control.local.pki import Pki
 from tests.support.agents import Control, Edge, edge, joined, running_control
 
 

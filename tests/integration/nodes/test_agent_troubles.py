@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from control import wire
-from control.pki import Pki
-from edge_runtime import artifacts as artifacts_module
+from control.local.pki import Pki
 from edge_runtime import files
-from edge_runtime.client import Client, Unreachable
-from edge_runtime.outbox import Outbox
+from edge_runtime.sync import artifacts as artifacts_module
+from edge_runtime.sync.control_client import Client, Unreachable
+from edge_runtime.sync.outbox import Outbox
 from tests.support.agents import Control, Edge, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
 

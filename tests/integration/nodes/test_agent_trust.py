@@ -4,8 +4,8 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
-from edge_runtime import identity
-from edge_runtime.join import join
+from edge_runtime.sync import identity
+from edge_runtime.sync.join import join
 from tests.support.agents import Control, Edge, edge, joined
 from tests.support.releases import answers, first_release, push
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from edge_runtime import commands
-from edge_runtime.join import join
+from edge_runtime.cli import node
 from edge_runtime.settings import SettingsError
+from edge_runtime.sync.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.agents import Control
@@ -38,12 +38,12 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "edge_runtime.cli",
+        "edge_runtime.cli.main",
         *arguments,
         env=kept | environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        cwd=Path(commands.__file__).parents[1],
+        cwd=Path(node.__file__).parents[2],
     )
 
 
@@ -79,7 +79,7 @@ async def own_error(listen: str) -> Any:
     async with asyncio.timeout(DEADLINE):
         while True:
             with contextlib.suppress(OSError):
-                found = await asyncio.to_thread(commands.read_status, listen, "")
+                found = await asyncio.to_thread(node.read_status, listen, "")
                 if found["error"]:
                     return found["error"]
             await asyncio.sleep(0.02)
@@ -96,7 +96,7 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
     assert (await control.node())["labels"] == {"site": "tokyo"}
 
     code, found = await status(listen, "--state", str(state))
-    assert code == commands.NOT_RUNNING
+    assert code == node.NOT_RUNNING
     assert (found["running"], found["node"]) == (False, "edge-1")
 
     await control.release(functions={"hello": await control.push("hello", version(1), {"sql": "read"})})
@@ -235,23 +235,23 @@ async def test_the_status_of_a_node_with_a_token_needs_it_and_takes_it_from_a_fi
     ],
 )
 def test_the_status_says_what_is_wrong_with_a_function(function: dict[str, Any], notes: str) -> None:
-    text = commands.render({"functions": [{"name": "orders", "version": 3, **function}]})
+    text = node.render({"functions": [{"name": "orders", "version": 3, **function}]})
     assert text.splitlines()[-1] == f"function   orders version 3{notes}"
 
 
 def test_the_status_says_what_the_fence_lacks() -> None:
-    assert "workers lack of their fence: landlock" in commands.render({"workers": {"unfenced": ["landlock"]}})
+    assert "workers lack of their fence: landlock" in node.render({"workers": {"unfenced": ["landlock"]}})
 
 
 @pytest.mark.parametrize("listen", ["localhost:abc", "localhost", "127.0.0.1:99999", ""])
 def test_an_address_that_is_none_is_said_to_be(listen: str) -> None:
     with pytest.raises(SettingsError, match="HOST:PORT"):
-        commands.read_status(listen, "")
+        node.read_status(listen, "")
 
 
 def test_a_database_that_takes_no_writes_is_told() -> None:
     found = {"wal_bytes": 300 << 20, "wal_limit": 256 << 20, "writes": "open", "checkpoint_error": None}
-    assert "database" not in commands.render({"database": found})
-    told = commands.render({"database": {**found, "writes": "refused"}})
+    assert "database" not in node.render({"database": found})
+    told = node.render({"database": {**found, "writes": "refused"}})
     assert "log has 300 MiB of 256; calls that may write are refused" in told
-    assert "no checkpoint is made: EIO" in commands.render({"database": {**found, "checkpoint_error": "EIO"}})
+    assert "no checkpoint is made: EIO" in node.render({"database": {**found, "checkpoint_error": "EIO"}})

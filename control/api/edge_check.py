@@ -1,0 +1,135 @@
+"""The edge runtime's own checks, run in a child process: what control accepts is what nodes accept.
+
+Hostile input is parsed there and not here: the child has limits and a fence of its own
+(edge_runtime/oneshot/check.py), a deadline, and nothing of our environment.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from control.problems import ProblemError
+
+log = logging.getLogger("skerry.checks")
+
+ANSWER_LIMIT = 1024 * 1024
+"""Bytes of an answer, and of what the child tells besides."""
+WAITING = 32
+"""Checks that may wait for their turn."""
+ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
+
+
+class Checks:
+    """Runs few checks at a time."""
+
+    def __init__(self, at_once: int, deadline: float) -> None:
+        self._deadline = deadline
+        self._turn = asyncio.Semaphore(at_once)
+        self._waiting = 0
+        self._warned = False
+
+    async def module(self, file: Path, size_limit: int) -> dict[str, Any]:
+        """What a node needs to know of the module in `file`; raises `ProblemError` module_refused with the reason."""
+        answer = await self._run(["module", str(file), "--size-limit", str(size_limit)], b"", "module_refused")
+        if not answer["ok"]:
+            raise ProblemError("module_refused", f"{answer['message']} [{answer['code']}]")
+        return answer
+
+    async def schema(
+        self, earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | None = None
+    ) -> list[dict[str, str]]:
+        """Try `sql` after the changes (number, text) before it, or in the place of the one that it amends.
+
+        Returns what fails on some rows only (statement, message). Raises `ProblemError` schema_refused with the
+        statement that is wrong.
+        """
+        asked = {
+            "earlier": [{"number": number, "sql": text} for number, text in earlier],
+            "sql": sql,
+            "amends": None if amends is None else {"number": amends[0], "sql": amends[1]},
+        }
+        answer = await self._run(["schema"], orjson.dumps(asked), "schema_refused")
+        if not answer["ok"]:
+            statement = f" The statement: {answer['statement']}" if answer.get("statement") else ""
+            raise ProblemError("schema_refused", f"{answer['message']} [{answer['code']}]{statement}", field="sql")
+        found: list[dict[str, str]] = answer["warnings"]
+        return found
+
+    async def _run(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
+        if self._waiting >= WAITING:
+            raise ProblemError("check_unavailable", f"{WAITING} other checks are waiting; try again", retry_after=5)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                return await self._child(arguments, stdin, refused)
+        finally:
+            self._waiting -= 1
+
+    async def _child(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edge_runtime.oneshot.check",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(self._deadline):
+                out, err = await _communicate(child, stdin)
+        except TimeoutError:
+            raise ProblemError(refused, f"its check took more than {self._deadline:.0f} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            # To the pipes' ends, so that they are closed.
+            await child.communicate()
+        if child.returncode == 0:
+            with contextlib.suppress(orjson.JSONDecodeError):
+                answer = orjson.loads(out)
+                if isinstance(answer, dict) and "ok" in answer:
+                    self._warn(answer.pop("unfenced", None))
+                    return answer
+        if child.returncode is not None and child.returncode < 0:
+            number = -child.returncode
+            why = "it did what no check does" if number == signal.SIGSYS else "it needs too much"
+            raise ProblemError(refused, f"its check was ended by signal {number}: {why}")
+        last = err.decode(errors="replace").strip().rpartition("\n")[2][:500]
+        raise ProblemError("check_unavailable", f"the check itself failed (status {child.returncode}): {last}")
+
+    def _warn(self, unfenced: Any) -> None:
+        if unfenced and not self._warned:
+            self._warned = True
+            log.warning("checks of uploads run without a part of their fence: %.1000s", unfenced)
+
+
+async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
+    """What it says on stdout and stderr, as much of it as an answer can have."""
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None  # noqa: S101, PT018
+
+    async def read(stream: asyncio.StreamReader) -> bytes:
+        found = b""
+        while piece := await stream.read(65_536):
+            found += piece[: ANSWER_LIMIT - len(found)]
+        return found
+
+    async with asyncio.TaskGroup() as group:
+        out, err = group.create_task(read(child.stdout)), group.create_task(read(child.stderr))
+        # A child may end before it has read what it was asked, or any of it: uvloop then refuses to write at all.
+        if not child.stdin.is_closing():
+            child.stdin.write(stdin)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                await child.stdin.drain()
+        child.stdin.close()
+    await child.wait()
+    return out.result(), err.result()

@@ -1,0 +1,147 @@
+"""Schema changes: numbered without a gap, tried before they are taken, amended by revisions (R 3.1, 3.2)."""
+
+from typing import Any
+
+from control import wire
+from control.api import pagination, responses
+from control.api.operations import Answer, Call
+from control.problems import ProblemError
+from control.storage import queries
+from control.storage.announcements import Changed
+
+SQL = queries.load("schema")
+ATTEMPTS = 5
+"""How often a change is tried again because another one was registered meanwhile."""
+
+REVISIONS = 10
+"""Of a change that are shown with it, the newest ones."""
+
+
+async def add(call: Call) -> Answer:
+    """POST /v1/schema-changes."""
+    body: wire.NewSchemaChange = call.body
+    if kept := await call.replayed():
+        return kept
+    for _ in range(ATTEMPTS):
+        history = await call.services.db.read(_history)
+        number = len(history) + 1
+        if number > wire.MOST_CHANGES:
+            raise ProblemError(
+                "schema_refused",
+                f"there are {wire.MOST_CHANGES} schema changes already, and no node can report more: put what is still "
+                "to be changed into a new control plane",
+            )
+        if body.number is not None and body.number != number:
+            raise ProblemError(
+                "schema_conflict", f"the next number is {number}; look at what was registered meanwhile", field="number"
+            )
+        warnings = await call.services.checks.schema(_texts(history), body.sql)
+        answer = await _insert(call, history, number, 1, body.name, body.sql, warnings)
+        if answer is not None:
+            return answer
+    raise _moving()
+
+
+async def amend(call: Call) -> Answer:
+    """POST /v1/schema-changes/{number}/revisions: another text that leads to the same schema.
+
+    Nodes that lack the change get the newest revision; those that have it keep what they applied.
+    """
+    number, sql = call.path["number"], call.body.sql
+    if kept := await call.replayed():
+        return kept
+    for _ in range(ATTEMPTS):
+        history = await call.services.db.read(_history)
+        if number > len(history):
+            raise _unknown(number)
+        old = history[number - 1]
+        if sql == old["sql"]:
+            raise ProblemError(
+                "schema_conflict", f"revision {old['revision']} of change {number} has this very text", field="sql"
+            )
+        warnings = await call.services.checks.schema(_texts(history), sql, (number, old["sql"]))
+        answer = await _insert(call, history, number, old["revision"] + 1, old["name"], sql, warnings)
+        if answer is not None:
+            return answer
+    raise _moving()
+
+
+async def list_changes(call: Call) -> Answer:
+    """GET /v1/schema-changes: the newest revision of each, by number."""
+    paging = call.query
+    after = pagination.read_cursor(paging.cursor, (int,)) or (0,)
+    describe = pagination.each(lambda row: responses.SchemaChange(**row))
+
+    async def work(conn: Any) -> responses.Page[responses.SchemaChange]:
+        def fetch(after: tuple[Any, ...], count: int) -> Any:
+            return conn.fetch(SQL["changes"], *after, count)
+
+        return await pagination.fill(fetch, describe, after, paging.limit, ("number",), first=1, most=8)
+
+    return await call.read(work)
+
+
+async def get_change(call: Call) -> Answer:
+    """GET /v1/schema-changes/{number}."""
+    number = call.path["number"]
+
+    async def work(conn: Any) -> responses.SchemaChangeHistory:
+        rows = (await conn.fetch(SQL["revisions"], number, REVISIONS))[::-1]
+        if not rows:
+            raise _unknown(number)
+        return responses.SchemaChangeHistory(**rows[-1], revisions=[responses.SchemaChange(**row) for row in rows])
+
+    return await call.read(work)
+
+
+async def _history(conn: Any) -> list[Any]:
+    """The newest revision of every change, by number."""
+    rows: list[Any] = await conn.fetch(SQL["changes"], 0, 2**31)
+    return rows
+
+
+def _texts(history: list[Any]) -> list[tuple[int, str]]:
+    return [(row["number"], row["sql"]) for row in history]
+
+
+async def _insert(
+    call: Call, history: list[Any], number: int, revision: int, name: str, sql: str, warnings: list[dict[str, str]]
+) -> Answer | None:
+    """Register what was tried on `history`; None where the history is another one by now."""
+    tried = [(row["number"], row["revision"]) for row in history]
+
+    async def work(conn: Any, _changed: Changed) -> responses.MadeSchemaChange:
+        if [(row["number"], row["revision"]) for row in await conn.fetch(SQL["numbers"])] != tried:
+            raise _Moved
+        row = await conn.fetchrow(
+            SQL["add"],
+            number,
+            revision,
+            name,
+            sql,
+            wire.schema_checksum(sql),
+            call.operator.name,
+            call.services.clock.now(),
+        )
+        action = "schema.add" if revision == 1 else "schema.amend"
+        await call.audit(conn, action, str(number), {"name": name, "revision": revision})
+        return responses.MadeSchemaChange(**row, warnings=[responses.CheckWarning(**w) for w in warnings])
+
+    try:
+        return await call.write(work)
+    except _Moved:
+        return None
+
+
+class _Moved(Exception):
+    """Another change was registered between the check and the write."""
+
+
+def _moving() -> ProblemError:
+    return ProblemError(
+        "database_busy", f"other schema changes came first {ATTEMPTS} times; nothing was changed, try again"
+    )
+
+
+def _unknown(number: int) -> ProblemError:
+    return ProblemError("unknown_schema_change", f"there is no schema change {number}", field="number")

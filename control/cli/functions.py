@@ -1,0 +1,268 @@
+"""`skerry function`: functions and their versions."""
+
+import hashlib
+import tomllib
+from pathlib import Path
+
+import click
+import msgspec
+import orjson
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from control import manifests, wire
+from control.cli.support import authoring, options, output, project, releasing, toolchains
+from control.cli.support.client import Client, Json, path
+
+FOLDER = click.Path(exists=True, file_okay=False)
+FILE = click.Path(exists=True, dir_okay=False)
+
+
+@click.group()
+def command() -> None:
+    """Functions and their versions."""
+
+
+command.add_command(authoring.new)
+command.add_command(authoring.build)
+
+
+@command.command()
+@click.argument("what", nargs=-1, required=True, metavar="FOLDER | NAME FILE")
+@click.option(
+    "--manifest",
+    "manifest_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The manifest, TOML or JSON; the options below win over it.",
+)
+@click.option("--sql", type=click.Choice(["none", "read", "write"]), help="What the function may do in the database.")
+@click.option("--config", type=options.PAIR, multiple=True, metavar="KEY=VALUE", help="An environment variable for it.")
+@click.option("--secret", "secrets", multiple=True, metavar="NAME", help="A value that each node has in its own file.")
+@click.option("--http", "hosts", multiple=True, metavar="HOST", help="A host that the function may send requests to.")
+@click.option(
+    "--http-method", "methods", multiple=True, metavar="METHOD", help="Of those requests; GET and HEAD without."
+)
+@click.option("--route", metavar="'METHOD PATH'", help="A path of the node that is the function's: 'GET /orders/{id}'.")
+@click.option("--time-limit", type=int, metavar="MS", help="Milliseconds a call may take.")
+@click.option("--memory-pages", type=int, metavar="N", help="Pages of 64 KiB a call may use.")
+@click.option("--response-limit", type=int, metavar="BYTES", help="Bytes a response may have.")
+@click.option("--no-release", is_flag=True, help="Only upload: no node gets it yet.")
+@options.group_option
+@options.unfit_option
+@options.reason_option
+@options.wait_options
+@options.json_option
+@options.asynchronous
+async def push(
+    what: tuple[str, ...],
+    manifest_file: Path | None,
+    sql: str | None,
+    config: tuple[tuple[str, str], ...],
+    secrets: tuple[str, ...],
+    hosts: tuple[str, ...],
+    methods: tuple[str, ...],
+    route: str | None,
+    time_limit: int | None,
+    memory_pages: int | None,
+    response_limit: int | None,
+    no_release: bool,
+    group: str,
+    allow_unfit: bool,
+    reason: str,
+    wait: bool,
+    within: float,
+    as_json: bool,
+) -> None:
+    """Upload the next version of a function, and release it to a group.
+
+    Of a project's FOLDER, whose function.toml says how it is named and built and what it may do; or FILE, a module, as
+    function NAME. Versions already in the group's release stay; what the release changes is shown.
+    """
+    if no_release and wait:
+        raise click.UsageError("--wait follows a release, and --no-release makes none")
+    name, file, manifest = await _source(what, manifest_file, quiet=as_json)
+    chosen = {
+        "sql": sql,
+        "time_limit_ms": time_limit,
+        "memory_pages": memory_pages,
+        "response_limit": response_limit,
+    }
+    manifest |= {field: value for field, value in chosen.items() if value is not None}
+    if config:
+        manifest["config"] = {**manifest.get("config", {}), **dict(config)}
+    if secrets:
+        manifest["secrets"] = list(secrets)
+    if hosts or methods:
+        given = {"hosts": list(hosts), "methods": [method.upper() for method in methods]}
+        manifest["http"] = {**(manifest.get("http") or {}), **{key: value for key, value in given.items() if value}}
+    if route is not None:
+        manifest["route"] = read_route(route)
+    check_manifest(manifest)
+    async with options.client() as control:
+        sha256 = await upload(control, file, quiet=as_json)
+        version = await control.post(path("functions", name, "versions"), {"sha256": sha256, "manifest": manifest})
+        if not as_json:
+            output.say(f"{name}@{version['version']} is uploaded ({output.size(version['size'])}, {sha256[:12]})")
+        done: Json = {"version": version, "release": None}
+        if not no_release:
+            body: Json = {"group": group, "functions": {name: version["version"]}, "reason": reason}
+            body = releasing.allowing(body, allow_unfit)
+            done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
+    if as_json:
+        output.document(done)
+
+
+async def _source(what: tuple[str, ...], manifest: Path | None, *, quiet: bool) -> tuple[str, Path, Json]:
+    """Name, module and manifest of what is pushed; a project is built."""
+    if len(what) == 1:
+        if manifest is not None:
+            raise click.UsageError("a project's manifest is in its function.toml: --manifest goes with NAME FILE")
+        found = project.read(Path(str(FOLDER.convert(what[0], None, None))))
+        took = await toolchains.build(found)
+        if not quiet:
+            output.say(f"{found.module} is built in {output.span(took)}")
+        return found.name, found.module, dict(found.manifest)
+    if len(what) != 2:
+        raise click.UsageError("push takes a project's FOLDER, or NAME FILE")
+    return (
+        options.NAME.convert(what[0], None, None),
+        Path(str(FILE.convert(what[1], None, None))),
+        read_manifest(manifest),
+    )
+
+
+def read_manifest(file: Path | None) -> Json:
+    """A manifest file's content: JSON where its name ends so, else TOML."""
+    if file is None:
+        return {}
+    try:
+        content = file.read_bytes()
+        value = orjson.loads(content) if file.suffix == ".json" else tomllib.loads(content.decode())
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"the manifest {file} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise click.UsageError(f"the manifest {file} is no table of names and values")
+    return value
+
+
+def read_route(text: str) -> Json:
+    """`GET|PUT /path`, or a path alone for every method, as a manifest has it."""
+    before, _, path = text.rpartition(" ")
+    methods = [method.upper() for method in before.replace("|", " ").replace(",", " ").split()]
+    return {"path": path, "methods": methods} if methods else {"path": path}
+
+
+def check_manifest(manifest: Json) -> None:
+    """Refuse here what control would refuse, before anything is uploaded."""
+    try:
+        manifests.check(msgspec.convert(manifest, wire.Manifest))
+    except msgspec.ValidationError as error:
+        raise click.UsageError(f"the manifest isn't valid: {wire.unfit(error)}") from error
+    except manifests.ManifestUnfit as error:
+        raise click.UsageError(f"the manifest isn't valid: {error}") from error
+
+
+async def upload(control: Client, file: Path, *, quiet: bool) -> str:
+    """Bring the file's bytes to the artifact store unless it has them; returns their sha256."""
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if await control.has(path("artifacts", sha256)):
+        return sha256
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        console=output.console(error=True),
+        transient=True,
+        disable=quiet or not output.console(error=True).is_terminal,
+    )
+    with bar:
+        task = bar.add_task(f"uploading {file.name}", total=file.stat().st_size)
+        await control.upload(path("artifacts", sha256), file, lambda count: bar.advance(task, count))
+    return sha256
+
+
+@command.command("list")
+@options.json_option
+@options.asynchronous
+async def list_functions(as_json: bool) -> None:
+    """List the functions."""
+    async with options.client() as control:
+        found = await control.items(path("functions"))
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["FUNCTION", "LAST VERSION", "VERSIONS", "CREATED"],
+        [[f["name"], f["last_version"], f["versions"], output.ago(f["created_at"])] for f in found],
+        "no functions: `skerry function push NAME FILE` uploads one",
+    )
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.argument("version", type=int, required=False)
+@options.json_option
+@options.asynchronous
+async def show(name: str, version: int | None, as_json: bool) -> None:
+    """Show a function's versions, or one of them with its manifest."""
+    async with options.client() as control:
+        if version is None:
+            versions = await control.items(path("functions", name, "versions"))
+        else:
+            versions = [await control.get(path("functions", name, "versions", version))]
+    if as_json:
+        output.document(versions if version is None else versions[0])
+    elif version is not None:
+        found = versions[0]
+        output.pairs(
+            [
+                ("function", f"{found['name']}@{found['version']}"),
+                ("sha256", found["sha256"]),
+                ("size", output.size(found["size"])),
+                ("created", f"{output.ago(found['created_at'])} by {found['created_by']}"),
+                *((f"  {key}", _shown(key, value)) for key, value in found["manifest"].items()),
+            ]
+        )
+    else:
+        output.table(
+            ["VERSION", "SHA256", "SIZE", "GRANTS", "BY", "CREATED"],
+            [
+                [
+                    v["version"],
+                    v["sha256"][:12],
+                    output.size(v["size"]),
+                    "; ".join(f"{grant} {text}" for grant, text in manifests.grants(v["manifest"]).items()),
+                    v["created_by"],
+                    output.ago(v["created_at"]),
+                ]
+                for v in versions
+            ],
+            f"{name} has no versions",
+        )
+
+
+def _shown(field: str, value: object) -> object:
+    if field in manifests.GRANTS:
+        return manifests.shown(field, value)
+    return orjson.dumps(value).decode() if isinstance(value, dict) else value
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.argument("version", type=int, required=False)
+@click.option("--release", is_flag=True, help="Take it out of the groups' releases first, by a new release of each.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.json_option
+@options.asynchronous
+async def delete(name: str, version: int | None, release: bool, yes: bool, as_json: bool) -> None:
+    """Delete one version, or all of a function; its number is never used again."""
+    what = f"all versions of {name}" if version is None else f"{name}@{version}"
+    if not yes:
+        click.confirm(f"Delete {what}?", abort=True, err=True)
+    where = path("functions", name) if version is None else path("functions", name, "versions", version)
+    async with options.client() as control:
+        await control.delete(where, release="true" if release else None)
+    if as_json:
+        output.document({"name": name, "version": version, "deleted": True})
+    else:
+        output.say(f"{what}: deleted")

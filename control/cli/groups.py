@@ -1,0 +1,42 @@
+"""`skerry group`: the nodes that get the same releases."""
+
+import click
+
+from control.cli.support import options, output
+from control.cli.support.client import path
+
+
+@click.group()
+def command() -> None:
+    """Groups: the nodes that get the same releases."""
+
+
+@command.command("list")
+@options.json_option
+@options.asynchronous
+async def list_groups(as_json: bool) -> None:
+    """List the groups."""
+    async with options.client() as control:
+        found = await control.items(path("groups"))
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["GROUP", "NODES", "RELEASE", "GENERATION"],
+        [[g["name"], g["nodes"], (g["release"] or {}).get("number"), g["generation"]] for g in found],
+        "no groups",
+    )
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@options.json_option
+@options.asynchronous
+async def create(name: str, as_json: bool) -> None:
+    """Make a group; nodes join it by a token for it, or are moved to it."""
+    async with options.client() as control:
+        made = await control.post(path("groups"), {"name": name})
+    if as_json:
+        output.document(made)
+    else:
+        output.say(f"group {made['name']} is made")

@@ -1,0 +1,185 @@
+"""`skerry node`: the edge locations."""
+
+import click
+
+from control import wire
+from control.cli.support import options, output, releasing
+from control.cli.support.client import Json, path
+
+
+@click.group()
+def command() -> None:
+    """Nodes: the edge locations."""
+
+
+@command.command("list")
+@click.option("--group", type=options.NAME, help="Only the nodes of this group.")
+@click.option("--state", type=click.Choice(["online", "offline", "syncing"]), help="Only the nodes in this state.")
+@options.json_option
+@options.asynchronous
+async def list_nodes(group: str | None, state: str | None, as_json: bool) -> None:
+    """List the nodes."""
+    async with options.client() as control:
+        nodes = await control.items(path("nodes"), group=group, state=state)
+    if as_json:
+        output.document(nodes)
+        return
+    output.table(
+        ["NODE", "GROUP", "STATE", "SEEN", "GENERATION", "SCHEMA", "FUNCTIONS"],
+        [
+            [
+                node["name"],
+                node["group"],
+                node["state"],
+                output.ago(node["last_seen_at"]),
+                node["generation"],
+                node["schema_version"],
+                output.functions(node["functions"]),
+            ]
+            for node in nodes
+        ],
+        "no nodes: `skerry node token` makes a token for one to join with",
+    )
+
+
+@command.command()
+@click.argument("node")
+@options.json_option
+@options.asynchronous
+async def show(node: str, as_json: bool) -> None:
+    """Show one node (a name or an id): what it runs, what it should, and its trouble."""
+    async with options.client() as control:
+        found = await control.get(path("nodes", node))
+    if as_json:
+        output.document(found)
+        return
+    output.pairs(_details(found))
+
+
+def _details(node: Json) -> list[tuple[str, object]]:
+    error, sync = node["error"], node["sync"]
+    target = "at target" if node["at_target"] else f"not at target (generation {node['target_generation']})"
+    rows: list[tuple[str, object]] = [
+        ("node", f"{node['name']} ({node['id']})"),
+        ("group", node["group"]),
+        ("labels", " ".join(f"{key}={value}" for key, value in node["labels"].items())),
+        ("state", f"{node['state']} since {output.ago(node['state_since'])}"),
+        ("seen", output.ago(node["last_seen_at"])),
+        ("last sync", output.ago(node["last_sync_at"])),
+        ("generation", f"{node['generation']}, {target}"),
+        ("schema", f"{node['schema_version']} (target {node['target_schema']})"),
+        ("functions", output.functions(node["functions"])),
+        ("failures", node["failures"]),
+        ("folded syncs", f"{node['syncs_folded']} (attempts without a line of their own in `skerry syncs list`)"),
+        *_capabilities(node.get("capabilities") or {}, node.get("protocol")),
+    ]
+    if sync:
+        rows.append(("sync", f"{sync['status']}, step {sync['step'] or '-'}, started {output.ago(sync['started_at'])}"))
+    if error:
+        rows.append(("error", f"{error['message']} [{error['code']}], {output.ago(error['at'])}"))
+    if node["retry_at"]:
+        rows.append(("next attempt", output.ago(node["retry_at"])))
+    rows += [("warning", f"{w['kind']}: {w['message']} (since {output.ago(w['since'])})") for w in node["warnings"]]
+    return rows
+
+
+def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
+    """What a node has told that it can run. It says what it likes: only `manifest` means something here."""
+    if not told:
+        return [("capabilities", "not told yet")]
+    values = {**told, "protocol": protocol}
+    rows: list[tuple[str, object]] = []
+    if isinstance(told.get("manifest"), list):
+        known = values.pop("manifest")
+        unknown = [field for field in wire.MANIFEST_FIELDS if field not in known]
+        rows.append(("manifest", f"all fields but {', '.join(unknown)}" if unknown else "all fields"))
+    texts = [f"{name} {' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in values.items()]
+    return [("capabilities", ", ".join(texts)), *rows]
+
+
+@command.command()
+@options.group_option
+@click.option(
+    "--expires-in", type=click.IntRange(60, 30 * 86400), default=3600, show_default=True, help="Seconds it is good for."
+)
+@click.option(
+    "--rejoin", type=options.NAME, metavar="NODE", help="For this node to join again, its disk being lost or replaced."
+)
+@options.json_option
+@options.asynchronous
+async def token(group: str, expires_in: int, rejoin: str | None, as_json: bool) -> None:
+    """Make a one-time token with which one node joins; it is shown only once."""
+    body: Json = {"group": group, "expires_in": expires_in}
+    if rejoin is not None:
+        body["rejoin"] = rejoin
+    connection = options.connection()
+    async with options.client() as control:
+        made = await control.post(path("join-tokens"), body)
+    if as_json:
+        output.document({**made, "url": connection.url})
+        return
+    name, again = (rejoin, " --again") if rejoin else ("NAME", "")
+    output.say(made["token"])
+    output.note(f"Good once, until {made['expires_at']}, for group {made['group']}. On the node:")
+    output.note(f"  SKERRY_JOIN_TOKEN={made['token']} \\")
+    output.note(f"    skerry-edge join --control {connection.url} --name {name} --state DIR{again}")
+    output.note("  skerry-edge run --state DIR")
+
+
+@command.command()
+@click.argument("node")
+@click.argument("group", type=options.NAME)
+@options.unfit_option
+@options.json_option
+@options.asynchronous
+async def move(node: str, group: str, allow_unfit: bool, as_json: bool) -> None:
+    """Move a node to another group, whose release is its target then."""
+    async with options.client() as control:
+        moved = await control.post(path("nodes", node, "move"), releasing.allowing({"group": group}, allow_unfit))
+    if as_json:
+        output.document(moved)
+    else:
+        output.say(f"{moved['name']} is in group {moved['group']} now (target generation {moved['target_generation']})")
+
+
+@command.command()
+@click.argument("node")
+@options.json_option
+@options.asynchronous
+async def revoke(node: str, as_json: bool) -> None:
+    """Revoke a node's credentials: control refuses it from now on. It serves its last release on."""
+    async with options.client() as control:
+        await control.post(path("nodes", node, "revoke"))
+    _done(node, "revoked", "its credentials are refused from now on", as_json)
+
+
+@command.command()
+@click.argument("node")
+@options.json_option
+@options.asynchronous
+async def retry(node: str, as_json: bool) -> None:
+    """Let a node that failed try again now, without waiting for its next attempt."""
+    async with options.client() as control:
+        await control.post(path("nodes", node, "retry"))
+    _done(node, "retry", "tries again with its next poll", as_json)
+
+
+@command.command()
+@click.argument("node")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.json_option
+@options.asynchronous
+async def remove(node: str, yes: bool, as_json: bool) -> None:
+    """Remove a node: revoked and out of the lists; its logs stay."""
+    if not yes:
+        click.confirm(f"Remove node {output.clean(node)} and revoke its credentials?", abort=True, err=True)
+    async with options.client() as control:
+        await control.delete(path("nodes", node))
+    _done(node, "removed", "is removed", as_json)
+
+
+def _done(node: str, what: str, text: str, as_json: bool) -> None:
+    if as_json:
+        output.document({"node": node, what: True})
+    else:
+        output.say(f"{node}: {text}")

@@ -1,0 +1,130 @@
+"""`skerry release`: what a group's nodes should run."""
+
+import click
+
+from control.cli.support import options, output, releasing
+from control.cli.support.client import Json, path
+
+
+@click.group()
+def command() -> None:
+    """Releases: the functions and the schema that a group's nodes should run."""
+
+
+@command.command("list")
+@click.option("--group", type=options.NAME, help="Only the releases of this group.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.json_option
+@options.asynchronous
+async def list_releases(group: str | None, limit: int, as_json: bool) -> None:
+    """List the newest releases."""
+    async with options.client() as control:
+        found = await control.items(path("releases"), most=limit, group=group)
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["GROUP", "RELEASE", "GENERATION", "SCHEMA", "FUNCTIONS", "BY", "CREATED", "REASON"],
+        [
+            [
+                r["group"],
+                r["number"],
+                r["generation"],
+                r["schema_floor"],
+                output.functions(r["functions"]),
+                r["created_by"],
+                output.ago(r["created_at"]),
+                reason(r),
+            ]
+            for r in found
+        ],
+        "no releases: `skerry function push` and `skerry schema add` make one",
+    )
+
+
+def reason(release: Json) -> str:
+    back = f"rollback to {release['rollback_to']}" if release.get("rollback_to") else ""
+    return ": ".join(text for text in (back, release.get("reason", "")) if text)
+
+
+@command.command()
+@click.argument("number", type=click.IntRange(min=1))
+@options.group_option
+@options.json_option
+@options.asynchronous
+async def show(number: int, group: str, as_json: bool) -> None:
+    """Show one release of a group."""
+    async with options.client() as control:
+        found = await control.get(path("releases", group, number))
+    if as_json:
+        output.document(found)
+        return
+    output.pairs(
+        [
+            ("release", f"{found['number']} of group {found['group']} ({found['id']})"),
+            ("generation", found["generation"]),
+            ("schema", found["schema_floor"]),
+            ("created", f"{output.ago(found['created_at'])} by {found['created_by']}"),
+            ("reason", reason(found)),
+            *(("function", f"{f['name']}@{f['version']} {f['sha256'][:12]}") for f in found["functions"]),
+        ]
+    )
+
+
+@command.command()
+@options.group_option
+@click.option("--set", "versions", type=options.PAIR, multiple=True, metavar="NAME=VERSION", help="A function to have.")
+@click.option("--remove", type=options.NAME, multiple=True, metavar="NAME", help="A function to take out.")
+@click.option("--schema", type=click.IntRange(min=0), metavar="N", help="The schema floor; the newest without it.")
+@click.option(
+    "--rollback-to", type=click.IntRange(min=1), metavar="N", help="An earlier release's functions and floor."
+)
+@click.option("--plan", is_flag=True, help="Only show what it would change.")
+@options.unfit_option
+@options.reason_option
+@options.wait_options
+@options.json_option
+@options.asynchronous
+async def create(
+    group: str,
+    versions: tuple[tuple[str, str], ...],
+    remove: tuple[str, ...],
+    schema: int | None,
+    rollback_to: int | None,
+    plan: bool,
+    allow_unfit: bool,
+    reason: str,
+    wait: bool,
+    within: float,
+    as_json: bool,
+) -> None:
+    """Make a release of a group: its newest one with the changes given, or an earlier one again."""
+    if rollback_to is not None and (versions or remove or schema is not None):
+        raise click.UsageError("--rollback-to takes all of an earlier release: no --set, --remove or --schema with it")
+    if plan and wait:
+        raise click.UsageError("--plan makes no release, so there is nothing to --wait for")
+    body = releasing.allowing({"group": group, "reason": reason}, allow_unfit)
+    if versions:
+        body["functions"] = {name: _version(name, text) for name, text in versions}
+    if remove:
+        body["remove"] = list(remove)
+    if schema is not None:
+        body["schema"] = schema
+    if rollback_to is not None:
+        body["rollback_to"] = rollback_to
+    async with options.client() as control:
+        if plan:
+            release = await control.post(path("releases"), body, plan="true")
+            if not as_json:
+                releasing.show(release, planned=True)
+        else:
+            release = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
+    if as_json:
+        output.document(release)
+
+
+def _version(name: str, text: str) -> int:
+    options.NAME.convert(name, None, None)
+    if not text.isdecimal() or not text.isascii():
+        raise click.UsageError(f"--set {name}={text}: the version must be a number")
+    return int(text)

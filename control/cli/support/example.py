@@ -1,0 +1,59 @@
+"""The example that `skerry up` deploys: a schema change and a function, in examples/hello."""
+
+from pathlib import Path
+
+import msgspec
+
+import control
+from control import wire
+from control.cli.functions import check_manifest, read_manifest, upload
+from control.cli.support.client import Client, Failure, Json, path
+
+FUNCTION = "hello"
+CHANGE = "greetings"
+GROUP = "default"
+REQUEST = "?name=Ada&language=ja"
+
+
+def folder() -> Path:
+    """Inside the package where it was installed from a wheel, else beside it in the checkout."""
+    package = Path(control.__file__).parent
+    packaged = package / "_examples"
+    return (packaged if packaged.is_dir() else package.parent / "examples") / FUNCTION
+
+
+async def schema_change(client: Client) -> Json:
+    """The example's schema change: the one that is registered already, or a new one."""
+    for change in await client.items(path("schema-changes")):
+        if change["name"] == CHANGE:
+            return change
+    sql = (folder() / "schema.sql").read_text("utf-8")
+    return await client.post(path("schema-changes"), {"name": CHANGE, "sql": sql})
+
+
+async def function_version(client: Client) -> Json:
+    """A version of the example's function, with the bytes and the manifest that the folder has."""
+    file = folder() / f"{FUNCTION}.wasm"
+    if not file.is_file():
+        raise Failure(f"{file} isn't there", cure="see examples/hello: how to build it is in docs/functions.md")
+    manifest = read_manifest(folder() / "manifest.json")
+    check_manifest(manifest)
+    sha256 = await upload(client, file, quiet=True)
+    digest = wire.manifest_digest(msgspec.convert(manifest, wire.Manifest))
+    functions = [item["name"] for item in await client.items(path("functions"))]
+    if FUNCTION in functions:
+        for version in await client.items(path("functions", FUNCTION, "versions")):
+            there = wire.manifest_digest(msgspec.convert(version["manifest"], wire.Manifest))
+            if version["sha256"] == sha256 and there == digest:
+                return version
+    return await client.post(path("functions", FUNCTION, "versions"), {"sha256": sha256, "manifest": manifest})
+
+
+async def release(client: Client, version: Json, change: Json) -> Json:
+    """The group's newest release where it has both, else a new one."""
+    for newest in await client.items(path("releases"), most=1, group=GROUP):
+        has = {(item["name"], item["version"]) for item in newest["functions"]}
+        if (FUNCTION, version["version"]) in has and newest["schema_floor"] >= change["number"]:
+            return newest
+    body = {"group": GROUP, "functions": {FUNCTION: version["version"]}, "reason": "the example of skerry up"}
+    return await client.post(path("releases"), body)

@@ -1,0 +1,164 @@
+"""The processes of a local installation: control and one edge, as children that end with us."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from control.local import embedded
+from control.local.pki import Pki
+from control.local.process import Service, ServiceError, choose_port, read_settings, write_settings
+
+CONTROL_PORT = 8443
+EDGE_PORT = 8087
+OTHER_PORTS = range(20100, 29900)
+"""Where the usual ports are taken."""
+NODE = "edge-1"
+RESTARTS = 5
+RESTARTS_WITHIN = 60.0
+"""Seconds."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The files of a local installation, all in one folder."""
+
+    folder: Path
+
+    @property
+    def pki(self) -> Path:
+        return self.folder / "pki"
+
+    @property
+    def edge(self) -> Path:
+        return self.folder / "edge"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "spool"
+
+    def make(self) -> None:
+        """The folder, for this user alone; for root, PostgreSQL's user may pass through it."""
+        self.folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+
+    def read(self) -> dict[str, Any]:
+        """What an earlier start kept: the ports, and whether the example was deployed."""
+        return read_settings(self.folder / "up.json")
+
+    def keep(self, **values: object) -> None:
+        write_settings(self.folder / "up.json", self.read() | values)
+
+
+def outside_services() -> tuple[str, str] | None:
+    """SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL where they are set; raises `ServiceError` where one is missing."""
+    metadata, artifacts = (os.environ.get(f"SKERRY_{name}_URL", "") for name in ("METADATA", "ARTIFACTS"))
+    if bool(metadata) != bool(artifacts):
+        raise ServiceError("set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or none of them for local ones")
+    return (metadata, artifacts) if metadata else None
+
+
+@asynccontextmanager
+async def children_lock(home: Home) -> AsyncIterator[int]:
+    """What control and the edge hold while they live, so that a start after our kill -9 waits for their end."""
+    message = f"control or the edge of an earlier run still ends; try again, or see {home.logs}"
+    async with embedded.locked(home.folder / "children.lock", embedded.ORPHANS_LIMIT, message) as held:
+        yield held
+
+
+Ready = Callable[[], Awaitable[bool]]
+
+
+class Child(Service):
+    """A Python module of ours as a process; the environment is this process's with `settings` over it."""
+
+    def __init__(self, home: Home, held: int, name: str, arguments: list[str], settings: Mapping[str, str]) -> None:
+        super().__init__(name, home.logs / f"{name}.log", held)
+        self._folder = home.folder
+        self._arguments = arguments
+        # SKERRY_TOKEN and SKERRY_URL are the person's, none of the children's business.
+        kept = {name: value for name, value in os.environ.items() if name not in ("SKERRY_TOKEN", "SKERRY_URL")}
+        self._environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
+
+    async def start(self, ready: Ready) -> None:
+        """Start it and wait until it is ready; raises `ServiceError`."""
+        await self.run_until_ready(self._spawn(), ready)
+
+    async def run(self) -> None:
+        """Wait for its end; raises `ServiceError` when it fails."""
+        await self.run_to_end(self._spawn(), self.name)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return self.spawn([sys.executable, "-m", *self._arguments], cwd=self._folder, env=self._environment)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A server that runs as long as `skerry up` does, and how to start it again."""
+
+    server: Service
+    start: Callable[[], Awaitable[None]]
+
+
+def control_settings(home: Home, pki: Pki, port: int, metadata_url: str, artifacts_url: str) -> dict[str, str]:
+    """The environment of `skerry serve` in a local installation."""
+    return {
+        "SKERRY_METADATA_URL": metadata_url,
+        "SKERRY_ARTIFACTS_URL": artifacts_url,
+        "SKERRY_BIND": "127.0.0.1",
+        "SKERRY_PORT": str(port),
+        "SKERRY_TLS_CERT": str(pki.certificate),
+        "SKERRY_TLS_KEY": str(pki.key),
+        "SKERRY_CA_CERT": str(pki.ca),
+        "SKERRY_SPOOL": str(home.spool),
+    }
+
+
+def ports(home: Home) -> tuple[int, int]:
+    """Control's and the edge's: those of the last start where they are free, else the usual or other ones."""
+    kept = home.read()
+    control = choose_port(kept.get("control_port", CONTROL_PORT), OTHER_PORTS)
+    edge = choose_port(kept.get("edge_port", EDGE_PORT), OTHER_PORTS)
+    home.keep(control_port=control, edge_port=edge)
+    return control, edge
+
+
+def point_edge(home: Home, control_url: str) -> bool:
+    """Whether the edge has joined; it is told where control is now, whose port may have been taken meanwhile."""
+    file = home.edge / "identity.json"
+    identity = read_settings(file)
+    if identity and identity["control_url"] != control_url:
+        write_settings(file, identity | {"control_url": control_url})
+    return bool(identity)
+
+
+async def watch(children: list[Kept], again: Callable[[], bool], tell: Callable[[str], None]) -> NoReturn:
+    """Look after the children; the list may grow meanwhile.
+
+    One that ended by itself is started again where `again()` says so, `RESTARTS` times in a row at most; else, or when
+    it can't be started, its `ServiceError` is raised.
+    """
+    ends: dict[str, list[float]] = {}
+    while True:
+        for child in children:
+            try:
+                child.server.check()
+            except ServiceError as error:
+                now = time.monotonic()
+                name = child.server.name
+                ends[name] = [end for end in ends.get(name, []) if now - end < RESTARTS_WITHIN] + [now]
+                if not again() or len(ends[name]) > RESTARTS:
+                    raise
+                tell(f"{str(error).partition(';')[0]}; it is started again")
+                await child.start()
+                tell(f"{name} is back after {time.monotonic() - now:.1f} s")
+        await asyncio.sleep(0.1)

@@ -1,0 +1,93 @@
+"""Options that several commands have, and the client that they use."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from control import wire
+from control.cli.support.client import Client
+from control.cli.support.client import connection as connection
+
+P = ParamSpec("P")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def client() -> Client:
+    return Client(connection())
+
+
+class NameType(click.ParamType[str, str]):
+    """A name of a node, group, function or operator, refused here if control would refuse it."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not wire.NAME.fullmatch(value):
+            self.fail(f"{value!r} is no name: lower case letters, digits and hyphens, 63 at most", param, ctx)
+        return value
+
+
+class PairType(click.ParamType[tuple[str, str], Any]):
+    """KEY=VALUE."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value[0], value[1]
+        key, equals, rest = value.partition("=")
+        if not equals or not key:
+            self.fail(f"{value!r} isn't KEY=VALUE", param, ctx)
+        return key, rest
+
+
+NAME = NameType()
+PAIR = PairType()
+
+
+def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Make a command of a coroutine function."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return asyncio.run(function(*args, **kwargs))
+
+    return run
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for scripts.")(function)
+
+
+def group_option(function: F) -> F:
+    return click.option(
+        "--group", type=NAME, default="default", show_default=True, help="The group whose release it concerns."
+    )(function)
+
+
+def wait_options(function: F) -> F:
+    function = click.option(
+        "--timeout",
+        "within",
+        type=click.FloatRange(min=0.1),
+        default=300.0,
+        show_default=True,
+        help="Seconds to --wait.",
+    )(function)
+    return click.option(
+        "--wait", is_flag=True, help="Show the nodes as they arrive; exit with 5 if one failed or was late."
+    )(function)
+
+
+def unfit_option(function: F) -> F:
+    return click.option(
+        "--allow-unfit", is_flag=True, help="Also where nodes can't run it: they refuse it and serve their old release."
+    )(function)
+
+
+def reason_option(function: F) -> F:
+    return click.option("--reason", default="", help="Why, for the ones who read the list of releases later.")(function)

@@ -1,0 +1,111 @@
+"""What commands print: tables and progress for a person, one JSON document for a script (``--json``).
+
+Text from control and nodes may hold anything, so control characters never reach the terminal.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from control.cli.support.client import Failure
+
+PLAIN_WIDTH = 240
+"""Columns where the output isn't a terminal, so that nothing is cut in a file or a pipe."""
+_CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0)) if c not in (0x09, 0x0A)}
+
+
+def clean(value: object) -> str:
+    """The text of a value, without what could steer a terminal."""
+    return str(value).translate(_CONTROL)
+
+
+def console(*, error: bool = False) -> Console:
+    stream = sys.stderr if error else sys.stdout
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, markup=False, highlight=False, emoji=False, width=width, soft_wrap=False)
+
+
+def say(text: str, style: str | None = None) -> None:
+    console().print(clean(text), style=style, soft_wrap=True)
+
+
+def note(text: str, style: str | None = None) -> None:
+    """A line beside the answer: to stderr, so that it never mixes with what a script reads."""
+    console(error=True).print(clean(text), style=style, soft_wrap=True)
+
+
+def document(value: object) -> None:
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """A table, or the line `empty` where there are no rows."""
+    listed = list(rows)
+    if not listed:
+        say(empty)
+        return
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in listed:
+        shown.add_row(*(clean("-" if cell is None or cell == "" else cell) for cell in row))
+    console().print(shown)
+
+
+def pairs(rows: Iterable[tuple[str, object]]) -> None:
+    """Names and values, one a line."""
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    shown.add_column(style="bold")
+    shown.add_column(overflow="fold")
+    for name, value in rows:
+        shown.add_row(name, clean("-" if value is None or value == "" else value))
+    console().print(shown)
+
+
+def ago(time: str | None, now: datetime | None = None) -> str:
+    """How long ago (or in how long) an RFC 3339 time is, for a person."""
+    if not time:
+        return "never"
+    seconds = ((now or datetime.now(UTC)) - when(time)).total_seconds()
+    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+
+
+def span(seconds: float) -> str:
+    """A duration, for a person: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def when(time: str) -> datetime:
+    """An RFC 3339 time as control writes it."""
+    return datetime.fromisoformat(time.replace("Z", "+00:00"))
+
+
+def size(count: int) -> str:
+    return f"{count} B" if count < 1024 else f"{count / 1024:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
+
+
+def functions(items: Iterable[dict[str, Any]]) -> str:
+    return " ".join(f"{f['name']}@{f['version']}" for f in items)
+
+
+def failure(error: Failure, *, as_json: bool) -> None:
+    """What happened and what to do now, on stderr."""
+    if as_json:
+        told = {"message": str(error), "code": error.code, "field": error.field, "exit": error.exit_code}
+        sys.stderr.write(orjson.dumps({"error": told}).decode() + "\n")
+        return
+    notes = [text for text in (error.code, error.field and f"field {error.field}") if text]
+    note(f"error: {error}" + (f" [{', '.join(notes)}]" if notes else ""), style="red")
+    if error.cure:
+        note(f"  {error.cure}")

@@ -1,0 +1,163 @@
+"""Finds the compilers of functions, and runs a project's build command.
+
+A command names its compiler as {zig}, {rustc}, {go} or {asc}; each stands for what was found of it here, with what it
+takes to make a module for WASI. Everything else of the command is the project's own.
+"""
+
+import asyncio
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import control
+from control.cli.support.client import Failure
+from control.cli.support.project import Project
+
+_TOOL = re.compile(r"\{(\w+)\}")
+
+
+class BuildFailed(Failure):
+    """The build command, or what it needs, isn't there or failed; the message has what it printed."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    find: Callable[[Path], list[str] | None]
+    """The command of the compiler for a project in this folder; None where it isn't installed."""
+    install: str
+    """What to do where it isn't."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def _zig(_folder: Path) -> list[str] | None:
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang"]
+    found = shutil.which("zig")
+    return [found] if found else None
+
+
+def _rustc(_folder: Path) -> list[str] | None:
+    for rustc in dict.fromkeys(filter(None, (shutil.which("rustc"), shutil.which("rustc", path="/usr/bin")))):
+        # A rustup on the PATH may lack the target that Debian's own compiler has.
+        asked = [rustc, "--print", "target-libdir", "--target", "wasm32-wasip1"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+        if not told or not Path(told).is_dir():
+            continue
+        target = [rustc, "--target", "wasm32-wasip1"]
+        if any(Path(told).parents[1].glob("*/bin/rust-lld")):
+            return target
+        names = ["wasm-ld", *(f"wasm-ld-{version}" for version in range(24, 13, -1))]
+        linker = next(filter(None, map(shutil.which, names)), None)
+        if linker:
+            return [*target, "-C", f"linker={linker}"]
+    return None
+
+
+def _go(_folder: Path) -> list[str] | None:
+    found = shutil.which("go")
+    return [found] if found else None
+
+
+def _asc(folder: Path) -> list[str] | None:
+    # A build runs in the project's folder, from where the caller's way to it leads elsewhere.
+    own = folder.absolute() / "node_modules" / ".bin" / "asc"
+    found = str(own) if own.exists() else shutil.which("asc")
+    return [found] if found else None
+
+
+def _ziglang() -> str:
+    checkout = Path(control.__file__).parents[1]
+    if (checkout / "Justfile").is_file():
+        # The version that the examples are tested with.
+        return f"just setup, in {checkout}"
+    return f"{shlex.quote(sys.executable)} -m pip install ziglang"
+
+
+TOOLCHAINS = {
+    "zig": Toolchain(_zig, f"install Zig, which compiles C too: {_ziglang()}"),
+    "rustc": Toolchain(
+        _rustc,
+        "install Rust for WASI: apt-get install rustc libstd-rust-dev-wasm32 lld-19 (Debian), or with rustup: "
+        "rustup target add wasm32-wasip1",
+    ),
+    "go": Toolchain(
+        _go,
+        "install Go 1.22 or later: apt-get install golang-go (Debian)",
+        {"GOOS": "wasip1", "GOARCH": "wasm", "GOTOOLCHAIN": "local"},
+    ),
+    "asc": Toolchain(
+        _asc,
+        "install AssemblyScript: npm install, in the project's folder (npm itself: apt-get install nodejs npm)",
+    ),
+}
+
+
+def missing(name: str, folder: Path) -> str:
+    """What to install for the toolchain; empty where it is there."""
+    return "" if TOOLCHAINS[name].find(folder) else TOOLCHAINS[name].install
+
+
+def command(project: Project) -> tuple[list[str], dict[str, str]]:
+    """The project's build command with its compiler, and the environment to run it in. Error: BuildFailed."""
+    words: list[str] = []
+    environment = dict(os.environ)
+    try:
+        parts = shlex.split(project.build)
+    except ValueError as error:
+        raise BuildFailed(f"the build command of {project.name} can't be read: {error}") from None
+    for part in parts:
+        tool = _TOOL.fullmatch(part)
+        if tool is None:
+            words.append(part)
+            continue
+        toolchain = TOOLCHAINS.get(tool[1])
+        if toolchain is None:
+            raise BuildFailed(f"the build command of {project.name} names {part}; there are {', '.join(TOOLCHAINS)}")
+        found = toolchain.find(project.folder)
+        if found is None:
+            raise BuildFailed(f"{project.name} is built by {tool[1]}, which isn't here", cure=toolchain.install)
+        words += found
+        environment |= toolchain.environment
+    return words, environment
+
+
+async def build(project: Project) -> float:
+    """Build the project's module; how many seconds it took. Error: BuildFailed."""
+    began = time.monotonic()
+    if project.build:
+        words, environment = command(project)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *words,
+                cwd=project.folder,
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise BuildFailed(f"the build command of {project.name} can't be run: {words[0]}: {error}") from None
+        try:
+            out, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                # Whatever it has started belongs to it: make, cargo.
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        if process.returncode:
+            text = out.decode(errors="replace").strip()
+            raise BuildFailed(f"the build of {project.name} ended with status {process.returncode}:\n{text}")
+    if not project.module.is_file():
+        did = "its build didn't make it" if project.build else "its function.toml has no build command"
+        raise BuildFailed(f"the module of {project.name}, {project.module}, isn't there: {did}")
+    return time.monotonic() - began

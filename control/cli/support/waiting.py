@@ -1,0 +1,71 @@
+"""``--wait``: follow a release until every node of its group runs it or has failed to."""
+
+import asyncio
+import time
+from typing import Any
+
+from control.cli.support import output
+from control.cli.support.client import Client, Json, NotConverged, path
+
+PAUSE = 0.25
+"""Seconds between two looks."""
+
+
+def verdict(node: Json, generation: int, since: str) -> str:
+    """``arrived``, ``failed`` or ``waiting``: where a node stands towards a release's generation.
+
+    A newer target counts as well: a node that is at it went past this one.
+    """
+    if node["at_target"] and node["generation"] >= generation:
+        return "arrived"
+    error = node.get("error")
+    if error and error["at"] and output.when(error["at"]) >= output.when(since):
+        return "failed"
+    return "waiting"
+
+
+async def follow(control: Client, release: Json, within: float, *, quiet: bool) -> list[Json]:
+    """Wait for the release's nodes and return them; raises `NotConverged` with who failed or didn't come in time."""
+    began = time.monotonic()
+    told: set[str] = set()
+    while True:
+        nodes = await control.items(path("nodes"), group=release["group"])
+        stand = {node["id"]: verdict(node, release["generation"], release["created_at"]) for node in nodes}
+        for node in nodes:
+            what = stand[node["id"]]
+            if what != "waiting" and node["id"] not in told:
+                told.add(node["id"])
+                if not quiet:
+                    _tell(node, what, release, time.monotonic() - began)
+        waiting = [node for node in nodes if stand[node["id"]] == "waiting"]
+        late = time.monotonic() - began > within
+        if not waiting or late:
+            failed = [node for node in nodes if stand[node["id"]] == "failed"]
+            if failed or waiting:
+                raise NotConverged(_why(release, failed, waiting, within, quiet), code="not_converged", cure=CURE)
+            if not nodes and not quiet:
+                output.say(f"group {release['group']} has no nodes yet: nothing to wait for")
+            return nodes
+        await asyncio.sleep(PAUSE)
+
+
+CURE = "`skerry status` says what each node runs and why it is late"
+
+
+def _tell(node: Json, what: str, release: Json, seconds: float) -> None:
+    if what == "arrived":
+        output.say(f"  {node['name']} runs release {release['number']} after {output.span(seconds)}", style="green")
+    else:
+        output.say(f"  {node['name']} failed: {_error(node)}", style="red")
+
+
+def _error(node: Json) -> str:
+    error: dict[str, Any] = node["error"]
+    return f"{error['message']} [{error['code']}]"
+
+
+def _why(release: Json, failed: list[Json], waiting: list[Json], within: float, quiet: bool) -> str:
+    """`quiet`: why they failed has not been told."""
+    told = [f"{node['name']} failed" + (f": {_error(node)}" if quiet else "") for node in failed]
+    told += [f"{node['name']} ({node['state']}) didn't arrive in {output.span(within)}" for node in waiting]
+    return f"release {release['number']} of group {release['group']} isn't everywhere: " + "; ".join(told)

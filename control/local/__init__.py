@@ -1,0 +1,1 @@
+"""Everything on one machine, for `skerry up` and the tests. Start with embedded."""

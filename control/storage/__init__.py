@@ -1,0 +1,1 @@
+"""Metadata and artifacts: the database and the object store. Start with database."""

@@ -1,0 +1,300 @@
+"""Whose the bucket of artifacts is (ADR 22): claimed once, looked at before anything is stored in it or deleted.
+
+The bucket has an object with its owner's id and a counter, and the metadata have the same. A transaction after which
+an artifact is needed takes the next step of the counter, and the bucket gets it afterwards. So a bucket that is ahead
+of the metadata shows that these were restored: then nothing is deleted until an operator says so.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from control.clock import Clock
+from control.problems import ProblemError
+from control.storage import owner_mark, queries
+from control.storage.database import Database
+from control.storage.object_store import Conflict, Small, Store, artifact_id_of
+from control.storage.owner_mark import Mark, Standing, Unreadable
+
+SQL = queries.load("ownership")
+ARTIFACTS = queries.load("artifacts")
+AUDIT = queries.load("audit")["record"]
+
+CHECK_EVERY = 10.0
+"""Seconds between two looks at the bucket by each replica."""
+BELIEVED_FOR = 5.0
+"""Seconds for which a look is good enough to delete something."""
+ATTEMPTS = 8
+"""Looks in which another replica may have written the mark in between."""
+PAGES = 10
+"""Pages of 1,000 objects that are looked at before a bucket without an owner is claimed."""
+
+log = logging.getLogger("skerry.store")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Why nothing is deleted from the bucket, and since when."""
+
+    since: datetime
+    reason: str
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What taking a bucket over has found and done."""
+
+    taken_over: bool
+    """False where the bucket was this control's already."""
+    owner: str
+    """Whose it was, or ''."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the metadata say of the bucket."""
+
+    mark: Mark | None
+    """None where this control never had a bucket."""
+    held: Held | None
+    sweep_problem: str
+
+
+async def step(conn: Any) -> None:
+    """Take the next step, in the transaction that makes an artifact needed."""
+    await conn.execute(SQL["step"], uuid4())
+
+
+class Ownership:
+    """One replica's view of whose the bucket is."""
+
+    def __init__(self, db: Database, store: Store, clock: Clock) -> None:
+        self._db = db
+        self._store = store
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._begun = self._ended = 0
+        """The last look that has begun, and the last one that came to its end."""
+        self._checked_at = -BELIEVED_FOR
+        self._owner = ""
+        self.problem: ProblemError | None = ProblemError("store_unavailable", "the artifact store wasn't asked yet")
+        """What the last look found wrong; None where the bucket is this control's."""
+        self.held: Held | None = None
+        self.sweep_problem = ""
+        self.keeps_versions = False
+
+    async def confirm(self) -> None:
+        """Raises `ProblemError` unless the bucket is this control's; it then has every step that is committed now.
+
+        One look is for all who wait for one that begins after they have asked.
+        """
+        before = self._begun
+        async with self._lock:
+            if self._ended <= before:
+                self._begun += 1
+                await self._look()
+                self._ended = self._begun
+        if self.problem is not None:
+            raise ProblemError(self.problem.code, self.problem.detail)
+
+    async def may_delete(self) -> None:
+        """Raises `ProblemError` unless objects may be deleted: the bucket is ours, and deletions aren't held."""
+        if self.problem is not None or time.monotonic() - self._checked_at > BELIEVED_FOR:
+            await self.confirm()
+        if self.held is not None:
+            raise ProblemError("deletions_held", f"{self.held.reason}; {RESUME}")
+
+    async def ready(self) -> None:
+        """Raises `ProblemError` unless the store answers and the bucket is this control's. Writes nothing."""
+        found = await self._store.read(owner_mark.KEY)
+        mark = None if found is None else owner_mark.decode(found.data)
+        if self.problem is not None:
+            self.wake()
+        if isinstance(mark, Mark) and mark.owner == self._owner:
+            return
+        self.wake()
+        if mark is None or not self._owner:
+            raise self.problem or ProblemError("store_unavailable", f"the bucket {self._store.bucket} has no owner yet")
+        raise self._foreign(mark)
+
+    def wake(self) -> None:
+        """Look at the bucket soon: the metadata may be a step ahead."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look at the bucket now and then, until cancelled."""
+        versions_at = 0.0
+        while True:
+            try:
+                async with asyncio.timeout(CHECK_EVERY):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self.confirm()
+                if time.monotonic() >= versions_at:
+                    self.keeps_versions = await self._store.keeps_versions()
+                    versions_at = time.monotonic() + 3600
+            except ProblemError:
+                # It is told by `_look`. Not at once again, however many ask for it.
+                await asyncio.sleep(0.5)
+
+    async def note_sweep(self, problem: str) -> None:
+        """Keep why the last sweep failed, or '' where it didn't."""
+        if problem != self.sweep_problem:
+            await self._db.transaction(lambda conn: conn.execute(SQL["sweep_problem"], problem))
+            self.sweep_problem = problem
+
+    async def take_over(self, operator: str) -> TakenOver:
+        """Make the bucket this control's, whosever it was, and hold deletions.
+
+        A bucket that is ours already is left as it is. Raises `ProblemError`.
+        """
+        async with self._lock:
+            found = await self._store.read(owner_mark.KEY)
+            there = None if found is None else owner_mark.decode(found.data)
+            mark = await self._named()
+            if isinstance(there, Mark) and there.owner == mark.owner:
+                return TakenOver(False, there.owner)
+            before = there.counter if isinstance(there, Mark) else 0
+            from_whom = f"control {there.owner}" if isinstance(there, Mark) else "nobody who can be told"
+            reason = f"the bucket was taken over from {from_whom}"
+            now = self._clock.now()
+
+            async def work(conn: Any) -> None:
+                await conn.execute(SQL["hold_above"], before, uuid4(), now, reason)
+                await conn.execute(
+                    AUDIT, uuid4(), now, operator, "artifacts.take-over", self._store.bucket, {"from": from_whom}
+                )
+
+            await self._db.transaction(work)
+            try:
+                state = await self._read()
+                assert state.mark is not None  # noqa: S101
+                await self._write(state.mark, found)
+            except Conflict:
+                raise ProblemError("store_unavailable", "the bucket's owner changed meanwhile; try again") from None
+            return TakenOver(True, there.owner if isinstance(there, Mark) else "")
+
+    async def _look(self) -> None:
+        """Compare the bucket's mark with the metadata, bring it up to them, and keep what was found."""
+        try:
+            for _ in range(ATTEMPTS):
+                try:
+                    await self._compare()
+                    break
+                except Conflict:
+                    continue
+            else:
+                raise ProblemError("store_unavailable", "other replicas write the bucket's owner all the time")
+        except ProblemError as error:
+            if self.problem is None or self.problem.detail != error.detail:
+                log.warning("the bucket of artifacts isn't used for now: %s", error.detail)
+            self.problem = error
+            return
+        if self.problem is not None:
+            log.info("the bucket %s is this control's", self._store.bucket)
+        self.problem, self._checked_at = None, time.monotonic()
+
+    async def _compare(self) -> None:
+        """Raises `ProblemError`, or `Conflict` where it is to be done again."""
+        # The bucket first: what it has was committed in the metadata before.
+        found = await self._store.read(owner_mark.KEY)
+        state = await self._read()
+        if found is None:
+            await self._claim()
+            raise Conflict
+        there = owner_mark.decode(found.data)
+        if isinstance(there, Unreadable) or state.mark is None:
+            raise self._foreign(there)
+        standing = owner_mark.compare(there, state.mark)
+        if standing is Standing.FOREIGN:
+            raise self._foreign(there)
+        if standing is Standing.AHEAD:
+            await self._restored(there, state.mark)
+            raise Conflict
+        if standing is Standing.BEHIND:
+            await self._write(state.mark, found)
+        if self.held is None and state.held is not None:
+            log.warning("no artifact is deleted from the bucket: %s; %s", state.held.reason, RESUME)
+        self.held, self._owner, self.sweep_problem = state.held, there.owner, state.sweep_problem
+
+    async def _claim(self) -> None:
+        """Claim a bucket that has no owner. Raises `ProblemError` where it looks like another control's."""
+        known, unknown = 0, 0
+        pages = 0
+        async for page in self._store.objects():
+            ids = [found for item in page if (found := artifact_id_of(item.key))]
+            rows = await self._db.read(lambda conn, ids=ids: conn.fetch(ARTIFACTS["known"], ids))  # type: ignore[misc]
+            known, unknown = known + len(rows), unknown + len(ids) - len(rows)
+            pages += 1
+            if pages == PAGES:
+                break
+        if unknown and not known:
+            raise ProblemError(
+                "store_not_owned",
+                f"the bucket {self._store.bucket} has {unknown} artifacts, of which this metadata database knows none, "
+                f"and no owner: it seems to be another control's. {TAKE_OVER}",
+            )
+        if unknown:
+            reason = f"when the bucket was claimed, it had {unknown} artifacts that the metadata don't know"
+            await self._db.transaction(lambda conn: conn.execute(SQL["hold"], self._clock.now(), reason))
+        mark = await self._named()
+        await self._write(mark, None)
+        log.info("claimed the bucket %s for control %s", self._store.bucket, mark.owner)
+
+    async def _named(self) -> Mark:
+        """The metadata's mark, with an owner's id, which is made the first time."""
+        await self._db.transaction(lambda conn: conn.execute(SQL["name_owner"], uuid4()))
+        state = await self._read()
+        assert state.mark is not None  # noqa: S101
+        return state.mark
+
+    async def _restored(self, bucket: Mark, metadata: Mark) -> None:
+        reason = (
+            f"the metadata were restored: the bucket is at step {bucket.counter}, they were at {metadata.counter}, "
+            "and may not know artifacts that a newer backup needs"
+        )
+        now = self._clock.now()
+
+        async def work(conn: Any) -> None:
+            row = await conn.fetchrow(SQL["state"])
+            if row["step"] == metadata.step:
+                await conn.execute(SQL["hold_above"], bucket.counter, uuid4(), now, reason)
+                details = {"bucket": bucket.counter, "metadata": metadata.counter}
+                await conn.execute(AUDIT, uuid4(), now, "control", "artifacts.hold", self._store.bucket, details)
+
+        await self._db.transaction(work)
+
+    async def _write(self, mark: Mark, replaces: Small | None) -> None:
+        await self._store.write(owner_mark.KEY, owner_mark.encode(mark), None if replaces is None else replaces.tag)
+
+    async def _read(self) -> State:
+        row = await self._db.read(lambda conn: conn.fetchrow(SQL["state"]))
+        return State(
+            None if row["owner"] is None else Mark(row["owner"], row["counter"], row["step"]),
+            None if row["held_since"] is None else Held(row["held_since"], row["held_reason"]),
+            row["sweep_problem"],
+        )
+
+    def _foreign(self, there: Mark | Unreadable) -> ProblemError:
+        if isinstance(there, Unreadable):
+            what = f"has an object {owner_mark.KEY} that can't be read ({there.why})"
+        else:
+            what = f"belongs to another control ({there.owner})"
+        return ProblemError(
+            "store_not_owned",
+            f"the bucket {self._store.bucket} {what}, not to the one of this metadata database: correct "
+            f"SKERRY_ARTIFACTS_URL or SKERRY_METADATA_URL. {TAKE_OVER}",
+            retry_after=5,
+        )
+
+
+TAKE_OVER = "If it is to be this control's from now on: `skerry artifacts take-over`"
+RESUME = "`skerry artifacts resume` lets deletions go on"

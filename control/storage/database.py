@@ -1,0 +1,393 @@
+"""The metadata database: transactions that are retried whole, and what a lost connection means."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, TypeVar
+
+import asyncpg
+import orjson
+
+from control.log_throttle import Outage
+from control.problems import ProblemError
+from control.settings import check_metadata_url
+from control.storage import queries, sqlstates
+from control.storage.connection import Connection
+from control.storage.connection_quotas import Share
+from control.storage.transaction_queue import Turns
+
+SQL = queries.load("database")
+T = TypeVar("T")
+Work = Callable[[Any], Awaitable[T]]
+
+ATTEMPTS = 10
+LOST_ATTEMPTS = 4
+"""Attempts where it is the connection that is lost each time."""
+RETRY_FOR = 5.0
+"""Seconds after which no further attempt is begun."""
+FIRST_PAUSE = 0.01
+LONGEST_PAUSE = 1.0
+CONNECT_TIMEOUT = 5.0
+DDL_TIMEOUT = 600.0
+LOCK_TIMEOUT = 2.0
+"""Seconds for which a statement waits for a row that another transaction has locked."""
+IDLE_TIMEOUT = 10.0
+"""Seconds after which the server ends a transaction in which nothing is asked: its client is stopped or gone."""
+CANCEL_TIMEOUT = 0.5
+"""Seconds that a transaction which was cancelled gets for its ROLLBACK. It seldom needs a hundredth of that, and the
+connection is kept; but the end of the process must not wait for a server that stands."""
+CLOSE_TIMEOUT = 0.5
+"""Seconds that the server gets to take leave of all connections of a pool."""
+ANSWER_GRACE = 2.0
+"""Seconds on top of a statement's time for which the server's own word is waited for."""
+
+log = logging.getLogger("skerry.database")
+
+# asyncpg's protocol is out of step: the server's last words, as a crash sends them, came between two statements.
+_BROKEN = asyncpg.InternalClientError
+
+
+class UnknownCommit(ProblemError):
+    """The answer to COMMIT was lost: the write may be saved or not. Asking again under the same key is safe."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "commit_unknown",
+            "the connection to the metadata database was lost while the write was being saved; "
+            "send the same request again (with the same Idempotency-Key if it had one)",
+        )
+
+
+class Locked(ProblemError):
+    """Another transaction held a row for longer than the lock timeout; nothing was changed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            "database_locked",
+            f"{what} is locked by another transaction, which may be stuck; nothing was changed, try again",
+        )
+
+
+class NoConnectionError(ConnectionError):
+    """The server can't be reached, or lets nobody in."""
+
+
+class Outages:
+    """The troubles of a database that are logged, which all its shares have together."""
+
+    def __init__(self) -> None:
+        self.away = Outage(log, "transactions fail")
+        self.locked = Outage(log, "what a transaction needs is locked by another one")
+
+    def worked(self) -> None:
+        self.away.worked()
+        self.locked.worked()
+
+
+class Database:
+    """A share of a pool of connections, and the only way to run statements: whole transactions."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        share: Share,
+        outages: Outages,
+        on_retry: Callable[[], None] = lambda: None,
+        turns: Turns | None = None,
+    ) -> None:
+        self._pool = pool
+        self._share = share
+        self._outages = outages
+        self._on_retry = on_retry
+        self._turns = turns
+
+    def share(self, connections: int, what: str) -> "Database":
+        """Return the same database for one kind of work, `what`, which gets so many of the pool's connections."""
+        return Database(self._pool, Share(connections, what), self._outages, self._on_retry)
+
+    def taking(self, turns: Turns) -> "Database":
+        """Return the same share, whose transactions take turns with those of all others that have `turns`."""
+        return Database(self._pool, self._share, self._outages, self._on_retry, turns)
+
+    async def transaction(self, work: Work[T]) -> T:
+        """Run `work` in a SERIALIZABLE transaction and commit; run it again, whole, where the database says so.
+
+        `work` must have no effect but through its connection. Raises `Locked`, `UnknownCommit` and other
+        `ProblemError`s: database_busy without a free connection or after `ATTEMPTS` conflicts, database_read_only,
+        database_full, and database_unavailable where the server can't be reached, is too slow or fails.
+        """
+        async with self._share.one():
+            if self._turns is None:
+                return await self._retried(lambda: self._attempt(work, readonly=False))
+            async with self._turns.turn():
+                return await self._retried(lambda: self._attempt(work, readonly=False))
+
+    async def read(self, work: Work[T]) -> T:
+        """The same for what only reads: one consistent view."""
+        async with self._share.one():
+            return await self._retried(lambda: self._attempt(work, readonly=True))
+
+    async def alone(self, statement: str) -> None:
+        """Run one statement that may be repeated outside of a transaction, as DDL wants it on CockroachDB.
+
+        While it waits for a lock it holds up all that would use the table, so it waits for `LOCK_TIMEOUT` at a time.
+        """
+
+        async def attempt() -> None:
+            conn = await self._acquire()
+            try:
+                # It may build an index of what is there.
+                await conn.execute(SQL["no_time_limit"])
+                await conn.execute(statement, timeout=DDL_TIMEOUT)
+                await conn.execute(SQL["usual_time_limit"])
+            except BaseException:
+                _terminate(conn)
+                raise
+            finally:
+                await self._give_back(conn)
+
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                return await self._retried(attempt, DDL_TIMEOUT)
+            except Locked:
+                if not left:
+                    raise
+                await asyncio.sleep(LONGEST_PAUSE)
+        return None
+
+    async def ready(self, name: str, now: datetime) -> None:
+        """Raise `ProblemError` unless the database takes a write: of a row called `name`, which nobody else writes."""
+        await self.transaction(lambda conn: conn.execute(SQL["prove_writes"], name, now))
+
+    async def close(self) -> None:
+        """Close the pool; connections that don't end within `CLOSE_TIMEOUT` are cut."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def _retried(self, run: Callable[[], Awaitable[T]], retry_for: float = RETRY_FOR) -> T:
+        began = time.monotonic()
+        for attempt in itertools.count(1):
+            try:
+                result = await run()
+            except ProblemError:
+                raise
+            except Exception as error:
+                # Whatever it was, nothing was committed.
+                last = attempt >= ATTEMPTS or time.monotonic() - began >= retry_for
+                if sqlstates.is_lost(error):
+                    # A new connection may do, as after a restart of the database.
+                    last = last or attempt >= LOST_ATTEMPTS
+                elif sqlstates.is_read_only(error):
+                    # So may it after a failover: this one is to what is a standby now.
+                    last = last or attempt >= 2
+                elif not sqlstates.is_conflict(error):
+                    last = True
+                if last:
+                    problem = self._judged(error, attempt)
+                    if problem is None:
+                        raise
+                    raise problem from error
+            else:
+                self._outages.worked()
+                return result
+            self._on_retry()
+            longest = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
+            await asyncio.sleep(random.uniform(longest / 4, longest))  # noqa: S311
+        raise AssertionError("unreachable")
+
+    def _judged(self, error: Exception, attempts: int) -> ProblemError | None:
+        """The problem that a failed transaction is to whoever asked for it; None for a mistake of ours."""
+        if sqlstates.is_locked(error):
+            table = sqlstates.locked_table(error)
+            locked = Locked(f"a row of {table}" if table else "a row that this needs")
+            self._outages.locked.failed(f"a row of {table}" if table else str(error))
+            return locked
+        if sqlstates.is_conflict(error) and not isinstance(error, asyncpg.UniqueViolationError):
+            return ProblemError(
+                "database_busy", f"other writers were in the way {attempts} times; nothing was changed, try again"
+            )
+        if sqlstates.is_read_only(error):
+            code, what = "database_read_only", "the metadata database takes no writes"
+        elif sqlstates.is_full(error):
+            code, what = "database_full", "the disk of the metadata database is full"
+        elif sqlstates.is_lost(error):
+            code, what = "database_unavailable", "the metadata database can't be reached, or doesn't answer in time"
+        elif sqlstates.is_failing(error):
+            code, what = "database_unavailable", "the metadata database fails"
+        else:
+            return None
+        cause = _cause(error)
+        self._outages.away.failed(f"{what}: {cause}")
+        return ProblemError(code, f"{what} ({cause}); nothing was changed, try again")
+
+    async def _acquire(self) -> Any:
+        try:
+            return await self._pool.acquire(timeout=CONNECT_TIMEOUT)
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+            raise NoConnectionError(_cause(error)) from error
+
+    async def _attempt(self, work: Work[T], *, readonly: bool) -> T:
+        conn = await self._acquire()
+        try:
+            return await self._work(conn, work, readonly=readonly)
+        finally:
+            await self._give_back(conn)
+
+    async def _work(self, conn: Any, work: Work[T], *, readonly: bool) -> T:
+        transaction = conn.transaction(isolation="serializable", readonly=readonly)
+        try:
+            await transaction.start()
+            result = await work(conn)
+        except BaseException as error:
+            if isinstance(error, _BROKEN):
+                _terminate(conn)
+                raise ConnectionResetError(str(error)) from error
+            if _is_gone(conn):
+                # asyncpg says InterfaceError for this as for mistakes in our own calls.
+                if isinstance(error, asyncpg.InterfaceError):
+                    raise ConnectionResetError(str(error)) from error
+                raise
+            if readonly and sqlstates.is_read_only(error):
+                raise AssertionError("work that only reads has written") from error
+            if isinstance(error, TimeoutError) or sqlstates.is_read_only(error):
+                # A server that doesn't answer wouldn't answer ROLLBACK either; a standby is none to come back to.
+                _terminate(conn)
+                raise
+            await _undo(conn, transaction, CANCEL_TIMEOUT if isinstance(error, asyncio.CancelledError) else None)
+            raise
+        try:
+            await transaction.commit()
+        except asyncio.CancelledError:
+            _terminate(conn)
+            raise
+        except Exception as error:
+            if sqlstates.undoes_commit(error):
+                raise
+            _terminate(conn)
+            if readonly:
+                raise ConnectionResetError("lost at the end of a read") from error
+            log.warning("the connection was lost at COMMIT: %s: %s", type(error).__name__, error)
+            raise UnknownCommit from error
+        return result
+
+    async def _give_back(self, conn: Any) -> None:
+        """A connection that is found to be lost now is ended by the pool.
+
+        That says nothing of the work: what was committed must not be taken for lost, and done again.
+        """
+        try:
+            await self._pool.release(conn)
+        except (OSError, TimeoutError, asyncpg.PostgresError, _BROKEN, asyncpg.InterfaceError) as error:
+            log.info("a connection to the metadata database was lost after its use: %s", error)
+
+
+async def connect(
+    url: str,
+    *,
+    connections: int = 16,
+    statement_timeout: float = 10.0,
+    lock_timeout: float = LOCK_TIMEOUT,
+    outages: Outages | None = None,
+    on_retry: Callable[[], None] = lambda: None,
+) -> Database:
+    """Open a pool on `url`; raises `SettingsError` for an unencrypted way to another machine, else `ProblemError`.
+
+    The timeouts, in seconds, are kept by the server, so that a client that is stopped within a transaction holds
+    nobody up: for a statement, for a row that another transaction has locked, and for a transaction left idle.
+    """
+    check_metadata_url(url)
+    try:
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=connections,
+            timeout=CONNECT_TIMEOUT,
+            command_timeout=statement_timeout + ANSWER_GRACE,
+            connection_class=Connection,
+            init=_prepare,
+            # Nothing here changes a session (SET LOCAL alone), and resetting it would be another question to the
+            # database after each transaction. A transaction that is left open is rolled back all the same.
+            reset=_nothing,
+            # Idle connections are given back; a proxy or a database restart may have cut them unseen.
+            max_inactive_connection_lifetime=60.0,
+            # PostgreSQL and CockroachDB both know these, and both read "2000ms".
+            server_settings={
+                "application_name": "skerry",
+                "statement_timeout": _milliseconds(statement_timeout),
+                "lock_timeout": _milliseconds(lock_timeout),
+                "idle_in_transaction_session_timeout": _milliseconds(IDLE_TIMEOUT),
+            },
+        )
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise ProblemError("database_unavailable", f"the metadata database can't be reached: {error}") from error
+    return Database(pool, Share(connections, "everything"), outages or Outages(), on_retry)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong, in a few words for a person."""
+    if isinstance(error, NoConnectionError):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _is_gone(conn: Any) -> bool:
+    try:
+        return bool(conn.is_closed())
+    except asyncpg.InterfaceError:
+        # The pool has taken it back, because it was lost.
+        return True
+
+
+def _terminate(conn: Any) -> None:
+    if not _is_gone(conn):
+        conn.terminate()
+
+
+async def _undo(conn: Any, transaction: Any, seconds: float | None) -> None:
+    """ROLLBACK. Where it is refused, or takes longer than that, the connection is ended, and the transaction with it.
+
+    The error that the transaction has failed with says what went wrong, so none is raised.
+    """
+    try:
+        # After a statement that was cancelled this waits for the server's word first.
+        async with asyncio.timeout(seconds):
+            await transaction.rollback()
+    except (OSError, TimeoutError, asyncpg.PostgresError, _BROKEN, asyncpg.InterfaceError):
+        _terminate(conn)
+    except asyncio.CancelledError:
+        # Once more: nobody waits for it any longer.
+        _terminate(conn)
+        raise
+
+
+async def _nothing(_conn: Any) -> None:
+    pass
+
+
+async def _prepare(conn: asyncpg.Connection) -> None:
+    # A type of pg_catalog, so that asyncpg knows its OID without asking (slow on CockroachDB).
+    await conn.set_type_codec("jsonb", schema="pg_catalog", encoder=_to_json, decoder=orjson.loads, format="text")
+    if hasattr(conn.get_settings(), "crdb_version"):
+        # Versions of CockroachDB that don't know the variable plan with the values in any case.
+        with contextlib.suppress(asyncpg.UndefinedObjectError):
+            await conn.execute(SQL["plan_with_values"])
+
+
+def _to_json(value: object) -> str:
+    return orjson.dumps(value).decode()

@@ -1,0 +1,334 @@
+"""The artifact store: objects of one S3 bucket (MinIO, SeaweedFS, S3) through one client for the process's life.
+
+Each request has a limit: one without a body `artifacts_timeout`, one with a body `artifacts_stall` without progress.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any, BinaryIO
+
+import aioboto3
+from aiohttp import ClientError as HttpError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from control.problems import ProblemError
+from control.settings import Settings, is_loopback
+from control.storage import owner_mark, store_errors
+from control.storage.store_errors import DELETE, GET, LIST, PUT, Action, code_of
+
+CACHED_URLS = 4096
+UPLOADS = 16
+"""Objects that are stored at once; further ones wait."""
+DOWNLOADS = 32
+"""Objects that are read at once, for nodes that get artifacts through control."""
+OTHERS = 16
+"""Connections for all other requests, which thus never wait for a body."""
+CONNECT_TIMEOUT = 5.0
+READ_BYTES = 256 * 1024
+SMALL = 64 * 1024
+"""Bytes of an object that is read whole; of a larger one no more than that shows is read."""
+MISSING = {"404", "NoSuchKey", "NotFound"}
+NO_BUCKET = {"NoSuchBucket"}
+NO_CONDITIONS = {"501", "NotImplemented"}
+CONDITION_FAILED = {"409", "412", "PreconditionFailed", "ConditionalRequestConflict"}
+
+_KEY = re.compile(r"[0-9a-f]{64}/([0-9a-f-]{36})")
+
+log = logging.getLogger("skerry.store")
+
+
+class Conflict(Exception):
+    """A conditional write found another object than the one that it was to replace."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as a listing shows it."""
+
+    key: str
+    modified: datetime
+
+
+def artifact_id_of(key: str) -> str:
+    """The id of the row of an artifact's object, or '' for a key that isn't an artifact's."""
+    match = _KEY.fullmatch(key)
+    return match[1] if match else ""
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small object: its bytes, and the tag that a conditional write compares."""
+
+    data: bytes
+    tag: str
+
+
+class Store:
+    """The bucket of artifacts.
+
+    Every method raises `ProblemError`: store_unavailable where the store can't be reached or doesn't go on in time,
+    store_refused where it refuses control, bucket_missing, store_full.
+    """
+
+    def __init__(self, client: Any, signer: Any, bucket: str, settings: Settings) -> None:
+        self.bucket = bucket
+        self._client = client
+        self._signer = signer
+        self._life = settings.presigned_life
+        self._timeout = settings.artifacts_timeout
+        self._stall = settings.artifacts_stall
+        self._whole = settings.upload_timeout
+        self._uploads = asyncio.Semaphore(UPLOADS)
+        self._downloads = asyncio.Semaphore(DOWNLOADS)
+        self._urls: OrderedDict[str, tuple[str, float]] = OrderedDict()
+
+    async def put(self, key: str, file: BinaryIO) -> None:
+        """Upload what `file` holds, from its start."""
+        file.seek(0)
+        # The wait for a slot counts as no progress: an upload that waits behind ones that stand ends with them.
+        async with self._progressing(file), self._uploads:
+            # In one piece, which leaves no parts behind after a kill; the file is read in threads as it goes.
+            await self._client.put_object(Bucket=self.bucket, Key=key, Body=file, ContentType="application/wasm")
+
+    async def head(self, key: str) -> int | None:
+        """The object's size, or None if there is none."""
+        async with self._limited(GET):
+            try:
+                return int((await self._client.head_object(Bucket=self.bucket, Key=key))["ContentLength"])
+            except ClientError as error:
+                if code_of(error) not in MISSING:
+                    raise
+                return None
+
+    async def delete(self, key: str) -> None:
+        """Delete an object; one that isn't there is no error."""
+        self._urls.pop(key, None)
+        async with self._limited(DELETE):
+            try:
+                await self._client.delete_object(Bucket=self.bucket, Key=key)
+            except ClientError as error:
+                if code_of(error) not in MISSING:
+                    raise
+
+    async def url(self, key: str) -> str:
+        """A presigned URL to GET the object, good for half of the set life at least. Signing is slow: it is kept."""
+        now = time.monotonic()
+        known = self._urls.get(key)
+        if known is not None and known[1] > now:
+            return known[0]
+        url: str = await self._signer.generate_presigned_url(
+            "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=self._life
+        )
+        self._urls[key] = url, now + self._life / 2
+        self._urls.move_to_end(key)
+        if len(self._urls) > CACHED_URLS:
+            self._urls.popitem(last=False)
+        return url
+
+    async def open(self, key: str, range_header: str | None = None) -> tuple[dict[str, Any], AsyncGenerator[bytes]]:
+        """An object to read: S3's answer (`ContentLength` and, for a part, `ContentRange`), and its bytes in pieces.
+
+        Raises `ProblemError` unknown_artifact where it isn't there, invalid_parameter for a range outside of it.
+        """
+        pieces = self._pieces(key, {"Range": range_header} if range_header else {})
+        try:
+            answer: Any = await anext(pieces)
+        except BaseException:
+            await pieces.aclose()
+            raise
+        return answer, pieces
+
+    async def read(self, key: str) -> Small | None:
+        """A small object whole, or None if there is none."""
+        async with self._limited(GET):
+            try:
+                answer = await self._client.get_object(Bucket=self.bucket, Key=key)
+            except ClientError as error:
+                if code_of(error) not in MISSING:
+                    raise
+                return None
+            data = b""
+            async with answer["Body"] as body:
+                # One reading gives what has arrived, which may be a part.
+                while len(data) <= SMALL and (piece := await body.content.read(SMALL + 1 - len(data))):
+                    data += piece
+            return Small(data, str(answer.get("ETag", "")))
+
+    async def write(self, key: str, data: bytes, replaces: str | None) -> None:
+        """Write a small object if the one that is there has the tag `replaces` (None: if none is there).
+
+        Raises `Conflict` where it hasn't.
+        """
+        condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
+        asked = {"Bucket": self.bucket, "Key": key, "Body": data, "ContentType": "application/json"}
+        async with self._limited(PUT):
+            try:
+                await self._client.put_object(**asked, **condition)
+            except ClientError as error:
+                if code_of(error) in CONDITION_FAILED | MISSING:
+                    raise Conflict from error
+                if code_of(error) not in NO_CONDITIONS:
+                    raise
+                # A store without conditional writes: the last writer wins, and the others see it when they look again.
+                await self._client.put_object(**asked)
+
+    async def objects(self) -> AsyncIterator[list[StoredObject]]:
+        """All objects but control's own, a page at a time."""
+        more: dict[str, str] = {}
+        while True:
+            async with self._limited(LIST):
+                page = await self._client.list_objects_v2(Bucket=self.bucket, **more)
+            yield [
+                StoredObject(item["Key"], item["LastModified"])
+                for item in page.get("Contents", ())
+                if not item["Key"].startswith(owner_mark.PREFIX)
+            ]
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") or not token or token == more.get("ContinuationToken"):
+                return
+            more = {"ContinuationToken": token}
+
+    async def keeps_versions(self) -> bool:
+        """Whether the bucket keeps what is deleted; False where the key may not ask."""
+        async with self._limited(GET):
+            try:
+                return bool((await self._client.get_bucket_versioning(Bucket=self.bucket)).get("Status") == "Enabled")
+            except ClientError as error:
+                if code_of(error) in NO_BUCKET:
+                    raise
+                return False
+
+    async def _pieces(self, key: str, asked: dict[str, str]) -> AsyncGenerator[Any]:
+        """The answer to a GET, then the pieces of its body."""
+        try:
+            async with asyncio.timeout(self._stall):
+                await self._downloads.acquire()
+        except TimeoutError:
+            raise store_errors.no_progress(GET, self._stall) from None
+        try:
+            async with self._limited(GET):
+                try:
+                    answer: dict[str, Any] = await self._client.get_object(Bucket=self.bucket, Key=key, **asked)
+                except ClientError as error:
+                    if code_of(error) in MISSING:
+                        raise ProblemError("unknown_artifact", "its bytes aren't in the store any more") from error
+                    if code_of(error) in ("InvalidRange", "416"):
+                        raise ProblemError(
+                            "invalid_parameter", "the range is outside of the artifact", field="Range"
+                        ) from error
+                    raise
+            async with answer["Body"] as body:
+                yield answer
+                while True:
+                    with self._failures(GET):
+                        async with asyncio.timeout(self._stall):
+                            piece = await body.content.read(READ_BYTES)
+                    if not piece:
+                        return
+                    yield piece
+        finally:
+            self._downloads.release()
+
+    @asynccontextmanager
+    async def _limited(self, action: Action) -> AsyncIterator[None]:
+        """For a request that is answered at once."""
+        try:
+            with self._failures(action):
+                async with asyncio.timeout(self._timeout) as limit:
+                    yield
+        except ProblemError as error:
+            if limit.expired():
+                raise store_errors.no_progress(action, self._timeout) from error
+            raise
+
+    @asynccontextmanager
+    async def _progressing(self, file: BinaryIO) -> AsyncIterator[None]:
+        """For an upload of `file`: ends it when nothing more of the file was read for a while."""
+        loop = asyncio.get_running_loop()
+
+        async def extend(limit: asyncio.Timeout) -> None:
+            seen = 0
+            while True:
+                await asyncio.sleep(self._stall / 20)
+                position = file.tell()
+                if position != seen:
+                    seen = position
+                    limit.reschedule(loop.time() + self._stall)
+
+        try:
+            with self._failures(PUT):
+                async with asyncio.timeout(self._whole) as whole, asyncio.timeout(self._stall) as limit:
+                    extending = asyncio.create_task(extend(limit))
+                    try:
+                        yield
+                    finally:
+                        extending.cancel()
+        except ProblemError as error:
+            if limit.expired() or whole.expired():
+                seconds = self._stall if limit.expired() else self._whole
+                raise store_errors.no_progress(PUT, seconds) from error
+            raise
+
+    @contextmanager
+    def _failures(self, action: Action) -> Iterator[None]:
+        try:
+            yield
+        except (ClientError, BotoCoreError, ResponseParserError, HttpError, OSError) as error:
+            problem = store_errors.problem(error, action, self.bucket)
+            log.debug("%s failed: %s: %s", action.words, type(error).__name__, error)
+            raise problem from error
+
+
+@asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[Store]:
+    """The store of these settings. It needn't be there yet: polls are answered without it."""
+    address = settings.store_address()
+
+    def client(endpoint: str) -> Any:
+        host = endpoint.partition("://")[2].rpartition(":")[0].strip("[]")
+        return _session().client(
+            "s3",
+            endpoint_url=endpoint,
+            aws_access_key_id=address.key,
+            aws_secret_access_key=address.secret,
+            region_name=settings.artifacts_region,
+            config=Config(
+                signature_version="s3v4",
+                # botocore would hash payloads in the loop. They go over TLS or loopback, and whoever reads an artifact
+                # compares its sha256.
+                s3={"addressing_style": "path", "payload_signing_enabled": False},
+                connect_timeout=CONNECT_TIMEOUT,
+                read_timeout=settings.artifacts_stall,
+                retries={"mode": "standard", "max_attempts": 2},
+                max_pool_connections=UPLOADS + DOWNLOADS + OTHERS,
+                # No proxy between us and ourselves.
+                **({"proxies": {}} if is_loopback(host) else {}),
+                # Not every store knows S3's newer checksums.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    async with client(address.endpoint) as ours:
+        if not settings.artifacts_public_url:
+            yield Store(ours, ours, address.bucket, settings)
+            return
+        # The signature covers the host: signed for the name under which nodes reach the store.
+        async with client(settings.artifacts_public_url.rstrip("/")) as signer:
+            yield Store(ours, signer, address.bucket, settings)
+
+
+@cache
+def _session() -> aioboto3.Session:
+    """It keeps the description of S3, a megabyte of JSON, that each client is made from."""
+    return aioboto3.Session()

@@ -1,0 +1,1 @@
+"""Bytes to operations. May import api, sync, storage. Start with server."""

@@ -1,0 +1,173 @@
+"""uvicorn as control needs it: guarded connections, TLS, the garbage collector tamed, and a quick end.
+
+`Server` runs in a loop of the caller's, any number in one process; `serve` is a whole process.
+"""
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import ssl
+import sys
+from contextlib import AsyncExitStack
+from typing import Any
+
+import uvicorn
+
+from control.clock import Clock, SystemClock
+from control.local import pki
+from control.settings import Settings, is_loopback
+from control.web import connection_limits
+from control.web.app import create_app
+from control.web.listener import Listener
+
+KEEP_ALIVE = 75
+"""Seconds: a new handshake costs as much as twenty polls."""
+BACKLOG = 4096
+HANDSHAKE_SECONDS = 10.0
+CLOSE_SECONDS = 5.0
+"""For a client to take the end of a connection."""
+GRACE = 2.5
+"""Seconds for answers that are under way when the server stops; held polls are answered at once."""
+FULL_COLLECTION_TICKS = 36_000
+"""Tenths of a second between two full garbage collections, each of which stops everything."""
+
+log = logging.getLogger("skerry.server")
+
+
+class StartError(Exception):
+    """The server can't start; the message says why and what to do."""
+
+
+class Server(uvicorn.Server):
+    """One replica's HTTP server; what keeps it from starting is raised, where uvicorn would end the process."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, tame: bool = False) -> None:
+        self.app = create_app(settings, clock=clock or SystemClock())
+        self._settings = settings
+        self._tame = tame
+        self._services = AsyncExitStack()
+        super().__init__(
+            uvicorn.Config(
+                self.app,
+                host=settings.bind,
+                port=settings.port,
+                http=connection_limits.Guarded,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                # The peer's address is what is recorded of a refusal: nobody may choose it.
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
+                backlog=BACKLOG,
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        """Where it listens; valid once started."""
+        host, port = self._listener.sockets[0].getsockname()[:2]
+        scheme = "http" if self._settings.tls_cert is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def startup(self, sockets: Any = None) -> None:
+        settings = self._settings
+        context = _tls(settings)
+        await self._services.enter_async_context(self.app.lifespan())
+
+        def protocol() -> connection_limits.Guarded:
+            return connection_limits.Guarded(config=self.config, server_state=self.server_state, app_state={})
+
+        listener = Listener(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
+        try:
+            await listener.listen(settings.bind, settings.port, BACKLOG)
+        except OSError as error:
+            await self._services.aclose()
+            raise StartError(f"can't listen on {settings.bind} port {settings.port}: {error}") from error
+        self._listener = listener
+        self.started = True
+        if self._tame:
+            # A full pass over ten thousand waiters stops everything for 0.3 s.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(2000, 10, 1_000_000)
+        log.info("control serves on %s", self.url)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            connection_limits.sweep(self.server_state.connections, asyncio.get_running_loop().time())
+        if self._tame and counter % FULL_COLLECTION_TICKS == FULL_COLLECTION_TICKS - 1:
+            gc.collect()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Answer every held poll (503, Retry-After, connection: close), end the rest, within three seconds.
+
+        While the metadata database stands it takes up to ten, most of them for what is still to be written.
+        """
+        self._listener.close()
+        self.app.services.fleet.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        deadline = asyncio.get_running_loop().time() + GRACE
+        while (state.connections or state.tasks) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        if state.tasks:
+            log.warning("%d requests were cut off by the end", len(state.tasks))
+        for connection in list(state.connections):
+            connection.transport.abort()
+        for task in list(state.tasks):
+            task.cancel()
+        await asyncio.gather(*state.tasks, return_exceptions=True)
+        await self._services.aclose()
+        log.info("control has ended")
+
+
+async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; a second one doesn't wait for anybody. Raises what keeps it from starting."""
+    _raise_limit()
+    server = Server(settings, clock=clock, tame=True)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if server.should_exit:
+            sys.exit(1)
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        # Not uvicorn's serve(), which would raise the signal again at the end.
+        await server._serve()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """What `settings` say about TLS (R 7.2); raises `StartError`."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        if is_loopback(settings.bind):
+            return None
+        raise StartError(
+            "control speaks TLS to other machines: set SKERRY_TLS_CERT and SKERRY_TLS_KEY, or bind to 127.0.0.1 "
+            f"instead of {settings.bind}"
+        )
+    try:
+        return pki.server_context(settings.tls_cert, settings.tls_key)
+    except (OSError, ValueError) as error:
+        raise StartError(
+            f"{settings.tls_cert} and {settings.tls_key} aren't a certificate and its key: {error}"
+        ) from error
+
+
+def _raise_limit() -> None:
+    """A file descriptor for each connection: as many as the system lets us have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,293 @@
+"""Applies a release to the libsql file in one transaction, in a process of its own: `prepare` does everything but the
+COMMIT, which waits for the front's word. Whatever fails, or kills the process, leaves the old release.
+
+Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but checked at the end.
+"""
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from control import faults, wire
+from edge_runtime.children.worker_services import Ungranted
+from edge_runtime.guests import guest
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.sandbox import fence
+from edge_runtime.sql import database, schema_change
+from edge_runtime.sql.access import Doors
+from edge_runtime.sql.call_sql import Limits, ProbeSql
+from edge_runtime.sql.database import Database, DatabaseUnfit
+from edge_runtime.sql.queries import load
+from edge_runtime.sql.session import Session, code_of, failed_commit
+from edge_runtime.sync.rules import DISK_RESERVE, SyncFailed
+from edge_runtime.wasmedge import Damaged, WasmEdgeError
+
+NONE: Final[Mapping[str, Mapping[str, str]]] = {}
+NO_HTTP: Final = Ungranted("HTTP in a probe: a release's transaction can't wait for other servers")
+_SHOWN: Final = 300
+"""Characters of a statement in a message."""
+
+_READ_RELEASE: Final = load("read_release")
+_READ_CHANGES: Final = load("read_changes")
+_INSERT_CHANGE: Final = load("insert_change")
+_DELETE_FUNCTIONS: Final = load("delete_functions")
+_INSERT_FUNCTION: Final = load("insert_function")
+_WRITE_RELEASE: Final = load("write_release")
+
+_decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
+
+
+def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
+    """Do what the front says until it closes the socket; what isn't committed then is undone."""
+    try:
+        # An applied release is on disk, whatever the calls' setting is.
+        opened = database.connect_until_exit(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
+    except (DatabaseUnfit, OSError) as error:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
+        return
+    fence.seal("applier", opened.lock.fileno())
+    reader = frames.Reader(sock)
+    while (frame := reader.next()) is not None:
+        try:
+            match frame.kind:
+                case frames.APPLY:
+                    asked = _decode_apply(frame.body)
+                    prepared = prepare(opened, asked.plan, asked.functions, asked.secrets, afresh=asked.afresh)
+                    frames.send_json(sock, frame.request, frames.PREPARED, prepared)
+                case frames.COMMIT:
+                    commit(opened)
+                    frames.send(sock, frame.request, frames.COMMITTED)
+                case frames.ABORT:
+                    opened.rollback()
+                    frames.send(sock, frame.request, frames.ABORTED)
+                case _:
+                    raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no applier knows")
+        except SyncFailed as failed:
+            frames.send_json(sock, frame.request, frames.FAILED, frames.Failure(failed.code, failed.message))
+
+
+def prepare(
+    opened: Database,
+    plan: wire.Plan,
+    functions: list[LocalFunction],
+    secrets: Mapping[str, Mapping[str, str]] = NONE,
+    *,
+    afresh: bool = False,
+) -> wire.Inventory:
+    """Bring the file to the plan's release, all but the COMMIT; what the node will have then. `secrets`, `afresh`: as
+    in `frames.Apply`.
+
+    `opened` has foreign_keys OFF. The writer lock is held until `commit` or `rollback`. Error: SyncFailed, with
+    everything undone.
+    """
+    faults.reach("edge.apply.before")
+    try:
+        opened.lock.acquire()
+        _drop_uncommitted(opened)
+        opened.rows("BEGIN IMMEDIATE")
+        changes = _to_apply(opened, plan, afresh)
+        _check_functions(plan, functions)
+        _apply(opened, changes)
+        _record(opened, plan, changes, functions)
+        if changes and (orphans := schema_change.orphans(opened)):
+            raise SyncFailed("foreign_key_violation", f"After the schema changes, {orphans} Amend the change.")
+        for function in functions:
+            if function.manifest.probe is not None:
+                _probe(opened, plan.generation, function, function.manifest.probe, secrets.get(function.name, {}))
+        inventory = database.inventory(opened)
+    except BaseException as error:
+        opened.rollback()
+        if isinstance(error, ValueError):
+            # What libsql raises; the statements of others are seen to where they are run.
+            raise SyncFailed(code_of(str(error), "apply_failed"), f"The release can't be applied: {error}.") from None
+        raise
+    faults.reach("edge.apply.after")
+    return inventory
+
+
+def _drop_uncommitted(opened: Database) -> None:
+    """From here on a loss of power leaves what the file says now, or this release, and not an earlier one's attempt."""
+    try:
+        opened.drop_uncommitted()
+    except OSError as error:
+        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
+        raise SyncFailed(code, f"The write-ahead log can't be written: {error}. Look at the disk.") from None
+
+
+def commit(opened: Database) -> None:
+    """Make the prepared release the file's. Error: SyncFailed, with everything undone, but where its code is
+    `frames.COMMIT_UNKNOWN`."""
+    if not opened.in_transaction:
+        raise SyncFailed("apply_failed", "There is no prepared release to commit.")
+    faults.reach("edge.commit.before")
+    try:
+        opened.rows("COMMIT")
+    except ValueError as error:
+        code, text = failed_commit(opened, error)
+        opened.rollback()
+        raise SyncFailed(code, f"The release's {text}") from None
+    opened.lock.release()
+    faults.reach("edge.commit.after")
+
+
+def _to_apply(opened: Database, plan: wire.Plan, afresh: bool) -> list[wire.PlannedChange]:
+    """The plan's changes that the file lacks. Those it has already (an answer that was lost) must be the same ones."""
+    release = opened.rows(_READ_RELEASE)
+    if release and not afresh and plan.generation < release[0][2]:
+        raise SyncFailed(
+            "generation_lower",
+            f"The plan is of generation {plan.generation}, and the file is at {release[0][2]} already; was control's "
+            "metadata restored from a backup? Make a new release.",
+        )
+    applied = {number: (revision, checksum) for number, revision, checksum in opened.rows(_READ_CHANGES)}
+    version = start = max(applied, default=0)
+    lacking = []
+    for change in plan.schema_changes:
+        label = _label(change)
+        if wire.schema_checksum(change.sql) != change.checksum:
+            raise SyncFailed("schema_checksum_mismatch", f"The text of {label} is not what its checksum says.")
+        if change.number > plan.schema_floor:
+            raise SyncFailed(
+                "plan_invalid", f"The plan has {label}, and its release ends at change {plan.schema_floor}."
+            )
+        if change.number in applied:
+            revision, checksum = applied[change.number]
+            # A later revision leads to the same schema: it was amended after this node had applied it.
+            if checksum != change.checksum and change.revision <= revision:
+                raise SyncFailed(
+                    "schema_history_mismatch",
+                    f"The file has another text of {label} than the plan: is it another node's, or was control's "
+                    "metadata restored from a backup?",
+                )
+        elif change.number != version + 1:
+            raise SyncFailed(
+                "schema_history_mismatch",
+                f"The file is at schema version {start}, so the plan must go on with change {version + 1}; it has "
+                f"{label}. Has the file been exchanged?",
+            )
+        else:
+            version = change.number
+            lacking.append(change)
+    if version < plan.schema_floor:
+        raise SyncFailed(
+            "schema_history_mismatch",
+            f"The file would be at schema version {version} after the plan's changes, and the release needs "
+            f"{plan.schema_floor}. Has the file been exchanged?",
+        )
+    return lacking
+
+
+def _label(change: wire.PlannedChange) -> str:
+    revision = f", revision {change.revision}" if change.revision > 1 else ""
+    return f"schema change {change.number} ({change.name}{revision})"
+
+
+def _check_functions(plan: wire.Plan, functions: list[LocalFunction]) -> None:
+    planned = sorted((f.name, f.version, f.sha256, f.manifest_digest) for f in plan.functions)
+    given = sorted((f.name, f.version, f.sha256, f.manifest_digest) for f in functions)
+    if planned != given:
+        raise SyncFailed("plan_invalid", "The functions that were made ready are not those of the plan.")
+
+
+def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
+    if not changes:
+        return
+    doors = Doors.of(opened)
+    before = schema_change.own(opened)
+    for change in changes:
+        try:
+            schema_change.run(opened, doors, change.sql)
+        except schema_change.Refused as refused:
+            statement = refused.statement
+            shown = statement if len(statement) <= _SHOWN else statement[:_SHOWN] + " …"
+            at = f" Statement: {shown}" if shown else ""
+            code = "schema_change_failed" if refused.code == "schema_invalid" else refused.code
+            raise SyncFailed(code, f"In {_label(change)}: {refused}{at}") from None
+        if schema_change.own(opened) != before:
+            raise SyncFailed("schema_closed", f"{_label(change)} touches the runtime's own tables; amend it.")
+        _check_room(opened, change)
+
+
+def _check_room(opened: Database, change: wire.PlannedChange) -> None:
+    """What a change wrote is in the log, and must have room in the database file too: else no checkpoint could ever
+    move it there."""
+    if opened.path is None:
+        return
+    ((pages,),), ((page,),) = opened.rows("PRAGMA page_count"), opened.rows("PRAGMA page_size")
+    needed = pages * page - opened.path.stat().st_size
+    disk = os.statvfs(opened.path.parent)
+    free = disk.f_bavail * disk.f_frsize
+    if needed > 0 and needed + DISK_RESERVE > free:
+        raise SyncFailed(
+            "disk_full",
+            f"After {_label(change)} the database needs {needed >> 20} MiB more, and a reserve of "
+            f"{DISK_RESERVE >> 20} MiB, but its disk has only {free >> 20} MiB free; free some space, then "
+            "`skerry node retry` or wait for the next attempt.",
+        )
+
+
+def _record(
+    opened: Database, plan: wire.Plan, changes: list[wire.PlannedChange], functions: list[LocalFunction]
+) -> None:
+    now = database.now()
+    for change in changes:
+        opened.rows(_INSERT_CHANGE, (change.number, change.revision, change.name, change.checksum, now))
+    opened.rows(_DELETE_FUNCTIONS)
+    for function in functions:
+        manifest = wire.canonical(function.manifest).decode()
+        opened.rows(
+            _INSERT_FUNCTION, (function.name, function.version, function.sha256, manifest, function.manifest_digest)
+        )
+    # As text: libsql would bind a generation above 31 bits as a REAL.
+    opened.rows(_WRITE_RELEASE, (plan.release_id, plan.release_number, str(plan.generation), now))
+
+
+def _probe(
+    opened: Database, generation: int, local: LocalFunction, probe: wire.Probe, secrets: Mapping[str, str]
+) -> None:
+    """Make the function's probe call inside this transaction, and undo what it wrote."""
+    manifest = local.manifest
+    what = f"The probe of the function {local.name}, version {local.version}, failed:"
+    try:
+        function = guest.Function.load(local, secrets)
+    except (Damaged, WasmEdgeError, OSError) as error:
+        raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
+    below, _, query = probe.path.partition("?")
+    sql = None
+    if manifest.sql != "none":
+        limits = Limits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
+        sql = ProbeSql(Session(opened), manifest.sql, generation, limits=limits)
+    services = guest.Services(sql, None if manifest.http is None else NO_HTTP)
+    opened.rows("SAVEPOINT probe")
+    try:
+        answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), services)
+    except guest.GuestFault as fault:
+        _tell_log(local, fault.log)
+        raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
+    finally:
+        function.close()
+    if not opened.in_transaction:
+        raise SyncFailed("probe_failed", f"{what} its SQL ended the transaction; a probe must not use OR ROLLBACK.")
+    opened.rows("ROLLBACK TO probe")
+    opened.rows("RELEASE probe")
+    if answer.status != probe.status:
+        _tell_log(local, answer.log)
+        shown = answer.body[:_SHOWN].decode("utf-8", "replace")
+        raise SyncFailed(
+            "probe_failed",
+            f"{what} {probe.method} {probe.path} answered {answer.status} and should have answered {probe.status}. "
+            f"Body: {shown}",
+        )
+
+
+def _tell_log(local: LocalFunction, text: bytes) -> None:
+    """In the node's log, and not in the sync's error: what a function logs stays on the node."""
+    for line in text.decode(errors="replace").splitlines():
+        print(f"{local.name} {local.version}, in its probe: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,101 @@
+"""The checkpointer: a process that moves the write-ahead log into the database file, so that no COMMIT has to.
+
+It may take as long as the disk needs. Only for the last step, after which the log begins anew, do writers wait for it:
+the front asks for that once little is left to be moved. Killed at any moment it leaves a log that the next one goes on
+with.
+
+It is Python's own SQLite that moves it: where a read of the log fails, libsql takes zeros for what it couldn't read,
+and would write them into the file (docs/adr/0025).
+"""
+
+import socket
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge_runtime.ipc import frames
+from edge_runtime.sandbox import fence
+from edge_runtime.sql import database
+from edge_runtime.sql.database import Database, WriterLock
+from edge_runtime.sql.session import code_of
+
+_PRAGMAS: Final = {
+    "passive": "PRAGMA wal_checkpoint(PASSIVE)",
+    "restart": "PRAGMA wal_checkpoint(RESTART)",
+    "truncate": "PRAGMA wal_checkpoint(TRUNCATE)",
+}
+
+_decode_checkpoint: Final = msgspec.json.Decoder(frames.Checkpoint).decode
+
+
+def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
+    """Do what the front says until it closes the socket, or says CLOSE."""
+    try:
+        opened = connect(Path(settings.state) / database.FILE)
+    except (sqlite3.Error, OSError) as error:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
+        return
+    with opened:
+        fence.seal("checkpointer", opened.lock.fileno())
+        frames.send(sock, 0, frames.READY)
+        reader = frames.Reader(sock)
+        while (frame := reader.next()) is not None and frame.kind != frames.CLOSE:
+            try:
+                match frame.kind:
+                    case frames.CHECKPOINT:
+                        done = checkpoint(opened, _decode_checkpoint(frame.body))
+                        frames.send_json(sock, frame.request, frames.CHECKPOINTED, done)
+                    case frames.SETTLE:
+                        settle(opened)
+                        frames.send(sock, frame.request, frames.DONE)
+                    case _:
+                        raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no checkpointer knows")
+            except (sqlite3.Error, OSError) as error:
+                failure = frames.Failure(code_of(str(error), "disk_failed"), str(error))
+                frames.send_json(sock, frame.request, frames.FAILED, failure)
+    if frame is not None:
+        # The last connection to be closed removes the log.
+        frames.send(sock, frame.request, frames.DONE)
+
+
+def connect(path: Path) -> Database:
+    """Open the file by Python's own SQLite. Raises: sqlite3.Error, OSError."""
+    lock = WriterLock.open(path.with_name(database.LOCK_NAME))
+    try:
+        opened = Database(sqlite3.connect(path, timeout=database.BUSY_MS / 1000, isolation_level=None), lock, path)
+        # What is moved is on disk before the log may begin anew.
+        opened.rows("PRAGMA synchronous = FULL")
+        opened.rows("PRAGMA wal_autocheckpoint = 0")
+    except BaseException:
+        lock.close()
+        raise
+    return opened
+
+
+def checkpoint(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
+    """Move what can be moved. Error: sqlite3.Error, of the disk."""
+    if asked.mode == "passive":
+        return _run(opened, asked)
+    opened.lock.acquire()
+    try:
+        opened.rows(f"PRAGMA busy_timeout = {int(asked.patience_ms)}")
+        return _run(opened, asked)
+    finally:
+        opened.rows(f"PRAGMA busy_timeout = {database.BUSY_MS}")
+        opened.lock.release()
+
+
+def _run(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
+    ((busy, found, backfilled),) = opened.rows(_PRAGMAS[asked.mode])
+    return frames.Checkpointed(bool(busy), found, backfilled)
+
+
+def settle(opened: Database) -> None:
+    """Undo what a process that was killed in a COMMIT may have left. Errors: sqlite3.Error, OSError."""
+    opened.lock.acquire()
+    try:
+        opened.drop_uncommitted()
+    finally:
+        opened.lock.release()

@@ -1,0 +1,103 @@
+"""A child that does one thing with code, and ends: it compiles an artifact, loads functions to see whether that can be
+done, or checks files by their digests. Hostile code costs the compiler and the loader much time and memory."""
+
+import hashlib
+import resource
+import socket
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from control import faults
+from edge_runtime.aot_cache import Damaged, verify
+from edge_runtime.children.function_cache import allocated
+from edge_runtime.guests import guest
+from edge_runtime.guests.function_code import compile_artifact
+from edge_runtime.ipc import frames
+from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.profiles import PROCESSOR, REBUILD
+from edge_runtime.wasmedge.errors import WasmEdgeError
+
+DATA_BYTES: Final = 4 * 1024**3
+"""Memory that a compilation may take: 3 MB of Go take 0.6 GB. An artifact that takes more ends its compiler by a
+signal."""
+
+
+class Lost(Exception):
+    """The artifact's file isn't there, or isn't the artifact any more."""
+
+
+def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
+    """Answer one COMPILE, TRY or VERIFY."""
+    fence.lower(resource.RLIMIT_DATA, DATA_BYTES)
+    fence.seal("compiler")
+    frame = frames.Reader(sock).next()
+    if frame is None:
+        return
+    match frame.kind:
+        case frames.COMPILE:
+            _compile(sock, msgspec.json.decode(frame.body, type=frames.Compile))
+        case frames.TRY:
+            _try(sock, msgspec.json.decode(frame.body, type=frames.Try))
+        case frames.VERIFY:
+            _verify(sock, msgspec.json.decode(frame.body, type=frames.Verify))
+        case _:
+            raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
+
+
+def _compile(sock: socket.socket, asked: frames.Compile) -> None:
+    try:
+        wasm = _read(asked)
+        # Before it is parsed: what is compiled here can't touch what others were compiled to.
+        fence.narrow([(Path(asked.folder), REBUILD), PROCESSOR])
+        faults.reach("edge.compile.before")
+        made = compile_artifact(wasm, Path(asked.folder), asked.level)
+        faults.reach("edge.compile.after")
+    except Lost as lost:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("artifact_lost", str(lost)))
+    except WasmEdgeError as error:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_failed", str(error)))
+    except OSError as error:
+        frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_io", str(error)))
+    else:
+        frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(made.digest))
+
+
+def _read(asked: frames.Compile) -> bytes:
+    """Error: Lost."""
+    try:
+        wasm = Path(asked.artifact).read_bytes()
+    except OSError as error:
+        raise Lost(f"{asked.artifact} can't be read: {error}") from None
+    found = hashlib.sha256(wasm).hexdigest()
+    if found != asked.sha256:
+        raise Lost(f"{asked.artifact} has the sha256 {found}: it is damaged")
+    return wasm
+
+
+def _try(sock: socket.socket, asked: frames.Try) -> None:
+    """Load one function after the other, and say of each what it takes; the first that can't be loaded is the last."""
+    for local in asked.functions:
+        before = allocated()
+        try:
+            function = guest.Function.load(local, asked.secrets.get(local.name, {}))
+        except (Damaged, WasmEdgeError, OSError) as error:
+            text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
+            frames.send_json(sock, 0, frames.FAILED, frames.Failure("function_unloadable", text))
+            return
+        # An instance on the interpreter has a copy of the code.
+        need = (allocated() - before) * (1 if local.aot else 2)
+        function.close()
+        frames.send_json(sock, 0, frames.TRIED, frames.Tried(need))
+
+
+def _verify(sock: socket.socket, asked: frames.Verify) -> None:
+    """Check files, and say which aren't what they must be."""
+    damaged = []
+    for path, digest in asked.files:
+        try:
+            verify(Path(path), digest)
+        except (Damaged, OSError):
+            damaged.append(path)
+    frames.send_json(sock, 0, frames.VERIFIED, frames.Verified(damaged))

@@ -1,0 +1,93 @@
+"""Reads the libsql file's write-ahead log into the file before libsql opens it, after an end that wasn't in order.
+
+Where a read of the log fails, libsql takes that for the log's end and forgets what was committed behind it (seen with
+libsql-experimental 0.0.55). SQLite says that the read failed. So Python's own SQLite recovers the log, in a process of
+its own behind the checkpointer's fence, and no libsql is started on a log that can't be read.
+"""
+
+import os
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Final
+
+from edge_runtime import wal
+from edge_runtime.sandbox import fence
+
+PATIENCE: Final = 5.0
+"""Seconds to wait for a process that is about to end, and still has the file open."""
+
+_UNREAD: Final = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    # As SQLite calls some errors of the disk.
+    sqlite3.SQLITE_CORRUPT,
+    # What couldn't be opened for writing is opened for reading, and the log isn't looked at.
+    sqlite3.SQLITE_READONLY,
+)
+"""Codes of errors by which the log may not have been read."""
+_UNREAD_IN_CHECKPOINT: Final = (
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_READONLY,
+)
+"""Extended codes of the same, once it was read to be recovered: it is read again."""
+
+
+class Unreadable(Exception):
+    """The log can't be read now; the message says why and what to do."""
+
+
+def run(database: Path) -> None:
+    """Recover in a child of this process, which has one thread; wait for it however long it takes.
+
+    Raises: Unreadable, after the child has said on stderr which error it was.
+    """
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            fence.die_with_parent(parent)
+            fence.enter("checkpointer")
+            _recover(database)
+            code = 0
+        except sqlite3.Error as error:
+            print(f"{wal.log_of(database)}: {error} ({error.sqlite_errorname})", file=sys.stderr)
+        except OSError as error:
+            print(f"{wal.log_of(database)}: {error}", file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    status = os.waitpid(pid, 0)[1]
+    if status:
+        raise Unreadable(
+            f"{wal.log_of(database)} can't be read, and holds what was committed last: nothing is served before it "
+            "can be. Look at the disk (`dmesg`); restore a backup if it is lost"
+        )
+
+
+def _recover(database: Path) -> None:
+    """Raises: sqlite3.Error, OSError."""
+    connection = sqlite3.connect(database, timeout=PATIENCE, isolation_level=None)
+    fence.seal("checkpointer")
+    try:
+        try:
+            # The first statement reads the log, whole.
+            connection.execute("BEGIN IMMEDIATE").execute("ROLLBACK")
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode & 0xFF in _UNREAD:
+                raise
+            # The file is libsql's to judge.
+            print(f"{database}: its log stays as it is: {error}", file=sys.stderr)
+            return
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode in _UNREAD_IN_CHECKPOINT:
+                raise
+            # Of a write: a full disk, for one, can still be read.
+            print(f"{database}: its log stays as it is: {error} ({error.sqlite_errorname})", file=sys.stderr)
+    finally:
+        connection.close()

@@ -1,0 +1,223 @@
+"""A worker: a process that runs one guest at a time, on a libsql connection of its own that it opened after the fork.
+
+It does what the front's frames say, in their order. A fault of the guest's costs its own call; one of ours ends the
+worker, and the front starts another.
+"""
+
+import socket
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from control import faults
+from edge_runtime.children.function_cache import Entry, Functions
+from edge_runtime.children.worker_services import Denials, FrontHttp
+from edge_runtime.guests import guest
+from edge_runtime.guests.host_functions import Recent
+from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc.claims import Claims
+from edge_runtime.sandbox import fence
+from edge_runtime.sql import database
+from edge_runtime.sql.call_sql import CallSql, CommitFailed, StaleRelease
+from edge_runtime.sql.session import Session
+
+COMMIT_STATUS: Final = {
+    "disk_full": 507, "disk_failed": 507, "sql_disk_limit": 507, "sql_out_of_memory": 507, "database_busy": 503,
+}  # fmt: skip
+"""What HTTP answers where a COMMIT failed; 502 for the other codes."""
+
+AT_ONCE: Final = 4
+"""Functions that a release may add for them to be loaded before they are called: somebody waits for them, perhaps."""
+_KEPT_HEAD: Final = 2048
+"""Bytes of a call's head that is kept for the next one like it."""
+
+_decode_load: Final = msgspec.json.Decoder(frames.Load).decode
+_decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
+
+
+def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.ChildSettings) -> None:
+    """Serve the front until it closes the socket."""
+    try:
+        opened = database.connect_until_exit(Path(settings.state) / database.FILE, settings.synchronous)
+    except database.DatabaseUnfit as error:
+        frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
+        return
+    fence.limit_files(settings.temp_limit)
+    fence.seal("worker", opened.lock.fileno())
+    functions = Functions(settings.code_memory)
+    worker = Worker(sock, progress_page.Mark(shared, slot), Claims(shared, slot), opened, functions)
+    frames.send(sock, progress_page.NONE, frames.READY)
+    worker.run()
+
+
+class Release(NamedTuple):
+    generation: int
+    functions: list[Entry]
+
+
+class Known(NamedTuple):
+    """A call's head, read."""
+
+    entry: Entry
+    generation: int
+    before: tuple[Any, ...]
+    """Fields of a `guest.Request` that come before its body."""
+    after: tuple[Any, ...]
+
+
+class Worker:
+    def __init__(
+        self,
+        sock: socket.socket,
+        mark: progress_page.Mark,
+        claims: Claims,
+        opened: database.Database,
+        functions: Functions,
+    ) -> None:
+        self._sock = sock
+        self._mark = mark
+        self._claims = claims
+        self._database = opened
+        self._session = Session(opened)
+        self._functions = functions
+        self._calls = 0
+        self._releases: dict[int, Release] = {}
+        """By the front's serial."""
+        self._reader = frames.Reader(sock)
+        self._denials = Denials()
+        self._ungranted = guest.Services(self._denials.sql, self._denials.http)
+        self._known = Recent[Known]()
+        """By the heads of calls: many are the same, byte for byte."""
+
+    def run(self) -> None:
+        """Until the front closes the socket."""
+        next_frame, take, end = self._reader.next, self._claims.take, self._mark.end
+        while (frame := next_frame()) is not None:
+            request = frame.request
+            if frame.kind == frames.CALL:
+                # Else the front has taken it back.
+                if take(request):
+                    self._call(request, frame)
+                    end()
+                continue
+            match frame.kind:
+                case frames.RELEASE:
+                    faults.reach("edge.load.before")
+                    failures = self._load(_decode_load(frame.body))
+                    faults.reach("edge.load.after")
+                    frames.send_json(self._sock, request, frames.LOADED, frames.Loaded(failures))
+                case frames.FORGET:
+                    self._forget(_decode_keep(frame.body))
+                    frames.send(self._sock, request, frames.DONE)
+                case frames.QUERY_RELEASE:
+                    frames.send_json(self._sock, request, frames.RELEASE_IS, database.settled(self._database))
+                case _:
+                    raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no worker knows")
+
+    def _call(self, request: int, frame: frames.Frame) -> None:
+        """Run one call and answer it: its transaction is committed before the answer is sent, or undone."""
+        key = frame.head
+        entry, generation, before, after = self._known.get(key) or self._know(key)
+        function, manifest, denials = entry.function, entry.local.manifest, self._denials
+        self._calls = entry.used = self._calls + 1
+        if function is None:
+            self._mark.loading(request)
+            found = self._functions.load(entry)
+            if self._functions.damaged:
+                frames.send(self._sock, request, frames.DAMAGED)
+            if isinstance(found, frames.Failure):
+                self._fault(request, found.code, found.message, 503)
+                return
+            function = found
+        sql = None
+        services = self._ungranted
+        if manifest.sql != "none" or manifest.http is not None:
+            if manifest.sql != "none":
+                sql = CallSql(self._session, manifest.sql, generation, self._mark, entry.sql)
+            sending = None if sql is None else sql.sending
+            http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request, sending)
+            services = guest.Services(denials.sql if sql is None else sql, http)
+        asked = guest.Request(*(*before, frame.body, *after))
+        self._mark.start(request)
+        try:
+            answer = function.runner.call(asked, services)
+            if sql is not None:
+                if answer.status < 500:
+                    sql.commit()
+                else:
+                    sql.rollback()
+        except StaleRelease:
+            # Nothing of it was done: the call's first SQL found it out.
+            denials.take(sql)
+            frames.send(self._sock, request, frames.STALE)
+        except CommitFailed as failed:
+            self._denied(request, sql)
+            self._fault(request, failed.code, str(failed), COMMIT_STATUS.get(failed.code, 502))
+        except guest.GuestFault as fault:
+            code, status = fault.code, fault.status
+            if sql is not None:
+                sql.rollback()
+                if sql.limit_code:
+                    # The guest failed over a limit that it ran into: the limit is what its caller should know.
+                    code, status = sql.limit_code, 507
+            self._denied(request, sql)
+            self._fault(request, code, str(fault), status, fault.log)
+        else:
+            if denials.any or (sql is not None and sql.denied):
+                self._denied(request, sql)
+            if answer.log:
+                frames.send(self._sock, request, frames.LOG, b"", answer.log)
+            frames.send(self._sock, request, answer.status, answer.head, answer.body)
+
+    def _know(self, key: bytes) -> "Known":
+        """What a call's head asks for."""
+        head = frames.decode_call(key)
+        release = self._releases[head.serial]
+        before = (
+            head.method,
+            head.path,
+            head.query.decode("latin-1"),
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
+        )
+        keeps = len(key) <= _KEPT_HEAD
+        after = (head.client, "http", head.script, head.route, head.params, key if keeps else b"")
+        known = Known(release.functions[head.function], release.generation, before, after)
+        return self._known.keep(key, known) if keeps else known
+
+    def _denied(self, request: int, sql: CallSql | None) -> None:
+        """Tell what the call was denied, if it was."""
+        denied = self._denials.take(sql)
+        if denied:
+            frames.send(self._sock, request, frames.DENIED, b"", denied)
+
+    def _fault(self, request: int, code: str, message: str, status: int, log: bytes = b"") -> None:
+        fault = frames.Fault(code, message, status, log.decode(errors="replace"))
+        frames.send_json(self._sock, request, frames.FAULT, fault)
+
+    def _load(self, load: frames.Load) -> list[frames.Failure]:
+        """Take a release's functions. Those that are loaded in another version are loaded at once, so that no call
+        waits for it, and so are a few new ones; the ones of them that can't be."""
+        before = {entry.local.name for release in self._releases.values() for entry in release.functions}
+        new = {local.name for local in load.release.functions} - before
+        if not self._releases or len(new) > AT_ONCE:
+            new.clear()
+        entries, failures = [], []
+        for local in load.release.functions:
+            entry = self._functions.entry(local, load.secrets.get(local.name, {}), load.lacking.get(local.name))
+            entries.append(entry)
+            wanted = local.name in new or self._functions.loaded(local.name)
+            if wanted and entry.function is None and entry.lacking is None:
+                entry.used = self._calls
+                found = self._functions.load(entry)
+                if isinstance(found, frames.Failure) and local.code[0]:
+                    failures.append(found)
+        self._releases[load.serial] = Release(load.release.generation, entries)
+        self._known.clear()
+        return failures
+
+    def _forget(self, keep: frames.Keep) -> None:
+        self._known.clear()
+        for serial in self._releases.keys() - set(keep.serials):
+            del self._releases[serial]
+        self._functions.keep(entry for release in self._releases.values() for entry in release.functions)

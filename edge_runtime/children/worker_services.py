@@ -1,0 +1,77 @@
+"""What a worker gives a call of the node's: HTTP that the front makes, and what was denied, to be counted."""
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from edge_runtime.guests import http_json
+from edge_runtime.ipc import frames, http_messages
+from edge_runtime.ipc.http_messages import NotFetched
+from edge_runtime.sql.call_sql import CallSql
+
+KINDS: Final = {"not_granted": "sql", "sql_not_allowed": "sql_statement", "sql_closed": "sql_closed"}
+"""How a denied use of the database is counted, by the code that the guest is told."""
+
+
+class FrontHttp:
+    """A call's HTTP: the front makes the request, and the worker waits."""
+
+    def __init__(
+        self, sock: socket.socket, reader: frames.Reader, request: int, sending: Callable[[], None] | None = None
+    ) -> None:
+        """`sending` is called before a request goes out that can't be sent twice; what it raises ends the call."""
+        self._sending = sending
+        self._sock = sock
+        self._reader = reader
+        self._request = request
+
+    def fetch(self, request: bytes) -> bytes:
+        """The answer as the guest gets it, an error's too. Error: `frames.ChildGone`."""
+        try:
+            method, parcel = http_json.to_front(request)
+        except NotFetched as error:
+            return http_messages.refused(error.code, str(error))
+        if self._sending is not None and method not in http_messages.REPEATABLE:
+            self._sending()
+        frames.send(self._sock, self._request, frames.HTTP, b"", parcel)
+        return http_json.to_guest(self._reader.answer(self._request, frames.HTTP_ANSWER))
+
+
+class Ungranted:
+    """Stands for what a manifest doesn't grant: each use is an error that the guest can read, and is counted."""
+
+    def __init__(self, text: str) -> None:
+        self.times = 0
+        self._answer = http_messages.refused("not_granted", f"This function's manifest grants it no {text}.")
+
+    def execute(self, request: bytes) -> bytes:
+        self.times += 1
+        return self._answer
+
+    fetch = execute
+
+
+class Denials:
+    """What a worker's calls were denied by their grants; the front has it from each call that was denied something.
+    What the front itself denies (HTTP that a grant doesn't cover) it counts itself."""
+
+    def __init__(self) -> None:
+        self.sql = Ungranted("SQL: set `sql` to read or write")
+        self.http = Ungranted("HTTP: set `http`, with the hosts")
+
+    @property
+    def any(self) -> bool:
+        """Whether the call used what its manifest doesn't grant at all."""
+        return self.sql.times > 0 or self.http.times > 0
+
+    def take(self, sql: CallSql | None) -> bytes:
+        """What the call that has ended was denied, as `frames.DENIED` has it; empty where nothing was."""
+        kinds: dict[str, int] = {}
+        if sql is not None and sql.denied:
+            for code, times in sql.denied.items():
+                kinds[KINDS[code]] = times
+        if self.sql.times:
+            kinds["sql"], self.sql.times = self.sql.times, 0
+        if self.http.times:
+            kinds["http_host"], self.http.times = self.http.times, 0
+        return frames.encode_json(kinds) if kinds else b""

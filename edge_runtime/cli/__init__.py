@@ -1,0 +1,1 @@
+"""`skerry-edge`, a verb a file. May import everything. Start with main."""

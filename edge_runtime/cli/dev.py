@@ -1,0 +1,213 @@
+"""`skerry-edge dev`: a local edge for `skerry dev`, without control. It takes releases as JSON lines on stdin, tells
+what happens as JSON lines on stdout, and ends when stdin does.
+
+In: `{"name", "module", "manifest", "changes": [{"number", "name", "sql"}]}`, the whole schema each time.
+Out, by `event`: `ready`, `serving` (seconds it took, schema), `failed` (code, message), `outdated` (message: a schema
+change that was applied is another one now, so the database must be made again), `log` (text), `call` (method, path,
+status, seconds, code, message).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import orjson
+from msgspec import Struct
+
+from control import wire
+from edge_runtime import files
+from edge_runtime import front as service
+from edge_runtime.aot_cache import QUICK
+from edge_runtime.dispatch.call import Answer, Call, Outcome
+from edge_runtime.guests.abi.detect import Refused
+from edge_runtime.ipc import frames
+from edge_runtime.oneshot.check import check_module
+from edge_runtime.release.compiler import Compiler
+from edge_runtime.release.manager import Runtime
+from edge_runtime.settings import Settings
+from edge_runtime.sync.rules import SyncFailed, parse_manifest
+
+LINE_LIMIT = 64 * 1024 * 1024
+"""Of what comes on stdin: it has the whole schema in it."""
+
+
+class Change(Struct):
+    number: int
+    name: str
+    sql: str
+
+
+class Wanted(Struct):
+    """A release, as `skerry dev` asks for it."""
+
+    name: str
+    module: str
+    """Path of the wasm."""
+    manifest: dict[str, Any] = {}
+    changes: list[Change] = []
+
+
+class Outdated(Exception):
+    """A schema change that is in the database isn't what the project has now."""
+
+
+def run(settings: Settings, *, fresh: bool) -> None:
+    """Until stdin ends, or SIGINT or SIGTERM; `fresh`: with a new database. Errors: those of `front.run`."""
+    if fresh:
+        shutil.rmtree(settings.state / "db", ignore_errors=True)
+    guests = logging.getLogger("skerry.guest")
+    guests.addHandler(_GuestLog())
+    guests.setLevel(logging.INFO)
+    guests.propagate = False
+    # Each call is told of in any case.
+    logging.getLogger("skerry.calls").setLevel(logging.CRITICAL)
+    service.run(settings, lambda runtime, compiler: Driver(settings.state.absolute(), runtime, compiler), _watch)
+
+
+def tell(event: str, **told: Any) -> None:
+    """A line on stdout."""
+    # Where nobody reads it any more, stdin has ended too, and this process is about to.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.buffer.write(orjson.dumps({"event": event, **told}) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+class _GuestLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tell("log", text=record.getMessage())
+
+
+def _watch(front: service.Front) -> None:
+    """Tell each call at its end, and leave the processors to builds: no version lasts long enough for better code."""
+    front.compiler.best = QUICK
+    submit = front.app.submit
+
+    def submitted(call: Call) -> None:
+        began = time.monotonic()
+        done = call.done
+
+        def ended(outcome: Outcome) -> None:
+            done(outcome)
+            code, message = ("", "") if isinstance(outcome, Answer) else (outcome.code, outcome.message)
+            path = f"{call.script}{call.path}" + (f"?{call.query.decode('latin-1')}" if call.query else "")
+            took = time.monotonic() - began
+            tell("call", method=call.method, path=path, status=outcome.status, seconds=took, code=code, message=message)
+
+        call.done = ended
+        submit(call)
+
+    front.app.submit = submitted
+
+
+class Driver:
+    """In the agent's place: what the node runs comes from stdin."""
+
+    def __init__(self, state: Path, runtime: Runtime, compiler: Compiler) -> None:
+        self._artifacts = state / "artifacts"
+        self._runtime = runtime
+        self._compiler = compiler
+        self._before = ""
+        """sha256 of the artifact that served before: a compiler may still be at it."""
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+    async def run(self) -> None:
+        """Until cancelled; at the end of stdin the process is asked to stop."""
+        reader = asyncio.StreamReader(limit=LINE_LIMIT)
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        tell("ready")
+        while line := await reader.readline():
+            began = time.monotonic()
+            try:
+                await self._release(msgspec.json.decode(line, type=Wanted))
+            except Outdated as outdated:
+                tell("outdated", message=str(outdated))
+            except (SyncFailed, Refused) as failed:
+                tell("failed", code=failed.code, message=str(failed))
+            except (OSError, msgspec.MsgspecError) as error:
+                tell("failed", code="", message=str(error))
+            else:
+                tell("serving", seconds=time.monotonic() - began, schema=self._runtime.inventory.schema_version)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    async def _release(self, wanted: Wanted) -> None:
+        """Serve it. Errors: Outdated, Refused, SyncFailed, OSError; then what served before serves on."""
+        changes = self._to_apply(wanted)
+        function, size = await asyncio.to_thread(self._function, wanted)
+        serving = self._runtime.release
+        number = serving.generation + 1 if serving is not None else 1
+        function = msgspec.structs.replace(function, version=number)
+        plan = wire.Plan(
+            sync_id=str(uuid4()),
+            lease=60.0,
+            generation=number,
+            release_id=str(uuid4()),
+            release_number=number,
+            schema_floor=len(wanted.changes),
+            schema_changes=changes,
+            functions=[
+                wire.PlannedFunction(
+                    function.name,
+                    number,
+                    function.sha256,
+                    size,
+                    "",
+                    msgspec.to_builtins(function.manifest),
+                    function.manifest_digest,
+                )
+            ],
+            remove=[f.name for f in serving.functions if f.name != function.name] if serving is not None else [],
+        )
+        await self._runtime.apply(plan, await self._compiler.functions([function]))
+        self._collect(function.sha256)
+
+    def _to_apply(self, wanted: Wanted) -> list[wire.PlannedChange]:
+        """The changes that the database lacks. Error: Outdated."""
+        applied = {change.number: change.checksum for change in self._runtime.inventory.schema_changes}
+        planned = [
+            wire.PlannedChange(change.number, 1, change.name, wire.schema_checksum(change.sql), change.sql)
+            for change in wanted.changes
+        ]
+        names = {change.number: change for change in planned}
+        for number, checksum in applied.items():
+            if number not in names:
+                raise Outdated(f"schema change {number} is applied, and its file is gone")
+            if names[number].checksum != checksum:
+                raise Outdated(f"schema change {number} ({names[number].name}) has changed since it was applied")
+        return [change for change in planned if change.number not in applied]
+
+    def _function(self, wanted: Wanted) -> tuple[frames.LocalFunction, int]:
+        """The function, its artifact in the node's folder, and the artifact's size. Errors: Refused, SyncFailed."""
+        wasm = Path(wanted.module).read_bytes()
+        manifest = parse_manifest(wanted.name, wanted.manifest)
+        found = check_module(wasm, pages_limit=manifest.memory_pages)
+        if manifest.abi not in ("", found["abi"]):
+            raise Refused("module_refused", f"The module speaks {found['abi']}, the manifest says {manifest.abi}.")
+        manifest = msgspec.structs.replace(manifest, abi=found["abi"])
+        sha256 = hashlib.sha256(wasm).hexdigest()
+        path = self._artifacts / f"{sha256}.wasm"
+        if not path.exists():
+            files.write(path, wasm)
+        return frames.LocalFunction(wanted.name, 1, sha256, manifest, wire.manifest_digest(manifest)), len(wasm)
+
+    def _collect(self, sha256: str) -> None:
+        """Builds before the last two go."""
+        keep = {sha256, self._before}
+        for path in self._artifacts.glob("*.wasm"):
+            if path.stem not in keep:
+                path.unlink(missing_ok=True)
+        self._compiler.collect(keep)
+        self._before = sha256

@@ -1,0 +1,24 @@
+"""`skerry-edge`: a node's commands. They exit with 0: well, 1: not, 2: wrong call, 3: the node does not run."""
+
+import click
+
+from edge_runtime.cli.call import call
+from edge_runtime.cli.node import check, join, status
+from edge_runtime.cli.run import dev, run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="skerry")
+def main() -> None:
+    """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
+
+
+main.add_command(join)
+main.add_command(run)
+main.add_command(dev)
+main.add_command(status)
+main.add_command(check)
+main.add_command(call)
+
+if __name__ == "__main__":
+    main(prog_name="skerry-edge")

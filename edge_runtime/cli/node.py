@@ -1,0 +1,284 @@
+"""The commands of a node beside `run`: join, status, check."""
+
+import asyncio
+import http.client
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from edge_runtime.cli.run import token as local_token
+from edge_runtime.settings import LISTEN, SettingsError
+from edge_runtime.sync import identity
+from edge_runtime.sync.join import JoinFailed
+from edge_runtime.sync.join import join as join_control
+
+STATUS_TIMEOUT = 5.0
+CHECK_TIMEOUT = 120.0
+NOT_RUNNING = 3
+
+STATE = click.option(
+    "--state",
+    envvar="SKERRY_EDGE_STATE",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The node's state directory.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, stable for scripts.")
+
+
+@click.command()
+@STATE
+@click.option("--control", "control_url", required=True, help="https://HOST:PORT of control.")
+@click.option(
+    "--token",
+    envvar="SKERRY_JOIN_TOKEN",
+    required=True,
+    help="The one-time token of `skerry node token`; better in SKERRY_JOIN_TOKEN, which other users can't see.",
+)
+@click.option("--name", default=None, help="The node's name (default: the host's).")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Told to control; may be repeated.")
+@click.option(
+    "--ca",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="PEM file of the authority of control's certificate, where neither the token nor the system knows it.",
+)
+@click.option("--again", is_flag=True, help="Exchange the identity that is there already for a new one.")
+@JSON
+def join(
+    state: Path,
+    control_url: str,
+    token: str,
+    name: str | None,
+    labels: tuple[str, ...],
+    ca: Path | None,
+    again: bool,
+    as_json: bool,
+) -> None:
+    """Become a node of a control plane, with a one-time token.
+
+    An answer that got lost loses nothing: run the same command again.
+    """
+    pairs = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{label!r} isn't KEY=VALUE", param_hint="--label")
+        pairs[key] = value
+    try:
+        made = asyncio.run(join_control(state, control_url, token, name or _host_name(), pairs, ca=ca, again=again))
+    except JoinFailed as failed:
+        raise fail(failed.code, failed.message, as_json) from None
+    if as_json:
+        show({"node_id": made.node_id, "name": made.name, "group": made.group, "control": made.control_url})
+    else:
+        click.echo(f"Joined {made.control_url} as node {made.name} ({made.node_id}) in the group {made.group}.")
+        click.echo(f"Start it with: skerry-edge run --state {state}")
+
+
+@click.command()
+@click.option("--listen", envvar="SKERRY_EDGE_LISTEN", default=LISTEN, show_default=True, help="HOST:PORT of the node.")
+@click.option(
+    "--state",
+    envvar="SKERRY_EDGE_STATE",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The state directory, to say who the node is where it doesn't run.",
+)
+@JSON
+def status(listen: str, state: Path | None, as_json: bool) -> None:
+    """What the running node serves, whether it is at its target, and if not why and until when.
+
+    Where the node has a token, SKERRY_EDGE_TOKEN or SKERRY_EDGE_TOKEN_FILE must say it here too.
+
+    Exits 0 if all is well, 1 if the node is not at its target, control can't be reached or its database takes no
+    writes, 3 if it doesn't run.
+    """
+    try:
+        found = read_status(listen, local_token())
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        who = _who(state)
+        if as_json:
+            show({"running": False, "error": {"code": "not_running", "message": str(error)}, **who})
+        else:
+            click.echo(f"No node answers on {listen} ({error}). Does it run, and is that where it listens (--listen)?")
+            for key, value in who.items():
+                click.echo(f"{key}: {value}")
+        sys.exit(NOT_RUNNING)
+    except ValueError as error:
+        raise fail("status_refused", str(error), as_json) from None
+    if as_json:
+        show({"running": True, **found})
+    else:
+        click.echo(render(found), nl=False)
+    # A node that was never asked to sync (no agent) is well as long as it answers.
+    away = found.get("control") and found.get("at_target") is not True
+    if found.get("error") or away or _database_ails(found):
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@JSON
+def check(file: Path, as_json: bool) -> None:
+    """Say whether a node could run this WASM module, and by which ABI; or why not.
+
+    Exits 0 if it could, 1 if not. Control asks the same question at each upload.
+    """
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-P", "-m", "edge_runtime.oneshot.check", "module", str(file)],
+        capture_output=True,
+        timeout=CHECK_TIMEOUT,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
+        raise fail("check_crashed", f"the check of {file} ended with status {done.returncode}: {last[0]}", as_json)
+    answer = json.loads(done.stdout)
+    if not answer.pop("ok"):
+        raise fail(answer["code"], answer["message"], as_json)
+    if as_json:
+        show({"ok": True, **answer})
+    else:
+        click.echo(f"{file}: a node can run it")
+        for key, value in answer.items():
+            told = {"None": "none", "True": "yes", "False": "no"}.get(str(value), value)
+            click.echo(f"  {key.replace('_', ' ')}: {told}")
+
+
+def read_status(listen: str, token: str) -> dict[str, Any]:
+    """The document of a node's /_skerry/status; `OSError` if none answers, `ValueError` if it refuses. An address that
+    is none: `SettingsError`."""
+    host, _, port = listen.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65_536):
+        raise SettingsError(f"listen is {listen!r}; it must be HOST:PORT, as in {LISTEN}")
+    host = host.removeprefix("[").removesuffix("]")
+    # What a node listens on with all addresses it answers on loopback too.
+    connection = http.client.HTTPConnection(
+        {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host),  # noqa: S104
+        int(port),
+        timeout=STATUS_TIMEOUT,
+    )
+    try:
+        connection.request("GET", "/_skerry/status", headers={"Authorization": f"Bearer {token}"} if token else {})
+        answer = connection.getresponse()
+        body = answer.read()
+    except http.client.HTTPException as error:
+        raise ValueError(f"what listens on {listen} is no node: {error!r}") from None
+    finally:
+        connection.close()
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise ValueError(f"what listens on {listen} is no node: it answered {answer.status}") from None
+    if answer.status != 200 or not isinstance(found, dict):
+        raise ValueError(found.get("detail", str(found)) if isinstance(found, dict) else str(found))
+    return found
+
+
+def render(found: dict[str, Any]) -> str:
+    """A node's status for a person, one fact a line."""
+    lines = []
+    if node := found.get("node"):
+        lines.append(f"node       {node['name']} ({node['id']}), group {node['group']}")
+    if control := found.get("control"):
+        heard = f", last heard at {control['heard_at']}" if control["heard_at"] else ""
+        lines.append(f"control    {control['url']} {'answers' if control['reachable'] else 'does not answer'}{heard}")
+    if release := found.get("release"):
+        lines.append(f"release    {release['number']} (generation {release['generation']})")
+    else:
+        lines.append("release    none yet")
+    if "at_target" in found:
+        at = {True: "yes", False: "no", None: "not known yet"}[found["at_target"]]
+        lines.append(f"at target  {at}")
+    lines.append(f"schema     {found.get('schema_version', 0)}")
+    if sync := found.get("sync"):
+        step = f", step {sync['step']}" if sync.get("step") else ""
+        lines.append(f"sync       to release {sync['release']}{step}, since {sync['started_at']}")
+    for error in {e["code"]: e for e in (found.get("error"), (found.get("control") or {}).get("error")) if e}.values():
+        lines.append(f"error      {error['code']} at {error['at']}: {error['message']}")
+    if found.get("next_attempt"):
+        lines.append(f"next try   {found['next_attempt']}")
+    if (found.get("secrets") or {}).get("error"):
+        lines.append(f"secrets    {found['secrets']['error']}")
+    if _database_ails(found):
+        lines.append(_database(found["database"]))
+    if unfenced := (found.get("workers") or {}).get("unfenced"):
+        lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
+    lines += [_function(function) for function in found.get("functions", [])]
+    return "\n".join(lines) + "\n"
+
+
+def _database_ails(found: dict[str, Any]) -> bool:
+    database = found.get("database") or {"writes": "open", "checkpoint_error": None}
+    return database["writes"] == "refused" or database["checkpoint_error"] is not None
+
+
+def _database(database: dict[str, Any]) -> str:
+    refused = "; calls that may write are refused" if database["writes"] == "refused" else ""
+    failed = f"; no checkpoint is made: {database['checkpoint_error']}" if database["checkpoint_error"] else ""
+    have, may = database["wal_bytes"] >> 20, database["wal_limit"] >> 20
+    return f"database   its write-ahead log has {have} MiB of {may}{refused}{failed}"
+
+
+def _function(function: dict[str, Any]) -> str:
+    notes = ""
+    if not function.get("runs", True):
+        notes = " (can't be called: its code isn't here)"
+    elif not function.get("compiled", True):
+        notes = " (interpreted, until it is compiled)"
+    if function.get("error"):
+        notes += f" (can't be called: {function['error']['message']})"
+    calls = function.get("calls") or {}
+    # A client that went away is no failure of the function's.
+    failed = {code: times for code, times in calls.items() if code not in ("ok", "client_gone")}
+    if failed:
+        notes += f" (of {sum(calls.values())} calls: {_counts(failed)})"
+    if function.get("denied"):
+        notes += f" (denied: {_counts(function['denied'])})"
+    breaker = function.get("breaker") or {"state": "closed"}
+    if breaker["state"] != "closed":
+        left = breaker["seconds_left"]
+        until = f"for {max(1.0, left):.0f} s" if left else "until its next call ends well"
+        notes += f" (cut off {until}: its calls ended their processes)"
+    return f"function   {function['name']} version {function['version']}{notes}"
+
+
+def _counts(times: dict[str, int]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in times.items())
+
+
+def _who(state: Path | None) -> dict[str, Any]:
+    if state is None:
+        return {}
+    try:
+        who = identity.read(state)
+    except identity.NotJoined as error:
+        return {"identity": str(error)}
+    return {"node": who.name, "node_id": who.node_id, "control": who.control_url}
+
+
+def _host_name() -> str:
+    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")[:63]
+    if not name:
+        raise click.UsageError("the host's name can't be a node's: give --name")
+    return name
+
+
+def fail(code: str, message: str, as_json: bool) -> click.exceptions.Exit:
+    if as_json:
+        show({"error": {"code": code, "message": message}})
+    else:
+        click.echo(f"Error: {message} ({code})", err=True)
+    return click.exceptions.Exit(1)
+
+
+def show(value: dict[str, Any]) -> None:
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2))

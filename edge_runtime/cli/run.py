@@ -1,0 +1,158 @@
+"""`skerry-edge run`."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from edge_runtime import logs
+from edge_runtime.settings import Settings, SettingsError
+from edge_runtime.state import StateUnfit
+from edge_runtime.sync import identity
+
+OPTIONS: Final = {
+    "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a token, in SKERRY_EDGE_TOKEN or in the "
+    "file that SKERRY_EDGE_TOKEN_FILE names.",
+    "hosts": "Name that the Host header may have besides localhost, where there is no token; may be repeated.",
+    "secrets": "TOML file with the values of functions' secrets (default: secrets.toml in the state directory).",
+    "http_networks": "Network, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public ones; "
+    "may be repeated.",
+    "workers": "Processes that run functions (default: two for each processor).",
+    "depth": "Calls that one worker may have at once, of functions whose calls are short.",
+    "concurrency": "Workers that one function's calls may have at once, where its manifest doesn't say (default: the "
+    "processors).",
+    "queue_limit": "Calls that may wait for a worker.",
+    "function_queue": "Calls of one function that may wait for a worker, where its manifest doesn't say.",
+    "queue_wait": "Seconds that a call may wait for a worker, or for a change of release.",
+    "body_limit": "Bytes of a request's body.",
+    "body_memory": "Bytes of all request bodies that are being received or wait.",
+    "answer_memory": "Bytes of all answers that clients don't read; above it the longest unread one is given up.",
+    "body_wait": "Seconds that a request's body may take to come.",
+    "flip_limit": "Seconds that a change of release waits for calls that may write and have sent an HTTP request that "
+    "can't be sent twice.",
+    "apply_limit": "Seconds that a release's schema changes and probes may take together.",
+    "compile_limit": "Seconds that the compiler may take for one artifact at the quick level.",
+    "compile_wait": "Seconds that a new function waits for its compiled code; then it starts on the interpreter.",
+    "lock_wait": "Seconds that a call may wait for the writer lock.",
+    "lock_hold": "Seconds that a call may hold the writer lock.",
+    "wal_limit": "Bytes of the database's write-ahead log from which on calls that may write are refused.",
+    "temp_limit": "Bytes of temporary data that a call may need; twice wal_limit at least.",
+    "synchronous": "FULL: what a call answered is on disk. NORMAL: a loss of power may undo the last calls.",
+    "fence": "required: run nothing where this machine lacks a piece of the workers' fence. partial: run all the same.",
+    "worker_memory": "Bytes of memory that a worker may have besides its guest's.",
+    "stop_limit": "Seconds that running calls may hold up the end of the node.",
+    "start_wait": "Seconds to wait for the processes of an earlier run to let the state directory go.",
+}
+"""A flag and a variable SKERRY_EDGE_… for each of these settings."""
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    for name, meaning in reversed(OPTIONS.items()):
+        field = fields[name]
+        many = name in ("hosts", "http_networks")
+        default = field.default if field.default is not dataclasses.MISSING else None
+        command = click.option(
+            "--" + (name.removesuffix("s") if many else name).replace("_", "-"),
+            name,
+            envvar=f"SKERRY_EDGE_{name.upper()}",
+            type=click.Path(path_type=Path)
+            if name == "secrets"
+            else {"int": int, "float": float}.get(getattr(field.type, "__name__", ""), str),
+            multiple=many,
+            default=() if many else default,
+            show_default=not many and default is not None,
+            help=meaning,
+        )(command)
+    return command
+
+
+@click.command()
+@click.option(
+    "--state",
+    envvar="SKERRY_EDGE_STATE",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The node's state directory.",
+)
+@_options
+@click.option("--log", "form", envvar="SKERRY_EDGE_LOG", type=click.Choice(["text", "json"]), default="text")
+@click.option("--debug", is_flag=True, envvar="SKERRY_EDGE_DEBUG", help="Log more.")
+def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
+    """Serve the node's functions and keep it at its target, until SIGTERM or SIGINT.
+
+    It starts without any network, with the release that it has.
+    """
+    logs.set_up(form, debug=debug)
+    for name in ("workers", "concurrency"):
+        if given[name] is None:
+            del given[name]
+    try:
+        settings = Settings(state=state, token=token(), **given)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    with _told():
+        who = identity.read(state)
+        # Here, because it opens libwasmedge: `check` and `join` work without.
+        from edge_runtime import front
+        from edge_runtime.sync import agent
+
+        front.run(settings, lambda runtime, compiler: agent.Agent(state, who, runtime, compiler))
+
+
+@click.command()
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), required=True, help="Its state directory.")
+@click.option("--listen", required=True, help="HOST:PORT of the local HTTP, on loopback.")
+@click.option("--secrets", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="As of `run`.")
+@click.option("--fresh", is_flag=True, help="Begin with a new database.")
+def dev(state: Path, listen: str, secrets: Path | None, fresh: bool) -> None:
+    """Serve what comes on stdin, for `skerry dev`: a person calls that."""
+    logs.set_up("text", debug=False)
+    logging.getLogger().setLevel(logging.WARNING)
+    with _told():
+        # Its author's own code runs here: a machine without all of the fence will do.
+        settings = Settings(
+            state=state, listen=listen, secrets=secrets, synchronous="NORMAL", workers=2, concurrency=2, fence="partial"
+        )
+        from edge_runtime.cli import dev
+
+        dev.run(settings, fresh=fresh)
+
+
+def token() -> str:
+    """From the environment alone: other users can see a command's flags."""
+    file = os.environ.get("SKERRY_EDGE_TOKEN_FILE")
+    if not file:
+        return os.environ.get("SKERRY_EDGE_TOKEN", "")
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the token can't be read from SKERRY_EDGE_TOKEN_FILE: {error}") from None
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What a person can do something about ends the command with a message, everything else with a traceback."""
+    try:
+        yield
+    except* (StateUnfit, SettingsError, identity.NotJoined, ImportError) as group:
+        raise click.ClickException(str(_first(group))) from None
+    except* Exception as group:
+        from edge_runtime.ipc.zygote_client import Unfit
+        from edge_runtime.release.stored_release import DatabaseUnfit
+
+        known, _ = group.split((Unfit, DatabaseUnfit))
+        if known is not None:
+            raise click.ClickException(str(_first(known))) from None
+        raise
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

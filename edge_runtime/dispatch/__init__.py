@@ -1,0 +1,1 @@
+"""Which call goes to which worker, and how it ends. May import ipc. Start with pool."""

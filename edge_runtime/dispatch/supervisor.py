@@ -1,0 +1,283 @@
+"""The workers of a pool: born, made fit for the modules that are served and those that come, and replaced."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from typing import Any, Final
+
+import msgspec
+
+from edge_runtime.dispatch.call import Call, Order
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.trial_load import LoadFailed, Trials
+from edge_runtime.dispatch.worker_link import Link
+from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc.claims import Claims
+from edge_runtime.ipc.zygote_client import NotBorn, Processes
+from edge_runtime.release.secrets import Secrets
+
+__all__ = ["Crew", "LoadFailed"]
+
+log = logging.getLogger("skerry.crew")
+
+READY_LIMIT: Final = 30.0
+BACKOFF: Final = 0.05
+BACKOFF_CAP: Final = 5.0
+PROVEN: Final = 1.0
+"""Seconds after which a worker that ended is none that dies at its start."""
+MISSED_TOLD: Final = 60.0
+"""Seconds between two lines about workers that can't be born."""
+LOAD_LIMIT: Final = 180.0
+"""Seconds until the workers have loaded a release's modules; each does between two calls."""
+PATIENCE: Final = 0.25
+"""Seconds that a release waits for a worker in the middle of a call: from then on it loads when that call has ended."""
+SPARES: Final = 1
+"""Workers beside those that are wanted, with all loaded: a call after a worker's death needn't wait for a birth."""
+LOAD_TRIES: Final = 3
+"""Workers that may end while they load a release's modules; then the modules are to blame."""
+
+_decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
+
+
+class Crew:
+    """`run` must be running."""
+
+    def __init__(self, pool: Pool, processes: Processes, secrets: Secrets, trials: Trials) -> None:
+        self._pool = pool
+        self._trials = trials
+        self._secrets = secrets
+        self._processes = processes
+        self._serial = 0
+        self._loads: dict[int, frames.Load] = {}
+        """Sets of modules that workers must have: the one that is served, and the one that comes."""
+        self._failures: dict[int, list[frames.Failure]] = {}
+        """Of the set that comes: the functions that a worker couldn't load."""
+        self._slots = list(range(progress_page.SLOTS))
+        self.trouble = ""
+        """Why workers can't be born; empty where they can, as far as is known."""
+        self._misses = 0
+        """Births that failed, one after the other."""
+        self._missed_at = 0.0
+        """When that was last logged."""
+
+    async def run(self) -> None:
+        """Keep the workers alive until cancelled; then they are ended."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._pool.limits.workers + SPARES):
+                    group.create_task(self._keep())
+        finally:
+            self._pool.close()
+
+    async def load(self, release: frames.LocalRelease, *, whole: bool = True) -> int:
+        """Have all workers load a release's modules, beside those that serve; its serial, for `swap` or `forget`.
+
+        Error: `LoadFailed`, and the workers have forgotten them; with `whole` False functions that can't be loaded
+        are left out instead.
+        """
+        functions = release.functions
+        if whole:
+            served = self._pool.release.functions if self._pool.release is not None else []
+            await self._trials.hold(functions, served, self._secrets.of(functions))
+        self._serial += 1
+        serial = self._serial
+        self._loads[serial] = frames.Load(
+            serial, release, self._secrets.of(functions), self._secrets.lacking(functions)
+        )
+        self._failures[serial] = []
+        try:
+            async with asyncio.timeout(LOAD_LIMIT):
+                await self._all_load(serial, whole)
+        except TimeoutError:
+            self.forget(serial)
+            text = f"The workers didn't come to load the modules of release {release.number} within {LOAD_LIMIT:g} s."
+            raise LoadFailed("load_timeout", text) from None
+        except BaseException:
+            self.forget(serial)
+            raise
+        finally:
+            del self._failures[serial]
+        return serial
+
+    async def _all_load(self, serial: int, whole: bool) -> None:
+        """Have the workers load a set of modules, one after the other, so that the others serve. Those that are in the
+        middle of a long call do when it has ended."""
+        crashed = 0
+        # A worker has two sets at most, so those that are behind with the last one come first.
+        while any(link.usable and link.ordered - link.serials for link in self._pool.links):
+            await self._pool.change()
+        while True:
+            fit = [link for link in self._pool.links if link.usable]
+            for link in [link for link in fit if serial not in link.ordered]:
+                order = self._load(link, serial)
+                await self._patiently(link, order)
+                crashed += order.crashed
+                if crashed >= LOAD_TRIES:
+                    number = self._loads[serial].release.number
+                    text = f"{crashed} workers ended while they loaded the modules of release {number}."
+                    raise LoadFailed("module_load_crashed", text)
+            if whole and (failures := self._failures[serial]):
+                raise LoadFailed(failures[0].code, failures[0].message)
+            fit = [link for link in self._pool.links if link.usable]
+            if any(serial in link.serials for link in fit) and all(serial in link.ordered for link in fit):
+                return
+            # All are in the middle of long calls, or being born.
+            await self._pool.change()
+
+    async def _patiently(self, link: Link, order: Order) -> None:
+        """Wait until a worker has done what it was told to, or is seen in the middle of a long call."""
+        while not order.answer.done():
+            if link.jobs and isinstance(link.jobs[0], Call) and time.monotonic() - link.since >= PATIENCE:
+                return
+            await asyncio.wait([order.answer], timeout=PATIENCE)
+
+    def swap(self, serial: int) -> None:
+        """Serve what `load` has loaded from now on, and forget what was served before. Calls stay held if they are."""
+        old = self._pool.serial
+        self._pool.serve(serial, self._loads[serial].release)
+        self.forget(old)
+
+    def forget(self, serial: int) -> None:
+        """Have the workers unload a set of modules, each after the calls that it has."""
+        if self._loads.pop(serial, None) is None:
+            return
+        for link in self._pool.links:
+            if serial in link.ordered:
+                link.ordered.discard(serial)
+                link.serials.discard(serial)
+                order = self._order(link, frames.FORGET, frames.Keep(sorted(link.ordered)))
+                # Nobody waits for it: a worker that ended has forgotten it too.
+                order.answer.add_done_callback(lambda answer: answer.exception())
+
+    async def _keep(self) -> None:
+        """One worker after the other, the next one at once where the last had shown that workers can live."""
+        failures = unborn = 0
+        while True:
+            born = time.monotonic()
+            try:
+                link, fit = await self._one()
+            except NotBorn as error:
+                unborn += 1
+                self._missed(str(error))
+                await asyncio.sleep(min(BACKOFF_CAP, BACKOFF * 2.0 ** min(unborn - 1, 10)))
+                continue
+            unborn = 0
+            if fit or time.monotonic() - born > PROVEN:
+                failures = 0
+            elif await _from_outside(link):
+                # No fault of what it starts with: only not in a hot loop, should memory be short.
+                await asyncio.sleep(BACKOFF)
+            else:
+                failures += 1
+                delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10))
+                log.error("a worker ended at its start (%d in a row); the next one in %.2f s", failures, delay)
+                await asyncio.sleep(delay)
+
+    def _missed(self, why: str) -> None:
+        """A worker couldn't be born. It is logged when it begins, when the reason changes, and once a minute."""
+        self._misses += 1
+        now = time.monotonic()
+        if why != self.trouble or now - self._missed_at > MISSED_TOLD:
+            log.error("no worker can be born, and it is tried again (%d times so far): %s", self._misses, why)
+            self.trouble, self._missed_at = why, now
+
+    def _born(self) -> None:
+        if self._misses:
+            log.info("workers are born again, after %d times that failed", self._misses)
+        self.trouble, self._misses = "", 0
+
+    async def _one(self) -> tuple[Link, bool]:
+        """One worker from birth to end; whether it ever was fit for calls. Error: `NotBorn`."""
+        slot = self._slots.pop()
+        progress_page.clear(self._processes.page, slot)
+        claims = Claims(self._processes.page, slot)
+        claims.clear()
+        link = None
+        try:
+            child = await self._processes.birth("worker", slot=slot, patience=0.0)
+            self._born()
+            link = Link(child, self._pool, claims)
+            self._pool.links.add(link)
+            equipping = asyncio.ensure_future(self._equip(link))
+            try:
+                # Not awaited itself: our cancellation would be its, and the link would count as ended.
+                await asyncio.wait([link.ended])
+                self._fill()
+            finally:
+                equipping.cancel()
+            return link, equipping.done() and not equipping.cancelled() and equipping.result()
+        finally:
+            self._slots.append(slot)
+            if link is not None and link.ended.done():
+                # `pool.lost` has read the slot; the pidfd stays until the zygote has said how the worker ended.
+                link.child.exited.add_done_callback(lambda _: link.child.close())
+            elif link is not None:
+                self._pool.links.discard(link)
+                link.close()
+
+    async def _equip(self, link: Link) -> bool:
+        """Make a new worker fit for calls; whether it is."""
+        try:
+            async with asyncio.timeout(READY_LIMIT):
+                await link.ready
+            while missing := self._loads.keys() - link.serials:
+                await self._load(link, min(missing)).answer
+        except TimeoutError:
+            log.error("worker %d was not ready after %.0f s: it is ended", link.child.pid, READY_LIMIT)
+            self._pool.kill(link, "not_ready")
+            return False
+        except frames.ChildGone:
+            return False
+        link.usable = True
+        self._fill()
+        return True
+
+    def _fill(self) -> None:
+        """Have spare workers take the places of those that are lost, or weren't born yet."""
+        pool = self._pool
+        fit = [link for link in pool.links if link.usable]
+        spares = [link for link in fit if link.spare]
+        for link in spares[: pool.limits.workers - len(fit) + len(spares)]:
+            link.spare = False
+            pool.place(link)
+        pool.feed()
+        pool.changed()
+
+    def _load(self, link: Link, serial: int) -> Order:
+        """Have a worker load a set of modules, after the calls that it has."""
+        link.ordered.add(serial)
+        order = self._order(link, frames.RELEASE, self._loads[serial])
+        order.answer.add_done_callback(lambda answer: self._loaded(link, serial, answer))
+        return order
+
+    def _loaded(self, link: Link, serial: int, answer: asyncio.Future[frames.Frame]) -> None:
+        """A worker has loaded a set of modules, or has ended."""
+        if not answer.cancelled() and answer.exception() is None:
+            if serial in link.ordered:
+                link.serials.add(serial)
+            for failure in _decode_loaded(answer.result().body).failures:
+                self._failures.get(serial, []).append(failure)
+                log.error("worker %d: %s", link.child.pid, failure.message)
+            self._pool.place(link)
+            self._pool.feed()
+        self._pool.changed()
+
+    def _order(self, link: Link, kind: int, value: Any) -> Order:
+        """Ask one worker, in line with its calls. The answer's error: `frames.ChildGone`."""
+        order = Order(asyncio.get_running_loop().create_future())
+        if link.ended.done():
+            order.answer.set_exception(frames.ChildGone("the worker ended"))
+        else:
+            self._pool.give(order, link)
+            link.send(order.id, kind, b"", frames.encode_json(value))
+        return order
+
+
+async def _from_outside(link: Link) -> bool:
+    """Whether a worker was killed by somebody else than itself or the front: a person, the kernel, with its zygote."""
+    if link.killed:
+        return False
+    status = await link.child.exited
+    return status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)

@@ -1,0 +1,94 @@
+"""Functions are loaded once in a child of their own, before a release that has them is committed: what can't be loaded,
+or needs more memory than a worker has for it, is refused while nothing has changed yet."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.ipc.zygote_client import NotBorn, Processes, decode_failure
+
+LIMIT: Final = 120.0
+"""Seconds for all functions together."""
+TRIES: Final = 3
+"""Children that may end before the function is to blame that the last one loaded."""
+
+_decode_tried: Final = msgspec.json.Decoder(frames.Tried).decode
+
+
+class LoadFailed(Exception):
+    """Functions can't be loaded: `code` is stable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Trials:
+    def __init__(self, processes: Processes, code_memory: int) -> None:
+        """`code_memory`: bytes that a worker has for the functions that it has loaded."""
+        self._processes = processes
+        self._code_memory = code_memory
+        self._passed: set[tuple[str, ...]] = set()
+
+    async def hold(
+        self,
+        functions: list[LocalFunction],
+        served: Iterable[LocalFunction],
+        secrets: Mapping[str, dict[str, str]],
+    ) -> None:
+        """Try those of the functions that aren't served already. Error: LoadFailed."""
+        known = self._passed | {_key(f, secrets) for f in served}
+        new = [f for f in functions if f.code[0] and _key(f, secrets) not in known]
+        died = 0
+        while new:
+            try:
+                await self._child(new, secrets)
+            except NotBorn as error:
+                text = f"The function {new[0].name} wasn't tried: there was no process for it: {error}."
+                raise LoadFailed("no_process", text) from None
+            except frames.ChildGone as error:
+                died += 1
+                if died == TRIES:
+                    text = f"The process that loaded the function {new[0].name} ended, {TRIES} times: {error}."
+                    raise LoadFailed("module_load_crashed", text) from None
+            except TimeoutError:
+                text = f"The function {new[0].name} wasn't loaded after {LIMIT:g} s."
+                raise LoadFailed("load_timeout", text) from None
+        self._passed = {_key(f, secrets) for f in functions}
+
+    async def _child(self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]]) -> None:
+        """Try functions, and take those out of the list that passed. Errors: NotBorn, ChildGone, TimeoutError."""
+        child = await self._processes.birth("compiler")
+        with contextlib.closing(child):
+            asked = frames.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
+            reply = await child.ask(frames.TRY, asked, LIMIT)
+            while True:
+                if reply.kind == frames.FAILED:
+                    failure = decode_failure(reply.body)
+                    raise LoadFailed(failure.code, failure.message)
+                self._fits(new[0], _decode_tried(reply.body).bytes)
+                del new[0]
+                if not new:
+                    return
+                reply = await child.answer(LIMIT)
+
+    def _fits(self, function: LocalFunction, need: int) -> None:
+        if need > self._code_memory:
+            text = (
+                f"The code of the function {function.name} needs {need >> 20} MiB of a worker's memory "
+                f"({'compiled' if function.aot else 'on the interpreter'}), and {self._code_memory >> 20} MiB are "
+                "there for it: half of the node's worker_memory. Make the module smaller, or the setting larger."
+            )
+            raise LoadFailed("function_too_large", text)
+
+
+def _key(function: LocalFunction, secrets: Mapping[str, dict[str, str]]) -> tuple[str, ...]:
+    """What decides whether a function can be loaded."""
+    values = hashlib.sha256(frames.encode_json(secrets.get(function.name, {}))).hexdigest()
+    return (function.name, function.code[1], function.manifest_digest, values)

@@ -1,0 +1,205 @@
+"""The HTTP requests that the front makes for functions: workers have no network.
+
+What may be asked for is `outbound`'s to say; here a name must also lead to an address that a function may reach. The
+address that was looked at is the one that is connected to, so a name that changes (DNS rebinding) gains nothing. No
+redirect is followed, no proxy used, no cookie kept, and nothing of the node's own goes along.
+"""
+
+import asyncio
+import io
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from control import wire
+from edge_runtime.ipc import http_messages
+from edge_runtime.ipc.http_messages import NotFetched, Outgoing
+
+KEEP_ALIVE: Final = 15.0
+LOOKUPS: Final = 32
+"""Threads that wait for name servers: of their own, so that a slow server holds up nothing else of the node's."""
+HEADERS_LIMIT: Final = 256
+HEADER_BYTES_LIMIT: Final = 65_536
+"""Of an answer's header names and values together."""
+_PIECE: Final = 65_536
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class AddressRefused(OSError):
+    """A name leads to addresses alone that no function may reach by a name."""
+
+
+def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
+    """Whether a function that was granted the name `host` may be led to `address` by it. Pure.
+
+    Public addresses, and those of `networks`, which the node's operator has named; `localhost` leads to loopback.
+    Others a manifest can only name as addresses.
+    """
+    if host == "localhost":
+        return address.is_loopback
+    if any(address in network for network in networks):
+        return True
+    site_local = address.version == 6 and address.is_site_local
+    return address.is_global and not address.is_multicast and not address.is_reserved and not site_local
+
+
+def is_own(address: Address) -> bool:
+    """Whether the address is one of this machine's. Nothing is sent."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))
+            return ipaddress.ip_address(str(probe.getsockname()[0])) == address
+    except OSError:
+        # There is no way to it.
+        return False
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientResponseError):
+        # Its own words have the whole URL, and what the server sent: a secret may be in either, and this may be logged.
+        return f"the answer isn't HTTP as it must be ({error.message.partition(':')[0]})"
+    return str(error) or type(error).__name__
+
+
+class Resolver(AbstractResolver):
+    """Looks names up, and leaves out what a function may not reach."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._networks = networks
+        self._threads = ThreadPoolExecutor(LOOKUPS, "skerry-lookup")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Error: AddressRefused; OSError where the name has no address."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._look_up, host, port, family)
+
+    def _look_up(self, host: str, port: int, family: int) -> list[ResolveResult]:
+        # Without a network there is loopback all the same, which AI_ADDRCONFIG doesn't count.
+        flags = 0 if host == "localhost" else socket.AI_ADDRCONFIG
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
+        allowed: list[ResolveResult] = []
+        for kind, _, protocol, _, place in found:
+            address = ipaddress.ip_address(str(place[0]).partition("%")[0])
+            if reachable(host, address, self._networks) and (address.is_loopback or not is_own(address)):
+                allowed.append(
+                    ResolveResult(
+                        hostname=host,
+                        host=str(address),
+                        port=port,
+                        family=kind,
+                        proto=protocol,
+                        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+                    )
+                )
+        if not allowed:
+            raise AddressRefused(f"{host} leads to no public address")
+        return allowed
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Egress:
+    """An open session, as an asynchronous context manager. A worker asks for one request at a time, so there are
+    never more than workers."""
+
+    def __init__(self, networks: Sequence[Network] = (), tls: ssl.SSLContext | None = None) -> None:
+        """Names may lead to `networks` besides public addresses. Without `tls` the system's CAs are trusted."""
+        self._networks = networks
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        resolver = Resolver(self._networks)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                keepalive_timeout=KEEP_ALIVE,
+                resolver=resolver,
+                ssl=self._tls or ssl.create_default_context(),
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def fetch(
+        self, grant: wire.HttpGrant | None, request: bytes, sending: Callable[[], None] | None = None
+    ) -> bytes:
+        """Make the request of a parcel; the answer's parcel. `sending` is called before one that can't be sent twice.
+        Error: NotFetched."""
+        if grant is None:
+            raise NotFetched("not_granted", "This function's manifest grants it no HTTP: set `http`.", "http_host")
+        asked = http_messages.read(request, grant)
+        if sending is not None and asked.method not in http_messages.REPEATABLE:
+            sending()
+        where = f"{asked.scheme}://{asked.host}"
+        limit = grant.time_limit_ms
+        try:
+            async with asyncio.timeout(limit / 1000):
+                return await self._answer(asked, grant.response_bytes)
+        except TimeoutError:
+            text = f"{where} had not answered after {limit} ms (the manifest's `http.time_limit_ms`)."
+            raise NotFetched("http_timeout", text) from None
+        except aiohttp.ClientConnectorDNSError as error:
+            if isinstance(error.os_error, AddressRefused):
+                text = (
+                    f"{asked.host} leads to an address that isn't public: name the address itself in `http.hosts`, or "
+                    "have the node's operator allow its network (http_networks)."
+                )
+                raise NotFetched("not_granted", text, "http_address") from None
+            raise NotFetched("http_failed", f"{asked.host} has no address: {error.os_error}.") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise NotFetched("http_failed", f"The request to {where} failed: {_why(error)}.") from None
+
+    async def _answer(self, asked: Outgoing, limit: int) -> bytes:
+        if self._session is None:
+            raise NotFetched("http_failed", "The node is being stopped.")
+        headers = list(asked.headers)
+        if not any(name.lower() == "user-agent" for name, _ in headers):
+            headers.append(("User-Agent", "skerry"))
+        host = f"[{asked.host}]" if ":" in asked.host else asked.host
+        url = URL(f"{asked.scheme}://{host}:{asked.port}{asked.target}", encoded=True)
+        # Raw bytes would be sent in one piece.
+        data = io.BytesIO(asked.body) if asked.body else None
+        async with self._session.request(
+            asked.method, url, headers=headers, data=data, allow_redirects=False
+        ) as answered:
+            size = sum(len(name) + len(value) for name, value in answered.raw_headers)
+            if len(answered.raw_headers) > HEADERS_LIMIT or size > HEADER_BYTES_LIMIT:
+                answered.close()
+                raise NotFetched("http_failed", f"{asked.host} answered with more headers than a node takes.")
+            body = bytearray()
+            async for piece in answered.content.iter_chunked(_PIECE):
+                body += piece
+                if len(body) > limit:
+                    answered.close()
+                    text = f"The answer is larger than {limit} bytes (the manifest's `http.response_bytes`)."
+                    raise NotFetched("http_too_large", text)
+            if not asked.lasting:
+                # Of hosts without number, connections without number would be kept.
+                answered.close()
+            return http_messages.answer(answered.status, answered.raw_headers, body)

@@ -1,0 +1,72 @@
+"""The HTTP requests under way for running calls: begun when a worker asks, given up when its call ends with it."""
+
+import asyncio
+import logging
+
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.worker_link import Link
+from edge_runtime.egress.http_client import Egress
+from edge_runtime.ipc import frames, http_messages
+from edge_runtime.ipc.http_messages import NotFetched
+
+log = logging.getLogger("skerry.egress")
+
+
+class Fetches:
+    """Requests are made while `run` runs."""
+
+    def __init__(self, egress: Egress) -> None:
+        self._egress = egress
+        self._group: asyncio.TaskGroup | None = None
+        self._waiting: set[Link] = set()
+        """The workers that wait for an answer."""
+
+    async def run(self) -> None:
+        """Until cancelled; requests that are under way then are given up."""
+        async with self._egress, asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._group = None
+
+    def begin(self, link: Link, call: Call, request: bytes) -> None:
+        """Make a request for the guest of a running call, in its time. It never raises."""
+        if self._group is None or link in self._waiting:
+            # A worker of ours asks for one at a time.
+            why = "The node is being stopped." if self._group is None else "The last request isn't answered yet."
+            link.send(call.id, frames.HTTP_ANSWER, b"", _refused("http_failed", why))
+            return
+        self._waiting.add(link)
+        task = self._group.create_task(self._answer(link, call, call.id, request))
+
+        def give_up(_: object) -> None:
+            task.cancel()
+
+        def ended(_: object) -> None:
+            link.ended.remove_done_callback(give_up)
+            self._waiting.discard(link)
+
+        # A worker that waits for HTTP does nothing else: its call can only end before the answer if the worker does.
+        link.ended.add_done_callback(give_up)
+        task.add_done_callback(ended)
+
+    async def _answer(self, link: Link, call: Call, id: int, request: bytes) -> None:
+        target = call.target
+        try:
+            told = await self._egress.fetch(target.function.manifest.http, request, call.sends)
+        except NotFetched as error:
+            if error.denied:
+                target.tally.deny(error.denied)
+            told = _refused(error.code, str(error))
+        except Exception:
+            log.exception("a request of %s failed in a way that nobody foresaw", target.function.name)
+            told = _refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
+        # Before the answer goes: the next request may come before this task's end is known.
+        self._waiting.discard(link)
+        if not link.ended.done():
+            link.send(id, frames.HTTP_ANSWER, b"", told)
+
+
+def _refused(code: str, message: str) -> bytes:
+    return http_messages.parcel(http_messages.refused(code, message))

@@ -1,0 +1,267 @@
+"""The front: one run of server, agent, pool and zygote, from the lock on the state directory to the last answer."""
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+import uvloop
+
+from edge_runtime import mapped_pages, threads, wal
+from edge_runtime.dispatch import disk_watchdog, memory_watchdog
+from edge_runtime.dispatch.call import Tally
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.supervisor import Crew
+from edge_runtime.dispatch.trial_load import Trials
+from edge_runtime.egress.http_client import Egress
+from edge_runtime.egress.in_flight import Fetches
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.zygote_client import Processes
+from edge_runtime.metrics import Metrics
+from edge_runtime.release.checkpoint_schedule import Checkpoints
+from edge_runtime.release.compiler import Compiler
+from edge_runtime.release.integrity_check import Verification
+from edge_runtime.release.manager import Runtime
+from edge_runtime.release.secrets import FILE, Secrets
+from edge_runtime.release.tamper_check import Witness
+from edge_runtime.settings import Settings
+from edge_runtime.state import State
+from edge_runtime.web.app import App
+from edge_runtime.web.server import Server
+
+log = logging.getLogger("skerry.front")
+
+
+class Agent(Protocol):
+    """Keeps the node at its target."""
+
+    async def run(self) -> None: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+
+MakeAgent = Callable[[Runtime, Compiler], Agent]
+
+
+class Front:
+    """`run` it once. Without an agent it serves what the state directory has, and nothing changes that."""
+
+    def __init__(self, settings: Settings, state: State, make_agent: MakeAgent | None = None) -> None:
+        self.settings = settings
+        children = frames.ChildSettings(
+            str(state.path),
+            settings.synchronous,
+            settings.temp_limit,
+            settings.fence,
+            code_memory=settings.code_memory,
+        )
+        self.processes = Processes(children, state.lock)
+        self.fetches = Fetches(Egress(settings.networks))
+        self.pool = Pool(settings.limits, self.processes.page)
+        self.pool.http = self.fetches.begin
+        self.secrets = Secrets(settings.secrets or state.path / FILE)
+        self.crew = Crew(self.pool, self.processes, self.secrets, Trials(self.processes, settings.code_memory))
+        self.compiler = Compiler(
+            state.artifacts,
+            state.aot,
+            self.processes,
+            settings.compile_limit,
+            settings.compile_wait,
+            settings.code_memory,
+        )
+        self.runtime = Runtime(
+            self.pool,
+            self.crew,
+            self.compiler,
+            self.processes,
+            self.secrets,
+            Witness(state.path),
+            flip_limit=settings.flip_limit,
+            apply_limit=settings.apply_limit,
+        )
+        # Room for one more call's transaction in a file of a worker's.
+        most = settings.temp_limit - settings.wal_limit
+        self.checkpoints = Checkpoints(self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most)
+        self.runtime.committing = self.checkpoints.before_release
+        self.runtime.committed = self.checkpoints.after_release
+        self.verification = Verification(self.runtime, self.compiler, self.processes, state.artifacts)
+        self.agent = make_agent(self.runtime, self.compiler) if make_agent is not None else None
+        self.app = App(settings, self.pool, self.status, Metrics(self.pool, self.processes, self.checkpoints).text)
+        self.server = Server(self.app, settings)
+        self.port = 0
+        self.ready = asyncio.Event()
+        """Set when calls are taken."""
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """End the run: no new calls, running ones may end."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Until `stop`.
+
+        Errors: `zygote_client.Unfit`, `stored_release.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup).
+        """
+        settings = self.settings
+        self.port = self.server.bind()
+        try:
+            await threads.start()
+            async with asyncio.TaskGroup() as group:
+                processes = group.create_task(self.processes.run())
+                workers = [
+                    group.create_task(work)
+                    for work in (
+                        self.crew.run(),
+                        self.checkpoints.run(),
+                        self.fetches.run(),
+                        self.compiler.compilations.run(),
+                        memory_watchdog.run(self.pool, settings.worker_memory),
+                        disk_watchdog.run(self.pool, (settings.state / wal.TEMPORARY).resolve(), settings.temp_limit),
+                    )
+                ]
+                serving = group.create_task(self.server.run_until_stopped())
+                # What needs the workers; at the end a commit that has begun is waited for.
+                changing = group.create_task(self._change())
+                await self._stop.wait()
+                log.info("stopping")
+                self.server.stop()
+                await serving
+                changing.cancel()
+                await asyncio.wait([changing])
+                for task in workers:
+                    task.cancel()
+                await asyncio.wait(workers)
+                if self.ready.is_set():
+                    await self.checkpoints.finish()
+                processes.cancel()
+        finally:
+            self.server.close()
+
+    async def _change(self) -> None:
+        """Serve the release that the node has, then others and better code for them, until cancelled."""
+        # Calls that come before it is known which release they are for wait.
+        await self.runtime.boot()
+        log.info("serving on %s port %d", self.settings.address[0], self.port)
+        self.ready.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.runtime.improve())
+            group.create_task(self.runtime.watch())
+            group.create_task(self.verification.run())
+            if self.agent is not None:
+                group.create_task(self.agent.run())
+
+    def status(self) -> dict[str, Any]:
+        """For /_skerry/status."""
+        pool, release = self.pool, self.runtime.release
+        functions = release.functions if release is not None else []
+        lacking = self.secrets.lacking(functions)
+        fit = [link for link in pool.links if link.usable]
+        own: dict[str, Any] = {
+            "release": release
+            and {"id": release.release_id, "number": release.number, "generation": release.generation},
+            "schema_version": self.runtime.inventory.schema_version,
+            "secrets": {"file": str(self.secrets.path), "error": self.secrets.error or None},
+            "verified": self.verification.status(),
+            "functions": [self._function(f, lacking.get(f.name)) for f in functions],
+            "workers": {
+                "wanted": pool.limits.workers,
+                "fit": sum(not link.spare for link in fit),
+                "pids": sorted(link.child.pid for link in fit if not link.spare),
+                "spares": sorted(link.child.pid for link in fit if link.spare),
+                "deaths": pool.deaths,
+                "zygote": self.processes.pid,
+                "unfenced": list(self.processes.lacking),
+                "error": self.crew.trouble or None,
+            },
+            "connections": {
+                "open": len(self.server.shared.live),
+                "limit": self.server.limit,
+                "unread_bytes": self.server.shared.unread,
+                "given_up": self.server.shared.given_up,
+            },
+            "calls": {
+                "waiting": pool.waiting,
+                "running": sum(len(link.jobs) for link in pool.links),
+                "held": pool.hold.name.lower(),
+                "refused": dict(pool.refusals),
+            },
+        }
+        own["database"] = self.checkpoints.status()
+        if (error := self.runtime.error()) is not None:
+            own["error"] = error
+        return {**(self.agent.status() if self.agent is not None else {}), **own}
+
+    def _function(self, local: frames.LocalFunction, lacking: frames.Failure | None) -> dict[str, Any]:
+        pool, name = self.pool, local.name
+        tally, target = pool.tallies.get(name) or Tally(name), pool.targets.get(name)
+        shown: dict[str, Any] = {
+            "name": name,
+            "version": local.version,
+            "sha256": local.sha256,
+            "runs": bool(local.code[0]),
+            "compiled": bool(local.aot),
+            "best": self.compiler.is_best(local),
+            "lost": local.sha256 in self.compiler.lost,
+            "recent_ms": round(tally.recent * 1000, 3),
+            "calls": dict(tally.outcomes),
+            "denied": dict(tally.denied),
+            "error": msgspec.to_builtins(lacking) if lacking is not None else None,
+        }
+        if target is not None:
+            line, breaker = target.line, target.breaker
+            shown |= {
+                "waiting": len(line.calls),
+                "running": sum(line.links.values()),
+                "concurrency": line.concurrency,
+                "breaker": {
+                    "state": breaker.state,
+                    "opened": breaker.opened,
+                    "seconds_left": 0 if breaker.closed else max(0.0, round(breaker.until - time.monotonic(), 3)),
+                },
+            }
+        return shown
+
+
+def run(
+    settings: Settings, make_agent: MakeAgent | None = None, begin: Callable[[Front], None] = lambda front: None
+) -> None:
+    """Run a node until SIGTERM or SIGINT; a second one ends it. `begin` gets the front before it runs.
+
+    Errors: StateUnfit, and those of `Front.run`.
+    """
+    with State(settings.state, settings.start_wait) as state:
+        _more_files()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_main(settings, state, make_agent, begin))
+
+
+async def _main(settings: Settings, state: State, make_agent: MakeAgent | None, begin: Callable[[Front], None]) -> None:
+    front = Front(settings, state, make_agent)
+    begin(front)
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        loop.remove_signal_handler(number)
+        front.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    # What is there now stays: a full collection need not look at it each time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(2000, 10, 1000)
+    mapped_pages.drop()
+    await front.run()
+
+
+def _more_files() -> None:
+    """As many connections as the system allows this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

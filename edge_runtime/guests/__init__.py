@@ -1,0 +1,1 @@
+"""A function: its ABI, its host functions, its code. May import wasmedge, ipc. Start with guest."""

@@ -1,0 +1,232 @@
+"""Which ABI a module speaks, or why no node can run it. Pure: a function of the module's bytes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edge_runtime.guests import wasi
+from edge_runtime.guests.abi import binary, direct, extism
+from edge_runtime.guests.abi.binary import FUNCTION, MEMORY, Import, Shape
+from edge_runtime.guests.abi.imports import OFFERED, SKERRY
+
+SIZE_LIMIT = 64 * 1024 * 1024
+PAGES_LIMIT = 16_384
+"""The most pages of 64 KiB that a manifest can allow."""
+TABLE_LIMIT = 1_000_000
+"""Entries of all tables: each costs the worker 16 bytes, which no memory_pages counts."""
+LOCALS_LIMIT = 50_000
+"""Local variables of a function (engines' common bound, as that of `VALUES_LIMIT`)."""
+ALL_LOCALS_LIMIT = 2_000_000
+"""Of all functions: the compiler takes 10 s and 2 GB for so many."""
+VALUES_LIMIT = 1000
+"""Parameters of a function type, and results."""
+ALL_VALUES_LIMIT = 100_000
+"""Of all types."""
+
+_SHOWN = 8
+
+
+class Refused(Exception):
+    """No node can run this module: `code` is stable, the message says why and what to do."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Detected:
+    """A module that nodes can run."""
+
+    abi: str
+    memory_pages: int
+    """What its memory starts with: a manifest's memory_pages must be this at least."""
+    memory_maximum: int | None
+    sql: bool
+    """It imports `sql`: its manifest should grant SQL."""
+    start: bool
+    """It has a start section."""
+
+
+def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> Detected:
+    """Which ABI a module speaks and what it needs. Error: Refused."""
+    if len(wasm) > size_limit:
+        raise Refused("module_too_large", f"It has {len(wasm)} bytes; {size_limit} are allowed.")
+    if wasm[:8] == binary.MAGIC + binary.COMPONENT_VERSION:
+        raise Refused(
+            "module_component",
+            "It is a component (component model), which WasmEdge can't run: build a core module for WASI preview 1, "
+            "as with the target wasm32-wasip1.",
+        )
+    try:
+        shape = binary.read(wasm)
+        exported = {name: shape.export_signature(name) for name in ("_start", *direct.SIGNATURES)}
+        entries = extism.entries(shape)
+    except binary.Malformed as error:
+        raise Refused("module_invalid", f"It is no valid module: {error}.") from None
+    if shape.native:
+        raise Refused(
+            "module_native",
+            "It brings machine code, in a custom section `wasmedge`: nodes make their own. Upload the module as it was "
+            "before `wasmedge compile`.",
+        )
+    _refuse_other_abis(shape)
+    abi, offered, least = "direct" if exported[direct.HANDLE] else "wagi", OFFERED, 1
+    if extism.is_plugin(shape):
+        # Its memory gets a page where it has none.
+        abi, offered, least = extism.ABI, OFFERED | extism.OFFERED, 0
+        _check_plugin(shape, entries)
+    elif abi == "direct":
+        _check_direct(exported)
+    else:
+        _check_entry(shape, exported["_start"])
+    _check_imports(shape.imports, offered)
+    memory = _memory(shape, pages_limit, least)
+    _check_tables(shape)
+    _check_cost(shape)
+    return Detected(
+        abi=abi,
+        memory_pages=max(1, memory.minimum),
+        memory_maximum=memory.maximum,
+        sql=any((found.module, found.name) in ((SKERRY, "sql"), (extism.USER, "sql")) for found in shape.imports),
+        start=shape.start,
+    )
+
+
+def _refuse_other_abis(shape: Shape) -> None:
+    modules = {found.module for found in shape.imports}
+    functions = {found.name for found in shape.imports if found.module == "env"} | set(shape.exports)
+    if any(module.startswith("wasi:http/") for module in modules):
+        raise Refused(
+            "abi_wasi_http",
+            "It is made for wasi:http, which needs the component model that WasmEdge lacks: answer by WAGI, "
+            "with a `main` that writes headers, a blank line and the body to stdout.",
+        )
+    if "wapc" in modules or "__guest_call" in shape.exports:
+        raise Refused("abi_wapc", "It is a waPC guest, which is not supported: answer by WAGI, from `main`.")
+    if any(name.startswith(("proxy_on_", "proxy_abi_version", "proxy_log")) for name in functions):
+        raise Refused("abi_proxy_wasm", "It is a proxy-wasm filter, for a proxy and not for an edge function.")
+    if "http_handler" in modules:
+        raise Refused(
+            "abi_http_wasm", "It is an http-wasm handler, which is not supported: answer by WAGI, from `main`."
+        )
+    if modules & {"wasi_unstable", "wasi"}:
+        raise Refused(
+            "abi_wasi_unstable", f"It is made for a WASI older than preview 1: build it again for {wasi.MODULE}."
+        )
+
+
+def _check_entry(shape: Shape, entry: binary.Signature | None) -> None:
+    if entry is None:
+        hint = (
+            "It was built as a library (`_initialize`): build a command, with a `main`."
+            if "_initialize" in shape.exports
+            else "Build a command, with a `main`, for WASI preview 1."
+        )
+        exported = _listed([name for name, (kind, _) in shape.exports.items() if kind == FUNCTION])
+        raise Refused(
+            "abi_unknown", f"It exports no function `_start` (it exports {exported or 'no function'}). {hint}"
+        )
+    if entry != ("", ""):
+        raise Refused("abi_unknown", "Its `_start` takes or returns values; a command's takes and returns nothing.")
+
+
+def _check_plugin(shape: Shape, entries: list[str]) -> None:
+    if not entries:
+        exported = _listed([name for name, (kind, _) in shape.exports.items() if kind == FUNCTION])
+        raise Refused(
+            "abi_unknown",
+            "It is an Extism plug-in, and exports no function to call, which takes nothing and returns an i32 "
+            f"(it exports {exported or 'no function'}).",
+        )
+
+
+def _check_direct(exported: Mapping[str, binary.Signature | None]) -> None:
+    for name, signature in direct.SIGNATURES.items():
+        if exported[name] != signature:
+            raise Refused(
+                "abi_unknown",
+                f"It exports {direct.HANDLE}, and {name} as {_signature(exported[name])}; "
+                f"it must be {_signature(signature)}.",
+            )
+
+
+def _check_imports(imports: list[Import], offered: Mapping[str, Mapping[str, binary.Signature]]) -> None:
+    unknown = [
+        f"{found.module}.{found.name}"
+        for found in imports
+        if found.kind != MEMORY and (found.kind != FUNCTION or found.name not in offered.get(found.module, {}))
+    ]
+    if unknown:
+        modules = " and ".join(offered)
+        hint = " An import from `env` is mostly a symbol that was not linked." if "env." in str(unknown) else ""
+        raise Refused("imports_unknown", f"It imports {_listed(unknown)}; nodes offer {modules} alone.{hint}")
+    for found in imports:
+        if found.kind == FUNCTION and found.signature != offered[found.module][found.name]:
+            raise Refused(
+                "imports_mismatch",
+                f"It imports {found.module}.{found.name} as {_signature(found.signature)}; "
+                f"it is {_signature(offered[found.module][found.name])}.",
+            )
+
+
+def _memory(shape: Shape, pages_limit: int, least: int) -> binary.Limits:
+    if any(found.kind == MEMORY for found in shape.imports):
+        raise Refused("memory_imported", "It imports its memory: build it without --import-memory.")
+    if not shape.memories:
+        raise Refused("memory_missing", "It has no memory; a function has exactly one, exported as `memory`.")
+    if len(shape.memories) > 1:
+        raise Refused("memory_several", f"It has {len(shape.memories)} memories; a function has exactly one.")
+    if [name for name, (kind, _) in shape.exports.items() if kind == MEMORY] != ["memory"]:
+        raise Refused("memory_not_exported", "It must export its memory as `memory`, and under no other name.")
+    memory = shape.memories[0]
+    if memory.wide:
+        raise Refused("memory_64", "Its memory has 64-bit addresses: build it for wasm32.")
+    if memory.shared:
+        raise Refused("memory_shared", "Its memory is shared between threads, which functions can't start.")
+    if memory.minimum < least:
+        raise Refused("memory_zero", "Its memory starts with no page; it must have one at least.")
+    if memory.minimum > pages_limit:
+        raise Refused(
+            "memory_above_limit",
+            f"Its memory starts with {memory.minimum} pages of 64 KiB; {pages_limit} are allowed (memory_pages).",
+        )
+    return memory
+
+
+def _check_tables(shape: Shape) -> None:
+    entries = sum(table.minimum for table in shape.tables)
+    if entries > TABLE_LIMIT:
+        raise Refused("table_too_large", f"Its tables start with {entries} entries; {TABLE_LIMIT} are allowed.")
+    most = [table.maximum for table in shape.tables]
+    if shape.may_grow_tables and (None in most or sum(entry or 0 for entry in most) > TABLE_LIMIT):
+        raise Refused(
+            "table_unbounded",
+            f"It can grow its tables beyond the {TABLE_LIMIT} entries that are allowed: give them a maximum "
+            "(build it without --growable-table).",
+        )
+
+
+def _check_cost(shape: Shape) -> None:
+    """What takes a few bytes and much of the compiler's time and memory."""
+    values = [len(letters) for signature in shape.signatures for letters in signature]
+    for found, limit, what in (
+        (shape.most_locals, LOCALS_LIMIT, "local variables in one function"),
+        (shape.locals, ALL_LOCALS_LIMIT, "local variables in all"),
+        (max(values, default=0), VALUES_LIMIT, "parameters or results in one function type"),
+        (sum(values), ALL_VALUES_LIMIT, "parameters and results in all function types"),
+    ):
+        if found > limit:
+            raise Refused("module_too_complex", f"It has {found} {what}; {limit} are allowed.")
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(name[:80] for name in names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def _signature(signature: binary.Signature | None) -> str:
+    if signature is None:
+        return "no function"
+    names = {"i": "i32", "I": "i64", "f": "f32", "F": "f64", "v": "v128", "r": "funcref", "e": "externref"}
+    parameters, results = (", ".join(names[letter] for letter in part) for part in signature)
+    return f"({parameters}) -> ({results})"

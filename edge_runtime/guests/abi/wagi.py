@@ -1,0 +1,148 @@
+"""WAGI: a request as a CGI/1.1 environment and stdin, a response from stdout (RFC 3875). Pure.
+
+Text here is latin-1: each code point below 256 stands for the byte that was sent or will be.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from urllib.parse import unquote_to_bytes
+
+from edge_runtime.guests.abi.head import BODILESS, KEPT, LIMIT, Answered, ResponseInvalid, complete, kept, parse
+from edge_runtime.guests.invocation import Request, RequestUnfit
+
+SOFTWARE = "skerry"
+
+
+# The request
+
+_VARIABLE = re.compile(r"[A-Za-z0-9-]+")
+_APART = {"content-type": "CONTENT_TYPE", "content-length": "", "proxy": "", "transfer-encoding": "", "connection": ""}
+"""Headers that don't become HTTP_…: their own variable, or none (`Proxy` would be HTTP_PROXY, which libraries obey)."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _variable(name: str) -> str:
+    """The environment variable of a header, "" for none. A name with an underscore has none: X_Y would pass for X-Y."""
+    if not _VARIABLE.fullmatch(name):
+        return ""
+    apart = _APART.get(name.lower())
+    return "HTTP_" + name.upper().replace("-", "_") if apart is None else apart
+
+
+def arguments(request: Request, function: str) -> list[str]:
+    """The command line for a call, as WAGI has it: the path, and the query's parts, as they were sent. Their NULs are
+    `environment`'s to refuse."""
+    script = request.script or f"/functions/{function}"
+    return [script + request.path, *filter(None, request.query.split("&"))]
+
+
+def environment(request: Request, function: str, settings: Mapping[str, str]) -> list[str]:
+    """The environment for a call, as `NAME=value` strings.
+
+    `settings` (the manifest's config and secrets) come last and win: no header can change them. Error: RequestUnfit.
+    """
+    script = request.script or f"/functions/{function}"
+    path = unquote_to_bytes(request.path).decode("latin-1") if "%" in request.path else request.path
+    variables = {
+        "GATEWAY_INTERFACE": "CGI/1.1",
+        "SERVER_SOFTWARE": SOFTWARE,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REQUEST_METHOD": request.method,
+        "SCRIPT_NAME": script,
+        "PATH_INFO": path,
+        # There are no files to translate to: what WAGI says here, for programs that look.
+        "PATH_TRANSLATED": path,
+        "AUTH_TYPE": "",
+        "REMOTE_USER": "",
+        "QUERY_STRING": request.query,
+        "REMOTE_ADDR": request.remote_address,
+        "REMOTE_HOST": request.remote_address,
+        "SKERRY_FUNCTION": function,
+        "X_MATCHED_ROUTE": request.route or f"{script}/...",
+        "X_RAW_PATH_INFO": request.path,
+    }
+    carries_body = bool(request.body)
+    for name, value in request.headers:
+        variable = _variable(name)
+        if variable in variables:
+            # Only what headers gave can be met twice: the names above are none of theirs.
+            value = variables[variable] + ("; " if variable == "HTTP_COOKIE" else ", ") + value
+        if variable:
+            variables[variable] = value
+        elif not carries_body and name.lower() == "content-length":
+            carries_body = True
+    if carries_body:
+        variables["CONTENT_LENGTH"] = str(len(request.body))
+    host = variables.get("HTTP_HOST", "localhost")
+    name, port = _host(host, request.scheme)
+    variables["SERVER_NAME"], variables["SERVER_PORT"] = name, port
+    query = f"?{request.query}" if request.query else ""
+    variables["X_FULL_URL"] = f"{request.scheme}://{host}{script}{request.path}{query}"
+    if request.scheme == "https":
+        variables["HTTPS"] = "on"
+    for name, value in request.params:
+        variables[f"PATH_PARAM_{name.upper()}"] = value
+    for name, value in settings.items():
+        variables[name] = value.encode().decode("latin-1")
+    strings = [f"{name}={value}" for name, value in variables.items()]
+    if "\0" in "".join(strings):
+        raise RequestUnfit(_named(variables) + " has a NUL, which no environment variable can hold")
+    return strings
+
+
+def _host(host: str, scheme: str) -> tuple[str, str]:
+    name, colon, port = host.rpartition(":")
+    if colon and port.isdigit():
+        return name, port
+    return host, "443" if scheme == "https" else "80"
+
+
+def _named(variables: Mapping[str, str]) -> str:
+    return next(name for name, value in variables.items() if "\0" in value)
+
+
+# The response
+
+_STATUS = re.compile(r"([2-5][0-9][0-9])(?: .*)?")
+_BLANK = re.compile(rb"(\r?\n)\r?\n")
+
+
+def parse_response(output: bytes, method: str) -> Answered:
+    """`method` is the request's. Error: ResponseInvalid."""
+    if output[:1] == b"\n" or output[:2] == b"\r\n":
+        raise ResponseInvalid("it wrote a blank line first: header lines come before it")
+    blank = _BLANK.search(output, 0, LIMIT)
+    if blank is None:
+        raise ResponseInvalid(_headless(output))
+    block = output[: blank.end(1)]
+    head = kept(block) if len(block) <= KEPT else parse(block)
+    if head.status is not None:
+        status = _status(head.status)
+    elif head.located:
+        status = 302
+    elif head.typed:
+        status = 200
+    else:
+        raise ResponseInvalid(
+            "it wrote none of Content-Type, Location and Status, of which a response has one at least"
+        )
+    body = output[blank.end() :]
+    if not head.typed or head.length is not None or status in BODILESS:
+        return status, complete(head, status, body, method), body
+    return status, head.lines, body
+
+
+def _headless(output: bytes) -> str:
+    if not output:
+        return "it wrote nothing to stdout"
+    if len(output) > LIMIT:
+        return f"it wrote {len(output)} bytes without a blank line in the first {LIMIT}: headers end with one"
+    return f"it wrote {len(output)} bytes without the blank line that ends the headers, beginning with {output[:40]!r}"
+
+
+def _status(value: str) -> int:
+    found = _STATUS.fullmatch(value)
+    if found is None:
+        raise ResponseInvalid(f"it wrote Status: {value[:80]!r}; a status is a number from 200 to 599")
+    return int(found[1])

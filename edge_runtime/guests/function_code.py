@@ -1,0 +1,50 @@
+"""The code that runs for an artifact: compiled ahead of time, or the module itself on the interpreter. Extism plug-ins
+have their kernel put in first."""
+
+from pathlib import Path
+
+from edge_runtime.guests.abi import binary, extism
+from edge_runtime.guests.abi.merge import merge
+from edge_runtime.wasmedge import AotFile, Config, LoadError, Module, compile_module
+from edge_runtime.wasmedge.imported import imported
+
+_PAGES = 65536
+
+
+def compile_artifact(wasm: bytes, folder: Path, level: int) -> AotFile:
+    """As `compile_module`, of any ABI. Errors: LoadError, CompileError, OSError."""
+    try:
+        plugin = extism.is_plugin(binary.read(wasm))
+    except binary.Malformed as error:
+        raise LoadError(0, f"it is no valid module: {error}") from None
+    return compile_module(wasm, folder, level, merged=_merged(wasm) if plugin else None)
+
+
+def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
+    """The module of a file that was checked by its digest: of an AOT file, or of an artifact. Errors: LoadError,
+    OSError."""
+    if abi == extism.ABI and not compiled:
+        return Module.from_bytes(imported(_merged(path.read_bytes())), config)
+    return Module.from_file(path, config)
+
+
+def check(wasm: bytes, abi: str, memory_pages: int) -> None:
+    """Load a module as it was uploaded, and as it is run. Error: LoadError."""
+    plugin = abi == extism.ABI
+    whole = _merged(wasm) if plugin else _valid(wasm)
+    with Config(memory_pages=memory_pages, second_memory=plugin) as config:
+        Module.from_bytes(imported(whole), config).close()
+
+
+def _valid(wasm: bytes) -> bytes:
+    with Config(memory_pages=_PAGES) as config:
+        Module.from_bytes(wasm, config).close()
+    return wasm
+
+
+def _merged(wasm: bytes) -> bytes:
+    # Merging reads only what it must, and with a second memory more is valid: so the plug-in by itself comes first.
+    try:
+        return merge(_valid(wasm))
+    except binary.Malformed as error:
+        raise LoadError(0, f"the Extism kernel can't be put in: {error}") from None

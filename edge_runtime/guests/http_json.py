@@ -1,0 +1,58 @@
+"""The JSON of `skerry.http`, which the worker makes into the front's parcels and back (`outbound`). Pure.
+
+Request: `{"method", "url", "headers": [[name, value], …], "body"}`, of which the URL alone must be there. Answer:
+`{"status", "headers", "body"}`, or `{"error": {"code", "message"}}` (codes: docs/errors.md). A body is a string, or
+`{"$blob": base64}` where it isn't UTF-8 text without NUL.
+"""
+
+import binascii
+from typing import Final
+
+import msgspec
+import orjson
+from msgspec import Struct, field
+
+from edge_runtime.ipc import http_messages
+from edge_runtime.ipc.http_messages import Asked, NotFetched
+
+
+class _Blob(Struct, forbid_unknown_fields=True):
+    bytes_: bytes = field(name="$blob")
+
+
+class _Request(Struct, forbid_unknown_fields=True):
+    url: str
+    method: str = "GET"
+    headers: list[tuple[str, str]] = []
+    body: str | _Blob | None = None
+
+
+_decode: Final = msgspec.json.Decoder(_Request).decode
+
+
+def to_front(request: bytes) -> tuple[str, bytes]:
+    """Method and parcel of a guest's request. Error: NotFetched."""
+    try:
+        asked = _decode(request)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NotFetched("http_request_invalid", f"The request isn't as it must be: {error}") from None
+    body = asked.body
+    data = b"" if body is None else body.encode() if isinstance(body, str) else body.bytes_
+    return asked.method, http_messages.parcel(msgspec.json.encode(Asked(asked.method, asked.url, asked.headers)), data)
+
+
+def to_guest(answer: bytes) -> bytes:
+    """What the guest gets of the front's answer."""
+    head, body = http_messages.unpack(answer)
+    if head.startswith(b'{"error"'):
+        return head
+    return b'%b,"body":%b}' % (head[:-1], _body(body))
+
+
+def _body(body: bytes) -> bytes:
+    if b"\0" not in body:
+        try:
+            return orjson.dumps(body.decode())
+        except UnicodeDecodeError:
+            pass
+    return b'{"$blob":"%b"}' % binascii.b2a_base64(body, newline=False)

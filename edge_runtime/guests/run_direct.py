@@ -1,0 +1,83 @@
+"""Functions that speak `direct`: a library whose `skerry_handle` takes and gives one piece of memory a call."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from edge_runtime.guests.abi import direct
+from edge_runtime.guests.abi.head import ResponseInvalid
+from edge_runtime.guests.host_functions import FAILURES, Guest, Recent, unfit
+from edge_runtime.guests.invocation import GuestFault, Limits, Request, RequestUnfit, Response, Services
+from edge_runtime.guests.wasi import Strings
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.wasmedge import Config, Entry, Memory, Module
+
+ALLOCATE: Final = Entry(direct.ALLOCATE, direct.SIGNATURES[direct.ALLOCATE])
+HANDLE: Final = Entry(direct.HANDLE, direct.SIGNATURES[direct.HANDLE])
+
+
+class Direct(Guest):
+    def __init__(
+        self, local: LocalFunction, module: Module, config: Config, limits: Limits, settings: Mapping[str, str]
+    ) -> None:
+        """`settings` are the environment. Error: LinkError."""
+        super().__init__(local.name, module, config, limits, [ALLOCATE, HANDLE])
+        self._args = Strings([local.name])
+        self._environ = Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in settings.items()])
+        self._heads = Recent[bytes]()
+
+    def call(self, request: Request, services: Services) -> Response:
+        host, limits, program, body = self.host, self.limits, self.program, request.body
+        wasi, memory = host.wasi, host.memory
+        head = self._heads.get(request.key) or self._head(request)
+        host.serve(services)
+        wasi.begin(self._args, self._environ, b"", None, limits.log_bytes)
+        try:
+            program.open(memory)
+            failed = True
+            try:
+                before = len(head)
+                size = before + len(body)
+                room = program.call(ALLOCATE, size)
+                if not room or room + size > memory.size:
+                    _check_room(memory, room, size)
+                window = memory.buffer
+                window[room : room + before] = head
+                window[room + before : room + size] = body
+                answer = program.call(HANDLE, room, size)
+                start, size = answer >> 32, answer & 0xFFFFFFFF
+                if size > limits.response_bytes + direct.ANSWER_HEAD:
+                    raise self.too_large(f"{size} bytes")
+                if start + size > memory.size:
+                    _check_answer(memory, start + size)
+                status, head, body = direct.decode(memory.buffer, start, size, request.method)
+                failed = False
+            finally:
+                program.end(failed)
+            if len(body) > limits.response_bytes:
+                raise self.too_large(f"{len(body)} bytes")
+        except FAILURES as error:
+            raise self.fault(error) from None
+        return Response(status, head, body, wasi.stderr)
+
+    def _head(self, request: Request) -> bytes:
+        try:
+            made = direct.encode(request, self.name)
+        except RequestUnfit as error:
+            raise unfit(error) from None
+        return self._heads.keep(request.key, made) if request.key else made
+
+
+def _check_room(memory: Memory, room: int, size: int) -> None:
+    if not room:
+        raise GuestFault("guest_call_invalid", f"Its skerry_alloc had no room for the request of {size} bytes.")
+    try:
+        memory.need(room + size)
+    except IndexError as error:
+        raise GuestFault("guest_call_invalid", f"Its skerry_alloc gave no room for the request: {error}.") from None
+
+
+def _check_answer(memory: Memory, end: int) -> None:
+    try:
+        memory.need(end)
+    except IndexError as error:
+        raise ResponseInvalid(f"it gave a place outside its memory: {error}") from None

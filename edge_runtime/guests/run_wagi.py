@@ -1,0 +1,59 @@
+"""Functions that speak WAGI: a program whose `_start` finds the request in its environment and on stdin."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from edge_runtime.guests.abi import wagi
+from edge_runtime.guests.abi.head import LIMIT
+from edge_runtime.guests.host_functions import FAILURES, Guest, Recent, unfit
+from edge_runtime.guests.invocation import Limits, Request, RequestUnfit, Response, Services
+from edge_runtime.guests.wasi import Exit, Strings
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.wasmedge import Config, Entry, Module
+
+START: Final = Entry("_start")
+
+
+class Wagi(Guest):
+    def __init__(
+        self, local: LocalFunction, module: Module, config: Config, limits: Limits, settings: Mapping[str, str]
+    ) -> None:
+        """`settings` become environment variables. Error: LinkError."""
+        super().__init__(local.name, module, config, limits, [START])
+        self._settings = dict(settings)
+        self._recent = Recent[tuple[Strings, Strings]]()
+
+    def call(self, request: Request, services: Services) -> Response:
+        host, limits, program = self.host, self.limits, self.program
+        wasi = host.wasi
+        args, environ = self._recent.get((request.key, len(request.body))) or self._told(request)
+        host.serve(services)
+        wasi.begin(args, environ, request.body, limits.response_bytes + LIMIT, limits.log_bytes)
+        try:
+            try:
+                program.open(host.memory)
+                failed = True
+                try:
+                    program.call(START)
+                    failed = False
+                finally:
+                    program.end(failed)
+            except Exit as ended:
+                if ended.code:
+                    raise
+            status, head, body = wagi.parse_response(wasi.stdout, request.method)
+            if len(body) > limits.response_bytes:
+                raise self.too_large(f"{len(body)} bytes")
+        except FAILURES as error:
+            raise self.fault(error) from None
+        return Response(status, head, body, wasi.stderr)
+
+    def _told(self, request: Request) -> tuple[Strings, Strings]:
+        """The arguments and the environment of a request."""
+        try:
+            arguments = wagi.arguments(request, self.name)
+            made = Strings(arguments), Strings(wagi.environment(request, self.name, self._settings))
+        except (RequestUnfit, UnicodeEncodeError) as error:
+            raise unfit(error) from None
+        # The body's length is in it.
+        return self._recent.keep((request.key, len(request.body)), made) if request.key else made

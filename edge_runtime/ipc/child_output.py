@@ -1,0 +1,71 @@
+"""What the zygote and its children print, line by line in the front's log.
+
+They get a pipe and not the front's own stderr: that may be a file, which a child that was taken over could empty, or a
+terminal.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from typing import Final
+
+from edge_runtime.logs import Budget
+
+log = logging.getLogger("skerry.child")
+
+BURST: Final = 1 << 20
+RATE: Final = 64 * 1024
+"""Bytes that are logged at once, and then a second: a child that was taken over may print without end."""
+_LINE: Final = 100
+"""Bytes that a line counts for besides its text."""
+_PIECE: Final = 65_536
+"""Bytes read at once, and the longest line."""
+
+
+class Voice:
+    """One pipe; `write` is the descriptor that the zygote inherits, and is closed here by `started`."""
+
+    def __init__(self) -> None:
+        self._read, self.write = os.pipe()
+        os.set_blocking(self._read, False)
+        self._rest = b""
+        self._budget = Budget(BURST, RATE)
+        self._left_out = 0
+        """Lines since the log last told of it."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._read, self._readable)
+
+    def started(self) -> None:
+        os.close(self.write)
+
+    def close(self) -> None:
+        """Log what is still there; all that could print has ended."""
+        self._readable()
+        if self._rest:
+            self._say(self._rest)
+        self._loop.remove_reader(self._read)
+        os.close(self._read)
+
+    def _readable(self) -> None:
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._read, _PIECE)
+            if not data:
+                self._loop.remove_reader(self._read)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _PIECE:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            self._say(line)
+
+    def _say(self, line: bytes) -> None:
+        if not self._budget.take(len(line) + _LINE, time.monotonic()):
+            self._left_out += 1
+            return
+        if self._left_out:
+            log.error("%d lines that the zygote and its children printed were left out: too many", self._left_out)
+            self._left_out = 0
+        text = line.decode(errors="backslashreplace")
+        log.error("%s", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))

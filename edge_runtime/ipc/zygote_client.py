@@ -1,0 +1,348 @@
+"""The front's side of the zygote: children are born, watched and killed through it, and a dead zygote is replaced."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from edge_runtime.children import zygote
+from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc.child_output import Voice
+from edge_runtime.sandbox.profiles import Kind
+
+log = logging.getLogger("skerry.processes")
+
+BACKOFF: Final = 0.05
+BACKOFF_CAP: Final = 5.0
+PATIENCE: Final = 10.0
+"""Seconds for which it is tried to have a child born."""
+START_LIMIT: Final = 30.0
+"""Seconds that a new zygote has to say that it is up: its imports, on a slow disk."""
+GONE_PAUSE: Final = 0.005
+"""Seconds between two looks whether a zygote that was killed is gone."""
+SOCKET_BUFFER: Final = 1 << 20
+FRAME_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes of an answer: an inventory's, at most."""
+
+
+class Unfit(Exception):
+    """No guest can run on this machine as it is; the message says why and what to do."""
+
+
+class NotBorn(ConnectionError):
+    """There is no child: the zygote died before it had made it, or the system had no room. Ask again, in a while."""
+
+
+class Child:
+    """A process that the zygote made for the front."""
+
+    def __init__(self, number: int, slot: int, sock: socket.socket) -> None:
+        self.id = number
+        self.slot = slot
+        self.sock = sock
+        """The front's end, not blocking."""
+        self.pid = 0
+        self.pidfd = -1
+        loop = asyncio.get_running_loop()
+        self.born: asyncio.Future[None] = loop.create_future()
+        self.exited: asyncio.Future[int | None] = loop.create_future()
+        """Its status as from waitpid; None where the zygote died before it."""
+
+    def kill(self) -> None:
+        """End it at once; harmless where it has ended."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close the front's end, and end the child if it runs."""
+        self.kill()
+        self.sock.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    async def ask(self, kind: int, value: Any, limit: float | None) -> frames.Frame:
+        """Send a frame and wait for the answer, for a child that does one thing at a time. Not for the pool's workers.
+
+        Errors: `frames.ChildGone`; TimeoutError after `limit` seconds, where there is a limit.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(limit):
+            try:
+                await loop.sock_sendall(self.sock, frames.pack_json(0, kind, value))
+                return await self.answer()
+            except OSError as error:
+                raise frames.ChildGone(str(error)) from None
+
+    async def answer(self, limit: float | None = None) -> frames.Frame:
+        """The next frame. Errors: `frames.ChildGone`; TimeoutError after `limit` seconds."""
+        async with asyncio.timeout(limit):
+            return await self._frame()
+
+    async def _frame(self) -> frames.Frame:
+        length, request, kind, head = frames.HEADER.unpack(await self._exactly(frames.HEADER_BYTES))
+        if length > FRAME_LIMIT:
+            raise frames.ChildGone(f"process {self.pid} announced an answer of {length} bytes")
+        rest = await self._exactly(length)
+        return frames.Frame(request, kind, rest[:head], rest[head:])
+
+    async def _exactly(self, length: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        parts = bytearray()
+        while len(parts) < length:
+            try:
+                got = await loop.sock_recv(self.sock, min(length - len(parts), 1 << 20))
+            except OSError as error:
+                raise frames.ChildGone(str(error)) from None
+            if not got:
+                raise frames.ChildGone(f"process {self.pid} ended in the middle of its work")
+            parts += got
+        return bytes(parts)
+
+
+class Processes:
+    """Makes children. `run` must be running beside."""
+
+    PROGRAM: ClassVar[str] = "edge_runtime.children.zygote"
+    """The module that the zygote runs."""
+
+    def __init__(self, settings: frames.ChildSettings, lock: int) -> None:
+        """`lock`: descriptor of the state directory's lock, which every child inherits."""
+        self._settings = settings
+        self._lock = lock
+        self._page = progress_page.create()
+        self.page: memoryview = progress_page.open_page(self._page)
+        self._control: socket.socket | None = None
+        self._up = asyncio.Event()
+        self._starting = asyncio.timeout(None)
+        """The limit of the zygote's start."""
+        self._children: dict[int, Child] = {}
+        self._next = 0
+        self.pid = 0
+        """The zygote's, 0 while there is none."""
+        self.zygotes = 0
+        """How many there have been."""
+        self._fit = False
+        """Whether one was ever up."""
+        self.lacking: tuple[str, ...] = ()
+        """Pieces of the children's fence that this machine doesn't have, in words."""
+
+    def seen(self, slot: int) -> progress_page.Seen:
+        """How far the worker of a slot has come."""
+        return progress_page.read(self.page, slot)
+
+    async def run(self) -> None:
+        """Keep a zygote alive until cancelled. Error: `Unfit`, where the first one is."""
+        failures = 0
+        try:
+            while True:
+                started = time.monotonic()
+                try:
+                    await self._one()
+                except OSError as error:
+                    log.error("a zygote can't be started: %s", error)
+                failures = 0 if time.monotonic() - started > BACKOFF_CAP else failures + 1
+                delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10)) if failures else 0.0
+                log.warning("the zygote ended; a new one is started%s", f" in {delay:.2f} s" if delay else "")
+                await asyncio.sleep(delay)
+        finally:
+            os.close(self._page)
+
+    async def birth(
+        self,
+        kind: Kind,
+        *,
+        slot: int = 0,
+        background: bool = False,
+        patience: float = PATIENCE,
+    ) -> Child:
+        """A new child; where there can be none now, it is tried again for `patience` seconds. Error: `NotBorn`."""
+        end = time.monotonic() + patience
+        delay = BACKOFF
+        while True:
+            try:
+                return await self._birth(kind, slot, background)
+            except NotBorn:
+                if time.monotonic() + delay > end:
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, BACKOFF_CAP)
+
+    async def _birth(self, kind: Kind, slot: int, background: bool) -> Child:
+        """Ask the zygote once. Error: `NotBorn`."""
+        await self._up.wait()
+        assert self._control is not None  # noqa: S101
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise NotBorn(f"the front can't make a socket for a process: {error}") from None
+        with theirs:
+            ours.setblocking(False)
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+            self._next += 1
+            child = Child(self._next, slot, ours)
+            message = frames.encode_json(zygote.Birth(child.id, kind, slot, background))
+            self._children[child.id] = child
+            try:
+                # The zygote reads all the time: where its buffer is full it is stuck, and waiting would stall us.
+                socket.send_fds(self._control, [message], [theirs.fileno()])
+            except OSError as error:
+                self._children.pop(child.id)
+                child.close()
+                raise NotBorn(f"the zygote can't be asked for a process: {error}") from None
+        try:
+            await child.born
+        except BaseException:
+            self._children.pop(child.id, None)
+            child.close()
+            raise
+        return child
+
+    async def _one(self) -> None:
+        """One zygote, from its start to its end."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with contextlib.ExitStack() as unless_started:
+            unless_started.callback(ours.close)
+            with theirs:
+                voice = Voice()
+                unless_started.callback(voice.close)
+                try:
+                    process = self._exec(theirs.fileno(), voice.write)
+                finally:
+                    voice.started()
+            unless_started.pop_all()
+        self.pid = process.pid
+        self.zygotes += 1
+        ended: asyncio.Future[None] = loop.create_future()
+        try:
+            loop.add_reader(ours, self._news, ours, ended)
+            async with asyncio.timeout(START_LIMIT) as self._starting:
+                up = asyncio.ensure_future(self._up.wait())
+                try:
+                    await asyncio.wait((up, ended), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    up.cancel()
+                self._starting.reschedule(None)
+                await ended
+        except TimeoutError:
+            log.error("a new zygote (process %d) was not up after %.0f s", process.pid, START_LIMIT)
+        finally:
+            self._up.clear()
+            self.pid = 0
+            self._control = None
+            loop.remove_reader(ours)
+            ours.close()
+            process.kill()
+            voice.close()
+            orphans, self._children = self._children, {}
+            try:
+                # Killed, it is gone at once, and its children with it, unless a disk holds it up: not the loop, too.
+                while process.poll() is None:  # noqa: ASYNC110
+                    await asyncio.sleep(GONE_PAUSE)
+            finally:
+                for child in orphans.values():
+                    if not child.born.done():
+                        child.born.set_exception(NotBorn("the zygote died"))
+                    if not child.exited.done():
+                        child.exited.set_result(None)
+
+    def _exec(self, control: int, output: int) -> subprocess.Popen[bytes]:
+        arguments = zygote.Arguments(control, self._page, os.getpid(), self._settings)
+        # The packages' own folder first and nothing of the current one: what a zygote imports is not for others to say.
+        folder = str(Path(__file__).parents[2])
+        paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        # Nor are the node's secrets for processes that run guests.
+        kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
+        return subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", self.PROGRAM, frames.encode_json(arguments).decode()],
+            pass_fds=(control, self._page, self._lock),
+            env={**kept, "PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+    def _news(self, control: socket.socket, ended: asyncio.Future[None]) -> None:
+        """Read what the zygote says, as long as there is something."""
+        while not ended.done():
+            try:
+                message, descriptors, _, _ = socket.recv_fds(control, zygote.MESSAGE_BYTES, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, descriptors = b"", []
+            if not message:
+                ended.set_result(None)
+                return
+            match zygote.decode_news(message):
+                case zygote.Up(lacking):
+                    self.lacking = lacking
+                    for piece in lacking:
+                        log.warning("functions run without a part of their fence: %s", piece)
+                    self._control = control
+                    self._fit = True
+                    self._up.set()
+                case zygote.Recovering():
+                    log.info("the database's write-ahead log is read: the node didn't end in order")
+                    self._starting.reschedule(None)
+                case zygote.Unfit(text):
+                    if not self._fit:
+                        ended.set_exception(Unfit(text))
+                        return
+                    # The machine was fit, and will be again: it is short of something, or is being upgraded.
+                    log.error("a new zygote can't run guests now: %s", text)
+                case zygote.Born(number, pid):
+                    self._born(number, pid, descriptors)
+                case zygote.NotBorn(number, why):
+                    self._not_born(number, why)
+                case zygote.Died(number, status):
+                    child = self._children.pop(number, None)
+                    if child is not None and not child.exited.done():
+                        child.exited.set_result(status)
+
+    def _born(self, number: int, pid: int, descriptors: list[int]) -> None:
+        if not descriptors:
+            # The kernel leaves out what there is no room for. The child ends by itself when its socket is closed.
+            self._not_born(number, "the front has too many open files")
+            return
+        child = self._children.get(number)
+        if child is None:
+            # Nobody waits for it any more; its socket's other end is closed, so it ends by itself.
+            os.close(descriptors[0])
+            return
+        child.pid, child.pidfd = pid, descriptors[0]
+        child.born.set_result(None)
+
+    def _not_born(self, number: int, why: str) -> None:
+        child = self._children.pop(number, None)
+        if child is not None and not child.born.done():
+            child.born.set_exception(NotBorn(why))
+
+
+def how(status: int | None) -> str:
+    """A child's end in words, from its status as from waitpid."""
+    if status is None:
+        return "ended with the zygote"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        # Some have none.
+        name = next((known.name for known in signal.Signals if known == number), "")
+        return f"was ended by signal {number}{f' ({name})' if name else ''}"
+    return f"ended with status {os.waitstatus_to_exitcode(status)}"
+
+
+decode_failure: Final = msgspec.json.Decoder(frames.Failure).decode

@@ -1,0 +1,188 @@
+"""`python -m edge_runtime.oneshot.check schema`: does a schema change apply after all before it, on filled tables?
+
+Reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number", "sql"} | null}` on stdin (`amends`: the
+revision that `sql` replaces). Prints `{"ok": true, "empty": […], "warnings": […]}`, or
+`{"ok": false, "code", "message", "statement"}`. `empty` are tables that no row could be generated for; `warnings` say
+where the change fails on the generated rows in a way that depends on what is in them.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+import orjson
+from msgspec import Struct
+
+from edge_runtime.oneshot.forked import apart
+from edge_runtime.oneshot.sample_rows import fill
+from edge_runtime.sandbox import fence
+from edge_runtime.sql import database, schema_change
+from edge_runtime.sql.access import Doors
+from edge_runtime.sql.database import Database
+from edge_runtime.sql.queries import load
+from edge_runtime.sql.schema_change import Refused
+from edge_runtime.sql.tokenizer import word
+
+SECONDS: Final = 30.0
+"""Of the clock, for everything."""
+_SHOWN: Final = 2000
+_SCHEMA: Final = load("schema")
+
+
+class Change(Struct):
+    number: int
+    sql: str
+
+
+class Asked(Struct):
+    sql: str
+    earlier: list[Change] = []
+    amends: Change | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    if argv:
+        sys.stderr.write("usage: python -m edge_runtime.oneshot.check schema < JSON\n")
+        return 2
+    try:
+        asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
+    except msgspec.MsgspecError as error:
+        sys.stderr.write(f"check schema: what came on stdin is not what it reads: {error}\n")
+        return 2
+    try:
+        answer = _guarded(asked)
+    except Refused as refused:
+        answer = orjson.dumps(_refusal(refused))
+    # As it came: whoever asked reads it.
+    sys.stdout.buffer.write(answer + b"\n")
+    return 0
+
+
+def _guarded(asked: Asked) -> bytes:
+    """The answer, made behind the fence and with a deadline: nothing but its end stops a query of libsql's. Error:
+    Refused, past it."""
+    try:
+        answer, status = apart(lambda: _fenced(asked), SECONDS)
+    except TimeoutError:
+        raise _slow() from None
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        raise _slow()
+    if not answer:
+        raise RuntimeError(f"the child that checked the schema change ended without an answer (status {status})")
+    return answer
+
+
+def _slow() -> Refused:
+    return Refused("schema_too_slow", f"Its check took more than {SECONDS:.0f} s, on tables with three rows at most.")
+
+
+def _fenced(asked: Asked) -> bytes:
+    lacking = fence.lacking()
+    fence.enclose()
+    with database.in_memory() as opened:
+        fence.seal("check", opened.lock.fileno())
+        return orjson.dumps(_answer(opened, asked) | ({"unfenced": lacking} if lacking else {}))
+
+
+def check(asked: Asked) -> dict[str, Any]:
+    """Opens libsql in this process."""
+    with database.in_memory() as opened:
+        return _answer(opened, asked)
+
+
+def _answer(opened: Database, asked: Asked) -> dict[str, Any]:
+    try:
+        warnings: list[dict[str, str]] = []
+        empty = _check(opened, asked, warnings)
+    except Refused as refused:
+        return _refusal(refused)
+    return {"ok": True, "empty": empty, "warnings": warnings}
+
+
+def _refusal(refused: Refused) -> dict[str, Any]:
+    return {"ok": False, "code": refused.code, "message": str(refused), "statement": refused.statement[:_SHOWN]}
+
+
+def _check(opened: Database, asked: Asked, warnings: list[dict[str, str]]) -> list[str]:
+    doors = Doors.of(opened)
+    amends = asked.amends
+    opened.rows("BEGIN")
+    for change in sorted(asked.earlier, key=lambda change: change.number):
+        if amends is None or change.number < amends.number:
+            _run_registered(opened, doors, change)
+    opened.rows("COMMIT")
+    before = None
+    if amends is not None:
+        opened.rows("BEGIN")
+        _run_registered(opened, doors, amends)
+        before = _schema(opened)
+        opened.rollback()
+    after = _try(opened, doors, asked.sql)
+    if before is not None:
+        _compare(before, after)
+    opened.rows("PRAGMA foreign_keys = ON")
+    empty = fill(opened)
+    opened.rows("PRAGMA foreign_keys = OFF")
+    try:
+        _try(opened, doors, asked.sql)
+    except Refused as refused:
+        if _fails_on_any_row(refused):
+            raise
+        warnings.append({"statement": refused.statement[:_SHOWN], "message": str(refused)})
+    return empty
+
+
+def _run_registered(opened: Database, doors: Doors, change: Change) -> None:
+    try:
+        schema_change.run(opened, doors, change.sql)
+    except Refused as refused:
+        raise Refused(
+            "schema_history_broken",
+            f"Schema change {change.number}, which was registered before, fails: {refused}",
+            refused.statement,
+        ) from None
+
+
+def _try(opened: Database, doors: Doors, sql: str) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Run the change and undo it; the schema that it led to. Error: Refused."""
+    opened.rows("BEGIN")
+    try:
+        own = schema_change.own(opened)
+        schema_change.run(opened, doors, sql)
+        if schema_change.own(opened) != own:
+            raise Refused("schema_closed", "It touches the runtime's own tables.")
+        if orphans := schema_change.orphans(opened):
+            raise Refused("schema_invalid", f"After it, {orphans}")
+        return _schema(opened)
+    finally:
+        opened.rollback()
+
+
+def _schema(opened: Database) -> dict[tuple[str, str], tuple[Any, ...]]:
+    return {
+        (kind, name.lower()): (table.lower(), schema_change.normal(sql))
+        for kind, name, table, sql in opened.rows(_SCHEMA)
+    }
+
+
+def _compare(before: dict[tuple[str, str], tuple[Any, ...]], after: dict[tuple[str, str], tuple[Any, ...]]) -> None:
+    """An amendment must lead to the schema that nodes with the earlier revision have."""
+    different = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if different:
+        kind, name = different[0]
+        how = "lacks" if different[0] not in after else "adds" if different[0] not in before else "defines otherwise"
+        raise Refused(
+            "schema_amendment_differs",
+            f"The amendment must lead to the same schema as the revision that it amends, and it {how} the {kind} "
+            f"{name}{f' (and {len(different) - 1} more)' if len(different) > 1 else ''}. Make a new schema change for "
+            "what is to be different.",
+        )
+
+
+def _fails_on_any_row(refused: Refused) -> bool:
+    """Does the failure depend on rows being there, and not on what is in them?"""
+    tokens = schema_change.split(refused.statement)[0].tokens if refused.statement else []
+    return bool(tokens and word(tokens[0]) == "alter") or "NOT NULL" in str(refused)

@@ -1,0 +1,311 @@
+"""Checkpoints of the libsql file, the front's side: when they are made, and what calls may do while the log is too
+long (docs/adr/0025).
+
+A checkpointer moves the log into the database file while calls go on. Once little is left, it has writers wait for a
+moment, moves that, and the log begins anew, unless a reader still reads from it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edge_runtime import wal
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
+from edge_runtime.wal import Index, Pressure
+
+log = logging.getLogger("skerry.checkpoints")
+
+PERIOD: Final = 0.1
+"""Seconds between two looks at the log's size."""
+START: Final = 4 * 1024 * 1024
+"""Bytes of the log from which on it is moved."""
+FEW: Final = 16
+"""Frames that may always be moved while writers wait."""
+STEP: Final = 0.02
+"""Seconds that writers may wait for the last frames to be moved, as far as the pass before foretells it."""
+PATIENCE_MS: Final = 5
+"""How long writers wait for readers that keep the log from beginning anew; and where the log is large:"""
+LARGE_PATIENCE_MS: Final = 100
+LARGE: Final = 4
+"""The log is large from this part of its limit on."""
+READERS_WAIT: Final = 1.0
+"""Seconds that calls with SQL wait at the limit, before those that may write are refused."""
+PAUSE_CAP: Final = 1.0
+"""Seconds between two attempts where readers are in the way; and where the disk fails:"""
+FAILURE_CAP: Final = 30.0
+IDLE: Final = 10.0
+"""Seconds after which a checkpointer that has nothing to do is ended: it has memory of its own."""
+BEGIN_LIMIT: Final = 30.0
+"""Seconds that a new checkpointer has to open the file."""
+FINISH_LIMIT: Final = 30.0
+"""Seconds for the last checkpoint at an orderly stop, and for the log's removal after it:"""
+REMOVE_LIMIT: Final = 2.0
+SETTLE_LIMIT: Final = 2.0
+
+_decode_done: Final = msgspec.json.Decoder(frames.Checkpointed).decode
+
+
+class _Failed(Exception):
+    """The checkpointer couldn't do it."""
+
+
+def pressure(size: int, limit: int, before: Pressure, waited: float) -> Pressure:
+    """What calls may do while the log has `size` bytes; `waited`: seconds since it came to its `limit`."""
+    if size < (limit if before is Pressure.NONE else limit // 2):
+        return Pressure.NONE
+    return Pressure.REFUSE if before is Pressure.REFUSE or waited >= READERS_WAIT else Pressure.WAIT
+
+
+def may_step(index: Index, frames_a_second: float) -> bool:
+    """Whether so little is left to be moved that writers can wait for it."""
+    return index.frames - index.backfilled <= max(FEW, frames_a_second * STEP)
+
+
+class Checkpoints:
+    """`run` must be running while calls are."""
+
+    def __init__(self, processes: Processes, pool: Pool, database: Path, limit: int, most: int) -> None:
+        """`limit`: bytes of the log from which on calls wait, or are refused, not counting what releases wrote; `most`:
+        likewise, counting that."""
+        self._processes = processes
+        self._pool = pool
+        self._database = database
+        self.limit = limit
+        self._most = most
+        self.made = 0
+        """How often the log could begin anew, since the start."""
+        self.error = ""
+        """Why the last checkpoint failed; empty where it didn't."""
+        self._index: Index | None = None
+        self._begun: Index | None = None
+        """What the log's index said when the log could begin anew: the next COMMIT does it."""
+        self._exempt = 0
+        """Bytes of the log that releases wrote."""
+        self._before_release = 0
+        self._needed = asyncio.Event()
+        self._child: Child | None = None
+        self._full_since = 0.0
+        self._warned = False
+        self._unsettled = False
+        """What a COMMIT that was cut off left may still come back."""
+        pool.burials.settle = self.settle
+
+    @property
+    def size(self) -> int:
+        """Bytes of the log that count."""
+        return 0 if self._index is None else self._index.bytes
+
+    def status(self) -> dict[str, Any]:
+        """For the node's status."""
+        return {
+            "wal_bytes": self.size,
+            "wal_limit": self.limit,
+            "writes": ("open", "waiting", "refused")[self._pool.pressure.value],
+            "checkpoint_error": self.error or None,
+        }
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch())
+                group.create_task(self._work())
+        finally:
+            self._end_child()
+
+    def before_release(self) -> None:
+        """A release's transaction is about to be committed; it isn't counted."""
+        self.look()
+        self._before_release = self.size
+
+    def after_release(self) -> None:
+        """It was, or wasn't."""
+        self._exempt += max(0, (found.bytes if (found := self._read()) else 0) - self._before_release)
+        self.look()
+
+    async def settle(self) -> None:
+        """A worker was killed in a COMMIT: see to it that what it left doesn't come back, before anyone is told, or as
+        soon as it can be done."""
+        try:
+            async with asyncio.timeout(SETTLE_LIMIT):
+                await self._settle()
+        except (frames.ChildGone, NotBorn, TimeoutError, _Failed) as error:
+            text = "after a COMMIT that was cut off, the write-ahead log isn't settled yet: %s"
+            log.warning(text, str(error) or "it takes long")
+            self._unsettled = True
+            self._needed.set()
+
+    async def _settle(self) -> None:
+        """Errors: ChildGone, NotBorn, TimeoutError, _Failed."""
+        child = await self._new()
+        with contextlib.closing(child):
+            reply = await child.ask(frames.SETTLE, None, None)
+        if reply.kind == frames.FAILED:
+            raise _Failed(decode_failure(reply.body).message)
+
+    async def finish(self) -> None:
+        """At an orderly stop, once the workers are ended: leave a database file that is whole without its log."""
+        path = wal.log_of(self._database)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(FINISH_LIMIT):
+                while path.exists() and (path.stat().st_size or time.monotonic() - began < REMOVE_LIMIT):
+                    child = await self._new()
+                    with contextlib.closing(child):
+                        await self._ask(child, frames.Checkpoint("truncate", LARGE_PATIENCE_MS))
+                        await child.ask(frames.CLOSE, None, None)
+                    if path.exists():
+                        # Workers that were ended may not be gone yet.
+                        await asyncio.sleep(PERIOD)
+        except (frames.ChildGone, NotBorn, TimeoutError, OSError, _Failed) as error:
+            why = str(error) or "it takes long"
+            log.warning("the write-ahead log stays (%s): copy %s together with the database", why, path)
+
+    async def _watch(self) -> None:
+        while True:
+            self.look()
+            await asyncio.sleep(PERIOD)
+
+    def _read(self) -> Index | None:
+        try:
+            return wal.read(self._database)
+        except OSError as error:
+            log.error("the write-ahead log's index can't be read: %s", error)
+            return None
+
+    def look(self) -> None:
+        """See how long the log is, and what follows from it."""
+        found = self._read()
+        if found is None:
+            return
+        if self._index is not None and found.frames < self._index.frames:
+            # It has begun anew.
+            self._exempt = 0
+        self._index = found
+        if found != self._begun:
+            self._begun = None
+        if self._due:
+            self._needed.set()
+        elif self.error and not self._unsettled and self.size < START:
+            self._is_well()
+        self._press(found.bytes if found.bytes >= self._most else max(0, found.bytes - self._exempt))
+
+    @property
+    def _due(self) -> bool:
+        return self.size >= START and self._begun is None
+
+    def _press(self, size: int) -> None:
+        mib = size >> 20
+        if size < self.limit // LARGE:
+            self._warned = False
+        elif size >= self.limit // 2 and not self._warned:
+            self._warned = True
+            text = "the write-ahead log has %d MiB, and calls that write are refused above %d: %s"
+            log.warning(text, mib, self.limit >> 20, self.error or "reading calls overlap all the time, or write fast")
+        now, before = time.monotonic(), self._pool.pressure
+        if before is Pressure.NONE:
+            self._full_since = now
+        found = pressure(size, self.limit, before, now - self._full_since)
+        if found is not before:
+            if found is Pressure.REFUSE:
+                log.error("the write-ahead log has %d MiB: calls that may write are refused until it has less", mib)
+            elif before is Pressure.REFUSE:
+                log.info("the write-ahead log is short again: calls may write")
+            self._pool.pressure = found
+            self._pool.feed()
+
+    async def _work(self) -> None:
+        failures = 0
+        while True:
+            try:
+                async with asyncio.timeout(IDLE if self._child is not None else None):
+                    await self._needed.wait()
+            except TimeoutError:
+                self._end_child()
+                continue
+            self._needed.clear()
+            try:
+                if self._unsettled:
+                    await self._settle()
+                    self._unsettled = False
+                    log.info("the write-ahead log is settled")
+                await self._begin_anew()
+                failures = 0
+                if self.error:
+                    self._is_well()
+            except (frames.ChildGone, NotBorn, TimeoutError, _Failed) as error:
+                self._end_child()
+                failures += 1
+                found = str(error) or "the checkpointer didn't open the file in time"
+                if found != self.error:
+                    self.error = found
+                    log.error("the database's checkpoint failed, and is tried again: %s", found)
+                if self._unsettled:
+                    self._needed.set()
+                await asyncio.sleep(min(FAILURE_CAP, PERIOD * 2.0 ** min(failures - 1, 10)))
+
+    def _is_well(self) -> None:
+        self.error = ""
+        log.info("checkpoints of the database are made again")
+
+    async def _begin_anew(self) -> None:
+        """Move the log into the database file, until it can begin anew. Errors: ChildGone, NotBorn, TimeoutError,
+        _Failed."""
+        pause = PERIOD
+        while self._due:
+            child = self._child = self._child or await self._new()
+            before = self._index
+            assert before is not None  # noqa: S101
+            started = time.monotonic()
+            await self._ask(child, frames.Checkpoint("passive"))
+            took = time.monotonic() - started
+            self.look()
+            index = self._index
+            assert index is not None  # noqa: S101
+            moved = index.backfilled - before.backfilled
+            if may_step(index, max(0, moved) / max(took, 1e-4)):
+                large = index.bytes >= self.limit // LARGE
+                patience = LARGE_PATIENCE_MS if large else PATIENCE_MS
+                done = await self._ask(child, frames.Checkpoint("truncate" if large else "restart", patience))
+                if not done.busy:
+                    self.made += 1
+                    self.look()
+                    self._begun = self._index
+                    return
+            elif moved > 0:
+                continue
+            # Readers are in the way.
+            await asyncio.sleep(pause)
+            pause = min(PAUSE_CAP, pause * 2)
+            self.look()
+
+    async def _new(self) -> Child:
+        child = await self._processes.birth("checkpointer")
+        try:
+            async with asyncio.timeout(BEGIN_LIMIT):
+                first = await child.answer()
+            if first.kind != frames.READY:
+                raise _Failed(decode_failure(first.body).message)
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+    async def _ask(self, child: Child, asked: frames.Checkpoint) -> frames.Checkpointed:
+        """Without a limit: it takes what the disk takes."""
+        reply = await child.ask(frames.CHECKPOINT, asked, None)
+        if reply.kind == frames.FAILED:
+            raise _Failed(decode_failure(reply.body).message)
+        return _decode_done(reply.body)
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None

@@ -1,0 +1,138 @@
+"""Children that compile artifacts. Whoever asks for the same joins what runs, and what has begun goes on to its end,
+whether somebody waits for it or not: so each attempt of a sync, and each start, gets further than the one before."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import shutil
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge_runtime.aot_cache import AotFile, key, take, workshop
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
+from edge_runtime.settings import processors
+from edge_runtime.sync.rules import SyncFailed
+
+log = logging.getLogger("skerry.compiler")
+
+TRIES: Final = 3
+"""For a compiler that dies: the zygote may have been replaced; then the artifact is to blame."""
+BEST_LIMIT: Final = 3600.0
+"""Seconds for one artifact in the background."""
+
+_decode_compiled: Final = msgspec.json.Decoder(frames.Compiled).decode
+
+
+class _Job:
+    def __init__(self, *, background: bool) -> None:
+        self.background = background
+        self.started = False
+        self.waiters = 0
+        self.task: asyncio.Task[AotFile]
+
+
+class Compilations:
+    def __init__(self, artifacts: Path, folder: Path, processes: Processes, limit: float) -> None:
+        """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that somebody waits for."""
+        self._artifacts = artifacts
+        self._folder = folder
+        self._processes = processes
+        self._limit = limit
+        self._turns = asyncio.Semaphore(processors())
+        """Of what is waited for, so many run at the same time; in the background it is one after the other anyway."""
+        self._jobs: dict[tuple[str, int], _Job] = {}
+
+    async def make(self, sha256: str, level: int, *, background: bool) -> AotFile:
+        """Compile an artifact. Error: SyncFailed."""
+        name = sha256, level
+        job = self._jobs.get(name)
+        if job is None:
+            job = self._jobs[name] = _Job(background=background)
+            job.task = asyncio.get_running_loop().create_task(self._run(job, sha256, level))
+            job.task.add_done_callback(lambda _: self._ended(name, job))
+        job.waiters += 1
+        try:
+            return await asyncio.shield(job.task)
+        finally:
+            job.waiters -= 1
+            if not job.waiters and not job.started and not job.task.done():
+                # It has done nothing yet, and would be in the way of what is waited for.
+                del self._jobs[name]
+                job.task.cancel()
+
+    async def run(self) -> None:
+        """Until cancelled; then nothing is compiled any more."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            tasks = [job.task for job in self._jobs.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, name: tuple[str, int], job: _Job) -> None:
+        if self._jobs.get(name) is job:
+            del self._jobs[name]
+        if not job.task.cancelled() and (error := job.task.exception()) is not None and not job.waiters:
+            log.warning("artifact %s: %s", name[0], error)
+
+    async def _run(self, job: _Job, sha256: str, level: int) -> AotFile:
+        """Error: SyncFailed."""
+        async with contextlib.nullcontext() if job.background else self._turns:
+            job.started = True
+            for attempt in range(1, TRIES + 1):
+                try:
+                    return await self._child(sha256, level, job.background)
+                except NotBorn as error:
+                    if attempt == TRIES:
+                        text = f"artifact {sha256} wasn't compiled: there was no process for it: {error}"
+                        raise SyncFailed("no_process", text) from None
+                except frames.ChildGone as error:
+                    if attempt == TRIES:
+                        text = f"the compiler died of artifact {sha256}, {attempt} times: {error}"
+                        raise SyncFailed("compile_crashed", text) from None
+        raise AssertionError
+
+    async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
+        """Errors: NotBorn, ChildGone, SyncFailed."""
+        try:
+            work = await asyncio.to_thread(workshop, self._folder)
+        except OSError as error:
+            raise SyncFailed("compile_io", str(error)) from None
+        try:
+            child = await self._processes.birth("compiler", background=background)
+        except BaseException:
+            _remove(work)
+            raise
+        try:
+            with contextlib.closing(child):
+                return await self._ask(child, work, sha256, level, background)
+        finally:
+            # Not before the child's end: it may be at it.
+            child.exited.add_done_callback(lambda _: _remove(work))
+
+    async def _ask(self, child: Child, work: Path, sha256: str, level: int, background: bool) -> AotFile:
+        limit = BEST_LIMIT if background else self._limit
+        path = self._artifacts / f"{sha256}.wasm"
+        try:
+            reply = await child.ask(frames.COMPILE, frames.Compile(str(path), sha256, str(work), level), limit)
+        except TimeoutError:
+            text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
+            raise SyncFailed("compile_timeout", text) from None
+        if reply.kind == frames.FAILED:
+            failure = decode_failure(reply.body)
+            raise SyncFailed(failure.code, failure.message)
+        try:
+            await asyncio.to_thread(take, work, self._folder, sha256, level)
+        except OSError as error:
+            raise SyncFailed("compile_io", str(error)) from None
+        return AotFile(self._folder / f"{key(sha256, level)}.so", _decode_compiled(reply.body).digest)
+
+
+def _remove(work: Path) -> None:
+    """In a thread: a disk that stands must not hold up the loop. What can't be removed is at the next start."""
+    asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, work, ignore_errors=True))

@@ -1,0 +1,81 @@
+"""Artifacts and AOT files of the release that is served are checked by their digests, at the start and once a day, in a
+child that runs only when nothing else does. A damaged artifact is fetched again, a damaged AOT file made again."""
+
+import asyncio
+import contextlib
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.zygote_client import NotBorn, Processes
+from edge_runtime.release.compiler import Compiler
+from edge_runtime.release.manager import Runtime
+
+log = logging.getLogger("skerry.verification")
+
+PERIOD: Final = 86_400.0
+"""Seconds between the end of one check and the beginning of the next."""
+AGAIN: Final = 60.0
+"""Seconds after a check that couldn't be done."""
+LIMIT: Final = 43_200.0
+"""Seconds that a check may take: it gets only what others leave of processor and disk."""
+
+_decode_verified: Final = msgspec.json.Decoder(frames.Verified).decode
+
+
+class Verification:
+    """`run` it beside a runtime that has booted."""
+
+    def __init__(self, runtime: Runtime, compiler: Compiler, processes: Processes, artifacts: Path) -> None:
+        self._runtime = runtime
+        self._compiler = compiler
+        self._processes = processes
+        self._artifacts = artifacts
+        self._at: datetime | None = None
+        self._damaged: list[str] = []
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self.check()
+            except (NotBorn, frames.ChildGone, TimeoutError) as error:
+                log.warning("artifacts and compiled code could not be checked: %s", error or "it took too long")
+                await asyncio.sleep(AGAIN)
+            else:
+                await asyncio.sleep(PERIOD)
+
+    async def check(self) -> None:
+        """Check all files once. Errors: NotBorn, ChildGone, TimeoutError."""
+        release = self._runtime.release
+        artifacts, compiled = {}, {}
+        for function in release.functions if release is not None else []:
+            artifacts[str(self._artifacts / f"{function.sha256}.wasm")] = function.sha256
+            if function.aot:
+                compiled[function.aot] = function
+        files = [*artifacts.items(), *((path, function.aot_digest) for path, function in compiled.items())]
+        found: list[str] = []
+        if files:
+            child = await self._processes.birth("compiler", background=True)
+            with contextlib.closing(child):
+                reply = await child.ask(frames.VERIFY, frames.Verify(files), LIMIT)
+            found = _decode_verified(reply.body).damaged
+        for path in found:
+            log.error("%s is damaged or gone: it is %s again", path, "made" if path in compiled else "fetched")
+        # Another release may have come meanwhile, and brought its own.
+        served = {f.sha256 for f in self._runtime.release.functions} if self._runtime.release is not None else set()
+        for sha256 in {compiled[path].sha256 for path in found if path in compiled} & served:
+            self._runtime.damaged(sha256)
+        if lost := {artifacts[path] for path in found if path in artifacts} & served:
+            self._compiler.lost |= lost
+            self._runtime.less.set()
+        self._at, self._damaged = datetime.now(UTC), [Path(path).name for path in found]
+
+    def status(self) -> dict[str, Any]:
+        """For the node's status: when the files were last checked, and which were damaged then."""
+        at = self._at and self._at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return {"at": at, "damaged": self._damaged}

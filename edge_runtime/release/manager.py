@@ -1,0 +1,379 @@
+"""What the node runs, and how it moves from one release to the next: one libsql commit, beside running calls.
+
+Every call runs wholly on one release. While a release is applied, calls that may write wait, and none fails of it.
+Reads go on: those whose transaction has begun before the commit end on the old release, the others find the new one
+in the file and are dispatched again. On any error or limit before the commit the old release serves on. After a commit
+of which nobody knows whether it happened, the file is asked.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from control import faults, wire
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.release_gate import settled
+from edge_runtime.dispatch.supervisor import Crew, LoadFailed
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.frames import LocalFunction, LocalRelease
+from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
+from edge_runtime.release import stored_release
+from edge_runtime.release.compiler import Compiler
+from edge_runtime.release.secrets import Secrets
+from edge_runtime.release.tamper_check import Witness, after
+from edge_runtime.sync.rules import SyncFailed
+
+log = logging.getLogger("skerry.flip")
+
+BOOT_PAUSE: Final = 1.0
+POSTPONED: Final = 60.0
+"""Seconds until compilations are tried again that there was no room or process for."""
+SECRETS_PAUSE: Final = 2.0
+"""Seconds between two looks at the file of secrets."""
+COMMIT_LIMIT: Final = 30.0
+"""Seconds for a COMMIT; then the applier is ended, and the file says whether it happened."""
+
+_decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
+
+
+class Runtime:
+    """The node's release. `boot` comes first; one change at a time."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        crew: Crew,
+        compiler: Compiler,
+        processes: Processes,
+        secrets: Secrets,
+        witness: Witness,
+        *,
+        flip_limit: float,
+        apply_limit: float,
+    ) -> None:
+        self._pool = pool
+        self._crew = crew
+        self._compiler = compiler
+        self._processes = processes
+        self._secrets = secrets
+        self._witness = witness
+        self._flip_limit = flip_limit
+        self._apply_limit = apply_limit
+        self._one = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._stored = frames.Stored(None, wire.Inventory())
+        self._forged: SyncFailed | None = None
+        """Why nothing is served although the libsql file names a release: it isn't the one that was committed."""
+        self._forged_at = ""
+        self._untold: SyncFailed | None = None
+        """The same, as long as control doesn't know."""
+        self.less = asyncio.Event()
+        """`inventory` has become less."""
+        self.committing: Callable[[], None] = lambda: None
+        """Told before a release's COMMIT;"""
+        self.committed: Callable[[], None] = lambda: None
+        """and after it, where it has succeeded."""
+        pool.damaged = self.damaged
+
+    @property
+    def release(self) -> LocalRelease | None:
+        """What is served; None before the node's first release."""
+        return self._stored.release
+
+    @property
+    def inventory(self) -> wire.Inventory:
+        """What the node runs. Functions whose artifacts are lost are left out, so that control has them sent again."""
+        found, lost = self._stored.inventory, self._compiler.lost
+        if not lost:
+            return found
+        return msgspec.structs.replace(found, functions=[f for f in found.functions if f.sha256 not in lost])
+
+    def error(self) -> dict[str, str] | None:
+        """Why nothing is served, for the node's status."""
+        forged = self._forged
+        return forged if forged is None else {"code": forged.code, "message": forged.message, "at": self._forged_at}
+
+    def forged(self) -> SyncFailed | None:
+        """What control must be told of the libsql file, once."""
+        untold, self._untold = self._untold, None
+        return untold
+
+    async def boot(self) -> None:
+        """Serve the release that the libsql file holds, without any network; none, and calls wait, where it isn't the
+        one that was committed. Error: `stored_release.DatabaseUnfit`."""
+        async with self._one:
+            stored = await stored_release.stored(self._processes)
+            self._look_at_secrets()
+            try:
+                self._believe(stored)
+            except SyncFailed:
+                return
+            if stored.release is not None:
+                if stored.durable:
+                    await asyncio.to_thread(self._witness.settle, stored)
+                for failure in self._secrets.lacking(stored.release.functions).values():
+                    log.error("%s", failure.message)
+                functions = await self._compiler.available(stored.release.functions)
+                await self._begin(stored, functions)
+                log.info("release %d serves (generation %d)", stored.release.number, stored.release.generation)
+            else:
+                self._stored = stored
+                log.info("this node has no release yet")
+            self._pool.let_go()
+            self._changed.set()
+
+    async def improve(self) -> None:
+        """Until cancelled: bring the functions that are served to their best AOT files, one after the other."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POSTPONED if self._compiler.postponed else None):
+                    await self._changed.wait()
+            self._changed.clear()
+            self._compiler.postponed.clear()
+            while (release := self.release) is not None:
+                lost = len(self._compiler.lost)
+                functions = await self._compiler.improve(release)
+                if len(self._compiler.lost) > lost:
+                    self.less.set()
+                if functions is release.functions:
+                    break
+                async with self._one:
+                    if self.release is not release:
+                        # Another release has come meanwhile: its functions find the new file by themselves.
+                        continue
+                    try:
+                        await self._serve(self._stored, functions)
+                    except LoadFailed as failed:
+                        log.error("a better compiled function can't be loaded: %s", failed.message)
+                        self._compiler.give_up({f.sha256 for f in functions if f not in release.functions}, failed.code)
+
+    async def watch(self) -> None:
+        """Until cancelled: give functions the values of their secrets that the file has now."""
+        while True:
+            await asyncio.sleep(SECRETS_PAUSE)
+            if not self._look_at_secrets():
+                continue
+            async with self._one:
+                release = self.release
+                if release is None or not any(f.manifest.secrets for f in release.functions):
+                    continue
+                log.info("other values of secrets: the functions that have them are loaded again")
+                try:
+                    await self._serve(self._stored, release.functions)
+                except LoadFailed as failed:
+                    log.error("functions can't be loaded with the new values of their secrets: %s", failed.message)
+
+    def _look_at_secrets(self) -> bool:
+        before = self._secrets.error
+        changed = self._secrets.look()
+        if self._secrets.error and self._secrets.error != before:
+            log.error("secrets: %s", self._secrets.error)
+        return changed
+
+    async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
+        """Move to the plan's release; `functions` are all of it, with AOT files. What the node then runs.
+
+        Error: SyncFailed, and the old release serves on.
+        """
+        async with self._one:
+            schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
+            release = LocalRelease(plan.release_id, plan.release_number, plan.generation, schema, functions)
+            self._look_at_secrets()
+            for failure in self._secrets.lacking(functions).values():
+                raise SyncFailed(failure.code, failure.message)
+            try:
+                serial = await self._crew.load(release)
+            except LoadFailed as failed:
+                raise SyncFailed(failed.code, failed.message) from None
+            started = time.monotonic()
+            try:
+                inventory = await self._flip(plan, release, serial)
+            except BaseException as error:
+                if self._pool.serial != serial:
+                    self._crew.forget(serial)
+                if self._forged is None:
+                    self._pool.let_go()
+                if isinstance(error, SyncFailed):
+                    error.held = time.monotonic() - started
+                    if self._stored.durable:
+                        await asyncio.to_thread(self._witness.settle, self._stored)
+                raise
+            self._changed.set()
+            if self._stored.durable:
+                await asyncio.to_thread(self._witness.settle, self._stored)
+            return inventory
+
+    async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
+        """Prepare, commit, swap. On an error calls may still be held when it ends."""
+        async with self._applier() as applier:
+            faults.reach("edge.sync.prepare.before")
+            if self._forged is None:
+                self._pool.hold_writes()
+            await settled(self._pool, self._flip_limit)
+            stored = frames.Stored(release, await self._prepare(applier, plan, release.functions))
+            faults.reach("edge.sync.prepare.after")
+            try:
+                await self._announce(stored)
+            except BaseException:
+                await self._abort(applier)
+                raise
+            self._pool.hold_at_commit()
+            # From here to the swap nothing may stop half way: a cancelled sync waits for it.
+            commit = asyncio.ensure_future(self._commit(applier, stored, serial))
+            try:
+                return await asyncio.shield(commit)
+            except asyncio.CancelledError:
+                await asyncio.wait({commit}, timeout=COMMIT_LIMIT)
+                commit.cancel()
+                raise
+
+    async def _commit(self, applier: Child, stored: frames.Stored, serial: int) -> wire.Inventory:
+        release = stored.release
+        assert release is not None  # noqa: S101
+        self.committing()
+        try:
+            reply = await applier.ask(frames.COMMIT, None, COMMIT_LIMIT)
+        except (frames.ChildGone, TimeoutError):
+            # It must be gone before the file is asked, or it might commit after that.
+            applier.kill()
+            await applier.exited
+            log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
+            found = await stored_release.until_answered(self._processes)
+            self._believe(found)
+            if found.release is None or (found.release.release_id, found.release.generation) != (
+                release.release_id,
+                release.generation,
+            ):
+                if not found.durable:
+                    self._in_doubt()
+                    text = (
+                        f"The applier ended in the COMMIT of release {release.number}, and the disk fails: after a "
+                        "loss of power the node may have that release. Look at the disk."
+                    )
+                    raise SyncFailed("disk_failed", text) from None
+                text = f"The applier ended before release {release.number} was committed; nothing was changed."
+                raise SyncFailed("applier_died", text) from None
+            stored = msgspec.structs.replace(stored, durable=found.durable)
+        else:
+            if reply.kind != frames.COMMITTED:
+                failure = decode_failure(reply.body)
+                if failure.code == frames.COMMIT_UNKNOWN:
+                    self._in_doubt()
+                    raise SyncFailed("disk_failed", f"{failure.message} Look at the disk.")
+                raise SyncFailed(failure.code, failure.message)
+        self.committed()
+        faults.reach("edge.sync.swap.before")
+        self._crew.swap(serial)
+        self._stored = stored
+        self._forged = self._untold = None
+        # Fetched or looked at again, each of them.
+        self._compiler.lost.difference_update({f.sha256 for f in release.functions})
+        # At once: the applier's end may take its time.
+        self._pool.let_go()
+        faults.reach("edge.sync.swap.after")
+        return stored.inventory
+
+    def _in_doubt(self) -> None:
+        """After a loss of power the file may say what is served, or the release whose COMMIT failed: until that is
+        settled, by the next release or the next start, the witness keeps both digests."""
+        self._stored = msgspec.structs.replace(self._stored, durable=False)
+
+    async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
+        try:
+            secrets = self._secrets.of(functions)
+            asked = frames.Apply(plan, functions, secrets, afresh=self._forged is not None)
+            reply = await applier.ask(frames.APPLY, asked, self._apply_limit)
+        except TimeoutError:
+            text = f"The schema changes and probes took longer than {self._apply_limit:g} s (apply_limit)."
+            raise SyncFailed("apply_timeout", text) from None
+        except frames.ChildGone:
+            text = f"The process that applied release {plan.release_number} died; nothing was changed."
+            raise SyncFailed("applier_died", text) from None
+        if reply.kind != frames.PREPARED:
+            failure = decode_failure(reply.body)
+            raise SyncFailed(failure.code, failure.message)
+        inventory = _decode_inventory(reply.body)
+        if inventory != after(self._stored.inventory, plan):
+            text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
+            raise SyncFailed("database_unverified", text)
+        # The applier has made sure of it.
+        self._stored = msgspec.structs.replace(self._stored, durable=True)
+        return inventory
+
+    async def _announce(self, stored: frames.Stored) -> None:
+        """Have the witness know what the libsql file will hold. Error: SyncFailed."""
+        try:
+            await asyncio.to_thread(self._witness.announce, self._stored, stored)
+        except OSError as error:
+            code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
+            text = f"{self._witness.path} can't be written: {error}. Look at the disk, then `skerry node retry`."
+            raise SyncFailed(code, text) from None
+
+    def _believe(self, stored: frames.Stored) -> None:
+        """See whether the libsql file says what was committed; else nothing of it is served, and calls wait. Error:
+        SyncFailed."""
+        if self._witness.confirms(stored):
+            return
+        text = (
+            "The node's libsql file doesn't say what was last committed there: its record of functions, grants and "
+            "schema was changed by others, or the file is another copy. Nothing of it is served, and the next sync "
+            "puts the target's record in its place. Unless somebody has restored a backup, a worker was taken over: "
+            "treat all rows as read and changed, and give the node a backup or an empty database."
+        )
+        log.error("%s", text)
+        self._pool.hold_all()
+        self._forged = self._untold = SyncFailed("database_unverified", text)
+        self._forged_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._stored = frames.Stored(None, msgspec.structs.replace(stored.inventory, functions=[]))
+        raise self._forged
+
+    async def _abort(self, applier: Child) -> None:
+        """Have the applier roll back; where it can't say so any more, its end does it."""
+        with contextlib.suppress(frames.ChildGone, TimeoutError):
+            await applier.ask(frames.ABORT, None, 5.0)
+
+    @contextlib.asynccontextmanager
+    async def _applier(self) -> AsyncIterator[Child]:
+        try:
+            child = await self._processes.birth("applier")
+        except NotBorn as error:
+            raise SyncFailed("applier_died", f"No applier could be started: {error}; nothing was changed.") from None
+        try:
+            yield child
+        finally:
+            child.kill()
+            try:
+                if not child.exited.done():
+                    # Before calls go again its transaction, if it had one, must be gone.
+                    await asyncio.shield(child.exited)
+            finally:
+                child.close()
+
+    async def _begin(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
+        """Serve what the file holds, as soon as there are workers."""
+        while True:
+            try:
+                return await self._serve(stored, functions)
+            except LoadFailed as failed:
+                log.error("the release can't be served yet, and it is tried again: %s", failed.message)
+                await asyncio.sleep(BOOT_PAUSE)
+
+    async def _serve(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
+        """Serve these modules of the release that the file holds. Error: LoadFailed, where one serves already."""
+        assert stored.release is not None  # noqa: S101
+        release = msgspec.structs.replace(stored.release, functions=functions)
+        # A node that starts serves what it can; one that serves keeps what it has rather than lose a function.
+        self._crew.swap(await self._crew.load(release, whole=self._pool.serial != 0))
+        self._stored = frames.Stored(release, stored.inventory, stored.durable)
+
+    def damaged(self, sha256: str) -> None:
+        """The compiled code of an artifact is damaged: make it again."""
+        self._compiler.damaged(sha256)
+        self._changed.set()

@@ -1,0 +1,57 @@
+"""Which release the libsql file holds, asked through a fresh worker: the front itself never opens the file."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+import msgspec
+
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.zygote_client import NotBorn, Processes, decode_failure
+
+log = logging.getLogger("skerry.flip")
+
+LIMIT: Final = 30.0
+PAUSE: Final = 0.1
+TRIES: Final = 5
+
+_decode: Final = msgspec.json.Decoder(frames.Stored).decode
+
+
+class DatabaseUnfit(Exception):
+    """No worker can open the libsql file; the message says why and what to do."""
+
+
+async def stored(processes: Processes) -> frames.Stored:
+    """What the libsql file says. Error: DatabaseUnfit."""
+    why, tries = "", 0
+    while tries < TRIES:
+        try:
+            child = await processes.birth("worker")
+        except NotBorn as error:
+            # That says nothing of the file.
+            log.error("there is no process to read the libsql file, and it is tried again: %s", error)
+            continue
+        tries += 1
+        with contextlib.closing(child):
+            try:
+                first = await asyncio.wait_for(child.answer(), LIMIT)
+                if first.kind == frames.FAILED:
+                    raise DatabaseUnfit(decode_failure(first.body).message)
+                reply = await child.ask(frames.QUERY_RELEASE, None, LIMIT)
+                return _decode(reply.body)
+            except (frames.ChildGone, TimeoutError) as error:
+                why = str(error) or "it did not answer"
+        await asyncio.sleep(PAUSE)
+    raise DatabaseUnfit(f"no worker could say which release the libsql file holds: {why}")
+
+
+async def until_answered(processes: Processes) -> frames.Stored:
+    """The same, for as long as it takes."""
+    while True:
+        try:
+            return await stored(processes)
+        except DatabaseUnfit as error:
+            log.error("calls that may write wait: %s", error)
+            await asyncio.sleep(1.0)

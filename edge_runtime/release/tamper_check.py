@@ -1,0 +1,104 @@
+"""What the libsql file must say of the node's release, kept in a file that no worker can reach (docs/adr/0017).
+
+Workers write the libsql file, so one that was taken over may write there what it likes, the release's own record too.
+The front therefore keeps a digest of each release that it has committed, and believes the file only where it says the
+same.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from control import wire
+from edge_runtime import files
+from edge_runtime.ipc.frames import Stored
+
+log = logging.getLogger("skerry.flip")
+
+FILE: Final = "witness.json"
+
+
+class Kept(Struct, frozen=True):
+    now: str
+    """Digest of what the libsql file holds."""
+    next: str = ""
+    """Likewise after a COMMIT that may be under way."""
+
+
+def digest(stored: Stored) -> str:
+    """sha256 over all that the libsql file says of the node's release, grants and routes included."""
+    release, inventory = stored.release, stored.inventory
+    value = [
+        None if release is None else [release.release_id, release.number, release.generation],
+        []
+        if release is None
+        else [
+            [f.name, f.version, f.sha256, f.manifest_digest, msgspec.to_builtins(f.manifest)]
+            for f in sorted(release.functions, key=lambda f: f.name)
+        ],
+        msgspec.to_builtins(inventory),
+    ]
+    return hashlib.sha256(wire.canonical(value)).hexdigest()
+
+
+def after(inventory: wire.Inventory, plan: wire.Plan) -> wire.Inventory:
+    """What a node that had `inventory` has after the plan."""
+    changes = {change.number: change for change in inventory.schema_changes}
+    for change in plan.schema_changes:
+        changes.setdefault(change.number, wire.AppliedChange(change.number, change.revision, change.checksum))
+    return wire.Inventory(
+        schema_version=max(changes, default=0),
+        schema_changes=[changes[number] for number in sorted(changes)],
+        functions=[
+            wire.RunningFunction(f.name, f.version, f.sha256, f.manifest_digest)
+            for f in sorted(plan.functions, key=lambda f: f.name)
+        ],
+        database_id=inventory.database_id,
+    )
+
+
+class Witness:
+    """`witness.json` in the state directory. Kept there is one digest, or two while a COMMIT is under way: a kill at
+    any moment leaves one that fits."""
+
+    def __init__(self, state: Path) -> None:
+        self.path = state / FILE
+
+    def confirms(self, stored: Stored) -> bool:
+        """Whether the libsql file may be believed: it says what was committed last, or names no release at all.
+
+        Where nothing was kept yet, as by a version before, it is believed.
+        """
+        if stored.release is None and not stored.inventory.functions:
+            return True
+        try:
+            kept = msgspec.json.decode(self.path.read_bytes(), type=Kept)
+        except FileNotFoundError:
+            log.warning("%s isn't there: the libsql file is believed as it is", self.path)
+            return True
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.error("%s can't be read: %s", self.path, error)
+            return False
+        return digest(stored) in (kept.now, kept.next)
+
+    def announce(self, now: Stored, following: Stored) -> None:
+        """Before a COMMIT: the libsql file holds `now`, and may come to hold `following`. On disk when it returns.
+        Error: OSError."""
+        self._keep(Kept(digest(now), digest(following)))
+
+    def settle(self, stored: Stored) -> None:
+        """The libsql file holds this, and nothing is under way."""
+        try:
+            self._keep(Kept(digest(stored)))
+        except OSError as error:
+            # What was announced has it too.
+            log.error("%s can't be written: %s", self.path, error)
+
+    def _keep(self, kept: Kept) -> None:
+        data = msgspec.json.encode(kept)
+        if not (self.path.exists() and self.path.read_bytes() == data):
+            files.write(self.path, data)

@@ -1,0 +1,189 @@
+"""What a statement of a guest may touch, found out by having SQLite compile it: EXPLAIN shows every table that it
+opens (by root page, through views and triggers too) and every function that it calls.
+
+libsql's SQLite brings functions and virtual tables that reach out of the database (readfile, writefile, fsdir,
+load_extension, sqlite_dbpage) or run SQL that EXPLAIN doesn't show (sha3_query), and has no authorizer. So functions
+are allowed by name, and what is not known here is closed. sqlite_schema may be read: it has the tables' definitions,
+the runtime's included, and no data.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from edge_runtime.sql.database import Database, is_panic
+from edge_runtime.sql.queries import load
+from edge_runtime.sql.tokenizer import Kind, Token, name
+
+_FUNCTION_NAMES: Final = """
+    -> ->> abs acos acosh asin asinh atan atan2 atanh atn2 avg bm25 ceil ceiling changes char charindex coalesce
+    concat concat_ws cos cosh cot coth count cume_dist current_date current_time current_timestamp date datetime
+    degrees dense_rank difference exp first_value floor format geopoly_area geopoly_bbox geopoly_blob geopoly_ccw
+    geopoly_contains_point geopoly_group_bbox geopoly_json geopoly_overlap geopoly_regular geopoly_svg
+    geopoly_within geopoly_xform glob group_concat hex highlight if ifnull iif instr json json_array
+    json_array_length json_error_position json_extract json_group_array json_group_object json_insert json_object
+    json_patch json_quote json_remove json_replace json_set json_type json_valid jsonb jsonb_array jsonb_extract
+    jsonb_group_array jsonb_group_object jsonb_insert jsonb_object jsonb_patch jsonb_remove jsonb_replace jsonb_set
+    julianday lag last_insert_rowid last_value lead leftstr length like likelihood likely ln log log10 log2 lower
+    lower_quartile ltrim match matchinfo max median min mod mode nth_value ntile nullif octet_length offsets
+    percent_rank pi pow power printf proper quote radians random randomblob rank regexp regexpi replace reverse
+    rightstr round row_number rtrim sha3 sign sin sinh snippet soundex sqlite_version sqrt square stdev strfilter
+    strftime string_agg substr substring sum tan tanh time timediff total total_changes trim trunc typeof unhex
+    unicode unixepoch unlikely upper upper_quartile uuid uuid_blob uuid_str variance zeroblob
+"""
+FUNCTIONS: Final = frozenset(_FUNCTION_NAMES.split())
+"""Without those of libsql 0.0.55 that let a statement out of its memory: replicate, padl, padr and padc write past what
+they allocate for 4 GiB; what the vectors' functions make of a malformed BLOB has the process's memory in it, and
+vector_top_k frees what it never allocated."""
+_MODULE_NAMES: Final = """
+    json_each json_tree generate_series fts3 fts4 fts4aux fts5 fts5vocab rtree rtree_i32 geopoly
+    pragma_table_info pragma_table_xinfo pragma_table_list pragma_index_list pragma_index_info pragma_index_xinfo
+    pragma_foreign_key_list
+"""
+MODULES: Final = frozenset(_MODULE_NAMES.split())
+"""Virtual tables: those that are tables by themselves, and those that a schema change may make tables of."""
+
+INTERNAL: Final = ("sqlite_", "libsql_")
+"""How the names of SQLite's and libsql's own tables begin."""
+
+_ROOT_IN_P2: Final = frozenset({"OpenRead", "OpenWrite", "ReopenIdx"})
+_ROOT_IN_P1: Final = frozenset({"Clear", "Destroy"})
+_WRITES: Final = frozenset({"OpenWrite", "Clear", "Destroy"})
+_P2_IS_REGISTER: Final = 0x10
+_SETS_LAST_ID: Final = 0x20
+_CALL: Final = re.compile(r"(.+)\(-?[0-9]+\)", re.DOTALL)
+_CALLS: Final = frozenset({"Function", "PureFunc", "AggStep", "AggStep1", "AggFinal", "AggInverse", "AggValue"})
+_REFUSED: Final = frozenset(
+    {"ParseSchema", "CreateBtree", "SetCookie", "Vacuum", "IncrVacuum", "JournalMode", "Checkpoint", "AutoCommit"}
+    | {"Savepoint", "DropTable", "DropIndex", "DropTrigger", "SqlExec", "VCreate", "VDestroy", "VRename", "Destroy"}
+)
+"""No statement that a guest may write has them: a second lock on that door."""
+_BEFORE_TARGET: Final = frozenset({"into", "from", "update", "rollback", "abort", "replace", "fail", "ignore", "."})
+_SCHEMA_PAGE: Final = 1
+
+_OWN_PAGES: Final = load("own_pages")
+_SHADOW_PAGES: Final = load("shadow_pages")
+_FUNCTION_LIST: Final = load("functions")
+_MODULE_LIST: Final = load("modules")
+
+
+class Closed(Exception):
+    """The statement touches what is closed to it; the message says what."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a statement does."""
+
+    writes: bool
+    sets_last_id: bool
+    virtual: bool
+    """It uses a virtual table."""
+
+
+@dataclass(frozen=True)
+class Doors:
+    """What is closed in this file, as its schema is now."""
+
+    own: frozenset[int]
+    """Root pages of the runtime's tables and indices."""
+    sqlite: frozenset[int]
+    """Root pages of SQLite's own tables, which only SQLite writes."""
+    shadow: frozenset[int]
+    """Root pages of what virtual tables keep, which only they write: spoilt, it is code of theirs that reads it."""
+    functions: frozenset[str]
+    modules: frozenset[str]
+
+    @classmethod
+    def of(cls, database: Database) -> "Doors":
+        pages = database.rows(_OWN_PAGES)
+        return cls(
+            own=frozenset(page for page, runtimes in pages if runtimes),
+            sqlite=frozenset(page for page, runtimes in pages if not runtimes) | {_SCHEMA_PAGE},
+            shadow=frozenset(row[0] for row in database.rows(_SHADOW_PAGES)),
+            functions=frozenset(row[0] for row in database.rows(_FUNCTION_LIST)) - FUNCTIONS,
+            modules=frozenset(row[0] for row in database.rows(_MODULE_LIST)) - MODULES,
+        )
+
+    def closed_module(self, found: str) -> bool:
+        return found in self.modules or (found.startswith("pragma_") and found not in MODULES)
+
+
+def examine(database: Database, doors: Doors, sql: str, tokens: Iterable[Token]) -> Reach:
+    """What `sql` does. Errors: Closed; ValueError where SQLite can't compile it."""
+    writes = sets_last_id = virtual = False
+    written: set[int] = set()
+    for _, opcode, p1, p2, p3, p4, p5, _ in _explain(database, sql):
+        if opcode in _ROOT_IN_P2:
+            page, schema = p2, p3
+            if p5 & _P2_IS_REGISTER:
+                raise Closed("It opens a table that it makes itself.")
+        elif opcode in _ROOT_IN_P1:
+            page, schema = p1, p2
+        else:
+            if opcode == "Transaction":
+                writes = writes or p2 > 0
+            elif opcode in _CALLS:
+                _check_call(p4)
+            elif opcode in _REFUSED:
+                raise Closed(f"It does what a function may not do ({opcode}).")
+            elif opcode == "Insert":
+                sets_last_id = sets_last_id or bool(p5 & _SETS_LAST_ID)
+            elif opcode == "VUpdate":
+                writes = sets_last_id = True
+            if isinstance(p4, str) and p4.startswith("vtab:"):
+                virtual = True
+            continue
+        if schema > 1:
+            raise Closed("It opens another database.")
+        if schema == 0:
+            if page in doors.own:
+                raise Closed("It touches the runtime's own tables (_skerry_…), which are closed to functions.")
+            if opcode in _WRITES:
+                if page in doors.shadow:
+                    raise Closed("It writes what a virtual table keeps, which that table alone writes.")
+                written.add(page)
+    if virtual or not doors.sqlite.isdisjoint(written):
+        _check_names(doors, tokens, virtual, written)
+    return Reach(writes, sets_last_id, virtual)
+
+
+def _explain(database: Database, sql: str) -> Iterator[tuple[Any, ...]]:
+    """The program's rows. libsql panics at text that isn't UTF-8, which here can only be a BLOB constant (a column's
+    default): such a row opens and calls nothing."""
+    cursor = database.connection.execute("EXPLAIN " + sql)
+    while True:
+        try:
+            row = cursor.fetchone()
+        except BaseException as panic:
+            if not is_panic(panic):
+                raise
+            continue
+        if row is None:
+            return
+        yield row
+
+
+def _check_call(p4: Any) -> None:
+    found = _CALL.fullmatch(str(p4))
+    called = found[1].lower() if found else str(p4)
+    if called not in FUNCTIONS:
+        raise Closed(f"It calls {called}(), which is closed to functions.")
+
+
+def _check_names(doors: Doors, tokens: Iterable[Token], virtual: bool, written: set[int]) -> None:
+    """EXPLAIN doesn't say which virtual table it is, nor whether SQLite itself writes sqlite_sequence: names do.
+    Views and triggers are made by schema changes, which may not have such names (`migration`)."""
+    if _SCHEMA_PAGE in written:
+        raise Closed("It writes sqlite_schema.")
+    before = ""
+    for token in tokens:
+        found = name(token)
+        if virtual and doors.closed_module(found):
+            raise Closed(f"It uses {found}, which is closed to functions.")
+        # A string is a name there alone where a table to be written is named.
+        named = token.kind is not Kind.STRING or before in _BEFORE_TARGET
+        if named and found.startswith(INTERNAL) and not doors.sqlite.isdisjoint(written):
+            raise Closed(f"It writes {found}, which is SQLite's own.")
+        before = token.text.lower()

@@ -1,0 +1,298 @@
+"""The SQL of one call of a guest: JSON in, JSON out, one transaction.
+
+Request: `{"sql": …, "params": […]}`. Answer: `{"columns", "rows", "changes", "last_id"}`, or
+`{"error": {"code", "message"}}` (codes: docs/errors.md). `changes` counts the rows that the statement wrote itself;
+`last_id` is the rowid of the last row that it inserted, else null. What values look like: `values`. What a statement
+may touch: `access`.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import orjson
+
+from control import faults
+from edge_runtime.ipc.frames import COMMIT_UNKNOWN
+from edge_runtime.sql import values
+from edge_runtime.sql.database import Watch, is_panic
+from edge_runtime.sql.queries import load
+from edge_runtime.sql.session import Session, SqlError, Statement, code_of, code_of_error, failed_commit
+
+Grant = Literal["none", "read", "write"]
+
+LIMITS: Final = ("sql_out_of_memory", "sql_disk_limit")
+"""Codes of what a statement needs more of than it may have: whoever made the call is told, too."""
+DENIED: Final = ("not_granted", "sql_not_allowed", "sql_closed")
+_READ_GENERATION: Final = load("read_generation")
+_FEW_ROWS: Final = 16
+"""Rows that libsql hands over at once: until the limit of bytes is looked at, each may be as large as SQLite's heap."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    request_bytes: int = 16 * 1024 * 1024
+    answer_bytes: int = 8 * 1024 * 1024
+    rows: int = 65_536
+
+
+class StaleRelease(Exception):
+    """The file holds another release than the call was made for, or one is being applied for which a writing call would
+    have to wait: no statement was run; dispatch the call again."""
+
+
+class CommitFailed(Exception):
+    """`code` is stable; nothing of the call was kept, but where it is `frames.COMMIT_UNKNOWN`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class CallSql:
+    """The database as one call sees it. The first SQL opens the transaction: deferred and query_only for the grant
+    `read`, under the writer lock and IMMEDIATE for `write`. After an error it goes on, unless SQLite ended it."""
+
+    def __init__(
+        self, session: Session, grant: Grant, generation: int, watch: Watch | None = None, limits: Limits = Limits()
+    ) -> None:
+        self._session = session
+        self._database = session.database
+        self._grant = grant
+        self._generation = generation
+        self._watch = watch
+        self._limits = limits
+        self._begun = False
+        self._sent = False
+        """The call has sent what can't be sent twice."""
+        self._ended = ""
+        """Why SQLite ended the transaction, once it has."""
+        self._ended_code = "transaction_ended"
+        """What whoever made the call is told of it."""
+        self.limit_code = ""
+        """The code of the limit that the call ran into, if it did."""
+        self.denied: dict[str, int] = {}
+        """How often a statement was refused for what it would do, by code."""
+
+    def execute(self, request: bytes) -> bytes:
+        """Run one statement. Error: StaleRelease, at the first one; everything else is told in the answer."""
+        try:
+            sql, params = self._read(request)
+            if not self._begun:
+                self._begin()
+            if self._ended:
+                raise SqlError("transaction_ended", f"An error ended the call's transaction: {self._ended}")
+            statement = self._session.statements.get(sql) or self._session.statement(sql)
+            return self._run(statement, params, request)
+        except SqlError as error:
+            if error.code in DENIED:
+                self.denied[error.code] = self.denied.get(error.code, 0) + 1
+            return orjson.dumps({"error": {"code": error.code, "message": str(error)}})
+
+    def sending(self) -> None:
+        """The call is about to send something that can't be sent twice, so from here on it must not be dispatched
+        again. A reading one's transaction begins, if it hasn't yet: no release that comes concerns it then. A writing
+        one waits for the writer lock even where a release is applied later; where one is applied already, it sends
+        nothing, since it would come too late. Error: StaleRelease."""
+        watch = self._watch
+        if self._grant == "write" and not self._begun and not self._sent and watch is not None:
+            watch.sending()
+            # Looked at after the mark: whoever says that a release is being applied looks for such marks then.
+            if watch.applying:
+                watch.running()
+                raise StaleRelease
+        self._sent = True
+        if self._grant == "read" and not self._begun:
+            # Where it can't begin now, the call's first statement will tell the guest why.
+            with contextlib.suppress(SqlError):
+                self._begin()
+
+    def commit(self) -> None:
+        """Keep what the call wrote. Error: CommitFailed."""
+        if not self._begun:
+            return
+        if self._ended:
+            self.rollback()
+            raise CommitFailed(self._ended_code, f"An error ended the call's transaction: {self._ended}")
+        writes = self._grant == "write"
+        try:
+            if writes:
+                if self._watch is not None:
+                    self._watch.committing()
+                faults.reach("edge.call.commit.before")
+            self._database.connection.execute("COMMIT")
+            if writes:
+                faults.reach("edge.call.commit.after")
+        except ValueError as error:
+            if not writes:
+                self.rollback()
+                raise CommitFailed(code_of(str(error), "commit_failed"), f"COMMIT failed: {error}.") from None
+            code, text = failed_commit(self._database, error)
+            self._begun = False
+            self._database.rollback()
+            # Else it stays marked as committing: whatever happens to the process, nobody is told that it is undone.
+            if self._watch is not None and code != COMMIT_UNKNOWN:
+                self._watch.running()
+            raise CommitFailed(code, text) from None
+        self._begun = False
+        if writes:
+            self._database.lock.release()
+
+    def rollback(self) -> None:
+        """Undo what the call wrote."""
+        if self._begun:
+            self._begun = False
+            self._database.rollback()
+            if self._watch is not None and self._grant == "write":
+                self._watch.running()
+
+    def _read(self, request: bytes) -> tuple[str, list[Any]]:
+        if self._grant == "none":
+            raise SqlError("not_granted", "This function's manifest grants it no SQL: set `sql` to read or write.")
+        if len(request) > self._limits.request_bytes:
+            self.limit_code = "sql_request_too_large"
+            raise SqlError(
+                self.limit_code, f"The request has {len(request)} bytes; {self._limits.request_bytes} are allowed."
+            )
+        try:
+            asked = orjson.loads(request)
+        except orjson.JSONDecodeError as error:
+            raise SqlError("request_invalid", f"The request is no valid JSON: {error}.") from None
+        if not isinstance(asked, dict):
+            raise SqlError("request_invalid", 'The request must be a JSON object: {"sql": …, "params": […]}.')
+        sql = asked.get("sql")
+        params = asked.get("params", [])
+        if not isinstance(sql, str) or not isinstance(params, list) or len(asked) > ("params" in asked) + 1:
+            raise SqlError("request_invalid", 'The request must have "sql", a string, "params", an array, and no more.')
+        return sql, params
+
+    def _begin(self) -> None:
+        database = self._database
+        writes = self._grant == "write"
+        try:
+            if writes and not database.lock.acquire(self._watch, patient=self._sent):
+                raise StaleRelease
+            self._begun = True
+            if database.query_only is writes:
+                database.set_query_only(not writes)
+            execute = database.connection.execute
+            execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+            found = execute(_READ_GENERATION).fetchone()
+        except ValueError as error:
+            self.rollback()
+            raise SqlError(code_of(str(error), "sql_failed"), f"The transaction can't begin: {error}") from None
+        except BaseException:
+            self.rollback()
+            raise
+        if found is None or found[0] != self._generation:
+            self.rollback()
+            raise StaleRelease
+        if found[1] != self._session.applied:
+            self._session.at(found[1])
+
+    def _run(self, statement: Statement, params: list[Any], request: bytes) -> bytes:
+        if len(params) != statement.count:
+            raise SqlError(
+                "sql_parameters", f"The statement takes {statement.count} parameters, and {len(params)} were given."
+            )
+        if statement.writes and self._grant != "write":
+            raise SqlError("not_granted", "The function writes, and its manifest grants `sql: read`; it needs `write`.")
+        try:
+            bound, wide = values.bind(params, request) if params else ((), ())
+        except values.Unfit as unfit:
+            raise SqlError("sql_value", str(unfit)) from None
+        try:
+            cursor = self._database.connection.execute(statement.text(wide) if wide else statement.sql, bound)
+            if statement.columns is None:
+                statement.name_columns(cursor.description or ())
+            # libsql counts the rows of a RETURNING before they are written; it gives each of them back.
+            rows, count = self._fetch(cursor, statement.columns) if statement.columns else (b"[]", cursor.rowcount)
+            changes = count if statement.writes else 0
+            last_id = cursor.lastrowid if statement.inserts and changes else "null"
+            return b'{"columns":%b,"rows":%b,"changes":%d,"last_id":%b}' % (
+                statement.columns_json,
+                rows,
+                changes,
+                str(last_id).encode(),
+            )
+        except SqlError as error:
+            self._undo(statement, str(error))
+            raise
+        except values.Unfit as unfit:
+            self._undo(statement, str(unfit))
+            raise SqlError("sql_value", str(unfit)) from None
+        except ValueError as error:
+            code = code_of_error(error, "sql_failed")
+            if code in LIMITS:
+                self.limit_code = code
+            if not self._database.in_transaction:
+                self._ended = str(error)
+                if code in LIMITS:
+                    self._ended_code = code
+            raise SqlError(code, str(error)) from None
+        except BaseException as panic:
+            if not is_panic(panic):
+                raise
+            why = "A TEXT in the result is not valid UTF-8; select it as a BLOB."
+            self._undo(statement, why)
+            raise SqlError("sql_value", why) from None
+
+    def _fetch(self, cursor: Any, columns: list[str]) -> tuple[bytes, int]:
+        """The rows as JSON, and how many they are."""
+        wanted = 1
+        rows = cursor.fetchmany(wanted)
+        count = got = len(rows)
+        encoded = values.encode(rows, columns)
+        if got < wanted:
+            return encoded, count
+        pieces = [encoded[1:-1]]
+        size = len(encoded)
+        while got == wanted:
+            if size > self._limits.answer_bytes:
+                raise self._too_large()
+            if count > self._limits.rows:
+                self.limit_code = "sql_too_many_rows"
+                raise SqlError(
+                    self.limit_code, f"The result has more than {self._limits.rows} rows; use LIMIT and ask again."
+                )
+            wanted = _FEW_ROWS
+            rows = cursor.fetchmany(wanted)
+            got = len(rows)
+            if got:
+                count += got
+                encoded = values.encode(rows, columns)
+                size += len(encoded)
+                pieces.append(encoded[1:-1])
+        if size > self._limits.answer_bytes:
+            raise self._too_large()
+        return b"[%b]" % b",".join(pieces), count
+
+    def _too_large(self) -> SqlError:
+        self.limit_code = "sql_answer_too_large"
+        return SqlError(
+            self.limit_code, f"The answer is larger than {self._limits.answer_bytes} bytes; ask for less at a time."
+        )
+
+    def _undo(self, statement: Statement, why: str) -> None:
+        """A statement that wrote, and whose answer can't be given, must not be kept: the whole transaction goes."""
+        if statement.writes:
+            self._ended = why
+            self._database.connection.execute("ROLLBACK")
+
+
+class ProbeSql(CallSql):
+    """A probe's SQL: inside the applier's own transaction, which neither begins nor ends here."""
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._session.forget()
+
+    def _undo(self, statement: Statement, why: str) -> None:
+        if statement.writes:
+            self._ended = why
+
+    def commit(self) -> None:
+        raise RuntimeError("a probe is never kept")
+
+    def rollback(self) -> None:
+        self._begun = False

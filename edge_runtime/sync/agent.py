@@ -1,0 +1,394 @@
+"""The agent: polls control, brings the node to its target, reports. One sync at a time, the newest release next.
+
+Serving never waits for any of this: whatever goes wrong here ends up in the status and in control's record, and the
+node serves its release on. What it keeps on disk is written by threads, each time before the next step, so that the
+loop waits for no disk. `steps` has the rules, this module does what they say.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from control import faults, wire
+from edge_runtime.sync import capabilities, identity, rules
+from edge_runtime.sync.artifacts import Artifacts
+from edge_runtime.sync.attempt import Compiler, Runtime, Superseded, Sync, text
+from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.identity import Identity
+from edge_runtime.sync.outbox import Outbox
+from edge_runtime.sync.rules import Failure, SyncFailed
+
+ROTATE_AFTER = timedelta(days=30)
+"""Age of a credential at which the node asks for another."""
+ROTATE_AGAIN = timedelta(hours=1)
+"""After an attempt to get or to use another credential that came to nothing."""
+LOOK = 2.0
+"""While control refuses or can't be reached, so often the node looks whether it was joined again."""
+QUICK_ANSWERS = 3
+"""So many polls in a row that come back at once, and the node takes a breath before the next."""
+
+log = logging.getLogger("skerry.agent")
+
+
+class Less(Exception):
+    """A held poll isn't true any more."""
+
+
+class Agent:
+    """`run` it beside the server; `status` is for /_skerry/status."""
+
+    def __init__(
+        self,
+        state: Path,
+        who: Identity,
+        runtime: Runtime,
+        compiler: Compiler,
+        *,
+        rotate_after: timedelta = ROTATE_AFTER,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._state = state
+        self._who = who
+        self._runtime = runtime
+        self._compiler = compiler
+        self._rotate_after = rotate_after
+        self._jitter = jitter
+        self._artifacts = Artifacts(state)
+        self._outbox = Outbox(state)
+        self._client: Client
+        self._boot_id = str(uuid4())
+        self._capabilities = capabilities.document()
+        self._capabilities_digest = capabilities.digest(self._capabilities)
+        self._report_wanted = False
+        self._quick = 0
+        self._troubles = 0
+        self._failed: Failure | None = None
+        self._problem: dict[str, str | None] | None = None
+        self._next_attempt: datetime | None = None
+        self._heard_at: datetime | None = None
+        self._at_target: bool | None = None
+        self._sync: Sync | None = None
+        self._rotate_from = datetime.now(UTC)
+        self._joined_again = False
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self._look_back()
+        while True:
+            who = self._who
+            try:
+                client = Client(who.control_url, identity.ca_path(self._state), who.next_credential or who.credential)
+            except (ValueError, OSError) as error:
+                await self._trouble(Unreachable("identity_unusable", str(error)))
+                continue
+            async with client:
+                self._client = client
+                await self._run_as_this_node()
+
+    async def _run_as_this_node(self) -> None:
+        """Until the node has joined again."""
+        self._joined_again = False
+        while not self._joined_again:
+            try:
+                await self._turn()
+            except (Unreachable, Refusal) as error:
+                await self._trouble(error)
+            except Exception as error:
+                # The agent's own mistake must not take the serving of functions with it.
+                log.exception("the agent made a mistake; it goes on")
+                await self._trouble(Unreachable("internal", f"the agent made a mistake: {error!r}; see its log"))
+
+    async def _look_back(self) -> None:
+        """Did the process before this one end in the middle of a sync, and not for the first time?"""
+        attempt = await asyncio.to_thread(self._outbox.begun)
+        if attempt is None:
+            return
+        log.warning("the sync to release %d was broken off by the end of the process", attempt.release_number)
+        if attempt.generation <= self._generation:
+            # Past its commit: the poll will tell control.
+            with _despite_the_disk("that a sync came to its end"):
+                await asyncio.to_thread(self._outbox.end)
+            return
+        crashes = attempt.crashes + 1
+        now = datetime.now(UTC)
+        self._failed = rules.crashed(attempt.generation, attempt.release_number, crashes, now, self._jitter())
+        if self._failed is not None:
+            with _despite_the_disk("the report"):
+                await asyncio.to_thread(self._outbox.keep, attempt.sync_id, self._failure_update(self._failed))
+
+    def status(self) -> dict[str, Any]:
+        """What the node knows of control and its target, for people and scripts. Times are RFC 3339."""
+        failed = self._failed
+        error = self._problem
+        if failed is not None:
+            error = {"code": failed.code, "message": failed.message, "at": text(failed.at)}
+        waits = [t for t in (self._next_attempt, failed.retry_at if failed else None) if t is not None]
+        return {
+            "node": {"id": self._who.node_id, "name": self._who.name, "group": self._who.group},
+            "control": {
+                "url": self._who.control_url,
+                "reachable": self._problem is None and self._heard_at is not None,
+                "heard_at": text(self._heard_at),
+                "error": self._problem,
+            },
+            "at_target": self._at_target,
+            "sync": self._sync.status() if self._sync is not None else None,
+            "error": error,
+            "failed_generation": failed.generation if failed else None,
+            "attempts": failed.attempts if failed else 0,
+            "next_attempt": text(min(waits)) if waits else None,
+            "report_waits": self._outbox.waits,
+        }
+
+    # Polls
+
+    async def _turn(self) -> None:
+        """One question to control and what follows from it."""
+        await self._deliver()
+        await self._rotate()
+        waits = rules.told(self._failed, self._now()) is not None
+        answer, took = await self._poll()
+        self._report_wanted = isinstance(answer, wire.Report)
+        match answer:
+            case wire.Plan():
+                self._at_target = False
+                if answer.generation == self._generation:
+                    # It was completed once; whatever control finds missing, this must not become a hot loop.
+                    await self._breathe(took)
+                await self._follow(answer)
+            case wire.Report():
+                await self._breathe(took)
+            case None:
+                # Where the node said that it waits, control may have had nothing but that to go by.
+                if not waits:
+                    self._failed = None
+                    self._at_target = True
+                await self._breathe(took)
+
+    async def _poll(self) -> tuple[wire.Plan | wire.Report | None, float]:
+        """Control's answer, and the seconds that it took."""
+        now = self._now()
+        self._runtime.less.clear()
+        inventory = self._runtime.inventory
+        poll = wire.Poll(
+            generation=self._generation,
+            digest=wire.digest(inventory),
+            boot_id=self._boot_id,
+            # The first answer, also after trouble, is worth having at once: the status says what it says.
+            wait=0.0 if self._at_target is None or self._troubles else rules.hold(self._failed, now),
+            failed=rules.told(self._failed, now),
+            inventory=inventory if self._report_wanted else None,
+            capabilities_digest=self._capabilities_digest,
+            capabilities=self._capabilities if self._report_wanted else None,
+        )
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            answer = await self._ask(poll)
+        except Less:
+            return wire.Report(), loop.time() - started
+        except Refusal as refusal:
+            if refusal.status == 401 and self._who.next_credential:
+                log.warning("the new credential is refused; the node goes back to the one that it had")
+                await self._keep(self._who.fallen_back())
+                return await self._poll()
+            raise
+        if self._who.next_credential:
+            await self._keep(self._who.promoted())
+        self._heard()
+        return answer, loop.time() - started
+
+    async def _ask(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        """Control's answer. Error: `Less`, where the node finds meanwhile that it has less than the poll says."""
+        asking = asyncio.ensure_future(self._client.poll(poll))
+        finding = asyncio.ensure_future(self._runtime.less.wait())
+        try:
+            await asyncio.wait((asking, finding), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise Less
+            return asking.result()
+        finally:
+            finding.cancel()
+            asking.cancel()
+            await asyncio.wait((asking, finding))
+
+    def _heard(self) -> None:
+        if self._troubles:
+            log.info("control answers again")
+        self._troubles = 0
+        self._problem = None
+        self._next_attempt = None
+        self._heard_at = datetime.now(UTC)
+
+    async def _breathe(self, took: float) -> None:
+        """Answers that come back at once, one after the other, are no reason for a hot loop."""
+        self._quick = self._quick + 1 if took < 1.0 else 0
+        if self._quick > QUICK_ANSWERS:
+            await asyncio.sleep(0.5 + self._jitter() / 2)
+
+    async def _trouble(self, error: Unreachable | Refusal) -> None:
+        """Say what is wrong, and wait as long as that asks for."""
+        status = error.status if isinstance(error, Refusal) else None
+        retry_after = error.retry_after if isinstance(error, Refusal) else None
+        self._troubles += 1
+        message = error.message
+        if status in (401, 403):
+            message = (
+                f"control refuses this node's credential ({error.message}): an operator has revoked it or removed the "
+                f"node. It serves its last release on; to have it synced again, make a token with `skerry node token "
+                f"--rejoin {self._who.name}` (without --rejoin if the node was removed) and run `skerry-edge join "
+                f"--again --control {self._who.control_url} --state {self._state}`"
+            )
+        pause = rules.pause_after(status, retry_after, self._troubles, self._jitter())
+        if self._problem is None or self._problem["code"] != error.code:
+            log.warning("control: %s (next attempt in %.1f s)", message, pause)
+        now = datetime.now(UTC)
+        self._problem = {"code": error.code, "message": message, "at": text(now)}
+        self._next_attempt = now + timedelta(seconds=pause)
+        while pause > 0 and not await self._look_for_another_identity():
+            await asyncio.sleep(min(pause, LOOK))
+            pause -= LOOK
+
+    async def _look_for_another_identity(self) -> bool:
+        """True if the node has joined again while this process ran: it goes on as that node."""
+        try:
+            found = await asyncio.to_thread(identity.read, self._state)
+        except (identity.NotJoined, OSError):
+            return False
+        if found == self._who:
+            return False
+        log.info("this node has joined again: it is %s (%s) of %s now", found.name, found.node_id, found.control_url)
+        self._who = found
+        self._problem = None
+        self._joined_again = True
+        return True
+
+    # A sync
+
+    async def _follow(self, plan: wire.Plan) -> None:
+        """Do what the plan says and tell control how it ended."""
+        await asyncio.sleep(rules.pause_before(self._failed, plan.generation, self._now()))
+        log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
+        before = self._runtime.release
+        with _despite_the_disk("that a sync begins"):
+            await asyncio.to_thread(self._outbox.begin, plan)
+        self._sync = Sync(plan, self._runtime, self._compiler, self._artifacts, self._client)
+        try:
+            error = await self._sync.run()
+        except Superseded:
+            log.info("the sync to release %d was overtaken by a newer decision", plan.release_number)
+            return
+        finally:
+            self._sync = None
+            with _despite_the_disk("that a sync came to its end"):
+                await asyncio.to_thread(self._outbox.end)
+        await self._report(plan, error)
+        if error is None and before is not None and before.release_id != plan.release_id:
+            keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
+            await asyncio.to_thread(self._collect, keep)
+
+    async def _report(self, plan: wire.Plan, error: SyncFailed | None) -> None:
+        """Keep the outcome and tell control; where it can't be told, the report waits on disk and goes first."""
+        if error is None:
+            self._failed = None
+            update = wire.SyncUpdate(status="succeeded", step="report", inventory=self._runtime.inventory)
+            log.info("release %d serves (generation %d)", plan.release_number, plan.generation)
+        else:
+            update = self._failure_update(self._fail(plan.generation, error))
+        faults.reach("edge.sync.report.before")
+        try:
+            await self._tell(plan.sync_id, update, plan.generation)
+        except (Unreachable, Refusal):
+            with _despite_the_disk("the report"):
+                await asyncio.to_thread(self._outbox.keep, plan.sync_id, update)
+            raise
+        faults.reach("edge.sync.report.after")
+
+    def _failure_update(self, failed: Failure) -> wire.SyncUpdate:
+        error = wire.SyncError(failed.code[:64], failed.message[:2000])
+        return wire.SyncUpdate(
+            status="failed", error=error, retry_at=failed.retry_at, inventory=self._runtime.inventory
+        )
+
+    def _fail(self, generation: int, error: SyncFailed) -> Failure:
+        failed = self._failed = rules.failure(self._failed, generation, error, self._now(), self._jitter())
+        log.error(
+            "the sync to generation %d failed (%s): %s; next attempt at %s",
+            generation,
+            error.code,
+            error.message,
+            text(failed.retry_at),
+        )
+        return failed
+
+    async def _tell(self, sync_id: str, update: wire.SyncUpdate, generation: int | None = None) -> None:
+        """Report an outcome; one that control will never take is logged and dropped, the next poll sorts it out."""
+        try:
+            state = await self._client.report(sync_id, update)
+        except Refusal as refusal:
+            if not rules.final(refusal.status):
+                raise
+            log.error("control does not take the report of sync %s: %s", sync_id, refusal.message)
+            return
+        if generation is not None and update.status == "succeeded" and state.status == "failed":
+            self._fail(generation, SyncFailed("not_at_target", "control does not find this node at its target"))
+        elif state.status == "succeeded":
+            self._at_target = True
+
+    async def _deliver(self) -> None:
+        """The report that waits goes before any question."""
+        waiting = await asyncio.to_thread(self._outbox.waiting)
+        if waiting is not None:
+            await self._tell(waiting.sync_id, waiting.update)
+            with _despite_the_disk("that a report was sent"):
+                await asyncio.to_thread(self._outbox.clear, waiting.sync_id)
+
+    def _collect(self, keep: set[str]) -> None:
+        self._artifacts.collect(keep)
+        self._compiler.collect(keep)
+
+    # The node's own
+
+    async def _rotate(self) -> None:
+        """Ask for another credential when this one is old; both are kept until the new one was used."""
+        now = datetime.now(UTC)
+        if self._who.next_credential or now < max(self._who.credential_since + self._rotate_after, self._rotate_from):
+            return
+        self._rotate_from = now + ROTATE_AGAIN
+        try:
+            credential = await self._client.rotate()
+        except (Unreachable, Refusal) as error:
+            # The present one is good; whether control can be reached is the poll's to find out.
+            log.warning("there is no new credential yet: %s", error.message)
+            return
+        await self._keep(self._who.rotated(credential))
+        log.info("the node has got a new credential")
+
+    async def _keep(self, who: Identity) -> None:
+        await asyncio.to_thread(identity.write, self._state, who)
+        self._who = who
+        self._client.credential = who.next_credential or who.credential
+
+    @property
+    def _generation(self) -> int:
+        release = self._runtime.release
+        return release.generation if release is not None else 0
+
+    def _now(self) -> datetime:
+        """Control's time, as far as it is known: it judges the times that this node names."""
+        return datetime.now(UTC) + timedelta(seconds=self._client.skew)
+
+
+@contextmanager
+def _despite_the_disk(what: str) -> Iterator[None]:
+    """What is only worth keeping must not stop a sync: control sorts it out by the next poll or the lease."""
+    try:
+        yield
+    except OSError as error:
+        log.error("%s can't be kept on disk: %s", what, error)

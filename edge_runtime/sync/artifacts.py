@@ -1,0 +1,239 @@
+"""The artifacts on the node's disk: artifacts/<sha256>.wasm, each verified before it gets that name.
+
+A download goes on where it broke off (artifacts/<sha256>.part), also after a kill. What a release needs is looked at
+before the first byte is fetched, so a full disk costs no traffic.
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import aiohttp
+
+from control import wire
+from edge_runtime import files
+from edge_runtime.sync import rules
+from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.rules import SyncFailed
+
+log = logging.getLogger("skerry.artifacts")
+
+PARALLEL = 4
+"""Downloads at once."""
+TRIES = 4
+"""Attempts in a row that bring no new byte before a download is given up until the sync's next attempt."""
+CHUNK = 256 * 1024
+
+
+class _Broken(Exception):
+    """The connection ended, or was refused, before the artifact was whole."""
+
+    def __init__(self, code: str, message: str, *, stale: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.stale = stale
+
+
+class Artifacts:
+    """The folder of artifacts in a state directory; `pause` is the first wait after a fruitless attempt, in seconds."""
+
+    def __init__(self, state: Path, *, pause: float = 0.2) -> None:
+        self.folder = state / "artifacts"
+        self._pause = pause
+        files.make_folder(self.folder)
+
+    def path(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.wasm"
+
+    async def fetch(
+        self, client: Client, functions: Collection[wire.PlannedFunction], trusted: Collection[str]
+    ) -> None:
+        """Have every artifact of a plan, or raise `SyncFailed`.
+
+        `trusted` are the sha256 of the artifacts that serve now; others that are there already are verified again.
+        """
+        wanted = {f.sha256: f for f in functions}
+        todo = [f for f in wanted.values() if not (f.sha256 in trusted and self.path(f.sha256).exists())]
+        if not todo:
+            return
+        missing = await asyncio.to_thread(self._missing, todo)
+        await asyncio.to_thread(self._preflight, missing)
+        slots = asyncio.Semaphore(PARALLEL)
+
+        async def one(function: wire.PlannedFunction) -> None:
+            async with slots:
+                await self._fetch(client, function)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for function in missing:
+                    group.create_task(one(function))
+        except ExceptionGroup as failures:
+            refused, others = failures.split(SyncFailed)
+            if refused is None or others is not None:
+                raise
+            # One reason is enough for a person; the others are about the same network or disk.
+            raise _first(refused) from None
+
+    def collect(self, keep: Collection[str]) -> None:
+        """Remove every artifact and unfinished download but those of `keep` (sha256)."""
+        for file in self.folder.iterdir():
+            if file.is_file() and file.name[:64] not in keep:
+                file.unlink(missing_ok=True)
+
+    def _missing(self, functions: Collection[wire.PlannedFunction]) -> list[wire.PlannedFunction]:
+        """Those that aren't there; a file whose bytes are no longer the artifact's is removed."""
+        missing = []
+        for function in functions:
+            file = self.path(function.sha256)
+            try:
+                if _sha256(file) == function.sha256:
+                    continue
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    log.error("artifact %s can't be read, and is fetched again: %s", function.sha256, error)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise _disk(error, file) from error
+            missing.append(function)
+        return missing
+
+    def _preflight(self, missing: Collection[wire.PlannedFunction]) -> None:
+        present = {f.sha256: _size(self._part(f.sha256)) for f in missing}
+        usage = os.statvfs(self.folder)
+        rules.check_space(rules.space_needed(missing, present), usage.f_bavail * usage.f_frsize, str(self.folder))
+
+    def _part(self, sha256: str) -> Path:
+        return self.folder / f"{sha256}.part"
+
+    async def _fetch(self, client: Client, function: wire.PlannedFunction) -> None:
+        """Download one artifact: go on after each break, ask for a fresh URL when this one is refused."""
+        part = self._part(function.sha256)
+        url = function.url
+        fruitless = 0
+        while True:
+            before = _size(part)
+            try:
+                await self._download(client, function, url, before)
+                return
+            except _Broken as broken:
+                fruitless = 0 if _size(part) > before else fruitless + 1
+                if fruitless == TRIES:
+                    raise SyncFailed(
+                        broken.code,
+                        f"artifact {function.sha256} of function {function.name} can't be fetched: {broken}",
+                    ) from None
+                if broken.stale:
+                    # A presigned URL has an end; control signs another, or sends the bytes itself.
+                    url = f"/v1/artifacts/{function.sha256}"
+                if fruitless:
+                    await asyncio.sleep(self._pause * 2 ** (fruitless - 1))
+            except OSError as error:
+                raise _disk(error, part) from error
+
+    async def _download(self, client: Client, function: wire.PlannedFunction, url: str, start: int) -> None:
+        part = self._part(function.sha256)
+        if start >= function.size:
+            # Whole, but killed before it got its name; or not its own bytes.
+            if await asyncio.to_thread(_sha256, part) == function.sha256:
+                with part.open("rb") as file:
+                    await asyncio.to_thread(self._finish, file, function.sha256)
+                return
+            await asyncio.to_thread(part.unlink)
+            start = 0
+        try:
+            # Before anything is asked for: what came on a connection that breaks is lost unless it is read at once.
+            with await asyncio.to_thread(part.open, "r+b" if start else "wb") as file:
+                digest = await asyncio.to_thread(_begin, file, start)
+                async with client.open_artifact(url, start) as response:
+                    if start and not _continues(response, start):
+                        start = 0
+                        digest = await asyncio.to_thread(_begin, file, start)
+                    size = start
+                    async for chunk in response.content.iter_chunked(CHUNK):
+                        size += len(chunk)
+                        if size > function.size:
+                            break
+                        await asyncio.to_thread(_take, file, digest, chunk)
+                    if size < function.size:
+                        raise _Broken("artifact_unreachable", f"it ended after {size} of {function.size} bytes")
+                    if size > function.size or digest.hexdigest() != function.sha256:
+                        part.unlink()
+                        if start:
+                            raise _Broken("artifact_mismatch", "the bytes kept of an earlier attempt were not its own")
+                        raise SyncFailed(
+                            "artifact_mismatch",
+                            f"what came for function {function.name} is not artifact {function.sha256} "
+                            f"({size} bytes with sha256 {digest.hexdigest()}, {function.size} bytes were promised); "
+                            "nothing of it was kept: look at the artifact store and at what lies between",
+                        )
+                    await asyncio.to_thread(self._finish, file, function.sha256)
+        except Unreachable as error:
+            raise _Broken("artifact_unreachable", error.message) from None
+        except Refusal as refusal:
+            if refusal.status == 416:
+                part.unlink(missing_ok=True)
+            raise _Broken("artifact_refused", refusal.message, stale=True) from None
+
+    def _finish(self, file: BinaryIO, sha256: str) -> None:
+        # What Python still holds of it isn't synced otherwise.
+        file.flush()
+        os.fsync(file.fileno())
+        self._part(sha256).replace(self.path(sha256))
+        files.sync_folder(self.folder)
+
+
+class _Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def _begin(file: BinaryIO, start: int) -> _Digest:
+    """Cut the file off behind its first `start` bytes, which an earlier attempt left; returns their digest."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    left = start
+    while left and (chunk := file.read(min(left, CHUNK))):
+        digest.update(chunk)
+        left -= len(chunk)
+    file.truncate(start)
+    return digest
+
+
+def _take(file: BinaryIO, digest: _Digest, chunk: bytes) -> None:
+    file.write(chunk)
+    digest.update(chunk)
+
+
+def _continues(response: aiohttp.ClientResponse, start: int) -> bool:
+    """True if the answer begins at `start`; a server may ignore Range and send everything."""
+    return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def _disk(error: OSError, path: Path) -> SyncFailed:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SyncFailed("disk_full", f"no space is left for {path}; free some, then `skerry node retry`")
+    return SyncFailed("disk_failed", f"{path} can't be written: {error}")
+
+
+def _first(group: BaseExceptionGroup[SyncFailed]) -> SyncFailed:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

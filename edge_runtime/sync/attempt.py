@@ -1,0 +1,178 @@
+"""One sync: a plan's work up to its report, with the lease kept beside it (design: fetch, compile, flip)."""
+
+import asyncio
+import logging
+from collections.abc import Set
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from control import faults, wire
+from edge_runtime.ipc import frames
+from edge_runtime.sync import rules
+from edge_runtime.sync.artifacts import Artifacts
+from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.rules import SyncFailed
+
+RENEW_CAP = 20.0
+"""A sync that takes longer says that it is running at least this often: it is the node's heartbeat meanwhile."""
+RENEW_AGAIN = 2.0
+"""After control could not be told."""
+
+log = logging.getLogger("skerry.agent")
+
+
+class Runtime(Protocol):
+    """What holds the node's release and moves it to another: the front."""
+
+    @property
+    def release(self) -> frames.LocalRelease | None: ...
+
+    @property
+    def inventory(self) -> wire.Inventory: ...
+
+    @property
+    def less(self) -> asyncio.Event:
+        """Set where `inventory` has become less."""
+        ...
+
+    def forged(self) -> SyncFailed | None:
+        """What control must be told of the libsql file, once."""
+        ...
+
+    async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
+        """Prepare, flip, commit, swap; raises `SyncFailed` with the old release serving on."""
+        ...
+
+
+class Compiler(Protocol):
+    """Makes AOT files of artifacts that are on disk."""
+
+    async def functions(
+        self, planned: list[frames.LocalFunction], compiled: Set[str] = ...
+    ) -> list[frames.LocalFunction]:
+        """The same functions with what to start on, those that serve compiled code now with such; raises
+        `SyncFailed`."""
+        ...
+
+    def collect(self, keep: set[str]) -> None:
+        """Remove the AOT files of all artifacts but those of `keep` (sha256)."""
+        ...
+
+
+class Superseded(Exception):
+    """Control wants a newer generation of this node, and has ended the sync itself."""
+
+
+class Sync:
+    """`run` it once."""
+
+    def __init__(
+        self, plan: wire.Plan, runtime: Runtime, compiler: Compiler, artifacts: Artifacts, client: Client
+    ) -> None:
+        self._plan = plan
+        self._runtime = runtime
+        self._compiler = compiler
+        self._artifacts = artifacts
+        self._client = client
+        self._started_at = datetime.now(UTC)
+        self._step = ""
+
+    def status(self) -> dict[str, Any]:
+        """For the node's status."""
+        return {
+            "id": self._plan.sync_id,
+            "release": self._plan.release_number,
+            "step": self._step,
+            "started_at": text(self._started_at),
+        }
+
+    async def run(self) -> SyncFailed | None:
+        """What the sync failed of, if it did: then the old release serves on. Raises `Superseded`."""
+        async with asyncio.TaskGroup() as group:
+            work = group.create_task(self._work())
+            renewal = group.create_task(self._renew(work))
+            await asyncio.wait([work])
+            renewal.cancel()
+        if work.cancelled():
+            raise Superseded
+        return work.result()
+
+    async def _work(self) -> SyncFailed | None:
+        plan, release = self._plan, self._runtime.release
+        # A sync that fails of it is how control, and who watches it, hears; the next one heals.
+        if (forged := self._runtime.forged()) is not None:
+            return forged
+        try:
+            manifests = rules.check_plan(plan, release.generation if release is not None else 0)
+
+            self._begin("fetch")
+            await self._fetch(release.functions if release is not None else [])
+            self._end("fetch")
+
+            self._begin("compile")
+            functions = await self._compiler.functions(
+                [
+                    frames.LocalFunction(f.name, f.version, f.sha256, manifests[f.name], f.manifest_digest)
+                    for f in plan.functions
+                ],
+                {f.name for f in release.functions if f.aot} if release is not None else frozenset(),
+            )
+            self._end("compile")
+
+            self._begin("flip")
+            await self._runtime.apply(plan, functions)
+            self._end("flip")
+        except SyncFailed as error:
+            return error
+        except Exception as error:
+            log.exception("a sync failed in a way that nobody foresaw")
+            return SyncFailed("internal", f"the edge runtime made a mistake: {error!r}; the node's log has more")
+        return None
+
+    async def _fetch(self, serving: list[frames.LocalFunction]) -> None:
+        """Have the plan's artifacts; `serving` are the functions of the release that serves."""
+        planned = self._plan.functions
+        # One without code could not be compiled at start: its artifact may be damaged, as others are known to be.
+        whole = {f.sha256 for f in self._runtime.inventory.functions}
+        trusted = {f.sha256 for f in serving if f.code[0]} & whole
+        try:
+            await self._artifacts.fetch(self._client, planned, trusted)
+        except SyncFailed as failed:
+            if failed.code != "disk_full":
+                raise
+            # What failed releases left behind goes, and the previous release's; what serves now stays.
+            keep = {f.sha256 for f in serving} | {f.sha256 for f in planned}
+            await asyncio.to_thread(self._artifacts.collect, keep)
+            await asyncio.to_thread(self._compiler.collect, keep)
+            await self._artifacts.fetch(self._client, planned, trusted)
+
+    def _begin(self, step: str) -> None:
+        self._step = step
+        faults.reach(f"edge.sync.{step}.before")
+
+    def _end(self, step: str) -> None:
+        faults.reach(f"edge.sync.{step}.after")
+
+    async def _renew(self, work: asyncio.Task[Any]) -> None:
+        """Keep the lease while the work goes on; work that nobody wants any more is ended, where it can be."""
+        lease = self._plan.lease
+        pause = min(RENEW_CAP, lease / 3)
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                state = await self._client.report(
+                    self._plan.sync_id, wire.SyncUpdate(status="running", step=self._step)
+                )
+            except (Unreachable, Refusal) as error:
+                log.warning("control can't be told that the sync goes on: %s", error.message)
+                pause = min(RENEW_AGAIN, lease / 3)
+                continue
+            lease = state.lease or lease
+            pause = min(RENEW_CAP, lease / 3)
+            if rules.superseded(state) and self._step in ("fetch", "compile"):
+                work.cancel()
+
+
+def text(when: datetime | None) -> str | None:
+    """A time as the status shows it (RFC 3339, UTC)."""
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z") if when is not None else None

@@ -1,0 +1,319 @@
+"""The node's HTTPS client: control's calls and the bytes of artifacts.
+
+Control is verified against the node's CA (the system's where it has none), the artifact store against both. The
+credential goes to control alone, never along with a redirect or to a presigned URL, which carries its own signature.
+"""
+
+import ipaddress
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from control import wire
+from edge_runtime.sync.rules import SyncFailed
+
+CONNECT_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 30.0
+"""Without a byte from the other side; a poll may be held in addition."""
+KEEP_ALIVE = 60.0
+"""Less than control's 75 s, so that the node ends an idle connection first."""
+ANSWER_LIMIT = 64 * 1024 * 1024
+PROBLEM_LIMIT = 64 * 1024
+
+T = TypeVar("T")
+
+_ANSWER: msgspec.json.Decoder[wire.Plan | wire.Report] = msgspec.json.Decoder(wire.Plan | wire.Report)
+
+
+class Unreachable(Exception):
+    """No HTTP answer came; `code` says how far it got, the message what to look at."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Refusal(Exception):
+    """An HTTP answer that is no success; of control, `code` and `message` are its problem+json's."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+
+class Client:
+    """An open session to one control; use it as an asynchronous context manager.
+
+    Raises `Unreachable` and `Refusal` from each call, and `ValueError` for a control URL that isn't HTTPS.
+    """
+
+    def __init__(self, control_url: str, ca: Path | None, credential: str = "") -> None:
+        self._base = control_base(control_url)
+        self.credential = credential
+        self._control_tls = tls_context(ca, system=ca is None)
+        self._store_tls = tls_context(ca, system=True)
+        self._session: aiohttp.ClientSession | None = None
+        self.skew = 0.0
+        """Seconds by which control's clock is ahead of ours, by its Date header."""
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(keepalive_timeout=KEEP_ALIVE),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            headers={"User-Agent": "skerry-edge", "Accept-Encoding": "identity"},
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def poll(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        """Control's answer, None if there is nothing to do (204); held for up to `poll.wait` seconds."""
+        status, body = await self._call("POST", "/v1/poll", poll, wait=poll.wait)
+        if status == 204:
+            return None
+        try:
+            return _ANSWER.decode(body)
+        except msgspec.DecodeError as error:
+            raise Refusal(
+                status,
+                "answer_unknown",
+                f"control answered the poll with something that this edge runtime doesn't understand ({error}); "
+                f"it speaks protocol {wire.PROTOCOL}: upgrade it if control is newer",
+            ) from None
+
+    async def report(self, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
+        """Tell control how a sync is going, or how it ended."""
+        return await self._typed("PUT", f"/v1/syncs/{sync_id}", update, wire.SyncState)
+
+    async def rotate(self) -> str:
+        """A new credential; the present one stays good until the new one was used."""
+        return (await self._typed("POST", "/v1/nodes/self/credential", None, wire.Rotated)).credential
+
+    async def join(self, join: wire.Join) -> wire.Joined:
+        """Become a node; the session's credential is the join token."""
+        return await self._typed("POST", "/v1/nodes", join, wire.Joined)
+
+    @asynccontextmanager
+    async def open_artifact(self, url: str, start: int) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer (200, or 206 for `start` > 0) with an artifact's bytes from `start` on, to be read as a stream.
+
+        `url` is a plan's: absolute and presigned, or a path of control. Control may send on to the store (307).
+        """
+        own = not URL(url, encoded=True).absolute
+        target = self._base.join(URL(url, encoded=True)) if own else URL(url, encoded=True)
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        for _ in range(2):
+            _refuse_plain(target)
+            extra = {"Authorization": f"Bearer {self.credential}"} if own else {}
+            async with self._request(
+                "GET", target, headers | extra, None, ANSWER_TIMEOUT, self._control_tls if own else self._store_tls
+            ) as response:
+                if own and response.status in (302, 303, 307, 308) and "Location" in response.headers:
+                    # Our own code follows it: the next request carries no Authorization, S3 refuses two signatures.
+                    target = target.join(URL(response.headers["Location"], encoded=True))
+                    own = False
+                    continue
+                if response.status not in (200, 206):
+                    raise refusal(response, await read_limited(response, PROBLEM_LIMIT), own)
+                yield response
+                return
+        raise Refusal(502, "redirected", f"{_shown(target)} sends on again instead of answering with the artifact")
+
+    async def _typed(self, method: str, path: str, message: wire.Message | None, kind: type[T]) -> T:
+        status, body = await self._call(method, path, message)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.DecodeError as error:
+            message_ = f"control's answer to {method} {path} makes no sense: {error}"
+            raise Refusal(status, "answer_unknown", message_) from None
+
+    async def _call(self, method: str, path: str, message: wire.Message | None, wait: float = 0.0) -> tuple[int, bytes]:
+        headers = {"Authorization": f"Bearer {self.credential}"}
+        body = b""
+        if message is not None:
+            headers["Content-Type"] = "application/json"
+            body = msgspec.json.encode(message)
+        url = self._base.join(URL(path))
+        sent = datetime.now(UTC)
+        async with self._request(method, url, headers, body, wait + ANSWER_TIMEOUT, self._control_tls) as response:
+            data = await read_limited(response, ANSWER_LIMIT)
+            self._note_date(response.headers.get("Date"), sent)
+            if response.status >= 300:
+                raise refusal(response, data, True)
+            return response.status, data
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, url: URL, headers: dict[str, str], body: bytes | None, read: float, tls: ssl.SSLContext
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        assert self._session is not None, "the client is not open"  # noqa: S101
+        timeout = aiohttp.ClientTimeout(connect=2 * CONNECT_TIMEOUT, sock_connect=CONNECT_TIMEOUT, sock_read=read)
+        proxy, proxy_headers = proxy_for(url)
+        try:
+            async with self._session.request(
+                method,
+                url,
+                headers=headers,
+                data=body,
+                timeout=timeout,
+                ssl=tls,
+                allow_redirects=False,
+                proxy=proxy,
+                proxy_headers=proxy_headers,
+            ) as response:
+                yield response
+        except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl.SSLError) as error:
+            raise unreachable(error, url, proxy) from error
+
+    def _note_date(self, date: str | None, sent: datetime) -> None:
+        if date is None:
+            return
+        try:
+            theirs = parsedate_to_datetime(date).astimezone(UTC)
+        except ValueError:
+            return
+        self.skew = clock_skew(theirs, sent, datetime.now(UTC))
+
+
+def clock_skew(theirs: datetime, sent: datetime, received: datetime) -> float:
+    """Seconds by which a clock is ahead of ours that said `theirs` at some time from the request to the answer, which
+    a held poll has a long time between. It says whole seconds: below 2 the skew is taken for none."""
+    skew = (theirs - min(max(theirs, sent), received)).total_seconds()
+    return skew if abs(skew) > 2.0 else 0.0
+
+
+def control_base(url: str) -> URL:
+    """The URL of control, checked: `ValueError` says what is wrong with it."""
+    try:
+        base = URL(url)
+    except ValueError:
+        raise ValueError(f"{url!r} is no URL; control's looks like https://control.example.org:8443") from None
+    if base.scheme != "https" or not base.host:
+        raise ValueError(f"{url!r} is no HTTPS URL; control's looks like https://control.example.org:8443")
+    if base.user or base.password:
+        raise ValueError("control's URL must not hold a user or a password")
+    return base.origin()
+
+
+def tls_context(ca: Path | None, *, system: bool) -> ssl.SSLContext:
+    """TLS 1.2 or later, trusting `ca` and, where `system` is true, the system's authorities too.
+
+    Raises `ValueError` for a file that holds no certificate, `OSError` for one that can't be read.
+    """
+    context = ssl.create_default_context() if system else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca is not None:
+        try:
+            context.load_verify_locations(cadata=ca.read_text())
+        except ssl.SSLError as error:
+            raise ValueError(f"{ca} holds no PEM certificate ({error}); join again to have it fetched anew") from None
+    return context
+
+
+def is_loopback(host: str | None) -> bool:
+    """True for names and addresses that never leave this machine."""
+    if host is None:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
+    """The proxy that the environment wants for `url` (HTTPS_PROXY, NO_PROXY, …), and the headers that it wants itself.
+
+    None for loopback, ever.
+    """
+    host = url.host or ""
+    if is_loopback(host):
+        return None, {}
+    proxies = urllib.request.getproxies_environment()
+    wanted = proxies.get(url.scheme) or proxies.get("all")
+    if not wanted or urllib.request.proxy_bypass(host, proxies):
+        return None, {}
+    proxy = URL(wanted if "://" in wanted else f"http://{wanted}")
+    headers = {}
+    if proxy.user:
+        headers["Proxy-Authorization"] = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+    return proxy.with_user(None), headers
+
+
+def _refuse_plain(url: URL) -> None:
+    if url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.host)):
+        raise SyncFailed(
+            "artifact_url_refused",
+            f"control names {_shown(url)} for an artifact, and only https is followed beyond this machine; "
+            "set SKERRY_ARTIFACTS_PUBLIC_URL at control to the store's https address",
+        )
+
+
+def _shown(url: URL) -> str:
+    """A URL without its query: a presigned one's signature is a secret."""
+    return str(url.with_query(None).with_user(None))
+
+
+async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    parts = bytearray()
+    async for chunk in response.content.iter_any():
+        parts += chunk
+        if len(parts) > limit:
+            raise Refusal(response.status, "answer_too_large", f"an answer of more than {limit} bytes was not read")
+    return bytes(parts)
+
+
+def refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> Refusal:
+    status = response.status
+    retry_after = response.headers.get("Retry-After", "")
+    seconds = float(retry_after) if retry_after.isdecimal() else None
+    try:
+        problem = msgspec.json.decode(body, type=wire.Problem)
+    except msgspec.DecodeError:
+        whom = "control" if own else "the artifact store"
+        text = " ".join(body[:200].decode("utf-8", "replace").split())
+        return Refusal(status, f"http_{status}", f"{whom} (or something before it) answered {status}: {text}", seconds)
+    return Refusal(status, problem.code, problem.detail or problem.title, seconds)
+
+
+def unreachable(error: Exception, url: URL, proxy: URL | None) -> Unreachable:
+    where = f"{url.host}:{url.port}"
+    through = f" through the proxy {_shown(proxy)}" if proxy is not None else ""
+    match error:
+        case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
+            cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error
+            return Unreachable(
+                "tls_untrusted",
+                f"the certificate of {where} is not trusted ({cause}): is it the right host, is this machine's clock "
+                "right, was the authority replaced? If so, join again with a new token",
+            )
+        case aiohttp.ClientHttpProxyError() | aiohttp.ClientProxyConnectionError():
+            return Unreachable("proxy_failed", f"the proxy {_shown(proxy or url)} gave no way to {where}: {error}")
+        case aiohttp.ClientConnectorDNSError():
+            return Unreachable("name_unknown", f"the name {url.host} can't be resolved{through}: {error.strerror}")
+        case TimeoutError():
+            return Unreachable("timed_out", f"{where} did not answer in time{through}")
+        case aiohttp.ClientConnectorError():
+            return Unreachable("unreachable", f"no connection to {where}{through}: {error.strerror or error.os_error}")
+        case _:
+            return Unreachable("unreachable", f"no answer from {where}{through}: {error or type(error).__name__}")

@@ -1,0 +1,215 @@
+"""Becoming a node: first trust in control, then the one-time token against a credential of the node's own.
+
+The token carries the fingerprint of control's authority. It is fetched without trust, compared, and only over a
+connection verified by it is the token sent. The attempt's random id is on disk before, so a lost answer loses nothing:
+the same command again gets a credential in place of the one that never arrived.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import shutil
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+from uuid import uuid4
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+from yarl import URL
+
+from control import wire
+from edge_runtime import files
+from edge_runtime.sync import capabilities, control_client, identity
+from edge_runtime.sync.identity import Identity
+
+CA_LIMIT = 64 * 1024
+TRIES = 3
+"""Of a join whose answer didn't come; after that a person is told, and may ask again whenever they like."""
+
+_TOKEN = re.compile(r"(skj_[0-9a-f-]{36}_[A-Za-z0-9_-]{43})(?:\.([0-9a-f]{64}))?")
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+class JoinFailed(Exception):
+    """The node has not joined; `code` is stable, the message says what to do. Nothing that it had before is lost."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Attempt(Struct):
+    """What is kept on disk from before the token is sent until the identity is there."""
+
+    id: str
+    asked: str
+    """sha256 over what makes this attempt this one: token, control and name."""
+
+
+async def join(
+    state: Path,
+    control_url: str,
+    token: str,
+    name: str,
+    labels: Mapping[str, str],
+    *,
+    ca: Path | None = None,
+    again: bool = False,
+    pause: float = 1.0,
+) -> Identity:
+    """Join control with a one-time token and keep the identity in `state`; raises `JoinFailed`.
+
+    `ca` is a PEM file to verify control against, where the token has no fingerprint and the system's authorities
+    don't do. `again` exchanges an identity that is there already, once the new one has been given.
+    """
+    match = _TOKEN.fullmatch(token.strip())
+    if match is None:
+        raise JoinFailed("token_malformed", "this is no join token; `skerry node token` makes one (skj_…)")
+    if not wire.NAME.fullmatch(name):
+        raise JoinFailed("name_invalid", f"{name!r} is no name for a node: lower case letters, digits and hyphens")
+    secret, fingerprint = match.groups()
+    try:
+        base = control_client.control_base(control_url)
+    except ValueError as error:
+        raise JoinFailed("control_url_invalid", str(error)) from None
+    work = _prepare(state, name, again)
+    trusted = await _first_trust(base, fingerprint, ca, work)
+    attempt = _attempt(work, f"{secret} {base} {name}")
+    asked = wire.Join(name=name, attempt=attempt.id, labels=dict(labels), capabilities=capabilities.document())
+    joined = await _ask(str(base), trusted, secret, asked, pause)
+
+    made = Identity(joined.node_id, name, joined.group, str(base), joined.credential, datetime.now(UTC))
+    if trusted is not None:
+        files.write(state / "ca.pem", trusted.read_bytes(), 0o644)
+    else:
+        files.remove(state / "ca.pem")
+    identity.write(state, made)
+    # Last: until the identity is on disk, the same attempt gets another credential.
+    shutil.rmtree(work)
+    return made
+
+
+def _prepare(state: Path, name: str, again: bool) -> Path:
+    """The folder for a join under way; refused where the state directory has an identity that may not go."""
+    if not again and identity.path(state).exists():
+        try:
+            present = identity.read(state)
+        except identity.NotJoined as error:
+            raise JoinFailed("identity_unreadable", str(error)) from None
+        raise JoinFailed(
+            "already_joined",
+            f"{state} belongs to node {present.name} of {present.control_url}; add --again to exchange that identity "
+            f"for a new one named {name}",
+        )
+    work = state / "joining"
+    try:
+        files.make_folder(state)
+        files.make_folder(work)
+    except OSError as error:
+        raise JoinFailed("state_unusable", f"the state directory can't be used: {error}") from None
+    return work
+
+
+async def _first_trust(base: URL, fingerprint: str | None, ca: Path | None, work: Path) -> Path | None:
+    """A file with the authority to verify control against; None for the system's."""
+    file = work / "ca.pem"
+    if fingerprint is not None:
+        files.write(file, (await _fetch_authority(base, fingerprint)).encode(), 0o644)
+        return file
+    return None if ca is None else _copy(ca, file)
+
+
+def _copy(ca: Path, file: Path) -> Path:
+    try:
+        files.write(file, ca.read_bytes(), 0o644)
+    except OSError as error:
+        raise JoinFailed("ca_unreadable", f"the authority can't be read: {error}") from None
+    return file
+
+
+async def _fetch_authority(base: URL, fingerprint: str) -> str:
+    """Control's authority in PEM, fetched from whoever answers and kept only if it is the token's."""
+    untrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    untrusting.minimum_version = ssl.TLSVersion.TLSv1_2
+    untrusting.check_hostname = False
+    untrusting.verify_mode = ssl.CERT_NONE
+    url = base.join(URL("/v1/ca"))
+    proxy, proxy_headers = control_client.proxy_for(url)
+    timeout = aiohttp.ClientTimeout(total=control_client.ANSWER_TIMEOUT, sock_connect=control_client.CONNECT_TIMEOUT)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers={"Accept-Encoding": "identity"}) as session,
+            session.get(
+                url, ssl=untrusting, allow_redirects=False, proxy=proxy, proxy_headers=proxy_headers
+            ) as response,
+        ):
+            data = await control_client.read_limited(response, CA_LIMIT)
+            if response.status != 200:
+                raise control_client.refusal(response, data, True)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        problem = control_client.unreachable(error, url, proxy)
+        raise JoinFailed(problem.code, problem.message) from None
+    except control_client.Refusal as refusal:
+        raise JoinFailed(refusal.code, f"{url} gives no authority: {refusal.message}") from None
+    seen = []
+    for pem in _PEM.findall(data.decode("ascii", "replace")):
+        with contextlib.suppress(ValueError):
+            seen.append(hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest())
+            if seen[-1] == fingerprint:
+                return f"{pem}\n"
+    raise JoinFailed(
+        "ca_mismatch",
+        f"{base.host} shows an authority with the fingerprint {', '.join(seen) or '(none)'}, but the token wants "
+        f"{fingerprint}: either this is another control (look at --control), its authority was replaced since the "
+        "token was made (make a new token), or someone stands in between. The token was not sent",
+    )
+
+
+def _attempt(work: Path, asked: str) -> Attempt:
+    """The attempt that is on disk, if it was for the same token, control and name; else a new one, kept there."""
+    file = work / "attempt.json"
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+        kept = msgspec.json.decode(file.read_bytes(), type=Attempt)
+        if kept.asked == digest:
+            return kept
+    made = Attempt(str(uuid4()), digest)
+    files.write(file, msgspec.json.encode(made))
+    return made
+
+
+async def _ask(control_url: str, ca: Path | None, secret: str, asked: wire.Join, pause: float) -> wire.Joined:
+    """Send the token; the same attempt again where no answer came or control could not answer now."""
+    try:
+        opened = control_client.Client(control_url, ca, secret)
+    except (ValueError, OSError) as error:
+        raise JoinFailed("ca_unreadable", str(error)) from None
+    async with opened as session:
+        for remaining in reversed(range(TRIES)):
+            try:
+                return await session.join(asked)
+            except control_client.Unreachable as error:
+                if not remaining:
+                    raise JoinFailed(error.code, f"{error.message}. The same command may be run again") from None
+            except control_client.Refusal as refusal:
+                if refusal.status < 500 or not remaining:
+                    _explain(refusal)
+            await asyncio.sleep(pause)
+    raise AssertionError  # every last try above returns or raises
+
+
+def _explain(refusal: control_client.Refusal) -> NoReturn:
+    cures = {
+        "token_used": " with `skerry node token`",
+        "token_expired": " with `skerry node token`",
+        "credentials_invalid": "; make a join token with `skerry node token`",
+        "unknown_node": "; make a token without --rejoin",
+    }
+    again = ". The same command may be run again" if refusal.status >= 500 else ""
+    raise JoinFailed(refusal.code, refusal.message + cures.get(refusal.code, again))

@@ -1,0 +1,156 @@
+"""What a node's local HTTP answers: functions, and the runtime's own pages under /_skerry/."""
+
+import hmac
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+
+from edge_runtime.dispatch.call import Call, Refusal
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.release_gate import Hold
+from edge_runtime.ipc.frames import LocalRelease
+from edge_runtime.settings import Settings
+from edge_runtime.web.connection import Connection
+from edge_runtime.web.parser import Exchange, too_large
+from edge_runtime.web.routes import Match, Table
+
+log = logging.getLogger("skerry.front")
+
+FUNCTIONS: Final = b"/functions/"
+OWN: Final = b"/_skerry/"
+HEALTH: Final = b"/_skerry/healthz"
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
+
+
+class App:
+    """`status` makes the document of /_skerry/status, `metrics` the text of /_skerry/metrics."""
+
+    def __init__(
+        self, settings: Settings, pool: Pool, status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
+    ) -> None:
+        self._body_limit = settings.body_limit
+        self._pool = pool
+        self.submit = pool.submit
+        """Takes each call. Who would see them puts another in its place, which hands them on."""
+        self._release: LocalRelease | None = None
+        """Whose routes are in the table."""
+        self._table = Table({})
+        self._pages: dict[bytes, tuple[bytes, Callable[[], bytes]]] = {
+            # For a supervisor, which has no token: it says nothing but that the front runs.
+            HEALTH: (b"text/plain; charset=utf-8", lambda: b"ok\n"),
+            b"/_skerry/status": (b"application/json", lambda: orjson.dumps(status(), option=orjson.OPT_INDENT_2)),
+            b"/_skerry/metrics": (b"text/plain; version=0.0.4; charset=utf-8", metrics),
+        }
+        self._token = settings.token.encode() if settings.token else None
+        own = settings.listen.rpartition(":")[0]
+        self._hosts = frozenset(name.lower().encode() for name in (*_LOOPBACK, own, *settings.hosts))
+
+    def resolve(self, method: str, path: bytes) -> Match | Refusal:
+        """Which function a request is for."""
+        if path.startswith(FUNCTIONS):
+            end = path.find(b"/", len(FUNCTIONS))
+            script, rest = (path, b"") if end < 0 else (path[:end], path[end:])
+            return Match(script[len(FUNCTIONS) :].decode(), "", script.decode(), rest.decode(), [])
+        release = self._pool.release
+        if release is None:
+            if self._pool.hold is Hold.ALL:
+                text = "The node is starting: it isn't known yet which routes it has; try again."
+                return Refusal(503, "release_changing", text, 1)
+        elif release is not self._release:
+            routes = {f.name: f.manifest.route for f in release.functions if f.manifest.route is not None}
+            self._release, self._table = release, Table(routes)
+        found = self._table.match(method, path.decode("latin-1"))
+        if isinstance(found, Match):
+            return found
+        if found:
+            allow = ", ".join(found)
+            return Refusal(405, "method_unknown", f"The route takes {allow}, and not {method}.", allow=allow)
+        text = "No function's route is this path. There are /functions/NAME, and the node's own pages under /_skerry/."
+        return Refusal(404, "path_unknown", text)
+
+    def admit(self, asked: Exchange) -> Refusal | None:
+        """A request's head has come. What is wrong with it?"""
+        path = asked.path
+        if path.startswith(OWN):
+            if path not in self._pages:
+                text = "There are /_skerry/status, /_skerry/healthz, /_skerry/metrics."
+                return Refusal(404, "path_unknown", text)
+            if asked.method not in ("GET", "HEAD"):
+                text = "The node's own pages are only read: GET or HEAD."
+                return Refusal(405, "method_unknown", text, allow="GET, HEAD")
+            return None if path == HEALTH else self._stranger(asked)
+        refusal = self._stranger(asked)
+        if refusal is not None:
+            return refusal
+        found = self.resolve(asked.method, path)
+        if isinstance(found, Refusal):
+            return found
+        if asked.length > self._body_limit:
+            return too_large(self._body_limit)
+        asked.target = found
+        asked.name = found.function
+        return None
+
+    def run(self, asked: Exchange, connection: Connection) -> None:
+        """A request is whole, and it is its turn."""
+        found: Match | None = asked.target
+        if found is None:
+            self._page(asked.path, connection)
+            return
+        pieces = asked.pieces
+        asked.call = Call(
+            found.function,
+            asked.method,
+            found.path,
+            asked.query,
+            asked.headers if self._token is None else [h for h in asked.headers if h[0] != b"authorization"],
+            connection.client,
+            pieces or b"",
+            connection.done,
+            found.script,
+            found.route,
+            found.params,
+        )
+        self.submit(asked.call)
+
+    def leave(self, asked: Exchange) -> None:
+        """The client of a request that is run has gone."""
+        if asked.call is not None:
+            self._pool.leave(asked.call)
+
+    def _page(self, path: bytes, connection: Connection) -> None:
+        kind, make = self._pages[path]
+        try:
+            body = make()
+        except Exception:
+            log.exception("the page %s failed", path.decode())
+            connection.done(Refusal(500, "internal", "The node failed to make this page; its log says why."))
+            return
+        connection.answer(200, b"content-type: %b\r\n" % kind, body)
+
+    def _stranger(self, asked: Exchange) -> Refusal | None:
+        """Why whoever asks may not."""
+        if self._token is not None:
+            scheme, _, token = (asked.authorization or b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(b" "), self._token):
+                text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
+                return Refusal(401, "token_needed", text)
+            return None
+        # Web pages of others could else call functions in a visitor's name: under a name that leads to this address,
+        if not self._own(asked.host or b""):
+            shown = (asked.host or b"missing")[:100].decode("latin-1")
+            text = f"The Host header is {shown}; it must be localhost, 127.0.0.1 or one of SKERRY_EDGE_HOSTS."
+            return Refusal(403, "host_refused", text)
+        # or at the address itself.
+        if asked.origin is not None and not self._own(asked.origin.partition(b"://")[2]):
+            shown = asked.origin[:100].decode("latin-1")
+            text = f"A web page of {shown} asks; it must be one of localhost, 127.0.0.1 or SKERRY_EDGE_HOSTS."
+            return Refusal(403, "origin_refused", text)
+        return None
+
+    def _own(self, host: bytes) -> bool:
+        """Whether a host, with or without a port, is one of the node's."""
+        host = host.lower()
+        return host in self._hosts or host.rpartition(b":")[0] in self._hosts

@@ -1,0 +1,384 @@
+"""One connection of the local HTTP: its requests are answered one after the other, each in one write.
+
+What a connection may cost is bounded in time and memory, whatever its client sends or doesn't read.
+"""
+
+import asyncio
+import http
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from control import wire
+from edge_runtime.dispatch.call import Answer, Outcome, Refusal
+from edge_runtime.settings import Settings
+from edge_runtime.web.parser import PIECE, Exchange, Memory, Requests
+
+HEAD_WAIT: Final = 10.0
+"""Seconds that a request's head may take to come, and a connection to begin."""
+KEEP_ALIVE: Final = 75.0
+UNREAD_WAIT: Final = 30.0
+"""Seconds within which a client must take something of an answer that waits for it."""
+TOLD: Final = 10.0
+"""Seconds between two lines of the log about answers that are given up."""
+IDLE: Final = 1.0
+"""Seconds without a request after which a connection may be ended, where others need its place."""
+LINGER: Final = 2.0
+"""Seconds that a connection, after its last answer, takes what the client still sends: closed at once it would be
+reset, and the client might not see the answer."""
+CROWD: Final = 8
+"""Requests that may have come before their turn, while more is read."""
+BODILESS: Final = (204, 304)
+"""Statuses whose answers have no body, and no Content-Length."""
+LAST: Final = (400, 401, 408, 413, 431)
+"""Refusals after which nothing more of the connection is read."""
+NEVER: Final = float("inf")
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+PHRASES: Final = {status.value: status.phrase for status in http.HTTPStatus} | {499: "Client Closed Request"}
+STATUS_LINES: Final = [f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode() for status in range(600)]
+
+
+log = logging.getLogger("skerry.front")
+
+
+class App(Protocol):
+    """What answers requests."""
+
+    def admit(self, asked: Exchange) -> Refusal | None:
+        """A request's head has come. What is wrong with it?"""
+
+    def run(self, asked: Exchange, connection: "Connection") -> None:
+        """A request is whole, and it is its turn: answer it once, now or later, by `done` or `answer`."""
+
+    def leave(self, asked: Exchange) -> None:
+        """The client of a request that is run has gone."""
+
+
+class Shared:
+    """What the connections of a server have in common."""
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        self.app = app
+        self.memory = Memory(settings.body_memory, settings.body_limit)
+        self.body_wait = settings.body_wait
+        self.answer_memory = settings.answer_memory
+        self.live: set[Connection] = set()
+        self.removed: Callable[[], None] = lambda: None
+        """Told that a connection has ended."""
+        self.slow: dict[Connection, int] = {}
+        """Bytes of answers that clients haven't read, those first that have been unread for longest."""
+        self.unread = 0
+        """All of them together."""
+        self.unread_of: dict[str, int] = {}
+        """The same by the name of the function whose answers they are."""
+        self.given_up = 0
+        """Answers that were given up, since the start, because too much was unread."""
+        self._told = float("-inf")
+        """When the log last told of one."""
+        self.passed = 0
+        """Bytes of answered requests' bodies, and of large answers, since the server last gave memory back."""
+        self.date = b""
+        """The header line."""
+        self.stopping = False
+        self.empty = asyncio.Event()
+        """It is stopping, and there are no more connections."""
+
+    def stop(self) -> None:
+        """Let the connections end that have no request."""
+        self.stopping = True
+        for connection in list(self.live):
+            connection.stop()
+        if not self.live:
+            self.empty.set()
+
+    def remove(self, connection: "Connection") -> None:
+        self.live.discard(connection)
+        self.set_unread(connection, 0)
+        self.removed()
+        if self.stopping and not self.live:
+            self.empty.set()
+
+    def end_idle(self, count: int, now: float) -> int:
+        """End up to `count` connections that have no request and have been idle for a second, the longest idle ones
+        first; how many."""
+        idle = sorted((c for c in self.live if c.idle(now) >= IDLE), key=lambda c: c.deadline)[:count]
+        for connection in idle:
+            connection.abort()
+        return len(idle)
+
+    def set_unread(self, connection: "Connection", count: int) -> None:
+        """So many bytes of its answer are unread. Where all together are too many, or those of one function, the
+        connections are ended whose answers have been unread for longest."""
+        name, more = connection.name, count - self.slow.get(connection, 0)
+        self.unread += more
+        of = self.unread_of.get(name, 0) + more
+        if of:
+            self.unread_of[name] = of
+        else:
+            self.unread_of.pop(name, None)
+        if not count:
+            self.slow.pop(connection, None)
+            return
+        self.slow[connection] = count
+        # One function's may have half of it: then those of others aren't given up for them.
+        while self.unread_of.get(name, 0) > self.answer_memory // 2:
+            oldest = next(c for c in self.slow if c.name == name)
+            if oldest is connection:
+                break
+            self._give_up(oldest)
+        while self.unread > self.answer_memory:
+            self._give_up(next(iter(self.slow)))
+
+    def _give_up(self, connection: "Connection") -> None:
+        self.given_up += 1
+        now = time.monotonic()
+        if now - self._told >= TOLD:
+            self._told = now
+            text = "an answer of %s is given up, since clients leave %d MiB of answers unread; it is number %d so far"
+            log.warning(text, connection.name or "the node", self.unread >> 20, self.given_up)
+        connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._app = shared.app
+        self._loop = asyncio.get_running_loop()
+        self.name = ""
+        """Of the function whose answer is unread, or was last."""
+        self._answered = ""
+        """Of the function whose answer was written last."""
+        self._requests = Requests(shared.memory, shared.app.admit)
+        self._exchanges = self._requests.exchanges
+        self._transport: asyncio.Transport
+        self.client = ""
+        """Its address."""
+        self.deadline = self._loop.time() + HEAD_WAIT
+        """When what is waited for must have come, whatever it is."""
+        self._running = False
+        """The first of the requests is run."""
+        self._held = False
+        """Nothing is read for now."""
+        self._unread = False
+        """An answer waits for the client to read it."""
+        self._ended = False
+        """The client sends no more."""
+        self._over = False
+        """The last answer is written, or nobody is there to read one."""
+
+    # What the transport says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        self.client = peer[0] if peer else ""
+        # Whatever the system doesn't take at once is unread, and counted.
+        self._transport.set_write_buffer_limits(0)
+        self._shared.live.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        requests = self._requests
+        if self._over or requests.broken is not None:
+            return
+        began = requests.heading
+        requests.feed(data)
+        if not self._running and (self._exchanges or requests.broken is not None):
+            self._advance()
+        elif requests.heading and not began and not self._running:
+            self.deadline = self._loop.time() + HEAD_WAIT
+        if len(self._exchanges) > 1 and self._crowded():
+            self._hold()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        exchanges = self._exchanges
+        if exchanges and not exchanges[-1].whole:
+            self._requests.drop(exchanges.pop())
+        if self._running:
+            # It can't be seen whether the client is still there to read: it may be answered, but has no claim.
+            self._app.leave(exchanges[0])
+        return bool(exchanges) and not self._over
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._over = True
+        self._shared.remove(self)
+        running = self._exchanges.popleft() if self._running else None
+        self._forget()
+        self._requests.close()
+        if running is not None:
+            # Its body is held until its outcome has come.
+            self._exchanges.append(running)
+            self._app.leave(running)
+
+    def pause_writing(self) -> None:
+        self._unread = True
+        self.name = self._answered
+        self.deadline = self._loop.time() + UNREAD_WAIT
+        self._hold()
+        self._shared.set_unread(self, self._transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._unread = False
+        self._shared.set_unread(self, 0)
+        self.deadline = self._loop.time() + (LINGER if self._over else KEEP_ALIVE)
+        self._advance()
+
+    # What the server says
+
+    def late(self, now: float) -> None:
+        """The deadline is over."""
+        if self._unread:
+            left = self._transport.get_write_buffer_size()
+            if 0 < left < self._shared.slow.get(self, 0):
+                self._shared.set_unread(self, left)
+                self.deadline = now + UNREAD_WAIT
+                return
+        elif self._exchanges and not self._over:
+            text = f"The request's body took longer than {self._shared.body_wait:g} s to come (body_wait)."
+            self._refuse(Refusal(408, "body_timeout", text))
+            return
+        self.abort()
+
+    def idle(self, now: float) -> float:
+        """Seconds for which it has had no request, at least; 0 where it has one, or a part of one."""
+        if self._exchanges or self._requests.heading or self._unread or self._over:
+            return 0.0
+        left = self.deadline - now
+        return (HEAD_WAIT if left <= HEAD_WAIT else KEEP_ALIVE) - left
+
+    def stop(self) -> None:
+        """Take no other request."""
+        if not (self._exchanges or self._over):
+            self._over = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._over = True
+        self._shared.set_unread(self, 0)
+        self._transport.abort()
+
+    # Answers
+
+    def _advance(self) -> None:
+        """Begin with the next request, as far as it has come and its answer can be written."""
+        exchanges = self._exchanges
+        while exchanges and not (self._running or self._unread or self._over):
+            asked = exchanges[0]
+            if asked.refusal is not None:
+                self._refuse(asked.refusal)
+            elif asked.whole:
+                self._running = True
+                self.deadline = NEVER
+                self._app.run(asked, self)
+                if self._ended and self._running:
+                    self._app.leave(asked)
+            elif self._requests.broken is not None:
+                self._refuse(self._requests.broken)
+            else:
+                self._await(asked)
+                break
+        if not (exchanges or self._unread or self._over) and self._requests.broken is not None:
+            exchanges.append(Exchange("", b"", b"", []))
+            self._refuse(self._requests.broken)
+        if self._held and not self._unread and not self._crowded():
+            self._held = False
+            self._transport.resume_reading()
+
+    def _await(self, asked: Exchange) -> None:
+        """Wait for the rest of a request's body."""
+        if asked.awaited:
+            return
+        asked.awaited = True
+        self.deadline = self._loop.time() + self._shared.body_wait
+        if asked.expects and not asked.size:
+            self._transport.write(CONTINUE)
+
+    def _crowded(self) -> bool:
+        """What follows can wait in the client's socket, where nobody sees either that the client goes away."""
+        count = len(self._exchanges)
+        return count > CROWD or (count > 1 and not self._exchanges[-1].whole)
+
+    def _hold(self) -> None:
+        """Read nothing for now."""
+        self._held = True
+        self._transport.pause_reading()
+
+    def done(self, outcome: Outcome) -> None:
+        """Answer the request that is run."""
+        if type(outcome) is Answer:
+            self.answer(outcome.status, b"%bskerry-release: %d\r\n" % (outcome.head, outcome.release), outcome.body)
+        else:
+            assert isinstance(outcome, Refusal)  # noqa: S101
+            self._refuse(outcome)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        status = refusal.status
+        body = wire.problem_bytes(wire.Problem(refusal.code, PHRASES.get(status, ""), status, refusal.message))
+        head = b"content-type: application/problem+json\r\n"
+        if refusal.retry_after:
+            head += b"retry-after: %d\r\n" % refusal.retry_after
+        if refusal.allow:
+            head += b"allow: %b\r\n" % refusal.allow.encode()
+        if status == 401:
+            head += b"www-authenticate: Bearer\r\n"
+        self.answer(status, head, body, last=status in LAST)
+
+    def answer(self, status: int, head: bytes, body: bytes | memoryview, *, last: bool = False) -> None:
+        """Write the answer to the request whose turn it is; with `last` no other one is read.
+
+        `head` is whole header lines, none of them about the connection, or about the length where there is a body.
+        """
+        exchanges, shared, transport = self._exchanges, self._shared, self._transport
+        asked = exchanges.popleft()
+        self._running = False
+        shared.memory.held -= asked.size
+        shared.passed += asked.size
+        if self._over:
+            return
+        self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
+        keep = asked.keep and asked.whole and not (last or shared.stopping or (self._ended and not exchanges))
+        without = asked.method == "HEAD"
+        # Of a HEAD's answer without a body only its function can know the length that a GET's would have.
+        length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % len(body)
+        if keep and not asked.old:
+            end = b"\r\n"
+        else:
+            end = b"connection: keep-alive\r\n\r\n" if keep else b"connection: close\r\n\r\n"
+        self._answered = asked.name
+        start = b"".join((STATUS_LINES[status], shared.date, head, length, end))
+        if not length or without:
+            transport.write(start)
+        elif len(body) <= PIECE:
+            transport.write(start + body)
+        else:
+            shared.passed += len(body)
+            transport.writelines((start, body))
+        if self._over:
+            # Given up at once, because too much is unread.
+            return
+        if not keep:
+            self._close(asked)
+        elif exchanges or self._requests.broken is not None:
+            self._loop.call_soon(self._advance)
+
+    def _close(self, last: Exchange) -> None:
+        """The last answer is written: end the connection when the client has it."""
+        self._over = True
+        behind = self._held or bool(self._exchanges)
+        self._forget()
+        if last.whole and not behind and self._requests.broken is None:
+            self._transport.close()
+            return
+        self._transport.write_eof()
+        if not self._unread:
+            self.deadline = self._loop.time() + LINGER
+            self._advance()
+
+    def _forget(self) -> None:
+        """The requests that get no answer."""
+        for asked in self._exchanges:
+            self._requests.drop(asked)
+        self._exchanges.clear()

@@ -1,0 +1,315 @@
+"""Requests out of a connection's bytes, by httptools, with bounds on what each may cost before it is run. No I/O.
+
+What httptools lets through and HTTP doesn't allow is refused here: nobody between may see other requests than we do.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserInvalidURLError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+    parse_url,
+)
+
+from edge_runtime.dispatch.call import Refusal
+
+HEAD_BYTES: Final = 32 * 1024
+"""Of a request's line and headers."""
+HEADERS: Final = 100
+PIPELINED: Final = 32
+"""Requests that a connection may send before the first of them is answered."""
+PIECE: Final = 64 * 1024
+"""Bytes up to which a body's pieces are put together."""
+
+_MATTER: Final = frozenset((b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin"))
+"""The headers that matter before a function sees them."""
+
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_TOO_LARGE: Final = Refusal(
+    431, "head_too_large", f"A request's line and headers may have {HEAD_BYTES} bytes and {HEADERS} headers."
+)
+_TOO_MANY: Final = Refusal(
+    400, "request_invalid", f"A connection may send {PIPELINED} requests before the first of them is answered."
+)
+
+
+def _invalid(why: str) -> Refusal:
+    return Refusal(400, "request_invalid", f"This is no HTTP/1.1 request: {why}.")
+
+
+Pieces = list[bytes | bytearray]
+
+
+class Exchange:
+    """A request on its connection, as far as it has come."""
+
+    __slots__ = (
+        "authorization", "awaited", "call", "expects", "headers", "host", "keep", "length", "method", "name", "old",
+        "origin", "path", "pieces", "query", "refusal", "size", "target", "whole",
+    )  # fmt: skip
+
+    def __init__(self, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.method = method
+        self.path = path
+        """ASCII, percent-encoded."""
+        self.query = query
+        """As it came, without the question mark."""
+        self.headers = headers
+        """Names in lower case, in their order."""
+        self.host: bytes | None = None
+        self.authorization: bytes | None = None
+        self.origin: bytes | None = None
+        """Where the web page is from that asks, if one does."""
+        self.length = 0
+        """Of the body, where the head says it."""
+        self.expects = False
+        """The client waits for a word before it sends the body."""
+        self.keep = True
+        """The connection may have another request after this one."""
+        self.old = False
+        """HTTP/1.0."""
+        self.refusal: Refusal | None = None
+        """Its answer, where that is known before it is run; its body isn't kept."""
+        self.pieces: Pieces = []
+        """The body."""
+        self.size = 0
+        self.whole = False
+        self.awaited = False
+        """It is its turn, and the rest of its body is waited for."""
+        self.name = ""
+        """Of the function that is asked; empty for the node itself."""
+        self.target: Any = None
+        self.call: Any = None
+        """Both are the application's."""
+
+
+class Memory:
+    """What all request bodies together may take, and one of them."""
+
+    def __init__(self, limit: int, body_limit: int) -> None:
+        self.limit = limit
+        self.body_limit = body_limit
+        self.held = 0
+        """Bytes of the bodies that are being received, wait or run."""
+
+
+class Requests:
+    """Of one connection: `feed` puts those that have come into `exchanges`, whose reader takes them out."""
+
+    def __init__(self, memory: Memory, admit: Callable[[Exchange], Refusal | None]) -> None:
+        """`admit` is asked when a head has come: what is wrong with it?"""
+        self.exchanges: deque[Exchange] = deque()
+        """In their order; the last may be incomplete."""
+        self.heading = False
+        """A head has begun to come, and isn't there yet."""
+        self.broken: Refusal | None = None
+        """What came last can't be read, and nothing more is."""
+        self._memory = memory
+        self._admit = admit
+        self._parser = HttpRequestParser(self)
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._fed = 0
+        """Bytes of the last piece."""
+        self._received = 0
+        """Bytes of the pieces since the last request was whole."""
+        self._before = 0
+        """Bytes of the piece in which it ended: some of them may be the next one's."""
+        self._again = b""
+        """A head that asked for another protocol, without that."""
+
+    def feed(self, data: bytes) -> None:
+        self._fed = len(data)
+        self._received += self._fed
+        while self.broken is None:
+            try:
+                self._parser.feed_data(data)
+                break
+            except HttpParserUpgrade as found:
+                behind = data[found.args[0] :]
+            except HttpParserError as error:
+                self._fail(error)
+                break
+            # A head that asked for another protocol: again without that, and then what is behind it.
+            data, self._again = self._again + behind, b""
+            self._parser = HttpRequestParser(self)
+        if self._received > HEAD_BYTES:
+            self._check_size()
+
+    def drop(self, asked: Exchange) -> None:
+        """Forget a request's body."""
+        self._memory.held -= asked.size
+        asked.size = 0
+        asked.pieces = []
+
+    def close(self) -> None:
+        """Nothing more is fed."""
+        del self._parser  # which knows this object, too
+
+    # What the parser says
+
+    def on_url(self, url: bytes) -> None:
+        if self.heading:
+            self._url += url
+        else:
+            self.heading, self._url, self._headers = True, url, []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.heading:  # else it comes behind a body in chunks, and is nobody's
+            self._headers.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.heading = False
+        headers = self._headers
+        if len(headers) > HEADERS or (self._before + self._received > HEAD_BYTES and self._head_size() > HEAD_BYTES):
+            self._break(_TOO_LARGE)
+        if len(self.exchanges) >= PIPELINED:
+            self._break(_TOO_MANY)
+        if self._parser.should_upgrade():
+            self._again = self._without_upgrade()
+            return
+        asked = self._read_head(headers)
+        self.exchanges.append(asked)
+        asked.refusal = self._admit(asked)
+
+    def on_body(self, piece: bytes) -> None:
+        asked = self.exchanges[-1]
+        if asked.refusal is not None:
+            return
+        memory, count = self._memory, len(piece)
+        if asked.size + count > memory.body_limit:
+            self.drop(asked)
+            asked.refusal = too_large(memory.body_limit)
+        elif memory.held + count > memory.limit:
+            self.drop(asked)
+            text = "The node holds too many request bodies at once; try again."
+            asked.refusal = Refusal(503, "body_memory", text, 1)
+        else:
+            asked.size += count
+            memory.held += count
+            pieces = asked.pieces
+            if pieces and len(pieces[-1]) + count <= PIECE:
+                last = pieces[-1]
+                if isinstance(last, bytes):
+                    last = pieces[-1] = bytearray(last)
+                last += piece
+            else:
+                pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        if not self._again:
+            self.exchanges[-1].whole = True
+            self._before, self._received = self._fed, 0
+
+    def _read_head(self, headers: list[tuple[bytes, bytes]]) -> Exchange:
+        """The request whose head has come. It ends the parsing where HTTP doesn't allow the head."""
+        parser, url = self._parser, self._url
+        version = parser.get_http_version()
+        path, _, query = url.partition(b"?")
+        asked = Exchange(parser.get_method().decode(), path, query, headers)
+        asked.keep = parser.should_keep_alive()
+        old = asked.old = version == "1.0"
+        hosts = 0
+        chunked = False
+        for name, value in headers:
+            if name not in _MATTER:
+                continue
+            if name == b"host":
+                asked.host = value
+                hosts += 1
+            elif name == b"content-length":
+                asked.length = int(value)
+            elif name == b"authorization":
+                asked.authorization = value
+            elif name == b"origin":
+                asked.origin = value
+            elif name == b"expect":
+                asked.expects = not old and value.lower() == b"100-continue"
+            elif chunked or old or value.lower() != b"chunked":
+                self._break(_invalid("Transfer-Encoding may be chunked, once, in HTTP/1.1"))
+            else:
+                chunked = True
+        if not old and version != "1.1":
+            self._break(_invalid(f"HTTP/{version} isn't spoken here"))
+        if hosts > 1 or not (hosts or old):
+            self._break(_invalid(f"it has {hosts} Host headers"))
+        if asked.host is not None and not _HOST.fullmatch(asked.host):
+            self._break(_invalid("its Host is no host and port"))
+        if b"#" in url:
+            self._break(_invalid("its path has a #"))
+        if chunked:
+            # The body is told without: whoever reads this header would look for chunks.
+            asked.headers = [header for header in headers if header[0] != b"transfer-encoding"]
+        if not url.startswith(b"/"):
+            self._read_absolute(asked, url)
+        return asked
+
+    def _read_absolute(self, asked: Exchange, url: bytes) -> None:
+        """`GET http://HOST/PATH`, as for a proxy: that host counts, and not the header's. `*` is a path that nothing
+        is at."""
+        if url == b"*":
+            return
+        why = _invalid("its line has no path and no http URL")
+        try:
+            found = parse_url(url)
+        except HttpParserInvalidURLError:
+            self._break(why)
+        if (found.schema or b"").lower() not in (b"http", b"https") or not found.host or found.userinfo:
+            self._break(why)
+        host = b"[%b]" % found.host if b":" in found.host else found.host
+        host = asked.host = host + b":%d" % found.port if found.port else host
+        asked.headers = [(b"host", host), *(header for header in asked.headers if header[0] != b"host")]
+        asked.path, asked.query = found.path or b"/", found.query or b""
+
+    def _without_upgrade(self) -> bytes:
+        """A head that asks for another protocol, without that.
+
+        Nothing else is spoken here, so the client is answered as if it hadn't asked. But the parser would take the
+        request's body for the other protocol.
+        """
+        method = self._parser.get_method()
+        if method == b"CONNECT":
+            self._break(_invalid("the node is no proxy"))
+        line = b"%b %b HTTP/%b" % (method, self._url, self._parser.get_http_version().encode())
+        kept = [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
+        return b"\r\n".join([line, *kept, b"", b""])
+
+    def _fail(self, error: HttpParserError) -> None:
+        """The parsing has ended. An error of our own is raised: it is none of the request's."""
+        if self.broken is None:
+            self.broken = _invalid(str(error).rstrip("."))
+            if isinstance(error, HttpParserCallbackError):
+                raise error
+
+    def _break(self, why: Refusal) -> NoReturn:
+        """End the parsing."""
+        self.broken = self.broken or why
+        raise _Broken
+
+    def _head_size(self) -> int:
+        return len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
+
+    def _check_size(self) -> None:
+        """Of what came since the last whole request."""
+        if self.heading:
+            # What came before its end is one piece that the loop read, at most.
+            self.broken = self.broken or _TOO_LARGE
+        elif self.exchanges:
+            asked = self.exchanges[-1]
+            # A body in chunks may have their lengths between, but no extensions and trailers without end.
+            if not asked.whole and asked.refusal is None and self._received > 2 * HEAD_BYTES + 16 * asked.size:
+                self.broken = self.broken or _invalid("its body is mostly lengths, extensions or trailers")
+
+
+def too_large(limit: int) -> Refusal:
+    return Refusal(413, "body_too_large", f"The request's body is larger than {limit} bytes (body_limit).")
+
+
+class _Broken(Exception):
+    """Ends the parsing: the parser raises an error of its own for it."""

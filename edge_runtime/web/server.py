@@ -1,0 +1,143 @@
+"""The local HTTP server: its address, its connections, and its end."""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import resource
+import socket
+import time
+from email.utils import formatdate
+from typing import Final
+
+from edge_runtime.pauses import Pauses
+from edge_runtime.settings import Settings, SettingsError
+from edge_runtime.web.connection import App, Connection, Shared
+from edge_runtime.web.listener import Listener
+
+KEPT: Final = 64
+"""Descriptors that are kept for the front itself, besides those of its workers."""
+KEPT_PER_WORKER: Final = 4
+"""Its socket and its pidfd, an HTTP request of its guest's, and one that is being born in its place."""
+FEWEST: Final = 16
+"""Connections that a node must be able to have."""
+SWEEP: Final = 1.0
+"""Seconds between two looks at which connections are late."""
+
+TRIM_AFTER: Final = 16 * 1024 * 1024
+"""Bytes of bodies that have passed, after which the allocator gives back what it keeps of them."""
+
+log = logging.getLogger("skerry.front")
+
+_libc: Final = ctypes.CDLL(None)
+
+
+class Server:
+    def __init__(self, app: App, settings: Settings) -> None:
+        self.shared = Shared(app, settings)
+        self._settings = settings
+        self._socket: socket.socket | None = None
+        self._stopping = asyncio.Event()
+        self.limit = 0
+        """Connections that there may be at once."""
+        self._listener: Listener | None = None
+        self._made_room_at = 0.0
+
+    def bind(self) -> int:
+        """Take the address; the port that it has. Error: SettingsError."""
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        kept = KEPT + KEPT_PER_WORKER * self._settings.workers
+        self.limit = files - kept
+        if self.limit < FEWEST:
+            text = (
+                f"this process may have {files} open files, and a node with {self._settings.workers} workers needs "
+                f"{kept + FEWEST}: raise the limit (LimitNOFILE of a systemd unit, ulimit -n), or take fewer workers"
+            )
+            raise SettingsError(text)
+        host, port = self._settings.address
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = found[0]
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+        except OSError as error:
+            text = (
+                f"the node can't listen on {self._settings.listen}: {error.strerror}; SKERRY_EDGE_LISTEN names another"
+            )
+            raise SettingsError(text) from None
+        self._socket.set_inheritable(False)
+        return int(self._socket.getsockname()[1])
+
+    async def run_until_stopped(self) -> None:
+        """Serve until `stop`; then what runs may end, for `stop_limit` seconds. `close` cuts what is left."""
+        assert self._socket is not None  # noqa: S101
+        shared = self.shared
+        listener = self._listener = Listener(self._socket, lambda: Connection(shared), self._room, self.limit)
+        shared.removed = listener.freed
+        listener.open()
+        async with asyncio.TaskGroup() as group:
+            sweep = group.create_task(self._sweep())
+            try:
+                await self._stopping.wait()
+                listener.close()
+                shared.stop()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(shared.empty.wait(), self._settings.stop_limit)
+            finally:
+                listener.close()
+                sweep.cancel()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Let the address and the connections go."""
+        for connection in list(self.shared.live):
+            connection.abort()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _room(self) -> int:
+        """How many more connections there may be; where there are too many, idle ones are ended."""
+        assert self._listener is not None  # noqa: S101
+        left = self.limit - len(self.shared.live) - self._listener.coming
+        now = asyncio.get_running_loop().time()
+        if left <= 0 and now - self._made_room_at >= SWEEP:
+            self._made_room_at = now
+            ended = self.shared.end_idle(self.limit // 4, now)
+            if ended:
+                log.warning("there are %d connections, the most that there may be: idle ones are ended", self.limit)
+            # Those whose ends have been seen are gone from `live`, the others soon are.
+            left = self.limit - len(self.shared.live) - self._listener.coming
+        return left
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        pauses, due = Pauses(), loop.time()
+        while True:
+            self.shared.date = f"date: {formatdate(time.time(), usegmt=True)}\r\n".encode()
+            self._give_back()
+            now = loop.time()
+            if self._listener is not None:
+                self._listener.look(now)
+            pause = pauses.notice(due, now)
+            if pause:
+                # Nobody could see meanwhile what clients sent or took.
+                for connection in self.shared.live:
+                    connection.deadline += pause
+            for connection in [c for c in self.shared.live if c.deadline < now]:
+                connection.late(now)
+            due = loop.time() + SWEEP
+            await asyncio.sleep(SWEEP)
+
+    def _give_back(self) -> None:
+        """Return to the system the memory of bodies that are no more.
+
+        glibc keeps freed blocks where something that lives lies behind them: hundreds of MB after a crowd of clients.
+        """
+        shared = self.shared
+        if shared.passed >= TRIM_AFTER:
+            # What is still there will leave room too, when it goes.
+            shared.passed = TRIM_AFTER if shared.memory.held or shared.unread else 0
+            _libc.malloc_trim(0)
