@@ -1,0 +1,213 @@
+"""`check schema`: what control accepts is what nodes can apply, on tables that have rows."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+
+from edge_runtime.oneshot import check_schema
+from edge_runtime.oneshot.check_schema import Asked, Change, check
+from edge_runtime.oneshot.sample_rows import fill
+from edge_runtime.sql import database
+
+ROOT = Path(__file__).parents[4]
+SHOP = [
+    "CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, "
+    "age INTEGER CHECK (age BETWEEN 0 AND 150), state TEXT NOT NULL CHECK (state IN ('on', 'off')), "
+    "data TEXT CHECK (json_valid(data)))",
+    "CREATE TABLE orders (id INTEGER PRIMARY KEY, user INTEGER NOT NULL REFERENCES users, total REAL) STRICT;"
+    "CREATE INDEX orders_user ON orders (user)",
+    "CREATE TABLE lines (o INTEGER REFERENCES orders (id), n INTEGER, note BLOB, PRIMARY KEY (o, n)) WITHOUT ROWID",
+]
+
+
+def checked(sql, earlier=SHOP, amends=None):
+    changes = [Change(number, text) for number, text in enumerate(earlier, 1)]
+    return check(Asked(sql, changes, amends))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE TABLE more (x)",
+        "ALTER TABLE users ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+        "CREATE UNIQUE INDEX u ON users (email, state); DROP INDEX orders_user",
+        "CREATE TRIGGER t AFTER INSERT ON orders BEGIN UPDATE users SET age = age + 1 WHERE id = new.user; END",
+        "CREATE TABLE users2 AS SELECT * FROM users; DROP TABLE lines; DROP TABLE orders; DROP TABLE users",
+        "INSERT INTO users (id, email, state) VALUES (1, 'a', 'on'), (2, 'b', 'off')",
+    ],
+)
+def test_a_good_change(sql):
+    assert checked(sql) == {"ok": True, "empty": [], "warnings": []}
+
+
+@pytest.mark.parametrize(
+    ("sql", "code", "statement", "says"),
+    [
+        ("CREATE TABLE a (x); CREATE TABLE users (x)", "schema_invalid", "CREATE TABLE users (x)", "already exists"),
+        ("SELECT 1; INSERT INTO nowhere VALUES (1)", "schema_invalid", "INSERT INTO nowhere", "no such table"),
+        ("ALTER TABLE users ADD COLUMN x NOT NULL", "schema_invalid", "ALTER TABLE users ADD", "NOT NULL"),
+        ("ALTER TABLE users ADD COLUMN x CHECK (x > 1) DEFAULT 0", "schema_invalid", "ALTER TABLE", "CHECK"),
+        (
+            "CREATE TABLE n (id INTEGER, name TEXT NOT NULL); INSERT INTO n (id) SELECT id FROM users",
+            "schema_invalid",
+            "INSERT INTO n",
+            "NOT NULL constraint failed: n.name",
+        ),
+        ("CREATE TABLE a (x); PRAGMA user_version = 1;", "schema_not_allowed", "PRAGMA user_version = 1;", "PRAGMA"),
+        ("BEGIN; CREATE TABLE a (x); COMMIT", "schema_not_allowed", "BEGIN;", "BEGIN"),
+        ("DROP TABLE _skerry_meta", "schema_closed", "DROP TABLE _skerry_meta", "_skerry_"),
+        ("CREATE VIEW v AS SELECT readfile('x')", "schema_closed", "CREATE VIEW v", "readfile"),
+        (
+            "CREATE TABLE a (x) -- c\n;CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 1",
+            "schema_invalid",
+            "CREATE T",
+            "END",
+        ),
+        ("", "schema_invalid", "", "no statement"),
+        ("CREATE TABLE a (x REFERENCES users (age))", "schema_invalid", "", "foreign key mismatch"),
+        ("CREATE TABLE a (x DEFAULT ?)", "schema_invalid", "CREATE TABLE a", "parameter"),
+        (
+            "CREATE TABLE b (x REFERENCES users (id)); INSERT INTO b VALUES (7)",
+            "schema_invalid",
+            "",
+            "no parent",
+        ),
+    ],
+)
+def test_a_bad_change_is_refused_with_its_statement(sql, code, statement, says):
+    answer = checked(sql)
+    assert (answer["ok"], answer["code"]) == (False, code), answer
+    assert answer["statement"].startswith(statement)
+    assert says in answer["message"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE UNIQUE INDEX u ON users (substr(email, 1, 0))",
+        "CREATE TABLE n (t REAL CHECK (t < 10)); INSERT INTO n SELECT total FROM orders",
+        "INSERT INTO users (id, email, state) SELECT id, 'x', 'on' FROM users",
+    ],
+)
+def test_what_depends_on_the_rows_is_a_warning(sql):
+    answer = checked(sql)
+    assert answer["ok"], answer
+    assert "constraint failed" in answer["warnings"][0]["message"]
+    assert answer["warnings"][0]["statement"] in sql
+
+
+def test_an_earlier_change_that_fails_is_named():
+    answer = checked("CREATE TABLE x (a)", [*SHOP, "CREATE TABLE users (x)"])
+    assert answer["code"] == "schema_history_broken"
+    assert "Schema change 4" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "ok"),
+    [
+        ("CREATE UNIQUE INDEX u ON users (state)", True),
+        ("DELETE FROM users WHERE rowid NOT IN (SELECT min(rowid) FROM users GROUP BY state);\n"
+         "create unique index \"U\" on [users] (STATE) -- amended", True),
+        ("CREATE INDEX u ON users (state)", False),
+        ("CREATE UNIQUE INDEX u ON users (state); CREATE TABLE more (x)", False),
+        ("SELECT 1", False),
+    ],
+)  # fmt: skip
+def test_an_amendment_must_lead_to_the_same_schema(sql, ok):
+    # The changes after the amended one don't matter.
+    earlier = [*SHOP, "CREATE UNIQUE INDEX u ON users (state)", "CREATE TABLE later (x)"]
+    answer = checked(sql, earlier, Change(4, "CREATE UNIQUE INDEX u ON users (state)"))
+    assert answer["ok"] is ok, answer
+    if not ok:
+        assert answer["code"] == "schema_amendment_differs"
+        assert "index u" in answer["message"] or "table more" in answer["message"]
+
+
+def test_a_rebuilt_table_is_the_same_schema():
+    first = "ALTER TABLE orders RENAME COLUMN total TO sum"
+    other = (
+        "CREATE TABLE fresh (id INTEGER PRIMARY KEY, user INTEGER NOT NULL REFERENCES users, sum REAL) STRICT;"
+        "INSERT INTO fresh SELECT id, user, total FROM orders; DROP TABLE orders; ALTER TABLE fresh RENAME TO orders;"
+        "CREATE INDEX orders_user ON orders (user)"
+    )
+    assert checked(other, SHOP, Change(4, first))["ok"]
+
+
+def test_tables_are_filled_as_well_as_it_can():
+    extra = [
+        "CREATE TABLE tree (id INTEGER PRIMARY KEY, parent INTEGER REFERENCES tree (id))",
+        "CREATE TABLE pair (a TEXT, b INT, PRIMARY KEY (a, b))",
+        "CREATE TABLE of_pair (x, y, FOREIGN KEY (x, y) REFERENCES pair)",
+        "CREATE TABLE child (c REFERENCES parent (name))",
+        "CREATE TABLE parent (name VARCHAR(5) PRIMARY KEY CHECK (length(name) = 5))",
+        "CREATE TABLE typed (a INT, b TEXT, c BLOB, d REAL, e ANY) STRICT",
+        "CREATE TABLE gen (a, b AS (a + 1), c AS (b) STORED)",
+        'CREATE TABLE "odd ""name" ("a ""b" INTEGER UNIQUE NOT NULL)',
+        "CREATE TABLE never (x UNIQUE CHECK (0)); CREATE TABLE orphan (x INTEGER NOT NULL REFERENCES never (x))",
+        "CREATE TABLE raising (x); CREATE TRIGGER r BEFORE INSERT ON raising BEGIN SELECT RAISE(ABORT, 'no'); END",
+        "CREATE VIRTUAL TABLE search USING fts5(x); CREATE VIEW v AS SELECT * FROM tree",
+    ]
+    with database.in_memory() as opened:
+        for text in [*SHOP, *extra]:
+            for statement in check_schema.schema_change.split(text):
+                opened.rows(statement.sql)
+        opened.rows("PRAGMA foreign_keys = ON")
+        assert fill(opened) == ["never", "orphan", "raising"]
+        for table in ("users", "orders", "lines", "tree", "pair", "of_pair", "typed", "gen", '"odd ""name"'):
+            assert opened.rows(f"SELECT count(*) FROM {table}") == [(3,)], table
+        assert opened.rows("SELECT count(*) >= 1 FROM child") == [(1,)]
+        assert opened.rows("PRAGMA foreign_key_check") == []
+
+
+def run(asked, program=("-m", "edge_runtime.oneshot.check", "schema")):
+    return subprocess.run(
+        [sys.executable, *program],
+        input=asked if isinstance(asked, bytes) else orjson.dumps(asked),
+        cwd=ROOT,
+        capture_output=True,
+        timeout=100,
+    )
+
+
+def test_the_program_reads_and_prints_json():
+    earlier = [{"number": number, "sql": text} for number, text in enumerate(SHOP, 1)]
+    good = run({"earlier": earlier, "sql": "CREATE TABLE x (y)", "amends": None})
+    assert (good.returncode, good.stderr) == (0, b"")
+    assert orjson.loads(good.stdout) == {"ok": True, "empty": [], "warnings": []}
+    bad = run({"earlier": earlier, "sql": "CREATE TABLE users (y)"})
+    assert bad.returncode == 0
+    assert orjson.loads(bad.stdout)["code"] == "schema_invalid"
+    assert run(b"{").returncode == 2
+    assert run({"sql": 1}).returncode == 2
+
+
+def test_a_change_that_never_ends_or_fills_the_memory_is_refused():
+    endless = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) "
+    greedy = orjson.loads(run({"sql": "CREATE TABLE t AS " + endless + "SELECT x FROM c"}).stdout)
+    assert (greedy["ok"], greedy["code"]) == (False, "schema_invalid")
+    assert "out of memory" in greedy["message"]
+    hurried = "from edge_runtime.oneshot import check_schema; check_schema.SECONDS = 0.5; check_schema.main([])"
+    ran = run({"sql": endless + "SELECT count(*) FROM c"}, ["-c", hurried])
+    slow = orjson.loads(ran.stdout)
+    assert (slow["ok"], slow["code"], ran.stderr) == (False, "schema_too_slow", b"")
+
+
+def test_data_that_is_no_text_is_no_crash():
+    seed = "CREATE TABLE a (x TEXT PRIMARY KEY); INSERT INTO a VALUES (CAST(x'ff' AS TEXT))"
+    answer = checked("CREATE TABLE c (x)", [seed, "CREATE TABLE b (x REFERENCES a (x))"])
+    assert answer["ok"], answer
+
+
+def test_hundreds_of_earlier_changes_are_quick():
+    table = (
+        "CREATE TABLE a{0} (id INTEGER PRIMARY KEY, name TEXT NOT NULL, up INTEGER REFERENCES a{1} (id));"
+        "CREATE INDEX i{0} ON a{0} (name); CREATE TRIGGER t{0} AFTER DELETE ON a{0} BEGIN SELECT 1; SELECT 2; END"
+    )
+    started = time.monotonic()
+    answer = checked("CREATE TABLE last (x)", [table.format(n, max(0, n - 1)) for n in range(400)])
+    assert answer == {"ok": True, "empty": [], "warnings": []}
+    assert time.monotonic() - started < 20

@@ -1,0 +1,195 @@
+"""Functions' projects: what function.toml may say, and what a build says when it can't."""
+
+import asyncio
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from control import cli
+from control.cli.support import authoring, project, toolchains
+from tests.support.programs import runs
+
+TOML = 'name = "f"\nmodule = "f.wasm"\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A project that python "builds"."""
+    (tmp_path / project.FILE).write_text(TOML + f"build = '{sys.executable} make.py'\nschema = \"schema\"\n")
+    (tmp_path / "make.py").write_text("open('f.wasm', 'wb').write(b'\\0asm')")
+    (tmp_path / "schema").mkdir()
+    return tmp_path
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(project.ProjectInvalid) as error:
+        project.read(folder).changes()
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+@pytest.mark.parametrize("language", authoring.LANGUAGES)
+def test_a_new_project_is_named_and_whole(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["function", "new", "my-orders", "--lang", language]) == 0
+    found = project.read(tmp_path / "my-orders")
+    assert found.name == "my-orders"
+    assert [change.number for change in found.changes()] == [1]
+    assert "/functions/my-orders?" in (found.folder / "README.md").read_text()
+    helper = [file for file in found.folder.glob("skerry*") if file.is_file()]
+    assert helper
+    assert not {file.name for file in found.folder.iterdir()} & set(authoring.LEFT)
+    assert authoring.LANGUAGES[language] in found.build
+    # Again would write over what the author has changed meanwhile.
+    before = {file: file.stat().st_mtime_ns for file in found.folder.rglob("*")}
+    capsys.readouterr()
+    assert cli.run(["function", "new", "my-orders", "--lang", language]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in found.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('name = "f"', "module"),
+        (TOML + "modul = 1", "modul"),
+        ('name = "Not"\nmodule = "f.wasm"', "name"),
+        (TOML + "[manifest]\nsql = 'all'", "sql"),
+        (TOML + "[manifest]\nsqll = 'read'", "sqll"),
+        (TOML + "[manifest.route]\npath = '/functions/x'", "functions"),
+        ("name = ", "can't be read"),
+    ],
+)
+def test_what_is_wrong_in_function_toml_is_named(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / project.FILE).write_text(text)
+    message = refused(tmp_path)
+    assert str(tmp_path / project.FILE) in message
+    assert told in message
+
+
+def test_a_folder_without_function_toml_is_no_project(tmp_path: Path) -> None:
+    assert f"{tmp_path} is no function's project" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(["0002_a.sql"], "[2]"), (["1_a.sql", "0001_b.sql"], "[1, 1]"), (["a.sql"], "a.sql isn't named NNNN_name.sql")],
+)
+def test_the_schema_is_numbered_without_a_gap(names: list[str], told: str, folder: Path) -> None:
+    for name in names:
+        (folder / "schema" / name).write_text("SELECT 1;")
+    assert told in refused(folder)
+
+
+def test_the_schema_is_in_the_order_of_its_numbers(folder: Path) -> None:
+    for name in ("10_j", "9_i", *(f"000{number}_{chr(96 + number)}" for number in range(1, 9))):
+        (folder / "schema" / f"{name}.sql").write_text(f"-- {name}")
+    (folder / "schema" / "notes.txt").write_text("no change")
+    changes = project.read(folder).changes()
+    assert [(c.number, c.name, c.sql[-1]) for c in changes] == [(n, chr(96 + n), chr(96 + n)) for n in range(1, 11)]
+
+
+async def test_a_build_runs_in_the_project_and_makes_its_module(folder: Path) -> None:
+    found = project.read(folder)
+    assert await toolchains.build(found) > 0
+    assert found.module.read_bytes() == b"\0asm"
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("raise SystemExit('no such register')", "ended with status 1:\nno such register"),
+        ("pass", "its build didn't make it"),
+    ],
+)
+async def test_a_build_that_fails_says_why(program: str, told: str, folder: Path) -> None:
+    (folder / "make.py").write_text(program)
+    with pytest.raises(toolchains.BuildFailed) as error:
+        await toolchains.build(project.read(folder))
+    assert told in str(error.value)
+
+
+async def test_a_build_that_is_given_up_leaves_nothing_running(folder: Path) -> None:
+    sleeper = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
+    (folder / "make.py").write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])")
+    building = asyncio.ensure_future(toolchains.build(project.read(folder)))
+    async with asyncio.timeout(20):
+        while not (folder / "pid").exists() or not (folder / "pid").read_text():
+            await asyncio.sleep(0.01)
+    child = psutil.Process(int((folder / "pid").read_text()))
+    building.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait([building])
+        assert building.cancelled()
+        while runs(child):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [("nosuchcompiler x", "nosuchcompiler"), ("{clang} x", "there are zig"), ("'x", "can't be read")],
+)
+async def test_a_build_command_that_cannot_run_is_named(command: str, told: str, folder: Path) -> None:
+    (folder / project.FILE).write_text(TOML + f'build = "{command}"')
+    with pytest.raises(toolchains.BuildFailed) as error:
+        await toolchains.build(project.read(folder))
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [
+        ("rust", "apt-get install rustc libstd-rust-dev-wasm32"),
+        ("go", "apt-get install golang-go"),
+        ("assemblyscript", "npm install"),
+        ("zig", f"just setup, in {Path(__file__).parents[5]}"),
+        ("c", f"just setup, in {Path(__file__).parents[5]}"),
+    ],
+)
+def test_a_compiler_that_is_missing_is_told_with_its_cure(
+    language: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing: Any = lambda *_, **__: None  # noqa: E731
+    monkeypatch.setattr(toolchains.shutil, "which", nothing)
+    monkeypatch.setattr(importlib.util, "find_spec", nothing)
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["function", "new", "f", "--lang", language]) == 0
+    assert told in capsys.readouterr().out
+    assert cli.run(["function", "build", "f"]) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "f" / "function.wasm").exists()
+
+
+def test_a_rustc_without_the_target_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rustc = tmp_path / "rustc"
+    rustc.write_text("#!/bin/sh\necho /no/such/folder\n")
+    rustc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = toolchains.TOOLCHAINS["rustc"].find(tmp_path)
+    assert found is None or found[0] != str(rustc)
+
+
+async def test_a_compiler_in_the_project_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "f" / "node_modules" / ".bin" / "asc"
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text("#!/bin/sh\necho made > f.wasm\n")
+    compiler.chmod(0o755)
+    (tmp_path / "f" / project.FILE).write_text(TOML + 'build = "{asc} main.ts"\n')
+    monkeypatch.chdir(tmp_path)
+    found = project.read(Path("f"))
+    await toolchains.build(found)
+    assert found.module.read_text() == "made\n"
+
+
+def test_what_nodes_cannot_run_is_said_after_the_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["function", "build", str(folder)]) == 1
+    assert "nodes can't run" in capsys.readouterr().err

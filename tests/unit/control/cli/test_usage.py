@@ -1,0 +1,125 @@
+"""What the CLI refuses by itself, before it asks control, and what it tells about itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import orjson
+import pytest
+
+from control import cli
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A control that would be noticed: each of these commands must end before it is asked."""
+    monkeypatch.setenv("SKERRY_URL", "https://127.0.0.1:1")
+    monkeypatch.setenv("SKERRY_TOKEN", "sko_none")
+    monkeypatch.delenv("SKERRY_CA", raising=False)
+    monkeypatch.setenv("SKERRY_HOME", str(tmp_path / "none"))
+
+
+def commands(group: click.Group, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        found.append((*before, name))
+        if isinstance(command, click.Group):
+            found += commands(command, (*before, name))
+    return found
+
+
+@pytest.mark.parametrize("command", commands(cli.skerry), ids=" ".join)
+def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: skerry")
+    # A sentence that says what it does, beside the options.
+    assert shown.split("\n\n")[1].strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nosuch"], "nosuch"),
+        (["node", "move", "a", "Not A Name"], "lower case"),
+        (["function", "push", "f", "FILE", "--wait", "--no-release"], "--no-release"),
+        (["function", "push", "f", "/no/such/file"], "does not exist"),
+        (["function", "push", "f", "FILE", "--time-limit", "5"], "time_limit_ms"),
+        (["function", "push", "f", "FILE", "--config", "novalue"], "KEY=VALUE"),
+        (["function", "push", "f", "FILE", "--config", "1st=1"], "config"),
+        (["schema", "add", "FILE", "--wait", "--no-release"], "--no-release"),
+        (["schema", "amend", "0", "FILE"], "0"),
+        (["release", "create", "--rollback-to", "1", "--set", "f=1"], "--rollback-to"),
+        (["release", "create", "--plan", "--wait"], "--plan"),
+        (["release", "create", "--set", "f=two"], "number"),
+        (["operator", "add", "o"], "--role"),
+        (["node", "token", "--expires-in", "1"], "60"),
+        (["invoke", "f", "--edge", "http://127.0.0.1:1", "--header", "nocolon"], "NAME:VALUE"),
+        (["invoke", "f"], "--edge"),
+    ],
+)
+def test_wrong_use(arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "f.wasm"
+    file.write_bytes(b"\0asm")
+    assert cli.run([str(file) if argument == "FILE" else argument for argument in arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("m.toml", "sql = 'read", "can't be read"),
+        ("m.json", "{", "can't be read"),
+        ("m.json", "[1]", "no table"),
+        ("m.toml", "sql = 'all'", "$.sql"),
+        ("m.toml", "unknown = 1", "unknown"),
+        ("m.json", '{"probe": {"status": 5}}', "$.probe.status"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_before_the_upload(
+    name: str, content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wasm, manifest = tmp_path / "f.wasm", tmp_path / name
+    wasm.write_bytes(b"\0asm")
+    manifest.write_text(content)
+    assert cli.run(["function", "push", "f", str(wasm), "--manifest", str(manifest)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_removal_is_asked_for_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+    monkeypatch.setattr(click, "confirm", lambda text, **_: asked.append(text) or (_ for _ in ()).throw(click.Abort))
+    for arguments in (["node", "remove", "n"], ["function", "delete", "f"], ["operator", "revoke", "o"]):
+        assert cli.run(arguments) == 130
+    assert len(asked) == 3
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `skerry ... | head -0`."""
+    command = [sys.executable, "-m", "control.cli", "function", "push", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait(30)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["function", "push"], ["release", "create", "--set", "a=b"], ["status", "--nothing"], ["node", "show"]],
+)
+def test_wrong_use_is_a_document_for_a_script(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*arguments, "--json"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    error = orjson.loads(told.err)["error"]
+    assert (error["code"], error["exit"]) == ("usage", 2)
+    assert error["message"]

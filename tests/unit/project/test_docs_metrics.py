@@ -1,0 +1,57 @@
+"""docs/operations.md names every metric that control and nodes have, as a scraper sees it, and no other."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from control.metrics import Metrics
+from edge_runtime.dispatch.breaker import Breaker
+from edge_runtime.dispatch.call import TIMES, Line, Tally
+from edge_runtime.metrics import PoolCollector
+from tests.unit.project.test_docs_settings import DOCS
+
+
+def exported(text: str) -> set[str]:
+    """Histograms by their name, counters by that of their sample."""
+    return {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(text)
+        if not family.name.endswith("_created")
+    }
+
+
+def nodes() -> str:
+    tally = Tally("f", outcomes={"ok": 2})
+    tally.took(0.003)
+    tally.took(0.5)
+    pool: Any = SimpleNamespace(
+        tallies={"f": tally},
+        refusals={},
+        targets={"f": SimpleNamespace(line=Line("f"), breaker=Breaker())},
+        waiting=0,
+        links=set(),
+        deaths=0,
+        release=SimpleNamespace(number=1, generation=1),
+    )
+    counts: Any = (SimpleNamespace(zygotes=1), SimpleNamespace(size=1, limit=2, made=3))
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(pool, *counts))
+    return generate_latest(registry).decode()
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    section = (DOCS / "operations.md").read_text("utf-8").split("### Metrics")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    documented = {name for cell in cells for name in re.findall(r"`(skerry_\w+)`", cell)}
+    assert documented == exported(Metrics().render().decode()) | exported(nodes())
+
+
+def test_the_times_of_calls_are_a_histogram() -> None:
+    (family,) = (f for f in text_string_to_metric_families(nodes()) if f.name == "skerry_edge_call_seconds")
+    buckets = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
+    assert list(buckets) == [*map(str, TIMES), "+Inf"]
+    assert (buckets["0.002"], buckets["0.005"], buckets["0.2"], buckets["0.5"], buckets["+Inf"]) == (0, 1, 1, 2, 2)
+    assert {s.value for s in family.samples if s.name.endswith("_sum")} == {0.503}

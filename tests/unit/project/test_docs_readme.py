@@ -1,0 +1,85 @@
+"""The README and the docs against the program: commands and options that exist, tests that are there, links that lead
+somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from control import cli
+from edge_runtime.cli.main import main as edge
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PROGRAMS: dict[str, click.Command] = {"skerry": cli.skerry, "skerry-edge": edge}
+FENCED = re.compile(r"^ *```([a-z]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:skerry|skerry-edge|\.venv/bin/skerry) [^`]+)`")
+REQUIREMENTS = [
+    f"r{area}_{number}" for area, numbers in enumerate((4, 4, 4, 4, 4, 4, 4), 1) for number in range(1, numbers + 1)
+]
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """Page and command line of each command of ours in a block of code or between backticks."""
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        blocks = [block for language, block in FENCED.findall(text) if language in ("", "sh")]
+        lines = [line.strip() for block in blocks for line in block.splitlines()]
+        for line in [*lines, *INLINE.findall(text)]:
+            words = re.sub(r"^(\w+=\S+ )+", "", line)
+            if words.removeprefix(".venv/bin/").split(" ")[0] in PROGRAMS:
+                found.append((str(page.relative_to(ROOT)), words.removeprefix(".venv/bin/")))
+    return found
+
+
+def problem(line: str) -> str:
+    """What is wrong with a command line; empty where every command and option of it exists."""
+    words = [word for word in shlex.split(line.replace("…", "")) if word]
+    command = PROGRAMS[words.pop(0)]
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(click.Context(command), words[0])
+        if found is None:
+            return f"there is no command {words[0]}"
+        command = found
+        words.pop(0)
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in known | {"--help"}]
+    return f"{command.name} has no {unknown}" if unknown else ""
+
+
+def test_the_readme_has_commands_of_ours() -> None:
+    assert len([line for page, line in command_lines() if page == "README.md"]) > 8
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines())
+def test_every_command_in_the_docs_exists(page: str, line: str) -> None:
+    assert problem(line) == ""
+
+
+@pytest.mark.parametrize("line", ["skerry nosuch", "skerry node nosuch", "skerry status --nosuch", "skerry-edge joyn"])
+def test_a_command_that_does_not_exist_would_be_found(line: str) -> None:
+    assert problem(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    missing = [t for t in targets if not t.startswith("https://") and not (page.parent / t).exists()]
+    assert missing == []
+
+
+def test_the_recipes_that_the_readme_names_exist() -> None:
+    recipes = set(re.findall(r"^([a-z]+)\b.*:", (ROOT / "Justfile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"\bjust ([a-z]+)\b", (ROOT / "README.md").read_text("utf-8")))
+    assert named
+    assert named <= recipes
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS)
+def test_every_requirement_has_its_row_and_its_test(requirement: str) -> None:
+    rows = re.findall(rf"\[test_{requirement}\]\((.+?)\)", (ROOT / "README.md").read_text("utf-8"))
+    assert len(rows) == 1
+    assert re.search(rf"^(?:async )?def test_{requirement}_", (ROOT / rows[0]).read_text("utf-8"), re.MULTILINE)

@@ -1,0 +1,64 @@
+"""docs/settings.md against the settings that the code has: names, defaults, and nothing that isn't there."""
+
+import dataclasses
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control import settings as control_settings
+from edge_runtime import settings as edge_settings
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+WORDS = {
+    "\u2013": "",
+    "the system's folder for temporary files": tempfile.gettempdir(),
+    "the number of processors": str(edge_settings.processors()),
+    "twice the number of processors": str(2 * edge_settings.processors()),
+}
+
+
+def documented(heading: str) -> dict[str, str]:
+    """Variable and default of each row of the table under a heading."""
+    text = (DOCS / "settings.md").read_text("utf-8")
+    section = re.split(r"^## ", text.split(f"## {heading}")[1], maxsplit=1, flags=re.MULTILINE)[0]
+    rows = re.findall(r"^\| `(SKERRY_[A-Z_]+)` \| (.+?) \|", section, re.MULTILINE)
+    return {name: WORDS.get(default, default.strip("`")) for name, default in rows}
+
+
+def defaults(settings: Any, prefix: str) -> dict[str, str]:
+    found = {}
+    for field in dataclasses.fields(settings):
+        value: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        found[prefix + field.name.upper()] = (
+            "required" if value is dataclasses.MISSING else "" if value in (None, ()) else shown(value)
+        )
+    return found
+
+
+def shown(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+@pytest.mark.parametrize(
+    ("heading", "settings", "prefix"),
+    [
+        ("Control", control_settings.Settings, "SKERRY_"),
+        ("The edge", edge_settings.Settings, "SKERRY_EDGE_"),
+    ],
+)
+def test_every_setting_is_documented_with_its_default(heading: str, settings: Any, prefix: str) -> None:
+    assert documented(heading) == defaults(settings, prefix)
+
+
+def test_every_variable_that_the_code_reads_is_documented() -> None:
+    text = (DOCS / "settings.md").read_text("utf-8")
+    root = DOCS.parent
+    sources = [*root.glob("control/**/*.py"), *root.glob("edge_runtime/**/*.py")]
+    # SKERRY_FUNCTION is what a guest gets.
+    used = {v for source in sources for v in re.findall(r"\bSKERRY_[A-Z_]*[A-Z]\b", source.read_text("utf-8"))}
+    assert {variable for variable in used - {"SKERRY_FUNCTION", "SKERRY_EDGE"} if f"`{variable}`" not in text} == set()
