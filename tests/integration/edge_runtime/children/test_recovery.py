@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from control.local.pki import Pki
+from edge_runtime import wal
 from tests.guests.build import guest
 from tests.support.agents import running_control
 from tests.support.failing_calls import ALWAYS, FailingCalls
@@ -86,8 +87,11 @@ async def test_all_processes_that_are_killed_at_once_cost_no_row(
 ) -> None:
     """The next one would recover the log, under the same zygote."""
     assert await node.start(), node.log.read_text()
-    for _ in range(20):
+    rows = 50
+    # A log that began anew meanwhile, as it does on a node that has nothing to do, has too few frames to be read.
+    while rows < 70 or (index := wal.read(node.state / "db" / "skerry.db")) is None or index.frames <= read:
         assert "error" not in await call(node, INSERT)
+        rows += 1
     async with node.http.get("/_skerry/status") as answer:
         workers = (await answer.json())["workers"]
     rule = failing.fail("read", WAL, errno.EIO, first=read)
@@ -98,7 +102,7 @@ async def test_all_processes_that_are_killed_at_once_cost_no_row(
         while status != 200 or "error" in said:
             async with node.http.post("/functions/sql", data=COUNT) as answer:
                 status, said = answer.status, await answer.text()
-    assert "[[70]]" in said
+    assert f"[[{rows}]]" in said
     assert rule.concerned == 1
     async with node.http.get("/_skerry/status") as answer:
         assert (await answer.json())["workers"]["zygote"] == workers["zygote"]
