@@ -5,16 +5,13 @@ import gc
 import logging
 import resource
 import signal
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import msgspec
 import uvloop
 
 from edge_runtime import mapped_pages, threads, wal
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
-from edge_runtime.dispatch.call import Tally
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import Crew
 from edge_runtime.dispatch.trial_load import Trials
@@ -31,6 +28,7 @@ from edge_runtime.release.secrets import FILE, Secrets
 from edge_runtime.release.tamper_check import Witness
 from edge_runtime.settings import Settings
 from edge_runtime.state import State
+from edge_runtime.status import NodeStatus
 from edge_runtime.web.app import App
 from edge_runtime.web.server import Server
 
@@ -65,7 +63,7 @@ class Front:
         self.pool = Pool(settings.limits, self.processes.page)
         self.pool.http = self.fetches.begin
         self.secrets = Secrets(settings.secrets or state.path / FILE)
-        self.crew = Crew(self.pool, self.processes, self.secrets, Trials(self.processes, settings.code_memory))
+        self.crew = Crew(self.pool, self.processes, Trials(self.processes, settings.code_memory))
         self.compiler = Compiler(
             state.artifacts,
             state.aot,
@@ -93,6 +91,17 @@ class Front:
         self.agent = make_agent(self.runtime, self.compiler) if make_agent is not None else None
         self.app = App(settings, self.pool, self.status, Metrics(self.pool, self.processes, self.checkpoints).text)
         self.server = Server(self.app, settings)
+        self._status = NodeStatus(
+            self.pool,
+            self.crew,
+            self.processes,
+            self.runtime,
+            self.compiler,
+            self.secrets,
+            self.verification,
+            self.checkpoints,
+            self.server,
+        )
         self.port = 0
         self.ready = asyncio.Event()
         """Set when calls are taken."""
@@ -157,74 +166,8 @@ class Front:
 
     def status(self) -> dict[str, Any]:
         """For /_skerry/status."""
-        pool, release = self.pool, self.runtime.release
-        functions = release.functions if release is not None else []
-        lacking = self.secrets.lacking(functions)
-        fit = [link for link in pool.links if link.usable]
-        own: dict[str, Any] = {
-            "release": release
-            and {"id": release.release_id, "number": release.number, "generation": release.generation},
-            "schema_version": self.runtime.inventory.schema_version,
-            "secrets": {"file": str(self.secrets.path), "error": self.secrets.error or None},
-            "verified": self.verification.status(),
-            "functions": [self._function(f, lacking.get(f.name)) for f in functions],
-            "workers": {
-                "wanted": pool.limits.workers,
-                "fit": sum(not link.spare for link in fit),
-                "pids": sorted(link.child.pid for link in fit if not link.spare),
-                "spares": sorted(link.child.pid for link in fit if link.spare),
-                "deaths": pool.deaths,
-                "zygote": self.processes.pid,
-                "unfenced": list(self.processes.lacking),
-                "error": self.crew.trouble or None,
-            },
-            "connections": {
-                "open": len(self.server.shared.live),
-                "limit": self.server.limit,
-                "unread_bytes": self.server.shared.unread,
-                "given_up": self.server.shared.given_up,
-            },
-            "calls": {
-                "waiting": pool.waiting,
-                "running": sum(len(link.jobs) for link in pool.links),
-                "held": pool.hold.name.lower(),
-                "refused": dict(pool.refusals),
-            },
-        }
-        own["database"] = self.checkpoints.status()
-        if (error := self.runtime.error()) is not None:
-            own["error"] = error
+        own = self._status.document()
         return {**(self.agent.status() if self.agent is not None else {}), **own}
-
-    def _function(self, local: frames.LocalFunction, lacking: frames.Failure | None) -> dict[str, Any]:
-        pool, name = self.pool, local.name
-        tally, target = pool.tallies.get(name) or Tally(name), pool.targets.get(name)
-        shown: dict[str, Any] = {
-            "name": name,
-            "version": local.version,
-            "sha256": local.sha256,
-            "runs": bool(local.code[0]),
-            "compiled": bool(local.aot),
-            "best": self.compiler.is_best(local),
-            "lost": local.sha256 in self.compiler.lost,
-            "recent_ms": round(tally.recent * 1000, 3),
-            "calls": dict(tally.outcomes),
-            "denied": dict(tally.denied),
-            "error": msgspec.to_builtins(lacking) if lacking is not None else None,
-        }
-        if target is not None:
-            line, breaker = target.line, target.breaker
-            shown |= {
-                "waiting": len(line.calls),
-                "running": sum(line.links.values()),
-                "concurrency": line.concurrency,
-                "breaker": {
-                    "state": breaker.state,
-                    "opened": breaker.opened,
-                    "seconds_left": 0 if breaker.closed else max(0.0, round(breaker.until - time.monotonic(), 3)),
-                },
-            }
-        return shown
 
 
 def run(

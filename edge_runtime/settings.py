@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from edge_runtime.dispatch.termination import Limits
-
 LISTEN: Final = "127.0.0.1:8087"
 MIB: Final = 1024 * 1024
 
@@ -22,6 +20,27 @@ class SettingsError(Exception):
 def processors() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class PoolLimits:
+    """Bounds of the pool; durations in seconds."""
+
+    workers: int
+    depth: int = 8
+    """Calls that one worker may have, where they are short."""
+    concurrency: int = 1
+    """Workers that one function's calls may have at once, where its manifest doesn't say."""
+    queue: int = 1024
+    function_queue: int = 256
+    """Calls of one function that may wait, where its manifest doesn't say."""
+    queue_wait: float = 10.0
+    lock_wait: float = 10.0
+    """How long a call may wait for the writer lock."""
+    lock_hold: float = 5.0
+    """How long a call may hold it."""
+    few: int = 1
+    """Workers that one function's calls have at once, while they are quick."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +172,8 @@ class Settings:
             raise SettingsError(f"http_networks has what is no network: {error}") from None
 
     @property
-    def limits(self) -> Limits:
-        return Limits(
+    def limits(self) -> PoolLimits:
+        return PoolLimits(
             self.workers,
             self.depth,
             self.concurrency,

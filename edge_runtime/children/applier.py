@@ -16,6 +16,8 @@ import msgspec
 
 from control import faults, wire
 from edge_runtime.children.worker_services import Ungranted
+from edge_runtime.errors import SyncFailed
+from edge_runtime.files import DISK_RESERVE
 from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
@@ -26,7 +28,6 @@ from edge_runtime.sql.call_sql import Limits, ProbeSql
 from edge_runtime.sql.database import Database, DatabaseUnfit
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.session import Session, code_of, failed_commit
-from edge_runtime.sync.rules import DISK_RESERVE, SyncFailed
 from edge_runtime.wasmedge import Damaged, WasmEdgeError
 
 NONE: Final[Mapping[str, Mapping[str, str]]] = {}

@@ -2,7 +2,7 @@
 
 The front has threads, so a fork from it would be unsafe; a fresh Python takes 80 ms, a fork of this one 3. It is
 started by exec, talks SOCK_SEQPACKET with the front (`Birth` with the child's socket in; `Up`, `Unfit`, `Born` with a
-pidfd or `NotBorn`, and `Died` out), and never opens libsql or runs a guest itself, but for one of our own
+pidfd or `BirthFailed`, and `Died` out), and never opens libsql or runs a guest itself, but for one of our own
 (`rehearsal`).
 """
 
@@ -19,76 +19,19 @@ from types import ModuleType
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from control import faults
 from edge_runtime import mapped_pages, wal
 from edge_runtime.children.index_lock import IndexLock
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.births import MESSAGE_BYTES, Arguments, Birth, BirthFailed, Born, Died, Recovering, Unfit, Up
 from edge_runtime.ipc.progress_page import open_slot
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.profiles import Kind
 
-MESSAGE_BYTES: Final = 65_536
 LOCK_PERIOD_MS: Final = 100
 """Between two looks whether a child has opened the libsql file."""
 
 
-class Arguments(Struct, frozen=True):
-    control: int
-    """Descriptor of the socket to the front."""
-    page: int
-    """Descriptor of the page that it shares with its children."""
-    parent: int
-    settings: frames.ChildSettings
-
-
-class Birth(Struct, frozen=True):
-    """Fork a child; its socket comes along."""
-
-    id: int
-    kind: Kind
-    slot: int = 0
-    background: bool = False
-
-
-class Up(Struct, frozen=True, tag="up"):
-    lacking: tuple[str, ...] = ()
-    """Pieces of the fence that this machine doesn't have, in words."""
-
-
-class Recovering(Struct, frozen=True, tag="recovering"):
-    """The database's log is being read, which takes as long as the disk needs."""
-
-
-class Unfit(Struct, frozen=True, tag="unfit"):
-    """No guest can run on this machine as it is."""
-
-    message: str
-
-
-class Born(Struct, frozen=True, tag="born"):
-    """The child's pidfd comes along."""
-
-    id: int
-    pid: int
-
-
-class NotBorn(Struct, frozen=True, tag="not_born"):
-    """There is no such child: the system has no process, descriptor or memory for it now. It may be asked for again."""
-
-    id: int
-    message: str
-
-
-class Died(Struct, frozen=True, tag="died"):
-    id: int
-    status: int
-    """As from waitpid."""
-
-
-News = Up | Recovering | Unfit | Born | NotBorn | Died
-decode_news: Final = msgspec.json.Decoder(News).decode
 _decode_birth: Final = msgspec.json.Decoder(Birth).decode
 
 
@@ -236,7 +179,7 @@ class Zygote:
             return False
 
     def _not_born(self, birth: Birth, why: str) -> None:
-        self._control.send(frames.encode_json(NotBorn(birth.id, why)))
+        self._control.send(frames.encode_json(BirthFailed(birth.id, why)))
 
     def _reap(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)

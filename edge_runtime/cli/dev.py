@@ -29,13 +29,14 @@ from edge_runtime import files
 from edge_runtime import front as service
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.dispatch.call import Answer, Call, Outcome
+from edge_runtime.errors import SyncFailed
 from edge_runtime.guests.abi.detect import Refused
 from edge_runtime.ipc import frames
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import Runtime
 from edge_runtime.settings import Settings
-from edge_runtime.sync.rules import SyncFailed, parse_manifest
+from edge_runtime.sync.rules import parse_manifest
 
 LINE_LIMIT = 64 * 1024 * 1024
 """Of what comes on stdin: it has the whole schema in it."""

@@ -20,13 +20,13 @@ from edge_runtime.dispatch.placement import Room
 from edge_runtime.dispatch.queues import Lines
 from edge_runtime.dispatch.release_gate import Hold, stale
 from edge_runtime.dispatch.replies import LOG_BURST, LOG_RATE, MEANWHILE, finish, meanwhile
-from edge_runtime.dispatch.termination import Limits
 from edge_runtime.dispatch.watchdog import Watch
 from edge_runtime.dispatch.worker_deaths import Burials
 from edge_runtime.dispatch.worker_link import Link
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.zygote_client import decode_failure
 from edge_runtime.logs import Budget
+from edge_runtime.settings import PoolLimits
 from edge_runtime.wal import Pressure
 
 log = logging.getLogger("skerry.pool")
@@ -38,7 +38,7 @@ ATTEMPTS: Final = 20
 class Pool:
     """Until the first `serve` all calls are held."""
 
-    def __init__(self, limits: Limits, words: memoryview) -> None:
+    def __init__(self, limits: PoolLimits, words: memoryview) -> None:
         """`words`: the page that the front and its workers share."""
         self.limits = limits
         self._words = words

@@ -2,14 +2,14 @@
 
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call, Line, Tally, Target
-from edge_runtime.dispatch.termination import Limits
 from edge_runtime.ipc import frames
+from edge_runtime.settings import PoolLimits
 
 
 class Lines:
     """`turns` has the lines in which calls wait, the one whose turn it is first."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: PoolLimits) -> None:
         self.turns: list[Line] = []
         self.waiting = 0
         """Calls in all of them."""

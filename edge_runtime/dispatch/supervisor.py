@@ -16,7 +16,6 @@ from edge_runtime.dispatch.worker_link import Link
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.zygote_client import NotBorn, Processes
-from edge_runtime.release.secrets import Secrets
 
 __all__ = ["Crew", "LoadFailed"]
 
@@ -44,10 +43,9 @@ _decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
 class Crew:
     """`run` must be running."""
 
-    def __init__(self, pool: Pool, processes: Processes, secrets: Secrets, trials: Trials) -> None:
+    def __init__(self, pool: Pool, processes: Processes, trials: Trials) -> None:
         self._pool = pool
         self._trials = trials
-        self._secrets = secrets
         self._processes = processes
         self._serial = 0
         self._loads: dict[int, frames.Load] = {}
@@ -71,8 +69,17 @@ class Crew:
         finally:
             self._pool.close()
 
-    async def load(self, release: frames.LocalRelease, *, whole: bool = True) -> int:
+    async def load(
+        self,
+        release: frames.LocalRelease,
+        secrets: dict[str, dict[str, str]],
+        lacking: dict[str, frames.Failure],
+        *,
+        whole: bool = True,
+    ) -> int:
         """Have all workers load a release's modules, beside those that serve; its serial, for `swap` or `forget`.
+
+        `secrets` and `lacking` are what `frames.Load` says of them.
 
         Error: `LoadFailed`, and the workers have forgotten them; with `whole` False functions that can't be loaded
         are left out instead.
@@ -80,12 +87,10 @@ class Crew:
         functions = release.functions
         if whole:
             served = self._pool.release.functions if self._pool.release is not None else []
-            await self._trials.hold(functions, served, self._secrets.of(functions))
+            await self._trials.hold(functions, served, secrets)
         self._serial += 1
         serial = self._serial
-        self._loads[serial] = frames.Load(
-            serial, release, self._secrets.of(functions), self._secrets.lacking(functions)
-        )
+        self._loads[serial] = frames.Load(serial, release, secrets, lacking)
         self._failures[serial] = []
         try:
             async with asyncio.timeout(LOAD_LIMIT):

@@ -2,13 +2,13 @@
 
 import os
 import signal
-from dataclasses import dataclass
 from typing import Final
 
 from edge_runtime.dispatch.call import Call, Refusal
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.zygote_client import how
 from edge_runtime.pauses import Pauses
+from edge_runtime.settings import PoolLimits
 
 GRACE: Final = 1.0
 """Seconds beyond its time limit for a call that its worker hasn't even started."""
@@ -31,29 +31,14 @@ CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE)
 REASONS: Final = (*CODES, STUCK)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of the pool; durations in seconds."""
-
-    workers: int
-    depth: int = 8
-    """Calls that one worker may have, where they are short."""
-    concurrency: int = 1
-    """Workers that one function's calls may have at once, where its manifest doesn't say."""
-    queue: int = 1024
-    function_queue: int = 256
-    """Calls of one function that may wait, where its manifest doesn't say."""
-    queue_wait: float = 10.0
-    lock_wait: float = 10.0
-    """How long a call may wait for the writer lock."""
-    lock_hold: float = 5.0
-    """How long a call may hold it."""
-    few: int = 1
-    """Workers that one function's calls have at once, while they are quick."""
-
-
 def overdue(
-    call: Call, seen: progress_page.Seen, since: float, now: float, others_wait: bool, limits: Limits, pauses: Pauses
+    call: Call,
+    seen: progress_page.Seen,
+    since: float,
+    now: float,
+    others_wait: bool,
+    limits: PoolLimits,
+    pauses: Pauses,
 ) -> str:
     """Why the worker must be ended whose first call is `call`, first since `since`; empty where it may go on.
 
@@ -91,7 +76,7 @@ def blames(why: str, state: int, status: int | None) -> bool:
     return state != progress_page.COMMITTING and not outside
 
 
-def verdict(call: Call, state: int, why: str, status: int | None, limits: Limits) -> Refusal:
+def verdict(call: Call, state: int, why: str, status: int | None, limits: PoolLimits) -> Refusal:
     """The answer to the call with which its worker ended: in `state` of the page, ended by the front for `why` or by
     itself (empty) with `status` as from waitpid."""
     name = call.name

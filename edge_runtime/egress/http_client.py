@@ -1,6 +1,6 @@
 """The HTTP requests that the front makes for functions: workers have no network.
 
-What may be asked for is `outbound`'s to say; here a name must also lead to an address that a function may reach. The
+What may be asked for is `grants`' to say; here a name must also lead to an address that a function may reach. The
 address that was looked at is the one that is connected to, so a name that changes (DNS rebinding) gains nothing. No
 redirect is followed, no proxy used, no cookie kept, and nothing of the node's own goes along.
 """
@@ -20,8 +20,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from control import wire
+from edge_runtime.egress import grants
+from edge_runtime.egress.grants import Outgoing
 from edge_runtime.ipc import http_messages
-from edge_runtime.ipc.http_messages import NotFetched, Outgoing
+from edge_runtime.ipc.http_messages import NotFetched
 
 KEEP_ALIVE: Final = 15.0
 LOOKUPS: Final = 32
@@ -153,7 +155,7 @@ class Egress:
         Error: NotFetched."""
         if grant is None:
             raise NotFetched("not_granted", "This function's manifest grants it no HTTP: set `http`.", "http_host")
-        asked = http_messages.read(request, grant)
+        asked = grants.read(request, grant)
         if sending is not None and asked.method not in http_messages.REPEATABLE:
             sending()
         where = f"{asked.scheme}://{asked.host}"

@@ -47,7 +47,7 @@ VERIFY: Final = 14
 """`Verify`; answered by VERIFIED (`Verified`)."""
 # To a worker, in the middle of a call
 HTTP_ANSWER: Final = 9
-"""To an HTTP of the same request: the raw bytes are the answer's parcel (`outbound`)."""
+"""To an HTTP of the same request: the raw bytes are the answer's parcel (`http_messages`)."""
 
 # To a checkpointer
 CHECKPOINT: Final = 10
@@ -80,7 +80,7 @@ COMPILED: Final = 30
 LOG: Final = 31
 """What the guest of the call wrote to its log, as raw bytes; before its answer."""
 HTTP: Final = 32
-"""The guest of the call asks for an HTTP request: its parcel (`outbound`), as raw bytes. Answered by HTTP_ANSWER."""
+"""The guest of the call asks for an HTTP request: as raw bytes its parcel (`http_messages`). HTTP_ANSWER answers it."""
 DENIED: Final = 33
 """Before a call's answer, where its grants denied it something: as raw bytes a JSON object, times by kind."""
 CHECKPOINTED: Final = 34

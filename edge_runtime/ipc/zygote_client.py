@@ -14,10 +14,9 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from edge_runtime.children import zygote
-from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc import births, frames, progress_page
+from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.child_output import Voice
-from edge_runtime.sandbox.profiles import Kind
 
 log = logging.getLogger("skerry.processes")
 
@@ -160,7 +159,7 @@ class Processes:
 
     async def birth(
         self,
-        kind: Kind,
+        kind: ChildKind,
         *,
         slot: int = 0,
         background: bool = False,
@@ -178,7 +177,7 @@ class Processes:
             await asyncio.sleep(delay)
             delay = min(2 * delay, BACKOFF_CAP)
 
-    async def _birth(self, kind: Kind, slot: int, background: bool) -> Child:
+    async def _birth(self, kind: ChildKind, slot: int, background: bool) -> Child:
         """Ask the zygote once. Error: `NotBorn`."""
         await self._up.wait()
         assert self._control is not None  # noqa: S101
@@ -192,7 +191,7 @@ class Processes:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             self._next += 1
             child = Child(self._next, slot, ours)
-            message = frames.encode_json(zygote.Birth(child.id, kind, slot, background))
+            message = frames.encode_json(births.Birth(child.id, kind, slot, background))
             self._children[child.id] = child
             try:
                 # The zygote reads all the time: where its buffer is full it is stuck, and waiting would stall us.
@@ -260,7 +259,7 @@ class Processes:
                         child.exited.set_result(None)
 
     def _exec(self, control: int, output: int) -> subprocess.Popen[bytes]:
-        arguments = zygote.Arguments(control, self._page, os.getpid(), self._settings)
+        arguments = births.Arguments(control, self._page, os.getpid(), self._settings)
         # The packages' own folder first and nothing of the current one: what a zygote imports is not for others to say.
         folder = str(Path(__file__).parents[2])
         paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -280,7 +279,7 @@ class Processes:
         """Read what the zygote says, as long as there is something."""
         while not ended.done():
             try:
-                message, descriptors, _, _ = socket.recv_fds(control, zygote.MESSAGE_BYTES, 1)
+                message, descriptors, _, _ = socket.recv_fds(control, births.MESSAGE_BYTES, 1)
             except BlockingIOError:
                 return
             except OSError:
@@ -288,28 +287,28 @@ class Processes:
             if not message:
                 ended.set_result(None)
                 return
-            match zygote.decode_news(message):
-                case zygote.Up(lacking):
+            match births.decode_news(message):
+                case births.Up(lacking):
                     self.lacking = lacking
                     for piece in lacking:
                         log.warning("functions run without a part of their fence: %s", piece)
                     self._control = control
                     self._fit = True
                     self._up.set()
-                case zygote.Recovering():
+                case births.Recovering():
                     log.info("the database's write-ahead log is read: the node didn't end in order")
                     self._starting.reschedule(None)
-                case zygote.Unfit(text):
+                case births.Unfit(text):
                     if not self._fit:
                         ended.set_exception(Unfit(text))
                         return
                     # The machine was fit, and will be again: it is short of something, or is being upgraded.
                     log.error("a new zygote can't run guests now: %s", text)
-                case zygote.Born(number, pid):
+                case births.Born(number, pid):
                     self._born(number, pid, descriptors)
-                case zygote.NotBorn(number, why):
+                case births.BirthFailed(number, why):
                     self._not_born(number, why)
-                case zygote.Died(number, status):
+                case births.Died(number, status):
                     child = self._children.pop(number, None)
                     if child is not None and not child.exited.done():
                         child.exited.set_result(status)

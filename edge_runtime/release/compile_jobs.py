@@ -12,10 +12,10 @@ from typing import Final
 import msgspec
 
 from edge_runtime.aot_cache import AotFile, key, take, workshop
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
 from edge_runtime.settings import processors
-from edge_runtime.sync.rules import SyncFailed
 
 log = logging.getLogger("skerry.compiler")
 

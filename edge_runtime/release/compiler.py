@@ -10,10 +10,10 @@ from typing import Final
 import msgspec
 
 from edge_runtime.aot_cache import BEST, QUICK, AotFile, Damaged, discard_damaged, key, locate, need, verify
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import Processes
 from edge_runtime.release.compile_jobs import Compilations
-from edge_runtime.sync.rules import SyncFailed
 
 log = logging.getLogger("skerry.compiler")
 

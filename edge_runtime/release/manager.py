@@ -21,6 +21,7 @@ from control import faults, wire
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.release_gate import settled
 from edge_runtime.dispatch.supervisor import Crew, LoadFailed
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
@@ -28,7 +29,6 @@ from edge_runtime.release import stored_release
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.secrets import Secrets
 from edge_runtime.release.tamper_check import Witness, after
-from edge_runtime.sync.rules import SyncFailed
 
 log = logging.getLogger("skerry.flip")
 
@@ -189,7 +189,7 @@ class Runtime:
             for failure in self._secrets.lacking(functions).values():
                 raise SyncFailed(failure.code, failure.message)
             try:
-                serial = await self._crew.load(release)
+                serial = await self._load(release)
             except LoadFailed as failed:
                 raise SyncFailed(failed.code, failed.message) from None
             started = time.monotonic()
@@ -370,8 +370,14 @@ class Runtime:
         assert stored.release is not None  # noqa: S101
         release = msgspec.structs.replace(stored.release, functions=functions)
         # A node that starts serves what it can; one that serves keeps what it has rather than lose a function.
-        self._crew.swap(await self._crew.load(release, whole=self._pool.serial != 0))
+        self._crew.swap(await self._load(release, whole=self._pool.serial != 0))
         self._stored = frames.Stored(release, stored.inventory, stored.durable)
+
+    async def _load(self, release: LocalRelease, *, whole: bool = True) -> int:
+        """Have the workers load a release, with the secrets as the file has them now. Error: LoadFailed."""
+        functions = release.functions
+        secrets, lacking = self._secrets.of(functions), self._secrets.lacking(functions)
+        return await self._crew.load(release, secrets, lacking, whole=whole)
 
     def damaged(self, sha256: str) -> None:
         """The compiled code of an artifact is damaged: make it again."""

@@ -222,7 +222,7 @@ class CallSql:
             self._undo(statement, str(unfit))
             raise SqlError("sql_value", str(unfit)) from None
         except ValueError as error:
-            code = code_of_error(error, "sql_failed")
+            code = code_of_error(self._database, error, "sql_failed")
             if code in LIMITS:
                 self.limit_code = code
             if not self._database.in_transaction:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
@@ -139,6 +139,8 @@ class Database:
         """None where it is in memory alone."""
         self.query_only = False
         """As last set by `set_query_only`."""
+        self.came_to_file_limit: Callable[[], bool] = lambda: False
+        """Whether a write has failed, since this was last asked, because this process may not write larger files."""
 
     def rows(self, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of one statement; an empty list where it gives none. Error: ValueError, libsql's only one."""

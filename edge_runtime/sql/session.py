@@ -8,7 +8,6 @@ from typing import Any, Final
 import orjson
 
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
-from edge_runtime.sandbox import fence
 from edge_runtime.sql.access import Closed, Doors, examine
 from edge_runtime.sql.database import Database
 from edge_runtime.sql.tokenizer import Kind, Token, tokenize, word
@@ -45,17 +44,17 @@ def code_of(message: str, otherwise: str) -> str:
     return next((code for start, code in _CODES if message.startswith(start)), otherwise)
 
 
-def code_of_error(error: ValueError, otherwise: str) -> str:
+def code_of_error(database: Database, error: ValueError, otherwise: str) -> str:
     """The code of an error of this process's connection."""
     code = code_of(str(error), otherwise)
-    if fence.came_to_limit() and code == "disk_failed":
+    if database.came_to_file_limit() and code == "disk_failed":
         code = "sql_disk_limit"
     return code
 
 
 def failed_commit(database: Database, error: ValueError) -> tuple[str, str]:
     """Undo a transaction whose COMMIT failed, before the writer lock is let go: code and text of what is so then."""
-    code = code_of_error(error, "commit_failed")
+    code = code_of_error(database, error, "commit_failed")
     if code.startswith("constraint_"):
         # Found out before anything was written.
         return code, f"COMMIT failed: {error}."

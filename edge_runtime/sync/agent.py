@@ -16,13 +16,14 @@ from typing import Any
 from uuid import uuid4
 
 from control import faults, wire
+from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import capabilities, identity, rules
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import Compiler, Runtime, Superseded, Sync, text
 from edge_runtime.sync.control_client import Client, Refusal, Unreachable
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Outbox
-from edge_runtime.sync.rules import Failure, SyncFailed
+from edge_runtime.sync.rules import Failure
 
 ROTATE_AFTER = timedelta(days=30)
 """Age of a credential at which the node asks for another."""

@@ -18,9 +18,9 @@ import aiohttp
 
 from control import wire
 from edge_runtime import files
+from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import rules
 from edge_runtime.sync.control_client import Client, Refusal, Unreachable
-from edge_runtime.sync.rules import SyncFailed
 
 log = logging.getLogger("skerry.artifacts")
 

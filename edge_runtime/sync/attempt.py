@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from control import faults, wire
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.sync import rules
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.control_client import Client, Refusal, Unreachable
-from edge_runtime.sync.rules import SyncFailed
 
 RENEW_CAP = 20.0
 """A sync that takes longer says that it is running at least this often: it is the node's heartbeat meanwhile."""

@@ -20,7 +20,7 @@ import msgspec
 from yarl import URL
 
 from control import wire
-from edge_runtime.sync.rules import SyncFailed
+from edge_runtime.errors import SyncFailed
 
 CONNECT_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 30.0

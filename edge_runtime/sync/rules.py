@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from control import wire
+from edge_runtime.errors import SyncFailed
+from edge_runtime.files import DISK_RESERVE
 
 HOLD = 25.0
 """How long a poll asks control to hold it (control holds no longer)."""
@@ -32,21 +34,8 @@ REFUSED_CAP = 300.0
 """Polls of a node whose credential is refused: it stays reachable for a change of mind, and no burden."""
 ANSWER_CAP = 600.0
 """No Retry-After of control, or of something in between, makes a node wait longer."""
-DISK_RESERVE = 16 * 1024 * 1024
-"""Stays free for the libsql database and the reports."""
 AOT_GROWTH = 6
 """An AOT file is at most about this many times its artifact."""
-
-
-class SyncFailed(Exception):
-    """A sync can't go on: `code` is stable (docs/errors.md), `message` says what happened, to what, and what to do."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.held = 0.0
-        """Seconds for which the attempt kept calls waiting."""
 
 
 @dataclass(frozen=True)

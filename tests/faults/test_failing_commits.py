@@ -11,8 +11,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from edge_runtime.errors import SyncFailed
 from edge_runtime.sql import database
-from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.support.edge import node
 from tests.support.edge_process import FrontProcess, front_process

@@ -13,9 +13,9 @@ import pytest_asyncio
 
 from control.api.edge_check import Checks
 from control.problems import ProblemError
+from edge_runtime.errors import SyncFailed
 from edge_runtime.guests.guest import Function, GuestFault, Request
 from edge_runtime.oneshot.check import Refused, check_module
-from edge_runtime.sync.rules import SyncFailed
 from edge_runtime.wasmedge import BEST
 from tests.guests import hostile
 from tests.guests.build import guest

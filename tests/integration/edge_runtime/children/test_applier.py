@@ -7,9 +7,9 @@ import pytest
 
 from control import wire
 from edge_runtime.children import applier
+from edge_runtime.errors import SyncFailed
 from edge_runtime.sql import database
 from edge_runtime.sql.call_sql import CallSql, Session, StaleRelease
-from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.guest_sql import ask

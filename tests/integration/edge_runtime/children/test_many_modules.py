@@ -14,11 +14,11 @@ from edge_runtime import aot_cache
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.children.worker import AT_ONCE
 from edge_runtime.dispatch import trial_load
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.zygote_client import NotBorn
 from edge_runtime.release import compile_jobs, manager
 from edge_runtime.release.compile_jobs import Compilations
-from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.support.edge import BACKGROUND, Node, node, until
 

@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from edge_runtime.cli import node as commands
+from edge_runtime.errors import SyncFailed
 from edge_runtime.release import manager
-from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.sync.rules import SyncFailed
+from edge_runtime.errors import SyncFailed
 from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version

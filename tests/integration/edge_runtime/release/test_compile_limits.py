@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import edge_runtime
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.release.compile_jobs import TRIES
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.sync.rules import SyncFailed
 from edge_runtime.wasmedge import QUICK
 from tests.guests.build import guest
 from tests.guests.hostile import leb, module

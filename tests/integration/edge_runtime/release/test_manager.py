@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.sync.rules import SyncFailed
+from edge_runtime.errors import SyncFailed
 from edge_runtime.wasmedge import BEST
 from tests.guests.build import guest
 from tests.guests.version import version

@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from edge_runtime.dispatch.release_gate import Hold
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames, progress_page
-from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.guests.version import SQL, version
 from tests.support.edge import Node, node, until
@@ -141,12 +141,12 @@ async def test_a_release_waits_for_no_worker_in_the_middle_of_a_long_call(tmp_pa
         (busy,) = (link for link in edge.front.pool.links if link.jobs)
         crew = edge.front.crew
         async with asyncio.timeout(60):
-            second = await crew.load(again(edge, 2))
+            second = await crew.load(again(edge, 2), {}, {})
         assert second not in busy.serials
         assert all(second in link.serials for link in edge.front.pool.links if link is not busy)
         crew.swap(second)
         assert (await numbers(edge))[0] == 2
-        third = asyncio.ensure_future(crew.load(again(edge, 3)))
+        third = asyncio.ensure_future(crew.load(again(edge, 3), {}, {}))
         await asyncio.wait([third], timeout=0.5)
         assert not third.done()
         assert (await numbers(edge))[0] == 2

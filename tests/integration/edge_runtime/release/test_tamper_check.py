@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from control import wire
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import Stored
 from edge_runtime.ipc.zygote_client import Processes
 from edge_runtime.release import manager, stored_release
 from edge_runtime.release.tamper_check import FILE, Witness
 from edge_runtime.sql import database
-from edge_runtime.sync.rules import SyncFailed
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support.edge import Node, node

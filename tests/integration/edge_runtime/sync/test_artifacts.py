@@ -12,10 +12,10 @@ import pytest
 
 from control import wire
 from control.local.pki import Pki
+from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import artifacts, control_client
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.control_client import Client
-from edge_runtime.sync.rules import SyncFailed
 from tests.support.file_server import FileServer, file_server
 
 DATA = random.Random(1).randbytes(700_000)

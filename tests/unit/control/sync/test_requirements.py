@@ -13,9 +13,9 @@ from control.api import responses
 from control.problems import ProblemError
 from control.sync import compatibility, requirements
 from control.sync.requirements import Need
+from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import capabilities as told
 from edge_runtime.sync import rules
-from edge_runtime.sync.rules import SyncFailed
 
 ABIS = st.sampled_from(told.ABIS)
 METHODS = st.lists(st.sampled_from(["GET", "PUT"]), min_size=1, max_size=2)

@@ -12,9 +12,10 @@ from control import wire
 from edge_runtime.dispatch.call import Answer, Call, Outcome
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.release_gate import Hold
-from edge_runtime.dispatch.termination import TIME_LIMIT, Limits
+from edge_runtime.dispatch.termination import TIME_LIMIT
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
+from edge_runtime.settings import PoolLimits
 
 WORKERS: Final = 3
 MANIFESTS: Final = {
@@ -78,7 +79,7 @@ class PlayedLink:
 class World:
     def __init__(self) -> None:
         self.words = progress_page.open_page(progress_page.create())
-        limits = Limits(WORKERS, depth=4, queue=12, function_queue=10)
+        limits = PoolLimits(WORKERS, depth=4, queue=12, function_queue=10)
         self.pool = Pool(limits, self.words)
         self.starts: Counter[bytes] = Counter()
         self.calls: list[Call] = []

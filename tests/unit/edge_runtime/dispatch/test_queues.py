@@ -13,8 +13,8 @@ from control import wire
 from edge_runtime.dispatch.call import Call, Line
 from edge_runtime.dispatch.placement import Room
 from edge_runtime.dispatch.queues import Lines
-from edge_runtime.dispatch.termination import Limits
 from edge_runtime.ipc import frames
+from edge_runtime.settings import PoolLimits
 
 NAMES = ("a", "b", "c", "d")
 
@@ -28,7 +28,7 @@ class LinesMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines = Lines(Limits(4))
+        self.lines = Lines(PoolLimits(4))
         self.model: dict[str, list[Call]] = {name: [] for name in NAMES}
 
     @rule(name=st.sampled_from(NAMES))
@@ -78,7 +78,7 @@ TestLines = LinesMachine.TestCase
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=60))
 def test_no_line_is_served_twice_before_another_that_waits(names: list[str]) -> None:
-    lines = Lines(Limits(4))
+    lines = Lines(PoolLimits(4))
     for name in names:
         lines.add(lines.of(name), call(name))
     left = {name: names.count(name) for name in NAMES}
@@ -99,7 +99,7 @@ def release(**manifests: wire.Manifest) -> frames.LocalRelease:
 
 
 def test_a_line_has_its_manifests_limits_or_the_nodes() -> None:
-    lines = Lines(Limits(4, concurrency=2, function_queue=7))
+    lines = Lines(PoolLimits(4, concurrency=2, function_queue=7))
     targets = lines.serve(release(a=wire.Manifest(), b=wire.Manifest(concurrency=9, queue=3)), {})
     assert [(t.line.concurrency, t.line.queue) for t in targets.values()] == [(2, 7), (4, 3)]
     # A function that is unknown as yet may wait too.
@@ -107,7 +107,7 @@ def test_a_line_has_its_manifests_limits_or_the_nodes() -> None:
 
 
 def test_a_version_keeps_its_breaker_and_a_function_its_line() -> None:
-    lines, tallies = Lines(Limits(4)), {}
+    lines, tallies = Lines(PoolLimits(4)), {}
     first = lines.serve(release(a=wire.Manifest(), b=wire.Manifest()), tallies)
     again = lines.serve(release(a=wire.Manifest(), b=wire.Manifest(time_limit_ms=99)), tallies)
     assert again["a"].breaker is first["a"].breaker

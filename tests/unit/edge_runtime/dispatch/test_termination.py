@@ -21,15 +21,15 @@ from edge_runtime.dispatch.termination import (
     STUCK,
     TEMP,
     TIME_LIMIT,
-    Limits,
     blames,
     overdue,
     verdict,
 )
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.pauses import Pauses
+from edge_runtime.settings import PoolLimits
 
-LIMITS = Limits(workers=1, lock_wait=10.0, lock_hold=2.0)
+LIMITS = PoolLimits(workers=1, lock_wait=10.0, lock_hold=2.0)
 NOW = 1000.0
 
 

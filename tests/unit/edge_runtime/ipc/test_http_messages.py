@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import manifests, wire
+from edge_runtime.egress import grants
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import http_messages
 from edge_runtime.ipc.http_messages import NotFetched
@@ -17,8 +18,8 @@ from edge_runtime.ipc.http_messages import NotFetched
 GRANT = wire.HttpGrant(["a.example", "http://b.example:8080", "*.c.example", "[::1]:99"], ("GET", "POST"), 100)
 
 
-def read(grant: wire.HttpGrant = GRANT, **asked: Any) -> http_messages.Outgoing:
-    return http_messages.read(http_json.to_front(orjson.dumps(asked))[1], grant)
+def read(grant: wire.HttpGrant = GRANT, **asked: Any) -> grants.Outgoing:
+    return grants.read(http_json.to_front(orjson.dumps(asked))[1], grant)
 
 
 def refused(grant: wire.HttpGrant = GRANT, **asked: Any) -> NotFetched:
@@ -29,7 +30,7 @@ def refused(grant: wire.HttpGrant = GRANT, **asked: Any) -> NotFetched:
 
 
 def test_a_request_is_taken_apart() -> None:
-    assert read(url="https://A.Example?q=1#part", headers=[["X-One", " 1 "], ["x-one", "2"]]) == http_messages.Outgoing(
+    assert read(url="https://A.Example?q=1#part", headers=[["X-One", " 1 "], ["x-one", "2"]]) == grants.Outgoing(
         "GET", "https", "a.example", 443, "/?q=1", [("X-One", "1"), ("x-one", "2")], b"", True
     )
     asked = read(url="HTTP://b.example:8080/p/%2e%2e/..?a b"[:-2], method="POST", body="ü")
@@ -173,7 +174,7 @@ def allows(pattern: str, scheme: str, host: str, port: int) -> bool:
     st.sampled_from([80, 443, 8443]),
 )
 def test_a_grant_allows_what_its_patterns_say(hosts: list[str], scheme: str, host: str, port: int) -> None:
-    found = http_messages.granted(hosts, scheme, host, port)
+    found = grants.granted(hosts, scheme, host, port)
     assert (found is not None) == any(allows(pattern, scheme, host, port) for pattern in hosts)
     assert found is None or found in hosts
 
@@ -223,7 +224,7 @@ def test_an_answer_is_text_or_a_blob_without_the_connections_headers() -> None:
 
 @pytest.mark.parametrize("parcel", [b"", b"\0", b"\0\0\0\5[]", b"\xff\xff\xff\xff{}", b"\0\0\0\2[]", b"\0\0\0\4null"])
 def test_a_parcel_that_no_worker_of_ours_makes_is_refused(parcel: bytes) -> None:
-    for data in (parcel, http_messages.parcel(b'["GET", "https://a.example/", []]' + b" " * http_messages.HEAD_LIMIT)):
+    for data in (parcel, http_messages.parcel(b'["GET", "https://a.example/", []]' + b" " * grants.HEAD_LIMIT)):
         with pytest.raises(NotFetched) as error:
-            http_messages.read(data, GRANT)
+            grants.read(data, GRANT)
         assert error.value.code == "http_request_invalid"

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import wire
+from edge_runtime.errors import SyncFailed
+from edge_runtime.files import DISK_RESERVE
 from edge_runtime.sync import rules
-from edge_runtime.sync.rules import Failure, SyncFailed
+from edge_runtime.sync.rules import Failure
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 JITTER = st.floats(0, 1, exclude_max=True)
@@ -161,7 +163,7 @@ def test_space_is_needed_for_what_is_missing_alone() -> None:
 
 
 def test_a_disk_that_is_too_full_is_refused_before_the_download_and_says_how_much_is_missing() -> None:
-    rules.check_space(1, rules.DISK_RESERVE + 1, "/x")
+    rules.check_space(1, DISK_RESERVE + 1, "/x")
     rules.check_space(0, 0, "/x")  # nothing to fetch: nothing to refuse
     with pytest.raises(SyncFailed, match=r"needs 3\.0 MiB .* /x has only 18\.0 MiB") as caught:
         rules.check_space(3 * 1024 * 1024, 18 * 1024 * 1024, "/x")

@@ -1,0 +1,159 @@
+"""Which HTTP requests a function may have the node make: what it asked for, read strictly, and its grant. Pure."""
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from control import wire
+from edge_runtime.ipc import http_messages
+from edge_runtime.ipc.http_messages import NotFetched
+
+URL_LIMIT: Final = 8_192
+HEADERS_LIMIT: Final = 128
+HEADER_BYTES_LIMIT: Final = 32_768
+"""Of a request's header names and values together."""
+HEAD_LIMIT: Final = 262_144
+"""Bytes of a request's head; one within the limits above has less."""
+PORTS: Final = {"https": 443, "http": 80}
+
+_URL: Final = re.compile(r"(https?)://([^/?#\\]*)([^#]*)(?:#.*)?", re.IGNORECASE)
+_AUTHORITY: Final = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
+_TARGET: Final = re.compile(r"[!-~]*")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
+"""UTF-8 is what goes out of it."""
+
+
+class Outgoing(NamedTuple):
+    """A request that the grant allows."""
+
+    method: str
+    scheme: str
+    host: str
+    """A name in lower case, or an address (IPv6 without brackets)."""
+    port: int
+    target: str
+    """Path and query, from the slash on."""
+    headers: list[tuple[str, str]]
+    body: bytes
+    lasting: bool
+    """The grant names this very host: a connection to it is worth keeping."""
+
+
+def read(request: bytes, grant: wire.HttpGrant) -> Outgoing:
+    """What a function asked for by this parcel, if it may. Error: NotFetched."""
+    head, data = http_messages.unpack(request)
+    if len(head) > HEAD_LIMIT:
+        raise _invalid(f"The request's URL and headers have {len(head)} bytes as JSON; {HEAD_LIMIT} are allowed.")
+    try:
+        asked = http_messages.decode_asked(head)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _invalid(f"The request isn't as it must be: {error}") from None
+    scheme, host, port, target = _url(asked.url)
+    pattern = granted(grant.hosts, scheme, host, port)
+    if pattern is None:
+        shown = f"{scheme}://{_bracketed(host)}:{port}"
+        cure = "" if scheme == "https" else " (plain http must be named: `http://HOST`)"
+        raise NotFetched("not_granted", f"The manifest's `http.hosts` doesn't name {shown}{cure}.", "http_host")
+    if not _TOKEN.fullmatch(asked.method):
+        raise _invalid("The method isn't one.")
+    if asked.method not in grant.methods:
+        listed = ", ".join(grant.methods)
+        text = f"The manifest's `http.methods` doesn't name {asked.method[:16]}; it has {listed}."
+        raise NotFetched("not_granted", text, "http_method")
+    if len(data) > grant.request_bytes:
+        text = (
+            f"The request's body has {len(data)} bytes; the manifest's `http.request_bytes` is {grant.request_bytes}."
+        )
+        raise NotFetched("http_too_large", text)
+    headers = _headers(asked.headers, host, port, scheme, len(data))
+    lasting = "*" not in pattern
+    return Outgoing(asked.method, scheme, host, port, target, headers, data, lasting)
+
+
+def granted(hosts: Iterable[str], scheme: str, host: str, port: int) -> str | None:
+    """The pattern of a grant that allows this host, which is in lower case or an address; None where none does."""
+    names = [_bracketed(host)]
+    if ":" not in host and not _is_address(host):
+        labels = host.split(".")
+        names += ["*." + ".".join(labels[at:]) for at in range(1, len(labels))]
+    prefix = "" if scheme == "https" else "http://"
+    ports = [f":{port}", ""] if port == PORTS[scheme] else [f":{port}"]
+    named = set(hosts)
+    return next((p for name in names for end in ports if (p := f"{prefix}{name}{end}") in named), None)
+
+
+def _invalid(message: str) -> NotFetched:
+    return NotFetched("http_request_invalid", message)
+
+
+def _url(url: str) -> tuple[str, str, int, str]:
+    """Scheme, host, port and target of a URL. What another reader might understand otherwise is refused."""
+    if len(url) > URL_LIMIT:
+        raise _invalid(f"The URL has {len(url)} characters; {URL_LIMIT} are allowed.")
+    found = _URL.fullmatch(url)
+    if found is None:
+        raise _invalid("The URL must begin with https:// or http://.")
+    scheme, authority, target = found[1].lower(), found[2], found[3]
+    if "@" in authority:
+        raise _invalid("The URL has a user's name or password: send an Authorization header.")
+    split = _AUTHORITY.fullmatch(authority)
+    if split is None:
+        raise _invalid("The URL's host is no name in ASCII and no address.")
+    if not _TARGET.fullmatch(target):
+        raise _invalid("The URL has a character that must be percent-encoded.")
+    host, port = split[1].lower(), int(split[2]) if split[2] else PORTS[scheme]
+    if not 1 <= port <= 65_535:
+        raise _invalid("The URL's port must be 1 to 65535.")
+    if host.startswith("["):
+        try:
+            host = str(ipaddress.IPv6Address(host[1:-1]))
+        except ValueError:
+            raise _invalid("The URL's host is no IPv6 address.") from None
+    if target[:1] in ("", "?"):
+        target = "/" + target
+    elif target[0] != "/":
+        # A backslash, which some take for a slash.
+        raise _invalid("The URL's host is no name in ASCII and no address.")
+    return scheme, host, port, target
+
+
+def _headers(given: Sequence[tuple[str, str]], host: str, port: int, scheme: str, length: int) -> list[tuple[str, str]]:
+    """The headers to send: those that were given, but for the ones that the node writes itself."""
+    if len(given) > HEADERS_LIMIT or sum(len((name + value).encode()) for name, value in given) > HEADER_BYTES_LIMIT:
+        raise _invalid(f"A request may have {HEADERS_LIMIT} headers of {HEADER_BYTES_LIMIT} bytes together.")
+    own_host = {f"{_bracketed(host)}:{port}"} | ({_bracketed(host)} if port == PORTS[scheme] else set())
+    kept = []
+    for name, value in given:
+        if not _TOKEN.fullmatch(name):
+            raise _invalid(f"The header name {name[:80]!r} has characters that no name may have.")
+        value = value.strip(" \t")
+        if not _VALUE.fullmatch(value):
+            raise _invalid(f"The value of the header {name} has a character that no value may have.")
+        lower = name.lower()
+        if lower in http_messages.HOP_BY_HOP:
+            raise _invalid(f"The header {name} is about the connection, which is the node's.")
+        if lower == "host":
+            if value.lower() not in own_host:
+                raise _invalid("The Host header names another host than the URL.")
+        elif lower == "content-length":
+            if value != str(length):
+                raise _invalid(f"The Content-Length is {value[:20]}, and the body has {length} bytes.")
+        else:
+            kept.append((name, value))
+    return kept
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True

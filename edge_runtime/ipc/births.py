@@ -1,0 +1,70 @@
+"""The messages between the front and the zygote, in JSON: orders to fork a child, births and deaths."""
+
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from edge_runtime.ipc import frames
+
+MESSAGE_BYTES: Final = 65_536
+"""The longest message."""
+
+ChildKind = Literal["worker", "applier", "compiler", "checkpointer"]
+
+
+class Arguments(Struct, frozen=True):
+    control: int
+    """Descriptor of the socket to the front."""
+    page: int
+    """Descriptor of the page that it shares with its children."""
+    parent: int
+    settings: frames.ChildSettings
+
+
+class Birth(Struct, frozen=True):
+    """Fork a child; its socket comes along."""
+
+    id: int
+    kind: ChildKind
+    slot: int = 0
+    background: bool = False
+
+
+class Up(Struct, frozen=True, tag="up"):
+    lacking: tuple[str, ...] = ()
+    """Pieces of the fence that this machine doesn't have, in words."""
+
+
+class Recovering(Struct, frozen=True, tag="recovering"):
+    """The database's log is being read, which takes as long as the disk needs."""
+
+
+class Unfit(Struct, frozen=True, tag="unfit"):
+    """No guest can run on this machine as it is."""
+
+    message: str
+
+
+class Born(Struct, frozen=True, tag="born"):
+    """The child's pidfd comes along."""
+
+    id: int
+    pid: int
+
+
+class BirthFailed(Struct, frozen=True, tag="not_born"):
+    """There is no such child: the system has no process, descriptor or memory for it now. It may be asked for again."""
+
+    id: int
+    message: str
+
+
+class Died(Struct, frozen=True, tag="died"):
+    id: int
+    status: int
+    """As from waitpid."""
+
+
+News = Up | Recovering | Unfit | Born | BirthFailed | Died
+decode_news: Final = msgspec.json.Decoder(News).decode

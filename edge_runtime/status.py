@@ -1,0 +1,105 @@
+"""The document of /_skerry/status: what a node runs, and how its parts do."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edge_runtime.dispatch.call import Tally
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.supervisor import Crew
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.zygote_client import Processes
+from edge_runtime.release.checkpoint_schedule import Checkpoints
+from edge_runtime.release.compiler import Compiler
+from edge_runtime.release.integrity_check import Verification
+from edge_runtime.release.manager import Runtime
+from edge_runtime.release.secrets import Secrets
+from edge_runtime.web.server import Server
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """The parts of the front that the document tells of."""
+
+    pool: Pool
+    supervisor: Crew
+    processes: Processes
+    manager: Runtime
+    compiler: Compiler
+    secrets: Secrets
+    verification: Verification
+    checkpoints: Checkpoints
+    server: Server
+
+    def document(self) -> dict[str, Any]:
+        """The node's own part of /_skerry/status; the agent has the rest."""
+        pool, release = self.pool, self.manager.release
+        functions = release.functions if release is not None else []
+        lacking = self.secrets.lacking(functions)
+        fit = [link for link in pool.links if link.usable]
+        own: dict[str, Any] = {
+            "release": release
+            and {"id": release.release_id, "number": release.number, "generation": release.generation},
+            "schema_version": self.manager.inventory.schema_version,
+            "secrets": {"file": str(self.secrets.path), "error": self.secrets.error or None},
+            "verified": self.verification.status(),
+            "functions": [self._function(f, lacking.get(f.name)) for f in functions],
+            "workers": {
+                "wanted": pool.limits.workers,
+                "fit": sum(not link.spare for link in fit),
+                "pids": sorted(link.child.pid for link in fit if not link.spare),
+                "spares": sorted(link.child.pid for link in fit if link.spare),
+                "deaths": pool.deaths,
+                "zygote": self.processes.pid,
+                "unfenced": list(self.processes.lacking),
+                "error": self.supervisor.trouble or None,
+            },
+            "connections": {
+                "open": len(self.server.shared.live),
+                "limit": self.server.limit,
+                "unread_bytes": self.server.shared.unread,
+                "given_up": self.server.shared.given_up,
+            },
+            "calls": {
+                "waiting": pool.waiting,
+                "running": sum(len(link.jobs) for link in pool.links),
+                "held": pool.hold.name.lower(),
+                "refused": dict(pool.refusals),
+            },
+        }
+        own["database"] = self.checkpoints.status()
+        if (error := self.manager.error()) is not None:
+            own["error"] = error
+        return own
+
+    def _function(self, local: frames.LocalFunction, lacking: frames.Failure | None) -> dict[str, Any]:
+        pool, name = self.pool, local.name
+        tally, target = pool.tallies.get(name) or Tally(name), pool.targets.get(name)
+        shown: dict[str, Any] = {
+            "name": name,
+            "version": local.version,
+            "sha256": local.sha256,
+            "runs": bool(local.code[0]),
+            "compiled": bool(local.aot),
+            "best": self.compiler.is_best(local),
+            "lost": local.sha256 in self.compiler.lost,
+            "recent_ms": round(tally.recent * 1000, 3),
+            "calls": dict(tally.outcomes),
+            "denied": dict(tally.denied),
+            "error": msgspec.to_builtins(lacking) if lacking is not None else None,
+        }
+        if target is not None:
+            line, breaker = target.line, target.breaker
+            shown |= {
+                "waiting": len(line.calls),
+                "running": sum(line.links.values()),
+                "concurrency": line.concurrency,
+                "breaker": {
+                    "state": breaker.state,
+                    "opened": breaker.opened,
+                    "seconds_left": 0 if breaker.closed else max(0.0, round(breaker.until - time.monotonic(), 3)),
+                },
+            }
+        return shown
