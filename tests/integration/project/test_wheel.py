@@ -1,4 +1,4 @@
-"""What is installed from a wheel has its SQL with it."""
+"""What is installed from a wheel has its SQL, its licence and the mark of its types with it."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ print(len(statements.load("tables")))
 """
 
 
-def test_the_wheel_has_the_sql_and_finds_it_there(tmp_path):
+def test_the_wheel_has_all_that_it_needs_and_finds_it_there(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, ROOT]
     subprocess.run(build, check=True, timeout=100)
@@ -43,6 +43,14 @@ def test_the_wheel_has_the_sql_and_finds_it_there(tmp_path):
     for name in ("kernel.wat", "kernel.wasm"):
         here, there = (folder / "edge_runtime" / "guests" / "abi" / name for folder in (ROOT, tmp_path / "site"))
         assert there.read_bytes() == here.read_bytes()
+
+    # Who may use it, and that its types can be checked where it is imported.
+    (info,) = (tmp_path / "site").glob("*.dist-info")
+    for name in ("LICENSE", "NOTICE"):
+        assert (info / "licenses" / name).read_bytes() == (ROOT / name).read_bytes()
+    assert "\nLicense-Expression: Apache-2.0\n" in (info / "METADATA").read_text("utf-8")
+    for package in ("control", "edge_runtime"):
+        assert (tmp_path / "site" / package / "py.typed").is_file()
 
     # Without the checkout, which an editable install has on the path: the wheel's folder comes first.
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}){USE}"]

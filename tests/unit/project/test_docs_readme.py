@@ -1,5 +1,5 @@
-"""The README and the docs against the program: commands and options that exist, tests that are there, links that lead
-somewhere."""
+"""The README, the other pages at the root and the docs against the program: commands and options that exist, recipes
+that are there, links that lead somewhere."""
 
 import re
 import shlex
@@ -12,13 +12,10 @@ from control import cli
 from edge_runtime.cli.main import main as edge
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md")), ROOT / "examples" / "README.md"]
 PROGRAMS: dict[str, click.Command] = {"skerry": cli.skerry, "skerry-edge": edge}
 FENCED = re.compile(r"^ *```([a-z]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:skerry|skerry-edge|\.venv/bin/skerry) [^`]+)`")
-REQUIREMENTS = [
-    f"r{area}_{number}" for area, numbers in enumerate((4, 4, 4, 4, 4, 4, 4), 1) for number in range(1, numbers + 1)
-]
 
 
 def command_lines() -> list[tuple[str, str]]:
@@ -64,22 +61,16 @@ def test_a_command_that_does_not_exist_would_be_found(line: str) -> None:
     assert problem(line)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
     missing = [t for t in targets if not t.startswith("https://") and not (page.parent / t).exists()]
     assert missing == []
 
 
-def test_the_recipes_that_the_readme_names_exist() -> None:
-    recipes = set(re.findall(r"^([a-z]+)\b.*:", (ROOT / "Justfile").read_text("utf-8"), re.MULTILINE))
-    named = set(re.findall(r"\bjust ([a-z]+)\b", (ROOT / "README.md").read_text("utf-8")))
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+def test_the_recipes_that_a_page_names_exist(page: str) -> None:
+    recipes = set(re.findall(r"^([a-z][a-z-]*)\b.*:", (ROOT / "Justfile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^|&& )just ([a-z][a-z-]*)\b", (ROOT / page).read_text("utf-8"), re.MULTILINE))
     assert named
     assert named <= recipes
-
-
-@pytest.mark.parametrize("requirement", REQUIREMENTS)
-def test_every_requirement_has_its_row_and_its_test(requirement: str) -> None:
-    rows = re.findall(rf"\[test_{requirement}\]\((.+?)\)", (ROOT / "README.md").read_text("utf-8"))
-    assert len(rows) == 1
-    assert re.search(rf"^(?:async )?def test_{requirement}_", (ROOT / rows[0]).read_text("utf-8"), re.MULTILINE)

@@ -1,0 +1,44 @@
+"""What a stranger looks for first is there: licence, metadata, files at the root."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import trove_classifiers
+
+ROOT = Path(__file__).resolve().parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md")]
+FIRST = ("README.md", "LICENSE", "NOTICE", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_file_is_there(name: str) -> None:
+    assert (ROOT / name).read_text("utf-8").strip()
+
+
+def test_the_licence_is_the_one_that_the_metadata_names() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    assert PROJECT["license-files"] == ["LICENSE", "NOTICE"]
+    licence = (ROOT / "LICENSE").read_text("utf-8")
+    assert licence.split()[:5] == ["Apache", "License", "Version", "2.0,", "January"]
+    assert "END OF TERMS AND CONDITIONS" in licence
+
+
+def test_the_classifiers_are_known_ones() -> None:
+    classifiers = PROJECT["classifiers"]
+    assert set(classifiers) <= trove_classifiers.classifiers
+    assert len(classifiers) == len(set(classifiers))
+    assert "Typing :: Typed" in classifiers
+    # The expression says it; a classifier beside it is refused by package indexes.
+    assert not [classifier for classifier in classifiers if classifier.startswith("License")]
+
+
+@pytest.mark.parametrize("package", ["control", "edge_runtime"])
+def test_the_types_of_the_package_are_for_others_too(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_markdown_are_short(page: Path) -> None:
+    assert [line for line in page.read_text("utf-8").splitlines() if len(line) > 120] == []
