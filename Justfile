@@ -44,6 +44,10 @@ toolchains: setup
 guests: setup
     @.venv/bin/python -m tests.guests.build
 
+# record the README's picture, docs/images/terminal.svg, again: real commands, on servers started for them
+picture: setup
+    @.venv/bin/python scripts/picture.py
+
 # the long versions: of the tests that kill processes, cut the power and fail system calls, and of generated modules; `--all` fails every call (hours)
 faults *ARGS: setup
     @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 \

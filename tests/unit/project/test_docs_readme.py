@@ -23,7 +23,7 @@ def command_lines() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         text = page.read_text("utf-8")
-        blocks = [block for language, block in FENCED.findall(text) if language in ("", "sh")]
+        blocks = [block for language, block in FENCED.findall(text) if language in ("", "sh", "text")]
         lines = [line.strip() for block in blocks for line in block.splitlines()]
         for line in [*lines, *INLINE.findall(text)]:
             words = re.sub(r"^(\w+=\S+ )+", "", line)

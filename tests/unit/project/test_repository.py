@@ -1,5 +1,6 @@
 """What a stranger looks for first is there: licence, metadata, files at the root."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import trove_classifiers
 
 ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md")]
+PICTURES = sorted((ROOT / "docs" / "images").glob("*.svg"))
+NAMESPACE = "http://www.w3.org/2000/svg"
 FIRST = ("README.md", "LICENSE", "NOTICE", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 
 
@@ -42,3 +45,23 @@ def test_the_types_of_the_package_are_for_others_too(package: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_of_markdown_are_short(page: Path) -> None:
     assert [line for line in page.read_text("utf-8").splitlines() if len(line) > 120] == []
+
+
+def test_the_readme_shows_a_picture() -> None:
+    shown = re.findall(r"!\[[^]]+\]\((docs/images/[^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    assert {ROOT / name for name in shown} == set(PICTURES)
+    assert shown
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
+def test_a_picture_is_small_and_refers_to_nothing_outside(picture: Path) -> None:
+    text = picture.read_text("utf-8")
+    assert len(text.encode()) < 200_000
+    addresses = [address for address in re.findall(r"https?://[^\s\"'<>&]+", text) if address != NAMESPACE]
+    # What is left are addresses that were typed on the terminal.
+    assert [address for address in addresses if not address.startswith("http://127.0.0.1:")] == []
+    assert re.findall(r"@import|@font-face|\bhref=|url\((?!#)", text) == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 160
