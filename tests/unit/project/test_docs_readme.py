@@ -68,6 +68,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert missing == []
 
 
+# A decision that was superseded names what there was.
+@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "adr"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_of_python_that_is_named_by_its_path_is_there(page: Path) -> None:
+    named = re.findall(r"`((?:tests|scripts|bench|control|edge_runtime)/[\w/]+\.py)`", page.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
 def test_the_recipes_that_a_page_names_exist(page: str) -> None:
     recipes = set(re.findall(r"^([a-z][a-z-]*)\b.*:", (ROOT / "Justfile").read_text("utf-8"), re.MULTILINE))
