@@ -63,5 +63,13 @@ def test_a_picture_is_small_and_refers_to_nothing_outside(picture: Path) -> None
     assert re.findall(r"@import|@font-face|\bhref=|url\((?!#)", text) == []
 
 
+def test_hooks_run_what_setup_has_installed() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
+    assert re.findall(r"^ *- repo: (.+)$", hooks, re.MULTILINE) == ["local"]
+    entries = re.findall(r"^ *entry: (\S+)", hooks, re.MULTILINE)
+    assert entries == [".venv/bin/ruff", ".venv/bin/ruff", ".venv/bin/mypy"]
+    assert len(re.findall(r"^ *language: system$", hooks, re.MULTILINE)) == len(entries)
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 160
