@@ -40,6 +40,10 @@ test-cockroachdb *ARGS: setup
 toolchains: setup
     @scripts/toolchains
 
+# build the docs into a site with search, site/index.html; a link that leads nowhere fails it
+docs: setup
+    .venv/bin/python -m sphinx -W --keep-going --quiet --fresh-env --builder html docs site
+
 # build the modules that the tree has in it, from the sources beside them: two examples and the Extism kernel
 guests: setup
     @.venv/bin/python -m tests.guests.build

@@ -13,7 +13,7 @@ from edge_runtime import settings as edge_settings
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 WORDS = {
-    "\u2013": "",
+    "no default": "",
     "the system's folder for temporary files": tempfile.gettempdir(),
     "the number of processors": str(edge_settings.processors()),
     "twice the number of processors": str(2 * edge_settings.processors()),
@@ -21,11 +21,11 @@ WORDS = {
 
 
 def documented(heading: str) -> dict[str, str]:
-    """Variable and default of each row of the table under a heading."""
+    """Variable and default of each entry of the list under a heading."""
     text = (DOCS / "settings.md").read_text("utf-8")
     section = re.split(r"^## ", text.split(f"## {heading}")[1], maxsplit=1, flags=re.MULTILINE)[0]
-    rows = re.findall(r"^\| `(SKERRY_[A-Z_]+)` \| (.+?) \|", section, re.MULTILINE)
-    return {name: WORDS.get(default, default.strip("`")) for name, default in rows}
+    entries = re.findall(r"^- `(SKERRY_[A-Z_]+)` \((?:default (.+?)|(required|no default))\): ", section, re.MULTILINE)
+    return {name: WORDS.get(default or word, (default or word).strip("`")) for name, default, word in entries}
 
 
 def defaults(settings: Any, prefix: str) -> dict[str, str]:

@@ -1,0 +1,179 @@
+"""Every block of a page that is marked `sh` is run here, as its reader would, against a `skerry up`.
+
+The blocks of a page run one after the other in one shell, in a folder that looks like a checkout, with `skerry` on the
+path; what can't run (it serves until Ctrl-C, it has a host or a token of somebody's) is marked `text`. A block that
+only calls recipes of the Justfile isn't run, since those install and test everything: the recipes must exist.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.guests.build import CACHE
+from tests.support.ports import free_port
+from tests.support.up import ROOT, Up, ready_up
+
+EDGE = "127.0.0.1:8087"
+"""Where the pages say that the edge is; each test's edge has a port of its own."""
+DEV = "127.0.0.1:8088"
+LIMIT = 150.0
+"""Seconds for the blocks of a page."""
+SET_UP = "sudo apt-get update && sudo apt-get install -y just && "
+"""What the README's two commands begin with: they install packages, and are run by `.ci/run`."""
+FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+# The tutorial counts on a `skerry up` on which nothing else was done; so does the README, which has its own.
+PAGES = [
+    ROOT / "docs" / "tutorial.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "tutorial.md"),
+    *sorted(page for page in ROOT.glob("*.md") if page.name != "README.md"),
+]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: `language` as it is marked, `line` where it begins, `text` without the indentation."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    return [
+        Block(
+            str(page.relative_to(ROOT)),
+            text.count("\n", 0, match.start()) + 1,
+            match[2],
+            re.sub(rf"^{match[1]}", "", match[3], flags=re.MULTILINE),
+        )
+        for match in FENCE.finditer(text)
+    ]
+
+
+def recipes(block: Block) -> list[str]:
+    """The recipes that a block calls, where it does nothing else; else none."""
+    lines = [line.removeprefix(SET_UP).partition("#")[0].split() for line in block.text.splitlines()]
+    words = [line for line in lines if line]
+    return [line[1] for line in words] if all(line[0] == "just" and len(line) > 1 for line in words) else []
+
+
+def runnable(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language == "sh" and not recipes(block)]
+
+
+def checkout(folder: Path) -> Path:
+    """A folder with links to all that a checkout has, into which the commands of a page may write."""
+    folder.mkdir()
+    for entry in ROOT.iterdir():
+        if entry.name not in (".skerry", ".git"):
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+def run(page: Path, up: Up, folder: Path) -> None:
+    """Run the blocks of `page` in one shell. Raises: pytest's failure, with the block's place and its output."""
+    edge = json.loads((up.home / "cli.json").read_text("utf-8"))["edge"].removeprefix("http://")
+    script = folder / ".blocks.sh"
+    current = folder / ".block"
+    lines = ["set -e -o pipefail"]
+    for block in runnable(page):
+        text = block.text.replace(EDGE, edge).replace(DEV, f"127.0.0.1:{free_port()}")
+        lines += [f"printf '%s' '{block}' >.block", text]
+    script.write_text("\n".join(lines))
+    environment = {
+        **up.environment,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "SKERRY_EDGE_LISTEN": edge,
+        "ZIG_GLOBAL_CACHE_DIR": str(CACHE / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(CACHE / "zig-local"),
+        "XDG_CACHE_HOME": str(folder / ".cache"),
+    }
+    log = folder / ".log"
+    with log.open("wb") as output:
+        shell = psutil.Popen(
+            ["bash", script.name],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            status = shell.wait(LIMIT)
+        except psutil.TimeoutExpired:
+            for process in (*shell.children(recursive=True), shell):
+                process.kill()
+            status = f"no end within {LIMIT:g} s"
+    if status:
+        at = current.read_text("utf-8") if current.exists() else page.name
+        said = log.read_text("utf-8", "replace")[-4000:]
+        pytest.fail(f"{at}: the shell ended with {status}\n{said}", pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    yield from ready_up()
+
+
+@pytest.fixture(scope="module")
+def fresh_up() -> Iterator[Up]:
+    yield from ready_up()
+
+
+@pytest.mark.timeout(LIMIT + 60)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.name)
+def test_the_commands_of_a_page_work(up: Up, tmp_path: Path, page: Path) -> None:
+    run(page, up, checkout(tmp_path / "skerry"))
+
+
+@pytest.mark.timeout(LIMIT + 60)
+def test_the_commands_of_the_readme_work(fresh_up: Up, tmp_path: Path) -> None:
+    run(ROOT / "README.md", fresh_up, checkout(tmp_path / "skerry"))
+
+
+def test_every_recipe_that_a_page_calls_exists() -> None:
+    known = set(re.findall(r"^([a-z][a-z-]*)\b[^\n]*:", (ROOT / "Justfile").read_text("utf-8"), re.MULTILINE))
+    called = {
+        (str(block), recipe)
+        for page in [*PAGES, ROOT / "README.md"]
+        for block in blocks(page)
+        if block.language == "sh"
+        for recipe in recipes(block)
+    }
+    assert called
+    assert {(at, recipe) for at, recipe in called if recipe not in known} == set()
+
+
+def test_the_readme_has_both_commands_that_set_it_up() -> None:
+    texts = {block.text.strip() for block in blocks(ROOT / "README.md") if block.language == "sh"}
+    assert {f"{SET_UP}just up", f"{SET_UP}just test"} <= texts
+
+
+def test_every_block_says_what_it_is() -> None:
+    unmarked = [str(block) for page in [*PAGES, ROOT / "README.md"] for block in blocks(page) if not block.language]
+    assert unmarked == []
+
+
+def test_a_block_that_fails_is_named(up: Up, tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "skerry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+        page = tmp_path / "page.md"
+        page.write_text("# A page\n\n```sh\ntrue\n```\n\n```sh\necho said\nfalse\necho never\n```\n")
+        with pytest.raises(pytest.fail.Exception) as failed:
+            run(page, up, folder)
+    assert str(failed.value) == "page.md:7: the shell ended with 1\nsaid\n"

@@ -1,0 +1,98 @@
+"""`just docs`: the site is whole, has every command and every call in it, and needs nothing from elsewhere."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from control import cli
+from control.web.routes import OPERATIONS
+from edge_runtime.cli.main import main as edge
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "docs" / "conf.py"
+RECIPE = ["-m", "sphinx", "-W", "--keep-going", "--quiet", "--fresh-env", "--builder", "html"]
+
+
+def build(source: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *RECIPE, str(source), str(site)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    built = build(ROOT / "docs", folder)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def commands(command: click.Command, path: str) -> Iterator[str]:
+    yield path
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from commands(inner, f"{path} {name}")
+
+
+def test_the_recipe_is_what_is_tested() -> None:
+    assert " ".join([*RECIPE, "docs", "site"]) in (ROOT / "Justfile").read_text("utf-8")
+
+
+def test_every_page_is_in_the_site(site: Path) -> None:
+    pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    assert {str(page) for page in pages if not (site / page).exists()} == set()
+
+
+def test_the_pages_are_in_the_order_of_their_kinds(site: Path) -> None:
+    captions = re.findall(r'class="caption-text">([^<]+)<', (site / "index.html").read_text("utf-8"))
+    assert captions[:4] == ["Tutorial", "How-to guides", "Reference", "Explanation"]
+
+
+def test_every_command_is_in_the_reference(site: Path) -> None:
+    page = (site / "reference" / "cli.html").read_text("utf-8")
+    expected = [*commands(cli.skerry, "skerry"), *commands(edge, "skerry-edge")]
+    assert len(expected) > 40
+    assert [path for path in expected if f'id="{path.replace(" ", "-")}"' not in page] == []
+
+
+def test_every_call_is_in_the_reference(site: Path) -> None:
+    page = (site / "reference" / "http-api.html").read_text("utf-8")
+    assert [o for o in OPERATIONS if f">{o.method} {o.path}<" not in page] == []
+    described = json.loads((site / "openapi.json").read_text("utf-8"))
+    assert set(described["paths"]) == {"/v1/poll", *(operation.path for operation in OPERATIONS)}
+
+
+def test_the_search_finds_a_word_of_a_page(site: Path) -> None:
+    assert "zygote" in (site / "searchindex.js").read_text("utf-8")
+    assert (site / "search.html").exists()
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    loaded = re.compile(
+        r'<(?:script|img|iframe)[^>]*\bsrc="(?:https?:)?//|<link[^>]*\bhref="(?:https?:)?//|@import|url\(h'
+    )
+    files = [*site.rglob("*.html"), *site.rglob("*.css")]
+    assert [str(file) for file in files if loaded.search(file.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "link", ["nosuch.md", "second.md#nosuch", "#nosuch", "nosuch.txt"], ids=["page", "anchor", "own-anchor", "file"]
+)
+def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, link: str) -> None:
+    source = tmp_path / "docs"
+    source.mkdir()
+    (source / "conf.py").write_text(f"import runpy\nglobals().update(runpy.run_path({str(CONF)!r}))\n")
+    (source / "second.md").write_text("# Second\n\n## There\n")
+    toctree = "```{toctree}\nsecond\n```\n"
+    (source / "index.md").write_text(f"# First\n\n[good](second.md#there), [bad]({link})\n\n{toctree}")
+    built = build(source, tmp_path / "site")
+    assert built.returncode != 0
+    assert link.removeprefix("second.md#").removeprefix("#") in built.stderr
