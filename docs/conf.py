@@ -11,7 +11,7 @@ author = "The authors of Skerry"
 language = "en"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "generated_pages", "plain_docstrings"]
-exclude_patterns = ["_ext", "images", "requirements.md"]
+exclude_patterns = ["_ext", "images"]
 
 # Each heading is an anchor, down to the error codes of errors.md; a link to one that isn't there is a warning, and
 # `just docs` makes errors of warnings.

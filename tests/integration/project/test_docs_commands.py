@@ -30,12 +30,17 @@ SET_UP = "sudo apt-get update && sudo apt-get install -y just && "
 """What the README's two commands begin with: they install packages, and are run by `.ci/run`."""
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
-# The tutorial counts on a `skerry up` on which nothing else was done; so does the README, which has its own.
-PAGES = [
-    ROOT / "docs" / "tutorial.md",
-    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "tutorial.md"),
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+# The tutorial counts on a `skerry up` on which nothing else was done, so it comes first.
+SHARED = [
+    TUTORIAL,
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page != TUTORIAL),
     *sorted(page for page in ROOT.glob("*.md") if page.name != "README.md"),
 ]
+"""Pages whose commands get along with each other on one `skerry up`."""
+ALONE = [ROOT / "README.md", ROOT / "examples" / "README.md"]
+"""Pages that make the tables of others again, so each has a `skerry up` of its own."""
+PAGES = [*SHARED, *ALONE]
 
 
 @dataclass(frozen=True)
@@ -129,27 +134,28 @@ def up() -> Iterator[Up]:
     yield from ready_up()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def fresh_up() -> Iterator[Up]:
     yield from ready_up()
 
 
 @pytest.mark.timeout(LIMIT + 60)
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in SHARED if runnable(page)], ids=lambda page: page.stem)
 def test_the_commands_of_a_page_work(up: Up, tmp_path: Path, page: Path) -> None:
     run(page, up, checkout(tmp_path / "skerry"))
 
 
 @pytest.mark.timeout(LIMIT + 60)
-def test_the_commands_of_the_readme_work(fresh_up: Up, tmp_path: Path) -> None:
-    run(ROOT / "README.md", fresh_up, checkout(tmp_path / "skerry"))
+@pytest.mark.parametrize("page", ALONE, ids=["readme", "examples"])
+def test_the_commands_of_a_page_work_on_a_new_installation(fresh_up: Up, tmp_path: Path, page: Path) -> None:
+    run(page, fresh_up, checkout(tmp_path / "skerry"))
 
 
 def test_every_recipe_that_a_page_calls_exists() -> None:
     known = set(re.findall(r"^([a-z][a-z-]*)\b[^\n]*:", (ROOT / "Justfile").read_text("utf-8"), re.MULTILINE))
     called = {
         (str(block), recipe)
-        for page in [*PAGES, ROOT / "README.md"]
+        for page in PAGES
         for block in blocks(page)
         if block.language == "sh"
         for recipe in recipes(block)
@@ -164,7 +170,7 @@ def test_the_readme_has_both_commands_that_set_it_up() -> None:
 
 
 def test_every_block_says_what_it_is() -> None:
-    unmarked = [str(block) for page in [*PAGES, ROOT / "README.md"] for block in blocks(page) if not block.language]
+    unmarked = [str(block) for page in PAGES for block in blocks(page) if not block.language]
     assert unmarked == []
 
 

@@ -14,7 +14,7 @@ from control import cli
 from control.web.routes import OPERATIONS
 from edge_runtime.cli.main import main as edge
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "docs" / "conf.py"
 RECIPE = ["-m", "sphinx", "-W", "--keep-going", "--quiet", "--fresh-env", "--builder", "html"]
 
