@@ -1,5 +1,21 @@
-"""``python -m control.cli``, the same as `skerry`."""
+"""The program `skerry`, also ``python -m control.cli``: it says which extra to install where one is missing."""
 
-from control.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line and exit with its code, 2 where the extra `control` isn't installed."""
+    try:
+        from control.cli.main import run
+
+        sys.exit(run(sys.argv[1:]))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("control", "edge_runtime"):
+            raise
+        install = "install Skerry with its extra `control`: pip install 'skerry[control]'"
+        print(f"skerry: the Python module {error.name} is missing; {install}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

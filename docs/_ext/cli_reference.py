@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import click
 
-from control import cli
+from control.cli import main as cli
 from edge_runtime.cli.main import main as edge
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from control import cli
+from control.cli import main as cli
 from control.cli.support.local import Home
 from tests.support.ports import free_port
 from tests.support.services import remove_home

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from control import cli
+from control.cli import main as cli
 from control.web.routes import OPERATIONS
 from edge_runtime.cli.main import main as edge
 

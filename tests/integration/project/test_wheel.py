@@ -1,14 +1,23 @@
-"""What is installed from a wheel has its SQL, its licence and the mark of its types with it."""
+"""What is installed from a wheel has its SQL with it, and needs the packages of its extra alone."""
 
+import contextlib
+import importlib.metadata
+import os
+import re
+import sqlite3
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from zipfile import ZipFile
+
+import pytest
 
 from control.cli.support import project
 from control.cli.support.authoring import LANGUAGES
 
 ROOT = Path(__file__).parents[3]
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 PLACES = {
     "schema": "control/_sql/schema",
@@ -28,11 +37,16 @@ print(len(statements.load("tables")))
 """
 
 
-def test_the_wheel_has_all_that_it_needs_and_finds_it_there(tmp_path):
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [*PIP, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, ROOT]
     subprocess.run(build, check=True, timeout=100)
-    (wheel,) = tmp_path.glob("*.whl")
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_the_wheel_has_the_sql_and_finds_it_there(wheel, tmp_path):
     with ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     for folder, place in PLACES.items():
@@ -44,14 +58,6 @@ def test_the_wheel_has_all_that_it_needs_and_finds_it_there(tmp_path):
         here, there = (folder / "edge_runtime" / "guests" / "abi" / name for folder in (ROOT, tmp_path / "site"))
         assert there.read_bytes() == here.read_bytes()
 
-    # Who may use it, and that its types can be checked where it is imported.
-    (info,) = (tmp_path / "site").glob("*.dist-info")
-    for name in ("LICENSE", "NOTICE"):
-        assert (info / "licenses" / name).read_bytes() == (ROOT / name).read_bytes()
-    assert "\nLicense-Expression: Apache-2.0\n" in (info / "METADATA").read_text("utf-8")
-    for package in ("control", "edge_runtime"):
-        assert (tmp_path / "site" / package / "py.typed").is_file()
-
     # Without the checkout, which an editable install has on the path: the wheel's folder comes first.
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}){USE}"]
     done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -60,12 +66,65 @@ def test_the_wheel_has_all_that_it_needs_and_finds_it_there(tmp_path):
     assert int(size) > 100
 
     # So do the projects of `skerry function new`, without what a build may have left in the checkout.
-    use = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\nfrom control import cli\n"
+    use = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\nfrom control.cli import main\n"
     for language in LANGUAGES:
         new = ["function", "new", "orders", "--lang", language, "--into", language]
-        subprocess.run([sys.executable, "-c", f"{use}sys.exit(cli.run({new}))"], check=True, cwd=tmp_path, timeout=60)
+        subprocess.run([sys.executable, "-c", f"{use}sys.exit(main.run({new}))"], check=True, cwd=tmp_path, timeout=60)
         found = project.read(tmp_path / language)
         assert found.name == "orders"
         assert len(found.changes()) == 1
         assert not found.module.exists()
         assert (found.folder / ".gitignore").exists()
+
+
+def install(wheel: Path, folder: Path, packages: set[str]) -> Path:
+    """A virtual environment with the wheel and, as symbolic links to our own copies, `packages`; its programs."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    programs = folder / "bin"
+    there = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    for distribution in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")]):
+        if re.sub(r"[-_.]+", "-", distribution.name).lower() in packages:
+            tops = {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}
+            for top in tops:
+                Path(there, top).symlink_to(distribution.locate_file(top))
+    command = [*PIP, "--python", programs / "python", "install", "--no-deps", "--no-index", wheel]
+    subprocess.run(command, check=True, timeout=60)
+    return programs
+
+
+def test_an_edge_runs_without_controls_packages(wheel, tmp_path):
+    locked = re.findall(r"^([a-z0-9.-]+)==", (ROOT / "lock" / "edge.lock").read_text(), re.MULTILINE)
+    assert {"cffi", "msgspec"} <= set(locked)
+    programs = install(wheel, tmp_path / "edge", set(locked))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SKERRY_", "PYTHON"))}
+
+    def run(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [programs / program, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    done = run("skerry-edge", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    example = ROOT / "examples" / "visits"
+    call = ("call", example / "visits.wasm", "--manifest", example / "manifest.json", "--sql", tmp_path / "data.db")
+    call = (*call, "--path", "/ada", "--method", "POST")
+    with contextlib.closing(sqlite3.connect(tmp_path / "data.db")) as database:
+        database.executescript((example / "schema.sql").read_text())
+    called = run("skerry-edge", *call)
+    assert called.returncode == 0, called.stderr
+    print(called.stdout)
+    assert called.stdout.startswith("200 OK")
+    assert called.stdout.rstrip().endswith('{"name":"ada","count":1}')
+
+    refused = run("skerry", "status")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.splitlines()
+    assert "pip install 'skerry[control]'" in line
+
+    for found in Path(tmp_path, "edge").rglob("libsql_experimental"):
+        found.unlink()
+    refused = run("skerry-edge", *call)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.splitlines()
+    assert "pip install 'skerry[edge]'" in line

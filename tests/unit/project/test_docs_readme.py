@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from control import cli
+from control.cli import main as cli
 from edge_runtime.cli.main import main as edge
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -19,23 +19,33 @@ def locked(name: str) -> dict[str, str]:
 
 
 def wanted(*extras: str) -> set[str]:
+    """The packages of pyproject.toml's dependencies and of `extras`, with those of the extras that these name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
-    return {re.split(r"[^A-Za-z0-9_-]", item)[0].lower().replace("_", "-") for items in lists for item in items}
+    found, waiting = set(project["dependencies"]), list(extras)
+    while waiting:
+        items = project["optional-dependencies"][waiting.pop()]
+        waiting += [item.removeprefix("skerry[").removesuffix("]") for item in items if item.startswith("skerry[")]
+        found |= {item for item in items if not item.startswith("skerry[")}
+    return {re.split(r"[^A-Za-z0-9_-]", item)[0].lower().replace("_", "-") for item in found}
 
 
-@pytest.mark.parametrize(
-    ("name", "extras"), [("run", ("local", "build")), ("dev", ("local", "build", "dev"))], ids=["run", "dev"]
-)
+LOCKS = {
+    "edge": ("edge", "build"),
+    "run": ("control", "local", "build"),
+    "dev": ("control", "local", "build", "docs", "dev"),
+}
+
+
+@pytest.mark.parametrize(("name", "extras"), LOCKS.items(), ids=LOCKS)
 def test_a_lock_has_everything_that_is_asked_for(name, extras):
     missing = wanted(*extras) - locked(name).keys()
     assert not missing, f"run `just lock`: lock/{name}.lock lacks {sorted(missing)}"
 
 
 def test_what_runs_is_what_is_tested():
-    run, dev = locked("run"), locked("dev")
-    assert run.items() <= dev.items()
-    assert len(run) < len(dev)
+    edge, run, dev = locked("edge"), locked("run"), locked("dev")
+    assert edge.items() < run.items() < dev.items()
+    assert not edge.keys() & {"aioboto3", "asyncpg", "starlette", "uvicorn"}
 
 
 def test_a_lock_names_no_place():

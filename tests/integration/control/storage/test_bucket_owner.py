@@ -11,7 +11,7 @@ import asyncpg
 import orjson
 import pytest
 
-from control.cli import run as cli
+from control.cli.main import run as cli
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
 from control.problems import ProblemError

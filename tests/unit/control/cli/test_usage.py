@@ -8,7 +8,7 @@ import click
 import orjson
 import pytest
 
-from control import cli
+from control.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[4]
 

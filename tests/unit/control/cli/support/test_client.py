@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from control import cli
+from control.cli import main as cli
 from control.cli.support import client
 from control.local import pki
 

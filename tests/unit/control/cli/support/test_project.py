@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from control import cli
+from control.cli import main as cli
 from control.cli.support import authoring, project, toolchains
 from tests.support.programs import runs
 

@@ -1,0 +1,79 @@
+"""The command `skerry`: a group of verbs, one a file. Exit codes: 0 ok, 1 failed, 2 usage, 3 refused by control,
+4 unreachable, 5 nodes failed or late, 130 interrupted."""
+
+import asyncio
+import os
+import sys
+
+import click
+
+from control.cli.support import output
+from control.cli.support.client import Failure
+
+VERBS = {
+    "up": "control.cli.up",
+    "serve": "control.cli.serve",
+    "migrate": "control.cli.migrate",
+    "status": "control.cli.status",
+    "node": "control.cli.nodes",
+    "function": "control.cli.functions",
+    "dev": "control.cli.dev",
+    "schema": "control.cli.schema",
+    "release": "control.cli.releases",
+    "group": "control.cli.groups",
+    "operator": "control.cli.operators",
+    "invoke": "control.cli.invoke",
+    "syncs": "control.cli.syncs",
+    "audit": "control.cli.audit",
+    "artifacts": "control.cli.artifacts",
+}
+
+
+class Verbs(click.Group):
+    """Loads a verb's module when it is asked for, so that `skerry serve` doesn't load the terminal's and others do
+    not load the server's."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = VERBS.get(cmd_name)
+        if module is None:
+            return None
+        found = getattr(__import__(module, fromlist=["command"]), "command")  # noqa: B009
+        assert isinstance(found, click.Command)  # noqa: S101
+        return found
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="skerry")
+def skerry() -> None:
+    """Functions and data at the edge, brought to their release by a central control plane.
+
+    Control is found by SKERRY_URL, SKERRY_TOKEN and SKERRY_CA, or by what `skerry up` left in SKERRY_HOME (.skerry).
+    """
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; errors are printed here."""
+    try:
+        result = skerry.main(arguments, prog_name="skerry", standalone_mode=False)
+    except click.ClickException as error:
+        if "--json" in arguments:
+            told = Failure(error.format_message(), code="usage")
+            told.exit_code = error.exit_code
+            output.failure(told, as_json=True)
+        else:
+            error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
+        output.note("interrupted")
+        return 130
+    except BrokenPipeError:
+        # Whoever read has gone, as `head` does; Python's own flush at the end would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Failure as error:
+        output.failure(error, as_json="--json" in arguments)
+        return error.exit_code
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,21 @@
+"""The program `skerry-edge`, also ``python -m edge_runtime.cli``: says which extra to install where one is missing."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its code, 2 where the extra `edge` isn't installed."""
+    try:
+        from edge_runtime.cli.main import main as skerry_edge
+
+        skerry_edge(prog_name="skerry-edge")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("control", "edge_runtime"):
+            raise
+        install = "install Skerry with its extra `edge`: pip install 'skerry[edge]'"
+        print(f"skerry-edge: the Python module {error.name} is missing; {install}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
