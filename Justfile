@@ -52,6 +52,10 @@ guests: setup
 picture: setup
     @.venv/bin/python scripts/picture.py
 
+# make docs/errors.md again, of the tables of codes and the explanations in scripts/errors
+errors: setup
+    @.venv/bin/python -m scripts.errors_page
+
 # the long versions: of the tests that kill processes, cut the power and fail system calls, and of generated modules; `--all` fails every call (hours)
 faults *ARGS: setup
     @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 \

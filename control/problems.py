@@ -1,22 +1,26 @@
-"""The errors that control answers: one exception, and the table of codes that clients can rely on.
+"""The errors that control tells with a stable code: one base class, and the table of codes that clients can rely on.
 
-A code never changes its meaning or its status. docs/errors.md has a cause and a cure for each.
+A code never changes its meaning or its status. What each means for a person, and what to do, is in docs/errors.md,
+which `just errors` makes of this table and of scripts/errors/control.md.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from control import wire
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Code:
     """What a code stands for."""
 
     status: int
+    """HTTP status of an answer with the code; 0 where no answer has it."""
     title: str
+    """What all messages with the code have in common: what happened."""
 
 
-CODES: dict[str, Code] = {
+CODES: Final[dict[str, Code]] = {
     # The request
     "bad_request": Code(400, "This isn't a request that HTTP/1.1 allows"),
     "head_too_slow": Code(408, "The request's head didn't arrive in time"),
@@ -83,6 +87,17 @@ CODES: dict[str, Code] = {
     "not_ready": Code(503, "Control isn't ready"),
     "shutting_down": Code(503, "Control is stopping"),
     "internal": Code(500, "Control made a mistake"),
+    # How a node's sync failed, where the node itself doesn't say it
+    "sync_expired": Code(0, "The node didn't renew the sync's lease"),
+    "not_at_target": Code(0, "The sync ended, but the node doesn't run what the release asks for"),
+    "unknown": Code(0, "The node said that the sync failed, and not why"),
+    # What the commands of `skerry` end with
+    "schema": Code(0, "The metadata database has another schema than this version of control"),
+    "start": Code(0, "Control can't be started"),
+    "tls": Code(0, "Control's certificate isn't trusted"),
+    "unreachable": Code(0, "No answer came"),
+    "usage": Code(0, "The command can't be run as it was given"),
+    "not_converged": Code(0, "Nodes failed, or didn't arrive in time"),
 }
 
 

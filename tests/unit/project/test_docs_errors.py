@@ -1,20 +1,22 @@
-"""Every code that the program can tell a person has its entry in docs/errors.md, and none is there for nothing."""
+"""Every code that the program tells is in its side's table, and docs/errors.md is what `just errors` makes of them."""
 
 import ast
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from control import problems
-from control.sync import reports
-from edge_runtime.dispatch import termination
-from edge_runtime.sql import session
+from edge_runtime import errors
+from scripts import errors_page
 
 ROOT = Path(__file__).resolve().parents[3]
-ENTRY = re.compile(r"^#### `([a-z0-9_]+)`$", re.MULTILINE)
 CODE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+STATUS = range(400, 600)
+TABLES = {"control": problems.CODES, "edge_runtime": errors.CODES}
+TABLE_MODULES = (ROOT / "control" / "problems.py", ROOT / "edge_runtime" / "errors.py")
 
 RAISED = {
     "AuthError", "CommitFailed", "Failure", "Fault", "GuestFault", "JoinFailed", "LoadFailed", "NotConnected",
@@ -24,6 +26,13 @@ RAISED = {
 """What is called with a code: as the argument `code`, or as one of the first two positional ones."""
 
 
+@functools.cache
+def trees(package: str) -> dict[Path, ast.Module]:
+    """The package's modules, but for the one that has the table."""
+    modules = (ROOT / package).rglob("*.py")
+    return {path: ast.parse(path.read_text("utf-8")) for path in modules if path not in TABLE_MODULES}
+
+
 def strings(node: ast.expr) -> list[str]:
     """The constant strings that an argument can be."""
     if isinstance(node, ast.IfExp):
@@ -31,57 +40,110 @@ def strings(node: ast.expr) -> list[str]:
     return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
 
 
-def raised(source: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            if name in RAISED:
-                positional = [text for argument in node.args[:2] for text in strings(argument)]
-                # A positional word without an underscore is no code: no message is one word.
-                found |= {text for text in positional if CODE.fullmatch(text)}
-                found |= {text for keyword in node.keywords if keyword.arg == "code" for text in strings(keyword.value)}
-        elif isinstance(node, ast.Assign):
+def calls(tree: ast.Module) -> Iterator[ast.Call]:
+    """The calls of what is called with a code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in RAISED:
+            yield node
+
+
+def code_of(call: ast.Call) -> set[str]:
+    positional = [text for argument in call.args[:2] for text in strings(argument)]
+    # A positional word without an underscore is no code: no message is one word.
+    found = {text for text in positional if CODE.fullmatch(text)}
+    return found | {text for keyword in call.keywords if keyword.arg == "code" for text in strings(keyword.value)}
+
+
+def told(tree: ast.Module) -> set[str]:
+    """The codes that a module tells."""
+    found = {code for call in calls(tree) for code in code_of(call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
             target = getattr(node.targets[0], "id", getattr(node.targets[0], "attr", ""))
             if target in ("code", "limit_code"):
                 found |= set(strings(node.value)) - {""}
     return found
 
 
-@functools.cache
-def codes() -> dict[str, str]:
-    """Every code, and where it was found."""
-    found = dict.fromkeys(problems.CODES, "control/problems.py")
-    found |= dict.fromkeys((reports.EXPIRED, reports.NOT_AT_TARGET), "control/sync/reports.py")
-    found |= {code: "edge_runtime/sql/session.py" for _, code in session._CODES}
-    found |= dict.fromkeys(termination.REASONS, "edge_runtime/dispatch/termination.py")
-    for source in [*ROOT.glob("control/**/*.py"), *ROOT.glob("edge_runtime/**/*.py")]:
-        found |= {code: str(source.relative_to(ROOT)) for code in raised(source)}
-    return found
+@pytest.mark.parametrize("package", TABLES)
+def test_every_code_that_is_told_is_in_the_table(package: str) -> None:
+    missing = {code: path.name for path, tree in trees(package).items() for code in told(tree) - TABLES[package].keys()}
+    assert missing == {}
 
 
-def documented() -> list[str]:
-    return ENTRY.findall((ROOT / "docs" / "errors.md").read_text("utf-8"))
+def test_a_code_that_is_not_in_the_table_is_found() -> None:
+    source = 'raise ProblemError("no_such_code", f"{name} is gone", field="name")\ncode = "another_one"'
+    assert told(ast.parse(source)) == {"no_such_code", "another_one"}
 
 
-def test_every_code_has_an_entry() -> None:
-    there = set(documented())
-    assert {code: where for code, where in codes().items() if code not in there} == {}
+@pytest.mark.parametrize("package", TABLES)
+def test_every_code_of_the_table_is_told(package: str) -> None:
+    constants = {
+        node.value
+        for tree in trees(package).values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert TABLES[package].keys() - constants == set()
 
 
-def test_no_entry_is_left_over() -> None:
-    assert [code for code in documented() if code not in codes()] == []
+@pytest.mark.parametrize("package", TABLES)
+def test_a_status_beside_a_code_is_that_of_the_table(package: str) -> None:
+    other = {}
+    for path, tree in trees(package).items():
+        for call in calls(tree):
+            values = [
+                node.value for node in [*call.args, *(k.value for k in call.keywords)] if type(node) is ast.Constant
+            ]
+            for status in [value for value in values if type(value) is int and value in STATUS]:
+                other |= {
+                    f"{path.name}:{call.lineno}": (code, status)
+                    for code in code_of(call)
+                    if TABLES[package][code].status not in (0, status)
+                }
+    assert other == {}
 
 
-def test_no_code_has_two_entries() -> None:
-    listed = documented()
-    assert len(listed) == len(set(listed))
+def test_a_code_has_one_status_on_each_side() -> None:
+    """Those that both sides answer have the same status, but for a write that may be saved or not."""
+    both = problems.CODES.keys() & errors.CODES.keys()
+    statuses = {code: {problems.CODES[code].status, errors.CODES[code].status} - {0} for code in both}
+    assert {code for code, found in statuses.items() if len(found) > 1} == {"commit_unknown"}
 
 
-@pytest.mark.parametrize("code", documented())
-def test_an_entry_says_cause_and_cure(code: str) -> None:
-    text = (ROOT / "docs" / "errors.md").read_text("utf-8")
-    entry = text.split(f"#### `{code}`\n")[1].split("\n#")[0]
-    cause, _, cure = entry.partition("*Cure:*")
-    assert len(cause.split()) >= 3
-    assert cure.strip() or code == "client_gone"
+def test_the_page_is_what_just_errors_makes() -> None:
+    made = errors_page.page(errors_page.explanations())
+    assert errors_page.PAGE.read_text("utf-8") == made, "run `just errors`"
+
+
+def test_the_page_changes_with_a_message_and_with_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = errors_page.page(errors_page.explanations())
+    monkeypatch.setitem(problems.CODES, "unknown_group", problems.Code(410, "The group is gone"))
+    after = errors_page.page(errors_page.explanations())
+    assert before != after
+    assert "#### `unknown_group`\n\n**410** · The group is gone.\n" in after
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_a_code_without_an_explanation_is_refused(table: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(table, "brand_new", problems.Code(409, "It is new"))
+    with pytest.raises(ValueError, match="brand_new: these codes have no explanation"):
+        errors_page.page(errors_page.explanations())
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ("#### `nobodys`\n\n*Cure:* None.\n", "nobodys: .* in neither table"),
+        ("#### `unknown_group`\n\n*Cure:* Another.\n", "unknown_group: .* explained twice"),
+    ],
+)
+def test_an_explanation_too_many_is_refused(entry: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        errors_page.page(f"{errors_page.explanations()}\n{entry}")
+
+
+def test_an_explanation_without_a_cure_is_refused() -> None:
+    without = errors_page.explanations().replace("*Cure:* `skerry operator list`.\n", "")
+    with pytest.raises(ValueError, match="unknown_operator: these codes have no cure"):
+        errors_page.page(without)
