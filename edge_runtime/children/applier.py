@@ -24,8 +24,8 @@ from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, schema_change
 from edge_runtime.sql.access import Doors
-from edge_runtime.sql.call_sql import Limits, ProbeSql
-from edge_runtime.sql.database import Database, DatabaseUnfit
+from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
+from edge_runtime.sql.database import Database, DatabaseOpenError
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.session import Session, code_of, failed_commit
 from edge_runtime.wasmedge import Damaged, WasmEdgeError
@@ -50,7 +50,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     try:
         # An applied release is on disk, whatever the calls' setting is.
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
-    except (DatabaseUnfit, OSError) as error:
+    except (DatabaseOpenError, OSError) as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
     fence.seal("applier", opened.lock.fileno())
@@ -205,7 +205,7 @@ def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
     for change in changes:
         try:
             schema_change.run(opened, doors, change.sql)
-        except schema_change.Refused as refused:
+        except schema_change.SchemaChangeRefused as refused:
             statement = refused.statement
             shown = statement if len(statement) <= _SHOWN else statement[:_SHOWN] + " …"
             at = f" Statement: {shown}" if shown else ""
@@ -263,7 +263,7 @@ def _probe(
     below, _, query = probe.path.partition("?")
     sql = None
     if manifest.sql != "none":
-        limits = Limits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
+        limits = SqlLimits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
         sql = ProbeSql(Session(opened), manifest.sql, generation, limits=limits)
     services = guest.Services(sql, None if manifest.http is None else NO_HTTP)
     opened.rows("SAVEPOINT probe")

@@ -11,7 +11,7 @@ import msgspec
 from edge_runtime.aot_cache import Damaged, need
 from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
-from edge_runtime.sql.call_sql import Limits
+from edge_runtime.sql.call_sql import SqlLimits
 from edge_runtime.wasmedge import WasmEdgeError
 from edge_runtime.wasmedge.declarations import libc
 
@@ -37,7 +37,7 @@ class Entry:
         self.secrets = secrets
         self.lacking = lacking
         """Why it can't be called, whatever its code is."""
-        self.sql = Limits(answer_bytes=local.manifest.sql_bytes, rows=local.manifest.sql_rows)
+        self.sql = SqlLimits(answer_bytes=local.manifest.sql_bytes, rows=local.manifest.sql_rows)
         self.function: guest.Function | None = None
         self.used = 0
         """When it was last called, in calls of the worker."""

@@ -40,7 +40,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     """Serve the front until it closes the socket."""
     try:
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, settings.synchronous)
-    except database.DatabaseUnfit as error:
+    except database.DatabaseOpenError as error:
         frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
     fence.limit_files(settings.temp_limit)

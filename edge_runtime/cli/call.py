@@ -17,7 +17,7 @@ import orjson
 
 from control import wire
 from edge_runtime.cli.node import JSON, fail, show
-from edge_runtime.guests.invocation import Request, Told
+from edge_runtime.guests.invocation import Request, SingleCallResult
 from edge_runtime.oneshot.scratch_database import tidy
 
 START_LIMIT: Final = 300.0
@@ -167,7 +167,7 @@ def _manifest(
         raise click.UsageError(f"the manifest isn't valid: {wire.unfit(error)}") from None
 
 
-def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> Told:
+def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult:
     """The call's end, made by a child. Errors: click's."""
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "edge_runtime.oneshot.single_call"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -191,19 +191,21 @@ def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> Told:
         child.stdout.close()
         status = child.wait()
     if line:
-        return msgspec.json.decode(line, type=Told)
+        return msgspec.json.decode(line, type=SingleCallResult)
     name = Path(asked["file"]).name
     if status == -signal.SIGKILL:
         if began:
-            return Told(504, code="time_limit", message=f"{name} ran longer than {limit * 1000:g} ms (--time-limit).")
+            return SingleCallResult(
+                504, code="time_limit", message=f"{name} ran longer than {limit * 1000:g} ms (--time-limit)."
+            )
         raise fail("compile_timeout", f"{name} wasn't compiled after {START_LIMIT:g} s; try --interpret", as_json)
     ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     if not began:
         raise fail("check_crashed", f"the process that loaded {name} {ended}", as_json)
-    return Told(502, code="worker_crashed", message=f"The process that ran {name} {ended}.")
+    return SingleCallResult(502, code="worker_crashed", message=f"The process that ran {name} {ended}.")
 
 
-def _show(told: Told, as_json: bool) -> None:
+def _show(told: SingleCallResult, as_json: bool) -> None:
     headers = [line.split(": ", 1) for line in told.head.decode("latin-1").split("\r\n") if line]
     if as_json:
         error = {"error": {"code": told.code, "message": told.message}} if told.code else {}

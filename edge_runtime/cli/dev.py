@@ -30,7 +30,7 @@ from edge_runtime import front as service
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.dispatch.call import Answer, Call, Outcome
 from edge_runtime.errors import SyncFailed
-from edge_runtime.guests.abi.detect import Refused
+from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.ipc import frames
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.release.compiler import Compiler
@@ -135,7 +135,7 @@ class Driver:
                 await self._release(msgspec.json.decode(line, type=Wanted))
             except Outdated as outdated:
                 tell("outdated", message=str(outdated))
-            except (SyncFailed, Refused) as failed:
+            except (SyncFailed, ModuleRefused) as failed:
                 tell("failed", code=failed.code, message=str(failed))
             except (OSError, msgspec.MsgspecError) as error:
                 tell("failed", code="", message=str(error))
@@ -145,7 +145,7 @@ class Driver:
         await asyncio.Event().wait()
 
     async def _release(self, wanted: Wanted) -> None:
-        """Serve it. Errors: Outdated, Refused, SyncFailed, OSError; then what served before serves on."""
+        """Serve it. Errors: Outdated, ModuleRefused, SyncFailed, OSError; then what served before serves on."""
         changes = self._to_apply(wanted)
         function, size = await asyncio.to_thread(self._function, wanted)
         serving = self._runtime.release
@@ -191,12 +191,17 @@ class Driver:
         return [change for change in planned if change.number not in applied]
 
     def _function(self, wanted: Wanted) -> tuple[frames.LocalFunction, int]:
-        """The function, its artifact in the node's folder, and the artifact's size. Errors: Refused, SyncFailed."""
+        """Return the function, its artifact in the node's folder, and the artifact's size in bytes.
+
+        Raises: ModuleRefused; SyncFailed.
+        """
         wasm = Path(wanted.module).read_bytes()
         manifest = parse_manifest(wanted.name, wanted.manifest)
         found = check_module(wasm, pages_limit=manifest.memory_pages)
         if manifest.abi not in ("", found["abi"]):
-            raise Refused("module_refused", f"The module speaks {found['abi']}, the manifest says {manifest.abi}.")
+            raise ModuleRefused(
+                "module_refused", f"The module speaks {found['abi']}, the manifest says {manifest.abi}."
+            )
         manifest = msgspec.structs.replace(manifest, abi=found["abi"])
         sha256 = hashlib.sha256(wasm).hexdigest()
         path = self._artifacts / f"{sha256}.wasm"

@@ -6,7 +6,7 @@ from pathlib import Path
 from edge_runtime.guests.abi import binary, extism
 from edge_runtime.guests.abi.merge import merge
 from edge_runtime.wasmedge import AotFile, Config, LoadError, Module, compile_module
-from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge.memory_imports import import_memories
 
 _PAGES = 65536
 
@@ -24,7 +24,7 @@ def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
     """The module of a file that was checked by its digest: of an AOT file, or of an artifact. Errors: LoadError,
     OSError."""
     if abi == extism.ABI and not compiled:
-        return Module.from_bytes(imported(_merged(path.read_bytes())), config)
+        return Module.from_bytes(import_memories(_merged(path.read_bytes())), config)
     return Module.from_file(path, config)
 
 
@@ -33,7 +33,7 @@ def check(wasm: bytes, abi: str, memory_pages: int) -> None:
     plugin = abi == extism.ABI
     whole = _merged(wasm) if plugin else _valid(wasm)
     with Config(memory_pages=memory_pages, second_memory=plugin) as config:
-        Module.from_bytes(imported(whole), config).close()
+        Module.from_bytes(import_memories(whole), config).close()
 
 
 def _valid(wasm: bytes) -> bytes:

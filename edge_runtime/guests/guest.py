@@ -8,14 +8,14 @@ from edge_runtime import mapped_pages
 from edge_runtime.guests import function_code
 from edge_runtime.guests.abi import extism
 from edge_runtime.guests.host_functions import NOTHING, Runner, host
-from edge_runtime.guests.invocation import GuestFault, Http, Limits, Request, Response, Services, Sql
+from edge_runtime.guests.invocation import CallLimits, GuestFault, Http, Request, Response, Services, Sql
 from edge_runtime.guests.run_direct import Direct
 from edge_runtime.guests.run_extism import Extism, extism_host
 from edge_runtime.guests.run_wagi import Wagi
 from edge_runtime.ipc import frames
 from edge_runtime.wasmedge import Config, check_address_space, check_refusals, verify
 
-__all__ = ["Function", "GuestFault", "Http", "Limits", "Request", "Response", "Services", "Sql", "prepare"]
+__all__ = ["CallLimits", "Function", "GuestFault", "Http", "Request", "Response", "Services", "Sql", "prepare"]
 
 RUNNERS: Final[dict[str, Callable[..., Runner]]] = {"wagi": Wagi, "direct": Direct, extism.ABI: Extism}
 """By the manifest's `abi`."""
@@ -49,7 +49,7 @@ class Function:
         manifest = local.manifest
         path, digest = Path(local.code[0]), local.code[1]
         verify(path, digest)
-        limits = Limits(manifest.memory_pages, manifest.response_limit, manifest.log_bytes)
+        limits = CallLimits(manifest.memory_pages, manifest.response_limit, manifest.log_bytes)
         abi = manifest.abi or "wagi"
         config = Config(memory_pages=limits.memory_pages, second_memory=abi == extism.ABI)
         module = function_code.load(path, config, abi, compiled=bool(local.aot))

@@ -11,9 +11,9 @@ import orjson
 
 from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY
-from edge_runtime.guests.invocation import GuestFault, Limits, Request, Response, Services
+from edge_runtime.guests.invocation import CallLimits, GuestFault, Request, Response, Services
 from edge_runtime.guests.wasi import FAULT, MODULE, Exit, OutputTooLarge, Wasi
-from edge_runtime.wasmedge import Config, Entry, HostModule, LinkError, Memory, Module, Program, Signature, Trap
+from edge_runtime.wasmedge import Config, EntryPoint, HostModule, LinkError, Memory, Module, Program, Signature, Trap
 
 NOTHING: Final = Services()
 
@@ -118,8 +118,8 @@ class Guest:
         name: str,
         module: Module,
         config: Config,
-        limits: Limits,
-        entries: Sequence[Entry],
+        limits: CallLimits,
+        entries: Sequence[EntryPoint],
         imports: Sequence[HostModule] = (),
         second_memory: str = "",
     ) -> None:

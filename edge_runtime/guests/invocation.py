@@ -39,7 +39,7 @@ class Response(Struct, frozen=True):
     """What the guest wrote to its log, cut at its bound."""
 
 
-class Told(Struct, omit_defaults=True):
+class SingleCallResult(Struct, omit_defaults=True):
     """What `skerry-edge call` is told of its call: the answer, or where `code` is set the fault in its place."""
 
     status: int
@@ -52,7 +52,7 @@ class Told(Struct, omit_defaults=True):
     message: str = ""
 
 
-class Limits(Struct, frozen=True):
+class CallLimits(Struct, frozen=True):
     """What a call may use. `memory_pages` of 64 KiB; the rest in bytes."""
 
     memory_pages: int = 1024

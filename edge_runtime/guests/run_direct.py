@@ -6,18 +6,18 @@ from typing import Final
 from edge_runtime.guests.abi import direct
 from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.host_functions import FAILURES, Guest, Recent, unfit
-from edge_runtime.guests.invocation import GuestFault, Limits, Request, RequestUnfit, Response, Services
+from edge_runtime.guests.invocation import CallLimits, GuestFault, Request, RequestUnfit, Response, Services
 from edge_runtime.guests.wasi import Strings
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.wasmedge import Config, Entry, Memory, Module
+from edge_runtime.wasmedge import Config, EntryPoint, Memory, Module
 
-ALLOCATE: Final = Entry(direct.ALLOCATE, direct.SIGNATURES[direct.ALLOCATE])
-HANDLE: Final = Entry(direct.HANDLE, direct.SIGNATURES[direct.HANDLE])
+ALLOCATE: Final = EntryPoint(direct.ALLOCATE, direct.SIGNATURES[direct.ALLOCATE])
+HANDLE: Final = EntryPoint(direct.HANDLE, direct.SIGNATURES[direct.HANDLE])
 
 
 class Direct(Guest):
     def __init__(
-        self, local: LocalFunction, module: Module, config: Config, limits: Limits, settings: Mapping[str, str]
+        self, local: LocalFunction, module: Module, config: Config, limits: CallLimits, settings: Mapping[str, str]
     ) -> None:
         """`settings` are the environment. Error: LinkError."""
         super().__init__(local.name, module, config, limits, [ALLOCATE, HANDLE])

@@ -14,10 +14,10 @@ from edge_runtime.guests.abi import extism
 from edge_runtime.guests.abi.merge import KERNEL_MEMORY
 from edge_runtime.guests.extism_host import ExtismHost
 from edge_runtime.guests.host_functions import FAILURES, Guest, host
-from edge_runtime.guests.invocation import GuestFault, Limits, Request, Response, Services
+from edge_runtime.guests.invocation import CallLimits, GuestFault, Request, Response, Services
 from edge_runtime.guests.wasi import Exit, Strings
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.wasmedge import Config, Entry, LoadError, Module, Trap
+from edge_runtime.wasmedge import Config, EntryPoint, LoadError, Module, Trap
 
 CONTENT_TYPE: Final = "content-type"
 """The name in `config` that says what the answers are."""
@@ -29,16 +29,19 @@ _NO_ENVIRONMENT = Strings(())
 
 class Extism(Guest):
     def __init__(
-        self, local: LocalFunction, module: Module, config: Config, limits: Limits, settings: Mapping[str, str]
+        self, local: LocalFunction, module: Module, config: Config, limits: CallLimits, settings: Mapping[str, str]
     ) -> None:
         """`settings` are what plug-ins call their config. Errors: LinkError, LoadError."""
         super().__init__(local.name, module, config, limits, [], extism_host().imports, KERNEL_MEMORY)
         functions = self.program.functions
         self._entries = {
-            name: Entry(name, signature) for name, signature in functions.items() if extism.is_entry(name, signature)
+            name: EntryPoint(name, signature)
+            for name, signature in functions.items()
+            if extism.is_entry(name, signature)
         }
         self._initializers = [
-            (Entry(name, functions[name]), (0,) * len(functions[name][0])) for name in extism.initializers(functions)
+            (EntryPoint(name, functions[name]), (0,) * len(functions[name][0]))
+            for name in extism.initializers(functions)
         ]
         self._default = local.manifest.entry
         self._config = {name.encode(): value.encode() for name, value in settings.items()}
@@ -79,7 +82,7 @@ class Extism(Guest):
             raise self.fault(failure) from None
         return Response(200, self._head, body, wasi.stderr)
 
-    def _entry(self, request: Request) -> Entry:
+    def _entry(self, request: Request) -> EntryPoint:
         """The function to call: the last part of the path, or the manifest's where the path has none or is a route."""
         named = "" if request.route else unquote(request.path.rstrip("/").rpartition("/")[2])
         found = self._entries.get(named or self._default)

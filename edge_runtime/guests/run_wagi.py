@@ -6,17 +6,17 @@ from typing import Final
 from edge_runtime.guests.abi import wagi
 from edge_runtime.guests.abi.head import LIMIT
 from edge_runtime.guests.host_functions import FAILURES, Guest, Recent, unfit
-from edge_runtime.guests.invocation import Limits, Request, RequestUnfit, Response, Services
+from edge_runtime.guests.invocation import CallLimits, Request, RequestUnfit, Response, Services
 from edge_runtime.guests.wasi import Exit, Strings
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.wasmedge import Config, Entry, Module
+from edge_runtime.wasmedge import Config, EntryPoint, Module
 
-START: Final = Entry("_start")
+START: Final = EntryPoint("_start")
 
 
 class Wagi(Guest):
     def __init__(
-        self, local: LocalFunction, module: Module, config: Config, limits: Limits, settings: Mapping[str, str]
+        self, local: LocalFunction, module: Module, config: Config, limits: CallLimits, settings: Mapping[str, str]
     ) -> None:
         """`settings` become environment variables. Error: LinkError."""
         super().__init__(local.name, module, config, limits, [START])

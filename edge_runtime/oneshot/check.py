@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from edge_runtime.guests.abi.detect import PAGES_LIMIT, SIZE_LIMIT, Detected, Refused, detect
+from edge_runtime.guests.abi.detect import PAGES_LIMIT, SIZE_LIMIT, Detected, ModuleRefused, detect
 from edge_runtime.sandbox import fence
 
 CPU_SECONDS = 60
@@ -28,7 +28,7 @@ DATA_BYTES = 4 * 1024 * 1024 * 1024
 
 
 def check_module(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> dict[str, Any]:
-    """What a node needs to know of a module. Error: Refused."""
+    """What a node needs to know of a module. Error: ModuleRefused."""
     found = detect(wasm, size_limit=size_limit, pages_limit=pages_limit)
     _validate(wasm, found)
     return {"size": len(wasm), "sha256": hashlib.sha256(wasm).hexdigest(), **dataclasses.asdict(found)}
@@ -42,7 +42,7 @@ def _validate(wasm: bytes, found: Detected) -> None:
     try:
         function_code.check(wasm, found.abi, found.memory_pages)
     except LoadError as error:
-        raise Refused("module_invalid", f"WasmEdge finds it invalid: {error}.") from None
+        raise ModuleRefused("module_invalid", f"WasmEdge finds it invalid: {error}.") from None
 
 
 def limit() -> None:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     fence.seal("check")
     try:
         answer = {"ok": True, **check_module(wasm, size_limit=asked.size_limit, pages_limit=asked.memory_pages)}
-    except Refused as refused:
+    except ModuleRefused as refused:
         answer = {"ok": False, "code": refused.code, "message": str(refused)}
     sys.stdout.buffer.write(orjson.dumps(answer | ({"unfenced": lacking} if lacking else {})) + b"\n")
     return 0

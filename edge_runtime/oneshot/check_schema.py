@@ -23,7 +23,7 @@ from edge_runtime.sql import database, schema_change
 from edge_runtime.sql.access import Doors
 from edge_runtime.sql.database import Database
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.schema_change import Refused
+from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.sql.tokenizer import word
 
 SECONDS: Final = 30.0
@@ -32,15 +32,15 @@ _SHOWN: Final = 2000
 _SCHEMA: Final = load("schema")
 
 
-class Change(Struct):
+class RegisteredChange(Struct):
     number: int
     sql: str
 
 
-class Asked(Struct):
+class SchemaCheckRequest(Struct):
     sql: str
-    earlier: list[Change] = []
-    amends: Change | None = None
+    earlier: list[RegisteredChange] = []
+    amends: RegisteredChange | None = None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,22 +48,22 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write("usage: python -m edge_runtime.oneshot.check schema < JSON\n")
         return 2
     try:
-        asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
+        asked = msgspec.json.decode(sys.stdin.buffer.read(), type=SchemaCheckRequest)
     except msgspec.MsgspecError as error:
         sys.stderr.write(f"check schema: what came on stdin is not what it reads: {error}\n")
         return 2
     try:
         answer = _guarded(asked)
-    except Refused as refused:
+    except SchemaChangeRefused as refused:
         answer = orjson.dumps(_refusal(refused))
     # As it came: whoever asked reads it.
     sys.stdout.buffer.write(answer + b"\n")
     return 0
 
 
-def _guarded(asked: Asked) -> bytes:
+def _guarded(asked: SchemaCheckRequest) -> bytes:
     """The answer, made behind the fence and with a deadline: nothing but its end stops a query of libsql's. Error:
-    Refused, past it."""
+    SchemaChangeRefused, past it."""
     try:
         answer, status = apart(lambda: _fenced(asked), SECONDS)
     except TimeoutError:
@@ -75,11 +75,13 @@ def _guarded(asked: Asked) -> bytes:
     return answer
 
 
-def _slow() -> Refused:
-    return Refused("schema_too_slow", f"Its check took more than {SECONDS:.0f} s, on tables with three rows at most.")
+def _slow() -> SchemaChangeRefused:
+    return SchemaChangeRefused(
+        "schema_too_slow", f"Its check took more than {SECONDS:.0f} s, on tables with three rows at most."
+    )
 
 
-def _fenced(asked: Asked) -> bytes:
+def _fenced(asked: SchemaCheckRequest) -> bytes:
     lacking = fence.lacking()
     fence.enclose()
     with database.in_memory() as opened:
@@ -87,26 +89,26 @@ def _fenced(asked: Asked) -> bytes:
         return orjson.dumps(_answer(opened, asked) | ({"unfenced": lacking} if lacking else {}))
 
 
-def check(asked: Asked) -> dict[str, Any]:
+def check(asked: SchemaCheckRequest) -> dict[str, Any]:
     """Opens libsql in this process."""
     with database.in_memory() as opened:
         return _answer(opened, asked)
 
 
-def _answer(opened: Database, asked: Asked) -> dict[str, Any]:
+def _answer(opened: Database, asked: SchemaCheckRequest) -> dict[str, Any]:
     try:
         warnings: list[dict[str, str]] = []
         empty = _check(opened, asked, warnings)
-    except Refused as refused:
+    except SchemaChangeRefused as refused:
         return _refusal(refused)
     return {"ok": True, "empty": empty, "warnings": warnings}
 
 
-def _refusal(refused: Refused) -> dict[str, Any]:
+def _refusal(refused: SchemaChangeRefused) -> dict[str, Any]:
     return {"ok": False, "code": refused.code, "message": str(refused), "statement": refused.statement[:_SHOWN]}
 
 
-def _check(opened: Database, asked: Asked, warnings: list[dict[str, str]]) -> list[str]:
+def _check(opened: Database, asked: SchemaCheckRequest, warnings: list[dict[str, str]]) -> list[str]:
     doors = Doors.of(opened)
     amends = asked.amends
     opened.rows("BEGIN")
@@ -128,18 +130,18 @@ def _check(opened: Database, asked: Asked, warnings: list[dict[str, str]]) -> li
     opened.rows("PRAGMA foreign_keys = OFF")
     try:
         _try(opened, doors, asked.sql)
-    except Refused as refused:
+    except SchemaChangeRefused as refused:
         if _fails_on_any_row(refused):
             raise
         warnings.append({"statement": refused.statement[:_SHOWN], "message": str(refused)})
     return empty
 
 
-def _run_registered(opened: Database, doors: Doors, change: Change) -> None:
+def _run_registered(opened: Database, doors: Doors, change: RegisteredChange) -> None:
     try:
         schema_change.run(opened, doors, change.sql)
-    except Refused as refused:
-        raise Refused(
+    except SchemaChangeRefused as refused:
+        raise SchemaChangeRefused(
             "schema_history_broken",
             f"Schema change {change.number}, which was registered before, fails: {refused}",
             refused.statement,
@@ -147,15 +149,15 @@ def _run_registered(opened: Database, doors: Doors, change: Change) -> None:
 
 
 def _try(opened: Database, doors: Doors, sql: str) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """Run the change and undo it; the schema that it led to. Error: Refused."""
+    """Run the change and undo it; the schema that it led to. Error: SchemaChangeRefused."""
     opened.rows("BEGIN")
     try:
         own = schema_change.own(opened)
         schema_change.run(opened, doors, sql)
         if schema_change.own(opened) != own:
-            raise Refused("schema_closed", "It touches the runtime's own tables.")
+            raise SchemaChangeRefused("schema_closed", "It touches the runtime's own tables.")
         if orphans := schema_change.orphans(opened):
-            raise Refused("schema_invalid", f"After it, {orphans}")
+            raise SchemaChangeRefused("schema_invalid", f"After it, {orphans}")
         return _schema(opened)
     finally:
         opened.rollback()
@@ -174,7 +176,7 @@ def _compare(before: dict[tuple[str, str], tuple[Any, ...]], after: dict[tuple[s
     if different:
         kind, name = different[0]
         how = "lacks" if different[0] not in after else "adds" if different[0] not in before else "defines otherwise"
-        raise Refused(
+        raise SchemaChangeRefused(
             "schema_amendment_differs",
             f"The amendment must lead to the same schema as the revision that it amends, and it {how} the {kind} "
             f"{name}{f' (and {len(different) - 1} more)' if len(different) > 1 else ''}. Make a new schema change for "
@@ -182,7 +184,7 @@ def _compare(before: dict[tuple[str, str], tuple[Any, ...]], after: dict[tuple[s
         )
 
 
-def _fails_on_any_row(refused: Refused) -> bool:
+def _fails_on_any_row(refused: SchemaChangeRefused) -> bool:
     """Does the failure depend on rows being there, and not on what is in them?"""
     tokens = schema_change.split(refused.statement)[0].tokens if refused.statement else []
     return bool(tokens and word(tokens[0]) == "alter") or "NOT NULL" in str(refused)

@@ -1,7 +1,8 @@
 """`python -m edge_runtime.oneshot.single_call`: one call of one module, without a server, in a process of its own
 behind the fence of a worker: a guest can crash it, hang it, or break out of the sandbox. For `skerry-edge call`.
 
-Reads `Asked` on stdin. Prints a line `{"running": true}` when the guest begins, then a line of `Told`.
+Reads a `SingleCallRequest` (JSON) on stdin. Prints the line `{"running": true}` when the guest begins, then the
+`SingleCallResult` in one line.
 """
 
 import hashlib
@@ -23,9 +24,9 @@ from edge_runtime.aot_cache import QUICK, AotFile, find, take, workshop
 from edge_runtime.children.compile_child import DATA_BYTES
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.guests import guest
-from edge_runtime.guests.abi.detect import Refused
+from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.function_code import compile_artifact
-from edge_runtime.guests.invocation import Told
+from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import frames
 from edge_runtime.oneshot import scratch_database
 from edge_runtime.oneshot.check import check_module
@@ -43,7 +44,7 @@ LIMIT: Final = 3600.0
 """Seconds for the compiler; whoever asked has less patience, and ends this process with it."""
 
 
-class Asked(Struct):
+class SingleCallRequest(Struct):
     file: str
     manifest: wire.Manifest
     request: guest.Request
@@ -62,19 +63,19 @@ class NoHttp:
 
 
 def main() -> int:
-    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=SingleCallRequest)
     try:
         told = run(asked)
-    except Refused as refused:
-        told = Told(0, code=refused.code, message=str(refused))
+    except ModuleRefused as refused:
+        told = SingleCallResult(0, code=refused.code, message=str(refused))
     except (WasmEdgeError, OSError) as error:
-        told = Told(0, code="function_unloadable", message=f"{asked.file} can't be loaded: {error}.")
+        told = SingleCallResult(0, code="function_unloadable", message=f"{asked.file} can't be loaded: {error}.")
     sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
     return 0
 
 
-def run(asked: Asked) -> Told:
-    """Make the call: what is loaded is parsed behind the fence alone. Errors: Refused, WasmEdgeError, OSError."""
+def run(asked: SingleCallRequest) -> SingleCallResult:
+    """Make the call: what is loaded is parsed behind the fence alone. Errors: ModuleRefused, WasmEdgeError, OSError."""
     _look_at_fence(asked)
     guest.prepare()
     rehearse()
@@ -96,16 +97,18 @@ def run(asked: Asked) -> Told:
             answer = function.call(asked.request, guest.Services(sql, http))
         except guest.GuestFault as fault:
             code = (sql.limit_code if sql is not None else "") or fault.code
-            return Told(fault.status, log=fault.log, code=code, message=str(fault), seconds=time.monotonic() - began)
+            return SingleCallResult(
+                fault.status, log=fault.log, code=code, message=str(fault), seconds=time.monotonic() - began
+            )
         if opened is not None and opened.in_transaction and answer.status < 500:
             opened.rows("COMMIT")
-        return Told(answer.status, answer.head, answer.body, answer.log, time.monotonic() - began)
+        return SingleCallResult(answer.status, answer.head, answer.body, answer.log, time.monotonic() - began)
 
 
-def _look_at_fence(asked: Asked) -> None:
+def _look_at_fence(asked: SingleCallRequest) -> None:
     lacking = ". ".join(fence.lacking())
     if lacking and asked.fence == "required":
-        raise Refused(
+        raise ModuleRefused(
             "fence_lacking",
             f"This machine can't fence in what runs a function. {lacking}. To run it all the same, with what there is "
             "of the fence, give --fence partial.",
@@ -115,7 +118,7 @@ def _look_at_fence(asked: Asked) -> None:
 
 
 @contextmanager
-def _opened(asked: Asked) -> Iterator[Database | None]:
+def _opened(asked: SingleCallRequest) -> Iterator[Database | None]:
     """The database, where there is one; sealed. Error: OSError."""
     if asked.database:
         with scratch_database.opened(Path(asked.database), asked.manifest.sql) as opened:
@@ -125,24 +128,26 @@ def _opened(asked: Asked) -> Iterator[Database | None]:
         yield None
 
 
-def _local(asked: Asked, path: Path, wasm: bytes, aot: AotFile | None) -> frames.LocalFunction:
-    """Errors: Refused."""
+def _local(asked: SingleCallRequest, path: Path, wasm: bytes, aot: AotFile | None) -> frames.LocalFunction:
+    """Errors: ModuleRefused."""
     manifest = _checked(asked, wasm)
     sha256 = hashlib.sha256(wasm).hexdigest()
     local = frames.LocalFunction(path.stem, 1, sha256, manifest, wire.manifest_digest(manifest), wasm=str(path))
     return local if aot is None else msgspec.structs.replace(local, aot=str(aot.path), aot_digest=aot.digest)
 
 
-def _checked(asked: Asked, wasm: bytes) -> wire.Manifest:
-    """The manifest, with the ABI that the module speaks. Error: Refused."""
+def _checked(asked: SingleCallRequest, wasm: bytes) -> wire.Manifest:
+    """The manifest, with the ABI that the module speaks. Error: ModuleRefused."""
     found = check_module(wasm, pages_limit=asked.manifest.memory_pages)
     if asked.manifest.abi not in ("", found["abi"]):
-        raise Refused("module_refused", f"The module speaks {found['abi']}, the manifest says {asked.manifest.abi}.")
+        raise ModuleRefused(
+            "module_refused", f"The module speaks {found['abi']}, the manifest says {asked.manifest.abi}."
+        )
     return msgspec.structs.replace(asked.manifest, abi=found["abi"])
 
 
-def _compiled(asked: Asked, wasm: bytes) -> AotFile:
-    """What was compiled before, or is by a fenced child now, which can write nothing but that. Errors: Refused,
+def _compiled(asked: SingleCallRequest, wasm: bytes) -> AotFile:
+    """What was compiled before, or is by a fenced child now, which can write nothing but that. Errors: ModuleRefused,
     OSError."""
     folder = Path(asked.cache)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -154,7 +159,11 @@ def _compiled(asked: Asked, wasm: bytes) -> AotFile:
     try:
         answer, status = apart(lambda: _compile(asked, wasm, work), LIMIT)
         # Nothing is kept of one that was ended.
-        told = msgspec.json.decode(answer, type=Told) if answer else Told(0, code="compile_crashed")
+        told = (
+            msgspec.json.decode(answer, type=SingleCallResult)
+            if answer
+            else SingleCallResult(0, code="compile_crashed")
+        )
         if not told.code:
             take(work, folder, sha256, QUICK)
     finally:
@@ -163,25 +172,25 @@ def _compiled(asked: Asked, wasm: bytes) -> AotFile:
         # As if it had been this process.
         os.kill(os.getpid(), os.WTERMSIG(status))
     if told.code:
-        raise Refused(told.code, told.message or "The compiler ended without an answer; it says why above.")
+        raise ModuleRefused(told.code, told.message or "The compiler ended without an answer; it says why above.")
     found = find(folder, sha256, QUICK)
     if found is None:
         raise OSError("the compiler left nothing whole")
     return found
 
 
-def _compile(asked: Asked, wasm: bytes, work: Path) -> bytes:
+def _compile(asked: SingleCallRequest, wasm: bytes, work: Path) -> bytes:
     fence.lower(resource.RLIMIT_DATA, DATA_BYTES)
     fence.enclose([(work, REBUILD), PROCESSOR])
     fence.seal("compiler")
-    told = Told(200)
+    told = SingleCallResult(200)
     try:
         _checked(asked, wasm)
         compile_artifact(wasm, work, QUICK)
-    except Refused as refused:
-        told = Told(0, code=refused.code, message=str(refused))
+    except ModuleRefused as refused:
+        told = SingleCallResult(0, code=refused.code, message=str(refused))
     except (WasmEdgeError, OSError) as error:
-        told = Told(0, code="function_unloadable", message=f"{asked.file} can't be compiled: {error}.")
+        told = SingleCallResult(0, code="function_unloadable", message=f"{asked.file} can't be compiled: {error}.")
     return msgspec.json.encode(told)
 
 

@@ -68,7 +68,7 @@ _FUNCTION_LIST: Final = load("functions")
 _MODULE_LIST: Final = load("modules")
 
 
-class Closed(Exception):
+class AccessDenied(Exception):
     """The statement touches what is closed to it; the message says what."""
 
 
@@ -111,14 +111,14 @@ class Doors:
 
 
 def examine(database: Database, doors: Doors, sql: str, tokens: Iterable[Token]) -> Reach:
-    """What `sql` does. Errors: Closed; ValueError where SQLite can't compile it."""
+    """What `sql` does. Errors: AccessDenied; ValueError where SQLite can't compile it."""
     writes = sets_last_id = virtual = False
     written: set[int] = set()
     for _, opcode, p1, p2, p3, p4, p5, _ in _explain(database, sql):
         if opcode in _ROOT_IN_P2:
             page, schema = p2, p3
             if p5 & _P2_IS_REGISTER:
-                raise Closed("It opens a table that it makes itself.")
+                raise AccessDenied("It opens a table that it makes itself.")
         elif opcode in _ROOT_IN_P1:
             page, schema = p1, p2
         else:
@@ -127,7 +127,7 @@ def examine(database: Database, doors: Doors, sql: str, tokens: Iterable[Token])
             elif opcode in _CALLS:
                 _check_call(p4)
             elif opcode in _REFUSED:
-                raise Closed(f"It does what a function may not do ({opcode}).")
+                raise AccessDenied(f"It does what a function may not do ({opcode}).")
             elif opcode == "Insert":
                 sets_last_id = sets_last_id or bool(p5 & _SETS_LAST_ID)
             elif opcode == "VUpdate":
@@ -136,13 +136,13 @@ def examine(database: Database, doors: Doors, sql: str, tokens: Iterable[Token])
                 virtual = True
             continue
         if schema > 1:
-            raise Closed("It opens another database.")
+            raise AccessDenied("It opens another database.")
         if schema == 0:
             if page in doors.own:
-                raise Closed("It touches the runtime's own tables (_skerry_…), which are closed to functions.")
+                raise AccessDenied("It touches the runtime's own tables (_skerry_…), which are closed to functions.")
             if opcode in _WRITES:
                 if page in doors.shadow:
-                    raise Closed("It writes what a virtual table keeps, which that table alone writes.")
+                    raise AccessDenied("It writes what a virtual table keeps, which that table alone writes.")
                 written.add(page)
     if virtual or not doors.sqlite.isdisjoint(written):
         _check_names(doors, tokens, virtual, written)
@@ -169,21 +169,21 @@ def _check_call(p4: Any) -> None:
     found = _CALL.fullmatch(str(p4))
     called = found[1].lower() if found else str(p4)
     if called not in FUNCTIONS:
-        raise Closed(f"It calls {called}(), which is closed to functions.")
+        raise AccessDenied(f"It calls {called}(), which is closed to functions.")
 
 
 def _check_names(doors: Doors, tokens: Iterable[Token], virtual: bool, written: set[int]) -> None:
     """EXPLAIN doesn't say which virtual table it is, nor whether SQLite itself writes sqlite_sequence: names do.
     Views and triggers are made by schema changes, which may not have such names (`migration`)."""
     if _SCHEMA_PAGE in written:
-        raise Closed("It writes sqlite_schema.")
+        raise AccessDenied("It writes sqlite_schema.")
     before = ""
     for token in tokens:
         found = name(token)
         if virtual and doors.closed_module(found):
-            raise Closed(f"It uses {found}, which is closed to functions.")
+            raise AccessDenied(f"It uses {found}, which is closed to functions.")
         # A string is a name there alone where a table to be written is named.
         named = token.kind is not Kind.STRING or before in _BEFORE_TARGET
         if named and found.startswith(INTERNAL) and not doors.sqlite.isdisjoint(written):
-            raise Closed(f"It writes {found}, which is SQLite's own.")
+            raise AccessDenied(f"It writes {found}, which is SQLite's own.")
         before = token.text.lower()

@@ -15,9 +15,9 @@ import orjson
 from control import faults
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
-from edge_runtime.sql.database import Watch, is_panic
+from edge_runtime.sql.database import WriteProgress, is_panic
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.session import Session, SqlError, Statement, code_of, code_of_error, failed_commit
+from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of, code_of_error, failed_commit
 
 Grant = Literal["none", "read", "write"]
 
@@ -30,7 +30,7 @@ _FEW_ROWS: Final = 16
 
 
 @dataclass(frozen=True)
-class Limits:
+class SqlLimits:
     request_bytes: int = 16 * 1024 * 1024
     answer_bytes: int = 8 * 1024 * 1024
     rows: int = 65_536
@@ -54,7 +54,12 @@ class CallSql:
     `read`, under the writer lock and IMMEDIATE for `write`. After an error it goes on, unless SQLite ended it."""
 
     def __init__(
-        self, session: Session, grant: Grant, generation: int, watch: Watch | None = None, limits: Limits = Limits()
+        self,
+        session: Session,
+        grant: Grant,
+        generation: int,
+        watch: WriteProgress | None = None,
+        limits: SqlLimits = SqlLimits(),
     ) -> None:
         self._session = session
         self._database = session.database
@@ -190,7 +195,7 @@ class CallSql:
         if found[1] != self._session.applied:
             self._session.at(found[1])
 
-    def _run(self, statement: Statement, params: list[Any], request: bytes) -> bytes:
+    def _run(self, statement: PreparedStatement, params: list[Any], request: bytes) -> bytes:
         if len(params) != statement.count:
             raise SqlError(
                 "sql_parameters", f"The statement takes {statement.count} parameters, and {len(params)} were given."
@@ -199,7 +204,7 @@ class CallSql:
             raise SqlError("not_granted", "The function writes, and its manifest grants `sql: read`; it needs `write`.")
         try:
             bound, wide = values.bind(params, request) if params else ((), ())
-        except values.Unfit as unfit:
+        except values.UnsupportedValue as unfit:
             raise SqlError("sql_value", str(unfit)) from None
         try:
             cursor = self._database.connection.execute(statement.text(wide) if wide else statement.sql, bound)
@@ -218,7 +223,7 @@ class CallSql:
         except SqlError as error:
             self._undo(statement, str(error))
             raise
-        except values.Unfit as unfit:
+        except values.UnsupportedValue as unfit:
             self._undo(statement, str(unfit))
             raise SqlError("sql_value", str(unfit)) from None
         except ValueError as error:
@@ -273,7 +278,7 @@ class CallSql:
             self.limit_code, f"The answer is larger than {self._limits.answer_bytes} bytes; ask for less at a time."
         )
 
-    def _undo(self, statement: Statement, why: str) -> None:
+    def _undo(self, statement: PreparedStatement, why: str) -> None:
         """A statement that wrote, and whose answer can't be given, must not be kept: the whole transaction goes."""
         if statement.writes:
             self._ended = why
@@ -287,7 +292,7 @@ class ProbeSql(CallSql):
         self._begun = True
         self._session.forget()
 
-    def _undo(self, statement: Statement, why: str) -> None:
+    def _undo(self, statement: PreparedStatement, why: str) -> None:
         if statement.writes:
             self._ended = why
 

@@ -52,7 +52,7 @@ _READ_CHANGES: Final = load("read_changes")
 _READ_FUNCTIONS: Final = load("read_functions")
 
 
-class DatabaseUnfit(Exception):
+class DatabaseOpenError(Exception):
     """The libsql file can't be used as it is; the message says why and what to do."""
 
 
@@ -61,7 +61,7 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-class Watch(Protocol):
+class WriteProgress(Protocol):
     """Is told where a writing call is, so that whoever watches it doesn't take waiting for looping."""
 
     @property
@@ -101,7 +101,7 @@ class WriterLock:
     def fileno(self) -> int:
         return self._descriptor
 
-    def acquire(self, watch: Watch | None = None, *, patient: bool = True) -> bool:
+    def acquire(self, watch: WriteProgress | None = None, *, patient: bool = True) -> bool:
         """Wait for the lock; whether it was got. One that isn't `patient` doesn't wait while a release is applied."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,10 +211,10 @@ def open_file(path: Path) -> Any:
 def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> Database:
     """Open the file, making it and the runtime's tables if they aren't there; `writer.lock` lies beside it.
 
-    `synchronous` FULL: what was committed survives a loss of power. Errors: DatabaseUnfit, OSError.
+    `synchronous` FULL: what was committed survives a loss of power. Errors: DatabaseOpenError, OSError.
     """
     if synchronous not in SYNCHRONOUS:
-        raise DatabaseUnfit(f"synchronous is {synchronous}, and can be {' or '.join(SYNCHRONOUS)}")
+        raise DatabaseOpenError(f"synchronous is {synchronous}, and can be {' or '.join(SYNCHRONOUS)}")
     lock = WriterLock.open(path.with_name(LOCK_NAME))
     try:
         path.touch(mode=0o600)
@@ -237,10 +237,10 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
         _check_writable(database)
     except ValueError as error:
         lock.close()
-        raise DatabaseUnfit(f"{path} can't be opened: {error}") from None
+        raise DatabaseOpenError(f"{path} can't be opened: {error}") from None
     if found != FORMAT:
         database.close()
-        raise DatabaseUnfit(f"{path} has format {found} of the runtime's tables, and this version knows {FORMAT}")
+        raise DatabaseOpenError(f"{path} has format {found} of the runtime's tables, and this version knows {FORMAT}")
     return database
 
 

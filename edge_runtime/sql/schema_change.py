@@ -35,7 +35,7 @@ _TEMPORARY: Final = load("temporary")
 _OWN: Final = tuple(load(name) for name in ("own_schema", "all_meta", "all_changes", "all_release", "all_functions"))
 
 
-class Refused(Exception):
+class SchemaChangeRefused(Exception):
     """A schema change can't be accepted: `code` is stable, `statement` the one that it is about."""
 
     def __init__(self, code: str, message: str, statement: str = "") -> None:
@@ -44,18 +44,20 @@ class Refused(Exception):
         self.statement = statement
 
 
-class Statement(NamedTuple):
+class SchemaStatement(NamedTuple):
     sql: str
     tokens: list[Token]
 
 
-def split(sql: str) -> list[Statement]:
-    """The statements of a schema change, triggers whole. Error: Refused, where nothing or something incomplete is
-    in it: what is left over is never dropped."""
+def split(sql: str) -> list[SchemaStatement]:
+    """Return the statements of a schema change; the statements inside a trigger stay in it.
+
+    Raises: SchemaChangeRefused, when there is no statement, or one that is incomplete: nothing is ever dropped.
+    """
     if "\0" in sql:
-        raise Refused("schema_invalid", "The schema change has a NUL in its text.")
+        raise SchemaChangeRefused("schema_invalid", "The schema change has a NUL in its text.")
     tokens = tokenize(sql)
-    found: list[Statement] = []
+    found: list[SchemaStatement] = []
     first = 0
     for at, token in enumerate(tokens):
         if token.kind is not Kind.SEMICOLON:
@@ -65,16 +67,18 @@ def split(sql: str) -> list[Statement]:
             # An empty statement.
             first = at + 1
         elif not _is_trigger(tokens[first : first + 4]) or sqlite3.complete_statement(text):
-            found.append(Statement(text, tokens[first:at]))
+            found.append(SchemaStatement(text, tokens[first:at]))
             first = at + 1
     if first < len(tokens):
         text = sql[tokens[first].start : tokens[-1].end]
         # A new line, since a comment may be what comes last.
         if _is_trigger(tokens[first : first + 4]) and not sqlite3.complete_statement(text + "\n;"):
-            raise Refused("schema_invalid", "The last statement is incomplete: its trigger has no END.", text)
-        found.append(Statement(text, tokens[first:]))
+            raise SchemaChangeRefused(
+                "schema_invalid", "The last statement is incomplete: its trigger has no END.", text
+            )
+        found.append(SchemaStatement(text, tokens[first:]))
     if not found:
-        raise Refused("schema_invalid", "There is no statement in the schema change.")
+        raise SchemaChangeRefused("schema_invalid", "There is no statement in the schema change.")
     return found
 
 
@@ -86,9 +90,9 @@ def _is_trigger(tokens: list[Token]) -> bool:
     )
 
 
-def check(statement: Statement, closed_functions: Set[str], closed_modules: Set[str]) -> None:
+def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules: Set[str]) -> None:
     """Is this a statement that a schema change may have? The closed names are libsql's own, in lower case (see
-    `access.Doors`). Error: Refused."""
+    `access.Doors`). Error: SchemaChangeRefused."""
     sql, tokens = statement
     verb = word(tokens[0])
     if verb not in VERBS:
@@ -96,12 +100,12 @@ def check(statement: Statement, closed_functions: Set[str], closed_modules: Set[
         if verb in _TRANSACTION:
             why = "a schema change runs inside one transaction, which it neither begins nor ends"
         why = why or "it is no statement of SQL that a schema change may have"
-        raise Refused("schema_not_allowed", f"{tokens[0].text[:40].upper()} is refused: {why}.", sql)
+        raise SchemaChangeRefused("schema_not_allowed", f"{tokens[0].text[:40].upper()} is refused: {why}.", sql)
     if verb in ("create", "drop"):
         _check_made(verb, word(tokens[1]) if len(tokens) > 1 else "", sql)
     for at, token in enumerate(tokens):
         if token.kind is Kind.PARAMETER:
-            raise Refused(
+            raise SchemaChangeRefused(
                 "schema_invalid", f"It has a parameter ({token.text[:40]}), which nothing gives a value.", sql
             )
         # A module's arguments look like a call of a function.
@@ -113,9 +117,13 @@ def check(statement: Statement, closed_functions: Set[str], closed_modules: Set[
 
 def _check_made(verb: str, what: str, sql: str) -> None:
     if what in ("temp", "temporary"):
-        raise Refused("schema_not_allowed", "Temporary tables, views and triggers are refused: none would stay.", sql)
+        raise SchemaChangeRefused(
+            "schema_not_allowed", "Temporary tables, views and triggers are refused: none would stay.", sql
+        )
     if what not in _MADE:
-        raise Refused("schema_not_allowed", f"A schema change can't {verb.upper()} a {what.upper() or '?'}.", sql)
+        raise SchemaChangeRefused(
+            "schema_not_allowed", f"A schema change can't {verb.upper()} a {what.upper() or '?'}.", sql
+        )
 
 
 def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_modules: Set[str], sql: str) -> None:
@@ -124,16 +132,20 @@ def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_mod
         return
     # Anywhere inside: a virtual table's arguments are parsed by itself, as content='_skerry_…'.
     if RUNTIME_PREFIX in found:
-        raise Refused("schema_closed", f"{token.text[:80]}: names with {RUNTIME_PREFIX} are the runtime's own.", sql)
+        raise SchemaChangeRefused(
+            "schema_closed", f"{token.text[:80]}: names with {RUNTIME_PREFIX} are the runtime's own.", sql
+        )
     if token.kind is Kind.STRING:
         # SQLite takes a string for a name where it can be nothing else; only one that is such a name as a whole.
         closed = found in closed_modules or (found.startswith(INTERNAL) and found.isidentifier())
     else:
         closed = (found.startswith(INTERNAL) and found not in FUNCTIONS) or found in closed_modules
     if closed or (found.startswith("pragma_") and found not in MODULES):
-        raise Refused("schema_closed", f"{token.text[:80]} is SQLite's own, and closed to schema changes.", sql)
+        raise SchemaChangeRefused(
+            "schema_closed", f"{token.text[:80]} is SQLite's own, and closed to schema changes.", sql
+        )
     if token.kind is not Kind.STRING and call and found in closed_functions:
-        raise Refused("schema_closed", f"The function {found}() is closed to schema changes.", sql)
+        raise SchemaChangeRefused("schema_closed", f"The function {found}() is closed to schema changes.", sql)
 
 
 def _check_module(tokens: list[Token], sql: str) -> None:
@@ -141,7 +153,9 @@ def _check_module(tokens: list[Token], sql: str) -> None:
     module = name(tokens[using + 1]) if using + 1 < len(tokens) else ""
     if module not in _MADE_OF:
         known = ", ".join(sorted(_MADE_OF))
-        raise Refused("schema_closed", f"A virtual table can be made of {known}, and not of {module or '?'}.", sql)
+        raise SchemaChangeRefused(
+            "schema_closed", f"A virtual table can be made of {known}, and not of {module or '?'}.", sql
+        )
 
 
 def normal(sql: str | None) -> tuple[str, ...]:
@@ -154,7 +168,7 @@ def normal(sql: str | None) -> tuple[str, ...]:
 
 
 def run(opened: Database, doors: Doors, sql: str) -> None:
-    """Run a schema change's statements in the transaction that is open. Error: Refused; the transaction may
+    """Run a schema change's statements in the transaction that is open. Error: SchemaChangeRefused; the transaction may
     have ended then."""
     statements = split(sql)
     for statement in statements:
@@ -165,13 +179,15 @@ def run(opened: Database, doors: Doors, sql: str) -> None:
             while cursor.fetchmany(64):
                 pass
         except ValueError as error:
-            raise Refused("schema_invalid", f"{error}.", statement.sql) from None
+            raise SchemaChangeRefused("schema_invalid", f"{error}.", statement.sql) from None
         except BaseException as error:
             if not is_panic(error):
                 raise
-            raise Refused("schema_invalid", "It selects a TEXT that is not valid UTF-8.", statement.sql) from None
+            raise SchemaChangeRefused(
+                "schema_invalid", "It selects a TEXT that is not valid UTF-8.", statement.sql
+            ) from None
         if opened.rows(_TEMPORARY):
-            raise Refused(
+            raise SchemaChangeRefused(
                 "schema_not_allowed",
                 "Temporary tables, views and triggers are refused: none would stay.",
                 statement.sql,

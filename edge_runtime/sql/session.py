@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
-from edge_runtime.sql.access import Closed, Doors, examine
+from edge_runtime.sql.access import AccessDenied, Doors, examine
 from edge_runtime.sql.database import Database
 from edge_runtime.sql.tokenizer import Kind, Token, tokenize, word
 
@@ -67,7 +67,7 @@ def failed_commit(database: Database, error: ValueError) -> tuple[str, str]:
 
 
 @dataclass(eq=False)
-class Statement:
+class PreparedStatement:
     """A statement that was found fit to be run in this schema."""
 
     sql: str
@@ -112,7 +112,7 @@ class Session:
         self._doors: Doors | None = None
         self.applied = -1
         """The file's count of applied releases that `statements` belong to."""
-        self.statements: dict[str, Statement] = {}
+        self.statements: dict[str, PreparedStatement] = {}
 
     def at(self, applied: int) -> None:
         """The file's count of applied releases, as the transaction that is open sees it."""
@@ -125,7 +125,7 @@ class Session:
         self._doors = None
         self.applied = -1
 
-    def statement(self, sql: str) -> Statement:
+    def statement(self, sql: str) -> PreparedStatement:
         """Errors: SqlError."""
         found = self.statements.get(sql)
         if found is None:
@@ -136,7 +136,7 @@ class Session:
                 self.statements[sql] = found
         return found
 
-    def _examine(self, sql: str) -> Statement:
+    def _examine(self, sql: str) -> PreparedStatement:
         if "\0" in sql:
             raise SqlError("sql_invalid", "The statement has a NUL in its text.")
         tokens = _one(tokenize(sql))
@@ -155,14 +155,14 @@ class Session:
             self._doors = Doors.of(self.database)
         try:
             reach = examine(self.database, self._doors, _compilable(sql, body), tokens)
-        except Closed as closed:
+        except AccessDenied as closed:
             raise SqlError("sql_closed", f"The statement is refused. {closed}") from None
         except ValueError as error:
             raise SqlError(code_of(str(error), "sql_invalid"), str(error)) from None
         if explains and not plan and reach.virtual:
             # It would show addresses of this process.
             raise SqlError("sql_closed", "EXPLAIN of a virtual table is closed to functions; use EXPLAIN QUERY PLAN.")
-        return Statement(
+        return PreparedStatement(
             sql,
             tuple(parameters),
             max((number for _, _, number in parameters), default=0),

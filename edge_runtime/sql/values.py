@@ -20,13 +20,13 @@ _HUGE: Final = float(2**63)
 Value = None | int | float | str | bytes
 
 
-class Unfit(ValueError):
+class UnsupportedValue(ValueError):
     """A value that can't be passed on exactly; the message says which and why."""
 
 
 def bind(params: list[Any], request: bytes) -> tuple[tuple[Value, ...], tuple[int, ...]]:
     """The values to bind, and the numbers (from 1) of those that are 64-bit integers, bound as text: each needs a
-    CAST in its place. `request` is the JSON that `params` came from. Error: Unfit."""
+    CAST in its place. `request` is the JSON that `params` came from. Error: UnsupportedValue."""
     bound: list[Value] = []
     wide: list[int] = []
     for number, value in enumerate(params, 1):
@@ -39,7 +39,7 @@ def bind(params: list[Any], request: bytes) -> tuple[tuple[Value, ...], tuple[in
                 value = str(value)
         elif kind is str:
             if "\0" in value:
-                raise Unfit(f"Parameter {number} has a NUL in its text; send it as a BLOB.")
+                raise UnsupportedValue(f"Parameter {number} has a NUL in its text; send it as a BLOB.")
         elif kind is float:
             # orjson reads an integer too large for 64 bits as a float.
             if not -_HUGE < value < _HUGE and _written_as_integer(request, number):
@@ -52,8 +52,10 @@ def bind(params: list[Any], request: bytes) -> tuple[tuple[Value, ...], tuple[in
     return tuple(bound), tuple(wide)
 
 
-def _integer(number: int) -> Unfit:
-    return Unfit(f"Parameter {number} is an integer outside 64 bits; send it as text, or as a REAL with a point.")
+def _integer(number: int) -> UnsupportedValue:
+    return UnsupportedValue(
+        f"Parameter {number} is an integer outside 64 bits; send it as text, or as a REAL with a point."
+    )
 
 
 def _written_as_integer(request: bytes, number: int) -> bool:
@@ -65,22 +67,22 @@ def _blob(value: Any, number: int) -> bytes:
         try:
             return binascii.a2b_base64(value["$blob"], strict_mode=True)
         except ValueError as error:
-            raise Unfit(f"Parameter {number} is a BLOB whose base64 is invalid: {error}.") from None
-    raise Unfit(
+            raise UnsupportedValue(f"Parameter {number} is a BLOB whose base64 is invalid: {error}.") from None
+    raise UnsupportedValue(
         f'Parameter {number} must be null, a number, a string, true, false, or {{"$blob": base64}}, '
         f"and is a JSON {'array' if isinstance(value, list) else 'object'}."
     )
 
 
 def encode(rows: list[tuple[Any, ...]], columns: list[str]) -> bytes:
-    """Rows from libsql as a JSON array of arrays. Error: Unfit."""
+    """Rows from libsql as a JSON array of arrays. Error: UnsupportedValue."""
     encoded = orjson.dumps(rows, default=_default)
     # orjson writes an infinity as null, so only rows with a null in them need the look.
     if b"null" in encoded:
         for row in rows:
             for at, value in enumerate(row):
                 if value.__class__ is float and value - value != 0.0:
-                    raise Unfit(f"Column {columns[at]} has an infinite REAL, which JSON can't hold.")
+                    raise UnsupportedValue(f"Column {columns[at]} has an infinite REAL, which JSON can't hold.")
     return encoded
 
 

@@ -4,10 +4,10 @@ Importing this opens libwasmedge.so.0; LibraryMissing says what to install.
 """
 
 from edge_runtime.aot_cache import BEST, QUICK, AotFile, Damaged, find, verify
-from edge_runtime.wasmedge.compile import compile_module
+from edge_runtime.wasmedge.aot_compile import compile_module
 from edge_runtime.wasmedge.errors import (
-    Closed,
     CompileError,
+    HandleClosed,
     LibraryMissing,
     LinkError,
     LoadError,
@@ -16,7 +16,7 @@ from edge_runtime.wasmedge.errors import (
     WasmEdgeError,
 )
 from edge_runtime.wasmedge.host import HostModule, Signature
-from edge_runtime.wasmedge.instance import Entry, Program
+from edge_runtime.wasmedge.instance import EntryPoint, Program
 from edge_runtime.wasmedge.memory import PAGE, Memory, check_address_space, check_refusals
 from edge_runtime.wasmedge.module import Config, MemoryExport, Module
 
@@ -25,11 +25,11 @@ __all__ = [
     "PAGE",
     "QUICK",
     "AotFile",
-    "Closed",
     "CompileError",
     "Config",
     "Damaged",
-    "Entry",
+    "EntryPoint",
+    "HandleClosed",
     "HostModule",
     "LibraryMissing",
     "LinkError",

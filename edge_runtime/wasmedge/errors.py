@@ -33,7 +33,7 @@ class Unsafe(RuntimeError):
     """The process is not one in which a guest may run: its memory could not be kept inside its sandbox."""
 
 
-class Closed(RuntimeError):
+class HandleClosed(RuntimeError):
     """A handle was used after it had been closed."""
 
 

@@ -4,7 +4,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from edge_runtime.wasmedge.declarations import CData, ffi, library
-from edge_runtime.wasmedge.errors import Closed, failure
+from edge_runtime.wasmedge.errors import HandleClosed, failure
 
 
 class Handle:
@@ -25,9 +25,9 @@ class Handle:
 
     @property
     def pointer(self) -> CData:
-        """The C pointer. Error: Closed."""
+        """The C pointer. Error: HandleClosed."""
         if self._owned is None:
-            raise Closed(f"this {type(self).__name__} has been closed")
+            raise HandleClosed(f"this {type(self).__name__} has been closed")
         return self._owned
 
     @property

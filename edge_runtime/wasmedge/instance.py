@@ -10,8 +10,8 @@ from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
 from edge_runtime.wasmedge.errors import LinkError, Unsafe
 from edge_runtime.wasmedge.handles import Handle, Name, check, message
 from edge_runtime.wasmedge.host import HostModule, Signature, raised, unclaimed, value_types
-from edge_runtime.wasmedge.imported import MODULE
 from edge_runtime.wasmedge.memory import Memory, Reserved
+from edge_runtime.wasmedge.memory_imports import MODULE
 from edge_runtime.wasmedge.module import Config, Module
 
 # A call makes each of these once or twice: looking them up in the library costs a tenth of a microsecond each time.
@@ -40,7 +40,7 @@ class _Store(Handle):
             check(library.WasmEdge_ExecutorRegisterImport(executor.pointer, self.pointer, module.pointer))
 
 
-class Entry:
+class EntryPoint:
     """A function that programs export and that is called from here; its arguments and its result are numbers.
 
     One call at a time, as with all of guests: every entry has its one place for values.
@@ -93,7 +93,7 @@ class Program:
         module: Module,
         config: Config,
         imports: Sequence[HostModule],
-        entries: Sequence[Entry],
+        entries: Sequence[EntryPoint],
         second_memory: str = "",
     ) -> None:
         """`second_memory`: the export of another memory that the host looks into, where the module has one.
@@ -114,7 +114,7 @@ class Program:
             )
         if module.memory_sources() != [MODULE] * len(exported):
             # The host would look into a memory that isn't the guest's.
-            raise LinkError(0x0301, "the module's memories aren't imported: it must come from `imported`")
+            raise LinkError(0x0301, "the module's memories aren't imported: it must come from `import_memories`")
         most = config.memory_pages
         self._limits = [(each.minimum, most if each.maximum is None else min(most, each.maximum)) for each in exported]
         self.functions = module.functions()
@@ -142,7 +142,7 @@ class Program:
         block ends host functions find the guest's memory in `memory`, and the second one in `second`, which are empty
         afterwards.
 
-        Raises what a host function raised, Trap, LinkError, Unsafe (then nothing of the guest was run), or Closed.
+        Raises: what a host function raised; Trap; LinkError; Unsafe (then nothing of the guest was run); HandleClosed.
         """
         if Program._live:
             raise Unsafe("this process already has a live instance; one at a time")
@@ -168,7 +168,7 @@ class Program:
             raise
         return self
 
-    def call(self, entry: Entry, *numbers: int) -> int:
+    def call(self, entry: EntryPoint, *numbers: int) -> int:
         """Call an entry; its result as an unsigned number, 0 where it has none. Raises as `open`."""
         arguments, word = entry.arguments, 0
         for number in numbers:
@@ -253,5 +253,5 @@ class Program:
         self._module.close()
 
 
-_INITIALIZE = Entry("_initialize")
+_INITIALIZE = EntryPoint("_initialize")
 """What a library of WASI's (a reactor) has called before anything else of it."""

@@ -14,7 +14,7 @@ from typing import Final, Self
 from edge_runtime.wasmedge.declarations import CData, ffi, libc, library
 from edge_runtime.wasmedge.errors import Unsafe
 from edge_runtime.wasmedge.handles import Handle, Name
-from edge_runtime.wasmedge.imported import MODULE
+from edge_runtime.wasmedge.memory_imports import MODULE
 
 PAGE = 65536
 SMALL: Final = 4 * PAGE

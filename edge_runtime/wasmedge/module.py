@@ -8,7 +8,7 @@ from typing import Self
 from edge_runtime.wasmedge.declarations import CData, ffi, library
 from edge_runtime.wasmedge.handles import Handle, check
 from edge_runtime.wasmedge.host import Signature
-from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge.memory_imports import import_memories
 
 _FUNCTION, _MEMORY = 0, 2
 """Of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
@@ -49,7 +49,7 @@ class Module(Handle):
 
     @classmethod
     def from_bytes(cls, wasm: bytes, config: Config) -> Self:
-        """Load and validate wasm, which can be run where `imported` made it. Error: LoadError."""
+        """Load and validate wasm, which can be run where `import_memories` made it. Error: LoadError."""
         with _Loader(config, native=False) as loader:
             given = ffi.new("WasmEdge_Bytes *", (len(wasm), ffi.from_buffer("uint8_t[]", wasm)))
             made = ffi.new("WasmEdge_ASTModuleContext **")
@@ -63,7 +63,7 @@ class Module(Handle):
         with path.open("rb") as file:
             plain = file.read(4) == b"\0asm"
         if plain:
-            return cls.from_bytes(imported(path.read_bytes()), config)
+            return cls.from_bytes(import_memories(path.read_bytes()), config)
         with _Loader(config, native=True) as loader:
             made = ffi.new("WasmEdge_ASTModuleContext **")
             check(library.WasmEdge_LoaderParseFromFile(loader.pointer, made, bytes(path)))

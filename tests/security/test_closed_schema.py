@@ -79,11 +79,11 @@ def test_a_schema_change_is_refused(doors, sql):
     opened.rows("BEGIN")
     try:
         opened.rows("CREATE TABLE items (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT)")
-        with pytest.raises(schema_change.Refused) as refused:
+        with pytest.raises(schema_change.SchemaChangeRefused) as refused:
             schema_change.run(opened, closed, sql)
         assert refused.value.code in ("schema_closed", "schema_not_allowed")
         # The same among others: nothing is run before all are looked at.
-        with pytest.raises(schema_change.Refused):
+        with pytest.raises(schema_change.SchemaChangeRefused):
             schema_change.run(opened, closed, f"CREATE TABLE before (x); {sql}; CREATE TABLE after (x)")
         assert opened.in_transaction
         if "temp.t" not in sql:

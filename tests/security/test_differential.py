@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.guests.abi.detect import Refused
+from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.host_functions import host
 from edge_runtime.guests.invocation import GuestFault, Request
 from edge_runtime.oneshot.check import check_module
@@ -45,7 +45,7 @@ def modules(kind: str) -> list[bytes]:
         wasm = smith(chance, *ENDING, *more, "--disallow-traps", str(tame).lower(), shape=shape)
         try:
             check_module(wasm)
-        except Refused:
+        except ModuleRefused:
             continue
         found.append(wasm)
     assert len(found) > EACH / 2

@@ -16,7 +16,7 @@ import pytest
 
 from control import wire
 from edge_runtime.guests.guest import Request
-from edge_runtime.oneshot.single_call import Asked
+from edge_runtime.oneshot.single_call import SingleCallRequest
 from tests.guests.build import guest
 from tests.support.programs import command
 
@@ -52,7 +52,9 @@ def taken(
 
 def asked(file: Path, cache: Path | None = None, database: Path | None = None) -> bytes:
     manifest = wire.Manifest(sql="write" if database else "none")
-    return msgspec.json.encode(Asked(str(file), manifest, Request("GET"), str(cache or ""), str(database or "")))
+    return msgspec.json.encode(
+        SingleCallRequest(str(file), manifest, Request("GET"), str(cache or ""), str(database or ""))
+    )
 
 
 TCP = ("connect", socket.AF_INET, ["127.0.0.1", 9])
@@ -166,7 +168,7 @@ async def test_on_a_kernel_without_landlock(file: Path, tmp_path: Path) -> None:
     told, _ = run("edge_runtime.oneshot.single_call", "once", stdin=asked(file))
     assert told["code"] == "fence_lacking"
     assert "--fence partial" in told["message"]
-    partly = msgspec.structs.replace(msgspec.json.decode(asked(file), type=Asked), fence="partial")
+    partly = msgspec.structs.replace(msgspec.json.decode(asked(file), type=SingleCallRequest), fence="partial")
     told, warned = run("edge_runtime.oneshot.single_call", "once", stdin=msgspec.json.encode(partly))
     assert (told["status"], told.get("code")) == (200, None)
     assert warned.startswith("Warning: the function runs without a part of its fence: Landlock")

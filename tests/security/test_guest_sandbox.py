@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import edge_runtime
-from edge_runtime.guests.guest import GuestFault, Limits, Request
+from edge_runtime.guests.guest import CallLimits, GuestFault, Request
 from edge_runtime.wasmedge import QUICK, compile_module
 from tests.guests.build import guest, wat
 from tests.support.functions import function
@@ -131,7 +131,7 @@ def test_hazard_1_traps_with_other_threads_about(echo, aot):
 
 
 def test_memory_beyond_the_limit_is_refused_to_the_guest(tmp_path):
-    hog = function(guest("hog"), tmp_path, Limits(memory_pages=1024))
+    hog = function(guest("hog"), tmp_path, CallLimits(memory_pages=1024))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(GuestFault):
         hog.call(Request("GET"))

@@ -15,7 +15,7 @@ from control.api.edge_check import Checks
 from control.problems import ProblemError
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests.guest import Function, GuestFault, Request
-from edge_runtime.oneshot.check import Refused, check_module
+from edge_runtime.oneshot.check import ModuleRefused, check_module
 from edge_runtime.wasmedge import BEST
 from tests.guests import hostile
 from tests.guests.build import guest
@@ -143,7 +143,7 @@ async def test_a_module_as_large_as_it_may_be(edge: Node) -> None:
 async def test_generated_modules_end_in_their_own_status(edge: Node, capsys: pytest.CaptureFixture[str]) -> None:
     functions = {}
     for module in random.Random("sample").sample(generated(500), SAMPLE):
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(ModuleRefused):
             abi = check_module(module.wasm)["abi"]
             manifest = {"abi": abi, "entry": "run" if abi == "extism" else "", "time_limit_ms": 300, "memory_pages": 32}
             functions[module.name] = (module.wasm, manifest)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.wasmedge import QUICK, Config, Entry, Memory, Module, Program, Trap, compile_module
-from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge import QUICK, Config, EntryPoint, Memory, Module, Program, Trap, compile_module
 from edge_runtime.wasmedge.memory import PAGE
+from edge_runtime.wasmedge.memory_imports import import_memories
 from tests.guests.build import wat
 from tests.support import by_wasmtime
 
@@ -121,11 +121,11 @@ def by_one(
     second = "other" if len(shape) > 1 else ""
     config = Config(memory_pages=PAGES, second_memory=bool(second))
     if folder is None:
-        module = Module.from_bytes(imported(wasm), config)
+        module = Module.from_bytes(import_memories(wasm), config)
     else:
         aot = compile_module(wasm, folder, QUICK, merged=wasm if second else None)
         module = Module.from_file(aot.path, config)
-    entries = {name: Entry(name, ("i" * count, "i")) for name, count in functions(shape).items()}
+    entries = {name: EntryPoint(name, ("i" * count, "i")) for name, count in functions(shape).items()}
     program = Program(module, config, [], list(entries.values()), second)
     found, reserved = [], set()
     for run in runs:

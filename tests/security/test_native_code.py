@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from control import wire
-from edge_runtime.guests.abi.detect import Refused, detect
+from edge_runtime.guests.abi.detect import ModuleRefused, detect
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.guest import Function, GuestFault, Request
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.wasmedge import QUICK, Config, LoadError, Module
-from edge_runtime.wasmedge.compile import _CompilerConfig
+from edge_runtime.wasmedge.aot_compile import _CompilerConfig
 from edge_runtime.wasmedge.declarations import ffi, library
-from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge.memory_imports import import_memories
 from edge_runtime.wasmedge.module import _Loader
 from tests.guests.build import wat
 from tests.guests.hostile import section
@@ -30,7 +30,7 @@ UNIVERSAL = 1
 @pytest.fixture(scope="module")
 def section_of_42(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The section with the machine code of a module that exits with 42."""
-    wasm, path = imported(wat(EXITS.format(code=42))), tmp_path_factory.mktemp("native") / "universal.wasm"
+    wasm, path = import_memories(wat(EXITS.format(code=42))), tmp_path_factory.mktemp("native") / "universal.wasm"
     with _CompilerConfig(QUICK, False) as config:
         library.WasmEdge_ConfigureCompilerSetOutputFormat(config.pointer, UNIVERSAL)
         compiler = library.WasmEdge_CompilerCreate(config.pointer)
@@ -49,7 +49,7 @@ def evil(section_of_42: bytes) -> bytes:
 
 
 def test_it_is_refused_at_upload(evil: bytes) -> None:
-    with pytest.raises(Refused, match="machine code") as refused:
+    with pytest.raises(ModuleRefused, match="machine code") as refused:
         check_module(evil)
     assert refused.value.code == "module_native"
 
@@ -94,7 +94,7 @@ def test_a_body_behind_it_is_validated(section_of_42: bytes) -> None:
 def test_the_section_is_seen_however_it_is_written(length: bytes, first: bool) -> None:
     wasm = wat(EXITS.format(code=1))
     brought = section(0, length + b"wasmedge" + b"anything")
-    with pytest.raises(Refused, match="machine code"):
+    with pytest.raises(ModuleRefused, match="machine code"):
         detect(wasm[:8] + brought + wasm[8:] if first else wasm + brought)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import edge_runtime
 from edge_runtime.aot_cache import QUICK, AotFile
-from edge_runtime.wasmedge import compile, compile_module
+from edge_runtime.wasmedge import aot_compile, compile_module
 from tests.guests.build import wat
 
 ROOT = Path(edge_runtime.__file__).parents[1]
@@ -137,6 +137,6 @@ def test_with_a_memory_of_its_own_a_start_section_would_write_the_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the two above would show nothing, and memories needn't be imported."""
-    monkeypatch.setattr(compile, "imported", lambda wasm: wasm)
+    monkeypatch.setattr(aot_compile, "import_memories", lambda wasm: wasm)
     made = compile_module(wat(MODULES["start"]), tmp_path, QUICK)
     assert run(made, "alone") == ["result 0", "canary 4141414100000000"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from control import wire
 from edge_runtime.guests.function_code import compile_artifact
-from edge_runtime.guests.guest import Function, Limits
+from edge_runtime.guests.guest import CallLimits, Function
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import QUICK, AotFile, find
 from tests.guests.build import guest
@@ -29,13 +29,13 @@ def local(aot: AotFile, name: str = "f", **manifest: Any) -> LocalFunction:
 def function(
     wasm: bytes,
     folder: Path,
-    limits: Limits | None = None,
+    limits: CallLimits | None = None,
     config: Mapping[str, str] | None = None,
     name: str = "f",
     **manifest: Any,
 ) -> Function:
     """A function of these bytes, loaded in this process; `manifest` are further fields of its manifest."""
-    limits = limits or Limits()
+    limits = limits or CallLimits()
     return Function.load(
         local(
             compiled(wasm, folder),

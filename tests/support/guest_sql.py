@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from edge_runtime.sql import database
-from edge_runtime.sql.call_sql import CallSql, Grant, Limits, Session
+from edge_runtime.sql.call_sql import CallSql, Grant, Session, SqlLimits
 from edge_runtime.sql.queries import load
 
 GENERATION = 2**61
@@ -21,8 +21,8 @@ class Calls:
         self.database = opened
         self.session = Session(opened)
 
-    def new(self, grant: Grant = "write", limits: Limits | None = None, watch: Any = None) -> CallSql:
-        return CallSql(self.session, grant, GENERATION, watch, limits or Limits())
+    def new(self, grant: Grant = "write", limits: SqlLimits | None = None, watch: Any = None) -> CallSql:
+        return CallSql(self.session, grant, GENERATION, watch, limits or SqlLimits())
 
     def one(self, sql: str, *params: Any, grant: Grant = "write") -> dict[str, Any]:
         """The answer of a call of one statement, committed."""

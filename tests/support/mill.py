@@ -91,7 +91,7 @@ def main(corpus: Path, folder: Path) -> Milled:
     def checked(index: int) -> End:
         try:
             found = check.check_module(modules[index].wasm)
-        except check.Refused as refused:
+        except check.ModuleRefused as refused:
             return End("refused", refused.code, str(refused))
         return End("ok", found["abi"])
 

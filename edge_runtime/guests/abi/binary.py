@@ -6,7 +6,7 @@ Source: WebAssembly Core Specification 2.0, chapter 5 (binary format). Function 
 import contextlib
 from dataclasses import dataclass, field
 
-from edge_runtime.guests.abi.code import grows_tables, local_variables
+from edge_runtime.guests.abi.code_section import grows_tables, local_variables
 
 MAGIC = b"\0asm"
 CORE_VERSION = b"\1\0\0\0"
@@ -32,7 +32,7 @@ class Malformed(ValueError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResizableLimits:
     """A memory's, in pages of 64 KiB, or a table's, in entries."""
 
     minimum: int
@@ -56,9 +56,9 @@ class Shape:
     """A module, seen from outside."""
 
     imports: list[Import] = field(default_factory=list)
-    memories: list[Limits] = field(default_factory=list)
+    memories: list[ResizableLimits] = field(default_factory=list)
     """Its own ones."""
-    tables: list[Limits] = field(default_factory=list)
+    tables: list[ResizableLimits] = field(default_factory=list)
     """Its own ones."""
     exports: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Kind and index."""
@@ -102,16 +102,16 @@ def read(wasm: bytes) -> Shape:
         if count > _MOST_SECTIONS:
             raise Malformed(f"it has more than {_MOST_SECTIONS} sections")
         section = wasm[at]
-        outer = _Reader(wasm, at + 1, len(wasm))
+        outer = _SectionReader(wasm, at + 1, len(wasm))
         size = outer.unsigned()
         at = outer.at + size
         if at > len(wasm):
             raise Malformed(f"section {section} is cut off: it should have {size} bytes")
-        _section(shape, section, _Reader(wasm, outer.at, at))
+        _section(shape, section, _SectionReader(wasm, outer.at, at))
     return shape
 
 
-def _section(shape: Shape, section: int, reader: "_Reader") -> None:
+def _section(shape: Shape, section: int, reader: "_SectionReader") -> None:
     if section == _CUSTOM:
         # Their other names are nobody's business, valid or not.
         with contextlib.suppress(Malformed):
@@ -137,7 +137,7 @@ def _section(shape: Shape, section: int, reader: "_Reader") -> None:
         shape.most_locals, shape.locals = local_variables(reader.data, reader.at, reader.end)
 
 
-class _Reader:
+class _SectionReader:
     """A place in a section."""
 
     __slots__ = ("at", "data", "end")
@@ -195,15 +195,15 @@ class _Reader:
         parameters = "".join([self.value_type() for _ in range(self.count())])
         return parameters, "".join([self.value_type() for _ in range(self.count())])
 
-    def limits(self) -> Limits:
+    def limits(self) -> ResizableLimits:
         flags = self.byte()
         if flags > 7:
             raise Malformed(f"the limits flag {flags:#x} is unknown")
         bits = 64 if flags & 4 else 32
         minimum = self.unsigned(bits)
-        return Limits(minimum, self.unsigned(bits) if flags & 1 else None, bool(flags & 2), bool(flags & 4))
+        return ResizableLimits(minimum, self.unsigned(bits) if flags & 1 else None, bool(flags & 2), bool(flags & 4))
 
-    def table(self) -> Limits:
+    def table(self) -> ResizableLimits:
         self.value_type()
         return self.limits()
 

@@ -25,7 +25,7 @@ ALL_VALUES_LIMIT = 100_000
 _SHOWN = 8
 
 
-class Refused(Exception):
+class ModuleRefused(Exception):
     """No node can run this module: `code` is stable, the message says why and what to do."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -48,11 +48,11 @@ class Detected:
 
 
 def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> Detected:
-    """Which ABI a module speaks and what it needs. Error: Refused."""
+    """Which ABI a module speaks and what it needs. Error: ModuleRefused."""
     if len(wasm) > size_limit:
-        raise Refused("module_too_large", f"It has {len(wasm)} bytes; {size_limit} are allowed.")
+        raise ModuleRefused("module_too_large", f"It has {len(wasm)} bytes; {size_limit} are allowed.")
     if wasm[:8] == binary.MAGIC + binary.COMPONENT_VERSION:
-        raise Refused(
+        raise ModuleRefused(
             "module_component",
             "It is a component (component model), which WasmEdge can't run: build a core module for WASI preview 1, "
             "as with the target wasm32-wasip1.",
@@ -62,9 +62,9 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
         exported = {name: shape.export_signature(name) for name in ("_start", *direct.SIGNATURES)}
         entries = extism.entries(shape)
     except binary.Malformed as error:
-        raise Refused("module_invalid", f"It is no valid module: {error}.") from None
+        raise ModuleRefused("module_invalid", f"It is no valid module: {error}.") from None
     if shape.native:
-        raise Refused(
+        raise ModuleRefused(
             "module_native",
             "It brings machine code, in a custom section `wasmedge`: nodes make their own. Upload the module as it was "
             "before `wasmedge compile`.",
@@ -96,21 +96,21 @@ def _refuse_other_abis(shape: Shape) -> None:
     modules = {found.module for found in shape.imports}
     functions = {found.name for found in shape.imports if found.module == "env"} | set(shape.exports)
     if any(module.startswith("wasi:http/") for module in modules):
-        raise Refused(
+        raise ModuleRefused(
             "abi_wasi_http",
             "It is made for wasi:http, which needs the component model that WasmEdge lacks: answer by WAGI, "
             "with a `main` that writes headers, a blank line and the body to stdout.",
         )
     if "wapc" in modules or "__guest_call" in shape.exports:
-        raise Refused("abi_wapc", "It is a waPC guest, which is not supported: answer by WAGI, from `main`.")
+        raise ModuleRefused("abi_wapc", "It is a waPC guest, which is not supported: answer by WAGI, from `main`.")
     if any(name.startswith(("proxy_on_", "proxy_abi_version", "proxy_log")) for name in functions):
-        raise Refused("abi_proxy_wasm", "It is a proxy-wasm filter, for a proxy and not for an edge function.")
+        raise ModuleRefused("abi_proxy_wasm", "It is a proxy-wasm filter, for a proxy and not for an edge function.")
     if "http_handler" in modules:
-        raise Refused(
+        raise ModuleRefused(
             "abi_http_wasm", "It is an http-wasm handler, which is not supported: answer by WAGI, from `main`."
         )
     if modules & {"wasi_unstable", "wasi"}:
-        raise Refused(
+        raise ModuleRefused(
             "abi_wasi_unstable", f"It is made for a WASI older than preview 1: build it again for {wasi.MODULE}."
         )
 
@@ -123,17 +123,19 @@ def _check_entry(shape: Shape, entry: binary.Signature | None) -> None:
             else "Build a command, with a `main`, for WASI preview 1."
         )
         exported = _listed([name for name, (kind, _) in shape.exports.items() if kind == FUNCTION])
-        raise Refused(
+        raise ModuleRefused(
             "abi_unknown", f"It exports no function `_start` (it exports {exported or 'no function'}). {hint}"
         )
     if entry != ("", ""):
-        raise Refused("abi_unknown", "Its `_start` takes or returns values; a command's takes and returns nothing.")
+        raise ModuleRefused(
+            "abi_unknown", "Its `_start` takes or returns values; a command's takes and returns nothing."
+        )
 
 
 def _check_plugin(shape: Shape, entries: list[str]) -> None:
     if not entries:
         exported = _listed([name for name, (kind, _) in shape.exports.items() if kind == FUNCTION])
-        raise Refused(
+        raise ModuleRefused(
             "abi_unknown",
             "It is an Extism plug-in, and exports no function to call, which takes nothing and returns an i32 "
             f"(it exports {exported or 'no function'}).",
@@ -143,7 +145,7 @@ def _check_plugin(shape: Shape, entries: list[str]) -> None:
 def _check_direct(exported: Mapping[str, binary.Signature | None]) -> None:
     for name, signature in direct.SIGNATURES.items():
         if exported[name] != signature:
-            raise Refused(
+            raise ModuleRefused(
                 "abi_unknown",
                 f"It exports {direct.HANDLE}, and {name} as {_signature(exported[name])}; "
                 f"it must be {_signature(signature)}.",
@@ -159,34 +161,34 @@ def _check_imports(imports: list[Import], offered: Mapping[str, Mapping[str, bin
     if unknown:
         modules = " and ".join(offered)
         hint = " An import from `env` is mostly a symbol that was not linked." if "env." in str(unknown) else ""
-        raise Refused("imports_unknown", f"It imports {_listed(unknown)}; nodes offer {modules} alone.{hint}")
+        raise ModuleRefused("imports_unknown", f"It imports {_listed(unknown)}; nodes offer {modules} alone.{hint}")
     for found in imports:
         if found.kind == FUNCTION and found.signature != offered[found.module][found.name]:
-            raise Refused(
+            raise ModuleRefused(
                 "imports_mismatch",
                 f"It imports {found.module}.{found.name} as {_signature(found.signature)}; "
                 f"it is {_signature(offered[found.module][found.name])}.",
             )
 
 
-def _memory(shape: Shape, pages_limit: int, least: int) -> binary.Limits:
+def _memory(shape: Shape, pages_limit: int, least: int) -> binary.ResizableLimits:
     if any(found.kind == MEMORY for found in shape.imports):
-        raise Refused("memory_imported", "It imports its memory: build it without --import-memory.")
+        raise ModuleRefused("memory_imported", "It imports its memory: build it without --import-memory.")
     if not shape.memories:
-        raise Refused("memory_missing", "It has no memory; a function has exactly one, exported as `memory`.")
+        raise ModuleRefused("memory_missing", "It has no memory; a function has exactly one, exported as `memory`.")
     if len(shape.memories) > 1:
-        raise Refused("memory_several", f"It has {len(shape.memories)} memories; a function has exactly one.")
+        raise ModuleRefused("memory_several", f"It has {len(shape.memories)} memories; a function has exactly one.")
     if [name for name, (kind, _) in shape.exports.items() if kind == MEMORY] != ["memory"]:
-        raise Refused("memory_not_exported", "It must export its memory as `memory`, and under no other name.")
+        raise ModuleRefused("memory_not_exported", "It must export its memory as `memory`, and under no other name.")
     memory = shape.memories[0]
     if memory.wide:
-        raise Refused("memory_64", "Its memory has 64-bit addresses: build it for wasm32.")
+        raise ModuleRefused("memory_64", "Its memory has 64-bit addresses: build it for wasm32.")
     if memory.shared:
-        raise Refused("memory_shared", "Its memory is shared between threads, which functions can't start.")
+        raise ModuleRefused("memory_shared", "Its memory is shared between threads, which functions can't start.")
     if memory.minimum < least:
-        raise Refused("memory_zero", "Its memory starts with no page; it must have one at least.")
+        raise ModuleRefused("memory_zero", "Its memory starts with no page; it must have one at least.")
     if memory.minimum > pages_limit:
-        raise Refused(
+        raise ModuleRefused(
             "memory_above_limit",
             f"Its memory starts with {memory.minimum} pages of 64 KiB; {pages_limit} are allowed (memory_pages).",
         )
@@ -196,10 +198,10 @@ def _memory(shape: Shape, pages_limit: int, least: int) -> binary.Limits:
 def _check_tables(shape: Shape) -> None:
     entries = sum(table.minimum for table in shape.tables)
     if entries > TABLE_LIMIT:
-        raise Refused("table_too_large", f"Its tables start with {entries} entries; {TABLE_LIMIT} are allowed.")
+        raise ModuleRefused("table_too_large", f"Its tables start with {entries} entries; {TABLE_LIMIT} are allowed.")
     most = [table.maximum for table in shape.tables]
     if shape.may_grow_tables and (None in most or sum(entry or 0 for entry in most) > TABLE_LIMIT):
-        raise Refused(
+        raise ModuleRefused(
             "table_unbounded",
             f"It can grow its tables beyond the {TABLE_LIMIT} entries that are allowed: give them a maximum "
             "(build it without --growable-table).",
@@ -216,7 +218,7 @@ def _check_cost(shape: Shape) -> None:
         (sum(values), ALL_VALUES_LIMIT, "parameters and results in all function types"),
     ):
         if found > limit:
-            raise Refused("module_too_complex", f"It has {found} {what}; {limit} are allowed.")
+            raise ModuleRefused("module_too_complex", f"It has {found} {what}; {limit} are allowed.")
 
 
 def _listed(names: list[str]) -> str:

@@ -43,11 +43,11 @@ class Kernel:
 
 def _kernel() -> Kernel:
     wasm = (Path(__file__).parent / "kernel.wasm").read_bytes()
-    sections = {number: _Reader(content) for number, content in _sections(wasm)}
-    types = sections[_TYPE].entries(_Reader.signature)
-    kinds = [entry[0] for entry in sections[_FUNCTION].entries(_Reader.number)]
-    bodies = sections[_CODE].entries(_Reader.sized)
-    memories = sections[_MEMORY].entries(_Reader.limits)
+    sections = {number: _SectionCursor(content) for number, content in _sections(wasm)}
+    types = sections[_TYPE].entries(_SectionCursor.signature)
+    kinds = [entry[0] for entry in sections[_FUNCTION].entries(_SectionCursor.number)]
+    bodies = sections[_CODE].entries(_SectionCursor.sized)
+    memories = sections[_MEMORY].entries(_SectionCursor.limits)
     exports = {name: index for name, (kind, index) in binary.read(wasm).exports.items() if kind == binary.FUNCTION}
     return Kernel(types, {name: (kinds[i], bodies[i]) for name, i in exports.items()}, memories[1])
 
@@ -75,11 +75,11 @@ class _Merger:
 
     def merged(self) -> Iterator[bytes]:
         types, known = _KERNEL.types, self._count(_TYPE)
-        rewritten: dict[int, Callable[[_Reader], bytes]] = {
-            _TYPE: lambda reader: _vector(reader.entries(_Reader.signature), types),
+        rewritten: dict[int, Callable[[_SectionCursor], bytes]] = {
+            _TYPE: lambda reader: _vector(reader.entries(_SectionCursor.signature), types),
             _IMPORT: lambda _: _vector(self._imports),
             _FUNCTION: lambda reader: _vector(
-                reader.entries(_Reader.number), [_number(known + kind) for kind, _ in self._added]
+                reader.entries(_SectionCursor.number), [_number(known + kind) for kind, _ in self._added]
             ),
             _MEMORY: lambda reader: _vector(reader.entries(_memory), [_KERNEL.memory]),
             _GLOBAL: lambda reader: _vector(reader.entries(self._global)),
@@ -92,15 +92,15 @@ class _Merger:
             if number in self._sections or number in (_FUNCTION, _CODE):
                 content = self._sections.get(number, b"\0")
                 if number in rewritten:
-                    content = rewritten[number](_Reader(content))
+                    content = rewritten[number](_SectionCursor(content))
                 yield bytes([number]) + _number(len(content)) + content
 
     def _count(self, section: int) -> int:
-        return _Reader(self._sections.get(section, b"\0")).number()
+        return _SectionCursor(self._sections.get(section, b"\0")).number()
 
     def _split_imports(self) -> tuple[list[bytes], list[str]]:
         """The imports that stay; and for each imported function the kernel's name of it, "" for those that stay."""
-        reader = _Reader(self._sections.get(_IMPORT, b"\0"))
+        reader = _SectionCursor(self._sections.get(_IMPORT, b"\0"))
         kept, names = [], []
         for _ in range(reader.number()):
             start = reader.at
@@ -114,26 +114,26 @@ class _Merger:
                 kept.append(reader.data[start : reader.at])
         return kept, names
 
-    def _function(self, reader: "_Reader") -> bytes:
+    def _function(self, reader: "_SectionCursor") -> bytes:
         index = reader.number()
         if index >= len(self._numbers):
             raise Malformed(f"the function {index} does not exist")
         return _number(self._numbers[index])
 
-    def _constant(self, reader: "_Reader") -> bytes:
+    def _constant(self, reader: "_SectionCursor") -> bytes:
         start = reader.at
         return self._instructions(reader.data, start, reader.constant())
 
-    def _global(self, reader: "_Reader") -> bytes:
+    def _global(self, reader: "_SectionCursor") -> bytes:
         return reader.take(2) + self._constant(reader)
 
-    def _export(self, reader: "_Reader") -> bytes:
+    def _export(self, reader: "_SectionCursor") -> bytes:
         start = reader.at
         reader.take(reader.number())
         head, kind = reader.data[start : reader.at + 1], reader.byte()
         return head + (self._function(reader) if kind == binary.FUNCTION else _number(reader.number()))
 
-    def _element(self, reader: "_Reader") -> bytes:
+    def _element(self, reader: "_SectionCursor") -> bytes:
         """Bits of the flags: 1 not placed at the start, 2 with a table or only declared, 4 of expressions."""
         flags = reader.number()
         pieces = [_number(flags)]
@@ -146,7 +146,7 @@ class _Merger:
         pieces.append(_vector(reader.entries(self._constant if flags & 4 else self._function)))
         return b"".join(pieces)
 
-    def _body(self, reader: "_Reader") -> bytes:
+    def _body(self, reader: "_SectionCursor") -> bytes:
         end = reader.number()
         start = reader.at
         end += start
@@ -163,7 +163,7 @@ class _Merger:
         try:
             for opcode, place in notable(data, at, end):
                 if opcode != TABLE_GROW:
-                    reader = _Reader(data, place)
+                    reader = _SectionCursor(data, place)
                     pieces += (data[copied:place], self._function(reader))
                     copied = reader.at
         except Unknown as unknown:
@@ -171,7 +171,7 @@ class _Merger:
         return b"".join((*pieces, data[copied:end]))
 
 
-class _Reader:
+class _SectionCursor:
     """A place in a section."""
 
     __slots__ = ("at", "data")
@@ -222,7 +222,7 @@ class _Reader:
         self.at = found.end()
         return self.at
 
-    def entries(self, entry: "Callable[[_Reader], object]") -> list[bytes]:
+    def entries(self, entry: "Callable[[_SectionCursor], object]") -> list[bytes]:
         """The entries of a vector: what `entry` gives, or the bytes that it went over where it gives none."""
         entries = []
         for _ in range(self.number()):
@@ -232,12 +232,12 @@ class _Reader:
 
 
 def _sections(wasm: bytes) -> Iterator[tuple[int, bytes]]:
-    reader = _Reader(wasm, 8)
+    reader = _SectionCursor(wasm, 8)
     while reader.at < len(wasm):
         yield reader.byte(), reader.take(reader.number())
 
 
-def _memory(reader: _Reader) -> bytes:
+def _memory(reader: _SectionCursor) -> bytes:
     """Of one page at least: a module of AssemblyScript may begin with none, and without one a guest is not run."""
     flags, minimum = reader.byte(), max(1, reader.number())
     return bytes([flags]) + _number(minimum) + (_number(max(minimum, reader.number())) if flags & 1 else b"")

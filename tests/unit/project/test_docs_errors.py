@@ -19,9 +19,10 @@ TABLES = {"control": problems.CODES, "edge_runtime": errors.CODES}
 TABLE_MODULES = (ROOT / "control" / "problems.py", ROOT / "edge_runtime" / "errors.py")
 
 RAISED = {
-    "AuthError", "CommitFailed", "Failure", "Fault", "GuestFault", "JoinFailed", "LoadFailed", "NotConnected",
-    "NotConverged", "NotFetched", "Problem", "ProblemError", "Refusal", "Refused", "SqlError", "StepFailed",
-    "SyncError", "SyncFailed", "Unreachable", "_Broken", "_fail", "_fault", "code_of", "fail",
+    "AuthError", "CommitFailed", "Failure", "Fault", "GuestFault", "JoinFailed", "LoadFailed", "ModuleRefused",
+    "NotConnected", "NotConverged", "NotFetched", "Problem", "ProblemError", "Refusal", "SchemaChangeRefused",
+    "SqlError", "StepFailed", "SyncError", "SyncFailed", "Unreachable", "_Broken", "_fail", "_fault", "code_of",
+    "fail",
 }  # fmt: skip
 """What is called with a code: as the argument `code`, or as one of the first two positional ones."""
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime.guests.guest import Limits, Request, Services
+from edge_runtime.guests.guest import CallLimits, Request, Services
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.sql import database
 from edge_runtime.sql.call_sql import CallSql, Session
@@ -47,7 +47,7 @@ def call(tmp_path):
                 file.rows(statement)
             file.rows(load("write_release"), ("r", 1, "7", database.now()))
             asked = manifest(name)
-            limits = Limits(asked.memory_pages, asked.response_limit)
+            limits = CallLimits(asked.memory_pages, asked.response_limit)
             opened[name] = file, Session(file), function(example(name), folder, limits, asked.config, name)
         _, session, loaded = opened[name]
         sql = CallSql(session, manifest(name).sql, 7)

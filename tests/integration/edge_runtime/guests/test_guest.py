@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from edge_runtime.guests.guest import GuestFault, Limits, Request, Services
+from edge_runtime.guests.guest import CallLimits, GuestFault, Request, Services
 from edge_runtime.wasmedge import LinkError
 from tests.guests.build import guest, wat
 from tests.guests.version import version
@@ -96,7 +96,7 @@ def test_status_headers_and_log(load):
 def test_the_log_is_cut(load):
     good = b"Content-Type: t/p\n\n"
     request = Request("GET", query="log=" + "x" * 4000, body=good)
-    assert load("raw", Limits(log_bytes=100)).call(request).log == b"x" * 100
+    assert load("raw", CallLimits(log_bytes=100)).call(request).log == b"x" * 100
 
 
 def test_one_call_leaves_nothing_to_the_next(load):
@@ -112,7 +112,7 @@ def test_one_call_leaves_nothing_to_the_next(load):
     [("trap", "unreachable"), ("divide", "integer divide by zero"), ("bounds", "out of bounds memory access")],
 )
 def test_a_trap(load, name, reason):
-    loaded = load(name, Limits(memory_pages=9))
+    loaded = load(name, CallLimits(memory_pages=9))
     for _ in range(3):
         raised = fault(loaded)
         assert (raised.code, raised.status) == ("guest_trap", 502)
@@ -121,7 +121,7 @@ def test_a_trap(load, name, reason):
 
 
 def test_a_refused_memory_shows_as_a_trap_with_pages_and_limit(load):
-    raised = fault(load("hog", Limits(memory_pages=40)))
+    raised = fault(load("hog", CallLimits(memory_pages=40)))
     assert raised.code == "guest_trap"
     assert "33 of the 40 pages (64 KiB each)" in str(raised)
     assert "memory_pages" in str(raised)
@@ -153,13 +153,13 @@ def test_an_invalid_response(load, output, reason):
 
 
 def test_a_huge_response(load):
-    raised = fault(load("huge", Limits(response_bytes=1_000_000)))
+    raised = fault(load("huge", CallLimits(response_bytes=1_000_000)))
     assert (raised.code, raised.status) == ("response_too_large", 507)
     assert "response_limit is 1000000 bytes" in str(raised)
 
 
 def test_the_response_limit_is_exact(load):
-    loaded = load("echo", Limits(response_bytes=1000))
+    loaded = load("echo", CallLimits(response_bytes=1000))
     assert len(loaded.call(Request("POST", body=bytes(1000))).body) == 1000
     raised = fault(loaded, Request("POST", body=bytes(1001)))
     assert (raised.code, raised.status) == ("response_too_large", 507)
@@ -244,7 +244,7 @@ def test_a_module_that_can_not_be_instantiated(load):
 
 def test_a_declared_memory_above_the_limit_is_refused_and_not_clamped(load):
     with pytest.raises(LinkError, match="starts with 3 pages; 1 to 2 are allowed"):
-        load("huge", Limits(memory_pages=2))
+        load("huge", CallLimits(memory_pages=2))
 
 
 def test_a_closed_function_is_closed(aot):

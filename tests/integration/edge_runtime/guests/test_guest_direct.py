@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from edge_runtime.guests.guest import GuestFault, Limits, Request, Services
+from edge_runtime.guests.guest import CallLimits, GuestFault, Request, Services
 from edge_runtime.wasmedge import LinkError
 from tests.guests.build import guest, wat
 from tests.support.functions import loading
@@ -66,7 +66,7 @@ def test_a_c_function_sees_the_request(load):
 
 
 def test_config_is_its_environment_and_output_its_log(load):
-    loaded = load(guest("direct"), Limits(log_bytes=12), {"GREETING": "ü"})
+    loaded = load(guest("direct"), CallLimits(log_bytes=12), {"GREETING": "ü"})
     assert loaded.call(Request("GET", "/env", "name=GREETING")).body == "ü".encode()
     assert loaded.call(Request("GET", "/env", "name=PATH")).status == 404
     logged = loaded.call(Request("GET", "/log"))
@@ -107,7 +107,7 @@ def test_a_request_that_no_piece_can_hold(load):
 
 
 def test_the_response_limit_is_exact(load):
-    loaded = load(guest("direct_echo"), Limits(response_bytes=1000))
+    loaded = load(guest("direct_echo"), CallLimits(response_bytes=1000))
     assert len(loaded.call(Request("POST", body=bytes(1000))).body) == 1000
     for size in (1001, 200_000):
         raised = fault(loaded, Request("POST", body=bytes(size)))

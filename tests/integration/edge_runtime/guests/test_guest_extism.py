@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime.guests.guest import Function, GuestFault, Limits, Request, Services
+from edge_runtime.guests.guest import CallLimits, Function, GuestFault, Request, Services
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, memory
 from edge_runtime.wasmedge.declarations import ffi
@@ -118,7 +118,7 @@ def test_vars_live_for_a_call(every):
 
 
 def test_a_loop_over_a_var_needs_no_more_memory(load):
-    assert call(load(limits=Limits(memory_pages=16)), "many_vars").body == b"done"
+    assert call(load(limits=CallLimits(memory_pages=16)), "many_vars").body == b"done"
 
 
 def test_everything_logged_is_in_the_call_s_log(every):
@@ -129,7 +129,7 @@ def test_everything_logged_is_in_the_call_s_log(every):
 
 
 def test_the_log_has_a_bound(load):
-    loaded = load(limits=Limits(log_bytes=20))
+    loaded = load(limits=CallLimits(log_bytes=20))
     assert call(loaded, "logs").log == b"trace: one\ndebug: tw"
 
 
@@ -257,7 +257,7 @@ def test_a_spoilt_kernel_costs_its_own_call(every):
 
 
 def test_limits(load):
-    loaded = load(limits=Limits(response_bytes=1000, memory_pages=64))
+    loaded = load(limits=CallLimits(response_bytes=1000, memory_pages=64))
     assert len(call(loaded, "large", b"1000").body) == 1000
     assert fault(loaded, "large", b"1001").code == "response_too_large"
     # 4 MiB, less what the kernel has in the first page.

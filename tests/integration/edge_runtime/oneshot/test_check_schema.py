@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from edge_runtime.oneshot import check_schema
-from edge_runtime.oneshot.check_schema import Asked, Change, check
+from edge_runtime.oneshot.check_schema import RegisteredChange, SchemaCheckRequest, check
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sql import database
 
@@ -25,8 +25,8 @@ SHOP = [
 
 
 def checked(sql, earlier=SHOP, amends=None):
-    changes = [Change(number, text) for number, text in enumerate(earlier, 1)]
-    return check(Asked(sql, changes, amends))
+    changes = [RegisteredChange(number, text) for number, text in enumerate(earlier, 1)]
+    return check(SchemaCheckRequest(sql, changes, amends))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_earlier_change_that_fails_is_named():
 def test_an_amendment_must_lead_to_the_same_schema(sql, ok):
     # The changes after the amended one don't matter.
     earlier = [*SHOP, "CREATE UNIQUE INDEX u ON users (state)", "CREATE TABLE later (x)"]
-    answer = checked(sql, earlier, Change(4, "CREATE UNIQUE INDEX u ON users (state)"))
+    answer = checked(sql, earlier, RegisteredChange(4, "CREATE UNIQUE INDEX u ON users (state)"))
     assert answer["ok"] is ok, answer
     if not ok:
         assert answer["code"] == "schema_amendment_differs"
@@ -134,7 +134,7 @@ def test_a_rebuilt_table_is_the_same_schema():
         "INSERT INTO fresh SELECT id, user, total FROM orders; DROP TABLE orders; ALTER TABLE fresh RENAME TO orders;"
         "CREATE INDEX orders_user ON orders (user)"
     )
-    assert checked(other, SHOP, Change(4, first))["ok"]
+    assert checked(other, SHOP, RegisteredChange(4, first))["ok"]
 
 
 def test_tables_are_filled_as_well_as_it_can():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.sql.call_sql import CommitFailed, Limits, StaleRelease
+from edge_runtime.sql.call_sql import CommitFailed, SqlLimits, StaleRelease
 from tests.support.guest_sql import GENERATION, ask, calls
 
 
@@ -264,7 +264,7 @@ def test_a_grant_is_all_that_a_function_may_do(db):
 
 def test_limits_of_an_answer(db):
     series = "SELECT value FROM generate_series(1, ?)"
-    few = Limits(rows=100, answer_bytes=4000, request_bytes=300)
+    few = SqlLimits(rows=100, answer_bytes=4000, request_bytes=300)
     call = db.new("read", few)
     assert len(ask(call, series, 100)["rows"]) == 100
     assert code(ask(call, series, 1000)) == "sql_too_many_rows"

@@ -20,7 +20,7 @@ from pathlib import Path
 from edge_runtime.sql import database
 try:
     opened = database.connect(Path(sys.argv[1]))
-except (database.DatabaseUnfit, OSError) as error:
+except (database.DatabaseOpenError, OSError) as error:
     print(f"refused: {error}")
 else:
     opened.rows("INSERT INTO written VALUES (1)")
@@ -77,7 +77,7 @@ from edge_runtime.sql.call_sql import CallSql, CommitFailed
 
 try:
     session = Session(database.connect(Path(sys.argv[1])))
-except (database.DatabaseUnfit, OSError) as error:
+except (database.DatabaseOpenError, OSError) as error:
     sys.exit(f"refused: {error}")
 for grant in ("read", "write", "read", "write"):
     call = CallSql(session, grant, 0)
@@ -123,7 +123,7 @@ from edge_runtime.sql import database
 try:
     opened = database.connect_until_exit(Path(sys.argv[1]))
     opened.rows("UPDATE notes SET changed = 1")
-except (database.DatabaseUnfit, ValueError) as error:
+except (database.DatabaseOpenError, ValueError) as error:
     sys.exit(f"refused: {error}")
 """
 
@@ -159,7 +159,7 @@ def test_a_read_that_failed_is_never_written_back_as_zeros(tmp_path: Path) -> No
 
 def test_why_a_file_cannot_be_opened_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "skerry.db").mkdir()
-    with pytest.raises(database.DatabaseUnfit, match=r"skerry\.db can't be opened: unable to open database file$"):
+    with pytest.raises(database.DatabaseOpenError, match=r"skerry\.db can't be opened: unable to open database file$"):
         database.connect(tmp_path / "skerry.db")
     failing = FailingCalls(tmp_path / "rules")
     path = tmp_path / "other" / "skerry.db"

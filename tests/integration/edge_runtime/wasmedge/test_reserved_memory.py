@@ -11,7 +11,7 @@ from edge_runtime.wasmedge import (
     PAGE,
     QUICK,
     Config,
-    Entry,
+    EntryPoint,
     HostModule,
     LinkError,
     Memory,
@@ -23,11 +23,11 @@ from edge_runtime.wasmedge import (
     instance,
     memory,
 )
-from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge.memory_imports import import_memories
 from tests.guests.build import guest, wat
 
-START = Entry("_start")
-END = Entry("end")
+START = EntryPoint("_start")
+END = EntryPoint("end")
 
 SPOILS = """(module (import "host" "give" (func $give (param i32)))
   (memory (export "memory") {pages}) (data (i32.const 8) "data")
@@ -65,7 +65,7 @@ def got() -> Iterator[list[int]]:
 def program(wasm: bytes, got: list[int], pages: int = 2048) -> Program:
     config = Config(memory_pages=pages)
     given = HostModule("host", {"give": (("i", ""), got.append)})
-    return Program(Module.from_bytes(imported(wasm), config), config, [given], [START])
+    return Program(Module.from_bytes(import_memories(wasm), config), config, [given], [START])
 
 
 def run(runs: Program) -> None:
@@ -135,7 +135,7 @@ def test_what_a_call_grew_by_is_out_of_the_next_ones_bounds_and_given_back(
     if compiled:
         module = Module.from_file(compile_module(wasm, tmp_path, QUICK).path, config)
     else:
-        module = Module.from_bytes(imported(wasm), config)
+        module = Module.from_bytes(import_memories(wasm), config)
     runs = Program(module, config, [given], [START])
     before = resident()
     while turns:
@@ -208,7 +208,7 @@ def test_a_start_section_runs_in_each_instance_and_leaves_nothing_where_it_fails
         return turns[0]
 
     given = HostModule("host", {"turn": (("", "i"), turn)})
-    runs = Program(Module.from_bytes(imported(wat(STARTS)), config), config, [given], [START])
+    runs = Program(Module.from_bytes(import_memories(wat(STARTS)), config), config, [given], [START])
     while turns:
         if turns[0]:
             with pytest.raises(Trap if turns[0] == 1 else KeyboardInterrupt):
@@ -227,7 +227,7 @@ def test_whatever_ends_a_call_leaves_nothing(got: list[int], error: type[BaseExc
             raise error
 
     config = Config(memory_pages=16)
-    wasm = imported(wat(SPOILS.format(pages=2, then="", step=4)))
+    wasm = import_memories(wat(SPOILS.format(pages=2, then="", step=4)))
     given = HostModule("host", {"give": (("i", ""), give)})
     runs = Program(Module.from_bytes(wasm, config), config, [given], [START])
     for failing in (True, False, True, False):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.wasmedge import (
-    Closed,
     Config,
-    Entry,
+    EntryPoint,
+    HandleClosed,
     HostModule,
     LinkError,
     LoadError,
@@ -19,7 +19,7 @@ from edge_runtime.wasmedge import (
     Unsafe,
 )
 from edge_runtime.wasmedge.handles import Handle
-from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge.memory_imports import import_memories
 from tests.guests.build import guest, wat
 
 CALLS = """(module
@@ -34,12 +34,12 @@ CALLS = """(module
     (call $give (call $four (i32.const 1) (i32.const 2) (i32.const 3) (i32.const 0x80000000)))))"""
 
 
-START = Entry("_start")
+START = EntryPoint("_start")
 
 
 def program(wasm, imports=(), pages=16):
     config = Config(memory_pages=pages)
-    return Program(Module.from_bytes(imported(wasm), config), config, list(imports), [START])
+    return Program(Module.from_bytes(import_memories(wasm), config), config, list(imports), [START])
 
 
 def run(program, memory=None):
@@ -307,16 +307,16 @@ def test_using_a_closed_handle_is_an_error():
     config = Config(memory_pages=1)
     config.close()
     assert config.closed
-    with pytest.raises(Closed, match="this Config has been closed"):
+    with pytest.raises(HandleClosed, match="this Config has been closed"):
         Module.from_bytes(guest("trap"), config)
     runs = program(guest("trap"))
     runs.close()
-    with pytest.raises(Closed):
+    with pytest.raises(HandleClosed):
         run(runs)
     module = Module.from_bytes(guest("trap"), Config(memory_pages=1))
     module.close()
     module.close()
-    with pytest.raises(Closed):
+    with pytest.raises(HandleClosed):
         module.memories()
 
 

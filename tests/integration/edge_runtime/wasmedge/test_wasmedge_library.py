@@ -63,10 +63,10 @@ def test_names_live_as_long_as_the_library_reads_them():
     code = """
 from edge_runtime.guests.host_functions import host
 from edge_runtime.wasmedge import *
-from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge.memory_imports import import_memories
 from tests.guests.build import guest
 config = Config(memory_pages=9)
-program = Program(Module.from_bytes(imported(guest("echo")), config), config, host().imports, [])
+program = Program(Module.from_bytes(import_memories(guest("echo")), config), config, host().imports, [])
 with program.open(Memory()):
     print("linked")
 """

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge_runtime.sql.schema_change import Refused, normal, split
+from edge_runtime.sql.schema_change import SchemaChangeRefused, normal, split
 from edge_runtime.sql.tokenizer import Kind, name, tokenize
 
 SOUP = [
@@ -154,7 +154,7 @@ def test_the_last_statement_needs_no_semicolon(tail):
     ],
 )
 def test_what_is_no_schema_change(sql, code):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(SchemaChangeRefused) as refused:
         split(sql)
     assert refused.value.code == code
 

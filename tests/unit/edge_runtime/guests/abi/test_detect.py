@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.guests.abi import binary
-from edge_runtime.guests.abi.detect import Refused, detect
+from edge_runtime.guests.abi.detect import ModuleRefused, detect
 from tests.guests.build import guest, wat
 
 ENTRY = '(func (export "_start"))'
@@ -85,7 +85,7 @@ def test_a_growing_table_is_seen_however_its_opcode_is_written(opcode):
     section = wasm.rindex(b"\x0a", 0, code - 6)
     other[section + 1] += longer
     other[section + 3] += longer
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ModuleRefused) as refused:
         detect(bytes(other))
     assert refused.value.code == "table_unbounded"
 
@@ -226,7 +226,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("wasm", "code", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused_with_the_reason(wasm, code, message):
-    with pytest.raises(Refused, match=message) as refused:
+    with pytest.raises(ModuleRefused, match=message) as refused:
         detect(wasm)
     assert refused.value.code == code
     assert str(refused.value)[-1] in ".?!"
@@ -234,12 +234,12 @@ def test_refused_with_the_reason(wasm, code, message):
 
 def test_limits_are_the_callers():
     wasm = guest("echo")
-    with pytest.raises(Refused, match=f"{len(wasm)} bytes; {len(wasm) - 1} are allowed") as refused:
+    with pytest.raises(ModuleRefused, match=f"{len(wasm)} bytes; {len(wasm) - 1} are allowed") as refused:
         detect(wasm, size_limit=len(wasm) - 1)
     assert refused.value.code == "module_too_large"
     pages = detect(wasm, size_limit=len(wasm)).memory_pages
     assert detect(wasm, pages_limit=pages).memory_pages == pages
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ModuleRefused) as refused:
         detect(wasm, pages_limit=pages - 1)
     assert refused.value.code == "memory_above_limit"
 
@@ -263,7 +263,7 @@ def test_limits_are_the_callers():
     ],
 )
 def test_malformed_sections(section, message):
-    with pytest.raises(Refused, match=message) as refused:
+    with pytest.raises(ModuleRefused, match=message) as refused:
         detect(b"\0asm\1\0\0\0" + section)
     assert refused.value.code == "module_invalid"
 
@@ -276,7 +276,7 @@ def test_damaged_modules_are_read_or_refused(at, damage):
     wasm[at : at + len(damage)] = damage
     try:
         detect(bytes(wasm))
-    except Refused:
+    except ModuleRefused:
         return
 
 
@@ -307,6 +307,6 @@ def test_a_direct_module():
     ],
 )
 def test_a_direct_module_whose_exports_do_not_fit(fields, message):
-    with pytest.raises(Refused, match=message) as refused:
+    with pytest.raises(ModuleRefused, match=message) as refused:
         detect(module(MEMORY, fields))
     assert refused.value.code == "abi_unknown"

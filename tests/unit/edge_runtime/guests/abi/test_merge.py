@@ -120,9 +120,9 @@ def test_only_what_is_imported_is_put_in():
 
 def test_a_memory_without_a_page_gets_one():
     text = f'(module {IMPORTS} (memory (export "memory") 0 0))'
-    assert binary.read(merge(wat(text))).memories[0] == binary.Limits(1, 1)
+    assert binary.read(merge(wat(text))).memories[0] == binary.ResizableLimits(1, 1)
     text = f'(module {IMPORTS} (memory (export "memory") 3 7))'
-    assert binary.read(merge(wat(text))).memories[0] == binary.Limits(3, 7)
+    assert binary.read(merge(wat(text))).memories[0] == binary.ResizableLimits(3, 7)
 
 
 def loads(wasm):

@@ -17,7 +17,7 @@ from edge_runtime.files import sync_folder
 from edge_runtime.wasmedge.declarations import ffi, library
 from edge_runtime.wasmedge.errors import CompileError
 from edge_runtime.wasmedge.handles import Handle, message
-from edge_runtime.wasmedge.imported import imported
+from edge_runtime.wasmedge.memory_imports import import_memories
 from edge_runtime.wasmedge.module import MULTI_MEMORIES
 
 
@@ -34,7 +34,7 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
     try:
         made, beside = work / "module.so", work / "digest"
-        code = imported(merged or wasm)
+        code = import_memories(merged or wasm)
         with _Compiler(level, second_memory=merged is not None) as compiler:
             given = ffi.from_buffer("uint8_t[]", code)
             result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, given, len(code), bytes(made))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.guests.abi import binary
 from edge_runtime.wasmedge import LoadError
-from edge_runtime.wasmedge.imported import MODULE, imported
+from edge_runtime.wasmedge.memory_imports import MODULE, import_memories
 from tests.guests.build import guest, wat
 
 FIRST = binary.Import(MODULE, "0", binary.MEMORY)
@@ -27,7 +27,7 @@ REST = '(func $s) (start $s) (func (export "_start")) (data (i32.const 0) "x")'
 )
 def test_memories_are_imported_and_all_else_stays(fields: str, made: list[binary.Import]) -> None:
     wasm = wat(f"(module {fields})")
-    was, now = binary.read(wasm), binary.read(imported(wasm))
+    was, now = binary.read(wasm), binary.read(import_memories(wasm))
     assert (was.imports + made, []) == (now.imports, now.memories)
     assert (was.exports, was.functions, was.signatures, was.start) == (
         now.exports, now.functions, now.signatures, now.start,
@@ -36,14 +36,14 @@ def test_memories_are_imported_and_all_else_stays(fields: str, made: list[binary
 
 @pytest.mark.parametrize("before", [0, 1, 126, 127, 128])
 def test_the_count_of_imports_may_take_another_byte(before: int) -> None:
-    shape = binary.read(imported(wat(f'(module {YIELD * before} (memory (export "memory") 1))')))
+    shape = binary.read(import_memories(wat(f'(module {YIELD * before} (memory (export "memory") 1))')))
     assert len(shape.imports) == before + 1
 
 
 def test_a_module_without_memory_stays_as_it_is() -> None:
-    made = imported(guest("echo"))
+    made = import_memories(guest("echo"))
     for wasm in (made, b"", b"\0asm", b"\x7fELF and so on", wat("(module (func))")):
-        assert imported(wasm) is wasm
+        assert import_memories(wasm) is wasm
 
 
 HEAD = b"\0asm\1\0\0\0"
@@ -66,13 +66,13 @@ HEAD = b"\0asm\1\0\0\0"
 )
 def test_what_can_not_be_told_apart_is_refused(sections: bytes) -> None:
     with pytest.raises(LoadError):
-        imported(HEAD + sections)
+        import_memories(HEAD + sections)
 
 
 @given(st.binary(max_size=60))
 def test_no_memory_of_its_own_is_left_in_whatever_passes(tail: bytes) -> None:
     try:
-        made = imported(HEAD + b"\x02\x01\x00" + tail)
+        made = import_memories(HEAD + b"\x02\x01\x00" + tail)
     except LoadError:
         return
     at = 8

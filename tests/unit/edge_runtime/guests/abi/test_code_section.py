@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.guests.abi.code import grows_tables
-from edge_runtime.guests.abi.detect import Refused, detect
+from edge_runtime.guests.abi.code_section import grows_tables
+from edge_runtime.guests.abi.detect import ModuleRefused, detect
 from tests.guests.build import wat
 
 GROW = "(drop (table.grow $t (ref.null func) (i32.const 1)))"
@@ -63,7 +63,7 @@ def module(*bodies: str) -> bytes:
 def grows(wasm: bytes) -> bool:
     try:
         detect(wasm)
-    except Refused as refused:
+    except ModuleRefused as refused:
         return refused.code == "table_unbounded"
     return False
 

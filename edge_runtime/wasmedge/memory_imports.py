@@ -20,7 +20,7 @@ _MALFORMED: Final = 0x0104
 """WasmEdge's code for a section that is cut off."""
 
 
-def imported(wasm: bytes) -> bytes:
+def import_memories(wasm: bytes) -> bytes:
     """The same module with its memories imported, unchanged where it has none. Error: LoadError, where its sections
     can't be told apart."""
     if not wasm.startswith(_CORE):
