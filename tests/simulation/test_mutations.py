@@ -1,0 +1,107 @@
+"""The simulator finds what is broken on purpose: each way to break the program fails within some seeds.
+
+That the properties hold for a thousand seeds says nothing unless a program that breaks its promises is caught.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from control import wire
+from control.api.services import Services
+from control.sync import monitor, plan, reconciler, reports
+from control.sync.fleet_cache import Fleet, Node
+from control.sync.node_state import NodeRow
+from edge_runtime.sync import rules
+from edge_runtime.sync.agent import Agent
+from edge_runtime.sync.outbox import Outbox
+from tests.support.simulation import runs
+
+SEEDS = 80
+"""Within so many each must be found; nearly all are within five."""
+
+
+async def _nothing(*_arguments: Any) -> None:
+    pass
+
+
+def _any_generation(planned: wire.Plan, _generation: int) -> dict[str, wire.Manifest]:
+    return {function.name: rules.parse_manifest(function.name, function.manifest) for function in planned.functions}
+
+
+async def _answered_before_it_is_written(
+    services: Services, taken: list[reports.Report], *, careful: bool = False
+) -> list[wire.SyncState]:
+    asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(_quietly(services, taken)))
+    return [wire.SyncState(report.update.status, 15.0) for report in taken]
+
+
+_take = reports.take
+
+
+async def _quietly(services: Services, taken: list[reports.Report]) -> None:
+    await asyncio.gather(_take(services, taken), return_exceptions=True)
+
+
+async def _cleared_before_it_is_sent(self: Agent) -> None:
+    waiting = self._outbox.waiting()
+    if waiting is not None:
+        self._outbox.clear(waiting.sync_id)
+        await self._tell(waiting.sync_id, waiting.update)
+
+
+def _by_digest_alone(_fleet: Fleet, node: Node, poll: wire.Poll) -> bool:
+    return node.digest == poll.digest
+
+
+def _by_names_alone(inventory: wire.Inventory, release: plan.Release) -> bool:
+    return {function.name for function in inventory.functions} == {function.name for function in release.functions}
+
+
+def _still_confirmed(self: NodeRow, inventory: wire.Inventory, digest: str) -> None:
+    if digest != self.digest:
+        self.reported, self.schema_version, self.digest = inventory, inventory.schema_version, digest
+
+
+def _asleep(_fleet: Fleet, _node_ids: Any) -> None:
+    pass
+
+
+MUTATIONS: dict[str, tuple[object, str, Callable[..., Any], str]] = {
+    "a node accepts an older generation": (rules, "check_plan", _any_generation, "went back"),
+    "a report is acknowledged and never written": (reports._Slice, "save", _nothing, "was acknowledged"),
+    "a report is acknowledged before it is written": (
+        reports,
+        "take",
+        _answered_before_it_is_written,
+        "was acknowledged",
+    ),
+    "a plan is sent whose sync isn't written": (reconciler._Slice, "save", _nothing, "isn't in the log"),
+    "a report that couldn't be sent is forgotten": (Outbox, "keep", lambda *_: None, "doesn't know yet"),
+    "a report is forgotten before it is sent": (Agent, "_deliver", _cleared_before_it_is_sent, "doesn't know yet"),
+    "control's trouble is taken for its last word": (rules, "final", lambda _status: True, "doesn't know yet"),
+    "leases don't expire": (monitor.Monitor, "expire", _nothing, "hasn't ended"),
+    "a replica doesn't look at generations": (Fleet, "at_target", _by_digest_alone, "doesn't run"),
+    "control compares names alone": (plan, "at_target", _by_names_alone, "never ran"),
+    "a node that has less counts as confirmed": (NodeRow, "report", _still_confirmed, "doesn't run"),
+    "held polls aren't woken": (Fleet, "_wake_slowly", _asleep, "a release without any fault"),
+}
+
+
+def _found() -> str:
+    """What is wrong in the first of the seeds in which something is."""
+    for seed in range(SEEDS):
+        try:
+            runs.run(seed)
+        except runs.Failed as failed:
+            return failed.why
+    return f"{SEEDS} seeds don't show it"
+
+
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_a_broken_program_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, broken, why = MUTATIONS[what]
+    monkeypatch.setattr(owner, name, broken)
+    assert why in _found()

@@ -1,0 +1,33 @@
+"""A seed repeats a run exactly, here and in another process; and the run of the seed that the environment names."""
+
+import pytest
+
+from tests.support.simulation import runs, world
+from tests.support.simulation.ledger import Violation
+
+
+def test_the_seed_that_a_failure_named_is_run_again() -> None:
+    assert runs.again().trace
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_seed_repeats_a_run_exactly(seed: int) -> None:
+    digest = runs.run(seed).digest
+    assert [runs.run(seed).digest, runs.elsewhere(seed, 1), runs.elsewhere(seed, 2)] == [digest] * 3
+
+
+def test_another_seed_is_another_run() -> None:
+    assert len({runs.run(seed).digest for seed in range(5)}) == 5
+
+
+def test_a_failure_says_what_happened_last_and_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(_world: world.World) -> str:
+        raise Violation("nothing is as it should be")
+
+    monkeypatch.setattr(world.World, "_unsettled", wrong)
+    with pytest.raises(runs.Failed) as failed:
+        runs.run(3)
+    text = str(failed.value)
+    assert "seed 3: nothing is as it should be" in text
+    assert "no more faults" in text
+    assert "SKERRY_TEST_SEED=3 SKERRY_TEST_NODES=20 just test tests/simulation/test_one_seed.py" in text

@@ -1,0 +1,21 @@
+"""The database in memory does what PostgreSQL does: 20 runs give both every statement, and both hold the same rows."""
+
+import asyncio
+
+import pytest
+
+from tests.support.simulation.postgres import Postgres
+from tests.support.simulation.runs import Result, run
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_run_on_postgresql_is_the_same_and_leaves_the_same_rows(seed: int, database_url: str) -> None:
+    def on_postgresql() -> tuple[Result, int, int]:
+        with Postgres(database_url) as postgres:
+            result = run(seed, mirror=postgres)
+            return result, postgres.compare(result.tables), postgres.statements
+
+    result, rows, statements = await asyncio.to_thread(on_postgresql)
+    assert result.digest == (await asyncio.to_thread(run, seed)).digest
+    assert rows > 100
+    assert statements > 500

@@ -1,0 +1,248 @@
+"""What the statements of operators' writes and of credentials do; see `statements`."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from tests.support.simulation.statements import Rows, known, pick, statement
+from tests.support.simulation.tables import Row, Tables
+
+
+def _group(t: Tables, name: str) -> list[dict[str, Any]]:
+    return [row for row in t["groups"].values() if row["name"] == name]
+
+
+# releases
+
+
+@statement("releases", "group")
+def _release_group(t: Tables, name: str) -> Rows:
+    return [
+        Row(
+            id=UUID(row["id"]),
+            release_id=None if row["release_id"] is None else UUID(row["release_id"]),
+            generation=row["generation"],
+        )
+        for row in _group(t, name)
+    ]
+
+
+@statement("releases", "lock_group")
+def _lock_group(t: Tables, id: UUID) -> int:
+    return len(known(t, "groups", [str(id)]))
+
+
+@statement("releases", "newest_change")
+def _newest_change(t: Tables) -> Rows:
+    return [Row(coalesce=max((number for number, _ in t["schema_changes"]), default=0))]
+
+
+@statement("releases", "floor")
+def _floor(t: Tables, id: UUID) -> Rows:
+    return [pick(row, "schema_floor") for row in known(t, "releases", [str(id)])]
+
+
+@statement("releases", "functions")
+def _functions(t: Tables, ids: Sequence[str]) -> Rows:
+    wanted = set(ids)
+    found = [row for row in t["release_functions"].values() if row["release_id"] in wanted]
+    found.sort(key=lambda row: (row["release_id"], row["name"]))
+    return [
+        Row({"release_id": UUID(row["release_id"])} | pick(row, "name", "version", "sha256").copy()) for row in found
+    ]
+
+
+def _wanted(t: Tables, names: Sequence[str], versions: Sequence[str]) -> list[dict[str, Any]]:
+    keys = [(name, int(version)) for name, version in zip(names, versions, strict=True)]
+    return [t["function_versions"][key] for key in keys if key in t["function_versions"]]
+
+
+@statement("releases", "versions")
+def _versions(t: Tables, names: Sequence[str], versions: Sequence[str]) -> Rows:
+    return [pick(row, "name", "version", "sha256") for row in _wanted(t, names, versions)]
+
+
+@statement("releases", "manifests")
+def _manifests(t: Tables, names: Sequence[str], versions: Sequence[str]) -> Rows:
+    return [pick(row, "name", "manifest") for row in _wanted(t, names, versions)]
+
+
+@statement("releases", "manifest_bytes")
+def _manifest_bytes(t: Tables, names: Sequence[str], versions: Sequence[str]) -> Rows:
+    # PostgreSQL writes a space after each colon and comma; in a run's manifests there is one of either at most.
+    texts = [orjson.dumps(row["manifest"]) for row in _wanted(t, names, versions)]
+    return [Row(coalesce=sum(len(text) + text.count(b":") + text.count(b",") for text in texts))]
+
+
+@statement("releases", "next_number")
+def _next_number(t: Tables, group_id: UUID) -> Rows:
+    numbers = [row["number"] for row in t["releases"].values() if row["group_id"] == str(group_id)]
+    return [Row({"?column?": max(numbers, default=0) + 1})]
+
+
+@statement("releases", "take_generation")
+@statement("nodes", "take_generation")
+def _take_generation(t: Tables) -> Rows:
+    generation = t["generations"][1]["generation"] + 1
+    t.update("generations", 1, generation=generation)
+    return [Row(generation=generation)]
+
+
+@statement("releases", "add")
+def _add_release(
+    t: Tables,
+    id: UUID,
+    group_id: UUID,
+    number: int,
+    generation: int,
+    floor: int,
+    rollback_to: int | None,
+    reason: str,
+    by: str,
+    now: datetime,
+) -> int:
+    row = {"id": str(id), "group_id": str(group_id), "number": number, "generation": generation, "schema_floor": floor}
+    t.insert("releases", **row, rollback_to=rollback_to, reason=reason, created_by=by, created_at=now)
+    return 1
+
+
+@statement("releases", "add_functions")
+def _add_functions(t: Tables, id: UUID, names: Sequence[str], versions: Sequence[str], digests: Sequence[str]) -> int:
+    for name, version, sha256 in zip(names, versions, digests, strict=True):
+        t.insert("release_functions", release_id=str(id), name=name, version=int(version), sha256=sha256)
+    return len(names)
+
+
+@statement("releases", "set_target")
+def _set_target(t: Tables, group_id: UUID, release_id: UUID, generation: int) -> int:
+    t.update("groups", str(group_id), release_id=str(release_id), generation=generation)
+    return 1
+
+
+@statement("releases", "changes_between")
+def _changes_between(t: Tables, above: int, to: int) -> Rows:
+    newest: dict[int, dict[str, Any]] = {}
+    for row in t["schema_changes"].values():
+        if above < row["number"] <= to:
+            other = newest.get(row["number"])
+            if other is None or other["revision"] < row["revision"]:
+                newest[row["number"]] = row
+    return [pick(newest[number], "number", "name") for number in sorted(newest)]
+
+
+@statement("releases", "release")
+def _release(t: Tables, group: str, number: int) -> Rows:
+    found = [r for r in t["releases"].values() if r["number"] == number and t["groups"][r["group_id"]]["name"] == group]
+    columns = ("number", "generation", "schema_floor", "rollback_to", "reason", "created_by", "created_at")
+    return [Row({"id": UUID(r["id"]), "group_name": group}, **pick(r, *columns)) for r in found]
+
+
+# fitness: which nodes can run a release
+
+
+def _of_group(t: Tables, group_id: str, digest: str | None = None) -> list[dict[str, Any]]:
+    nodes = [n for n in t["nodes"].values() if n["group_id"] == group_id and n["removed_at"] is None]
+    return sorted(
+        (n for n in nodes if digest is None or n["capabilities_digest"] == digest), key=lambda n: str(n["name"])
+    )
+
+
+@statement("fitness", "group")
+def _fitness_group(t: Tables, name: str) -> Rows:
+    return [pick(row, "id") for row in _group(t, name)]
+
+
+@statement("fitness", "next_told")
+def _next_told(t: Tables, group_id: str, after: str) -> Rows:
+    later = [n for n in _of_group(t, group_id) if n["capabilities_digest"] > after]
+    if not later:
+        return []
+    first = min(later, key=lambda n: str(n["capabilities_digest"]))
+    return [Row(digest=first["capabilities_digest"], capabilities=first["capabilities"])]
+
+
+@statement("fitness", "count")
+def _count(t: Tables, group_id: str, digest: str) -> Rows:
+    return [Row(count=len(_of_group(t, group_id, digest)))]
+
+
+@statement("fitness", "names")
+def _names(t: Tables, group_id: str, digest: str, limit: int) -> Rows:
+    return [pick(n, "name") for n in _of_group(t, group_id, digest)[:limit]]
+
+
+@statement("fitness", "told_without_digest")
+def _told_without_digest(t: Tables, group_id: str, limit: int) -> Rows:
+    alike: dict[str, list[str]] = {}
+    for n in _of_group(t, group_id, ""):
+        alike.setdefault(orjson.dumps(n["capabilities"]).decode(), []).append(n["name"])
+    return [
+        Row(capabilities=text, nodes=len(names), name=name)
+        for text, names in sorted(alike.items())
+        for name in names[:limit]
+    ]
+
+
+# What operators did, and the answers that they got
+
+
+@statement("audit", "record")
+def _record(t: Tables, id: UUID, at: datetime, operator: str, action: str, subject: str, details: Any) -> int:
+    t.insert("audit", id=str(id), at=at, operator=operator, action=action, subject=subject, details=details)
+    return 1
+
+
+@statement("idempotency", "find")
+def _find(t: Tables, operator: str, key: str) -> Rows:
+    row = t["idempotency"].get((operator, key))
+    return [] if row is None else [pick(row, "request_digest", "response")]
+
+
+@statement("idempotency", "keep")
+def _keep(t: Tables, operator: str, key: str, digest: str, status: int, response: Any, now: datetime) -> int:
+    row = {"operator": operator, "key": key, "request_digest": digest, "status": status}
+    # As it comes back: JSON, in which a time is a text.
+    t.insert("idempotency", **row, response=orjson.loads(orjson.dumps(response)), created_at=now)
+    return 1
+
+
+# nodes: moves, another try, rotated credentials
+
+
+@statement("nodes", "lock")
+def _lock(t: Tables, id: UUID) -> int:
+    return len(known(t, "nodes", [str(id)]))
+
+
+@statement("nodes", "move")
+def _move(t: Tables, id: UUID, group_id: UUID, generation: int) -> int:
+    t.update("nodes", str(id), group_id=str(group_id), generation=generation)
+    return 1
+
+
+@statement("nodes", "retry")
+def _retry(t: Tables, id: UUID) -> int:
+    t.update("nodes", str(id), retry_at=None, failed_generation=0)
+    return 1
+
+
+@statement("nodes", "revoke_unused")
+def _revoke_unused(t: Tables, node_id: str, but: str, now: datetime) -> Rows:
+    found = [
+        c
+        for c in t["credentials"].values()
+        if c["node_id"] == node_id and c["id"] != but and c["revoked_at"] is None and c["first_used_at"] is None
+    ]
+    for c in found:
+        t.update("credentials", c["id"], revoked_at=now)
+    return [pick(c, "id") for c in found]
+
+
+@statement("nodes", "add_credential")
+def _add_credential(t: Tables, id: UUID, node_id: str, secret_hash: str, now: datetime, replaces: str | None) -> int:
+    row = {"id": str(id), "node_id": node_id, "secret_hash": secret_hash, "created_at": now, "replaces": replaces}
+    t.insert("credentials", **row, first_used_at=None, expires_at=None, revoked_at=None, epoch=0)
+    return 1
