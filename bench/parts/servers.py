@@ -108,7 +108,7 @@ class Site:
     """Control with a migrated database, on TLS, and an admin who asks it."""
 
     folder: Path
-    services: embedded.Services
+    services: embedded.LocalServices
     keys: pki.Pki
     control: Process
     api: aiohttp.ClientSession
@@ -139,7 +139,7 @@ class Site:
 
 
 @asynccontextmanager
-async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.Services, pki.Pki, str]]:
+async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.LocalServices, pki.Pki, str]]:
     """The services, the migrated metadata database, keys, and an admin's token."""
     async with embedded.services(where / "home") as services:
         keys = pki.ensure(where / "pki")

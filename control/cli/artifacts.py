@@ -5,7 +5,7 @@ import os
 import click
 
 from control.cli.support import options, output
-from control.cli.support.client import Failure, Json, path
+from control.cli.support.client import Json, path
 
 AS = "cli"
 """The audit log's name for who takes a bucket over, which needs the database's URL and no token."""
@@ -63,12 +63,12 @@ async def take_over(yes: bool, as_json: bool) -> None:
     """
     # Here, since these take half a second to load, and need not be there for the other commands.
     from control import settings
+    from control.cli.support.startup_errors import startup_errors
     from control.clock import SystemClock
-    from control.problems import ProblemError
     from control.storage import database, migrations, object_store, owner_mark
     from control.storage.bucket_owner import Ownership
 
-    try:
+    with startup_errors("do both services run, and are their URLs right?"):
         given = settings.from_environment(os.environ)
         db = await database.connect(given.metadata_url, connections=2)
         try:
@@ -82,12 +82,6 @@ async def take_over(yes: bool, as_json: bool) -> None:
                 before = await Ownership(db, bucket, SystemClock()).take_over(AS)
         finally:
             await db.close()
-    except settings.SettingsError as error:
-        raise click.UsageError(str(error)) from error
-    except migrations.SchemaError as error:
-        raise Failure(str(error), code="schema") from error
-    except ProblemError as error:
-        raise Failure(error.detail, code=error.code, cure="do both services run, and are their URLs right?") from error
     if as_json:
         output.document({"bucket": bucket.bucket, "taken_over": before.taken_over, "before": before.owner or None})
     elif before.taken_over:

@@ -4,11 +4,9 @@ import os
 
 import click
 
-from control import settings
 from control.cli.support import options, output
-from control.cli.support.client import Failure
+from control.cli.support.startup_errors import startup_errors
 from control.clock import SystemClock
-from control.problems import ProblemError
 from control.storage import database, migrations
 
 DDL_TIMEOUT = 300.0
@@ -43,9 +41,12 @@ async def command(new_admin: str | None, as_json: bool) -> None:
 
 
 async def run(url: str, new_admin: str | None) -> tuple[list[str], str | None]:
-    """Migrate and make the admin; returns what was applied and the token, if one was made. Raises `Failure`."""
+    """Migrate the database and make the admin; return the names of the migrations applied, and a token if one was made.
+
+    Raises: UsageError, when the URL isn't safe or none; Failure, when the database can't be used.
+    """
     clock = SystemClock()
-    try:
+    with startup_errors("is the metadata database running, and its URL right?"):
         db = await database.connect(url, connections=2, statement_timeout=DDL_TIMEOUT)
         try:
             applied = await migrations.migrate(db, clock)
@@ -53,11 +54,3 @@ async def run(url: str, new_admin: str | None) -> tuple[list[str], str | None]:
             return applied, await migrations.make_admin(db, clock, name=new_admin or "admin", again=again)
         finally:
             await db.close()
-    except settings.SettingsError as error:
-        raise click.UsageError(str(error)) from error
-    except migrations.SchemaError as error:
-        raise Failure(str(error), code="schema") from error
-    except ProblemError as error:
-        raise Failure(
-            error.detail, code=error.code, cure="is the metadata database running, and its URL right?"
-        ) from error

@@ -112,17 +112,16 @@ async def token(group: str, expires_in: int, rejoin: str | None, as_json: bool) 
     body: Json = {"group": group, "expires_in": expires_in}
     if rejoin is not None:
         body["rejoin"] = rejoin
-    connection = options.connection()
     async with options.client() as control:
         made = await control.post(path("join-tokens"), body)
     if as_json:
-        output.document({**made, "url": connection.url})
+        output.document({**made, "url": control.url})
         return
     name, again = (rejoin, " --again") if rejoin else ("NAME", "")
     output.say(made["token"])
     output.note(f"Good once, until {made['expires_at']}, for group {made['group']}. On the node:")
     output.note(f"  SKERRY_JOIN_TOKEN={made['token']} \\")
-    output.note(f"    skerry-edge join --control {connection.url} --name {name} --state DIR{again}")
+    output.note(f"    skerry-edge join --control {control.url} --name {name} --state DIR{again}")
     output.note("  skerry-edge run --state DIR")
 
 

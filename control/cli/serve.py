@@ -7,9 +7,8 @@ import click
 
 from control.cli.support import server_log
 from control.cli.support.client import Failure
-from control.problems import ProblemError
-from control.settings import SettingsError, from_environment
-from control.storage.migrations import SchemaError
+from control.cli.support.startup_errors import startup_errors
+from control.settings import from_environment
 
 
 @click.command()
@@ -34,14 +33,10 @@ def command(log_level: str) -> None:
 
     server_log.set_up(log_level)
     try:
-        settings = from_environment(os.environ)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve(settings))
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from error
-    except SchemaError as error:
-        raise Failure(str(error), code="schema") from error
+        with (
+            startup_errors("does that service run, and is its URL right?"),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(server.serve(from_environment(os.environ)))
     except server.StartError as error:
         raise Failure(str(error), code="start") from error
-    except ProblemError as error:
-        raise Failure(error.detail, code=error.code, cure="does that service run, and is its URL right?") from error

@@ -4,7 +4,7 @@ import click
 
 from control.cli import artifacts
 from control.cli.support import options, output
-from control.cli.support.client import Client, Json, NotConverged, Refused, path
+from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
 
 
 @click.command()
@@ -36,7 +36,7 @@ async def _store(control: Client) -> Json | None:
     """What there is to know of the bucket of artifacts; None where control is too old to tell."""
     try:
         return await control.get(path("artifact-store"))
-    except Refused as refused:
+    except RequestRefused as refused:
         if refused.code != "no_such_path":
             raise
         return None

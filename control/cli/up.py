@@ -18,7 +18,7 @@ import click
 
 from control.cli import migrate
 from control.cli.support import example, local, options, output, waiting
-from control.cli.support.client import HOME_FILE, Client, Connection, Failure, Refused, home, path
+from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, RequestRefused, home, path
 from control.local import embedded, pki
 from control.local.process import ServiceError, read_settings, write_settings
 
@@ -61,7 +61,7 @@ class Up:
 
     def __init__(self, files: local.Home) -> None:
         self._home = files
-        self._children: list[local.Kept] = []
+        self._children: list[local.SupervisedServer] = []
         self._began = time.monotonic()
         self._step_now = ""
         self.serving = False
@@ -113,7 +113,8 @@ class Up:
                 await _make_bucket(outside[1])
                 return outside
             services = await stack.enter_async_context(embedded.services(self._home.folder))
-            self._children += [local.Kept(server, server.start) for server in (services.metadata, services.artifacts)]
+            for server in (services.metadata, services.artifacts):
+                self._children.append(local.SupervisedServer(server, server.start))
             told.append(f"PostgreSQL at {_place(services.metadata_url)}, SeaweedFS at {_place(services.artifacts_url)}")
             return services.metadata_url, services.artifacts_url
 
@@ -156,21 +157,23 @@ class Up:
         child = local.Child(self._home, held, "control", ["control.cli", "serve"], settings)
         await self._start(stack, child, _ready(f"{url}/readyz", ssl.create_default_context(cafile=str(ca))))
 
-    async def _operator(self, first: str | None, metadata_url: str, url: str, edge_url: str, ca: Path) -> Connection:
+    async def _operator(
+        self, first: str | None, metadata_url: str, url: str, edge_url: str, ca: Path
+    ) -> ConnectionSettings:
         """The `first` operator, or the one whose token the home has; a new one where control takes neither."""
         file = self._home.folder / HOME_FILE
         token = first or str(read_settings(file).get("token", ""))
         if token:
             try:
-                async with Client(Connection(url, token, ca)) as client:
+                async with Client(ConnectionSettings(url, token, ca)) as client:
                     await client.get(path("groups"), limit=1)
-            except Refused:
+            except RequestRefused:
                 token = ""
         if not token:
             _, made = await migrate.run(metadata_url, f"up-{secrets.token_hex(4)}")
             token = made or ""
         write_settings(file, {"url": url, "token": token, "ca": str(ca), "edge": edge_url})
-        return Connection(url, token, ca, edge_url)
+        return ConnectionSettings(url, token, ca, edge_url)
 
     async def _join(self, client: Client, held: int, url: str) -> None:
         if local.point_edge(self._home, url):
@@ -191,7 +194,7 @@ class Up:
     async def _start(self, stack: AsyncExitStack, child: local.Child, ready: local.Ready) -> None:
         stack.push_async_callback(child.stop)
         await child.start(ready)
-        self._children.append(local.Kept(child, lambda: child.start(ready)))
+        self._children.append(local.SupervisedServer(child, lambda: child.start(ready)))
 
     async def _deploy(self, client: Client) -> bool:
         """The example, once: what an operator does with it later stays as it is. Returns whether it is new."""

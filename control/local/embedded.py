@@ -18,14 +18,14 @@ from control.local.postgres import PostgreSQL, create_database
 from control.local.process import ServiceError
 from control.local.seaweedfs import SeaweedFS
 
-__all__ = ["ServiceError", "Services", "create_database", "services"]
+__all__ = ["LocalServices", "ServiceError", "create_database", "services"]
 
 ORPHANS_LIMIT = 20.0
 """Seconds to wait for servers whose parent was killed; they are told to end in order."""
 
 
 @dataclass(frozen=True)
-class Services:
+class LocalServices:
     """Both services, running; each can be stopped, killed and started again."""
 
     metadata: PostgreSQL
@@ -50,7 +50,7 @@ class Services:
 
 
 @asynccontextmanager
-async def services(home: Path) -> AsyncIterator[Services]:
+async def services(home: Path) -> AsyncIterator[LocalServices]:
     """Both services, with their files under `home`, which is made where it is missing.
 
     To be entered in the main thread, whose end ends them. Raises `ServiceError` where they can't start: another
@@ -73,7 +73,7 @@ async def services(home: Path) -> AsyncIterator[Services]:
                         group.create_task(artifacts.start())
                 except ExceptionGroup as errors:
                     raise errors.exceptions[0] from None
-                yield Services(metadata, artifacts)
+                yield LocalServices(metadata, artifacts)
 
 
 @asynccontextmanager

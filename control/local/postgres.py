@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from control.local.process import Ended, Service, ServiceError, choose_port, read_settings, secret, write_settings
+from control.local.process import EndedEarly, Service, ServiceError, choose_port, read_settings, secret, write_settings
 
 USER = "skerry-postgres"
 """The system user that the server runs as where we are root, which PostgreSQL refuses to be."""
@@ -87,7 +87,7 @@ class PostgreSQL(Service):
             try:
                 await self.run_until_ready(process, self._ready)
                 break
-            except Ended:
+            except EndedEarly:
                 # Backends of a killed server on their way out, or a port that was taken in this moment.
                 if attempt == 99 or not self._may_try_again():
                     raise

@@ -26,8 +26,8 @@ class ServiceError(Exception):
     """A local service didn't start, or ended by itself; says which, why, and where its log is."""
 
 
-class Ended(ServiceError):
-    """The process ended before it was ready."""
+class EndedEarly(ServiceError):
+    """The server's process ended before it was ready."""
 
 
 class Service:
@@ -105,13 +105,16 @@ class Service:
             os.close(handle)
 
     async def run_until_ready(self, process: subprocess.Popen[bytes], ready: Callable[[], Awaitable[bool]]) -> None:
-        """Take `process` as the server and wait until `ready`; raises `Ended`, after `START_LIMIT` `ServiceError`."""
+        """Take `process` as the server and wait until `ready` says so.
+
+        Raises: EndedEarly, when it ends before; ServiceError, when it isn't ready after `START_LIMIT` seconds.
+        """
         self._process = process
         deadline = time.monotonic() + START_LIMIT
         while not await ready():
             if process.poll() is not None:
                 self._process = None
-                raise Ended(self._ended(process.returncode))
+                raise EndedEarly(self._ended(process.returncode))
             if time.monotonic() > deadline:
                 await self.kill()
                 raise ServiceError(f"{self.name} wasn't ready after {START_LIMIT:.0f} s; its log: {self.log}")

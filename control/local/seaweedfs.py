@@ -12,7 +12,7 @@ from typing import Any
 
 from control.local import pki
 from control.local.process import (
-    Ended,
+    EndedEarly,
     Service,
     ServiceError,
     choose_port,
@@ -77,7 +77,7 @@ class SeaweedFS(Service):
             try:
                 await self.run_until_ready(process, self._listens)
                 break
-            except Ended:
+            except EndedEarly:
                 if attempt == 4 or "address already in use" not in self._last_words():
                     raise
         await self.run_until_ready(process, self._keeps_objects)

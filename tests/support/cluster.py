@@ -49,7 +49,7 @@ class Cluster:
     def __init__(
         self,
         folder: Path,
-        services: embedded.Services,
+        services: embedded.LocalServices,
         control: Supervised,
         front: Supervised,
         api: aiohttp.ClientSession,
@@ -291,7 +291,7 @@ async def cluster(
 
 @asynccontextmanager
 async def _running(
-    folder: Path, services: embedded.Services, metadata_url: str, workers: int, settings: dict[str, str]
+    folder: Path, services: embedded.LocalServices, metadata_url: str, workers: int, settings: dict[str, str]
 ) -> AsyncIterator[Cluster]:
     keys = pki.ensure(folder / "pki")
     db = await database.connect(metadata_url, connections=1)

@@ -38,7 +38,7 @@ class ServerUrls:
 
     metadata_url: str
     artifacts_url: str
-    embedded: embedded.Services | None
+    embedded: embedded.LocalServices | None
 
     async def fresh_database(self) -> str:
         """A database of its own, without an operator: a copy of one that was migrated, empty where there is none."""

@@ -46,7 +46,7 @@ class Failure(Exception):
         self.cure = cure
 
 
-class Refused(Failure):
+class RequestRefused(Failure):
     """Control refused the request (4xx)."""
 
     exit_code = 3
@@ -71,7 +71,7 @@ class NotConnected(Failure):
 
 
 @dataclass(frozen=True)
-class Connection:
+class ConnectionSettings:
     """Where control is: an https URL, an operator's token, the CA's file (None: the system's), the edge's URL."""
 
     url: str
@@ -99,7 +99,7 @@ def read_home_file() -> dict[str, str]:
     return value
 
 
-def connection() -> Connection:
+def connection_settings() -> ConnectionSettings:
     """SKERRY_URL, SKERRY_TOKEN and SKERRY_CA; where no URL is set, what `skerry up` left in SKERRY_HOME.
 
     The two aren't mixed: a token of the local installation never goes to another control.
@@ -120,7 +120,7 @@ def connection() -> Connection:
     parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
         raise NotConnected(f"SKERRY_URL must be an https URL, not {url!r}")
-    return Connection(url.rstrip("/"), token, Path(ca) if ca else None, edge)
+    return ConnectionSettings(url.rstrip("/"), token, Path(ca) if ca else None, edge)
 
 
 def is_loopback(host: str) -> bool:
@@ -135,7 +135,7 @@ def path(*parts: str | int) -> str:
 class Client:
     """Calls to one control; an asynchronous context manager."""
 
-    def __init__(self, to: Connection) -> None:
+    def __init__(self, to: ConnectionSettings) -> None:
         self._to = to
         self._session: aiohttp.ClientSession | None = None
         self._ending = False
@@ -143,6 +143,11 @@ class Client:
             self._tls = ssl.create_default_context(cafile=None if to.ca is None else str(to.ca))
         except (OSError, ssl.SSLError) as error:
             raise NotConnected(f"the CA file {to.ca} can't be read: {error}", cure=CA_CURE) from error
+
+    @property
+    def url(self) -> str:
+        """The URL of control, without a slash at its end."""
+        return self._to.url
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,7 +184,7 @@ class Client:
         """Whether a HEAD of it answers 2xx; False for 404."""
         try:
             await self.call("HEAD", where)
-        except Refused as refused:
+        except RequestRefused as refused:
             if refused.code in ("404", "unknown_artifact"):
                 return False
             raise
@@ -199,7 +204,7 @@ class Client:
         file: Path | None = None,
         sent: Callable[[int], None] | None = None,
     ) -> Json:
-        """One call with its retries. Raises `Refused`, `Unreachable` or `Failure`."""
+        """One call with its retries. Raises `RequestRefused`, `Unreachable` or `Failure`."""
         headers = {"accept": "application/json"}
         if self._to.token:
             headers["authorization"] = f"Bearer {self._to.token}"
@@ -280,7 +285,7 @@ async def _pieces(file: Path, sent: Callable[[int], None] | None) -> AsyncIterat
 
 def _answer(method: str, where: str, status: int, content: bytes) -> Json:
     if 400 <= status < 500:
-        raise _problem(Refused, method, where, status, content)
+        raise _problem(RequestRefused, method, where, status, content)
     if not 200 <= status < 300:
         raise _problem(Failure, method, where, status, content)
     if not content:

@@ -102,7 +102,7 @@ class Child(Service):
 
 
 @dataclass(frozen=True)
-class Kept:
+class SupervisedServer:
     """A server that runs as long as `skerry up` does, and how to start it again."""
 
     server: Service
@@ -141,7 +141,7 @@ def point_edge(home: Home, control_url: str) -> bool:
     return bool(identity)
 
 
-async def watch(children: list[Kept], again: Callable[[], bool], tell: Callable[[str], None]) -> NoReturn:
+async def watch(children: list[SupervisedServer], again: Callable[[], bool], tell: Callable[[str], None]) -> NoReturn:
     """Look after the children; the list may grow meanwhile.
 
     One that ended by itself is started again where `again()` says so, `RESTARTS` times in a row at most; else, or when

@@ -8,8 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from control import wire
-from control.cli.support.client import Client
-from control.cli.support.client import connection as connection
+from control.cli.support.client import Client, connection_settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def client() -> Client:
-    return Client(connection())
+    return Client(connection_settings())
 
 
 class NameType(click.ParamType[str, str]):

@@ -29,7 +29,7 @@ class ProjectInvalid(Failure):
     exit_code = 2
 
 
-class Settings(msgspec.Struct, forbid_unknown_fields=True):
+class ProjectFile(msgspec.Struct, forbid_unknown_fields=True):
     """The content of function.toml."""
 
     name: wire.Name
@@ -83,7 +83,7 @@ def read(folder: Path) -> Project:
     """The project in a folder. Error: ProjectInvalid."""
     file = folder / FILE
     try:
-        settings = msgspec.convert(tomllib.loads(file.read_text("utf-8")), Settings)
+        settings = msgspec.convert(tomllib.loads(file.read_text("utf-8")), ProjectFile)
         manifests.check(msgspec.convert(settings.manifest, wire.Manifest))
     except FileNotFoundError:
         raise ProjectInvalid(f"{folder} is no function's project: it has no {FILE}", cure=CURE) from None

@@ -160,5 +160,5 @@ async def test_one_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None
     told: list[str] = []
     await start()
     with pytest.raises(ServiceError, match="brief ended with status 0"):
-        await local.watch([local.Kept(child, start)], lambda: True, told.append)
+        await local.watch([local.SupervisedServer(child, start)], lambda: True, told.append)
     assert len(told) == 2 * local.RESTARTS

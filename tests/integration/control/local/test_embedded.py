@@ -44,7 +44,7 @@ def running(tmp_path_factory):
     remove_home(path)
 
 
-async def write(services: embedded.Services, text: str) -> None:
+async def write(services: embedded.LocalServices, text: str) -> None:
     connection = await asyncpg.connect(services.metadata_url)
     await connection.execute("CREATE TABLE IF NOT EXISTS kept (text TEXT)")
     await connection.execute("INSERT INTO kept VALUES ($1)", text)
@@ -53,7 +53,7 @@ async def write(services: embedded.Services, text: str) -> None:
         await client.put_object(Bucket="artifacts", Key=text, Body=text.encode())
 
 
-async def read(services: embedded.Services) -> tuple[list[str], list[str]]:
+async def read(services: embedded.LocalServices) -> tuple[list[str], list[str]]:
     connection = await asyncpg.connect(services.metadata_url)
     rows = [row["text"] for row in await connection.fetch("SELECT text FROM kept ORDER BY text")]
     await connection.close()
@@ -144,7 +144,7 @@ async def test_servers_listen_on_loopback_alone_and_want_their_secrets(running):
     assert await read(services) == before
 
 
-async def all_listening(services: embedded.Services) -> set[Any]:
+async def all_listening(services: embedded.LocalServices) -> set[Any]:
     """The addresses, once there are all: the store takes objects before its last parts are up."""
     processes = [psutil.Process(services.metadata.pid), psutil.Process(services.artifacts.pid)]
     async with asyncio.timeout(60):

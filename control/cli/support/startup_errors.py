@@ -1,0 +1,28 @@
+"""How the command line reports what stops a command that opens the metadata database or artifact store itself."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from control.cli.support.client import Failure
+from control.problems import ProblemError
+from control.settings import SettingsError
+from control.storage.migrations import SchemaError
+
+
+@contextmanager
+def startup_errors(cure: str) -> Iterator[None]:
+    """Turn the errors of settings, of the metadata's schema and of both services into the command line's own.
+
+    Raises: UsageError, when a setting is wrong; Failure, when the database has another schema, or when a service fails:
+    then with `cure`, which says what to look at.
+    """
+    try:
+        yield
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from error
+    except SchemaError as error:
+        raise Failure(str(error), code="schema") from error
+    except ProblemError as error:
+        raise Failure(error.detail, code=error.code, cure=cure) from error
