@@ -87,7 +87,7 @@ def discard_damaged(folder: Path, wasm_sha256: str) -> bool:
     return removed
 
 
-def need(path: str | Path, *, compiled: bool) -> int:
+def memory_estimate(path: str | Path, *, compiled: bool) -> int:
     """Bytes of memory that loading a file of code and running it take, roughly; 0 where there is no such file."""
     with contextlib.suppress(OSError):
         return int(Path(path).stat().st_size * (_COMPILED if compiled else _INTERPRETED))
@@ -106,13 +106,13 @@ def verify(path: Path, digest: str) -> None:
         raise Damaged(f"{path} has the sha256 {found}, and must have {digest}")
 
 
-def workshop(folder: Path) -> Path:
+def make_work_folder(folder: Path) -> Path:
     """A new folder in the cache `folder`, for one compilation whose process isn't trusted with all of it."""
     sweep(folder)
     return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
 
 
-def take(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
+def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
     """Move what was compiled in a workshop, and nothing else of it, to the cache; durable when this returns. Error:
     OSError."""
     name = key(wasm_sha256, level)

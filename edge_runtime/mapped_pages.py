@@ -16,7 +16,7 @@ _DONTNEED: Final = 4
 """MADV_DONTNEED."""
 
 
-class _Segment(ctypes.Structure):
+class _ProgramHeader(ctypes.Structure):
     """Elf64_Phdr."""
 
     _fields_ = (
@@ -31,13 +31,13 @@ class _Segment(ctypes.Structure):
     )
 
 
-class _Program(ctypes.Structure):
+class _ProgramInfo(ctypes.Structure):
     """dl_phdr_info, as far as it is needed."""
 
     _fields_ = (
         ("base", ctypes.c_uint64),
         ("name", ctypes.c_char_p),
-        ("segments", ctypes.POINTER(_Segment)),
+        ("segments", ctypes.POINTER(_ProgramHeader)),
         ("count", ctypes.c_uint16),
     )
 
@@ -52,7 +52,7 @@ def drop(path: str = "") -> None:
 _wanted = [b""]
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Program), ctypes.c_size_t, ctypes.c_void_p)  # type: ignore[untyped-decorator]
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_ProgramInfo), ctypes.c_size_t, ctypes.c_void_p)  # type: ignore[untyped-decorator]
 def _look(found: Any, _size: int, _data: Any) -> int:
     """Told one program after the other. Made once, at the import: a fenced child can't make one."""
     program = found.contents

@@ -48,12 +48,12 @@ class State:
         except OSError as error:
             raise StateUnfit(f"the state directory {self.path} can't be used: {error}") from None
         try:
-            self._take(wait)
+            self._lock(wait)
         except BaseException:
             os.close(self.lock)
             raise
 
-    def _take(self, wait: float) -> None:
+    def _lock(self, wait: float) -> None:
         deadline = time.monotonic() + wait
         while True:
             try:

@@ -23,7 +23,7 @@ from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, schema_change
-from edge_runtime.sql.access import Doors
+from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
 from edge_runtime.sql.database import Database, DatabaseOpenError
 from edge_runtime.sql.queries import load
@@ -200,11 +200,11 @@ def _check_functions(plan: wire.Plan, functions: list[LocalFunction]) -> None:
 def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
     if not changes:
         return
-    doors = Doors.of(opened)
+    access_rules = AccessRules.read(opened)
     before = schema_change.own(opened)
     for change in changes:
         try:
-            schema_change.run(opened, doors, change.sql)
+            schema_change.run(opened, access_rules, change.sql)
         except schema_change.SchemaChangeRefused as refused:
             statement = refused.statement
             shown = statement if len(statement) <= _SHOWN else statement[:_SHOWN] + " …"

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime.aot_cache import Damaged, need
+from edge_runtime.aot_cache import Damaged, memory_estimate
 from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
 from edge_runtime.sql.call_sql import SqlLimits
@@ -76,7 +76,7 @@ class Functions:
         if not local.code[0]:
             text = f"The function {local.name} can't be run on this node: its artifact is lost or damaged."
             return frames.Failure("function_uncompiled", text)
-        self._make_room(need(local.code[0], compiled=bool(local.aot)))
+        self._make_room(memory_estimate(local.code[0], compiled=bool(local.aot)))
         try:
             try:
                 made = guest.Function.load(local, entry.secrets)
@@ -86,7 +86,7 @@ class Functions:
                 log.error("the compiled code of %s can't be used, so it is interpreted: %s", local.name, error)
                 self.damaged = local.sha256
                 interpreted = msgspec.structs.replace(local, aot="", aot_digest="")
-                self._make_room(need(interpreted.wasm, compiled=False))
+                self._make_room(memory_estimate(interpreted.wasm, compiled=False))
                 made = guest.Function.load(interpreted, entry.secrets)
         except (Damaged, WasmEdgeError, OSError) as error:
             text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."

@@ -14,7 +14,7 @@ from control import faults
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.guests import guest
-from edge_runtime.guests.host_functions import Recent
+from edge_runtime.guests.host_functions import RecentCache
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.sandbox import fence
@@ -88,7 +88,7 @@ class Worker:
         self._reader = frames.Reader(sock)
         self._denials = Denials()
         self._ungranted = guest.Services(self._denials.sql, self._denials.http)
-        self._known = Recent[Known]()
+        self._known = RecentCache[Known]()
         """By the heads of calls: many are the same, byte for byte."""
 
     def run(self) -> None:

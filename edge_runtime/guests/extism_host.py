@@ -12,7 +12,7 @@ import orjson
 
 from edge_runtime.guests.abi import extism
 from edge_runtime.guests.extism_memory import Blocks
-from edge_runtime.guests.host_functions import NOTHING, refusal
+from edge_runtime.guests.host_functions import NOTHING, not_granted
 from edge_runtime.guests.invocation import GuestFault, Services
 from edge_runtime.guests.wasi import Wasi
 from edge_runtime.wasmedge import HostModule
@@ -104,14 +104,14 @@ class ExtismHost:
 
     def sql(self, request: int) -> int:
         sql, asked = self._services.sql, self.blocks.read(request)
-        return self.blocks.new(refusal("SQL", "`sql` to read or write") if sql is None else sql.execute(asked))
+        return self.blocks.new(not_granted("SQL", "`sql` to read or write") if sql is None else sql.execute(asked))
 
     def http(self, request: int) -> int:
         return self.blocks.new(self._fetch(self.blocks.read(request)))
 
     def _fetch(self, request: bytes) -> bytes:
         http = self._services.http
-        return refusal("HTTP", "`http`, with the hosts") if http is None else http.fetch(request)
+        return not_granted("HTTP", "`http`, with the hosts") if http is None else http.fetch(request)
 
 
 def _request(given: bytes, body: bytes) -> bytes:

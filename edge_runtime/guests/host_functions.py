@@ -24,7 +24,7 @@ FAILURES: Final = (Exit, Trap, LinkError, OutputTooLarge, ResponseInvalid, Guest
 Value = TypeVar("Value")
 
 
-class Recent(dict[Any, Value], Generic[Value]):
+class RecentCache(dict[Any, Value], Generic[Value]):
     """The newest values, so many: what is made of a request's head, for the next request with the same one."""
 
     KEPT: ClassVar[int] = 64
@@ -68,13 +68,13 @@ class Host:
     def _sql(self, start: int, length: int) -> int:
         asked = self._asked("sql", start, length)
         sql = self._services.sql
-        self._answer = refusal("SQL", "`sql` to read or write") if sql is None else sql.execute(asked)
+        self._answer = not_granted("SQL", "`sql` to read or write") if sql is None else sql.execute(asked)
         return len(self._answer)
 
     def _http(self, start: int, length: int) -> int:
         asked = self._asked("http", start, length)
         http = self._services.http
-        self._answer = refusal("HTTP", "`http`, with the hosts") if http is None else http.fetch(asked)
+        self._answer = not_granted("HTTP", "`http`, with the hosts") if http is None else http.fetch(asked)
         return len(self._answer)
 
     def _asked(self, name: str, start: int, length: int) -> bytes:
@@ -98,7 +98,7 @@ class Host:
 
 
 @functools.cache
-def refusal(what: str, cure: str) -> bytes:
+def not_granted(what: str, cure: str) -> bytes:
     """The answer where a manifest grants nothing."""
     message = f"This function's manifest grants it no {what}: set {cure}."
     return orjson.dumps({"error": {"code": "not_granted", "message": message}})
@@ -161,6 +161,6 @@ class Guest:
         return GuestFault("response_too_large", text, 507)
 
 
-def unfit(error: Exception) -> GuestFault:
+def request_unfit(error: Exception) -> GuestFault:
     """For a request that the ABI can't express."""
     return GuestFault("request_unfit", f"The request can't be handed to a function: {error}.", 400)

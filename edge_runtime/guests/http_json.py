@@ -20,14 +20,14 @@ class _Blob(Struct, forbid_unknown_fields=True):
     bytes_: bytes = field(name="$blob")
 
 
-class _Request(Struct, forbid_unknown_fields=True):
+class _HttpRequest(Struct, forbid_unknown_fields=True):
     url: str
     method: str = "GET"
     headers: list[tuple[str, str]] = []
     body: str | _Blob | None = None
 
 
-_decode: Final = msgspec.json.Decoder(_Request).decode
+_decode: Final = msgspec.json.Decoder(_HttpRequest).decode
 
 
 def to_front(request: bytes) -> tuple[str, bytes]:

@@ -5,7 +5,7 @@ from typing import Final
 
 from edge_runtime.guests.abi import direct
 from edge_runtime.guests.abi.head import ResponseInvalid
-from edge_runtime.guests.host_functions import FAILURES, Guest, Recent, unfit
+from edge_runtime.guests.host_functions import FAILURES, Guest, RecentCache, request_unfit
 from edge_runtime.guests.invocation import CallLimits, GuestFault, Request, RequestUnfit, Response, Services
 from edge_runtime.guests.wasi import Strings
 from edge_runtime.ipc.frames import LocalFunction
@@ -23,7 +23,7 @@ class Direct(Guest):
         super().__init__(local.name, module, config, limits, [ALLOCATE, HANDLE])
         self._args = Strings([local.name])
         self._environ = Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in settings.items()])
-        self._heads = Recent[bytes]()
+        self._heads = RecentCache[bytes]()
 
     def call(self, request: Request, services: Services) -> Response:
         host, limits, program, body = self.host, self.limits, self.program, request.body
@@ -63,7 +63,7 @@ class Direct(Guest):
         try:
             made = direct.encode(request, self.name)
         except RequestUnfit as error:
-            raise unfit(error) from None
+            raise request_unfit(error) from None
         return self._heads.keep(request.key, made) if request.key else made
 
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from edge_runtime.guests.abi import wagi
 from edge_runtime.guests.abi.head import LIMIT
-from edge_runtime.guests.host_functions import FAILURES, Guest, Recent, unfit
+from edge_runtime.guests.host_functions import FAILURES, Guest, RecentCache, request_unfit
 from edge_runtime.guests.invocation import CallLimits, Request, RequestUnfit, Response, Services
 from edge_runtime.guests.wasi import Exit, Strings
 from edge_runtime.ipc.frames import LocalFunction
@@ -21,7 +21,7 @@ class Wagi(Guest):
         """`settings` become environment variables. Error: LinkError."""
         super().__init__(local.name, module, config, limits, [START])
         self._settings = dict(settings)
-        self._recent = Recent[tuple[Strings, Strings]]()
+        self._recent = RecentCache[tuple[Strings, Strings]]()
 
     def call(self, request: Request, services: Services) -> Response:
         host, limits, program = self.host, self.limits, self.program
@@ -54,6 +54,6 @@ class Wagi(Guest):
             arguments = wagi.arguments(request, self.name)
             made = Strings(arguments), Strings(wagi.environment(request, self.name, self._settings))
         except (RequestUnfit, UnicodeEncodeError) as error:
-            raise unfit(error) from None
+            raise request_unfit(error) from None
         # The body's length is in it.
         return self._recent.keep((request.key, len(request.body)), made) if request.key else made

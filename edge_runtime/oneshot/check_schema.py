@@ -16,11 +16,11 @@ import msgspec
 import orjson
 from msgspec import Struct
 
-from edge_runtime.oneshot.forked import apart
+from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, schema_change
-from edge_runtime.sql.access import Doors
+from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import Database
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.schema_change import SchemaChangeRefused
@@ -65,7 +65,7 @@ def _guarded(asked: SchemaCheckRequest) -> bytes:
     """The answer, made behind the fence and with a deadline: nothing but its end stops a query of libsql's. Error:
     SchemaChangeRefused, past it."""
     try:
-        answer, status = apart(lambda: _fenced(asked), SECONDS)
+        answer, status = run_forked(lambda: _fenced(asked), SECONDS)
     except TimeoutError:
         raise _slow() from None
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
@@ -109,27 +109,27 @@ def _refusal(refused: SchemaChangeRefused) -> dict[str, Any]:
 
 
 def _check(opened: Database, asked: SchemaCheckRequest, warnings: list[dict[str, str]]) -> list[str]:
-    doors = Doors.of(opened)
+    access_rules = AccessRules.read(opened)
     amends = asked.amends
     opened.rows("BEGIN")
     for change in sorted(asked.earlier, key=lambda change: change.number):
         if amends is None or change.number < amends.number:
-            _run_registered(opened, doors, change)
+            _run_registered(opened, access_rules, change)
     opened.rows("COMMIT")
     before = None
     if amends is not None:
         opened.rows("BEGIN")
-        _run_registered(opened, doors, amends)
+        _run_registered(opened, access_rules, amends)
         before = _schema(opened)
         opened.rollback()
-    after = _try(opened, doors, asked.sql)
+    after = _try(opened, access_rules, asked.sql)
     if before is not None:
         _compare(before, after)
     opened.rows("PRAGMA foreign_keys = ON")
     empty = fill(opened)
     opened.rows("PRAGMA foreign_keys = OFF")
     try:
-        _try(opened, doors, asked.sql)
+        _try(opened, access_rules, asked.sql)
     except SchemaChangeRefused as refused:
         if _fails_on_any_row(refused):
             raise
@@ -137,9 +137,9 @@ def _check(opened: Database, asked: SchemaCheckRequest, warnings: list[dict[str,
     return empty
 
 
-def _run_registered(opened: Database, doors: Doors, change: RegisteredChange) -> None:
+def _run_registered(opened: Database, access_rules: AccessRules, change: RegisteredChange) -> None:
     try:
-        schema_change.run(opened, doors, change.sql)
+        schema_change.run(opened, access_rules, change.sql)
     except SchemaChangeRefused as refused:
         raise SchemaChangeRefused(
             "schema_history_broken",
@@ -148,12 +148,12 @@ def _run_registered(opened: Database, doors: Doors, change: RegisteredChange) ->
         ) from None
 
 
-def _try(opened: Database, doors: Doors, sql: str) -> dict[tuple[str, str], tuple[Any, ...]]:
+def _try(opened: Database, access_rules: AccessRules, sql: str) -> dict[tuple[str, str], tuple[Any, ...]]:
     """Run the change and undo it; the schema that it led to. Error: SchemaChangeRefused."""
     opened.rows("BEGIN")
     try:
         own = schema_change.own(opened)
-        schema_change.run(opened, doors, sql)
+        schema_change.run(opened, access_rules, sql)
         if schema_change.own(opened) != own:
             raise SchemaChangeRefused("schema_closed", "It touches the runtime's own tables.")
         if orphans := schema_change.orphans(opened):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from edge_runtime.sandbox import fence
 
 
-def apart(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
+def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
     """What `work` returned in the child, empty where it failed (then a traceback is on stderr), and how the child
     ended, as from waitpid. Error: TimeoutError, and the child has been ended."""
     me = os.getpid()

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from edge_runtime.sql.database import Database
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.tokenizer import Kind, tokenize
+from edge_runtime.sql.tokenizer import TokenKind, tokenize
 
 ROWS: Final = 3
 ATTEMPTS: Final = 100
@@ -119,9 +119,9 @@ def _literals(sql: str) -> dict[str, list[Any]]:
     """Strings and numbers of a table's definition: a CHECK often names what it wants."""
     found: dict[str, list[Any]] = defaultdict(list)
     for token in tokenize(sql):
-        if token.kind is Kind.STRING:
+        if token.kind is TokenKind.STRING:
             found["text"].append(token.text[1:-1].replace("''", "'"))
-        elif token.kind is Kind.NUMBER and token.text.isdigit() and len(token.text) < 10:
+        elif token.kind is TokenKind.NUMBER and token.text.isdigit() and len(token.text) < 10:
             number = int(token.text)
             found["integer"] += [number, number + 1, max(0, number - 1)]
             found["text"].append("x" * min(number, 1000))

@@ -13,7 +13,7 @@ from typing import Final
 
 import libsql_experimental as libsql
 
-from edge_runtime.oneshot.forked import apart
+from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.landlock import Access
 from edge_runtime.sandbox.profiles import RANDOM, WRITE
@@ -60,7 +60,7 @@ def tidy(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path, sql: str) -> Iterator[Database]:
+def open_sealed(path: Path, sql: str) -> Iterator[Database]:
     """The file as it is, with nothing of the runtime's put in, in a transaction that ends undone unless committed. The
     process is sealed once it is open. Error: OSError."""
     lock = WriterLock(os.memfd_create("writer.lock"))
@@ -101,7 +101,7 @@ def _recover(path: Path, journal: Path) -> None:
         return b"done"
 
     try:
-        answer, _ = apart(work, _RECOVERY)
+        answer, _ = run_forked(work, _RECOVERY)
     except TimeoutError:
         answer = b""
     if not answer:

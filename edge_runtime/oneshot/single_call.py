@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from control import wire
-from edge_runtime.aot_cache import QUICK, AotFile, find, take, workshop
+from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder
 from edge_runtime.children.compile_child import DATA_BYTES
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.guests import guest
@@ -30,7 +30,7 @@ from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import frames
 from edge_runtime.oneshot import scratch_database
 from edge_runtime.oneshot.check import check_module
-from edge_runtime.oneshot.forked import apart
+from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.profiles import PROCESSOR, RANDOM, READ, REBUILD, WRITE
 from edge_runtime.sql.call_sql import ProbeSql
@@ -121,7 +121,7 @@ def _look_at_fence(asked: SingleCallRequest) -> None:
 def _opened(asked: SingleCallRequest) -> Iterator[Database | None]:
     """The database, where there is one; sealed. Error: OSError."""
     if asked.database:
-        with scratch_database.opened(Path(asked.database), asked.manifest.sql) as opened:
+        with scratch_database.open_sealed(Path(asked.database), asked.manifest.sql) as opened:
             yield opened
     else:
         fence.seal("worker")
@@ -155,9 +155,9 @@ def _compiled(asked: SingleCallRequest, wasm: bytes) -> AotFile:
     found = find(folder, sha256, QUICK)
     if found is not None:
         return found
-    work = workshop(folder)
+    work = make_work_folder(folder)
     try:
-        answer, status = apart(lambda: _compile(asked, wasm, work), LIMIT)
+        answer, status = run_forked(lambda: _compile(asked, wasm, work), LIMIT)
         # Nothing is kept of one that was ended.
         told = (
             msgspec.json.decode(answer, type=SingleCallResult)
@@ -165,7 +165,7 @@ def _compiled(asked: SingleCallRequest, wasm: bytes) -> AotFile:
             else SingleCallResult(0, code="compile_crashed")
         )
         if not told.code:
-            take(work, folder, sha256, QUICK)
+            install(work, folder, sha256, QUICK)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if os.WIFSIGNALED(status):

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime.aot_cache import AotFile, key, take, workshop
+from edge_runtime.aot_cache import AotFile, install, key, make_work_folder
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
@@ -100,7 +100,7 @@ class Compilations:
     async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
         """Errors: NotBorn, ChildGone, SyncFailed."""
         try:
-            work = await asyncio.to_thread(workshop, self._folder)
+            work = await asyncio.to_thread(make_work_folder, self._folder)
         except OSError as error:
             raise SyncFailed("compile_io", str(error)) from None
         try:
@@ -127,7 +127,7 @@ class Compilations:
             failure = decode_failure(reply.body)
             raise SyncFailed(failure.code, failure.message)
         try:
-            await asyncio.to_thread(take, work, self._folder, sha256, level)
+            await asyncio.to_thread(install, work, self._folder, sha256, level)
         except OSError as error:
             raise SyncFailed("compile_io", str(error)) from None
         return AotFile(self._folder / f"{key(sha256, level)}.so", _decode_compiled(reply.body).digest)

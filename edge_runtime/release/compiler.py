@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime.aot_cache import BEST, QUICK, AotFile, Damaged, discard_damaged, key, locate, need, verify
+from edge_runtime.aot_cache import BEST, QUICK, AotFile, Damaged, discard_damaged, key, locate, memory_estimate, verify
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import Processes
@@ -164,7 +164,7 @@ class Compiler:
         """What a function starts on: the artifact itself, where compiling it takes longer and it isn't too large for
         the interpreter. Error: SyncFailed."""
         path = self._artifacts / f"{sha256}.wasm"
-        too_large = need(path, compiled=False) > self._code_memory
+        too_large = memory_estimate(path, compiled=False) > self._code_memory
         if patient or (too_large and not lenient):
             return await self.compile(sha256, QUICK)
         try:
@@ -201,7 +201,7 @@ class Compiler:
         except SyncFailed as failed:
             log.error("artifact %s can't be served: %s", sha256, failed.message)
             return None
-        if need(path, compiled=False) <= self._code_memory:
+        if memory_estimate(path, compiled=False) <= self._code_memory:
             return path
         return await self._find(sha256, BEST) or await self.compile(sha256, QUICK)
 

@@ -20,7 +20,7 @@ from typing import Final
 from control import faults
 from edge_runtime.sandbox import landlock, profiles, seccomp
 from edge_runtime.sandbox.landlock import Access
-from edge_runtime.sandbox.profiles import KINDS, Kind
+from edge_runtime.sandbox.profiles import CHILD_KINDS, ChildKind
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -38,7 +38,7 @@ DATA_BYTES: Final = 8 * 1024**3
 two memories of 1 GiB take: a guest whose first page were refused would run without a memory of its own."""
 OOM_SCORE: Final = b"500"
 
-_rulesets: Final[dict[Kind, landlock.Ruleset]] = {}
+_rulesets: Final[dict[ChildKind, landlock.Ruleset]] = {}
 """Made by `prepare`; empty where there is no Landlock."""
 
 
@@ -69,36 +69,36 @@ def lacking() -> tuple[str, ...]:
 def prepare(state: Path) -> None:
     """What children inherit, or can be made once for all of them: in their parent, before the forks. The parent has
     the limits, no new privileges and no capabilities itself from here on. Error: OSError."""
-    _restrict()
-    for kind in KINDS:
+    _set_limits()
+    for kind in CHILD_KINDS:
         _filter(kind)
         if landlock.version():
-            _rulesets[kind] = landlock.Ruleset(profiles.files(kind, state) + _points())
+            _rulesets[kind] = landlock.Ruleset(profiles.files(kind, state) + _fault_points())
 
 
 def enclose(files: Iterable[tuple[Path, Access]] = ()) -> None:
     """`prepare` and `enter` in one, for a process of its own that runs or reads others' bytes: these files are what it
     can open from here on. `seal` comes after it, too. Error: OSError."""
-    _restrict()
-    _first_to_go()
+    _set_limits()
+    _prefer_for_oom_kill()
     narrow(files)
 
 
 def narrow(files: Iterable[tuple[Path, Access]]) -> None:
     """Of the files that this process can open, these are what it can open from here on. Error: OSError."""
     if landlock.version():
-        ruleset = landlock.Ruleset([*files, *_points()])
+        ruleset = landlock.Ruleset([*files, *_fault_points()])
         ruleset.enter()
         ruleset.close()
 
 
-def _points() -> list[tuple[Path, Access]]:
+def _fault_points() -> list[tuple[Path, Access]]:
     """A test's fault points."""
     points = faults.folder()
     return [] if points is None or not points.exists() else [(points, profiles.WRITE)]
 
 
-def _restrict() -> None:
+def _set_limits() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
@@ -110,16 +110,16 @@ def _restrict() -> None:
     _drop_capabilities()
 
 
-def enter(kind: Kind) -> None:
+def enter(kind: ChildKind) -> None:
     """The first part of a child's own: files. Error: OSError."""
-    _first_to_go()
+    _prefer_for_oom_kill()
     if kind in _rulesets:
         _rulesets[kind].enter()
     for ruleset in _rulesets.values():
         ruleset.close()
 
 
-def _first_to_go() -> None:
+def _prefer_for_oom_kill() -> None:
     """The first to go where memory runs out; not so its parent, whose end would be the end of all of them."""
     with contextlib.suppress(OSError):
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
@@ -127,7 +127,7 @@ def _first_to_go() -> None:
         os.close(descriptor)
 
 
-def seal(kind: Kind, writer_lock: int | None = None) -> None:
+def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
     """The second part: no more processes, and only the system calls of its kind; `writer_lock` is the descriptor of
     the only file that it may lock by flock. Error: OSError."""
     if kind != "compiler":
@@ -177,7 +177,7 @@ def in_background() -> None:
 
 
 @functools.cache
-def _filter(kind: Kind) -> seccomp.Filter | None:
+def _filter(kind: ChildKind) -> seccomp.Filter | None:
     """All rules but those of one process; None where there is no seccomp."""
     if seccomp.lacking():
         return None

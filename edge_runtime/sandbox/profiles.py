@@ -14,8 +14,8 @@ from edge_runtime.sandbox import seccomp
 from edge_runtime.sandbox.landlock import Access
 from edge_runtime.sandbox.seccomp import Argument, Rule
 
-Kind = Literal["worker", "applier", "compiler", "checkpointer", "check"]
-KINDS: Final[tuple[Kind, ...]] = ("worker", "applier", "compiler", "checkpointer")
+ChildKind = Literal["worker", "applier", "compiler", "checkpointer", "check"]
+CHILD_KINDS: Final[tuple[ChildKind, ...]] = ("worker", "applier", "compiler", "checkpointer")
 """The zygote's. A check has read what it is about before it is fenced: it opens nothing."""
 
 READ: Final = Access.READ_FILE
@@ -60,7 +60,7 @@ _THREAD: Final = 0x100 | 0x800 | 0x1_0000
 _NAMESPACES: Final = 0x7E02_0000
 
 
-def files(kind: Kind, state: Path) -> list[tuple[Path, Access]]:
+def files(kind: ChildKind, state: Path) -> list[tuple[Path, Access]]:
     """What a child can do below which path of the state directory."""
     match kind:
         case "compiler":
@@ -73,7 +73,7 @@ def files(kind: Kind, state: Path) -> list[tuple[Path, Access]]:
             return [*written, (state / "aot", READ), (state / "artifacts", READ), RANDOM]
 
 
-def rules(kind: Kind) -> list[Rule]:
+def rules(kind: ChildKind) -> list[Rule]:
     """The system calls that a child can make, but for those of `own_rules`."""
     names: tuple[str, ...] = _MEMORY + _SIGNALS + _THREADS + _SELF + _TIME + _WAITING + _STREAMS
     names += _OPENED if kind == "check" else _FILES

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from edge_runtime.sql.database import Database, is_panic
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.tokenizer import Kind, Token, name
+from edge_runtime.sql.tokenizer import Token, TokenKind, name
 
 _FUNCTION_NAMES: Final = """
     -> ->> abs acos acosh asin asinh atan atan2 atanh atn2 avg bm25 ceil ceiling changes char charindex coalesce
@@ -73,7 +73,7 @@ class AccessDenied(Exception):
 
 
 @dataclass(frozen=True)
-class Reach:
+class StatementEffects:
     """What a statement does."""
 
     writes: bool
@@ -83,7 +83,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Doors:
+class AccessRules:
     """What is closed in this file, as its schema is now."""
 
     own: frozenset[int]
@@ -96,7 +96,7 @@ class Doors:
     modules: frozenset[str]
 
     @classmethod
-    def of(cls, database: Database) -> "Doors":
+    def read(cls, database: Database) -> "AccessRules":
         pages = database.rows(_OWN_PAGES)
         return cls(
             own=frozenset(page for page, runtimes in pages if runtimes),
@@ -110,7 +110,7 @@ class Doors:
         return found in self.modules or (found.startswith("pragma_") and found not in MODULES)
 
 
-def examine(database: Database, doors: Doors, sql: str, tokens: Iterable[Token]) -> Reach:
+def examine(database: Database, access_rules: AccessRules, sql: str, tokens: Iterable[Token]) -> StatementEffects:
     """What `sql` does. Errors: AccessDenied; ValueError where SQLite can't compile it."""
     writes = sets_last_id = virtual = False
     written: set[int] = set()
@@ -138,15 +138,15 @@ def examine(database: Database, doors: Doors, sql: str, tokens: Iterable[Token])
         if schema > 1:
             raise AccessDenied("It opens another database.")
         if schema == 0:
-            if page in doors.own:
+            if page in access_rules.own:
                 raise AccessDenied("It touches the runtime's own tables (_skerry_…), which are closed to functions.")
             if opcode in _WRITES:
-                if page in doors.shadow:
+                if page in access_rules.shadow:
                     raise AccessDenied("It writes what a virtual table keeps, which that table alone writes.")
                 written.add(page)
-    if virtual or not doors.sqlite.isdisjoint(written):
-        _check_names(doors, tokens, virtual, written)
-    return Reach(writes, sets_last_id, virtual)
+    if virtual or not access_rules.sqlite.isdisjoint(written):
+        _check_names(access_rules, tokens, virtual, written)
+    return StatementEffects(writes, sets_last_id, virtual)
 
 
 def _explain(database: Database, sql: str) -> Iterator[tuple[Any, ...]]:
@@ -172,7 +172,7 @@ def _check_call(p4: Any) -> None:
         raise AccessDenied(f"It calls {called}(), which is closed to functions.")
 
 
-def _check_names(doors: Doors, tokens: Iterable[Token], virtual: bool, written: set[int]) -> None:
+def _check_names(access_rules: AccessRules, tokens: Iterable[Token], virtual: bool, written: set[int]) -> None:
     """EXPLAIN doesn't say which virtual table it is, nor whether SQLite itself writes sqlite_sequence: names do.
     Views and triggers are made by schema changes, which may not have such names (`migration`)."""
     if _SCHEMA_PAGE in written:
@@ -180,10 +180,10 @@ def _check_names(doors: Doors, tokens: Iterable[Token], virtual: bool, written: 
     before = ""
     for token in tokens:
         found = name(token)
-        if virtual and doors.closed_module(found):
+        if virtual and access_rules.closed_module(found):
             raise AccessDenied(f"It uses {found}, which is closed to functions.")
         # A string is a name there alone where a table to be written is named.
-        named = token.kind is not Kind.STRING or before in _BEFORE_TARGET
-        if named and found.startswith(INTERNAL) and not doors.sqlite.isdisjoint(written):
+        named = token.kind is not TokenKind.STRING or before in _BEFORE_TARGET
+        if named and found.startswith(INTERNAL) and not access_rules.sqlite.isdisjoint(written):
             raise AccessDenied(f"It writes {found}, which is SQLite's own.")
         before = token.text.lower()

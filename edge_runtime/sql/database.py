@@ -20,7 +20,7 @@ from control import wire
 from edge_runtime import wal
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.tokenizer import Kind, tokenize
+from edge_runtime.sql.tokenizer import TokenKind, tokenize
 
 FORMAT: Final = 1
 """Of the runtime's own tables."""
@@ -304,7 +304,7 @@ def _make(database: Database) -> None:
 def _statements(script: str) -> Iterator[str]:
     start = 0
     for token in tokenize(script):
-        if token.kind is Kind.SEMICOLON:
+        if token.kind is TokenKind.SEMICOLON:
             yield script[start : token.end]
             start = token.end
 

@@ -8,10 +8,10 @@ import sqlite3
 from collections.abc import Set
 from typing import Any, Final, NamedTuple
 
-from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, Doors
+from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
 from edge_runtime.sql.database import Database, is_panic
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.tokenizer import Kind, Token, name, tokenize, word
+from edge_runtime.sql.tokenizer import Token, TokenKind, name, tokenize, word
 
 VERBS: Final = frozenset(
     {"create", "alter", "drop", "insert", "update", "delete", "replace", "with", "select", "values", "reindex"}
@@ -60,7 +60,7 @@ def split(sql: str) -> list[SchemaStatement]:
     found: list[SchemaStatement] = []
     first = 0
     for at, token in enumerate(tokens):
-        if token.kind is not Kind.SEMICOLON:
+        if token.kind is not TokenKind.SEMICOLON:
             continue
         text = sql[tokens[first].start : token.end]
         if at == first:
@@ -92,7 +92,7 @@ def _is_trigger(tokens: list[Token]) -> bool:
 
 def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules: Set[str]) -> None:
     """Is this a statement that a schema change may have? The closed names are libsql's own, in lower case (see
-    `access.Doors`). Error: SchemaChangeRefused."""
+    `access.AccessRules`). Error: SchemaChangeRefused."""
     sql, tokens = statement
     verb = word(tokens[0])
     if verb not in VERBS:
@@ -104,7 +104,7 @@ def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules
     if verb in ("create", "drop"):
         _check_made(verb, word(tokens[1]) if len(tokens) > 1 else "", sql)
     for at, token in enumerate(tokens):
-        if token.kind is Kind.PARAMETER:
+        if token.kind is TokenKind.PARAMETER:
             raise SchemaChangeRefused(
                 "schema_invalid", f"It has a parameter ({token.text[:40]}), which nothing gives a value.", sql
             )
@@ -135,7 +135,7 @@ def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_mod
         raise SchemaChangeRefused(
             "schema_closed", f"{token.text[:80]}: names with {RUNTIME_PREFIX} are the runtime's own.", sql
         )
-    if token.kind is Kind.STRING:
+    if token.kind is TokenKind.STRING:
         # SQLite takes a string for a name where it can be nothing else; only one that is such a name as a whole.
         closed = found in closed_modules or (found.startswith(INTERNAL) and found.isidentifier())
     else:
@@ -144,7 +144,7 @@ def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_mod
         raise SchemaChangeRefused(
             "schema_closed", f"{token.text[:80]} is SQLite's own, and closed to schema changes.", sql
         )
-    if token.kind is not Kind.STRING and call and found in closed_functions:
+    if token.kind is not TokenKind.STRING and call and found in closed_functions:
         raise SchemaChangeRefused("schema_closed", f"The function {found}() is closed to schema changes.", sql)
 
 
@@ -163,16 +163,16 @@ def normal(sql: str | None) -> tuple[str, ...]:
     if sql is None:
         return ()
     return tuple(
-        token.text if token.kind is Kind.STRING else name(token) or token.text.lower() for token in tokenize(sql)
+        token.text if token.kind is TokenKind.STRING else name(token) or token.text.lower() for token in tokenize(sql)
     )
 
 
-def run(opened: Database, doors: Doors, sql: str) -> None:
+def run(opened: Database, access_rules: AccessRules, sql: str) -> None:
     """Run a schema change's statements in the transaction that is open. Error: SchemaChangeRefused; the transaction may
     have ended then."""
     statements = split(sql)
     for statement in statements:
-        check(statement, doors.functions, doors.modules)
+        check(statement, access_rules.functions, access_rules.modules)
     for statement in statements:
         try:
             cursor = opened.connection.execute(statement.sql)

@@ -8,9 +8,9 @@ from typing import Any, Final
 import orjson
 
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
-from edge_runtime.sql.access import AccessDenied, Doors, examine
+from edge_runtime.sql.access import AccessDenied, AccessRules, examine
 from edge_runtime.sql.database import Database
-from edge_runtime.sql.tokenizer import Kind, Token, tokenize, word
+from edge_runtime.sql.tokenizer import Token, TokenKind, tokenize, word
 
 VERBS: Final = frozenset({"select", "insert", "update", "delete", "replace", "with", "values", "explain"})
 _MAIN_VERBS: Final = VERBS - {"with", "explain"}
@@ -109,7 +109,7 @@ class Session:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._doors: Doors | None = None
+        self._access_rules: AccessRules | None = None
         self.applied = -1
         """The file's count of applied releases that `statements` belong to."""
         self.statements: dict[str, PreparedStatement] = {}
@@ -122,7 +122,7 @@ class Session:
 
     def forget(self) -> None:
         self.statements.clear()
-        self._doors = None
+        self._access_rules = None
         self.applied = -1
 
     def statement(self, sql: str) -> PreparedStatement:
@@ -151,30 +151,30 @@ class Session:
                 f"A function may run SELECT, INSERT, UPDATE, DELETE, REPLACE, WITH, VALUES and EXPLAIN, and not "
                 f"{body[0].text[:40] if body else 'nothing'}.",
             )
-        if self._doors is None:
-            self._doors = Doors.of(self.database)
+        if self._access_rules is None:
+            self._access_rules = AccessRules.read(self.database)
         try:
-            reach = examine(self.database, self._doors, _compilable(sql, body), tokens)
+            effects = examine(self.database, self._access_rules, _compilable(sql, body), tokens)
         except AccessDenied as closed:
             raise SqlError("sql_closed", f"The statement is refused. {closed}") from None
         except ValueError as error:
             raise SqlError(code_of(str(error), "sql_invalid"), str(error)) from None
-        if explains and not plan and reach.virtual:
+        if explains and not plan and effects.virtual:
             # It would show addresses of this process.
             raise SqlError("sql_closed", "EXPLAIN of a virtual table is closed to functions; use EXPLAIN QUERY PLAN.")
         return PreparedStatement(
             sql,
             tuple(parameters),
             max((number for _, _, number in parameters), default=0),
-            writes=reach.writes and not explains,
-            inserts=reach.sets_last_id and not explains and _main_verb(body) in ("insert", "replace"),
+            writes=effects.writes and not explains,
+            inserts=effects.sets_last_id and not explains and _main_verb(body) in ("insert", "replace"),
         )
 
 
 def _one(tokens: list[Token]) -> list[Token]:
     """The tokens of the one statement, without what ends it."""
-    end = next((at for at, token in enumerate(tokens) if token.kind is Kind.SEMICOLON), len(tokens))
-    if any(token.kind is not Kind.SEMICOLON for token in tokens[end:]):
+    end = next((at for at, token in enumerate(tokens) if token.kind is TokenKind.SEMICOLON), len(tokens))
+    if any(token.kind is not TokenKind.SEMICOLON for token in tokens[end:]):
         raise SqlError("sql_not_allowed", "There is more after the first statement; run one statement at a time.")
     if not end:
         raise SqlError("sql_invalid", "There is no statement.")
@@ -186,7 +186,7 @@ def _compilable(sql: str, body: list[Token]) -> str:
     pieces: list[str] = []
     after = body[0].start
     for token in body:
-        if token.kind is Kind.BLOB:
+        if token.kind is TokenKind.BLOB:
             pieces += (sql[after : token.start], "x''")
             after = token.end
     return "".join(pieces) + sql[after:]
@@ -197,7 +197,7 @@ def _parameters(tokens: list[Token]) -> list[tuple[int, int, int]]:
     found = []
     largest = 0
     for token in tokens:
-        if token.kind is Kind.PARAMETER:
+        if token.kind is TokenKind.PARAMETER:
             digits = token.text[1:]
             if token.text[0] != "?":
                 raise SqlError(

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 
-class Kind(IntEnum):
+class TokenKind(IntEnum):
     NAME = 1
     """A keyword or a bare name."""
     QUOTED = 2
@@ -23,7 +23,7 @@ class Kind(IntEnum):
 
 
 class Token(NamedTuple):
-    kind: Kind
+    kind: TokenKind
     start: int
     end: int
     text: str
@@ -46,7 +46,7 @@ _PATTERN: Final = re.compile(
     """,
     re.VERBOSE,
 )
-_KINDS: Final = {kind.name: kind for kind in Kind}
+_KINDS: Final = {kind.name: kind for kind in TokenKind}
 
 
 def tokenize(sql: str) -> list[Token]:
@@ -60,15 +60,15 @@ def tokenize(sql: str) -> list[Token]:
 
 def word(token: Token) -> str:
     """A bare word in lower case; empty for any other token."""
-    return token.text.lower() if token.kind is Kind.NAME else ""
+    return token.text.lower() if token.kind is TokenKind.NAME else ""
 
 
 def name(token: Token) -> str:
     """What the token names, in lower case, where SQLite may take it for a name, as it does a string; else empty."""
     text = token.text
-    if token.kind is Kind.NAME:
+    if token.kind is TokenKind.NAME:
         return text.lower()
-    if token.kind is Kind.QUOTED or token.kind is Kind.STRING:
+    if token.kind is TokenKind.QUOTED or token.kind is TokenKind.STRING:
         quote = text[0]
         inner = text[1:-1]
         return (inner if quote == "[" else inner.replace(quote * 2, quote)).lower()

@@ -35,7 +35,7 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     try:
         made, beside = work / "module.so", work / "digest"
         code = import_memories(merged or wasm)
-        with _Compiler(level, second_memory=merged is not None) as compiler:
+        with _AotCompiler(level, second_memory=merged is not None) as compiler:
             given = ffi.from_buffer("uint8_t[]", code)
             result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, given, len(code), bytes(made))
         if result:
@@ -72,7 +72,7 @@ class _CompilerConfig(Handle):
     """WasmEdge_CompilerOutputFormat_Native: a shared object, whose pages all workers share."""
 
 
-class _Compiler(Handle):
+class _AotCompiler(Handle):
     _delete = "WasmEdge_CompilerDelete"
 
     def __init__(self, level: int, *, second_memory: bool) -> None:

@@ -63,7 +63,7 @@ class HostModule(Handle):
         self._callbacks = []
 
 
-def raised() -> BaseException | None:
+def take_raised() -> BaseException | None:
     """Take the first exception that host functions raised since the last time."""
     if not unclaimed:
         return None

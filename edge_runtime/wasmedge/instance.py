@@ -9,8 +9,8 @@ from typing import ClassVar, Self
 from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
 from edge_runtime.wasmedge.errors import LinkError, Unsafe
 from edge_runtime.wasmedge.handles import Handle, Name, check, message
-from edge_runtime.wasmedge.host import HostModule, Signature, raised, unclaimed, value_types
-from edge_runtime.wasmedge.memory import Memory, Reserved
+from edge_runtime.wasmedge.host import HostModule, Signature, take_raised, unclaimed, value_types
+from edge_runtime.wasmedge.memory import Memory, ReservedMemories
 from edge_runtime.wasmedge.memory_imports import MODULE
 from edge_runtime.wasmedge.module import Config, Module
 
@@ -131,7 +131,7 @@ class Program:
         self._store = _Store(self._executor, imports)
         self._pointers: tuple[CData, CData, CData] | None = None
         """Of executor, store and module, from the first run on."""
-        self._reserved: Reserved | None = None
+        self._reserved: ReservedMemories | None = None
         self._instance: CData = None
         self._memory: Memory
         """Of the instance."""
@@ -150,7 +150,7 @@ class Program:
         reserved = self._reserved or self._reserve()
         made = self._made
         if unclaimed:
-            raised()
+            take_raised()
         Program._live = True
         self._memory, self._other = memory, second
         try:
@@ -194,12 +194,12 @@ class Program:
         self._pointers = self._executor.pointer, self._store.pointer, self._module.pointer
         return self._pointers
 
-    def _reserve(self) -> Reserved:
+    def _reserve(self) -> ReservedMemories:
         """Error: Unsafe."""
         keeping = Program._keeping
         while len(keeping) >= KEPT:
             keeping[0]._give_up()
-        made = Reserved(self._limits)
+        made = ReservedMemories(self._limits)
         check(library.WasmEdge_ExecutorRegisterImport(self._executor.pointer, self._store.pointer, made.pointer))
         self._reserved = made
         keeping.append(self)
@@ -235,7 +235,7 @@ class Program:
 
     @staticmethod
     def _failed(result: int) -> None:
-        error = raised()
+        error = take_raised()
         if error is not None:
             raise error
         check(result)

@@ -68,7 +68,7 @@ def check_refusals() -> None:
         )
 
 
-class Reserved(Handle):
+class ReservedMemories(Handle):
     """The memories that a program imports, for one instance after the other."""
 
     _delete = "WasmEdge_ModuleInstanceDelete"
@@ -80,7 +80,7 @@ class Reserved(Handle):
         self._kept = sum(minimum for minimum, _ in limits) * PAGE < LARGE
         self.memories = [self._add(name, *each) for name, each in zip(_NAMES, limits, strict=False)]
 
-    def _add(self, name: Name, minimum: int, maximum: int) -> "Space":
+    def _add(self, name: Name, minimum: int, maximum: int) -> "ReservedMemory":
         kind = library.WasmEdge_MemoryTypeCreate((True, False, minimum, maximum))
         made = library.WasmEdge_MemoryInstanceCreate(kind)
         library.WasmEdge_MemoryTypeDelete(kind)
@@ -92,14 +92,14 @@ class Reserved(Handle):
         if not base or pages != minimum or minimum < 1:
             self.close()
             raise Unsafe(f"the guest's memory was not reserved ({pages} pages of {minimum}): nothing was run in it")
-        return Space(made, base, minimum, maximum)
+        return ReservedMemory(made, base, minimum, maximum)
 
     def clear(self) -> bool:
         """Make all as they were reserved, for the next instance; False where they must be reserved anew."""
         return self._kept and all(memory.clear() for memory in self.memories)
 
 
-class Space:
+class ReservedMemory:
     """One memory: its address, its base, and a window on the pages that it begins with."""
 
     __slots__ = ("_maximum", "_minimum", "base", "pointer", "size", "window")
@@ -145,8 +145,8 @@ class Memory:
         self.buffer: CData = b""
         self.size = 0
 
-    def open(self, space: Space) -> Self:
-        """Look at one of `Reserved.memories`."""
+    def open(self, space: ReservedMemory) -> Self:
+        """Look at one of `ReservedMemories.memories`."""
         self._pointer, self.buffer, self.size = space.pointer, space.window, space.size
         return self
 

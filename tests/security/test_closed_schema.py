@@ -3,13 +3,13 @@
 import pytest
 
 from edge_runtime.sql import database, schema_change
-from edge_runtime.sql.access import Doors
+from edge_runtime.sql.access import AccessRules
 
 
 @pytest.fixture(scope="module")
-def doors():
+def access_rules():
     with database.in_memory() as opened:
-        yield opened, Doors.of(opened)
+        yield opened, AccessRules.read(opened)
 
 
 CHANGES = [
@@ -73,8 +73,8 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("sql", CHANGES)
-def test_a_schema_change_is_refused(doors, sql):
-    opened, closed = doors
+def test_a_schema_change_is_refused(access_rules, sql):
+    opened, closed = access_rules
     before = schema_change.own(opened)
     opened.rows("BEGIN")
     try:
@@ -108,8 +108,8 @@ def test_a_schema_change_is_refused(doors, sql):
         "ALTER TABLE n RENAME TO t",
     ],
 )
-def test_an_ordinary_schema_change_runs(doors, sql):
-    opened, closed = doors
+def test_an_ordinary_schema_change_runs(access_rules, sql):
+    opened, closed = access_rules
     opened.rows("BEGIN")
     try:
         schema_change.run(opened, closed, sql)
@@ -117,9 +117,9 @@ def test_an_ordinary_schema_change_runs(doors, sql):
         opened.rollback()
 
 
-def test_a_change_that_got_through_to_the_runtimes_tables_is_seen(doors):
+def test_a_change_that_got_through_to_the_runtimes_tables_is_seen(access_rules):
     """The last lock: what is in them and what names them is compared, whatever the tokens said."""
-    opened, _ = doors
+    opened, _ = access_rules
     for sql in (
         "UPDATE _skerry_meta SET database_id = 'other'",
         "CREATE VIEW v AS SELECT * FROM _skerry_meta",

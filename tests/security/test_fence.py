@@ -23,7 +23,7 @@ import pytest_asyncio
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, Processes
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.profiles import KINDS, Kind
+from edge_runtime.sandbox.profiles import CHILD_KINDS, ChildKind
 from edge_runtime.state import State
 from tests.support import taken_over
 from tests.support.taken_over import Answer, Ask
@@ -195,7 +195,7 @@ NETWORK = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHILD_KINDS)
 @pytest.mark.parametrize(
     "what",
     [
@@ -211,7 +211,7 @@ NETWORK = [
     ids=["tcp", "tcp6", "unix", "execve", "execveat", "pidfd", "ptrace", "process_vm_readv", "io_uring", "unshare"],
 )
 @pytest.mark.parametrize("place", USERS[:1], indirect=True)
-async def test_what_ends_it(victim: Any, kind: Kind, what: tuple[Any, ...]) -> None:
+async def test_what_ends_it(victim: Any, kind: ChildKind, what: tuple[Any, ...]) -> None:
     """No honest child ever asks for these: the log shows signal 31."""
     async with victim(kind) as it:
         assert await it.refused(*what) == "SIGSYS"

@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote_from_bytes
 
 from edge_runtime.guests.abi import head
-from edge_runtime.guests.abi.head import Answered, ResponseInvalid
+from edge_runtime.guests.abi.head import CheckedResponse, ResponseInvalid
 from edge_runtime.guests.invocation import Request, RequestUnfit
 
 ALLOCATE: Final = "skerry_alloc"
@@ -51,7 +51,7 @@ def _quoted(value: str) -> str:
     return quote_from_bytes(value.encode("latin-1", "replace"), safe="")
 
 
-def decode(memory: Any, start: int, size: int, method: str) -> Answered:
+def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:
     """The answer in `memory` from `start` on, all `size` bytes of which are there. `method` is the request's.
 
     Error: ResponseInvalid.
@@ -68,10 +68,10 @@ def decode(memory: Any, start: int, size: int, method: str) -> Answered:
             f"it answered {size} bytes with {length} of header lines; {min(head.LIMIT, end - lines)} can be"
         )
     block = memory[lines:split]
-    found = head.kept(block) if length <= head.KEPT else head.parse(block)
+    found = head.parse_cached(block) if length <= head.CACHED_BYTES else head.parse(block)
     if found.status is not None:
         raise ResponseInvalid("it wrote the header Status; the status is the answer's first number")
     body = memory[split:end]
-    if not found.typed or found.length is not None or status in head.BODILESS:
+    if not found.has_content_type or found.length is not None or status in head.BODILESS:
         return status, head.complete(found, status, body, method), body
     return status, found.lines, body

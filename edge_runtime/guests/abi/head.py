@@ -25,13 +25,13 @@ class Head(NamedTuple):
     """The value of Status."""
     length: int | None
     """Of Content-Length."""
-    typed: bool
+    has_content_type: bool
     """There is a Content-Type, and it isn't empty."""
-    located: bool
+    has_location: bool
     """There is a Location, and it isn't empty."""
 
 
-Answered = tuple[int, bytes, bytes]
+CheckedResponse = tuple[int, bytes, bytes]
 """A guest's answer, checked: status, header lines as they go out, body."""
 
 
@@ -50,7 +50,7 @@ _TAKEN: Final = (b"status", b"content-length", b"date")
 _SEEN: Final = (*_TAKEN, b"content-type", b"location")
 """The others are about the connection or the release, which is the server's."""
 
-KEPT: Final = 1024
+CACHED_BYTES: Final = 1024
 """Bytes: lines that are longer are not to be given to `kept`."""
 
 
@@ -84,7 +84,7 @@ def parse(block: bytes) -> Head:
     )
 
 
-kept = functools.lru_cache(maxsize=256)(parse)
+parse_cached = functools.lru_cache(maxsize=256)(parse)
 """`parse`, where it has been done before: most answers of a function begin like the one before."""
 
 
@@ -118,7 +118,7 @@ def complete(head: Head, status: int, body: bytes, method: str) -> bytes:
     if body:
         if status in BODILESS:
             raise ResponseInvalid(f"it wrote a body of {len(body)} bytes with the status {status}, which has none")
-        if not head.typed:
+        if not head.has_content_type:
             raise ResponseInvalid("it wrote a body without a Content-Type")
     if length is None or length == len(body):
         return head.lines

@@ -8,7 +8,16 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
-from edge_runtime.guests.abi.head import BODILESS, KEPT, LIMIT, Answered, ResponseInvalid, complete, kept, parse
+from edge_runtime.guests.abi.head import (
+    BODILESS,
+    CACHED_BYTES,
+    LIMIT,
+    CheckedResponse,
+    ResponseInvalid,
+    complete,
+    parse,
+    parse_cached,
+)
 from edge_runtime.guests.invocation import Request, RequestUnfit
 
 SOFTWARE = "skerry"
@@ -108,7 +117,7 @@ _STATUS = re.compile(r"([2-5][0-9][0-9])(?: .*)?")
 _BLANK = re.compile(rb"(\r?\n)\r?\n")
 
 
-def parse_response(output: bytes, method: str) -> Answered:
+def parse_response(output: bytes, method: str) -> CheckedResponse:
     """`method` is the request's. Error: ResponseInvalid."""
     if output[:1] == b"\n" or output[:2] == b"\r\n":
         raise ResponseInvalid("it wrote a blank line first: header lines come before it")
@@ -116,19 +125,19 @@ def parse_response(output: bytes, method: str) -> Answered:
     if blank is None:
         raise ResponseInvalid(_headless(output))
     block = output[: blank.end(1)]
-    head = kept(block) if len(block) <= KEPT else parse(block)
+    head = parse_cached(block) if len(block) <= CACHED_BYTES else parse(block)
     if head.status is not None:
         status = _status(head.status)
-    elif head.located:
+    elif head.has_location:
         status = 302
-    elif head.typed:
+    elif head.has_content_type:
         status = 200
     else:
         raise ResponseInvalid(
             "it wrote none of Content-Type, Location and Status, of which a response has one at least"
         )
     body = output[blank.end() :]
-    if not head.typed or head.length is not None or status in BODILESS:
+    if not head.has_content_type or head.length is not None or status in BODILESS:
         return status, complete(head, status, body, method), body
     return status, head.lines, body
 

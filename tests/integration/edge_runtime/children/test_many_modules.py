@@ -182,7 +182,7 @@ async def test_damaged_code_of_what_is_too_large_for_the_interpreter_is_made_aga
         large = modules.make(1, 3_000_000)
         await edge.release({"large": (large, {"abi": "direct"})})
         (function,) = served(edge)
-        assert aot_cache.need(function.wasm, compiled=False) > 64 * MIB
+        assert aot_cache.memory_estimate(function.wasm, compiled=False) > 64 * MIB
         code = Path(function.aot)
         whole = code.read_bytes()
         damaged = code.with_suffix(".new")

@@ -91,8 +91,8 @@ def test_each_instance_finds_its_memory_as_the_module_declares_it(got: list[int]
 def reserved(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The limits of each memory that is reserved."""
     made: list[object] = []
-    reserve = instance.Reserved
-    monkeypatch.setattr(instance, "Reserved", lambda limits: made.append(limits) or reserve(limits))
+    reserve = instance.ReservedMemories
+    monkeypatch.setattr(instance, "ReservedMemories", lambda limits: made.append(limits) or reserve(limits))
     return made
 
 

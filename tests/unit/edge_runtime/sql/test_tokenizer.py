@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime.sql.schema_change import SchemaChangeRefused, normal, split
-from edge_runtime.sql.tokenizer import Kind, name, tokenize
+from edge_runtime.sql.tokenizer import TokenKind, name, tokenize
 
 SOUP = [
     "'",
@@ -48,7 +48,7 @@ def kinds(sql):
 @example("a'';'';")
 def test_where_a_statement_ends_is_where_sqlite_says(sql):
     tokens = tokenize(sql)
-    ends = bool(tokens) and tokens[-1].kind is Kind.SEMICOLON and len(tokens) > 0
+    ends = bool(tokens) and tokens[-1].kind is TokenKind.SEMICOLON and len(tokens) > 0
     # complete_statement doesn't take an unclosed comment for space, as the parser does.
     outside = re.sub(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*(?s:.*?)\*/""", "", sql)
     if "/*" in outside:
@@ -83,13 +83,13 @@ def test_parameters_are_numbered_as_sqlite_does(terms):
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30))
 def test_a_quoted_text_is_one_token(text):
     for quoted, kind in [
-        ("'" + text.replace("'", "''") + "'", Kind.STRING),
-        ('"' + text.replace('"', '""') + '"', Kind.QUOTED),
-        ("`" + text.replace("`", "``") + "`", Kind.QUOTED),
-        ("[" + text.replace("]", "") + "]", Kind.QUOTED),
+        ("'" + text.replace("'", "''") + "'", TokenKind.STRING),
+        ('"' + text.replace('"', '""') + '"', TokenKind.QUOTED),
+        ("`" + text.replace("`", "``") + "`", TokenKind.QUOTED),
+        ("[" + text.replace("]", "") + "]", TokenKind.QUOTED),
     ]:
         tokens = tokenize(f"SELECT {quoted};")
-        assert [token.kind for token in tokens] == [Kind.NAME, kind, Kind.SEMICOLON]
+        assert [token.kind for token in tokens] == [TokenKind.NAME, kind, TokenKind.SEMICOLON]
         assert name(tokens[1]) == (text.replace("]", "") if quoted[0] == "[" else text).lower()
 
 
