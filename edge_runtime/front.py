@@ -12,9 +12,11 @@ import uvloop
 
 from edge_runtime import mapped_pages, threads, wal
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
+from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import Crew
 from edge_runtime.dispatch.trial_load import Trials
+from edge_runtime.dispatch.worker_link import Hooks
 from edge_runtime.egress.http_client import Egress
 from edge_runtime.egress.in_flight import Fetches
 from edge_runtime.ipc import frames
@@ -60,10 +62,10 @@ class Front:
         )
         self.processes = Processes(children, state.lock)
         self.fetches = Fetches(Egress(settings.networks))
-        self.pool = Pool(settings.limits, self.processes.page)
-        self.pool.http = self.fetches.begin
+        self.pool = Pool(settings.limits)
+        self.hooks = Hooks(GuestLog(), self.fetches.begin)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
-        self.crew = Crew(self.pool, self.processes, Trials(self.processes, settings.code_memory))
+        self.crew = Crew(self.pool, self.processes, Trials(self.processes, settings.code_memory), self.hooks)
         self.compiler = Compiler(
             state.artifacts,
             state.aot,
@@ -85,6 +87,7 @@ class Front:
         # Room for one more call's transaction in a file of a worker's.
         most = settings.temp_limit - settings.wal_limit
         self.checkpoints = Checkpoints(self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most)
+        self.hooks.damaged = self.runtime.damaged
         self.runtime.committing = self.checkpoints.before_release
         self.runtime.committed = self.checkpoints.after_release
         self.verification = Verification(self.runtime, self.compiler, self.processes, state.artifacts)

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from edge_runtime.dispatch.call import TIMES
 from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.targets import TIMES
 from edge_runtime.ipc.zygote_client import Processes
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import Checkpoints
@@ -57,7 +57,7 @@ class PoolCollector(Collector):
         yield denied
         yield left_out
         yield CounterMetricFamily("skerry_edge_log_dropped", "Lines of its log that were dropped", value=dropped())
-        yield from self._lines()
+        yield from self._functions()
         yield GaugeMetricFamily("skerry_edge_waiting_calls", "Calls in the queue", value=pool.waiting)
         yield GaugeMetricFamily(
             "skerry_edge_running_calls", "Calls in workers", value=sum(len(link.jobs) for link in pool.links)
@@ -74,15 +74,16 @@ class PoolCollector(Collector):
             yield GaugeMetricFamily("skerry_edge_release", "Number of the release", value=pool.release.number)
             yield GaugeMetricFamily("skerry_edge_generation", "Its generation", value=pool.release.generation)
 
-    def _lines(self) -> Iterable[Metric]:
+    def _functions(self) -> Iterable[Metric]:
         """Of the functions that are served."""
         waiting = GaugeMetricFamily("skerry_edge_function_waiting", "Calls in its line", labels=["function"])
         running = GaugeMetricFamily("skerry_edge_function_running", "Calls in workers", labels=["function"])
         is_open = GaugeMetricFamily("skerry_edge_circuit_open", "1 while it is cut off", labels=["function"])
         opened = CounterMetricFamily("skerry_edge_circuit_opened", "Times it was cut off", labels=["function"])
         for name, target in self._pool.targets.items():
-            waiting.add_metric([name], len(target.line.calls))
-            running.add_metric([name], sum(target.line.links.values()))
+            queue = self._pool.queues.of(name)
+            waiting.add_metric([name], len(queue.calls))
+            running.add_metric([name], sum(queue.links.values()))
             is_open.add_metric([name], int(not target.breaker.closed))
             opened.add_metric([name], target.breaker.opened)
         return waiting, running, is_open, opened

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.dispatch.call import Tally
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import Crew
+from edge_runtime.dispatch.targets import Tally
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Processes
 from edge_runtime.release.checkpoint_schedule import Checkpoints
@@ -91,11 +91,11 @@ class NodeStatus:
             "error": msgspec.to_builtins(lacking) if lacking is not None else None,
         }
         if target is not None:
-            line, breaker = target.line, target.breaker
+            queue, breaker = pool.queues.of(name), target.breaker
             shown |= {
-                "waiting": len(line.calls),
-                "running": sum(line.links.values()),
-                "concurrency": line.concurrency,
+                "waiting": len(queue.calls),
+                "running": sum(queue.links.values()),
+                "concurrency": queue.concurrency,
                 "breaker": {
                     "state": breaker.state,
                     "opened": breaker.opened,

@@ -28,7 +28,8 @@ from control import wire
 from edge_runtime import files
 from edge_runtime import front as service
 from edge_runtime.aot_cache import QUICK
-from edge_runtime.dispatch.call import Answer, Call, Outcome
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.outcomes import Answer, Outcome
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.ipc import frames

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.dispatch.outcomes import TEMP
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.termination import TEMP
 
 log = logging.getLogger("skerry.temp")
 
@@ -31,7 +31,7 @@ async def run(pool: Pool, folder: Path, limit: int) -> None:
                 found = used(link.child.pid, folder)
                 if found > limit:
                     log.error("worker %d has %d MiB of temporary data", link.child.pid, found >> 20)
-                    pool.kill(link, TEMP)
+                    link.kill(TEMP)
 
 
 def used(pid: int, folder: Path) -> int:

@@ -14,9 +14,9 @@ import os
 from typing import Final
 
 from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.outcomes import MEMORY
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.termination import MEMORY
-from edge_runtime.dispatch.worker_link import Link
+from edge_runtime.dispatch.worker_link import WorkerLink
 
 log = logging.getLogger("skerry.memory")
 
@@ -35,10 +35,10 @@ async def run(pool: Pool, besides: int) -> None:
             found = private(link.child.pid)
             if found > limit and not link.killed:
                 log.error("worker %d has %d MiB of memory, and may have %d", link.child.pid, found >> 20, limit >> 20)
-                pool.kill(link, MEMORY)
+                link.kill(MEMORY)
 
 
-def allowed(link: Link, besides: int) -> int:
+def allowed(link: WorkerLink, besides: int) -> int:
     """Bytes. The calls behind the first one count too: the worker may be ahead of its answers."""
     manifests = [job.target.function.manifest for job in link.jobs if isinstance(job, Call)]
     # A plug-in has two memories.

@@ -1,70 +1,65 @@
-"""The pool: calls wait in their function's line, workers take them, and a release's flip holds what must wait.
+"""The pool decides: calls wait in their function's queue, workers take them, and a release holds those that must wait.
 
 A function's calls have at most so many workers as its concurrency says, so that it can't take those of the others. An
 idle worker is given a call at once. A worker may have more than one only of functions whose recent calls were short: a
-hand-over costs more than they do. Those behind a call that turns out to be long are taken back (`claims`). Lines are
+hand-over costs more than they do. Those behind a call that turns out to be long are taken back (`claims`). Queues are
 served in turn, each first come, first served. Everything happens in the loop's thread, and nothing waits here but
-`change`.
+`change`. What is decided is done by the workers' links (`worker_link`).
 """
 
 import asyncio
-import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
-from edge_runtime.dispatch.call import Call, Job, Line, Order, Refusal, Tally, Target, cut_off, log_full, unknown
-from edge_runtime.dispatch.placement import Room
-from edge_runtime.dispatch.queues import Lines
-from edge_runtime.dispatch.release_gate import Hold, stale
-from edge_runtime.dispatch.replies import LOG_BURST, LOG_RATE, MEANWHILE, finish, meanwhile
-from edge_runtime.dispatch.watchdog import Watch
-from edge_runtime.dispatch.worker_deaths import Burials
-from edge_runtime.dispatch.worker_link import Link
+from edge_runtime.dispatch import outcomes
+from edge_runtime.dispatch.call import Call, Job
+from edge_runtime.dispatch.outcomes import Refusal
+from edge_runtime.dispatch.placement import Placement
+from edge_runtime.dispatch.queues import FunctionQueue, Hold, Queues
+from edge_runtime.dispatch.targets import Tally, Target
+from edge_runtime.dispatch.worker_deaths import WorkerDeaths
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
-from edge_runtime.ipc.zygote_client import decode_failure
-from edge_runtime.logs import Budget
 from edge_runtime.settings import PoolLimits
 from edge_runtime.wal import Pressure
 
-log = logging.getLogger("skerry.pool")
-
 ATTEMPTS: Final = 20
 """How often a call is dispatched, where each time it turns out that it can't have run."""
+STALE_PAUSE: Final = 0.02
+"""Seconds that a call waits, for each of its attempts, when the file is ahead of the front."""
+
+
+def _nothing() -> None:
+    """Nobody watches."""
 
 
 class Pool:
     """Until the first `serve` all calls are held."""
 
-    def __init__(self, limits: PoolLimits, words: memoryview) -> None:
-        """`words`: the page that the front and its workers share."""
+    def __init__(self, limits: PoolLimits) -> None:
         self.limits = limits
-        self._words = words
         self.tallies: dict[str, Tally] = {}
         self.refusals: dict[str, int] = {}
-        """By code: calls of what is no function of the release."""
-        self.log = Budget(LOG_BURST, LOG_RATE)
-        """What the calls of all functions may log."""
-        self.links: set[Link] = set()
+        """By code: calls of names that aren't functions of the release."""
+        self.links: set[WorkerLink] = set()
         self.deaths = 0
         """Workers that ended, since the start."""
         self.release: frames.LocalRelease | None = None
-        """What is served; None before the first `serve`."""
+        """The release that is served; None before the first `serve`."""
         self.serial = 0
-        """Of the modules that are served."""
+        """Serial number of the set of modules that is served."""
         self.targets: dict[str, Target] = {}
-        self.lines = Lines(limits)
+        """The functions of the release, by name."""
+        self.queues = Queues(limits)
         self.hold = Hold.ALL
-        self.damaged: Callable[[str], None] = lambda sha256: None
-        """Told the artifact of which a worker couldn't load the module any more."""
-        self.http: Callable[[Link, Call, bytes], None] = lambda link, call, request: None
-        """Told that the guest of a running call asks for an HTTP request; it must not raise."""
         self.pressure = Pressure.NONE
-        self._room = Room(limits.depth)
-        self._watch = Watch(self)
-        self.burials = Burials(self)
+        """What the length of the write-ahead log lets calls do."""
+        self.worker_deaths = WorkerDeaths(limits, self._opened)
+        self.watch: Callable[[], None] = _nothing
+        """Called when there is something with a time limit: a call that waits, a job that runs."""
+        self._placement = Placement(limits.depth)
         self._changed: asyncio.Event | None = None
         """Set at each reply, loss and birth, while someone waits."""
 
@@ -72,271 +67,221 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """Calls in the lines."""
-        return self.lines.waiting
+        """Calls in the queues."""
+        return self.queues.waiting
 
     def submit(self, call: Call) -> None:
         """Take a call; its outcome comes, whatever happens."""
         target = self.targets.get(call.name)
         if target is None:
             if self.hold is Hold.ALL:
-                self._wait(call, self.lines.of(call.name))
+                self._wait(call, self.queues.of(call.name))
             else:
-                self.refuse(call, unknown(call.name))
+                self.refuse(call, outcomes.unknown(call.name))
             return
         if not target.breaker.closed and self._cut_off(call, target):
             return
-        line = target.line
-        if not self.lines.turns and self.hold is Hold.NOTHING and self.pressure is not Pressure.WAIT:
-            link = self._room.pick(line, target.tally.short)
+        queue = self.queues.of(call.name)
+        if not self.queues.turns and self.hold is Hold.NOTHING and self.pressure is not Pressure.WAIT:
+            link = self._placement.pick(queue, spreads=queue.spreads, short=target.tally.short)
             if link is not None:
-                self._dispatch(call, target, link)
+                self._dispatch(call, target, queue, link)
             else:
-                self._wait(call, line)
+                self._wait(call, queue)
             return
-        first = not line.calls
-        self._wait(call, line)
+        first = not queue.calls
+        self._wait(call, queue)
         if first:
             self.feed()
 
-    def seen(self, slot: int) -> progress_page.Seen:
-        """How far the worker of a slot has come."""
-        return progress_page.read(self._words, slot)
-
-    def _wait(self, call: Call, line: Line) -> None:
+    def _wait(self, call: Call, queue: FunctionQueue) -> None:
         # Writing calls that a release holds leave room for those that go on.
-        held = self.hold is not Hold.ALL and self.holds(line.target)
-        if self.lines.waiting >= (self.limits.queue // 2 if held else self.limits.queue):
-            self.refuse(call, Refusal(503, "queue_full", "Too many calls are waiting on this node; try again.", 1))
-        elif len(line.calls) >= line.queue:
-            text = f"Too many calls of {line.name} are waiting, {line.queue} of them; try again."
-            self.refuse(call, Refusal(503, "queue_full", text, 1))
+        held = self.hold is not Hold.ALL and self.holds(queue.target)
+        if self.queues.waiting >= (self.limits.queue // 2 if held else self.limits.queue):
+            self.refuse(call, outcomes.queue_full())
+        elif len(queue.calls) >= queue.capacity:
+            self.refuse(call, outcomes.queue_full(queue.name, queue.capacity))
         else:
             call.deadline = time.monotonic() + self.limits.queue_wait
-            self.lines.add(line, call)
-            self._watch.soon()
+            self.queues.add(queue, call)
+            self.watch()
 
     def leave(self, call: Call) -> None:
-        """The client has gone: the call leaves its line, or runs on until others need its worker."""
+        """The client has gone: the call leaves its queue, or runs on until others need its worker."""
         if call.gone or call.ended:
             return
         call.gone = True
-        if not call.id and self.lines.drop(self.lines.of(call.name), call):
-            self.refuse(call, Refusal(499, "client_gone", "The client went away."))
+        if not call.id and self.queues.drop(self.queues.of(call.name), call):
+            self.refuse(call, outcomes.client_gone())
             self.feed()
 
     def feed(self) -> None:
-        """Dispatch from the lines as long as there is a worker for one of them."""
+        """Dispatch from the queues as long as there is a worker for one of them."""
         if self.hold is Hold.ALL:
             return
-        turns, room, at = self.lines.turns, self._room, 0
-        while at < len(turns) and room.open:
-            line = turns[at]
-            target = line.target
+        turns, placement, at = self.queues.turns, self._placement, 0
+        while at < len(turns) and placement.open:
+            queue = turns[at]
+            target = queue.target
             if target is None or self.holds(target):
                 at += 1
                 continue
-            link = room.pick(line, target.tally.short)
+            spreads = queue.spreads
+            link = placement.pick(queue, spreads=spreads, short=target.tally.short)
             if link is not None:
-                self._dispatch(self.lines.take(at), target, link)
-            elif line.spreads:
-                # It needs an idle worker: who goes before it now might do so for ever.
+                self._dispatch(self.queues.take(at), target, queue, link)
+            elif spreads:
+                # The call needs an idle worker: others that go before it now might do so for ever.
                 return
             else:
                 at += 1
 
-    def _dispatch(self, call: Call, target: Target, link: Link) -> None:
+    def _dispatch(self, call: Call, target: Target, queue: FunctionQueue, link: WorkerLink) -> None:
         call.target = target
         call.short = target.tally.short
         call.attempts += 1
         head = call.head(self.serial)
         if call.route and not target.has(call.route):
-            text = "The node's release changed while the call waited, and with it the function's route; try again."
-            self.refuse(call, Refusal(503, "release_changing", text, 1))
+            text = "The node's release changed while the call waited, and with it the function's route"
+            self.refuse(call, outcomes.release_changing(text))
             return
         if target.writes and self.pressure is Pressure.REFUSE:
-            self.refuse(call, log_full())
+            self.refuse(call, outcomes.log_full())
             return
         if len(head) > frames.HEAD_LIMIT:
             self.refuse(call, Refusal(431, "head_too_large", "The request's headers are too large for a function."))
             return
-        links = target.line.links
-        links[link] = links.get(link, 0) + 1
-        self.give(call, link)
-        link.claims.offer(call.id)
-        link.send(call.id, frames.CALL, head, call.body)
+        queue.links[link] = queue.links.get(link, 0) + 1
+        link.run(call, head)
+        self._placement.place(link, self.serial)
+        self.watch()
 
-    def give(self, job: Job, link: Link) -> None:
-        """Make a job the worker's last; its frame is the caller's to send, at once."""
-        link.last = job.id = link.last % (progress_page.NONE - 1) + 1
-        if not link.jobs:
-            link.since = time.monotonic()
-        link.jobs.append(job)
-        if not job.short:
-            link.longs += 1
-        self._room.place(link, self.serial)
-        self._watch.soon()
-
-    def place(self, link: Link) -> None:
-        """What a worker can do has changed."""
-        self._room.place(link, self.serial)
-
-    def _count(self, call: Call, code: str) -> None:
-        target = call.target if call.attempts else self.targets.get(call.name)
-        counts = self.refusals if target is None else target.tally.outcomes
-        counts[code] = counts.get(code, 0) + 1
+    def place(self, link: WorkerLink) -> None:
+        """Note that a worker's jobs, or what it can do, have changed."""
+        self._placement.place(link, self.serial)
+        self.watch()
 
     def refuse(self, call: Call, refusal: Refusal) -> None:
-        """End a call without an answer of its function's."""
-        self._count(call, refusal.code)
+        """End a call that waits, or was to wait."""
         target = self.targets.get(call.name)
-        if target is not None:
-            target.breaker.untried(call)
+        if target is None and call.attempts:
+            target = call.target
+        if target is None:
+            self.refusals[refusal.code] = self.refusals.get(refusal.code, 0) + 1
+        else:
+            target.settle(call, refusal, time.monotonic())
         call.end(refusal)
 
     def _cut_off(self, call: Call, target: Target) -> bool:
-        """Whether the function's breaker doesn't let a call go, which is refused then."""
+        """Refuse the call, if the function's breaker doesn't let it go; return whether that is so."""
         left = target.breaker.left(call, time.monotonic())
         if left:
-            self.refuse(call, cut_off(call.name, left))
+            self.refuse(call, outcomes.cut_off(call.name, left))
         return left > 0
 
-    # What workers say: `worker_link.Owner`
+    def _opened(self, call: Call) -> None:
+        """The death that `call` caused has opened its breaker: refuse what waits behind it."""
+        queue = self.queues.of(call.name)
+        if queue.target is not None and queue.target.breaker is call.target.breaker:
+            self.again(self.queues.clear(queue))
 
-    def replied(self, link: Link, request: int, kind: int, head: bytes, body: bytes | memoryview) -> None:
-        jobs = link.jobs
-        if request == progress_page.NONE:
-            if kind == frames.FAILED:
-                log.error("worker %d: %s", link.child.pid, decode_failure(body).message)
-            elif not link.ready.done():
-                link.ready.set_result(None)
-            return
-        if not jobs or jobs[0].id != request:
-            log.error("worker %d answered %d out of turn: it is ended", link.child.pid, request)
-            self.kill(link, "out_of_turn")
-            return
-        job = jobs[0]
-        if kind in MEANWHILE and isinstance(job, Call):
-            try:
-                meanwhile(self, link, job, kind, bytes(body))
-            except Exception:
-                log.exception("worker %d said what can't be read: it is ended", link.child.pid)
-                self.kill(link, "unreadable")
-            return
-        jobs.popleft()
-        link.replied = request
-        if not job.short:
-            link.longs -= 1
-        now = time.monotonic()
-        took, link.since = now - link.since, now
-        self._room.place(link, self.serial)
+    # What links tell: `worker_link.Pool`
+
+    def freed(self, link: WorkerLink, job: Job, *, stale: bool) -> None:
+        """A worker has done its first job."""
+        self._placement.place(link, self.serial)
         if isinstance(job, Call):
-            job.target.line.left(link)
-        if self.lines.turns:
+            self.queues.of(job.name).left(link)
+        if self.queues.turns:
             self.feed()
-        if isinstance(job, Order):
-            if not job.answer.done():
-                job.answer.set_result(frames.Frame(request, kind, head, bytes(body)))
-        elif kind == frames.STALE:
-            stale(self, job)
-        else:
-            try:
-                finish(self, job, took, kind, head, body)
-            except Exception:
-                log.exception("worker %d gave an answer that can't be read: it is ended", link.child.pid)
-                self.kill(link, "unreadable")
-                self.refuse(job, Refusal(502, "worker_crashed", "The function's process answered what can't be read."))
+        if stale and isinstance(job, Call):
+            self._stale(job)
         self.changed()
 
-    def take_back(self, link: Link) -> None:
-        """Take the calls that wait behind a worker's first one, and give it no others until that is done."""
-        jobs = link.jobs
-        if jobs[0].short:
-            jobs[0].short = False
-            link.longs += 1
-        taken = [job for job in jobs if isinstance(job, Call) and job is not jobs[0] and link.claims.take(job.id)]
-        if taken:
-            link.jobs = deque(job for job in jobs if job not in taken)
-            for call in taken:
-                call.target.line.left(link)
-                # Nothing happened to it that may end.
-                call.attempts -= 1
-        self._room.place(link, self.serial)
-        if taken:
-            self.again(taken)
+    def requeue(self, link: WorkerLink, calls: list[Call]) -> None:
+        """Calls were taken back from a worker."""
+        for call in calls:
+            self.queues.of(call.name).left(link)
+            # Nothing happened to the call that may end.
+            call.attempts -= 1
+        self._placement.place(link, self.serial)
+        if calls:
+            self.again(calls)
             self.changed()
 
-    def lost(self, link: Link) -> None:
-        seen = self.seen(link.child.slot)
-        jobs, link.jobs, link.longs = list(link.jobs), deque(), 0
+    def lost(self, link: WorkerLink, running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
+        """A worker has ended."""
         self.links.discard(link)
         self.deaths += 1
-        link.detach()
-        self._room.place(link, self.serial)
-        waited: list[Call] = []
-        for job in jobs:
-            if isinstance(job, Order):
-                job.crashed = job is jobs[0]
-                if not job.answer.done():
-                    job.answer.set_exception(frames.ChildGone("the worker ended"))
-                continue
-            job.target.line.left(link)
-            if job is jobs[0] and job.id == seen.request:
-                self.burials.add(link, job, seen)
-            else:
-                waited.append(job)
-        self.again(waited)
+        self._placement.place(link, self.serial)
+        for call in waiting:
+            self.queues.of(call.name).left(link)
+        if running is not None:
+            self.queues.of(running.name).left(link)
+            self.worker_deaths.add(link, running, seen)
+        self.again(waiting)
         self.changed()
 
+    def _stale(self, call: Call) -> None:
+        """Have a call dispatched again that has done nothing in the libsql file, because the file holds another release
+        or one is being applied."""
+        if call.sent:
+            self.refuse(call, outcomes.release_changed(call.name))
+            return
+        if self.hold is Hold.COMMIT and not call.target.writes:
+            # The release is in the file, and the front told so any moment.
+            self.hold = Hold.ALL
+        # The call has run: what it waited before that doesn't count.
+        call.deadline = 0.0
+        if self.holds(call.target):
+            self.again([call])
+        else:
+            # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
+            asyncio.get_running_loop().call_later(STALE_PAUSE * call.attempts, self.again, [call])
+
     def again(self, calls: list[Call]) -> None:
-        """Put calls that can't have run back to the front of their lines."""
+        """Put calls that can't have run back to the front of their queues."""
         for call in reversed(calls):
             call.id = 0
             target = self.targets.get(call.name)
             if call.gone:
-                self.refuse(call, Refusal(499, "client_gone", "The client went away."))
+                self.refuse(call, outcomes.client_gone())
             elif target is None and self.hold is not Hold.ALL:
-                self.refuse(call, unknown(call.name))
+                self.refuse(call, outcomes.unknown(call.name))
             elif call.attempts >= ATTEMPTS:
-                text = "The node's release or its workers changed again and again while the call waited; try again."
-                self.refuse(call, Refusal(503, "release_changing", text, 1))
+                text = "The node's release or its workers changed again and again while the call waited"
+                self.refuse(call, outcomes.release_changing(text))
             elif target is None or target.breaker.closed or not self._cut_off(call, target):
                 call.deadline = call.deadline or time.monotonic() + self.limits.queue_wait
-                self.lines.put_back(self.lines.of(call.name), call)
+                self.queues.put_back(self.queues.of(call.name), call)
         self.feed()
-
-    def kill(self, link: Link, why: str) -> None:
-        """End a worker."""
-        link.kill(why)
-        link.usable = False
-        self._room.place(link, self.serial)
 
     # Releases
 
     def serve(self, serial: int, release: frames.LocalRelease) -> None:
         """Dispatch to these modules from now on, in the workers that have loaded them."""
         self.serial, self.release = serial, release
-        self.targets = self.lines.serve(release, self.tallies)
+        self.targets = self.queues.serve(release, self.tallies)
         for link in self.links:
-            self._room.place(link, serial)
+            self._placement.place(link, serial)
         self._refuse_unknown()
         self.feed()
 
     def holds(self, target: Target | None) -> bool:
-        """Whether calls of a function stay in their line."""
+        """Tell whether calls of a function stay in their queue."""
         if target is None or self.hold is Hold.ALL:
             return self.hold is Hold.ALL
         pressed = self.pressure is Pressure.WAIT and target.function.manifest.sql != "none"
         return pressed or (target.writes and self.hold is not Hold.NOTHING)
 
     def hold_writes(self) -> None:
-        """Keep new calls of functions that may write in their lines, for a release that is prepared. Running ones go
+        """Keep new calls of functions that may write in their queues, for a release that is prepared. Running ones go
         on, but for those that would have to wait for it."""
         self.hold = Hold.WRITES
         for link in tuple(self.links):
-            progress_page.set_applying(self._words, link.child.slot, True)
+            link.set_applying(True)
             if any(isinstance(job, Call) and job.target.writes for job in islice(link.jobs, 1, None)):
-                self.take_back(link)
+                link.take_back()
 
     def hold_at_commit(self) -> None:
         """The release that was prepared is committed now: hold all calls, too, once one finds it in the file."""
@@ -344,21 +289,22 @@ class Pool:
             self.hold = Hold.COMMIT
 
     def hold_all(self) -> None:
+        """Keep all new calls in their queues."""
         self.hold = Hold.ALL
 
     def let_go(self) -> None:
         """Dispatch what was held."""
         self.hold = Hold.NOTHING
         for link in self.links:
-            progress_page.set_applying(self._words, link.child.slot, False)
+            link.set_applying(False)
         self._refuse_unknown()
         self.feed()
 
     def _refuse_unknown(self) -> None:
         if self.hold is not Hold.ALL:
-            for line in [line for line in self.lines.turns if line.target is None]:
-                for call in self.lines.clear(line):
-                    self.refuse(call, unknown(call.name))
+            for queue in [queue for queue in self.queues.turns if queue.target is None]:
+                for call in self.queues.clear(queue):
+                    self.refuse(call, outcomes.unknown(call.name))
 
     def changed(self) -> None:
         """A worker replied, was lost, or is fit for calls."""
@@ -373,9 +319,8 @@ class Pool:
         await self._changed.wait()
 
     def close(self) -> None:
-        """Refuse what waits, and watch no more."""
-        self._watch.close()
-        for line in list(self.lines.turns):
-            for call in self.lines.clear(line):
+        """Refuse what waits."""
+        for queue in list(self.queues.turns):
+            for call in self.queues.clear(queue):
                 self.refuse(call, Refusal(503, "node_stopping", "The node is being stopped.", 1))
-        self.burials.close()
+        self.worker_deaths.close()

@@ -1,98 +1,155 @@
-"""The waiting lines of a node: one for each function, served in turn, so that none waits for another's queue."""
+"""The queues of a node: one for each function, served in turn, so that none waits for another's calls."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
 
 from edge_runtime.dispatch.breaker import Breaker
-from edge_runtime.dispatch.call import Call, Line, Tally, Target
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.targets import Tally, Target
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames
 from edge_runtime.settings import PoolLimits
 
+QUICK: Final = 0.001
+"""Seconds: calls of a function whose recent ones took less keep to few workers."""
 
-class Lines:
-    """`turns` has the lines in which calls wait, the one whose turn it is first."""
+
+class Hold(Enum):
+    """Which calls stay in their queues."""
+
+    NOTHING = 0
+    WRITES = 1
+    """A release is being prepared: calls of functions that may write."""
+    COMMIT = 2
+    """The release is being committed: the same ones, and all once a call finds the release in the file."""
+    ALL = 3
+
+
+@dataclass(slots=True, eq=False)
+class FunctionQueue:
+    """A function's calls on this node, whichever version they are for: those that wait, and who has the others."""
+
+    name: str
+    concurrency: int = 1
+    """Workers that the function's calls may have at once."""
+    few: int = 1
+    """So many workers are enough while calls are quick: the front needs a processor too, and each waking costs."""
+    capacity: int = 0
+    """Calls that may wait."""
+    target: Target | None = None
+    """The function in the current release; None where the release doesn't have it."""
+    calls: deque[Call] = field(default_factory=deque)
+    """The calls that wait, the next one first."""
+    links: dict[WorkerLink, int] = field(default_factory=dict)
+    """The workers that have calls of the function, and how many."""
+
+    def left(self, link: WorkerLink) -> None:
+        """Count that a worker has one call less of the function."""
+        if self.links[link] == 1:
+            del self.links[link]
+        else:
+            self.links[link] -= 1
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the next call may have a worker that has none of the function's calls."""
+        if len(self.links) >= self.concurrency:
+            return False
+        # While recent calls took no longer than the front's own work for them, few workers are enough.
+        if self.target is None or not 0.0 < self.target.tally.recent < QUICK:
+            return True
+        return sum(not link.longs for link in self.links) < self.few
+
+
+class Queues:
+    """All queues of the node."""
 
     def __init__(self, limits: PoolLimits) -> None:
-        self.turns: list[Line] = []
+        self.turns: list[FunctionQueue] = []
+        """The queues in which calls wait, the one whose turn it is first."""
         self.waiting = 0
-        """Calls in all of them."""
+        """Calls in all queues."""
         self._limits = limits
-        self._lines: dict[str, Line] = {}
+        self._queues: dict[str, FunctionQueue] = {}
 
-    def of(self, name: str) -> Line:
-        """The line of a function, which the current release may not have: the one that comes may."""
-        line = self._lines.get(name)
-        if line is None:
-            line = self._lines[name] = Line(name, queue=self._limits.function_queue)
-        return line
+    def of(self, name: str) -> FunctionQueue:
+        """Return the queue of a function. The current release may not have the function: the next one may."""
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = FunctionQueue(name, capacity=self._limits.function_queue)
+        return queue
 
     def serve(self, release: frames.LocalRelease, tallies: dict[str, Tally]) -> dict[str, Target]:
-        """The functions of a new release by name, each with its line; a version keeps its breaker."""
+        """Return the functions of a new release by name, each being its queue's target; a version keeps its breaker."""
         limits = self._limits
         made = {}
         for index, f in enumerate(release.functions):
-            line = self.of(f.name)
-            manifest, before = f.manifest, line.target
-            line.concurrency = min(manifest.concurrency or limits.concurrency, limits.workers)
-            line.few = limits.few
-            line.queue = manifest.queue or limits.function_queue
-            line.target = made[f.name] = Target(
+            queue = self.of(f.name)
+            manifest, before = f.manifest, queue.target
+            queue.concurrency = min(manifest.concurrency or limits.concurrency, limits.workers)
+            queue.few = limits.few
+            queue.capacity = manifest.queue or limits.function_queue
+            queue.target = made[f.name] = Target(
                 index,
                 f,
                 tallies.setdefault(f.name, Tally(f.name)),
-                line,
                 before.breaker if before is not None and _same(before.function, f) else Breaker(),
                 manifest.sql == "write",
                 manifest.time_limit_ms / 1000,
                 release.number,
             )
-        for name, line in list(self._lines.items()):
+        for name, queue in list(self._queues.items()):
             if name not in made:
-                line.target = None
-                if not line.calls and not line.links:
-                    del self._lines[name]
+                queue.target = None
+                if not queue.calls and not queue.links:
+                    del self._queues[name]
         return made
 
-    def add(self, line: Line, call: Call) -> None:
-        """At the end of its line."""
-        if not line.calls:
-            self.turns.append(line)
-        line.calls.append(call)
+    def add(self, queue: FunctionQueue, call: Call) -> None:
+        """Put a call at the end of its queue."""
+        if not queue.calls:
+            self.turns.append(queue)
+        queue.calls.append(call)
         self.waiting += 1
 
-    def put_back(self, line: Line, call: Call) -> None:
-        """To the front of its line, whose turn it is next: it has had one."""
-        if not line.calls:
-            self.turns.insert(0, line)
-        line.calls.appendleft(call)
+    def put_back(self, queue: FunctionQueue, call: Call) -> None:
+        """Put a call at the front of its queue, whose turn comes next: the call has had one."""
+        if not queue.calls:
+            self.turns.insert(0, queue)
+        queue.calls.appendleft(call)
         self.waiting += 1
 
     def take(self, turn: int) -> Call:
-        """The first call of the line at a place in `turns`; the line's next turn comes after those of all others."""
-        line = self.turns.pop(turn)
+        """Take the first call of the queue at this place in `turns`; the queue's next turn comes after all others'."""
+        queue = self.turns.pop(turn)
         self.waiting -= 1
-        call = line.calls.popleft()
-        if line.calls:
-            self.turns.append(line)
+        call = queue.calls.popleft()
+        if queue.calls:
+            self.turns.append(queue)
         return call
 
-    def drop(self, line: Line, call: Call) -> bool:
-        """Take a call out of its line; whether it was there."""
-        if call not in line.calls:
+    def drop(self, queue: FunctionQueue, call: Call) -> bool:
+        """Take a call out of its queue; return whether it was there."""
+        if call not in queue.calls:
             return False
-        line.calls.remove(call)
+        queue.calls.remove(call)
         self.waiting -= 1
-        if not line.calls:
-            self.turns.remove(line)
+        if not queue.calls:
+            self.turns.remove(queue)
         return True
 
-    def clear(self, line: Line) -> list[Call]:
-        """Take all calls out of a line."""
-        calls = list(line.calls)
+    def clear(self, queue: FunctionQueue) -> list[Call]:
+        """Take all calls out of a queue."""
+        calls = list(queue.calls)
         if calls:
-            self.turns.remove(line)
+            self.turns.remove(queue)
             self.waiting -= len(calls)
-            line.calls.clear()
+            queue.calls.clear()
         return calls
 
 
 def _same(before: frames.LocalFunction, now: frames.LocalFunction) -> bool:
-    """Whether what is known of one function's calls holds for the other's."""
+    """Tell whether what is known of one function's calls holds for the other's."""
     return (before.sha256, before.manifest_digest) == (now.sha256, now.manifest_digest)

@@ -12,7 +12,8 @@ import msgspec
 from edge_runtime.dispatch.call import Call, Order
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.trial_load import LoadFailed, Trials
-from edge_runtime.dispatch.worker_link import Link
+from edge_runtime.dispatch.watchdog import Watchdog
+from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.zygote_client import NotBorn, Processes
@@ -43,8 +44,10 @@ _decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
 class Crew:
     """`run` must be running."""
 
-    def __init__(self, pool: Pool, processes: Processes, trials: Trials) -> None:
+    def __init__(self, pool: Pool, processes: Processes, trials: Trials, hooks: Hooks) -> None:
         self._pool = pool
+        self._hooks = hooks
+        self._watchdog = Watchdog(pool)
         self._trials = trials
         self._processes = processes
         self._serial = 0
@@ -67,6 +70,7 @@ class Crew:
                 for _ in range(self._pool.limits.workers + SPARES):
                     group.create_task(self._keep())
         finally:
+            self._watchdog.close()
             self._pool.close()
 
     async def load(
@@ -131,7 +135,7 @@ class Crew:
             # All are in the middle of long calls, or being born.
             await self._pool.change()
 
-    async def _patiently(self, link: Link, order: Order) -> None:
+    async def _patiently(self, link: WorkerLink, order: Order) -> None:
         """Wait until a worker has done what it was told to, or is seen in the middle of a long call."""
         while not order.answer.done():
             if link.jobs and isinstance(link.jobs[0], Call) and time.monotonic() - link.since >= PATIENCE:
@@ -193,17 +197,16 @@ class Crew:
             log.info("workers are born again, after %d times that failed", self._misses)
         self.trouble, self._misses = "", 0
 
-    async def _one(self) -> tuple[Link, bool]:
+    async def _one(self) -> tuple[WorkerLink, bool]:
         """One worker from birth to end; whether it ever was fit for calls. Error: `NotBorn`."""
         slot = self._slots.pop()
         progress_page.clear(self._processes.page, slot)
-        claims = Claims(self._processes.page, slot)
-        claims.clear()
+        Claims(self._processes.page, slot).clear()
         link = None
         try:
             child = await self._processes.birth("worker", slot=slot, patience=0.0)
             self._born()
-            link = Link(child, self._pool, claims)
+            link = WorkerLink(child, self._processes.page, self._pool, self._hooks)
             self._pool.links.add(link)
             equipping = asyncio.ensure_future(self._equip(link))
             try:
@@ -222,7 +225,7 @@ class Crew:
                 self._pool.links.discard(link)
                 link.close()
 
-    async def _equip(self, link: Link) -> bool:
+    async def _equip(self, link: WorkerLink) -> bool:
         """Make a new worker fit for calls; whether it is."""
         try:
             async with asyncio.timeout(READY_LIMIT):
@@ -231,7 +234,7 @@ class Crew:
                 await self._load(link, min(missing)).answer
         except TimeoutError:
             log.error("worker %d was not ready after %.0f s: it is ended", link.child.pid, READY_LIMIT)
-            self._pool.kill(link, "not_ready")
+            link.kill("not_ready")
             return False
         except frames.ChildGone:
             return False
@@ -250,14 +253,14 @@ class Crew:
         pool.feed()
         pool.changed()
 
-    def _load(self, link: Link, serial: int) -> Order:
+    def _load(self, link: WorkerLink, serial: int) -> Order:
         """Have a worker load a set of modules, after the calls that it has."""
         link.ordered.add(serial)
         order = self._order(link, frames.RELEASE, self._loads[serial])
         order.answer.add_done_callback(lambda answer: self._loaded(link, serial, answer))
         return order
 
-    def _loaded(self, link: Link, serial: int, answer: asyncio.Future[frames.Frame]) -> None:
+    def _loaded(self, link: WorkerLink, serial: int, answer: asyncio.Future[frames.Frame]) -> None:
         """A worker has loaded a set of modules, or has ended."""
         if not answer.cancelled() and answer.exception() is None:
             if serial in link.ordered:
@@ -269,18 +272,14 @@ class Crew:
             self._pool.feed()
         self._pool.changed()
 
-    def _order(self, link: Link, kind: int, value: Any) -> Order:
-        """Ask one worker, in line with its calls. The answer's error: `frames.ChildGone`."""
-        order = Order(asyncio.get_running_loop().create_future())
-        if link.ended.done():
-            order.answer.set_exception(frames.ChildGone("the worker ended"))
-        else:
-            self._pool.give(order, link)
-            link.send(order.id, kind, b"", frames.encode_json(value))
+    def _order(self, link: WorkerLink, kind: int, value: Any) -> Order:
+        """Ask something of one worker, in line with its calls."""
+        order = link.order(kind, frames.encode_json(value))
+        self._pool.place(link)
         return order
 
 
-async def _from_outside(link: Link) -> bool:
+async def _from_outside(link: WorkerLink) -> bool:
     """Whether a worker was killed by somebody else than itself or the front: a person, the kernel, with its zygote."""
     if link.killed:
         return False

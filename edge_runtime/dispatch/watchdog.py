@@ -1,16 +1,25 @@
-"""The pool's clock: looks every few milliseconds at what runs and waits, and ends what is overdue."""
+"""The time limits of calls: every few milliseconds it looks at what runs and waits, and ends what is overdue."""
 
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from edge_runtime.dispatch.call import Line, Order, Refusal
-from edge_runtime.dispatch.termination import overdue
+from edge_runtime.dispatch.call import Call, Order
+from edge_runtime.dispatch.outcomes import (
+    CLIENT_GONE,
+    LOCK_HELD,
+    LOCK_WAIT,
+    STUCK,
+    TIME_LIMIT,
+    Refusal,
+    release_changing,
+)
+from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.queues import FunctionQueue
+from edge_runtime.ipc import progress_page
 from edge_runtime.pauses import Pauses
-
-if TYPE_CHECKING:
-    from edge_runtime.dispatch.pool import Pool
+from edge_runtime.settings import PoolLimits
 
 log = logging.getLogger("skerry.pool")
 
@@ -18,13 +27,24 @@ TICK: Final = 0.005
 """Seconds between two looks: how exact a time limit is."""
 LONG: Final = 0.004
 """Seconds after which a call isn't short any more, and those behind it are taken back. No time limit is below it."""
-LOAD_LIMIT: Final = 60.0
+ORDER_LIMIT: Final = 60.0
 """Seconds that a worker may take for an order of the front's."""
+GRACE: Final = 1.0
+"""Seconds beyond its time limit for a call that its worker hasn't even started."""
+COMMIT_LIMIT: Final = 5.0
+"""Seconds that a commit may take beyond the call's own limit: they are the disk's, not the guest's."""
+CALLED_LOAD_LIMIT: Final = 30.0
+"""Seconds that a worker may take to load a function that is called: none of them are the call's."""
+ABANDONED: Final = 0.05
+"""Seconds that a call may run, once its client has gone and others wait: ending a worker costs the others as much."""
 
 
-class Watch:
-    def __init__(self, pool: "Pool") -> None:
+class Watchdog:
+    """The pool calls `soon` when there is something to watch; its timer runs only as long as there is."""
+
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        pool.watch = self.soon
         self._pauses = Pauses()
         self._due = 0.0
         """When the timer is to ring."""
@@ -55,15 +75,14 @@ class Watch:
                 continue
             job = link.jobs[0]
             if isinstance(job, Order):
-                why = "load_limit" if self._pauses.passed(link.since, now) > LOAD_LIMIT else ""
+                why = "load_limit" if self._pauses.passed(link.since, now) > ORDER_LIMIT else ""
             else:
                 if len(link.jobs) > 1:
-                    pool.take_back(link)
+                    link.take_back()
                 others = pool.waiting > 0 or len(link.jobs) > 1
-                seen = pool.seen(link.child.slot)
-                why = overdue(job, seen, link.since, now, others, pool.limits, self._pauses)
+                why = overdue(job, link.seen(), link.since, now, others, pool.limits, self._pauses)
             if why:
-                pool.kill(link, why)
+                link.kill(why)
         if pool.waiting:
             self._expire(now)
         if busy or pool.waiting:
@@ -72,26 +91,59 @@ class Watch:
     def _resumed(self, pause: float) -> None:
         """The front didn't run for so many seconds: what waits has them more."""
         log.warning("this process didn't run for %.1f s: limits of calls don't count that time", pause)
-        for line in self._pool.lines.turns:
-            for call in line.calls:
+        for queue in self._pool.queues.turns:
+            for call in queue.calls:
                 call.deadline += pause
 
     def _expire(self, now: float) -> None:
         """Refuse the calls that have waited too long."""
         pool = self._pool
         expired = False
-        for line in list(pool.lines.turns):
-            while line.calls and line.calls[0].deadline < now:
-                call = line.calls[0]
-                pool.lines.drop(line, call)
-                pool.refuse(call, self._too_late(line))
+        for queue in list(pool.queues.turns):
+            while queue.calls and queue.calls[0].deadline < now:
+                call = queue.calls[0]
+                pool.queues.drop(queue, call)
+                pool.refuse(call, self._too_late(queue))
                 expired = True
         if expired:
             pool.feed()
 
-    def _too_late(self, line: Line) -> Refusal:
+    def _too_late(self, queue: FunctionQueue) -> Refusal:
         wait = self._pool.limits.queue_wait
-        if not self._pool.holds(line.target):
+        if not self._pool.holds(queue.target):
             return Refusal(503, "queue_timeout", f"The call waited {wait:g} s for a worker: the node is overloaded.", 1)
-        text = f"The call waited {wait:g} s for a change of the node's release, which isn't done yet; try again."
-        return Refusal(503, "release_changing", text, 1)
+        return release_changing(f"The call waited {wait:g} s for a change of the node's release, which isn't done yet")
+
+
+def overdue(
+    call: Call,
+    seen: progress_page.Seen,
+    since: float,
+    now: float,
+    others_wait: bool,
+    limits: PoolLimits,
+    pauses: Pauses,
+) -> str:
+    """Why the worker must be ended whose first call is `call`, first since `since`; empty where it may go on.
+
+    Waiting for the writer lock is not counted as running: it has its own limit. `now` is the monotonic clock's. Of no
+    limit counts when the front didn't run.
+    """
+    limit = call.target.limit
+    if seen.request != call.id:
+        return STUCK if pauses.passed(since, now) > limit + GRACE else ""
+    in_state = pauses.passed(seen.since_ns / 1e9, now)
+    if seen.state == progress_page.LOADING:
+        return STUCK if in_state > CALLED_LOAD_LIMIT else ""
+    ran = pauses.passed(seen.started_ns / 1e9, now) - seen.waited_ns / 1e9
+    if seen.state == progress_page.COMMITTING:
+        return STUCK if in_state > limit + COMMIT_LIMIT else ""
+    if seen.state == progress_page.WAITING:
+        ran -= in_state
+        if in_state > limits.lock_wait:
+            return LOCK_WAIT
+    if ran > limit:
+        return TIME_LIMIT
+    if seen.state == progress_page.WRITING and in_state > limits.lock_hold:
+        return LOCK_HELD
+    return CLIENT_GONE if call.gone and others_wait and ran > ABANDONED else ""

@@ -1,41 +1,41 @@
-"""Calls whose worker ended while it ran them: each is told how, and its function's breaker is."""
+"""Calls whose worker died while it ran them: each gets the refusal that fits, and its function's breaker is told."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.termination import CODES, blames, verdict
-from edge_runtime.dispatch.worker_link import Link
+from edge_runtime.dispatch.outcomes import CODES, blames, of_death
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.zygote_client import how
-
-if TYPE_CHECKING:
-    from edge_runtime.dispatch.pool import Pool
+from edge_runtime.settings import PoolLimits
 
 log = logging.getLogger("skerry.pool")
 
 STATUS_WAIT: Final = 1.0
-"""Seconds that an answer waits for the zygote to say how its worker ended."""
+"""Seconds that a call's end waits for the zygote to say how the worker ended."""
 
 
-async def _settled() -> None:
-    """Nothing is to be settled where no database is written."""
+async def _nothing_to_settle() -> None:
+    """No database is written."""
 
 
-class Burials:
-    def __init__(self, pool: "Pool") -> None:
-        self._pool = pool
-        self.settle: Callable[[], Awaitable[None]] = _settled
+class WorkerDeaths:
+    def __init__(self, limits: PoolLimits, opened: Callable[[Call], None]) -> None:
+        """`opened` is called with a call whose death has opened its function's breaker."""
+        self.settle_commit: Callable[[], Awaitable[None]] = _nothing_to_settle
         """Sees to it that a COMMIT whose worker was killed in it is either kept or undone; it must not raise."""
+        self._limits = limits
+        self._opened = opened
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, link: Link, call: Call, seen: progress_page.Seen) -> None:
-        """`seen`: how far its worker had come."""
+    def add(self, link: WorkerLink, call: Call, seen: progress_page.Seen) -> None:
+        """End a call that a worker ran when it died; `seen`: how far the call had come."""
         if link.killed in CODES and seen.state != progress_page.COMMITTING:
-            self._bury(link, call, seen, None)
+            self._end(link, call, seen, None)
         else:
             task = asyncio.get_running_loop().create_task(self._ask(link, call, seen))
             self._tasks.add(task)
@@ -45,27 +45,25 @@ class Burials:
         for task in self._tasks:
             task.cancel()
 
-    async def _ask(self, link: Link, call: Call, seen: progress_page.Seen) -> None:
-        """The zygote knows how the worker ended."""
+    async def _ask(self, link: WorkerLink, call: Call, seen: progress_page.Seen) -> None:
+        """End a call once the zygote has said how its worker ended."""
         try:
             async with asyncio.timeout(STATUS_WAIT):
                 status = await asyncio.shield(link.child.exited)
         except TimeoutError:
             status = None
         if seen.state == progress_page.COMMITTING:
-            # Who reads then what became of it reads what stays so.
-            await self.settle()
-        self._bury(link, call, seen, status)
+            # Before the client is told: what it then reads of the changes must stay so.
+            await self.settle_commit()
+        self._end(link, call, seen, status)
 
-    def _bury(self, link: Link, call: Call, seen: progress_page.Seen, status: int | None) -> None:
-        refusal = verdict(call, seen.state, link.killed, status, self._pool.limits)
+    def _end(self, link: WorkerLink, call: Call, seen: progress_page.Seen, status: int | None) -> None:
+        refusal = of_death(call.target.function, seen.state, link.killed, status, self._limits)
         what = "was ended by the front" if link.killed else how(status)
-        why = link.killed or refusal.code
-        log.warning("worker %d %s: %s, %s", link.child.pid, what, call.name, why)
-        line, breaker = call.target.line, call.target.breaker
-        if blames(link.killed, seen.state, status) and breaker.died(call, time.monotonic()):
+        log.warning("worker %d %s: %s, %s", link.child.pid, what, call.name, link.killed or refusal.code)
+        now = time.monotonic()
+        if call.target.settle(call, refusal, now, blamed=blames(link.killed, seen.state, status)):
             text = "%s is cut off for %.0f s: its calls ended their processes again and again"
-            log.error(text, call.name, breaker.until - time.monotonic())
-            if line.target is not None and line.target.breaker is breaker:
-                self._pool.again(self._pool.lines.clear(line))
-        self._pool.refuse(call, refusal)
+            log.error(text, call.name, call.target.breaker.until - now)
+            self._opened(call)
+        call.end(refusal)

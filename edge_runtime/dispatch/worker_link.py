@@ -1,18 +1,27 @@
-"""The front's end of one worker's socket: frames out without waiting, frames in to the pool, its jobs in their order.
+"""The front's end of one worker's socket: the worker's jobs in their order, frames out, and what comes back for each.
 
-The raw socket and not a transport: a transport's write to a dead worker throws away replies that had already come.
+Nothing here waits. The raw socket and not a transport: a transport's write to a dead worker throws away replies that
+had already come.
 """
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
-from edge_runtime.dispatch.call import Body, Job
-from edge_runtime.ipc import frames
+from edge_runtime.dispatch import outcomes
+from edge_runtime.dispatch.call import Body, Call, Job, Order
+from edge_runtime.dispatch.guest_log import GuestLog
+from edge_runtime.dispatch.outcomes import Refusal
+from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
-from edge_runtime.ipc.zygote_client import Child
+from edge_runtime.ipc.zygote_client import Child, decode_failure
+
+log = logging.getLogger("skerry.pool")
 
 _BUFFER: Final = 256 * 1024
 _SMALL: Final = 65_536
@@ -21,21 +30,43 @@ _AGAIN: Final = 0.02
 _AT_ONCE: Final = 16
 """Pieces of what waits to be sent that one system call is given."""
 _FRAME_LIMIT: Final = 128 * 1024 * 1024
-"""Bytes: more than any answer may have. A worker that says more is not what it was."""
+"""Bytes: more than any answer may have. A worker that announces more was taken over."""
+_MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED, frames.DAMAGED))
+"""Kinds of frames about a call that goes on."""
 
 
-class Owner(Protocol):
-    """Neither may raise: the socket's frames would be left half read."""
+class Pool(Protocol):
+    """What a link tells the pool. No method may raise: the socket's frames would be left half read."""
 
-    def replied(self, link: "Link", request: int, kind: int, head: bytes, body: bytes | memoryview) -> None: ...
+    def freed(self, link: "WorkerLink", job: Job, *, stale: bool) -> None:
+        """The worker has done its first job. A `stale` call must be dispatched again, on another release."""
 
-    def lost(self, link: "Link") -> None: ...
+    def requeue(self, link: "WorkerLink", calls: list[Call]) -> None:
+        """These calls, which waited behind the worker's first job, were taken back from it; there may be none."""
+
+    def lost(self, link: "WorkerLink", running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
+        """The worker has ended. It was running one call, which had come as far as `seen` says; others waited."""
 
 
-class Link:
-    def __init__(self, child: Child, owner: Owner, claims: Claims) -> None:
+def _nothing(*_: object) -> None:
+    """No part of the node listens."""
+
+
+@dataclass
+class Hooks:
+    """The parts of the node that see to what a running call asks for. None of them may raise."""
+
+    log: GuestLog
+    http: Callable[["WorkerLink", Call, bytes], None] = _nothing
+    """Called when the call asks for an HTTP request, with its parcel."""
+    damaged: Callable[[str], None] = _nothing
+    """Called with the sha256 of an artifact, when a worker couldn't load its compiled code any more."""
+
+
+class WorkerLink:
+    def __init__(self, child: Child, page: memoryview, pool: Pool, hooks: Hooks) -> None:
+        """`page` is the memory that the front and its workers share."""
         self.child = child
-        self.claims = claims
         self.jobs: deque[Job] = deque()
         """What the worker has been given, the one that it works on first."""
         self.last = 0
@@ -43,25 +74,28 @@ class Link:
         self.replied = 0
         """Id of the last job that was answered; the worker has read all frames up to it."""
         self.longs = 0
-        """How many of them aren't short."""
+        """How many of the jobs aren't short."""
         self.level = -1
-        """Where the pool has it: by how many jobs, -1 where it may have no other one."""
+        """Where the placement has the link: by how many jobs, -1 where it may have no other one."""
         self.since = time.monotonic()
         """When the first job became the first."""
         self.serials: set[int] = set()
-        """The sets of modules that it has loaded."""
+        """The sets of modules that the worker has loaded."""
         self.ordered: set[int] = set()
-        """Those that it was told to load and to keep: all of `serials`, and what comes behind the calls that it has."""
+        """The sets that it was told to load and to keep: `serials`, and those that it loads after the calls it has."""
         self.usable = False
-        """It was ready and has loaded what it must, and isn't being ended."""
+        """The worker was ready and has loaded what it must, and isn't being ended."""
         self.spare = True
-        """It is to take the place of a worker that is lost, and has no calls before."""
+        """The worker is to take the place of one that is lost, and has no calls before."""
         self.killed = ""
-        """Why the front killed it; empty while it hasn't."""
+        """Why the front killed the worker; empty while it hasn't."""
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
-        self._owner = owner
+        self._page = page
+        self._claims = Claims(page, child.slot)
+        self._pool = pool
+        self._hooks = hooks
         self._loop = loop
         self._sock = child.sock
         self._fileno = child.sock.fileno()
@@ -74,44 +108,50 @@ class Link:
         """Bytes of that frame."""
         self._out: deque[memoryview] = deque()
         self._held: list[bytes] | None = None
-        """Frames that go out together, while those that came together are handed over."""
+        """Frames that go out together, while those that came together are handled."""
         loop.add_reader(self._fileno, self._readable)
         child.exited.add_done_callback(self._exited)
 
-    def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
-        """Send a frame, now or as the worker reads. To a dead one it sends nothing: `Owner.lost` follows."""
-        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
-        frame = frames.HEADER.pack(len(head) + size, request, kind, len(head)) + head
-        if size < _SMALL:
-            frame += body if isinstance(body, bytes) else b"".join(body)
-            if self._held is None:
-                self._give(frame)
-            else:
-                self._held.append(frame)
-            return
-        if self._held:
-            self._give(b"".join(self._held))
-            self._held.clear()
-        pieces = (body,) if isinstance(body, bytes) else body
-        self._out += (memoryview(frame), *[memoryview(piece) for piece in pieces])
-        self._loop.add_writer(self._fileno, self._writable)
+    # Jobs
 
-    def _give(self, frame: bytes) -> None:
-        if not self._out:
-            try:
-                sent = self._sock.send(frame)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                return
-            if sent == len(frame):
-                return
-            frame = frame[sent:]
-        self._out.append(memoryview(frame))
-        self._loop.add_writer(self._fileno, self._writable)
+    def run(self, call: Call, head: bytes) -> None:
+        """Give the worker a call, after the jobs that it has."""
+        self._give(call)
+        self._claims.offer(call.id)
+        self.send(call.id, frames.CALL, head, call.body)
+
+    def order(self, kind: int, body: bytes) -> Order:
+        """Ask something of the worker, after the jobs that it has."""
+        order = Order(self._loop.create_future())
+        if self.ended.done():
+            order.answer.set_exception(frames.ChildGone("the worker ended"))
+        else:
+            self._give(order)
+            self.send(order.id, kind, b"", body)
+        return order
+
+    def take_back(self) -> None:
+        """Take the calls back that wait behind the first job, which counts as long from here on."""
+        jobs = self.jobs
+        if jobs[0].short:
+            jobs[0].short = False
+            self.longs += 1
+        taken = [job for job in jobs if isinstance(job, Call) and job is not jobs[0] and self._claims.take(job.id)]
+        if taken:
+            self.jobs = deque(job for job in jobs if job not in taken)
+        self._pool.requeue(self, taken)
+
+    def seen(self) -> progress_page.Seen:
+        """Read how far the worker has come."""
+        return progress_page.read(self._page, self.child.slot)
+
+    def set_applying(self, applying: bool) -> None:
+        """Tell the worker whether a release is being applied."""
+        progress_page.set_applying(self._page, self.child.slot, applying)
 
     def kill(self, why: str) -> None:
         """End the worker; the first reason counts."""
+        self.usable = False
         if not self.killed:
             self.killed = why
             self.child.kill()
@@ -129,6 +169,138 @@ class Link:
         """Forget the worker, which ends."""
         self.detach()
         self.child.close()
+
+    def _give(self, job: Job) -> None:
+        """Make a job the worker's last; its frame must be sent at once."""
+        self.last = job.id = self.last % (progress_page.NONE - 1) + 1
+        if not self.jobs:
+            self.since = time.monotonic()
+        self.jobs.append(job)
+        if not job.short:
+            self.longs += 1
+
+    # What the worker says
+
+    def receive(self, request: int, kind: int, head: bytes, body: bytes | memoryview) -> None:
+        """Handle a frame of the worker."""
+        jobs = self.jobs
+        if request == progress_page.NONE:
+            if kind == frames.FAILED:
+                log.error("worker %d: %s", self.child.pid, decode_failure(body).message)
+            elif not self.ready.done():
+                self.ready.set_result(None)
+            return
+        if not jobs or jobs[0].id != request:
+            log.error("worker %d answered %d out of turn: it is ended", self.child.pid, request)
+            self.kill("out_of_turn")
+            return
+        job = jobs[0]
+        if kind in _MEANWHILE and isinstance(job, Call):
+            self._meanwhile(job, kind, bytes(body))
+            return
+        self._answered(job, kind, head, body)
+
+    def _answered(self, job: Job, kind: int, head: bytes, body: bytes | memoryview) -> None:
+        """The worker has done its first job: end it."""
+        self.jobs.popleft()
+        self.replied = job.id
+        if not job.short:
+            self.longs -= 1
+        now = time.monotonic()
+        took, self.since = now - self.since, now
+        # First, so that the next call goes out in the same write as the others that come together.
+        self._pool.freed(self, job, stale=kind == frames.STALE)
+        if isinstance(job, Order):
+            if not job.answer.done():
+                job.answer.set_result(frames.Frame(job.id, kind, head, bytes(body)))
+            return
+        if kind == frames.STALE:
+            return
+        target = job.target
+        try:
+            outcome, fault = outcomes.of_frame(kind, head, body, target.release)
+            target.settle(job, outcome, now, took)
+            if fault is not None:
+                self._hooks.log.fault(target, fault)
+                if fault.code == "function_unloadable":
+                    self._hooks.damaged(target.function.sha256)
+            job.end(outcome)
+        except Exception:
+            log.exception("worker %d gave an answer that can't be read: it is ended", self.child.pid)
+            self.kill("unreadable")
+            refusal = Refusal(502, "worker_crashed", "The function's process answered what can't be read.")
+            target.settle(job, refusal, now)
+            job.end(refusal)
+
+    def _meanwhile(self, call: Call, kind: int, body: bytes) -> None:
+        """Handle a frame about a call that goes on."""
+        try:
+            if kind == frames.HTTP:
+                # The request may take long: the calls behind this one needn't wait for the world.
+                self.take_back()
+                self._hooks.http(self, call, body)
+            elif kind == frames.LOG:
+                self._hooks.log.write(call.target, body.decode(errors="replace"))
+            elif kind == frames.DAMAGED:
+                self._hooks.damaged(call.target.function.sha256)
+            else:
+                for denied, times in outcomes.denials(body).items():
+                    call.target.tally.deny(denied, times)
+        except Exception:
+            log.exception("worker %d said what can't be read: it is ended", self.child.pid)
+            self.kill("unreadable")
+
+    def _lost(self) -> None:
+        """The worker has ended, or can't be understood any more."""
+        seen = self.seen()
+        jobs, self.jobs, self.longs = list(self.jobs), deque(), 0
+        self.detach()
+        running: Call | None = None
+        waiting: list[Call] = []
+        for job in jobs:
+            if isinstance(job, Order):
+                job.crashed = job is jobs[0]
+                if not job.answer.done():
+                    job.answer.set_exception(frames.ChildGone("the worker ended"))
+            elif job is jobs[0] and job.id == seen.request:
+                running = job
+            else:
+                waiting.append(job)
+        self._pool.lost(self, running, waiting, seen)
+
+    # The socket
+
+    def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
+        """Send a frame, now or as the worker reads. Nothing is sent to a dead worker, which is about to be `lost`."""
+        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        frame = frames.HEADER.pack(len(head) + size, request, kind, len(head)) + head
+        if size < _SMALL:
+            frame += body if isinstance(body, bytes) else b"".join(body)
+            if self._held is None:
+                self._write(frame)
+            else:
+                self._held.append(frame)
+            return
+        if self._held:
+            self._write(b"".join(self._held))
+            self._held.clear()
+        pieces = (body,) if isinstance(body, bytes) else body
+        self._out += (memoryview(frame), *[memoryview(piece) for piece in pieces])
+        self._loop.add_writer(self._fileno, self._writable)
+
+    def _write(self, frame: bytes) -> None:
+        if not self._out:
+            try:
+                sent = self._sock.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+        self._out.append(memoryview(frame))
+        self._loop.add_writer(self._fileno, self._writable)
 
     def _writable(self) -> None:
         # As much as the socket takes, and not what the worker makes room for meanwhile: others wait for the loop.
@@ -148,8 +320,8 @@ class Link:
             self._loop.remove_writer(self._fileno)
 
     def _exited(self, _: object) -> None:
-        """The worker is dead: what it still said is read, and the end of it seen, even where the loop misses that (as
-        it sometimes does of a socket whose other end died with something unread)."""
+        """The worker is dead: read what it still said and see its end, even where the loop misses that (as it sometimes
+        does of a socket whose other end died with something unread)."""
         if not self.ended.done():
             self._readable()
             self._loop.call_later(_AGAIN, self._exited, None)
@@ -164,7 +336,7 @@ class Link:
         except OSError:
             got = 0
         if not got:
-            self._owner.lost(self)
+            self._lost()
             return
         if large is None:
             self._have += got
@@ -176,9 +348,9 @@ class Link:
             finally:
                 self._held = None
             if held and not self.ended.done():
-                self._give(b"".join(held))
+                self._write(b"".join(held))
             return
-        # It grows by what comes: room for all of it at once would hold the loop up.
+        # The buffer grows by what comes: room for all of it at once would hold the loop up.
         large += target[:got]
         if len(large) == self._whole:
             self._large = None
@@ -187,7 +359,7 @@ class Link:
             view = memoryview(large)
             # A large body isn't copied again; what else is as large is rare.
             body = view[split:] if kind >= frames.FIRST_STATUS else bytes(view[split:])
-            self._owner.replied(self, request, kind, bytes(view[frames.HEADER_BYTES : split]), body)
+            self.receive(request, kind, bytes(view[frames.HEADER_BYTES : split]), body)
 
     def _frames(self) -> None:
         """Hand over the whole frames that the buffer has, and keep the rest."""
@@ -197,7 +369,7 @@ class Link:
             start = at + frames.HEADER_BYTES
             end = start + length
             if length > _FRAME_LIMIT:
-                self._owner.lost(self)
+                self._lost()
                 self.child.kill()
                 return
             if end > have:
@@ -207,7 +379,7 @@ class Link:
                 break
             split = start + head
             at = end
-            self._owner.replied(self, request, kind, bytes(view[start:split]), bytes(view[split:end]))
+            self.receive(request, kind, bytes(view[start:split]), bytes(view[split:end]))
             if self.ended.done():
                 return
         if at:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.worker_link import Link
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.egress.http_client import Egress
 from edge_runtime.ipc import frames, http_messages
 from edge_runtime.ipc.http_messages import NotFetched
@@ -18,7 +18,7 @@ class Fetches:
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
         self._group: asyncio.TaskGroup | None = None
-        self._waiting: set[Link] = set()
+        self._waiting: set[WorkerLink] = set()
         """The workers that wait for an answer."""
 
     async def run(self) -> None:
@@ -30,7 +30,7 @@ class Fetches:
             finally:
                 self._group = None
 
-    def begin(self, link: Link, call: Call, request: bytes) -> None:
+    def begin(self, link: WorkerLink, call: Call, request: bytes) -> None:
         """Make a request for the guest of a running call, in its time. It never raises."""
         if self._group is None or link in self._waiting:
             # A worker of ours asks for one at a time.
@@ -51,7 +51,7 @@ class Fetches:
         link.ended.add_done_callback(give_up)
         task.add_done_callback(ended)
 
-    async def _answer(self, link: Link, call: Call, id: int, request: bytes) -> None:
+    async def _answer(self, link: WorkerLink, call: Call, id: int, request: bytes) -> None:
         target = call.target
         try:
             told = await self._egress.fetch(target.function.manifest.http, request, call.sends)

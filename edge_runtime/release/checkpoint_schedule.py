@@ -95,7 +95,7 @@ class Checkpoints:
         self._warned = False
         self._unsettled = False
         """What a COMMIT that was cut off left may still come back."""
-        pool.burials.settle = self.settle
+        pool.worker_deaths.settle_commit = self.settle
 
     @property
     def size(self) -> int:

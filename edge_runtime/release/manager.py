@@ -80,7 +80,6 @@ class Runtime:
         """Told before a release's COMMIT;"""
         self.committed: Callable[[], None] = lambda: None
         """and after it, where it has succeeded."""
-        pool.damaged = self.damaged
 
     @property
     def release(self) -> LocalRelease | None:

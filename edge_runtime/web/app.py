@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import orjson
 
-from edge_runtime.dispatch.call import Call, Refusal
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.outcomes import Refusal, release_changing
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.release_gate import Hold
+from edge_runtime.dispatch.queues import Hold
 from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.settings import Settings
 from edge_runtime.web.connection import Connection
@@ -56,8 +57,7 @@ class App:
         release = self._pool.release
         if release is None:
             if self._pool.hold is Hold.ALL:
-                text = "The node is starting: it isn't known yet which routes it has; try again."
-                return Refusal(503, "release_changing", text, 1)
+                return release_changing("The node is starting: it isn't known yet which routes it has")
         elif release is not self._release:
             routes = {f.name: f.manifest.route for f in release.functions if f.manifest.route is not None}
             self._release, self._table = release, Table(routes)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from control import wire
-from edge_runtime.dispatch.call import Answer, Outcome, Refusal
+from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal
 from edge_runtime.settings import Settings
 from edge_runtime.web.parser import PIECE, Exchange, Memory, Requests
 

@@ -17,7 +17,7 @@ from httptools import (
     parse_url,
 )
 
-from edge_runtime.dispatch.call import Refusal
+from edge_runtime.dispatch.outcomes import Refusal
 
 HEAD_BYTES: Final = 32 * 1024
 """Of a request's line and headers."""

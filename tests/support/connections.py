@@ -10,7 +10,7 @@ from typing import Any
 
 import uvloop
 
-from edge_runtime.dispatch.call import Answer, Refusal
+from edge_runtime.dispatch.outcomes import Answer, Refusal
 from edge_runtime.settings import Settings
 from edge_runtime.web.connection import Connection
 from edge_runtime.web.parser import Exchange

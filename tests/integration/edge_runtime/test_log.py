@@ -120,7 +120,7 @@ async def test_what_functions_log_is_bounded_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long the calls take: none may log more than at once.
-    monkeypatch.setattr("edge_runtime.dispatch.call.LOG_RATE", 1)
+    monkeypatch.setattr("edge_runtime.dispatch.targets.LOG_RATE", 1)
     async with node(tmp_path / "state") as edge:
         await edge.release({"chatty": CHATTY, "quiet": CHATTY})
         with caplog.at_level("INFO"):
@@ -135,7 +135,7 @@ async def test_what_functions_log_is_bounded_and_told(
         assert len(told) < 5
         logged = [r.getMessage() for r in caplog.records if r.name == "skerry.guest"]
         assert len(logged) == 101 - tallies["chatty"].log_dropped
-        edge.front.pool.log = logs.Budget(1000, 1)
+        edge.front.hooks.log.budget = logs.Budget(1000, 1)
         with caplog.at_level("INFO"):
             assert (await edge.call("quiet"))[0] == 200
         assert tallies["quiet"].log_dropped == 1

@@ -12,7 +12,6 @@ from bench import __main__ as benchmarks
 from bench import result
 from bench.parts.load import Client, Expected, WrongAnswer, request
 from bench.parts.wrk import Target, Wrk
-from edge_runtime.dispatch.call import SHORT, Tally
 
 SENT = request("/", b"hello", [("X-Y", "z")])
 GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -109,19 +108,6 @@ def test_a_number_is_for_the_benchmark_before_it_and_long_ones_must_be_named(
     assert benchmarks.main([]) == 1
     assert ["bench.kill"] in ran
     assert ["bench.soak"] not in ran
-
-
-def test_one_call_that_was_held_up_leaves_a_function_short() -> None:
-    tally = Tally("echo")
-    for _ in range(10):
-        tally.took(0.0001)
-    tally.took(1.0)
-    assert tally.short
-    for _ in range(10):
-        tally.took(1.0)
-    assert not tally.short
-    assert tally.recent > SHORT
-    assert tally.total == pytest.approx(11.001)
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="scripts/bench-tools installs wrk")

@@ -7,9 +7,13 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from control import wire
 from control.metrics import Metrics
 from edge_runtime.dispatch.breaker import Breaker
-from edge_runtime.dispatch.call import TIMES, Line, Tally
+from edge_runtime.dispatch.outcomes import Answer
+from edge_runtime.dispatch.queues import FunctionQueue
+from edge_runtime.dispatch.targets import TIMES, Tally, Target
+from edge_runtime.ipc import frames
 from edge_runtime.metrics import PoolCollector
 from tests.unit.project.test_docs_settings import DOCS
 
@@ -24,13 +28,16 @@ def exported(text: str) -> set[str]:
 
 
 def nodes() -> str:
-    tally = Tally("f", outcomes={"ok": 2})
-    tally.took(0.003)
-    tally.took(0.5)
+    tally = Tally("f")
+    function = frames.LocalFunction("f", 1, "0" * 64, wire.Manifest(), "")
+    target = Target(0, function, tally, Breaker(), False, 5.0, 7)
+    for took in (0.003, 0.5):
+        target.settle(object(), Answer(200, b"", b"", 7), 0.0, took)
     pool: Any = SimpleNamespace(
         tallies={"f": tally},
         refusals={},
-        targets={"f": SimpleNamespace(line=Line("f"), breaker=Breaker())},
+        targets={"f": target},
+        queues=SimpleNamespace(of=FunctionQueue),
         waiting=0,
         links=set(),
         deaths=0,

@@ -165,9 +165,7 @@ async def test_waiting_for_the_writer_lock_has_a_limit(tmp_path: Path) -> None:
         await made.release({"sql": GUESTS["sql"]}, ["CREATE TABLE notes (text TEXT)"])
         insert = b"""{"sql":"INSERT INTO notes VALUES ('x')"}"""
         holder = asyncio.ensure_future(made.call("sql?sleep=4000", insert))
-        await until(
-            lambda: any(made.front.processes.seen(k.child.slot).state == WRITING for k in made.front.pool.links)
-        )
+        await until(lambda: any(k.seen().state == WRITING for k in made.front.pool.links))
         assert await made.problem("sql", insert) == (503, "writer_busy")
         assert (await holder)[0] == 200
 
@@ -197,7 +195,7 @@ async def test_a_log_of_a_guest_is_the_nodes(edge: Node, caplog: pytest.LogCaptu
 async def test_why_a_call_failed_is_in_the_nodes_log_once_a_second_at_most(
     edge: Node, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_runtime.dispatch.replies.SILENT", 60.0)
+    monkeypatch.setattr("edge_runtime.dispatch.guest_log.SILENT", 60.0)
     edge.front.pool.tallies["raw"].logged.clear()
     with caplog.at_level("INFO", "skerry.calls"):
         for _ in range(3):

@@ -11,8 +11,9 @@ import orjson
 import pytest
 
 from edge_runtime.dispatch import breaker
-from edge_runtime.dispatch.call import Answer, Call, Outcome
-from edge_runtime.dispatch.worker_link import Link
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.outcomes import Answer, Outcome
+from edge_runtime.dispatch.worker_link import WorkerLink
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 
@@ -95,8 +96,8 @@ async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However slow the machine is, or fast.
-    monkeypatch.setattr("edge_runtime.dispatch.call.SHORT", 0.3)
-    monkeypatch.setattr("edge_runtime.dispatch.replies.QUICK", 0.0)
+    monkeypatch.setattr("edge_runtime.dispatch.targets.SHORT", 0.3)
+    monkeypatch.setattr("edge_runtime.dispatch.queues.QUICK", 0.0)
     async with node(tmp_path / "state", workers=2, concurrency=2) as edge:
         await edge.release({"slow": (guest("slow"), {**READ, "time_limit_ms": 60_000})}, NUMBER)
         await calm(edge)
@@ -160,7 +161,7 @@ async def test_a_spare_that_dies_is_replaced_and_missed_by_nobody(tmp_path: Path
 
 
 async def test_what_was_taken_back_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.dispatch.call.SHORT", 0.3)
+    monkeypatch.setattr("edge_runtime.dispatch.targets.SHORT", 0.3)
     write = {"sql": "write", "concurrency": 2}
     async with node(tmp_path / "state", workers=2) as edge:
         await edge.release({"sql": (guest("sql"), write)}, ["CREATE TABLE done (name TEXT)"])
@@ -272,13 +273,13 @@ async def test_workers_killed_from_outside_are_not_the_functions_fault(tmp_path:
 async def test_a_time_limit_is_held_within_milliseconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[float] = []
     async with node(tmp_path / "state", workers=1) as edge:
-        kill = Link.kill
+        kill = WorkerLink.kill
 
-        def killed(link: Link, why: str) -> None:
+        def killed(link: WorkerLink, why: str) -> None:
             ran.append(time.monotonic() - edge.front.processes.seen(link.child.slot).started_ns / 1e9)
             kill(link, why)
 
-        monkeypatch.setattr(Link, "kill", killed)
+        monkeypatch.setattr(WorkerLink, "kill", killed)
         await edge.release({"loop": (guest("loop"), {"time_limit_ms": 100})})
         for _ in range(4):
             assert await edge.problem("loop") == (504, "time_limit")

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from edge_runtime.dispatch.release_gate import Hold
+from edge_runtime.dispatch.queues import Hold
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames, progress_page
 from tests.guests.build import guest
@@ -119,8 +119,7 @@ async def lines(edge: Node, name: str, *asked: str) -> tuple[int, list[Any]]:
 
 def states(edge: Node) -> set[int]:
     """How far the calls have come that workers run."""
-    pool = edge.front.pool
-    return {pool.seen(link.child.slot).state for link in pool.links if link.jobs}
+    return {link.seen().state for link in edge.front.pool.links if link.jobs}
 
 
 @pytest.fixture

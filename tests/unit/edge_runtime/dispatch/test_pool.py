@@ -1,6 +1,7 @@
 """The pool against workers that are played: whatever happens, each call ends once and runs at most once."""
 
 import asyncio
+import socket
 from collections import Counter, deque
 from types import SimpleNamespace
 from typing import Any, Final
@@ -9,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control import wire
-from edge_runtime.dispatch.call import Answer, Call, Outcome
+from edge_runtime.dispatch.call import Body, Call
+from edge_runtime.dispatch.guest_log import GuestLog
+from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.release_gate import Hold
-from edge_runtime.dispatch.termination import TIME_LIMIT
+from edge_runtime.dispatch.queues import Hold
+from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.settings import PoolLimits
@@ -23,34 +26,45 @@ MANIFESTS: Final = {
     "one": wire.Manifest(concurrency=1, queue=3),
     "writes": wire.Manifest(concurrency=3, sql="write"),
 }
+SPREAD: Final = 0.0015
+"""Seconds of calls that are short, and not so quick that they keep to few workers."""
 ENDED: Final = {"worker_crashed", "time_limit", "circuit_open", "queue_full", "client_gone"}
 
 
-class PlayedLink:
+class PlayedLink(WorkerLink):
     """A worker and its socket: what the pool sends is read when the worker is moved on."""
 
     def __init__(self, world: "World", slot: int) -> None:
         self.world = world
-        self.child = SimpleNamespace(slot=slot, pid=slot, exited=asyncio.get_running_loop().create_future())
-        progress_page.clear(world.words, slot)
-        self.mark, self.claims = progress_page.Mark(world.words, slot), Claims(world.words, slot)
+        progress_page.clear(world.page, slot)
+        self.mark, self.claims = progress_page.Mark(world.page, slot), Claims(world.page, slot)
         self.claims.clear()
-        self.jobs: deque[Any] = deque()
-        self.last = self.replied = self.longs = 0
-        self.level, self.since, self.serials, self.killed = -1, 0.0, {1}, ""
+        sock, self.other = socket.socketpair()
+        exited = asyncio.get_running_loop().create_future()
+        child: Any = SimpleNamespace(slot=slot, pid=slot, exited=exited, sock=sock, kill=lambda: None)
+        super().__init__(child, world.page, world.pool, Hooks(GuestLog()))
+        self.serials = {1}
         self.usable, self.spare = True, False
         self.unread: deque[tuple[int, bytes]] = deque()
         self.running: tuple[int, bytes] | None = None
 
-    def send(self, request: int, kind: int, _head: bytes, body: bytes) -> None:
+    def send(self, request: int, kind: int, head: bytes, body: Body) -> None:
         assert kind == frames.CALL
+        assert isinstance(body, bytes)
         self.unread.append((request, body))
 
-    def kill(self, why: str) -> None:
-        self.killed = self.killed or why
+    def die(self, why: str) -> None:
+        """End by itself, or by the front for `why`."""
+        if why:
+            self.kill(why)
+        self._lost()
+        self.close_sockets()
+        self.child.exited.set_result(11)
 
-    def detach(self) -> None:
-        self.usable = False
+    def close_sockets(self) -> None:
+        self.detach()
+        self.child.sock.close()
+        self.other.close()
 
     def give_back(self) -> None:
         """Say of the call that runs that another release is in the file, or comes there."""
@@ -59,14 +73,14 @@ class PlayedLink:
         (request, body), self.running = self.running, None
         self.world.starts[body] -= 1
         self.mark.end()
-        self.world.pool.replied(self, request, frames.STALE, b"", b"")  # type: ignore[arg-type]
+        self.receive(request, frames.STALE, b"", b"")
 
     def move(self) -> None:
         """Answer the call that runs, or come to the next one that is the worker's own."""
         if self.running is not None:
             (request, body), self.running = self.running, None
             self.mark.end()
-            self.world.pool.replied(self, request, 200, b"", body)  # type: ignore[arg-type]
+            self.receive(request, 200, b"", body)
             return
         while self.unread and self.running is None:
             request, body = self.unread.popleft()
@@ -78,14 +92,14 @@ class PlayedLink:
 
 class World:
     def __init__(self) -> None:
-        self.words = progress_page.open_page(progress_page.create())
+        self.page = progress_page.open_page(progress_page.create())
         limits = PoolLimits(WORKERS, depth=4, queue=12, function_queue=10)
-        self.pool = Pool(limits, self.words)
+        self.pool = Pool(limits)
         self.starts: Counter[bytes] = Counter()
         self.calls: list[Call] = []
         self.outcomes: dict[bytes, list[Outcome]] = {}
         for slot in range(WORKERS):
-            self.pool.links.add(PlayedLink(self, slot))  # type: ignore[arg-type]
+            self.pool.links.add(PlayedLink(self, slot))
         functions = [frames.LocalFunction(n, 1, n, m, wire.manifest_digest(m)) for n, m in MANIFESTS.items()]
         self.pool.serve(1, frames.LocalRelease("r", 1, 1, 0, functions))
         self.pool.let_go()
@@ -102,20 +116,23 @@ class World:
 
     async def die(self, link: PlayedLink, why: str) -> None:
         """A worker ends, by itself or by the front, and another one comes."""
-        link.kill(why) if why else None
-        self.pool.lost(link)  # type: ignore[arg-type]
-        link.child.exited.set_result(11)
+        link.die(why)
         for _ in range(5):
             await asyncio.sleep(0)
         new = PlayedLink(self, link.child.slot)
-        self.pool.links.add(new)  # type: ignore[arg-type]
-        self.pool.place(new)  # type: ignore[arg-type]
+        self.pool.links.add(new)
+        self.pool.place(new)
         self.pool.feed()
+
+    def close(self) -> None:
+        self.pool.close()
+        for link in self.links():
+            link.close_sockets()
 
     def check(self) -> None:
         pool = self.pool
-        lines = [target.line for target in pool.targets.values()]
-        waiting = [call for line in lines for call in line.calls]
+        queues = [pool.queues.of(name) for name in pool.targets]
+        waiting = [call for queue in queues for call in queue.calls]
         given = [job for link in pool.links for job in link.jobs]
         assert pool.waiting == len(waiting) <= pool.limits.queue + 4 * WORKERS
         assert len({id(call) for call in waiting + given}) == len(waiting) + len(given)
@@ -125,17 +142,17 @@ class World:
             assert self.starts[call.body] <= 1
             # It has ended, or it is in one place.
             assert bool(ended) is not any(call is other for other in waiting + given)
-        for line in lines:
+        for queue in queues:
             has = Counter(
-                link for link in pool.links for job in link.jobs if isinstance(job, Call) and job.target.line is line
+                link for link in pool.links for job in link.jobs if isinstance(job, Call) and job.name == queue.name
             )
-            assert line.links == has
-            assert len(has) <= line.concurrency
-            assert bool(line.calls) is (line in pool.lines.turns)
-            held = pool.hold is Hold.ALL or (pool.hold is not Hold.NOTHING and line.name == "writes")
+            assert queue.links == has
+            assert len(has) <= queue.concurrency
+            assert bool(queue.calls) is (queue in pool.queues.turns)
+            held = pool.hold is Hold.ALL or (pool.hold is not Hold.NOTHING and queue.name == "writes")
             idle = any(link.usable and not link.jobs for link in pool.links)
             # Nothing waits that could run.
-            assert not (line.calls and idle and not held and line.spreads)
+            assert not (queue.calls and idle and not held and queue.spreads)
         for link in pool.links:
             assert link.longs == sum(not job.short for job in link.jobs)
             assert len(link.jobs) <= pool.limits.depth
@@ -162,7 +179,7 @@ async def play(actions: list[tuple[str, Any]]) -> None:
         elif what == "take_back":
             link = world.links()[which]
             if link.jobs:
-                pool.take_back(link)  # type: ignore[arg-type]
+                link.take_back()
         elif what in ("die", "time_limit"):
             await world.die(world.links()[which], TIME_LIMIT if what == "time_limit" else "")
         elif what == "stale":
@@ -196,7 +213,7 @@ async def play(actions: list[tuple[str, Any]]) -> None:
             assert outcome.code in ENDED
             # Who is told that its process ended had begun; who is told to come again had not.
             assert world.starts[call.body] == (outcome.code in ("worker_crashed", "time_limit"))
-    pool.close()
+    world.close()
 
 
 @settings(max_examples=150)
@@ -211,7 +228,7 @@ def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
     async def main() -> None:
         world = World()
         tallies = world.pool.tallies
-        for name, recent in (("short", 0.0001), ("writes", 0.0001), ("one", 1.0)):
+        for name, recent in (("short", SPREAD), ("writes", SPREAD), ("one", 1.0)):
             tallies[name].recent = recent
         for _ in range(8):
             world.submit("short")
@@ -223,11 +240,12 @@ def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
             for link in world.links():
                 link.move()
             for name in ("short", "writes"):
-                tallies[name].recent = 0.0001
-                while len(world.pool.targets[name].line.calls) < 2:
+                tallies[name].recent = SPREAD
+                while len(world.pool.queues.of(name).calls) < 2:
                     world.submit(name)
             if world.starts[long.body]:
                 assert turn >= 1
+                world.close()
                 return
         raise AssertionError("it never got one")
 

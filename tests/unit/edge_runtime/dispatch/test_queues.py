@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from control import wire
-from edge_runtime.dispatch.call import Call, Line
-from edge_runtime.dispatch.placement import Room
-from edge_runtime.dispatch.queues import Lines
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.placement import Placement
+from edge_runtime.dispatch.queues import QUICK, FunctionQueue, Queues
+from edge_runtime.dispatch.targets import Tally
 from edge_runtime.ipc import frames
 from edge_runtime.settings import PoolLimits
 
@@ -28,7 +29,7 @@ class LinesMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines = Lines(PoolLimits(4))
+        self.lines = Queues(PoolLimits(4))
         self.model: dict[str, list[Call]] = {name: [] for name in NAMES}
 
     @rule(name=st.sampled_from(NAMES))
@@ -78,7 +79,7 @@ TestLines = LinesMachine.TestCase
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=60))
 def test_no_line_is_served_twice_before_another_that_waits(names: list[str]) -> None:
-    lines = Lines(PoolLimits(4))
+    lines = Queues(PoolLimits(4))
     for name in names:
         lines.add(lines.of(name), call(name))
     left = {name: names.count(name) for name in NAMES}
@@ -99,20 +100,23 @@ def release(**manifests: wire.Manifest) -> frames.LocalRelease:
 
 
 def test_a_line_has_its_manifests_limits_or_the_nodes() -> None:
-    lines = Lines(PoolLimits(4, concurrency=2, function_queue=7))
+    lines = Queues(PoolLimits(4, concurrency=2, function_queue=7))
     targets = lines.serve(release(a=wire.Manifest(), b=wire.Manifest(concurrency=9, queue=3)), {})
-    assert [(t.line.concurrency, t.line.queue) for t in targets.values()] == [(2, 7), (4, 3)]
+    assert [(q.concurrency, q.capacity) for q in map(lines.of, targets)] == [(2, 7), (4, 3)]
     # A function that is unknown as yet may wait too.
-    assert lines.of("c").queue == 7
+    assert lines.of("c").capacity == 7
 
 
 def test_a_version_keeps_its_breaker_and_a_function_its_line() -> None:
-    lines, tallies = Lines(PoolLimits(4)), {}
+    lines, tallies = Queues(PoolLimits(4)), {}
     first = lines.serve(release(a=wire.Manifest(), b=wire.Manifest()), tallies)
+    queue = lines.of("b")
+    assert queue.target is first["b"]
     again = lines.serve(release(a=wire.Manifest(), b=wire.Manifest(time_limit_ms=99)), tallies)
     assert again["a"].breaker is first["a"].breaker
     assert again["b"].breaker is not first["b"].breaker
-    assert again["b"].line is first["b"].line
+    assert lines.of("b") is queue
+    assert queue.target is again["b"]
     assert again["b"].tally is first["b"].tally
     waiting = call("b")
     lines.add(lines.of("b"), waiting)
@@ -137,16 +141,20 @@ def worker(jobs: int = 0, **more: Any) -> Any:
     )
 
 
-def room(*workers: Any) -> Room:
-    made = Room(depth=4)
+def room(*workers: Any) -> Placement:
+    made = Placement(depth=4)
     for one in workers:
         one.level = -1
         made.place(one, 1)
     return made
 
 
-def line(concurrency: int = 2, *links: Any) -> Line:
-    return Line("a", concurrency, links=dict.fromkeys(links, 1))
+def line(concurrency: int = 2, *links: Any) -> FunctionQueue:
+    return FunctionQueue("a", concurrency, links=dict.fromkeys(links, 1))
+
+
+def pick(placement: Placement, queue: FunctionQueue, *, short: bool) -> Any:
+    return placement.pick(queue, spreads=queue.spreads, short=short)
 
 
 class Own(SimpleNamespace):
@@ -155,10 +163,10 @@ class Own(SimpleNamespace):
 
 def test_an_idle_worker_comes_first_then_the_least_loaded_for_what_is_short() -> None:
     idle, one, three = worker(), worker(1), worker(3)
-    assert room(one, idle, three).pick(line(), short=True) is idle
-    assert room(one, idle, three).pick(line(), short=False) is idle
-    assert room(three, one).pick(line(), short=True) is one
-    assert room(three, one).pick(line(), short=False) is None
+    assert pick(room(one, idle, three), line(), short=True) is idle
+    assert pick(room(one, idle, three), line(), short=False) is idle
+    assert pick(room(three, one), line(), short=True) is one
+    assert pick(room(three, one), line(), short=False) is None
 
 
 def test_at_its_concurrency_a_function_goes_behind_its_own_calls() -> None:
@@ -167,22 +175,22 @@ def test_at_its_concurrency_a_function_goes_behind_its_own_calls() -> None:
 
     first, second, other, idle = own(3), own(2), own(1), worker()
     made = room(first, second, other, idle)
-    assert made.pick(line(2, first, second), short=True) is second
-    assert made.pick(line(2, first, second), short=False) is None
+    assert pick(made, line(2, first, second), short=True) is second
+    assert pick(made, line(2, first, second), short=False) is None
     full = own(4)
-    assert room(full, idle).pick(line(1, full), short=True) is None
+    assert pick(room(full, idle), line(1, full), short=True) is None
     long = own(1, longs=1)
-    assert room(long, idle).pick(line(1, long), short=True) is None
+    assert pick(room(long, idle), line(1, long), short=True) is None
 
 
 def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_has() -> None:
     first, idle = Own(**vars(worker(1))), worker()
     quick = line(3, first)
-    quick.quick, quick.few = True, 1
-    assert room(first, idle).pick(quick, short=True) is first
-    assert room(Own(**vars(first)), idle).pick(line(3, first), short=True) is idle
+    quick.target, quick.few = SimpleNamespace(tally=Tally("a", recent=QUICK / 2)), 1  # type: ignore[assignment]
+    assert pick(room(first, idle), quick, short=True) is first
+    assert pick(room(Own(**vars(first)), idle), line(3, first), short=True) is idle
     first.longs = 1
-    assert room(first, idle).pick(quick, short=True) is idle
+    assert pick(room(first, idle), quick, short=True) is idle
 
 
 @pytest.mark.parametrize(
@@ -199,7 +207,7 @@ def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_ha
 def test_a_worker_that_may_have_no_other_call(unfit: dict[str, Any]) -> None:
     made = room(worker(**unfit))
     assert made.open == 0
-    assert made.pick(line(), short=True) is None
+    assert pick(made, line(), short=True) is None
 
 
 def test_places_are_counted() -> None:
@@ -211,3 +219,21 @@ def test_places_are_counted() -> None:
         assert made.open == is_open
     made.place(one, 2)
     assert made.open == 0
+
+
+def test_a_worker_that_was_killed_since_it_was_placed_is_never_picked() -> None:
+    idle, dead, one = worker(), worker(), worker(1)
+    made = room(one, idle, dead)
+    dead.usable = False
+    assert made.open == 3
+    assert pick(made, line(), short=False) is idle
+    assert made.open == 2
+    idle.usable = one.usable = False
+    assert pick(made, line(), short=True) is None
+    assert made.open == 0
+    own = Own(**vars(worker(1)), pid=1)
+    made = room(own)
+    own.usable = False
+    assert pick(made, line(1, own), short=True) is None
+    made.place(own, 1)
+    assert (made.open, own.level) == (0, -1)

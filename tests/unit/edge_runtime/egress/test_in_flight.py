@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime.dispatch.call import Tally
+from edge_runtime.dispatch.targets import Tally
 from edge_runtime.egress.in_flight import Fetches
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import frames, http_messages

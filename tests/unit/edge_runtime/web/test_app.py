@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.dispatch.release_gate import Hold
+from edge_runtime.dispatch.queues import Hold
 from edge_runtime.settings import Settings
 from edge_runtime.web.app import App
 from edge_runtime.web.parser import Exchange

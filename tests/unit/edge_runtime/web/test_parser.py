@@ -8,7 +8,7 @@ from httptools import HttpParserCallbackError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.dispatch.call import Refusal
+from edge_runtime.dispatch.outcomes import Refusal
 from edge_runtime.web.parser import HEAD_BYTES, PIECE, PIPELINED, Exchange, Memory, Requests
 
 HOST = b"host: localhost\r\n"

@@ -1,10 +1,8 @@
-"""When a running call is ended, and what its client is told of its worker's end."""
+"""When a running call is ended, by what the page says of it."""
 
-import signal
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,19 +10,10 @@ from hypothesis import strategies as st
 
 from control import wire
 from edge_runtime.dispatch.breaker import Breaker
-from edge_runtime.dispatch.call import Call, Line, Tally, Target
-from edge_runtime.dispatch.termination import (
-    CLIENT_GONE,
-    LOCK_HELD,
-    LOCK_WAIT,
-    MEMORY,
-    STUCK,
-    TEMP,
-    TIME_LIMIT,
-    blames,
-    overdue,
-    verdict,
-)
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.outcomes import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT
+from edge_runtime.dispatch.targets import Tally, Target
+from edge_runtime.dispatch.watchdog import overdue
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import PoolLimits
@@ -36,7 +25,7 @@ NOW = 1000.0
 def call(limit_ms: int = 1000, gone: bool = False) -> Call:
     made = Call("f", "GET", "", b"", [], "", b"", lambda outcome: None)
     function = frames.LocalFunction("f", 1, "", wire.Manifest(time_limit_ms=limit_ms), "")
-    made.target = Target(0, function, Tally("f"), Line("f"), Breaker(), True, limit_ms / 1000, 1)
+    made.target = Target(0, function, Tally("f"), Breaker(), True, limit_ms / 1000, 1)
     made.id = 7
     made.gone = gone
     return made
@@ -100,50 +89,6 @@ def test_waiting_never_counts_as_running(ran: float, waited: float) -> None:
         why(call(), seen(progress_page.WRITING, ran + waited, waited=waited, in_state=0.001)) == before
         or abs(ran - 1) < 1e-3
     )
-
-
-@pytest.mark.parametrize(
-    ("state", "reason", "status", "expected"),
-    [
-        (progress_page.RUNNING, TIME_LIMIT, signal.SIGKILL, (504, "time_limit")),
-        (progress_page.WRITING, LOCK_HELD, signal.SIGKILL, (504, "lock_held_too_long")),
-        (progress_page.WAITING, LOCK_WAIT, signal.SIGKILL, (503, "writer_busy")),
-        (progress_page.RUNNING, MEMORY, signal.SIGKILL, (507, "memory_limit")),
-        (progress_page.RUNNING, TEMP, signal.SIGKILL, (507, "sql_disk_limit")),
-        (progress_page.RUNNING, "", signal.SIGSEGV, (502, "worker_crashed")),
-        (progress_page.RUNNING, "", None, (502, "worker_crashed")),
-        # Whatever ended it: what was being committed may be kept.
-        (progress_page.COMMITTING, "", signal.SIGKILL, (502, "commit_unknown")),
-        (progress_page.COMMITTING, STUCK, signal.SIGKILL, (502, "commit_unknown")),
-    ],
-)
-def test_what_the_client_is_told(state: int, reason: str, status: Any, expected: tuple[int, str]) -> None:
-    told = verdict(call(), state, reason, status, LIMITS)
-    assert (told.status, told.code) == expected
-    assert (told.retry_after > 0) == (told.status == 503)
-    assert ("Nothing was changed" in told.message) == (told.code != "commit_unknown")
-
-
-@pytest.mark.parametrize(
-    ("reason", "state", "status", "its_own"),
-    [
-        ("", progress_page.RUNNING, signal.SIGSEGV, True),
-        ("", progress_page.RUNNING, 1 << 8, True),
-        (TIME_LIMIT, progress_page.RUNNING, signal.SIGKILL, True),
-        (MEMORY, progress_page.RUNNING, None, True),
-        (TEMP, progress_page.RUNNING, None, True),
-        (LOCK_HELD, progress_page.WRITING, signal.SIGKILL, True),
-        (LOCK_WAIT, progress_page.WAITING, signal.SIGKILL, False),
-        (CLIENT_GONE, progress_page.RUNNING, signal.SIGKILL, False),
-        (STUCK, progress_page.COMMITTING, signal.SIGKILL, False),
-        # From outside, or with the zygote.
-        ("", progress_page.RUNNING, signal.SIGKILL, False),
-        ("", progress_page.RUNNING, None, False),
-        ("", progress_page.COMMITTING, signal.SIGBUS, False),
-    ],
-)
-def test_whose_fault_it_is(reason: str, state: int, status: Any, its_own: bool) -> None:
-    assert blames(reason, state, status) is its_own
 
 
 _WRITER = """

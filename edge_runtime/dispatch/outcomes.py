@@ -1,0 +1,177 @@
+"""How a call can end: an answer of its function, or a refusal; made of a worker's frame or of a worker's death. Pure.
+
+`overdue`, which says when a worker must be ended before its time, is in `watchdog`.
+"""
+
+import os
+import signal
+from typing import Final, NamedTuple
+
+import msgspec
+
+from control import wire
+from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc.zygote_client import how
+from edge_runtime.settings import PoolLimits
+
+STATUSES: Final = 600
+"""HTTP statuses are below this number."""
+DENIED: Final = ("sql", "sql_statement", "sql_closed", "http_host")
+"""Kinds of what a worker may deny a call: values of a metric's label, of which there must be no others."""
+
+# Why the front ends a worker. All but the last are also codes of the refusal that its call gets.
+TIME_LIMIT: Final = "time_limit"
+MEMORY: Final = "memory_limit"
+TEMP: Final = "sql_disk_limit"
+LOCK_HELD: Final = "lock_held_too_long"
+LOCK_WAIT: Final = "writer_busy"
+CLIENT_GONE: Final = "client_gone"
+STUCK: Final = "stuck"
+CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE)
+REASONS: Final = (*CODES, STUCK)
+
+
+class Answer(NamedTuple):
+    """What a function answered."""
+
+    status: int
+    head: bytes
+    """Its header lines as they go out: `frames` says how."""
+    body: bytes | memoryview
+    release: int
+    """Number of the release that the call ran on."""
+
+
+class Refusal(NamedTuple):
+    """Why a call has no answer of its function."""
+
+    status: int
+    code: str
+    message: str
+    retry_after: int = 0
+    """Seconds after which it makes sense to ask again; 0 where the response doesn't say."""
+    allow: str = ""
+    """The methods that a route takes, where the request's isn't one of them."""
+
+
+Outcome = Answer | Refusal
+
+_decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
+_decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def of_frame(kind: int, head: bytes, body: bytes | memoryview, release: int) -> tuple[Outcome, frames.Fault | None]:
+    """Return the outcome that a worker's last frame about a call stands for, and the fault where it is one.
+
+    Raises: ValueError, when no honest worker sends such a frame.
+    """
+    if kind >= STATUSES:
+        raise ValueError(f"an answer with the status {kind}")
+    if kind >= frames.FIRST_STATUS:
+        return Answer(kind, head, body, release), None
+    fault = _decode_fault(body)
+    if not 400 <= fault.status < STATUSES:
+        raise ValueError(f"a fault with the status {fault.status}")
+    return Refusal(fault.status, fault.code, fault.message, int(fault.status == 503)), fault
+
+
+def denials(body: bytes) -> dict[str, int]:
+    """Return how often a call was denied what its manifest doesn't grant, by kind. Raises: ValueError."""
+    found = _decode_denied(body)
+    for kind, times in found.items():
+        if kind not in DENIED or times < 1:
+            raise ValueError(f"it was denied {kind[:80]!r} {times} times")
+    return found
+
+
+def blames(why: str, state: int, status: int | None) -> bool:
+    """Tell whether a worker's death is the fault of the function that it ran; parameters as of `of_death`.
+
+    A signal 9 that the front didn't send came from outside, since no guest can send one. The time that a commit takes
+    is the disk's.
+    """
+    if why:
+        return why in (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD) or (why == STUCK and state == progress_page.LOADING)
+    outside = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+    return state != progress_page.COMMITTING and not outside
+
+
+def of_death(function: frames.LocalFunction, state: int, why: str, status: int | None, limits: PoolLimits) -> Refusal:
+    """Return the refusal for a call whose worker died while it ran it.
+
+    `state` is how far the call had come (`progress_page`), `why` the reason for which the front ended the worker (empty
+    where the front didn't), `status` the worker's exit status as from waitpid (None where nobody knows it).
+    """
+    name = function.name
+    if state == progress_page.COMMITTING:
+        text = f"The process of {name} ended while its changes were being committed: whether they are kept is unknown."
+        return Refusal(502, "commit_unknown", text)
+    if why == TIME_LIMIT:
+        limit = function.manifest.time_limit_ms
+        text = f"{name} ran longer than its manifest's time_limit_ms, {limit} ms. Nothing was changed."
+        return Refusal(504, why, text)
+    if why == MEMORY:
+        text = f"The process that ran {name} took more memory than a worker may. Nothing was changed."
+        return Refusal(507, why, text)
+    if why == TEMP:
+        text = f"{name} had more temporary data on disk than a call may (temp_limit). Nothing was changed."
+        return Refusal(507, why, text)
+    if why == LOCK_HELD:
+        text = f"{name} held the writer lock longer than {limits.lock_hold:g} s. Nothing was changed."
+        return Refusal(504, why, text)
+    if why == LOCK_WAIT:
+        text = f"{name} waited for the writer lock longer than {limits.lock_wait:g} s. Nothing was changed."
+        return Refusal(503, why, text, 1)
+    if why == CLIENT_GONE:
+        return client_gone()
+    overflow = ""
+    if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSEGV:
+        overflow = " (so shows a guest whose stack overflows)"
+    return Refusal(502, "worker_crashed", f"The process that ran {name} {how(status)}{overflow}. Nothing was changed.")
+
+
+def client_gone() -> Refusal:
+    """Nobody waits for the outcome."""
+    return Refusal(499, CLIENT_GONE, "The client went away.")
+
+
+def unknown(name: str) -> Refusal:
+    """The current release has no such function."""
+    shown = name if wire.NAME.fullmatch(name) else name[:63].encode("unicode_escape").decode()
+    return Refusal(404, "function_unknown", f"This node's release has no function {shown}.")
+
+
+def release_changed(name: str) -> Refusal:
+    """A release came before the first SQL of a call that can't be run again."""
+    text = (
+        f"The node's release changed while {name} ran, before its first SQL and after it had sent an HTTP request "
+        "that can't be sent twice: so it wasn't run again. It has written nothing to the database."
+    )
+    return Refusal(503, "release_changed", text)
+
+
+def release_changing(what: str) -> Refusal:
+    """A release is coming, or has come while the call waited."""
+    return Refusal(503, "release_changing", f"{what}; try again.", 1)
+
+
+def queue_full(name: str = "", capacity: int = 0) -> Refusal:
+    """Too many calls wait: of the function, where its name is given, else on the node."""
+    if name:
+        return Refusal(503, "queue_full", f"Too many calls of {name} are waiting, {capacity} of them; try again.", 1)
+    return Refusal(503, "queue_full", "Too many calls are waiting on this node; try again.", 1)
+
+
+def log_full() -> Refusal:
+    """The database's write-ahead log is too long."""
+    text = (
+        "The node's database can't take more writes just now: its write-ahead log is at its limit, because reading "
+        "calls overlap all the time or the disk is slow. Nothing was changed; try again."
+    )
+    return Refusal(503, "wal_full", text, 1)
+
+
+def cut_off(name: str, left: int) -> Refusal:
+    """The function's breaker is open for `left` more seconds."""
+    text = f"{name} is cut off for {left} s: its calls ended their processes again and again."
+    return Refusal(503, "circuit_open", text, left)
