@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -90,12 +90,17 @@ def checkout(folder: Path) -> Path:
 
 
 def run(page: Path, up: Up, folder: Path) -> None:
-    """Run the blocks of `page` in one shell. Raises: pytest's failure, with the block's place and its output."""
+    """Run the blocks of `page` that are marked `sh` in one shell. Raises: as `run_blocks` does."""
+    run_blocks(runnable(page), up, folder)
+
+
+def run_blocks(told: list[Block], up: Up, folder: Path) -> None:
+    """Run blocks in one shell. Raises: pytest's failure, with the block's place and its output."""
     edge = json.loads((up.home / "cli.json").read_text("utf-8"))["edge"].removeprefix("http://")
     script = folder / ".blocks.sh"
     current = folder / ".block"
     lines = ["set -e -o pipefail"]
-    for block in runnable(page):
+    for block in told:
         text = block.text.replace(EDGE, edge).replace(DEV, f"127.0.0.1:{free_port()}")
         lines += [f"printf '%s' '{block}' >.block", text]
     script.write_text("\n".join(lines))
@@ -124,7 +129,7 @@ def run(page: Path, up: Up, folder: Path) -> None:
                 process.kill()
             status = f"no end within {LIMIT:g} s"
     if status:
-        at = current.read_text("utf-8") if current.exists() else page.name
+        at = current.read_text("utf-8") if current.exists() else "before the first block"
         said = log.read_text("utf-8", "replace")[-4000:]
         pytest.fail(f"{at}: the shell ended with {status}\n{said}", pytrace=False)
 
@@ -149,6 +154,18 @@ def test_the_commands_of_a_page_work(up: Up, tmp_path: Path, page: Path) -> None
 @pytest.mark.parametrize("page", ALONE, ids=["readme", "examples"])
 def test_the_commands_of_a_page_work_on_a_new_installation(fresh_up: Up, tmp_path: Path, page: Path) -> None:
     run(page, fresh_up, checkout(tmp_path / "skerry"))
+
+
+def test_the_scripts_of_the_python_api_work(up: Up, tmp_path: Path) -> None:
+    """The first one talks to control; the second one tests a function, so it runs in the function's folder."""
+    page = ROOT / "docs" / "reference" / "python-api.md"
+    scripts = [block for block in blocks(page) if block.language == "python"]
+    assert len(scripts) == 2
+    folder = checkout(tmp_path / "skerry")
+    project = replace(scripts[1], text="skerry function new notes --lang c && cd notes && skerry function build .")
+    told = [replace(block, text=f"python - <<'END'\n{block.text}END") for block in scripts]
+    run_blocks([told[0], project, told[1]], up, folder)
+    assert "edge-1 online" in (folder / ".log").read_text("utf-8")
 
 
 def test_every_recipe_that_a_page_calls_exists() -> None:

@@ -1,0 +1,70 @@
+"""Pages are narrow, and name only files that are there."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+WIDEST = 120
+MODULE = re.compile(r"`([\w./-]*\w\.py)(?:::?\w+)?`")
+PLACE = re.compile(r"`((?:control|edge_runtime|sql|tests|scripts|bench|examples|docs)/[\w./*-]*)`")
+
+
+SKIPPED = {"node_modules", "site", "target"}
+
+
+def pages() -> list[Path]:
+    """Every page of the checkout; folders of tools begin with a point."""
+    found = []
+    for folder, below, files in os.walk(ROOT):
+        below[:] = [name for name in below if not name.startswith(".") and name not in SKIPPED]
+        found += [Path(folder, name) for name in files if name.endswith(".md")]
+    return sorted(found)
+
+
+PAGES = pages()
+OURS = [page for page in PAGES if page.parent == ROOT or "docs" in page.relative_to(ROOT).parts]
+
+
+def wide(text: str) -> list[tuple[int, int]]:
+    """Number and width of each line that is too wide."""
+    return [(number, len(line)) for number, line in enumerate(text.splitlines(), 1) if len(line) > WIDEST]
+
+
+def missing(text: str) -> list[str]:
+    """Names in backticks of modules, and of files and folders of ours, that aren't there."""
+    found = [name for name in MODULE.findall(text) if name != "__init__.py" and not (ROOT / name).is_file()]
+    places = [place for place in PLACE.findall(text) if not place.endswith(".py") and "NAME" not in place]
+    found += [place for place in places if not [*ROOT.glob(place)]]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_narrow(page: Path) -> None:
+    assert wide(page.read_text("utf-8")) == []
+
+
+# A changelog, and a decision that was superseded, name what there was.
+@pytest.mark.parametrize(
+    "page", [page for page in OURS if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_a_page_names_files_that_are_there(page: Path) -> None:
+    assert missing(page.read_text("utf-8")) == []
+
+
+def test_the_map_of_changes_has_twenty_each_with_files() -> None:
+    text = (ROOT / "docs" / "find-your-way.md").read_text("utf-8")
+    entries = re.split(r"^\d+\. \*\*", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == 20
+    assert [entry.partition("\n")[0] for entry in entries if len(PLACE.findall(entry)) < 2] == []
+
+
+def test_what_is_too_wide_or_missing_would_be_found() -> None:
+    assert wide("a\n" + "b" * 121) == [(2, 121)]
+    assert missing("`nosuch.py`, `control/nosuch.py`, `sql/nosuch`, `control/wire.py`, `sql/queries`") == [
+        "nosuch.py",
+        "control/nosuch.py",
+        "sql/nosuch",
+    ]
