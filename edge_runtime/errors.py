@@ -184,6 +184,11 @@ FAILED: Final = Code(502, "The function failed")
 """What a code stands for that isn't in the table: it came from another program or version."""
 
 
+def status_of(code: str) -> int:
+    """HTTP status of a call that ends with the code."""
+    return CODES.get(code, FAILED).status or FAILED.status
+
+
 class CodedError(Exception):
     """An error with a stable code. `str` of it is the message: what happened, to what, and what to do now."""
 
@@ -191,11 +196,8 @@ class CodedError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
-
-    @property
-    def status(self) -> int:
-        """HTTP status of a call that ends with the error."""
-        return CODES.get(self.code, FAILED).status or FAILED.status
+        self.status = status_of(code)
+        """HTTP status of a call that ends with it."""
 
 
 class SyncFailed(CodedError):

@@ -13,6 +13,7 @@ import msgspec
 from control import faults
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
+from edge_runtime.errors import status_of
 from edge_runtime.guests import guest
 from edge_runtime.guests.host_functions import RecentCache
 from edge_runtime.ipc import frames, progress_page
@@ -21,11 +22,6 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
 from edge_runtime.sql.call_sql import CallSql, CommitFailed, StaleRelease
 from edge_runtime.sql.session import Session
-
-COMMIT_STATUS: Final = {
-    "disk_full": 507, "disk_failed": 507, "sql_disk_limit": 507, "sql_out_of_memory": 507, "database_busy": 503,
-}  # fmt: skip
-"""What HTTP answers where a COMMIT failed; 502 for the other codes."""
 
 AT_ONCE: Final = 4
 """Functions that a release may add for them to be loaded before they are called: somebody waits for them, perhaps."""
@@ -128,7 +124,7 @@ class Worker:
             if self._functions.damaged:
                 frames.send(self._sock, request, frames.DAMAGED)
             if isinstance(found, frames.Failure):
-                self._fault(request, found.code, found.message, 503)
+                self._fault(request, found.code, found.message)
                 return
             function = found
         sql = None
@@ -154,16 +150,16 @@ class Worker:
             frames.send(self._sock, request, frames.STALE)
         except CommitFailed as failed:
             self._denied(request, sql)
-            self._fault(request, failed.code, str(failed), COMMIT_STATUS.get(failed.code, 502))
+            self._fault(request, failed.code, failed.message)
         except guest.GuestFault as fault:
-            code, status = fault.code, fault.status
+            code = fault.code
             if sql is not None:
                 sql.rollback()
                 if sql.limit_code:
                     # The guest failed over a limit that it ran into: the limit is what its caller should know.
-                    code, status = sql.limit_code, 507
+                    code = sql.limit_code
             self._denied(request, sql)
-            self._fault(request, code, str(fault), status, fault.log)
+            self._fault(request, code, fault.message, fault.log)
         else:
             if denials.any or (sql is not None and sql.denied):
                 self._denied(request, sql)
@@ -192,8 +188,8 @@ class Worker:
         if denied:
             frames.send(self._sock, request, frames.DENIED, b"", denied)
 
-    def _fault(self, request: int, code: str, message: str, status: int, log: bytes = b"") -> None:
-        fault = frames.Fault(code, message, status, log.decode(errors="replace"))
+    def _fault(self, request: int, code: str, message: str, log: bytes = b"") -> None:
+        fault = frames.Fault(code, message, status_of(code), log.decode(errors="replace"))
         frames.send_json(self._sock, request, frames.FAULT, fault)
 
     def _load(self, load: frames.Load) -> list[frames.Failure]:

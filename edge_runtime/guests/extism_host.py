@@ -61,7 +61,7 @@ class ExtismHost:
             return
         used = sum([len(other) + len(kept) for other, kept in self._vars.items()])
         if used + len(name) + len(data) > VARS_LIMIT:
-            raise GuestFault("guest_vars_full", f"Its vars would have more than {VARS_LIMIT} bytes.", 507)
+            raise GuestFault("guest_vars_full", f"Its vars would have more than {VARS_LIMIT} bytes.")
         self._vars[name] = data
 
     def get_log_level(self) -> int:

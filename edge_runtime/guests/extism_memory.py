@@ -106,7 +106,6 @@ class Blocks:
                 "guest_memory_full",
                 f"What passes between it and the host needs {end} bytes, and the memory for that has as many pages as "
                 "its manifest's memory_pages allows.",
-                507,
             )
 
 

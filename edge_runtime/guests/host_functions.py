@@ -137,7 +137,7 @@ class Guest:
         pages, limit = self.program.last_pages, self.limits.memory_pages
         match error:
             case GuestFault():
-                return self._fault(error.code, str(error), error.status)
+                return self._fault(error.code, str(error))
             case Exit():
                 return self._fault("guest_exit", f"It ended with the exit code {error.code}.")
             case OutputTooLarge():
@@ -152,15 +152,15 @@ class Guest:
             "memory_pages allows; a guest that was refused more shows itself by such a trap of its own.",
         )
 
-    def _fault(self, code: str, message: str, status: int = 502) -> GuestFault:
-        return GuestFault(code, f"The function {self.name} failed. {message}", status, self.host.wasi.stderr)
+    def _fault(self, code: str, message: str) -> GuestFault:
+        return GuestFault(code, f"The function {self.name} failed. {message}", self.host.wasi.stderr)
 
     def too_large(self, size: str) -> GuestFault:
         """To be raised where the body is larger than it may be."""
         text = f"It answered {size}; its manifest's response_limit is {self.limits.response_bytes} bytes."
-        return GuestFault("response_too_large", text, 507)
+        return GuestFault("response_too_large", text)
 
 
 def request_unfit(error: Exception) -> GuestFault:
     """For a request that the ABI can't express."""
-    return GuestFault("request_unfit", f"The request can't be handed to a function: {error}.", 400)
+    return GuestFault("request_unfit", f"The request can't be handed to a function: {error}.")

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from edge_runtime.errors import CodedError
+
 
 class Request(Struct, frozen=True):
     """One call. Text is as it was sent, each code point below 256 a byte: `path` (below the function's route, "" or
@@ -86,11 +88,9 @@ class RequestUnfit(ValueError):
     """The request can't be told to a guest in the manner of its ABI; the message says what of it."""
 
 
-class GuestFault(Exception):
-    """The guest failed its request: `code` is stable, `status` what HTTP answers, `log` what it wrote to its log."""
+class GuestFault(CodedError):
+    """The guest failed its request; `log` is what it wrote to its log."""
 
-    def __init__(self, code: str, message: str, status: int = 502, log: bytes = b"") -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = status
+    def __init__(self, code: str, message: str, log: bytes = b"") -> None:
+        super().__init__(code, message)
         self.log = log

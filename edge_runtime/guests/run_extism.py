@@ -89,7 +89,7 @@ class Extism(Guest):
         if found is None:
             what = f"no function {named or self._default}" if named or self._default else "no default (`entry`)"
             text = f"The plug-in {self.name} has {what}; it has {', '.join(sorted(self._entries))}."
-            raise GuestFault("entry_unknown", text, 404)
+            raise GuestFault("entry_unknown", text)
         return found
 
 

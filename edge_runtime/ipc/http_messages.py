@@ -12,6 +12,8 @@ import msgspec
 import orjson
 from msgspec import Struct
 
+from edge_runtime.errors import CodedError
+
 REPEATABLE: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 """Methods of requests that may be sent twice (RFC 9110, 9.2.2)."""
 HOP_BY_HOP: Final = frozenset(
@@ -21,12 +23,11 @@ HOP_BY_HOP: Final = frozenset(
 """Headers about the connection, which is the node's."""
 
 
-class NotFetched(Exception):
-    """Why there is no answer: `code` is stable. `denied` is the kind of grant that is lacking; empty where none is."""
+class NotFetched(CodedError):
+    """Why there is no answer. `denied` is the kind of grant that is lacking; empty where none is."""
 
     def __init__(self, code: str, message: str, denied: str = "") -> None:
-        super().__init__(message)
-        self.code = code
+        super().__init__(code, message)
         self.denied = denied
 
 

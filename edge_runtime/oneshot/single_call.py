@@ -23,6 +23,7 @@ from control import wire
 from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder
 from edge_runtime.children.compile_child import DATA_BYTES
 from edge_runtime.children.warmup import rehearse
+from edge_runtime.errors import status_of
 from edge_runtime.guests import guest
 from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.function_code import compile_artifact
@@ -98,7 +99,7 @@ def run(asked: SingleCallRequest) -> SingleCallResult:
         except guest.GuestFault as fault:
             code = (sql.limit_code if sql is not None else "") or fault.code
             return SingleCallResult(
-                fault.status, log=fault.log, code=code, message=str(fault), seconds=time.monotonic() - began
+                status_of(code), log=fault.log, code=code, message=str(fault), seconds=time.monotonic() - began
             )
         if opened is not None and opened.in_transaction and answer.status < 500:
             opened.rows("COMMIT")

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from control import faults
+from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
 from edge_runtime.sql.database import WriteProgress, is_panic
@@ -41,12 +42,8 @@ class StaleRelease(Exception):
     have to wait: no statement was run; dispatch the call again."""
 
 
-class CommitFailed(Exception):
-    """`code` is stable; nothing of the call was kept, but where it is `frames.COMMIT_UNKNOWN`."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+class CommitFailed(CodedError):
+    """What the call wrote wasn't kept, or, with the code `frames.COMMIT_UNKNOWN`, may be kept or not."""
 
 
 class CallSql:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Set
 from typing import Any, Final, NamedTuple
 
+from edge_runtime.errors import CodedError
 from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
 from edge_runtime.sql.database import Database, is_panic
 from edge_runtime.sql.queries import load
@@ -35,12 +36,11 @@ _TEMPORARY: Final = load("temporary")
 _OWN: Final = tuple(load(name) for name in ("own_schema", "all_meta", "all_changes", "all_release", "all_functions"))
 
 
-class SchemaChangeRefused(Exception):
-    """A schema change can't be accepted: `code` is stable, `statement` the one that it is about."""
+class SchemaChangeRefused(CodedError):
+    """A schema change can't be accepted: `statement` is the one that it is about, or empty."""
 
     def __init__(self, code: str, message: str, statement: str = "") -> None:
-        super().__init__(message)
-        self.code = code
+        super().__init__(code, message)
         self.statement = statement
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import orjson
 
+from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql.access import AccessDenied, AccessRules, examine
 from edge_runtime.sql.database import Database
@@ -18,12 +19,8 @@ _CACHED: Final = 256
 _CACHED_CHARACTERS: Final = 32_768
 
 
-class SqlError(Exception):
+class SqlError(CodedError):
     """An error that the guest is told."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 _CODES: Final = (

@@ -18,7 +18,7 @@ import aiohttp
 
 from control import wire
 from edge_runtime import files
-from edge_runtime.errors import SyncFailed
+from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import rules
 from edge_runtime.sync.control_client import Client, Refusal, Unreachable
 
@@ -31,12 +31,11 @@ TRIES = 4
 CHUNK = 256 * 1024
 
 
-class _Broken(Exception):
+class _Broken(CodedError):
     """The connection ended, or was refused, before the artifact was whole."""
 
     def __init__(self, code: str, message: str, *, stale: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
+        super().__init__(code, message)
         self.stale = stale
 
 

@@ -20,7 +20,7 @@ import msgspec
 from yarl import URL
 
 from control import wire
-from edge_runtime.errors import SyncFailed
+from edge_runtime.errors import CodedError, SyncFailed
 
 CONNECT_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 30.0
@@ -35,23 +35,16 @@ T = TypeVar("T")
 _ANSWER: msgspec.json.Decoder[wire.Plan | wire.Report] = msgspec.json.Decoder(wire.Plan | wire.Report)
 
 
-class Unreachable(Exception):
-    """No HTTP answer came; `code` says how far it got, the message what to look at."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+class Unreachable(CodedError):
+    """No HTTP answer came; `code` says how far the request got, the message what to look at."""
 
 
-class Refusal(Exception):
-    """An HTTP answer that is no success; of control, `code` and `message` are its problem+json's."""
+class Refusal(CodedError):
+    """An HTTP answer that is no success; if control gave it, `code` and `message` are its problem+json's."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(code, message)
         self.status = status
-        self.code = code
-        self.message = message
         self.retry_after = retry_after
 
 

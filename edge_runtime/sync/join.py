@@ -24,6 +24,7 @@ from yarl import URL
 
 from control import wire
 from edge_runtime import files
+from edge_runtime.errors import CodedError
 from edge_runtime.sync import capabilities, control_client, identity
 from edge_runtime.sync.identity import Identity
 
@@ -35,13 +36,8 @@ _TOKEN = re.compile(r"(skj_[0-9a-f-]{36}_[A-Za-z0-9_-]{43})(?:\.([0-9a-f]{64}))?
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
-class JoinFailed(Exception):
-    """The node has not joined; `code` is stable, the message says what to do. Nothing that it had before is lost."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+class JoinFailed(CodedError):
+    """The node has not joined. Nothing that it had before is lost."""
 
 
 class Attempt(Struct):

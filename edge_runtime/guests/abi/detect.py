@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edge_runtime.errors import CodedError
 from edge_runtime.guests import wasi
 from edge_runtime.guests.abi import binary, direct, extism
 from edge_runtime.guests.abi.binary import FUNCTION, MEMORY, Import, Shape
@@ -25,12 +26,8 @@ ALL_VALUES_LIMIT = 100_000
 _SHOWN = 8
 
 
-class ModuleRefused(Exception):
-    """No node can run this module: `code` is stable, the message says why and what to do."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+class ModuleRefused(CodedError):
+    """No node can run this module."""
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,14 @@ async def test_an_answer_of_500_and_a_grant_to_read_change_nothing(call, databas
     assert rows(database, "SELECT count(*) FROM visits") == [(1,)]
 
 
+async def test_a_function_that_fails_over_a_limit_of_sql_is_told_by_the_limit(call, database):
+    sql = '{"sql":"SELECT zeroblob(9000000)"}'
+    done = await call(guest("sql"), "--sql", database, "--query", "exit=1", "--body", sql, "--json")
+    assert done.status == 1
+    told = orjson.loads(done.out)
+    assert (told["status"], told["error"]["code"]) == (507, "sql_answer_too_large")
+
+
 @pytest.mark.parametrize(("name", "code"), [("divide", "guest_trap"), ("overflow", "worker_crashed")])
 async def test_a_fault_is_told_and_the_status_is_1(call, name, code):
     done = await call(guest(name))
