@@ -1,9 +1,11 @@
-"""What a child does to itself before it runs anything of others: limits, no capabilities, Landlock, seccomp.
+"""The fence: what a process does to itself before it runs a guest or reads bytes of others. It sets resource limits,
+drops capabilities, and enters Landlock and seccomp.
 
-`prepare` is done by its parent, once for all. `enter` comes before the libsql file is opened (libsql starts a thread,
-which must be behind Landlock too), `seal` after it (opening takes what a fenced process has no use for). Nothing of it
-can be undone. What each kind may then still do is in `allowed`. RLIMIT_AS is never among the limits: where an address
-space is limited, WasmEdge can't keep a guest in its sandbox.
+The parent of the children (the zygote) calls `prepare` once. Each child then calls `enter` before it opens the libsql
+file, since libsql starts a thread, which Landlock must hold too; and `seal` after that, since opening the file takes
+system calls that a fenced process doesn't get. None of these steps can be undone. What each kind of child may still do
+is in `profiles`. RLIMIT_AS is never set: where the address space is limited, WasmEdge can't keep a guest in its
+sandbox.
 """
 
 import contextlib
@@ -26,49 +28,53 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _OF_FILES: Final = 1 << 0 | 1 << 1 | 1 << 3
-"""CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER: a root that runs a node on another user's files keeps its way with files,
-as far as Landlock lets it."""
+"""CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER. A node that root runs on another user's files keeps its access to them, as
+far as Landlock allows it."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 OPEN_FILES: Final = 256
 FILE_BYTES: Final = 64 * 1024**3
-"""The largest file that a child may write: the libsql file, or an AOT file."""
+"""Bytes of the largest file that a child may write (RLIMIT_FSIZE): the libsql file, or an AOT file."""
 DATA_BYTES: Final = 8 * 1024**3
-"""Private memory that a child may have mapped for writing; what WasmEdge only reserves doesn't count. Far above what
-two memories of 1 GiB take: a guest whose first page were refused would run without a memory of its own."""
+"""Bytes of private memory that a child may have mapped for writing (RLIMIT_DATA); address space that WasmEdge only
+reserves doesn't count. The limit is far above two memories of 1 GiB, so that it never refuses a guest's first page:
+such a guest would run without a memory of its own."""
 OOM_SCORE: Final = b"500"
 
 _rulesets: Final[dict[ChildKind, landlock.Ruleset]] = {}
-"""Made by `prepare`; empty where there is no Landlock."""
+"""The ruleset for each kind of child, made by `prepare`; empty where the kernel has no Landlock."""
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends; `parent` is the pid that it had when it was made."""
+    """Have the kernel kill this process when its parent ends. `parent` is the pid of the parent at the fork."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        # The parent ended before the line above.
+        # The parent may have ended before the line above.
         os._exit(1)
 
 
 @functools.cache
 def lacking() -> tuple[str, ...]:
-    """The pieces of the fence that this machine doesn't have, in words for a person."""
-    found = []
+    """Return the parts of the fence that this machine doesn't have, each as a sentence for a person."""
+    missing = []
     version = landlock.version()
     if version < landlock.NEEDED:
         has = f"version {version}" if version else "none"
-        found.append(
+        missing.append(
             f"Landlock: the kernel has {has}, version {landlock.NEEDED} (Linux 6.2) is needed; where it is newer, is "
             "`landlock` missing in the kernel's `lsm=`, or forbidden by a container?"
         )
     if why := seccomp.lacking():
-        found.append(f"seccomp: {why}")
-    return tuple(found)
+        missing.append(f"seccomp: {why}")
+    return tuple(missing)
 
 
 def prepare(state: Path) -> None:
-    """What children inherit, or can be made once for all of them: in their parent, before the forks. The parent has
-    the limits, no new privileges and no capabilities itself from here on. Error: OSError."""
+    """Make what all children share. The parent calls it before it forks; from then on the parent has the resource
+    limits itself, no capabilities, and can't gain privileges.
+
+    Raises: OSError, when the kernel refuses a step.
+    """
     _set_limits()
     for kind in CHILD_KINDS:
         _filter(kind)
@@ -77,15 +83,21 @@ def prepare(state: Path) -> None:
 
 
 def enclose(files: Iterable[tuple[Path, Access]] = ()) -> None:
-    """`prepare` and `enter` in one, for a process of its own that runs or reads others' bytes: these files are what it
-    can open from here on. `seal` comes after it, too. Error: OSError."""
+    """Do what `prepare` and `enter` do, in a process that isn't forked from a prepared parent. `files` are all that the
+    process can open from here on. The caller calls `seal` afterwards.
+
+    Raises: OSError, when the kernel refuses a step.
+    """
     _set_limits()
     _prefer_for_oom_kill()
     narrow(files)
 
 
 def narrow(files: Iterable[tuple[Path, Access]]) -> None:
-    """Of the files that this process can open, these are what it can open from here on. Error: OSError."""
+    """Reduce the files that this process can open to `files`, as far as it could open them before.
+
+    Raises: OSError, when the kernel refuses.
+    """
     if landlock.version():
         ruleset = landlock.Ruleset([*files, *_fault_points()])
         ruleset.enter()
@@ -93,7 +105,7 @@ def narrow(files: Iterable[tuple[Path, Access]]) -> None:
 
 
 def _fault_points() -> list[tuple[Path, Access]]:
-    """A test's fault points."""
+    """Return the folder of the fault points that a test has set, if there is one: the process must reach it."""
     points = faults.folder()
     return [] if points is None or not points.exists() else [(points, profiles.WRITE)]
 
@@ -111,7 +123,10 @@ def _set_limits() -> None:
 
 
 def enter(kind: ChildKind) -> None:
-    """The first part of a child's own: files. Error: OSError."""
+    """Limit a child to the files of its kind: the first of its two steps.
+
+    Raises: OSError, when the kernel refuses.
+    """
     _prefer_for_oom_kill()
     if kind in _rulesets:
         _rulesets[kind].enter()
@@ -120,7 +135,8 @@ def enter(kind: ChildKind) -> None:
 
 
 def _prefer_for_oom_kill() -> None:
-    """The first to go where memory runs out; not so its parent, whose end would be the end of all of them."""
+    """Have the kernel's out-of-memory killer choose this process before its parent, whose end would end all
+    children."""
     with contextlib.suppress(OSError):
         descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(descriptor, OOM_SCORE)
@@ -128,8 +144,11 @@ def _prefer_for_oom_kill() -> None:
 
 
 def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
-    """The second part: no more processes, and only the system calls of its kind; `writer_lock` is the descriptor of
-    the only file that it may lock by flock. Error: OSError."""
+    """Forbid new processes and all system calls but those of `kind`: the second of a child's two steps. `writer_lock`
+    is the descriptor of the only file that the process may lock with flock.
+
+    Raises: OSError, when the kernel refuses.
+    """
     if kind != "compiler":
         lower(resource.RLIMIT_NPROC, 0)
     filtering = _filter(kind)
@@ -139,37 +158,38 @@ def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
 
 
 _limited: Final[list[int]] = []
-"""Signals of a file's limit that came and weren't asked for yet."""
+"""SIGXFSZ signals (a write beyond the limit of a file's size) that came since `came_to_limit` was last called."""
 
 
 def limit_files(limit: int) -> None:
-    """Bound each file that this process writes, in bytes. What is above it fails with EFBIG."""
+    """Limit each file that this process writes to `limit` bytes. A write beyond the limit fails with EFBIG."""
     signal.signal(signal.SIGXFSZ, lambda number, _: _limited.append(number))
     lower(resource.RLIMIT_FSIZE, limit)
 
 
 def came_to_limit() -> bool:
-    """Whether a write has failed for `limit_files` since this was last asked."""
-    found = bool(_limited)
+    """Return whether a write has failed by `limit_files` since the last call of this function."""
+    failed = bool(_limited)
     _limited.clear()
-    return found
+    return failed
 
 
 def without_haste() -> None:
-    """Don't take the processor from who has it as soon as there is something to do: the front would be stopped at
-    each call that it hands over, where it can hand over several."""
+    """Don't preempt the running process when this one gets work (SCHED_BATCH). Otherwise the front would be stopped at
+    each call that it hands to a worker, where it can hand over several at once."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def behind_calls() -> None:
-    """Leave most of the processor to functions' calls, where they want it: only a release waits for this."""
+    """Lower this process's priority (nice 10): functions' calls come first, and only a release waits for this
+    process."""
     with contextlib.suppress(OSError):
         os.nice(10)
 
 
 def in_background() -> None:
-    """Work only where the processor has nothing else to do."""
+    """Use only processor time that nothing else wants (SCHED_IDLE, nice 19)."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
@@ -178,23 +198,23 @@ def in_background() -> None:
 
 @functools.cache
 def _filter(kind: ChildKind) -> seccomp.Filter | None:
-    """All rules but those of one process; None where there is no seccomp."""
+    """Return the filter for a kind of child, still without `own_rules`; None where there is no seccomp."""
     if seccomp.lacking():
         return None
-    made = seccomp.Filter(otherwise=seccomp.fail(1))
-    made.add(profiles.rules(kind))
-    return made
+    filtering = seccomp.Filter(otherwise=seccomp.fail(1))
+    filtering.add(profiles.rules(kind))
+    return filtering
 
 
 def lower(limit: int, value: int) -> None:
-    """Bound what this process may have, unless it is bound lower."""
+    """Set a resource limit of this process to `value`, or to the hard limit where that is lower."""
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(limit, (value, value))
 
 
 def _drop_capabilities() -> None:
-    """Keep none but those about files; an ordinary user has none anyway."""
+    """Drop all capabilities but those about files (`_OF_FILES`). An ordinary user has none of them anyway."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     have = ctypes.create_string_buffer(24)
     _checked(_libc.capget(header, have), "capget")

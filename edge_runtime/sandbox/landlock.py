@@ -1,7 +1,8 @@
-"""Landlock: the kernel's own list of what a process may do with which folders, which it can never widen again.
+"""Landlock: a list, kept by the kernel, of what a process may do with which folders. The process can narrow the list
+later, and never widen it.
 
-glibc has no functions for it, so the three system calls are made by number, the same on every architecture. Source:
-linux/landlock.h and Documentation/userspace-api/landlock.rst.
+glibc has no functions for Landlock, so its three system calls are made by their numbers, which are the same on every
+architecture. Source: linux/landlock.h and Documentation/userspace-api/landlock.rst.
 """
 
 import ctypes
@@ -18,14 +19,15 @@ _RESTRICT_SELF: Final = 446
 _CREATE_RULESET_VERSION: Final = 1
 _RULE_PATH_BENEATH: Final = 1
 _NET: Final = 0b11
-"""Bind and connect TCP; no rule ever allows a port."""
+"""LANDLOCK_ACCESS_NET_BIND_TCP and …_CONNECT_TCP are restricted, and no rule ever allows a port."""
 _SCOPES: Final = 0b11
-"""Abstract Unix sockets and signals: none of them leaves the process's own domain."""
+"""LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET and LANDLOCK_SCOPE_SIGNAL: neither leaves the process's own Landlock domain."""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 NEEDED: Final = 3
-"""The first version under which a file that may only be read can't be truncated either (Linux 6.2)."""
+"""The lowest Landlock version that the fence counts as whole: from version 3 (Linux 6.2) on, a file that is open for
+reading alone can't be truncated either."""
 
 
 class Access(IntFlag):
@@ -43,7 +45,7 @@ class Access(IntFlag):
     MAKE_BLOCK = 1 << 11
     MAKE_SYM = 1 << 12
     REFER = 1 << 13
-    """Move to another folder."""
+    """Move a file to another folder."""
     TRUNCATE = 1 << 14
     IOCTL_DEV = 1 << 15
 
@@ -52,7 +54,7 @@ _OF_FILES: Final = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Acces
 
 
 def version() -> int:
-    """Of the kernel's Landlock; 0 where it has none, or has been started without it."""
+    """Return the version of the kernel's Landlock; 0 where the kernel has none, or was started without it."""
     try:
         return _call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     except OSError:
@@ -60,35 +62,43 @@ def version() -> int:
 
 
 class Ruleset:
-    """What a process will be able to do with files, and nothing besides; made once, it holds for each child of a fork
-    that enters it. It is about what lies below each path, as the path is now."""
+    """What a process may do with files once it has entered this ruleset; everything else is refused. One ruleset can be
+    entered by any number of forked children. A rule covers what lies below its path at the time the ruleset is made."""
 
     def __init__(self, rules: Iterable[tuple[Path, Access]]) -> None:
-        """Error: OSError."""
-        found = version()
+        """Make the ruleset in the kernel; `rules` are paths, each with what is allowed below it.
+
+        Raises: OSError, when a path can't be descriptor or the kernel refuses.
+        """
+        supported = version()
         handled = Access(0xFFFF)
-        if found < 5:
+        if supported < 5:
             handled &= ~Access.IOCTL_DEV
-        if found < 3:
+        if supported < 3:
             handled &= ~Access.TRUNCATE
-        if found < 2:
+        if supported < 2:
             handled &= ~Access.REFER
-        attributes = struct.pack("=QQQ", handled, _NET, _SCOPES)[: 24 if found >= 6 else 16 if found >= 4 else 8]
+        attributes = struct.pack("=QQQ", handled, _NET, _SCOPES)[
+            : 24 if supported >= 6 else 16 if supported >= 4 else 8
+        ]
         self._descriptor = _call(_CREATE_RULESET, attributes, len(attributes), 0)
         for path, access in rules:
-            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
                 allowed = access if path.is_dir() else access & _OF_FILES
-                rule = struct.pack("=Qi", allowed & handled, opened)
+                rule = struct.pack("=Qi", allowed & handled, descriptor)
                 _call(_ADD_RULE, self._descriptor, _RULE_PATH_BENEATH, rule, 0)
             finally:
-                os.close(opened)
+                os.close(descriptor)
 
     def enter(self) -> None:
-        """From here on this thread, and those that it starts, can do with files what the rules say, and no TCP. It can
-        send signals and connect to abstract Unix sockets within its own domain alone (Linux 6.12).
+        """Limit this thread, and all threads that it starts, to what the rules allow for files, and to no TCP. From
+        Linux 6.12 on they can also send signals and connect to abstract Unix sockets within their own Landlock domain
+        alone.
 
-        no_new_privs must be set. What is open stays open. Error: OSError.
+        The process must have set no_new_privs. Files that are open stay open.
+
+        Raises: OSError, when the kernel refuses.
         """
         _call(_RESTRICT_SELF, self._descriptor, 0)
 
@@ -97,8 +107,8 @@ class Ruleset:
 
 
 def _call(number: int, *arguments: int | bytes | None) -> int:
-    given = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *given))
+    converted = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *converted))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"Landlock (system call {number}): {os.strerror(code)}")

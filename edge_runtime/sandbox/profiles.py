@@ -1,8 +1,8 @@
-"""What each kind of child may still do once it is fenced: with which folders, and which system calls. Pure.
+"""What each kind of child may still do once it is fenced: its files, and its system calls. Pure.
 
-Everything else fails with EPERM, as a library expects of a kernel that says no; what no honest child ever asks for
-ends it with SIGSYS instead, so that it shows in the log. The lists are those of WasmEdge, libsql, Python and glibc at
-work, with what newer or older versions of them take in their place.
+A system call that isn't listed fails with EPERM, which libraries expect of a kernel that refuses. A call that no honest
+child makes ends the child with SIGSYS instead, so that it shows in the log. The lists are the calls that WasmEdge,
+libsql, Python and glibc make at work, and those that newer or older versions of them make in their place.
 """
 
 import errno
@@ -16,7 +16,8 @@ from edge_runtime.sandbox.seccomp import Argument, Rule
 
 ChildKind = Literal["worker", "applier", "compiler", "checkpointer", "check"]
 CHILD_KINDS: Final[tuple[ChildKind, ...]] = ("worker", "applier", "compiler", "checkpointer")
-"""The zygote's. A check has read what it is about before it is fenced: it opens nothing."""
+"""The kinds of children that the zygote forks. `check` isn't one of them: it has read its input before it is fenced,
+and opens nothing afterwards."""
 
 READ: Final = Access.READ_FILE
 WRITE: Final = (
@@ -24,9 +25,9 @@ WRITE: Final = (
 )
 REBUILD: Final = WRITE | Access.MAKE_DIR | Access.REMOVE_DIR | Access.REFER
 RANDOM: Final = (Path("/dev/urandom"), READ)
-"""SQLite's random numbers, a guest's randomblob() among them, are worth nothing without it."""
+"""SQLite draws its random numbers from /dev/urandom, those of a guest's randomblob() among them."""
 PROCESSOR: Final = (Path("/proc/cpuinfo"), READ)
-"""LLVM looks at the processor there, where the processor itself doesn't say what it can do."""
+"""LLVM reads /proc/cpuinfo where the processor itself doesn't tell what it can do."""
 
 _MEMORY: Final = ("brk", "madvise", "mprotect", "mremap", "munmap")
 _SIGNALS: Final = ("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall")
@@ -56,15 +57,15 @@ _NEVER: Final = (
 _F_GETFD, _F_SETFD, _F_GETFL, _F_GETLK, _F_SETLK, _F_SETLKW, _F_DUPFD_CLOEXEC = 1, 2, 3, 5, 6, 7, 1030
 _MAP_TYPE, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x0F, 0x02, 0x20
 _THREAD: Final = 0x100 | 0x800 | 0x1_0000
-"""CLONE_VM, CLONE_SIGHAND and CLONE_THREAD: what a new thread has and a new process hasn't."""
+"""CLONE_VM, CLONE_SIGHAND and CLONE_THREAD: set when a thread is made, and not when a process is."""
 _NAMESPACES: Final = 0x7E02_0000
 
 
 def files(kind: ChildKind, state: Path) -> list[tuple[Path, Access]]:
-    """What a child can do below which path of the state directory."""
+    """Return the paths that a kind of child may use in the state directory `state`, each with what it may do there."""
     match kind:
         case "compiler":
-            # Of `aot` one folder, once it knows which.
+            # Later, when it knows its own folder in `aot`, the compiler narrows this to that folder.
             return [(state / "artifacts", READ), (state / "aot", REBUILD), PROCESSOR]
         case "checkpointer":
             return [(state / "db", WRITE), RANDOM]
@@ -74,31 +75,32 @@ def files(kind: ChildKind, state: Path) -> list[tuple[Path, Access]]:
 
 
 def rules(kind: ChildKind) -> list[Rule]:
-    """The system calls that a child can make, but for those of `own_rules`."""
+    """Return the rules for the system calls of a kind of child, without those of `own_rules`."""
     names: tuple[str, ...] = _MEMORY + _SIGNALS + _THREADS + _SELF + _TIME + _WAITING + _STREAMS
     names += _OPENED if kind == "check" else _FILES
     commands: tuple[int, ...] = (_F_GETFD, _F_SETFD, _F_GETFL, _F_GETLK, _F_SETLK, _F_SETLKW)
-    found = [
-        # Only asked for, and only one's own: to set them, even another process's, is the same call.
+    listed = [
+        # Reading its own limits only: the same call can set limits, and those of another process.
         Rule("prlimit64", (Argument(0, 0), Argument(2, 0))),
-        # Anonymous memory that is shared escapes RLIMIT_DATA.
+        # Private or anonymous only: anonymous memory that is shared would escape RLIMIT_DATA.
         Rule("mmap", (Argument(3, _MAP_PRIVATE, _MAP_TYPE),)),
         Rule("mmap", (Argument(3, 0, _MAP_ANONYMOUS),)),
-        # glibc then makes its thread by clone, whose flags can be looked at.
+        # glibc then makes its threads by clone, whose flags a filter can read.
         Rule("clone3", action=seccomp.fail(errno.ENOSYS)),
         *(Rule(name, action=seccomp.KILL) for name in _NEVER),
     ]
     if kind == "compiler":
         names += _BUILDING
         commands += (_F_DUPFD_CLOEXEC,)
-        found.append(Rule("clone", (Argument(0, _THREAD, _THREAD | _NAMESPACES),)))
-    # None that duplicates a descriptor (its number is what the rule on flock looks at) or has a signal sent (F_SETOWN).
-    found += [Rule("fcntl", (Argument(1, command),)) for command in commands]
-    return found + [Rule(name) for name in names]
+        listed.append(Rule("clone", (Argument(0, _THREAD, _THREAD | _NAMESPACES),)))
+    # No command that duplicates a descriptor, since the rule on flock is about one number, and none that has a signal
+    # sent (F_SETOWN).
+    listed += [Rule("fcntl", (Argument(1, command),)) for command in commands]
+    return listed + [Rule(name) for name in names]
 
 
 def own_rules(pid: int, writer_lock: int | None) -> list[Rule]:
-    """Those of one process: signals to itself, and the lock on the file of descriptor `writer_lock`. It has another
-    lock's descriptor, the state directory's, which is not its to let go."""
-    found = [Rule(name, (Argument(0, pid),)) for name in ("kill", "tgkill")]
-    return found if writer_lock is None else [*found, Rule("flock", (Argument(0, writer_lock),))]
+    """Return the rules that differ from process to process: signals to itself (`pid`), and flock on the descriptor
+    `writer_lock`. A child has inherited the descriptor of the state directory's lock too, and must not unlock it."""
+    signals = [Rule(name, (Argument(0, pid),)) for name in ("kill", "tgkill")]
+    return signals if writer_lock is None else [*signals, Rule("flock", (Argument(0, writer_lock),))]

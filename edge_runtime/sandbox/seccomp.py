@@ -1,8 +1,8 @@
-"""seccomp by libseccomp: which system calls a process may make, and with which arguments.
+"""seccomp filters, by libseccomp: which system calls a process may make, and with which arguments.
 
-The library itself (cffi's ABI mode), as far as this project calls it: its Python bindings either need a compiler or
-have had no release for years. Source: seccomp.h of libseccomp 2.5. What is allowed whatever its arguments are costs
-next to nothing, because the kernel remembers that; a rule on arguments is looked up at each call.
+libseccomp is called through cffi's ABI mode, because its Python bindings either need a compiler or have had no release
+for years. Source: seccomp.h of libseccomp 2.5. A call that is allowed whatever its arguments costs next to nothing,
+because the kernel caches that answer; a rule on arguments is evaluated at each call.
 """
 
 import errno
@@ -14,21 +14,22 @@ import cffi
 
 LIBRARY: Final = "libseccomp.so.2"
 _API: Final = 3
-"""What `seccomp_api_get` says at least where the kernel can do all that is used here (Linux 4.14)."""
+"""The lowest answer of `seccomp_api_get` where the kernel can do all that is used here (Linux 4.14)."""
 
 ALLOW: Final = 0x7FFF0000
 KILL: Final = 0x80000000
-"""End the process with SIGSYS, whatever handlers it has."""
+"""SECCOMP_RET_KILL_PROCESS: end the process with SIGSYS, whatever signal handlers it has."""
 
 
 def fail(number: int) -> int:
-    """The action that makes a system call fail with this errno."""
+    """Return the action that makes a system call fail with the errno `number`."""
     return 0x00050000 | number
 
 
 class Argument(NamedTuple):
-    """A condition on an argument, counted from 0: it is `value`, in the bits of `mask` where there is one. There is no
-    `not`: the filter sees 64 bits where the kernel often takes 32, so it could be fooled."""
+    """A condition on the argument at `position` (from 0): it equals `value`, compared in the bits of `mask` alone where
+    a mask is given. There is no "not equal": the filter sees 64 bits where the kernel often takes 32, so such a
+    condition could be fooled."""
 
     position: int
     value: int
@@ -36,7 +37,8 @@ class Argument(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Rules of one system call: the first whose conditions all hold counts; one without any must be its only one."""
+    """A rule for the system call `name`: where all conditions hold, `action` is taken. The first rule that fits counts;
+    a call that has a rule without conditions can have no other rule."""
 
     name: str
     conditions: tuple[Argument, ...] = ()
@@ -71,7 +73,7 @@ _library: Final[Any] = _open()
 
 
 def lacking() -> str:
-    """Why there is no seccomp here; empty where there is."""
+    """Return why this machine has no seccomp; empty where it has."""
     if _library is None:
         return f"{LIBRARY} is missing (on Debian `sudo apt-get install -y libseccomp2`)"
     if _library.seccomp_api_get() < _API:
@@ -80,31 +82,38 @@ def lacking() -> str:
 
 
 class Filter:
-    """Rules that are put together, and then hold for the process that loads them; made once, it may be loaded by each
-    child of a fork."""
+    """A list of rules, which holds for each process that loads it. A filter that is made before a fork can be loaded by
+    each child."""
 
     def __init__(self, otherwise: int) -> None:
-        """`otherwise` is the action for what no rule is about. System calls of other architectures end the process."""
+        """`otherwise` is the action for a call that no rule fits. A call by another architecture's numbers ends the
+        process."""
         self._context = _library.seccomp_init(otherwise)
         _check(_library.seccomp_attr_set(self._context, _TSYNC, 1), "TSYNC")
-        # A binary tree, in place of one comparison after the other.
+        # The rules become a binary tree, in place of one comparison after the other.
         _check(_library.seccomp_attr_set(self._context, _OPTIMIZE, 2), "OPTIMIZE")
 
     def add(self, rules: Iterable[Rule]) -> None:
-        """Errors: ValueError for a name that the library doesn't know, OSError."""
+        """Add rules.
+
+        Raises: ValueError, when libseccomp doesn't know a system call's name; OSError, when it refuses a rule.
+        """
         for name, conditions, action in rules:
             number = _library.seccomp_syscall_resolve_name(name.encode())
             if number == _NO_SUCH_CALL:
                 raise ValueError(f"libseccomp knows no system call {name}")
-            given = _ffi.new("struct scmp_arg_cmp[]", len(conditions))
-            for place, (position, value, mask) in zip(given, conditions, strict=True):
-                place.arg = position
-                place.op = _EQ if mask is None else _MASKED_EQ
-                place.datum_a, place.datum_b = (value, 0) if mask is None else (mask, value)
-            _check(_library.seccomp_rule_add_array(self._context, action, number, len(conditions), given), name)
+            array = _ffi.new("struct scmp_arg_cmp[]", len(conditions))
+            for entry, (position, value, mask) in zip(array, conditions, strict=True):
+                entry.arg = position
+                entry.op = _EQ if mask is None else _MASKED_EQ
+                entry.datum_a, entry.datum_b = (value, 0) if mask is None else (mask, value)
+            _check(_library.seccomp_rule_add_array(self._context, action, number, len(conditions), array), name)
 
     def load(self) -> None:
-        """Hold this process, all its threads, to the rules, for ever. Error: OSError."""
+        """Hold all threads of this process to the rules, for good.
+
+        Raises: OSError, when the kernel refuses.
+        """
         _check(_library.seccomp_load(self._context), "load")
 
 

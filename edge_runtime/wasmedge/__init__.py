@@ -1,6 +1,9 @@
-"""Our own binding of the WasmEdge 0.14.1 C API: what the edge runtime needs of it, and no more.
+"""A binding of WasmEdge's C API (version 0.14.1 alone), as far as the edge runtime needs it.
 
-Importing this opens libwasmedge.so.0; LibraryMissing says what to install.
+Importing this package opens libwasmedge.so.0; `LibraryMissing` says what to install. May import `aot_cache` and
+`files`, and knows nothing of functions, ABIs or the node. Start with `instance` (how a module is run), then `memory`
+(why a guest can't leave its sandbox), `module` and `host` (host functions); `declarations` has the C API itself, and
+`aot_compile` the compiler.
 """
 
 from edge_runtime.aot_cache import BEST, QUICK, AotFile, Damaged, find, verify

@@ -1,8 +1,8 @@
-"""Ahead-of-time compilation into a private cache (`aot_cache`).
+"""Ahead-of-time (AOT) compilation of a module into the private cache of AOT files (`aot_cache`).
 
-A damaged AOT file crashes a process or computes wrongly, so these files are made here, readable by their owner alone,
-and checked by digest before each load; they are never taken from elsewhere. The compiler uses much time and memory on
-hostile input: run it in a child process with limits.
+A damaged AOT file crashes the process that loads it, or computes wrongly. So AOT files are made here alone, readable by
+their owner alone, and their digest is checked before each load. The compiler uses much time and memory on hostile
+input: run it in a child process with limits.
 """
 
 import hashlib
@@ -22,10 +22,12 @@ from edge_runtime.wasmedge.module import MULTI_MEMORIES
 
 
 def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | None = None) -> AotFile:
-    """Compile to `folder` (which must exist, private to its owner) and return the file; durable when this returns.
-    `merged`: what is compiled in the place of `wasm`, with a second memory.
+    """Compile `wasm` at an optimization level of `aot_cache.LEVELS`, and return the AOT file, which is on disk by then.
+    `folder` must exist and be private to its owner. `merged` is an Extism plug-in with its kernel: it is compiled in
+    place of `wasm`, and has a second memory.
 
-    Errors: CompileError; LoadError; OSError where the files can't be written.
+    Raises: CompileError, when WasmEdge can't compile the module; LoadError, when `import_memories` can't read it;
+    OSError, when a file can't be written.
     """
     if level not in LEVELS:
         raise ValueError(f"level {level} is not one of {LEVELS}")
@@ -33,25 +35,25 @@ def compile_module(wasm: bytes, folder: Path, level: int, *, merged: bytes | Non
     name = key(hashlib.sha256(wasm).hexdigest(), level)
     work = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
     try:
-        made, beside = work / "module.so", work / "digest"
+        code_file, digest_file = work / "module.so", work / "digest"
         code = import_memories(merged or wasm)
         with _AotCompiler(level, second_memory=merged is not None) as compiler:
-            given = ffi.from_buffer("uint8_t[]", code)
-            result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, given, len(code), bytes(made))
+            buffer = ffi.from_buffer("uint8_t[]", code)
+            result = library.WasmEdge_CompilerCompileFromBuffer(compiler.pointer, buffer, len(code), bytes(code_file))
         if result:
             raise CompileError(result & 0xFFFFFF, f"WasmEdge can't compile the module: {message(result)}")
-        made.chmod(0o600)
-        with made.open("rb") as file:
+        code_file.chmod(0o600)
+        with code_file.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(os.open(digest_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"{digest}\n")
             file.flush()
             os.fsync(file.fileno())
-        # A kill between the two leaves a file that does not fit its digest, which `find` takes for none.
+        # A kill between the two renames leaves a file without its digest, which `aot_cache.find` takes for no file.
         path = folder / f"{name}.so"
-        made.rename(path)
-        beside.rename(folder / f"{name}.sha256")
+        code_file.rename(path)
+        digest_file.rename(folder / f"{name}.sha256")
         sync_folder(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

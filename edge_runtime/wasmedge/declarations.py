@@ -1,8 +1,9 @@
-"""The C API of WasmEdge 0.14.1 as far as this project calls it, and the library itself (cffi's ABI mode: no compiler).
+"""The declarations of WasmEdge 0.14.1's C API, as far as this project calls it, and the opened library (cffi's ABI
+mode, which needs no compiler).
 
-Source: wasmedge/wasmedge.h of 0.14.1. A `WasmEdge_Value` is 32 bytes (16 of value, 8 of type, 8 of padding); host
-functions see theirs as words of 32 bits, so that an i32 is read with one index and no masking (`VALUE_WORDS` apart).
-A `WasmEdge_Result` is a struct of one uint32_t, which passes as a plain uint32_t.
+Source: wasmedge/wasmedge.h of 0.14.1. A `WasmEdge_Value` has 32 bytes: 16 of value, 8 of type, 8 of padding. Host
+functions see values as words of 32 bits, `VALUE_WORDS` apart, so that an i32 is read by one index and no masking. A
+`WasmEdge_Result` is a struct of one uint32_t, and is passed as a plain uint32_t.
 """
 
 from typing import Any
@@ -122,8 +123,8 @@ void WasmEdge_ExecutorDelete(WasmEdge_ExecutorContext *);
 _INSIDE = """
 typedef struct { uint8_t kind; uint32_t pages; uint32_t most; uint8_t *base; } Inside;
 """
-"""How an object of `WasmEdge_MemoryInstanceContext` begins in 0.14.1: its type, with the pages that it has and the most
-that it may have, and its base. No function of the C API makes a memory smaller."""
+"""The first fields of the object behind a `WasmEdge_MemoryInstanceContext` in 0.14.1: its pages now, its most pages,
+and its base address. They are written here because no function of the C API makes a memory smaller."""
 _OF_LIBC = """
 void *mmap(void *, size_t, int, int, int, long);
 int munmap(void *, size_t);
@@ -138,7 +139,7 @@ struct mallinfo2 mallinfo2(void);
 """
 
 CData = Any
-"""A value of cffi's: it has no types of its own."""
+"""A value of cffi's: cffi has no static types for C data."""
 
 ffi: Any = cffi.FFI()
 ffi.cdef(_DECLARATIONS + _INSIDE + _OF_LIBC)
@@ -152,13 +153,13 @@ def _open() -> Any:
     except OSError as error:
         raise LibraryMissing(f"{LIBRARY} can't be loaded ({error}). {install}") from None
     try:
-        found = ffi.string(opened.WasmEdge_VersionGet()).decode()
+        version = ffi.string(opened.WasmEdge_VersionGet()).decode()
     except AttributeError:
         raise LibraryMissing(f"{LIBRARY} is not WasmEdge's library. {install}") from None
-    if found != VERSION:
-        # The layouts above and the hazards that this project guards against are those of one version.
-        raise LibraryMissing(f"{LIBRARY} is WasmEdge {found}; this program works with {VERSION} alone. {install}")
-    # WasmEdge logs to stdout by default, where a worker or a command has its own output.
+    if version != VERSION:
+        # The struct layouts and the hazards that this binding guards against are those of one version.
+        raise LibraryMissing(f"{LIBRARY} is WasmEdge {version}; this program works with {VERSION} alone. {install}")
+    # WasmEdge logs to stdout by default, which a worker or a command uses for its own output.
     opened.WasmEdge_LogOff()
     return opened
 

@@ -1,12 +1,12 @@
-"""What can go wrong on the other side of the C API: one class for each thing that callers treat differently."""
+"""The errors of the binding: one class for each case that callers treat differently."""
 
 
 class LibraryMissing(ImportError):
-    """libwasmedge.so.0 is not installed, or is of another version than the one this binding was made for."""
+    """libwasmedge.so.0 is not installed, or has another version than the one that this binding was made for."""
 
 
 class WasmEdgeError(Exception):
-    """WasmEdge refused: `code` is its error code (enum.inc of 0.14.1), the message its own words."""
+    """WasmEdge refused something. `code` is its error code (enum.inc of 0.14.1), the message its own text."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -14,31 +14,31 @@ class WasmEdgeError(Exception):
 
 
 class LoadError(WasmEdgeError):
-    """The bytes are no module that can be loaded (codes 0x01xx), or the module isn't valid (0x02xx)."""
+    """The bytes are no module that WasmEdge can load (codes 0x01xx), or the module is invalid (codes 0x02xx)."""
 
 
 class LinkError(WasmEdgeError):
-    """The module can't be instantiated with these imports (codes 0x03xx)."""
+    """The module can't be instantiated with the given imports (codes 0x03xx)."""
 
 
 class Trap(WasmEdgeError):
-    """The guest trapped: divide by zero, unreachable, access out of bounds and the like (codes 0x04xx)."""
+    """The guest trapped: a division by zero, `unreachable`, an access out of bounds and the like (codes 0x04xx)."""
 
 
 class CompileError(WasmEdgeError):
-    """The AOT compiler refused the module or could not write its file."""
+    """The AOT compiler refused the module, or could not write its file."""
 
 
 class Unsafe(RuntimeError):
-    """The process is not one in which a guest may run: its memory could not be kept inside its sandbox."""
+    """No guest may run in this process now: its memory could not be kept inside its sandbox."""
 
 
 class HandleClosed(RuntimeError):
-    """A handle was used after it had been closed."""
+    """A handle was used after `close`."""
 
 
 def failure(code: int, message: str) -> WasmEdgeError:
-    """The error for a result's code: its high byte names the phase."""
+    """Return the error for a result's code, whose high byte names the phase in which it arose."""
     phase = code >> 8 & 0xFF
     if phase in (1, 2):
         return LoadError(code, message)

@@ -1,4 +1,5 @@
-"""Ownership of what the C API creates: each handle is closed exactly once, and using it afterwards is an error."""
+"""Ownership of the objects that the C API creates: each is deleted exactly once, and using it afterwards is an
+error."""
 
 from types import TracebackType
 from typing import ClassVar, Self
@@ -8,14 +9,14 @@ from edge_runtime.wasmedge.errors import HandleClosed, failure
 
 
 class Handle:
-    """One object of the C API, deleted by `close()` (or by the garbage collector, where nobody called it).
+    """An object of the C API. `close` deletes it; the garbage collector does where nobody called `close`.
 
-    `_delete` names the function of the C API that deletes it.
+    `_delete` is the name of the C function that deletes the object.
     """
 
     _delete: ClassVar[str]
     _library = library
-    """Held here so that handles that are closed as the interpreter ends still have it."""
+    """Kept here so that an object that is closed while the interpreter ends can still call the library."""
     _owned: CData = None
 
     def _own(self, created: CData) -> None:
@@ -25,7 +26,10 @@ class Handle:
 
     @property
     def pointer(self) -> CData:
-        """The C pointer. Error: HandleClosed."""
+        """The C pointer.
+
+        Raises: HandleClosed, after `close`.
+        """
         if self._owned is None:
             raise HandleClosed(f"this {type(self).__name__} has been closed")
         return self._owned
@@ -35,7 +39,7 @@ class Handle:
         return self._owned is None
 
     def close(self) -> None:
-        """Delete the object. Closing again does nothing."""
+        """Delete the object. Closing it again does nothing."""
         owned, self._owned = self._owned, None
         if owned is not None:
             getattr(self._library, self._delete)(owned)
@@ -53,7 +57,7 @@ class Handle:
 
 
 class Name:
-    """A WasmEdge_String and the bytes that it points at, for names that are used again and again."""
+    """A WasmEdge_String together with the bytes that it points to, for a name that is used many times."""
 
     __slots__ = ("_bytes", "_string", "value")
 
@@ -65,11 +69,14 @@ class Name:
 
 
 def check(result: int) -> None:
-    """Raise the error that a result stands for. 0 is success, and 1 an end that the host asked for."""
+    """Raise the error that a result stands for. 0 is success, and 1 an end that a host function asked for.
+
+    Raises: WasmEdgeError, or one of its subclasses.
+    """
     if result > 1:
         raise failure(result & 0xFFFFFF, message(result))
 
 
 def message(result: int) -> str:
-    """WasmEdge's own words for a result."""
+    """Return WasmEdge's own text for a result."""
     return str(ffi.string(library.WasmEdge_ResultGetMessage(result)).decode())

@@ -1,4 +1,4 @@
-"""Modules of host functions, written in Python, that guests import."""
+"""Host functions: modules written in Python that guests import."""
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -8,21 +8,23 @@ from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
 from edge_runtime.wasmedge.handles import Handle, Name
 
 Signature = tuple[str, str]
-"""Parameters and results, a letter each: `i` an i32, `I` an i64, as in ("iIi", "i"). One result at most."""
+"""Types of the parameters and of the result, a letter each: `i` for i32, `I` for i64, as in ("iIi", "i"). There is one
+result at most."""
 
 _STOPPED = 1
-"""The result with which WasmEdge unwinds the guest ("terminated"): the exception that was saved says why."""
+"""The result that makes WasmEdge unwind the guest ("terminated"); the saved exception says why."""
 
 unclaimed: list[BaseException] = []
-"""What host functions raised during the running call. One guest runs at a time in a process, so one list is enough."""
+"""Exceptions that host functions raised during the running call. One guest runs at a time in a process, so one list is
+enough."""
 
 
 class HostModule(Handle):
-    """A named module of host functions. Values come in as unsigned integers, and an i32 result is an int.
+    """A named module of host functions. Arguments arrive as unsigned integers; an i32 result is an int.
 
-    A function that raises ends the guest, and the call raises that exception; but where `out_of_bounds` is given, an
-    IndexError (of an access outside the guest's memory) is answered to the guest as that number.
-    What instances link must outlive them.
+    An exception of a host function ends the guest, and the call into the guest raises that exception. Where
+    `out_of_bounds` is given, an IndexError (an access outside the guest's memory) doesn't end the guest: it gets that
+    number as the result. A host module must outlive the instances that import it.
     """
 
     _delete = "WasmEdge_ModuleInstanceDelete"
@@ -36,10 +38,10 @@ class HostModule(Handle):
     ) -> None:
         self.name = name
         self._out_of_bounds = out_of_bounds
-        # In a variable: a name that is only an argument is freed before the call.
-        named = Name(name)
-        self._own(library.WasmEdge_ModuleInstanceCreate(named.value))
-        # The library keeps bare pointers to these.
+        # Kept in a variable: a name that is only an argument would be freed before the call.
+        c_name = Name(name)
+        self._own(library.WasmEdge_ModuleInstanceCreate(c_name.value))
+        # The library keeps bare pointers to the callbacks, so they are referenced here.
         self._callbacks: list[CData] = []
         for function_name, (signature, function) in functions.items():
             self._add(function_name, signature, function)
@@ -49,14 +51,14 @@ class HostModule(Handle):
         callback = ffi.callback("HostFunction", trampoline, error=_STOPPED, onerror=_save)
         self._callbacks.append(callback)
         parameters, results = signature
-        kind = library.WasmEdge_FunctionTypeCreate(
+        function_type = library.WasmEdge_FunctionTypeCreate(
             value_types(parameters), len(parameters), value_types(results), len(results)
         )
-        instance = library.WasmEdge_FunctionInstanceCreate(kind, callback, ffi.NULL, 0)
-        library.WasmEdge_FunctionTypeDelete(kind)
-        # From here the module owns the function.
-        named = Name(name)
-        library.WasmEdge_ModuleInstanceAddFunction(self.pointer, named.value, instance)
+        instance = library.WasmEdge_FunctionInstanceCreate(function_type, callback, ffi.NULL, 0)
+        library.WasmEdge_FunctionTypeDelete(function_type)
+        # From here on the module instance owns the function.
+        c_name = Name(name)
+        library.WasmEdge_ModuleInstanceAddFunction(self.pointer, c_name.value, instance)
 
     def close(self) -> None:
         super().close()
@@ -64,7 +66,8 @@ class HostModule(Handle):
 
 
 def take_raised() -> BaseException | None:
-    """Take the first exception that host functions raised since the last time."""
+    """Return the first exception that host functions raised since the last call of this function, and forget them
+    all."""
     if not unclaimed:
         return None
     first = unclaimed[0]
@@ -77,7 +80,7 @@ def _save(_kind: type[BaseException], error: BaseException, _trace: TracebackTyp
 
 
 def value_types(letters: str) -> CData:
-    """The C API's names for types."""
+    """Return a C array of WasmEdge's value types for a signature's letters."""
     kinds = {"i": library.WasmEdge_ValTypeGenI32, "I": library.WasmEdge_ValTypeGenI64}
     return ffi.new("WasmEdge_ValType[]", [kinds[letter]() for letter in letters])
 
@@ -85,8 +88,9 @@ def value_types(letters: str) -> CData:
 def _trampoline(
     signature: Signature, function: Callable[..., Any], out_of_bounds: int | None
 ) -> Callable[[CData, CData, CData, CData], int]:
-    """The C side's view of a Python function. Guests call some of these ten times a request: the usual shapes are
-    written out, since an index on the words costs 40 ns and a loop over them several times that."""
+    """Return `function` as the callback that the C API calls. A guest calls some host functions ten times per request,
+    so the usual signatures are written out: an index into the words costs 40 ns, and a loop over them several times
+    that."""
     caught: tuple[type[IndexError], ...] = () if out_of_bounds is None else (IndexError,)
     a, b, c, d = (VALUE_WORDS * position for position in range(4))
     match signature:

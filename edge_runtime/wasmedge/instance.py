@@ -1,6 +1,7 @@
-"""Running a module: one fresh instance a call, under the conditions in which WasmEdge keeps a guest in its sandbox.
+"""Running a module: each call gets a fresh instance, and WasmEdge must be able to keep it in its sandbox.
 
-Its memories are reserved and checked before (`memory`), and outlive it; all else of an instance is made for one call.
+A program's memories are reserved and checked before any instance (`memory`) and used by one instance after the other;
+everything else of an instance is made for one call.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,15 @@ from edge_runtime.wasmedge.memory import Memory, ReservedMemories
 from edge_runtime.wasmedge.memory_imports import MODULE
 from edge_runtime.wasmedge.module import Config, Module
 
-# A call makes each of these once or twice: looking them up in the library costs a tenth of a microsecond each time.
+# Each call uses these once or twice, and a look-up in the library costs 0.1 µs.
 _instantiate = library.WasmEdge_ExecutorInstantiate
 _invoke = library.WasmEdge_ExecutorInvoke
 _delete = library.WasmEdge_ModuleInstanceDelete
 _find_function = library.WasmEdge_ModuleInstanceFindFunction
 
 KEPT = 32
-"""Programs that keep their memories at the same time: each takes 12 GiB of addresses, of 128 TiB."""
+"""The most programs that keep their memories reserved at the same time: each takes 12 GiB of the 128 TiB of
+addresses."""
 
 
 class _Executor(Handle):
@@ -41,52 +43,52 @@ class _Store(Handle):
 
 
 class EntryPoint:
-    """A function that programs export and that is called from here; its arguments and its result are numbers.
+    """An exported function that the host calls, with the C buffers for its arguments and its result.
 
-    One call at a time, as with all of guests: every entry has its one place for values.
+    The buffers are shared by all calls of this entry point: one call at a time, as everywhere with guests.
     """
 
-    __slots__ = ("_name", "_rooms", "arguments", "name", "result", "results", "wide", "word")
+    __slots__ = ("_buffers", "_name", "arguments", "c_name", "name", "result", "results", "wide")
 
     def __init__(self, name: str, signature: Signature = ("", "")) -> None:
         self.name = name
         self._name = Name(name)
-        self.word = self._name.value
+        self.c_name = self._name.value
         parameters, results = signature
-        self._rooms: list[CData] = []
-        """What the pointers below lead to."""
+        self._buffers: list[CData] = []
+        """The buffers that `arguments` and `result` point into; kept alive as long as this object."""
         self.arguments = self._values(parameters)
-        """Words: `VALUE_WORDS` each."""
+        """Pointer to words of 32 bits, `VALUE_WORDS` for each argument; NULL where there is none."""
         self.result = self._values(results)
         self.results = len(results)
         self.wide = results == "I"
 
     def _values(self, letters: str) -> CData:
-        """Room for values of these types, as words; NULL for none."""
+        """Return a pointer to words for values of these types; NULL where there are no letters."""
         if not letters:
             return ffi.NULL
         size = 4 * VALUE_WORDS
-        # The library may move a value as 16 bytes at once, which must then lie on a multiple of 16.
-        room = ffi.new("uint8_t[]", size * len(letters) + 16)
-        self._rooms.append(room)
-        address = int(ffi.cast("uintptr_t", room))
-        made = ffi.cast("uint32_t *", (address + 15) & ~15)
+        # The library may move a value as 16 bytes at once, so a value must lie on a multiple of 16.
+        buffer = ffi.new("uint8_t[]", size * len(letters) + 16)
+        self._buffers.append(buffer)
+        address = int(ffi.cast("uintptr_t", buffer))
+        aligned = ffi.cast("uint32_t *", (address + 15) & ~15)
         for position, letter in enumerate(letters):
-            ffi.buffer(made + position * VALUE_WORDS, size)[16:24] = ffi.buffer(value_types(letter))[:8]
-        return made
+            ffi.buffer(aligned + position * VALUE_WORDS, size)[16:24] = ffi.buffer(value_types(letter))[:8]
+        return aligned
 
 
 class Program:
-    """A module linked to its imports, to be run any number of times, in one thread.
+    """A module that is linked to its imports, and can be run any number of times, in one thread.
 
-    `with program.open(memory):` makes a fresh instance, in which `call` calls entries; it is gone with the block.
-    Instances are never used again: globals and tables could not be reset.
+    `with program.open(memory):` makes a fresh instance, in which `call` calls entry points; the instance ends with the
+    block. An instance is never used twice, because its globals and tables could not be reset.
     """
 
     _live: ClassVar[bool] = False
-    """Whether this process has an instance."""
+    """Whether this process has an instance now."""
     _keeping: ClassVar[list["Program"]] = []
-    """Those that have their memories reserved, first the one that has had them longest."""
+    """The programs whose memories are reserved, the one that has had them longest first."""
 
     def __init__(
         self,
@@ -96,10 +98,12 @@ class Program:
         entries: Sequence[EntryPoint],
         second_memory: str = "",
     ) -> None:
-        """`second_memory`: the export of another memory that the host looks into, where the module has one.
+        """Link `module` to `imports`. `second_memory` is the name under which the module exports another memory that
+        the host reads and writes; empty where it has none.
 
-        Errors: LinkError where `module` doesn't export exactly these memories and `memory`, of a size that `config`
-        allows, or lacks one of the entries."""
+        Raises: LinkError, when `module` doesn't export exactly `memory` and `second_memory`, when `memory` starts with
+        more pages than `config` allows, or when an entry point is missing.
+        """
         exported = module.memories()
         expected = ["memory", second_memory] if second_memory else ["memory"]
         if [memory.name for memory in exported] != expected:
@@ -113,54 +117,55 @@ class Program:
                 0x0301, f"the module's memory starts with {minimum} pages; 1 to {config.memory_pages} are allowed"
             )
         if module.memory_sources() != [MODULE] * len(exported):
-            # The host would look into a memory that isn't the guest's.
+            # Otherwise the host would read and write a memory that isn't the guest's.
             raise LinkError(0x0301, "the module's memories aren't imported: it must come from `import_memories`")
         most = config.memory_pages
         self._limits = [(each.minimum, most if each.maximum is None else min(most, each.maximum)) for each in exported]
         self.functions = module.functions()
-        """What the module exports."""
+        """The functions that the module exports, with their signatures."""
         for entry in entries:
             if entry.name not in self.functions:
                 raise LinkError(0x0302, f"the module has no function {entry.name}")
         self._initializes = self.functions.get(_INITIALIZE.name) == ("", "")
         self._module, self._config, self._imports = module, config, imports
         self.last_pages = 0
-        """Pages that the memory had when the last run ended that failed."""
-        self._made = ffi.new("WasmEdge_ModuleInstanceContext **")
+        """Pages of 64 KiB that the memory had at the end of the last call that failed."""
+        self._new_instance = ffi.new("WasmEdge_ModuleInstanceContext **")
         self._executor = _Executor(config)
         self._store = _Store(self._executor, imports)
         self._pointers: tuple[CData, CData, CData] | None = None
-        """Of executor, store and module, from the first run on."""
+        """The pointers of executor, store and module, from the first call on."""
         self._reserved: ReservedMemories | None = None
         self._instance: CData = None
         self._memory: Memory
-        """Of the instance."""
-        self._other: Memory | None = None
+        """The window on the memory of the running instance."""
+        self._second_memory: Memory | None = None
 
     def open(self, memory: Memory, second: Memory | None = None) -> Self:
-        """Make an instance, and run its start section and its `_initialize` where it has them; meanwhile and until the
-        block ends host functions find the guest's memory in `memory`, and the second one in `second`, which are empty
-        afterwards.
+        """Make an instance, and run its start section and its `_initialize`, where it has them. Until the block ends,
+        host functions find the guest's memory in `memory`, and the second one in `second`; afterwards both are empty.
 
-        Raises: what a host function raised; Trap; LinkError; Unsafe (then nothing of the guest was run); HandleClosed.
+        Raises: what a host function raised, unchanged; Trap, when the guest traps; LinkError, when it can't be
+        instantiated; Unsafe, when its memory can't be reserved (nothing of the guest has run then); HandleClosed, after
+        `close`.
         """
         if Program._live:
             raise Unsafe("this process already has a live instance; one at a time")
         executor, store, module = self._pointers or self._linked()
         reserved = self._reserved or self._reserve()
-        made = self._made
+        new_instance = self._new_instance
         if unclaimed:
             take_raised()
         Program._live = True
-        self._memory, self._other = memory, second
+        self._memory, self._second_memory = memory, second
         try:
             memory.open(reserved.memories[0])
             if second is not None:
                 second.open(reserved.memories[1])
-            result = _instantiate(executor, made, store, module)
+            result = _instantiate(executor, new_instance, store, module)
             if result:
                 self._failed(result)
-            self._instance = made[0]
+            self._instance = new_instance[0]
             if self._initializes:
                 self.call(_INITIALIZE)
         except BaseException:
@@ -169,20 +174,23 @@ class Program:
         return self
 
     def call(self, entry: EntryPoint, *numbers: int) -> int:
-        """Call an entry; its result as an unsigned number, 0 where it has none. Raises as `open`."""
+        """Call an entry point, and return its result as an unsigned number, 0 where it has none.
+
+        Raises: as `open`.
+        """
         arguments, word = entry.arguments, 0
         for number in numbers:
             arguments[word] = number
             word += VALUE_WORDS
         executor, _, _ = self._pointers  # type: ignore[misc]
-        found, count = entry.result, entry.results
-        function = _find_function(self._instance, entry.word)
-        result = _invoke(executor, function, arguments, len(numbers), found, count)
+        result_words, count = entry.result, entry.results
+        function = _find_function(self._instance, entry.c_name)
+        result = _invoke(executor, function, arguments, len(numbers), result_words, count)
         if result:
             self._failed(result)
         if not count:
             return 0
-        return found[0] | found[1] << 32 if entry.wide else found[0]  # type: ignore[no-any-return]
+        return result_words[0] | result_words[1] << 32 if entry.wide else result_words[0]  # type: ignore[no-any-return]
 
     def __enter__(self) -> None:
         pass
@@ -195,38 +203,41 @@ class Program:
         return self._pointers
 
     def _reserve(self) -> ReservedMemories:
-        """Error: Unsafe."""
+        """Reserve the memories, if need be in the place of those of another program.
+
+        Raises: Unsafe, when they can't be reserved.
+        """
         keeping = Program._keeping
         while len(keeping) >= KEPT:
             keeping[0]._give_up()
-        made = ReservedMemories(self._limits)
-        check(library.WasmEdge_ExecutorRegisterImport(self._executor.pointer, self._store.pointer, made.pointer))
-        self._reserved = made
+        reserved = ReservedMemories(self._limits)
+        check(library.WasmEdge_ExecutorRegisterImport(self._executor.pointer, self._store.pointer, reserved.pointer))
+        self._reserved = reserved
         keeping.append(self)
-        return made
+        return reserved
 
     def _give_up(self) -> None:
-        """Let the memories go; they are reserved anew for the next instance."""
+        """Free the memories; they are reserved anew for the next instance."""
         reserved, self._reserved = self._reserved, None
         if reserved is not None:
             Program._keeping.remove(self)
             reserved.close()
 
     def end(self, failed: bool) -> None:
-        """What the end of the block does: the instance is gone."""
+        """Delete the instance, as the end of the block does. `failed` says whether the call failed."""
         memory, instance = self._memory, self._instance
         if failed:
             self.last_pages = memory.pages()
         memory.close()
-        if self._other is not None:
-            self._other.close()
+        if self._second_memory is not None:
+            self._second_memory.close()
         if instance is not None:
             self._instance = None
             _delete(instance)
             if not self._reserved.clear():  # type: ignore[union-attr]
                 self._give_up()
         else:
-            # The store keeps what failed to instantiate, which has seen the memories.
+            # The store keeps an instance that failed to instantiate, which refers to the memories: both are made anew.
             self._store.close()
             self._give_up()
             self._store = _Store(self._executor, self._imports)
@@ -242,8 +253,10 @@ class Program:
         raise LinkError(result, f"the guest ended without a reason ({message(result)})")
 
     def close(self) -> None:
-        """Closes what the program made, and the module; the imports are the caller's. Error: Unsafe, where it has an
-        instance."""
+        """Delete all that the program made, and the module; the imports stay the caller's.
+
+        Raises: Unsafe, when the program has an instance.
+        """
         if self._instance is not None:
             raise Unsafe("this program has a live instance, whose memory can't be taken away: close it after its block")
         self._pointers = None
@@ -254,4 +267,4 @@ class Program:
 
 
 _INITIALIZE = EntryPoint("_initialize")
-"""What a library of WASI's (a reactor) has called before anything else of it."""
+"""A WASI library (a reactor) exports it, to be called before any other of its functions."""

@@ -1,9 +1,9 @@
-"""The memories of guests: reserved for a program, looked into while it runs, and zeroed behind each call.
+"""The memories of guests: reserved for a program, accessed by the host during a call, and zeroed after each call.
 
-The hazard (measured on 0.14.1): where the reservation of a guest's address space fails, WasmEdge says OK with a NULL
-base and 0 pages, and AOT code then reads and writes the host's memory. So memories are reserved here, before anything
-is instantiated: address space must be unlimited, no process has many of them (they use it up), and each must have a
-base and the pages that the module declares, one or more.
+The hazard, measured on 0.14.1: where address space for a guest's memory can't be reserved, WasmEdge reports success
+with a NULL base and 0 pages, and AOT code then reads and writes the host's memory. So memories are reserved here,
+before anything is instantiated: address space must be unlimited, one process has few memories (they use up its address
+space), and each memory must have a base and the pages that the module declares, at least one.
 """
 
 import resource
@@ -18,9 +18,10 @@ from edge_runtime.wasmedge.memory_imports import MODULE
 
 PAGE = 65536
 SMALL: Final = 4 * PAGE
-"""Bytes of a memory up to which writing zeros costs less than giving its pages back and faulting them in again."""
+"""Bytes of a memory up to which writing zeros is cheaper than giving its pages back and faulting them in again."""
 LARGE: Final = 1024 * PAGE
-"""Bytes of a memory from which it isn't kept: what is mapped for writing counts (`fence.DATA_BYTES`), used or not."""
+"""Bytes of memory from which a program's memories aren't kept between calls: all that is mapped for writing counts
+towards RLIMIT_DATA (`fence.DATA_BYTES`), used or not."""
 
 _memory_pointer = library.WasmEdge_MemoryInstanceGetPointer
 _memory_pages = library.WasmEdge_MemoryInstanceGetPageSize
@@ -30,16 +31,19 @@ _limit, _AS = resource.getrlimit, resource.RLIMIT_AS
 _UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 _MODULE, _NAMES = Name(MODULE), (Name("0"), Name("1"))
 _DONTNEED: Final = 4
-"""MADV_DONTNEED: private pages are given back, and read as zeros."""
+"""MADV_DONTNEED: gives private pages back to the kernel; they read as zeros afterwards."""
 _PROT_NONE, _PROT_WRITE = 0, 3
-# Of x86-64 and aarch64; Python 3.11 lacks some of the names.
+# The values on x86-64 and aarch64; Python 3.11 has no names for some of them.
 _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x02, 0x10, 0x20, 0x4000, 0x100000
 _RESERVED: Final = _MAP_PRIVATE | _MAP_FIXED | _MAP_ANONYMOUS | _MAP_NORESERVE
 _FAILED: Final = ffi.cast("void *", -1)
 
 
 def check_address_space() -> None:
-    """Refuse to go on where address space is limited (RLIMIT_AS, `ulimit -v`). Error: Unsafe."""
+    """Check that the address space of this process is unlimited (RLIMIT_AS, `ulimit -v`).
+
+    Raises: Unsafe, when it is limited.
+    """
     limit = _limit(_AS)
     if limit != _UNLIMITED:
         raise Unsafe(
@@ -49,16 +53,19 @@ def check_address_space() -> None:
 
 
 def check_refusals() -> None:
-    """Refuse to go on where the kernel takes addresses away that were reserved, when it refuses to map pages there (as
-    Linux does before 6.12): what the host maps next could come to lie inside a guest's memory. Error: Unsafe."""
+    """Check that the kernel keeps a reservation of addresses when it refuses to map pages there. Linux before 6.12
+    drops the reservation: what the host maps next could then lie inside a guest's memory.
+
+    Raises: Unsafe, when the kernel drops it.
+    """
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    # More than the machine has: where memory may be overcommitted without a limit, nothing is refused.
+    # More than the machine has, so that the kernel refuses it; where overcommit has no limit, nothing is ever refused.
     more = (int(lines["MemTotal"].split()[0]) + int(lines["SwapTotal"].split()[0])) * 1024 + LARGE
     base = _mmap(ffi.NULL, more, _PROT_NONE, _RESERVED & ~_MAP_FIXED, -1, 0)
     if base == _FAILED:
         return
     refused = _mmap(base, more, _PROT_WRITE, _RESERVED & ~_MAP_NORESERVE, -1, 0) == _FAILED
-    # It fails where something is mapped.
+    # With MAP_FIXED_NOREPLACE, mmap fails where something is still mapped.
     hole = refused and _mmap(base, PAGE, _PROT_NONE, _RESERVED | _MAP_FIXED_NOREPLACE, -1, 0) != _FAILED
     _munmap(base, more)
     if hole:
@@ -69,50 +76,54 @@ def check_refusals() -> None:
 
 
 class ReservedMemories(Handle):
-    """The memories that a program imports, for one instance after the other."""
+    """The memories that a program imports, used by one instance after the other."""
 
     _delete = "WasmEdge_ModuleInstanceDelete"
 
     def __init__(self, limits: Sequence[tuple[int, int]]) -> None:
-        """`limits`: the pages of each memory, and the most that it may grow to. Error: Unsafe, and nothing is left."""
+        """Reserve memories. `limits` has the pages that each starts with, and the most that it may grow to.
+
+        Raises: Unsafe, when one can't be reserved; nothing stays reserved then.
+        """
         check_address_space()
         self._own(library.WasmEdge_ModuleInstanceCreate(_MODULE.value))
-        self._kept = sum(minimum for minimum, _ in limits) * PAGE < LARGE
+        self._reusable = sum(minimum for minimum, _ in limits) * PAGE < LARGE
         self.memories = [self._add(name, *each) for name, each in zip(_NAMES, limits, strict=False)]
 
     def _add(self, name: Name, minimum: int, maximum: int) -> "ReservedMemory":
-        kind = library.WasmEdge_MemoryTypeCreate((True, False, minimum, maximum))
-        made = library.WasmEdge_MemoryInstanceCreate(kind)
-        library.WasmEdge_MemoryTypeDelete(kind)
-        if made:
-            # From here the module owns the memory.
-            library.WasmEdge_ModuleInstanceAddMemory(self.pointer, name.value, made)
-        base = _memory_pointer(made, 0, 1) if made else None
-        pages = _memory_pages(made) if made else 0
+        memory_type = library.WasmEdge_MemoryTypeCreate((True, False, minimum, maximum))
+        instance = library.WasmEdge_MemoryInstanceCreate(memory_type)
+        library.WasmEdge_MemoryTypeDelete(memory_type)
+        if instance:
+            # From here on the module instance owns the memory.
+            library.WasmEdge_ModuleInstanceAddMemory(self.pointer, name.value, instance)
+        base = _memory_pointer(instance, 0, 1) if instance else None
+        pages = _memory_pages(instance) if instance else 0
         if not base or pages != minimum or minimum < 1:
             self.close()
             raise Unsafe(f"the guest's memory was not reserved ({pages} pages of {minimum}): nothing was run in it")
-        return ReservedMemory(made, base, minimum, maximum)
+        return ReservedMemory(instance, base, minimum, maximum)
 
     def clear(self) -> bool:
-        """Make all as they were reserved, for the next instance; False where they must be reserved anew."""
-        return self._kept and all(memory.clear() for memory in self.memories)
+        """Zero the memories and undo their growth, for the next instance. Return False where they must be reserved anew
+        instead."""
+        return self._reusable and all(memory.clear() for memory in self.memories)
 
 
 class ReservedMemory:
-    """One memory: its address, its base, and a window on the pages that it begins with."""
+    """One reserved memory: its address, its base, and a window on the pages that it starts with."""
 
     __slots__ = ("_maximum", "_minimum", "base", "pointer", "size", "window")
 
     def __init__(self, pointer: CData, base: CData, minimum: int, maximum: int) -> None:
         self.pointer, self.base = pointer, base
         self.size = minimum * PAGE
-        """Bytes that it begins with."""
+        """Bytes that it starts with."""
         self.window = _window(base, self.size)
         self._minimum, self._maximum = minimum, maximum
 
     def clear(self) -> bool:
-        """Have zeros, and as many pages as at the beginning; whether that could be done."""
+        """Zero the memory, and reduce it to the pages that it started with. Return whether that was possible."""
         pages = _memory_pages(self.pointer)
         if pages != self._minimum and not self._shrink(pages):
             return False
@@ -122,10 +133,11 @@ class ReservedMemory:
         return bool(_madvise(self.base, self.size, _DONTNEED) == 0)
 
     def _shrink(self, pages: int) -> bool:
-        """Give back the pages that the guest has grown by: only reserved again, as before, and not counted."""
+        """Take away the pages by which the guest has grown the memory; their addresses stay reserved, and no longer
+        count as memory. Return whether that was possible."""
         inside = _inside("Inside *", self.pointer)
         if (inside.pages, inside.most, inside.base) != (pages, self._maximum, self.base):
-            # It isn't what is known of 0.14.1.
+            # The object doesn't look as that of 0.14.1 does.
             return False
         more = (pages - self._minimum) * PAGE
         if _mmap(self.base + self.size, more, _PROT_NONE, _RESERVED, -1, 0) != self.base + self.size:
@@ -135,8 +147,8 @@ class ReservedMemory:
 
 
 class Memory:
-    """A live instance's memory. `buffer` is a window on it, valid while the instance is; every access is checked
-    here, and the window is made again when the guest has grown its memory."""
+    """The memory of a running instance, as host functions use it. `buffer` is a window on the memory, valid while the
+    instance lives. Every access is checked here; the window is made anew when the guest has grown its memory."""
 
     __slots__ = ("_pointer", "buffer", "size")
 
@@ -151,18 +163,22 @@ class Memory:
         return self
 
     def close(self) -> None:
-        """Forget the memory: it becomes another instance's, or nobody's."""
+        """Forget the memory, at the end of the instance."""
         self._pointer, self.buffer, self.size = None, b"", 0
 
     def need(self, end: int) -> None:
-        """Make sure that the bytes below `end` are the guest's. Error: IndexError."""
+        """Check that all bytes below the address `end` belong to the guest.
+
+        Raises: IndexError, when they don't.
+        """
         if end > self.size:
             self._look_again()
             if end > self.size:
                 raise IndexError(f"address {end} is outside the guest's memory of {self.size} bytes")
 
     def grow(self, end: int) -> bool:
-        """Have the bytes below `end`, with more pages where it takes them; False where there are no more."""
+        """Make all bytes below the address `end` accessible, with more pages where needed. Return False where the limit
+        forbids it."""
         if self._pointer is None:
             return False
         if end > self.pages() * PAGE:
@@ -173,24 +189,30 @@ class Memory:
         return True
 
     def _look_again(self) -> None:
-        """The guest may have more pages than when it was last looked at."""
+        """Make the window anew: the guest may have more pages than before."""
         if self._pointer is not None:
             self.size = self.pages() * PAGE
             self.buffer = _window(_memory_pointer(self._pointer, 0, 1), self.size)
 
     def pages(self) -> int:
-        """Pages that the guest has now."""
+        """Return the pages of 64 KiB that the memory has now."""
         return 0 if self._pointer is None else int(_memory_pages(self._pointer))
 
     def read(self, start: int, length: int) -> bytes:
-        """A copy of the guest's bytes. Error: IndexError."""
+        """Return a copy of `length` bytes of the guest's memory.
+
+        Raises: IndexError, when they don't all belong to the guest.
+        """
         end = start + length
         if end > self.size:
             self.need(end)
         return self.buffer[start:end]  # type: ignore[no-any-return]
 
     def write(self, start: int, data: bytes) -> None:
-        """Copy bytes into the guest. Error: IndexError."""
+        """Copy `data` into the guest's memory.
+
+        Raises: IndexError, when the bytes there don't all belong to the guest.
+        """
         end = start + len(data)
         if end > self.size:
             self.need(end)

@@ -1,8 +1,7 @@
-"""Makes of a module the one that is run: its memories are imported. Pure.
+"""Rewrites a module so that it imports its memories in place of defining them. Pure.
 
-So they are reserved, and checked, before anything of the guest runs, its start section included; and they outlive the
-instance (docs/adr/0018).
-Source: WebAssembly Core Specification 2.0, chapter 5.5.
+The host can then reserve and check a memory before anything of the guest runs, its start section included, and keep it
+for the next instance (docs/adr/0018). Source: WebAssembly Core Specification 2.0, chapter 5.5.
 """
 
 from typing import Final
@@ -10,8 +9,8 @@ from typing import Final
 from edge_runtime.wasmedge.errors import LoadError
 
 MODULE: Final = "skerry: memory"
-"""The module of the imports, whose names are the memories' numbers. Modules that import a memory are refused at
-upload."""
+"""The module name of the imports; their field names are the memories' numbers. No guest can have such an import
+already: modules that import a memory are refused at upload."""
 
 _CORE: Final = b"\0asm\1\0\0\0"
 _TYPE, _IMPORT, _MEMORY = 1, 2, 5
@@ -21,8 +20,10 @@ _MALFORMED: Final = 0x0104
 
 
 def import_memories(wasm: bytes) -> bytes:
-    """The same module with its memories imported, unchanged where it has none. Error: LoadError, where its sections
-    can't be told apart."""
+    """Return the module with its memories imported; unchanged where it has none.
+
+    Raises: LoadError, when its sections can't be read.
+    """
     if not wasm.startswith(_CORE):
         return wasm
     sections = _sections(wasm)
@@ -34,7 +35,7 @@ def import_memories(wasm: bytes) -> bytes:
     at = numbers.index(_MEMORY)
     if max(numbers[:at], default=0) > _MEMORY:
         raise LoadError(_MALFORMED, "the memory section comes too late")
-    # Imported memories are numbered before a module's own: where all are, each keeps its number.
+    # Imported memories are numbered before a module's own. Since all of them become imports, each keeps its number.
     count, entries = _entries(sections.pop(at)[1])
     if _IMPORT in numbers[:at]:
         at = numbers.index(_IMPORT)
@@ -48,36 +49,36 @@ def import_memories(wasm: bytes) -> bytes:
 
 
 def _sections(wasm: bytes) -> list[tuple[int, bytes]]:
-    found = []
+    sections = []
     at = len(_CORE)
     while at < len(wasm):
         number, (size, start) = wasm[at], _number(wasm, at + 1)
         at = start + size
         if at > len(wasm):
             raise LoadError(_MALFORMED, f"section {number} is cut off")
-        found.append((number, wasm[start:at]))
-    return found
+        sections.append((number, wasm[start:at]))
+    return sections
 
 
 def _entries(memories: bytes) -> tuple[int, bytes]:
-    """How many memories a section has, and the imports of them."""
+    """Return how many memories a section has, and the import entries for them."""
     count, at = _number(memories, 0)
-    made: list[bytes] = []
+    imports: list[bytes] = []
     while at < len(memories):
         kind = memories[at]
         if kind > 1:
             raise LoadError(_MALFORMED, "a memory is shared, or has 64-bit addresses")
         end = _number(memories, at + 1)[1]
         end = _number(memories, end)[1] if kind else end
-        made.append(_name(MODULE) + _name(str(len(made))) + _AS_MEMORY + memories[at:end])
+        imports.append(_name(MODULE) + _name(str(len(imports))) + _AS_MEMORY + memories[at:end])
         at = end
-    if len(made) != count:
-        raise LoadError(_MALFORMED, f"the memory section has {len(made)} memories in the place of {count}")
-    return count, b"".join(made)
+    if len(imports) != count:
+        raise LoadError(_MALFORMED, f"the memory section has {len(imports)} memories in the place of {count}")
+    return count, b"".join(imports)
 
 
 def _number(wasm: bytes, at: int) -> tuple[int, int]:
-    """An unsigned number of 32 bits, and where it ends."""
+    """Return an unsigned LEB128 number of up to 32 bits, and the position after it."""
     value = 0
     for position, byte in enumerate(wasm[at : at + 5]):
         value |= (byte & 0x7F) << 7 * position

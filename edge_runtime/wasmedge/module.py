@@ -1,4 +1,4 @@
-"""A loaded and validated module, and the configuration that loading and running share."""
+"""A loaded and validated module, and the configuration for loading and running it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from edge_runtime.wasmedge.host import Signature
 from edge_runtime.wasmedge.memory_imports import import_memories
 
 _FUNCTION, _MEMORY = 0, 2
-"""Of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
+"""Values of WasmEdge_ExternalType (enum.inc: Function 0, Table 1, Memory 2, Global 3)."""
 MULTI_MEMORIES = 11
 """WasmEdge_Proposal_MultiMemories."""
 
 
 class Config(Handle):
-    """Settings of a loader or an executor. `memory_pages`: the most pages of 64 KiB that a memory can have;
-    `second_memory`: whether modules may have two."""
+    """The configuration of a loader or an executor. `memory_pages` is the most pages of 64 KiB that a memory can have,
+    `second_memory` whether a module may have two memories."""
 
     _delete = "WasmEdge_ConfigureDelete"
 
@@ -40,7 +40,8 @@ class MemoryExport:
 
 
 class Module(Handle):
-    """A module that was loaded and validated: plain wasm, or an AOT file that `compile` made."""
+    """A loaded and validated module: of WebAssembly, to be interpreted, or of an AOT file that `compile_module`
+    made."""
 
     _delete = "WasmEdge_ASTModuleDelete"
 
@@ -49,25 +50,31 @@ class Module(Handle):
 
     @classmethod
     def from_bytes(cls, wasm: bytes, config: Config) -> Self:
-        """Load and validate wasm, which can be run where `import_memories` made it. Error: LoadError."""
+        """Load and validate WebAssembly. It can be run if `import_memories` out it.
+
+        Raises: LoadError, when WasmEdge refuses the bytes.
+        """
         with _Loader(config, native=False) as loader:
-            given = ffi.new("WasmEdge_Bytes *", (len(wasm), ffi.from_buffer("uint8_t[]", wasm)))
-            made = ffi.new("WasmEdge_ASTModuleContext **")
-            check(library.WasmEdge_LoaderParseFromBytes(loader.pointer, made, given[0]))
-        return cls._validated(made[0], config)
+            data = ffi.new("WasmEdge_Bytes *", (len(wasm), ffi.from_buffer("uint8_t[]", wasm)))
+            out = ffi.new("WasmEdge_ASTModuleContext **")
+            check(library.WasmEdge_LoaderParseFromBytes(loader.pointer, out, data[0]))
+        return cls._validated(out[0], config)
 
     @classmethod
     def from_file(cls, path: Path, config: Config) -> Self:
-        """Load and validate a file of wasm or an AOT file, which the caller has checked by its digest: a damaged
-        AOT file crashes the process or computes wrongly, it is not refused. Errors: LoadError, OSError."""
+        """Load and validate a file of WebAssembly, or an AOT file. The caller has checked its digest: WasmEdge doesn't
+        refuse a damaged AOT file, which crashes the process or computes wrongly.
+
+        Raises: LoadError, when WasmEdge refuses the file; OSError, when it can't be read.
+        """
         with path.open("rb") as file:
             plain = file.read(4) == b"\0asm"
         if plain:
             return cls.from_bytes(import_memories(path.read_bytes()), config)
         with _Loader(config, native=True) as loader:
-            made = ffi.new("WasmEdge_ASTModuleContext **")
-            check(library.WasmEdge_LoaderParseFromFile(loader.pointer, made, bytes(path)))
-        return cls._validated(made[0], config)
+            out = ffi.new("WasmEdge_ASTModuleContext **")
+            check(library.WasmEdge_LoaderParseFromFile(loader.pointer, out, bytes(path)))
+        return cls._validated(out[0], config)
 
     @classmethod
     def _validated(cls, pointer: CData, config: Config) -> Self:
@@ -81,15 +88,15 @@ class Module(Handle):
         return module
 
     def memories(self) -> list[MemoryExport]:
-        """The exported memories."""
-        found = []
+        """Return the exported memories."""
+        exported = []
         for name, export in self._exports(_MEMORY):
             limit = library.WasmEdge_MemoryTypeGetLimit(library.WasmEdge_ExportTypeGetMemoryType(self.pointer, export))
-            found.append(MemoryExport(name, limit.Min, limit.Max if limit.HasMax else None))
-        return found
+            exported.append(MemoryExport(name, limit.Min, limit.Max if limit.HasMax else None))
+        return exported
 
     def memory_sources(self) -> list[str]:
-        """The modules from which it imports its memories, one name for each."""
+        """Return the name of the module from which each memory is imported."""
         count = library.WasmEdge_ASTModuleListImportsLength(self.pointer)
         imports = ffi.new("const WasmEdge_ImportTypeContext *[]", count)
         library.WasmEdge_ASTModuleListImports(self.pointer, imports, count)
@@ -100,7 +107,7 @@ class Module(Handle):
         ]
 
     def functions(self) -> dict[str, Signature]:
-        """The exported functions, with other types than i32 and i64 as `?`."""
+        """Return the exported functions with their signatures, in which `?` stands for any type but i32 and i64."""
         kinds = {
             name: library.WasmEdge_ExportTypeGetFunctionType(self.pointer, export)
             for name, export in self._exports(_FUNCTION)
@@ -119,11 +126,11 @@ class Module(Handle):
         count = library.WasmEdge_ASTModuleListExportsLength(self.pointer)
         exports = ffi.new("const WasmEdge_ExportTypeContext *[]", count)
         library.WasmEdge_ASTModuleListExports(self.pointer, exports, count)
-        found = []
+        exported = []
         for export in exports:
             if library.WasmEdge_ExportTypeGetExternalType(export) == kind:
-                found.append((_text(library.WasmEdge_ExportTypeGetExternalName(export)), export))
-        return found
+                exported.append((_text(library.WasmEdge_ExportTypeGetExternalName(export)), export))
+        return exported
 
 
 def _text(name: CData) -> str:
@@ -147,9 +154,10 @@ class _Loader(Handle):
     _delete = "WasmEdge_LoaderDelete"
 
     def __init__(self, config: Config, *, native: bool) -> None:
-        """`native`: machine code is loaded, and trusted. Wasm may bring some too, in a custom section `wasmedge`."""
+        """`native` says whether machine code is loaded, and thereby trusted. A plain module can hold machine code too,
+        in a custom section `wasmedge`."""
         library.WasmEdge_ConfigureSetForceInterpreter(config.pointer, not native)
-        # It keeps a copy of the configuration.
+        # The loader keeps a copy of the configuration.
         self._own(library.WasmEdge_LoaderCreate(config.pointer))
         library.WasmEdge_ConfigureSetForceInterpreter(config.pointer, False)
 
