@@ -19,7 +19,6 @@ from bench.parts import cpu
 from bench.parts.servers import folder
 from control.clock import SystemClock
 from control.local import embedded, pki
-from control.sync.monitor import Monitor
 from tests.support import many_nodes, replica
 from tests.support.replica import SetClock
 
@@ -55,7 +54,7 @@ async def _measure(site: replica.Site, clock: SetClock) -> dict[str, float]:
         answer = await started.call("POST", "/v1/releases", {"functions": {}})
         assert answer.status == 201, answer
         taken["release"] = time.monotonic() - began
-        passes = Monitor(started.services)
+        passes = started.services.monitor()
         began = time.monotonic()
         await passes.look(clock.now())
         taken["quiet_pass"] = time.monotonic() - began

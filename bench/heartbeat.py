@@ -1,7 +1,7 @@
 """What does batching save? CPU of one transaction a heartbeat over ours, at 1,000 nodes.
 
 Both write the same rows of the same database: one by one, as the cheapest transaction there is (a single UPDATE that
-commits by itself, 16 connections at once), and as control's `Presence` does it once a second. The CPU is the client's
+commits by itself, 16 connections at once), and as control's `Heartbeats` does it once a second. The CPU is the client's
 and the database's, all of its processes. How a heartbeat comes in is the same for both and isn't measured.
 """
 
@@ -21,7 +21,7 @@ from bench.parts.servers import database_and_keys, folder
 from control.clock import SystemClock
 from control.metrics import Metrics
 from control.storage import database
-from control.sync.heartbeats import Presence
+from control.sync.heartbeats import Heartbeats
 
 BAR = 10
 NODES = 1000
@@ -40,7 +40,7 @@ async def main() -> None:
         db = await database.connect(services.metadata_url, connections=CONNECTIONS)
         try:
             nodes = await _make_nodes(pool)
-            presence = Presence(db, SystemClock(), Metrics())
+            presence = Heartbeats(db, SystemClock(), Metrics())
             server = services.metadata.pid
             # Once for what is done only once: plans of statements, caches.
             await _alone(pool, nodes, server)
@@ -107,13 +107,13 @@ async def _record(connection: Any, id: str) -> bool:
         return False
 
 
-async def _batched(presence: Presence, pool: asyncpg.Pool, nodes: list[str], server: int) -> tuple[float, float]:
+async def _batched(presence: Heartbeats, pool: asyncpg.Pool, nodes: list[str], server: int) -> tuple[float, float]:
     """Some heartbeats of each node, as control writes them; as `_alone`."""
     before = time.process_time(), cpu.tree(server)
     for _ in range(FLUSHES):
         started = datetime.now(UTC)
         for id in nodes:
-            presence.confirmed(id)
+            presence.confirmed(id, started)
         await presence.flush()
     used = time.process_time() - before[0], cpu.tree(server) - before[1]
     await _check(pool, started)

@@ -1,8 +1,8 @@
-"""The one source of time in control: never SQL's now(), so that a test can set it.
+"""The one source of time in control: SQL's now() is never used, so that a test can set the time.
 
-A machine's clock may be wrong, for a moment or for long. Every replica compares its own with the database's, which all
-of them share, and goes by that one where the two differ by more than `AHEAD`. Times that were stored meanwhile by a
-wrong clock are not believed where they are further ahead than that (`ahead.py`).
+A machine's clock may be wrong, for a moment or for long. Every replica compares its clock with the database's, which
+all replicas share, and goes by the database's while the two differ by more than `AHEAD`. Times that a wrong clock has
+stored further ahead than that are corrected (`control.sync.future_times`).
 """
 
 import logging
@@ -11,25 +11,25 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 AHEAD = timedelta(seconds=10)
-"""A time that is further ahead than this is of a clock that was wrong."""
+"""A time that is further ahead than this was written by a wrong clock."""
 
 log = logging.getLogger("skerry.clock")
 
 
 class Clock(Protocol):
-    """Tells the time."""
+    """A source of time."""
 
     def now(self) -> datetime:
-        """The time, with UTC as its zone."""
+        """The time, in UTC."""
 
     def compare(self, theirs: datetime, before: datetime) -> None:
-        """Hear that the database's clock said `theirs`, at some time since `before`, which this one said."""
+        """Compare with `theirs`, the time of the database's clock, which was asked for at `before` by this clock."""
 
 
 class SystemClock:
     """The machine's clock while it is within `AHEAD` of the database's, else the database's.
 
-    Between two comparisons it goes by what has passed, so a jump of the machine's clock isn't seen in between.
+    Between two comparisons it adds the time that has passed, so a jump of the machine's clock has no effect in between.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,13 @@ class SystemClock:
         self._wrong = False
 
     def now(self) -> datetime:
-        return datetime.fromtimestamp(_passed() + self._offset, UTC)
+        # As `_passed`, written out: it runs several times in each poll.
+        return datetime.fromtimestamp(time.clock_gettime(time.CLOCK_BOOTTIME) + self._offset, UTC)
 
     def compare(self, theirs: datetime, before: datetime) -> None:
         took = self.now() - before
         if took > AHEAD:
-            return  # it was asked too long ago to say anything
+            return  # the answer took too long to say anything
         machine = time.time()
         ahead = machine - theirs.timestamp()
         wrong = not -AHEAD.total_seconds() <= ahead <= (AHEAD + took).total_seconds()
@@ -60,5 +61,5 @@ class SystemClock:
 
 
 def _passed() -> float:
-    """Seconds that have passed since the machine's start, those in which it slept included."""
+    """Seconds since the machine's start, with those in which it slept."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

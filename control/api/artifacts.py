@@ -1,7 +1,7 @@
-"""Artifacts: uploaded once, addressed by sha256, and deleted when nothing needs them (deletions.py).
+"""Artifacts: uploaded once, addressed by sha256, and deleted when nothing needs them (`artifact_deletions`).
 
-The row goes uploading, ready, deleting, and is written before the object is. The object's key is ``sha256/row id``, so
-an upload never meets a deletion of the same bytes.
+A row's state goes from uploading to ready to deleting, and it is written before the object is. The object's key is
+``sha256/row id``, so an upload never touches an object that is being deleted.
 """
 
 import asyncio
@@ -15,42 +15,47 @@ import tempfile
 from collections.abc import Coroutine, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
-from uuid import uuid4
+from typing import Any, BinaryIO, NamedTuple
+from uuid import UUID, uuid4
 
 from control import faults
 from control.api import responses
-from control.api.operations import Answer, Call
+from control.api.operations import Call, Reply
 from control.api.services import Services
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
-from control.storage.object_store import Store
+from control.storage.artifact_deletions import GIVE_UP, RELEASE_UNUSED, ArtifactKey
+from control.storage.connection import Connection
+from control.storage.object_store import Store, object_key
+
+
+class ReadyArtifact(NamedTuple):
+    """An artifact whose bytes are in the store."""
+
+    id: str
+    size: int
+    abi: str
+    memory_pages: int
+
 
 SQL = queries.load("artifacts")
+READY = SQL.rows("ready", ReadyArtifact)
+FOR_NODE = SQL.optional("for_node", str)
+SET_READY = SQL.optional("set_ready", UUID)
+
 CHUNK = 1024 * 1024
+"""Bytes of an upload that are written to the spool at once."""
 
 _RANGE = re.compile(r"bytes=\d{1,18}-(\d{1,18})?")
 
 log = logging.getLogger("skerry.artifacts")
 
 
-def object_key(sha256: str, artifact_id: str) -> str:
-    """The key of an artifact's object in the bucket."""
-    return f"{sha256}/{artifact_id}"
-
-
-async def location(services: Services, sha256: str, artifact_id: str) -> str:
-    """The URL under which a node gets the bytes: presigned, or a path of control's."""
-    if services.settings.artifacts_delivery == "control":
-        return f"/v1/artifacts/{sha256}"
-    return await services.store.url(object_key(sha256, artifact_id))
-
-
-async def upload(call: Call) -> Answer:
-    """PUT /v1/artifacts/{sha256}: spool and hash, check, then row, object, ready (R 2.1)."""
+async def upload(call: Call) -> Reply:
+    """PUT /v1/artifacts/{sha256}: spool and hash the bytes, check them, then row, object, and row ready (R 2.1)."""
     folder = call.services.settings.spool
     with _spool_failures(folder):
-        # Without a name: a kill leaves nothing behind.
+        # A file without a name: a kill leaves nothing behind.
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     try:
         with _spool_failures(folder):
@@ -68,8 +73,8 @@ async def upload(call: Call) -> Answer:
             file.close()
 
 
-async def _while_connected(call: Call, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Do `work`, and end it where the client leaves, whose body has been read."""
+async def _while_connected(call: Call, work: Coroutine[Any, Any, Reply]) -> Reply:
+    """Do `work`, and end it when the client, whose body has been read, closes the connection."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(call.receive())
     try:
@@ -83,40 +88,39 @@ async def _while_connected(call: Call, work: Coroutine[Any, Any, Answer]) -> Ans
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _keep(call: Call, file: BinaryIO, size: int) -> Answer:
-    """Store the bytes in `file`, unless they are stored."""
+async def _keep(call: Call, file: BinaryIO, size: int) -> Reply:
+    """Store the bytes in `file`, unless they are stored already."""
     services, sha256 = call.services, call.path["sha256"]
     known = await services.db.transaction(lambda conn: _find_and_touch(conn, sha256, services.clock.now()))
-    if known is not None and await _has_object(services, sha256, known["id"], file):
-        return Answer(200, responses.Artifact(sha256, known["size"], known["abi"]))
+    if known is not None and await _has_object(services, sha256, known.id, file):
+        return Reply(200, responses.Artifact(sha256, known.size, known.abi))
     checked = await services.checks.module(
         Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"), services.settings.artifact_limit
     )
     made = await _store(call, file, size, checked)
-    return Answer(201 if made else 200, responses.Artifact(sha256, size, checked["abi"]))
+    return Reply(201 if made else 200, responses.Artifact(sha256, size, checked["abi"]))
 
 
-async def head(call: Call) -> Answer:
+async def head(call: Call) -> Reply:
     """HEAD /v1/artifacts/{sha256}."""
-    row = await call.services.db.read(lambda conn: conn.fetchrow(SQL["ready"], call.path["sha256"]))
+    row = await call.services.db.read(lambda conn: conn.fetchrow(READY, call.path["sha256"]))
     if row is None:
         raise _unknown(call.path["sha256"])
-    headers = ((b"content-type", b"application/wasm"), (b"content-length", str(row["size"]).encode()))
-    return Answer(200, b"", headers)
+    headers = ((b"content-type", b"application/wasm"), (b"content-length", str(row.size).encode()))
+    return Reply(200, b"", headers)
 
 
-async def download(call: Call) -> Answer:
+async def download(call: Call) -> Reply:
     """GET /v1/artifacts/{sha256}, for a node whose target or running set has it (R 4.2)."""
     sha256 = call.path["sha256"]
     services = call.services
-    row = await services.db.read(lambda conn: conn.fetchrow(SQL["for_node"], sha256, call.node_id))
-    if row is None:
+    id = await services.db.read(lambda conn: conn.fetchval(FOR_NODE, sha256, call.node_id))
+    if id is None:
         raise _unknown(sha256)
-    key = object_key(sha256, row["id"])
     if services.settings.artifacts_delivery == "presigned":
-        return Answer(307, b"", ((b"location", (await services.store.url(key)).encode()),))
+        return Reply(307, b"", ((b"location", (await services.store.location(sha256, id)).encode()),))
     wanted = next((value.decode("latin-1") for name, value in call.scope["headers"] if name == b"range"), "")
-    stored, pieces = await services.store.open(key, wanted if _RANGE.fullmatch(wanted) else None)
+    stored, pieces = await services.store.open(object_key(sha256, id), wanted if _RANGE.fullmatch(wanted) else None)
     headers = [
         (b"content-type", b"application/wasm"),
         (b"content-length", str(stored["ContentLength"]).encode()),
@@ -124,19 +128,22 @@ async def download(call: Call) -> Answer:
     ]
     if "ContentRange" in stored:
         headers.append((b"content-range", stored["ContentRange"].encode()))
-    return Answer(206 if "ContentRange" in stored else 200, pieces, tuple(headers))
+    return Reply(206 if "ContentRange" in stored else 200, pieces, tuple(headers))
 
 
-async def release_unused(conn: Any, artifact_ids: list[str], now: datetime) -> list[tuple[str, str]]:
-    """Mark those of the artifacts that no version uses as deleting; returns (sha256, id) of each."""
-    rows = await conn.fetch(SQL["release_unused"], sorted(set(artifact_ids)), now)
-    if rows:
+async def release_unused(conn: Connection, artifact_ids: list[str], now: datetime) -> list[ArtifactKey]:
+    """Mark those of the artifacts that no version uses as deleting, and return them."""
+    released = await conn.fetch(RELEASE_UNUSED, sorted(set(artifact_ids)), now)
+    if released:
         await bucket_owner.step(conn)
-    return [(row["sha256"], row["id"]) for row in rows]
+    return released
 
 
 async def _spool(call: Call, file: BinaryIO) -> tuple[int, str]:
-    """Write the request's body to `file`; returns its size and sha256. Raises `ProblemError`."""
+    """Write the request's body to `file`; return its size and sha256.
+
+    Raises: ProblemError, when the body ends early, or is too large or too slow.
+    """
     settings = call.services.settings
     limit = settings.artifact_limit
     for name, value in call.scope["headers"]:
@@ -176,15 +183,15 @@ async def _spool(call: Call, file: BinaryIO) -> tuple[int, str]:
 
 
 async def _has_object(services: Services, sha256: str, artifact_id: str, file: BinaryIO) -> bool:
-    """Whether a ready artifact is in the store; a lost object is stored again. False where it is being deleted."""
+    """Whether a ready artifact is in the store; a lost object is stored again. False when it is being deleted."""
     key = object_key(sha256, artifact_id)
     if await services.store.head(key) is not None:
         return True
     await services.ownership.confirm()
     await services.store.put(key, file)
-    row = await services.db.read(lambda conn: conn.fetchrow(SQL["ready"], sha256))
-    if row is None or row["id"] != artifact_id:
-        # Its deletion was under way, and may not see what was just stored.
+    row = await services.db.read(lambda conn: conn.fetchrow(READY, sha256))
+    if row is None or row.id != artifact_id:
+        # Its deletion was under way, and may have missed the object that was just stored.
         await services.store.delete(key)
         return False
     log.warning("the object of artifact %s was missing from the store; it was stored again", sha256)
@@ -192,41 +199,40 @@ async def _has_object(services: Services, sha256: str, artifact_id: str, file: B
 
 
 async def _store(call: Call, file: BinaryIO, size: int, checked: dict[str, Any]) -> bool:
-    """Row, object, ready. False where another upload of the same bytes was first. Raises `ProblemError`."""
+    """Write the row, the object, and the row as ready. False when another upload of the same bytes was first."""
     services, sha256 = call.services, call.path["sha256"]
-    clock, artifact_id = services.clock, str(uuid4())
-    artifact = (sha256, artifact_id)
+    clock, artifact = services.clock, ArtifactKey(sha256, str(uuid4()))
     faults.reach("control.upload.row.before")
 
-    async def begin(conn: Any) -> None:
+    async def begin(conn: Connection) -> None:
         await conn.execute(
-            SQL["begin"], artifact_id, sha256, size, checked["abi"], checked["memory_pages"], clock.now()
+            SQL["begin"], artifact.id, sha256, size, checked["abi"], checked["memory_pages"], clock.now()
         )
         await bucket_owner.step(conn)
 
-    await services.writes.transaction(begin)
+    await services.databases.writes.transaction(begin)
     faults.reach("control.upload.row.after")
     try:
-        # The bucket has the step before it has the object: metadata that don't know the object are then seen to be old.
+        # The step goes to the bucket before the object does: metadata that lack the object then show to be old.
         await services.ownership.confirm()
         await services.store.put(object_key(*artifact), file)
         await _verify(services.store, artifact, size)
         faults.reach("control.upload.object.after")
 
-        async def work(conn: Any) -> bool:
-            other = await conn.fetchrow(SQL["ready"], sha256)
+        async def work(conn: Connection) -> bool:
+            other = await conn.fetchrow(READY, sha256)
             if other is not None:
-                await conn.execute(SQL["give_up"], [artifact_id], clock.now())
+                await conn.fetch(GIVE_UP, [artifact.id], clock.now())
                 return False
-            if await conn.fetchval(SQL["set_ready"], artifact_id, clock.now()) is None:
+            if await conn.fetchval(SET_READY, artifact.id, clock.now()) is None:
                 raise ProblemError("upload_interrupted", "the upload took so long that it was given up; send it again")
             await call.audit(conn, "artifact.upload", sha256, {"size": size})
             await bucket_owner.step(conn)
             return True
 
-        made = await services.writes.transaction(work)
+        made = await services.databases.writes.transaction(work)
     except (ProblemError, asyncio.CancelledError):
-        # One whose commit is unknown is given up only if it isn't ready.
+        # Where the answer to COMMIT was lost, the row may be ready: then it isn't given up.
         services.deletions.give_up(artifact)
         raise
     faults.reach("control.upload.ready.after")
@@ -236,17 +242,18 @@ async def _store(call: Call, file: BinaryIO, size: int, checked: dict[str, Any])
     return made
 
 
-async def _verify(store: Store, artifact: tuple[str, str], size: int) -> None:
+async def _verify(store: Store, artifact: ArtifactKey, size: int) -> None:
+    """Raises: ProblemError store_unavailable, when the stored object has another size."""
     stored = await store.head(object_key(*artifact))
     if stored != size:
         raise ProblemError("store_unavailable", f"the store has {stored} of {size} bytes; send them again")
 
 
-async def _find_and_touch(conn: Any, sha256: str, now: datetime) -> Any:
-    row = await conn.fetchrow(SQL["ready"], sha256)
+async def _find_and_touch(conn: Connection, sha256: str, now: datetime) -> ReadyArtifact | None:
+    """The artifact, if it is stored. A version of it is probably about to be made, so the sweep leaves it for now."""
+    row = await conn.fetchrow(READY, sha256)
     if row is not None:
-        # Its version is about to be made: it isn't unused from now on for another while.
-        await conn.execute(SQL["touch"], row["id"], now)
+        await conn.execute(SQL["touch"], row.id, now)
     return row
 
 
@@ -256,7 +263,7 @@ def _unknown(sha256: str) -> ProblemError:
 
 @contextlib.contextmanager
 def _spool_failures(folder: Path) -> Iterator[None]:
-    """What the disk says of the folder in which uploads wait, as a problem."""
+    """Turn errors of the disk with uploads into problems."""
     try:
         yield
     except OSError as error:

@@ -1,26 +1,26 @@
-"""What operators may ask of the bucket of artifacts, and that deletions go on."""
-
-from typing import Any
+"""The bucket of artifacts: its state, and the order to resume deletions."""
 
 from control.api import responses
-from control.api.operations import Answer, Call
+from control.api.operations import Call, Reply
 from control.api.services import Services
-from control.storage import queries
+from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
+from control.storage.connection import Connection
 
 SQL = queries.load("ownership")
+COUNT_UNKNOWN = SQL.value("count_unknown", int)
 
 
-async def show(call: Call) -> Answer:
+async def show(call: Call) -> Reply:
     """GET /v1/artifact-store."""
     return await call.read(lambda conn: _described(call.services, conn))
 
 
-async def resume(call: Call) -> Answer:
-    """POST /v1/artifact-store/resume: let deletions go on that were held, as after a restore of the metadata."""
+async def resume(call: Call) -> Reply:
+    """POST /v1/artifact-store/resume: resume deletions, which are held after a restore of the metadata, for example."""
     services = call.services
 
-    async def work(conn: Any, _changed: Changed) -> responses.ArtifactStore:
+    async def work(conn: Connection, _changed: Changed) -> responses.ArtifactStore:
         before = await _described(services, conn)
         await conn.execute(SQL["resume"])
         await call.audit(conn, "artifacts.resume", before.bucket, {"held": before.held_reason})
@@ -31,19 +31,19 @@ async def resume(call: Call) -> Answer:
     return answer
 
 
-async def _described(services: Services, conn: Any) -> responses.ArtifactStore:
-    row = await conn.fetchrow(SQL["state"])
+async def _described(services: Services, conn: Connection) -> responses.ArtifactStore:
+    row = await bucket_owner.state(conn)
     ownership = services.ownership
     return responses.ArtifactStore(
         bucket=services.store.bucket,
-        owner=row["owner"],
-        counter=row["counter"],
+        owner=row.owner,
+        counter=row.counter,
         state="owned" if ownership.problem is None else ownership.problem.code,
         problem=None if ownership.problem is None else ownership.problem.detail,
-        deletions="on" if row["held_since"] is None else "held",
-        held_since=row["held_since"],
-        held_reason=row["held_reason"] or None,
-        sweep_problem=row["sweep_problem"] or None,
-        unknown_objects=await conn.fetchval(SQL["count_unknown"]),
+        deletions="on" if row.held_since is None else "held",
+        held_since=row.held_since,
+        held_reason=row.held_reason or None,
+        sweep_problem=row.sweep_problem or None,
+        unknown_objects=await conn.fetchval(COUNT_UNKNOWN),
         keeps_versions=ownership.keeps_versions,
     )

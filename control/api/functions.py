@@ -1,113 +1,178 @@
-"""Functions and their versions (R 2.2, 2.3), and what a deletion takes along (R 2.4)."""
+"""Functions and their versions (R 2.2, 2.3), and the deletion of what only they use (R 2.4)."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import msgspec
 
 from control import faults, manifests, wire
-from control.api import artifacts, pagination, releases, responses
-from control.api.operations import Answer, Call
+from control.api import artifacts, pagination, release_making, responses
+from control.api.operations import Call, Reply
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
+from control.storage.artifact_deletions import ArtifactKey
+from control.storage.connection import Connection
+
+
+class VersionText(NamedTuple):
+    """A version, its manifest as JSON."""
+
+    name: str
+    version: int
+    sha256: str
+    size: int
+    manifest: str
+    created_by: str
+    created_at: datetime
+
+
+class VersionRow(NamedTuple):
+    """A version."""
+
+    name: str
+    version: int
+    sha256: str
+    size: int
+    manifest: dict[str, Any]
+    created_by: str
+    created_at: datetime
+
+
+class UsableArtifact(NamedTuple):
+    """An artifact that a version can be made of."""
+
+    id: UUID
+    size: int
+    abi: str
+    memory_pages: int
+
+
+class GroupName(NamedTuple):
+    """A group."""
+
+    id: UUID
+    name: str
+
+
+class DeletedVersion(NamedTuple):
+    """A version that was deleted, and the id of its artifact's row."""
+
+    version: int
+    artifact_id: str
+
 
 SQL = queries.load("functions")
+FUNCTIONS = SQL.rows("functions", responses.Function)
+HAS_VERSIONS = SQL.value("has_versions", bool)
+VERSIONS = SQL.rows("versions", VersionText)
+VERSION = SQL.rows("version", VersionText)
+ARTIFACT = SQL.rows("artifact", UsableArtifact)
+NEXT_VERSION = SQL.value("next_version", int)
+ADD = SQL.rows("add", VersionRow)
+GROUPS_WITH = SQL.rows("groups_with", GroupName)
+DELETE = SQL.rows("delete", DeletedVersion)
 
 
-class Deletion(msgspec.Struct, forbid_unknown_fields=True):
+class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
     release: bool = False
-    """Make releases without it, for the groups whose target has it."""
+    """Make releases without the function, for the groups whose target has it."""
 
 
-async def list_functions(call: Call) -> Answer:
+async def list_functions(call: Call) -> Reply:
     """GET /v1/functions."""
     paging = call.query
     after = pagination.read_cursor(paging.cursor, (str,)) or ("",)
-    describe = pagination.each(
-        lambda r: responses.Function(r["name"], r["last_version"], r["created_at"], r["versions"])
-    )
 
-    async def work(conn: Any) -> responses.Page[responses.Function]:
-        def fetch(after: tuple[Any, ...], count: int) -> Any:
-            return conn.fetch(SQL["functions"], *after, count)
-
-        return await pagination.fill(fetch, describe, after, paging.limit, ("name",))
+    async def work(conn: Connection) -> responses.Page[responses.Function]:
+        return await pagination.fill(
+            lambda after, count: conn.fetch(FUNCTIONS, *after, count),
+            pagination.as_they_are,
+            lambda row: (row.name,),
+            after,
+            paging.limit,
+        )
 
     return await call.read(work)
 
 
-async def list_versions(call: Call) -> Answer:
+async def list_versions(call: Call) -> Reply:
     """GET /v1/functions/{name}/versions, newest first."""
     name, paging = call.path["name"], call.query
     before = pagination.read_cursor(paging.cursor, (int,)) or (2**62,)
 
-    async def work(conn: Any) -> responses.Page[responses.Version]:
-        if not await conn.fetchval(SQL["has_versions"], name):
+    async def work(conn: Connection) -> responses.Page[responses.Version]:
+        if not await conn.fetchval(HAS_VERSIONS, name):
             raise _unknown_function(name)
 
-        def fetch(after: tuple[Any, ...], count: int) -> Any:
-            return conn.fetch(SQL["versions"], name, *after, count)
-
-        return await pagination.fill(fetch, pagination.each(_kept), before, paging.limit, ("version",), first=1, most=8)
+        return await pagination.fill(
+            lambda before, count: conn.fetch(VERSIONS, name, *before, count),
+            pagination.each(_version),
+            lambda row: (row.version,),
+            before,
+            paging.limit,
+            first=1,
+            most=8,
+        )
 
     return await call.read(work)
 
 
-async def get_version(call: Call) -> Answer:
+async def get_version(call: Call) -> Reply:
     """GET /v1/functions/{name}/versions/{version}."""
     name, version = call.path["name"], call.path["version"]
 
-    async def work(conn: Any) -> responses.Version:
-        row = await conn.fetchrow(SQL["version"], name, version)
+    async def work(conn: Connection) -> responses.Version:
+        row = await conn.fetchrow(VERSION, name, version)
         if row is None:
             raise _unknown_version(name, version)
-        return _kept(row)
+        return _version(row)
 
     return await call.read(work)
 
 
-async def add_version(call: Call) -> Answer:
+async def add_version(call: Call) -> Reply:
     """POST /v1/functions/{name}/versions: the next number for bytes that are in the store."""
     name, body = call.path["name"], call.body
 
-    async def work(conn: Any, _changed: Changed) -> responses.Version:
+    async def work(conn: Connection, _changed: Changed) -> responses.Version:
         now = call.services.clock.now()
-        artifact = await conn.fetchrow(SQL["artifact"], body.sha256)
+        artifact = await conn.fetchrow(ARTIFACT, body.sha256)
         if artifact is None:
             raise ProblemError(
                 "unknown_artifact",
                 f"no artifact {body.sha256} was uploaded, or it was deleted; upload it",
                 field="sha256",
             )
-        if body.manifest.memory_pages < artifact["memory_pages"]:
+        if body.manifest.memory_pages < artifact.memory_pages:
             raise ProblemError(
                 "module_refused",
-                f"the module starts with {artifact['memory_pages']} pages of memory, the manifest allows "
+                f"the module starts with {artifact.memory_pages} pages of memory, the manifest allows "
                 f"{body.manifest.memory_pages}",
                 field="manifest.memory_pages",
             )
-        if body.manifest.abi not in ("", artifact["abi"]):
+        if body.manifest.abi not in ("", artifact.abi):
             raise ProblemError(
                 "module_refused",
-                f"the module speaks {artifact['abi']}, the manifest says {body.manifest.abi}",
+                f"the module speaks {artifact.abi}, the manifest says {body.manifest.abi}",
                 field="manifest.abi",
             )
-        kept = msgspec.structs.replace(body.manifest, abi=artifact["abi"])
+        kept = msgspec.structs.replace(body.manifest, abi=artifact.abi)
         try:
             manifests.check(kept)
         except manifests.ManifestUnfit as unfit:
             raise ProblemError("manifest_unfit", str(unfit), field=f"manifest.{unfit.field}") from None
-        version = await conn.fetchval(SQL["next_version"], name, now)
+        version = await conn.fetchval(NEXT_VERSION, name, now)
         manifest = msgspec.to_builtins(kept)
         digest = wire.manifest_digest(kept)
-        row = await conn.fetchrow(
-            SQL["add"],
+        row = await conn.one(
+            ADD,
             name,
             version,
-            artifact["id"],
+            artifact.id,
             body.sha256,
-            artifact["size"],
+            artifact.size,
             manifest,
             digest,
             call.operator.name,
@@ -115,39 +180,40 @@ async def add_version(call: Call) -> Answer:
         )
         await call.audit(conn, "function.push", f"{name}@{version}", {"sha256": body.sha256})
         await bucket_owner.step(conn)
-        return _version(row)
+        stored: Any = row.manifest
+        return responses.Version(row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at)
 
     answer = await call.write(work)
     call.services.ownership.wake()
     return answer
 
 
-async def delete(call: Call) -> Answer:
+async def delete(call: Call) -> Reply:
     """DELETE /v1/functions/{name} and /v1/functions/{name}/versions/{version}."""
     name, version = call.path["name"], call.path.get("version")
-    unused: list[tuple[str, str]] = []
+    unused: list[ArtifactKey] = []
 
-    async def work(conn: Any, changed: Changed) -> None:
+    async def work(conn: Connection, changed: Changed) -> None:
         now = call.services.clock.now()
-        groups = await conn.fetch(SQL["groups_with"], name, version)
+        groups = await conn.fetch(GROUPS_WITH, name, version)
         if groups and not call.query.release:
-            names = ", ".join(row["name"] for row in groups)
+            names = ", ".join(row.name for row in groups)
             raise ProblemError(
                 "version_in_target",
                 f"the target of {names} has it; make a release without it first, or ask with ?release=true",
             )
         subject = name if version is None else f"{name}@{version}"
-        # What may be locked comes before the generation: who waits for it then holds up no other decision.
+        # Rows that may be locked are locked before the generation is taken, so waiting holds up no other decision.
         for row in groups:
-            await releases.lock(conn, row["id"])
-        deleted = await conn.fetch(SQL["delete"], name, version)
+            await release_making.lock(conn, row.id)
+        deleted = await conn.fetch(DELETE, name, version)
         if not deleted:
             raise _unknown_function(name) if version is None else _unknown_version(name, version)
-        unused[:] = await artifacts.release_unused(conn, [row["artifact_id"] for row in deleted], now)
+        unused[:] = await artifacts.release_unused(conn, [row.artifact_id for row in deleted], now)
         for row in groups:
-            release = wire.NewRelease(group=row["name"], remove=[name], reason=f"{subject} was deleted")
-            await releases.make(conn, changed, now, call.operator.name, release, keep_floor=True)
-        await call.audit(conn, "function.delete", subject, {"versions": sorted(row["version"] for row in deleted)})
+            release = wire.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
+            await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
+        await call.audit(conn, "function.delete", subject, {"versions": sorted(row.version for row in deleted)})
 
     faults.reach("control.delete.rows.before")
     answer = await call.write(work, status=204)
@@ -164,13 +230,7 @@ def _unknown_function(name: str) -> ProblemError:
     return ProblemError("unknown_function", f"there is no function {name}", field="name")
 
 
-def _kept(row: Any) -> responses.Version:
-    """A version whose manifest is JSON, which goes into the answer as it is."""
-    return _version({**row, "manifest": msgspec.Raw(row["manifest"].encode())})
-
-
-def _version(row: Any) -> responses.Version:
-    created: datetime = row["created_at"]
-    return responses.Version(
-        row["name"], row["version"], row["sha256"], row["size"], row["manifest"], row["created_by"], created
-    )
+def _version(row: VersionText) -> responses.Version:
+    """A version whose manifest goes into the answer as the JSON that is stored."""
+    manifest: Any = msgspec.Raw(row.manifest.encode())
+    return responses.Version(row.name, row.version, row.sha256, row.size, manifest, row.created_by, row.created_at)

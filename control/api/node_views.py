@@ -1,18 +1,140 @@
-"""What control says of its nodes: state, what each runs and should run, errors and warnings (R 1.4, 4.3, 5.4)."""
+"""Nodes as operators see them: state, what each runs and should run, errors and warnings (R 1.4, 4.3, 5.4)."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 
 from control import wire
 from control.api import pagination, records, responses
-from control.api.operations import Answer, Call
+from control.api.operations import Call, Reply
 from control.problems import ProblemError
 from control.storage import queries
+from control.storage.connection import Connection
+
+
+class FoundNode(NamedTuple):
+    """A node and its group."""
+
+    id: UUID
+    name: str
+    group_id: UUID
+    group_name: str
+
+
+class NodeListRow(NamedTuple):
+    """A node as a list shows it."""
+
+    id: UUID
+    name: str
+    group_name: str
+    labels: dict[str, str]
+    state: str
+    state_since: datetime
+    joined_at: datetime
+    last_seen_at: datetime | None
+    last_sync_at: datetime | None
+    confirmed_generation: int
+    target_generation: int
+    schema_version: int
+    release_id: UUID | None
+    schema_floor: int | None
+    failures: int
+    syncs_folded: int
+    error_code: str
+    error_message: str
+    error_at: datetime | None
+    retry_at: datetime | None
+
+
+class DetailedNodeRow(NamedTuple):
+    """A node as it is shown alone: the columns of `NodeListRow`, and two more."""
+
+    id: UUID
+    name: str
+    group_name: str
+    labels: dict[str, str]
+    state: str
+    state_since: datetime
+    joined_at: datetime
+    last_seen_at: datetime | None
+    last_sync_at: datetime | None
+    confirmed_generation: int
+    target_generation: int
+    schema_version: int
+    release_id: UUID | None
+    schema_floor: int | None
+    failures: int
+    syncs_folded: int
+    error_code: str
+    error_message: str
+    error_at: datetime | None
+    retry_at: datetime | None
+    capabilities: dict[str, Any]
+    protocol: int
+
+
+class RunFunction(NamedTuple):
+    """A function that a node reported."""
+
+    node_id: UUID
+    name: str
+    version: int
+    sha256: str
+    manifest_digest: str
+
+
+class WantedFunction(NamedTuple):
+    """A function of a release."""
+
+    release_id: UUID
+    name: str
+    version: int
+    sha256: str
+    manifest_digest: str
+
+
+class WarningRow(NamedTuple):
+    """An open warning."""
+
+    node_id: UUID
+    kind: str
+    message: str
+    since: datetime
+
+
+class OpenSyncRow(NamedTuple):
+    """An open sync."""
+
+    node_id: UUID
+    id: UUID
+    status: str
+    step: str
+    started_at: datetime
+
+
+class OfNode(Protocol):
+    """A row that belongs to a node."""
+
+    @property
+    def node_id(self) -> UUID:
+        """The id of the node."""
+
+
+N = TypeVar("N", bound=OfNode)
 
 SQL = queries.load("nodelist")
+GROUP = SQL.optional("group", UUID)
+BY_ID = SQL.rows("by_id", FoundNode)
+BY_NAME = SQL.rows("by_name", FoundNode)
+NODES = SQL.rows("nodes", NodeListRow)
+NODE = SQL.rows("node", DetailedNodeRow)
+FUNCTIONS = SQL.rows("functions", RunFunction)
+TARGETS = SQL.rows("targets", WantedFunction)
+WARNINGS = SQL.rows("warnings", WarningRow)
+OPEN_SYNCS = SQL.rows("open_syncs", OpenSyncRow)
 
 
 class NodeFilter(records.Paging, forbid_unknown_fields=True):
@@ -20,112 +142,118 @@ class NodeFilter(records.Paging, forbid_unknown_fields=True):
     state: Literal["online", "offline", "syncing"] | None = None
 
 
-async def list_nodes(call: Call) -> Answer:
+async def list_nodes(call: Call) -> Reply:
     """GET /v1/nodes, by name."""
     query = call.query
     after = pagination.read_cursor(query.cursor, (str,)) or ("",)
 
-    async def work(conn: Any) -> responses.Page[responses.Node]:
-        if query.group is not None and await conn.fetchval(SQL["group"], query.group) is None:
+    async def work(conn: Connection) -> responses.Page[responses.Node]:
+        if query.group is not None and await conn.fetchval(GROUP, query.group) is None:
             raise ProblemError("unknown_group", f"there is no group {query.group}", field="group")
 
-        def fetch(after: tuple[Any, ...], count: int) -> Any:
-            return conn.fetch(SQL["nodes"], *after, query.group, query.state, count)
-
-        return await pagination.fill(fetch, lambda rows: _describe(conn, rows), after, query.limit, ("name",), first=8)
+        return await pagination.fill(
+            lambda after, count: conn.fetch(NODES, *after, query.group, query.state, count),
+            lambda rows: _describe(conn, rows),
+            lambda row: (row.name,),
+            after,
+            query.limit,
+            first=8,
+        )
 
     return await call.read(work)
 
 
-async def get_node(call: Call) -> Answer:
+async def get_node(call: Call) -> Reply:
     """GET /v1/nodes/{node}."""
     node = call.path["node"]
 
-    async def work(conn: Any) -> responses.DetailedNode:
-        return await describe(conn, (await find(conn, node))["id"])
+    async def work(conn: Connection) -> responses.DetailedNode:
+        return await describe(conn, (await find(conn, node)).id)
 
     return await call.read(work)
 
 
-async def find(conn: Any, node: str, field: str = "node") -> Any:
-    """The row (id, name, group_id, group_name) of a node by its id or name; raises `ProblemError`."""
+async def find(conn: Connection, node: str, field: str = "node") -> FoundNode:
+    """A node by its id or name. Raises: ProblemError unknown_node, when there is none."""
     try:
-        row = await conn.fetchrow(SQL["by_id"], UUID(node))
+        row = await conn.fetchrow(BY_ID, UUID(node))
     except ValueError:
         row = None
     # A name may look like an id.
-    row = row or await conn.fetchrow(SQL["by_name"], node)
+    row = row or await conn.fetchrow(BY_NAME, node)
     if row is None:
         raise ProblemError("unknown_node", f"there is no node {node}", field=field)
     return row
 
 
-async def describe(conn: Any, id: UUID) -> responses.DetailedNode:
-    """The node of that id, which there is."""
-    rows = await conn.fetch(SQL["node"], id)
-    node = msgspec.structs.asdict((await _describe(conn, rows))[0])
-    return responses.DetailedNode(**node, capabilities=rows[0]["capabilities"], protocol=rows[0]["protocol"])
+async def describe(conn: Connection, id: UUID) -> responses.DetailedNode:
+    """The node with this id, which exists."""
+    row = await conn.one(NODE, id)
+    node = msgspec.structs.asdict((await _describe(conn, [NodeListRow(*row[:-2])]))[0])
+    return responses.DetailedNode(**node, capabilities=row.capabilities, protocol=row.protocol)
 
 
-async def _describe(conn: Any, rows: Sequence[Any]) -> list[responses.Node]:
-    ids = [str(row["id"]) for row in rows]
-    releases = sorted({str(row["release_id"]) for row in rows if row["release_id"] is not None})
-    runs = _by(await conn.fetch(SQL["functions"], ids), "node_id")
-    wanted = _by(await conn.fetch(SQL["targets"], releases), "release_id")
-    warnings = _by(await conn.fetch(SQL["warnings"], ids), "node_id")
-    syncs = _by(await conn.fetch(SQL["open_syncs"], ids), "node_id")
+async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[responses.Node]:
+    ids = [str(row.id) for row in rows]
+    releases = sorted({str(row.release_id) for row in rows if row.release_id is not None})
+    runs = _by_node(await conn.fetch(FUNCTIONS, ids))
+    wanted: dict[UUID, list[WantedFunction]] = {}
+    for function in await conn.fetch(TARGETS, releases):
+        wanted.setdefault(function.release_id, []).append(function)
+    warnings = _by_node(await conn.fetch(WARNINGS, ids))
+    syncs = _by_node(await conn.fetch(OPEN_SYNCS, ids))
     return [
-        _node(row, runs.get(row["id"], []), wanted.get(row["release_id"], []), warnings.get(row["id"], []), syncs)
+        _node(
+            row,
+            runs.get(row.id, []),
+            [] if row.release_id is None else wanted.get(row.release_id, []),
+            warnings.get(row.id, []),
+            syncs.get(row.id, []),
+        )
         for row in rows
     ]
 
 
 def _node(
-    row: Any, runs: list[Any], wanted: list[Any], warnings: list[Any], syncs: dict[Any, list[Any]]
+    row: NodeListRow,
+    runs: list[RunFunction],
+    wanted: list[WantedFunction],
+    warnings: list[WarningRow],
+    syncs: list[OpenSyncRow],
 ) -> responses.Node:
-    functions = [responses.ReleaseFunction(f["name"], f["version"], f["sha256"]) for f in runs]
-    target_schema: int = row["schema_floor"] or 0
-    same = {(f["name"], f["version"], f["sha256"], f["manifest_digest"]) for f in runs} == {
-        (f["name"], f["version"], f["sha256"], f["manifest_digest"]) for f in wanted
-    }
-    at_target = row["release_id"] is None or (
-        same and row["schema_version"] >= target_schema and row["confirmed_generation"] >= row["target_generation"]
+    target_schema = row.schema_floor or 0
+    at_target = row.release_id is None or (
+        {function[1:] for function in runs} == {function[1:] for function in wanted}
+        and row.schema_version >= target_schema
+        and row.confirmed_generation >= row.target_generation
     )
     return responses.Node(
-        id=str(row["id"]),
-        name=row["name"],
-        group=row["group_name"],
-        labels=row["labels"],
-        state=row["state"],
-        state_since=row["state_since"],
-        joined_at=row["joined_at"],
-        last_seen_at=row["last_seen_at"],
-        last_sync_at=row["last_sync_at"],
-        generation=row["confirmed_generation"],
-        target_generation=row["target_generation"],
+        id=str(row.id),
+        name=row.name,
+        group=row.group_name,
+        labels=row.labels,
+        state=row.state,
+        state_since=row.state_since,
+        joined_at=row.joined_at,
+        last_seen_at=row.last_seen_at,
+        last_sync_at=row.last_sync_at,
+        generation=row.confirmed_generation,
+        target_generation=row.target_generation,
         at_target=at_target,
-        schema_version=row["schema_version"],
+        schema_version=row.schema_version,
         target_schema=target_schema,
-        functions=functions,
-        failures=row["failures"],
-        syncs_folded=row["syncs_folded"],
-        error=responses.NodeError(row["error_code"], row["error_message"], row["error_at"])
-        if row["error_code"]
-        else None,
-        retry_at=row["retry_at"],
-        warnings=[responses.Warning(w["kind"], w["message"], w["since"]) for w in warnings],
-        sync=next(
-            (
-                responses.OpenSync(str(s["id"]), s["status"], s["step"], s["started_at"])
-                for s in syncs.get(row["id"], [])
-            ),
-            None,
-        ),
+        functions=[responses.ReleaseFunction(f.name, f.version, f.sha256) for f in runs],
+        failures=row.failures,
+        syncs_folded=row.syncs_folded,
+        error=responses.NodeError(row.error_code, row.error_message, row.error_at) if row.error_code else None,
+        retry_at=row.retry_at,
+        warnings=[responses.Warning(*warning[1:]) for warning in warnings],
+        sync=next((responses.OpenSync(str(s.id), s.status, s.step, s.started_at) for s in syncs), None),
     )
 
 
-def _by(rows: list[Any], column: str) -> dict[Any, list[Any]]:
-    found: dict[Any, list[Any]] = {}
+def _by_node(rows: Iterable[N]) -> dict[UUID, list[N]]:
+    found: dict[UUID, list[N]] = {}
     for row in rows:
-        found.setdefault(row[column], []).append(row)
+        found.setdefault(row.node_id, []).append(row)
     return found

@@ -1,8 +1,9 @@
-"""From an HTTP request to a typed call and back: one operation of the table of routes, its input checked first."""
+"""From an HTTP request to a typed call, whose caller and input are checked, and from its result to an HTTP reply."""
 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
@@ -11,71 +12,88 @@ from uuid import uuid4
 import msgspec
 import orjson
 from starlette.datastructures import QueryParams
-from starlette.types import Receive, Scope
+from starlette.types import Receive, Scope, Send
 
 from control import wire
-from control.api import auth
-from control.api.auth import Operator, Role
+from control.api.auth import Principal, Role
 from control.api.services import Services
 from control.problems import ProblemError
 from control.storage import idempotency, queries
 from control.storage.announcements import Changed
+from control.storage.connection import Connection
 
 T = TypeVar("T")
-Handler = Callable[["Call"], Awaitable["Answer"]]
-Read = Callable[[Any], Awaitable[Any]]
-Work = Callable[[Any, Changed], Awaitable[Any]]
-Renew = Callable[[Any, Changed, Any], Awaitable[Any]]
+Handler = Callable[["Call"], Awaitable["Reply"]]
+Read = Callable[[Connection], Awaitable[Any]]
+Work = Callable[[Connection, Changed], Awaitable[Any]]
+Renew = Callable[[Connection, Changed, Any], Awaitable[Any]]
 
 AUDIT = queries.load("audit")["record"]
 
 SMALL_BODY = 256 * 1024
-"""Bytes of a JSON body: what is read of it is read at once, and nothing else goes on meanwhile."""
+"""Bytes of an operator's JSON body."""
 INVENTORY_BODY = 1536 * 1024
 """Bytes of a body with a node's inventory, which may have some thousand entries."""
 SQL_BODY = 8 * 1024 * 1024
 """Bytes of a body with a schema change, which is one long text."""
 BIG_BODY = 64 * 1024
-"""Bytes from which a body is read in a thread: others have their turn between the steps of that."""
+"""Bytes of the largest body that is parsed at once; larger ones are parsed in a thread, beside other requests."""
+
+NOBODY = Principal("", "", "")
+"""In place of an operator, where the caller is a node or anybody."""
 
 _AT = re.compile(r" - at `(?:key` in `)?\$\.?([^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a handler answers; `body` is a struct or a dict (JSON), bytes or pieces of them, or None."""
+class Reply:
+    """The result of an operation; `body` is a struct or a dict (sent as JSON), bytes or pieces of them, or None.
+
+    As Starlette's responses it is an ASGI application, which sends the reply once it is `prepared`.
+    """
 
     status: int
     body: Any = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send the reply."""
+        await send({"type": "http.response.start", "status": self.status, "headers": list(self.headers)})
+        if isinstance(self.body, bytes):
+            await send({"type": "http.response.body", "body": self.body})
+            return
+        async with aclosing(self.body) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path: enough to serve it and to describe it."""
+    """One method of one path: what is needed to serve it and to describe it."""
 
     method: str
     path: str
     summary: str
     handler: Handler
     role: Role | Literal["node", "join"] | None
-    """What the caller must be: an operator's role, a node, a joining node, or anybody."""
+    """Who may call it: operators of a role, nodes, joining nodes; None: anybody."""
     answers: Mapping[int, Any]
-    """The type of the body of each status that isn't a problem; None for no body, bytes for what isn't JSON."""
+    """The type of the body by status, for statuses that aren't problems; None: no body, bytes: it isn't JSON."""
     problems: tuple[str, ...] = ()
-    """Codes that this operation may answer beside those that its input may get."""
+    """Codes of problems that this operation may answer, beside those that any input may get."""
     body: Any = None
-    """The type of its JSON body; bytes for a stream that the handler reads."""
+    """The type of its JSON body; bytes: a stream that the handler reads."""
     query: Any = None
     """A struct of its query parameters."""
     body_limit: int = SMALL_BODY
-    """Bytes of its JSON body, where the setting `body_limit` allows them."""
+    """Bytes of its JSON body at most; the setting `body_limit` may allow fewer."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request, checked."""
+    """One request, whose caller and input are checked."""
 
     services: Services
     operation: Operation
@@ -84,22 +102,23 @@ class Call:
     body: Any
     scope: Scope
     receive: Receive
-    operator: Operator
-    """Without a name where the call isn't an operator's."""
+    operator: Principal
+    """With the name '' where the caller is no operator."""
     node_id: str
-    """Of the node that asks, or ''."""
+    """The id of the node that calls, or ''."""
     credential_id: str
+    """The id of the node's credential, or ''."""
     idempotency_key: str
     request_digest: str
 
-    async def write(self, work: Work, *, status: int = 201, renew: Renew | None = None) -> Answer:
-        """Run `work` in a transaction with its idempotency key, tell the replicas, and answer what it returned.
+    async def write(self, work: Work, *, status: int = 201, renew: Renew | None = None) -> Reply:
+        """Run `work` in a transaction, once for the call's idempotency key, and answer what it returned.
 
-        What `work` and `renew` put into their second argument is announced to the replicas, last before COMMIT.
+        Rows that `work` and `renew` put into their second argument are announced to all replicas.
         """
         clock = self.services.clock
 
-        async def run(conn: Any) -> Any:
+        async def run(conn: Connection) -> Any:
             changed = Changed()
             body = await idempotency.once(
                 conn,
@@ -114,40 +133,40 @@ class Call:
             await changed.announce(conn)
             return body
 
-        body = await self.services.writes.transaction(run)
+        body = await self.services.databases.writes.transaction(run)
         await self.services.fleet.announced()
-        return Answer(status, body)
+        return Reply(status, body)
 
-    async def replayed(self, status: int = 201) -> Answer | None:
-        """The answer that was kept under the call's idempotency key, where there is one."""
+    async def replayed(self, status: int = 201) -> Reply | None:
+        """The reply that was kept under the call's idempotency key, or None."""
         if not self.idempotency_key:
             return None
         kept = await self.services.db.read(
             lambda conn: idempotency.find(conn, self.operator.name, self.idempotency_key, self.request_digest)
         )
-        return None if kept is None else Answer(status, kept.response)
+        return None if kept is None else Reply(status, kept.response)
 
-    async def audit(self, conn: Any, action: str, subject: str, details: dict[str, Any]) -> None:
-        """Write down what the operator does, in its transaction."""
+    async def audit(self, conn: Connection, action: str, subject: str, details: dict[str, Any]) -> None:
+        """Record what the operator does, in the same transaction."""
         await conn.execute(AUDIT, uuid4(), self.services.clock.now(), self.operator.name, action, subject, details)
 
-    async def read(self, work: Read) -> Answer:
-        """Run `work` in one consistent view and answer what it returned."""
-        return Answer(200, await self.services.lists.read(work))
+    async def read(self, work: Read) -> Reply:
+        """Run `work`, which only reads, and answer what it returned."""
+        return Reply(200, await self.services.databases.lists.read(work))
 
 
 async def answer(
     services: Services, operation: Operation, parameters: Mapping[str, str], scope: Scope, receive: Receive
-) -> Answer:
-    """Check the caller, then the input, then run the operation; raises `ProblemError`."""
-    operator, node_id, credential_id = Operator("", "", ""), "", ""
+) -> Reply:
+    """Check the caller, then the input, then run the operation. Raises: ProblemError, when it is refused or fails."""
+    operator, node_id, credential_id = NOBODY, "", ""
     if operation.role == "node":
-        credential = await auth.node(services, scope)
-        node_id, credential_id = credential.node_id, credential.id
+        credential, node = await services.auth.node(scope)
+        node_id, credential_id = node.id, credential.id
     elif operation.role == "join":
-        await auth.joining(services, scope)
+        await services.auth.joining(scope)
     elif operation.role is not None:
-        operator = await auth.operator(services, scope, operation.role)
+        operator = await services.auth.operator(scope, operation.role)
     path = {name: _path_value(name, text) for name, text in parameters.items()}
     query = _query(operation.query, scope)
     key = _idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""
@@ -182,14 +201,14 @@ async def answer(
 
 
 def check_length(scope: Scope, limit: int) -> None:
-    """Refuse a body that is said to have more than `limit` bytes before it is read; raises `ProblemError`."""
+    """Raises: ProblemError body_too_large, when the header says that the body has more than `limit` bytes."""
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             raise _too_large(limit)
 
 
 async def read_body(services: Services, scope: Scope, receive: Receive, limit: int) -> bytes:
-    """A whole body of at most `limit` bytes, within the limits that the settings have; raises `ProblemError`."""
+    """A whole body of at most `limit` bytes. Raises: ProblemError, when it is larger, too slow, or ends early."""
     limit = min(limit, services.settings.body_limit)
     check_length(scope, limit)
     parts: list[bytes] = []
@@ -214,9 +233,9 @@ async def read_body(services: Services, scope: Scope, receive: Receive, limit: i
 
 
 def decode(raw: bytes, type: type[T]) -> T:
-    """`raw`, which is JSON, as `type`; raises `ProblemError` with the field that is wrong."""
+    """Parse JSON as `type`. Raises: ProblemError, with the field that is wrong."""
     try:
-        # At once as what it is to be: what isn't wanted of a large body is passed over, and not made into objects.
+        # In one step: fields of a large body that `type` doesn't have are skipped, and not made into objects.
         value = msgspec.json.decode(raw, type=type)
     except msgspec.ValidationError as error:
         if len(raw) <= SMALL_BODY / 2:
@@ -237,7 +256,7 @@ def _check_syntax(raw: bytes) -> None:
 
 
 def convert(value: object, type: type[T], code: str, *, strict: bool = True) -> T:
-    """`value` as `type`; raises `ProblemError` of that code with the field that is wrong."""
+    """Convert `value` to `type`. Raises: ProblemError of this code, with the field that is wrong."""
     try:
         return msgspec.convert(value, type, strict=strict)
     except msgspec.ValidationError as error:
@@ -253,12 +272,18 @@ def _invalid(code: str, error: msgspec.ValidationError) -> ProblemError:
 
 
 def encode(body: Any) -> bytes:
-    """An answer's body as JSON."""
+    """A reply's body as JSON."""
     return msgspec.json.encode(body)
 
 
-def prepared(made: Answer) -> Answer:
-    """The answer as it is sent: its body bytes, or pieces whose length is in the headers already."""
+def json_reply(status: int, body: bytes) -> Reply:
+    """A reply as it is sent, whose body is JSON already."""
+    headers = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
+    return Reply(status, body, headers)
+
+
+def prepared(made: Reply) -> Reply:
+    """The reply as it is sent: its body is bytes, or pieces whose length is in the headers already."""
     headers, body = made.headers, made.body
     if isinstance(body, AsyncIterator):
         return made
@@ -269,11 +294,11 @@ def prepared(made: Answer) -> Answer:
         headers = (*headers, (b"content-type", b"application/json"))
     if made.status != 204 and not any(name == b"content-length" for name, _ in headers):
         headers = (*headers, (b"content-length", b"%d" % len(body)))
-    return Answer(made.status, body, headers)
+    return Reply(made.status, body, headers)
 
 
-def refusal(error: ProblemError) -> Answer:
-    """`error` as problem+json."""
+def refusal(error: ProblemError) -> Reply:
+    """The reply to a request that is refused or fails: problem+json."""
     headers = [(b"content-type", b"application/problem+json")]
     if error.retry_after is not None:
         headers.append((b"retry-after", str(error.retry_after).encode()))
@@ -281,11 +306,11 @@ def refusal(error: ProblemError) -> Answer:
         headers.append((b"allow", error.allow.encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    return prepared(Answer(error.status, error.body(), tuple(headers)))
+    return prepared(Reply(error.status, error.body(), tuple(headers)))
 
 
 class PathTypes(msgspec.Struct):
-    """What may stand in a path, by the name of the parameter."""
+    """The types of the parameters in paths, by name."""
 
     name: wire.Name
     sha256: wire.Sha256
@@ -299,7 +324,7 @@ class PathTypes(msgspec.Struct):
 
 @cache
 def path_types() -> dict[str, Any]:
-    """The type of each parameter of a path."""
+    """`PathTypes` as a dict."""
     return {f.name: f.type for f in msgspec.structs.fields(PathTypes)}
 
 
@@ -345,7 +370,7 @@ def _too_large(limit: int) -> ProblemError:
 
 
 def _refuse_nul(value: object, path: str) -> None:
-    """The database can't hold NUL in a text."""
+    """Raises: ProblemError, when a text has a NUL, which the database can't store."""
     if isinstance(value, str):
         if "\x00" in value:
             raise ProblemError("invalid_body", "there is a NUL character in it", field=path)

@@ -1,35 +1,49 @@
 """Operators: who may use the API, each with a token and a role."""
 
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from control.api import auth, pagination, responses
-from control.api.operations import Answer, Call
+from control import tokens
+from control.api import pagination, responses
+from control.api.operations import Call, Reply
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
+from control.storage.connection import Connection
+
+
+class OperatorRole(NamedTuple):
+    """An operator's id and role."""
+
+    id: UUID
+    role: str
+
 
 SQL = queries.load("operators")
+TAKEN = SQL.value("taken", bool)
+OPERATORS = SQL.rows("operators", responses.Operator)
+OPERATOR = SQL.rows("operator", OperatorRole)
+ADMINS = SQL.value("admins", int)
 
 
-async def create(call: Call) -> Answer:
-    """POST /v1/operators. The token is kept as a hash alone: asked again under its key, it is replaced."""
+async def create(call: Call) -> Reply:
+    """POST /v1/operators. Only the token's hash is stored, so the same request again gets a new token."""
     body = call.body
 
-    async def work(conn: Any, _changed: Changed) -> responses.MadeOperator:
-        if await conn.fetchval(SQL["taken"], body.name):
+    async def work(conn: Connection, _changed: Changed) -> responses.MadeOperator:
+        if await conn.fetchval(TAKEN, body.name):
             raise ProblemError(
                 "name_taken", f"there is or was an operator {body.name}; the audit needs another name", field="name"
             )
-        token = auth.new_token("operator")
+        token = tokens.new_token("operator")
         now = call.services.clock.now()
-        # Not announced: a replica looks up an operator that it doesn't know.
+        # Not announced: a replica looks up an operator that isn't in its cache.
         await conn.execute(SQL["add"], token.id, body.name, body.role, token.secret_hash, now)
         await call.audit(conn, "operator.create", body.name, {"role": body.role})
         return responses.MadeOperator(str(token.id), body.name, body.role, token.text)
 
-    async def renew(conn: Any, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
-        token = auth.new_token("operator", UUID(kept["id"]))
+    async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
+        token = tokens.new_token("operator", UUID(kept["id"]))
         await conn.execute(SQL["renew"], token.id, token.secret_hash)
         changed.operators.add(str(token.id))
         return responses.MadeOperator(str(token.id), kept["name"], kept["role"], token.text)
@@ -37,33 +51,35 @@ async def create(call: Call) -> Answer:
     return await call.write(work, renew=renew)
 
 
-async def list_operators(call: Call) -> Answer:
+async def list_operators(call: Call) -> Reply:
     """GET /v1/operators: those that can sign in."""
     paging = call.query
     after = pagination.read_cursor(paging.cursor, (str,)) or ("",)
-    describe = pagination.each(lambda row: responses.Operator(row["name"], row["role"], row["created_at"]))
 
-    async def work(conn: Any) -> responses.Page[responses.Operator]:
-        def fetch(after: tuple[Any, ...], count: int) -> Any:
-            return conn.fetch(SQL["operators"], *after, count)
-
-        return await pagination.fill(fetch, describe, after, paging.limit, ("name",))
+    async def work(conn: Connection) -> responses.Page[responses.Operator]:
+        return await pagination.fill(
+            lambda after, count: conn.fetch(OPERATORS, *after, count),
+            pagination.as_they_are,
+            lambda row: (row.name,),
+            after,
+            paging.limit,
+        )
 
     return await call.read(work)
 
 
-async def revoke(call: Call) -> Answer:
+async def revoke(call: Call) -> Reply:
     """DELETE /v1/operators/{name}."""
     name = call.path["name"]
 
-    async def work(conn: Any, changed: Changed) -> None:
-        row = await conn.fetchrow(SQL["operator"], name)
+    async def work(conn: Connection, changed: Changed) -> None:
+        row = await conn.fetchrow(OPERATOR, name)
         if row is None:
             raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
-        if row["role"] == "admin" and await conn.fetchval(SQL["admins"]) == 1:
+        if row.role == "admin" and await conn.fetchval(ADMINS) == 1:
             raise ProblemError("last_admin", f"{name} is the last admin; make another one first", field="name")
-        await conn.execute(SQL["revoke"], row["id"], call.services.clock.now())
-        changed.operators.add(str(row["id"]))
+        await conn.execute(SQL["revoke"], row.id, call.services.clock.now())
+        changed.operators.add(str(row.id))
         await call.audit(conn, "operator.revoke", name, {})
 
     return await call.write(work, status=204)

@@ -1,7 +1,7 @@
-"""Pages of lists, bounded in bytes: a page ends where it has its items or its bytes, and its cursor goes on.
+"""Pages of lists, limited in items and in bytes. The next page begins at the cursor of the one before.
 
-Rows are read a few at a time, more of them as they turn out small, and each item is encoded by itself; between two
-readings, and after some bytes, others have their turn.
+Rows are read a few at a time, more of them when they turn out small, and each item is encoded by itself. Between two
+readings, and after some bytes, other tasks have their turn.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -18,30 +18,35 @@ import orjson
 from control.api import responses
 from control.problems import ProblemError
 
-BYTES = 256 * 1024
-"""Of a page's items as JSON, but for one item that has more by itself."""
-TURN = 16 * 1024
-"""Bytes that are encoded before others have their turn."""
-GROWTH = 4
+R = TypeVar("R")
 
-Fetch = Callable[[tuple[Any, ...], int], Awaitable[Sequence[Any]]]
-Describe = Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
+BYTES = 256 * 1024
+"""Bytes of a page's items as JSON. A single item may have more."""
+TURN = 16 * 1024
+"""Bytes that are encoded before other tasks have their turn."""
+GROWTH = 4
+"""Times as many rows are read after each reading, at most."""
+
+Position = tuple[Any, ...]
+"""Where a row is in a list: the values that the list is ordered by."""
+Fetch = Callable[[Position, int], Awaitable[Sequence[R]]]
+Describe = Callable[[Sequence[R]], Awaitable[Sequence[object]]]
 
 
 async def fill(
-    fetch: Fetch,
-    describe: Describe,
-    after: tuple[Any, ...],
+    fetch: Fetch[R],
+    describe: Describe[R],
+    position: Callable[[R], Position],
+    after: Position,
     limit: int,
-    columns: Sequence[str],
     *,
     first: int = 32,
     most: int = 1000,
 ) -> responses.Page[Any]:
-    """A page of at most `limit` items and about `BYTES`, from behind `after`.
+    """A page of at most `limit` items and about `BYTES`, of what comes after the position `after`.
 
-    `fetch(after, count)` reads the next `count` rows behind the values of `columns` that a row had; `describe` makes an
-    item of each. `first` and `most` are how many rows are read at first and at a time, fewer where rows are large.
+    `fetch(after, count)` reads the next `count` rows; `describe` makes an item of each. `first` rows are read at first,
+    and `most` at a time; these are fewer where rows are large.
     """
     items: list[Any] = []
     size, count = 0, min(first, limit)
@@ -53,7 +58,7 @@ async def fill(
             if items and size + len(raw) > BYTES:
                 return responses.Page(items, write_cursor(*after))
             items.append(msgspec.Raw(raw))
-            after = tuple(row[column] for column in columns)
+            after = position(row)
             size += len(raw)
             encoded += len(raw)
             if encoded > TURN:
@@ -67,22 +72,27 @@ async def fill(
         count = min(count * GROWTH, most, limit - len(items), fitting)
 
 
-def each(make: Callable[[Any], Any]) -> Describe:
-    """`describe` where each row says all of its item."""
+def each(make: Callable[[R], object]) -> Describe[R]:
+    """A `describe` that makes each item of its row alone."""
 
-    async def describe(rows: Sequence[Any]) -> Sequence[Any]:
+    async def describe(rows: Sequence[R]) -> Sequence[object]:
         return [make(row) for row in rows]
 
     return describe
 
 
+async def as_they_are(rows: Sequence[object]) -> Sequence[object]:
+    """A `describe` where the rows are the items."""
+    return rows
+
+
 def write_cursor(*values: object) -> str:
-    """Where a page ended: opaque to clients."""
+    """The cursor of a position: opaque to clients."""
     return base64.urlsafe_b64encode(orjson.dumps(values, default=str)).decode().rstrip("=")
 
 
-def read_cursor(cursor: str | None, types: tuple[type, ...]) -> tuple[Any, ...] | None:
-    """The values of a cursor; raises `ProblemError` for what isn't one of this list's."""
+def read_cursor(cursor: str | None, types: tuple[type, ...]) -> Position | None:
+    """The position of a cursor. Raises: ProblemError invalid_parameter, when it isn't a cursor of this list."""
     if cursor is None:
         return None
     try:
@@ -101,7 +111,7 @@ def _cursor_value(value: object, type: type) -> object:
         time = datetime.fromisoformat(value)
         if time.tzinfo is None:
             raise ValueError
-        # The end of time in another zone is past it in UTC, as which it is asked for.
+        # In UTC, as the query takes it. The latest time of another zone may be out of range there: OverflowError.
         return time.astimezone(UTC)
     if type is UUID and isinstance(value, str):
         return UUID(value)

@@ -1,29 +1,67 @@
-"""What happened: operators' writes (audit), syncs, refused authentications, newest first."""
+"""The logs: operators' writes (audit), syncs, refused authentications; newest first."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
 from msgspec import Meta, Struct
 
 from control import wire
 from control.api import pagination, responses
-from control.api.operations import Answer, Call
+from control.api.operations import Call, Reply
 from control.problems import ProblemError
 from control.storage import queries
+from control.storage.connection import Connection
+
+
+class AuditRow(NamedTuple):
+    """A line of the audit log."""
+
+    id: UUID
+    at: datetime
+    operator: str
+    action: str
+    subject: str
+    details: dict[str, Any]
+
+
+class SyncRow(NamedTuple):
+    """A line of the log of syncs."""
+
+    id: UUID
+    node: str
+    group_name: str
+    release: int | None
+    generation: int
+    status: str
+    step: str
+    started_at: datetime
+    lease_until: datetime
+    ended_at: datetime | None
+    error_code: str
+    error_message: str
+    late_status: str | None
+    folded: int
+
 
 SQL = queries.load("logs")
+AUDIT = SQL.rows("audit", AuditRow)
+AUTH_FAILURES = SQL.rows("auth_failures", responses.AuthFailure)
+NODES = SQL.value("nodes", UUID)
+SYNCS = SQL.rows("syncs", SyncRow)
+SYNC = SQL.rows("sync", SyncRow)
+
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Cursor = Annotated[str, Meta(max_length=500)]
 
 
 class Paging(Struct, forbid_unknown_fields=True):
-    """Which part of a list."""
+    """Which page of a list."""
 
     cursor: Cursor | None = None
-    """`next` of the part before."""
+    """`next` of the page before."""
     limit: Limit = 100
-    """Items at most; a page with much in it has fewer, and a `next`."""
+    """Items at most. A page of large items has fewer, and a `next`."""
 
 
 class SyncFilter(Paging, forbid_unknown_fields=True):
@@ -32,63 +70,61 @@ class SyncFilter(Paging, forbid_unknown_fields=True):
     status: Literal["running", "succeeded", "failed", "expired", "superseded"] | None = None
 
 
-async def list_audit(call: Call) -> Answer:
+async def list_audit(call: Call) -> Reply:
     """GET /v1/audit."""
     return await call.read(lambda conn: _audit(conn, call.query))
 
 
-async def list_auth_failures(call: Call) -> Answer:
+async def list_auth_failures(call: Call) -> Reply:
     """GET /v1/auth-failures."""
     return await call.read(lambda conn: _auth_failures(conn, call.query))
 
 
-async def list_syncs(call: Call) -> Answer:
+async def list_syncs(call: Call) -> Reply:
     """GET /v1/syncs."""
     return await call.read(lambda conn: _syncs(conn, call.query))
 
 
-async def get_sync(call: Call) -> Answer:
+async def get_sync(call: Call) -> Reply:
     """GET /v1/syncs/{id}."""
     return await call.read(lambda conn: _one_sync(conn, call.path["id"]))
 
 
-async def _audit(conn: Any, paging: Paging) -> responses.Page[responses.AuditEntry]:
+async def _audit(conn: Connection, paging: Paging) -> responses.Page[responses.AuditEntry]:
     return await pagination.fill(
-        lambda after, count: conn.fetch(SQL["audit"], *after, count),
-        pagination.each(
-            lambda r: responses.AuditEntry(r["at"], r["operator"], r["action"], r["subject"], r["details"])
-        ),
+        lambda after, count: conn.fetch(AUDIT, *after, count),
+        pagination.each(lambda row: responses.AuditEntry(*row[1:])),
+        lambda row: (row.at, row.id),
         _newest_first(paging.cursor),
         paging.limit,
-        ("at", "id"),
     )
 
 
-async def _auth_failures(conn: Any, paging: Paging) -> responses.Page[responses.AuthFailure]:
+async def _auth_failures(conn: Connection, paging: Paging) -> responses.Page[responses.AuthFailure]:
     return await pagination.fill(
-        lambda after, count: conn.fetch(SQL["auth_failures"], *after, count),
-        pagination.each(lambda r: responses.AuthFailure(**r)),
+        lambda after, count: conn.fetch(AUTH_FAILURES, *after, count),
+        pagination.as_they_are,
+        lambda row: (row.minute, row.address, row.reason),
         pagination.read_cursor(paging.cursor, (datetime, str, str)) or (None, "", ""),
         paging.limit,
-        ("minute", "address", "reason"),
     )
 
 
-async def _syncs(conn: Any, query: SyncFilter) -> responses.Page[responses.Sync]:
+async def _syncs(conn: Connection, query: SyncFilter) -> responses.Page[responses.Sync]:
     node_ids = None
     if query.node is not None:
-        node_ids = [str(row["id"]) for row in await conn.fetch(SQL["nodes"], query.node, _as_id(query.node))]
+        node_ids = [str(id) for id in await conn.column(NODES, query.node, _as_id(query.node))]
     return await pagination.fill(
-        lambda after, count: conn.fetch(SQL["syncs"], *after, node_ids, query.status, count),
+        lambda after, count: conn.fetch(SYNCS, *after, node_ids, query.status, count),
         pagination.each(_sync),
+        lambda row: (row.started_at, row.id),
         _newest_first(query.cursor),
         query.limit,
-        ("started_at", "id"),
     )
 
 
-async def _one_sync(conn: Any, id: str) -> responses.Sync:
-    row = await conn.fetchrow(SQL["sync"], id)
+async def _one_sync(conn: Connection, id: str) -> responses.Sync:
+    row = await conn.fetchrow(SYNC, id)
     if row is None:
         raise ProblemError("unknown_sync", f"there is no sync {id}", field="id")
     return _sync(row)
@@ -101,24 +137,24 @@ def _as_id(text: str) -> UUID | None:
         return None
 
 
-def _newest_first(cursor: str | None) -> tuple[Any, ...]:
+def _newest_first(cursor: str | None) -> pagination.Position:
     return pagination.read_cursor(cursor, (datetime, UUID)) or (None, None)
 
 
-def _sync(row: Any) -> responses.Sync:
-    error = wire.SyncError(row["error_code"], row["error_message"]) if row["error_code"] else None
+def _sync(row: SyncRow) -> responses.Sync:
+    error = wire.SyncError(row.error_code, row.error_message) if row.error_code else None
     return responses.Sync(
-        id=str(row["id"]),
-        node=row["node"],
-        group=row["group_name"],
-        release=row["release"],
-        generation=row["generation"],
-        status=row["status"],
-        step=row["step"],
-        started_at=row["started_at"],
-        lease_until=row["lease_until"],
-        ended_at=row["ended_at"],
+        id=str(row.id),
+        node=row.node,
+        group=row.group_name,
+        release=row.release,
+        generation=row.generation,
+        status=row.status,
+        step=row.step,
+        started_at=row.started_at,
+        lease_until=row.lease_until,
+        ended_at=row.ended_at,
         error=error,
-        late=row["late_status"],
-        folded=row["folded"],
+        late=row.late_status,
+        folded=row.folded,
     )

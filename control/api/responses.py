@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct, field
 
 from control import wire
+from control.sync.compatibility import Unfit
 
 T = TypeVar("T")
 
@@ -124,20 +125,6 @@ class Release(Struct):
     reason: str
     created_by: str
     created_at: datetime
-
-
-class UnfitNode(Struct):
-    name: str
-    lacks: list[str]
-    """What the release's functions need and the node doesn't know, for people."""
-
-
-class Unfit(Struct):
-    """The nodes of a group that can't run a release, as far as they have told what they can."""
-
-    count: int
-    nodes: list[UnfitNode]
-    """The first 20 by name."""
 
 
 class MadeRelease(Release):

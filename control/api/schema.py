@@ -1,23 +1,38 @@
 """Schema changes: numbered without a gap, tried before they are taken, amended by revisions (R 3.1, 3.2)."""
 
-from typing import Any
+from typing import NamedTuple
+
+from msgspec.structs import asdict
 
 from control import wire
 from control.api import pagination, responses
-from control.api.operations import Answer, Call
+from control.api.operations import Call, Reply
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
+from control.storage.connection import Connection
+
+
+class NewestRevision(NamedTuple):
+    """The number of a schema change and of its newest revision."""
+
+    number: int
+    revision: int
+
 
 SQL = queries.load("schema")
+CHANGES = SQL.rows("changes", responses.SchemaChange)
+REVISIONS = SQL.rows("revisions", responses.SchemaChange)
+NUMBERS = SQL.rows("numbers", NewestRevision)
+ADD = SQL.rows("add", responses.SchemaChange)
+
 ATTEMPTS = 5
-"""How often a change is tried again because another one was registered meanwhile."""
+"""Times that a change is checked, when another one is registered meanwhile each time."""
+SHOWN = 10
+"""Revisions that are shown with a change: its newest ones."""
 
-REVISIONS = 10
-"""Of a change that are shown with it, the newest ones."""
 
-
-async def add(call: Call) -> Answer:
+async def add(call: Call) -> Reply:
     """POST /v1/schema-changes."""
     body: wire.NewSchemaChange = call.body
     if kept := await call.replayed():
@@ -42,10 +57,10 @@ async def add(call: Call) -> Answer:
     raise _moving()
 
 
-async def amend(call: Call) -> Answer:
+async def amend(call: Call) -> Reply:
     """POST /v1/schema-changes/{number}/revisions: another text that leads to the same schema.
 
-    Nodes that lack the change get the newest revision; those that have it keep what they applied.
+    Nodes that lack the change get the newest revision; the others keep what they applied.
     """
     number, sql = call.path["number"], call.body.sql
     if kept := await call.replayed():
@@ -55,66 +70,75 @@ async def amend(call: Call) -> Answer:
         if number > len(history):
             raise _unknown(number)
         old = history[number - 1]
-        if sql == old["sql"]:
+        if sql == old.sql:
             raise ProblemError(
-                "schema_conflict", f"revision {old['revision']} of change {number} has this very text", field="sql"
+                "schema_conflict", f"revision {old.revision} of change {number} has this very text", field="sql"
             )
-        warnings = await call.services.checks.schema(_texts(history), sql, (number, old["sql"]))
-        answer = await _insert(call, history, number, old["revision"] + 1, old["name"], sql, warnings)
+        warnings = await call.services.checks.schema(_texts(history), sql, (number, old.sql))
+        answer = await _insert(call, history, number, old.revision + 1, old.name, sql, warnings)
         if answer is not None:
             return answer
     raise _moving()
 
 
-async def list_changes(call: Call) -> Answer:
+async def list_changes(call: Call) -> Reply:
     """GET /v1/schema-changes: the newest revision of each, by number."""
     paging = call.query
     after = pagination.read_cursor(paging.cursor, (int,)) or (0,)
-    describe = pagination.each(lambda row: responses.SchemaChange(**row))
 
-    async def work(conn: Any) -> responses.Page[responses.SchemaChange]:
-        def fetch(after: tuple[Any, ...], count: int) -> Any:
-            return conn.fetch(SQL["changes"], *after, count)
-
-        return await pagination.fill(fetch, describe, after, paging.limit, ("number",), first=1, most=8)
+    async def work(conn: Connection) -> responses.Page[responses.SchemaChange]:
+        return await pagination.fill(
+            lambda after, count: conn.fetch(CHANGES, *after, count),
+            pagination.as_they_are,
+            lambda row: (row.number,),
+            after,
+            paging.limit,
+            first=1,
+            most=8,
+        )
 
     return await call.read(work)
 
 
-async def get_change(call: Call) -> Answer:
+async def get_change(call: Call) -> Reply:
     """GET /v1/schema-changes/{number}."""
     number = call.path["number"]
 
-    async def work(conn: Any) -> responses.SchemaChangeHistory:
-        rows = (await conn.fetch(SQL["revisions"], number, REVISIONS))[::-1]
+    async def work(conn: Connection) -> responses.SchemaChangeHistory:
+        rows = (await conn.fetch(REVISIONS, number, SHOWN))[::-1]
         if not rows:
             raise _unknown(number)
-        return responses.SchemaChangeHistory(**rows[-1], revisions=[responses.SchemaChange(**row) for row in rows])
+        return responses.SchemaChangeHistory(**asdict(rows[-1]), revisions=rows)
 
     return await call.read(work)
 
 
-async def _history(conn: Any) -> list[Any]:
+async def _history(conn: Connection) -> list[responses.SchemaChange]:
     """The newest revision of every change, by number."""
-    rows: list[Any] = await conn.fetch(SQL["changes"], 0, 2**31)
-    return rows
+    return await conn.fetch(CHANGES, 0, 2**31)
 
 
-def _texts(history: list[Any]) -> list[tuple[int, str]]:
-    return [(row["number"], row["sql"]) for row in history]
+def _texts(history: list[responses.SchemaChange]) -> list[tuple[int, str]]:
+    return [(row.number, row.sql) for row in history]
 
 
 async def _insert(
-    call: Call, history: list[Any], number: int, revision: int, name: str, sql: str, warnings: list[dict[str, str]]
-) -> Answer | None:
-    """Register what was tried on `history`; None where the history is another one by now."""
-    tried = [(row["number"], row["revision"]) for row in history]
+    call: Call,
+    history: list[responses.SchemaChange],
+    number: int,
+    revision: int,
+    name: str,
+    sql: str,
+    warnings: list[dict[str, str]],
+) -> Reply | None:
+    """Register a change that was checked after `history`; None where the history is another one by now."""
+    tried = [(row.number, row.revision) for row in history]
 
-    async def work(conn: Any, _changed: Changed) -> responses.MadeSchemaChange:
-        if [(row["number"], row["revision"]) for row in await conn.fetch(SQL["numbers"])] != tried:
+    async def work(conn: Connection, _changed: Changed) -> responses.MadeSchemaChange:
+        if [tuple(row) for row in await conn.fetch(NUMBERS)] != tried:
             raise _Moved
-        row = await conn.fetchrow(
-            SQL["add"],
+        row = await conn.one(
+            ADD,
             number,
             revision,
             name,
@@ -125,7 +149,7 @@ async def _insert(
         )
         action = "schema.add" if revision == 1 else "schema.amend"
         await call.audit(conn, action, str(number), {"name": name, "revision": revision})
-        return responses.MadeSchemaChange(**row, warnings=[responses.CheckWarning(**w) for w in warnings])
+        return responses.MadeSchemaChange(**asdict(row), warnings=[responses.CheckWarning(**w) for w in warnings])
 
     try:
         return await call.write(work)

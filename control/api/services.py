@@ -1,29 +1,50 @@
-"""What one replica of control works with; built by the app's lifespan, handed to every request."""
+"""What one replica of control works with: built by the app's lifespan, and given to every operation."""
 
-from __future__ import annotations
+from dataclasses import dataclass
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from control.api.auth import Authenticator, JoinTokenRow
+from control.api.auth_failures import AuthFailures
+from control.api.edge_check import Checks
+from control.clock import Clock
+from control.metrics import Metrics
+from control.settings import Settings
+from control.storage.artifact_deletions import Deletions
+from control.storage.batched_lookups import Lookups
+from control.storage.bucket_owner import Ownership
+from control.storage.database import Database
+from control.storage.object_store import Store
+from control.storage.readiness import Readiness
+from control.sync.fleet_cache import FleetCache
+from control.sync.heartbeats import Heartbeats
+from control.sync.monitor import Monitor
+from control.sync.reconciler import Decision, NodeRequest
+from control.sync.reports import SyncReport
+from control.sync.write_batches import WriteBatches
+from control.wire import SyncState
 
-if TYPE_CHECKING:
-    from control.api.auth import AuthFailures
-    from control.api.edge_check import Checks
-    from control.api.probes import Readiness
-    from control.clock import Clock
-    from control.metrics import Metrics
-    from control.settings import Settings
-    from control.storage.artifact_deletions import Deletions
-    from control.storage.batched_lookups import Lookups
-    from control.storage.bucket_owner import Ownership
-    from control.storage.database import Database
-    from control.storage.object_store import Store
-    from control.sync.fleet_cache import Fleet
-    from control.sync.heartbeats import Presence
-    from control.sync.reconciler import Decision, Request
-    from control.sync.reports import Report
-    from control.sync.targets import Targets
-    from control.sync.write_batches import Slices
-    from control.wire import SyncState
+
+@dataclass
+class Databases:
+    """The metadata database, a share of its connections for each kind of work that must not wait for the others."""
+
+    requests: Database
+    """Reads and writes of requests that have no share of their own."""
+    writes: Database
+    """Operators' writes: the connections of `requests`; they take turns with everything that is written for nodes."""
+    lists: Database
+    """Requests that only read, as lists do."""
+    joins: Database
+    """Joins, and new credentials."""
+    first_polls: Database
+    """The first uses of credentials."""
+    batches: Database
+    """Decisions about nodes, and their reports."""
+    cache: Database
+    """What the cache of targets and credentials reads."""
+    background: Database
+    """Heartbeats, the monitor, the record of refusals, deletions."""
+    readiness: Database
+    """The question whether the database takes writes."""
 
 
 @dataclass
@@ -32,36 +53,32 @@ class Services:
 
     settings: Settings
     clock: Clock
-    db: Database
-    """For what requests ask of it, but for these, which have connections of their own:"""
-    writes: Database
-    """The same connections as `db`, for operators' writes, which take turns with all that nodes write."""
-    lists: Database
-    """What only reads for an operator, as lists do."""
-    joins: Database
-    first_polls: Database
-    """The first use of a credential."""
-    slices: Database
-    """Plans for nodes and their reports."""
-    steady: Database
-    """What a replica keeps in memory."""
-    beside: Database
-    """What it does by itself: heartbeats, the monitor, the record of refusals."""
+    databases: Databases
     store: Store
     ownership: Ownership
+    deletions: Deletions
     checks: Checks
     readiness: Readiness
+    auth: Authenticator
+    join_tokens: Lookups[JoinTokenRow]
     failures: AuthFailures
-    join_tokens: Lookups[Any]
-    fleet: Fleet
-    presence: Presence
+    fleet: FleetCache
+    heartbeats: Heartbeats
+    decisions: WriteBatches[NodeRequest, Decision]
+    """Decides what polling nodes must do."""
+    reports: WriteBatches[SyncReport, SyncState]
+    """Takes the nodes' reports of their syncs."""
     metrics: Metrics
-    targets: Targets
     ca_pem: bytes
     """The CA that nodes are to trust; empty where there is none to give out."""
     ca_fingerprint: str
-    """sha256 of the CA's certificate in hex, or ''."""
-    opener: Slices[Request, Decision] = field(init=False)
-    """Made of the other services, as `reports` and `deletions` are."""
-    reports: Slices[Report, SyncState] = field(init=False)
-    deletions: Deletions = field(init=False)
+    """The sha256 of the CA's certificate in hex, or ''."""
+
+    def monitor(self) -> Monitor:
+        """A monitor, which isn't running yet."""
+        return Monitor(self.databases.background, self.clock, self.metrics, self.settings, sweep=self.deletions.sweep)
+
+    @property
+    def db(self) -> Database:
+        """The connections of requests that have no share of their own."""
+        return self.databases.requests

@@ -1,12 +1,11 @@
 """The certificates that a local or small installation makes for itself: an authority and what it signs.
 
-A production set-up may bring its own certificates instead; only `server_context` concerns it then.
+A production set-up brings its own certificates instead.
 """
 
 import ipaddress
 import os
 import secrets
-import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -71,21 +70,7 @@ def ensure(directory: Path, names: Iterable[str] = (), *, mutual: bool = False, 
         server = _make_server(key, ca, ca_key, wanted, purposes, now)
         _write(pki_files.key, _key_bytes(key), 0o600)
         _write(pki_files.certificate, _pem(server), 0o644)
-    return Pki(pki_files.ca, pki_files.certificate, pki_files.key, fingerprint(_pem(ca)))
-
-
-def fingerprint(pem: bytes | str) -> str:
-    """sha256 over the DER of the first certificate in `pem`, 64 hex digits; raises `ValueError` if there is none."""
-    data = pem.encode() if isinstance(pem, str) else pem
-    return x509.load_pem_x509_certificate(data).fingerprint(hashes.SHA256()).hex()
-
-
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """What a server needs to speak TLS 1.2 or later (R 7.2) with `certificate` (PEM, a chain too) and its `key`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    return context
+    return Pki(pki_files.ca, pki_files.certificate, pki_files.key, ca.fingerprint(hashes.SHA256()).hex())
 
 
 def _make_authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:

@@ -1,1 +1,5 @@
-"""Metadata and artifacts: the database and the object store. Start with database."""
+"""Storage: the metadata database and the artifact store.
+
+May import: the modules at the top of `control`. Start with `database` (transactions), then `queries` and `connection`
+(SQL and the types of its rows), `object_store` and `bucket_owner` (artifacts).
+"""

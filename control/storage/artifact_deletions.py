@@ -1,7 +1,7 @@
-"""Deleting artifacts: at once in the background, and by a sweep for what kills and failures left behind.
+"""Deleting artifacts: at once in the background, and by a sweep that finishes what kills and failures left behind.
 
-A row that is marked deleting says that its object is to go; the row goes after the object. So a deletion is answered
-when its rows are committed, and whether the store answers then is nobody's concern but the sweep's.
+A row that is marked `deleting` says that its object is to be deleted; the row is deleted after the object. So a
+request to delete is answered when the rows are committed, whether or not the store answers then.
 """
 
 import asyncio
@@ -9,48 +9,75 @@ import contextlib
 import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import NamedTuple
 
 from control import faults
-from control.api.artifacts import object_key
-from control.api.services import Services
+from control.clock import Clock
 from control.problems import ProblemError
 from control.storage import queries
-from control.storage.database import Locked
-from control.storage.object_store import artifact_id_of
+from control.storage.bucket_owner import Ownership
+from control.storage.connection import Connection
+from control.storage.database import Database, Locked
+from control.storage.object_store import Store, artifact_id_of, object_key
 
-SQL = queries.load("artifacts")
-OWNERSHIP = queries.load("ownership")
 STALE = timedelta(hours=1)
-"""After which an upload is given up, and an artifact that no version uses is deleted."""
+"""Time after which an unfinished upload is given up, and an artifact that no version uses is deleted."""
 RETRY = timedelta(minutes=1)
-"""After which the sweep takes up a deletion that hasn't come to its end."""
+"""Time after which the sweep tries a deletion again that hasn't ended."""
 SWEPT_AT_ONCE = 200
+"""Deletions that one sweep tries."""
 WAITING = 10_000
-"""Artifacts that wait for their deletion in memory; more are left to the sweep."""
-
-Artifact = tuple[str, str]
-"""sha256 and id of the row."""
+"""Artifacts that wait in memory for their deletion; further ones are left to the sweep."""
 
 log = logging.getLogger("skerry.artifacts")
 
 
+class ArtifactKey(NamedTuple):
+    """The sha256 of an artifact's bytes and the id of its row, which together name its object in the bucket."""
+
+    sha256: str
+    id: str
+
+
+class UnknownObject(NamedTuple):
+    """The key of an object that no row knows, and since when that is known."""
+
+    key: str
+    since: datetime
+
+
+SQL = queries.load("artifacts")
+GIVE_UP = SQL.rows("give_up", ArtifactKey)
+RELEASE_UNUSED = SQL.rows("release_unused", ArtifactKey)
+DELETING = SQL.rows("deleting", ArtifactKey)
+KNOWN = SQL.value("known", str)
+LOCK_STALE_UPLOADS = SQL.value("lock_stale_uploads", str)
+LOCK_STALE = SQL.value("lock_stale", str)
+OWNERSHIP = queries.load("ownership")
+UNKNOWN_SINCE = OWNERSHIP.rows("unknown_since", UnknownObject)
+
+
 class Deletions:
-    """One replica's deletions beside the requests. What it doesn't come to, the sweep does."""
+    """One replica's deletions. Those that it loses, as by a kill, the sweep finishes."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, db: Database, store: Store, ownership: Ownership, clock: Clock, unknown_kept: float) -> None:
+        """`unknown_kept`: seconds for which an object that no row knows stays in the bucket."""
+        self._db = db
+        self._store = store
+        self._ownership = ownership
+        self._clock = clock
+        self._unknown_kept = timedelta(seconds=unknown_kept)
         self._wake = asyncio.Event()
-        self._given_up: list[Artifact] = []
-        self._deleting: list[Artifact] = []
+        self._given_up: list[ArtifactKey] = []
+        self._deleting: list[ArtifactKey] = []
 
-    def add(self, artifacts: Iterable[Artifact]) -> None:
-        """Delete artifacts whose rows are marked deleting."""
+    def add(self, artifacts: Iterable[ArtifactKey]) -> None:
+        """Have artifacts deleted whose rows are marked `deleting`."""
         self._deleting += list(artifacts)[: WAITING - len(self._deleting)]
         self._wake.set()
 
-    def give_up(self, artifact: Artifact) -> None:
-        """Undo an upload that failed: its row may still say that it is being uploaded."""
+    def give_up(self, artifact: ArtifactKey) -> None:
+        """Have an upload undone that failed: its row may still say `uploading`."""
         if len(self._given_up) < WAITING:
             self._given_up.append(artifact)
             self._wake.set()
@@ -69,93 +96,87 @@ class Deletions:
         left = len(given_up) + len(deleting)
         try:
             if given_up:
-                ids, now = [artifact_id for _, artifact_id in given_up], self._services.clock.now()
-                rows = await self._services.beside.transaction(lambda conn: conn.fetch(SQL["give_up"], ids, now))
-                deleting = [(row["sha256"], row["id"]) for row in rows] + deleting
+                ids, now = [artifact.id for artifact in given_up], self._clock.now()
+                deleting = await self._db.transaction(lambda conn: conn.fetch(GIVE_UP, ids, now)) + deleting
             left = len(deleting)
             if deleting:
-                await self._services.ownership.confirm()
+                await self._ownership.confirm()
             for artifact in deleting:
-                await delete(self._services, artifact)
+                await self.delete(artifact)
                 left -= 1
         except ProblemError as error:
             log.warning("%d deletions are left to the sweep: %s", left, error.detail)
 
+    async def delete(self, artifact: ArtifactKey) -> None:
+        """Delete the object and then the row of an artifact that is marked `deleting` (R 2.4).
 
-async def delete(services: Services, artifact: Artifact) -> None:
-    """Delete the object and then the row of an artifact that is marked deleting (R 2.4). Raises `ProblemError`."""
-    sha256, artifact_id = artifact
-    await services.ownership.may_delete()
-    faults.reach("control.delete.object.before")
-    await services.store.delete(object_key(sha256, artifact_id))
-    faults.reach("control.delete.object.after")
-    await services.beside.transaction(lambda conn: conn.execute(SQL["forget"], artifact_id))
-    faults.reach("control.delete.row.after")
+        Raises: ProblemError, when the store or the database doesn't answer, or deletions are held.
+        """
+        await self._ownership.may_delete()
+        faults.reach("control.delete.object.before")
+        await self._store.delete(object_key(*artifact))
+        faults.reach("control.delete.object.after")
+        await self._db.transaction(lambda conn: conn.execute(SQL["forget"], artifact.id))
+        faults.reach("control.delete.row.after")
 
+    async def sweep(self) -> None:
+        """Finish what kills and failures left behind; do nothing while deletions are held.
 
-async def sweep(services: Services) -> None:
-    """Finish what kills and failures left behind, unless deletions are held.
+        Raises: ProblemError, when the store or the database doesn't answer, or the bucket isn't this control's.
+        """
+        await self._ownership.confirm()
+        if self._ownership.held is not None:
+            return
+        try:
+            await self._sweep()
+        except ProblemError as error:
+            await self._ownership.note_sweep(error.detail)
+            raise
+        await self._ownership.note_sweep("")
 
-    Raises `ProblemError` where the store or the database is away, or the bucket is another control's.
-    """
-    ownership = services.ownership
-    await ownership.confirm()
-    if ownership.held is not None:
-        return
-    try:
-        await _sweep(services)
-    except ProblemError as error:
-        await ownership.note_sweep(error.detail)
-        raise
-    await ownership.note_sweep("")
+    async def _sweep(self) -> None:
+        now = self._clock.now()
+        await self._db.transaction(lambda conn: _mark_stale(conn, now))
+        deleting = await self._db.read(lambda conn: conn.fetch(DELETING, now - RETRY, SWEPT_AT_ONCE))
+        for artifact in deleting:
+            # A row that another transaction has locked waits for a later sweep, and holds up no other one.
+            with contextlib.suppress(Locked):
+                await self.delete(artifact)
+        unknown = 0
+        async for page in self._store.objects():
+            old = {id: item.key for item in page if item.modified < now - STALE and (id := artifact_id_of(item.key))}
+            if old:
+                unknown += await self._delete_unknown(old, now)
+        await self._db.transaction(lambda conn: conn.execute(OWNERSHIP["forget_old"], now - 2 * self._unknown_kept))
+        if deleting or unknown:
+            log.info("swept %d artifacts and %d objects that no row knew", len(deleting), unknown)
 
+    async def _delete_unknown(self, objects: dict[str, str], now: datetime) -> int:
+        """Delete those of the objects (their keys, by row id) that no row has known for long; return how many."""
 
-async def _sweep(services: Services) -> None:
-    now = services.clock.now()
-    await services.beside.transaction(lambda conn: _mark_stale(conn, now))
-    deleting = await services.beside.read(lambda conn: conn.fetch(SQL["deleting"], now - RETRY, SWEPT_AT_ONCE))
-    for row in deleting:
-        # One that another transaction has locked waits for a later sweep, the others don't.
-        with contextlib.suppress(Locked):
-            await delete(services, (row["sha256"], row["id"]))
-    unknown = 0
-    async for page in services.store.objects():
-        old = {found: item.key for item in page if item.modified < now - STALE and (found := artifact_id_of(item.key))}
-        if old:
-            unknown += await _unknown(services, old, now)
-    kept = timedelta(seconds=services.settings.unknown_objects_kept)
-    await services.beside.transaction(lambda conn: conn.execute(OWNERSHIP["forget_old"], now - 2 * kept))
-    if deleting or unknown:
-        log.info("swept %d artifacts and %d objects that no row knew", len(deleting), unknown)
+        async def look(conn: Connection) -> tuple[set[str], dict[str, datetime]]:
+            known = set(await conn.column(KNOWN, list(objects)))
+            return known, dict(await conn.fetch(UNKNOWN_SINCE, list(objects.values())))
 
-
-async def _unknown(services: Services, objects: dict[str, str], now: datetime) -> int:
-    """Delete those of the objects (key by row id) that no row has known for long; returns how many."""
-
-    async def look(conn: Any) -> tuple[set[str], dict[str, datetime]]:
-        known = {row["id"] for row in await conn.fetch(SQL["known"], list(objects))}
-        since = await conn.fetch(OWNERSHIP["unknown_since"], list(objects.values()))
-        return known, {row["key"]: row["since"] for row in since}
-
-    known, since = await services.beside.read(look)
-    unknown = {key for artifact_id, key in objects.items() if artifact_id not in known}
-    before = now - timedelta(seconds=services.settings.unknown_objects_kept)
-    gone = [key for key in sorted(unknown) if key in since and since[key] < before]
-    for key in gone:
-        await services.ownership.may_delete()
-        await services.store.delete(key)
-        log.info("deleted %s, which no row has known since %s", key, since[key])
-    new, forget = sorted(unknown - since.keys()), sorted(since.keys() - unknown | set(gone))
-    if new:
-        log.warning("%d objects of the bucket are known to no row, such as %s", len(new), new[0])
-        await services.beside.transaction(lambda conn: conn.execute(OWNERSHIP["note_unknown"], new, now))
-    if forget:
-        await services.beside.transaction(lambda conn: conn.execute(OWNERSHIP["forget_unknown"], forget))
-    return len(gone)
+        known, since = await self._db.read(look)
+        unknown = {key for artifact_id, key in objects.items() if artifact_id not in known}
+        before = now - self._unknown_kept
+        gone = [key for key in sorted(unknown) if key in since and since[key] < before]
+        for key in gone:
+            await self._ownership.may_delete()
+            await self._store.delete(key)
+            log.info("deleted %s, which no row has known since %s", key, since[key])
+        new, forget = sorted(unknown - since.keys()), sorted(since.keys() - unknown | set(gone))
+        if new:
+            log.warning("%d objects of the bucket are known to no row, such as %s", len(new), new[0])
+            await self._db.transaction(lambda conn: conn.execute(OWNERSHIP["note_unknown"], new, now))
+        if forget:
+            await self._db.transaction(lambda conn: conn.execute(OWNERSHIP["forget_unknown"], forget))
+        return len(gone)
 
 
-async def _mark_stale(conn: Any, now: datetime) -> None:
-    for lock, mark in (("lock_stale_uploads", "give_up"), ("lock_stale", "release_unused")):
-        ids = [row["id"] for row in await conn.fetch(SQL[lock], now - STALE)]
+async def _mark_stale(conn: Connection, now: datetime) -> None:
+    for lock, mark in ((LOCK_STALE_UPLOADS, GIVE_UP), (LOCK_STALE, RELEASE_UNUSED)):
+        ids = await conn.column(lock, now - STALE)
         if ids:
-            await conn.execute(SQL[mark], ids, now)
+            await conn.fetch(mark, ids, now)

@@ -1,4 +1,4 @@
-"""Ids that are looked up together, so that many unknown ones cost the database few queries."""
+"""Looking up ids together, so that many unknown ids cost the database few queries."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 from control.problems import ProblemError
 
 PAUSE = 0.05
-"""Seconds between two look-ups: made-up ids cost the database twenty queries a second at most."""
-TOLD_AT_ONCE = 16
-"""Answers that are given before others get their turn: each wakes a request, which is then answered."""
+"""Seconds between two look-ups: made-up ids cost the database at most twenty queries a second."""
+AT_ONCE = 16
+"""Answers given before other tasks get their turn: each answer wakes a request, which then does its work."""
 WAITING = 5000
 """Ids that may wait for the next look-up."""
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Lookups(Generic[T]):
-    """Asks for ids in one query what came in since the last one. It keeps no answer."""
+    """Looks up, in one query, all ids that were asked for since the last query. Answers aren't cached."""
 
     def __init__(self, what: str, find: Callable[[list[str]], Awaitable[Mapping[str, T]]]) -> None:
-        """`what` says for people what is looked up; `find` returns, by id, those that there are."""
+        """`what` names what is looked up, for error messages; `find` returns those of the ids that exist, by id."""
         self._what = what
         self._find = find
         self._unknown: dict[str, asyncio.Future[T | None]] = {}
@@ -28,7 +28,7 @@ class Lookups(Generic[T]):
         self._task: asyncio.Task[None] | None = None
 
     async def find(self, id: str) -> T | None:
-        """Return what has this id, or None; raises `ProblemError`, database_busy where too many wait."""
+        """Return what has this id, or None. Raises: ProblemError, when the query fails or too many ids wait."""
         future = self._unknown.get(id)
         if future is None:
             if len(self._unknown) >= WAITING:
@@ -37,11 +37,11 @@ class Lookups(Generic[T]):
             future = self._unknown[id] = loop.create_future()
             if self._task is None or self._task.done():
                 self._task = loop.create_task(self._run())
-        # Someone who goes away must not take the answer from the others.
+        # A caller that is cancelled must not cancel the future of the others.
         return await asyncio.shield(future)
 
     async def stop(self) -> None:
-        """End what is under way; who waits is cancelled."""
+        """End the query under way; callers of `find` are cancelled."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -55,13 +55,13 @@ class Lookups(Generic[T]):
             try:
                 found = await self._find(list(asked))
             except Exception as error:
-                # Also a mistake of ours: whoever waits must hear of it.
+                # Also a fault of control's own: the callers must get it.
                 for future in asked.values():
                     future.set_exception(error)
-                    future.exception()  # it may be that nobody waits any more
+                    future.exception()  # so that asyncio logs nothing where no caller waits any more
             else:
                 for number, (id, future) in enumerate(asked.items(), 1):
                     future.set_result(found.get(id))
-                    if number % TOLD_AT_ONCE == 0:
+                    if number % AT_ONCE == 0:
                         await asyncio.sleep(0)
             await asyncio.sleep(PAUSE)

@@ -10,18 +10,19 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 from uuid import uuid4
 
 from control.clock import Clock
 from control.problems import ProblemError
 from control.storage import owner_mark, queries
+from control.storage.connection import Connection
 from control.storage.database import Database
-from control.storage.object_store import Conflict, Small, Store, artifact_id_of
+from control.storage.object_store import SmallObject, Store, WriteConflict, artifact_id_of
 from control.storage.owner_mark import Mark, Standing, Unreadable
 
 SQL = queries.load("ownership")
-ARTIFACTS = queries.load("artifacts")
+KNOWN = queries.load("artifacts").value("known", str)
 AUDIT = queries.load("audit")["record"]
 
 CHECK_EVERY = 10.0
@@ -36,8 +37,22 @@ PAGES = 10
 log = logging.getLogger("skerry.store")
 
 
+class StoreRow(NamedTuple):
+    """What the metadata say of the bucket. `owner` and `step` are None until this control has a bucket."""
+
+    owner: str | None
+    counter: int
+    step: str | None
+    held_since: datetime | None
+    held_reason: str
+    sweep_problem: str
+
+
+STATE = SQL.rows("state", StoreRow)
+
+
 @dataclass(frozen=True)
-class Held:
+class Hold:
     """Why nothing is deleted from the bucket, and since when."""
 
     since: datetime
@@ -46,26 +61,31 @@ class Held:
 
 @dataclass(frozen=True)
 class TakenOver:
-    """What taking a bucket over has found and done."""
+    """The result of taking a bucket over."""
 
     taken_over: bool
     """False where the bucket was this control's already."""
     owner: str
-    """Whose it was, or ''."""
+    """The id of the control that owned it, or ''."""
 
 
 @dataclass(frozen=True)
-class State:
-    """What the metadata say of the bucket."""
+class StoreState:
+    """`StoreRow` as values."""
 
     mark: Mark | None
     """None where this control never had a bucket."""
-    held: Held | None
+    held: Hold | None
     sweep_problem: str
 
 
-async def step(conn: Any) -> None:
-    """Take the next step, in the transaction that makes an artifact needed."""
+async def state(conn: Connection) -> StoreRow:
+    """The metadata's row about the bucket; every migrated database has one."""
+    return await conn.one(STATE)
+
+
+async def step(conn: Connection) -> None:
+    """Take the next step of the counter, in a transaction after which an artifact is needed."""
     await conn.execute(SQL["step"], uuid4())
 
 
@@ -84,14 +104,15 @@ class Ownership:
         self._owner = ""
         self.problem: ProblemError | None = ProblemError("store_unavailable", "the artifact store wasn't asked yet")
         """What the last look found wrong; None where the bucket is this control's."""
-        self.held: Held | None = None
+        self.held: Hold | None = None
         self.sweep_problem = ""
         self.keeps_versions = False
 
     async def confirm(self) -> None:
-        """Raises `ProblemError` unless the bucket is this control's; it then has every step that is committed now.
+        """Compare the bucket's mark with the metadata, and write the steps into it that it lacks.
 
-        One look is for all who wait for one that begins after they have asked.
+        All callers that wait share one comparison, which begins after they have called.
+        Raises: ProblemError, when the bucket isn't this control's, or the store or the database doesn't answer.
         """
         before = self._begun
         async with self._lock:
@@ -103,14 +124,18 @@ class Ownership:
             raise ProblemError(self.problem.code, self.problem.detail)
 
     async def may_delete(self) -> None:
-        """Raises `ProblemError` unless objects may be deleted: the bucket is ours, and deletions aren't held."""
+        """Check that objects may be deleted. Raises: ProblemError, when the bucket isn't this control's, or deletions
+        are held.
+        """
         if self.problem is not None or time.monotonic() - self._checked_at > BELIEVED_FOR:
             await self.confirm()
         if self.held is not None:
             raise ProblemError("deletions_held", f"{self.held.reason}; {RESUME}")
 
     async def ready(self) -> None:
-        """Raises `ProblemError` unless the store answers and the bucket is this control's. Writes nothing."""
+        """Read the bucket's mark; write nothing. Raises: ProblemError, when the store doesn't answer, or the bucket
+        isn't this control's.
+        """
         found = await self._store.read(owner_mark.KEY)
         mark = None if found is None else owner_mark.decode(found.data)
         if self.problem is not None:
@@ -123,11 +148,11 @@ class Ownership:
         raise self._foreign(mark)
 
     def wake(self) -> None:
-        """Look at the bucket soon: the metadata may be a step ahead."""
+        """Have the bucket looked at soon: the metadata may be a step ahead of it."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Look at the bucket now and then, until cancelled."""
+        """Look at the bucket every `CHECK_EVERY` seconds, and after `wake`, until cancelled."""
         versions_at = 0.0
         while True:
             try:
@@ -146,15 +171,15 @@ class Ownership:
                 await asyncio.sleep(0.5)
 
     async def note_sweep(self, problem: str) -> None:
-        """Keep why the last sweep failed, or '' where it didn't."""
+        """Store why the last sweep failed, or '' when it didn't."""
         if problem != self.sweep_problem:
             await self._db.transaction(lambda conn: conn.execute(SQL["sweep_problem"], problem))
             self.sweep_problem = problem
 
     async def take_over(self, operator: str) -> TakenOver:
-        """Make the bucket this control's, whosever it was, and hold deletions.
+        """Make the bucket this control's, whoever owned it, and hold deletions; if it is this control's, do nothing.
 
-        A bucket that is ours already is left as it is. Raises `ProblemError`.
+        Raises: ProblemError, when the store or the database doesn't answer, or another replica wrote meanwhile.
         """
         async with self._lock:
             found = await self._store.read(owner_mark.KEY)
@@ -167,7 +192,7 @@ class Ownership:
             reason = f"the bucket was taken over from {from_whom}"
             now = self._clock.now()
 
-            async def work(conn: Any) -> None:
+            async def work(conn: Connection) -> None:
                 await conn.execute(SQL["hold_above"], before, uuid4(), now, reason)
                 await conn.execute(
                     AUDIT, uuid4(), now, operator, "artifacts.take-over", self._store.bucket, {"from": from_whom}
@@ -175,21 +200,21 @@ class Ownership:
 
             await self._db.transaction(work)
             try:
-                state = await self._read()
-                assert state.mark is not None  # noqa: S101
-                await self._write(state.mark, found)
-            except Conflict:
+                stored = await self._read()
+                assert stored.mark is not None  # noqa: S101
+                await self._write(stored.mark, found)
+            except WriteConflict:
                 raise ProblemError("store_unavailable", "the bucket's owner changed meanwhile; try again") from None
             return TakenOver(True, there.owner if isinstance(there, Mark) else "")
 
     async def _look(self) -> None:
-        """Compare the bucket's mark with the metadata, bring it up to them, and keep what was found."""
+        """Compare as `confirm` says, and store the result in `problem` and `held`."""
         try:
             for _ in range(ATTEMPTS):
                 try:
                     await self._compare()
                     break
-                except Conflict:
+                except WriteConflict:
                     continue
             else:
                 raise ProblemError("store_unavailable", "other replicas write the bucket's owner all the time")
@@ -203,35 +228,35 @@ class Ownership:
         self.problem, self._checked_at = None, time.monotonic()
 
     async def _compare(self) -> None:
-        """Raises `ProblemError`, or `Conflict` where it is to be done again."""
+        """Raises: ProblemError, when the bucket can't be used; WriteConflict, when the comparison must be repeated."""
         # The bucket first: what it has was committed in the metadata before.
         found = await self._store.read(owner_mark.KEY)
-        state = await self._read()
+        stored = await self._read()
         if found is None:
             await self._claim()
-            raise Conflict
+            raise WriteConflict
         there = owner_mark.decode(found.data)
-        if isinstance(there, Unreadable) or state.mark is None:
+        if isinstance(there, Unreadable) or stored.mark is None:
             raise self._foreign(there)
-        standing = owner_mark.compare(there, state.mark)
+        standing = owner_mark.compare(there, stored.mark)
         if standing is Standing.FOREIGN:
             raise self._foreign(there)
         if standing is Standing.AHEAD:
-            await self._restored(there, state.mark)
-            raise Conflict
+            await self._restored(there, stored.mark)
+            raise WriteConflict
         if standing is Standing.BEHIND:
-            await self._write(state.mark, found)
-        if self.held is None and state.held is not None:
-            log.warning("no artifact is deleted from the bucket: %s; %s", state.held.reason, RESUME)
-        self.held, self._owner, self.sweep_problem = state.held, there.owner, state.sweep_problem
+            await self._write(stored.mark, found)
+        if self.held is None and stored.held is not None:
+            log.warning("no artifact is deleted from the bucket: %s; %s", stored.held.reason, RESUME)
+        self.held, self._owner, self.sweep_problem = stored.held, there.owner, stored.sweep_problem
 
     async def _claim(self) -> None:
-        """Claim a bucket that has no owner. Raises `ProblemError` where it looks like another control's."""
+        """Claim a bucket that has no owner. Raises: ProblemError, when its artifacts seem to be another control's."""
         known, unknown = 0, 0
         pages = 0
         async for page in self._store.objects():
             ids = [found for item in page if (found := artifact_id_of(item.key))]
-            rows = await self._db.read(lambda conn, ids=ids: conn.fetch(ARTIFACTS["known"], ids))  # type: ignore[misc]
+            rows = await self._db.read(lambda conn, ids=ids: conn.column(KNOWN, ids))  # type: ignore[misc]
             known, unknown = known + len(rows), unknown + len(ids) - len(rows)
             pages += 1
             if pages == PAGES:
@@ -250,11 +275,11 @@ class Ownership:
         log.info("claimed the bucket %s for control %s", self._store.bucket, mark.owner)
 
     async def _named(self) -> Mark:
-        """The metadata's mark, with an owner's id, which is made the first time."""
+        """The metadata's mark; the first time, the id of this control is made for it."""
         await self._db.transaction(lambda conn: conn.execute(SQL["name_owner"], uuid4()))
-        state = await self._read()
-        assert state.mark is not None  # noqa: S101
-        return state.mark
+        stored = await self._read()
+        assert stored.mark is not None  # noqa: S101
+        return stored.mark
 
     async def _restored(self, bucket: Mark, metadata: Mark) -> None:
         reason = (
@@ -263,24 +288,23 @@ class Ownership:
         )
         now = self._clock.now()
 
-        async def work(conn: Any) -> None:
-            row = await conn.fetchrow(SQL["state"])
-            if row["step"] == metadata.step:
+        async def work(conn: Connection) -> None:
+            if (await state(conn)).step == metadata.step:
                 await conn.execute(SQL["hold_above"], bucket.counter, uuid4(), now, reason)
                 details = {"bucket": bucket.counter, "metadata": metadata.counter}
                 await conn.execute(AUDIT, uuid4(), now, "control", "artifacts.hold", self._store.bucket, details)
 
         await self._db.transaction(work)
 
-    async def _write(self, mark: Mark, replaces: Small | None) -> None:
+    async def _write(self, mark: Mark, replaces: SmallObject | None) -> None:
         await self._store.write(owner_mark.KEY, owner_mark.encode(mark), None if replaces is None else replaces.tag)
 
-    async def _read(self) -> State:
-        row = await self._db.read(lambda conn: conn.fetchrow(SQL["state"]))
-        return State(
-            None if row["owner"] is None else Mark(row["owner"], row["counter"], row["step"]),
-            None if row["held_since"] is None else Held(row["held_since"], row["held_reason"]),
-            row["sweep_problem"],
+    async def _read(self) -> StoreState:
+        row = await self._db.read(state)
+        return StoreState(
+            None if row.owner is None or row.step is None else Mark(row.owner, row.counter, row.step),
+            None if row.held_since is None else Hold(row.held_since, row.held_reason),
+            row.sweep_problem,
         )
 
     def _foreign(self, there: Mark | Unreadable) -> ProblemError:

@@ -1,38 +1,116 @@
-"""A connection to the metadata database that leaves no portal suspended."""
+"""A connection to the metadata database: rows of declared types, and no portal left suspended."""
 
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import asyncpg
 
+from control.storage.queries import Rows, Value
 
-class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """asyncpg's connection, but that one row is asked for as all rows are.
+R = TypeVar("R")
+
+
+class Connection(Protocol):
+    """What a transaction's work may do with its connection."""
+
+    async def fetch(self, query: Rows[R], *args: object) -> list[R]:
+        """Return all rows."""
+
+    async def fetchrow(self, query: Rows[R], *args: object) -> R | None:
+        """Return the first row, or None where there is none."""
+
+    async def one(self, query: Rows[R], *args: object) -> R:
+        """Return the row of a query that always has one."""
+
+    async def fetchval(self, query: Value[R], *args: object) -> R:
+        """Return the first row's value, or None where there is no row."""
+
+    async def column(self, query: Value[R], *args: object) -> list[R]:
+        """Return the values of all rows."""
+
+    async def execute(self, query: str, *args: object) -> str:
+        """Run a statement without rows, and return its tag: ``UPDATE 3``."""
+
+
+class Transaction(Protocol):
+    """A transaction of a pooled connection."""
+
+    async def start(self) -> None:
+        """BEGIN."""
+
+    async def commit(self) -> None:
+        """COMMIT."""
+
+    async def rollback(self) -> None:
+        """ROLLBACK."""
+
+
+class PooledConnection(Connection, Protocol):
+    """What the database does with a connection that it has taken from the pool."""
+
+    def transaction(self, *, isolation: str, readonly: bool) -> Transaction:
+        """Prepare a transaction, which isn't begun yet."""
+
+    def is_closed(self) -> bool:
+        """Whether the connection has ended."""
+
+    def terminate(self) -> None:
+        """End the connection at once."""
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109
+        """Run a statement without rows, within `timeout` seconds in place of the pool's limit."""
+
+
+class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """asyncpg's connection, whose rows are of the declared classes, and which asks for one row as for all rows.
 
     asyncpg's own `fetchrow` and `fetchval` ask for one row at most, after which the server keeps the rest ready (a
     suspended portal). CockroachDB then refuses every other statement of the transaction, ROLLBACK too. So a query
-    whose first row alone is wanted must say LIMIT 1.
+    whose first row alone is wanted must say LIMIT 1. SQL given as text has asyncpg's records.
     """
 
     __slots__ = ()
 
-    async def fetchrow(
+    async def fetch(
         self,
-        query: str,
+        query: Any,
         *args: Any,
         timeout: float | None = None,  # noqa: ASYNC109
         record_class: Any = None,
-    ) -> asyncpg.Record | None:
+    ) -> list[Any]:
+        """Return all rows."""
+        if type(query) is Rows:
+            return [query.row(*record) for record in await super().fetch(query.text, *args, timeout=timeout)]
+        found: list[Any] = await super().fetch(query, *args, timeout=timeout, record_class=record_class)
+        return found
+
+    async def fetchrow(
+        self,
+        query: Any,
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109
+        record_class: Any = None,
+    ) -> Any:
         """Return the first row, or None where there is none."""
         rows = await self.fetch(query, *args, timeout=timeout, record_class=record_class)
         return rows[0] if rows else None
 
     async def fetchval(
         self,
-        query: str,
+        query: Any,
         *args: Any,
         column: int = 0,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> Any:
         """Return the value of the first row's `column`, or None where there is no row."""
-        row = await self.fetchrow(query, *args, timeout=timeout)
-        return None if row is None else row[column]
+        text = query.text if type(query) is Value else query
+        records = await super().fetch(text, *args, timeout=timeout)
+        return records[0][column] if records else None
+
+    async def one(self, query: Rows[R], *args: Any) -> R:
+        """Return the row of a query that always has one. Raises: IndexError, when it has none."""
+        rows: list[R] = await self.fetch(query, *args)
+        return rows[0]
+
+    async def column(self, query: Value[R], *args: Any) -> list[R]:
+        """Return the values of all rows of a query that has one column."""
+        return [record[0] for record in await super().fetch(query.text, *args)]

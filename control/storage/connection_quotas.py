@@ -1,4 +1,4 @@
-"""Connections to the metadata database are shared out, so that no kind of work has to wait for another kind's."""
+"""Shares of a pool's connections, so that no kind of work has to wait for another kind."""
 
 import asyncio
 import contextlib
@@ -8,25 +8,25 @@ from collections.abc import AsyncIterator
 from control.problems import ProblemError
 
 WAIT = 3.0
-"""Seconds for which work waits for a connection of its kind's share, as long as none of that kind is done."""
+"""Seconds that work waits for a connection of its share while none of them becomes free."""
 LONGEST = 20.0
-"""Seconds for which it waits while others of its kind are done one after the other."""
+"""Seconds that it waits at most, while others become free and are taken by earlier callers."""
 
 
 class Share:
-    """Connections of a pool that one kind of work may use, so that no other kind has to wait for them."""
+    """A number of a pool's connections that one kind of work may use at once."""
 
     def __init__(self, connections: int, what: str) -> None:
-        """`what` says in a word or two whose they are: "lists"."""
+        """`what` names the kind of work, for error messages: "lists"."""
         self._connections = connections
         self._what = what
         self._free = asyncio.Semaphore(connections)
         self._done_at = -math.inf
-        """The loop's time when work last came to its end with one of them."""
+        """The loop's time when a connection of the share last became free."""
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """Have one of them until the block ends; raises `ProblemError` database_busy where that takes too long."""
+        """Have a connection until the block ends. Raises: ProblemError database_busy, when none gets free in time."""
         if self._free.locked():
             await self._wait()
         else:
@@ -38,13 +38,13 @@ class Share:
             self._free.release()
 
     async def _wait(self) -> None:
-        """Have one that isn't free yet, in the order of asking."""
+        """Wait for a connection; callers get theirs in the order in which they came."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         acquiring = loop.create_task(self._free.acquire())
         try:
             while not acquiring.done():
-                # Many that are quick are all served; behind some that are stuck nobody waits for long.
+                # Quick transactions let many callers wait their turn; behind stuck ones no caller waits for long.
                 end = min(max(began, self._done_at) + WAIT, began + LONGEST)
                 if loop.time() >= end:
                     raise ProblemError(

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import asyncpg
 import orjson
@@ -17,17 +17,18 @@ from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.settings import check_metadata_url
 from control.storage import queries, sqlstates
-from control.storage.connection import Connection
+from control.storage.connection import AsyncpgConnection, Connection, PooledConnection, Transaction
 from control.storage.connection_quotas import Share
 from control.storage.transaction_queue import Turns
 
 SQL = queries.load("database")
 T = TypeVar("T")
-Work = Callable[[Any], Awaitable[T]]
+Work = Callable[[Connection], Awaitable[T]]
+"""What a transaction does with its connection."""
 
 ATTEMPTS = 10
 LOST_ATTEMPTS = 4
-"""Attempts where it is the connection that is lost each time."""
+"""Attempts when each of them loses its connection."""
 RETRY_FOR = 5.0
 """Seconds after which no further attempt is begun."""
 FIRST_PAUSE = 0.01
@@ -37,14 +38,14 @@ DDL_TIMEOUT = 600.0
 LOCK_TIMEOUT = 2.0
 """Seconds for which a statement waits for a row that another transaction has locked."""
 IDLE_TIMEOUT = 10.0
-"""Seconds after which the server ends a transaction in which nothing is asked: its client is stopped or gone."""
+"""Seconds without a statement after which the server ends a transaction: its client is stopped or gone."""
 CANCEL_TIMEOUT = 0.5
-"""Seconds that a transaction which was cancelled gets for its ROLLBACK. It seldom needs a hundredth of that, and the
-connection is kept; but the end of the process must not wait for a server that stands."""
+"""Seconds for the ROLLBACK of a cancelled transaction, after which its connection is ended: the end of the process
+must not wait for a server that doesn't answer."""
 CLOSE_TIMEOUT = 0.5
-"""Seconds that the server gets to take leave of all connections of a pool."""
+"""Seconds for all connections of a pool to end properly, before they are cut."""
 ANSWER_GRACE = 2.0
-"""Seconds on top of a statement's time for which the server's own word is waited for."""
+"""Seconds beyond a statement's own limit for which the server's error about it is waited for."""
 
 log = logging.getLogger("skerry.database")
 
@@ -53,7 +54,7 @@ _BROKEN = asyncpg.InternalClientError
 
 
 class UnknownCommit(ProblemError):
-    """The answer to COMMIT was lost: the write may be saved or not. Asking again under the same key is safe."""
+    """The answer to COMMIT was lost: the write may be saved or not. The same request with the same key is safe."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -74,11 +75,11 @@ class Locked(ProblemError):
 
 
 class NoConnectionError(ConnectionError):
-    """The server can't be reached, or lets nobody in."""
+    """The server can't be reached, or accepts no connection."""
 
 
 class Outages:
-    """The troubles of a database that are logged, which all its shares have together."""
+    """The log's record of a database's outages, for all its shares together."""
 
     def __init__(self) -> None:
         self.away = Outage(log, "transactions fail")
@@ -107,11 +108,11 @@ class Database:
         self._turns = turns
 
     def share(self, connections: int, what: str) -> "Database":
-        """Return the same database for one kind of work, `what`, which gets so many of the pool's connections."""
+        """Return the same database for one kind of work, which may use `connections` of the pool's at once."""
         return Database(self._pool, Share(connections, what), self._outages, self._on_retry)
 
     def taking(self, turns: Turns) -> "Database":
-        """Return the same share, whose transactions take turns with those of all others that have `turns`."""
+        """Return the same share; its transactions take turns with those of every other share that has `turns`."""
         return Database(self._pool, self._share, self._outages, self._on_retry, turns)
 
     async def transaction(self, work: Work[T]) -> T:
@@ -128,14 +129,15 @@ class Database:
                 return await self._retried(lambda: self._attempt(work, readonly=False))
 
     async def read(self, work: Work[T]) -> T:
-        """The same for what only reads: one consistent view."""
+        """Run `work`, which only reads, in a transaction: it sees one consistent state. Raises as `transaction`."""
         async with self._share.one():
             return await self._retried(lambda: self._attempt(work, readonly=True))
 
     async def alone(self, statement: str) -> None:
-        """Run one statement that may be repeated outside of a transaction, as DDL wants it on CockroachDB.
+        """Run one statement, which may be repeated, outside of a transaction: CockroachDB's DDL must be run so.
 
-        While it waits for a lock it holds up all that would use the table, so it waits for `LOCK_TIMEOUT` at a time.
+        While DDL waits for a lock, every other user of the table waits behind it, so it waits for `LOCK_TIMEOUT` at a
+        time.
         """
 
         async def attempt() -> None:
@@ -161,7 +163,7 @@ class Database:
         return None
 
     async def ready(self, name: str, now: datetime) -> None:
-        """Raise `ProblemError` unless the database takes a write: of a row called `name`, which nobody else writes."""
+        """Write the row `name`, which nobody else writes. Raises: ProblemError, when the database takes no write."""
         await self.transaction(lambda conn: conn.execute(SQL["prove_writes"], name, now))
 
     async def close(self) -> None:
@@ -204,7 +206,7 @@ class Database:
         raise AssertionError("unreachable")
 
     def _judged(self, error: Exception, attempts: int) -> ProblemError | None:
-        """The problem that a failed transaction is to whoever asked for it; None for a mistake of ours."""
+        """The problem to answer for a transaction that failed with `error`; None for a fault of control's own."""
         if sqlstates.is_locked(error):
             table = sqlstates.locked_table(error)
             locked = Locked(f"a row of {table}" if table else "a row that this needs")
@@ -228,11 +230,12 @@ class Database:
         self._outages.away.failed(f"{what}: {cause}")
         return ProblemError(code, f"{what} ({cause}); nothing was changed, try again")
 
-    async def _acquire(self) -> Any:
+    async def _acquire(self) -> PooledConnection:
         try:
-            return await self._pool.acquire(timeout=CONNECT_TIMEOUT)
+            conn: PooledConnection = await self._pool.acquire(timeout=CONNECT_TIMEOUT)
         except (OSError, TimeoutError, asyncpg.PostgresError) as error:
             raise NoConnectionError(_cause(error)) from error
+        return conn
 
     async def _attempt(self, work: Work[T], *, readonly: bool) -> T:
         conn = await self._acquire()
@@ -241,7 +244,7 @@ class Database:
         finally:
             await self._give_back(conn)
 
-    async def _work(self, conn: Any, work: Work[T], *, readonly: bool) -> T:
+    async def _work(self, conn: PooledConnection, work: Work[T], *, readonly: bool) -> T:
         transaction = conn.transaction(isolation="serializable", readonly=readonly)
         try:
             await transaction.start()
@@ -278,10 +281,10 @@ class Database:
             raise UnknownCommit from error
         return result
 
-    async def _give_back(self, conn: Any) -> None:
-        """A connection that is found to be lost now is ended by the pool.
+    async def _give_back(self, conn: PooledConnection) -> None:
+        """Return a connection to the pool, which ends it if it is lost.
 
-        That says nothing of the work: what was committed must not be taken for lost, and done again.
+        An error here says nothing of the work, so none is raised: what was committed must not be run again.
         """
         try:
             await self._pool.release(conn)
@@ -298,10 +301,12 @@ async def connect(
     outages: Outages | None = None,
     on_retry: Callable[[], None] = lambda: None,
 ) -> Database:
-    """Open a pool on `url`; raises `SettingsError` for an unencrypted way to another machine, else `ProblemError`.
+    """Open a pool of at most `connections` to the database at `url`.
 
-    The timeouts, in seconds, are kept by the server, so that a client that is stopped within a transaction holds
-    nobody up: for a statement, for a row that another transaction has locked, and for a transaction left idle.
+    The server itself enforces the timeouts (seconds): for a statement, for a row that another transaction has locked,
+    and for a transaction left idle. So a client that is stopped within a transaction holds nobody up.
+    Raises: SettingsError, when the connection to another machine wouldn't be encrypted; ProblemError, when there is no
+    connection.
     """
     check_metadata_url(url)
     try:
@@ -311,7 +316,7 @@ async def connect(
             max_size=connections,
             timeout=CONNECT_TIMEOUT,
             command_timeout=statement_timeout + ANSWER_GRACE,
-            connection_class=Connection,
+            connection_class=AsyncpgConnection,
             init=_prepare,
             # Nothing here changes a session (SET LOCAL alone), and resetting it would be another question to the
             # database after each transaction. A transaction that is left open is rolled back all the same.
@@ -346,7 +351,7 @@ def _cause(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _is_gone(conn: Any) -> bool:
+def _is_gone(conn: PooledConnection) -> bool:
     try:
         return bool(conn.is_closed())
     except asyncpg.InterfaceError:
@@ -354,15 +359,15 @@ def _is_gone(conn: Any) -> bool:
         return True
 
 
-def _terminate(conn: Any) -> None:
+def _terminate(conn: PooledConnection) -> None:
     if not _is_gone(conn):
         conn.terminate()
 
 
-async def _undo(conn: Any, transaction: Any, seconds: float | None) -> None:
-    """ROLLBACK. Where it is refused, or takes longer than that, the connection is ended, and the transaction with it.
+async def _undo(conn: PooledConnection, transaction: Transaction, seconds: float | None) -> None:
+    """Roll back. When that fails, or takes longer than `seconds`, end the connection, and the transaction with it.
 
-    The error that the transaction has failed with says what went wrong, so none is raised.
+    Raises nothing of its own: the error that the transaction failed with says what went wrong.
     """
     try:
         # After a statement that was cancelled this waits for the server's word first.
@@ -376,7 +381,7 @@ async def _undo(conn: Any, transaction: Any, seconds: float | None) -> None:
         raise
 
 
-async def _nothing(_conn: Any) -> None:
+async def _nothing(_conn: PooledConnection) -> None:
     pass
 
 

@@ -4,55 +4,67 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from control.problems import ProblemError
 from control.storage import queries
+from control.storage.connection import Connection
 
 SQL = queries.load("idempotency")
 
 
+class AnswerRow(NamedTuple):
+    """An answer that was kept, and the digest of the request that it answered."""
+
+    request_digest: str
+    response: Any
+
+
+FIND = SQL.rows("find", AnswerRow)
+
+
 def digest(method: str, path: str, query: bytes, body: bytes) -> str:
-    """What makes two requests the same one."""
+    """The sha256 of a request, in hex: two requests with the same digest are the same request."""
     return hashlib.sha256(b"\n".join((method.encode(), path.encode(), query, body))).hexdigest()
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What was answered under a key."""
+    """An answer that was given before; its body may be None."""
 
     response: Any
 
 
-async def find(conn: Any, operator: str, key: str, request_digest: str) -> Kept | None:
-    """What is kept under a key; raises `ProblemError` idempotency_key_used."""
-    row = await conn.fetchrow(SQL["find"], operator, key)
+async def find(conn: Connection, operator: str, key: str, request_digest: str) -> Kept | None:
+    """The answer kept under a key, or None. Raises: ProblemError, when the key came with another request."""
+    row = await conn.fetchrow(FIND, operator, key)
     if row is None:
         return None
-    if row["request_digest"] != request_digest:
+    if row.request_digest != request_digest:
         raise ProblemError(
             "idempotency_key_used",
             "this key came with another request before; use a new one for each request",
             field="Idempotency-Key",
         )
-    return Kept(row["response"])
+    return Kept(row.response)
 
 
 async def once(
-    conn: Any,
+    conn: Connection,
     now: datetime,
     operator: str,
     key: str,
     request_digest: str,
     status: int,
-    work: Callable[[Any], Awaitable[Any]],
-    renew: Callable[[Any, Any], Awaitable[Any]] | None = None,
+    work: Callable[[Connection], Awaitable[Any]],
+    renew: Callable[[Connection, Any], Awaitable[Any]] | None = None,
 ) -> Any:
-    """Run `work(conn)`, or return what it returned under the same key; raises `ProblemError` idempotency_key_used.
+    """Run `work(conn)` and keep what it returns; the same request again gets what was kept.
 
-    A `token` in an answer isn't kept: `renew(conn, kept)` makes another one for what the first request made.
+    The field `token` of an answer isn't kept: `renew(conn, kept)` makes a new token for what the first request made.
+    Raises: ProblemError idempotency_key_used, when the key came with another request.
     """
     if not key:
         return await work(conn)

@@ -5,18 +5,33 @@ import logging
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from uuid import UUID
 
 import asyncpg
 
-from control.api import auth
+from control import tokens
 from control.clock import Clock
 from control.storage import queries
 from control.storage.announcements import Changed
+from control.storage.connection import Connection
 from control.storage.database import Database
 
 log = logging.getLogger("skerry.migrate")
+
+
+class AppliedFile(NamedTuple):
+    """A file whose statements were run, and the sha256 of its text."""
+
+    name: str
+    checksum: str
+
+
 SQL = queries.load("migrate")
+SERVER = SQL.value("server", str)
+APPLIED = SQL.rows("applied", AppliedFile)
+ADMINS = SQL.value("admins", int)
+OPERATOR_ID = SQL.optional("operator_id", UUID)
 
 
 class SchemaError(Exception):
@@ -33,13 +48,13 @@ class Migration:
 
 
 def statements(text: str) -> tuple[str, ...]:
-    """The statements of a file of ours: each ends with a semicolon at a line's end, comments have their own lines."""
+    """The statements of a file: each ends with a semicolon at the end of a line; comments have lines of their own."""
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
     return tuple(part.strip() for part in code.split(";\n") if part.strip(" \n;"))
 
 
 def migrations(*, cockroachdb: bool) -> list[Migration]:
-    """What this version of control needs, in order."""
+    """The files that this version of control needs, in the order in which they are applied."""
     folders = ["schema", "cockroachdb"] if cockroachdb else ["schema"]
     return [
         Migration(f"{folder}/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest(), statements(_text(path)))
@@ -49,9 +64,10 @@ def migrations(*, cockroachdb: bool) -> list[Migration]:
 
 
 async def migrate(db: Database, clock: Clock) -> list[str]:
-    """Apply what is missing and return its names; safe to run again, also after a kill. Raises `SchemaError`.
+    """Apply the files that are missing and return their names. It may be run again, also after it was killed.
 
-    Each statement by itself, since CockroachDB commits DDL as it comes, and each such that it may be repeated.
+    Each statement is run by itself, since CockroachDB commits DDL at once, and is written so that it may be repeated.
+    Raises: SchemaError, when the database was migrated by another version.
     """
     applied = await _applied(db)
     wanted = migrations(cockroachdb=await _is_cockroachdb(db))
@@ -72,20 +88,20 @@ async def migrate(db: Database, clock: Clock) -> list[str]:
 
 
 async def check(db: Database) -> None:
-    """Raises `SchemaError` unless the database has exactly this version's schema."""
+    """Raises: SchemaError, when the database has another schema than this version's."""
     _compare(await _applied(db), migrations(cockroachdb=await _is_cockroachdb(db)), missing_is_wrong=True)
 
 
 async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: bool = False) -> str | None:
-    """Make the first operator, an admin, and return its token, which is kept nowhere; None where there is an admin.
+    """Make the first operator, an admin, and return its token, which isn't stored; None where there is an admin.
 
-    With `again`, an admin called `name` is made or gets a new token in any case: for who lost the last one.
+    With `again`, the admin `name` is made or gets a new token in any case: for when the last token was lost.
     """
 
-    async def work(conn: Any) -> str | None:
-        if not again and await conn.fetchval(SQL["admins"]):
+    async def work(conn: Connection) -> str | None:
+        if not again and await conn.fetchval(ADMINS) > 0:
             return None
-        token = auth.new_token("operator", await conn.fetchval(SQL["operator_id"], name))
+        token = tokens.new_token("operator", await conn.fetchval(OPERATOR_ID, name))
         await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, clock.now())
         await conn.execute(SQL["audit_admin"], uuid.uuid4(), clock.now(), name)
         await Changed(operators={str(token.id)}).announce(conn)
@@ -99,15 +115,15 @@ def _text(path: Path) -> str:
 
 
 async def _is_cockroachdb(db: Database) -> bool:
-    return "CockroachDB" in await db.read(lambda conn: conn.fetchval(SQL["server"]))
+    return "CockroachDB" in await db.read(lambda conn: conn.fetchval(SERVER))
 
 
 async def _applied(db: Database) -> dict[str, str]:
     try:
-        rows = await db.read(lambda conn: conn.fetch(SQL["applied"]))
+        rows = await db.read(lambda conn: conn.fetch(APPLIED))
     except asyncpg.UndefinedTableError:
         return {}
-    return {row["name"]: row["checksum"] for row in rows}
+    return {row.name: row.checksum for row in rows}
 
 
 def _compare(applied: dict[str, str], wanted: list[Migration], *, missing_is_wrong: bool) -> None:

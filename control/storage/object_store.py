@@ -36,7 +36,7 @@ OTHERS = 16
 CONNECT_TIMEOUT = 5.0
 READ_BYTES = 256 * 1024
 SMALL = 64 * 1024
-"""Bytes of an object that is read whole; of a larger one no more than that shows is read."""
+"""Bytes of the largest object that is read whole; of a larger one, one byte more is read, which shows that it is."""
 MISSING = {"404", "NoSuchKey", "NotFound"}
 NO_BUCKET = {"NoSuchBucket"}
 NO_CONDITIONS = {"501", "NotImplemented"}
@@ -47,7 +47,7 @@ _KEY = re.compile(r"[0-9a-f]{64}/([0-9a-f-]{36})")
 log = logging.getLogger("skerry.store")
 
 
-class Conflict(Exception):
+class WriteConflict(Exception):
     """A conditional write found another object than the one that it was to replace."""
 
 
@@ -59,6 +59,11 @@ class StoredObject:
     modified: datetime
 
 
+def object_key(sha256: str, artifact_id: str) -> str:
+    """The key of an artifact's object in the bucket."""
+    return f"{sha256}/{artifact_id}"
+
+
 def artifact_id_of(key: str) -> str:
     """The id of the row of an artifact's object, or '' for a key that isn't an artifact's."""
     match = _KEY.fullmatch(key)
@@ -66,7 +71,7 @@ def artifact_id_of(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Small:
+class SmallObject:
     """A small object: its bytes, and the tag that a conditional write compares."""
 
     data: bytes
@@ -76,14 +81,15 @@ class Small:
 class Store:
     """The bucket of artifacts.
 
-    Every method raises `ProblemError`: store_unavailable where the store can't be reached or doesn't go on in time,
-    store_refused where it refuses control, bucket_missing, store_full.
+    Raises, in every method: ProblemError store_unavailable, when the store can't be reached or makes no progress in
+    time; store_refused, when it refuses control's key; bucket_missing; store_full.
     """
 
     def __init__(self, client: Any, signer: Any, bucket: str, settings: Settings) -> None:
         self.bucket = bucket
         self._client = client
         self._signer = signer
+        self._through_control = settings.artifacts_delivery == "control"
         self._life = settings.presigned_life
         self._timeout = settings.artifacts_timeout
         self._stall = settings.artifacts_stall
@@ -120,12 +126,21 @@ class Store:
                 if code_of(error) not in MISSING:
                     raise
 
-    async def url(self, key: str) -> str:
-        """A presigned URL to GET the object, good for half of the set life at least. Signing is slow: it is kept."""
-        now = time.monotonic()
+    async def location(self, sha256: str, artifact_id: str) -> str:
+        """The URL under which a node gets an artifact: a path of control's, or presigned, as the settings say.
+
+        A presigned URL is valid for at least half of `presigned_life`. Signing is slow, so it is used again until then.
+        """
+        if self._through_control:
+            return f"/v1/artifacts/{sha256}"
+        key = f"{sha256}/{artifact_id}"
         known = self._urls.get(key)
-        if known is not None and known[1] > now:
+        if known is not None and known[1] > time.monotonic():
             return known[0]
+        return await self._sign(key)
+
+    async def _sign(self, key: str) -> str:
+        now = time.monotonic()
         url: str = await self._signer.generate_presigned_url(
             "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=self._life
         )
@@ -136,9 +151,10 @@ class Store:
         return url
 
     async def open(self, key: str, range_header: str | None = None) -> tuple[dict[str, Any], AsyncGenerator[bytes]]:
-        """An object to read: S3's answer (`ContentLength` and, for a part, `ContentRange`), and its bytes in pieces.
+        """Open an object: S3's answer (`ContentLength` and, for a part, `ContentRange`), and its bytes in pieces.
 
-        Raises `ProblemError` unknown_artifact where it isn't there, invalid_parameter for a range outside of it.
+        Raises: ProblemError unknown_artifact, when there is no such object; invalid_parameter, when the range is
+        outside of it.
         """
         pieces = self._pieces(key, {"Range": range_header} if range_header else {})
         try:
@@ -148,7 +164,7 @@ class Store:
             raise
         return answer, pieces
 
-    async def read(self, key: str) -> Small | None:
+    async def read(self, key: str) -> SmallObject | None:
         """A small object whole, or None if there is none."""
         async with self._limited(GET):
             try:
@@ -162,12 +178,12 @@ class Store:
                 # One reading gives what has arrived, which may be a part.
                 while len(data) <= SMALL and (piece := await body.content.read(SMALL + 1 - len(data))):
                     data += piece
-            return Small(data, str(answer.get("ETag", "")))
+            return SmallObject(data, str(answer.get("ETag", "")))
 
     async def write(self, key: str, data: bytes, replaces: str | None) -> None:
-        """Write a small object if the one that is there has the tag `replaces` (None: if none is there).
+        """Write a small object in the place of the one with the tag `replaces`; with None, where there is none.
 
-        Raises `Conflict` where it hasn't.
+        Raises: WriteConflict, when another object is there.
         """
         condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
         asked = {"Bucket": self.bucket, "Key": key, "Body": data, "ContentType": "application/json"}
@@ -176,7 +192,7 @@ class Store:
                 await self._client.put_object(**asked, **condition)
             except ClientError as error:
                 if code_of(error) in CONDITION_FAILED | MISSING:
-                    raise Conflict from error
+                    raise WriteConflict from error
                 if code_of(error) not in NO_CONDITIONS:
                     raise
                 # A store without conditional writes: the last writer wins, and the others see it when they look again.
@@ -241,7 +257,7 @@ class Store:
 
     @asynccontextmanager
     async def _limited(self, action: Action) -> AsyncIterator[None]:
-        """For a request that is answered at once."""
+        """The limit of a request without a body: `artifacts_timeout`."""
         try:
             with self._failures(action):
                 async with asyncio.timeout(self._timeout) as limit:
@@ -253,7 +269,7 @@ class Store:
 
     @asynccontextmanager
     async def _progressing(self, file: BinaryIO) -> AsyncIterator[None]:
-        """For an upload of `file`: ends it when nothing more of the file was read for a while."""
+        """The limit of an upload of `file`: it ends when nothing was read of the file for `artifacts_stall`."""
         loop = asyncio.get_running_loop()
 
         async def extend(limit: asyncio.Timeout) -> None:
@@ -291,7 +307,7 @@ class Store:
 
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Store]:
-    """The store of these settings. It needn't be there yet: polls are answered without it."""
+    """Make a client of the store that the settings name. It isn't asked yet: polls are answered without it."""
     address = settings.store_address()
 
     def client(endpoint: str) -> Any:
@@ -330,5 +346,5 @@ async def connect(settings: Settings) -> AsyncIterator[Store]:
 
 @cache
 def _session() -> aioboto3.Session:
-    """It keeps the description of S3, a megabyte of JSON, that each client is made from."""
+    """One session for all clients: it holds the description of S3, a megabyte of JSON, that each is made from."""
     return aioboto3.Session()

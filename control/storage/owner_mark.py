@@ -1,4 +1,4 @@
-"""The object by which a bucket says whose it is, and what follows from it: pure rules, without I/O."""
+"""The mark of a bucket's owner, an object in it, and what follows from it: pure rules, without I/O."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -11,28 +11,28 @@ from msgspec import Meta
 from control import wire
 
 PREFIX = "skerry/"
-"""Of the keys that aren't artifacts."""
+"""Prefix of the keys of control's own objects, which aren't artifacts."""
 KEY = f"{PREFIX}owner.json"
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """Whose a bucket is (`owner`, the id of a control), and at which step of its metadata."""
+    """The id of the control that owns a bucket, and the step of its metadata that the bucket has seen."""
 
     owner: wire.Uuid
     counter: Annotated[int, Meta(ge=0, le=2**62)]
-    """The metadata go on above it, so there must be room above."""
+    """At most 2^62, since the metadata count on from it."""
     step: wire.Uuid
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An object in the mark's place that is none."""
+    """An object in the mark's place that isn't a mark."""
 
     why: str
 
 
 class Standing(Enum):
-    """How a bucket's mark stands to the metadata that were read after it."""
+    """How a bucket's mark compares with the metadata, which were read after it."""
 
     SAME = "they agree"
     BEHIND = "the bucket lacks the last steps: they are written into it next"
@@ -41,12 +41,12 @@ class Standing(Enum):
 
 
 def encode(mark: Mark) -> bytes:
-    """The object's bytes."""
+    """The bytes of the mark's object."""
     return orjson.dumps(msgspec.to_builtins(mark), option=orjson.OPT_INDENT_2)
 
 
 def decode(data: bytes) -> Mark | Unreadable:
-    """What an object in the mark's place says."""
+    """The mark that an object's bytes are, or why they aren't one."""
     try:
         return msgspec.json.decode(data, type=Mark)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -54,10 +54,10 @@ def decode(data: bytes) -> Mark | Unreadable:
 
 
 def compare(bucket: Mark, metadata: Mark) -> Standing:
-    """How `bucket` stands to `metadata`, which must have been read later.
+    """Compare a bucket's mark with that of the metadata, which must have been read later.
 
-    The metadata step first, and the bucket gets what was committed. So the metadata are never behind, and at an equal
-    counter never another step, unless they were restored.
+    A step is committed in the metadata first and written to the bucket afterwards. So the metadata are never behind
+    the bucket, and never have another step with the same counter, unless they were restored from a backup.
     """
     if bucket.owner != metadata.owner:
         return Standing.FOREIGN

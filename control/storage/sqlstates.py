@@ -1,6 +1,6 @@
-"""What a database error means for the transaction it ended, judged by its SQLSTATE.
+"""The meaning of a database error for the transaction that it ended, by its SQLSTATE.
 
-By the code and not by asyncpg's exception classes: CockroachDB has codes that asyncpg has no class for.
+asyncpg's exception classes aren't enough: CockroachDB has codes that asyncpg has no class for.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What went wrong with the artifact store, in words and as a problem: pure rules, without I/O."""
+"""Errors of the artifact store as problems to answer, with what to do about them: pure rules, without I/O."""
 
 import ssl
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from botocore.parsers import ResponseParserError
 from control.problems import ProblemError
 
 RETRY_AFTER = 5
-"""Seconds, where a person has to do something first."""
+"""Seconds after which a client may try again, where an operator must do something first."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """What was asked of the store, in words, and the permission that it takes."""
+    """A kind of request to the store, in words, and the permission that it needs."""
 
     words: str
     permission: str
@@ -50,14 +50,14 @@ def code_of(error: boto.ClientError) -> str:
 
 
 def problem(error: Exception, action: Action, bucket: str) -> ProblemError:
-    """The problem that a failed request to the store is to be answered with. No secret is in it."""
+    """The problem to answer when a request to the store failed with `error`. It contains no secret."""
     if isinstance(error, boto.ClientError):
         return _answered(error, action, bucket)
     return ProblemError("store_unavailable", f"the artifact store {_unanswered(error)}; try again")
 
 
 def no_progress(action: Action, seconds: float) -> ProblemError:
-    """The problem of a request that the store took and didn't go on with."""
+    """The problem to answer when the store accepted a request and made no progress for `seconds`."""
     return ProblemError(
         "store_unavailable",
         f"the artifact store made no progress for {seconds:g} s when asked to {action.words}; try again",
@@ -65,7 +65,7 @@ def no_progress(action: Action, seconds: float) -> ProblemError:
 
 
 def no_bucket(bucket: str) -> ProblemError:
-    """The problem of a bucket that isn't there."""
+    """The problem to answer when the bucket doesn't exist."""
     return ProblemError(
         "bucket_missing",
         f"there is no bucket {bucket} in the artifact store: make it, or correct SKERRY_ARTIFACTS_URL",
@@ -113,7 +113,7 @@ def _refused(why: str) -> ProblemError:
 
 
 def _unanswered(error: BaseException) -> str:
-    """Why there is no answer, as what the store does."""
+    """Why there is no answer, as the rest of a sentence that begins with "the artifact store"."""
     cause = _cause(error)
     if isinstance(error, boto.SSLError) or isinstance(cause, ssl.SSLError):
         return f"can't be trusted: {cause or error}"
@@ -133,7 +133,7 @@ def _unanswered(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """The system's own error below those of the libraries, where there is one."""
+    """The operating system's error that the libraries' errors were raised from, if there is one."""
     found: Any = error
     for _ in range(5):
         if isinstance(found, OSError) and found.errno is not None and not isinstance(found, HttpError):

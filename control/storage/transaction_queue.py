@@ -1,19 +1,19 @@
-"""Transactions that take turns, so that they seldom conflict, without one that is stuck holding up the others."""
+"""Turns of transactions: they seldom conflict then, and one that is stuck doesn't hold up the others."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 PATIENCE = 0.2
-"""Seconds for which a turn is the only one; a transaction takes some milliseconds."""
+"""Seconds after which the next turn begins though this one hasn't ended; a transaction takes some milliseconds."""
 SHORT_PATIENCE = 0.02
-"""The same, in seconds, while a transaction that used its turn up still runs: the next one may be stuck like it."""
+"""`PATIENCE`, in seconds, while a transaction runs that has exceeded it: the next one may be stuck too."""
 
 
 class Turns:
-    """One turn at a time, in the order of asking; a turn that lasts longer than `PATIENCE` stops counting.
+    """One turn at a time, in the order of the callers. After `PATIENCE` the next turn begins in any case.
 
-    What runs on after that runs beside the turns of others. So turns make conflicts rare, and don't rule them out.
+    A transaction may thus run beside others: turns make conflicts rare, they don't exclude them.
     """
 
     def __init__(self) -> None:

@@ -1,71 +1,125 @@
-"""Which nodes can't run a release, by what they told: found before it is made, or before a node is moved to it."""
+"""Which nodes can't run a release, by their capabilities: checked before it is made, or before a node moves to it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
+from msgspec import Struct
 
-from control.api import responses
 from control.problems import ProblemError
 from control.storage import queries
+from control.storage.connection import Connection
 from control.sync import requirements
 
+
+class SameDigest(NamedTuple):
+    """Capabilities and their digest, which nodes of a group have in common."""
+
+    digest: str
+    capabilities: dict[str, Any]
+
+
+class WithoutDigest(NamedTuple):
+    """Capabilities that a node sent without a digest, as JSON, and how many nodes of the group sent the same."""
+
+    capabilities: str
+    nodes: int
+    name: str
+
+
+class NodeCapabilities(NamedTuple):
+    """A node's name and capabilities."""
+
+    name: str
+    capabilities: dict[str, Any]
+
+
+class ManifestRow(NamedTuple):
+    """A function's name and manifest."""
+
+    name: str
+    manifest: dict[str, Any]
+
+
 SQL = queries.load("fitness")
+GROUP = SQL.optional("group", str)
+NEXT_TOLD = SQL.rows("next_told", SameDigest)
+COUNT = SQL.value("count", int)
+NAMES = SQL.value("names", str)
+TOLD_WITHOUT_DIGEST = SQL.rows("told_without_digest", WithoutDigest)
+TOLD_BY = SQL.rows("told_by", NodeCapabilities)
+MANIFESTS = SQL.rows("manifests", ManifestRow)
 
 NAMED = 20
-"""Nodes that an answer names; the others are counted."""
+"""Nodes that an answer names; further ones are only counted."""
 SHOWN = 5
 """Nodes that a problem's text names."""
 
 
+class UnfitNode(Struct):
+    """A node that can't run a release."""
+
+    name: str
+    lacks: list[str]
+    """What the release's functions need and the node doesn't know, for people."""
+
+
+class Unfit(Struct):
+    """The nodes of a group that can't run a release, as far as their capabilities are known."""
+
+    count: int
+    nodes: list[UnfitNode]
+    """The first 20 by name."""
+
+
 @dataclass(slots=True)
 class Told:
-    """Nodes of a group that told the same of what they can run."""
+    """Nodes of a group that have the same capabilities."""
 
     capabilities: Mapping[str, Any]
     nodes: int
     names: list[str] = field(default_factory=list)
-    """The first `NAMED`."""
+    """The names of the first `NAMED` nodes."""
 
 
-async def told(conn: Any, group: str) -> list[Told]:
-    """Return what the nodes of a group can run; nothing where there is no such group.
+async def told(conn: Connection, group: str) -> list[Told]:
+    """The capabilities of the nodes of a group; nothing where there is no such group.
 
-    It is read apart from the release's own transaction: a node that says something else meanwhile must not be in its
-    way. Nodes that tell the same have the same digest, of which there are few: each is looked for by index.
+    Read in a transaction of its own: the release's must not conflict with a node that sends others meanwhile. Nodes
+    with the same capabilities have the same digest, of which there are few: each is looked for by index.
     """
-    id = await conn.fetchval(SQL["group"], group)
+    id = await conn.fetchval(GROUP, group)
     if id is None:
         return []
     found: dict[str, Told] = {}
-    for row in await conn.fetch(SQL["told_without_digest"], id, NAMED):
-        kind = found.setdefault(row["capabilities"], Told(orjson.loads(row["capabilities"]), row["nodes"]))
-        kind.names.append(row["name"])
+    for row in await conn.fetch(TOLD_WITHOUT_DIGEST, id, NAMED):
+        kind = found.setdefault(row.capabilities, Told(orjson.loads(row.capabilities), row.nodes))
+        kind.names.append(row.name)
     kinds, digest = list(found.values()), ""
-    while (row := await conn.fetchrow(SQL["next_told"], id, digest)) is not None:
-        digest = row["digest"]
-        names = [named["name"] for named in await conn.fetch(SQL["names"], id, digest, NAMED)]
-        kinds.append(Told(row["capabilities"], await conn.fetchval(SQL["count"], id, digest), names))
+    while (same := await conn.fetchrow(NEXT_TOLD, id, digest)) is not None:
+        digest = same.digest
+        names = await conn.column(NAMES, id, digest, NAMED)
+        kinds.append(Told(same.capabilities, await conn.fetchval(COUNT, id, digest), names))
     return kinds
 
 
-def unfit(told: Iterable[Told], manifests: Mapping[str, Mapping[str, Any]]) -> responses.Unfit:
+def unfit(told: Iterable[Told], manifests: Mapping[str, Mapping[str, Any]]) -> Unfit:
     """The nodes that can't run functions with these manifests."""
     needs = requirements.needs(manifests)
-    found = responses.Unfit(0, [])
+    found = Unfit(0, [])
     for same in told:
         lacking = [requirements.shown(need, needs[need]) for need in requirements.lacks(same.capabilities, needs)]
         if lacking:
             found.count += same.nodes
-            found.nodes += [responses.UnfitNode(name, lacking) for name in same.names]
+            found.nodes += [UnfitNode(name, lacking) for name in same.names]
     found.nodes = sorted(found.nodes, key=lambda node: node.name)[:NAMED]
     return found
 
 
-def refuse(found: responses.Unfit, group: str) -> None:
-    """ProblemError nodes_unfit where there are such nodes."""
+def refuse(found: Unfit, group: str) -> None:
+    """Raises: ProblemError nodes_unfit, when there are such nodes."""
     if not found.count:
         return
     texts = [f"{node.name} lacks {' and '.join(node.lacks)}" for node in found.nodes]
@@ -79,8 +133,8 @@ def refuse(found: responses.Unfit, group: str) -> None:
     )
 
 
-async def refuse_move(conn: Any, node_id: UUID, group_id: UUID, group: str) -> None:
-    """ProblemError nodes_unfit where a node can't run the release of the group that it is to be moved to."""
-    node = await conn.fetchrow(SQL["told_by"], node_id)
-    manifests = {row["name"]: row["manifest"] for row in await conn.fetch(SQL["manifests"], group_id)}
-    refuse(unfit([Told(node["capabilities"], 1, [node["name"]])], manifests), group)
+async def refuse_move(conn: Connection, node_id: UUID, group_id: UUID, group: str) -> None:
+    """Raises: ProblemError nodes_unfit, when the node can't run the release of the group that it is to be moved to."""
+    node = await conn.one(TOLD_BY, node_id)
+    manifests = dict(await conn.fetch(MANIFESTS, group_id))
+    refuse(unfit([Told(node.capabilities, 1, [node.name])], manifests), group)

@@ -1,8 +1,9 @@
-"""What a replica holds in memory, so that a poll at target touches no database: targets, credentials, held polls.
+"""A replica's cache of targets, nodes and credentials, and its held polls: a poll at target touches no database.
 
-The row of epochs says whether something was announced (a target, a move, a revocation). It is read with what it
-announces in one transaction, four times a second and at once after a write of this replica, so every replica knows of
-a change within half a second and wakes the polls that it concerns. A node is looked up when it first asks here.
+The row of `epochs` says whether something was announced (a target, a move, a revocation). A replica reads it, with the
+rows that were announced, in one transaction: four times a second, and at once after a write of its own. So every
+replica knows of a change within half a second, and wakes the polls that it concerns. A node that isn't in the cache is
+looked up when it first polls.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 
 from control.clock import Clock
 from control.log_throttle import Outage
@@ -19,31 +20,29 @@ from control.metrics import Metrics
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.batched_lookups import Lookups
+from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync.node_state import NodeRow
 from control.wire import Poll
 
-SQL = queries.load("fleet")
-
 PERIOD = 0.25
+"""Seconds between two readings of the epochs."""
 STALE_AFTER = 5.0
 """Seconds without a reading after which polls are refused: a revocation could be unknown here."""
-SLICE = 64
-"""Held polls that are woken together; all at once would keep operators waiting."""
-SLICE_PAUSE = 0.005
+WOKEN_AT_ONCE = 64
+"""Held polls that are woken together; all at once would keep operators' requests waiting."""
+WAKE_PAUSE = 0.005
+"""Seconds between two such groups of polls."""
 FORGET_EVERY = 600.0
-"""Seconds between two rounds of forgetting; what ended is kept for one at least, as a look-up that began before may
-still say that it hasn't."""
-
-Changes = tuple[int, list[Any], list[Any], list[Any], list[Any]]
-"""An epoch, and the rows of groups, nodes, credentials and operators that were announced up to it."""
+"""Seconds between two rounds of forgetting. A credential that ended is kept for at least one round, since a look-up
+that began before the end may still return it as valid."""
 
 log = logging.getLogger("skerry.fleet")
 
 
 @dataclass(slots=True)
-class Group:
-    """A group and its target. A group that was announced again is another object, and so is a node."""
+class CachedGroup:
+    """A group and its target. When a group or a node is announced again, a new object takes its place."""
 
     id: str
     name: str
@@ -52,24 +51,28 @@ class Group:
 
 
 @dataclass(slots=True)
-class Node:
+class CachedNode:
+    """What a poll needs to know of its node."""
+
     id: str
     name: str
     group_id: str
     epoch: int
-    """Of the last announcement that concerned this node alone."""
+    """Epoch of the last announcement of this node."""
     generation: int
-    """Of the node's last move; its target's is the larger of this and its group's."""
+    """Generation of the node's last move; its target's is the larger of this and its group's."""
     confirmed_generation: int
     digest: str
-    """Of what the node ran when it was last confirmed or reported."""
+    """Digest of what the node ran when it was last confirmed, or reported its inventory."""
     capabilities_digest: str
-    """Of the capabilities that are stored; '' where they were told without one."""
+    """Digest of the stored capabilities; '' where the node sent them without a digest."""
     removed: bool
 
 
 @dataclass(slots=True)
 class Credential:
+    """A node's credential."""
+
     id: str
     node_id: str
     secret_hash: str
@@ -78,15 +81,17 @@ class Credential:
     first_used_at: datetime | None
     replaces: str | None
     last: tuple[bytes, Poll] | None = None
-    """The node's last poll, as it came and as it was read: at target, it sends the same bytes again and again."""
+    """The node's last poll, as bytes and as parsed: at target, a node sends the same bytes again and again."""
 
     def ended(self, now: datetime) -> bool:
-        """Whether it is good for nothing any more."""
+        """Whether it was revoked or has expired."""
         return self.revoked_at is not None or (self.expires_at is not None and self.expires_at <= now)
 
 
 @dataclass(slots=True)
-class Operator:
+class CachedOperator:
+    """An operator, who may have been revoked."""
+
     id: str
     name: str
     role: str
@@ -94,8 +99,36 @@ class Operator:
     revoked_at: datetime | None
 
 
+class Epoch(NamedTuple):
+    """The number of the last announcement, and the database's time."""
+
+    epoch: int
+    clock_timestamp: datetime
+
+
+class Announced(NamedTuple):
+    """The rows that were announced up to an epoch, or were looked up."""
+
+    groups: list[CachedGroup]
+    nodes: list[CachedNode]
+    credentials: list[Credential]
+    operators: list[CachedOperator]
+
+
+SQL = queries.load("fleet")
+EPOCH = SQL.rows("epoch", Epoch)
+GROUPS_SINCE = SQL.rows("groups_since", CachedGroup)
+GROUPS_BY_ID = SQL.rows("groups_by_id", CachedGroup)
+NODES_SINCE = SQL.rows("nodes_since", CachedNode)
+NODES_BY_ID = SQL.rows("nodes_by_id", CachedNode)
+CREDENTIALS_SINCE = SQL.rows("credentials_since", Credential)
+CREDENTIALS_BY_ID = SQL.rows("credentials_by_id", Credential)
+OPERATORS_SINCE = SQL.rows("operators_since", CachedOperator)
+OPERATORS_BY_ID = SQL.rows("operators_by_id", CachedOperator)
+
+
 class Waiter:
-    """A held poll. One a node: a newer poll of the same node takes its place."""
+    """A held poll. A node has one at most: a newer poll of the same node takes its place."""
 
     __slots__ = ("_timeout", "credential_id", "replaced")
 
@@ -105,36 +138,36 @@ class Waiter:
         self.replaced = False
 
     def wake(self) -> None:
-        """Let it look at its target again."""
+        """Have the poll look at its target again."""
         if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(0)
         self._timeout = None
 
     def done(self) -> None:
-        """Its time limit has been left: waking does nothing from now on."""
+        """The poll is held no longer: waking does nothing from now on."""
         self._timeout = None
 
 
-class Fleet:
-    """The memory of a replica. Everything but `run` and the look-ups is plain and quick."""
+class FleetCache:
+    """The cache. Only `run`, `refresh` and the look-ups ask the database; everything else returns at once."""
 
     def __init__(self, db: Database, clock: Clock, metrics: Metrics) -> None:
         self._db = db
         self._clock = clock
         self.loop = asyncio.get_running_loop()
-        self.groups: dict[str, Group] = {}
-        self.nodes: dict[str, Node] = {}
+        self.groups: dict[str, CachedGroup] = {}
+        self.nodes: dict[str, CachedNode] = {}
         self.credentials: dict[str, Credential] = {}
         self.verified: dict[bytes, str] = {}
-        """Credentials' ids by the sha256 of Authorization headers that were right: a token is read once."""
-        self.operators: dict[str, Operator] = {}
+        """Ids of credentials by the sha256 of valid Authorization headers: a token is parsed and compared once."""
+        self.operators: dict[str, CachedOperator] = {}
         self.waiters: dict[str, Waiter] = {}
         """Held polls by node."""
         self.closing = False
         self._epoch = -1
         self._read_at = -STALE_AFTER
         self._ended: set[str] = set()
-        """Credentials and nodes that had ended at the last round of forgetting."""
+        """Ids of credentials and nodes that had ended at the last round of forgetting."""
         self._forgot_at = self.loop.time()
         self._reading = asyncio.Lock()
         self._nudged = asyncio.Event()
@@ -150,18 +183,19 @@ class Fleet:
         """Whether the epochs were read within `STALE_AFTER`."""
         return self.loop.time() - self._read_at < STALE_AFTER
 
-    def target_generation(self, node: Node) -> int:
+    def target_generation(self, node: CachedNode) -> int:
+        """The generation of the node's target."""
         return max(self.groups[node.group_id].generation, node.generation)
 
-    def at_target(self, node: Node, poll: Poll) -> bool:
-        """Whether a node is known to be at target, and all of it that is to be stored is."""
+    def at_target(self, node: CachedNode, poll: Poll) -> bool:
+        """Whether a node is known to be at its target, and the poll says nothing that isn't stored."""
         if node.digest != poll.digest or poll.capabilities_digest not in ("", node.capabilities_digest):
             return False
         group = self.groups[node.group_id]
         return group.release_id is None or node.confirmed_generation >= max(group.generation, node.generation)
 
     def confirm(self, row: NodeRow) -> None:
-        """Remember what a transaction wrote about a node, unless a later announcement about it was read meanwhile."""
+        """Take over what a transaction wrote about a node, unless a later announcement of it was read meanwhile."""
         node = self.nodes.get(row.id)
         if node is not None and node.epoch <= row.epoch:
             node.digest = row.digest
@@ -175,25 +209,26 @@ class Fleet:
         self._nudged.set()
 
     async def announced(self) -> None:
-        """Know here what was just written, before its answer is sent; the other replicas hear of it within `PERIOD`."""
+        """Read what was just written, before its answer is sent; other replicas read it within `PERIOD`."""
         try:
             await self.refresh()
         except ProblemError:
-            # It is written; this replica hears of it as the others do.
+            # It is written; this replica reads it when the others do.
             self.nudge()
 
     async def load(self) -> None:
-        """The first reading; raises `ProblemError` when there is no database."""
+        """Read for the first time. Raises: ProblemError, when the database doesn't answer."""
         await self.refresh()
 
     async def refresh(self) -> None:
-        """Afterwards everything is known here that was committed before the call; raises `ProblemError`."""
+        """Read all that was committed before the call. Raises: ProblemError, when the database doesn't answer."""
         async with self._reading:
             began, before = self.loop.time(), self._clock.now()
-            theirs, changes = await self._db.read(self._read)
-            self._clock.compare(theirs, before)
+            epoch, changes = await self._db.read(self._read)
+            self._clock.compare(epoch.clock_timestamp, before)
             self._read_at = began
             if changes is not None:
+                self._epoch = epoch.epoch
                 self._take(changes)
 
     async def run(self) -> None:
@@ -215,50 +250,48 @@ class Fleet:
                 self._forgot_at = self.loop.time()
                 self.forget()
 
-    async def _read(self, conn: Any) -> tuple[datetime, Changes | None]:
-        """The database's time, and what has changed, or None."""
-        epoch, theirs = await conn.fetchrow(SQL["epoch"])
-        if epoch == self._epoch:
-            return theirs, None
-        groups = await conn.fetch(SQL["groups_since"], self._epoch)
-        nodes, credentials = [], []
-        if self._epoch >= 0:
-            # At the start none is known: each is looked up when it asks, so a start costs the same for any fleet.
-            nodes = await conn.fetch(SQL["nodes_since"], self._epoch)
-            credentials = await conn.fetch(SQL["credentials_since"], self._epoch)
-        operators = await conn.fetch(SQL["operators_since"], self._epoch)
-        # What they refer to may have come to be without an announcement.
-        missing = {row["node_id"] for row in credentials} - self.nodes.keys() - {row["id"] for row in nodes}
+    async def _read(self, conn: Connection) -> tuple[Epoch, Announced | None]:
+        """The epoch, and the rows that have changed since the last reading, or None where none have."""
+        epoch = await conn.one(EPOCH)
+        if epoch.epoch == self._epoch:
+            return epoch, None
+        found = Announced(
+            await conn.fetch(GROUPS_SINCE, self._epoch),
+            # At the start none is known: each is looked up when it polls, so a start costs the same for any fleet.
+            await conn.fetch(NODES_SINCE, self._epoch) if self._epoch >= 0 else [],
+            await conn.fetch(CREDENTIALS_SINCE, self._epoch) if self._epoch >= 0 else [],
+            await conn.fetch(OPERATORS_SINCE, self._epoch),
+        )
+        # Nodes and groups that they refer to may have been made without an announcement.
+        missing = {row.node_id for row in found.credentials} - self.nodes.keys() - {row.id for row in found.nodes}
         if missing:
-            nodes += await conn.fetch(SQL["nodes_by_id"], list(missing))
-        missing = {row["group_id"] for row in nodes} - self.groups.keys() - {row["id"] for row in groups}
+            found.nodes.extend(await conn.fetch(NODES_BY_ID, list(missing)))
+        missing = {row.group_id for row in found.nodes} - self.groups.keys() - {row.id for row in found.groups}
         if missing:
-            groups += await conn.fetch(SQL["groups_by_id"], list(missing))
-        return theirs, (epoch, groups, nodes, credentials, operators)
+            found.groups.extend(await conn.fetch(GROUPS_BY_ID, list(missing)))
+        return epoch, found
 
-    def _take(self, changes: Changes) -> None:
-        self._epoch, groups, nodes, credentials, operators = changes
-        changed_groups = set()
-        for row in groups:
-            self.groups[row["id"]] = Group(**row)
-            changed_groups.add(row["id"])
-        for row in operators:
-            self.operators[row["id"]] = Operator(**row)
-        for row in nodes:
-            self.nodes[row["id"]] = Node(**row)
-        for row in credentials:
-            credential = self.credentials[row["id"]] = Credential(**row)
+    def _take(self, changes: Announced) -> None:
+        for group in changes.groups:
+            self.groups[group.id] = group
+        for operator in changes.operators:
+            self.operators[operator.id] = operator
+        for node in changes.nodes:
+            self.nodes[node.id] = node
+        for credential in changes.credentials:
+            self.credentials[credential.id] = credential
             waiter = self.waiters.get(credential.node_id)
             if waiter is not None and waiter.credential_id == credential.id and credential.revoked_at is not None:
                 waiter.wake()
-        for row in nodes:
-            if row["id"] in self.waiters:
-                self.waiters[row["id"]].wake()
-        if changed_groups:
-            self._wake_slowly(n for n in self.waiters if self.nodes[n].group_id in changed_groups)
+        for node in changes.nodes:
+            if node.id in self.waiters:
+                self.waiters[node.id].wake()
+        changed = {group.id for group in changes.groups}
+        if changed:
+            self._wake_slowly(n for n in self.waiters if self.nodes[n].group_id in changed)
 
     def forget(self) -> None:
-        """Let go of credentials and nodes that had ended a round ago: asked for, they are looked up again."""
+        """Forget credentials and nodes that had ended a round ago; when one is asked for, it is looked up again."""
         now = self._clock.now()
         ended = {id for id, credential in self.credentials.items() if credential.ended(now)}
         ended |= {id for id, node in self.nodes.items() if node.removed and id not in self.waiters}
@@ -270,67 +303,66 @@ class Fleet:
     # Waking
 
     def _wake_slowly(self, node_ids: Iterable[str]) -> None:
-        """Wake held polls in slices, in no order that a node could be always last in."""
+        """Wake held polls in groups, in a random order, so that no node is always last."""
         woken = list(node_ids)
         random.shuffle(woken)
         self._to_wake.extend(woken)
         if self._waking is None or self._waking.done():
-            self._waking = self.loop.create_task(self._wake_slices())
+            self._waking = self.loop.create_task(self._wake_groups())
 
-    async def _wake_slices(self) -> None:
+    async def _wake_groups(self) -> None:
         while self._to_wake:
-            for node_id in self._to_wake[:SLICE]:
+            for node_id in self._to_wake[:WOKEN_AT_ONCE]:
                 if node_id in self.waiters:
                     self.waiters[node_id].wake()
-            del self._to_wake[:SLICE]
-            await asyncio.sleep(SLICE_PAUSE)
+            del self._to_wake[:WOKEN_AT_ONCE]
+            await asyncio.sleep(WAKE_PAUSE)
 
     def close(self) -> None:
-        """The replica stops: every held poll is answered now, and no other is held."""
+        """Answer every held poll now, and hold no other one: the replica stops."""
         self.closing = True
         for waiter in list(self.waiters.values()):
             waiter.wake()
 
-    # What came to be elsewhere without an announcement: joins, rotated credentials, operators
+    # What is made without an announcement: joins, rotated credentials, operators
 
     async def credential(self, credential_id: str) -> Credential | None:
-        """The credential of that id, looked up in the database where it isn't known; None when there is none."""
+        """The credential of this id, or None. One that isn't cached is looked up. Raises: ProblemError."""
         if credential_id not in self.credentials:
             await self._unknown.find(credential_id)
         return self.credentials.get(credential_id)
 
-    async def operator(self, operator_id: str) -> Operator | None:
-        """The operator of that id, as `credential`."""
+    async def operator(self, operator_id: str) -> CachedOperator | None:
+        """The operator of this id, or None, as with `credential`."""
         if operator_id not in self.operators:
             await self._unknown.find(operator_id)
         return self.operators.get(operator_id)
 
     async def _find(self, ids: list[str]) -> dict[str, None]:
-        self._learn(*await self._db.read(lambda conn: _by_id(conn, ids)))
+        found = await self._db.read(lambda conn: _by_id(conn, ids))
+        # What a reading of the epochs has stored meanwhile may be newer.
+        for group in found.groups:
+            self.groups.setdefault(group.id, group)
+        for node in found.nodes:
+            self.nodes.setdefault(node.id, node)
+        for credential in found.credentials:
+            self.credentials.setdefault(credential.id, credential)
+        for operator in found.operators:
+            self.operators.setdefault(operator.id, operator)
         return {}
 
-    def _learn(self, groups: list[Any], nodes: list[Any], credentials: list[Any], operators: list[Any]) -> None:
-        # A reading of the epochs that ended meanwhile may know better.
-        for row in groups:
-            self.groups.setdefault(row["id"], Group(**row))
-        for row in nodes:
-            self.nodes.setdefault(row["id"], Node(**row))
-        for row in credentials:
-            self.credentials.setdefault(row["id"], Credential(**row))
-        for row in operators:
-            self.operators.setdefault(row["id"], Operator(**row))
-
     async def stop(self) -> None:
-        """Cancel what runs in the background; call after `run` has ended."""
+        """Cancel the background tasks; call it after `run` has ended."""
         if self._waking is not None:
             self._waking.cancel()
             await asyncio.gather(self._waking, return_exceptions=True)
         await self._unknown.stop()
 
 
-async def _by_id(conn: Any, ids: list[str]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
-    credentials = await conn.fetch(SQL["credentials_by_id"], ids)
-    operators = await conn.fetch(SQL["operators_by_id"], ids)
-    nodes = await conn.fetch(SQL["nodes_by_id"], [row["node_id"] for row in credentials])
-    groups = await conn.fetch(SQL["groups_by_id"], [row["group_id"] for row in nodes])
-    return groups, nodes, credentials, operators
+async def _by_id(conn: Connection, ids: list[str]) -> Announced:
+    """The credentials and operators of these ids, with the nodes and groups that they refer to."""
+    credentials = await conn.fetch(CREDENTIALS_BY_ID, ids)
+    operators = await conn.fetch(OPERATORS_BY_ID, ids)
+    nodes = await conn.fetch(NODES_BY_ID, [row.node_id for row in credentials])
+    groups = await conn.fetch(GROUPS_BY_ID, [row.group_id for row in nodes])
+    return Announced(groups, nodes, credentials, operators)

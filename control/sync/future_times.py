@@ -1,59 +1,81 @@
-"""Stored times that are further ahead than `AHEAD` are of a clock that was wrong: put right before they mislead.
+"""Corrects stored times that are further ahead than `AHEAD`: they were written by a clock that was wrong.
 
-A node that was heard of then would read online for as long as that clock was ahead, its warning wouldn't come, its
-open sync wouldn't expire, a join token would be good for longer.
+Otherwise a node that was seen then would count as online for as long as that clock was ahead, its warning wouldn't
+come, its open sync wouldn't expire, and a join token would be valid for longer.
 """
 
 import logging
 from datetime import datetime, timedelta
-from typing import Any
+from typing import NamedTuple
 
-from control.api.services import Services
 from control.clock import AHEAD
+from control.settings import Settings
 from control.storage import queries
+from control.storage.connection import Connection
+from control.storage.database import Database
+from control.storage.queries import Value
+
+
+class Found(NamedTuple):
+    """Which tables have times that are ahead."""
+
+    presence: bool
+    nodes: bool
+    syncs: bool
+    tokens: bool
+
 
 SQL = queries.load("ahead")
+FOUND = SQL.rows("found", Found)
+LOCKS = {table: SQL.value(f"lock_{table}", str) for table in Found._fields}
 
 HEARD = 40.0
-"""Seconds within which a node that lives is heard of again: a held poll and a half."""
+"""Seconds within which a node that is alive is heard of again: one and a half times a held poll."""
 LIMIT = 500
 """Rows that one transaction changes."""
 
 log = logging.getLogger("skerry.clock")
 
 
-async def correct(services: Services, now: datetime) -> None:
-    """Make stored times that are ahead of `now` what does least harm. Raises `ProblemError`."""
-    settings, db = services.settings, services.beside
+async def correct(db: Database, settings: Settings, now: datetime) -> None:
+    """Change times that are ahead of `now` to what does the least harm.
+
+    Raises: ProblemError, when the database doesn't answer.
+    """
     lease = timedelta(seconds=settings.sync_lease)
     limit, lease_limit = now + AHEAD, now + lease + AHEAD
-    found = await db.read(lambda conn: conn.fetchrow(SQL["found"], limit, lease_limit))
-    # Who isn't heard of within `HEARD` from now on is taken for silent, or overdue.
+    found = await db.read(lambda conn: conn.one(FOUND, limit, lease_limit))
+    if not any(found):
+        return
+    # A node that isn't heard of within `HEARD` from now on counts as offline, or overdue.
     seen, confirmed = (
         now - timedelta(seconds=max(after - HEARD, 0)) for after in (settings.offline_after, settings.overdue_after)
     )
-    for name, beyond, arguments in (
-        ("presence", limit, (limit, seen, confirmed)),
-        ("nodes", limit, (limit, now, confirmed)),
-        ("syncs", lease_limit, (now + lease,)),
-        ("tokens", limit, (now,)),
-    ):
-        if found[name] and (count := await _all(services, name, beyond, *arguments)):
-            log.warning("%s: %d rows had times of a clock that was ahead; they were put right", name, count)
+    arguments: dict[str, tuple[datetime, tuple[datetime, ...]]] = {
+        "presence": (limit, (limit, seen, confirmed)),
+        "nodes": (limit, (limit, now, confirmed)),
+        "syncs": (lease_limit, (now + lease,)),
+        "tokens": (limit, (now,)),
+    }
+    for table, is_ahead in found._asdict().items():
+        if is_ahead and (count := await _correct_all(db, table, LOCKS[table], *arguments[table])):
+            log.warning("%s: %d rows had times of a clock that was ahead; they were put right", table, count)
 
 
-async def _all(services: Services, name: str, beyond: datetime, *arguments: Any) -> int:
-    """Put all rows right but those that another transaction has locked, which the next pass sees to; how many."""
+async def _correct_all(
+    db: Database, table: str, lock: Value[str], beyond: datetime, arguments: tuple[datetime, ...]
+) -> int:
+    """Correct all rows of a table, and return how many. Rows that are locked are left to the next pass."""
 
-    async def work(conn: Any) -> int:
-        ids = [row["id"] for row in await conn.fetch(SQL[f"lock_{name}"], beyond, LIMIT)]
+    async def work(conn: Connection) -> int:
+        ids = await conn.column(lock, beyond, LIMIT)
         if ids:
-            await conn.execute(SQL[name], *arguments, ids)
+            await conn.execute(SQL[table], *arguments, ids)
         return len(ids)
 
     count = 0
     while True:
-        changed = await services.beside.transaction(work)
+        changed = await db.transaction(work)
         count += changed
         if changed < LIMIT:
             return count

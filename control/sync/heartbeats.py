@@ -1,24 +1,26 @@
-"""Heartbeats, in batches: one statement a second for all nodes that were heard of (R 1.3, 5.1).
+"""Heartbeats, in batches: one statement a second for all nodes that polled or reported (R 1.3, 5.1).
 
-A row for each heartbeat's transaction would cost twenty times as much. It writes node_presence and nothing else, and
-syncs don't write that, so a heartbeat never conflicts with a sync.
+A transaction for each heartbeat would cost twenty times as much. Heartbeats write the table node_presence alone, which
+syncs don't write, so they never conflict with syncs.
 """
 
 import asyncio
 import logging
 from datetime import datetime
-from typing import Any
 
 from control.clock import AHEAD, Clock
 from control.log_throttle import Outage
 from control.metrics import Metrics
 from control.problems import ProblemError
 from control.storage import queries
+from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 
 SQL = queries.load("presence")
+LOCK_FREE = SQL.value("lock_free", str)
 
 PERIOD = 1.0
+"""Seconds between two writes to the database."""
 STATEMENT = 500
 """Nodes in one statement."""
 LAST_FLUSH = 2.0
@@ -27,8 +29,8 @@ LAST_FLUSH = 2.0
 log = logging.getLogger("skerry.presence")
 
 
-class Presence:
-    """The nodes that were heard of since the last flush."""
+class Heartbeats:
+    """The nodes that were seen since the last flush, and when."""
 
     def __init__(self, db: Database, clock: Clock, metrics: Metrics) -> None:
         self._db = db
@@ -37,47 +39,48 @@ class Presence:
         self._seen: dict[str, datetime] = {}
         self._confirmed: dict[str, datetime] = {}
         self._careful = False
-        """Whether a row was locked lately: then those that are locked are left out, else they are waited for."""
+        """Whether a row was locked lately: then locked rows are left out, else they are waited for."""
         self._outage = Outage(log, "heartbeats can't be recorded")
 
-    def seen(self, node_id: str) -> None:
-        """The node has asked or reported something."""
-        self._seen[node_id] = self._clock.now()
+    def seen(self, node_id: str, now: datetime) -> None:
+        """The node has polled or reported."""
+        self._seen[node_id] = now
 
-    def confirmed(self, node_id: str) -> None:
-        """The node has asked, and is at target."""
-        self._confirmed[node_id] = self._clock.now()
+    def confirmed(self, node_id: str, now: datetime) -> None:
+        """The node has polled or reported, and is at its target."""
+        self._confirmed[node_id] = now
 
     async def flush(self) -> None:
-        """Write what was heard; what couldn't be written is kept for the next time. Raises `ProblemError`.
+        """Write the heartbeats. Those that can't be written are kept for the next time.
 
-        A node whose row another transaction has locked holds up no other one: it is kept for the next time.
+        A node whose row another transaction has locked holds up no other node: it is kept for the next time.
+        Raises: ProblemError, when the database doesn't answer.
         """
         seen, confirmed = self._seen, self._confirmed
         self._seen, self._confirmed = {}, {}
         try:
-            # Apart, because nearly all are confirmed: then one time for each does.
+            # Two statements: nearly all nodes are confirmed, and then one time does for three columns.
             await self._write(SQL["seen"], seen)
             await self._write(SQL["confirmed"], confirmed)
         finally:
-            # Left in them: what couldn't be written.
+            # What is left in them couldn't be written.
             self._seen = seen | self._seen
             self._confirmed = confirmed | self._confirmed
         self._careful = bool(seen or confirmed)
 
     async def _write(self, statement: str, heard: dict[str, datetime]) -> None:
-        """Write the times in `heard`, and take out of it what is written."""
-        # Sorted, so that two replicas that write the same nodes wait for each other instead of failing.
+        """Write the times in `heard`, by node, and delete those that are written from it."""
+        # Sorted, so that two replicas that write the same nodes wait for each other and don't deadlock.
         for ids in _slices(sorted(heard)):
             now = self._clock.now()
-            # Heard of while the clock was ahead, it was heard of by now.
+            # A time of a clock that was ahead becomes now.
             times = [(heard[id] if heard[id] <= now + AHEAD else now).isoformat() for id in ids]
 
             async def work(
-                conn: Any, ids: list[str] = ids, times: list[str] = times, believed: datetime = now + AHEAD
+                conn: Connection, ids: list[str] = ids, times: list[str] = times, believed: datetime = now + AHEAD
             ) -> list[str]:
                 if self._careful:
-                    free = {row["id"] for row in await conn.fetch(SQL["lock_free"], ids)}
+                    free = set(await conn.column(LOCK_FREE, ids))
                     times = [time for id, time in zip(ids, times, strict=True) if id in free]
                     ids = [id for id in ids if id in free]
                 await conn.execute(statement, ids, times, believed)
@@ -118,7 +121,7 @@ class Presence:
         except ProblemError as problem:
             self._outage.failed(f"{self._waiting} of them wait; {problem.detail}")
         except Exception:
-            # Heartbeats must go on whatever one of them holds.
+            # A fault of control's own with one heartbeat must not stop the others for good.
             log.exception("%d heartbeats could not be recorded", self._waiting)
 
 

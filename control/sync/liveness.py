@@ -1,28 +1,52 @@
-"""What the monitor makes of the times at which nodes were heard of: online or offline, overdue or not.
+"""Which nodes are online or offline, overdue or not, by the times at which they were last seen and confirmed.
 
-Each function sees to a page of nodes in one transaction, on the condition that they still are as they were read, and
-leaves out what other transactions have locked. It returns how many nodes it has seen to, and which of them it changed.
+Each function changes a page of nodes in one transaction: those that are still as they were read, and that no other
+transaction has locked. It returns how many nodes it has looked after, and which of them have changed.
 """
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 from uuid import uuid4
 
 from control.storage import queries
+from control.storage.connection import Connection
+
+
+class NodeStateRow(NamedTuple):
+    """A node's state."""
+
+    id: str
+    state: str
+    removed: bool
+
+
+class OverdueNode(NamedTuple):
+    """A node that wasn't confirmed for a while."""
+
+    id: str
+    confirmed_at: datetime
+    removed: bool
+
 
 SQL = queries.load("monitor")
+LOCK_UNSEEN = SQL.value("lock_unseen", str)
+LOCK_SEEN_AGAIN = SQL.value("lock_seen_again", str)
+LOCK_FREE = SQL.rows("lock_free", NodeStateRow)
+LOCK_OVERDUE = SQL.rows("lock_overdue", OverdueNode)
+LOCK_OVERDUE_NO_MORE = SQL.value("lock_overdue_no_more", str)
 
 Done = tuple[int, list[str]]
-Work = Callable[[list[str], Any], Awaitable[Done]]
+"""How many nodes were looked after, and the ids of those that have changed."""
+Work = Callable[[list[str], Connection], Awaitable[Done]]
+"""Looks after the nodes of these ids."""
 
 
-async def silent(since: datetime, now: datetime, ids: list[str], conn: Any) -> Done:
-    """Nodes that weren't seen since `since` are offline. One in the middle of a sync isn't before that has expired."""
-    unseen = [row["id"] for row in await conn.fetch(SQL["lock_unseen"], ids, since)]
-    nodes = await conn.fetch(SQL["lock_free"], unseen)
-    online = [row["id"] for row in nodes if row["state"] == "online" and not row["removed"]]
-    settled = [row["id"] for row in nodes if row["state"] != "syncing" or row["removed"]]
+async def silent(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Make nodes offline that weren't seen since `since`; a node with an open sync only once that has expired."""
+    nodes = await conn.fetch(LOCK_FREE, await conn.column(LOCK_UNSEEN, ids, since))
+    online = [node.id for node in nodes if node.state == "online" and not node.removed]
+    settled = [node.id for node in nodes if node.state != "syncing" or node.removed]
     if online:
         await conn.execute(SQL["change_states"], online, "offline", now)
     if settled:
@@ -30,12 +54,11 @@ async def silent(since: datetime, now: datetime, ids: list[str], conn: Any) -> D
     return len(settled), online
 
 
-async def heard(since: datetime, now: datetime, ids: list[str], conn: Any) -> Done:
-    """Nodes that were seen since `since` are online again."""
-    again = [row["id"] for row in await conn.fetch(SQL["lock_seen_again"], ids, since)]
-    nodes = await conn.fetch(SQL["lock_free"], again)
-    offline = [row["id"] for row in nodes if row["state"] == "offline" and not row["removed"]]
-    settled = [row["id"] for row in nodes]
+async def heard(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Make nodes online again that were seen since `since`."""
+    nodes = await conn.fetch(LOCK_FREE, await conn.column(LOCK_SEEN_AGAIN, ids, since))
+    offline = [node.id for node in nodes if node.state == "offline" and not node.removed]
+    settled = [node.id for node in nodes]
     if offline:
         await conn.execute(SQL["change_states"], offline, "online", now)
     if settled:
@@ -43,21 +66,21 @@ async def heard(since: datetime, now: datetime, ids: list[str], conn: Any) -> Do
     return len(settled), offline
 
 
-async def overdue(since: datetime, now: datetime, ids: list[str], conn: Any) -> Done:
-    """Nodes that weren't confirmed at their target since `since` have a warning."""
-    rows = await conn.fetch(SQL["lock_overdue"], ids, since)
-    late = [row for row in rows if not row["removed"]]
+async def overdue(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Warn of nodes that weren't confirmed at their target since `since`."""
+    nodes = await conn.fetch(LOCK_OVERDUE, ids, since)
+    late = [node for node in nodes if not node.removed]
     if late:
-        messages = [f"not confirmed at its target since {row['confirmed_at']:%Y-%m-%d %H:%M:%S} UTC" for row in late]
-        await conn.execute(SQL["warn"], [str(uuid4()) for _ in late], [row["id"] for row in late], messages, now)
-    if rows:
-        await conn.execute(SQL["set_overdue"], [row["id"] for row in rows], True)
-    return len(rows), [row["id"] for row in late]
+        messages = [f"not confirmed at its target since {node.confirmed_at:%Y-%m-%d %H:%M:%S} UTC" for node in late]
+        await conn.execute(SQL["warn"], [str(uuid4()) for _ in late], [node.id for node in late], messages, now)
+    if nodes:
+        await conn.execute(SQL["set_overdue"], [node.id for node in nodes], True)
+    return len(nodes), [node.id for node in late]
 
 
-async def confirmed(since: datetime, now: datetime, ids: list[str], conn: Any) -> Done:
-    """Nodes that were confirmed since `since` have their warning no longer."""
-    again = [row["id"] for row in await conn.fetch(SQL["lock_overdue_no_more"], ids, since)]
+async def confirmed(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
+    """Clear the warnings of nodes that were confirmed since `since`."""
+    again = await conn.column(LOCK_OVERDUE_NO_MORE, ids, since)
     if again:
         await conn.execute(SQL["clear_warnings"], again, now)
         await conn.execute(SQL["set_overdue"], again, False)

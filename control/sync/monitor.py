@@ -1,7 +1,7 @@
-"""What happens by the clock: nodes go offline and come back, warnings, expired syncs, retention, the store's sweep.
+"""What happens by the clock: offline nodes, warnings, expired syncs, the deletion of old logs, the store's sweep.
 
-One replica at a time does it, under a lease in the metadata DB. Each step first reads who is concerned and then
-changes those, on the condition that they still are as they were read; so it seldom conflicts with syncs.
+One replica at a time does it, under a lease in the metadata database. Each step first reads which rows it concerns and
+then changes those that are still as they were read, so it seldom conflicts with syncs.
 """
 
 import asyncio
@@ -11,60 +11,93 @@ import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 from uuid import uuid4
 
-from control.api.services import Services
-from control.clock import AHEAD
+from control.clock import AHEAD, Clock
 from control.log_throttle import Outage
+from control.metrics import Metrics
 from control.problems import ProblemError
-from control.storage import artifact_deletions, queries
-from control.storage.database import Locked
+from control.settings import Settings
+from control.storage import queries
+from control.storage.connection import Connection
+from control.storage.database import Database, Locked
+from control.storage.queries import Value
 from control.sync import future_times, node_state
+from control.sync.ended_syncs import EndedSyncs
 from control.sync.liveness import Work, confirmed, heard, overdue, silent
-from control.sync.reports import Ended
+from control.sync.node_state import RunningSync
+
+
+class Lease(NamedTuple):
+    """Which replica has a lease, and until when."""
+
+    holder: str
+    expires_at: datetime
+
 
 SQL = queries.load("monitor")
+EXPIRED = SQL.rows("expired", RunningSync)
+UNSEEN = SQL.value("unseen", str)
+SEEN_AGAIN = SQL.value("seen_again", str)
+OVERDUE = SQL.value("overdue", str)
+OVERDUE_NO_MORE = SQL.value("overdue_no_more", str)
+LEASE_ROW = SQL.rows("lease", Lease)
+TAKE_LEASE = SQL.optional("take_lease", str)
+TAKE_OVER_LEASE = SQL.optional("take_over_lease", str)
 
 PERIOD = 2.0
+"""Seconds between two passes."""
 LEASE = timedelta(seconds=10)
 LIMIT = 500
-"""Rows that one statement changes where it does more than set a column."""
+"""Rows that one statement deletes, or syncs that one transaction ends."""
 PAGE = 2000
 """Nodes whose states or warnings one transaction changes."""
 KEEP_EVERY = 3.0
-"""Seconds after which a pass that goes on takes its lease anew."""
+"""Seconds after which a pass that goes on renews its lease."""
 SWEEP_PERIOD = 30.0
 SWEEP_LEASE = timedelta(minutes=1)
 RETENTION_EVERY = 600.0
 RETENTION_FOR = 2.0
-"""Seconds of a pass in which old logs go; what is left of them then goes in the next pass, after states and syncs."""
+"""Seconds of a pass for deleting old logs; what is left is deleted in the next pass, after states and syncs."""
 DROP_LIMIT = 1.0
-"""Seconds that the end of the process waits until the leases are given back; they end by themselves too."""
+"""Seconds that the end of the process waits for the leases to be given back; they expire in any case."""
 KEPT_ANSWERS = timedelta(days=1)
 KEPT_LEASES = timedelta(days=1)
 KEPT_CREDENTIALS = timedelta(days=35)
-"""Longer than a join token is good for: whether one was used is seen by the credentials that it gave."""
+"""Longer than a join token is valid: its credentials show whether it was used."""
 
 log = logging.getLogger("skerry.monitor")
 
 
 class Monitor:
-    """One replica's part in it."""
+    """One replica's monitor, which works while it has the lease."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        metrics: Metrics,
+        settings: Settings,
+        sweep: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`sweep` finishes what kills left behind in the artifact store."""
+        self._db = db
+        self._clock = clock
+        self._metrics = metrics
+        self._settings = settings
+        self._sweep = sweep
         self._holder = str(uuid4())
         self._next_retention = -math.inf
-        """In the loop's time: a wrong clock must not put it off."""
+        """The loop's time of the next deletion of old logs: a wrong clock must not put it off."""
         self._kept = 0.0
         """When the monitor's lease was last taken, in the loop's time."""
-        self._ahead: dict[str, tuple[tuple[str, datetime], float]] = {}
-        """Leases that are ahead, by name: as they were first seen, and when, in the loop's time."""
+        self._ahead: dict[str, tuple[Lease, float]] = {}
+        """Leases that end too late to be true, by name: as they were first seen, and when, in the loop's time."""
         self._outage = Outage(log, "the monitor waits, and goes on later")
 
     async def run(self) -> None:
-        """Pass after pass until cancelled, which gives the leases back."""
+        """Make passes until cancelled; then give the leases back."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._loop(self.tick, PERIOD))
@@ -75,10 +108,10 @@ class Monitor:
                     await self._try(self._drop)
 
     async def tick(self) -> bool:
-        """One pass, if this replica has or gets the lease; raises `ProblemError`."""
+        """Make a pass, if this replica has or gets the lease; return whether it did. Raises: ProblemError."""
         if not await self._take("monitor", LEASE):
             return False
-        now = self._services.clock.now()
+        now = self._clock.now()
         await self.look(now)
         passed = asyncio.get_running_loop().time()
         if passed >= self._next_retention and await self.retention(now):
@@ -86,79 +119,78 @@ class Monitor:
         return True
 
     async def look(self, now: datetime) -> None:
-        """Make stored states and warnings what they should be at `now`; harmless beside another replica's."""
-        for step in (partial(future_times.correct, self._services), self.expire, self.states, self.warnings):
-            # What another transaction has locked and can't be left out is logged, and holds up no other step.
+        """Make stored states and warnings what they should be at `now`; two replicas may do it at once."""
+        for step in (partial(future_times.correct, self._db, self._settings), self.expire, self.states, self.warnings):
+            # A locked row that can't be left out is logged, and holds up no other step.
             with contextlib.suppress(Locked):
                 await step(now)
 
     async def sweep(self) -> bool:
-        """Finish what a kill left behind in the artifact store; apart from `tick`, since it may take long."""
+        """Sweep the artifact store, if this replica has or gets the lease; apart from `tick`, as it may take long."""
         if not await self._take("sweep", SWEEP_LEASE):
             return False
-        await artifact_deletions.sweep(self._services)
+        await self._sweep()
         return True
 
     async def expire(self, now: datetime) -> None:
-        """Syncs whose lease has passed are failures (R 5.3)."""
+        """End syncs whose lease has passed: they are failures (R 5.3)."""
 
-        async def work(conn: Any) -> tuple[int, int]:
-            found = await conn.fetch(SQL["expired"], now, LIMIT)
-            # A node that another transaction has locked waits for the next pass, and holds up no other one.
-            free = await node_state.lock_free(conn, {sync["node_id"] for sync in found})
-            syncs = [sync for sync in found if sync["node_id"] in free]
-            nodes = await node_state.load(conn, {sync["node_id"] for sync in syncs})
-            ended = Ended()
+        async def work(conn: Connection) -> tuple[int, int]:
+            found = await conn.fetch(EXPIRED, now, LIMIT)
+            # A node that another transaction has locked waits for the next pass, and holds up no other node.
+            free = await node_state.lock_free(conn, {sync.node_id for sync in found})
+            syncs = [sync for sync in found if sync.node_id in free]
+            nodes = await node_state.load(conn, {sync.node_id for sync in syncs})
+            ended = EndedSyncs()
             for sync in syncs:
-                ended.expire(sync, nodes[sync["node_id"]], now)
+                ended.expire(sync, nodes[sync.node_id], now)
             await ended.save(conn, now)
             await node_state.save(conn, nodes.values())
             return len(found), len(syncs)
 
-        more = bool(await self._services.beside.read(lambda conn: conn.fetch(SQL["expired"], now, 1)))
+        more = bool(await self._db.read(lambda conn: conn.fetch(EXPIRED, now, 1)))
         while more:
-            found, ended = await self._services.beside.transaction(work)
-            self._services.metrics.sync("expired", ended)
+            found, ended = await self._db.transaction(work)
+            self._metrics.sync("expired", ended)
             more = found == LIMIT and ended > 0
             await self._keep()
 
     async def states(self, now: datetime) -> None:
-        """Nodes that weren't seen for a while are offline, those that were seen again online (R 1.4)."""
-        since = now - timedelta(seconds=self._services.settings.offline_after)
-        for query, work, state in (("unseen", silent, "offline"), ("seen_again", heard, "online")):
+        """Make nodes offline that weren't seen for a while, and online that were seen again (R 1.4)."""
+        since = now - timedelta(seconds=self._settings.offline_after)
+        for query, work, state in ((UNSEEN, silent, "offline"), (SEEN_AGAIN, heard, "online")):
             changed = await self._pages(query, since, partial(work, since, now))
             if changed:
                 log.info("%s: %d nodes, %s", state, len(changed), ", ".join(changed[:5]))
 
     async def warnings(self, now: datetime) -> None:
-        """A node that wasn't confirmed at target for a while has a warning until it is (R 5.2)."""
-        since = now - timedelta(seconds=self._services.settings.overdue_after)
-        await self._pages("overdue_no_more", since, partial(confirmed, since, now))
-        warned = await self._pages("overdue", since, partial(overdue, since, now))
+        """Warn of nodes that weren't confirmed at their target for a while, until they are (R 5.2)."""
+        since = now - timedelta(seconds=self._settings.overdue_after)
+        await self._pages(OVERDUE_NO_MORE, since, partial(confirmed, since, now))
+        warned = await self._pages(OVERDUE, since, partial(overdue, since, now))
         if warned:
             log.warning("%d nodes are overdue", len(warned))
 
-    async def _pages(self, query: str, since: datetime, work: Work) -> list[str]:
-        """Have `work` see to all nodes that `query` finds, a page at a time; return those that it has changed.
+    async def _pages(self, query: Value[str], since: datetime, work: Work) -> list[str]:
+        """Have `work` look after all nodes that `query` finds, a page at a time; return the ids of the changed ones.
 
-        It is done when a page isn't full, or when of a full one nothing was seen to: those nodes are locked, or are
-        in the middle of a sync, and the next pass sees to them.
+        It ends with a page that isn't full, or of which no node was looked after: those are locked or have open syncs,
+        and are left to the next pass.
         """
         changed: list[str] = []
         while True:
-            rows = await self._services.beside.read(lambda conn: conn.fetch(SQL[query], since, PAGE))
-            if not rows:
+            ids = sorted(await self._db.read(lambda conn: conn.column(query, since, PAGE)))
+            if not ids:
                 return changed
-            ids = sorted(row["id"] for row in rows)
-            seen_to, these = await self._services.beside.transaction(partial(work, ids))
+            looked_after, these = await self._db.transaction(partial(work, ids))
             changed += these
-            if len(rows) < PAGE or not seen_to:
+            if len(ids) < PAGE or not looked_after:
                 return changed
             await self._keep()
 
     async def retention(self, now: datetime) -> bool:
-        """Old logs go, a slice at a time and some of each kind, for `RETENTION_FOR`; whether nothing was left over."""
-        before = now - timedelta(seconds=self._services.settings.log_retention)
+        """Delete old logs, some rows of each kind at a time, for `RETENTION_FOR`; return whether all are gone."""
+        before = now - timedelta(seconds=self._settings.log_retention)
         end = asyncio.get_running_loop().time() + RETENTION_FOR
         done = True
         for query, time in (
@@ -178,34 +210,33 @@ class Monitor:
                         done = False
                         break
             except Locked:
-                # Another transaction's row holds up no other kind.
+                # A locked row holds up no other kind of log.
                 done = False
             await self._keep()
         return done
 
-    async def _write(self, query: str, *arguments: Any) -> str:
-        status: str = await self._services.beside.transaction(lambda conn: conn.execute(SQL[query], *arguments))
-        return status
+    async def _write(self, query: str, *arguments: object) -> str:
+        return await self._db.transaction(lambda conn: conn.execute(SQL[query], *arguments))
 
     async def _take(self, name: str, lease: timedelta) -> bool:
+        """Take or renew a lease; return whether this replica has it."""
         if name == "monitor":
             self._kept = asyncio.get_running_loop().time()
-        now = self._services.clock.now()
+        now = self._clock.now()
         arguments = (name, self._holder, now + lease, now)
-        db = self._services.beside
-        if await db.transaction(lambda conn: conn.fetch(SQL["take_lease"], *arguments)):
+        if await self._db.transaction(lambda conn: conn.fetchval(TAKE_LEASE, *arguments)) is not None:
             self._ahead.pop(name, None)
             return True
-        held = await db.read(lambda conn: conn.fetchrow(SQL["lease"], name))
-        if held is None or not self._is_dead(name, (held["holder"], held["expires_at"]), now, lease):
+        held = await self._db.read(lambda conn: conn.fetchrow(LEASE_ROW, name))
+        if held is None or not self._is_dead(name, held, now, lease):
             return False
         log.warning("the lease %s is of a replica whose clock was ahead, and which is gone: it is taken over", name)
-        taken = (name, self._holder, now + lease, held["holder"], held["expires_at"])
-        return bool(await db.transaction(lambda conn: conn.fetch(SQL["take_over_lease"], *taken)))
+        taken = (name, self._holder, now + lease, *held)
+        return await self._db.transaction(lambda conn: conn.fetchval(TAKE_OVER_LEASE, *taken)) is not None
 
-    def _is_dead(self, name: str, held: tuple[str, datetime], now: datetime, lease: timedelta) -> bool:
-        """Whether a lease that is further ahead than any can be hasn't changed for as long as a lease lasts."""
-        if held[1] <= now + lease + AHEAD:
+    def _is_dead(self, name: str, held: Lease, now: datetime, lease: timedelta) -> bool:
+        """Whether a lease ends too late to be true, and hasn't changed for as long as a lease lasts."""
+        if held.expires_at <= now + lease + AHEAD:
             self._ahead.pop(name, None)
             return False
         passed = asyncio.get_running_loop().time()
@@ -216,7 +247,7 @@ class Monitor:
         return passed - known[1] >= lease.total_seconds()
 
     async def _keep(self) -> None:
-        """Keep the monitor's lease in a pass that takes long."""
+        """Renew the monitor's lease in a pass that takes long."""
         passed = asyncio.get_running_loop().time()
         if passed - self._kept >= KEEP_EVERY:
             await self._take("monitor", LEASE)
@@ -224,12 +255,12 @@ class Monitor:
     async def _drop(self) -> None:
         await self._write("drop_leases", self._holder)
 
-    async def _loop(self, step: Callable[[], Awaitable[Any]], period: float) -> None:
+    async def _loop(self, step: Callable[[], Awaitable[object]], period: float) -> None:
         while True:
             await asyncio.sleep(period)
             await self._try(step)
 
-    async def _try(self, step: Callable[[], Awaitable[Any]]) -> None:
+    async def _try(self, step: Callable[[], Awaitable[object]]) -> None:
         try:
             await step()
             self._outage.worked()

@@ -1,31 +1,31 @@
-"""What the metadata DB has about nodes: read, changed as values, and written back in the same transaction."""
+"""What the metadata database stores of nodes: read, changed as values, and written back in the same transaction."""
 
 import asyncio
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
 
 from control import wire
 from control.storage import queries
-
-SQL = queries.load("syncs")
+from control.storage.connection import Connection
 
 TURN = 10
-"""Nodes, of which each may run a thousand functions, that are looked at before others have their turn."""
+"""Nodes, each of which may run a thousand functions, that are worked on before other tasks have their turn."""
 FAR = timedelta(days=365)
-"""No time that a node tells is further away than this."""
+"""A time that a node sends is moved to within `FAR` of now."""
 ROWS = 2000
-"""Functions that are written in one statement, or read into inventories before others have their turn."""
+"""Functions that are written in one statement, or read into inventories before other tasks have their turn."""
 
 
 @dataclass(slots=True)
 class NodeRow:
-    """A node as its row has it, with its target; `save` writes all but the target and the epoch."""
+    """A node's row and its target. `save` writes everything but the target and the epoch."""
 
     id: str
     removed: bool
@@ -51,9 +51,9 @@ class NodeRow:
     release_id: str | None
     target_generation: int
     reported: wire.Inventory | None = None
-    """Set by `report`: what is to be stored."""
+    """Set by `report`: the inventory to store."""
     capabilities: dict[str, Any] | None = None
-    """Set by `tell`, as well."""
+    """Set by `tell`: the capabilities to store."""
 
     def report(self, inventory: wire.Inventory, digest: str) -> None:
         """The node runs `inventory`, whose digest is `digest`."""
@@ -63,48 +63,76 @@ class NodeRow:
         self.schema_version = inventory.schema_version
         self.database_id = clean(inventory.database_id)
         self.digest = digest
-        # It was at its target with what it ran before.
+        # It was confirmed at its target with what it ran before.
         self.confirmed_generation = 0
 
     def tell(self, capabilities: dict[str, Any], digest: str, protocol: int) -> None:
-        """The node can run what `capabilities` say, which its polls call by `digest`."""
+        """The node has these capabilities; its polls refer to them by `digest`."""
         self.capabilities = capabilities
         self.capabilities_digest = digest
         self.protocol = protocol
 
     def enter(self, state: str, now: datetime) -> None:
-        """Be in `state`, since now unless it was."""
+        """Change to `state`; `state_since` changes only where the state does."""
         if self.state != state:
             self.state = state
             self.state_since = now
 
     def confirm(self, generation: int) -> None:
-        """The node is at the target that `generation` decided."""
+        """The node is at the target of `generation`."""
         self.confirmed_generation = max(self.confirmed_generation, generation)
         if generation < self.failed_generation:
-            return  # late news: what failed since is still wrong
+            return  # late news: the error of the newer generation still holds
         self.failed_generation = 0
         self.retry_at = None
         self.error_code = self.error_message = ""
         self.error_at = None
 
     def fail(self, code: str, message: str, now: datetime) -> None:
-        """One more sync failed (R 5.3)."""
+        """Count one more failed sync (R 5.3)."""
         self.failures += 1
         self.error_code = clean(code)
         self.error_message = clean(message)
         self.error_at = now
 
 
+class RunningSync(NamedTuple):
+    """An open sync: one a node at most."""
+
+    id: str
+    node_id: str
+    generation: int
+    step: str
+    lease_until: datetime
+
+
+class NodeFunction(NamedTuple):
+    """A function that a node reported."""
+
+    node_id: str
+    name: str
+    version: int
+    sha256: str
+    manifest_digest: str
+
+
+SQL = queries.load("syncs")
+NODES = SQL.rows("nodes", NodeRow)
+OPEN_SYNCS = SQL.rows("open_syncs", RunningSync)
+NODE_FUNCTIONS = SQL.rows("node_functions", NodeFunction)
+LOCK_FREE_NODES = SQL.value("lock_free_nodes", str)
+LOCK_FREE_SYNCS = SQL.value("lock_free_syncs", str)
+
+
 def clean(text: str) -> str:
-    """`text` as a database can keep it."""
+    """`text` without NUL, which the database can't store."""
     return text.replace("\0", "\ufffd")
 
 
 def told(time: datetime | None, now: datetime) -> datetime | None:
-    """`time` as a node tells it, in UTC, which it means where it names no zone; within `FAR` of `now`.
+    """A time that a node sends, within `FAR` of `now`; without a zone it is UTC.
 
-    Some times that can be written are out of the range of those that the database, or asyncpg, can have.
+    Some times that can be written as RFC 3339 are out of the range of the database, or of asyncpg.
     """
     if time is None:
         return None
@@ -113,23 +141,28 @@ def told(time: datetime | None, now: datetime) -> datetime | None:
     return now + min(max(time - now, -FAR), FAR)
 
 
-async def load(conn: Any, node_ids: Iterable[str]) -> dict[str, NodeRow]:
+async def load(conn: Connection, node_ids: Iterable[str]) -> dict[str, NodeRow]:
     """The rows of these nodes, by id."""
-    return {row["id"]: NodeRow(**row) for row in await conn.fetch(SQL["nodes"], sorted(node_ids))}
+    return {row.id: row for row in await conn.fetch(NODES, sorted(node_ids))}
 
 
-async def lock_free(conn: Any, node_ids: Iterable[str]) -> set[str]:
-    """Lock these nodes, each with its open sync, but for those that another transaction has locked; return which."""
-    free = {row["id"] for row in await conn.fetch(SQL["lock_free_nodes"], sorted(node_ids))}
-    unlocked = {row["id"] for row in await conn.fetch(SQL["lock_free_syncs"], sorted(free))}
-    for sync in await conn.fetch(SQL["open_syncs"], sorted(free)):
-        if sync["id"] not in unlocked:
-            free.discard(sync["node_id"])
+async def open_syncs(conn: Connection, node_ids: Iterable[str]) -> dict[str, RunningSync]:
+    """The open syncs of these nodes, by node."""
+    return {sync.node_id: sync for sync in await conn.fetch(OPEN_SYNCS, sorted(node_ids))}
+
+
+async def lock_free(conn: Connection, node_ids: Iterable[str]) -> set[str]:
+    """Lock those of these nodes, with their open syncs, that no other transaction has locked; return their ids."""
+    free = set(await conn.column(LOCK_FREE_NODES, sorted(node_ids)))
+    unlocked = set(await conn.column(LOCK_FREE_SYNCS, sorted(free)))
+    for sync in await conn.fetch(OPEN_SYNCS, sorted(free)):
+        if sync.id not in unlocked:
+            free.discard(sync.node_id)
     return free
 
 
-async def stored_inventories(conn: Any, rows: Sequence[NodeRow]) -> dict[str, wire.Inventory]:
-    """What these nodes last reported, by id."""
+async def stored_inventories(conn: Connection, rows: Sequence[NodeRow]) -> dict[str, wire.Inventory]:
+    """The inventories that these nodes last reported, by id."""
     found = {
         row.id: wire.Inventory(
             schema_version=row.schema_version,
@@ -139,21 +172,45 @@ async def stored_inventories(conn: Any, rows: Sequence[NodeRow]) -> dict[str, wi
         for row in rows
     }
     if found:
-        for index, function in enumerate(await conn.fetch(SQL["node_functions"], sorted(found))):
+        for index, row in enumerate(await conn.fetch(NODE_FUNCTIONS, sorted(found))):
             if index % ROWS == ROWS - 1:
                 await asyncio.sleep(0)
-            node_id, *values = function.values()
-            found[node_id].functions.append(wire.RunningFunction(*values))
+            running = wire.RunningFunction(row.name, row.version, row.sha256, row.manifest_digest)
+            found[row.node_id].functions.append(running)
     return found
 
 
-async def save(conn: Any, rows: Iterable[NodeRow]) -> None:
+async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
     """Write these rows, and the inventories that were reported."""
-    rows = sorted(rows, key=lambda row: row.id)
+    rows = sorted(rows, key=_ID)
     if not rows:
         return
-    columns = zip(*(_texts(row) for row in rows), strict=True)
-    await conn.execute(SQL["save_nodes"], *(list(column) for column in columns))
+    values = [
+        (
+            row.id,
+            row.state,
+            row.state_since.isoformat(),
+            str(row.schema_version),
+            # '' leaves what is stored.
+            "" if row.reported is None else orjson.dumps(msgspec.to_builtins(row.reported.schema_changes)).decode(),
+            row.database_id,
+            row.digest,
+            str(row.confirmed_generation),
+            str(row.failures),
+            str(row.failed_generation),
+            "" if row.retry_at is None else row.retry_at.isoformat(),
+            row.error_code,
+            row.error_message,
+            "" if row.error_at is None else row.error_at.isoformat(),
+            "" if row.synced_at is None else row.synced_at.isoformat(),
+            "" if row.capabilities is None else orjson.dumps(row.capabilities).decode(),
+            row.capabilities_digest,
+            str(row.protocol),
+            str(row.syncs_folded),
+        )
+        for row in rows
+    ]
+    await conn.execute(SQL["save_nodes"], *(list(column) for column in zip(*values, strict=True)))
     reported = [(row.id, row.reported) for row in rows if row.reported is not None]
     if not reported:
         return
@@ -168,36 +225,12 @@ async def save(conn: Any, rows: Iterable[NodeRow]) -> None:
         await conn.execute(SQL["insert_functions"], *(list(column) for column in part))
 
 
+_ID = operator.attrgetter("id")
+
+
 @lru_cache(maxsize=64)
 def _changes(text: str) -> list[wire.AppliedChange]:
-    """What nodes applied, from its JSON: most nodes have applied the same. Nobody changes the list."""
+    """The applied schema changes, from their JSON. Most nodes have applied the same, so they share one list, which
+    nobody changes.
+    """
     return msgspec.json.decode(text, type=list[wire.AppliedChange])
-
-
-def _texts(row: NodeRow) -> tuple[str, ...]:
-    changes = "" if row.reported is None else orjson.dumps(msgspec.to_builtins(row.reported.schema_changes)).decode()
-    return (
-        row.id,
-        row.state,
-        row.state_since.isoformat(),
-        str(row.schema_version),
-        changes,
-        row.database_id,
-        row.digest,
-        str(row.confirmed_generation),
-        str(row.failures),
-        str(row.failed_generation),
-        _time(row.retry_at),
-        row.error_code,
-        row.error_message,
-        _time(row.error_at),
-        _time(row.synced_at),
-        "" if row.capabilities is None else orjson.dumps(row.capabilities).decode(),
-        row.capabilities_digest,
-        str(row.protocol),
-        str(row.syncs_folded),
-    )
-
-
-def _time(time: datetime | None) -> str:
-    return "" if time is None else time.isoformat()

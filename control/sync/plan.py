@@ -1,7 +1,7 @@
-"""What a node must do to reach its target: rules over values, without I/O.
+"""What a node must do to reach its target: pure rules over values, without I/O.
 
-A node is at target when its functions are the release's and its schema version is at least the floor (R 4.3); a node
-never goes back in the schema.
+A node is at its target when its functions are those of the release and its schema version is at least the release's
+floor (R 4.3). A node's schema version never goes down.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from control import wire
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One registered text of a schema change; the newest revision of a number is what a node that lacks it gets."""
+    """A registered text of a schema change. A node that lacks the change gets its newest revision."""
 
     number: int
     revision: int
@@ -23,7 +23,7 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class TargetFunction:
-    """A version that a release includes, with the row of the artifact that holds its bytes."""
+    """A function version that a release includes, and the id of the row of its artifact."""
 
     name: str
     version: int
@@ -35,8 +35,8 @@ class TargetFunction:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """What the nodes of a group should run; immutable."""
+class TargetRelease:
+    """A release: what the nodes of a group should run. Immutable."""
 
     id: str
     number: int
@@ -46,13 +46,14 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is between a node's inventory and its target."""
+    """The difference between a node's inventory and its target."""
 
     schema_changes: tuple[Revision, ...]
-    """To apply, in order (R 3.3)."""
+    """The changes to apply, in order (R 3.3)."""
     functions: tuple[TargetFunction, ...]
-    """All of the release, those that the node has included (R 4.1)."""
+    """All functions of the release, also those that the node runs already (R 4.1)."""
     remove: tuple[str, ...]
+    """Names of functions that the node runs and the release doesn't have."""
 
 
 Revisions = Mapping[int, Sequence[Revision]]
@@ -60,7 +61,7 @@ Revisions = Mapping[int, Sequence[Revision]]
 
 
 def by_number(revisions: Sequence[Revision]) -> dict[int, list[Revision]]:
-    """`revisions` as `Revisions`, whatever their order."""
+    """Group `revisions`, which may be in any order, by their numbers."""
     numbers: dict[int, list[Revision]] = {}
     for revision in sorted(revisions, key=lambda r: (r.number, r.revision)):
         numbers.setdefault(revision.number, []).append(revision)
@@ -68,7 +69,7 @@ def by_number(revisions: Sequence[Revision]) -> dict[int, list[Revision]]:
 
 
 def inconsistency(inventory: wire.Inventory) -> str:
-    """Why `inventory` can't be true of any node, as a sentence; '' when it can."""
+    """Why no node can have this inventory, as a sentence; '' when one can."""
     numbers = [change.number for change in inventory.schema_changes]
     # The count first: a version may be any number, and a range of it more than there is memory for.
     if inventory.schema_version != len(numbers) or numbers != list(range(1, len(numbers) + 1)):
@@ -82,7 +83,7 @@ def inconsistency(inventory: wire.Inventory) -> str:
 def history_mismatch(inventory: wire.Inventory, revisions: Revisions) -> str:
     """How the changes that the node applied differ from the registered ones, as a sentence; '' when they don't.
 
-    Such a node's database is of another fleet, or control's metadata is an old copy: no plan can be right.
+    Where they differ, the node's database is another fleet's or control's metadata are an old copy: no plan is right.
     """
     for change in inventory.schema_changes:
         known = revisions.get(change.number)
@@ -96,15 +97,15 @@ def history_mismatch(inventory: wire.Inventory, revisions: Revisions) -> str:
     return ""
 
 
-def at_target(inventory: wire.Inventory, release: Release) -> bool:
-    """Is what the node runs what `release` wants?"""
+def at_target(inventory: wire.Inventory, release: TargetRelease) -> bool:
+    """Whether the node runs what `release` wants."""
     runs = {(f.name, f.version, f.sha256, f.manifest_digest) for f in inventory.functions}
     wanted = {(f.name, f.version, f.sha256, f.manifest_digest) for f in release.functions}
     return runs == wanted and inventory.schema_version >= release.schema_floor
 
 
-def work(inventory: wire.Inventory, release: Release, revisions: Revisions) -> Work:
-    """What the node must do; raises `KeyError` when a schema change up to the floor isn't registered."""
+def work(inventory: wire.Inventory, release: TargetRelease, revisions: Revisions) -> Work:
+    """What the node must do. Raises: KeyError, when a schema change up to the floor isn't registered."""
     wanted = {function.name for function in release.functions}
     return Work(
         schema_changes=tuple(

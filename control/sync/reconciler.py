@@ -1,267 +1,346 @@
-"""Polls that need the database: nodes that aren't known to be at target, taken together in slices.
+"""Decides what polling nodes must do, for the nodes that aren't known to be at their targets: a batch of them at once.
 
-A slice reads its nodes, what they run, their targets and open syncs, decides
-for each (R 4.3), and writes what it decided (R 6.1).
+One transaction reads the nodes, what they run, their targets and open syncs, decides for each (R 4.3), and writes what
+was decided (R 6.1). The message of a plan is made after COMMIT.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Literal, NamedTuple
 from uuid import uuid4
 
 from control import faults, wire
-from control.api.services import Services
-from control.clock import AHEAD
+from control.clock import AHEAD, Clock
 from control.problems import ProblemError
 from control.storage import queries
-from control.sync import log_folding, node_state, plan, targets
-from control.sync.node_state import NodeRow
-from control.sync.reports import Ended
-from control.sync.write_batches import Held, Slices
+from control.storage.connection import Connection
+from control.storage.object_store import Store
+from control.sync import node_state, plan
+from control.sync.ended_syncs import EndedSyncs
+from control.sync.node_state import NodeRow, RunningSync
+from control.sync.targets import Targets
+from control.sync.write_batches import Committed, NodeLocked, Written
+
+LINES = 10
+"""Lines that a node gets in the log of syncs for one generation, in `WINDOW`. Its further attempts take the newest of
+them, whose `folded` counts them: a node that fails at once and tries again would write two hundred lines a second."""
+WINDOW = timedelta(hours=1)
+SIGNED = 20
+"""URLs that are signed before other tasks have their turn."""
+
+
+class SchemaText(NamedTuple):
+    """The SQL of a revision of a schema change."""
+
+    number: int
+    revision: int
+    sql: str
+
+
+class FullLog(NamedTuple):
+    """A node that has all its lines in the log of syncs already, and the id of the newest."""
+
+    node_id: str
+    newest: str
+
 
 SQL = queries.load("syncs")
+FULL = SQL.rows("full", FullLog)
+REVISIONS = queries.load("poll").rows("revisions", plan.Revision)
+TEXTS = queries.load("poll").rows("texts", SchemaText)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a node says of itself."""
+class NodeRequest:
+    """A poll that the database must decide."""
 
     node_id: str
     digest: str
     inventory: wire.Inventory | None
-    """Checked: its digest is `digest`."""
+    """Its digest is `digest`: that was checked."""
     failed: wire.FailedGeneration | None
     capabilities_digest: str = ""
-    """'' of a node of a version that tells its capabilities only when it joins."""
-    capabilities: dict[str, Any] | None = None
+    """'' where the node's version sends its capabilities only when it joins."""
+    capabilities: dict[str, object] | None = None
     protocol: int = wire.PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
-class AtTarget:
-    """The node has nothing to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """The node failed this target, and waits until then before it tries again."""
-
-    until: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class ReportWanted:
-    """Control doesn't know what the node runs, or what it can run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The node has a sync to do."""
+class OpenedSync:
+    """A sync that a node is to do."""
 
     sync_id: str
     generation: int
-    release: plan.Release
+    release: plan.TargetRelease
     work: plan.Work
     texts: dict[tuple[int, int], str] = field(default_factory=dict)
+    """The SQL of schema changes, by number and revision."""
 
 
-Decision = AtTarget | Waits | ReportWanted | Opened
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a poll is answered. `kind` is what metrics count it as."""
+
+    kind: Literal["at_target", "waits", "report", "plan"]
+    until: datetime | None = None
+    """`waits`: the node failed this target, and tries again then."""
+    message: wire.Plan | wire.Report | None = None
+    """The answer's body; None where there is nothing to do, or not yet."""
+    opened: OpenedSync | None = None
+    """`plan`: what the message is made from."""
+
+
+AT_TARGET = Decision("at_target")
+REPORT_WANTED = Decision("report", message=wire.Report())
+
 Outcome = Decision | ProblemError
 
 
-def opener(services: Services) -> Slices[Request, Decision]:
-    """Decides what polling nodes must do; its answers raise `ProblemError` where there is no database."""
+class Reconciler:
+    """Decides batches of polls; `write` and `finish` are used by `WriteBatches`."""
 
-    async def decide(requests: list[Request], careful: bool) -> list[Outcome | Held]:
-        outcomes = await decide_slice(services, requests, careful=careful)
-        return [outcomes.get(request.node_id, Held.LOCKED) for request in requests]
+    def __init__(self, clock: Clock, targets: Targets, store: Store, lease: float) -> None:
+        """`lease`: seconds for which nothing need be heard of a sync."""
+        self._clock = clock
+        self._targets = targets
+        self._store = store
+        self._lease = lease
 
-    return Slices(lambda request: request.node_id, decide)
-
-
-async def decide_slice(services: Services, requests: list[Request], *, careful: bool = False) -> dict[str, Outcome]:
-    """Decide for these nodes in one transaction; raises `ProblemError` when there is no database.
-
-    With `careful`, nodes that another transaction has locked are left out, where else they are waited for.
-    """
-
-    async def work(conn: Any) -> _Slice:
-        slice_ = _Slice(services, services.clock.now())
+    async def write(self, requests: list[NodeRequest], careful: bool, conn: Connection) -> Written[Decision]:
+        """Decide for these nodes and write what was decided, in the transaction of `conn`."""
+        now = self._clock.now()
         taken = {request.node_id: request for request in requests}
         if careful:
             free = await node_state.lock_free(conn, taken)
             taken = {node_id: request for node_id, request in taken.items() if node_id in free}
-        await slice_.decide(conn, taken)
-        await slice_.save(conn)
+        rows = await node_state.load(conn, taken)
+        stored = await node_state.stored_inventories(conn, [n for n in rows.values() if taken[n.id].inventory is None])
+        open_syncs = await node_state.open_syncs(conn, taken)
+        releases = await self._targets.releases(
+            conn, {node.release_id for node in rows.values() if node.release_id is not None}
+        )
+        revisions = plan.by_number(await conn.fetch(REVISIONS))
+        batch = _PollBatch(now, rows, open_syncs, releases, revisions)
+        for index, (node_id, request) in enumerate(taken.items()):
+            if index % node_state.TURN == node_state.TURN - 1:
+                await asyncio.sleep(0)
+            batch.decide(request, request.inventory or stored.get(node_id))
+        await batch.fold(conn)
+        await batch.read_texts(conn)
+        await batch.save(conn, now + timedelta(seconds=self._lease))
         faults.reach("control.poll.before")
-        return slice_
+        answers = [batch.outcomes.get(request.node_id, NodeLocked.LOCKED) for request in requests]
+        return Written(answers, batch.committed())
 
-    done = await services.slices.transaction(work)
-    faults.reach("control.poll.after")
-    for node in done.nodes.values():
-        services.fleet.confirm(node)
-        if node.synced_at == done.now:
-            services.presence.confirmed(node.id)
-    if done.opened or done.reopened:
-        services.metrics.sync("opened", len(done.opened) + len(done.reopened))
-    for status in done.ended.statuses:
-        services.metrics.sync(status)
-    return done.outcomes
+    async def finish(self, decision: Decision) -> Decision:
+        """Give a decision for a sync the plan that the node gets (R 3.3, 4.1), with URLs of the artifacts."""
+        opened = decision.opened
+        if opened is None:
+            return decision
+        functions = []
+        for index, f in enumerate(opened.release.functions):
+            if index % SIGNED == SIGNED - 1:
+                await asyncio.sleep(0)
+            url = await self._store.location(f.sha256, f.artifact_id)
+            functions.append(
+                wire.PlannedFunction(
+                    name=f.name,
+                    version=f.version,
+                    sha256=f.sha256,
+                    size=f.size,
+                    url=url,
+                    manifest=f.manifest,
+                    manifest_digest=f.manifest_digest,
+                )
+            )
+        message = wire.Plan(
+            sync_id=opened.sync_id,
+            lease=self._lease,
+            generation=opened.generation,
+            release_id=opened.release.id,
+            release_number=opened.release.number,
+            schema_floor=opened.release.schema_floor,
+            schema_changes=[
+                wire.PlannedChange(c.number, c.revision, c.name, c.checksum, opened.texts[c.number, c.revision])
+                for c in opened.work.schema_changes
+            ],
+            functions=functions,
+            remove=list(opened.work.remove),
+        )
+        return replace(decision, message=message)
+
+
+class NewSync(NamedTuple):
+    """A row of the log of syncs, as texts."""
+
+    id: str
+    node_id: str
+    release_id: str
+    generation: str
 
 
 @dataclass(slots=True)
-class _Slice:
-    """One transaction's reading, decisions and writing."""
+class _PollBatch:
+    """One transaction's decisions, and what is written for them."""
 
-    services: Services
     now: datetime
-    nodes: dict[str, NodeRow] = field(default_factory=dict)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    nodes: dict[str, NodeRow]
+    open_syncs: dict[str, RunningSync]
+    releases: dict[str, plan.TargetRelease]
+    revisions: plan.Revisions
+    outcomes: dict[str, Outcome | NodeLocked] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
-    opened: list[tuple[str, str, str, str]] = field(default_factory=list)
-    """Rows of new syncs: id, node, release, generation."""
-    refused: list[tuple[str, str, str, str, str, str]] = field(default_factory=list)
-    """Rows of syncs that failed before they began, with code and message."""
+    """Nodes whose rows are written."""
+    opened: list[NewSync] = field(default_factory=list)
+    """New syncs."""
+    refused: list[tuple[NewSync, str, str]] = field(default_factory=list)
+    """New syncs that failed before they began, with code and message."""
     reopened: list[str] = field(default_factory=list)
-    """Ended syncs that stand for new ones."""
+    """Ended syncs whose lines in the log stand for new syncs too."""
     refolded: list[tuple[str, str, str]] = field(default_factory=list)
-    """Ended syncs that stand for ones that failed before they began, with code and message."""
+    """Ended syncs whose lines stand for syncs that failed before they began too, with code and message."""
     renewed: list[str] = field(default_factory=list)
-    ended: Ended = field(default_factory=Ended)
-    releases: dict[str, plan.Release] = field(default_factory=dict)
-    revisions: plan.Revisions = field(default_factory=dict)
+    """Open syncs whose leases begin anew."""
+    ended: EndedSyncs = field(default_factory=EndedSyncs)
 
-    async def decide(self, conn: Any, requests: dict[str, Request]) -> None:
-        self.nodes = await node_state.load(conn, requests)
-        stored = await node_state.stored_inventories(
-            conn, [n for n in self.nodes.values() if requests[n.id].inventory is None]
-        )
-        open_syncs = {row["node_id"]: row for row in await conn.fetch(SQL["open_syncs"], sorted(requests))}
-        self.releases = await self.services.targets.releases(
-            conn, {node.release_id for node in self.nodes.values() if node.release_id is not None}
-        )
-        self.revisions = await targets.revisions(conn)
-        for index, (node_id, request) in enumerate(requests.items()):
-            if index % node_state.TURN == node_state.TURN - 1:
-                await asyncio.sleep(0)
-            node = self.nodes.get(node_id)
-            if node is None or node.removed:
-                self.outcomes[node_id] = ProblemError("unknown_node", "this node was removed; join again")
-                continue
-            inventory = request.inventory or stored[node_id]
-            self.outcomes[node_id] = self._decide(node, request, inventory, open_syncs.get(node_id))
-        await self._fold(conn)
-        planned = [outcome for outcome in self.outcomes.values() if isinstance(outcome, Opened)]
-        texts = await targets.texts(conn, {c.number for outcome in planned for c in outcome.work.schema_changes})
-        for outcome in planned:
-            outcome.texts.update(texts)
+    def decide(self, request: NodeRequest, inventory: wire.Inventory | None) -> None:
+        """Decide for one node, which runs `inventory`."""
+        node = self.nodes.get(request.node_id)
+        if node is None or node.removed or inventory is None:
+            self.outcomes[request.node_id] = ProblemError("unknown_node", "this node was removed; join again")
+        else:
+            self.outcomes[node.id] = self._decide(node, request, inventory)
 
-    def _decide(self, node: NodeRow, request: Request, inventory: wire.Inventory, open_sync: Any) -> Outcome:
+    def _decide(self, node: NodeRow, request: NodeRequest, inventory: wire.Inventory) -> Outcome:
         if request.capabilities_digest not in ("", node.capabilities_digest):
             if request.capabilities is None:
-                return ReportWanted()
+                return REPORT_WANTED
             node.tell(request.capabilities, request.capabilities_digest, request.protocol)
             self.changed.add(node.id)
-        if request.inventory is not None and request.digest != node.digest:
+        if request.digest != node.digest:
+            if request.inventory is None:
+                return REPORT_WANTED
             node.report(request.inventory, request.digest)
             self.changed.add(node.id)
-        elif request.inventory is None and request.digest != node.digest:
-            return ReportWanted()
-        if open_sync is not None and open_sync["lease_until"] <= self.now:
+        open_sync = self.open_syncs.get(node.id)
+        if open_sync is not None and open_sync.lease_until <= self.now:
             self.ended.expire(open_sync, node, self.now)
             self.changed.add(node.id)
             open_sync = None
-        target = node.target_generation
         if node.release_id is None:
-            self._confirm(node, open_sync)
-            return AtTarget()
+            return self._confirm(node, open_sync)
         release = self.releases[node.release_id]
         mismatch = plan.history_mismatch(inventory, self.revisions)
         if mismatch:
             return self._refuse(node, open_sync, mismatch)
         if plan.at_target(inventory, release):
-            self._confirm(node, open_sync)
-            return AtTarget()
-        if request.failed is not None and request.failed.generation == target == node.failed_generation:
+            return self._confirm(node, open_sync)
+        if request.failed is not None and request.failed.generation == node.target_generation == node.failed_generation:
             until = node_state.told(request.failed.retry_at, self.now)
             # The node goes by control's clock: what a clock said that was ahead when the sync failed is worth nothing.
             failed_ahead = node.error_at is not None and node.error_at > self.now + AHEAD
             if until is not None and until > self.now and not failed_ahead:
-                return Waits(until)
+                return Decision("waits", until)
         return self._open(node, open_sync, release, plan.work(inventory, release, self.revisions))
 
-    def _open(self, node: NodeRow, open_sync: Any, release: plan.Release, work: plan.Work) -> Opened:
+    def _open(
+        self, node: NodeRow, open_sync: RunningSync | None, release: plan.TargetRelease, work: plan.Work
+    ) -> Decision:
+        """Open a sync, or answer with the node's open one where that has the same target."""
         target = node.target_generation
         if node.state != "syncing":
             node.enter("syncing", self.now)
             self.changed.add(node.id)
-        if open_sync is not None and open_sync["generation"] == target:
-            self.renewed.append(open_sync["id"])
-            return Opened(open_sync["id"], target, release, work)
+        if open_sync is not None and open_sync.generation == target:
+            self.renewed.append(open_sync.id)
+            return Decision("plan", opened=OpenedSync(open_sync.id, target, release, work))
         if open_sync is not None:
-            self.ended.add(open_sync["id"], "superseded")
+            self.ended.add(open_sync.id, "superseded")
         sync_id = str(uuid4())
-        self.opened.append((sync_id, node.id, release.id, str(target)))
-        return Opened(sync_id, target, release, work)
+        self.opened.append(NewSync(sync_id, node.id, release.id, str(target)))
+        return Decision("plan", opened=OpenedSync(sync_id, target, release, work))
 
-    async def _fold(self, conn: Any) -> None:
-        """Take lines of the log that there are for the attempts of nodes that have had theirs."""
-        attempts = [(row[1], row[3]) for row in (*self.opened, *self.refused)]
-        lines = await log_folding.full(conn, attempts, self.now)
-        for node_id, sync_id in lines.items():
-            self.nodes[node_id].syncs_folded += 1
-            self.changed.add(node_id)
-            outcome = self.outcomes[node_id]
-            if isinstance(outcome, Opened):
-                self.outcomes[node_id] = replace(outcome, sync_id=sync_id)
-                self.reopened.append(sync_id)
-        self.refolded = [(lines[row[1]], *row[4:]) for row in self.refused if row[1] in lines]
-        self.opened = [row for row in self.opened if row[1] not in lines]
-        self.refused = [row for row in self.refused if row[1] not in lines]
-
-    def _confirm(self, node: NodeRow, open_sync: Any) -> None:
-        """The node is at target; so it was a success if there is a sync whose report got lost."""
+    def _confirm(self, node: NodeRow, open_sync: RunningSync | None) -> Decision:
+        """The node is at its target. An open sync thus was a success whose report was lost."""
         if open_sync is not None:
-            reached = open_sync["generation"] == node.target_generation
-            self.ended.add(open_sync["id"], "succeeded" if reached else "superseded")
+            reached = open_sync.generation == node.target_generation
+            self.ended.add(open_sync.id, "succeeded" if reached else "superseded")
             if reached:
                 node.synced_at = self.now
         if node.state == "syncing":
             node.enter("online", self.now)
         node.confirm(node.target_generation)
         self.changed.add(node.id)
+        return AT_TARGET
 
-    def _refuse(self, node: NodeRow, open_sync: Any, mismatch: str) -> ProblemError:
+    def _refuse(self, node: NodeRow, open_sync: RunningSync | None, mismatch: str) -> ProblemError:
         """No plan can be right for this node: a failure, recorded once for each target."""
         code, target = "history_mismatch", node.target_generation
         if open_sync is not None:
-            self.ended.add(open_sync["id"], "failed", code, mismatch)
+            self.ended.add(open_sync.id, "failed", code, mismatch)
             node.enter("online", self.now)
         if node.failed_generation != target or node.error_code != code:
             node.fail(code, mismatch, self.now)
             node.failed_generation = target
-            self.refused.append((str(uuid4()), node.id, node.release_id or "", str(target), code, mismatch))
+            sync = NewSync(str(uuid4()), node.id, node.release_id or "", str(target))
+            self.refused.append((sync, code, mismatch))
             self.changed.add(node.id)
         return ProblemError(
             code, f"{mismatch}; give the node an empty database, or join it to the control plane it is of"
         )
 
-    async def save(self, conn: Any) -> None:
-        lease = self.now + timedelta(seconds=self.services.settings.sync_lease)
+    async def fold(self, conn: Connection) -> None:
+        """Let new syncs of nodes that have all their lines in the log share the newest of them."""
+        lines: dict[str, str] = {}
+        new = [*self.opened, *(sync for sync, _, _ in self.refused)]
+        if new:
+            columns = [sync.node_id for sync in new], [sync.generation for sync in new]
+            lines = dict(await conn.fetch(FULL, *columns, self.now - WINDOW, LINES))
+        for node_id, sync_id in lines.items():
+            self.nodes[node_id].syncs_folded += 1
+            self.changed.add(node_id)
+            outcome = self.outcomes[node_id]
+            if isinstance(outcome, Decision) and outcome.opened is not None:
+                self.outcomes[node_id] = replace(outcome, opened=replace(outcome.opened, sync_id=sync_id))
+                self.reopened.append(sync_id)
+        self.refolded = [(lines[s.node_id], code, text) for s, code, text in self.refused if s.node_id in lines]
+        self.opened = [sync for sync in self.opened if sync.node_id not in lines]
+        self.refused = [row for row in self.refused if row[0].node_id not in lines]
+
+    async def read_texts(self, conn: Connection) -> None:
+        """Read the SQL of the schema changes that opened syncs have."""
+        opened = [o.opened for o in self.outcomes.values() if isinstance(o, Decision) and o.opened is not None]
+        numbers = {change.number for sync in opened for change in sync.work.schema_changes}
+        if numbers:
+            rows = await conn.fetch(TEXTS, min(numbers), max(numbers))
+            texts = {(row.number, row.revision): row.sql for row in rows}
+            for sync in opened:
+                sync.texts.update(texts)
+
+    async def save(self, conn: Connection, lease_until: datetime) -> None:
+        """Write what was decided."""
         await self.ended.save(conn, self.now)
         if self.renewed:
-            await conn.execute(SQL["renew_syncs"], self.renewed, lease)
+            await conn.execute(SQL["renew_syncs"], self.renewed, lease_until)
         if self.opened:
-            await conn.execute(SQL["insert_syncs"], *_columns(self.opened), self.now, lease)
+            await conn.execute(SQL["insert_syncs"], *_columns(self.opened), self.now, lease_until)
         if self.reopened:
-            await conn.execute(SQL["reopen_syncs"], self.reopened, self.now, lease)
+            await conn.execute(SQL["reopen_syncs"], self.reopened, self.now, lease_until)
         if self.refolded:
             await conn.execute(SQL["fold_failed_syncs"], *_columns(self.refolded), self.now)
         if self.refused:
-            await conn.execute(SQL["insert_failed_syncs"], *_columns(self.refused), self.now)
+            rows = [(*sync, code, message) for sync, code, message in self.refused]
+            await conn.execute(SQL["insert_failed_syncs"], *_columns(rows), self.now)
         await node_state.save(conn, [self.nodes[id] for id in self.changed])
 
+    def committed(self) -> Committed:
+        """What the transaction will have changed, once it is committed."""
+        confirmed = [node.id for node in self.nodes.values() if node.synced_at == self.now]
+        opened = len(self.opened) + len(self.reopened)
+        return Committed(self.now, self.nodes.values(), confirmed, opened, self.ended.statuses)
 
-def _columns(rows: list[Any]) -> list[list[str]]:
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [list(column) for column in zip(*rows, strict=True)]

@@ -1,9 +1,8 @@
-"""What nodes can run and what functions need of them: rules over values, without I/O.
+"""What functions need of a node, and which nodes lack it: pure rules over values, without I/O.
 
-A node that gets a plan reads each manifest as its version knows manifests, and refuses one with an ABI or a field that
-it doesn't know (`edge_runtime.sync.rules`). The same rule over what the node has told finds it out before a release is
-made.
-What a node hasn't told isn't held against it: it looks for itself.
+A node refuses a plan with an ABI or a manifest's field that its version doesn't know (`edge_runtime.sync.rules`). The
+same rule over the node's capabilities finds that out before a release is made. A node that hasn't sent its capabilities
+counts as able: it will look for itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +15,15 @@ from control.problems import ProblemError
 LIMIT: Final = 16 * 1024
 """Bytes of a node's capabilities, and of its labels, as JSON."""
 FUNCTIONS_SHOWN: Final = 3
-"""Of those that have a need, in a text."""
+"""Functions that a text names as having a need."""
 
 _STRUCTS: Final = {field.rpartition(".")[0] for field in wire.MANIFEST_FIELDS} - {""}
-"""The fields of a manifest that have fields of their own; what others hold are values."""
+"""The fields of a manifest that have fields of their own; the others hold values."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Need:
-    """Something that a node must know for a function's sake."""
+    """Something that a node must know to run a function."""
 
     kind: Literal["abi", "manifest"]
     """The list of a node's capabilities that must have it."""
@@ -36,11 +35,11 @@ class Need:
 
 
 Needs = Mapping[Need, Sequence[str]]
-"""What a release needs, with the functions that do."""
+"""What a release needs, and for each need the functions that have it."""
 
 
 def check(field: str, value: object) -> None:
-    """Refuse what a node says of itself where it can't be kept: ProblemError invalid_body."""
+    """Check that a node's labels or capabilities can be stored. Raises: ProblemError invalid_body, when they can't."""
     try:
         size = len(wire.canonical(value))
     except (TypeError, RecursionError):
@@ -50,7 +49,7 @@ def check(field: str, value: object) -> None:
 
 
 def needs(manifests: Mapping[str, Mapping[str, Any]]) -> dict[Need, list[str]]:
-    """What functions need, from their manifests as control keeps them, by name."""
+    """What functions need, by their manifests; `manifests` are by the function's name."""
     found: dict[Need, list[str]] = {}
     for name in sorted(manifests):
         for need in _needs(manifests[name]):
@@ -59,19 +58,19 @@ def needs(manifests: Mapping[str, Mapping[str, Any]]) -> dict[Need, list[str]]:
 
 
 def lacks(capabilities: Mapping[str, Any], needs: Iterable[Need]) -> list[Need]:
-    """Those of `needs` that a node with these capabilities doesn't know; of a field that it lacks whole, only that."""
+    """Those of `needs` that a node with these capabilities lacks; of a field that it lacks, not the fields within."""
     told = {kind: known for kind in ("abi", "manifest") if isinstance(known := capabilities.get(kind), list)}
     lacking = {need for need in needs if need.kind in told and need.name not in told[need.kind]}
     return sorted(need for need in lacking if Need(need.kind, need.name.rpartition(".")[0]) not in lacking)
 
 
 def shown(need: Need, functions: Sequence[str]) -> str:
-    """What is needed and by whom, for people."""
+    """A need and the functions that have it, as text."""
     return f"{need} (for {listed(functions, FUNCTIONS_SHOWN, len(functions))})"
 
 
 def listed(texts: Sequence[str], most: int, count: int, separator: str = ", ") -> str:
-    """The first of `count` things, and how many others there are."""
+    """The first `most` of `count` texts, and how many others there are."""
     first = separator.join(texts[:most])
     others = count - len(texts[:most])
     return f"{first} and {others} {'others' if others > 1 else 'other'}" if others else first

@@ -1,86 +1,146 @@
-"""Many small writes as few transactions: what nodes ask while one slice of them is written is the next slice.
+"""Many small writes as few transactions: the requests that nodes send while one batch is written form the next batch.
 
-A fleet asks and reports all at once. A transaction for each would conflict with the others until most are refused; one
-for a slice costs hardly more than one for a single node, and a replica's slices seldom meet each other.
+A fleet polls and reports all at once. A transaction for each request would conflict with the others until most are
+refused; a transaction for a batch costs hardly more than one for a single node, and there are few of them.
 
-A node's row may be locked by another transaction, which may be stuck. A slice that waited for one in vain is decided
-again without the nodes that are locked, and so are the next ones for a while; those nodes wait by themselves.
+A node's row may be locked by another transaction, which may be stuck. A batch that waited in vain for a locked row is
+written again without the nodes that are locked, and so are the following ones for a while; those nodes wait alone.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from control import faults
+from control.metrics import Metrics
 from control.problems import ProblemError
-from control.storage.database import Locked
+from control.storage.connection import Connection
+from control.storage.database import Database, Locked
+from control.sync.fleet_cache import FleetCache
+from control.sync.heartbeats import Heartbeats
+from control.sync.node_state import NodeRow
 
-SLICE = 100
+BATCH = 100
 """Nodes in one transaction."""
 WAITING = 20_000
-"""Nodes that may wait for their slice."""
+"""Requests that may wait for their batch."""
 CAREFUL_FOR = 10.0
-"""Seconds after the last locked row that was met for which slices look for locked rows first."""
+"""Seconds after a locked row was met for which batches look for locked rows first."""
 LOCKED_FOR = 2.0
-"""Seconds for which a node whose row is locked is tried again before it is refused."""
+"""Seconds for which the request of a node whose row is locked is tried again, before it is refused."""
 LOCKED_PAUSE = 0.25
 """Seconds between two tries."""
 
-A = TypeVar("A")
-B = TypeVar("B")
-
-log = logging.getLogger("skerry.slices")
+log = logging.getLogger("skerry.batches")
 
 
-class Held(Enum):
-    """In the place of an answer: another transaction has locked what the node's answer needs."""
+class NodeLocked(Enum):
+    """In place of an answer: another transaction has locked the node's row."""
 
     LOCKED = "locked"
 
 
+class OfNode(Protocol):
+    """A request of a node."""
+
+    @property
+    def node_id(self) -> str:
+        """The id of the node."""
+
+
+A = TypeVar("A", bound=OfNode)
+B = TypeVar("B")
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a transaction has changed, for the cache and the counters of this replica."""
+
+    now: datetime
+    """When it was decided."""
+    rows: Collection[NodeRow]
+    """Nodes as they are stored now."""
+    confirmed: Collection[str]
+    """Ids of the nodes that were confirmed at their target by a sync."""
+    opened: int
+    """How many syncs were opened."""
+    ended: Collection[str]
+    """The status of each sync that ended, or `late`, as metrics count them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Generic[B]):
+    """The answers of a batch, one for each request in their order, and what was written for them."""
+
+    answers: list[B | ProblemError | NodeLocked]
+    committed: Committed
+
+
+Write = Callable[[list[A], bool, Connection], Awaitable[Written[B]]]
+"""Decides and writes a batch in one transaction: requests of different nodes, whether to be careful, the connection.
+
+It raises `Locked` for a row that it waited for in vain. When careful, it waits for no node's row, and answers
+`NodeLocked` for a node whose row is locked.
+"""
+
+
 @dataclass(slots=True, eq=False)
-class _Asked(Generic[A, B]):
+class _Waiting(Generic[A, B]):
     request: A
     future: "asyncio.Future[B | ProblemError]"
     locked_since: float | None = None
-    """The loop's time when it was first found locked."""
+    """The loop's time when the node's row was first found locked."""
 
 
-class Slices(Generic[A, B]):
-    """Takes requests of type `A`, at most one of a node into a slice, and answers each with a `B`.
-
-    `decide(requests, careful)` answers a slice in one transaction, with a problem for the request that has one. It
-    raises `Locked` for a row that it waited for in vain; with `careful` it waits for no node, and says `Held.LOCKED`.
-    """
+class WriteBatches(Generic[A, B]):
+    """Takes requests of type `A`, at most one of a node into a batch, and answers each with a `B`."""
 
     def __init__(
         self,
-        node_of: Callable[[A], str],
-        decide: Callable[[list[A], bool], Awaitable[list[B | ProblemError | Held]]],
+        db: Database,
+        fleet: FleetCache,
+        heartbeats: Heartbeats,
+        metrics: Metrics,
+        write: Write[A, B],
+        *,
+        fault: str,
+        finish: Callable[[B], Awaitable[B]] | None = None,
     ) -> None:
-        self._node_of = node_of
-        self._decide = decide
-        self._waiting: list[_Asked[A, B]] = []
+        """`fault` names the fault points before and after COMMIT.
+
+        `finish` completes an answer after COMMIT, in the task of the caller of `ask`: for work without a connection.
+        """
+        self._db = db
+        self._fleet = fleet
+        self._heartbeats = heartbeats
+        self._metrics = metrics
+        self._write = write
+        self._fault = fault
+        self._finish = finish
+        self._waiting: list[_Waiting[A, B]] = []
         self._wanted = asyncio.Event()
-        self._locked: set[_Asked[A, B]] = set()
-        """Those that wait until they are tried again."""
+        self._locked: set[_Waiting[A, B]] = set()
+        """Requests of nodes whose rows are locked, until they are tried again."""
         self._careful_until = 0.0
 
     async def ask(self, request: A) -> B:
-        """The answer to `request`; raises `ProblemError`."""
+        """Return the answer to `request`. Raises: ProblemError, when it is refused or the database doesn't answer."""
         if len(self._waiting) >= WAITING:
             raise ProblemError("database_busy", f"{WAITING} nodes wait to be served; try again")
-        asked: _Asked[A, B] = _Asked(request, asyncio.get_running_loop().create_future())
-        self._put(asked)
-        answer = await asked.future
+        waiting: _Waiting[A, B] = _Waiting(request, asyncio.get_running_loop().create_future())
+        self._put(waiting)
+        answer = await waiting.future
         if isinstance(answer, ProblemError):
             raise answer
-        return answer
+        return answer if self._finish is None else await self._finish(answer)
 
     async def run(self) -> None:
-        """Answer slices until cancelled; what waits then is cancelled too."""
+        """Write batches until cancelled; requests that wait then are cancelled too."""
         try:
             while True:
                 await self._wanted.wait()
@@ -88,85 +148,101 @@ class Slices(Generic[A, B]):
                 if taken:
                     await self._answer(taken)
         finally:
-            for asked in (*self._waiting, *self._locked):
-                asked.future.cancel()
+            for waiting in (*self._waiting, *self._locked):
+                waiting.future.cancel()
 
-    def _put(self, asked: _Asked[A, B]) -> None:
-        self._locked.discard(asked)
-        self._waiting.append(asked)
+    def _put(self, waiting: _Waiting[A, B]) -> None:
+        self._locked.discard(waiting)
+        self._waiting.append(waiting)
         self._wanted.set()
 
-    def _take(self) -> list[_Asked[A, B]]:
-        taken: list[_Asked[A, B]] = []
-        left: list[_Asked[A, B]] = []
+    def _take(self) -> list[_Waiting[A, B]]:
+        """The next batch: the first requests of at most `BATCH` nodes."""
+        taken: list[_Waiting[A, B]] = []
+        left: list[_Waiting[A, B]] = []
         nodes: set[str] = set()
-        for index, asked in enumerate(self._waiting):
-            if len(taken) == SLICE:
+        for index, waiting in enumerate(self._waiting):
+            if len(taken) == BATCH:
                 left += self._waiting[index:]
                 break
-            node = self._node_of(asked.request)
+            node = waiting.request.node_id
             if node in nodes:
-                left.append(asked)
-            elif not asked.future.done():
+                left.append(waiting)
+            elif not waiting.future.done():
                 nodes.add(node)
-                taken.append(asked)
+                taken.append(waiting)
         self._waiting = left
         if not left:
             self._wanted.clear()
         return taken
 
-    async def _answer(self, taken: list[_Asked[A, B]]) -> None:
+    async def _answer(self, taken: list[_Waiting[A, B]]) -> None:
         loop = asyncio.get_running_loop()
         careful = loop.time() < self._careful_until
-        answers: list[B | ProblemError | Held]
+        answers: list[B | ProblemError | NodeLocked]
         try:
-            answers = await self._decide([asked.request for asked in taken], careful)
+            answers = await self._transact([waiting.request for waiting in taken], careful)
         except Locked as locked:
             self._careful_until = loop.time() + CAREFUL_FOR
             if not careful:
                 return await self._answer(taken)
             if len(taken) > 1:
-                # It isn't the nodes' own rows that are locked: find out whose.
+                # It isn't the nodes' own rows that are locked: find out whose request needs the locked row.
                 return await self._one_by_one(taken)
             answers = [locked]
         except ProblemError as problem:
             answers = [problem] * len(taken)
         except asyncio.CancelledError:
-            for asked in taken:
-                asked.future.cancel()
+            for waiting in taken:
+                waiting.future.cancel()
             raise
         except Exception:
             if len(taken) > 1:
-                # One node's request must not cost the others theirs.
+                # One node's request must not make those of the others fail.
                 return await self._one_by_one(taken)
-            log.exception("what node %s asks could not be answered", self._node_of(taken[0].request))
+            log.exception("the request of node %s could not be answered", taken[0].request.node_id)
             answers = [ProblemError("internal", "this is a fault of control; its log has more")]
-        for asked, answer in zip(taken, answers, strict=True):
-            if isinstance(answer, Held):
-                self._hold(asked)
-            elif not asked.future.done():
-                asked.future.set_result(answer)
+        for waiting, answer in zip(taken, answers, strict=True):
+            if isinstance(answer, NodeLocked):
+                self._hold(waiting)
+            elif not waiting.future.done():
+                waiting.future.set_result(answer)
         return None
 
-    async def _one_by_one(self, taken: list[_Asked[A, B]]) -> None:
-        for number, asked in enumerate(taken):
+    async def _transact(self, requests: list[A], careful: bool) -> list[B | ProblemError | NodeLocked]:
+        """Write a batch, and after its COMMIT tell the cache and the counters."""
+        written = await self._db.transaction(functools.partial(self._write, requests, careful))
+        faults.reach(f"{self._fault}.after")
+        committed = written.committed
+        for row in committed.rows:
+            self._fleet.confirm(row)
+        for node_id in committed.confirmed:
+            self._heartbeats.confirmed(node_id, committed.now)
+        if committed.opened:
+            self._metrics.sync("opened", committed.opened)
+        for status in committed.ended:
+            self._metrics.sync(status)
+        return written.answers
+
+    async def _one_by_one(self, taken: list[_Waiting[A, B]]) -> None:
+        for number, waiting in enumerate(taken):
             try:
-                await self._answer([asked])
+                await self._answer([waiting])
             except asyncio.CancelledError:
                 for other in taken[number:]:
                     other.future.cancel()
                 raise
 
-    def _hold(self, asked: _Asked[A, B]) -> None:
-        """Try a node whose row is locked again in a while, or refuse it."""
+    def _hold(self, waiting: _Waiting[A, B]) -> None:
+        """Try the request of a node whose row is locked again in a while, or refuse it."""
         loop = asyncio.get_running_loop()
         self._careful_until = loop.time() + CAREFUL_FOR
-        if asked.locked_since is None:
-            asked.locked_since = loop.time()
-        if asked.future.done():
+        if waiting.locked_since is None:
+            waiting.locked_since = loop.time()
+        if waiting.future.done():
             return
-        if loop.time() - asked.locked_since >= LOCKED_FOR:
-            asked.future.set_result(Locked(f"the row of node {self._node_of(asked.request)}"))
+        if loop.time() - waiting.locked_since >= LOCKED_FOR:
+            waiting.future.set_result(Locked(f"the row of node {waiting.request.node_id}"))
         else:
-            self._locked.add(asked)
-            loop.call_later(LOCKED_PAUSE, self._put, asked)
+            self._locked.add(waiting)
+            loop.call_later(LOCKED_PAUSE, self._put, waiting)

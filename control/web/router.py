@@ -1,48 +1,100 @@
-"""From a request's path and method to its operation in the table of routes."""
+"""The Starlette application that serves every operation but the poll: routes, path parameters, errors, lifespan."""
 
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from itertools import groupby
+from typing import Any
 
-from starlette.routing import compile_path
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from control.api.operations import Operation
+from control.api import auth, operations
+from control.api.auth import AuthError
+from control.api.operations import Operation, Reply
+from control.api.services import Services
 from control.problems import ProblemError
 from control.web.routes import OPERATIONS
 
-
-@dataclass(frozen=True)
-class Found:
-    """What there is at a path."""
-
-    pattern: str
-    operations: Mapping[str, Operation]
-    parameters: Mapping[str, str]
-
-    def operation(self, method: str) -> Operation:
-        """The operation of a method; raises `ProblemError`."""
-        if method not in self.operations:
-            allowed = ", ".join(sorted(self.operations))
-            raise ProblemError("method_not_allowed", f"{self.pattern} takes {allowed}", allow=allowed)
-        return self.operations[method]
+log = logging.getLogger("skerry.control")
 
 
-def find(path: str) -> Found:
-    """What there is at this path; raises `ProblemError`."""
-    for pattern, regex, operations in _table():
-        match = regex.fullmatch(path)
-        if match is not None:
-            return Found(pattern, operations, match.groupdict())
-    raise ProblemError("no_such_path", "there is nothing here; /openapi.json has all paths")
+class Endpoint:
+    """What is at a path: an ASGI application that runs the operation of a request's method."""
+
+    def __init__(self, pattern: str, by_method: dict[str, Operation]) -> None:
+        self.pattern = pattern
+        self._by_method = by_method
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the operation and send its reply. Raises: ProblemError, when it is refused or fails."""
+        services: Services = scope["app"].state.services
+        operation = self._by_method[scope["method"]]
+        try:
+            reply = await operations.answer(services, operation, scope["path_params"], scope, receive)
+        except ProblemError:
+            raise
+        except Exception as error:
+            raise internal(scope) from error
+        await reply(scope, receive, send)
 
 
-@cache
-def _table() -> list[tuple[str, re.Pattern[str], dict[str, Operation]]]:
+class OperationRoute(Route):
+    """A path with its operations. Starlette would add HEAD to GET, and match a path that ends with a line break."""
+
+    def __init__(self, path: str, by_method: dict[str, Operation]) -> None:
+        super().__init__(path, Endpoint(path, by_method), methods=list(by_method))
+        self.methods = set(by_method)
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
+
+
+def starlette(lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Starlette:
+    """The application; `lifespan` sets its `state.services`."""
+    handlers: dict[Any, Any] = {AuthError: _refused, ProblemError: _problem, HTTPException: _not_routed}
+    made = Starlette(routes=_routes(), exception_handlers=handlers, lifespan=lifespan)
+    made.router.redirect_slashes = False
+    return made
+
+
+def internal(scope: Scope) -> ProblemError:
+    """The problem to answer for a fault of control's own, which is being handled; the fault is logged."""
+    request_id = scope["request_id"]
+    log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+    return ProblemError("internal", f"this is a fault of control; its log has more about request {request_id}")
+
+
+def count_refusal(services: Services, scope: Scope, error: AuthError) -> None:
+    """Record refused credentials."""
+    services.failures.record(auth.address(scope), error.reason)
+    services.metrics.auth_failure(error.reason)
+
+
+def _routes() -> list[OperationRoute]:
     # Fixed paths before patterns.
     by_path = sorted(OPERATIONS, key=lambda operation: (operation.path.count("{"), operation.path))
     return [
-        (path, compile_path(path)[0], {operation.method: operation for operation in operations})
-        for path, operations in groupby(by_path, key=lambda operation: operation.path)
+        OperationRoute(path, {operation.method: operation for operation in found})
+        for path, found in groupby(by_path, key=lambda operation: operation.path)
     ]
+
+
+async def _problem(_request: Request, error: ProblemError) -> Reply:
+    return operations.refusal(error)
+
+
+async def _refused(request: Request, error: AuthError) -> Reply:
+    count_refusal(request.app.state.services, request.scope, error)
+    return operations.refusal(error)
+
+
+async def _not_routed(request: Request, error: HTTPException) -> Reply:
+    """Starlette's 404 and 405, in control's form."""
+    if error.status_code == 405:
+        pattern = request.scope["endpoint"].pattern
+        allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
+        return operations.refusal(ProblemError("method_not_allowed", f"{pattern} takes {allowed}", allow=allowed))
+    return operations.refusal(ProblemError("no_such_path", "there is nothing here; /openapi.json has all paths"))

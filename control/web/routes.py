@@ -15,21 +15,16 @@ from control.api import (
     releases,
     responses,
     schema,
+    syncs,
 )
-from control.api.operations import INVENTORY_BODY, SQL_BODY, Answer, Call, Operation, encode
+from control.api.operations import INVENTORY_BODY, SQL_BODY, Call, Operation, Reply, encode
 from control.api.responses import Page
-from control.sync import reports
 from control.web import openapi
 
 
-async def put_sync(call: Call) -> Answer:
-    """PUT /v1/syncs/{id}."""
-    return Answer(200, await reports.put(call.services, call.path["id"], call.node_id, call.body))
-
-
-async def describe(call: Call) -> Answer:
+async def describe(call: Call) -> Reply:
     """GET /openapi.json."""
-    return Answer(200, _description(), ((b"content-type", b"application/json"),))
+    return Reply(200, _description(), ((b"content-type", b"application/json"),))
 
 
 @cache
@@ -115,7 +110,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "deploy",
         {204: None},
         ("unknown_function", "version_in_target"),
-        query=functions.Deletion,
+        query=functions.DeletionQuery,
     ),
     Operation(
         "GET",
@@ -148,7 +143,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "deploy",
         {204: None},
         ("unknown_version", "version_in_target"),
-        query=functions.Deletion,
+        query=functions.DeletionQuery,
     ),
     # Schema
     Operation(
@@ -312,7 +307,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "PUT",
         "/v1/syncs/{id}",
         "Report a sync",
-        put_sync,
+        syncs.put,
         "node",
         {200: wire.SyncState},
         ("unknown_sync",),

@@ -16,9 +16,8 @@ from typing import Any
 import uvicorn
 
 from control.clock import Clock, SystemClock
-from control.local import pki
 from control.settings import Settings, is_loopback
-from control.web import connection_limits
+from control.web import connection_limits, tls
 from control.web.app import create_app
 from control.web.listener import Listener
 
@@ -159,7 +158,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
             f"instead of {settings.bind}"
         )
     try:
-        return pki.server_context(settings.tls_cert, settings.tls_key)
+        return tls.server_context(settings.tls_cert, settings.tls_key)
     except (OSError, ValueError) as error:
         raise StartError(
             f"{settings.tls_cert} and {settings.tls_key} aren't a certificate and its key: {error}"

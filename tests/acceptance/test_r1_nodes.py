@@ -116,7 +116,7 @@ async def test_r1_3_a_health_check_updates_last_seen(
     clock.advance(20)
     node.credential = node.credential[:-1] + ("A" if node.credential[-1] != "A" else "B")
     assert (await node.ask()).status == 401
-    await repeating.saved(replica.services.presence.flush)
+    await repeating.saved(replica.services.heartbeats.flush)
     assert await seen(node) == reported
 
 
@@ -159,11 +159,11 @@ async def test_r1_4_the_state_is_online_syncing_or_offline(
     online = clock.time
 
     # Heartbeats keep it online; 75 seconds without one, and it is offline.
-    await repeating.saved(replica.services.presence.flush)
+    await repeating.saved(replica.services.heartbeats.flush)
     for _ in range(3):
         clock.advance(60)
         assert (await node.ask()).status == 204
-        await repeating.saved(replica.services.presence.flush)
+        await repeating.saved(replica.services.heartbeats.flush)
     clock.advance(74)
     await asyncio.sleep(0.3)  # some passes of the monitor
     assert await state() == ("online", online)

@@ -14,7 +14,7 @@ from tests.support.replica import Replica, SetClock, TestNode
 
 
 async def _last_sync(replica: Replica, name: str) -> datetime | None:
-    await repeating.saved(replica.services.presence.flush)
+    await repeating.saved(replica.services.heartbeats.flush)
     at = (await replica.node(name))["last_sync_at"]
     return None if at is None else datetime.fromisoformat(at)
 
@@ -102,7 +102,7 @@ async def test_r5_2_a_sync_five_minutes_late_is_a_warning(
             assert (await healthy.ask()).status == 204
             plan = await late.plan()
             await _fail(late, plan, "schema_change_failed", "UNIQUE constraint failed")
-            await repeating.saved(replica.services.presence.flush)
+            await repeating.saved(replica.services.heartbeats.flush)
         # The monitor has looked at this time.
         await asyncio.sleep(0.3)
 
@@ -134,7 +134,7 @@ async def test_r5_2_a_sync_five_minutes_late_is_a_warning(
     # A node that isn't heard of at all is late too.
     clock.advance(301)
     assert (await healthy.ask()).status == 204
-    await repeating.saved(replica.services.presence.flush)
+    await repeating.saved(replica.services.heartbeats.flush)
 
     async def silent() -> bool:
         return ("late", "overdue", clock.time) in await warnings()

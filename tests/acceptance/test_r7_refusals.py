@@ -11,8 +11,7 @@ from uuid import uuid4
 import asyncpg
 import orjson
 
-from control import wire
-from control.api import auth
+from control import tokens, wire
 from tests.guests.version import version
 from tests.support import deploy, repeating
 from tests.support.deploy import code, ok
@@ -170,7 +169,7 @@ async def test_r7_4_no_secret_is_in_a_log_a_row_or_an_error(
     rows = {name: text async for name, text in _dump(metadata)}
     # The search finds what is there.
     assert joined["node_id"] in rows["nodes"]
-    assert auth.hash_secret(secrets["of a node"]) in rows["credentials"]
+    assert tokens.hash_secret(secrets["of a node"]) in rows["credentials"]
     for whose, secret in secrets.items():
         for name, text in _haystacks(log, rows, answers):
             assert secret not in text, f"the secret {whose} is in {name}"

@@ -15,7 +15,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from control import wire
+from control import tokens, wire
 from control.api import auth
 from control.local.pki import ensure
 from tests.guests.version import version
@@ -32,7 +32,7 @@ async def test_r7_1_a_nodes_token_is_verified(
     node, other = await replica.join("one"), await replica.join("two")
     await other.poll()
     join_token = (await ok(replica, "POST", "/v1/join-tokens", {}))["token"]
-    await repeating.saved(replica.services.presence.flush)
+    await repeating.saved(replica.services.heartbeats.flush)
     stored = "SELECT * FROM nodes AS n JOIN node_presence AS p ON p.node_id = n.id ORDER BY name"
     before = await metadata.fetch(stored)
     clock.advance(10)
@@ -54,7 +54,7 @@ async def test_r7_1_a_nodes_token_is_verified(
         # Whoever asks doesn't learn which of them it was.
         assert reason == "missing" or "isn't known, isn't for this call, or was revoked" in answer.json()["detail"]
         assert (await failures(replica))[reason] == counted + 1
-    await repeating.saved(replica.services.presence.flush)
+    await repeating.saved(replica.services.heartbeats.flush)
     assert await metadata.fetch(stored) == before
 
     # The right one, compared in constant time.
@@ -72,7 +72,7 @@ async def test_r7_1_a_nodes_token_is_verified(
     ):
         compared.clear()
         assert (await asking).status in (200, 201)
-        hashed = auth.hash_secret(secret_of(token)).encode()
+        hashed = tokens.hash_secret(secret_of(token)).encode()
         assert set(compared) == {(hashed, hashed)}  # more than once where it had to ask again
     assert (await ask(replica, node.credential)).status == 200
 
@@ -212,7 +212,7 @@ async def test_r7_2_nobody_can_do_without_tls(control_site: Site, tmp_path: Path
         assert "hush" not in done.err
     # The node and the operator: not to a control without TLS.
     node = ("join", "--state", tmp_path / "node", "--control", "http://192.0.2.1:8443", "--name", "one")
-    token = auth.new_token("join").text
+    token = tokens.new_token("join").text
     done = await command("edge_runtime.cli.main", *node, SKERRY_JOIN_TOKEN=token)
     assert done.status != 0
     assert "HTTPS" in done.err
@@ -223,14 +223,14 @@ async def test_r7_2_nobody_can_do_without_tls(control_site: Site, tmp_path: Path
 
 async def test_r7_3_every_node_has_a_credential_of_its_own(replica: Replica, metadata: asyncpg.Connection) -> None:
     nodes = [await replica.join(f"node-{number}") for number in range(4)]
-    tokens = [node.credential for node in nodes]
-    assert len({secret_of(token) for token in tokens}) == 4
+    credentials = [node.credential for node in nodes]
+    assert len({secret_of(credential) for credential in credentials}) == 4
     # 256 bits, of which a hash is kept.
-    for token in tokens:
-        assert re.fullmatch(r"[A-Za-z0-9_-]{43}", secret_of(token))
+    for credential in credentials:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{43}", secret_of(credential))
     kept = {row["node_id"]: row["secret_hash"] for row in await metadata.fetch("SELECT * FROM credentials")}
     assert {str(id): hashed for id, hashed in kept.items()} == {
-        node.id: auth.hash_secret(secret_of(node.credential)) for node in nodes
+        node.id: tokens.hash_secret(secret_of(node.credential)) for node in nodes
     }
     # Each is that node's and no other's.
     await deploy.push(replica, "show", version(1), sql="read")

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from control import wire
-from control.api import auth
+from control.api import auth_failures
 from control.api.edge_check import Checks
 from control.storage import batched_lookups, database
 from control.sync import fleet_cache, heartbeats, monitor
@@ -91,7 +91,7 @@ async def sweep(
     async def nothing(_: object) -> None:
         await asyncio.Event().wait()
 
-    for runs in (fleet_cache.Fleet, heartbeats.Presence, auth.AuthFailures, monitor.Monitor):
+    for runs in (fleet_cache.FleetCache, heartbeats.Heartbeats, auth_failures.AuthFailures, monitor.Monitor):
         monkeypatch.setattr(runs, "run", nothing)
     monkeypatch.setattr(fleet_cache, "STALE_AFTER", 1e6)
     monkeypatch.setattr(batched_lookups, "PAUSE", 0.0)

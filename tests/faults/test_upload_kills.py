@@ -9,7 +9,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from control.storage import artifact_deletions
 from tests.support.control import SettableClock, module
 from tests.support.programs import ControlProgram, Faults, control_program
 from tests.support.replica import Replica, Site
@@ -49,7 +48,7 @@ async def swept(site: Site, versions: int) -> None:
         assert {key for key, state in rows.items() if state == "ready"} <= keys, "ready, and missing from the store"
         for _ in range(2):
             clock.advance(days=8)
-            await artifact_deletions.sweep(replica.services)
+            await replica.services.deletions.sweep()
         rows, keys = await stored(replica)
         assert set(rows) == keys
         assert set(rows.values()) <= {"ready"}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from control import wire
-from control.api.services import Services
 from control.sync import monitor, plan, reconciler, reports
-from control.sync.fleet_cache import Fleet, Node
+from control.sync.fleet_cache import CachedNode, FleetCache
 from control.sync.node_state import NodeRow
+from control.sync.write_batches import WriteBatches
 from edge_runtime.sync import rules
 from edge_runtime.sync.agent import Agent
 from edge_runtime.sync.outbox import Outbox
@@ -31,18 +31,18 @@ def _any_generation(planned: wire.Plan, _generation: int) -> dict[str, wire.Mani
     return {function.name: rules.parse_manifest(function.name, function.manifest) for function in planned.functions}
 
 
-async def _answered_before_it_is_written(
-    services: Services, taken: list[reports.Report], *, careful: bool = False
-) -> list[wire.SyncState]:
-    asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(_quietly(services, taken)))
-    return [wire.SyncState(report.update.status, 15.0) for report in taken]
+async def _answered_before_it_is_written(self: WriteBatches[Any, Any], requests: list[Any], careful: bool) -> Any:
+    if not isinstance(requests[0], reports.SyncReport):
+        return await _transact(self, requests, careful)
+    asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(_quietly(self, requests)))
+    return [wire.SyncState(report.update.status, 15.0) for report in requests]
 
 
-_take = reports.take
+_transact = WriteBatches._transact
 
 
-async def _quietly(services: Services, taken: list[reports.Report]) -> None:
-    await asyncio.gather(_take(services, taken), return_exceptions=True)
+async def _quietly(batches: WriteBatches[Any, Any], requests: list[Any]) -> None:
+    await asyncio.gather(_transact(batches, requests, False), return_exceptions=True)
 
 
 async def _cleared_before_it_is_sent(self: Agent) -> None:
@@ -52,11 +52,11 @@ async def _cleared_before_it_is_sent(self: Agent) -> None:
         await self._tell(waiting.sync_id, waiting.update)
 
 
-def _by_digest_alone(_fleet: Fleet, node: Node, poll: wire.Poll) -> bool:
+def _by_digest_alone(_fleet: FleetCache, node: CachedNode, poll: wire.Poll) -> bool:
     return node.digest == poll.digest
 
 
-def _by_names_alone(inventory: wire.Inventory, release: plan.Release) -> bool:
+def _by_names_alone(inventory: wire.Inventory, release: plan.TargetRelease) -> bool:
     return {function.name for function in inventory.functions} == {function.name for function in release.functions}
 
 
@@ -65,28 +65,28 @@ def _still_confirmed(self: NodeRow, inventory: wire.Inventory, digest: str) -> N
         self.reported, self.schema_version, self.digest = inventory, inventory.schema_version, digest
 
 
-def _asleep(_fleet: Fleet, _node_ids: Any) -> None:
+def _asleep(_fleet: FleetCache, _node_ids: Any) -> None:
     pass
 
 
 MUTATIONS: dict[str, tuple[object, str, Callable[..., Any], str]] = {
     "a node accepts an older generation": (rules, "check_plan", _any_generation, "went back"),
-    "a report is acknowledged and never written": (reports._Slice, "save", _nothing, "was acknowledged"),
+    "a report is acknowledged and never written": (reports._ReportBatch, "save", _nothing, "was acknowledged"),
     "a report is acknowledged before it is written": (
-        reports,
-        "take",
+        WriteBatches,
+        "_transact",
         _answered_before_it_is_written,
         "was acknowledged",
     ),
-    "a plan is sent whose sync isn't written": (reconciler._Slice, "save", _nothing, "isn't in the log"),
+    "a plan is sent whose sync isn't written": (reconciler._PollBatch, "save", _nothing, "isn't in the log"),
     "a report that couldn't be sent is forgotten": (Outbox, "keep", lambda *_: None, "doesn't know yet"),
     "a report is forgotten before it is sent": (Agent, "_deliver", _cleared_before_it_is_sent, "doesn't know yet"),
     "control's trouble is taken for its last word": (rules, "final", lambda _status: True, "doesn't know yet"),
     "leases don't expire": (monitor.Monitor, "expire", _nothing, "hasn't ended"),
-    "a replica doesn't look at generations": (Fleet, "at_target", _by_digest_alone, "doesn't run"),
+    "a replica doesn't look at generations": (FleetCache, "at_target", _by_digest_alone, "doesn't run"),
     "control compares names alone": (plan, "at_target", _by_names_alone, "never ran"),
     "a node that has less counts as confirmed": (NodeRow, "report", _still_confirmed, "doesn't run"),
-    "held polls aren't woken": (Fleet, "_wake_slowly", _asleep, "a release without any fault"),
+    "held polls aren't woken": (FleetCache, "_wake_slowly", _asleep, "a release without any fault"),
 }
 
 

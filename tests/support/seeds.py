@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import msgspec
 
-from control import wire
-from control.api import artifacts, auth
+from control import tokens, wire
+from control.api import artifacts
 from control.local.seaweedfs import s3_client
 from control.storage import queries
 from edge_runtime.oneshot.check import check_module
@@ -107,7 +107,7 @@ async def nodes(replica: Replica, count: int) -> list[TestNode]:
     now = services.clock.now()
     made, rows = [], []
     for number in range(count):
-        token = auth.new_token("node")
+        token = tokens.new_token("node")
         node = TestNode(replica, str(uuid4()), token.text)
         made.append(node)
         rows.append((node.id, f"seed-{number}", wire.digest(node.inventory), str(token.id), token.secret_hash))

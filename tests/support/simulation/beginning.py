@@ -6,8 +6,7 @@ from uuid import uuid4
 
 import msgspec
 
-from control import wire
-from control.api import auth
+from control import tokens, wire
 from tests.support.simulation.loop import START
 from tests.support.simulation.tables import Tables
 
@@ -20,7 +19,7 @@ def fill(t: Tables) -> str:
     t.insert("generations", id=1, generation=0)
     for name in GROUPS:
         t.insert("groups", id=str(uuid4()), name=name, release_id=None, generation=0, epoch=0, created_at=START)
-    token = auth.new_token("operator")
+    token = tokens.new_token("operator")
     operator = {"id": str(token.id), "name": "admin", "role": "admin", "secret_hash": token.secret_hash}
     t.insert("operators", **operator, created_at=START, revoked_at=None, epoch=0)
     made = {"created_by": "admin", "created_at": START}
@@ -44,7 +43,7 @@ def fill(t: Tables) -> str:
 
 def join(t: Tables, name: str, group: str) -> tuple[str, str]:
     """A node that has joined a group and never asked anything; returns its id and its credential."""
-    id, token = str(uuid4()), auth.new_token("node")
+    id, token = str(uuid4()), tokens.new_token("node")
     group_id = next(row["id"] for row in t["groups"].values() if row["name"] == group)
     row: dict[str, Any] = {"id": id, "name": name, "labels": {}, "capabilities": {}, "protocol": 1}
     row |= {"group_id": group_id, "generation": 0, "epoch": 0, "state": "online", "state_since": START}

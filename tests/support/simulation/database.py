@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from control.problems import ProblemError
 from control.storage.database import UnknownCommit
+from control.storage.queries import Rows, Value
 from tests.support.simulation import monitor_statements, operator_statements
 from tests.support.simulation.loop import VirtualLoop
 from tests.support.simulation.processes import Process
@@ -56,25 +57,34 @@ class Observer(Protocol):
 
 
 class Connection:
-    """What work in a transaction asks the database with, as asyncpg's connection."""
+    """What work in a transaction asks the database with, as `control.storage.connection.Connection`."""
 
     def __init__(self, tables: Tables, mirror: Mirror | None, observer: Observer) -> None:
         self._tables = tables
         self._mirror = mirror
         self._observer = observer
 
-    async def fetch(self, query: str, *arguments: Any, **_more: Any) -> list[Row]:
+    async def fetch(self, query: Rows[Any], *arguments: Any) -> list[Any]:
         """All rows that a statement answers."""
-        answer = self._ask(query, arguments)
-        return [] if isinstance(answer, int) else answer
+        return [query.row(*row.values()) for row in self._rows(query.text, arguments)]
 
-    async def fetchrow(self, query: str, *arguments: Any, **_more: Any) -> Row | None:
+    async def fetchrow(self, query: Rows[Any], *arguments: Any) -> Any:
         rows = await self.fetch(query, *arguments)
         return rows[0] if rows else None
 
-    async def fetchval(self, query: str, *arguments: Any, column: int = 0, **_more: Any) -> Any:
-        row = await self.fetchrow(query, *arguments)
-        return None if row is None else row[column]
+    async def one(self, query: Rows[Any], *arguments: Any) -> Any:
+        return (await self.fetch(query, *arguments))[0]
+
+    async def fetchval(self, query: Value[Any], *arguments: Any) -> Any:
+        values = await self.column(query, *arguments)
+        return values[0] if values else None
+
+    async def column(self, query: Value[Any], *arguments: Any) -> list[Any]:
+        return [next(iter(row.values())) for row in self._rows(query.text, arguments)]
+
+    def _rows(self, text: str, arguments: tuple[Any, ...]) -> list[Row]:
+        answer = self._ask(text, arguments)
+        return [] if isinstance(answer, int) else answer
 
     async def execute(self, query: str, *arguments: Any, **_more: Any) -> str:
         """Run a statement and return its status: ``UPDATE 3``."""

@@ -18,6 +18,7 @@ from tests.support.simulation.network import Network
 from tests.support.simulation.processes import Process
 
 NODES = queries.load("nodes")
+TAKE_GENERATION = NODES.value("take_generation", int)
 
 
 class Operators:
@@ -82,7 +83,7 @@ class Operators:
 
         async def work(conn: Connection) -> None:
             await conn.execute(NODES["lock"], UUID(node_id))
-            generation = await conn.fetchval(NODES["take_generation"])
+            generation = await conn.fetchval(TAKE_GENERATION)
             await conn.execute(NODES["move"], UUID(node_id), UUID(group_id), generation)
             await Changed(nodes={node_id}).announce(conn)
 

@@ -4,15 +4,19 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from control.api.auth import AuthFailures
-from control.api.services import Services
+from control.api.auth import Authenticator
+from control.api.auth_failures import AuthFailures
+from control.api.services import Databases, Services
 from control.metrics import Metrics
 from control.settings import Settings
-from control.sync import reconciler, reports
-from control.sync.fleet_cache import Fleet
-from control.sync.heartbeats import Presence
+from control.storage.object_store import Store
+from control.sync.fleet_cache import FleetCache
+from control.sync.heartbeats import Heartbeats
 from control.sync.monitor import Monitor
+from control.sync.reconciler import Reconciler
+from control.sync.reports import Reports
 from control.sync.targets import Targets
+from control.sync.write_batches import WriteBatches
 from control.web.app import App
 from tests.support.simulation.database import Database, Server
 from tests.support.simulation.loop import Clock, VirtualLoop
@@ -62,33 +66,40 @@ class Replica(Endpoint):
     async def _main(self, process: Process) -> None:
         """The application's lifespan, but for what has to do with the artifact store, operators' checks and joins."""
         clock, metrics, db = Clock(self._loop), Metrics(), cast(Any, Database(self._server, process))
-        fleet, nothing = Fleet(db, clock, metrics), cast(Any, None)
+        fleet, nothing = FleetCache(db, clock, metrics), cast(Any, None)
+        heartbeats, targets, lease = Heartbeats(db, clock, metrics), Targets(), SETTINGS.sync_lease
+        store = Store(nothing, nothing, "run", SETTINGS)
+        reconciler, reports = Reconciler(clock, targets, store, lease), Reports(clock, targets, lease)
+        written = (db, fleet, heartbeats, metrics)
         services = Services(
             settings=SETTINGS,
             clock=clock,
-            **dict.fromkeys(("db", "lists", "steady", "beside", "writes", "joins", "first_polls", "slices"), db),
-            **dict.fromkeys(("store", "ownership", "checks", "readiness", "join_tokens"), nothing),
+            databases=Databases(**dict.fromkeys(Databases.__dataclass_fields__, db)),
+            **dict.fromkeys(("ownership", "deletions", "checks", "readiness", "join_tokens"), nothing),
+            store=store,
+            auth=Authenticator(fleet, clock, db, nothing),
             failures=AuthFailures(db, clock),
             fleet=fleet,
-            presence=Presence(db, clock, metrics),
+            heartbeats=heartbeats,
+            decisions=WriteBatches(*written, reconciler.write, fault="control.poll", finish=reconciler.finish),
+            reports=WriteBatches(*written, reports.write, fault="control.result"),
             metrics=metrics,
-            targets=Targets(),
             ca_pem=b"",
             ca_fingerprint="",
         )
-        services.opener, services.reports = reconciler.opener(services), reports.reports(services)
         while True:
             try:
                 await fleet.load()
                 break
             except Exception:
                 await asyncio.sleep(1)  # as its service manager would start it again
-        for run in (fleet.run, services.opener.run, services.reports.run, services.presence.run):
+        for run in (fleet.run, services.decisions.run, services.reports.run, services.heartbeats.run):
             process.spawn(run())
-        monitor = Monitor(services)
+        monitor = Monitor(db, clock, metrics, SETTINGS, nothing)
         process.spawn(monitor._loop(monitor.tick, 2.0))
         app = App(SETTINGS, clock)
-        app.services = self.services = services
+        app.serve_with(services)
+        self.services = services
         self._app = app
 
     def serve(self, request: Request) -> None:

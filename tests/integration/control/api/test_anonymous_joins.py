@@ -9,8 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from control import wire
-from control.api import auth
+from control import tokens, wire
 from control.problems import ProblemError
 from control.storage import batched_lookups
 from control.storage.batched_lookups import Lookups
@@ -36,7 +35,7 @@ async def raw(replica: Replica, token: str, length: int) -> bytes:
 
 async def test_a_strangers_body_is_not_waited_for(control_site: Site) -> None:
     async with control_site.running() as replica, asyncio.timeout(SOON):
-        for token in (auth.new_token("join").text, auth.new_token("operator").text, "nonsense"):
+        for token in (tokens.new_token("join").text, tokens.new_token("operator").text, "nonsense"):
             answer = await raw(replica, token, 4_000_000)
             assert answer.startswith(b"HTTP/1.1 401 "), answer
             assert b"connection: close" in answer
@@ -46,7 +45,7 @@ async def test_made_up_tokens_take_no_connection_of_joins(control_site: Site, mo
     async with control_site.running() as replica:
         services = replica.services
         looked_up = transactions = 0
-        find, real = services.join_tokens._find, services.joins.transaction
+        find, real = services.join_tokens._find, services.databases.joins.transaction
 
         async def counted(ids: list[str]) -> Any:
             nonlocal looked_up
@@ -59,9 +58,9 @@ async def test_made_up_tokens_take_no_connection_of_joins(control_site: Site, mo
             return await real(work)
 
         monkeypatch.setattr(services.join_tokens, "_find", counted)
-        monkeypatch.setattr(services.joins, "transaction", joined)
+        monkeypatch.setattr(services.databases.joins, "transaction", joined)
         token = (await replica.call("POST", "/v1/join-tokens", {})).json()["token"]
-        made_up = [auth.new_token("join").text for _ in range(200)]
+        made_up = [tokens.new_token("join").text for _ in range(200)]
         made_up.append(token.rpartition("_")[0] + "_" + "A" * 43)  # a real one's id
         bodies = [wire.Join(f"node-{number}", str(uuid4())) for number in range(len(made_up) + 1)]
         began = time.monotonic()

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from control.api import auth
-from control.api.auth import AuthFailures
+from control.api import auth_failures
+from control.api.auth_failures import AuthFailures
 from control.clock import SystemClock
 from control.problems import ProblemError
 from control.storage import database, migrations
@@ -71,7 +71,7 @@ async def test_nothing_is_lost_while_the_database_is_away(database_url: str) -> 
 
 
 async def test_a_flood_from_everywhere_is_counted_together(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "MOST_ADDRESSES", 10)
+    monkeypatch.setattr(auth_failures, "MOST_ADDRESSES", 10)
     db = await database.connect(database_url)
     try:
         await migrations.migrate(db, SystemClock())

@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 
 from control import wire
-from control.sync.monitor import Monitor
 from tests.support.control import Control, module
 
 EMPTY = {"generation": 0, "digest": wire.digest(wire.Inventory())}
@@ -129,7 +128,7 @@ async def test_a_node_that_joins_again_is_online_from_then_on(control: Control, 
     assert await poll(control, node.credential) == 200
     if before == "offline":
         control.clock.advance(minutes=5)
-        await Monitor(control.services).look(control.clock.now())
+        await control.services.monitor().look(control.clock.now())
     assert (await control.ok("GET", "/v1/nodes/n1"))["state"] == before
     join, since = await token(control, rejoin="n1"), control.clock.now()
     await control.ok("POST", "/v1/nodes", {"name": "n1", "attempt": str(uuid4())}, token=join)
@@ -138,7 +137,7 @@ async def test_a_node_that_joins_again_is_online_from_then_on(control: Control, 
     assert since <= datetime.fromisoformat(shown["state_since"]) <= control.clock.now()
     # The new disk never polls.
     control.clock.advance(minutes=5)
-    await Monitor(control.services).look(control.clock.now())
+    await control.services.monitor().look(control.clock.now())
     assert (await control.ok("GET", "/v1/nodes/n1"))["state"] == "offline"
 
 

@@ -11,7 +11,6 @@ import pytest
 from control.api import artifacts
 from control.local.pki import Pki
 from control.problems import ProblemError
-from control.storage import artifact_deletions
 from tests.support.control import Control, module, running, until
 
 
@@ -194,19 +193,19 @@ async def test_the_sweep_leaves_what_is_in_use_and_takes_the_rest(control: Contr
     unknown = f"{half}/00000000-0000-0000-0000-000000000002"
     await store.put(unknown, io.BytesIO(b"half"))
     await store.put("somebody-elses", io.BytesIO(b"half"))
-    await artifact_deletions.sweep(control.services)
+    await control.services.deletions.sweep()
     assert len(await keys(control)) == 5, "nothing is old enough"
     control.clock.advance(hours=1, minutes=2)
-    await artifact_deletions.sweep(control.services)
+    await control.services.deletions.sweep()
     control.clock.advance(minutes=2)
-    await artifact_deletions.sweep(control.services)
+    await control.services.deletions.sweep()
     [row] = await rows(control, kept)
     assert await keys(control) == {f"{kept}/{row['id']}", "somebody-elses", unknown}, "it is kept for days"
     control.clock.advance(days=6)
-    await artifact_deletions.sweep(control.services)
+    await control.services.deletions.sweep()
     assert unknown in await keys(control)
     control.clock.advance(days=2)
-    await artifact_deletions.sweep(control.services)
+    await control.services.deletions.sweep()
     assert await keys(control) == {f"{kept}/{row['id']}", "somebody-elses"}
     assert await rows(control, unused) == []
     assert await rows(control, half) == []
@@ -217,7 +216,7 @@ async def test_another_upload_of_unused_bytes_puts_the_sweep_off(control: Contro
     control.clock.advance(minutes=50)
     await control.upload(module("again"))
     control.clock.advance(minutes=50)
-    await artifact_deletions.sweep(control.services)
+    await control.services.deletions.sweep()
     assert [row["state"] for row in await rows(control, sha256)] == ["ready"]
 
 
@@ -230,7 +229,7 @@ async def test_an_upload_that_was_given_up_is_not_made_ready(control: Control) -
     async def slow(key: str, file: Any) -> None:
         await put(key, file)
         control.clock.advance(hours=2)
-        await artifact_deletions.sweep(control.services)
+        await control.services.deletions.sweep()
 
     control.services.store.put = slow  # type: ignore[method-assign]
     reply = await control.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)
@@ -294,7 +293,7 @@ async def test_the_url_of_a_redirect_is_the_stores(control: Control) -> None:
 
 async def test_the_public_url_is_what_is_signed(database_url: str, bucket_url: str, pki: Pki) -> None:
     async with running(database_url, bucket_url, pki, artifacts_public_url="https://store.example:9000") as control:
-        url = await control.services.store.url("a/b")
+        url = await control.services.store.location("a", "b")
         assert url.startswith("https://store.example:9000/")
 
 

@@ -15,7 +15,7 @@ from control.cli.main import run as cli
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
 from control.problems import ProblemError
-from control.storage import artifact_deletions, owner_mark
+from control.storage import owner_mark
 from control.web import app
 from tests.support import replica
 from tests.support.backups import Backups
@@ -82,7 +82,7 @@ async def upload(to: replica.Replica, text: str) -> None:
 async def sweep_of_years(to: replica.Replica, clock: replica.SetClock) -> None:
     for _ in range(4):
         clock.advance(40 * 86400.0)
-        await artifact_deletions.sweep(to.services)
+        await to.services.deletions.sweep()
 
 
 async def test_a_bucket_is_claimed_and_gets_the_steps_of_the_metadata(control: Control, bucket_url: str) -> None:
@@ -132,7 +132,7 @@ async def test_a_control_that_finds_another_owner_later_uses_nothing_of_the_buck
             reply = await other.call("PUT", f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}", data=wasm)
             assert reply.code == "store_not_owned"
             with pytest.raises(ProblemError, match="store_not_owned"):
-                await artifact_deletions.sweep(other.services)
+                await other.services.deletions.sweep()
     assert await keys(bucket_url) == set()
 
 
@@ -357,10 +357,10 @@ async def test_a_sweep_that_the_store_refuses_is_told_of(database_url: str, buck
     async with store_proxy(bucket_url) as proxy, running(database_url, proxy.url, pki) as control:
         proxy.refused = lambda line: "list-type" in line
         with pytest.raises(ProblemError, match="s3:ListBucket"):
-            await artifact_deletions.sweep(control.services)
+            await control.services.deletions.sweep()
         assert "s3:ListBucket" in (await control.ok("GET", "/v1/artifact-store"))["sweep_problem"]
         proxy.refused = lambda line: False
-        await artifact_deletions.sweep(control.services)
+        await control.services.deletions.sweep()
         assert (await control.ok("GET", "/v1/artifact-store"))["sweep_problem"] is None
 
 
@@ -368,7 +368,7 @@ async def test_an_unknown_object_that_becomes_known_is_forgotten(control: Contro
     key = f"{'0' * 64}/00000000-0000-0000-0000-000000000002"
     await control.services.store.put(key, io.BytesIO(b"x"))
     control.clock.advance(hours=2)
-    await artifact_deletions.sweep(control.services)
+    await control.services.deletions.sweep()
     assert (await control.ok("GET", "/v1/artifact-store"))["unknown_objects"] == 1
     await control.services.db.transaction(
         lambda conn: conn.execute(
@@ -378,5 +378,5 @@ async def test_an_unknown_object_that_becomes_known_is_forgotten(control: Contro
             control.clock.now(),
         )
     )
-    await artifact_deletions.sweep(control.services)
+    await control.services.deletions.sweep()
     assert (await control.ok("GET", "/v1/artifact-store"))["unknown_objects"] == 0

@@ -8,7 +8,7 @@ import pytest
 
 from control.clock import SystemClock
 from control.storage import database, migrations
-from control.storage.connection import Connection
+from control.storage.connection import AsyncpgConnection
 from tests.support import cockroachdb, cockroachdb_rules
 from tests.support.cockroachdb import Proxy
 
@@ -91,7 +91,7 @@ async def test_commit_and_the_end_of_an_implicit_transaction_are_not_refused(pla
 
 async def test_skerrys_connections_leave_no_portal_suspended(through: tuple[Proxy, str]) -> None:
     """Fails where `Connection` asks for one row as asyncpg does."""
-    connection = await asyncpg.connect(through[1], connection_class=Connection)
+    connection = await asyncpg.connect(through[1], connection_class=AsyncpgConnection)
     try:
         await connection.execute("CREATE TABLE numbers (n INT8 PRIMARY KEY)")
         await connection.execute("INSERT INTO numbers VALUES (1), (2), (3)")

@@ -9,7 +9,6 @@ from control import wire
 from control.problems import ProblemError
 from control.storage import connection_quotas, database
 from control.storage.connection_quotas import Share
-from control.sync.monitor import Monitor
 from tests.support.control import until
 from tests.support.locks import locked
 from tests.support.replica import Site, TestNode
@@ -51,8 +50,8 @@ async def test_lists_that_wait_leave_the_rest_its_connections(
 
             await until(ready)
             assert (await node.poll()).status == 204
-            await replica.services.presence.flush()
-            await Monitor(replica.services).tick()
+            await replica.services.heartbeats.flush()
+            await replica.services.monitor().tick()
             assert not any(task.done() for task in stuck)
         assert {answer.status for answer in await asyncio.gather(*stuck)} == {200}
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from control.api import probes
+from control.storage import readiness
 from control.sync import monitor
 from tests.support import seeds
 from tests.support.control import until
@@ -157,7 +157,7 @@ async def test_a_database_whose_disk_is_full(control_site: Site) -> None:
         async def says_so() -> bool:
             return "disk of the metadata database is full" in await ready(replica)
 
-        await until(says_so, probes.KNOWN_FOR + SOON)
+        await until(says_so, readiness.KNOWN_FOR + SOON)
         assert (await replica.call("GET", "/v1/groups")).status == 200
 
 
@@ -172,7 +172,7 @@ async def test_what_readiness_writes_is_forgotten(control_site: Site, monkeypatc
         await well(replica)
         assert await ready(replica) == ""
         assert await rows() == 1
-        looking, now = monitor.Monitor(replica.services), replica.services.clock.now()
+        looking, now = replica.services.monitor(), replica.services.clock.now()
         await looking.retention(now)
         assert await rows() == 1
         await looking.retention(now + 2 * monitor.KEPT_LEASES)

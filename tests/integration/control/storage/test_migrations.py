@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control.api import auth
+from control import tokens
 from control.clock import SystemClock
 from control.storage import database, migrations
 from control.storage.database import Database
@@ -66,7 +66,7 @@ async def test_the_first_admin_is_made_once_and_can_be_made_again(db: Database) 
     await migrations.migrate(db, CLOCK)
     token = await migrations.make_admin(db, CLOCK)
     assert token is not None
-    parsed = auth.parse("operator", token)
+    parsed = tokens.parse("operator", token)
     [row] = await execute(db, "SELECT id::text AS id, name, role, secret_hash FROM operators")
     assert parsed == (row["id"], row["secret_hash"])
     assert (row["name"], row["role"]) == ("admin", "admin")
@@ -75,7 +75,7 @@ async def test_the_first_admin_is_made_once_and_can_be_made_again(db: Database) 
     assert again is not None
     assert again != token
     [row] = await execute(db, "SELECT id::text AS id, secret_hash FROM operators")
-    assert auth.parse("operator", again) == (row["id"], row["secret_hash"])
+    assert tokens.parse("operator", again) == (row["id"], row["secret_hash"])
 
 
 async def test_what_cockroachdb_alone_knows_is_for_it_alone(db: Database) -> None:

@@ -18,7 +18,7 @@ import pytest
 from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
 from control.problems import ProblemError
-from control.storage import artifact_deletions, object_store, owner_mark
+from control.storage import object_store, owner_mark
 from tests.support.control import Control, Reply, module, running, until
 from tests.support.store_proxy import StoreProxy, always, never, store_proxy
 
@@ -159,7 +159,7 @@ async def test_a_deletion_is_answered_at_its_commit(behind: Control, proxy: Stor
 
     async def swept() -> bool:
         with contextlib.suppress(ProblemError):
-            await artifact_deletions.sweep(behind.services)
+            await behind.services.deletions.sweep()
         return await states(behind) == []
 
     await until(swept, 60)

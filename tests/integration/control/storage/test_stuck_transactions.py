@@ -8,7 +8,7 @@ import pytest
 from control import wire
 from control.storage import database
 from control.sync import monitor, write_batches
-from control.sync.heartbeats import Presence
+from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
 from tests.support.control import until
 from tests.support.locks import frozen, locked
@@ -38,7 +38,7 @@ async def all_but_the_first_succeed(nodes: list[TestNode], plans: list[wire.Plan
 
 async def test_the_server_keeps_the_timeouts(control_site: Site) -> None:
     async with control_site.running() as replica:
-        for database, lock in ((replica.services.db, "2s"), (replica.services.beside, "300ms")):
+        for database, lock in ((replica.services.db, "2s"), (replica.services.databases.background, "300ms")):
             kept = await database.read(
                 lambda conn: conn.fetchrow(
                     "SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeout') AS statement,"
@@ -163,7 +163,7 @@ async def test_a_locked_heartbeat_holds_up_no_other_one(control_site: Site, monk
     async with control_site.running() as replica:
         nodes = await seeds.nodes(replica, 20)
         stuck, *others = nodes
-        heard: Presence = replica.services.presence
+        heard: Heartbeats = replica.services.heartbeats
 
         async def seen() -> set[str]:
             rows = await replica.services.db.read(
@@ -174,7 +174,7 @@ async def test_a_locked_heartbeat_holds_up_no_other_one(control_site: Site, monk
         statement = "UPDATE node_presence SET last_seen_at = last_seen_at WHERE node_id = $1::text::uuid"
         async with locked(control_site.settings.metadata_url, statement, stuck.id):
             for node in nodes:
-                heard.confirmed(node.id)
+                heard.confirmed(node.id, replica.services.clock.now())
 
             async def others_are_there() -> bool:
                 return await seen() >= {node.id for node in others}
@@ -182,7 +182,7 @@ async def test_a_locked_heartbeat_holds_up_no_other_one(control_site: Site, monk
             await until(others_are_there, SOON)
             # And again, with one that waits since before.
             for node in nodes:
-                heard.confirmed(node.id)
+                heard.confirmed(node.id, replica.services.clock.now())
             await until(lambda: asyncio.sleep(0, set(heard._confirmed) == {stuck.id}), SOON)
 
         async def all_are_there() -> bool:

@@ -13,7 +13,6 @@ import pytest
 from control import wire
 from control.clock import AHEAD
 from control.sync import monitor
-from control.sync.monitor import Monitor
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
 
@@ -33,8 +32,8 @@ async def behind(replica: Replica) -> TestNode:
 
 async def look(replica: Replica) -> None:
     """Heartbeats written, and one pass of the monitor."""
-    await replica.services.presence.flush()
-    await Monitor(replica.services).look(replica.services.clock.now())
+    await replica.services.heartbeats.flush()
+    await replica.services.monitor().look(replica.services.clock.now())
 
 
 async def within_a_minute(replica: Replica, clock: SetClock, living: TestNode | None = None) -> None:
@@ -74,10 +73,10 @@ async def test_a_heartbeat_puts_right_what_is_stored(control_site: Site) -> None
         await node.poll()
         clock.advance(HOUR)
         await node.poll()
-        await replica.services.presence.flush()
+        await replica.services.heartbeats.flush()
         await node.poll()  # heard of while the clock is ahead, written when it is right again
         clock.advance(-HOUR)
-        await replica.services.presence.flush()
+        await replica.services.heartbeats.flush()
         shown = await replica.node("one")
         assert {shown["last_seen_at"], shown["last_sync_at"]} == {clock.now().isoformat().replace("+00:00", "Z")}
 
@@ -91,7 +90,7 @@ async def test_a_node_that_was_confirmed_then_is_overdue_like_others(control_sit
         await joined.poll()
         await seeds.release(replica, functions={"hello": 1})
         await joined.sync()
-        await replica.services.presence.flush()
+        await replica.services.heartbeats.flush()
         clock.advance(-HOUR)
         # It joined and succeeded in the hour to come; from now on it is silent.
         await look(replica)
@@ -171,7 +170,7 @@ async def test_the_monitor_goes_on_when_a_replica_with_a_wrong_clock_died(
         control_site.running(clock=wrong) as one,
         control_site.running(clock=right) as two,
     ):
-        first, second = Monitor(one.services), Monitor(two.services)
+        first, second = one.services.monitor(), two.services.monitor()
         assert await first.tick()
         if jump > 0:
             # It lives: its lease changes, and isn't taken however far ahead it is.
@@ -194,7 +193,7 @@ async def test_a_replica_that_is_behind_takes_nothing_from_a_living_one(
     behind, right = SetClock(), SetClock()
     behind.advance(-HOUR)
     async with control_site.running(clock=behind) as one, control_site.running(clock=right) as two:
-        first, second = Monitor(one.services), Monitor(two.services)
+        first, second = one.services.monitor(), two.services.monitor()
         assert await second.tick()
         until = time.monotonic() + 2
         while time.monotonic() < until:
@@ -218,7 +217,7 @@ async def test_a_replica_goes_by_the_databases_clock_where_its_own_is_wrong(
                 assert abs(clock.now() - datetime.fromtimestamp(truly(), UTC)) < AHEAD
                 await replica.services.fleet.refresh()
             await node.poll()
-            await replica.services.presence.flush()
+            await replica.services.heartbeats.flush()
             seen = datetime.fromisoformat((await replica.node("one"))["last_seen_at"])
             assert abs(seen - datetime.fromtimestamp(truly(), UTC)) < AHEAD
 

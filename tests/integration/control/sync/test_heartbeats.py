@@ -9,7 +9,7 @@ import pytest
 
 from control.problems import ProblemError
 from control.sync import fleet_cache, heartbeats
-from control.sync.heartbeats import Presence
+from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site
 
@@ -18,7 +18,7 @@ class Statements:
     """What a replica's connections are asked to do, as asyncpg tells it."""
 
     def __init__(self, replica: Replica) -> None:
-        self._pools = [database._pool for database in (replica.services.db, replica.services.beside)]
+        self._pools = [database._pool for database in (replica.services.db, replica.services.databases.background)]
         self.texts: list[str] = []
 
     async def __aenter__(self) -> "Statements":
@@ -47,14 +47,14 @@ async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
     async with control_site.running() as replica:
         nodes = await seeds.nodes(replica, 50)
         await asyncio.gather(*(node.ask() for node in nodes))  # looked up once
-        await replica.services.presence.flush()
+        await replica.services.heartbeats.flush()
         async with Statements(replica) as statements:
             for _ in range(20):
                 answers = await asyncio.gather(*(node.ask() for node in nodes))
                 assert {answer.status for answer in answers} == {204}
             beside = {text for text in statements.texts if not text.startswith(("BEGIN", "COMMIT"))}
             assert beside <= {fleet_cache.SQL["epoch"]}
-            await replica.services.presence.flush()
+            await replica.services.heartbeats.flush()
         assert len(statements.about("UPDATE node_presence")) == 1
         polls = (await replica.call("GET", "/metrics", token="")).body.decode()
         assert 'skerry_polls_total{answer="at_target"} 1050.0' in polls
@@ -65,15 +65,15 @@ async def test_heartbeats_are_written_together_with_their_times(control_site: Si
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
         nodes = await seeds.nodes(replica, 1200)
-        heard = Presence(replica.services.db, clock, replica.services.metrics)
+        heard = Heartbeats(replica.services.db, clock, replica.services.metrics)
         clock.advance(10)
         early = clock.now()
         for node in nodes[:1100]:
-            heard.seen(node.id)
-        heard.confirmed(nodes[0].id)
+            heard.seen(node.id, clock.now())
+        heard.confirmed(nodes[0].id, clock.now())
         clock.advance(10)
         for node in nodes[1000:1100]:
-            heard.seen(node.id)
+            heard.seen(node.id, clock.now())
         async with Statements(replica) as statements:
             await heard.flush()
             await heard.flush()
@@ -94,11 +94,11 @@ async def test_time_never_goes_back(control_site: Site) -> None:
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
         (node,) = await seeds.nodes(replica, 1)
-        one, two = (Presence(replica.services.db, clock, replica.services.metrics) for _ in range(2))
+        one, two = (Heartbeats(replica.services.db, clock, replica.services.metrics) for _ in range(2))
         clock.advance(1)
-        one.confirmed(node.id)
+        one.confirmed(node.id, clock.now())
         clock.advance(1)
-        two.confirmed(node.id)
+        two.confirmed(node.id, clock.now())
         await two.flush()
         await one.flush()
         row = await replica.services.db.read(lambda conn: conn.fetchrow("SELECT * FROM node_presence"))
@@ -111,9 +111,9 @@ async def test_what_could_not_be_written_is_kept(control_site: Site, monkeypatch
     async with control_site.running(clock=clock) as replica:
         nodes = await seeds.nodes(replica, 5)
         clock.advance(1)
-        heard = Presence(replica.services.db, clock, replica.services.metrics)
+        heard = Heartbeats(replica.services.db, clock, replica.services.metrics)
         for node in nodes:
-            heard.seen(node.id)
+            heard.seen(node.id, clock.now())
         calls = 0
         real = heard._db.transaction
 
@@ -142,7 +142,7 @@ async def test_heartbeats_never_conflict_with_syncs(control_site: Site) -> None:
     async with control_site.running() as replica:
         nodes = await seeds.nodes(replica, 30)
         await seeds.function(replica, "hello")
-        heard = Presence(replica.services.db, replica.services.clock, replica.services.metrics)
+        heard = Heartbeats(replica.services.db, replica.services.clock, replica.services.metrics)
         done = asyncio.Event()
         attempts = flushes = 0
 
@@ -161,7 +161,7 @@ async def test_heartbeats_never_conflict_with_syncs(control_site: Site) -> None:
             nonlocal flushes
             while not done.is_set():
                 for node in nodes:
-                    heard.confirmed(node.id)
+                    heard.confirmed(node.id, replica.services.clock.now())
                 await heard.flush()
                 flushes += 1
 

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from control import wire
-from control.sync import log_folding
+from control.sync import reconciler
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
 
@@ -34,25 +34,25 @@ async def test_failures_at_once_are_folded_into_the_newest_line(control_site: Si
         for number in range(TRIES):
             await fail(node, f"try {number}")
         lines = await log(replica)
-        assert len(lines) == log_folding.LINES
-        assert [line["folded"] for line in lines] == [0] * (log_folding.LINES - 1) + [TRIES - log_folding.LINES]
+        assert len(lines) == reconciler.LINES
+        assert [line["folded"] for line in lines] == [0] * (reconciler.LINES - 1) + [TRIES - reconciler.LINES]
         assert (lines[-1]["status"], lines[-1]["error"]["message"]) == ("failed", f"try {TRIES - 1}")
         shown = await replica.node("one")
-        assert (shown["failures"], shown["syncs_folded"]) == (TRIES, TRIES - log_folding.LINES)
+        assert (shown["failures"], shown["syncs_folded"]) == (TRIES, TRIES - reconciler.LINES)
 
         # A new target has lines of its own.
         await seeds.function(replica, "more")
         await seeds.release(replica, functions={"more": 1})
         await fail(node)
-        assert len(await log(replica)) == log_folding.LINES + 1
+        assert len(await log(replica)) == reconciler.LINES + 1
         # Folded or not, a sync that succeeds is one that succeeded.
-        for _ in range(log_folding.LINES):
+        for _ in range(reconciler.LINES):
             await fail(node)
         plan = await node.sync()
         last = next(line for line in await log(replica) if line["id"] == plan.sync_id)
         assert (last["status"], last["error"], last["folded"]) == ("succeeded", None, 2)
         assert (await replica.node("one"))["at_target"]
-        assert len(await log(replica)) == 2 * log_folding.LINES
+        assert len(await log(replica)) == 2 * reconciler.LINES
 
 
 async def test_after_a_while_there_are_lines_again(control_site: Site) -> None:
@@ -61,13 +61,13 @@ async def test_after_a_while_there_are_lines_again(control_site: Site) -> None:
         node = await replica.join("one")
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
-        for _ in range(log_folding.LINES + 3):
+        for _ in range(reconciler.LINES + 3):
             clock.advance(1)
             await fail(node)
-        assert len(await log(replica)) == log_folding.LINES
-        clock.advance(log_folding.WINDOW.total_seconds())
+        assert len(await log(replica)) == reconciler.LINES
+        clock.advance(reconciler.WINDOW.total_seconds())
         await fail(node)
-        assert len(await log(replica)) == log_folding.LINES + 1
+        assert len(await log(replica)) == reconciler.LINES + 1
 
 
 async def test_a_flapping_history_is_folded_too(control_site: Site) -> None:
@@ -83,8 +83,8 @@ async def test_a_flapping_history_is_folded_too(control_site: Site) -> None:
             node.inventory = own
             assert (await node.ask(report=True)).status == 204
         lines = await log(replica)
-        assert len(lines) == log_folding.LINES
-        assert sum(line["folded"] for line in lines) == TRIES // 2 - log_folding.LINES
+        assert len(lines) == reconciler.LINES
+        assert sum(line["folded"] for line in lines) == TRIES // 2 - reconciler.LINES
         assert {line["error"]["code"] for line in lines} == {"history_mismatch"}
 
 
@@ -93,11 +93,11 @@ async def test_nodes_are_folded_apart(control_site: Site) -> None:
         nodes = await seeds.nodes(replica, 5)
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
-        for _ in range(log_folding.LINES + 2):
+        for _ in range(reconciler.LINES + 2):
             await fail(nodes[0])
         await asyncio.gather(*(fail(node) for node in nodes))
         counts = [len(await log(replica, f"seed-{number}")) for number in range(5)]
-        assert counts == [log_folding.LINES, 1, 1, 1, 1]
+        assert counts == [reconciler.LINES, 1, 1, 1, 1]
 
 
 async def test_a_report_that_comes_twice_ends_the_sync_that_took_its_line(control_site: Site) -> None:
@@ -105,7 +105,7 @@ async def test_a_report_that_comes_twice_ends_the_sync_that_took_its_line(contro
         node = await replica.join("one")
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
-        for _ in range(log_folding.LINES):
+        for _ in range(reconciler.LINES):
             last = await fail(node)
         plan = await node.plan()
         assert plan.sync_id == last.sync_id

@@ -55,7 +55,7 @@ class Gates:
     def __init__(self, replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked, self.decided, self.read = Gate(), Gate(), Gate()
         services = replica.services
-        ask, read = services.opener.ask, services.fleet._db.read
+        ask, read = services.decisions.ask, services.fleet._db.read
 
         async def held_ask(request: Any) -> Any:
             await self.asked.passed()
@@ -70,7 +70,7 @@ class Gates:
                     await self.read.passed()
                 return found
 
-        monkeypatch.setattr(services.opener, "ask", held_ask)
+        monkeypatch.setattr(services.decisions, "ask", held_ask)
         monkeypatch.setattr(services.fleet, "_db", HeldReads())
 
 
@@ -183,15 +183,15 @@ async def test_what_was_decided_before_a_rejoin_is_not_believed_after_it(
     node = await waiting(two, "node-1", "at target")
     await one.services.fleet.refresh()
     committed = Gate()
-    transaction = one.services.slices.transaction
+    transaction = one.services.databases.batches.transaction
 
     async def held(work: Any) -> Any:
         done = await transaction(work)
-        if "decide_slice" in work.__qualname__:
+        if "Reconciler" in work.func.__qualname__:
             await committed.passed()
         return done
 
-    monkeypatch.setattr(one.services.slices, "transaction", held)
+    monkeypatch.setattr(one.services.databases.batches, "transaction", held)
     committed.close()
     node.replica = one
     poll = asyncio.create_task(node.ask())

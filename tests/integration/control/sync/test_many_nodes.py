@@ -11,12 +11,11 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from control.api import auth
+from control import tokens
 from control.clock import SystemClock
 from control.local.pki import Pki
 from control.storage import queries
 from control.sync import monitor
-from control.sync.monitor import Monitor
 from tests.support import many_nodes, replica
 from tests.support.replica import SetClock, Site
 from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
@@ -137,7 +136,7 @@ async def test_a_replica_starts_without_reading_the_nodes_and_learns_each_when_i
         assert (await node.poll()).status == 204
         assert list(memory.nodes) == [node.id]
         # One that joined before this replica was started.
-        token = auth.new_token("node")
+        token = tokens.new_token("node")
         await started.services.db.transaction(
             lambda conn: conn.execute(
                 "INSERT INTO credentials (id, node_id, secret_hash, created_at, first_used_at)"
@@ -170,7 +169,7 @@ async def test_a_mass_outage_is_recorded_in_one_pass(fleet: Site) -> None:
                 f"UPDATE node_presence SET last_seen_at = $1, confirmed_at = $1 WHERE node_id IN ({some})", at
             )
 
-        passes = Monitor(started.services)
+        passes = started.services.monitor()
         await db.transaction(lambda conn: heard(conn, NOW - timedelta(minutes=10)))
         await passes.look(NOW)
         assert await db.read(counts) == (count, count)
@@ -193,7 +192,7 @@ async def test_ended_credentials_are_deleted_after_a_time(fleet: Site) -> None:
 
         before = await started.services.db.read(lambda conn: conn.fetchval(ended))
         await started.services.db.transaction(some)
-        passes = Monitor(started.services)
+        passes = started.services.monitor()
         async with asyncio.timeout(300):
             # A slow machine doesn't come to the end of it in one pass.
             while not await passes.retention(NOW):

@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 
 from control.sync import monitor
-from control.sync.monitor import Monitor
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
 
@@ -20,8 +19,8 @@ async def look(replica: Replica, node: TestNode | None = None) -> Any:
     """Heartbeats written, one pass of the monitor; what operators then see of the node called one."""
     if node is not None:
         assert (await node.poll()).status in (200, 204)
-    await replica.services.presence.flush()
-    await Monitor(replica.services).look(replica.services.clock.now())
+    await replica.services.heartbeats.flush()
+    await replica.services.monitor().look(replica.services.clock.now())
     return await replica.node("one")
 
 
@@ -104,7 +103,7 @@ async def test_many_nodes_at_once(control_site: Site) -> None:
         await seeds.nodes(replica, 600)
         clock.advance(301)
         for _ in range(2):
-            await Monitor(replica.services).look(clock.now())
+            await replica.services.monitor().look(clock.now())
         count = await replica.services.db.read(
             lambda conn: conn.fetchrow(
                 "SELECT (SELECT count(*) FROM nodes WHERE state = 'offline'), (SELECT count(*) FROM warnings)"
@@ -120,7 +119,7 @@ async def test_one_replica_at_a_time_and_another_when_it_ends(
     monkeypatch.setattr(monitor, "DROP_LIMIT", 60.0)
     clock = SetClock()
     async with control_site.running(clock=clock) as replica:
-        first, second = Monitor(replica.services), Monitor(replica.services)
+        first, second = replica.services.monitor(), replica.services.monitor()
         assert await first.tick()
         assert not await second.tick()
         clock.advance(9)
@@ -156,7 +155,7 @@ async def test_what_is_left_of_old_logs_goes_in_the_next_passes(
         audit, tokens = await counts()
         assert tokens == 7
         clock.advance(timedelta(days=3).total_seconds())
-        passes = Monitor(replica.services)
+        passes = replica.services.monitor()
         assert await passes.tick()
         # Some of each kind, so that none waits for another.
         assert await counts() == (audit - 2, tokens - 2)
@@ -197,10 +196,10 @@ async def test_old_logs_go_and_open_syncs_stay(control_site: Site) -> None:
         before = await counts()
         assert before["syncs"] == 2
         assert all(before.values())
-        await Monitor(replica.services).retention(clock.now())
+        await replica.services.monitor().retention(clock.now())
         assert await counts() == before
         clock.advance(timedelta(days=3).total_seconds())
-        await Monitor(replica.services).retention(clock.now())
+        await replica.services.monitor().retention(clock.now())
         after = await counts()
         assert after == {"syncs": 1, "audit": 0, "auth_failures": 0, "join_tokens": 0, "idempotency": 0}
         (left,) = (await replica.call("GET", "/v1/syncs")).json()["items"]

@@ -5,58 +5,57 @@ from typing import Any
 
 import pytest
 
-from control import wire
-from control.api import auth
+from control import tokens, wire
 from control.problems import ProblemError
 from control.storage import batched_lookups
 from control.sync import reconciler
-from control.sync import reports as syncs
-from control.sync.reconciler import Request, _Slice
-from control.sync.write_batches import SLICE
+from control.sync.reconciler import Decision, NodeRequest, Reconciler, _PollBatch
+from control.sync.reports import Reports, SyncReport
+from control.sync.write_batches import BATCH
 from tests.support import seeds
 from tests.support.cutting import cutting
 from tests.support.replica import Replica, Site, TestNode, plan_of
 
 
 @pytest.fixture
-def slices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the slices that are decided."""
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches of polls that are decided."""
     sizes: list[int] = []
-    real = reconciler.decide_slice
+    real = Reconciler.write
 
-    async def counted(services: Any, requests: list[Request], **more: Any) -> Any:
+    async def counted(self: Reconciler, requests: list[NodeRequest], *more: Any) -> Any:
         sizes.append(len(requests))
-        return await real(services, requests, **more)
+        return await real(self, requests, *more)
 
-    monkeypatch.setattr(reconciler, "decide_slice", counted)
+    monkeypatch.setattr(Reconciler, "write", counted)
     return sizes
 
 
-def request(node: TestNode) -> Request:
-    return Request(node.id, wire.digest(node.inventory), None, None)
+def request(node: TestNode) -> NodeRequest:
+    return NodeRequest(node.id, wire.digest(node.inventory), None, None)
 
 
-async def test_many_nodes_share_transactions(control_site: Site, slices: list[int]) -> None:
+async def test_many_nodes_share_transactions(control_site: Site, batches: list[int]) -> None:
     async with control_site.running() as replica:
         nodes = await seeds.nodes(replica, 350)
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
-        outcomes = await asyncio.gather(*(replica.services.opener.ask(request(node)) for node in nodes))
-        assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, reconciler.Opened)}) == 350
-        assert sum(slices) == 350
-        assert max(slices) == SLICE
-        assert len(slices) <= 5
+        outcomes = await asyncio.gather(*(replica.services.decisions.ask(request(node)) for node in nodes))
+        assert len({decision.opened.sync_id for decision in outcomes if decision.kind == "plan"}) == 350
+        assert sum(batches) == 350
+        assert max(batches) == BATCH
+        assert len(batches) <= 5
 
 
 async def test_a_fleet_that_reports_at_once(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    real = syncs.take
+    real = Reports.write
 
-    async def counted(services: Any, taken: list[syncs.Report], **more: Any) -> Any:
-        sizes.append(len(taken))
-        return await real(services, taken, **more)
+    async def counted(self: Reports, reports: list[SyncReport], *more: Any) -> Any:
+        sizes.append(len(reports))
+        return await real(self, reports, *more)
 
-    monkeypatch.setattr(syncs, "take", counted)
+    monkeypatch.setattr(Reports, "write", counted)
     async with control_site.running() as replica:
         nodes = await seeds.nodes(replica, 150)
         await seeds.function(replica, "hello")
@@ -80,28 +79,28 @@ async def test_a_fleet_that_reports_at_once(control_site: Site, monkeypatch: pyt
 
 
 async def test_one_nodes_trouble_is_its_own(
-    control_site: Site, slices: list[int], monkeypatch: pytest.MonkeyPatch
+    control_site: Site, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with control_site.running() as replica:
         nodes = await seeds.nodes(replica, 20)
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
-        bad, real = nodes[7].id, _Slice._decide
+        bad, real = nodes[7].id, _PollBatch._decide
 
-        def decide(self: _Slice, node: Any, *more: Any) -> Any:
+        def decide(self: _PollBatch, node: Any, *more: Any) -> Any:
             if node.id == bad:
                 raise RuntimeError("a mistake of ours")
             return real(self, node, *more)
 
-        monkeypatch.setattr(_Slice, "_decide", decide)
+        monkeypatch.setattr(_PollBatch, "_decide", decide)
         outcomes = await asyncio.gather(
-            *(replica.services.opener.ask(request(node)) for node in nodes), return_exceptions=True
+            *(replica.services.decisions.ask(request(node)) for node in nodes), return_exceptions=True
         )
-        assert [isinstance(outcome, reconciler.Opened) for outcome in outcomes] == [node.id != bad for node in nodes]
+        assert [isinstance(outcome, Decision) for outcome in outcomes] == [node.id != bad for node in nodes]
         assert isinstance(outcomes[7], ProblemError)
         assert outcomes[7].code == "internal"
         monkeypatch.undo()
-        assert isinstance(await replica.services.opener.ask(request(nodes[7])), reconciler.Opened)
+        assert (await replica.services.decisions.ask(request(nodes[7]))).kind == "plan"
 
 
 async def test_two_replicas_plan_for_one_node_at_once(control_site: Site) -> None:
@@ -111,9 +110,9 @@ async def test_two_replicas_plan_for_one_node_at_once(control_site: Site) -> Non
         await seeds.function(one, "hello")
         await seeds.release(one, functions={"hello": 1})
         outcomes = await asyncio.gather(
-            *(replica.services.opener.ask(request(node)) for replica in (one, two) for _ in range(10))
+            *(replica.services.decisions.ask(request(node)) for replica in (one, two) for _ in range(10))
         )
-        assert len({outcome.sync_id for outcome in outcomes if isinstance(outcome, reconciler.Opened)}) == 1
+        assert len({decision.opened.sync_id for decision in outcomes if decision.kind == "plan"}) == 1
 
 
 async def test_made_up_tokens_cost_few_look_ups(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +120,7 @@ async def test_made_up_tokens_cost_few_look_ups(control_site: Site, monkeypatch:
     monkeypatch.setattr(batched_lookups, "PAUSE", 0.5)
     async with control_site.running() as replica:
         reads = 0
-        real = replica.services.steady.read
+        real = replica.services.databases.cache.read
 
         async def counted(work: Any) -> Any:
             nonlocal reads
@@ -129,9 +128,9 @@ async def test_made_up_tokens_cost_few_look_ups(control_site: Site, monkeypatch:
             return await real(work)
 
         node = await replica.join("one")
-        replica.services.steady.read = counted  # type: ignore[method-assign]
+        replica.services.databases.cache.read = counted  # type: ignore[method-assign]
         body = wire.Poll(0, "0" * 64)
-        made_up = [auth.new_token("node").text for _ in range(200)]
+        made_up = [tokens.new_token("node").text for _ in range(200)]
         answers = await asyncio.gather(
             *(replica.call("POST", "/v1/poll", body, token=token) for token in made_up),
             *(node.poll() for _ in range(20)),

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from control import wire
-from control.sync.monitor import Monitor
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
 
@@ -56,7 +55,7 @@ async def test_past_its_lease_a_sync_is_a_counted_failure(control_site: Site, fo
         await node.report(plan.sync_id, "running", step="compile")
         clock.advance(60)
         if found_by == "monitor":
-            await Monitor(replica.services).look(clock.now())
+            await replica.services.monitor().look(clock.now())
         elif found_by == "running":
             assert (await node.report(plan.sync_id, "running")).json() == {"status": "expired", "lease": 0}
         elif found_by == "result":

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from control import wire
-from control.sync import reconciler, requirements
-from control.sync.reconciler import Request
+from control.sync import requirements
+from control.sync.reconciler import NodeRequest, Reconciler
 from edge_runtime.sync import capabilities as told
 from tests.support import seeds
 from tests.support.replica import Answered, Replica, Site, TestNode
@@ -28,13 +28,13 @@ async def replica(control_site: Site) -> AsyncIterator[Replica]:
 def decided(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The nodes of each poll that went to the database."""
     nodes: list[str] = []
-    real = reconciler.decide_slice
+    real = Reconciler.write
 
-    async def counted(services: Any, requests: list[Request], **more: Any) -> Any:
+    async def counted(self: Reconciler, requests: list[NodeRequest], *more: Any) -> Any:
         nodes.extend(request.node_id for request in requests)
-        return await real(services, requests, **more)
+        return await real(self, requests, *more)
 
-    monkeypatch.setattr(reconciler, "decide_slice", counted)
+    monkeypatch.setattr(Reconciler, "write", counted)
     return nodes
 
 

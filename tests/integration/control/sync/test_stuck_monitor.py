@@ -7,8 +7,6 @@ from uuid import uuid4
 
 import pytest
 
-from control.storage import artifact_deletions
-from control.sync import monitor
 from tests.support import seeds
 from tests.support.control import until
 from tests.support.locks import locked
@@ -86,9 +84,9 @@ async def test_a_locked_node_holds_up_no_other_ones_warning(control_site: Site) 
 
         statement = "SELECT id FROM nodes WHERE id = $1::text::uuid FOR UPDATE"
         async with locked(control_site.settings.metadata_url, statement, nodes[0].id):
-            await monitor.Monitor(replica.services).look(clock.now())
+            await replica.services.monitor().look(clock.now())
             assert await warned() == {node.id for node in nodes[1:]}
-        await monitor.Monitor(replica.services).look(clock.now())
+        await replica.services.monitor().look(clock.now())
         assert await warned() == {node.id for node in nodes}
 
 
@@ -97,12 +95,12 @@ async def test_a_step_of_the_monitor_that_waits_in_vain_holds_up_no_other_one(co
     clock = SetClock()
     async with control_site.running(clock=clock, log_retention=86400.0) as replica:
         (node,) = await seeds.nodes(replica, 1)
-        passes = monitor.Monitor(replica.services)
+        passes = replica.services.monitor()
         clock.advance(3600)
         await passes.look(clock.now())
         clock.advance(3 * 86400.0)
-        replica.services.presence.confirmed(node.id)
-        await replica.services.presence.flush()
+        replica.services.heartbeats.confirmed(node.id, clock.now())
+        await replica.services.heartbeats.flush()
         old = "SELECT count(*) FROM audit"
         await replica.services.db.transaction(
             lambda conn: conn.execute(
@@ -138,10 +136,10 @@ async def test_a_locked_artifact_holds_up_no_other_ones_deletion(control_site: S
 
         async def sweep() -> None:
             clock.advance(2 * 3600)
-            await artifact_deletions.sweep(replica.services)
+            await replica.services.deletions.sweep()
             # What was marked only now.
             clock.advance(120)
-            await artifact_deletions.sweep(replica.services)
+            await replica.services.deletions.sweep()
 
         await replica.services.db.transaction(unused)
         statement = "SELECT id FROM artifacts WHERE id = (SELECT min(id::text)::uuid FROM artifacts) FOR UPDATE"
@@ -170,9 +168,9 @@ async def test_a_locked_row_of_a_wrong_clock_holds_up_no_other_one(control_site:
         await asyncio.gather(*(node.plan() for node in nodes))
         for _ in nodes:
             await replica.call("POST", "/v1/join-tokens", {})
-        await replica.services.presence.flush()
+        await replica.services.heartbeats.flush()
         wrong = clock.now() + timedelta(days=1)
-        passes = monitor.Monitor(replica.services)
+        passes = replica.services.monitor()
 
         async def ahead() -> int:
             column = WRONG_CLOCK[table].partition(" SET ")[2].partition(" ")[0]

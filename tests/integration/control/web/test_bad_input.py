@@ -10,9 +10,9 @@ import aiohttp
 import pytest
 
 from control.api import pagination
-from control.api.auth import new_token
 from control.api.operations import Operation
 from control.local.pki import Pki
+from control.tokens import new_token
 from control.web import openapi
 from control.web.routes import OPERATIONS
 from tests.support.control import Control, module, running

@@ -158,7 +158,7 @@ async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
                     while not cutter.frozen:
                         await asyncio.sleep(0.01)
                 # A heartbeat that is to be written at the end.
-                server.app.services.presence.seen(node.id)
+                server.app.services.heartbeats.seen(node.id, server.app.services.clock.now())
                 server.should_exit = True
                 await asyncio.wait({serving}, timeout=60)
                 assert serving.done()

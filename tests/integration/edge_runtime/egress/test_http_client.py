@@ -15,6 +15,7 @@ from aiohttp import web
 
 from control import wire
 from control.local import pki
+from control.web import tls
 from edge_runtime.egress import http_client
 from edge_runtime.egress.http_client import Egress, is_own, reachable
 from edge_runtime.guests import http_json
@@ -216,7 +217,7 @@ async def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatc
 async def test_certificates_are_checked(tmp_path: Path) -> None:
     keys = pki.ensure(tmp_path, ["localhost"])
     trusting = ssl.create_default_context(cafile=str(keys.ca))
-    async with server(pki.server_context(keys.certificate, keys.key)) as port:
+    async with server(tls.server_context(keys.certificate, keys.key)) as port:
         url, allowed = f"https://localhost:{port}/x", grant(f"localhost:{port}")
         async with Egress(tls=trusting) as made:
             assert (await fetch(made, allowed, url))["status"] == 200

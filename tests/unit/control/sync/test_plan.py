@@ -35,7 +35,7 @@ registered = st.lists(st.integers(1, 3), max_size=6).map(
 
 
 @st.composite
-def situations(draw: st.DrawFn) -> tuple[wire.Inventory, plan.Release, plan.Revisions]:
+def situations(draw: st.DrawFn) -> tuple[wire.Inventory, plan.TargetRelease, plan.Revisions]:
     """A node whose history is a true one, and a release that the registered schema changes allow."""
     revisions = draw(registered)
     version = draw(st.integers(0, len(revisions)))
@@ -45,13 +45,13 @@ def situations(draw: st.DrawFn) -> tuple[wire.Inventory, plan.Release, plan.Revi
         schema_changes=[wire.AppliedChange(r.number, r.revision, r.checksum) for r in applied],
         functions=[running(f) for f in draw(functions)],
     )
-    release = plan.Release("r", 1, draw(st.integers(0, len(revisions))), draw(functions))
+    release = plan.TargetRelease("r", 1, draw(st.integers(0, len(revisions))), draw(functions))
     return inventory, release, revisions
 
 
 @given(situations())
 def test_doing_the_work_leads_to_the_target(
-    situation: tuple[wire.Inventory, plan.Release, plan.Revisions],
+    situation: tuple[wire.Inventory, plan.TargetRelease, plan.Revisions],
 ) -> None:
     inventory, release, revisions = situation
     work = plan.work(inventory, release, revisions)
@@ -68,7 +68,7 @@ def test_doing_the_work_leads_to_the_target(
 
 
 @given(situations())
-def test_at_target_means_nothing_to_do(situation: tuple[wire.Inventory, plan.Release, plan.Revisions]) -> None:
+def test_at_target_means_nothing_to_do(situation: tuple[wire.Inventory, plan.TargetRelease, plan.Revisions]) -> None:
     inventory, release, revisions = situation
     work = plan.work(inventory, release, revisions)
     changed = {(f.name, f.version) for f in release.functions} != {(f.name, f.version) for f in inventory.functions}
@@ -79,7 +79,7 @@ def test_at_target_means_nothing_to_do(situation: tuple[wire.Inventory, plan.Rel
 
 @given(situations())
 def test_a_node_never_goes_back_in_the_schema(
-    situation: tuple[wire.Inventory, plan.Release, plan.Revisions],
+    situation: tuple[wire.Inventory, plan.TargetRelease, plan.Revisions],
 ) -> None:
     inventory, release, revisions = situation
     numbers = [c.number for c in plan.work(inventory, release, revisions).schema_changes]
@@ -88,7 +88,7 @@ def test_a_node_never_goes_back_in_the_schema(
 
 @given(situations(), st.data())
 def test_a_checksum_that_no_revision_has_is_a_mismatch(
-    situation: tuple[wire.Inventory, plan.Release, plan.Revisions], data: st.DataObject
+    situation: tuple[wire.Inventory, plan.TargetRelease, plan.Revisions], data: st.DataObject
 ) -> None:
     inventory, _, revisions = situation
     if inventory.schema_version:
@@ -104,7 +104,7 @@ def test_a_change_that_control_lacks_is_a_mismatch() -> None:
 
 def test_the_newest_revision_is_planned() -> None:
     revisions = plan.by_number([revision(1, 2), revision(2, 1), revision(1, 1), revision(1, 3)])
-    work = plan.work(wire.Inventory(), plan.Release("r", 1, 2, ()), revisions)
+    work = plan.work(wire.Inventory(), plan.TargetRelease("r", 1, 2, ()), revisions)
     assert [(c.number, c.revision) for c in work.schema_changes] == [(1, 3), (2, 1)]
 
 
@@ -113,8 +113,8 @@ def test_each_property_of_a_function_counts(field: str) -> None:
     wanted = function("hello", 1)
     other = dataclasses.replace(wanted, **{field: 2 if field == "version" else sha("other")})
     inventory = wire.Inventory(functions=[running(other)])
-    assert plan.at_target(inventory, plan.Release("r", 1, 0, (other,)))
-    assert not plan.at_target(inventory, plan.Release("r", 1, 0, (wanted,)))
+    assert plan.at_target(inventory, plan.TargetRelease("r", 1, 0, (other,)))
+    assert not plan.at_target(inventory, plan.TargetRelease("r", 1, 0, (wanted,)))
 
 
 @pytest.mark.parametrize(

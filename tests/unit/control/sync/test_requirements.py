@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import wire
-from control.api import responses
 from control.problems import ProblemError
 from control.sync import compatibility, requirements
 from control.sync.requirements import Need
@@ -121,10 +120,10 @@ def test_the_first_by_name_are_named_and_all_are_counted(groups: list[tuple[bool
 
 
 def test_a_refusal_names_some_and_says_what_to_do() -> None:
-    compatibility.refuse(responses.Unfit(0, []), "default")
-    nodes = [responses.UnfitNode(f"n{n}", ["the ABI direct (for f)"]) for n in range(7)]
+    compatibility.refuse(compatibility.Unfit(0, []), "default")
+    nodes = [compatibility.UnfitNode(f"n{n}", ["the ABI direct (for f)"]) for n in range(7)]
     with pytest.raises(ProblemError) as caught:
-        compatibility.refuse(responses.Unfit(30, nodes), "default")
+        compatibility.refuse(compatibility.Unfit(30, nodes), "default")
     assert (caught.value.code, caught.value.status, caught.value.field) == ("nodes_unfit", 409, "allow_unfit")
     text = caught.value.detail
     assert text.startswith(
@@ -135,7 +134,7 @@ def test_a_refusal_names_some_and_says_what_to_do() -> None:
     for way in ("Upgrade", "skerry node move", "--allow-unfit"):
         assert way in text
     with pytest.raises(ProblemError, match=r"1 node can't run .* n0 lacks the ABI direct \(for f\)\. Upgrade"):
-        compatibility.refuse(responses.Unfit(1, nodes[:1]), "default")
+        compatibility.refuse(compatibility.Unfit(1, nodes[:1]), "default")
 
 
 def test_a_document_is_bounded() -> None:

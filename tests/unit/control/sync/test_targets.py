@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from control.storage.queries import Rows
 from control.sync import targets
 from control.sync.targets import Targets
 
@@ -15,12 +16,12 @@ class Conn:
         self.go = asyncio.Event()
         self.asked: list[str] = []
 
-    async def fetch(self, query: str, ids: Sequence[str]) -> list[Any]:
+    async def fetch(self, query: Rows[Any], ids: Sequence[str]) -> list[Any]:
         await self.go.wait()
-        if query == targets.SQL["release_functions"]:
+        if query is targets.RELEASE_FUNCTIONS:
             return []
         self.asked += ids
-        return [(id, 1, 0) for id in ids]
+        return [query.row(id, 1, 0) for id in ids]
 
 
 async def test_a_release_that_was_known_is_answered_though_others_took_its_place_meanwhile() -> None:

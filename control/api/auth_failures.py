@@ -1,0 +1,104 @@
+"""The record of refused authentications (R 7.4), as counts: a flood of them is one row with a large number."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from uuid import UUID, uuid4
+
+from control.clock import Clock
+from control.log_throttle import Outage
+from control.problems import ProblemError
+from control.storage import queries
+from control.storage.connection import Connection
+from control.storage.database import Database
+
+SQL = queries.load("auth")
+BEGIN_BATCH = SQL.optional("begin_batch", UUID)
+
+FLUSH_EVERY = 1.0
+"""Seconds between two writes to the database."""
+LAST_FLUSH = 2.0
+"""Seconds for what is left when the replica stops."""
+MOST_ADDRESSES = 5_000
+"""Addresses whose refusals are counted apart between two flushes; those of further addresses are counted together."""
+
+log = logging.getLogger("skerry.auth")
+
+
+@dataclass(slots=True)
+class _Count:
+    """Refusals of one minute, address and reason."""
+
+    count: int
+    first_at: datetime
+    last_at: datetime
+
+
+class AuthFailures:
+    """Counts refusals by minute, address and reason, and writes the counts to the database each second."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._waiting: dict[tuple[datetime, str, str], _Count] = {}
+        self._batch: tuple[UUID, list[list[str]]] | None = None
+        """The id and the columns of what is being written, until it is known to be written."""
+        self._replica = uuid4()
+        self._writing = asyncio.Lock()
+        self.total = 0
+        self._outage = Outage(log, "refused authentications can't be recorded yet")
+
+    def record(self, address: str, reason: str) -> None:
+        """Count one refusal."""
+        now = self._clock.now()
+        minute = now.replace(second=0, microsecond=0)
+        if len(self._waiting) >= MOST_ADDRESSES and (minute, address, reason) not in self._waiting:
+            address = "others"
+        counted = self._waiting.setdefault((minute, address[:100], reason), _Count(0, now, now))
+        counted.count += 1
+        counted.last_at = now
+        self.total += 1
+
+    async def flush(self) -> None:
+        """Write the counts. A batch that wasn't written, or may not have been, is tried again the next time."""
+        async with self._writing:
+            while self._batch is not None or self._waiting:
+                if self._batch is None:
+                    self._batch = uuid4(), _columns(self._waiting)
+                    self._waiting = {}
+                await self._db.transaction(partial(self._write, *self._batch))
+                self._batch = None
+
+    async def _write(self, id: UUID, columns: list[list[str]], conn: Connection) -> None:
+        """Write a batch, unless it was written already and only the answer to its COMMIT was lost."""
+        if await conn.fetchval(BEGIN_BATCH, self._replica, id, self._clock.now()) is not None:
+            await conn.execute(SQL["record_failures"], *columns)
+
+    async def run(self) -> None:
+        """Flush each second until cancelled, and once more then."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_EVERY)
+                try:
+                    await self.flush()
+                    self._outage.worked()
+                except ProblemError as error:
+                    self._outage.failed(error.detail)
+        finally:
+            try:
+                async with asyncio.timeout(LAST_FLUSH):
+                    await self.flush()
+            except (ProblemError, TimeoutError):
+                waiting = len(self._waiting) + (0 if self._batch is None else len(self._batch[1][0]))
+                log.warning("%d groups of refused authentications were not recorded", waiting)
+
+
+def _columns(waiting: dict[tuple[datetime, str, str], _Count]) -> list[list[str]]:
+    """Minutes, addresses, reasons, counts, first and last times, as texts."""
+    rows = [
+        (minute.isoformat(), address, reason, str(c.count), c.first_at.isoformat(), c.last_at.isoformat())
+        for (minute, address, reason), c in sorted(waiting.items(), key=lambda item: item[0])
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]

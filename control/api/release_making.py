@@ -1,0 +1,292 @@
+"""Making a release: its contents, what is checked, and what it changes."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import msgspec
+
+from control import manifests, wire
+from control.api import responses
+from control.problems import ProblemError
+from control.storage import queries
+from control.storage.announcements import Changed
+from control.storage.connection import Connection
+from control.sync import compatibility
+
+
+class GroupRow(NamedTuple):
+    """A group and its target."""
+
+    id: UUID
+    release_id: UUID | None
+    generation: int
+
+
+class FunctionOfRelease(NamedTuple):
+    """A function of a release."""
+
+    release_id: UUID
+    name: str
+    version: int
+    sha256: str
+
+
+class FoundVersion(NamedTuple):
+    """A function version that exists."""
+
+    name: str
+    version: int
+    sha256: str
+
+
+class FunctionManifest(NamedTuple):
+    """A function's name and the manifest of its version."""
+
+    name: str
+    manifest: dict[str, Any]
+
+
+class ReleaseListRow(NamedTuple):
+    """A release without its functions."""
+
+    id: UUID
+    group_name: str
+    number: int
+    generation: int
+    schema_floor: int
+    rollback_to: int | None
+    reason: str
+    created_by: str
+    created_at: datetime
+
+
+class NamedChange(NamedTuple):
+    """A schema change."""
+
+    number: int
+    name: str
+
+
+SQL = queries.load("releases")
+GROUP = SQL.rows("group", GroupRow)
+LOCK_GROUP = SQL.value("lock_group", UUID)
+NEWEST_CHANGE = SQL.value("newest_change", int)
+FLOOR = SQL.value("floor", int)
+FUNCTIONS = SQL.rows("functions", FunctionOfRelease)
+VERSIONS = SQL.rows("versions", FoundVersion)
+MANIFESTS = SQL.rows("manifests", FunctionManifest)
+MANIFEST_SIZE = SQL.value("manifest_bytes", int)
+NEXT_NUMBER = SQL.value("next_number", int)
+NEXT_GENERATION = SQL.value("next_generation", int)
+TAKE_GENERATION = SQL.value("take_generation", int)
+RELEASE = SQL.rows("release", ReleaseListRow)
+CHANGES_BETWEEN = SQL.rows("changes_between", NamedChange)
+
+Functions = dict[str, tuple[int, str]]
+"""Version and sha256 by name."""
+Manifests = dict[str, dict[str, Any]]
+"""The manifests of functions, by name."""
+
+MANIFEST_BYTES = 4 * wire.MIB
+"""Bytes of the manifests of a release's functions together, at most."""
+
+
+async def make(
+    conn: Connection,
+    changed: Changed,
+    now: datetime,
+    by: str,
+    body: wire.NewRelease,
+    told: Sequence[compatibility.Told] = (),
+    *,
+    plan: bool = False,
+    keep_floor: bool = False,
+) -> responses.MadeRelease:
+    """Make a release, or with `plan` only return what it would be.
+
+    `told`: the capabilities of the group's nodes. `keep_floor`: where `body` names no floor, keep that of the release
+    before. Raises: ProblemError, when the release can't be made, or a node can't run it and `body` doesn't allow that.
+    """
+    group = await find_group(conn, body.group)
+    newest = await conn.fetchval(NEWEST_CHANGE)
+    before, old_floor = await _contents(conn, group.release_id)
+    if body.rollback_to is not None:
+        functions, floor = await _rollback(conn, body)
+    else:
+        functions = await _changed(conn, body, before)
+        floor = newest if body.schema is None else body.schema
+        if keep_floor and body.schema is None and group.release_id is not None:
+            floor = old_floor
+        if floor > newest:
+            raise ProblemError(
+                "unknown_schema_change", f"the newest schema change is {newest}, there is no {floor}", field="schema"
+            )
+    await _check_size(conn, functions)
+    granted = await _manifests(conn, functions)
+    _check_routes(granted)
+    unfit = compatibility.unfit(told, granted)
+    if not plan and not body.allow_unfit:
+        compatibility.refuse(unfit, body.group)
+    changes = await _changes(conn, before, functions, old_floor, floor, granted)
+    number = await conn.fetchval(NEXT_NUMBER, group.id)
+    release_id = uuid4()
+    if not plan:
+        # Before the generation is taken, so that waiting for a locked group holds up no other decision.
+        await lock(conn, group.id)
+    generation = await conn.fetchval(NEXT_GENERATION if plan else TAKE_GENERATION)
+    if not plan:
+        await conn.execute(
+            SQL["add"], release_id, group.id, number, generation, floor, body.rollback_to, body.reason, by, now
+        )
+        names = sorted(functions)
+        await conn.execute(
+            SQL["add_functions"],
+            release_id,
+            names,
+            [str(functions[name][0]) for name in names],
+            [functions[name][1] for name in names],
+        )
+        await conn.execute(SQL["set_target"], group.id, release_id, generation)
+        changed.groups.add(str(group.id))
+    return responses.MadeRelease(
+        id=None if plan else str(release_id),
+        group=body.group,
+        number=number,
+        generation=generation,
+        schema_floor=floor,
+        functions=[responses.ReleaseFunction(n, v, sha256) for n, (v, sha256) in sorted(functions.items())],
+        rollback_to=body.rollback_to,
+        reason=body.reason,
+        created_by=by,
+        created_at=now,
+        changes=changes,
+        unfit=unfit,
+    )
+
+
+async def lock(conn: Connection, group_id: UUID) -> None:
+    """Lock a group until the end of the transaction."""
+    await conn.fetchval(LOCK_GROUP, group_id)
+
+
+async def _rollback(conn: Connection, body: wire.NewRelease) -> tuple[Functions, int]:
+    if body.functions or body.remove or body.schema is not None:
+        raise ProblemError(
+            "invalid_body",
+            "a rollback takes the functions and the floor of the old release: send none with it",
+            field="rollback_to",
+        )
+    row = await conn.fetchrow(RELEASE, body.group, body.rollback_to)
+    if row is None:
+        raise ProblemError(
+            "unknown_release", f"group {body.group} has no release {body.rollback_to}", field="rollback_to"
+        )
+    functions, floor = await _contents(conn, row.id)
+    versions = await _versions(conn, {name: version for name, (version, _) in functions.items()})
+    gone = [f"{name}@{version}" for name, (version, _) in functions.items() if name not in versions]
+    if gone:
+        raise ProblemError(
+            "release_not_possible",
+            f"release {body.rollback_to} can't come back: {', '.join(sorted(gone))} was deleted since",
+            field="rollback_to",
+        )
+    return functions, floor
+
+
+async def _changed(conn: Connection, body: wire.NewRelease, before: Functions) -> Functions:
+    for name in body.remove:
+        if name in body.functions:
+            raise ProblemError("invalid_body", f"{name} is to be set and to be removed", field="remove")
+        if name not in before:
+            raise ProblemError(
+                "unknown_function", f"the newest release of {body.group} has no function {name}", field="remove"
+            )
+    versions = await _versions(conn, body.functions)
+    for name, version in body.functions.items():
+        if name not in versions:
+            raise ProblemError("unknown_version", f"there is no version {version} of {name}", field=f"functions.{name}")
+    return {name: item for name, item in {**before, **versions}.items() if name not in body.remove}
+
+
+async def _versions(conn: Connection, wanted: dict[str, int]) -> Functions:
+    """Those of the wanted versions that exist."""
+    names = sorted(wanted)
+    rows = await conn.fetch(VERSIONS, names, [str(wanted[name]) for name in names])
+    return {row.name: (row.version, row.sha256) for row in rows}
+
+
+async def _contents(conn: Connection, release_id: UUID | None) -> tuple[Functions, int]:
+    """A release's functions and floor; for None, no functions and 0."""
+    if release_id is None:
+        return {}, 0
+    rows = await conn.fetch(FUNCTIONS, [str(release_id)])
+    return {row.name: (row.version, row.sha256) for row in rows}, await conn.fetchval(FLOOR, release_id)
+
+
+async def _manifests(conn: Connection, functions: Functions) -> Manifests:
+    names = sorted(functions)
+    return dict(await conn.fetch(MANIFESTS, names, [str(functions[name][0]) for name in names]))
+
+
+async def _check_size(conn: Connection, functions: Functions) -> None:
+    """Raises: ProblemError release_not_possible, when the release is too large for a plan, which is one answer."""
+    if len(functions) > wire.MOST_FUNCTIONS:
+        raise ProblemError(
+            "release_not_possible",
+            f"a release has {wire.MOST_FUNCTIONS} functions at most, and this one would have {len(functions)}; remove "
+            "some, or put them into releases of other groups",
+            field="functions",
+        )
+    names = sorted(functions)
+    size = await conn.fetchval(MANIFEST_SIZE, names, [str(functions[name][0]) for name in names])
+    if size > MANIFEST_BYTES:
+        raise ProblemError(
+            "release_not_possible",
+            f"the manifests of a release's functions have {MANIFEST_BYTES} bytes together at most, and these {size}; "
+            "keep large configuration in the functions, or in the database",
+            field="functions",
+        )
+
+
+def _check_routes(granted: Manifests) -> None:
+    """Raises: ProblemError route_conflict, when two functions have the same route."""
+    routes = {
+        name: msgspec.convert(manifest["route"], wire.Route)
+        for name, manifest in granted.items()
+        if manifest.get("route") is not None
+    }
+    said = manifests.conflict(routes)
+    if said:
+        raise ProblemError("route_conflict", f"{said}; give one of them another route, or take it out of the release")
+
+
+async def _changes(
+    conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int, granted: Manifests
+) -> responses.Changes:
+    changes = await conn.fetch(CHANGES_BETWEEN, old_floor, floor)
+    touched = sorted(name for name in after if after[name] != before.get(name))
+    had = await _manifests(conn, {name: before[name] for name in touched if name in before})
+    return responses.Changes(
+        add=[responses.VersionOf(n, after[n][0]) for n in sorted(after.keys() - before.keys())],
+        change=[
+            responses.Replaced(n, before[n][0], after[n][0])
+            for n in sorted(after.keys() & before.keys())
+            if after[n] != before[n]
+        ],
+        remove=[responses.VersionOf(n, before[n][0]) for n in sorted(before.keys() - after.keys())],
+        schema=[responses.NumberedChange(row.number, row.name) for row in changes],
+        grants=[
+            responses.ChangedGrant(name, grant, old, new)
+            for name in touched
+            for grant, (old, new) in manifests.differences(had.get(name, {}), granted[name]).items()
+        ],
+    )
+
+
+async def find_group(conn: Connection, name: str) -> GroupRow:
+    row = await conn.fetchrow(GROUP, name)
+    if row is None:
+        raise ProblemError("unknown_group", f"there is no group {name}", field="group")
+    return row

@@ -1,0 +1,32 @@
+"""Reports of nodes about their syncs."""
+
+from uuid import UUID
+
+from control import wire
+from control.api.operations import Call, Reply
+from control.problems import ProblemError
+from control.sync import plan
+from control.sync.reports import SyncReport, unknown_sync
+
+
+async def put(call: Call) -> Reply:
+    """PUT /v1/syncs/{id}: a node's report of its sync. The same report again changes nothing."""
+    try:
+        sync_id = str(UUID(call.path["id"]))
+    except ValueError:
+        raise unknown_sync(call.path["id"]) from None
+    update: wire.SyncUpdate = call.body
+    _check(update)
+    services = call.services
+    services.heartbeats.seen(call.node_id, services.clock.now())
+    return Reply(200, await services.reports.ask(SyncReport(sync_id, call.node_id, update)))
+
+
+def _check(update: wire.SyncUpdate) -> None:
+    """Raises: ProblemError invalid_body, when the inventory is missing or contradicts itself."""
+    if update.status == "succeeded" and update.inventory is None:
+        raise ProblemError("invalid_body", "a success must say what the node now runs", field="inventory")
+    if update.inventory is not None:
+        wrong = plan.inconsistency(update.inventory)
+        if wrong:
+            raise ProblemError("invalid_body", wrong, field="inventory")

@@ -1,0 +1,178 @@
+"""The life of a replica: builds its `Services`, and runs the background tasks beside the requests."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from control.api import auth
+from control.api.auth import Authenticator
+from control.api.auth_failures import AuthFailures
+from control.api.edge_check import Checks
+from control.api.services import Databases, Services
+from control.clock import Clock
+from control.metrics import Metrics
+from control.problems import ProblemError
+from control.settings import Settings
+from control.storage import database, migrations, object_store
+from control.storage.artifact_deletions import Deletions
+from control.storage.bucket_owner import Ownership
+from control.storage.readiness import Readiness
+from control.storage.transaction_queue import Turns
+from control.sync.fleet_cache import FleetCache
+from control.sync.heartbeats import Heartbeats
+from control.sync.reconciler import Decision, NodeRequest, Reconciler
+from control.sync.reports import Reports, SyncReport
+from control.sync.targets import Targets
+from control.sync.write_batches import WriteBatches
+from control.web import tls
+from control.wire import SyncState
+
+RESTART_PAUSE = 1.0
+"""Seconds after which a background task that failed starts again."""
+STORE_PATIENCE = 3.0
+"""Seconds that a start waits for the artifact store; without it, nodes are served too."""
+JOINS, FIRST_POLLS, CACHE = 2, 2, 3
+"""Connections to the metadata database beyond those of `Settings.database_connections`; see `Databases`."""
+BACKGROUND, BATCHES, READINESS = 4, 2, 1
+"""Connections of a second pool, with a shorter lock timeout."""
+BACKGROUND_LOCK_TIMEOUT = 0.3
+"""Seconds that plans, reports and background tasks wait for a locked row, before they go on without it."""
+
+log = logging.getLogger("skerry.control")
+
+
+@asynccontextmanager
+async def running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
+    """Connect, load the cache, and run the background tasks until the block ends.
+
+    Raises: SchemaError, when the database has another schema; ProblemError, when the database doesn't answer or the
+    bucket is another control's.
+    """
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        databases = await _connect(settings, metrics, stack)
+        store = await stack.enter_async_context(object_store.connect(settings))
+        ownership = Ownership(databases.background, store, clock)
+        await _confirm(ownership)
+        readiness = Readiness(databases.readiness, ownership, clock)
+        stack.push_async_callback(readiness.close)
+        join_tokens = auth.join_tokens(databases.cache)
+        stack.push_async_callback(join_tokens.stop)
+        fleet = FleetCache(databases.cache, clock, metrics)
+        stack.push_async_callback(fleet.stop)
+        background = databases.background
+        heartbeats = Heartbeats(background, clock, metrics)
+        failures = AuthFailures(background, clock)
+        deletions = Deletions(background, store, ownership, clock, settings.unknown_objects_kept)
+        targets = Targets()
+        reconciler = Reconciler(clock, targets, store, settings.sync_lease)
+        decisions: WriteBatches[NodeRequest, Decision] = WriteBatches(
+            databases.batches,
+            fleet,
+            heartbeats,
+            metrics,
+            reconciler.write,
+            fault="control.poll",
+            finish=reconciler.finish,
+        )
+        reports: WriteBatches[SyncReport, SyncState] = WriteBatches(
+            databases.batches,
+            fleet,
+            heartbeats,
+            metrics,
+            Reports(clock, targets, settings.sync_lease).write,
+            fault="control.result",
+        )
+        pem = settings.ca_cert.read_bytes() if settings.ca_cert is not None else b""
+        services = Services(
+            settings=settings,
+            clock=clock,
+            databases=databases,
+            store=store,
+            ownership=ownership,
+            deletions=deletions,
+            checks=Checks(settings.checks_at_once, settings.check_timeout),
+            readiness=readiness,
+            auth=Authenticator(fleet, clock, databases.first_polls, join_tokens),
+            join_tokens=join_tokens,
+            failures=failures,
+            fleet=fleet,
+            heartbeats=heartbeats,
+            decisions=decisions,
+            reports=reports,
+            metrics=metrics,
+            ca_pem=pem,
+            ca_fingerprint=tls.fingerprint(pem) if pem else "",
+        )
+        await fleet.load()
+        nodes = (fleet.run, decisions.run, reports.run)
+        bucket = (ownership.run, deletions.run)
+        others = (heartbeats.run, failures.run, services.monitor().run)
+        await stack.enter_async_context(_in_background(*nodes, *bucket, *others))
+        yield services
+
+
+async def _connect(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Databases:
+    """Connect to the metadata database, and check its schema."""
+    connect = partial(
+        database.connect,
+        settings.metadata_url,
+        statement_timeout=settings.database_timeout,
+        outages=database.Outages(),
+        on_retry=metrics.retried,
+    )
+    half = max(1, settings.database_connections // 2)
+    requests = await connect(connections=2 * half + JOINS + FIRST_POLLS + CACHE)
+    stack.push_async_callback(requests.close)
+    await migrations.check(requests)
+    own = await connect(connections=BACKGROUND + BATCHES + READINESS, lock_timeout=BACKGROUND_LOCK_TIMEOUT)
+    stack.push_async_callback(own.close)
+    turns = Turns()
+    db = requests.share(half, "requests")
+    return Databases(
+        requests=db,
+        writes=db.taking(turns),
+        lists=requests.share(half, "lists"),
+        joins=requests.share(JOINS, "joins").taking(turns),
+        first_polls=requests.share(FIRST_POLLS, "first polls").taking(turns),
+        batches=own.share(BATCHES, "plans and reports").taking(turns),
+        cache=requests.share(CACHE, "targets"),
+        background=own.share(BACKGROUND, "work in the background"),
+        readiness=own.share(READINESS, "readiness"),
+    )
+
+
+async def _confirm(ownership: Ownership) -> None:
+    """Look at the bucket. Raises: ProblemError, when it is another control's; a store that is away isn't waited for."""
+    try:
+        async with asyncio.timeout(STORE_PATIENCE):
+            await ownership.confirm()
+    except ProblemError as error:
+        if error.code == "store_not_owned":
+            raise
+        log.warning("serving without the artifact store for now")
+    except TimeoutError:
+        log.warning("the artifact store hasn't answered for %.0f s: serving without it", STORE_PATIENCE)
+
+
+@asynccontextmanager
+async def _in_background(*tasks: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run `tasks` until the block ends; one that fails by a fault of control's own starts again."""
+
+    async def keep(task: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                return await task()
+            except Exception:
+                log.exception("a background task failed; it starts again in %.0f s", RESTART_PAUSE)
+            await asyncio.sleep(RESTART_PAUSE)
+
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(keep(task)) for task in tasks]
+        try:
+            yield
+        finally:
+            for task in running:
+                task.cancel()
