@@ -1,5 +1,6 @@
 """docs/requirements.md has every criterion once, in both languages, and names all of its tests and no others."""
 
+import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,12 @@ def criteria(page: str) -> list[Criterion]:
     return [Criterion(*rest, re.findall(r"`(\w+)`", tests)) for *rest, tests in ITEM.findall(page)]
 
 
+@functools.cache
+def sources() -> dict[Path, str]:
+    """Return the text of every test module, by its path."""
+    return {path.resolve(): path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+
+
 def wrong(found: Criterion) -> list[str]:
     """Return what is wrong with what a criterion says of its tests; nothing where all of it is right."""
     file = PAGE.parent / found.link
@@ -36,11 +43,11 @@ def wrong(found: Criterion) -> list[str]:
     prefix = f"test_r{found.number.replace('.', '_')}"
     defined = re.compile(rf"^(?:async )?def ({prefix}_\w+)", re.MULTILINE)
     there = defined.findall(file.read_text("utf-8"))
-    others = [path for path in (ROOT / "tests").rglob("test_*.py") if path.resolve() != file.resolve()]
+    others = {path: source for path, source in sources().items() if path != file.resolve()}
     return [
         *[f"{file.name} has no {test}" for test in found.tests if test not in there],
         *[f"{PAGE.name} doesn't name {test}" for test in there if test not in found.tests],
-        *[f"{path.name} has tests of {found.number} too" for path in others if defined.search(path.read_text("utf-8"))],
+        *[f"{path.name} has tests of {found.number} too" for path, source in others.items() if defined.search(source)],
     ]
 
 
