@@ -18,12 +18,10 @@ import psutil
 import pytest
 
 from tests.guests.build import CACHE
-from tests.support.ports import free_port
 from tests.support.up import ROOT, Up, ready_up
 
 EDGE = "127.0.0.1:8087"
 """Where the pages say that the edge is; each test's edge has a port of its own."""
-DEV = "127.0.0.1:8088"
 LIMIT = 150.0
 """Seconds for the blocks of a page."""
 SET_UP = "sudo apt-get update && sudo apt-get install -y just && "
@@ -81,11 +79,11 @@ def runnable(page: Path) -> list[Block]:
 
 
 def checkout(folder: Path) -> Path:
-    """A folder with links to all that a checkout has, into which the commands of a page may write."""
+    """A folder with links to what commands use of a checkout, into which the commands of a page may write."""
     folder.mkdir()
-    for entry in ROOT.iterdir():
-        if entry.name not in (".skerry", ".git"):
-            (folder / entry.name).symlink_to(entry)
+    for name in ("docs", "examples", "lock", "sql"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
 
@@ -101,8 +99,7 @@ def run_blocks(told: list[Block], up: Up, folder: Path) -> None:
     current = folder / ".block"
     lines = ["set -e -o pipefail"]
     for block in told:
-        text = block.text.replace(EDGE, edge).replace(DEV, f"127.0.0.1:{free_port()}")
-        lines += [f"printf '%s' '{block}' >.block", text]
+        lines += [f"printf '%s' '{block}' >.block", block.text.replace(EDGE, edge)]
     script.write_text("\n".join(lines))
     environment = {
         **up.environment,

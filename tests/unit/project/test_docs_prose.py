@@ -61,6 +61,14 @@ def test_the_map_of_changes_has_twenty_each_with_files() -> None:
     assert [entry.partition("\n")[0] for entry in entries if len(PLACE.findall(entry)) < 2] == []
 
 
+def test_the_glossary_has_the_words_of_the_requirements() -> None:
+    glossary = (ROOT / "docs" / "glossary.md").read_text("utf-8")
+    requirements = (ROOT / "docs" / "requirements.md").read_text("utf-8")
+    words = set(re.findall(r"[\u3040-\u30ff\u4e00-\u9fff]{2,}", glossary))
+    assert len(words) > 20
+    assert {word for word in words if word not in requirements} == set()
+
+
 def test_what_is_too_wide_or_missing_would_be_found() -> None:
     assert wide("a\n" + "b" * 121) == [(2, 121)]
     assert missing("`nosuch.py`, `control/nosuch.py`, `sql/nosuch`, `control/wire.py`, `sql/queries`") == [
