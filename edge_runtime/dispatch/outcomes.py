@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from control import wire
+from edge_runtime.errors import status_of
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.zygote_client import how
 from edge_runtime.settings import PoolLimits
@@ -55,6 +56,12 @@ class Refusal(NamedTuple):
 
 
 Outcome = Answer | Refusal
+
+
+def refused(code: str, message: str, retry_after: int = 0, allow: str = "") -> Refusal:
+    """Return a refusal with the status that belongs to its code (`errors.CODES`)."""
+    return Refusal(status_of(code), code, message, retry_after, allow)
+
 
 _decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
 _decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
@@ -105,40 +112,40 @@ def of_death(function: frames.LocalFunction, state: int, why: str, status: int |
     name = function.name
     if state == progress_page.COMMITTING:
         text = f"The process of {name} ended while its changes were being committed: whether they are kept is unknown."
-        return Refusal(502, "commit_unknown", text)
+        return refused("commit_unknown", text)
     if why == TIME_LIMIT:
         limit = function.manifest.time_limit_ms
         text = f"{name} ran longer than its manifest's time_limit_ms, {limit} ms. Nothing was changed."
-        return Refusal(504, why, text)
+        return refused(why, text)
     if why == MEMORY:
         text = f"The process that ran {name} took more memory than a worker may. Nothing was changed."
-        return Refusal(507, why, text)
+        return refused(why, text)
     if why == TEMP:
         text = f"{name} had more temporary data on disk than a call may (temp_limit). Nothing was changed."
-        return Refusal(507, why, text)
+        return refused(why, text)
     if why == LOCK_HELD:
         text = f"{name} held the writer lock longer than {limits.lock_hold:g} s. Nothing was changed."
-        return Refusal(504, why, text)
+        return refused(why, text)
     if why == LOCK_WAIT:
         text = f"{name} waited for the writer lock longer than {limits.lock_wait:g} s. Nothing was changed."
-        return Refusal(503, why, text, 1)
+        return refused(why, text, 1)
     if why == CLIENT_GONE:
         return client_gone()
     overflow = ""
     if status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSEGV:
         overflow = " (so shows a guest whose stack overflows)"
-    return Refusal(502, "worker_crashed", f"The process that ran {name} {how(status)}{overflow}. Nothing was changed.")
+    return refused("worker_crashed", f"The process that ran {name} {how(status)}{overflow}. Nothing was changed.")
 
 
 def client_gone() -> Refusal:
     """Nobody waits for the outcome."""
-    return Refusal(499, CLIENT_GONE, "The client went away.")
+    return refused(CLIENT_GONE, "The client went away.")
 
 
 def unknown(name: str) -> Refusal:
     """The current release has no such function."""
     shown = name if wire.NAME.fullmatch(name) else name[:63].encode("unicode_escape").decode()
-    return Refusal(404, "function_unknown", f"This node's release has no function {shown}.")
+    return refused("function_unknown", f"This node's release has no function {shown}.")
 
 
 def release_changed(name: str) -> Refusal:
@@ -147,19 +154,19 @@ def release_changed(name: str) -> Refusal:
         f"The node's release changed while {name} ran, before its first SQL and after it had sent an HTTP request "
         "that can't be sent twice: so it wasn't run again. It has written nothing to the database."
     )
-    return Refusal(503, "release_changed", text)
+    return refused("release_changed", text)
 
 
 def release_changing(what: str) -> Refusal:
     """A release is coming, or has come while the call waited."""
-    return Refusal(503, "release_changing", f"{what}; try again.", 1)
+    return refused("release_changing", f"{what}; try again.", 1)
 
 
 def queue_full(name: str = "", capacity: int = 0) -> Refusal:
     """Too many calls wait: of the function, where its name is given, else on the node."""
     if name:
-        return Refusal(503, "queue_full", f"Too many calls of {name} are waiting, {capacity} of them; try again.", 1)
-    return Refusal(503, "queue_full", "Too many calls are waiting on this node; try again.", 1)
+        return refused("queue_full", f"Too many calls of {name} are waiting, {capacity} of them; try again.", 1)
+    return refused("queue_full", "Too many calls are waiting on this node; try again.", 1)
 
 
 def log_full() -> Refusal:
@@ -168,10 +175,10 @@ def log_full() -> Refusal:
         "The node's database can't take more writes just now: its write-ahead log is at its limit, because reading "
         "calls overlap all the time or the disk is slow. Nothing was changed; try again."
     )
-    return Refusal(503, "wal_full", text, 1)
+    return refused("wal_full", text, 1)
 
 
 def cut_off(name: str, left: int) -> Refusal:
     """The function's breaker is open for `left` more seconds."""
     text = f"{name} is cut off for {left} s: its calls ended their processes again and again."
-    return Refusal(503, "circuit_open", text, left)
+    return refused("circuit_open", text, left)

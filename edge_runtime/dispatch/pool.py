@@ -15,7 +15,7 @@ from typing import Final
 
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.call import Call, Job
-from edge_runtime.dispatch.outcomes import Refusal
+from edge_runtime.dispatch.outcomes import Refusal, refused
 from edge_runtime.dispatch.placement import Placement
 from edge_runtime.dispatch.queues import FunctionQueue, Hold, Queues
 from edge_runtime.dispatch.targets import Tally, Target
@@ -149,7 +149,7 @@ class Pool:
             self.refuse(call, outcomes.log_full())
             return
         if len(head) > frames.HEAD_LIMIT:
-            self.refuse(call, Refusal(431, "head_too_large", "The request's headers are too large for a function."))
+            self.refuse(call, refused("head_too_large", "The request's headers are too large for a function."))
             return
         queue.links[link] = queue.links.get(link, 0) + 1
         link.run(call, head)
@@ -322,5 +322,5 @@ class Pool:
         """Refuse what waits."""
         for queue in list(self.queues.turns):
             for call in self.queues.clear(queue):
-                self.refuse(call, Refusal(503, "node_stopping", "The node is being stopped.", 1))
+                self.refuse(call, refused("node_stopping", "The node is being stopped.", 1))
         self.worker_deaths.close()

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from edge_runtime.errors import CodedError
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.zygote_client import NotBorn, Processes, decode_failure
@@ -20,13 +21,8 @@ TRIES: Final = 3
 _decode_tried: Final = msgspec.json.Decoder(frames.Tried).decode
 
 
-class LoadFailed(Exception):
+class LoadFailed(CodedError):
     """Functions can't be loaded: `code` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class Trials:

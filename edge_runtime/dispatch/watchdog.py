@@ -13,6 +13,7 @@ from edge_runtime.dispatch.outcomes import (
     STUCK,
     TIME_LIMIT,
     Refusal,
+    refused,
     release_changing,
 )
 from edge_runtime.dispatch.pool import Pool
@@ -111,7 +112,7 @@ class Watchdog:
     def _too_late(self, queue: FunctionQueue) -> Refusal:
         wait = self._pool.limits.queue_wait
         if not self._pool.holds(queue.target):
-            return Refusal(503, "queue_timeout", f"The call waited {wait:g} s for a worker: the node is overloaded.", 1)
+            return refused("queue_timeout", f"The call waited {wait:g} s for a worker: the node is overloaded.", 1)
         return release_changing(f"The call waited {wait:g} s for a change of the node's release, which isn't done yet")
 
 

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.call import Body, Call, Job, Order
 from edge_runtime.dispatch.guest_log import GuestLog
-from edge_runtime.dispatch.outcomes import Refusal
+from edge_runtime.dispatch.outcomes import refused
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.zygote_client import Child, decode_failure
@@ -228,7 +228,7 @@ class WorkerLink:
         except Exception:
             log.exception("worker %d gave an answer that can't be read: it is ended", self.child.pid)
             self.kill("unreadable")
-            refusal = Refusal(502, "worker_crashed", "The function's process answered what can't be read.")
+            refusal = refused("worker_crashed", "The function's process answered what can't be read.")
             target.settle(job, refusal, now)
             job.end(refusal)
 

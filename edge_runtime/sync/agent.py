@@ -20,7 +20,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import capabilities, identity, rules
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import Compiler, Runtime, Superseded, Sync, text
-from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Outbox
 from edge_runtime.sync.rules import Failure
@@ -98,7 +98,7 @@ class Agent:
         while not self._joined_again:
             try:
                 await self._turn()
-            except (Unreachable, Refusal) as error:
+            except (Unreachable, ControlRefused) as error:
                 await self._trouble(error)
             except Exception as error:
                 # The agent's own mistake must not take the serving of functions with it.
@@ -194,7 +194,7 @@ class Agent:
             answer = await self._ask(poll)
         except Less:
             return wire.Report(), loop.time() - started
-        except Refusal as refusal:
+        except ControlRefused as refusal:
             if refusal.status == 401 and self._who.next_credential:
                 log.warning("the new credential is refused; the node goes back to the one that it had")
                 await self._keep(self._who.fallen_back())
@@ -233,10 +233,10 @@ class Agent:
         if self._quick > QUICK_ANSWERS:
             await asyncio.sleep(0.5 + self._jitter() / 2)
 
-    async def _trouble(self, error: Unreachable | Refusal) -> None:
+    async def _trouble(self, error: Unreachable | ControlRefused) -> None:
         """Say what is wrong, and wait as long as that asks for."""
-        status = error.status if isinstance(error, Refusal) else None
-        retry_after = error.retry_after if isinstance(error, Refusal) else None
+        status = error.status if isinstance(error, ControlRefused) else None
+        retry_after = error.retry_after if isinstance(error, ControlRefused) else None
         self._troubles += 1
         message = error.message
         if status in (401, 403):
@@ -305,7 +305,7 @@ class Agent:
         faults.reach("edge.sync.report.before")
         try:
             await self._tell(plan.sync_id, update, plan.generation)
-        except (Unreachable, Refusal):
+        except (Unreachable, ControlRefused):
             with _despite_the_disk("the report"):
                 await asyncio.to_thread(self._outbox.keep, plan.sync_id, update)
             raise
@@ -332,7 +332,7 @@ class Agent:
         """Report an outcome; one that control will never take is logged and dropped, the next poll sorts it out."""
         try:
             state = await self._client.report(sync_id, update)
-        except Refusal as refusal:
+        except ControlRefused as refusal:
             if not rules.final(refusal.status):
                 raise
             log.error("control does not take the report of sync %s: %s", sync_id, refusal.message)
@@ -364,7 +364,7 @@ class Agent:
         self._rotate_from = now + ROTATE_AGAIN
         try:
             credential = await self._client.rotate()
-        except (Unreachable, Refusal) as error:
+        except (Unreachable, ControlRefused) as error:
             # The present one is good; whether control can be reached is the poll's to find out.
             log.warning("there is no new credential yet: %s", error.message)
             return

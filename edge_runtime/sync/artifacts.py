@@ -20,7 +20,7 @@ from control import wire
 from edge_runtime import files
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import rules
-from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 
 log = logging.getLogger("skerry.artifacts")
 
@@ -31,7 +31,7 @@ TRIES = 4
 CHUNK = 256 * 1024
 
 
-class _Broken(CodedError):
+class _Interrupted(CodedError):
     """The connection ended, or was refused, before the artifact was whole."""
 
     def __init__(self, code: str, message: str, *, stale: bool = False) -> None:
@@ -122,7 +122,7 @@ class Artifacts:
             try:
                 await self._download(client, function, url, before)
                 return
-            except _Broken as broken:
+            except _Interrupted as broken:
                 fruitless = 0 if _size(part) > before else fruitless + 1
                 if fruitless == TRIES:
                     raise SyncFailed(
@@ -162,11 +162,13 @@ class Artifacts:
                             break
                         await asyncio.to_thread(_take, file, digest, chunk)
                     if size < function.size:
-                        raise _Broken("artifact_unreachable", f"it ended after {size} of {function.size} bytes")
+                        raise _Interrupted("artifact_unreachable", f"it ended after {size} of {function.size} bytes")
                     if size > function.size or digest.hexdigest() != function.sha256:
                         part.unlink()
                         if start:
-                            raise _Broken("artifact_mismatch", "the bytes kept of an earlier attempt were not its own")
+                            raise _Interrupted(
+                                "artifact_mismatch", "the bytes kept of an earlier attempt were not its own"
+                            )
                         raise SyncFailed(
                             "artifact_mismatch",
                             f"what came for function {function.name} is not artifact {function.sha256} "
@@ -175,11 +177,11 @@ class Artifacts:
                         )
                     await asyncio.to_thread(self._finish, file, function.sha256)
         except Unreachable as error:
-            raise _Broken("artifact_unreachable", error.message) from None
-        except Refusal as refusal:
+            raise _Interrupted("artifact_unreachable", error.message) from None
+        except ControlRefused as refusal:
             if refusal.status == 416:
                 part.unlink(missing_ok=True)
-            raise _Broken("artifact_refused", refusal.message, stale=True) from None
+            raise _Interrupted("artifact_refused", refusal.message, stale=True) from None
 
     def _finish(self, file: BinaryIO, sha256: str) -> None:
         # What Python still holds of it isn't synced otherwise.

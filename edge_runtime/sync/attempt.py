@@ -11,7 +11,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.sync import rules
 from edge_runtime.sync.artifacts import Artifacts
-from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 
 RENEW_CAP = 20.0
 """A sync that takes longer says that it is running at least this often: it is the node's heartbeat meanwhile."""
@@ -163,7 +163,7 @@ class Sync:
                 state = await self._client.report(
                     self._plan.sync_id, wire.SyncUpdate(status="running", step=self._step)
                 )
-            except (Unreachable, Refusal) as error:
+            except (Unreachable, ControlRefused) as error:
                 log.warning("control can't be told that the sync goes on: %s", error.message)
                 pause = min(RENEW_AGAIN, lease / 3)
                 continue

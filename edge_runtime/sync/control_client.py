@@ -39,19 +39,21 @@ class Unreachable(CodedError):
     """No HTTP answer came; `code` says how far the request got, the message what to look at."""
 
 
-class Refusal(CodedError):
+class ControlRefused(CodedError):
     """An HTTP answer that is no success; if control gave it, `code` and `message` are its problem+json's."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(code, message)
         self.status = status
+        """Status of the answer."""
         self.retry_after = retry_after
+        """Seconds after which control wants to be asked again; None where it doesn't say."""
 
 
 class Client:
     """An open session to one control; use it as an asynchronous context manager.
 
-    Raises `Unreachable` and `Refusal` from each call, and `ValueError` for a control URL that isn't HTTPS.
+    Raises `Unreachable` and `ControlRefused` from each call, and `ValueError` for a control URL that isn't HTTPS.
     """
 
     def __init__(self, control_url: str, ca: Path | None, credential: str = "") -> None:
@@ -86,7 +88,7 @@ class Client:
         try:
             return _ANSWER.decode(body)
         except msgspec.DecodeError as error:
-            raise Refusal(
+            raise ControlRefused(
                 status,
                 "answer_unknown",
                 f"control answered the poll with something that this edge runtime doesn't understand ({error}); "
@@ -129,7 +131,9 @@ class Client:
                     raise refusal(response, await read_limited(response, PROBLEM_LIMIT), own)
                 yield response
                 return
-        raise Refusal(502, "redirected", f"{_shown(target)} sends on again instead of answering with the artifact")
+        raise ControlRefused(
+            502, "redirected", f"{_shown(target)} sends on again instead of answering with the artifact"
+        )
 
     async def _typed(self, method: str, path: str, message: wire.Message | None, kind: type[T]) -> T:
         status, body = await self._call(method, path, message)
@@ -137,7 +141,7 @@ class Client:
             return msgspec.json.decode(body, type=kind)
         except msgspec.DecodeError as error:
             message_ = f"control's answer to {method} {path} makes no sense: {error}"
-            raise Refusal(status, "answer_unknown", message_) from None
+            raise ControlRefused(status, "answer_unknown", message_) from None
 
     async def _call(self, method: str, path: str, message: wire.Message | None, wait: float = 0.0) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {self.credential}"}
@@ -272,11 +276,13 @@ async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
     async for chunk in response.content.iter_any():
         parts += chunk
         if len(parts) > limit:
-            raise Refusal(response.status, "answer_too_large", f"an answer of more than {limit} bytes was not read")
+            raise ControlRefused(
+                response.status, "answer_too_large", f"an answer of more than {limit} bytes was not read"
+            )
     return bytes(parts)
 
 
-def refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> Refusal:
+def refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> ControlRefused:
     status = response.status
     retry_after = response.headers.get("Retry-After", "")
     seconds = float(retry_after) if retry_after.isdecimal() else None
@@ -285,8 +291,10 @@ def refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> Refusal
     except msgspec.DecodeError:
         whom = "control" if own else "the artifact store"
         text = " ".join(body[:200].decode("utf-8", "replace").split())
-        return Refusal(status, f"http_{status}", f"{whom} (or something before it) answered {status}: {text}", seconds)
-    return Refusal(status, problem.code, problem.detail or problem.title, seconds)
+        return ControlRefused(
+            status, f"http_{status}", f"{whom} (or something before it) answered {status}: {text}", seconds
+        )
+    return ControlRefused(status, problem.code, problem.detail or problem.title, seconds)
 
 
 def unreachable(error: Exception, url: URL, proxy: URL | None) -> Unreachable:

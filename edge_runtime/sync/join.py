@@ -151,7 +151,7 @@ async def _fetch_authority(base: URL, fingerprint: str) -> str:
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         problem = control_client.unreachable(error, url, proxy)
         raise JoinFailed(problem.code, problem.message) from None
-    except control_client.Refusal as refusal:
+    except control_client.ControlRefused as refusal:
         raise JoinFailed(refusal.code, f"{url} gives no authority: {refusal.message}") from None
     seen = []
     for pem in _PEM.findall(data.decode("ascii", "replace")):
@@ -193,14 +193,14 @@ async def _ask(control_url: str, ca: Path | None, secret: str, asked: wire.Join,
             except control_client.Unreachable as error:
                 if not remaining:
                     raise JoinFailed(error.code, f"{error.message}. The same command may be run again") from None
-            except control_client.Refusal as refusal:
+            except control_client.ControlRefused as refusal:
                 if refusal.status < 500 or not remaining:
                     _explain(refusal)
             await asyncio.sleep(pause)
     raise AssertionError  # every last try above returns or raises
 
 
-def _explain(refusal: control_client.Refusal) -> NoReturn:
+def _explain(refusal: control_client.ControlRefused) -> NoReturn:
     cures = {
         "token_used": " with `skerry node token`",
         "token_expired": " with `skerry node token`",

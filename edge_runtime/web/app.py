@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import Refusal, release_changing
+from edge_runtime.dispatch.outcomes import Refusal, refused, release_changing
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.ipc.frames import LocalRelease
@@ -66,9 +66,9 @@ class App:
             return found
         if found:
             allow = ", ".join(found)
-            return Refusal(405, "method_unknown", f"The route takes {allow}, and not {method}.", allow=allow)
+            return refused("method_unknown", f"The route takes {allow}, and not {method}.", allow=allow)
         text = "No function's route is this path. There are /functions/NAME, and the node's own pages under /_skerry/."
-        return Refusal(404, "path_unknown", text)
+        return refused("path_unknown", text)
 
     def admit(self, asked: Exchange) -> Refusal | None:
         """A request's head has come. What is wrong with it?"""
@@ -76,10 +76,10 @@ class App:
         if path.startswith(OWN):
             if path not in self._pages:
                 text = "There are /_skerry/status, /_skerry/healthz, /_skerry/metrics."
-                return Refusal(404, "path_unknown", text)
+                return refused("path_unknown", text)
             if asked.method not in ("GET", "HEAD"):
                 text = "The node's own pages are only read: GET or HEAD."
-                return Refusal(405, "method_unknown", text, allow="GET, HEAD")
+                return refused("method_unknown", text, allow="GET, HEAD")
             return None if path == HEALTH else self._stranger(asked)
         refusal = self._stranger(asked)
         if refusal is not None:
@@ -126,7 +126,7 @@ class App:
             body = make()
         except Exception:
             log.exception("the page %s failed", path.decode())
-            connection.done(Refusal(500, "internal", "The node failed to make this page; its log says why."))
+            connection.done(refused("internal", "The node failed to make this page; its log says why."))
             return
         connection.answer(200, b"content-type: %b\r\n" % kind, body)
 
@@ -136,18 +136,18 @@ class App:
             scheme, _, token = (asked.authorization or b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(b" "), self._token):
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
-                return Refusal(401, "token_needed", text)
+                return refused("token_needed", text)
             return None
         # Web pages of others could else call functions in a visitor's name: under a name that leads to this address,
         if not self._own(asked.host or b""):
             shown = (asked.host or b"missing")[:100].decode("latin-1")
             text = f"The Host header is {shown}; it must be localhost, 127.0.0.1 or one of SKERRY_EDGE_HOSTS."
-            return Refusal(403, "host_refused", text)
+            return refused("host_refused", text)
         # or at the address itself.
         if asked.origin is not None and not self._own(asked.origin.partition(b"://")[2]):
             shown = asked.origin[:100].decode("latin-1")
             text = f"A web page of {shown} asks; it must be one of localhost, 127.0.0.1 or SKERRY_EDGE_HOSTS."
-            return Refusal(403, "origin_refused", text)
+            return refused("origin_refused", text)
         return None
 
     def _own(self, host: bytes) -> bool:

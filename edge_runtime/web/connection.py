@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from control import wire
-from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal
+from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.settings import Settings
 from edge_runtime.web.parser import PIECE, Exchange, Memory, Requests
 
@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
                 return
         elif self._exchanges and not self._over:
             text = f"The request's body took longer than {self._shared.body_wait:g} s to come (body_wait)."
-            self._refuse(Refusal(408, "body_timeout", text))
+            self._refuse(refused("body_timeout", text))
             return
         self.abort()
 

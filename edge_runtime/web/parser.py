@@ -17,7 +17,7 @@ from httptools import (
     parse_url,
 )
 
-from edge_runtime.dispatch.outcomes import Refusal
+from edge_runtime.dispatch.outcomes import Refusal, refused
 
 HEAD_BYTES: Final = 32 * 1024
 """Of a request's line and headers."""
@@ -31,16 +31,16 @@ _MATTER: Final = frozenset((b"host", b"content-length", b"authorization", b"tran
 """The headers that matter before a function sees them."""
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-_TOO_LARGE: Final = Refusal(
-    431, "head_too_large", f"A request's line and headers may have {HEAD_BYTES} bytes and {HEADERS} headers."
+_TOO_LARGE: Final = refused(
+    "head_too_large", f"A request's line and headers may have {HEAD_BYTES} bytes and {HEADERS} headers."
 )
-_TOO_MANY: Final = Refusal(
-    400, "request_invalid", f"A connection may send {PIPELINED} requests before the first of them is answered."
+_TOO_MANY: Final = refused(
+    "request_invalid", f"A connection may send {PIPELINED} requests before the first of them is answered."
 )
 
 
 def _invalid(why: str) -> Refusal:
-    return Refusal(400, "request_invalid", f"This is no HTTP/1.1 request: {why}.")
+    return refused("request_invalid", f"This is no HTTP/1.1 request: {why}.")
 
 
 Pieces = list[bytes | bytearray]
@@ -189,7 +189,7 @@ class Requests:
         elif memory.held + count > memory.limit:
             self.drop(asked)
             text = "The node holds too many request bodies at once; try again."
-            asked.refusal = Refusal(503, "body_memory", text, 1)
+            asked.refusal = refused("body_memory", text, 1)
         else:
             asked.size += count
             memory.held += count
@@ -308,7 +308,7 @@ class Requests:
 
 
 def too_large(limit: int) -> Refusal:
-    return Refusal(413, "body_too_large", f"The request's body is larger than {limit} bytes (body_limit).")
+    return refused("body_too_large", f"The request's body is larger than {limit} bytes (body_limit).")
 
 
 class _Broken(Exception):

@@ -19,7 +19,7 @@ from control import faults, wire
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.release.tamper_check import after
 from edge_runtime.sync.agent import Agent
-from edge_runtime.sync.control_client import Refusal
+from edge_runtime.sync.control_client import ControlRefused
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Waiting
 from edge_runtime.sync.rules import SyncFailed, final
@@ -130,7 +130,7 @@ class WatchedClient(NodeClient):
         self._node.owes = sync_id
         try:
             state = await super().report(sync_id, update)
-        except Refusal as refusal:
+        except ControlRefused as refusal:
             if final(refusal.status):
                 self._node.owes = None
             raise

@@ -10,7 +10,7 @@ from aiohttp import web
 from control import wire
 from control.local.pki import Pki, ensure
 from edge_runtime.sync import control_client
-from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 from tests.support.file_server import FileServer, Proxy, connect_proxy, file_server
 
 POLL = wire.Poll(generation=0, digest="a" * 64)
@@ -64,7 +64,7 @@ async def test_answers_are_typed(control: FileServer, named: Pki) -> None:
 @pytest.mark.parametrize("body", ['{"type": "dance"}', "{", '{"type": "plan"}', "[]", ""])
 async def test_an_answer_that_makes_no_sense_says_what_to_upgrade(control: FileServer, named: Pki, body: str) -> None:
     answering(control, web.Response(text=body))
-    with pytest.raises(Refusal, match="upgrade") as caught:
+    with pytest.raises(ControlRefused, match="upgrade") as caught:
         await poll(control, named)
     assert caught.value.code == "answer_unknown"
 
@@ -72,7 +72,7 @@ async def test_an_answer_that_makes_no_sense_says_what_to_upgrade(control: FileS
 async def test_a_problem_of_control_keeps_its_code_and_words(control: FileServer, named: Pki) -> None:
     body = wire.problem_bytes(wire.Problem("database_busy", "Busy", 503, "too many writes"))
     answering(control, web.Response(status=503, body=body, headers={"Retry-After": "7"}))
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ControlRefused) as caught:
         await poll(control, named)
     error = caught.value
     assert (error.status, error.code, error.message, error.retry_after) == (503, "database_busy", "too many writes", 7)
@@ -80,7 +80,7 @@ async def test_a_problem_of_control_keeps_its_code_and_words(control: FileServer
 
 async def test_an_error_page_of_something_in_between_is_shown_as_that(control: FileServer, named: Pki) -> None:
     answering(control, web.Response(status=502, text="<html>\n<h1>Bad Gateway</h1>" + "x" * 10_000))
-    with pytest.raises(Refusal, match=r"something before it.*502: <html> <h1>Bad Gateway") as caught:
+    with pytest.raises(ControlRefused, match=r"something before it.*502: <html> <h1>Bad Gateway") as caught:
         await poll(control, named)
     assert caught.value.code == "http_502"
     assert len(caught.value.message) < 400
@@ -89,7 +89,7 @@ async def test_an_error_page_of_something_in_between_is_shown_as_that(control: F
 async def test_a_call_to_control_is_not_redirected_with_its_credential(control: FileServer, named: Pki) -> None:
     async with file_server(named) as other:
         control.redirect["/v1/poll"] = f"{other.url}/v1/poll"
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ControlRefused) as caught:
             await poll(control, named)
         assert caught.value.status == 307
         assert not other.requests

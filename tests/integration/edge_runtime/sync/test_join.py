@@ -14,7 +14,7 @@ from control.local.pki import Pki, ensure
 from edge_runtime.guests.guest import RUNNERS
 from edge_runtime.sync import capabilities, identity
 from edge_runtime.sync import join as joining
-from edge_runtime.sync.control_client import Client, Refusal, Unreachable
+from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 from edge_runtime.sync.join import JoinFailed, join
 from tests.support.agents import Control, joined, running_control
 from tests.support.file_server import file_server
@@ -128,7 +128,7 @@ async def test_a_lost_answer_loses_nothing(control: Control, tmp_path: Path, mon
     await poll(state)
     for earlier in answered:
         async with Client(control.url, control.pki.ca, earlier.credential) as session:
-            with pytest.raises(Refusal) as caught:
+            with pytest.raises(ControlRefused) as caught:
                 await session.poll(POLL)
             assert caught.value.status == 401
 
@@ -194,7 +194,7 @@ async def test_after_a_lost_disk_the_node_joins_again_as_itself(control: Control
     assert again.node_id == lost.node_id
     assert again.credential != lost.credential
     await poll(tmp_path / "new")
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ControlRefused) as caught:
         await poll(tmp_path / "lost")
     assert caught.value.status == 401
 
@@ -243,12 +243,12 @@ async def test_a_new_credential_is_good_and_ends_the_old_one_when_it_is_used(con
         new = await session.rotate()
         await session.poll(POLL)  # the old one is good until then
         session.credential = lost
-        with pytest.raises(Refusal):
+        with pytest.raises(ControlRefused):
             await session.poll(POLL)
         session.credential = new
         await session.poll(POLL)
         session.credential = made.credential
-        with pytest.raises(Refusal, match="revoked"):
+        with pytest.raises(ControlRefused, match="revoked"):
             await poll_on(session)
 
 
