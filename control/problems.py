@@ -1,7 +1,8 @@
 """The errors that control tells with a stable code: one base class, and the table of codes that clients can rely on.
 
 A code never changes its meaning or its status. What each means for a person, and what to do, is in docs/errors.md,
-which `just errors` makes of this table and of scripts/errors/control.md.
+which `just errors` makes of this table and of scripts/errors/control.md. The title is the same in every error with the
+code; the detail is written where the error is raised, because there it is known what it is about.
 """
 
 from dataclasses import dataclass

@@ -189,6 +189,11 @@ def status_of(code: str) -> int:
     return CODES.get(code, FAILED).status or FAILED.status
 
 
+def title_of(code: str) -> str:
+    """Title of the answer to a call that ends with the code."""
+    return CODES.get(code, FAILED).title
+
+
 class CodedError(Exception):
     """An error with a stable code. `str` of it is the message: what happened, to what, and what to do now."""
 

@@ -102,7 +102,7 @@ class Compilations:
         try:
             work = await asyncio.to_thread(make_work_folder, self._folder)
         except OSError as error:
-            raise SyncFailed("compile_io", str(error)) from None
+            raise _unwritten(sha256, error) from None
         try:
             child = await self._processes.birth("compiler", background=background)
         except BaseException:
@@ -125,14 +125,18 @@ class Compilations:
             raise SyncFailed("compile_timeout", text) from None
         if reply.kind == frames.FAILED:
             failure = decode_failure(reply.body)
-            raise SyncFailed(failure.code, failure.message)
+            raise SyncFailed(failure.code, f"artifact {sha256} can't be compiled: {failure.message}")
         try:
             await asyncio.to_thread(install, work, self._folder, sha256, level)
         except OSError as error:
-            raise SyncFailed("compile_io", str(error)) from None
+            raise _unwritten(sha256, error) from None
         return AotFile(self._folder / f"{key(sha256, level)}.so", _decode_compiled(reply.body).digest)
 
 
 def _remove(work: Path) -> None:
     """In a thread: a disk that stands must not hold up the loop. What can't be removed is at the next start."""
     asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, work, ignore_errors=True))
+
+
+def _unwritten(sha256: str, error: OSError) -> SyncFailed:
+    return SyncFailed("compile_io", f"compiled code of artifact {sha256} can't be written: {error}; look at the disk")

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from control import wire
 from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
+from edge_runtime.errors import title_of
 from edge_runtime.settings import Settings
 from edge_runtime.web.parser import PIECE, Exchange, Memory, Requests
 
@@ -316,7 +317,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         status = refusal.status
-        body = wire.problem_bytes(wire.Problem(refusal.code, PHRASES.get(status, ""), status, refusal.message))
+        body = wire.problem_bytes(wire.Problem(refusal.code, title_of(refusal.code), status, refusal.message))
         head = b"content-type: application/problem+json\r\n"
         if refusal.retry_after:
             head += b"retry-after: %d\r\n" % refusal.retry_after

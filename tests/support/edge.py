@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from control import wire
+from edge_runtime.errors import CODES
 from edge_runtime.front import Front
 from edge_runtime.ipc import frames
 from edge_runtime.settings import Settings
@@ -106,6 +107,7 @@ class Node:
             told = await answer.json(content_type=None)
             assert told["status"] == answer.status
             assert told["detail"]
+            assert (told["status"], told["title"]) == (CODES[told["code"]].status, CODES[told["code"]].title)
             return answer.status, told["code"]
 
     def workers(self) -> set[int]:
