@@ -88,7 +88,9 @@ class Checks:
             async with asyncio.timeout(self._deadline):
                 out, err = await _communicate(child, stdin)
         except TimeoutError:
-            raise ProblemError(refused, f"its check took more than {self._deadline:.0f} s") from None
+            raise ProblemError(
+                refused, f"its check took more than {self._deadline:.0f} s (SKERRY_CHECK_TIMEOUT), and was ended"
+            ) from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()

@@ -15,7 +15,7 @@ async def readyz(call: Call) -> Reply:
     """GET /readyz: the metadata database takes writes, the artifact store answers, and the targets are known."""
     await call.services.readiness.check()
     if not call.services.fleet.fresh:
-        raise ProblemError("not_ready", "the targets haven't been read lately")
+        raise ProblemError("not_ready", "the targets haven't been read lately from the metadata database; ask again")
     held = call.services.ownership.held
     return Reply(200, responses.Health("ready", [] if held is None else [f"no artifact is deleted: {held.reason}"]))
 

@@ -237,7 +237,8 @@ class Store:
                     answer: dict[str, Any] = await self._client.get_object(Bucket=self.bucket, Key=key, **asked)
                 except ClientError as error:
                     if code_of(error) in MISSING:
-                        raise ProblemError("unknown_artifact", "its bytes aren't in the store any more") from error
+                        text = f"artifact {key.partition('/')[0]} isn't in the store any more; upload it again"
+                        raise ProblemError("unknown_artifact", text) from error
                     if code_of(error) in ("InvalidRange", "416"):
                         raise ProblemError(
                             "invalid_parameter", "the range is outside of the artifact", field="Range"

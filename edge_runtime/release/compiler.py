@@ -174,7 +174,8 @@ class Compiler:
             pass
         await self._whole(sha256)
         if too_large:
-            raise SyncFailed("function_uncompiled", "it is too large for the interpreter, and still being compiled")
+            text = f"artifact {sha256} is too large for the interpreter, and still being compiled; wait for that"
+            raise SyncFailed("function_uncompiled", text)
         log.info("artifact %s starts on the interpreter: it takes long to compile", sha256)
         return path
 
