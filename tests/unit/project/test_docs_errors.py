@@ -168,3 +168,38 @@ def test_an_explanation_without_a_cure_is_refused() -> None:
     without = before + heading + after.replace("*Cure:* ", "", 1)
     with pytest.raises(ValueError, match="unknown_operator: these codes have no cure"):
         errors_page.page(without)
+
+
+TOKEN = re.compile(r"(?<![\d,.])([45]\d\d)(?![\d,.]*\d)(?! ms| MiB| bytes)|\[`([a-z0-9_]+)`\]\([^)]*errors\.md#\2\)")
+
+
+def statuses_told(text: str) -> Iterator[tuple[str, set[int]]]:
+    """Each code that a page links, with the statuses that are named before it in its paragraph or item of a list."""
+    for block in re.split(r"\n\s*\n|\n *[-*] ", text):
+        statuses: set[int] = set()
+        after_code = False
+        for status, code in TOKEN.findall(block):
+            if status:
+                statuses = {int(status)} if after_code else statuses | {int(status)}
+                after_code = False
+            else:
+                after_code = True
+                yield code, statuses
+
+
+def test_other_pages_tell_the_same_statuses() -> None:
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page != errors_page.PAGE]
+    told = [(page.name, *found) for page in pages for found in statuses_told(page.read_text("utf-8"))]
+    assert len([status for *_, status in told if status]) > 20
+    wrong = [
+        (page, code, statuses)
+        for page, code, statuses in told
+        if statuses and not statuses & {table[code].status for table in TABLES.values() if code in table}
+    ]
+    assert wrong == []
+
+
+def test_statuses_of_other_pages_are_read() -> None:
+    text = "- **404, 405**: [`a`](errors.md#a),\n  [`b`](../errors.md#b) and 502 [`c`](errors.md#c).\n"
+    text += "- 500 ms [`d`](errors.md#d)"
+    assert list(statuses_told(text)) == [("a", {404, 405}), ("b", {404, 405}), ("c", {502}), ("d", set())]
