@@ -46,7 +46,7 @@ toolchains: setup
 
 # build the docs into a site with search, site/index.html; a link that leads nowhere fails it
 docs: setup
-    .venv/bin/python -m sphinx -W --keep-going --quiet --fresh-env --builder html docs site
+    .venv/bin/python -m sphinx -W --keep-going --quiet --fresh-env --builder html --doctree-dir .skerry/docs docs site
 
 # build the modules that the tree has in it, from the sources beside them: two examples and the Extism kernel
 guests: setup
