@@ -1,4 +1,4 @@
-"""`skerry artifacts`: the bucket of artifacts, whose it is, and whether anything is deleted from it."""
+"""`skerry artifacts`: the bucket of artifacts: which control owns it, and whether anything is deleted from it."""
 
 import os
 
@@ -7,13 +7,13 @@ import click
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
 
-AS = "cli"
-"""The audit log's name for who takes a bucket over, which needs the database's URL and no token."""
+AUDIT_NAME = "cli"
+"""The operator in the audit log when a bucket is taken over: that needs the database's URL, and no operator's token."""
 
 
 @click.group()
 def command() -> None:
-    """The bucket of artifacts: whose it is, and what is deleted from it."""
+    """The bucket of artifacts: which control owns it, and what is deleted from it."""
 
 
 @command.command()
@@ -36,7 +36,7 @@ async def show(as_json: bool) -> None:
 @options.json_option
 @options.asynchronous
 async def resume(yes: bool, as_json: bool) -> None:
-    """Let deletions from the bucket go on that are held, as after a restore of the metadata.
+    """Resume deletions from the bucket, which are held after a restore of the metadata, for example.
 
     Artifacts that these metadata don't need are deleted then: restore a newer backup first, if there is one.
     """
@@ -56,12 +56,12 @@ async def resume(yes: bool, as_json: bool) -> None:
 @options.json_option
 @options.asynchronous
 async def take_over(yes: bool, as_json: bool) -> None:
-    """Make the bucket this control's (SKERRY_METADATA_URL, SKERRY_ARTIFACTS_URL), whosever it was.
+    """Make this control (SKERRY_METADATA_URL) the owner of the bucket (SKERRY_ARTIFACTS_URL), whoever owns it now.
 
-    The control that it belonged to isn't ready any more, and doesn't start again with this bucket. Nothing is deleted
+    The control that owned it stops being ready, and doesn't start again with this bucket. Nothing is deleted
     from the bucket until `skerry artifacts resume`.
     """
-    # Here, since these take half a second to load, and need not be there for the other commands.
+    # Imported here: they take half a second, which the other commands needn't spend.
     from control import settings
     from control.cli.support.startup_errors import startup_errors
     from control.clock import SystemClock
@@ -79,7 +79,7 @@ async def take_over(yes: bool, as_json: bool) -> None:
                     says = "" if there is None else output.clean(there.data.decode(errors="replace"))
                     what = f"says: {says}" if says else "has no owner"
                     click.confirm(f"Bucket {bucket.bucket} {what}\nTake it over?", abort=True, err=True)
-                before = await Ownership(db, bucket, SystemClock()).take_over(AS)
+                before = await Ownership(db, bucket, SystemClock()).take_over(AUDIT_NAME)
         finally:
             await db.close()
     if as_json:
@@ -91,7 +91,7 @@ async def take_over(yes: bool, as_json: bool) -> None:
 
 
 def trouble(found: Json) -> list[str]:
-    """What isn't as it should be with the bucket, a line each."""
+    """A line for each thing that is wrong with the bucket; none where it is in order."""
     lines = []
     if found["problem"]:
         lines.append(f"{found['problem']} [{found['state']}]")

@@ -21,10 +21,13 @@ LISTEN = "127.0.0.1:8088"
 STEP = 20
 """Milliseconds without another change after which changes count as one."""
 STOP_LIMIT = 15.0
+"""Seconds that the edge has to end before it is killed."""
 LINE_LIMIT = 16 * 1024 * 1024
+"""Bytes of the longest line that is read from the edge: a function may log much in one."""
 BUILT = ("node_modules", "target", "zig-out", ".zig-cache")
-"""Folders of what builds make, besides the hidden ones."""
+"""Folders that builds write, besides the hidden ones; changes in them start no build."""
 MADE = (".wasm", ".o")
+"""Endings of files that builds write."""
 
 
 @click.command()
@@ -47,8 +50,8 @@ async def command(folder: Path, listen: str, state: Path | None, secrets: Path |
     """Serve the function in FOLDER (this one) here, and follow its files.
 
     It is built and swapped in at each change; where a build or a release fails, the version before serves on. Each call
-    is shown with its time and what the function logged. A schema file that was applied and is another one now makes the
-    database anew. Needs no control; Ctrl-C ends it.
+    is shown with its time and what the function logged. Where a schema file that was applied has changed, the database
+    is made again. Needs no control; Ctrl-C ends it.
     """
     running = asyncio.current_task()
     assert running is not None  # noqa: S101
@@ -69,14 +72,17 @@ async def command(folder: Path, listen: str, state: Path | None, secrets: Path |
 
 
 async def _watch(folder: Path, changed: asyncio.Event) -> None:
-    """Set the event at each change in the folder, until cancelled."""
+    """Set `changed` whenever a file in the folder changes, until cancelled."""
     ours = watchfiles.DefaultFilter(ignore_dirs=(*watchfiles.DefaultFilter.ignore_dirs, *BUILT))
     async for _ in watchfiles.awatch(folder, step=STEP, watch_filter=ours):
         changed.set()
 
 
 async def _follow(folder: Path, edge: "Edge", changed: asyncio.Event) -> None:
-    """Build and release what is there, again after each change, until cancelled. Error: EdgeEnded."""
+    """Build and release the project, again after each change, until cancelled.
+
+    Raises: EdgeEnded, when the edge ends by itself.
+    """
     seen: dict[Path, bytes] = {}
     built = False
     while True:
@@ -96,7 +102,7 @@ async def _follow(folder: Path, edge: "Edge", changed: asyncio.Event) -> None:
         except EdgeEnded:
             raise
         except Failure as failed:
-            # The next change may cure it.
+            # The next change of a file may cure it.
             output.failure(failed, as_json=False)
             if edge.serves:
                 output.note("  the version before serves on")
@@ -104,7 +110,7 @@ async def _follow(folder: Path, edge: "Edge", changed: asyncio.Event) -> None:
 
 
 def _files(folder: Path) -> dict[Path, bytes]:
-    """The project's files with their digests, without what builds make."""
+    """The SHA-256 of each file of the project by its path, without the files that builds write."""
     found = {}
     for path, folders, names in folder.walk():
         folders[:] = [name for name in folders if not name.startswith(".") and name not in BUILT]
@@ -116,11 +122,14 @@ def _files(folder: Path) -> dict[Path, bytes]:
 
 
 class EdgeEnded(Failure):
-    """The local edge has ended by itself."""
+    """The local edge ended by itself."""
 
 
 class Edge:
-    """`skerry-edge dev` as a child, which is told what to serve on its stdin. An asynchronous context manager."""
+    """`skerry-edge dev` as a child process, an asynchronous context manager.
+
+    The child reads what it is to serve from stdin, a JSON object a line, and writes calls, logs and answers to stdout.
+    """
 
     def __init__(self, state: Path, listen: str, secrets: Path | None) -> None:
         self._state = state
@@ -130,9 +139,9 @@ class Edge:
         self._answers: asyncio.Queue[Json] = asyncio.Queue()
         self._ready = False
         self._fresh = False
-        """It is to be started again with a new database."""
+        """Whether the edge, once it has ended, is started again with a new database."""
         self.serves = False
-        """Whether it has a version that can be called."""
+        """Whether a version of the function is being served."""
 
     async def __aenter__(self) -> Self:
         await self._start(fresh=False)
@@ -142,7 +151,10 @@ class Edge:
         await self._stop()
 
     async def watch(self) -> None:
-        """Show what it tells, until cancelled. Error: EdgeEnded."""
+        """Show the edge's calls and logs, until cancelled.
+
+        Raises: EdgeEnded, when the edge ends by itself.
+        """
         while True:
             process = self._process
             assert process.stdout is not None  # noqa: S101
@@ -161,7 +173,10 @@ class Edge:
             await self._start(fresh=True)
 
     async def release(self, found: Project) -> None:
-        """Serve the project's module and schema, as they are now. Error: Failure."""
+        """Have the edge serve the project's module and schema, as they are now.
+
+        Raises: Failure, when the edge can't serve them; it says why.
+        """
         changes = [{"number": c.number, "name": c.name, "sql": c.sql} for c in found.changes()]
         wanted = {"name": found.name, "module": str(found.module.absolute()), "manifest": found.manifest}
         answer = await self._ask({**wanted, "changes": changes})
@@ -184,7 +199,7 @@ class Edge:
         stdin = self._process.stdin
         assert stdin is not None  # noqa: S101
         stdin.write(orjson.dumps(wanted) + b"\n")
-        with contextlib.suppress(ConnectionError):  # `watch` says so.
+        with contextlib.suppress(ConnectionError):  # `watch` raises EdgeEnded.
             await stdin.drain()
         return await self._answers.get()
 
@@ -200,7 +215,7 @@ class Edge:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LINE_LIMIT,
-            # Ctrl-C is for this process; the edge ends when its stdin does, however this one ends.
+            # Ctrl-C is for this process; the edge ends when its stdin is closed, however this process ends.
             start_new_session=True,
         )
 

@@ -39,12 +39,18 @@ command.add_command(authoring.build)
 @click.option("--secret", "secrets", multiple=True, metavar="NAME", help="A value that each node has in its own file.")
 @click.option("--http", "hosts", multiple=True, metavar="HOST", help="A host that the function may send requests to.")
 @click.option(
-    "--http-method", "methods", multiple=True, metavar="METHOD", help="Of those requests; GET and HEAD without."
+    "--http-method",
+    "methods",
+    multiple=True,
+    metavar="METHOD",
+    help="A method of those requests; without it, GET and HEAD.",
 )
-@click.option("--route", metavar="'METHOD PATH'", help="A path of the node that is the function's: 'GET /orders/{id}'.")
-@click.option("--time-limit", type=int, metavar="MS", help="Milliseconds a call may take.")
-@click.option("--memory-pages", type=int, metavar="N", help="Pages of 64 KiB a call may use.")
-@click.option("--response-limit", type=int, metavar="BYTES", help="Bytes a response may have.")
+@click.option(
+    "--route", metavar="'METHOD PATH'", help="A path of the node that leads to the function: 'GET /orders/{id}'."
+)
+@click.option("--time-limit", type=int, metavar="MS", help="Milliseconds that a call may take.")
+@click.option("--memory-pages", type=int, metavar="N", help="Pages of 64 KiB that a call may use.")
+@click.option("--response-limit", type=int, metavar="BYTES", help="Bytes that a response may have.")
 @click.option("--no-release", is_flag=True, help="Only upload: no node gets it yet.")
 @options.group_option
 @options.unfit_option
@@ -74,8 +80,8 @@ async def push(
 ) -> None:
     """Upload the next version of a function, and release it to a group.
 
-    Of a project's FOLDER, whose function.toml says how it is named and built and what it may do; or FILE, a module, as
-    function NAME. Versions already in the group's release stay; what the release changes is shown.
+    What is uploaded is a project's FOLDER, whose function.toml says how it is named and built and what it may do, or
+    the module FILE as function NAME. Other functions of the group's release stay; what the release changes is shown.
     """
     if no_release and wait:
         raise click.UsageError("--wait follows a release, and --no-release makes none")
@@ -112,7 +118,10 @@ async def push(
 
 
 async def _source(what: tuple[str, ...], manifest: Path | None, *, quiet: bool) -> tuple[str, Path, Json]:
-    """Name, module and manifest of what is pushed; a project is built."""
+    """Return the name, the module and the manifest to upload; a project is built first.
+
+    Raises: UsageError, when the arguments are neither FOLDER nor NAME FILE; Failure, when the build fails.
+    """
     if len(what) == 1:
         if manifest is not None:
             raise click.UsageError("a project's manifest is in its function.toml: --manifest goes with NAME FILE")
@@ -131,7 +140,10 @@ async def _source(what: tuple[str, ...], manifest: Path | None, *, quiet: bool) 
 
 
 def read_manifest(file: Path | None) -> Json:
-    """A manifest file's content: JSON where its name ends so, else TOML."""
+    """Return a manifest file's content: JSON where its name ends in .json, else TOML; {} for no file.
+
+    Raises: UsageError, when the file can't be read.
+    """
     if file is None:
         return {}
     try:
@@ -145,14 +157,17 @@ def read_manifest(file: Path | None) -> Json:
 
 
 def read_route(text: str) -> Json:
-    """`GET|PUT /path`, or a path alone for every method, as a manifest has it."""
+    """Return the manifest's `route` for `GET|PUT /path`, or for a path alone, which means every method."""
     before, _, path = text.rpartition(" ")
     methods = [method.upper() for method in before.replace("|", " ").replace(",", " ").split()]
     return {"path": path, "methods": methods} if methods else {"path": path}
 
 
 def check_manifest(manifest: Json) -> None:
-    """Refuse here what control would refuse, before anything is uploaded."""
+    """Check a manifest as control would, before anything is uploaded.
+
+    Raises: UsageError, when control would refuse it.
+    """
     try:
         manifests.check(msgspec.convert(manifest, wire.Manifest))
     except msgspec.ValidationError as error:
@@ -162,7 +177,10 @@ def check_manifest(manifest: Json) -> None:
 
 
 async def upload(control: Client, file: Path, *, quiet: bool) -> str:
-    """Bring the file's bytes to the artifact store unless it has them; returns their sha256."""
+    """Upload the file unless the artifact store has it; return its SHA-256, 64 hex digits.
+
+    Raises: Failure, when control refuses the file or can't be reached.
+    """
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if await control.has(path("artifacts", sha256)):
@@ -255,7 +273,7 @@ def _shown(field: str, value: object) -> object:
 @options.json_option
 @options.asynchronous
 async def delete(name: str, version: int | None, release: bool, yes: bool, as_json: bool) -> None:
-    """Delete one version, or all of a function; its number is never used again."""
+    """Delete one version of a function, or all of them; a version's number is never used again."""
     what = f"all versions of {name}" if version is None else f"{name}@{version}"
     if not yes:
         click.confirm(f"Delete {what}?", abort=True, err=True)

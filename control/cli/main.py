@@ -1,5 +1,8 @@
-"""The command `skerry`: a group of verbs, one a file. Exit codes: 0 ok, 1 failed, 2 usage, 3 refused by control,
-4 unreachable, 5 nodes failed or late, 130 interrupted."""
+"""The command line of `skerry`: its verbs, and what becomes of errors.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 refused by control, 4 control can't be reached, 5 nodes failed or
+were late, 130 interrupted.
+"""
 
 import asyncio
 import os
@@ -30,8 +33,7 @@ VERBS = {
 
 
 class Verbs(click.Group):
-    """Loads a verb's module when it is asked for, so that `skerry serve` doesn't load the terminal's and others do
-    not load the server's."""
+    """The group of verbs. It imports a verb's module when the verb is used: most don't need the server's modules."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -70,7 +72,7 @@ def run(arguments: list[str]) -> int:
         output.note("interrupted")
         return 130
     except BrokenPipeError:
-        # Whoever read has gone, as `head` does; Python's own flush at the end would complain again.
+        # The reader of stdout, such as `head`, has ended; Python's own flush at exit would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Failure as error:

@@ -10,7 +10,7 @@ from control.clock import SystemClock
 from control.storage import database, migrations
 
 DDL_TIMEOUT = 300.0
-"""Seconds for one statement: a change of schema may take its time on a large table."""
+"""Seconds that one statement may take: a change of the schema may be slow on a large table."""
 
 
 @click.command()
@@ -18,7 +18,7 @@ DDL_TIMEOUT = 300.0
     "--new-admin",
     type=options.NAME,
     metavar="NAME",
-    help="Make an admin NAME, or give it a new token: for who lost the last one.",
+    help="Make an admin NAME, or give an existing one a new token, when the last token is lost.",
 )
 @options.json_option
 @options.asynchronous

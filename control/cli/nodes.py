@@ -47,7 +47,7 @@ async def list_nodes(group: str | None, state: str | None, as_json: bool) -> Non
 @options.json_option
 @options.asynchronous
 async def show(node: str, as_json: bool) -> None:
-    """Show one node (a name or an id): what it runs, what it should, and its trouble."""
+    """Show one node (a name or an id): what it runs, what it should run, and what is wrong."""
     async with options.client() as control:
         found = await control.get(path("nodes", node))
     if as_json:
@@ -84,7 +84,7 @@ def _details(node: Json) -> list[tuple[str, object]]:
 
 
 def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
-    """What a node has told that it can run. It says what it likes: only `manifest` means something here."""
+    """Lines about what the node said that it can run. Only `manifest` is known here; the rest is shown as it is."""
     if not told:
         return [("capabilities", "not told yet")]
     values = {**told, "protocol": protocol}
@@ -103,7 +103,7 @@ def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
     "--expires-in", type=click.IntRange(60, 30 * 86400), default=3600, show_default=True, help="Seconds it is good for."
 )
 @click.option(
-    "--rejoin", type=options.NAME, metavar="NODE", help="For this node to join again, its disk being lost or replaced."
+    "--rejoin", type=options.NAME, metavar="NODE", help="Let this node join again, after its disk was lost or replaced."
 )
 @options.json_option
 @options.asynchronous
@@ -146,7 +146,7 @@ async def move(node: str, group: str, allow_unfit: bool, as_json: bool) -> None:
 @options.json_option
 @options.asynchronous
 async def revoke(node: str, as_json: bool) -> None:
-    """Revoke a node's credentials: control refuses it from now on. It serves its last release on."""
+    """Revoke a node's credentials: control refuses it from now on; it goes on serving its last release."""
     async with options.client() as control:
         await control.post(path("nodes", node, "revoke"))
     _done(node, "revoked", "its credentials are refused from now on", as_json)
@@ -169,7 +169,7 @@ async def retry(node: str, as_json: bool) -> None:
 @options.json_option
 @options.asynchronous
 async def remove(node: str, yes: bool, as_json: bool) -> None:
-    """Remove a node: revoked and out of the lists; its logs stay."""
+    """Remove a node: its credentials are revoked and it leaves the lists; its records in the logs stay."""
     if not yes:
         click.confirm(f"Remove node {output.clean(node)} and revoke its credentials?", abort=True, err=True)
     async with options.client() as control:

@@ -14,6 +14,10 @@ def command() -> None:
 
 
 def read_sql(file: Path) -> str:
+    """Return the file's text.
+
+    Raises: UsageError, when it isn't UTF-8.
+    """
     try:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -97,7 +101,7 @@ async def amend(
     within: float,
     as_json: bool,
 ) -> None:
-    """Give change NUMBER new SQL, that leads to the same schema, for the nodes that could not apply the old one."""
+    """Give change NUMBER new SQL that leads to the same schema, for the nodes that could not apply the old one."""
     _check(no_release, wait)
     async with options.client() as control:
         change = await control.post(path("schema-changes", number, "revisions"), {"sql": read_sql(file)})

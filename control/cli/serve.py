@@ -26,7 +26,7 @@ def command(log_level: str) -> None:
 
     Refuses to start on a metadata database with another schema: run `skerry migrate` first. Ends in order on SIGTERM.
     """
-    # Here, so that `skerry --help` needn't load the server and all that it uses.
+    # Imported here, so that `skerry --help` doesn't load the server and all that it uses.
     import uvloop
 
     from control.web import server

@@ -33,7 +33,7 @@ async def command(group: str | None, check: bool, as_json: bool) -> None:
 
 
 async def _store(control: Client) -> Json | None:
-    """What there is to know of the bucket of artifacts; None where control is too old to tell."""
+    """Return what control says of its bucket of artifacts; None where control is too old to have that path."""
     try:
         return await control.get(path("artifact-store"))
     except RequestRefused as refused:
@@ -43,11 +43,12 @@ async def _store(control: Client) -> Json | None:
 
 
 def well(node: Json) -> bool:
+    """Whether a node is online, at its target, and without an error or a warning."""
     return bool(node["at_target"]) and node["state"] == "online" and not node["error"] and not node["warnings"]
 
 
 def standing(node: Json) -> str:
-    """In a word or two, where a node stands."""
+    """Say in a word or two how far a node is: `at target`, `failing`, `syncing`, `behind`."""
     if node["at_target"]:
         return "at target"
     if node["error"]:
@@ -58,7 +59,7 @@ def standing(node: Json) -> str:
 
 
 def trouble(node: Json) -> list[str]:
-    """Why a node isn't well, a line each."""
+    """A line for each reason why a node isn't well."""
     lines = []
     if node["state"] == "offline":
         lines.append(f"offline since {output.ago(node['state_since'])}, last seen {output.ago(node['last_seen_at'])}")

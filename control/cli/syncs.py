@@ -16,7 +16,7 @@ def command() -> None:
 @click.option(
     "--status",
     type=click.Choice(["running", "succeeded", "failed", "expired", "superseded"]),
-    help="Only the ones that ended (or run) so.",
+    help="Only the syncs in this state.",
 )
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
 @options.json_option

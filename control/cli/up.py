@@ -23,11 +23,11 @@ from control.local import embedded, pki
 from control.local.process import ServiceError, read_settings, write_settings
 
 ARRIVAL_LIMIT = 60.0
-"""Seconds for the edge to run the example's release."""
+"""Seconds within which the edge must run the example's release."""
 
 
 class StepFailed(Failure):
-    """A step failed; says which, why, and where the logs are."""
+    """A step of `skerry up` failed; the message says which and why, the cure where the logs are."""
 
 
 @click.command()
@@ -51,7 +51,7 @@ async def command(demo: bool) -> None:
         if not up.serving:
             raise
     except ExceptionGroup as group:
-        # The watch's error and that of the step that missed the dead process: the first says more.
+        # Both the watch and the step that needed the dead process failed; the watch's error, the first, says more.
         raise group.exceptions[0] from None
     output.say("everything has ended")
 
@@ -67,7 +67,10 @@ class Up:
         self.serving = False
 
     async def run(self, demo: bool) -> None:
-        """All steps; then, unless `demo`, on until cancelled. Raises `StepFailed`."""
+        """Do all steps; then, unless `demo` is set, serve until cancelled.
+
+        Raises: StepFailed, when a step fails, or a server ends and can't be started again.
+        """
         self._home.make()
         output.say(f"everything is kept in {self._home.folder}")
         async with AsyncExitStack() as stack:
@@ -91,7 +94,10 @@ class Up:
 
     @asynccontextmanager
     async def _step(self, name: str) -> AsyncIterator[list[str]]:
-        """A step with its line: what it appends to the list is told after its name. Raises `StepFailed`."""
+        """Run a step and print its line: its time, its name, and the texts that it appends to the list.
+
+        Raises: StepFailed, when the step fails.
+        """
         self._step_now = name
         began = time.monotonic()
         told: list[str] = []
@@ -160,7 +166,10 @@ class Up:
     async def _operator(
         self, first: str | None, metadata_url: str, url: str, edge_url: str, ca: Path
     ) -> ConnectionSettings:
-        """The `first` operator, or the one whose token the home has; a new one where control takes neither."""
+        """Return a connection as the `first` operator, or as the one whose token is in the home.
+
+        A new admin is made where control accepts neither.
+        """
         file = self._home.folder / HOME_FILE
         token = first or str(read_settings(file).get("token", ""))
         if token:
@@ -197,7 +206,7 @@ class Up:
         self._children.append(local.SupervisedServer(child, lambda: child.start(ready)))
 
     async def _deploy(self, client: Client) -> bool:
-        """The example, once: what an operator does with it later stays as it is. Returns whether it is new."""
+        """Deploy the example, the first time only, and return whether it was: what an operator changes later stays."""
         if self._home.read().get("example"):
             return False
         async with self._step("schema change") as told:
@@ -226,8 +235,11 @@ class Up:
 
 
 async def _make_bucket(artifacts_url: str) -> None:
-    """Make the bucket of a store that the environment names; control itself never does. Raises `Failure`."""
-    # Here, since botocore takes half a second to import.
+    """Make the bucket of an artifact store that the environment names, since control itself never makes one.
+
+    Raises: Failure, when the store doesn't make it.
+    """
+    # Imported here: botocore takes half a second.
     from botocore.exceptions import BotoCoreError, ClientError
 
     from control.local.seaweedfs import create_bucket, s3_client
@@ -243,7 +255,7 @@ async def _make_bucket(artifacts_url: str) -> None:
 
 
 def next_commands() -> list[str]:
-    """Commands that work as they are in a shell in the current folder."""
+    """Commands to try next, which work as they are in a shell in the current folder."""
     script = Path(sys.executable).with_name("skerry")
     found = shutil.which("skerry")
     here = found is not None and Path(found).resolve() == script.resolve()
@@ -262,7 +274,7 @@ def next_commands() -> list[str]:
 
 
 def _place(url: str) -> str:
-    """Host and port of a URL, without the secrets that it has."""
+    """Host and port of a URL, without the password in it."""
     return url.rpartition("@")[2].partition("/")[0]
 
 

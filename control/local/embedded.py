@@ -1,7 +1,7 @@
-"""The local metadata database and artifact store of ``skerry up`` and of the tests.
+"""The local metadata database and artifact store of ``skerry up`` and of the tests: PostgreSQL and SeaweedFS.
 
-They take the place of CockroachDB and MinIO and are reached in the same way, by URLs. Nothing outlives the process
-that started them, and everything they keep is under one folder: ``metadata/``, ``artifacts/`` and ``logs/``.
+They stand in for CockroachDB and MinIO and are reached in the same way, by URLs. They end with the process that started
+them, and keep their files in one folder: ``metadata/``, ``artifacts/`` and ``logs/``.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from control.local.seaweedfs import SeaweedFS
 __all__ = ["LocalServices", "ServiceError", "create_database", "services"]
 
 ORPHANS_LIMIT = 20.0
-"""Seconds to wait for servers whose parent was killed; they are told to end in order."""
+"""Seconds to wait for the servers of an earlier run whose process was killed: they are ending in order."""
 
 
 @dataclass(frozen=True)
 class LocalServices:
-    """Both services, running; each can be stopped, killed and started again."""
+    """The two running services; each can be stopped, killed and started again."""
 
     metadata: PostgreSQL
     artifacts: SeaweedFS
@@ -42,7 +42,10 @@ class LocalServices:
         return self.artifacts.url
 
     async def watch(self) -> NoReturn:
-        """Raise `ServiceError` as soon as one of them has ended by itself."""
+        """Watch both services, until cancelled.
+
+        Raises: ServiceError, as soon as one of them has ended by itself.
+        """
         while True:
             self.metadata.check()
             self.artifacts.check()
@@ -51,15 +54,17 @@ class LocalServices:
 
 @asynccontextmanager
 async def services(home: Path) -> AsyncIterator[LocalServices]:
-    """Both services, with their files under `home`, which is made where it is missing.
+    """Run both services, with their files under `home`, which is made where it is missing.
 
-    To be entered in the main thread, whose end ends them. Raises `ServiceError` where they can't start: another
-    process serves this home, a package is missing, a server fails (the message has the end of its log).
+    Enter this in the main thread: the servers end when the thread that started them ends.
+
+    Raises: ServiceError, when another process runs services in `home`, a package is missing, or a server fails; the
+    message then has the end of its log.
     """
     home = home.absolute()
     home.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
     async with locked(home / "lock", 0, f"another process runs Skerry's local services in {home}; end it first"):
-        # The servers hold this one too, so that after our kill -9 a new start waits until they have ended.
+        # The servers hold this lock too: after a kill -9 of this process, a new start waits until they have ended.
         message = f"servers of an earlier run still hold {home} after {ORPHANS_LIMIT:.0f} s"
         async with locked(home / "services.lock", ORPHANS_LIMIT, message) as held:
             metadata = PostgreSQL(home / "metadata", home / "logs" / "metadata.log", held)
@@ -78,7 +83,10 @@ async def services(home: Path) -> AsyncIterator[LocalServices]:
 
 @asynccontextmanager
 async def locked(path: Path, wait: float, message: str) -> AsyncIterator[int]:
-    """Hold the lock on `path`, waiting for it for `wait` seconds; raises `ServiceError` with `message`."""
+    """Hold the lock on the file `path`; yield the file's descriptor.
+
+    Raises: ServiceError, with `message`, when another process still holds the lock after `wait` seconds.
+    """
     deadline = time.monotonic() + wait
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

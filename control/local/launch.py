@@ -1,8 +1,8 @@
-"""Becomes another program that ends when its parent ends. Run as a script by `control.local.process`, not imported.
+"""A script that turns into another program, one that ends when its parent process ends.
 
-``python launch.py PARENT UID GID SIGNAL PROGRAM ARGUMENT…``: takes on the user and group, asks the kernel for SIGNAL
-at the parent's death (kill -9 included), and turns into PROGRAM. In a process of its own, because code between fork
-and exec isn't safe in a parent that has threads. Imports the standard library alone.
+``python launch.py PARENT UID GID SIGNAL PROGRAM ARGUMENT…``: takes on the user and group, asks the kernel to send
+SIGNAL when the parent dies (by kill -9 too), and executes PROGRAM. `control.local.process` runs it: doing this between
+fork and exec isn't safe in a parent that has threads. It imports the standard library alone, and isn't imported itself.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
-    # After setuid, which would clear it; then a look, since the parent may have died before.
+    # After setuid, which would clear it. The parent is checked below, since it may have died before this call.
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
         sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:

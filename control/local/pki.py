@@ -19,8 +19,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=397)
-"""What clients accept at most for a server (CA/Browser Forum's baseline requirements 6.3.2)."""
+"""The longest life that clients accept for a server certificate (CA/Browser Forum, baseline requirements 6.3.2)."""
 RENEW_BEFORE = timedelta(days=30)
+"""A certificate that ends sooner than this is made again."""
 LOCAL_NAMES = ("localhost", "127.0.0.1")
 
 
@@ -39,8 +40,10 @@ def ensure(directory: Path, names: Iterable[str] = (), *, mutual: bool = False, 
 
     The server certificate is for `LOCAL_NAMES` and `names` (host names or addresses). It is made again when it is
     within `RENEW_BEFORE` of its end, lacks a name or isn't the authority's; the authority only when it is near its
-    own end, since nodes hold on to it. With `mutual` it is a client's certificate too. Raises `ValueError` for files
-    that can't be read as what they should be.
+    own end, since nodes trust only the one that they joined with. With `mutual` the server certificate is good for
+    clients too.
+
+    Raises: ValueError, when a file holds something else than its certificate or key.
     """
     now = now or datetime.now(UTC)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -74,7 +77,7 @@ def ensure(directory: Path, names: Iterable[str] = (), *, mutual: bool = False, 
 
 
 def _make_authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
-    # The name is unique, so that a store which holds an older authority never takes it for this one.
+    # The name is unique, so that a trust store with an older authority of ours doesn't mistake it for this one.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Skerry local authority {secrets.token_hex(4)}")])
     usage = x509.KeyUsage(
         digital_signature=False,
@@ -123,7 +126,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # An hour back, for nodes whose clocks are a little behind.
+        # Valid since an hour ago, for nodes whose clocks are behind.
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + life)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -155,7 +158,7 @@ def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
 
 
 def _matches(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bool:
-    """False after a kill between the writing of a key and of its certificate."""
+    """Whether the certificate is for this key; it isn't after a kill between the writing of the two."""
     return certificate.public_key() == key.public_key()
 
 
@@ -199,7 +202,7 @@ def _key_bytes(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    """Replace `path` in one step; nobody ever sees a part of it or a key with a wider mode."""
+    """Replace `path` in one step: nobody can read a part of it, or a key before its mode is set."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

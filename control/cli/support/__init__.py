@@ -1,1 +1,5 @@
-"""What the commands share: the API's client, output, projects and toolchains. Start with client."""
+"""What the commands of `skerry` share: the client of control's API, output, function projects, compilers.
+
+May import everything of control but the commands themselves (`example` alone uses those of `skerry function`). Start
+with `client`.
+"""

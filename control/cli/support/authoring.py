@@ -13,16 +13,17 @@ from control.cli.support import options, output, project, toolchains
 from control.cli.support.client import Failure, Json
 
 LANGUAGES = {"rust": "rustc", "c": "zig", "zig": "zig", "assemblyscript": "asc", "go": "go"}
-"""The toolchain that each language's project names."""
-NAME = "notes"
-"""What the templates are named."""
-LEFT = ("node_modules", "package-lock.json", "function.wasm")
-"""What a build may have left in a template of a checkout."""
+"""The languages of `--lang`, and the toolchain that the project's build command names."""
+TEMPLATE_NAME = "notes"
+"""The function's name in the templates, replaced in a new project."""
+BUILD_FILES = ("node_modules", "package-lock.json", "function.wasm")
+"""Files of a build that a checkout's template may have in it; they aren't copied."""
 CHECK_LIMIT = 120.0
+"""Seconds that the check of a module may take."""
 
 
-def templates() -> Path:
-    """The examples: inside the package where it was installed from a wheel, else beside it in the checkout."""
+def examples() -> Path:
+    """Return the folder of examples: in the package where a wheel was installed, else beside it in the checkout."""
     package = Path(control.__file__).parent
     packaged = package / "_examples"
     return packaged if packaged.is_dir() else package.parent / "examples"
@@ -39,22 +40,22 @@ def templates() -> Path:
 def new(name: str, lang: str, into: Path | None) -> None:
     """Write a small project: a function that reads the request, asks the database and answers JSON.
 
-    It is a program that can be built, run and pushed as it is; docs/functions.md says what a function can do.
+    The project can be built, run and pushed as it is; docs/functions.md says what a function can do.
     """
     folder = into or Path(name)
     if folder.exists() and any(folder.iterdir()):
         raise Failure(f"{folder} is there already and has files in it", cure="name another folder with --into")
     shutil.copytree(
-        templates() / lang,
+        examples() / lang,
         folder,
-        ignore=lambda _, names: [n for n in names if n in LEFT or (n.startswith(".") and n != ".gitignore")],
+        ignore=lambda _, names: [n for n in names if n in BUILD_FILES or (n.startswith(".") and n != ".gitignore")],
         copy_function=shutil.copyfile,
         dirs_exist_ok=True,
     )
     for file, before, after in (
-        (project.FILE, f'name = "{NAME}"', f'name = "{name}"'),
-        ("README.md", f"# {NAME}\n", f"# {name}\n"),
-        ("README.md", f"/functions/{NAME}?", f"/functions/{name}?"),
+        (project.FILE, f'name = "{TEMPLATE_NAME}"', f'name = "{name}"'),
+        ("README.md", f"# {TEMPLATE_NAME}\n", f"# {name}\n"),
+        ("README.md", f"/functions/{TEMPLATE_NAME}?", f"/functions/{name}?"),
     ):
         path = folder / file
         path.write_text(path.read_text("utf-8").replace(before, after), "utf-8")
@@ -89,7 +90,10 @@ async def build(folder: Path, as_json: bool) -> None:
 
 
 async def check(found: project.Project) -> Json:
-    """What a node needs to know of the project's module; it is looked at in a child. Error: Failure."""
+    """Return what a node's check says of the project's module; it runs in a child process.
+
+    Raises: Failure, when a node can't run the module, or the check fails or takes longer than `CHECK_LIMIT`.
+    """
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",

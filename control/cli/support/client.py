@@ -1,7 +1,7 @@
-"""The CLI's side of the operators' API: HTTPS, retries that are safe, and errors for the person.
+"""The client of control's API for operators: HTTPS, safe retries, and errors that say what to do.
 
-Every changing call carries an Idempotency-Key that stays the same over its retries, so asking again after a lost
-answer never does a thing twice.
+Every call that changes something carries an Idempotency-Key, the same in each of its retries, so that control does it
+once even where an answer got lost.
 """
 
 import asyncio
@@ -20,14 +20,17 @@ import aiohttp
 import orjson
 
 ATTEMPTS = 5
-"""How often a call is tried where control can't be reached or answers 503."""
+"""Times that a call is tried while control can't be reached or answers 503."""
 FIRST_PAUSE = 0.25
 """Seconds before the second attempt; doubled each time, with jitter, unless control says Retry-After."""
 LONGEST_PAUSE = 5.0
+"""Seconds between two attempts at most, whatever Retry-After says."""
 TLS_END = 0.25
-"""Seconds for the end of a TLS connection that control closed; aiohttp doesn't wait for it."""
+"""Seconds to wait for the end of a TLS connection that control closes; aiohttp doesn't wait."""
 CHUNK = 1024 * 1024
+"""Bytes of a file that are read and sent at a time."""
 HOME_FILE = "cli.json"
+"""The file in SKERRY_HOME in which `skerry up` leaves URL, token and CA for the commands."""
 CA_CURE = "set SKERRY_CA to the file with control's CA"
 AGAIN = "start `skerry up` again: it writes the file anew"
 
@@ -35,7 +38,7 @@ Json = dict[str, Any]
 
 
 class Failure(Exception):
-    """A command failed; `exit_code` says how (see the table in docs/operations.md)."""
+    """A command failed. `exit_code` is the program's, `code` the error's (docs/errors.md), `cure` what to do."""
 
     exit_code = 1
 
@@ -47,32 +50,32 @@ class Failure(Exception):
 
 
 class RequestRefused(Failure):
-    """Control refused the request (4xx)."""
+    """Control refused the request, with a status of 4xx."""
 
     exit_code = 3
 
 
 class Unreachable(Failure):
-    """Control couldn't be reached, or had no time for us, in all attempts."""
+    """Control couldn't be reached, or answered 503, in all attempts."""
 
     exit_code = 4
 
 
 class NotConverged(Failure):
-    """Nodes failed, or weren't at their target in time."""
+    """Nodes failed, or weren't at their target within the time given."""
 
     exit_code = 5
 
 
 class NotConnected(Failure):
-    """Nobody said which control to talk to."""
+    """There is no usable URL, token or CA of a control to talk to."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """Where control is: an https URL, an operator's token, the CA's file (None: the system's), the edge's URL."""
+    """Control's URL, an operator's token, the file of control's CA (None: the system's CAs), and an edge's URL."""
 
     url: str
     token: str
@@ -81,12 +84,15 @@ class ConnectionSettings:
 
 
 def home() -> Path:
-    """The directory of a local installation: SKERRY_HOME, or .skerry here."""
+    """The folder of a local installation: SKERRY_HOME, or .skerry in the current folder."""
     return Path(os.environ.get("SKERRY_HOME") or ".skerry").absolute()
 
 
 def read_home_file() -> dict[str, str]:
-    """What `skerry up` wrote for the commands; empty where it hasn't run."""
+    """Return what `skerry up` wrote for the commands; {} where it hasn't run.
+
+    Raises: NotConnected, when the file can't be read.
+    """
     path = home() / HOME_FILE
     try:
         value = orjson.loads(path.read_bytes())
@@ -100,9 +106,11 @@ def read_home_file() -> dict[str, str]:
 
 
 def connection_settings() -> ConnectionSettings:
-    """SKERRY_URL, SKERRY_TOKEN and SKERRY_CA; where no URL is set, what `skerry up` left in SKERRY_HOME.
+    """Read SKERRY_URL, SKERRY_TOKEN and SKERRY_CA, or without a URL what `skerry up` left in SKERRY_HOME.
 
-    The two aren't mixed: a token of the local installation never goes to another control.
+    A local installation's token never goes to the control that SKERRY_URL names.
+
+    Raises: NotConnected, when neither names a control, or the URL isn't https.
     """
     url, token, ca = (os.environ.get(name, "") for name in ("SKERRY_URL", "SKERRY_TOKEN", "SKERRY_CA"))
     edge = os.environ.get("SKERRY_EDGE_URL", "")
@@ -124,16 +132,17 @@ def connection_settings() -> ConnectionSettings:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether a URL's host is this machine by its name or address."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def path(*parts: str | int) -> str:
-    """A path under /v1 of parts that are escaped each for itself."""
+    """Return the path under /v1 of these parts, each percent-encoded."""
     return "/v1/" + "/".join(quote(str(part), safe="") for part in parts)
 
 
 class Client:
-    """Calls to one control; an asynchronous context manager."""
+    """A client of one control, an asynchronous context manager. Its calls raise as `call` does."""
 
     def __init__(self, to: ConnectionSettings) -> None:
         self._to = to
@@ -170,7 +179,7 @@ class Client:
         await self.call("DELETE", where, query=query)
 
     async def items(self, where: str, most: int | None = None, **query: str | int | None) -> list[Json]:
-        """All items of a list, page by page, or the first `most`."""
+        """Return all items of a list, read page by page, or the first `most`."""
         found: list[Json] = []
         cursor: str | None = None
         while True:
@@ -181,7 +190,7 @@ class Client:
                 return found if most is None else found[:most]
 
     async def has(self, where: str) -> bool:
-        """Whether a HEAD of it answers 2xx; False for 404."""
+        """Whether control has this path: HEAD answers 2xx, or False for 404."""
         try:
             await self.call("HEAD", where)
         except RequestRefused as refused:
@@ -191,7 +200,10 @@ class Client:
         return True
 
     async def upload(self, where: str, file: Path, sent: Callable[[int], None]) -> Json:
-        """PUT the file's bytes, streamed; `sent` is told how many went in each piece, and -n when it starts again."""
+        """PUT the file's bytes as a stream.
+
+        `sent` is called with the bytes of each piece, and with their negative sum when the upload starts again.
+        """
         return await self.call("PUT", where, file=file, sent=sent)
 
     async def call(
@@ -204,7 +216,11 @@ class Client:
         file: Path | None = None,
         sent: Callable[[int], None] | None = None,
     ) -> Json:
-        """One call with its retries. Raises `RequestRefused`, `Unreachable` or `Failure`."""
+        """Make a call, again while control can't be reached or answers 503, and return the answer's JSON object.
+
+        Raises: RequestRefused, when control answers 4xx; Unreachable, when it can't be reached or trusted, or still
+        answers 503 after `ATTEMPTS`; Failure, when it answers anything else that isn't a success.
+        """
         headers = {"accept": "application/json"}
         if self._to.token:
             headers["authorization"] = f"Bearer {self._to.token}"
@@ -213,7 +229,7 @@ class Client:
         if body is not None:
             headers["content-type"] = "application/json"
         if file is not None:
-            # Refused before the bytes are sent, where the size or the token is refused.
+            # With these, control refuses a size or a token before the bytes are sent.
             headers |= {"content-type": "application/wasm", "content-length": str(file.stat().st_size)}
         parameters = {name: str(value) for name, value in (query or {}).items() if value is not None}
         for attempt in range(1, ATTEMPTS + 1):
@@ -258,7 +274,7 @@ class Client:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            # A proxy from the environment, but never for what is on this machine.
+            # Proxies of the environment are used, but not for this machine.
             proxies = not is_loopback(urlsplit(self._to.url).hostname or "")
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=self._tls),

@@ -4,26 +4,25 @@ from pathlib import Path
 
 import msgspec
 
-import control
 from control import wire
 from control.cli.functions import check_manifest, read_manifest, upload
+from control.cli.support.authoring import examples
 from control.cli.support.client import Client, Failure, Json, path
 
 FUNCTION = "hello"
 CHANGE = "greetings"
 GROUP = "default"
+"""The group that the example is released to, which every control has."""
 REQUEST = "?name=Ada&language=ja"
 
 
 def folder() -> Path:
-    """Inside the package where it was installed from a wheel, else beside it in the checkout."""
-    package = Path(control.__file__).parent
-    packaged = package / "_examples"
-    return (packaged if packaged.is_dir() else package.parent / "examples") / FUNCTION
+    """Return the example's folder: in the package where a wheel was installed, else beside it in the checkout."""
+    return examples() / FUNCTION
 
 
 async def schema_change(client: Client) -> Json:
-    """The example's schema change: the one that is registered already, or a new one."""
+    """Return the example's schema change, registered now where control doesn't have it yet."""
     for change in await client.items(path("schema-changes")):
         if change["name"] == CHANGE:
             return change
@@ -32,7 +31,7 @@ async def schema_change(client: Client) -> Json:
 
 
 async def function_version(client: Client) -> Json:
-    """A version of the example's function, with the bytes and the manifest that the folder has."""
+    """Return the version of the function with the folder's module and manifest, uploaded now where it is missing."""
     file = folder() / f"{FUNCTION}.wasm"
     if not file.is_file():
         raise Failure(f"{file} isn't there", cure="see examples/hello: how to build it is in docs/functions.md")
@@ -50,7 +49,7 @@ async def function_version(client: Client) -> Json:
 
 
 async def release(client: Client, version: Json, change: Json) -> Json:
-    """The group's newest release where it has both, else a new one."""
+    """Return the group's newest release where it has this version and change, else make one that has them."""
     for newest in await client.items(path("releases"), most=1, group=GROUP):
         has = {(item["name"], item["version"]) for item in newest["functions"]}
         if (FUNCTION, version["version"]) in has and newest["schema_floor"] >= change["number"]:

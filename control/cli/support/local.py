@@ -1,4 +1,4 @@
-"""The processes of a local installation: control and one edge, as children that end with us."""
+"""The files and the processes of `skerry up`: control and one edge, which end when it ends."""
 
 import asyncio
 import os
@@ -18,9 +18,11 @@ from control.local.process import Service, ServiceError, choose_port, read_setti
 CONTROL_PORT = 8443
 EDGE_PORT = 8087
 OTHER_PORTS = range(20100, 29900)
-"""Where the usual ports are taken."""
+"""Ports to choose from where the usual ones are taken."""
 NODE = "edge-1"
+"""The name of the one node."""
 RESTARTS = 5
+"""Times that a server is started again within `RESTARTS_WITHIN` before `skerry up` gives up."""
 RESTARTS_WITHIN = 60.0
 """Seconds."""
 
@@ -48,19 +50,23 @@ class Home:
         return self.folder / "spool"
 
     def make(self) -> None:
-        """The folder, for this user alone; for root, PostgreSQL's user may pass through it."""
+        """Make the folder, for this user alone; where that is root, PostgreSQL's own user may pass through it."""
         self.folder.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
 
     def read(self) -> dict[str, Any]:
-        """What an earlier start kept: the ports, and whether the example was deployed."""
+        """Return what an earlier start kept: the ports, and whether the example was deployed."""
         return read_settings(self.folder / "up.json")
 
     def keep(self, **values: object) -> None:
+        """Add these values to those that `read` returns."""
         write_settings(self.folder / "up.json", self.read() | values)
 
 
 def outside_services() -> tuple[str, str] | None:
-    """SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL where they are set; raises `ServiceError` where one is missing."""
+    """Return SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or None where neither is set.
+
+    Raises: ServiceError, when only one of them is set.
+    """
     metadata, artifacts = (os.environ.get(f"SKERRY_{name}_URL", "") for name in ("METADATA", "ARTIFACTS"))
     if bool(metadata) != bool(artifacts):
         raise ServiceError("set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or none of them for local ones")
@@ -69,32 +75,44 @@ def outside_services() -> tuple[str, str] | None:
 
 @asynccontextmanager
 async def children_lock(home: Home) -> AsyncIterator[int]:
-    """What control and the edge hold while they live, so that a start after our kill -9 waits for their end."""
+    """Hold the lock that control and the edge inherit and hold while they live.
+
+    A start after a kill -9 of `skerry up` so waits until the processes of the run before have ended.
+
+    Raises: ServiceError, when they still haven't after `embedded.ORPHANS_LIMIT` seconds.
+    """
     message = f"control or the edge of an earlier run still ends; try again, or see {home.logs}"
     async with embedded.locked(home.folder / "children.lock", embedded.ORPHANS_LIMIT, message) as held:
         yield held
 
 
 Ready = Callable[[], Awaitable[bool]]
+"""Returns whether a server takes requests."""
 
 
 class Child(Service):
-    """A Python module of ours as a process; the environment is this process's with `settings` over it."""
+    """A Python module run as a process. Its environment is this process's, with `settings` added."""
 
     def __init__(self, home: Home, held: int, name: str, arguments: list[str], settings: Mapping[str, str]) -> None:
         super().__init__(name, home.logs / f"{name}.log", held)
         self._folder = home.folder
         self._arguments = arguments
-        # SKERRY_TOKEN and SKERRY_URL are the person's, none of the children's business.
+        # SKERRY_TOKEN and SKERRY_URL are for the person's own commands.
         kept = {name: value for name, value in os.environ.items() if name not in ("SKERRY_TOKEN", "SKERRY_URL")}
         self._environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
 
     async def start(self, ready: Ready) -> None:
-        """Start it and wait until it is ready; raises `ServiceError`."""
+        """Start the process and wait until it is ready.
+
+        Raises: ServiceError, when it ends before, or isn't ready in time.
+        """
         await self.run_until_ready(self._spawn(), ready)
 
     async def run(self) -> None:
-        """Wait for its end; raises `ServiceError` when it fails."""
+        """Run the process to its end.
+
+        Raises: ServiceError, when it fails or takes too long.
+        """
         await self.run_to_end(self._spawn(), self.name)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -110,7 +128,7 @@ class SupervisedServer:
 
 
 def control_settings(home: Home, pki: Pki, port: int, metadata_url: str, artifacts_url: str) -> dict[str, str]:
-    """The environment of `skerry serve` in a local installation."""
+    """Return the settings of `skerry serve` in a local installation, as environment variables."""
     return {
         "SKERRY_METADATA_URL": metadata_url,
         "SKERRY_ARTIFACTS_URL": artifacts_url,
@@ -124,7 +142,7 @@ def control_settings(home: Home, pki: Pki, port: int, metadata_url: str, artifac
 
 
 def ports(home: Home) -> tuple[int, int]:
-    """Control's and the edge's: those of the last start where they are free, else the usual or other ones."""
+    """Choose the ports of control and of the edge: those of the last start where they are free, else others."""
     kept = home.read()
     control = choose_port(kept.get("control_port", CONTROL_PORT), OTHER_PORTS)
     edge = choose_port(kept.get("edge_port", EDGE_PORT), OTHER_PORTS)
@@ -133,7 +151,7 @@ def ports(home: Home) -> tuple[int, int]:
 
 
 def point_edge(home: Home, control_url: str) -> bool:
-    """Whether the edge has joined; it is told where control is now, whose port may have been taken meanwhile."""
+    """Return whether the edge has joined; `control_url`, whose port may have changed, is written to its identity."""
     file = home.edge / "identity.json"
     identity = read_settings(file)
     if identity and identity["control_url"] != control_url:
@@ -142,10 +160,10 @@ def point_edge(home: Home, control_url: str) -> bool:
 
 
 async def watch(children: list[SupervisedServer], again: Callable[[], bool], tell: Callable[[str], None]) -> NoReturn:
-    """Look after the children; the list may grow meanwhile.
+    """Start servers again that ended by themselves, until cancelled. The list may grow meanwhile.
 
-    One that ended by itself is started again where `again()` says so, `RESTARTS` times in a row at most; else, or when
-    it can't be started, its `ServiceError` is raised.
+    Raises: ServiceError, when one ended and `again()` is False, when it ended more than `RESTARTS` times within
+    `RESTARTS_WITHIN` seconds, or when it can't be started.
     """
     ends: dict[str, list[float]] = {}
     while True:

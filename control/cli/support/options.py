@@ -1,4 +1,4 @@
-"""Options that several commands have, and the client that they use."""
+"""Options that several commands share, the types of their values, and the client that the commands use."""
 
 import asyncio
 import functools
@@ -16,11 +16,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def client() -> Client:
+    """Return a client of the control that the environment or `skerry up` names.
+
+    Raises: NotConnected, when neither names one.
+    """
     return Client(connection_settings())
 
 
 class NameType(click.ParamType[str, str]):
-    """A name of a node, group, function or operator, refused here if control would refuse it."""
+    """A name of a node, group, function or operator; what control would refuse is a usage error."""
 
     name = "name"
 
@@ -31,7 +35,7 @@ class NameType(click.ParamType[str, str]):
 
 
 class PairType(click.ParamType[tuple[str, str], Any]):
-    """KEY=VALUE."""
+    """A key and a value, written KEY=VALUE."""
 
     name = "key=value"
 
@@ -49,7 +53,7 @@ PAIR = PairType()
 
 
 def asynchronous(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """Make a command of a coroutine function."""
+    """Make a function for click of a coroutine function: it runs an event loop of its own."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""What commands print: tables and progress for a person, one JSON document for a script (``--json``).
+"""What commands print: tables and lines for a person, one JSON document for a script (``--json``).
 
 Text from control and nodes may hold anything, so control characters never reach the terminal.
 """
@@ -16,36 +16,39 @@ from rich.table import Table
 from control.cli.support.client import Failure
 
 PLAIN_WIDTH = 240
-"""Columns where the output isn't a terminal, so that nothing is cut in a file or a pipe."""
+"""Columns of the output where it isn't a terminal, so that nothing is cut in a file or a pipe."""
 _CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0)) if c not in (0x09, 0x0A)}
 
 
 def clean(value: object) -> str:
-    """The text of a value, without what could steer a terminal."""
+    """Return the text of a value with its control characters replaced, so that it can't steer a terminal."""
     return str(value).translate(_CONTROL)
 
 
 def console(*, error: bool = False) -> Console:
+    """Return a console on stdout, or with `error` on stderr, as they are now."""
     stream = sys.stderr if error else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(file=stream, markup=False, highlight=False, emoji=False, width=width, soft_wrap=False)
 
 
 def say(text: str, style: str | None = None) -> None:
+    """Print a line of the answer, to stdout."""
     console().print(clean(text), style=style, soft_wrap=True)
 
 
 def note(text: str, style: str | None = None) -> None:
-    """A line beside the answer: to stderr, so that it never mixes with what a script reads."""
+    """Print a line to stderr, so that it never mixes with what a script reads."""
     console(error=True).print(clean(text), style=style, soft_wrap=True)
 
 
 def document(value: object) -> None:
+    """Print a value as one JSON document, to stdout."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """A table, or the line `empty` where there are no rows."""
+    """Print a table, or the line `empty` where there are no rows."""
     listed = list(rows)
     if not listed:
         say(empty)
@@ -59,7 +62,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> None:
-    """Names and values, one a line."""
+    """Print names with their values, one a line."""
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(style="bold")
     shown.add_column(overflow="fold")
@@ -69,7 +72,7 @@ def pairs(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def ago(time: str | None, now: datetime | None = None) -> str:
-    """How long ago (or in how long) an RFC 3339 time is, for a person."""
+    """Say how long ago an RFC 3339 time was, or in how long it will be; `never` for none."""
     if not time:
         return "never"
     seconds = ((now or datetime.now(UTC)) - when(time)).total_seconds()
@@ -77,7 +80,7 @@ def ago(time: str | None, now: datetime | None = None) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration, for a person: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
+    """Return a duration as text: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
@@ -87,20 +90,22 @@ def span(seconds: float) -> str:
 
 
 def when(time: str) -> datetime:
-    """An RFC 3339 time as control writes it."""
+    """Parse an RFC 3339 time, as control writes it."""
     return datetime.fromisoformat(time.replace("Z", "+00:00"))
 
 
 def size(count: int) -> str:
+    """Return a number of bytes as text: 17 B, 3.4 KiB, 1.0 MiB."""
     return f"{count} B" if count < 1024 else f"{count / 1024:.1f} KiB" if count < 2**20 else f"{count / 2**20:.1f} MiB"
 
 
 def functions(items: Iterable[dict[str, Any]]) -> str:
+    """Return a release's functions as text: NAME@VERSION, with spaces between them."""
     return " ".join(f"{f['name']}@{f['version']}" for f in items)
 
 
 def failure(error: Failure, *, as_json: bool) -> None:
-    """What happened and what to do now, on stderr."""
+    """Print an error and its cure to stderr; with `as_json` one JSON object with message, code, field and exit code."""
     if as_json:
         told = {"message": str(error), "code": error.code, "field": error.field, "exit": error.exit_code}
         sys.stderr.write(orjson.dumps({"error": told}).decode() + "\n")

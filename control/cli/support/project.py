@@ -1,8 +1,8 @@
 """A function's project: a folder with its source and `function.toml`, which says how it is built and what it may do.
 
 name = "orders"                     the function's name
-build = "{zig} cc … main.c"         what makes the module, run in the folder; without it nothing is built
-module = "function.wasm"            what it makes
+build = "{zig} cc … main.c"         the command that makes the module, run in the folder; without it nothing is built
+module = "function.wasm"            the module that the build makes
 schema = "schema"                   optional: a folder of NNNN_name.sql files, for `skerry dev`
 [manifest]                          what the function may do and how it is called: docs/functions.md
 """
@@ -24,7 +24,7 @@ CURE = f"`skerry function new NAME --lang LANGUAGE` writes a project; its {FILE}
 
 
 class ProjectInvalid(Failure):
-    """A project can't be read, or its files contradict each other."""
+    """A project's function.toml or schema can't be read or isn't valid."""
 
     exit_code = 2
 
@@ -41,7 +41,7 @@ class ProjectFile(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Change:
-    """One file of the project's schema."""
+    """A schema change of the project: one of its NNNN_name.sql files."""
 
     number: int
     name: str
@@ -50,6 +50,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Project:
+    """A function's project, as its function.toml says; the paths begin with the folder."""
+
     folder: Path
     name: str
     build: str
@@ -58,7 +60,10 @@ class Project:
     manifest: Json = field(default_factory=dict)
 
     def changes(self) -> list[Change]:
-        """The schema's files in their order. Error: ProjectInvalid."""
+        """Return the schema's files by their numbers; [] where the project has none.
+
+        Raises: ProjectInvalid, when a file has no number, can't be read, or a number is missing.
+        """
         if self.schema is None:
             return []
         found = []
@@ -80,7 +85,10 @@ class Project:
 
 
 def read(folder: Path) -> Project:
-    """The project in a folder. Error: ProjectInvalid."""
+    """Read the project in a folder.
+
+    Raises: ProjectInvalid, when there is none, or its function.toml isn't valid.
+    """
     file = folder / FILE
     try:
         settings = msgspec.convert(tomllib.loads(file.read_text("utf-8")), ProjectFile)

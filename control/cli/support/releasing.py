@@ -1,4 +1,4 @@
-"""Making a release and showing what it changes; `push`, `schema add`, `schema amend` and `release create` share it."""
+"""Make a release and show what it changes, for `function push`, `schema add`, `schema amend`, `release create`."""
 
 from control import manifests
 from control.cli.support import output, waiting
@@ -6,7 +6,10 @@ from control.cli.support.client import Client, Json, path
 
 
 async def create(control: Client, body: Json, *, wait: bool, within: float, as_json: bool) -> Json:
-    """Make the release, show it, and with `wait` follow its nodes. The answer has `nodes` then."""
+    """Make the release and show it. With `wait`, follow its nodes up to `within` seconds; the answer then has `nodes`.
+
+    Raises: NotConverged, when a node failed or was late; else as `Client.call` does.
+    """
     release = await control.post(path("releases"), body)
     if not as_json:
         show(release)
@@ -16,11 +19,12 @@ async def create(control: Client, body: Json, *, wait: bool, within: float, as_j
 
 
 def allowing(body: Json, allow_unfit: bool) -> Json:
-    """`body`, and the wish where there is one: an older control refuses a field that it doesn't know."""
+    """Return `body`, with `allow_unfit` only where it is wished: an older control refuses a field it doesn't know."""
     return {**body, "allow_unfit": True} if allow_unfit else body
 
 
 def show(release: Json, *, planned: bool = False) -> None:
+    """Print a release and what it changes; `planned`: it hasn't been made."""
     verb = "would be" if planned else "is"
     output.say(
         f"release {release['number']} of group {release['group']} {verb} made (generation {release['generation']}):"
@@ -36,7 +40,7 @@ def show(release: Json, *, planned: bool = False) -> None:
 
 
 def changes(changed: Json) -> list[tuple[str, str]]:
-    """A line and its colour for everything that a release adds, changes and removes."""
+    """Return a line and its colour for everything that a release adds, changes and removes."""
     lines = [(f"+ {_text(item)}", "green") for item in changed.get("add", [])]
     lines += [(f"~ {_text(item)}", "yellow") for item in changed.get("change", [])]
     lines += [(f"- {_text(item)} is removed", "red") for item in changed.get("remove", [])]
@@ -46,7 +50,7 @@ def changes(changed: Json) -> list[tuple[str, str]]:
 
 
 def unfit(found: Json) -> list[str]:
-    """A line for each node that is named as one that can't run the release, and one for the others."""
+    """Return a line for each node that control names as unable to run the release, and one for the others."""
     nodes = found.get("nodes", [])
     lines = [f"! node {node['name']} can't run it, it lacks {' and '.join(node['lacks'])}" for node in nodes]
     others = found.get("count", 0) - len(nodes)
@@ -56,7 +60,7 @@ def unfit(found: Json) -> list[str]:
 
 
 def _granted(item: Json) -> str:
-    """A new version may want more than the one before: whoever releases it must see that."""
+    """Return the line of a grant that a new version has and the one before hadn't, or had otherwise."""
     grant, before, after = item["grant"], item["from"], item["to"]
     new = f"{item['name']} {grant}: {manifests.shown(grant, after)}"
     return new if before is None else f"{new} (was: {manifests.shown(grant, before)})"

@@ -1,5 +1,8 @@
-"""The log of `skerry serve`, on stderr: a thread writes it from a bounded queue, so that no request waits for whoever
-reads it, or for a disk. Lines for which there is no room are dropped, counted, and told of once there is room again."""
+"""The log of `skerry serve`, on stderr.
+
+A thread writes it from a bounded queue, so that no request waits for the log's reader or for a disk. Lines for which
+there is no room are dropped and counted; once there is room again, a line says how many.
+"""
 
 import logging
 import os
@@ -10,23 +13,23 @@ from queue import Full, Queue
 from typing import Final
 
 LINES: Final = 4096
-"""That may wait to be written."""
+"""Log records that may wait to be written."""
 FLUSH_LIMIT: Final = 2.0
 """Seconds that the end of the process waits for what is still to be written."""
 RETRY: Final = 1.0
-"""Seconds between two looks at a descriptor that takes nothing."""
+"""Seconds after which a descriptor that takes nothing is tried again."""
 _STDERR: Final = 2
 
 
 class Queued(QueueHandler):
-    """Whoever logs puts a record into the queue, and never waits."""
+    """The handler of all loggers: it puts a record into the queue and never waits."""
 
     queue: "Queue[logging.LogRecord]"
 
     def __init__(self, lines: int = LINES) -> None:
         super().__init__(Queue(lines))
         self.dropped = 0
-        """Lines, since the start."""
+        """Lines dropped since the start."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
@@ -35,18 +38,18 @@ class Queued(QueueHandler):
             self.dropped += 1
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A line that can't be put together is dropped: to tell of it on stderr, as is usual, may wait for a reader."""
+        """Drop a record that can't be formatted: writing of it to stderr, as logging does, may wait for a reader."""
         self.dropped += 1
 
     def flush(self) -> None:
-        """Wait until all is written, for `FLUSH_LIMIT` seconds at most. Called at the process's end."""
+        """Wait until everything is written, for `FLUSH_LIMIT` seconds at most. Called at the process's end."""
         end = time.monotonic() + FLUSH_LIMIT
         while self.queue.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.005)
 
 
 class Writer(QueueListener):
-    """The thread that writes. It is no `logging.Handler`, whose lock the process's end would wait for."""
+    """The thread that writes. It isn't a `logging.Handler`: the process's end would wait for the handler's lock."""
 
     def __init__(self, queued: Queued, descriptor: int = _STDERR) -> None:
         super().__init__(queued.queue)
@@ -62,7 +65,7 @@ class Writer(QueueListener):
         try:
             self._handle(record)
         except Exception:
-            # Whatever it was, as too little memory, it costs this line alone: without this thread there is no log.
+            # Any error, such as too little memory, costs this line alone: without this thread there is no log.
             self._queued.dropped += 1
 
     def _handle(self, record: logging.LogRecord) -> None:
@@ -74,13 +77,13 @@ class Writer(QueueListener):
             self._write(logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (count,), None))
 
     def _write(self, record: logging.LogRecord) -> None:
-        """Write a line, as long as that takes."""
+        """Write a line, however long that takes."""
         left = memoryview(self._formatter.format(record).encode(errors="backslashreplace") + b"\n")
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:
-                # Whoever shares the descriptor has made it non-blocking.
+                # Another process that shares the descriptor has made it non-blocking.
                 select.select([], [self._descriptor], [], RETRY)
             except OSError:
                 self._queued.dropped += 1
@@ -88,8 +91,10 @@ class Writer(QueueListener):
 
 
 def set_up(level: str) -> None:
-    """For the whole process. Lines have a time in UTC; the libraries' own are logged only from warnings on, as their
-    requests may have secrets."""
+    """Set up logging for the whole process: lines of `level` and above, with a time in UTC.
+
+    Of libraries only warnings and above are logged: their requests may have secrets.
+    """
     queued = Queued()
     Writer(queued).start()
     logging.basicConfig(level=logging.WARNING, handlers=[queued], force=True)

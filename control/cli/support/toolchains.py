@@ -1,7 +1,7 @@
 """Finds the compilers of functions, and runs a project's build command.
 
-A command names its compiler as {zig}, {rustc}, {go} or {asc}; each stands for what was found of it here, with what it
-takes to make a module for WASI. Everything else of the command is the project's own.
+A build command names its compiler as {zig}, {rustc}, {go} or {asc}. Each is replaced by the compiler that is found on
+this machine, with the options that it needs to make a module for WASI. The rest of the command is the project's own.
 """
 
 import asyncio
@@ -26,15 +26,17 @@ _TOOL = re.compile(r"\{(\w+)\}")
 
 
 class BuildFailed(Failure):
-    """The build command, or what it needs, isn't there or failed; the message has what it printed."""
+    """The build command failed, or its compiler is missing; the message has what the command printed."""
 
 
 @dataclass(frozen=True)
 class Toolchain:
+    """A compiler: how it is found and installed, and what it needs in its environment."""
+
     find: Callable[[Path], list[str] | None]
-    """The command of the compiler for a project in this folder; None where it isn't installed."""
+    """Returns the compiler's command for a project in this folder; None where it isn't installed."""
     install: str
-    """What to do where it isn't."""
+    """How to install it, for the error message."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,7 +49,7 @@ def _zig(_folder: Path) -> list[str] | None:
 
 def _rustc(_folder: Path) -> list[str] | None:
     for rustc in dict.fromkeys(filter(None, (shutil.which("rustc"), shutil.which("rustc", path="/usr/bin")))):
-        # A rustup on the PATH may lack the target that Debian's own compiler has.
+        # A rustup on the PATH may not have the target; Debian's own compiler may.
         asked = [rustc, "--print", "target-libdir", "--target", "wasm32-wasip1"]
         told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
         if not told or not Path(told).is_dir():
@@ -68,7 +70,7 @@ def _go(_folder: Path) -> list[str] | None:
 
 
 def _asc(folder: Path) -> list[str] | None:
-    # A build runs in the project's folder, from where the caller's way to it leads elsewhere.
+    # A build runs in the project's folder, where a relative path of the caller's doesn't hold.
     own = folder.absolute() / "node_modules" / ".bin" / "asc"
     found = str(own) if own.exists() else shutil.which("asc")
     return [found] if found else None
@@ -102,12 +104,15 @@ TOOLCHAINS = {
 
 
 def missing(name: str, folder: Path) -> str:
-    """What to install for the toolchain; empty where it is there."""
+    """Say how to install the toolchain; '' where it is installed."""
     return "" if TOOLCHAINS[name].find(folder) else TOOLCHAINS[name].install
 
 
 def command(project: Project) -> tuple[list[str], dict[str, str]]:
-    """The project's build command with its compiler, and the environment to run it in. Error: BuildFailed."""
+    """Return the project's build command, with its compiler's command in it, and the environment to run it in.
+
+    Raises: BuildFailed, when the command can't be read, or its compiler is unknown or missing.
+    """
     words: list[str] = []
     environment = dict(os.environ)
     try:
@@ -131,7 +136,10 @@ def command(project: Project) -> tuple[list[str], dict[str, str]]:
 
 
 async def build(project: Project) -> float:
-    """Build the project's module; how many seconds it took. Error: BuildFailed."""
+    """Build the project's module; return how many seconds that took.
+
+    Raises: BuildFailed, when the build fails, or didn't make the module.
+    """
     began = time.monotonic()
     if project.build:
         words, environment = command(project)
@@ -151,7 +159,7 @@ async def build(project: Project) -> float:
             out, _ = await process.communicate()
         finally:
             if process.returncode is None:
-                # Whatever it has started belongs to it: make, cargo.
+                # The build's own children, as of make or cargo, are in its process group.
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if process.returncode:

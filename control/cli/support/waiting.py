@@ -8,13 +8,13 @@ from control.cli.support import output
 from control.cli.support.client import Client, Json, NotConverged, path
 
 PAUSE = 0.25
-"""Seconds between two looks."""
+"""Seconds between two requests for the nodes' state."""
 
 
 def verdict(node: Json, generation: int, since: str) -> str:
-    """``arrived``, ``failed`` or ``waiting``: where a node stands towards a release's generation.
+    """Return ``arrived``, ``failed`` or ``waiting``: what a node has done with the release of `generation`.
 
-    A newer target counts as well: a node that is at it went past this one.
+    A node at a newer target has arrived too. It has failed where its error is not older than `since`.
     """
     if node["at_target"] and node["generation"] >= generation:
         return "arrived"
@@ -25,7 +25,10 @@ def verdict(node: Json, generation: int, since: str) -> str:
 
 
 async def follow(control: Client, release: Json, within: float, *, quiet: bool) -> list[Json]:
-    """Wait for the release's nodes and return them; raises `NotConverged` with who failed or didn't come in time."""
+    """Wait until the release's nodes have arrived or failed, `within` seconds at most, and return the nodes.
+
+    Raises: NotConverged, when a node failed or is late; the message names them.
+    """
     began = time.monotonic()
     told: set[str] = set()
     while True:
@@ -65,7 +68,7 @@ def _error(node: Json) -> str:
 
 
 def _why(release: Json, failed: list[Json], waiting: list[Json], within: float, quiet: bool) -> str:
-    """`quiet`: why they failed has not been told."""
+    """Say which nodes failed or are late; with `quiet` also why they failed, which hasn't been printed."""
     told = [f"{node['name']} failed" + (f": {_error(node)}" if quiet else "") for node in failed]
     told += [f"{node['name']} ({node['state']}) didn't arrive in {output.span(within)}" for node in waiting]
     return f"release {release['number']} of group {release['group']} isn't everywhere: " + "; ".join(told)

@@ -45,7 +45,7 @@ def test_a_new_project_is_named_and_whole(
     assert "/functions/my-orders?" in (found.folder / "README.md").read_text()
     helper = [file for file in found.folder.glob("skerry*") if file.is_file()]
     assert helper
-    assert not {file.name for file in found.folder.iterdir()} & set(authoring.LEFT)
+    assert not {file.name for file in found.folder.iterdir()} & set(authoring.BUILD_FILES)
     assert authoring.LANGUAGES[language] in found.build
     # Again would write over what the author has changed meanwhile.
     before = {file: file.stat().st_mtime_ns for file in found.folder.rglob("*")}
