@@ -13,6 +13,7 @@ import orjson
 
 from control import wire
 from control.storage import queries
+from control.storage.announcements import Changed
 from control.storage.connection import Connection
 
 TURN = 10
@@ -54,6 +55,8 @@ class NodeRow:
     """Set by `report`: the inventory to store."""
     capabilities: dict[str, Any] | None = None
     """Set by `tell`: the capabilities to store."""
+    was_at_target: bool = False
+    """Set by `report`: the node was confirmed at its target with what it ran before."""
 
     def report(self, inventory: wire.Inventory, digest: str) -> None:
         """The node runs `inventory`, whose digest is `digest`."""
@@ -63,7 +66,7 @@ class NodeRow:
         self.schema_version = inventory.schema_version
         self.database_id = clean(inventory.database_id)
         self.digest = digest
-        # It was confirmed at its target with what it ran before.
+        self.was_at_target |= self.confirmed_generation >= self.target_generation
         self.confirmed_generation = 0
 
     def tell(self, capabilities: dict[str, Any], digest: str, protocol: int) -> None:
@@ -181,7 +184,12 @@ async def stored_inventories(conn: Connection, rows: Sequence[NodeRow]) -> dict[
 
 
 async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
-    """Write these rows, and the inventories that were reported."""
+    """Write these rows, and the inventories that were reported. Nothing but COMMIT may follow.
+
+    Replicas answer a node that they know to be at its target from memory. Where a node no longer counts as that, all of
+    them are told: what it has reported may be old, by a copy of a poll that came late, and they must not go on saying
+    that all is well.
+    """
     rows = sorted(rows, key=_ID)
     if not rows:
         return
@@ -223,6 +231,8 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
     for start in range(0, len(functions), ROWS):
         part = zip(*functions[start : start + ROWS], strict=True)
         await conn.execute(SQL["insert_functions"], *(list(column) for column in part))
+    left = {row.id for row in rows if row.was_at_target and row.confirmed_generation < row.target_generation}
+    await Changed(nodes=left).announce(conn)
 
 
 _ID = operator.attrgetter("id")

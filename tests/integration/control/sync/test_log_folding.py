@@ -80,6 +80,8 @@ async def test_a_flapping_history_is_folded_too(control_site: Site) -> None:
         for _ in range(TRIES // 2):
             node.inventory = foreign
             assert (await node.ask(report=True)).json()["code"] == "history_mismatch"
+            # That it isn't at its target any more was announced: a reading from before must not be believed after it.
+            await replica.services.fleet.refresh()
             node.inventory = own
             assert (await node.ask(report=True)).status == 204
         lines = await log(replica)
