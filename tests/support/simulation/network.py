@@ -72,6 +72,10 @@ class Network:
     weather: Weather = field(default_factory=Weather)
     cut: set[str] = field(default_factory=set)
     """Names of processes that reach nobody."""
+    sticky: bool = False
+    """Whether a client keeps to one replica, as on one connection, while nothing goes wrong."""
+    _near: dict[str, Endpoint] = field(default_factory=dict)
+    """The replica that a client keeps to, by the client's name."""
     _silent: "list[asyncio.Future[Answer]]" = field(default_factory=list)
     """What is waited for in vain."""
 
@@ -84,18 +88,22 @@ class Network:
         request = Request(method, path, token, body, loop.create_future(), loop.create_future(), _headers(token, key))
         arrived: asyncio.Future[Answer] = loop.create_future()
         if process.name not in self.cut and not draw() < weather.lost:
-            loop.call_later(self._delay(), self._deliver, request, arrived)
+            loop.call_later(self._delay(), self._deliver, request, arrived, process.name)
         else:
             self._silent.append(arrived)
         if draw() < weather.doubled:
             copy = Request(method, path, token, body, loop.create_future(), loop.create_future(), request.headers)
-            loop.call_later(self._delay() + draw() * 30, self._deliver, copy, loop.create_future())
+            loop.call_later(self._delay() + draw() * 30, self._deliver_copy, copy)
         if draw() < weather.reset:
             loop.call_later(self._delay() * 2, _reset, arrived, "the connection was reset")
         try:
             async with asyncio.timeout(limit):
                 answer = await arrived
+        except Unreachable:
+            self._near.pop(process.name, None)
+            raise
         except TimeoutError:
+            self._near.pop(process.name, None)
             raise Unreachable("timed_out", "control did not answer in time") from None
         finally:
             if not request.gone.done():
@@ -116,12 +124,20 @@ class Network:
             return self.random.random() * 20
         return 0.002 + self.random.random() * 0.02
 
-    def _deliver(self, request: Request, arrived: "asyncio.Future[Answer]") -> None:
+    def _deliver_copy(self, copy: Request) -> None:
+        """Deliver what was doubled, unless the network is well by now: then it forgets what it still had."""
+        if self.weather.doubled:
+            self._deliver(copy, self.loop.create_future(), "")
+
+    def _deliver(self, request: Request, arrived: "asyncio.Future[Answer]", client: str) -> None:
         replicas = self.endpoints()
         if not replicas:
             _reset(arrived, "nobody listens")
             return
-        replica = self.random.choice(replicas)
+        near = self._near.get(client)
+        replica = near if near in replicas else self.random.choice(replicas)
+        if self.sticky and client:
+            self._near[client] = replica
 
         def answered(future: "asyncio.Future[Answer]") -> None:
             if self.random.random() >= self.weather.lost:

@@ -32,7 +32,8 @@ class Troubles:
     def begin(self, world: "World") -> None:
         """From now on everything may go wrong that this seed has."""
         self._world, self.on, random = world, True, self._random
-        world.network.weather = network.Weather(*(self._often(share) for share in (0.3, 0.2, 0.2, 0.2)))
+        world.network.weather = network.Weather(*(self._often(share) for share in (0.3, 0.2, 0.4, 0.2)))
+        world.network.sticky = random.random() < 0.5
         world.server.weather = database.Weather(*(self._often(share) for share in (0.1, 0.2, 0.1, 0.1)))
         rotating = random.random() < 0.25
         for each in world.nodes:
@@ -45,7 +46,7 @@ class Troubles:
             (self._kill_replica, 0.5, 4),
             (self._cut_node, 0.5, 4),
             (self._stop_database, 0.3, 4),
-            (self._lose_artifact, 0.3, 4),
+            (self._lose_artifact, 0.5, 4),
             (self._lose_node, 0.3, 1),
             # A node whose new credential isn't in the backup would have to join again.
             (self._restore, 0.0 if rotating else 0.2, 1),

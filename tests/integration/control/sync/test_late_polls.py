@@ -7,7 +7,7 @@ import pytest
 
 from control import wire
 from control.storage.database import UnknownCommit
-from control.sync import reconciler
+from control.sync.reconciler import NodeRequest
 from tests.support import seeds
 from tests.support.replica import Replica, Site, TestNode
 
@@ -60,16 +60,16 @@ async def test_a_late_poll_whose_commit_is_unknown_is_corrected_by_the_next_poll
 ) -> None:
     async with control_site.running() as replica:
         node, old = await at_target(replica)
-        transaction = replica.services.slices.transaction
+        decisions = replica.services.decisions
+        transaction = decisions._db.transaction
 
         async def unanswered(work: Any) -> None:
             await transaction(work)
             raise UnknownCommit
 
-        request = reconciler.Request(node.id, wire.digest(old), old, None)
-        monkeypatch.setattr(replica.services.slices, "transaction", unanswered)
+        monkeypatch.setattr(decisions._db, "transaction", unanswered)
         with pytest.raises(UnknownCommit):
-            await reconciler.decide_slice(replica.services, [request])
+            await decisions.ask(NodeRequest(node.id, wire.digest(old), old, None))
         monkeypatch.undo()
         assert await stored_digest(replica, node) == wire.digest(old)
         await until_believed(replica, node)
