@@ -14,20 +14,20 @@ from edge_runtime import mapped_pages, threads, wal
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.supervisor import Crew
-from edge_runtime.dispatch.trial_load import Trials
+from edge_runtime.dispatch.supervisor import Supervisor
+from edge_runtime.dispatch.trial_load import TrialLoads
 from edge_runtime.dispatch.worker_link import Hooks
-from edge_runtime.egress.http_client import Egress
-from edge_runtime.egress.in_flight import Fetches
+from edge_runtime.egress.http_client import HttpClient
+from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Processes
+from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.metrics import Metrics
-from edge_runtime.release.checkpoint_schedule import Checkpoints
+from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.release.integrity_check import Verification
-from edge_runtime.release.manager import Runtime
+from edge_runtime.release.integrity_check import IntegrityCheck
+from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import FILE, Secrets
-from edge_runtime.release.tamper_check import Witness
+from edge_runtime.release.tamper_check import TamperCheck
 from edge_runtime.settings import Settings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
@@ -37,7 +37,7 @@ from edge_runtime.web.server import Server
 log = logging.getLogger("skerry.front")
 
 
-class Agent(Protocol):
+class NodeAgent(Protocol):
     """Keeps the node at its target."""
 
     async def run(self) -> None: ...
@@ -45,7 +45,7 @@ class Agent(Protocol):
     def status(self) -> dict[str, Any]: ...
 
 
-MakeAgent = Callable[[Runtime, Compiler], Agent]
+MakeAgent = Callable[[ReleaseManager, Compiler], NodeAgent]
 
 
 class Front:
@@ -60,12 +60,14 @@ class Front:
             settings.fence,
             code_memory=settings.code_memory,
         )
-        self.processes = Processes(children, state.lock)
-        self.fetches = Fetches(Egress(settings.networks))
+        self.processes = ZygoteClient(children, state.lock)
+        self.fetches = RequestsInFlight(HttpClient(settings.networks))
         self.pool = Pool(settings.limits)
         self.hooks = Hooks(GuestLog(), self.fetches.begin)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
-        self.crew = Crew(self.pool, self.processes, Trials(self.processes, settings.code_memory), self.hooks)
+        self.supervisor = Supervisor(
+            self.pool, self.processes, TrialLoads(self.processes, settings.code_memory), self.hooks
+        )
         self.compiler = Compiler(
             state.artifacts,
             state.aot,
@@ -74,31 +76,33 @@ class Front:
             settings.compile_wait,
             settings.code_memory,
         )
-        self.runtime = Runtime(
+        self.manager = ReleaseManager(
             self.pool,
-            self.crew,
+            self.supervisor,
             self.compiler,
             self.processes,
             self.secrets,
-            Witness(state.path),
+            TamperCheck(state.path),
             flip_limit=settings.flip_limit,
             apply_limit=settings.apply_limit,
         )
         # Room for one more call's transaction in a file of a worker's.
         most = settings.temp_limit - settings.wal_limit
-        self.checkpoints = Checkpoints(self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most)
-        self.hooks.damaged = self.runtime.damaged
-        self.runtime.committing = self.checkpoints.before_release
-        self.runtime.committed = self.checkpoints.after_release
-        self.verification = Verification(self.runtime, self.compiler, self.processes, state.artifacts)
-        self.agent = make_agent(self.runtime, self.compiler) if make_agent is not None else None
+        self.checkpoints = CheckpointSchedule(
+            self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most
+        )
+        self.hooks.damaged = self.manager.damaged
+        self.manager.committing = self.checkpoints.before_release
+        self.manager.committed = self.checkpoints.after_release
+        self.verification = IntegrityCheck(self.manager, self.compiler, self.processes, state.artifacts)
+        self.agent = make_agent(self.manager, self.compiler) if make_agent is not None else None
         self.app = App(settings, self.pool, self.status, Metrics(self.pool, self.processes, self.checkpoints).text)
         self.server = Server(self.app, settings)
         self._status = NodeStatus(
             self.pool,
-            self.crew,
+            self.supervisor,
             self.processes,
-            self.runtime,
+            self.manager,
             self.compiler,
             self.secrets,
             self.verification,
@@ -117,7 +121,7 @@ class Front:
     async def run(self) -> None:
         """Until `stop`.
 
-        Errors: `zygote_client.Unfit`, `stored_release.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup).
+        Errors: `zygote_client.MachineUnfit`, `stored_release.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup).
         """
         settings = self.settings
         self.port = self.server.bind()
@@ -128,7 +132,7 @@ class Front:
                 workers = [
                     group.create_task(work)
                     for work in (
-                        self.crew.run(),
+                        self.supervisor.run(),
                         self.checkpoints.run(),
                         self.fetches.run(),
                         self.compiler.compilations.run(),
@@ -157,12 +161,12 @@ class Front:
     async def _change(self) -> None:
         """Serve the release that the node has, then others and better code for them, until cancelled."""
         # Calls that come before it is known which release they are for wait.
-        await self.runtime.boot()
+        await self.manager.boot()
         log.info("serving on %s port %d", self.settings.address[0], self.port)
         self.ready.set()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.runtime.improve())
-            group.create_task(self.runtime.watch())
+            group.create_task(self.manager.improve())
+            group.create_task(self.manager.watch())
             group.create_task(self.verification.run())
             if self.agent is not None:
                 group.create_task(self.agent.run())

@@ -10,9 +10,9 @@ from prometheus_client.registry import Collector
 
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.targets import TIMES
-from edge_runtime.ipc.zygote_client import Processes
+from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
-from edge_runtime.release.checkpoint_schedule import Checkpoints
+from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 
 _BOUNDS: Final = (*map(str, TIMES), "+Inf")
 _UNKNOWN: Final = ""
@@ -20,7 +20,7 @@ _UNKNOWN: Final = ""
 
 
 class PoolCollector(Collector):
-    def __init__(self, pool: Pool, processes: Processes, checkpoints: Checkpoints) -> None:
+    def __init__(self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule) -> None:
         self._pool = pool
         self._processes = processes
         self._checkpoints = checkpoints
@@ -90,7 +90,7 @@ class PoolCollector(Collector):
 
 
 class Metrics:
-    def __init__(self, pool: Pool, processes: Processes, checkpoints: Checkpoints) -> None:
+    def __init__(self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(PoolCollector(pool, processes, checkpoints))
 

@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.supervisor import Crew
+from edge_runtime.dispatch.supervisor import Supervisor
 from edge_runtime.dispatch.targets import Tally
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Processes
-from edge_runtime.release.checkpoint_schedule import Checkpoints
+from edge_runtime.ipc.zygote_client import ZygoteClient
+from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.release.integrity_check import Verification
-from edge_runtime.release.manager import Runtime
+from edge_runtime.release.integrity_check import IntegrityCheck
+from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import Secrets
 from edge_runtime.web.server import Server
 
@@ -24,13 +24,13 @@ class NodeStatus:
     """The parts of the front that the document tells of."""
 
     pool: Pool
-    supervisor: Crew
-    processes: Processes
-    manager: Runtime
+    supervisor: Supervisor
+    processes: ZygoteClient
+    manager: ReleaseManager
     compiler: Compiler
     secrets: Secrets
-    verification: Verification
-    checkpoints: Checkpoints
+    verification: IntegrityCheck
+    checkpoints: CheckpointSchedule
     server: Server
 
     def document(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from edge_runtime import front, logs
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.release.manager import Runtime
+from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.sandbox import fence
 from edge_runtime.settings import Settings
 
@@ -33,7 +33,7 @@ class Release(msgspec.Struct):
 class Given:
     """In place of the agent."""
 
-    def __init__(self, runtime: Runtime, compiler: Compiler) -> None:
+    def __init__(self, runtime: ReleaseManager, compiler: Compiler) -> None:
         self._runtime = runtime
         self._compiler = compiler
         compiler.best = QUICK

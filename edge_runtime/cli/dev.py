@@ -25,8 +25,7 @@ import orjson
 from msgspec import Struct
 
 from control import wire
-from edge_runtime import files
-from edge_runtime import front as service
+from edge_runtime import files, front
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import Answer, Outcome
@@ -35,7 +34,7 @@ from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.ipc import frames
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.release.manager import Runtime
+from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.settings import Settings
 from edge_runtime.sync.rules import parse_manifest
 
@@ -73,7 +72,7 @@ def run(settings: Settings, *, fresh: bool) -> None:
     guests.propagate = False
     # Each call is told of in any case.
     logging.getLogger("skerry.calls").setLevel(logging.CRITICAL)
-    service.run(settings, lambda runtime, compiler: Driver(settings.state.absolute(), runtime, compiler), _watch)
+    front.run(settings, lambda manager, compiler: Driver(settings.state.absolute(), manager, compiler), _watch)
 
 
 def tell(event: str, **told: Any) -> None:
@@ -89,10 +88,10 @@ class _GuestLog(logging.Handler):
         tell("log", text=record.getMessage())
 
 
-def _watch(front: service.Front) -> None:
+def _watch(made: front.Front) -> None:
     """Tell each call at its end, and leave the processors to builds: no version lasts long enough for better code."""
-    front.compiler.best = QUICK
-    submit = front.app.submit
+    made.compiler.best = QUICK
+    submit = made.app.submit
 
     def submitted(call: Call) -> None:
         began = time.monotonic()
@@ -108,15 +107,15 @@ def _watch(front: service.Front) -> None:
         call.done = ended
         submit(call)
 
-    front.app.submit = submitted
+    made.app.submit = submitted
 
 
 class Driver:
     """In the agent's place: what the node runs comes from stdin."""
 
-    def __init__(self, state: Path, runtime: Runtime, compiler: Compiler) -> None:
+    def __init__(self, state: Path, manager: ReleaseManager, compiler: Compiler) -> None:
         self._artifacts = state / "artifacts"
-        self._runtime = runtime
+        self._manager = manager
         self._compiler = compiler
         self._before = ""
         """sha256 of the artifact that served before: a compiler may still be at it."""
@@ -141,7 +140,7 @@ class Driver:
             except (OSError, msgspec.MsgspecError) as error:
                 tell("failed", code="", message=str(error))
             else:
-                tell("serving", seconds=time.monotonic() - began, schema=self._runtime.inventory.schema_version)
+                tell("serving", seconds=time.monotonic() - began, schema=self._manager.inventory.schema_version)
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.Event().wait()
 
@@ -149,7 +148,7 @@ class Driver:
         """Serve it. Errors: Outdated, ModuleRefused, SyncFailed, OSError; then what served before serves on."""
         changes = self._to_apply(wanted)
         function, size = await asyncio.to_thread(self._function, wanted)
-        serving = self._runtime.release
+        serving = self._manager.release
         number = serving.generation + 1 if serving is not None else 1
         function = msgspec.structs.replace(function, version=number)
         plan = wire.Plan(
@@ -173,12 +172,12 @@ class Driver:
             ],
             remove=[f.name for f in serving.functions if f.name != function.name] if serving is not None else [],
         )
-        await self._runtime.apply(plan, await self._compiler.functions([function]))
+        await self._manager.apply(plan, await self._compiler.functions([function]))
         self._collect(function.sha256)
 
     def _to_apply(self, wanted: Wanted) -> list[wire.PlannedChange]:
         """The changes that the database lacks. Error: Outdated."""
-        applied = {change.number: change.checksum for change in self._runtime.inventory.schema_changes}
+        applied = {change.number: change.checksum for change in self._manager.inventory.schema_changes}
         planned = [
             wire.PlannedChange(change.number, 1, change.name, wire.schema_checksum(change.sql), change.sql)
             for change in wanted.changes

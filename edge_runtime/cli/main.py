@@ -3,7 +3,7 @@
 import click
 
 from edge_runtime.cli.call import call
-from edge_runtime.cli.node import check, join, status
+from edge_runtime.cli.node import check, join_command, status
 from edge_runtime.cli.run import dev, run
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
 
 
-main.add_command(join)
+main.add_command(join_command)
 main.add_command(run)
 main.add_command(dev)
 main.add_command(status)

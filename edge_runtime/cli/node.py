@@ -13,11 +13,10 @@ from typing import Any
 import click
 import orjson
 
-from edge_runtime.cli.run import token as local_token
+from edge_runtime.cli.run import local_token
 from edge_runtime.settings import LISTEN, SettingsError
 from edge_runtime.sync import identity
-from edge_runtime.sync.join import JoinFailed
-from edge_runtime.sync.join import join as join_control
+from edge_runtime.sync.join import JoinFailed, join
 
 STATUS_TIMEOUT = 5.0
 CHECK_TIMEOUT = 120.0
@@ -33,7 +32,7 @@ STATE = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, stable for scripts.")
 
 
-@click.command()
+@click.command("join")
 @STATE
 @click.option("--control", "control_url", required=True, help="https://HOST:PORT of control.")
 @click.option(
@@ -51,7 +50,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, stable 
 )
 @click.option("--again", is_flag=True, help="Exchange the identity that is there already for a new one.")
 @JSON
-def join(
+def join_command(
     state: Path,
     control_url: str,
     token: str,
@@ -72,7 +71,7 @@ def join(
             raise click.BadParameter(f"{label!r} isn't KEY=VALUE", param_hint="--label")
         pairs[key] = value
     try:
-        made = asyncio.run(join_control(state, control_url, token, name or _host_name(), pairs, ca=ca, again=again))
+        made = asyncio.run(join(state, control_url, token, name or _host_name(), pairs, ca=ca, again=again))
     except JoinFailed as failed:
         raise fail(failed.code, failed.message, as_json) from None
     if as_json:

@@ -93,7 +93,7 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
         if given[name] is None:
             del given[name]
     try:
-        settings = Settings(state=state, token=token(), **given)
+        settings = Settings(state=state, token=local_token(), **given)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     with _told():
@@ -124,7 +124,7 @@ def dev(state: Path, listen: str, secrets: Path | None, fresh: bool) -> None:
         dev.run(settings, fresh=fresh)
 
 
-def token() -> str:
+def local_token() -> str:
     """From the environment alone: other users can see a command's flags."""
     file = os.environ.get("SKERRY_EDGE_TOKEN_FILE")
     if not file:
@@ -143,10 +143,10 @@ def _told() -> Iterator[None]:
     except* (StateUnfit, SettingsError, identity.NotJoined, ImportError) as group:
         raise click.ClickException(str(_first(group))) from None
     except* Exception as group:
-        from edge_runtime.ipc.zygote_client import Unfit
+        from edge_runtime.ipc.zygote_client import MachineUnfit
         from edge_runtime.release.stored_release import DatabaseUnfit
 
-        known, _ = group.split((Unfit, DatabaseUnfit))
+        known, _ = group.split((MachineUnfit, DatabaseUnfit))
         if known is not None:
             raise click.ClickException(str(_first(known))) from None
         raise

@@ -185,7 +185,7 @@ class Pool:
         if queue.target is not None and queue.target.breaker is call.target.breaker:
             self.again(self.queues.clear(queue))
 
-    # What links tell: `worker_link.Pool`
+    # What links tell: `worker_link.Owner`
 
     def freed(self, link: WorkerLink, job: Job, *, stale: bool) -> None:
         """A worker has done its first job."""

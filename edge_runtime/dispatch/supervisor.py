@@ -11,14 +11,14 @@ import msgspec
 
 from edge_runtime.dispatch.call import Call, Order
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.trial_load import LoadFailed, Trials
+from edge_runtime.dispatch.trial_load import LoadFailed, TrialLoads
 from edge_runtime.dispatch.watchdog import Watchdog
 from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
-from edge_runtime.ipc.zygote_client import NotBorn, Processes
+from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 
-__all__ = ["Crew", "LoadFailed"]
+__all__ = ["LoadFailed", "Supervisor"]
 
 log = logging.getLogger("skerry.crew")
 
@@ -41,10 +41,10 @@ LOAD_TRIES: Final = 3
 _decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
 
 
-class Crew:
+class Supervisor:
     """`run` must be running."""
 
-    def __init__(self, pool: Pool, processes: Processes, trials: Trials, hooks: Hooks) -> None:
+    def __init__(self, pool: Pool, processes: ZygoteClient, trials: TrialLoads, hooks: Hooks) -> None:
         self._pool = pool
         self._hooks = hooks
         self._watchdog = Watchdog(pool)

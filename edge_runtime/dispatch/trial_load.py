@@ -11,7 +11,7 @@ import msgspec
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.ipc.zygote_client import NotBorn, Processes, decode_failure
+from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
 
 LIMIT: Final = 120.0
 """Seconds for all functions together."""
@@ -25,8 +25,8 @@ class LoadFailed(CodedError):
     """Functions can't be loaded: `code` is stable."""
 
 
-class Trials:
-    def __init__(self, processes: Processes, code_memory: int) -> None:
+class TrialLoads:
+    def __init__(self, processes: ZygoteClient, code_memory: int) -> None:
         """`code_memory`: bytes that a worker has for the functions that it has loaded."""
         self._processes = processes
         self._code_memory = code_memory

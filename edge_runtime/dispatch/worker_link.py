@@ -35,7 +35,7 @@ _MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED, frames.DA
 """Kinds of frames about a call that goes on."""
 
 
-class Pool(Protocol):
+class Owner(Protocol):
     """What a link tells the pool. No method may raise: the socket's frames would be left half read."""
 
     def freed(self, link: "WorkerLink", job: Job, *, stale: bool) -> None:
@@ -64,7 +64,7 @@ class Hooks:
 
 
 class WorkerLink:
-    def __init__(self, child: Child, page: memoryview, pool: Pool, hooks: Hooks) -> None:
+    def __init__(self, child: Child, page: memoryview, owner: Owner, hooks: Hooks) -> None:
         """`page` is the memory that the front and its workers share."""
         self.child = child
         self.jobs: deque[Job] = deque()
@@ -94,7 +94,7 @@ class WorkerLink:
         self.ended: asyncio.Future[None] = loop.create_future()
         self._page = page
         self._claims = Claims(page, child.slot)
-        self._pool = pool
+        self._owner = owner
         self._hooks = hooks
         self._loop = loop
         self._sock = child.sock
@@ -139,7 +139,7 @@ class WorkerLink:
         taken = [job for job in jobs if isinstance(job, Call) and job is not jobs[0] and self._claims.take(job.id)]
         if taken:
             self.jobs = deque(job for job in jobs if job not in taken)
-        self._pool.requeue(self, taken)
+        self._owner.requeue(self, taken)
 
     def seen(self) -> progress_page.Seen:
         """Read how far the worker has come."""
@@ -209,7 +209,7 @@ class WorkerLink:
         now = time.monotonic()
         took, self.since = now - self.since, now
         # First, so that the next call goes out in the same write as the others that come together.
-        self._pool.freed(self, job, stale=kind == frames.STALE)
+        self._owner.freed(self, job, stale=kind == frames.STALE)
         if isinstance(job, Order):
             if not job.answer.done():
                 job.answer.set_result(frames.Frame(job.id, kind, head, bytes(body)))
@@ -266,7 +266,7 @@ class WorkerLink:
                 running = job
             else:
                 waiting.append(job)
-        self._pool.lost(self, running, waiting, seen)
+        self._owner.lost(self, running, waiting, seen)
 
     # The socket
 

@@ -114,7 +114,7 @@ class Resolver(AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class Egress:
+class HttpClient:
     """An open session, as an asynchronous context manager. A worker asks for one request at a time, so there are
     never more than workers."""
 

@@ -5,17 +5,17 @@ import logging
 
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.worker_link import WorkerLink
-from edge_runtime.egress.http_client import Egress
+from edge_runtime.egress.http_client import HttpClient
 from edge_runtime.ipc import frames, http_messages
 from edge_runtime.ipc.http_messages import NotFetched
 
 log = logging.getLogger("skerry.egress")
 
 
-class Fetches:
+class RequestsInFlight:
     """Requests are made while `run` runs."""
 
-    def __init__(self, egress: Egress) -> None:
+    def __init__(self, egress: HttpClient) -> None:
         self._egress = egress
         self._group: asyncio.TaskGroup | None = None
         self._waiting: set[WorkerLink] = set()

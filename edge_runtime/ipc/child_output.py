@@ -24,7 +24,7 @@ _PIECE: Final = 65_536
 """Bytes read at once, and the longest line."""
 
 
-class Voice:
+class ChildOutput:
     """One pipe; `write` is the descriptor that the zygote inherits, and is closed here by `started`."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from edge_runtime.ipc import births, frames, progress_page
 from edge_runtime.ipc.births import ChildKind
-from edge_runtime.ipc.child_output import Voice
+from edge_runtime.ipc.child_output import ChildOutput
 
 log = logging.getLogger("skerry.processes")
 
@@ -33,7 +33,7 @@ FRAME_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of an answer: an inventory's, at most."""
 
 
-class Unfit(Exception):
+class MachineUnfit(Exception):
     """No guest can run on this machine as it is; the message says why and what to do."""
 
 
@@ -109,7 +109,7 @@ class Child:
         return bytes(parts)
 
 
-class Processes:
+class ZygoteClient:
     """Makes children. `run` must be running beside."""
 
     PROGRAM: ClassVar[str] = "edge_runtime.children.zygote"
@@ -141,7 +141,7 @@ class Processes:
         return progress_page.read(self.page, slot)
 
     async def run(self) -> None:
-        """Keep a zygote alive until cancelled. Error: `Unfit`, where the first one is."""
+        """Keep a zygote alive until cancelled. Error: `MachineUnfit`, where the first one is."""
         failures = 0
         try:
             while True:
@@ -216,7 +216,7 @@ class Processes:
         with contextlib.ExitStack() as unless_started:
             unless_started.callback(ours.close)
             with theirs:
-                voice = Voice()
+                voice = ChildOutput()
                 unless_started.callback(voice.close)
                 try:
                     process = self._exec(theirs.fileno(), voice.write)
@@ -300,7 +300,7 @@ class Processes:
                     self._starting.reschedule(None)
                 case births.Unfit(text):
                     if not self._fit:
-                        ended.set_exception(Unfit(text))
+                        ended.set_exception(MachineUnfit(text))
                         return
                     # The machine was fit, and will be again: it is short of something, or is being upgraded.
                     log.error("a new zygote can't run guests now: %s", text)

@@ -17,7 +17,7 @@ import msgspec
 from edge_runtime import wal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
+from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
 from edge_runtime.wal import Index, Pressure
 
 log = logging.getLogger("skerry.checkpoints")
@@ -68,10 +68,10 @@ def may_step(index: Index, frames_a_second: float) -> bool:
     return index.frames - index.backfilled <= max(FEW, frames_a_second * STEP)
 
 
-class Checkpoints:
+class CheckpointSchedule:
     """`run` must be running while calls are."""
 
-    def __init__(self, processes: Processes, pool: Pool, database: Path, limit: int, most: int) -> None:
+    def __init__(self, processes: ZygoteClient, pool: Pool, database: Path, limit: int, most: int) -> None:
         """`limit`: bytes of the log from which on calls wait, or are refused, not counting what releases wrote; `most`:
         likewise, counting that."""
         self._processes = processes

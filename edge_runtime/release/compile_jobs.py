@@ -14,7 +14,7 @@ import msgspec
 from edge_runtime.aot_cache import AotFile, install, key, make_work_folder
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
+from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
 from edge_runtime.settings import processors
 
 log = logging.getLogger("skerry.compiler")
@@ -35,8 +35,8 @@ class _Job:
         self.task: asyncio.Task[AotFile]
 
 
-class Compilations:
-    def __init__(self, artifacts: Path, folder: Path, processes: Processes, limit: float) -> None:
+class CompileJobs:
+    def __init__(self, artifacts: Path, folder: Path, processes: ZygoteClient, limit: float) -> None:
         """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that somebody waits for."""
         self._artifacts = artifacts
         self._folder = folder

@@ -12,8 +12,8 @@ import msgspec
 from edge_runtime.aot_cache import BEST, QUICK, AotFile, Damaged, discard_damaged, key, locate, memory_estimate, verify
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
-from edge_runtime.ipc.zygote_client import Processes
-from edge_runtime.release.compile_jobs import Compilations
+from edge_runtime.ipc.zygote_client import ZygoteClient
+from edge_runtime.release.compile_jobs import CompileJobs
 
 log = logging.getLogger("skerry.compiler")
 
@@ -28,7 +28,7 @@ class Compiler:
         self,
         artifacts: Path,
         folder: Path,
-        processes: Processes,
+        processes: ZygoteClient,
         limit: float,
         wait: float,
         code_memory: int = 256 * 1024 * 1024,
@@ -39,7 +39,7 @@ class Compiler:
         self._folder = folder
         self._wait = wait
         self._code_memory = code_memory
-        self.compilations = Compilations(artifacts, folder, processes, limit)
+        self.compilations = CompileJobs(artifacts, folder, processes, limit)
         self.best = BEST
         """The level that functions get to in the background."""
         self._known: dict[tuple[str, int], AotFile] = {}

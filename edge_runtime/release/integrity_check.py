@@ -11,9 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import NotBorn, Processes
+from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 from edge_runtime.release.compiler import Compiler
-from edge_runtime.release.manager import Runtime
+from edge_runtime.release.manager import ReleaseManager
 
 log = logging.getLogger("skerry.verification")
 
@@ -27,10 +27,10 @@ LIMIT: Final = 43_200.0
 _decode_verified: Final = msgspec.json.Decoder(frames.Verified).decode
 
 
-class Verification:
+class IntegrityCheck:
     """`run` it beside a runtime that has booted."""
 
-    def __init__(self, runtime: Runtime, compiler: Compiler, processes: Processes, artifacts: Path) -> None:
+    def __init__(self, runtime: ReleaseManager, compiler: Compiler, processes: ZygoteClient, artifacts: Path) -> None:
         self._runtime = runtime
         self._compiler = compiler
         self._processes = processes

@@ -20,15 +20,15 @@ import msgspec
 from control import faults, wire
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.release_gate import settled
-from edge_runtime.dispatch.supervisor import Crew, LoadFailed
+from edge_runtime.dispatch.supervisor import LoadFailed, Supervisor
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
-from edge_runtime.ipc.zygote_client import Child, NotBorn, Processes, decode_failure
+from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
 from edge_runtime.release import stored_release
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.secrets import Secrets
-from edge_runtime.release.tamper_check import Witness, after
+from edge_runtime.release.tamper_check import TamperCheck, after
 
 log = logging.getLogger("skerry.flip")
 
@@ -43,27 +43,27 @@ COMMIT_LIMIT: Final = 30.0
 _decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
 
 
-class Runtime:
+class ReleaseManager:
     """The node's release. `boot` comes first; one change at a time."""
 
     def __init__(
         self,
         pool: Pool,
-        crew: Crew,
+        supervisor: Supervisor,
         compiler: Compiler,
-        processes: Processes,
+        processes: ZygoteClient,
         secrets: Secrets,
-        witness: Witness,
+        tamper_check: TamperCheck,
         *,
         flip_limit: float,
         apply_limit: float,
     ) -> None:
         self._pool = pool
-        self._crew = crew
+        self._supervisor = supervisor
         self._compiler = compiler
         self._processes = processes
         self._secrets = secrets
-        self._witness = witness
+        self._tamper_check = tamper_check
         self._flip_limit = flip_limit
         self._apply_limit = apply_limit
         self._one = asyncio.Lock()
@@ -116,7 +116,7 @@ class Runtime:
                 return
             if stored.release is not None:
                 if stored.durable:
-                    await asyncio.to_thread(self._witness.settle, stored)
+                    await asyncio.to_thread(self._tamper_check.settle, stored)
                 for failure in self._secrets.lacking(stored.release.functions).values():
                     log.error("%s", failure.message)
                 functions = await self._compiler.available(stored.release.functions)
@@ -196,17 +196,17 @@ class Runtime:
                 inventory = await self._flip(plan, release, serial)
             except BaseException as error:
                 if self._pool.serial != serial:
-                    self._crew.forget(serial)
+                    self._supervisor.forget(serial)
                 if self._forged is None:
                     self._pool.let_go()
                 if isinstance(error, SyncFailed):
                     error.held = time.monotonic() - started
                     if self._stored.durable:
-                        await asyncio.to_thread(self._witness.settle, self._stored)
+                        await asyncio.to_thread(self._tamper_check.settle, self._stored)
                 raise
             self._changed.set()
             if self._stored.durable:
-                await asyncio.to_thread(self._witness.settle, self._stored)
+                await asyncio.to_thread(self._tamper_check.settle, self._stored)
             return inventory
 
     async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
@@ -269,7 +269,7 @@ class Runtime:
                 raise SyncFailed(failure.code, failure.message)
         self.committed()
         faults.reach("edge.sync.swap.before")
-        self._crew.swap(serial)
+        self._supervisor.swap(serial)
         self._stored = stored
         self._forged = self._untold = None
         # Fetched or looked at again, each of them.
@@ -309,16 +309,16 @@ class Runtime:
     async def _announce(self, stored: frames.Stored) -> None:
         """Have the witness know what the libsql file will hold. Error: SyncFailed."""
         try:
-            await asyncio.to_thread(self._witness.announce, self._stored, stored)
+            await asyncio.to_thread(self._tamper_check.announce, self._stored, stored)
         except OSError as error:
             code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
-            text = f"{self._witness.path} can't be written: {error}. Look at the disk, then `skerry node retry`."
+            text = f"{self._tamper_check.path} can't be written: {error}. Look at the disk, then `skerry node retry`."
             raise SyncFailed(code, text) from None
 
     def _believe(self, stored: frames.Stored) -> None:
         """See whether the libsql file says what was committed; else nothing of it is served, and calls wait. Error:
         SyncFailed."""
-        if self._witness.confirms(stored):
+        if self._tamper_check.confirms(stored):
             return
         text = (
             "The node's libsql file doesn't say what was last committed there: its record of functions, grants and "
@@ -369,14 +369,14 @@ class Runtime:
         assert stored.release is not None  # noqa: S101
         release = msgspec.structs.replace(stored.release, functions=functions)
         # A node that starts serves what it can; one that serves keeps what it has rather than lose a function.
-        self._crew.swap(await self._load(release, whole=self._pool.serial != 0))
+        self._supervisor.swap(await self._load(release, whole=self._pool.serial != 0))
         self._stored = frames.Stored(release, stored.inventory, stored.durable)
 
     async def _load(self, release: LocalRelease, *, whole: bool = True) -> int:
         """Have the workers load a release, with the secrets as the file has them now. Error: LoadFailed."""
         functions = release.functions
         secrets, lacking = self._secrets.of(functions), self._secrets.lacking(functions)
-        return await self._crew.load(release, secrets, lacking, whole=whole)
+        return await self._supervisor.load(release, secrets, lacking, whole=whole)
 
     def damaged(self, sha256: str) -> None:
         """The compiled code of an artifact is damaged: make it again."""

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import NotBorn, Processes, decode_failure
+from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
 
 log = logging.getLogger("skerry.flip")
 
@@ -23,7 +23,7 @@ class DatabaseUnfit(Exception):
     """No worker can open the libsql file; the message says why and what to do."""
 
 
-async def stored(processes: Processes) -> frames.Stored:
+async def stored(processes: ZygoteClient) -> frames.Stored:
     """What the libsql file says. Error: DatabaseUnfit."""
     why, tries = "", 0
     while tries < TRIES:
@@ -47,7 +47,7 @@ async def stored(processes: Processes) -> frames.Stored:
     raise DatabaseUnfit(f"no worker could say which release the libsql file holds: {why}")
 
 
-async def until_answered(processes: Processes) -> frames.Stored:
+async def until_answered(processes: ZygoteClient) -> frames.Stored:
     """The same, for as long as it takes."""
     while True:
         try:

@@ -61,7 +61,7 @@ def after(inventory: wire.Inventory, plan: wire.Plan) -> wire.Inventory:
     )
 
 
-class Witness:
+class TamperCheck:
     """`witness.json` in the state directory. Kept there is one digest, or two while a COMMIT is under way: a kill at
     any moment leaves one that fits."""
 

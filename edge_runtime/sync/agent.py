@@ -19,11 +19,11 @@ from control import faults, wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import capabilities, identity, rules
 from edge_runtime.sync.artifacts import Artifacts
-from edge_runtime.sync.attempt import Compiler, Runtime, Superseded, Sync, text
+from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, Sync, text
 from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Outbox
-from edge_runtime.sync.rules import Failure
+from edge_runtime.sync.rules import FailedSync
 
 ROTATE_AFTER = timedelta(days=30)
 """Age of a credential at which the node asks for another."""
@@ -49,7 +49,7 @@ class Agent:
         state: Path,
         who: Identity,
         runtime: Runtime,
-        compiler: Compiler,
+        compiler: ArtifactCompiler,
         *,
         rotate_after: timedelta = ROTATE_AFTER,
         jitter: Callable[[], float] = random.random,
@@ -69,7 +69,7 @@ class Agent:
         self._report_wanted = False
         self._quick = 0
         self._troubles = 0
-        self._failed: Failure | None = None
+        self._failed: FailedSync | None = None
         self._problem: dict[str, str | None] | None = None
         self._next_attempt: datetime | None = None
         self._heard_at: datetime | None = None
@@ -311,13 +311,13 @@ class Agent:
             raise
         faults.reach("edge.sync.report.after")
 
-    def _failure_update(self, failed: Failure) -> wire.SyncUpdate:
+    def _failure_update(self, failed: FailedSync) -> wire.SyncUpdate:
         error = wire.SyncError(failed.code[:64], failed.message[:2000])
         return wire.SyncUpdate(
             status="failed", error=error, retry_at=failed.retry_at, inventory=self._runtime.inventory
         )
 
-    def _fail(self, generation: int, error: SyncFailed) -> Failure:
+    def _fail(self, generation: int, error: SyncFailed) -> FailedSync:
         failed = self._failed = rules.failure(self._failed, generation, error, self._now(), self._jitter())
         log.error(
             "the sync to generation %d failed (%s): %s; next attempt at %s",

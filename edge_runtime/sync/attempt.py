@@ -44,7 +44,7 @@ class Runtime(Protocol):
         ...
 
 
-class Compiler(Protocol):
+class ArtifactCompiler(Protocol):
     """Makes AOT files of artifacts that are on disk."""
 
     async def functions(
@@ -67,7 +67,7 @@ class Sync:
     """`run` it once."""
 
     def __init__(
-        self, plan: wire.Plan, runtime: Runtime, compiler: Compiler, artifacts: Artifacts, client: Client
+        self, plan: wire.Plan, runtime: Runtime, compiler: ArtifactCompiler, artifacts: Artifacts, client: Client
     ) -> None:
         self._plan = plan
         self._runtime = runtime

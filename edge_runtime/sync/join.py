@@ -40,7 +40,7 @@ class JoinFailed(CodedError):
     """The node has not joined. Nothing that it had before is lost."""
 
 
-class Attempt(Struct):
+class JoinAttempt(Struct):
     """What is kept on disk from before the token is sent until the identity is there."""
 
     id: str
@@ -167,15 +167,15 @@ async def _fetch_authority(base: URL, fingerprint: str) -> str:
     )
 
 
-def _attempt(work: Path, asked: str) -> Attempt:
+def _attempt(work: Path, asked: str) -> JoinAttempt:
     """The attempt that is on disk, if it was for the same token, control and name; else a new one, kept there."""
     file = work / "attempt.json"
     digest = hashlib.sha256(asked.encode()).hexdigest()
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-        kept = msgspec.json.decode(file.read_bytes(), type=Attempt)
+        kept = msgspec.json.decode(file.read_bytes(), type=JoinAttempt)
         if kept.asked == digest:
             return kept
-    made = Attempt(str(uuid4()), digest)
+    made = JoinAttempt(str(uuid4()), digest)
     files.write(file, msgspec.json.encode(made))
     return made
 

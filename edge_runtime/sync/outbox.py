@@ -24,7 +24,7 @@ class Waiting(Struct):
     update: wire.SyncUpdate
 
 
-class Attempt(Struct):
+class BegunSync(Struct):
     """A sync that was begun. If it is still there at a start, the node's process ended in the middle of it."""
 
     sync_id: str
@@ -67,16 +67,16 @@ class Outbox:
         if self._file.exists():
             files.remove(self._file)
 
-    def begun(self) -> Attempt | None:
+    def begun(self) -> BegunSync | None:
         """The attempt that didn't come to its end."""
-        return _read(self._attempt, Attempt)
+        return _read(self._attempt, BegunSync)
 
     def begin(self, plan: wire.Plan) -> None:
         """A sync begins. Not synced to disk: a process that ends leaves it there, and a power failure may forget it."""
         earlier = self.begun()
         same = earlier is not None and earlier.generation == plan.generation
         crashes = earlier.crashes + 1 if earlier is not None and same else 0
-        attempt = Attempt(plan.sync_id, plan.generation, plan.release_number, crashes)
+        attempt = BegunSync(plan.sync_id, plan.generation, plan.release_number, crashes)
         files.make_folder(self._attempt.parent)
         self._attempt.write_bytes(msgspec.json.encode(attempt))
 

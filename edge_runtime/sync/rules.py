@@ -39,7 +39,7 @@ AOT_GROWTH = 6
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedSync:
     """The generation that the node failed to reach, how often in a row, and when it will try again by itself."""
 
     generation: int
@@ -62,16 +62,18 @@ def backoff(attempts: int, jitter: float, base: float, cap: float) -> float:
     return min(cap, base * 2.0 ** min(attempts - 1, 32)) * (1.0 - jitter / 4)
 
 
-def failure(previous: Failure | None, generation: int, error: SyncFailed, now: datetime, jitter: float) -> Failure:
+def failure(
+    previous: FailedSync | None, generation: int, error: SyncFailed, now: datetime, jitter: float
+) -> FailedSync:
     """What follows from one more failed sync; another generation than the last one's starts to count anew."""
     same = previous is not None and previous.generation == generation
     attempts = previous.attempts + 1 if previous is not None and same else 1
     cost = min(HELD_CAP, error.held * HELD_FACTOR) * (1.0 - jitter / 4)
     wait = timedelta(seconds=max(cost, backoff(attempts, jitter, RETRY_BASE, RETRY_CAP)))
-    return Failure(generation, attempts, now + wait, error.code, error.message, now)
+    return FailedSync(generation, attempts, now + wait, error.code, error.message, now)
 
 
-def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: float) -> Failure | None:
+def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: float) -> FailedSync | None:
     """What follows from `crashes` processes in a row that ended in the middle of a sync to the same generation.
 
     One may be a person's or the machine's doing, and the sync is simply done again. From `CRASHES` on the release is
@@ -81,15 +83,15 @@ def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: 
         return None
     wait = timedelta(seconds=backoff(crashes - CRASHES + 1, jitter, RETRY_BASE, RETRY_CAP))
     text = f"the node's process ended {crashes} times in the middle of the sync to release {release}; see its log"
-    return Failure(generation, crashes, retry_at=now + wait, code="node_crashed", message=text, at=now)
+    return FailedSync(generation, crashes, retry_at=now + wait, code="node_crashed", message=text, at=now)
 
 
-def told(failed: Failure | None, now: datetime) -> wire.FailedGeneration | None:
+def told(failed: FailedSync | None, now: datetime) -> wire.FailedGeneration | None:
     """What the next poll says of a failed generation: nothing once its time has come, so that control plans it."""
     return failed.told() if failed is not None and not failed.due(now) else None
 
 
-def hold(failed: Failure | None, now: datetime) -> float:
+def hold(failed: FailedSync | None, now: datetime) -> float:
     """How long the next poll may be held: not past the moment at which a failed generation is due again, and not at
     all once it is, so that it is known at once whether control still wants it."""
     if failed is None:
@@ -97,7 +99,7 @@ def hold(failed: Failure | None, now: datetime) -> float:
     return max(0.0, min(HOLD, (failed.retry_at - now).total_seconds()))
 
 
-def pause_before(failed: Failure | None, generation: int, now: datetime) -> float:
+def pause_before(failed: FailedSync | None, generation: int, now: datetime) -> float:
     """Seconds before a plan that control gave is begun: it is obeyed at once, but never in a hot loop."""
     if failed is None or failed.generation != generation:
         return 0.0

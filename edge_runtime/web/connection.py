@@ -14,7 +14,7 @@ from control import wire
 from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.errors import title_of
 from edge_runtime.settings import Settings
-from edge_runtime.web.parser import PIECE, Exchange, Memory, Requests
+from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 
 HEAD_WAIT: Final = 10.0
 """Seconds that a request's head may take to come, and a connection to begin."""
@@ -44,7 +44,7 @@ STATUS_LINES: Final = [f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode
 log = logging.getLogger("skerry.front")
 
 
-class App(Protocol):
+class RequestHandler(Protocol):
     """What answers requests."""
 
     def admit(self, asked: Exchange) -> Refusal | None:
@@ -60,9 +60,9 @@ class App(Protocol):
 class Shared:
     """What the connections of a server have in common."""
 
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: RequestHandler, settings: Settings) -> None:
         self.app = app
-        self.memory = Memory(settings.body_memory, settings.body_limit)
+        self.memory = BodyMemory(settings.body_memory, settings.body_limit)
         self.body_wait = settings.body_wait
         self.answer_memory = settings.answer_memory
         self.live: set[Connection] = set()

@@ -89,7 +89,7 @@ class Exchange:
         """Both are the application's."""
 
 
-class Memory:
+class BodyMemory:
     """What all request bodies together may take, and one of them."""
 
     def __init__(self, limit: int, body_limit: int) -> None:
@@ -102,7 +102,7 @@ class Memory:
 class Requests:
     """Of one connection: `feed` puts those that have come into `exchanges`, whose reader takes them out."""
 
-    def __init__(self, memory: Memory, admit: Callable[[Exchange], Refusal | None]) -> None:
+    def __init__(self, memory: BodyMemory, admit: Callable[[Exchange], Refusal | None]) -> None:
         """`admit` is asked when a head has come: what is wrong with it?"""
         self.exchanges: deque[Exchange] = deque()
         """In their order; the last may be incomplete."""

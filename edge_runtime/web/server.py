@@ -12,7 +12,7 @@ from typing import Final
 
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import Settings, SettingsError
-from edge_runtime.web.connection import App, Connection, Shared
+from edge_runtime.web.connection import Connection, RequestHandler, Shared
 from edge_runtime.web.listener import Listener
 
 KEPT: Final = 64
@@ -33,7 +33,7 @@ _libc: Final = ctypes.CDLL(None)
 
 
 class Server:
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: RequestHandler, settings: Settings) -> None:
         self.shared = Shared(app, settings)
         self._settings = settings
         self._socket: socket.socket | None = None

@@ -124,8 +124,8 @@ async def test_a_release_whose_commit_failed(state: Path, failing: FailingCalls,
         if fails == "the sync":
             await edge.release({**FUNCTIONS, "echo": guest("echo")})
     async with node(state) as edge:
-        assert edge.front.runtime.error() is None
-        release = edge.front.runtime.release
+        assert edge.front.manager.error() is None
+        release = edge.front.manager.release
         assert release is not None
         assert release.number == (3 if fails == "the sync" else 1)
         assert (await edge.call("reader", b'{"sql":"SELECT 1"}'))[0] == 200
@@ -149,6 +149,6 @@ async def test_a_release_that_came_back_is_served(tmp_path: Path, state: Path, f
     assert found is not None
     assert found.number == 2, "the test wants the release to come back"
     async with node(state) as edge:
-        assert edge.front.runtime.error() is None
-        assert edge.front.runtime.release is not None
-        assert edge.front.runtime.release.number == 2
+        assert edge.front.manager.error() is None
+        assert edge.front.manager.release is not None
+        assert edge.front.manager.release.number == 2

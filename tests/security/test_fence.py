@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.zygote_client import Child, Processes
+from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.profiles import CHILD_KINDS, ChildKind
 from edge_runtime.state import State
@@ -34,7 +34,7 @@ ORDINARY = 65_534
 GIB = 1024**3
 
 
-class TakenOver(Processes):
+class TakenOver(ZygoteClient):
     PROGRAM = "tests.support.taken_over"
 
 
@@ -67,7 +67,7 @@ class Place:
     """A state directory and the zygote there, whose children are taken over."""
 
     state: State
-    processes: Processes
+    processes: ZygoteClient
 
     @contextlib.asynccontextmanager
     async def victim(
@@ -84,7 +84,7 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def zygote(state: State) -> AsyncIterator[Processes]:
+async def zygote(state: State) -> AsyncIterator[ZygoteClient]:
     processes = TakenOver(frames.ChildSettings(str(state.path), "NORMAL", fence="required"), state.lock)
     running = asyncio.ensure_future(processes.run())
     try:

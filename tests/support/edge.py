@@ -48,7 +48,7 @@ class Node:
         Error: SyncFailed.
         """
         plan, local = self.plan(functions, changes, version=version)
-        inventory = await self.front.runtime.apply(plan, await self.front.compiler.functions(local))
+        inventory = await self.front.manager.apply(plan, await self.front.compiler.functions(local))
         self.changes = [*self.changes, *plan.schema_changes]
         return inventory
 
@@ -142,7 +142,7 @@ async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterat
                 connector = aiohttp.TCPConnector(limit=0)
                 base = f"http://127.0.0.1:{front.port}"
                 async with aiohttp.ClientSession(base, connector=connector, auto_decompress=False) as http:
-                    release = front.runtime.release
+                    release = front.manager.release
                     made = Node(front, state, http, release.generation if release is not None else 0)
                     try:
                         await until(lambda: len(made.workers()) == settings["workers"])

@@ -142,7 +142,7 @@ async def test_what_functions_log_is_bounded_and_told(
 
 
 async def test_what_children_print_is_bounded_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    heard = child_output.Voice()
+    heard = child_output.ChildOutput()
     heard._budget = logs.Budget(50_000, 1)
 
     def flood() -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from edge_runtime import threads
-from edge_runtime.ipc.zygote_client import NotBorn, Processes
+from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 from edge_runtime.settings import SettingsError
 from edge_runtime.web.listener import Listener
 from edge_runtime.web.server import KEPT, KEPT_PER_WORKER
@@ -27,7 +27,7 @@ def no_forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """While this file exists, no process can be made."""
     file = tmp_path / "no-forks"
     monkeypatch.setenv("SKERRY_NO_FORKS", str(file))
-    monkeypatch.setattr(Processes, "PROGRAM", "tests.support.failing_forks")
+    monkeypatch.setattr(ZygoteClient, "PROGRAM", "tests.support.failing_forks")
     return file
 
 
@@ -36,7 +36,7 @@ async def test_a_new_zygote_that_is_short_of_memory_does_not_end_the_node(
 ) -> None:
     short = tmp_path / "short"
     monkeypatch.setenv("SKERRY_UNFIT", str(short))
-    monkeypatch.setattr(Processes, "PROGRAM", "tests.support.unfit_zygotes")
+    monkeypatch.setattr(ZygoteClient, "PROGRAM", "tests.support.unfit_zygotes")
     async with node(tmp_path / "state", queue_wait=60.0) as edge:
         await edge.release({"echo": guest("echo")})
         short.touch()
@@ -65,15 +65,15 @@ async def test_a_failed_fork_costs_no_more_than_its_worker(
         zygote = edge.front.processes.pid
         one = min(edge.workers())
         os.kill(one, signal.SIGKILL)
-        await until(lambda: bool(edge.front.crew.trouble))
+        await until(lambda: bool(edge.front.supervisor.trouble))
         assert (await edge.call("echo", b"one is left"))[2] == b"one is left"
-        assert edge.front.status()["workers"]["error"] == edge.front.crew.trouble
-        assert "Resource temporarily unavailable" in edge.front.crew.trouble
+        assert edge.front.status()["workers"]["error"] == edge.front.supervisor.trouble
+        assert "Resource temporarily unavailable" in edge.front.supervisor.trouble
         # With none left calls wait, and are answered when there is one again.
         await kill_all(edge)
         waiting = asyncio.ensure_future(edge.call("echo", b"waited"))
         await until(lambda: edge.front.pool.waiting == 1)
-        await until(lambda: edge.front.crew._misses > 5)
+        await until(lambda: edge.front.supervisor._misses > 5)
         with pytest.raises(NotBorn, match="Resource temporarily unavailable"):
             await edge.front.processes.birth("applier", patience=0.2)
         no_forks.unlink()
@@ -90,16 +90,16 @@ async def test_a_failed_fork_costs_no_more_than_its_worker(
 async def test_a_zygote_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with node(tmp_path / "state", queue_wait=60.0) as edge:
         await edge.release({"echo": guest("echo")})
-        right, attempts = Processes._exec, 0
+        right, attempts = ZygoteClient._exec, 0
 
-        def fail(self: Processes, control: int, output: int) -> Any:
+        def fail(self: ZygoteClient, control: int, output: int) -> Any:
             nonlocal attempts
             attempts += 1
             if attempts <= 3:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return right(self, control, output)
 
-        monkeypatch.setattr(Processes, "_exec", fail)
+        monkeypatch.setattr(ZygoteClient, "_exec", fail)
         files = len(os.listdir("/proc/self/fd"))
         os.kill(edge.front.processes.pid, signal.SIGKILL)
         await until(lambda: attempts == 4)
@@ -115,9 +115,9 @@ async def test_a_child_that_comes_without_its_descriptor_is_not_born(
     """As where the front has no descriptor left for it: the kernel then leaves it out."""
     async with node(tmp_path / "state") as edge:
         await edge.release({"echo": guest("echo")})
-        right, left_out = Processes._born, 0
+        right, left_out = ZygoteClient._born, 0
 
-        def lose(self: Processes, number: int, pid: int, descriptors: list[int]) -> None:
+        def lose(self: ZygoteClient, number: int, pid: int, descriptors: list[int]) -> None:
             nonlocal left_out
             if left_out < 2:
                 left_out += 1
@@ -126,7 +126,7 @@ async def test_a_child_that_comes_without_its_descriptor_is_not_born(
                 descriptors = []
             right(self, number, pid, descriptors)
 
-        monkeypatch.setattr(Processes, "_born", lose)
+        monkeypatch.setattr(ZygoteClient, "_born", lose)
         await kill_all(edge)
         await until(lambda: len(edge.workers()) == 2 and len(edge.spares()) == 1)
         assert left_out == 2

@@ -11,7 +11,7 @@ from control import wire
 from edge_runtime import files
 from edge_runtime.sync import identity
 from edge_runtime.sync.identity import Identity, NotJoined
-from edge_runtime.sync.outbox import Attempt, Outbox, Waiting
+from edge_runtime.sync.outbox import BegunSync, Outbox, Waiting
 
 WHO = Identity("id", "edge-1", "default", "https://control:8443", "skn_old", datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -94,9 +94,9 @@ def test_attempts_that_come_to_no_end_are_counted_for_one_generation(tmp_path: P
     assert Outbox(tmp_path).begun() is None
     for crashes in range(3):
         Outbox(tmp_path).begin(plan(1))
-        assert Outbox(tmp_path).begun() == Attempt("sync-1", 1, 1, crashes)
+        assert Outbox(tmp_path).begun() == BegunSync("sync-1", 1, 1, crashes)
     Outbox(tmp_path).begin(plan(2))
-    assert Outbox(tmp_path).begun() == Attempt("sync-2", 2, 2, 0)
+    assert Outbox(tmp_path).begun() == BegunSync("sync-2", 2, 2, 0)
     Outbox(tmp_path).end()
     Outbox(tmp_path).end()
     assert Outbox(tmp_path).begun() is None

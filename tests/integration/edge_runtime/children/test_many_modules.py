@@ -18,7 +18,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.zygote_client import NotBorn
 from edge_runtime.release import compile_jobs, manager
-from edge_runtime.release.compile_jobs import Compilations
+from edge_runtime.release.compile_jobs import CompileJobs
 from tests.guests.build import guest
 from tests.support.edge import BACKGROUND, Node, node, until
 
@@ -44,7 +44,7 @@ async def test_functions_that_need_more_memory_than_there_is_all_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the interpreter, as on a node that has lost its compiled code; at a start, too."""
-    monkeypatch.setattr(Compilations, "_child", never)
+    monkeypatch.setattr(CompileJobs, "_child", never)
     settings = {**LITTLE, "workers": 1, "compile_wait": 0.001}
     async with node(tmp_path / "state", **settings) as edge:
         await edge.release({f"m{n}": module(n, SIZE) for n in range(MANY)})
@@ -70,12 +70,12 @@ async def test_what_can_not_fit_is_refused_before_anything_is_changed(tmp_path: 
         path = edge.state.artifacts / f"{big.sha256}.wasm"
         (echo,) = await edge.front.compiler.functions([echo])
         with pytest.raises(SyncFailed) as failed:
-            await edge.front.runtime.apply(plan, [echo, msgspec.structs.replace(big, wasm=str(path))])
+            await edge.front.manager.apply(plan, [echo, msgspec.structs.replace(big, wasm=str(path))])
         assert failed.value.code == "function_too_large"
         assert "64 MiB" in failed.value.message
         assert (await edge.call("echo", b"on"))[2] == b"on"
-        assert edge.front.runtime.release is not None
-        assert edge.front.runtime.release.number == 1
+        assert edge.front.manager.release is not None
+        assert edge.front.manager.release.number == 1
         assert edge.front.pool.deaths == 0
 
 
@@ -188,7 +188,7 @@ async def test_damaged_code_of_what_is_too_large_for_the_interpreter_is_made_aga
         damaged = code.with_suffix(".new")
         damaged.write_bytes(whole[:-1] + b"x")
         damaged.replace(code)
-        edge.front.runtime.damaged(function.sha256)
+        edge.front.manager.damaged(function.sha256)
         await until(lambda: code.exists() and code.read_bytes() == whole, BACKGROUND)
         await until(lambda: not edge.front.compiler._damaged, BACKGROUND)
         assert (await edge.call("large"))[0] == 200
@@ -202,9 +202,9 @@ async def test_a_shortage_while_code_is_made_passes(
     """What can't be compiled for want of room or a process is compiled later."""
     monkeypatch.setattr(manager, "POSTPONED", 0.2)
     monkeypatch.setattr(compile_jobs, "TRIES", 1)
-    real, tries, short = Compilations._child, 0, asyncio.Event()
+    real, tries, short = CompileJobs._child, 0, asyncio.Event()
 
-    async def child(self: Compilations, *given: Any) -> Any:
+    async def child(self: CompileJobs, *given: Any) -> Any:
         nonlocal tries
         tries += 1
         if tries > 1:
@@ -212,7 +212,7 @@ async def test_a_shortage_while_code_is_made_passes(
         await short.wait()
         raise error
 
-    monkeypatch.setattr(Compilations, "_child", child)
+    monkeypatch.setattr(CompileJobs, "_child", child)
     async with node(tmp_path / "state", compile_wait=0.001) as edge:
         await edge.release({"echo": guest("echo")})
         assert not served(edge)[0].aot
@@ -238,11 +238,11 @@ async def test_a_function_whose_loading_ends_its_process_is_refused(
         functions = await edge.front.compiler.functions(local)
         monkeypatch.setattr(edge.front.processes, "birth", killed)
         with pytest.raises(SyncFailed, match=f"env ended, {trial_load.TRIES} times") as failed:
-            await edge.front.runtime.apply(plan, functions)
+            await edge.front.manager.apply(plan, functions)
         assert failed.value.code == "module_load_crashed"
         assert (await edge.call("echo", b"on"))[2] == b"on"
 
 
 def served(edge: Node) -> list[LocalFunction]:
-    assert edge.front.runtime.release is not None
-    return edge.front.runtime.release.functions
+    assert edge.front.manager.release is not None
+    return edge.front.manager.release.functions

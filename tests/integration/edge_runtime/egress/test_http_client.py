@@ -17,7 +17,7 @@ from control import wire
 from control.local import pki
 from control.web import tls
 from edge_runtime.egress import http_client
-from edge_runtime.egress.http_client import Egress, is_own, reachable
+from edge_runtime.egress.http_client import HttpClient, is_own, reachable
 from edge_runtime.guests import http_json
 from edge_runtime.ipc.http_messages import NotFetched
 
@@ -89,12 +89,12 @@ def grant(*hosts: str, **more: Any) -> wire.HttpGrant:
     return wire.HttpGrant(list(hosts), **{"methods": ("GET", "POST", "HEAD"), "time_limit_ms": 10_000, **more})
 
 
-async def fetch(made: Egress, allowed: wire.HttpGrant, url: str, **more: Any) -> Any:
+async def fetch(made: HttpClient, allowed: wire.HttpGrant, url: str, **more: Any) -> Any:
     _, parcel = http_json.to_front(orjson.dumps({"url": url, **more}))
     return orjson.loads(http_json.to_guest(await made.fetch(allowed, parcel)))
 
 
-async def failure(made: Egress, allowed: wire.HttpGrant | None, url: str, **more: Any) -> NotFetched:
+async def failure(made: HttpClient, allowed: wire.HttpGrant | None, url: str, **more: Any) -> NotFetched:
     with pytest.raises(NotFetched) as error:
         await made.fetch(allowed, http_json.to_front(orjson.dumps({"url": url, **more}))[1])
     assert str(error.value)
@@ -104,7 +104,7 @@ async def failure(made: Egress, allowed: wire.HttpGrant | None, url: str, **more
 async def test_nothing_goes_along_but_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with server() as port, Egress() as made:
+    async with server() as port, HttpClient() as made:
         base = f"http://127.0.0.1:{port}"
         allowed = grant(base)
         for _ in range(2):
@@ -128,7 +128,7 @@ async def test_nothing_goes_along_but_what_was_asked(monkeypatch: pytest.MonkeyP
 
 
 async def test_no_redirect_is_followed_and_nothing_is_unpacked() -> None:
-    async with server() as port, Egress() as made:
+    async with server() as port, HttpClient() as made:
         base = f"http://127.0.0.1:{port}"
         got = await fetch(made, grant(base), f"{base}/redirect")
         assert got["status"] == 302
@@ -137,7 +137,7 @@ async def test_no_redirect_is_followed_and_nothing_is_unpacked() -> None:
 
 
 async def test_sizes_and_times_have_bounds() -> None:
-    async with server() as port, Egress() as made:
+    async with server() as port, HttpClient() as made:
         base = f"http://127.0.0.1:{port}"
         assert len((await fetch(made, grant(base, response_bytes=BIG), f"{base}/big"))["body"]["$blob"]) > BIG
         assert (await failure(made, grant(base, response_bytes=BIG - 1), f"{base}/big")).code == "http_too_large"
@@ -175,7 +175,7 @@ async def words(answer: bytes) -> AsyncIterator[int]:
 )
 async def test_what_is_told_of_a_failure_has_neither_the_url_nor_the_answer_in_it(answer: bytes) -> None:
     """A key in a URL's query would else be in a plug-in's error, which goes to its caller and into the log."""
-    async with words(answer) as port, Egress() as made:
+    async with words(answer) as port, HttpClient() as made:
         base = f"http://127.0.0.1:{port}"
         error = await failure(made, grant(base), f"{base}/?key=SECRET")
         assert error.code == "http_failed"
@@ -184,11 +184,11 @@ async def test_what_is_told_of_a_failure_has_neither_the_url_nor_the_answer_in_i
 
 async def test_headers_are_utf8_both_ways() -> None:
     told = b"HTTP/1.1 200 OK\r\nX-A: \xc3\xa9\xe2\x82\xac\r\nX-B: \xe9\r\nContent-Length: 0\r\n\r\n"
-    async with words(told) as port, Egress() as made:
+    async with words(told) as port, HttpClient() as made:
         base = f"http://127.0.0.1:{port}"
         got = await fetch(made, grant(base), base)
         assert got["headers"] == [["x-a", "é€"], ["x-b", "é"], ["content-length", "0"]]
-    async with server() as port, Egress() as made:
+    async with server() as port, HttpClient() as made:
         base = f"http://127.0.0.1:{port}"
         got = await fetch(made, grant(base), base, headers=[["X-A", "é€"]])
         assert ["X-A", "é€"] in orjson.loads(got["body"])["headers"]
@@ -206,7 +206,7 @@ async def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(http_client.socket, "getaddrinfo", nowhere)
     async with server() as port:
         pass
-    async with Egress() as made:
+    async with HttpClient() as made:
         base = f"http://127.0.0.1:{port}"
         assert (await failure(made, grant(base), f"{base}/")).code == "http_failed"
         for name in ("x.invalid", "a..invalid", f"{'a' * 70}.invalid"):
@@ -219,9 +219,9 @@ async def test_certificates_are_checked(tmp_path: Path) -> None:
     trusting = ssl.create_default_context(cafile=str(keys.ca))
     async with server(tls.server_context(keys.certificate, keys.key)) as port:
         url, allowed = f"https://localhost:{port}/x", grant(f"localhost:{port}")
-        async with Egress(tls=trusting) as made:
+        async with HttpClient(tls=trusting) as made:
             assert (await fetch(made, allowed, url))["status"] == 200
-        async with Egress() as made:
+        async with HttpClient() as made:
             assert (await failure(made, allowed, url)).code == "http_failed"
 
 
@@ -235,12 +235,12 @@ async def test_a_name_leads_to_public_addresses_alone(monkeypatch: pytest.Monkey
     monkeypatch.setattr(http_client.socket, "getaddrinfo", lying)
     async with server() as port:
         url, allowed = f"http://evil.example:{port}/", grant(f"http://*.example:{port}", f"http://evil.example:{port}")
-        async with Egress() as made:
+        async with HttpClient() as made:
             error = await failure(made, allowed, url)
             assert (error.code, error.denied) == ("not_granted", "http_address")
-        async with Egress([ipaddress.ip_network("127.0.0.0/8")]) as made:
+        async with HttpClient([ipaddress.ip_network("127.0.0.0/8")]) as made:
             assert (await fetch(made, allowed, url))["status"] == 200
-        async with Egress() as made:
+        async with HttpClient() as made:
             local = f"http://localhost:{port}"
             assert (await fetch(made, grant(local), f"{local}/"))["status"] == 200
 

@@ -54,7 +54,7 @@ async def test_an_artifact_that_was_damaged_is_not_interpreted(tmp_path: Path) -
         made = await edge.front.compiler.functions(local)
         Path(made[0].code[0]).write_bytes(guest("env"))
         with pytest.raises(SyncFailed) as failed:
-            await edge.front.runtime.apply(plan, made)
+            await edge.front.manager.apply(plan, made)
         assert failed.value.code == "function_unloadable"
 
 

@@ -27,7 +27,7 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
     async with node(tmp_path / "state", compile_wait=60.0) as edge:
         function = (project.module.read_bytes(), project.manifest)
         await edge.release({"notes": function}, projects.schema(project))
-        await until(lambda: edge.front.runtime.release.functions[0].aot, 120.0)
+        await until(lambda: edge.front.manager.release.functions[0].aot, 120.0)
 
         async def call(method: str, query: str, body: bytes = b"") -> tuple[int, object]:
             status, headers, answer = await edge.call(f"notes{query}", body, method)

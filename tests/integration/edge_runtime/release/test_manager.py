@@ -116,12 +116,12 @@ async def test_the_database_is_the_judge(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_a_change_that_fails_leaves_the_old_release(tmp_path: Path) -> None:
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)
-        before = edge.front.runtime.inventory
+        before = edge.front.manager.inventory
         with pytest.raises(SyncFailed) as failed:
             await edge.release(functions(2), ["UPDATE generation SET number = 2", "INSERT INTO nothing VALUES (1)"])
         assert failed.value.code == "schema_change_failed"
         assert await numbers(edge) == (1, 1)
-        assert edge.front.runtime.inventory == before
+        assert edge.front.manager.inventory == before
         await edge.release(functions(2), ["UPDATE generation SET number = 2"])
         assert await numbers(edge) == (2, 2)
 
@@ -133,7 +133,7 @@ async def test_a_module_that_cant_be_loaded_leaves_the_old_release(tmp_path: Pat
         made = await edge.front.compiler.functions(local)
         Path(made[0].code[0]).write_bytes(b"not what was compiled")
         with pytest.raises(SyncFailed) as failed:
-            await edge.front.runtime.apply(plan, made)
+            await edge.front.manager.apply(plan, made)
         assert failed.value.code == "function_unloadable"
         assert await numbers(edge) == (1, 1)
 
@@ -152,7 +152,7 @@ async def test_a_release_that_takes_too_long_is_undone(tmp_path: Path) -> None:
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)
         # From here on: the first release may take its time.
-        edge.front.runtime._apply_limit = 0.3
+        edge.front.manager._apply_limit = 0.3
         with pytest.raises(SyncFailed) as failed:
             await edge.release(functions(2), [endless])
         assert failed.value.code == "apply_timeout"
@@ -204,7 +204,7 @@ async def test_an_applier_that_is_killed(tmp_path: Path, faults: Faults, point: 
             expected = (1, 1)
         assert await numbers(edge) == expected
         assert set(await asyncio.gather(*callers)) <= {(1, 1), (2, 2)}
-        assert edge.front.runtime.inventory.schema_version == len(FIRST) + (expected == (2, 2))
+        assert edge.front.manager.inventory.schema_version == len(FIRST) + (expected == (2, 2))
         assert (await edge.call("sql", b'{"sql":"SELECT 1"}'))[0] == 200
     async with node(tmp_path / "state") as again:
         assert await numbers(again) == expected
@@ -234,7 +234,7 @@ async def test_a_node_starts_with_the_release_that_its_file_has(tmp_path: Path) 
             path.write_bytes(damage) if damage else path.unlink()
         async with node(state) as again:
             assert await numbers(again) == (1, 1)
-            release = again.front.runtime.release
+            release = again.front.manager.release
             assert release is not None
             assert (release.number, release.generation, release.schema_version) == (1, 1, len(FIRST))
 
@@ -244,7 +244,7 @@ async def test_a_function_whose_artifact_is_lost_costs_the_others_nothing(tmp_pa
     state = tmp_path / "state"
     async with node(state) as edge:
         await edge.release(functions(1), FIRST)
-        release = edge.front.runtime.release
+        release = edge.front.manager.release
         assert release is not None
         lost = next(f.sha256 for f in release.functions if f.name == "slow")
     (state / "artifacts" / f"{lost}.wasm").unlink()
@@ -255,12 +255,12 @@ async def test_a_function_whose_artifact_is_lost_costs_the_others_nothing(tmp_pa
         async with node(state, **settings) as again:
             assert await numbers(again) == (1, 1)
             assert await again.problem("slow") == (503, "function_uncompiled")
-            release = again.front.runtime.release
+            release = again.front.manager.release
             assert release is not None
             if settings:
                 await until(
                     lambda front=again.front: all(
-                        front.compiler.is_best(f) for f in front.runtime.release.functions if f.name != "slow"
+                        front.compiler.is_best(f) for f in front.manager.release.functions if f.name != "slow"
                     ),
                     BACKGROUND,
                 )
@@ -281,7 +281,7 @@ async def test_the_best_compiled_code_takes_over_without_a_failed_call(tmp_path:
                 await asyncio.sleep(0.005)  # which leaves a processor to the compiler, too
         assert calls > 0
         assert (await edge.call("echo", b"after"))[2] == b"after"
-        release = edge.front.runtime.release
+        release = edge.front.manager.release
         assert release is not None
         await until(lambda: all(link.serials == {edge.front.pool.serial} for link in edge.front.pool.links))
 
@@ -291,7 +291,7 @@ async def test_a_damaged_aot_file_is_made_again(tmp_path: Path) -> None:
     """A new worker finds it damaged; the others serve on from what they have loaded."""
     async with node(tmp_path / "state", best=BEST) as edge:
         await edge.release({"echo": guest("echo")})
-        release = edge.front.runtime.release
+        release = edge.front.manager.release
         assert release is not None
         await until(lambda: edge.front.pool.serial == 2, BACKGROUND)
         for path in edge.state.aot.glob("*.so"):

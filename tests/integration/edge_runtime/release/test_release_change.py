@@ -138,7 +138,7 @@ async def test_a_release_waits_for_no_worker_in_the_middle_of_a_long_call(tmp_pa
         calling = asyncio.ensure_future(lines(edge, "reads", held.request()))
         await held.reached()
         (busy,) = (link for link in edge.front.pool.links if link.jobs)
-        crew = edge.front.crew
+        crew = edge.front.supervisor
         async with asyncio.timeout(60):
             second = await crew.load(again(edge, 2), {}, {})
         assert second not in busy.serials

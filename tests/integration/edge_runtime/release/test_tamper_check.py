@@ -13,9 +13,9 @@ import pytest
 from control import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import Stored
-from edge_runtime.ipc.zygote_client import Processes
+from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.release import manager, stored_release
-from edge_runtime.release.tamper_check import FILE, Witness
+from edge_runtime.release.tamper_check import FILE, TamperCheck
 from edge_runtime.sql import database
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -43,15 +43,15 @@ async def test_a_front_that_ended_right_after_a_commit(tmp_path: Path, monkeypat
         await edge.release(functions(1), FIRST)
         before = (state / "db", tmp_path / "before")
         with monkeypatch.context() as patched:
-            patched.setattr(Witness, "settle", lambda *_: None)
-            announced = Witness.announce
+            patched.setattr(TamperCheck, "settle", lambda *_: None)
+            announced = TamperCheck.announce
 
-            def announce(self: Witness, now: Stored, following: Stored) -> None:
+            def announce(self: TamperCheck, now: Stored, following: Stored) -> None:
                 announced(self, now, following)
                 with contextlib.closing(sqlite3.connect(state / database.FILE)) as opened:
                     opened.execute(f"VACUUM INTO '{before[1]}'")
 
-            patched.setattr(Witness, "announce", announce)
+            patched.setattr(TamperCheck, "announce", announce)
             await edge.release(functions(2))
         kept = (state / FILE).read_bytes()
     async with node(state) as edge:
@@ -102,7 +102,7 @@ async def test_a_node_of_a_version_that_kept_no_witness_has_one_after_its_start(
 async def test_what_an_applier_says_is_not_what_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)
-        before = edge.front.runtime.inventory
+        before = edge.front.manager.inventory
         told = manager._decode_inventory
 
         def lie(body: bytes) -> wire.Inventory:
@@ -113,7 +113,7 @@ async def test_what_an_applier_says_is_not_what_is_believed(tmp_path: Path, monk
             await edge.release(functions(2))
         assert failed.value.code == "database_unverified"
         assert await number(edge) == 1
-        assert edge.front.runtime.inventory == before
+        assert edge.front.manager.inventory == before
 
 
 async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monke
         (folder / "edge.commit.before").write_text("kill")
         stored = stored_release.stored
 
-        async def forged(processes: Processes) -> Stored:
+        async def forged(processes: ZygoteClient) -> Stored:
             found = await stored(processes)
             assert found.release is not None
             return Stored(msgspec.structs.replace(found.release, generation=77), found.inventory)
@@ -136,7 +136,7 @@ async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monke
             with pytest.raises(SyncFailed) as failed:
                 await edge.release(functions(2))
         assert failed.value.code == "database_unverified"
-        assert edge.front.runtime.release is None
+        assert edge.front.manager.release is None
         calling = asyncio.ensure_future(number(edge))
         await asyncio.sleep(0.1)
         assert not calling.done()
@@ -170,7 +170,7 @@ async def test_a_witness_that_cannot_be_written_leaves_the_old_release(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patched:
-            patched.setattr(Witness, "announce", full)
+            patched.setattr(TamperCheck, "announce", full)
             with pytest.raises(SyncFailed, match=r"witness\.json can't be written") as failed:
                 await edge.release(functions(2))
         assert failed.value.code == "disk_full"

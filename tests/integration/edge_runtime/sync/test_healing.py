@@ -105,16 +105,16 @@ async def test_damaged_compiled_code_is_noticed_and_made_again(control: Control,
         await first_release(control)
         await answers(node, 1)
         await node.until(lambda s: s["at_target"] and s["functions"][0]["best"], BACKGROUND)
-        release = node.front.runtime.release
+        release = node.front.manager.release
         assert release is not None
         code = Path(release.functions[0].aot)
         with code.open("r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"x")
         await node.front.verification.check()
-        await until(lambda: node.front.runtime.release is not release, BACKGROUND)
+        await until(lambda: node.front.manager.release is not release, BACKGROUND)
         await node.until(lambda s: s["functions"][0]["best"], BACKGROUND)
-        again = node.front.runtime.release
+        again = node.front.manager.release
         assert again is not None
         verify(code, again.functions[0].aot_digest)
         await answers(node, 1)
@@ -136,7 +136,7 @@ async def test_a_forged_release_is_not_served_and_told_and_replaced(
         await push(control, 2)
         await answers(node, 2)
         await control.until(lambda n: n["at_target"])
-        release = node.front.runtime.release
+        release = node.front.manager.release
     forge(tmp_path)
     await control.stop()
     async with edge(tmp_path) as node:
@@ -156,7 +156,7 @@ async def test_a_forged_release_is_not_served_and_told_and_replaced(
     # What it serves after another start is what was released.
     async with edge(tmp_path) as node:
         await answers(node, 2)
-        found = node.front.runtime.release
+        found = node.front.manager.release
         assert release is not None
         assert found is not None
         assert found.generation == release.generation

@@ -10,7 +10,7 @@ import pytest
 
 from control import wire
 from edge_runtime.dispatch.targets import Tally
-from edge_runtime.egress.in_flight import Fetches
+from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import frames, http_messages
 from edge_runtime.ipc.http_messages import NotFetched
@@ -68,7 +68,7 @@ class FakeCall:
 
 @contextlib.asynccontextmanager
 async def running(egress: FakeEgress) -> AsyncIterator[Any]:
-    fetches: Any = Fetches(egress)  # type: ignore[arg-type]
+    fetches: Any = RequestsInFlight(egress)  # type: ignore[arg-type]
     task = asyncio.ensure_future(fetches.run())
     await asyncio.sleep(0)
     try:

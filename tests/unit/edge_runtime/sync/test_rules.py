@@ -11,7 +11,7 @@ from control import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.files import DISK_RESERVE
 from edge_runtime.sync import rules
-from edge_runtime.sync.rules import Failure
+from edge_runtime.sync.rules import FailedSync
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 JITTER = st.floats(0, 1, exclude_max=True)
@@ -49,7 +49,7 @@ def test_backoff_stays_between_three_quarters_of_its_step_and_the_cap(
 
 
 def test_a_failed_generation_waits_five_seconds_and_ten_and_at_last_five_minutes() -> None:
-    failed: Failure | None = None
+    failed: FailedSync | None = None
     waits = []
     for _ in range(10):
         failed = rules.failure(failed, 7, ERROR, NOW, 0.0)
@@ -61,7 +61,7 @@ def test_a_failed_generation_waits_five_seconds_and_ten_and_at_last_five_minutes
 def test_an_attempt_that_kept_calls_waiting_is_made_again_much_later(held: float, jitter: float, before: int) -> None:
     """However often it fails, calls are kept waiting for less than a tenth of the time; the wait has an end."""
     error = SyncFailed("apply_timeout", "it took too long")
-    previous = Failure(7, before, NOW, "c", "m", NOW)
+    previous = FailedSync(7, before, NOW, "c", "m", NOW)
     quick = rules.failure(previous, 7, error, NOW, jitter).retry_at
     error.held = held
     slow = rules.failure(previous, 7, error, NOW, jitter).retry_at
@@ -77,7 +77,7 @@ def test_another_generation_starts_to_count_anew() -> None:
 
 @given(st.integers(0, 400), st.integers(-10, 400))
 def test_a_poll_tells_the_failure_until_it_is_due_and_is_not_held_past_that(wait: int, later: int) -> None:
-    failed = Failure(3, 1, NOW + timedelta(seconds=wait), "c", "m", NOW)
+    failed = FailedSync(3, 1, NOW + timedelta(seconds=wait), "c", "m", NOW)
     now = NOW + timedelta(seconds=later)
     told, hold = rules.told(failed, now), rules.hold(failed, now)
     assert hold <= rules.HOLD
@@ -96,7 +96,7 @@ def test_without_a_failure_a_poll_is_held_as_long_as_control_holds() -> None:
 
 @given(st.floats(-3600, 3600))
 def test_a_plan_for_another_generation_is_begun_at_once_and_the_failed_one_never_in_a_hot_loop(ago: float) -> None:
-    failed = Failure(3, 1, NOW + timedelta(seconds=300), "c", "m", NOW - timedelta(seconds=ago))
+    failed = FailedSync(3, 1, NOW + timedelta(seconds=300), "c", "m", NOW - timedelta(seconds=ago))
     assert rules.pause_before(failed, 4, NOW) == 0
     assert rules.pause_before(None, 3, NOW) == 0
     pause = rules.pause_before(failed, 3, NOW)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.dispatch.outcomes import Refusal
-from edge_runtime.web.parser import HEAD_BYTES, PIECE, PIPELINED, Exchange, Memory, Requests
+from edge_runtime.web.parser import HEAD_BYTES, PIECE, PIPELINED, BodyMemory, Exchange, Requests
 
 HOST = b"host: localhost\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"transfer-encoding: chunked\r\n\r\n"
@@ -24,7 +24,7 @@ class Asked(NamedTuple):
 
 
 def reader(limit: int = 1 << 30, body_limit: int = 1 << 20, refusal: Refusal | None = None) -> Requests:
-    return Requests(Memory(limit, body_limit), lambda asked: refusal)
+    return Requests(BodyMemory(limit, body_limit), lambda asked: refusal)
 
 
 def body(asked: Exchange) -> bytes:
@@ -231,7 +231,7 @@ def test_small_chunks_are_put_together_and_large_ones_are_not_copied() -> None:
 
 
 def test_bodies_are_counted_one_by_one_and_together() -> None:
-    memory = Memory(1000, 600)
+    memory = BodyMemory(1000, 600)
     first, second, third = (Requests(memory, lambda asked: None) for _ in range(3))
     first.feed(CHUNKED + b"258\r\n" + b"x" * 600)
     assert memory.held == 600
@@ -261,7 +261,7 @@ def test_a_fault_of_ours_is_no_request_that_is_refused() -> None:
     def fail(asked: Exchange) -> None:
         raise KeyError(asked.path)
 
-    requests = Requests(Memory(1 << 30, 1 << 20), fail)
+    requests = Requests(BodyMemory(1 << 30, 1 << 20), fail)
     with pytest.raises(HttpParserCallbackError) as caught:
         requests.feed(b"GET /a HTTP/1.1\r\n" + HOST + b"\r\n")
     assert isinstance(caught.value.__context__, KeyError)

@@ -1,0 +1,54 @@
+"""A call goes one way through the front: at most five modules, and at most two returns to one that it has passed."""
+
+from pathlib import Path
+
+from tests.guests.build import guest
+from tests.support.call_path import Way, recording
+from tests.support.edge import Node, node, until
+
+BEGINS = ("Connection._advance", "WorkerLink._readable")
+"""A whole request becomes a call; and the worker's words about it come in. What comes before isn't the call's way: how
+bytes become an `Exchange` (`web.parser`), and who may ask (`App.admit`)."""
+GOING_IN = ["web.connection", "web.app", "dispatch.pool", "dispatch.worker_link"]
+
+
+async def calm(edge: Node) -> None:
+    """Until the worker and the spare one are there and have loaded what they must: nothing else comes in between."""
+    links = edge.front.pool.links
+
+    def are_ready() -> bool:
+        return len(links) == 2 and all(k.usable and not k.jobs and k.ordered == k.serials for k in links)
+
+    await until(are_ready)
+
+
+def stays(way: Way) -> list[str]:
+    return [name.removeprefix("edge_runtime.") for name in way.stays]
+
+
+async def test_a_call_that_is_answered(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"echo": guest("echo")})
+        assert (await edge.call("echo", b"first"))[2] == b"first"
+        await calm(edge)
+        with recording("edge_runtime", begins=BEGINS) as way:
+            assert (await edge.call("echo", b"second"))[2] == b"second"
+        # The pool comes first, so that the next call goes out in the same write; the counts are kept by a leaf.
+        assert stays(way) == [*GOING_IN, "dispatch.pool", "dispatch.call", "web.connection"], way
+        assert len(way.modules) <= 5, way
+        assert way.returns <= 2, way
+
+
+async def test_a_call_whose_worker_is_ended(tmp_path: Path) -> None:
+    """The watchdog has ended it: the pool requeues what waits and hands over the call that ran, whose way goes on."""
+    async with node(tmp_path / "state", workers=1) as edge:
+        await edge.release({"loop": (guest("loop"), {"time_limit_ms": 50})})
+        await calm(edge)
+        with recording("edge_runtime", begins=BEGINS) as way:
+            assert await edge.problem("loop") == (504, "time_limit")
+        # Behind the call's end comes what a new worker says.
+        passed = stays(way)[: stays(way).index("web.connection", 1) + 1]
+        assert passed[:6] == [*GOING_IN, "dispatch.pool", "dispatch.worker_deaths"], way
+        assert passed[6:9] == ["dispatch.outcomes", "dispatch.targets", "dispatch.breaker"], way
+        assert passed.count("dispatch.worker_link") == 1, way
+        assert len(passed) - len(set(passed)) <= 2, way
