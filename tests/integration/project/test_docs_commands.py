@@ -97,7 +97,9 @@ def run_blocks(told: list[Block], up: Up, folder: Path) -> None:
     edge = json.loads((up.home / "cli.json").read_text("utf-8"))["edge"].removeprefix("http://")
     script = folder / ".blocks.sh"
     current = folder / ".block"
-    lines = ["set -e -o pipefail"]
+    # The page before may have left a release on its way.
+    settled = "for try in {1..60}; do skerry status --check >/dev/null 2>&1 && break; sleep 0.5; done"
+    lines = ["set -e -o pipefail", settled]
     for block in told:
         lines += [f"printf '%s' '{block}' >.block", block.text.replace(EDGE, edge)]
     script.write_text("\n".join(lines))
