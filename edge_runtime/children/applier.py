@@ -27,6 +27,7 @@ from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
 from edge_runtime.sql.database import Database, DatabaseOpenError
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import ChangeRow, NumberRow, ReleaseRow
 from edge_runtime.sql.session import Session, code_of, failed_commit
 from edge_runtime.wasmedge import Damaged, WasmEdgeError
 
@@ -140,14 +141,14 @@ def commit(opened: Database) -> None:
 
 def _to_apply(opened: Database, plan: wire.Plan, afresh: bool) -> list[wire.PlannedChange]:
     """The plan's changes that the file lacks. Those it has already (an answer that was lost) must be the same ones."""
-    release = opened.rows(_READ_RELEASE)
-    if release and not afresh and plan.generation < release[0][2]:
+    release = opened.read(ReleaseRow, _READ_RELEASE)
+    if release and not afresh and plan.generation < release[0].generation:
         raise SyncFailed(
             "generation_lower",
-            f"The plan is of generation {plan.generation}, and the file is at {release[0][2]} already; was control's "
-            "metadata restored from a backup? Make a new release.",
+            f"The plan is of generation {plan.generation}, and the file is at {release[0].generation} already; was "
+            "control's metadata restored from a backup? Make a new release.",
         )
-    applied = {number: (revision, checksum) for number, revision, checksum in opened.rows(_READ_CHANGES)}
+    applied = {number: (revision, checksum) for number, revision, checksum in opened.read(ChangeRow, _READ_CHANGES)}
     version = start = max(applied, default=0)
     lacking = []
     for change in plan.schema_changes:
@@ -221,8 +222,9 @@ def _check_room(opened: Database, change: wire.PlannedChange) -> None:
     move it there."""
     if opened.path is None:
         return
-    ((pages,),), ((page,),) = opened.rows("PRAGMA page_count"), opened.rows("PRAGMA page_size")
-    needed = pages * page - opened.path.stat().st_size
+    pages = opened.read(NumberRow, "PRAGMA page_count")[0].value
+    page_bytes = opened.read(NumberRow, "PRAGMA page_size")[0].value
+    needed = pages * page_bytes - opened.path.stat().st_size
     disk = os.statvfs(opened.path.parent)
     free = disk.f_bavail * disk.f_frsize
     if needed > 0 and needed + DISK_RESERVE > free:

@@ -18,8 +18,10 @@ import msgspec
 from edge_runtime.ipc import frames
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
-from edge_runtime.sql.database import Database, WriterLock
+from edge_runtime.sql.database import Database
+from edge_runtime.sql.rows import CheckpointRow
 from edge_runtime.sql.session import code_of
+from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 
 _PRAGMAS: Final = {
     "passive": "PRAGMA wal_checkpoint(PASSIVE)",
@@ -62,7 +64,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
 
 def connect(path: Path) -> Database:
     """Open the file by Python's own SQLite. Raises: sqlite3.Error, OSError."""
-    lock = WriterLock.open(path.with_name(database.LOCK_NAME))
+    lock = WriterLock.open(path.with_name(LOCK_NAME))
     try:
         opened = Database(sqlite3.connect(path, timeout=database.BUSY_MS / 1000, isolation_level=None), lock, path)
         # What is moved is on disk before the log may begin anew.
@@ -88,8 +90,8 @@ def checkpoint(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointe
 
 
 def _run(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
-    ((busy, found, backfilled),) = opened.rows(_PRAGMAS[asked.mode])
-    return frames.Checkpointed(bool(busy), found, backfilled)
+    row = opened.read(CheckpointRow, _PRAGMAS[asked.mode])[0]
+    return frames.Checkpointed(bool(row.busy), row.log, row.checkpointed)
 
 
 def settle(opened: Database) -> None:

@@ -1,1 +1,7 @@
-"""Runs without a node, behind the fence: is a module or schema change fit, one call. Start with check."""
+"""Programs that run once, without a node, behind the fence: the check of a module or of a schema change, and a single
+call of a module.
+
+Control's upload check and the CLI start them as child processes, because their input is hostile. May import `children`,
+`guests`, `sql`, `sandbox`, `wasmedge`, `ipc`, `aot_cache` and `control.wire`. Start with `check` and `single_call`,
+each a program; `check_schema` is `check`'s second command, and the other modules are their parts.
+"""

@@ -1,21 +1,21 @@
-"""`python -m edge_runtime.oneshot.check`: would a node accept this? Run in a child process: its input is hostile.
+"""`python -m edge_runtime.oneshot.check`: would a node accept this module or schema change? Run it as a child process,
+because its input is hostile.
 
     module FILE [--size-limit BYTES] [--memory-pages PAGES]
-    schema …                                               (check_schema.py)
+    schema                                                 (see check_schema.py)
 
-Prints one JSON object, `{"ok": true, …}` or `{"ok": false, "code": …, "message": …}`, and exits 0 for both; `unfenced`
-in it names the pieces of its fence that this machine lacks. 2 is a wrong call; anything else means that the check
-itself crashed on what it was given.
+It prints one JSON object, `{"ok": true, …}` or `{"ok": false, "code": …, "message": …}`, and exits with status 0 for
+both; `unfenced` in the object lists the parts of the fence that this machine lacks. Status 2 is a wrong command line;
+any other end means that the check itself crashed on its input.
 """
 
 import argparse
-import dataclasses
 import hashlib
 import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import orjson
 
@@ -27,26 +27,53 @@ FILE_BYTES = 256 * 1024 * 1024
 DATA_BYTES = 4 * 1024 * 1024 * 1024
 
 
-def check_module(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> dict[str, Any]:
-    """What a node needs to know of a module. Error: ModuleRefused."""
-    found = detect(wasm, size_limit=size_limit, pages_limit=pages_limit)
-    _validate(wasm, found)
-    return {"size": len(wasm), "sha256": hashlib.sha256(wasm).hexdigest(), **dataclasses.asdict(found)}
+class CheckedModule(TypedDict):
+    """What a node needs to know of a module that it can run: its size in bytes, its digest, and as `Detected`."""
+
+    size: int
+    sha256: str
+    abi: str
+    memory_pages: int
+    memory_maximum: int | None
+    sql: bool
+    start: bool
 
 
-def _validate(wasm: bytes, found: Detected) -> None:
-    """WasmEdge's own verdict, function bodies included."""
+def check_module(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> CheckedModule:
+    """Return what a node needs to know of a module, as the answer's fields.
+
+    Raises: ModuleRefused, when no node can run the module.
+    """
+    detected = detect(wasm, size_limit=size_limit, pages_limit=pages_limit)
+    _validate(wasm, detected)
+    return CheckedModule(
+        size=len(wasm),
+        sha256=hashlib.sha256(wasm).hexdigest(),
+        abi=detected.abi,
+        memory_pages=detected.memory_pages,
+        memory_maximum=detected.memory_maximum,
+        sql=detected.sql,
+        start=detected.start,
+    )
+
+
+def _validate(wasm: bytes, detected: Detected) -> None:
+    """Have WasmEdge validate the module, function bodies included.
+
+    Raises: ModuleRefused, when WasmEdge finds the module invalid.
+    """
     from edge_runtime.guests import function_code
     from edge_runtime.wasmedge import LoadError
 
     try:
-        function_code.check(wasm, found.abi, found.memory_pages)
+        function_code.check(wasm, detected.abi, detected.memory_pages)
     except LoadError as error:
         raise ModuleRefused("module_invalid", f"WasmEdge finds it invalid: {error}.") from None
 
 
 def limit() -> None:
-    """Bound what this process can use; not its address space (facts of WasmEdge: see wasmedge/memory.py)."""
+    """Limit what this process can use. Its address space stays unlimited, which WasmEdge needs (see
+    wasmedge/memory.py)."""
     for kind, most in (
         (resource.RLIMIT_CPU, CPU_SECONDS),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
@@ -67,17 +94,17 @@ def main(argv: Sequence[str]) -> int:
     module.add_argument("file", type=Path)
     module.add_argument("--size-limit", type=int, default=SIZE_LIMIT, help="bytes (%(default)s)")
     module.add_argument("--memory-pages", type=int, default=PAGES_LIMIT, help="of 64 KiB, at the start (%(default)s)")
-    asked = parser.parse_args(argv)
-    with asked.file.open("rb") as file:
-        wasm = file.read(asked.size_limit + 1)
-    # It loads a library and reads a file: not possible any more behind the fence.
+    options = parser.parse_args(argv)
+    with options.file.open("rb") as file:
+        wasm = file.read(options.size_limit + 1)
+    # Imported before the fence, behind which no library can be loaded and no file read.
     from edge_runtime.guests import function_code  # noqa: F401
 
     lacking = fence.lacking()
     fence.enclose()
     fence.seal("check")
     try:
-        answer = {"ok": True, **check_module(wasm, size_limit=asked.size_limit, pages_limit=asked.memory_pages)}
+        answer = {"ok": True, **check_module(wasm, size_limit=options.size_limit, pages_limit=options.memory_pages)}
     except ModuleRefused as refused:
         answer = {"ok": False, "code": refused.code, "message": str(refused)}
     sys.stdout.buffer.write(orjson.dumps(answer | ({"unfenced": lacking} if lacking else {})) + b"\n")

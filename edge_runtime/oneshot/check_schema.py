@@ -1,16 +1,17 @@
-"""`python -m edge_runtime.oneshot.check schema`: does a schema change apply after all before it, on filled tables?
+"""`python -m edge_runtime.oneshot.check schema`: can a schema change be applied after all earlier ones, to tables that
+have rows?
 
-Reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number", "sql"} | null}` on stdin (`amends`: the
-revision that `sql` replaces). Prints `{"ok": true, "empty": […], "warnings": […]}`, or
-`{"ok": false, "code", "message", "statement"}`. `empty` are tables that no row could be generated for; `warnings` say
-where the change fails on the generated rows in a way that depends on what is in them.
+It reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number", "sql"} | null}` on stdin; `amends` is the
+revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […]}`, or `{"ok": false, "code",
+"message", "statement"}`. `empty` lists the tables for which no row could be generated; `warnings` says where the change
+fails on generated rows in a way that depends on their values.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import orjson
@@ -23,13 +24,17 @@ from edge_runtime.sql import database, schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import Database
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import DefinitionRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.sql.tokenizer import word
 
 SECONDS: Final = 30.0
-"""Of the clock, for everything."""
+"""Seconds of wall-clock time for the whole check."""
 _SHOWN: Final = 2000
 _SCHEMA: Final = load("schema")
+
+_Schema = dict[tuple[str, str], tuple[str, tuple[str, ...]]]
+"""By type and name of a definition: the name of its table, and the definition's tokens."""
 
 
 class RegisteredChange(Struct):
@@ -48,24 +53,27 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write("usage: python -m edge_runtime.oneshot.check schema < JSON\n")
         return 2
     try:
-        asked = msgspec.json.decode(sys.stdin.buffer.read(), type=SchemaCheckRequest)
+        request = msgspec.json.decode(sys.stdin.buffer.read(), type=SchemaCheckRequest)
     except msgspec.MsgspecError as error:
         sys.stderr.write(f"check schema: what came on stdin is not what it reads: {error}\n")
         return 2
     try:
-        answer = _guarded(asked)
+        answer = _guarded(request)
     except SchemaChangeRefused as refused:
         answer = orjson.dumps(_refusal(refused))
-    # As it came: whoever asked reads it.
+    # The bytes are passed on as the child wrote them: whoever started the check parses them.
     sys.stdout.buffer.write(answer + b"\n")
     return 0
 
 
-def _guarded(asked: SchemaCheckRequest) -> bytes:
-    """The answer, made behind the fence and with a deadline: nothing but its end stops a query of libsql's. Error:
-    SchemaChangeRefused, past it."""
+def _guarded(request: SchemaCheckRequest) -> bytes:
+    """Return the answer of a child that makes it behind the fence; a deadline ends the child, since nothing else stops
+    a query of libsql's.
+
+    Raises: SchemaChangeRefused, when the check takes too long.
+    """
     try:
-        answer, status = run_forked(lambda: _fenced(asked), SECONDS)
+        answer, status = run_forked(lambda: _fenced(request), SECONDS)
     except TimeoutError:
         raise _slow() from None
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
@@ -81,38 +89,38 @@ def _slow() -> SchemaChangeRefused:
     )
 
 
-def _fenced(asked: SchemaCheckRequest) -> bytes:
+def _fenced(request: SchemaCheckRequest) -> bytes:
     lacking = fence.lacking()
     fence.enclose()
     with database.in_memory() as opened:
         fence.seal("check", opened.lock.fileno())
-        return orjson.dumps(_answer(opened, asked) | ({"unfenced": lacking} if lacking else {}))
+        return orjson.dumps(_answer(opened, request) | ({"unfenced": lacking} if lacking else {}))
 
 
-def check(asked: SchemaCheckRequest) -> dict[str, Any]:
-    """Opens libsql in this process."""
+def check(request: SchemaCheckRequest) -> dict[str, object]:
+    """Return the answer, with libsql opened in this process."""
     with database.in_memory() as opened:
-        return _answer(opened, asked)
+        return _answer(opened, request)
 
 
-def _answer(opened: Database, asked: SchemaCheckRequest) -> dict[str, Any]:
+def _answer(opened: Database, request: SchemaCheckRequest) -> dict[str, object]:
     try:
         warnings: list[dict[str, str]] = []
-        empty = _check(opened, asked, warnings)
+        empty = _check(opened, request, warnings)
     except SchemaChangeRefused as refused:
         return _refusal(refused)
     return {"ok": True, "empty": empty, "warnings": warnings}
 
 
-def _refusal(refused: SchemaChangeRefused) -> dict[str, Any]:
+def _refusal(refused: SchemaChangeRefused) -> dict[str, object]:
     return {"ok": False, "code": refused.code, "message": str(refused), "statement": refused.statement[:_SHOWN]}
 
 
-def _check(opened: Database, asked: SchemaCheckRequest, warnings: list[dict[str, str]]) -> list[str]:
+def _check(opened: Database, request: SchemaCheckRequest, warnings: list[dict[str, str]]) -> list[str]:
     access_rules = AccessRules.read(opened)
-    amends = asked.amends
+    amends = request.amends
     opened.rows("BEGIN")
-    for change in sorted(asked.earlier, key=lambda change: change.number):
+    for change in sorted(request.earlier, key=lambda change: change.number):
         if amends is None or change.number < amends.number:
             _run_registered(opened, access_rules, change)
     opened.rows("COMMIT")
@@ -122,14 +130,14 @@ def _check(opened: Database, asked: SchemaCheckRequest, warnings: list[dict[str,
         _run_registered(opened, access_rules, amends)
         before = _schema(opened)
         opened.rollback()
-    after = _try(opened, access_rules, asked.sql)
+    after = _try(opened, access_rules, request.sql)
     if before is not None:
         _compare(before, after)
     opened.rows("PRAGMA foreign_keys = ON")
     empty = fill(opened)
     opened.rows("PRAGMA foreign_keys = OFF")
     try:
-        _try(opened, access_rules, asked.sql)
+        _try(opened, access_rules, request.sql)
     except SchemaChangeRefused as refused:
         if _fails_on_any_row(refused):
             raise
@@ -148,8 +156,11 @@ def _run_registered(opened: Database, access_rules: AccessRules, change: Registe
         ) from None
 
 
-def _try(opened: Database, access_rules: AccessRules, sql: str) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """Run the change and undo it; the schema that it led to. Error: SchemaChangeRefused."""
+def _try(opened: Database, access_rules: AccessRules, sql: str) -> _Schema:
+    """Run the change, undo it, and return the schema that it led to.
+
+    Raises: SchemaChangeRefused, when the change fails or may not do what it does.
+    """
     opened.rows("BEGIN")
     try:
         own = schema_change.own(opened)
@@ -163,15 +174,18 @@ def _try(opened: Database, access_rules: AccessRules, sql: str) -> dict[tuple[st
         opened.rollback()
 
 
-def _schema(opened: Database) -> dict[tuple[str, str], tuple[Any, ...]]:
+def _schema(opened: Database) -> _Schema:
     return {
-        (kind, name.lower()): (table.lower(), schema_change.normal(sql))
-        for kind, name, table, sql in opened.rows(_SCHEMA)
+        (row.type, row.name.lower()): (row.tbl_name.lower(), schema_change.normal(row.sql))
+        for row in opened.read(DefinitionRow, _SCHEMA)
     }
 
 
-def _compare(before: dict[tuple[str, str], tuple[Any, ...]], after: dict[tuple[str, str], tuple[Any, ...]]) -> None:
-    """An amendment must lead to the schema that nodes with the earlier revision have."""
+def _compare(before: _Schema, after: _Schema) -> None:
+    """Check that an amendment leads to the schema that nodes with the earlier revision have already.
+
+    Raises: SchemaChangeRefused, when it doesn't.
+    """
     different = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if different:
         kind, name = different[0]
@@ -185,6 +199,6 @@ def _compare(before: dict[tuple[str, str], tuple[Any, ...]], after: dict[tuple[s
 
 
 def _fails_on_any_row(refused: SchemaChangeRefused) -> bool:
-    """Does the failure depend on rows being there, and not on what is in them?"""
+    """Return whether the change fails on any row at all, whatever its values are."""
     tokens = schema_change.split(refused.statement)[0].tokens if refused.statement else []
     return bool(tokens and word(tokens[0]) == "alter") or "NOT NULL" in str(refused)

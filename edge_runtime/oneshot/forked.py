@@ -1,4 +1,5 @@
-"""A piece of work in a forked child, for a process of one thread that keeps nothing of it but its answer."""
+"""Runs a piece of work in a forked child. For single-threaded processes that need nothing of the work but its
+answer."""
 
 import os
 import select
@@ -12,8 +13,11 @@ from edge_runtime.sandbox import fence
 
 
 def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
-    """What `work` returned in the child, empty where it failed (then a traceback is on stderr), and how the child
-    ended, as from waitpid. Error: TimeoutError, and the child has been ended."""
+    """Return what `work` returned in the child, and the child's status as of waitpid. The bytes are empty where `work`
+    failed; the traceback is on stderr then.
+
+    Raises: TimeoutError, when there is no answer after `seconds`; the child has been killed then.
+    """
     me = os.getpid()
     reading, writing = os.pipe()
     child = os.fork()

@@ -1,7 +1,7 @@
 """The database file of `skerry-edge call`, used behind a fence that lets no file be made, removed or renamed.
 
-SQLite makes and removes files beside its own. So they are made before, an open transaction ends by cutting its journal
-to nothing, and `tidy` removes what is left once the fenced process has ended.
+SQLite makes and removes files beside the database file. So `prepare` makes them before the fence, a transaction ends by
+truncating its journal in place of removing it, and `tidy` removes the empty ones once the fenced process has ended.
 """
 
 import contextlib
@@ -11,23 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import libsql_experimental as libsql
-
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.landlock import Access
 from edge_runtime.sandbox.profiles import RANDOM, WRITE
-from edge_runtime.sql.database import BUSY_MS, HEAP_BYTES, Database, WriterLock, open_file
+from edge_runtime.sql.database import BUSY_MS, HEAP_BYTES, Database
+from edge_runtime.sql.libsql_connection import open_file, open_in_memory
+from edge_runtime.sql.writer_lock import WriterLock
 
 MEMORY: Final = Path(":memory:")
 _RECOVERY: Final = 30.0
-"""Seconds to undo what a process left that was killed."""
+"""Seconds for undoing the transaction of a process that was killed."""
 _LOCKED: Final = 0x4000_0000, 512
-"""Where and how many are the bytes of the file that every user of it locks (sqlite3's os.h)."""
+"""Offset and length of the bytes of the database file that every user of it locks (os.h of SQLite)."""
 
 
 def prepare(path: Path) -> list[Path]:
-    """The files that an open database needs, made where they aren't there. Error: OSError."""
+    """Make the files that an open database needs, where they don't exist, and return their paths with the database's.
+
+    Raises: OSError, when one can't be made or a killed process's transaction can't be undone.
+    """
     if path == MEMORY:
         return []
     path = path.resolve()
@@ -35,37 +38,40 @@ def prepare(path: Path) -> list[Path]:
         file.seek(18)
         wal = b"\2" in file.read(2)
     if wal:
-        found = [path, _beside(path, "-wal"), _beside(path, "-shm")]
+        paths = [path, _beside(path, "-wal"), _beside(path, "-shm")]
     else:
         journal = _beside(path, "-journal")
         if journal.exists() and journal.stat().st_size:
             _recover(path, journal)
-        found = [path, journal]
+        paths = [path, journal]
     mode = path.stat().st_mode & 0o777
-    for each in found:
+    for each in paths:
         os.close(os.open(each, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode))
-    return found
+    return paths
 
 
 def tidy(path: Path) -> None:
-    """Remove what `prepare` made and nothing was left in, unless somebody else uses the file."""
+    """Remove the files that `prepare` made and that are empty, unless another process uses the database."""
     with contextlib.suppress(OSError), path.resolve().open("r+b") as file:
-        # Whoever has a transaction, or a file in WAL mode open, holds a lock there.
+        # A process with a transaction, or with a file in WAL mode open, holds a lock on these bytes.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCKED[1], _LOCKED[0])
         for kept, others in (("-journal", ()), ("-wal", ("-shm",))):
-            left = _beside(path.resolve(), kept)
-            if left.exists() and not left.stat().st_size:
+            file_left = _beside(path.resolve(), kept)
+            if file_left.exists() and not file_left.stat().st_size:
                 for each in (kept, *others):
                     _beside(path.resolve(), each).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def open_sealed(path: Path, sql: str) -> Iterator[Database]:
-    """The file as it is, with nothing of the runtime's put in, in a transaction that ends undone unless committed. The
-    process is sealed once it is open. Error: OSError."""
+    """Open the file without the runtime's own tables, and seal the process. The block runs in a transaction, which is
+    rolled back at its end unless it was committed. `sql` is the manifest's grant.
+
+    Raises: OSError, when SQLite refuses.
+    """
     lock = WriterLock(os.memfd_create("writer.lock"))
     try:
-        connection = libsql.connect(":memory:", isolation_level=None) if path == MEMORY else open_file(path.resolve())
+        connection = open_in_memory() if path == MEMORY else open_file(path.resolve())
         with Database(connection, lock) as database:
             fence.seal("worker", lock.fileno())
             database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
@@ -79,7 +85,7 @@ def open_sealed(path: Path, sql: str) -> Iterator[Database]:
             yield database
             database.rollback()
             database.set_query_only(False)
-            # In WAL mode what was written would else stay beside the file: nothing can be removed here.
+            # In WAL mode, what was written would stay in the log: the fence lets SQLite remove no file.
             database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
     except ValueError as error:
         raise OSError(f"{path}: {error}") from None
@@ -90,7 +96,10 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _recover(path: Path, journal: Path) -> None:
-    """Have SQLite undo a transaction whose process was killed: it then removes the journal. Error: OSError."""
+    """Have SQLite undo a transaction whose process was killed; it then removes the journal.
+
+    Raises: OSError, when it can't be undone.
+    """
 
     def work() -> bytes:
         fence.enclose([(path, WRITE), (journal, WRITE), (path.parent, Access.REMOVE_FILE), RANDOM])

@@ -1,7 +1,7 @@
-"""`python -m edge_runtime.oneshot.single_call`: one call of one module, without a server, in a process of its own
-behind the fence of a worker: a guest can crash it, hang it, or break out of the sandbox. For `skerry-edge call`.
+"""`python -m edge_runtime.oneshot.single_call`: one call of one module without a server, for `skerry-edge call`. It is
+a process of its own behind the fence of a worker, because a guest can crash it, hang it, or break out of its sandbox.
 
-Reads a `SingleCallRequest` (JSON) on stdin. Prints the line `{"running": true}` when the guest begins, then the
+It reads a `SingleCallRequest` (JSON) on stdin, and prints the line `{"running": true}` when the guest begins, then the
 `SingleCallResult` in one line.
 """
 
@@ -42,7 +42,7 @@ from edge_runtime.wasmedge import WasmEdgeError
 NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"`skerry-edge call` makes no requests; `skerry dev` does"}}'
 RUNNING: Final = b'{"running":true}\n'
 LIMIT: Final = 3600.0
-"""Seconds for the compiler; whoever asked has less patience, and ends this process with it."""
+"""Seconds for the compiler. Whoever started this process has a shorter limit, and ends the compiler with it."""
 
 
 class SingleCallRequest(Struct):
@@ -50,12 +50,12 @@ class SingleCallRequest(Struct):
     manifest: wire.Manifest
     request: guest.Request
     cache: str
-    """The folder of AOT files; empty: the module runs on the interpreter."""
+    """The folder of AOT files; empty where the module runs on the interpreter."""
     database: str = ""
-    """Path of the libsql file that SQL goes to."""
+    """Path of the libsql file for the call's SQL; empty where it has none."""
     secrets: dict[str, str] = {}
     fence: str = "required"
-    """Whether there must be every piece of the fence, or only what the machine has: required or partial."""
+    """`required`: every part of the fence must be there. `partial`: as much of it as this machine has."""
 
 
 class NoHttp:
@@ -64,38 +64,42 @@ class NoHttp:
 
 
 def main() -> int:
-    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=SingleCallRequest)
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=SingleCallRequest)
     try:
-        told = run(asked)
+        result = run(request)
     except ModuleRefused as refused:
-        told = SingleCallResult(0, code=refused.code, message=str(refused))
+        result = SingleCallResult(0, code=refused.code, message=str(refused))
     except (WasmEdgeError, OSError) as error:
-        told = SingleCallResult(0, code="function_unloadable", message=f"{asked.file} can't be loaded: {error}.")
-    sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
+        result = SingleCallResult(0, code="function_unloadable", message=f"{request.file} can't be loaded: {error}.")
+    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
     return 0
 
 
-def run(asked: SingleCallRequest) -> SingleCallResult:
-    """Make the call: what is loaded is parsed behind the fence alone. Errors: ModuleRefused, WasmEdgeError, OSError."""
-    _look_at_fence(asked)
+def run(request: SingleCallRequest) -> SingleCallResult:
+    """Make the call. The module is parsed and loaded behind the fence alone.
+
+    Raises: ModuleRefused, when no node can run the module or the fence is lacking; WasmEdgeError, when WasmEdge can't
+    load it; OSError, when a file can't be used.
+    """
+    _look_at_fence(request)
     guest.prepare()
     rehearse()
-    path = Path(asked.file).absolute()
+    path = Path(request.file).absolute()
     wasm = path.read_bytes()
-    aot = _compiled(asked, wasm) if asked.cache else None
+    aot = _compiled(request, wasm) if request.cache else None
     files = [(path if aot is None else aot.path, READ), RANDOM]
-    if asked.database:
-        files += [(file, WRITE) for file in scratch_database.prepare(Path(asked.database))]
+    if request.database:
+        files += [(file, WRITE) for file in scratch_database.prepare(Path(request.database))]
     fence.enclose(files)
-    http = NoHttp() if asked.manifest.http is not None else None
-    with _opened(asked) as opened:
-        function = guest.Function.load(_local(asked, path, wasm, aot), asked.secrets)
-        sql = None if opened is None else ProbeSql(Session(opened), asked.manifest.sql, 0)
+    http = NoHttp() if request.manifest.http is not None else None
+    with _opened(request) as opened:
+        function = guest.Function.load(_local(request, path, wasm, aot), request.secrets)
+        sql = None if opened is None else ProbeSql(Session(opened), request.manifest.sql, 0)
         sys.stdout.buffer.write(RUNNING)
         sys.stdout.buffer.flush()
         began = time.monotonic()
         try:
-            answer = function.call(asked.request, guest.Services(sql, http))
+            answer = function.call(request.request, guest.Services(sql, http))
         except guest.GuestFault as fault:
             code = (sql.limit_code if sql is not None else "") or fault.code
             return SingleCallResult(
@@ -106,9 +110,9 @@ def run(asked: SingleCallRequest) -> SingleCallResult:
         return SingleCallResult(answer.status, answer.head, answer.body, answer.log, time.monotonic() - began)
 
 
-def _look_at_fence(asked: SingleCallRequest) -> None:
+def _look_at_fence(request: SingleCallRequest) -> None:
     lacking = ". ".join(fence.lacking())
-    if lacking and asked.fence == "required":
+    if lacking and request.fence == "required":
         raise ModuleRefused(
             "fence_lacking",
             f"This machine can't fence in what runs a function. {lacking}. To run it all the same, with what there is "
@@ -119,80 +123,91 @@ def _look_at_fence(asked: SingleCallRequest) -> None:
 
 
 @contextmanager
-def _opened(asked: SingleCallRequest) -> Iterator[Database | None]:
-    """The database, where there is one; sealed. Error: OSError."""
-    if asked.database:
-        with scratch_database.open_sealed(Path(asked.database), asked.manifest.sql) as opened:
+def _opened(request: SingleCallRequest) -> Iterator[Database | None]:
+    """Seal the process, and open the database where there is one.
+
+    Raises: OSError, when the database can't be opened.
+    """
+    if request.database:
+        with scratch_database.open_sealed(Path(request.database), request.manifest.sql) as opened:
             yield opened
     else:
         fence.seal("worker")
         yield None
 
 
-def _local(asked: SingleCallRequest, path: Path, wasm: bytes, aot: AotFile | None) -> frames.LocalFunction:
-    """Errors: ModuleRefused."""
-    manifest = _checked(asked, wasm)
+def _local(request: SingleCallRequest, path: Path, wasm: bytes, aot: AotFile | None) -> frames.LocalFunction:
+    """Describe the module as the function that is to be loaded.
+
+    Raises: ModuleRefused, as `_checked`.
+    """
+    manifest = _checked(request, wasm)
     sha256 = hashlib.sha256(wasm).hexdigest()
     local = frames.LocalFunction(path.stem, 1, sha256, manifest, wire.manifest_digest(manifest), wasm=str(path))
     return local if aot is None else msgspec.structs.replace(local, aot=str(aot.path), aot_digest=aot.digest)
 
 
-def _checked(asked: SingleCallRequest, wasm: bytes) -> wire.Manifest:
-    """The manifest, with the ABI that the module speaks. Error: ModuleRefused."""
-    found = check_module(wasm, pages_limit=asked.manifest.memory_pages)
-    if asked.manifest.abi not in ("", found["abi"]):
+def _checked(request: SingleCallRequest, wasm: bytes) -> wire.Manifest:
+    """Return the manifest with the ABI of the module in it.
+
+    Raises: ModuleRefused, when no node can run the module, or its ABI isn't the manifest's.
+    """
+    checked = check_module(wasm, pages_limit=request.manifest.memory_pages)
+    if request.manifest.abi not in ("", checked["abi"]):
         raise ModuleRefused(
-            "module_refused", f"The module speaks {found['abi']}, the manifest says {asked.manifest.abi}."
+            "module_refused", f"The module speaks {checked['abi']}, the manifest says {request.manifest.abi}."
         )
-    return msgspec.structs.replace(asked.manifest, abi=found["abi"])
+    return msgspec.structs.replace(request.manifest, abi=checked["abi"])
 
 
-def _compiled(asked: SingleCallRequest, wasm: bytes) -> AotFile:
-    """What was compiled before, or is by a fenced child now, which can write nothing but that. Errors: ModuleRefused,
-    OSError."""
-    folder = Path(asked.cache)
+def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
+    """Return the AOT file: the cached one, or one that a fenced child compiles now, which can write nothing else.
+
+    Raises: ModuleRefused, when the module can't be compiled; OSError, when a file can't be written.
+    """
+    folder = Path(request.cache)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     sha256 = hashlib.sha256(wasm).hexdigest()
-    found = find(folder, sha256, QUICK)
-    if found is not None:
-        return found
-    work = make_work_folder(folder)
+    aot = find(folder, sha256, QUICK)
+    if aot is not None:
+        return aot
+    work_folder = make_work_folder(folder)
     try:
-        answer, status = run_forked(lambda: _compile(asked, wasm, work), LIMIT)
-        # Nothing is kept of one that was ended.
-        told = (
+        answer, status = run_forked(lambda: _compile(request, wasm, work_folder), LIMIT)
+        # A child that was ended leaves nothing in the cache.
+        result = (
             msgspec.json.decode(answer, type=SingleCallResult)
             if answer
             else SingleCallResult(0, code="compile_crashed")
         )
-        if not told.code:
-            install(work, folder, sha256, QUICK)
+        if not result.code:
+            install(work_folder, folder, sha256, QUICK)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work_folder, ignore_errors=True)
     if os.WIFSIGNALED(status):
-        # As if it had been this process.
+        # End this process as the compiler ended.
         os.kill(os.getpid(), os.WTERMSIG(status))
-    if told.code:
-        raise ModuleRefused(told.code, told.message or "The compiler ended without an answer; it says why above.")
-    found = find(folder, sha256, QUICK)
-    if found is None:
+    if result.code:
+        raise ModuleRefused(result.code, result.message or "The compiler ended without an answer; it says why above.")
+    aot = find(folder, sha256, QUICK)
+    if aot is None:
         raise OSError("the compiler left nothing whole")
-    return found
+    return aot
 
 
-def _compile(asked: SingleCallRequest, wasm: bytes, work: Path) -> bytes:
+def _compile(request: SingleCallRequest, wasm: bytes, work_folder: Path) -> bytes:
     fence.lower(resource.RLIMIT_DATA, DATA_BYTES)
-    fence.enclose([(work, REBUILD), PROCESSOR])
+    fence.enclose([(work_folder, REBUILD), PROCESSOR])
     fence.seal("compiler")
-    told = SingleCallResult(200)
+    result = SingleCallResult(200)
     try:
-        _checked(asked, wasm)
-        compile_artifact(wasm, work, QUICK)
+        _checked(request, wasm)
+        compile_artifact(wasm, work_folder, QUICK)
     except ModuleRefused as refused:
-        told = SingleCallResult(0, code=refused.code, message=str(refused))
+        result = SingleCallResult(0, code=refused.code, message=str(refused))
     except (WasmEdgeError, OSError) as error:
-        told = SingleCallResult(0, code="function_unloadable", message=f"{asked.file} can't be compiled: {error}.")
-    return msgspec.json.encode(told)
+        result = SingleCallResult(0, code="function_unloadable", message=f"{request.file} can't be compiled: {error}.")
+    return msgspec.json.encode(result)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-"""What a statement of a guest may touch, found out by having SQLite compile it: EXPLAIN shows every table that it
-opens (by root page, through views and triggers too) and every function that it calls.
+"""What a guest's statement may touch. SQLite compiles the statement, and EXPLAIN then shows every table that it opens
+(by root page, through views and triggers too) and every function that it calls.
 
-libsql's SQLite brings functions and virtual tables that reach out of the database (readfile, writefile, fsdir,
-load_extension, sqlite_dbpage) or run SQL that EXPLAIN doesn't show (sha3_query), and has no authorizer. So functions
-are allowed by name, and what is not known here is closed. sqlite_schema may be read: it has the tables' definitions,
-the runtime's included, and no data.
+libsql's SQLite has no authorizer, and has functions and virtual tables that reach out of the database (readfile,
+writefile, fsdir, load_extension, sqlite_dbpage) or run SQL that EXPLAIN doesn't show (sha3_query). So functions are
+allowed by name, and all others are refused. sqlite_schema may be read: it has the definitions of tables, the runtime's
+included, and no data.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-from edge_runtime.sql.database import Database, is_panic
+from edge_runtime.sql.database import Database
+from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import NameRow, NumberRow, RootPageRow
 from edge_runtime.sql.tokenizer import Token, TokenKind, name
 
 _FUNCTION_NAMES: Final = """
@@ -33,19 +35,20 @@ _FUNCTION_NAMES: Final = """
     unicode unixepoch unlikely upper upper_quartile uuid uuid_blob uuid_str variance zeroblob
 """
 FUNCTIONS: Final = frozenset(_FUNCTION_NAMES.split())
-"""Without those of libsql 0.0.55 that let a statement out of its memory: replicate, padl, padr and padc write past what
-they allocate for 4 GiB; what the vectors' functions make of a malformed BLOB has the process's memory in it, and
-vector_top_k frees what it never allocated."""
+"""The SQL functions that a statement may call. Some of libsql 0.0.55 aren't among them because they corrupt or leak
+this process's memory: replicate, padl, padr and padc write past what they allocate for 4 GiB; the vector functions
+return memory of the process for a malformed BLOB; vector_top_k frees what it never allocated."""
 _MODULE_NAMES: Final = """
     json_each json_tree generate_series fts3 fts4 fts4aux fts5 fts5vocab rtree rtree_i32 geopoly
     pragma_table_info pragma_table_xinfo pragma_table_list pragma_index_list pragma_index_info pragma_index_xinfo
     pragma_foreign_key_list
 """
 MODULES: Final = frozenset(_MODULE_NAMES.split())
-"""Virtual tables: those that are tables by themselves, and those that a schema change may make tables of."""
+"""The virtual tables that are allowed: those that exist without a definition, and those that a schema change may make
+tables with."""
 
 INTERNAL: Final = ("sqlite_", "libsql_")
-"""How the names of SQLite's and libsql's own tables begin."""
+"""Prefixes of the names of SQLite's and libsql's own tables."""
 
 _ROOT_IN_P2: Final = frozenset({"OpenRead", "OpenWrite", "ReopenIdx"})
 _ROOT_IN_P1: Final = frozenset({"Clear", "Destroy"})
@@ -58,7 +61,8 @@ _REFUSED: Final = frozenset(
     {"ParseSchema", "CreateBtree", "SetCookie", "Vacuum", "IncrVacuum", "JournalMode", "Checkpoint", "AutoCommit"}
     | {"Savepoint", "DropTable", "DropIndex", "DropTrigger", "SqlExec", "VCreate", "VDestroy", "VRename", "Destroy"}
 )
-"""No statement that a guest may write has them: a second lock on that door."""
+"""Opcodes that no statement of a guest has, since `session` refuses the verbs that need them: checked a second time
+here."""
 _BEFORE_TARGET: Final = frozenset({"into", "from", "update", "rollback", "abort", "replace", "fail", "ignore", "."})
 _SCHEMA_PAGE: Final = 1
 
@@ -68,50 +72,67 @@ _FUNCTION_LIST: Final = load("functions")
 _MODULE_LIST: Final = load("modules")
 
 
+class _ExplainRow(NamedTuple):
+    """An instruction of SQLite's virtual machine (https://sqlite.org/opcode.html)."""
+
+    addr: int
+    opcode: str
+    p1: int
+    p2: int
+    p3: int
+    p4: str | int | None
+    p5: int
+    comment: str | None
+
+
 class AccessDenied(Exception):
-    """The statement touches what is closed to it; the message says what."""
+    """The statement touches something that is closed to it; the message says what."""
 
 
 @dataclass(frozen=True)
 class StatementEffects:
-    """What a statement does."""
+    """What a statement does to the database."""
 
     writes: bool
     sets_last_id: bool
     virtual: bool
-    """It uses a virtual table."""
+    """The statement uses a virtual table."""
 
 
 @dataclass(frozen=True)
 class AccessRules:
-    """What is closed in this file, as its schema is now."""
+    """What is closed to guests in this file, by its schema as it is now."""
 
     own: frozenset[int]
-    """Root pages of the runtime's tables and indices."""
+    """Root pages of the runtime's own tables and indices."""
     sqlite: frozenset[int]
-    """Root pages of SQLite's own tables, which only SQLite writes."""
+    """Root pages of SQLite's own tables, which SQLite alone may write."""
     shadow: frozenset[int]
-    """Root pages of what virtual tables keep, which only they write: spoilt, it is code of theirs that reads it."""
+    """Root pages of virtual tables' shadow tables, which the virtual tables alone may write: their code trusts what it
+    reads there."""
     functions: frozenset[str]
     modules: frozenset[str]
 
     @classmethod
     def read(cls, database: Database) -> "AccessRules":
-        pages = database.rows(_OWN_PAGES)
+        pages = database.read(RootPageRow, _OWN_PAGES)
         return cls(
-            own=frozenset(page for page, runtimes in pages if runtimes),
-            sqlite=frozenset(page for page, runtimes in pages if not runtimes) | {_SCHEMA_PAGE},
-            shadow=frozenset(row[0] for row in database.rows(_SHADOW_PAGES)),
-            functions=frozenset(row[0] for row in database.rows(_FUNCTION_LIST)) - FUNCTIONS,
-            modules=frozenset(row[0] for row in database.rows(_MODULE_LIST)) - MODULES,
+            own=frozenset(page for page, is_runtimes in pages if is_runtimes),
+            sqlite=frozenset(page for page, is_runtimes in pages if not is_runtimes) | {_SCHEMA_PAGE},
+            shadow=frozenset(page.value for page in database.read(NumberRow, _SHADOW_PAGES)),
+            functions=frozenset(row.name for row in database.read(NameRow, _FUNCTION_LIST)) - FUNCTIONS,
+            modules=frozenset(row.name for row in database.read(NameRow, _MODULE_LIST)) - MODULES,
         )
 
-    def closed_module(self, found: str) -> bool:
-        return found in self.modules or (found.startswith("pragma_") and found not in MODULES)
+    def closed_module(self, module: str) -> bool:
+        return module in self.modules or (module.startswith("pragma_") and module not in MODULES)
 
 
 def examine(database: Database, access_rules: AccessRules, sql: str, tokens: Iterable[Token]) -> StatementEffects:
-    """What `sql` does. Errors: AccessDenied; ValueError where SQLite can't compile it."""
+    """Compile `sql`, and return what it does.
+
+    Raises: AccessDenied, when it touches something closed; ValueError, when SQLite can't compile it.
+    """
     writes = sets_last_id = virtual = False
     written: set[int] = set()
     for _, opcode, p1, p2, p3, p4, p5, _ in _explain(database, sql):
@@ -149,9 +170,9 @@ def examine(database: Database, access_rules: AccessRules, sql: str, tokens: Ite
     return StatementEffects(writes, sets_last_id, virtual)
 
 
-def _explain(database: Database, sql: str) -> Iterator[tuple[Any, ...]]:
-    """The program's rows. libsql panics at text that isn't UTF-8, which here can only be a BLOB constant (a column's
-    default): such a row opens and calls nothing."""
+def _explain(database: Database, sql: str) -> Iterator[_ExplainRow]:
+    """Yield the rows of EXPLAIN. libsql panics at a text that isn't UTF-8, which here can only be a BLOB constant (a
+    column's default): such a row opens and calls nothing, so it is skipped."""
     cursor = database.connection.execute("EXPLAIN " + sql)
     while True:
         try:
@@ -162,28 +183,32 @@ def _explain(database: Database, sql: str) -> Iterator[tuple[Any, ...]]:
             continue
         if row is None:
             return
-        yield row
+        yield _ExplainRow._make(row)
 
 
-def _check_call(p4: Any) -> None:
-    found = _CALL.fullmatch(str(p4))
-    called = found[1].lower() if found else str(p4)
-    if called not in FUNCTIONS:
-        raise AccessDenied(f"It calls {called}(), which is closed to functions.")
+def _check_call(p4: str | int | None) -> None:
+    match = _CALL.fullmatch(str(p4))
+    function = match[1].lower() if match else str(p4)
+    if function not in FUNCTIONS:
+        raise AccessDenied(f"It calls {function}(), which is closed to functions.")
 
 
 def _check_names(access_rules: AccessRules, tokens: Iterable[Token], virtual: bool, written: set[int]) -> None:
-    """EXPLAIN doesn't say which virtual table it is, nor whether SQLite itself writes sqlite_sequence: names do.
-    Views and triggers are made by schema changes, which may not have such names (`migration`)."""
+    """Check the names in a statement that uses a virtual table or writes a table of SQLite's own: EXPLAIN says neither
+    which virtual table it is, nor whether it is SQLite that writes sqlite_sequence. Names inside views and triggers
+    were checked when a schema change made these (`schema_change`).
+
+    Raises: AccessDenied, when a name is closed.
+    """
     if _SCHEMA_PAGE in written:
         raise AccessDenied("It writes sqlite_schema.")
     before = ""
     for token in tokens:
-        found = name(token)
-        if virtual and access_rules.closed_module(found):
-            raise AccessDenied(f"It uses {found}, which is closed to functions.")
-        # A string is a name there alone where a table to be written is named.
-        named = token.kind is not TokenKind.STRING or before in _BEFORE_TARGET
-        if named and found.startswith(INTERNAL) and not access_rules.sqlite.isdisjoint(written):
-            raise AccessDenied(f"It writes {found}, which is SQLite's own.")
+        named = name(token)
+        if virtual and access_rules.closed_module(named):
+            raise AccessDenied(f"It uses {named}, which is closed to functions.")
+        # A string can be a table's name only where a table to be written is named.
+        is_name = token.kind is not TokenKind.STRING or before in _BEFORE_TARGET
+        if is_name and named.startswith(INTERNAL) and not access_rules.sqlite.isdisjoint(written):
+            raise AccessDenied(f"It writes {named}, which is SQLite's own.")
         before = token.text.lower()

@@ -1,9 +1,9 @@
 """The SQL of one call of a guest: JSON in, JSON out, one transaction.
 
-Request: `{"sql": …, "params": […]}`. Answer: `{"columns", "rows", "changes", "last_id"}`, or
-`{"error": {"code", "message"}}` (codes: docs/errors.md). `changes` counts the rows that the statement wrote itself;
-`last_id` is the rowid of the last row that it inserted, else null. What values look like: `values`. What a statement
-may touch: `access`.
+A request is `{"sql": …, "params": […]}`; the answer is `{"columns", "rows", "changes", "last_id"}`, or `{"error":
+{"code", "message"}}` (codes: docs/errors.md). `changes` counts the rows that the statement itself wrote; `last_id` is
+the rowid of the last row that it inserted, or null. `values` says how values are written, `access` what a statement may
+touch.
 """
 
 import contextlib
@@ -16,18 +16,21 @@ from control import faults
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
-from edge_runtime.sql.database import WriteProgress, is_panic
+from edge_runtime.sql.libsql_connection import Cursor, is_panic
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import GenerationRow
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of, code_of_error, failed_commit
+from edge_runtime.sql.writer_lock import WriteProgress
 
 Grant = Literal["none", "read", "write"]
 
 LIMITS: Final = ("sql_out_of_memory", "sql_disk_limit")
-"""Codes of what a statement needs more of than it may have: whoever made the call is told, too."""
+"""Codes for a statement that hit a limit. The caller of the function is told these codes too, not the guest alone."""
 DENIED: Final = ("not_granted", "sql_not_allowed", "sql_closed")
 _READ_GENERATION: Final = load("read_generation")
 _FEW_ROWS: Final = 16
-"""Rows that libsql hands over at once: until the limit of bytes is looked at, each may be as large as SQLite's heap."""
+"""Rows that are fetched from libsql at once. The limit of bytes is checked after each fetch, and until then each row
+may be as large as SQLite's heap."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,18 @@ class SqlLimits:
 
 
 class StaleRelease(Exception):
-    """The file holds another release than the call was made for, or one is being applied for which a writing call would
-    have to wait: no statement was run; dispatch the call again."""
+    """The call can't run on this release: the file holds another one, or one is being applied for which a writing call
+    would have to wait. No statement was run, so the call can be dispatched again."""
 
 
 class CommitFailed(CodedError):
-    """What the call wrote wasn't kept, or, with the code `frames.COMMIT_UNKNOWN`, may be kept or not."""
+    """A COMMIT failed. Nothing that the call wrote was kept, unless the code is `frames.COMMIT_UNKNOWN`."""
 
 
 class CallSql:
-    """The database as one call sees it. The first SQL opens the transaction: deferred and query_only for the grant
-    `read`, under the writer lock and IMMEDIATE for `write`. After an error it goes on, unless SQLite ended it."""
+    """The database as one call sees it. The first statement begins the transaction: deferred and query_only for the
+    grant `read`; IMMEDIATE and under the writer lock for `write`. After an error the transaction goes on, unless SQLite
+    has ended it."""
 
     def __init__(
         self,
@@ -66,18 +70,21 @@ class CallSql:
         self._limits = limits
         self._begun = False
         self._sent = False
-        """The call has sent what can't be sent twice."""
+        """Whether the call has sent something (an HTTP request) that must not be sent twice."""
         self._ended = ""
-        """Why SQLite ended the transaction, once it has."""
+        """SQLite's message, once SQLite has ended the transaction."""
         self._ended_code = "transaction_ended"
-        """What whoever made the call is told of it."""
+        """The code that the caller of the function gets once SQLite has ended the transaction."""
         self.limit_code = ""
-        """The code of the limit that the call ran into, if it did."""
+        """The code of the limit that the call hit; empty where it hit none."""
         self.denied: dict[str, int] = {}
-        """How often a statement was refused for what it would do, by code."""
+        """How many statements were refused for what they would do, by code."""
 
     def execute(self, request: bytes) -> bytes:
-        """Run one statement. Error: StaleRelease, at the first one; everything else is told in the answer."""
+        """Run one statement and return its answer; errors of the statement are in the answer.
+
+        Raises: StaleRelease, at the first statement alone.
+        """
         try:
             sql, params = self._read(request)
             if not self._begun:
@@ -92,25 +99,31 @@ class CallSql:
             return orjson.dumps({"error": {"code": error.code, "message": str(error)}})
 
     def sending(self) -> None:
-        """The call is about to send something that can't be sent twice, so from here on it must not be dispatched
-        again. A reading one's transaction begins, if it hasn't yet: no release that comes concerns it then. A writing
-        one waits for the writer lock even where a release is applied later; where one is applied already, it sends
-        nothing, since it would come too late. Error: StaleRelease."""
+        """Note that the call is about to send something that must not be sent twice; from here on it can't be
+        dispatched again. A reading call begins its transaction, if it hasn't yet, so that no later release concerns it.
+        A writing call will wait for the writer lock even while a release is applied; where one is being applied
+        already, it may not send, since its writes would come too late.
+
+        Raises: StaleRelease, when a release is being applied and the call writes.
+        """
         watch = self._watch
         if self._grant == "write" and not self._begun and not self._sent and watch is not None:
             watch.sending()
-            # Looked at after the mark: whoever says that a release is being applied looks for such marks then.
+            # Checked after the mark is set: whoever starts to apply a release looks for these marks afterwards.
             if watch.applying:
                 watch.running()
                 raise StaleRelease
         self._sent = True
         if self._grant == "read" and not self._begun:
-            # Where it can't begin now, the call's first statement will tell the guest why.
+            # Where the transaction can't begin now, the call's first statement tells the guest why.
             with contextlib.suppress(SqlError):
                 self._begin()
 
     def commit(self) -> None:
-        """Keep what the call wrote. Error: CommitFailed."""
+        """Commit what the call wrote.
+
+        Raises: CommitFailed, when SQLite refuses, or has ended the transaction before.
+        """
         if not self._begun:
             return
         if self._ended:
@@ -132,7 +145,8 @@ class CallSql:
             code, text = failed_commit(self._database, error)
             self._begun = False
             self._database.rollback()
-            # Else it stays marked as committing: whatever happens to the process, nobody is told that it is undone.
+            # Otherwise the call stays marked as committing: if the process ends, nobody is told that the call was
+            # undone.
             if self._watch is not None and code != COMMIT_UNKNOWN:
                 self._watch.running()
             raise CommitFailed(code, text) from None
@@ -157,14 +171,14 @@ class CallSql:
                 self.limit_code, f"The request has {len(request)} bytes; {self._limits.request_bytes} are allowed."
             )
         try:
-            asked = orjson.loads(request)
+            decoded = orjson.loads(request)
         except orjson.JSONDecodeError as error:
             raise SqlError("request_invalid", f"The request is no valid JSON: {error}.") from None
-        if not isinstance(asked, dict):
+        if not isinstance(decoded, dict):
             raise SqlError("request_invalid", 'The request must be a JSON object: {"sql": …, "params": […]}.')
-        sql = asked.get("sql")
-        params = asked.get("params", [])
-        if not isinstance(sql, str) or not isinstance(params, list) or len(asked) > ("params" in asked) + 1:
+        sql = decoded.get("sql")
+        params = decoded.get("params", [])
+        if not isinstance(sql, str) or not isinstance(params, list) or len(decoded) > ("params" in decoded) + 1:
             raise SqlError("request_invalid", 'The request must have "sql", a string, "params", an array, and no more.')
         return sql, params
 
@@ -179,18 +193,19 @@ class CallSql:
                 database.set_query_only(not writes)
             execute = database.connection.execute
             execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            found = execute(_READ_GENERATION).fetchone()
+            row = execute(_READ_GENERATION).fetchone()
         except ValueError as error:
             self.rollback()
             raise SqlError(code_of(str(error), "sql_failed"), f"The transaction can't begin: {error}") from None
         except BaseException:
             self.rollback()
             raise
-        if found is None or found[0] != self._generation:
+        generation, applied = (-1, -1) if row is None else GenerationRow._make(row)
+        if generation != self._generation:
             self.rollback()
             raise StaleRelease
-        if found[1] != self._session.applied:
-            self._session.at(found[1])
+        if applied != self._session.applied:
+            self._session.at(applied)
 
     def _run(self, statement: PreparedStatement, params: list[Any], request: bytes) -> bytes:
         if len(params) != statement.count:
@@ -207,7 +222,7 @@ class CallSql:
             cursor = self._database.connection.execute(statement.text(wide) if wide else statement.sql, bound)
             if statement.columns is None:
                 statement.name_columns(cursor.description or ())
-            # libsql counts the rows of a RETURNING before they are written; it gives each of them back.
+            # libsql's count for RETURNING is taken before the rows are written; but each of them comes back as a row.
             rows, count = self._fetch(cursor, statement.columns) if statement.columns else (b"[]", cursor.rowcount)
             changes = count if statement.writes else 0
             last_id = cursor.lastrowid if statement.inserts and changes else "null"
@@ -239,8 +254,11 @@ class CallSql:
             self._undo(statement, why)
             raise SqlError("sql_value", why) from None
 
-    def _fetch(self, cursor: Any, columns: list[str]) -> tuple[bytes, int]:
-        """The rows as JSON, and how many they are."""
+    def _fetch(self, cursor: Cursor, columns: list[str]) -> tuple[bytes, int]:
+        """Return the rows as JSON, and their number.
+
+        Raises: SqlError, when there are too many rows or bytes; UnsupportedValue, when JSON can't hold a value.
+        """
         wanted = 1
         rows = cursor.fetchmany(wanted)
         count = got = len(rows)
@@ -276,14 +294,16 @@ class CallSql:
         )
 
     def _undo(self, statement: PreparedStatement, why: str) -> None:
-        """A statement that wrote, and whose answer can't be given, must not be kept: the whole transaction goes."""
+        """Roll the transaction back if the statement wrote and its answer can't be given: its writes must not be
+        kept."""
         if statement.writes:
             self._ended = why
             self._database.connection.execute("ROLLBACK")
 
 
 class ProbeSql(CallSql):
-    """A probe's SQL: inside the applier's own transaction, which neither begins nor ends here."""
+    """The SQL of a probe (a trial call of a new release). It runs inside the applier's transaction, and neither begins
+    nor ends it."""
 
     def _begin(self) -> None:
         self._begun = True

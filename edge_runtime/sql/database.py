@@ -1,45 +1,43 @@
-"""The libsql file of a node: connections, the writer lock, and the runtime's own tables.
+"""The node's libsql file: connections, the writer lock, and the runtime's own tables.
 
-libsql is opened after a fork, never before, and by one thread: its queries hold the GIL (so never in the front).
+A process opens libsql after its fork, never before, and uses it in one thread. libsql's queries hold the GIL, so the
+front never opens it.
 """
 
 import contextlib
-import fcntl
 import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Final, NamedTuple, Self, TypeVar
 
-import libsql_experimental as libsql
 import msgspec
 
 from control import wire
 from edge_runtime import wal
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
+from edge_runtime.sql.libsql_connection import Connection, is_panic, open_file, open_in_memory
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import ChangeRow, FunctionRow, MetaRow, ReleaseRow
 from edge_runtime.sql.tokenizer import TokenKind, tokenize
+from edge_runtime.sql.values import Row, Value
+from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 
 FORMAT: Final = 1
-"""Of the runtime's own tables."""
+"""Version of the runtime's own tables; written into the file."""
 BUSY_MS: Final = 5_000
-"""Patience with what doesn't know the writer lock, as a backup or a person's shell."""
+"""Milliseconds that SQLite waits for a process that doesn't use the writer lock, as a backup or a shell."""
 HEAP_BYTES: Final = 128 * 1024 * 1024
-"""SQLite's memory in one process; a statement that needs more fails by itself."""
+"""Bytes of SQLite's memory in one process; a statement that needs more fails, and nothing else does."""
 WAL_BYTES: Final = 64 * 1024 * 1024
-"""What the write-ahead log is cut to once it has been larger."""
+"""Bytes to which the write-ahead log is truncated once it has been larger."""
 SYNCHRONOUS: Final = ("FULL", "NORMAL")
 FILE: Final = wal.FILE
-LOCK_NAME: Final = "writer.lock"
 
-_OPEN_FAILED: Final = {
-    "7": "out of memory",
-    "10": "disk I/O error",
-    "14": "unable to open database file",
-}
-"""SQLite's words for its codes of an open that failed (https://sqlite.org/rescode.html)."""
+RowType = TypeVar("RowType", bound=NamedTuple)
+
 _until_exit: "Final[list[Database]]" = []
 
 _TABLES: Final = load("tables")
@@ -56,100 +54,37 @@ class DatabaseOpenError(Exception):
     """The libsql file can't be used as it is; the message says why and what to do."""
 
 
-def is_panic(error: BaseException) -> bool:
-    """libsql's Rust panicked (text that is not UTF-8): no Exception, and the connection goes on."""
-    return type(error).__name__ == "PanicException"
-
-
-class WriteProgress(Protocol):
-    """Is told where a writing call is, so that whoever watches it doesn't take waiting for looping."""
-
-    @property
-    def applying(self) -> bool:
-        """Whether a release is being applied: the writer lock is its applier's, or will be."""
-
-    def sending(self) -> None:
-        """The call sends what can't be sent twice."""
-
-    def waiting(self) -> None:
-        """Another holds the writer lock."""
-
-    def writing(self) -> None:
-        """The writer lock is this call's now."""
-
-    def committing(self) -> None:
-        """From here on, what was written may be kept, whatever happens to the process."""
-
-    def running(self) -> None:
-        """The writer lock was let go without a commit."""
-
-
-class WriterLock:
-    """Writers of one file take turns by it, over all processes: SQLite's own wait starves some of them.
-
-    The kernel lets it go when the process ends. Each process opens its own: one inherited by a fork is shared.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._held = False
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def acquire(self, watch: WriteProgress | None = None, *, patient: bool = True) -> bool:
-        """Wait for the lock; whether it was got. One that isn't `patient` doesn't wait while a release is applied."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if watch is not None:
-                watch.waiting()
-                # Looked at after the mark: whoever says that a release is being applied looks for such marks then.
-                if not patient and watch.applying:
-                    watch.running()
-                    return False
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        self._held = True
-        if watch is not None:
-            watch.writing()
-        return True
-
-    def release(self) -> None:
-        """Let it go, if this process holds it."""
-        if self._held:
-            self._held = False
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        self._held = False
-        os.close(self._descriptor)
-
-
 class Database:
-    """One connection to the file, in autocommit: transactions are opened and ended by statements."""
+    """One connection to the file, in autocommit mode: statements begin and end the transactions."""
 
-    def __init__(self, connection: Any, lock: WriterLock, path: Path | None = None) -> None:
+    def __init__(self, connection: Connection, lock: WriterLock, path: Path | None = None) -> None:
         self.connection = connection
         self.lock = lock
         self.path = path
-        """None where it is in memory alone."""
+        """None for a database in memory."""
         self.query_only = False
-        """As last set by `set_query_only`."""
+        """The value last given to `set_query_only`."""
         self.came_to_file_limit: Callable[[], bool] = lambda: False
-        """Whether a write has failed, since this was last asked, because this process may not write larger files."""
+        """Returns whether a write has failed since its last call because this process may not write larger files."""
 
-    def rows(self, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """All rows of one statement; an empty list where it gives none. Error: ValueError, libsql's only one."""
+    def rows(self, sql: str, params: tuple[Value, ...] = ()) -> list[Row]:
+        """Return all rows of one statement; an empty list where it returns none.
+
+        Raises: ValueError, when SQLite or libsql refuses: libsql raises nothing else.
+        """
         try:
             return self.connection.execute(sql, params).fetchall() or []
         except BaseException as error:
             if not is_panic(error):
                 raise
             raise ValueError("a TEXT is not valid UTF-8") from None
+
+    def read(self, row: type[RowType], sql: str, params: tuple[Value, ...] = ()) -> list[RowType]:
+        """As `rows`, with each row as an object of its class (`sql.rows`).
+
+        Raises: ValueError, when SQLite or libsql refuses.
+        """
+        return [row._make(values) for values in self.rows(sql, params)]
 
     @property
     def in_transaction(self) -> bool:
@@ -161,7 +96,7 @@ class Database:
             self.query_only = value
 
     def rollback(self) -> None:
-        """End the transaction, if one is open, and let the writer lock go."""
+        """Roll back the transaction, if one is open, and release the writer lock."""
         try:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
@@ -169,10 +104,10 @@ class Database:
             self.lock.release()
 
     def drop_uncommitted(self) -> None:
-        """Make sure, on disk too, that nothing of a COMMIT that failed, or whose process was killed in it, can come
-        back; what was committed before is on disk then. The caller holds the writer lock, which goes on being held.
+        """Make sure that writes of a COMMIT that failed, or whose process was killed, can't come back, on disk either.
+        What was committed before is on disk then. The caller holds the writer lock, and keeps it.
 
-        Errors: ValueError, OSError; then a loss of power may still bring it back.
+        Raises: ValueError or OSError, when that fails: a loss of power may still bring the writes back.
         """
         if self.path is None:
             return
@@ -195,23 +130,11 @@ class Database:
         self.close()
 
 
-def open_file(path: Path) -> Any:
-    """A connection to a file, in autocommit. Error: ValueError.
-
-    By SQLite's own VFS: libsql's default one, which could encrypt, takes a read that fails for zeros (docs/adr/0025).
-    """
-    try:
-        return libsql.connect(f"{path.absolute().as_uri()}?vfs=unix", isolation_level=None)
-    except ValueError as error:
-        # It ends with SQLite's code, and has no word for it.
-        code = str(error).strip("`").rpartition(": ")[2]
-        raise ValueError(_OPEN_FAILED.get(code, str(error))) from None
-
-
 def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> Database:
-    """Open the file, making it and the runtime's tables if they aren't there; `writer.lock` lies beside it.
+    """Open the file; make it and the runtime's tables where they don't exist. The writer lock is in the file
+    `writer.lock` beside it. With `synchronous` FULL, what was committed survives a loss of power.
 
-    `synchronous` FULL: what was committed survives a loss of power. Errors: DatabaseOpenError, OSError.
+    Raises: DatabaseOpenError, when the file can't be used; OSError, when a file can't be made.
     """
     if synchronous not in SYNCHRONOUS:
         raise DatabaseOpenError(f"synchronous is {synchronous}, and can be {' or '.join(SYNCHRONOUS)}")
@@ -223,9 +146,9 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
         database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
         database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
         database.rows(f"PRAGMA journal_size_limit = {WAL_BYTES}")
-        # A sort or an index that is built needs no more than HEAP_BYTES then.
+        # So that a sort, or an index that is built, needs no more than HEAP_BYTES.
         database.rows("PRAGMA temp_store = FILE")
-        # The checkpointer's work: a COMMIT takes what its own pages take.
+        # The checkpointer moves the log, so that a COMMIT takes only the time for its own pages.
         database.rows("PRAGMA wal_autocheckpoint = 0")
         database.rows(f"PRAGMA synchronous = {synchronous}")
         database.rows("PRAGMA foreign_keys = ON" if foreign_keys else "PRAGMA foreign_keys = OFF")
@@ -233,28 +156,28 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
             _make(database)
         elif database.rows("PRAGMA journal_mode") != [("wal",)]:
             _write_ahead(database)
-        found = database.rows(_READ_META)[0][1]
+        format_ = database.read(MetaRow, _READ_META)[0].format
         _check_writable(database)
     except ValueError as error:
         lock.close()
         raise DatabaseOpenError(f"{path} can't be opened: {error}") from None
-    if found != FORMAT:
+    if format_ != FORMAT:
         database.close()
-        raise DatabaseOpenError(f"{path} has format {found} of the runtime's tables, and this version knows {FORMAT}")
+        raise DatabaseOpenError(f"{path} has format {format_} of the runtime's tables, and this version knows {FORMAT}")
     return database
 
 
 def connect_until_exit(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> Database:
-    """As `connect`, for a process that ends by os._exit, without closing it: the last connection that is closed moves
-    the log, and libsql does that wrongly where a read fails (docs/adr/0025)."""
+    """As `connect`, for a process that ends by os._exit, without closing the connection: the last connection that
+    closes checkpoints the log, which libsql does wrongly where a read fails (docs/adr/0025)."""
     database = connect(path, synchronous, foreign_keys=foreign_keys)
     _until_exit.append(database)
     return database
 
 
 def in_memory() -> Database:
-    """A new database that is gone with the process, with the runtime's tables and foreign_keys OFF."""
-    database = Database(libsql.connect(":memory:", isolation_level=None), WriterLock(os.memfd_create("writer.lock")))
+    """Open a new database in memory, with the runtime's tables and foreign_keys OFF."""
+    database = Database(open_in_memory(), WriterLock(os.memfd_create("writer.lock")))
     database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
     database.rows("PRAGMA foreign_keys = OFF")
     _make(database)
@@ -262,8 +185,10 @@ def in_memory() -> Database:
 
 
 def _write_ahead(database: Database) -> None:
-    """Have a write-ahead log for a file without: one that was restored from what `VACUUM INTO` made. Error: ValueError,
-    also where another has the file open."""
+    """Give the file a write-ahead log. It has none where it was restored from a copy that `VACUUM INTO` made.
+
+    Raises: ValueError, when SQLite refuses, as where another process has the file open.
+    """
     database.lock.acquire()
     try:
         if database.rows("PRAGMA journal_mode = WAL") != [("wal",)]:
@@ -273,24 +198,28 @@ def _write_ahead(database: Database) -> None:
 
 
 def _check_writable(database: Database) -> None:
-    """SQLite opens a file, its log or its index for reading alone where an open for writing fails, whatever the reason
-    was: as when there is no descriptor left for a moment. Error: ValueError."""
+    """Check that the file can be written. SQLite opens the file, its log or its index for reading alone where opening
+    it for writing fails, whatever the reason, as when the process has no free descriptor for a moment.
+
+    Raises: ValueError, when the file can't be written.
+    """
     database.rows("PRAGMA busy_timeout = 0")
     try:
-        # A BEGIN IMMEDIATE wouldn't find out.
+        # A BEGIN IMMEDIATE wouldn't notice.
         database.rows(_WRITE_NOTHING)
     except ValueError as error:
-        # Another one writes; what can't be written is said before that.
+        # Another process writes. Had the file been opened for reading alone, SQLite would have said so first.
         if not str(error).startswith("database is locked"):
             raise
     database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
 def _make(database: Database) -> None:
-    """The runtime's tables, once: the writer lock keeps the other processes that start from doing the same."""
+    """Make the runtime's own tables. The caller holds no lock: the writer lock keeps other processes from making them
+    too."""
     database.lock.acquire()
     try:
-        # Lasts in the file; can't be set inside a transaction.
+        # Kept in the file; can't be set inside a transaction.
         database.rows("PRAGMA journal_mode = WAL")
         database.rows("BEGIN IMMEDIATE")
         for statement in _statements(_TABLES):
@@ -314,48 +243,49 @@ def now() -> str:
 
 
 def inventory(database: Database) -> wire.Inventory:
-    """What the node runs, as the file says; reads of one moment where the caller holds a transaction open."""
+    """Return what the node runs, by the file, as of one moment."""
     with _snapshot(database):
-        changes = [wire.AppliedChange(*row) for row in database.rows(_READ_CHANGES)]
+        changes = [wire.AppliedChange(*row) for row in database.read(ChangeRow, _READ_CHANGES)]
         return wire.Inventory(
             schema_version=changes[-1].number if changes else 0,
             schema_changes=changes,
             functions=[
-                wire.RunningFunction(name, version, sha256, manifest_digest)
-                for name, version, sha256, _, manifest_digest in database.rows(_READ_FUNCTIONS)
+                wire.RunningFunction(row.name, row.version, row.sha256, row.manifest_digest)
+                for row in database.read(FunctionRow, _READ_FUNCTIONS)
             ],
-            database_id=database.rows(_READ_META)[0][0],
+            database_id=database.read(MetaRow, _READ_META)[0].database_id,
         )
 
 
 def read_release(database: Database) -> LocalRelease | None:
-    """The release that the file is at, its functions without AOT files; None before the first."""
+    """Return the release that the file holds, its functions without AOT files; None before the first release."""
     with _snapshot(database):
-        found = database.rows(_READ_RELEASE)
-        if not found:
+        releases = database.read(ReleaseRow, _READ_RELEASE)
+        if not releases:
             return None
-        release_id, number, generation = found[0]
-        changes = database.rows(_READ_CHANGES)
+        release_id, number, generation = releases[0]
+        changes = database.read(ChangeRow, _READ_CHANGES)
         return LocalRelease(
             release_id=release_id,
             number=number,
             generation=generation,
-            schema_version=changes[-1][0] if changes else 0,
+            schema_version=changes[-1].number if changes else 0,
             functions=[
                 LocalFunction(name, version, sha256, msgspec.json.decode(manifest, type=wire.Manifest), manifest_digest)
-                for name, version, sha256, manifest, manifest_digest in database.rows(_READ_FUNCTIONS)
+                for name, version, sha256, manifest, manifest_digest in database.read(FunctionRow, _READ_FUNCTIONS)
             ],
         )
 
 
 def stored(database: Database) -> Stored:
-    """Release and inventory of one moment."""
+    """Return release and inventory, as of one moment."""
     with _snapshot(database):
         return Stored(read_release(database), inventory(database))
 
 
 def settled(database: Database) -> Stored:
-    """The same, after whoever may have died in a COMMIT: what it left is undone, or part of the answer."""
+    """Return release and inventory after a process may have died in a COMMIT: its writes are undone, or are part of the
+    answer."""
     durable = True
     database.lock.acquire()
     try:

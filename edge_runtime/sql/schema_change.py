@@ -1,18 +1,22 @@
-"""What a schema change is: its statements, what it may not contain (both pure), and how it is run.
+"""A schema change: how it is split into statements, what it may contain (both pure), and how it is run.
 
-It runs inside a transaction of the applier's, so nothing that begins, ends or can't be in one; and it reaches neither
-the runtime's tables nor out of the database, by any spelling: SQL has no computed names, so the tokens show it.
+It runs inside a transaction of the applier's, so it contains no statement that begins or ends a transaction, or can't
+run in one. It reaches neither the runtime's tables nor anything outside the database, by any spelling: SQL has no
+computed names, so its tokens show every name.
 """
 
 import sqlite3
 from collections.abc import Set
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from edge_runtime.errors import CodedError
 from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
-from edge_runtime.sql.database import Database, is_panic
+from edge_runtime.sql.database import Database
+from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import ViolationRow
 from edge_runtime.sql.tokenizer import Token, TokenKind, name, tokenize, word
+from edge_runtime.sql.values import Row
 
 VERBS: Final = frozenset(
     {"create", "alter", "drop", "insert", "update", "delete", "replace", "with", "select", "values", "reindex"}
@@ -29,7 +33,7 @@ _TRANSACTION: Final = frozenset({"begin", "commit", "end", "rollback", "savepoin
 _MADE: Final = frozenset({"table", "index", "unique", "trigger", "view", "virtual"})
 RUNTIME_PREFIX: Final = "_skerry_"
 _MADE_OF: Final = MODULES & {"fts3", "fts4", "fts4aux", "fts5", "fts5vocab", "rtree", "rtree_i32", "geopoly"}
-"""Virtual tables that keep what they have in tables of the database."""
+"""Virtual tables that keep their content in tables of the database (shadow tables)."""
 
 
 _TEMPORARY: Final = load("temporary")
@@ -37,7 +41,7 @@ _OWN: Final = tuple(load(name) for name in ("own_schema", "all_meta", "all_chang
 
 
 class SchemaChangeRefused(CodedError):
-    """A schema change can't be accepted: `statement` is the one that it is about, or empty."""
+    """A schema change can't be accepted. `statement` is the one that is refused, empty where it is none."""
 
     def __init__(self, code: str, message: str, statement: str = "") -> None:
         super().__init__(code, message)
@@ -57,7 +61,7 @@ def split(sql: str) -> list[SchemaStatement]:
     if "\0" in sql:
         raise SchemaChangeRefused("schema_invalid", "The schema change has a NUL in its text.")
     tokens = tokenize(sql)
-    found: list[SchemaStatement] = []
+    statements: list[SchemaStatement] = []
     first = 0
     for at, token in enumerate(tokens):
         if token.kind is not TokenKind.SEMICOLON:
@@ -67,23 +71,24 @@ def split(sql: str) -> list[SchemaStatement]:
             # An empty statement.
             first = at + 1
         elif not _is_trigger(tokens[first : first + 4]) or sqlite3.complete_statement(text):
-            found.append(SchemaStatement(text, tokens[first:at]))
+            statements.append(SchemaStatement(text, tokens[first:at]))
             first = at + 1
     if first < len(tokens):
         text = sql[tokens[first].start : tokens[-1].end]
-        # A new line, since a comment may be what comes last.
+        # On a new line, because the text may end with a comment.
         if _is_trigger(tokens[first : first + 4]) and not sqlite3.complete_statement(text + "\n;"):
             raise SchemaChangeRefused(
                 "schema_invalid", "The last statement is incomplete: its trigger has no END.", text
             )
-        found.append(SchemaStatement(text, tokens[first:]))
-    if not found:
+        statements.append(SchemaStatement(text, tokens[first:]))
+    if not statements:
         raise SchemaChangeRefused("schema_invalid", "There is no statement in the schema change.")
-    return found
+    return statements
 
 
 def _is_trigger(tokens: list[Token]) -> bool:
-    """As SQLite's own complete_statement sees it: only a CREATE TRIGGER has semicolons inside."""
+    """Return whether it is a CREATE TRIGGER, by the rules of SQLite's own sqlite3_complete: no other statement has
+    semicolons inside."""
     words = [word(token) for token in tokens]
     return words[:2] == ["create", "trigger"] or (
         words[:1] == ["create"] and words[1:2] in (["temp"], ["temporary"]) and words[2:3] == ["trigger"]
@@ -91,8 +96,11 @@ def _is_trigger(tokens: list[Token]) -> bool:
 
 
 def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules: Set[str]) -> None:
-    """Is this a statement that a schema change may have? The closed names are libsql's own, in lower case (see
-    `access.AccessRules`). Error: SchemaChangeRefused."""
+    """Check that a schema change may have this statement. The closed names are libsql's own, in lower case (see
+    `access.AccessRules`).
+
+    Raises: SchemaChangeRefused, when it may not.
+    """
     sql, tokens = statement
     verb = word(tokens[0])
     if verb not in VERBS:
@@ -108,7 +116,7 @@ def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules
             raise SchemaChangeRefused(
                 "schema_invalid", f"It has a parameter ({token.text[:40]}), which nothing gives a value.", sql
             )
-        # A module's arguments look like a call of a function.
+        # Not after USING: a virtual table's module with its arguments looks like a call of a function.
         call = at + 1 < len(tokens) and tokens[at + 1].text == "(" and word(tokens[at - 1]) != "using"
         _check_name(token, call, closed_functions, closed_modules, sql)
     if [word(token) for token in tokens[:3]] == ["create", "virtual", "table"]:
@@ -127,25 +135,26 @@ def _check_made(verb: str, what: str, sql: str) -> None:
 
 
 def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_modules: Set[str], sql: str) -> None:
-    found = name(token)
-    if not found:
+    named = name(token)
+    if not named:
         return
-    # Anywhere inside: a virtual table's arguments are parsed by itself, as content='_skerry_…'.
-    if RUNTIME_PREFIX in found:
+    # Anywhere inside a name: a virtual table parses its arguments itself, as in content='_skerry_…'.
+    if RUNTIME_PREFIX in named:
         raise SchemaChangeRefused(
             "schema_closed", f"{token.text[:80]}: names with {RUNTIME_PREFIX} are the runtime's own.", sql
         )
     if token.kind is TokenKind.STRING:
-        # SQLite takes a string for a name where it can be nothing else; only one that is such a name as a whole.
-        closed = found in closed_modules or (found.startswith(INTERNAL) and found.isidentifier())
+        # SQLite takes a string for a name where it can be nothing else. Only a string that is such a name as a whole
+        # counts.
+        closed = named in closed_modules or (named.startswith(INTERNAL) and named.isidentifier())
     else:
-        closed = (found.startswith(INTERNAL) and found not in FUNCTIONS) or found in closed_modules
-    if closed or (found.startswith("pragma_") and found not in MODULES):
+        closed = (named.startswith(INTERNAL) and named not in FUNCTIONS) or named in closed_modules
+    if closed or (named.startswith("pragma_") and named not in MODULES):
         raise SchemaChangeRefused(
             "schema_closed", f"{token.text[:80]} is SQLite's own, and closed to schema changes.", sql
         )
-    if token.kind is not TokenKind.STRING and call and found in closed_functions:
-        raise SchemaChangeRefused("schema_closed", f"The function {found}() is closed to schema changes.", sql)
+    if token.kind is not TokenKind.STRING and call and named in closed_functions:
+        raise SchemaChangeRefused("schema_closed", f"The function {named}() is closed to schema changes.", sql)
 
 
 def _check_module(tokens: list[Token], sql: str) -> None:
@@ -159,7 +168,8 @@ def _check_module(tokens: list[Token], sql: str) -> None:
 
 
 def normal(sql: str | None) -> tuple[str, ...]:
-    """A definition as sqlite_schema keeps it, without what doesn't matter: spaces, comments, case, quotes of names."""
+    """Return a definition, as sqlite_schema keeps it, without what doesn't matter: spaces, comments, case, and quotes
+    of names."""
     if sql is None:
         return ()
     return tuple(
@@ -168,8 +178,10 @@ def normal(sql: str | None) -> tuple[str, ...]:
 
 
 def run(opened: Database, access_rules: AccessRules, sql: str) -> None:
-    """Run a schema change's statements in the transaction that is open. Error: SchemaChangeRefused; the transaction may
-    have ended then."""
+    """Run the statements of a schema change in the transaction that is open.
+
+    Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then.
+    """
     statements = split(sql)
     for statement in statements:
         check(statement, access_rules.functions, access_rules.modules)
@@ -194,25 +206,26 @@ def run(opened: Database, access_rules: AccessRules, sql: str) -> None:
             )
 
 
-def own(opened: Database) -> list[list[tuple[Any, ...]] | None]:
-    """Everything of the runtime's in the file, to see whether a change touched it."""
-    found: list[list[tuple[Any, ...]] | None] = []
+def own(opened: Database) -> list[list[Row] | None]:
+    """Return all of the runtime's own rows and definitions, to compare them before and after a change. None stands for
+    a table that is gone."""
+    content: list[list[Row] | None] = []
     for query in _OWN:
         try:
-            found.append(opened.rows(query))
+            content.append(opened.rows(query))
         except ValueError:
             # The table is gone.
-            found.append(None)
-    return found
+            content.append(None)
+    return content
 
 
 def orphans(opened: Database) -> str:
-    """What the foreign keys find amiss, as a sentence; empty where they hold."""
+    """Return how the rows violate foreign keys, as a sentence; empty where they don't."""
     try:
-        found = opened.rows("PRAGMA foreign_key_check")
+        violations = opened.read(ViolationRow, "PRAGMA foreign_key_check")
     except ValueError as error:
         return f"the foreign keys can't be checked: {error}."
-    if not found:
+    if not violations:
         return ""
-    table, rowid, parent, _ = found[0]
-    return f"{len(found)} rows have no parent; the first is row {rowid} of {table}, which refers to {parent}."
+    table, rowid, parent, _ = violations[0]
+    return f"{len(violations)} rows have no parent; the first is row {rowid} of {table}, which refers to {parent}."

@@ -1,9 +1,9 @@
-"""The statements of guests: which are fit to be run, and what is known of each, kept by a worker for the next call."""
+"""The statements of guests: which of them may be run, and what a worker keeps of each for the next call."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -11,6 +11,7 @@ from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql.access import AccessDenied, AccessRules, examine
 from edge_runtime.sql.database import Database
+from edge_runtime.sql.libsql_connection import Column
 from edge_runtime.sql.tokenizer import Token, TokenKind, tokenize, word
 
 VERBS: Final = frozenset({"select", "insert", "update", "delete", "replace", "with", "values", "explain"})
@@ -20,7 +21,7 @@ _CACHED_CHARACTERS: Final = 32_768
 
 
 class SqlError(CodedError):
-    """An error that the guest is told."""
+    """An error that the guest gets as its answer."""
 
 
 _CODES: Final = (
@@ -42,7 +43,7 @@ def code_of(message: str, otherwise: str) -> str:
 
 
 def code_of_error(database: Database, error: ValueError, otherwise: str) -> str:
-    """The code of an error of this process's connection."""
+    """Return the code for an error of this process's connection."""
     code = code_of(str(error), otherwise)
     if database.came_to_file_limit() and code == "disk_failed":
         code = "sql_disk_limit"
@@ -50,10 +51,11 @@ def code_of_error(database: Database, error: ValueError, otherwise: str) -> str:
 
 
 def failed_commit(database: Database, error: ValueError) -> tuple[str, str]:
-    """Undo a transaction whose COMMIT failed, before the writer lock is let go: code and text of what is so then."""
+    """Undo a transaction whose COMMIT failed, before the writer lock is released. Return the code and the text of the
+    error."""
     code = code_of_error(database, error, "commit_failed")
     if code.startswith("constraint_"):
-        # Found out before anything was written.
+        # Checked by SQLite before it writes anything.
         return code, f"COMMIT failed: {error}."
     try:
         database.drop_uncommitted()
@@ -65,23 +67,23 @@ def failed_commit(database: Database, error: ValueError) -> tuple[str, str]:
 
 @dataclass(eq=False)
 class PreparedStatement:
-    """A statement that was found fit to be run in this schema."""
+    """A statement that was checked, and may be run with this schema."""
 
     sql: str
     parameters: tuple[tuple[int, int, int], ...]
-    """Start, end and number of each in the text."""
+    """Start, end and number of each parameter in the text."""
     count: int
-    """Of the values that it takes."""
+    """The number of values that the statement takes."""
     writes: bool
     inserts: bool
-    """It sets the last rowid."""
+    """Whether the statement sets the last rowid."""
     columns: list[str] | None = None
-    """Known after its first run; empty where it gives no rows."""
+    """Names of the columns, known after the first run; empty where the statement returns no rows."""
     columns_json: bytes = b"[]"
 
     def text(self, wide: tuple[int, ...]) -> str:
-        """The text to run where the parameters `wide` are integers bound as text. The plus takes the CAST's affinity
-        away: a TEXT column would compare as a number."""
+        """Return the text to run where the parameters `wide` are 64-bit integers bound as text. Each gets a CAST, with
+        a plus before it that takes the CAST's affinity away: otherwise a TEXT column would compare as a number."""
         pieces: list[str] = []
         after = 0
         for start, end, number in self.parameters:
@@ -90,8 +92,9 @@ class PreparedStatement:
                 after = end
         return "".join(pieces) + self.sql[after:]
 
-    def name_columns(self, description: Iterable[tuple[Any, ...]]) -> None:
-        """A column without a name has its expression's text, where a CAST of ours may have got into."""
+    def name_columns(self, description: Iterable[Column]) -> None:
+        """Note the names of the columns. A column without a name has the text of its expression, from which a CAST that
+        `text` added is removed."""
         self.columns = [_CASTED.sub(r"\1", column[0]) for column in description]
         self.columns_json = orjson.dumps(self.columns)
 
@@ -101,18 +104,18 @@ _CASTED: Final = re.compile(r"\+CAST\((\?[0-9]*) AS INTEGER\)")
 
 
 class Session:
-    """A worker's connection, with the statements that were found fit. They are forgotten when a release is applied,
-    which is when the schema changes."""
+    """A worker's connection, with the statements that were checked. They are forgotten when a release is applied,
+    because the schema changes then."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._access_rules: AccessRules | None = None
         self.applied = -1
-        """The file's count of applied releases that `statements` belong to."""
+        """The file's count of applied releases for which `statements` were checked."""
         self.statements: dict[str, PreparedStatement] = {}
 
     def at(self, applied: int) -> None:
-        """The file's count of applied releases, as the transaction that is open sees it."""
+        """Note the file's count of applied releases, as the open transaction sees it."""
         if applied != self.applied:
             self.forget()
             self.applied = applied
@@ -123,15 +126,18 @@ class Session:
         self.applied = -1
 
     def statement(self, sql: str) -> PreparedStatement:
-        """Errors: SqlError."""
-        found = self.statements.get(sql)
-        if found is None:
-            found = self._examine(sql)
+        """Return the checked statement for a text, from the cache where it is there.
+
+        Raises: SqlError, when a guest may not run it.
+        """
+        statement = self.statements.get(sql)
+        if statement is None:
+            statement = self._examine(sql)
             if len(sql) <= _CACHED_CHARACTERS:
                 if len(self.statements) >= _CACHED:
                     del self.statements[next(iter(self.statements))]
-                self.statements[sql] = found
-        return found
+                self.statements[sql] = statement
+        return statement
 
     def _examine(self, sql: str) -> PreparedStatement:
         if "\0" in sql:
@@ -157,7 +163,7 @@ class Session:
         except ValueError as error:
             raise SqlError(code_of(str(error), "sql_invalid"), str(error)) from None
         if explains and not plan and effects.virtual:
-            # It would show addresses of this process.
+            # Its EXPLAIN would show addresses of this process.
             raise SqlError("sql_closed", "EXPLAIN of a virtual table is closed to functions; use EXPLAIN QUERY PLAN.")
         return PreparedStatement(
             sql,
@@ -169,7 +175,10 @@ class Session:
 
 
 def _one(tokens: list[Token]) -> list[Token]:
-    """The tokens of the one statement, without what ends it."""
+    """Return the tokens of the only statement, without its semicolon.
+
+    Raises: SqlError, when there is none or more than one.
+    """
     end = next((at for at, token in enumerate(tokens) if token.kind is TokenKind.SEMICOLON), len(tokens))
     if any(token.kind is not TokenKind.SEMICOLON for token in tokens[end:]):
         raise SqlError("sql_not_allowed", "There is more after the first statement; run one statement at a time.")
@@ -179,7 +188,8 @@ def _one(tokens: list[Token]) -> list[Token]:
 
 
 def _compilable(sql: str, body: list[Token]) -> str:
-    """The statement with empty BLOBs: EXPLAIN would give their bytes as text, at which libsql panics."""
+    """Return the statement with all its BLOBs emptied: EXPLAIN would return their bytes as text, at which libsql
+    panics."""
     pieces: list[str] = []
     after = body[0].start
     for token in body:
@@ -190,8 +200,12 @@ def _compilable(sql: str, body: list[Token]) -> str:
 
 
 def _parameters(tokens: list[Token]) -> list[tuple[int, int, int]]:
-    """As SQLite numbers them: a bare one is the largest number so far plus one."""
-    found = []
+    """Return start, end and number of each parameter, numbered as SQLite does: a bare `?` is the largest number so far
+    plus one.
+
+    Raises: SqlError, when a parameter has a name.
+    """
+    parameters = []
     largest = 0
     for token in tokens:
         if token.kind is TokenKind.PARAMETER:
@@ -202,12 +216,12 @@ def _parameters(tokens: list[Token]) -> list[tuple[int, int, int]]:
                 )
             number = int(digits[:9]) if digits else largest + 1
             largest = max(largest, number)
-            found.append((token.start, token.end, number))
-    return found
+            parameters.append((token.start, token.end, number))
+    return parameters
 
 
 def _main_verb(tokens: list[Token]) -> str:
-    """The statement's own verb, behind a WITH and its common tables."""
+    """Return the statement's own verb, which may stand behind a WITH and its common tables."""
     depth = 0
     for token in tokens:
         if token.text == "(":

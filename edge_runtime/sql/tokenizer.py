@@ -1,6 +1,6 @@
-"""SQL as SQLite's own tokenizer sees it: strings, comments, names and parameters told apart. Pure.
+"""Splits SQL into tokens as SQLite's own tokenizer does: strings, comments, names and parameters are told apart. Pure.
 
-Source: sqlite3GetToken of SQLite 3.45 (tokenize.c). Text that SQLite itself can't read is left for it to refuse.
+Source: sqlite3GetToken of SQLite 3.45 (tokenize.c). Text that SQLite itself can't read is left for SQLite to refuse.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 class TokenKind(IntEnum):
     NAME = 1
-    """A keyword or a bare name."""
+    """A keyword or an unquoted name."""
     QUOTED = 2
     """A name in double quotes, backticks or brackets."""
     STRING = 3
@@ -19,7 +19,7 @@ class TokenKind(IntEnum):
     PARAMETER = 6
     SEMICOLON = 7
     OTHER = 8
-    """An operator, one character each; or a quote that is never closed, with all after it."""
+    """An operator, one token for each character; or a quote that is never closed, with all that follows it."""
 
 
 class Token(NamedTuple):
@@ -27,7 +27,7 @@ class Token(NamedTuple):
     start: int
     end: int
     text: str
-    """As it is written."""
+    """The token as it is written."""
 
 
 _FIRST: Final = r"A-Za-z_\x80-\U0010ffff"
@@ -50,21 +50,22 @@ _KINDS: Final = {kind.name: kind for kind in TokenKind}
 
 
 def tokenize(sql: str) -> list[Token]:
-    """The tokens of `sql`, without spaces and comments."""
+    """Return the tokens of `sql`, without spaces and comments."""
     return [
-        Token(_KINDS[found.lastgroup], found.start(), found.end(), found.group())
-        for found in _PATTERN.finditer(sql)
-        if found.lastgroup is not None and found.lastgroup != "SPACE"
+        Token(_KINDS[match.lastgroup], match.start(), match.end(), match.group())
+        for match in _PATTERN.finditer(sql)
+        if match.lastgroup is not None and match.lastgroup != "SPACE"
     ]
 
 
 def word(token: Token) -> str:
-    """A bare word in lower case; empty for any other token."""
+    """Return an unquoted word in lower case; empty for any other token."""
     return token.text.lower() if token.kind is TokenKind.NAME else ""
 
 
 def name(token: Token) -> str:
-    """What the token names, in lower case, where SQLite may take it for a name, as it does a string; else empty."""
+    """Return the name, in lower case, where SQLite may take the token for one, as it does with strings; empty
+    otherwise."""
     text = token.text
     if token.kind is TokenKind.NAME:
         return text.lower()

@@ -1,9 +1,9 @@
-"""Values between a guest's JSON and SQLite, exact both ways.
+"""Values between a guest's JSON and SQLite, exact in both directions.
 
-Integers are exact to 64 bits; a REAL has a point or an exponent (`1` is an INTEGER, `1.0` a REAL); TEXT is a string
-without NUL; a BLOB is `{"$blob": base64}`; NULL is null. `true` and `false` are 1 and 0, as in SQL. What JSON or
-SQLite can't hold (NaN, infinities, larger integers, NUL in text) is an error. libsql cuts TEXT that SQL itself made
-with a NUL in it, as by char(0), when it is read.
+An INTEGER is exact to 64 bits; a REAL has a point or an exponent (`1` is an INTEGER, `1.0` a REAL); TEXT is a string
+without NUL; a BLOB is `{"$blob": base64}`; NULL is null; `true` and `false` are 1 and 0, as in SQL. A value that JSON
+or SQLite can't hold (NaN, infinities, larger integers, NUL in text) is an error. When libsql reads a TEXT that SQL
+itself made with a NUL in it, as by char(0), it cuts the TEXT there.
 """
 
 import binascii
@@ -13,20 +13,25 @@ from typing import Any, Final
 import orjson
 
 INT32: Final = range(-(2**31), 2**31)
-"""What libsql binds as an INTEGER; any larger one would become a REAL."""
+"""The integers that libsql binds as an INTEGER; it would bind a larger one as a REAL."""
 INT64: Final = range(-(2**63), 2**63)
 _HUGE: Final = float(2**63)
 
 Value = None | int | float | str | bytes
+"""A value of SQLite's: NULL, INTEGER, REAL, TEXT or BLOB."""
+Row = tuple[Value, ...]
 
 
 class UnsupportedValue(ValueError):
-    """A value that can't be passed on exactly; the message says which and why."""
+    """A value can't be passed on exactly; the message says which one and why."""
 
 
 def bind(params: list[Any], request: bytes) -> tuple[tuple[Value, ...], tuple[int, ...]]:
-    """The values to bind, and the numbers (from 1) of those that are 64-bit integers, bound as text: each needs a
-    CAST in its place. `request` is the JSON that `params` came from. Error: UnsupportedValue."""
+    """Return the values to bind, and the numbers (from 1) of those that are 64-bit integers: these are bound as text,
+    and need a CAST in the statement. `request` is the JSON that `params` came from.
+
+    Raises: UnsupportedValue, when SQLite can't hold a value.
+    """
     bound: list[Value] = []
     wide: list[int] = []
     for number, value in enumerate(params, 1):
@@ -41,7 +46,7 @@ def bind(params: list[Any], request: bytes) -> tuple[tuple[Value, ...], tuple[in
             if "\0" in value:
                 raise UnsupportedValue(f"Parameter {number} has a NUL in its text; send it as a BLOB.")
         elif kind is float:
-            # orjson reads an integer too large for 64 bits as a float.
+            # orjson reads an integer of more than 64 bits as a float.
             if not -_HUGE < value < _HUGE and _written_as_integer(request, number):
                 raise _integer(number)
         elif kind is bool:
@@ -62,7 +67,7 @@ def _written_as_integer(request: bytes, number: int) -> bool:
     return isinstance(json.loads(request)["params"][number - 1], int)
 
 
-def _blob(value: Any, number: int) -> bytes:
+def _blob(value: object, number: int) -> bytes:
     if isinstance(value, dict) and value.keys() == {"$blob"} and isinstance(value["$blob"], str):
         try:
             return binascii.a2b_base64(value["$blob"], strict_mode=True)
@@ -74,10 +79,13 @@ def _blob(value: Any, number: int) -> bytes:
     )
 
 
-def encode(rows: list[tuple[Any, ...]], columns: list[str]) -> bytes:
-    """Rows from libsql as a JSON array of arrays. Error: UnsupportedValue."""
+def encode(rows: list[Row], columns: list[str]) -> bytes:
+    """Return rows from libsql as a JSON array of arrays.
+
+    Raises: UnsupportedValue, when JSON can't hold a value.
+    """
     encoded = orjson.dumps(rows, default=_default)
-    # orjson writes an infinity as null, so only rows with a null in them need the look.
+    # orjson writes an infinity as null, so only rows with a null in them are looked at.
     if b"null" in encoded:
         for row in rows:
             for at, value in enumerate(row):

@@ -1,0 +1,119 @@
+"""The rows of the edge's own queries: one class a query, its fields named and ordered as the query's columns."""
+
+from typing import NamedTuple
+
+
+class MetaRow(NamedTuple):
+    """`read_meta`."""
+
+    database_id: str
+    format: int
+
+
+class ReleaseRow(NamedTuple):
+    """`read_release`."""
+
+    release_id: str
+    number: int
+    generation: int
+
+
+class GenerationRow(NamedTuple):
+    """`read_generation`."""
+
+    generation: int
+    applied: int
+    """How many releases were ever applied to the file."""
+
+
+class ChangeRow(NamedTuple):
+    """`read_changes`: a schema change that was applied."""
+
+    number: int
+    revision: int
+    checksum: str
+
+
+class FunctionRow(NamedTuple):
+    """`read_functions`."""
+
+    name: str
+    version: int
+    sha256: str
+    manifest: str
+    """JSON."""
+    manifest_digest: str
+
+
+class RootPageRow(NamedTuple):
+    """`own_pages`: the root page of a table or an index."""
+
+    rootpage: int
+    is_runtimes: int
+    """1 for the runtime's own, 0 for SQLite's or libsql's."""
+
+
+class TableRow(NamedTuple):
+    """`tables_to_fill`."""
+
+    name: str
+    sql: str
+
+
+class ColumnRow(NamedTuple):
+    """`columns`."""
+
+    name: str
+    type: str
+    notnull: int
+    pk: int
+    """Position in the primary key, from 1; 0 for a column outside it."""
+
+
+class ForeignKeyRow(NamedTuple):
+    """`parents`: one pair of columns of a foreign key."""
+
+    id: int
+    child_column: str
+    parent: str
+    parent_column: str
+    """Empty for the parent's primary key."""
+
+
+class DefinitionRow(NamedTuple):
+    """`schema`."""
+
+    type: str
+    name: str
+    tbl_name: str
+    sql: str | None
+    """None for an index that SQLite made for a constraint."""
+
+
+class NumberRow(NamedTuple):
+    """One number, as of a PRAGMA."""
+
+    value: int
+
+
+class NameRow(NamedTuple):
+    """`functions`, `modules`: a name in lower case."""
+
+    name: str
+
+
+class CheckpointRow(NamedTuple):
+    """PRAGMA wal_checkpoint."""
+
+    busy: int
+    log: int
+    checkpointed: int
+
+
+class ViolationRow(NamedTuple):
+    """PRAGMA foreign_key_check."""
+
+    table: str
+    rowid: int | None
+    parent: str
+    fkid: int

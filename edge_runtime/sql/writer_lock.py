@@ -1,0 +1,80 @@
+"""The lock under which processes write to the libsql file, one at a time."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Final, Protocol, Self
+
+LOCK_NAME: Final = "writer.lock"
+"""The lock's file, beside the libsql file."""
+
+
+class WriteProgress(Protocol):
+    """Receives each step of a writing call, so that the watchdog doesn't take waiting for an endless loop."""
+
+    @property
+    def applying(self) -> bool:
+        """Whether a release is being applied: its applier holds the writer lock, or will."""
+
+    def sending(self) -> None:
+        """The call is about to send something that must not be sent twice."""
+
+    def waiting(self) -> None:
+        """The call waits: another process holds the writer lock."""
+
+    def writing(self) -> None:
+        """The call holds the writer lock."""
+
+    def committing(self) -> None:
+        """The call commits: from here on its writes may be kept, whatever happens to the process."""
+
+    def running(self) -> None:
+        """The call has released the writer lock without a commit."""
+
+
+class WriterLock:
+    """The lock by which the writers of one file take turns, in all processes. SQLite's own waiting would let some of
+    them starve.
+
+    The kernel releases the lock (flock) when the process ends. Each process opens the lock file itself: an inherited
+    descriptor would share the lock.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._held = False
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def acquire(self, watch: WriteProgress | None = None, *, patient: bool = True) -> bool:
+        """Wait for the lock, and return whether this process has it now. A call that isn't `patient` doesn't wait while
+        a release is applied."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if watch is not None:
+                watch.waiting()
+                # Checked after the mark is set: whoever starts to apply a release looks for these marks afterwards.
+                if not patient and watch.applying:
+                    watch.running()
+                    return False
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._held = True
+        if watch is not None:
+            watch.writing()
+        return True
+
+    def release(self) -> None:
+        """Release the lock, if this process holds it."""
+        if self._held:
+            self._held = False
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        self._held = False
+        os.close(self._descriptor)
