@@ -1,6 +1,6 @@
-"""The private cache of AOT files: `<key>.so` with its sha256 in `<key>.sha256` beside it.
+"""The private cache of AOT files: `<key>.so`, with its sha256 in `<key>.sha256` beside it.
 
-WasmEdge isn't needed to find and check them: nothing here imports it, so that the front doesn't map its library.
+Nothing here imports WasmEdge, so that the front, which looks for AOT files and checks them, doesn't map its library.
 """
 
 import contextlib
@@ -17,43 +17,44 @@ from typing import Final
 from edge_runtime.files import sync_folder
 
 WASMEDGE: Final = "0.14.1"
-"""The version that compiles the code, and runs it."""
+"""The version of WasmEdge that compiles the code and runs it."""
 QUICK = 0
-"""The level that a function starts on: 45 ms for 28 KB of C (examples/hello)."""
+"""The optimization level with which a function starts: 45 ms for 28 KB of C (examples/hello)."""
 BEST = 2
-"""The level that it runs on once that is compiled: 0.6 s for the same. Level 3 ran no faster."""
+"""The optimization level of a function once it is compiled so: 0.6 s for the same code. Level 3 ran no faster."""
 LEVELS = (0, 1, 2, 3)
 
 _OPTIONS = "native, kernel 1, memories imported"
-"""Other text where other code comes of the same bytes: the number goes up with Extism's kernel and its merging."""
+"""A part of the key: another text wherever the same module compiles to other code. The kernel's number grows with each
+change of Extism's kernel or of its merging."""
 TEMPORARY = ".compile-"
-"""What the names of folders begin with in which something is compiled; then comes the process id."""
+"""Prefix of the folders in which code is compiled; the process id follows."""
 _PIECE = 65_536
 _COMPILED: Final = 0.5
-"""Bytes of memory that a byte of an AOT file takes while it is loaded; afterwards a twentieth."""
+"""Bytes of memory for each byte of an AOT file while it is loaded; a twentieth remains in use afterwards."""
 _INTERPRETED: Final = 26
-"""The same for a byte of an artifact on the interpreter, while it runs: 2 MB of code took 51 MB."""
+"""Bytes of memory for each byte of an artifact that runs on the interpreter: 2 MB of code took 51 MB."""
 
 
 class Damaged(Exception):
-    """An AOT file isn't the one that was compiled: compile it again."""
+    """An AOT file isn't the one that was compiled: compile the module again."""
 
 
 @dataclass(frozen=True)
 class AotFile:
     path: Path
     digest: str
-    """sha256 of the file, in hex."""
+    """The file's sha256, in hex."""
 
 
 def key(wasm_sha256: str, level: int) -> str:
-    """The name of a compilation: of these bytes, by this WasmEdge, for this processor, at this level."""
+    """Return the name of a compilation: of this module, by this WasmEdge, for this processor, at this level."""
     parts = "\n".join((wasm_sha256, WASMEDGE, _processor(), f"{_OPTIONS} {level}"))
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def find(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
-    """What was compiled earlier, undamaged; None where there is nothing, or nothing whole."""
+    """Return the AOT file that was compiled earlier; None where there is none, or a damaged one."""
     name = key(wasm_sha256, level)
     path = folder / f"{name}.so"
     try:
@@ -65,7 +66,7 @@ def find(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
 
 
 def locate(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
-    """As `find`, but the file isn't read: who loads it checks it."""
+    """As `find`, but without a check of the file's digest, which whoever loads it does."""
     name = key(wasm_sha256, level)
     path = folder / f"{name}.so"
     try:
@@ -76,7 +77,7 @@ def locate(folder: Path, wasm_sha256: str, level: int) -> AotFile | None:
 
 
 def discard_damaged(folder: Path, wasm_sha256: str) -> bool:
-    """Remove the AOT files of an artifact that aren't what was compiled; whether there were any."""
+    """Remove the damaged AOT files of an artifact, and return whether there were any."""
     removed = False
     for level in LEVELS:
         path = folder / f"{key(wasm_sha256, level)}.so"
@@ -88,33 +89,39 @@ def discard_damaged(folder: Path, wasm_sha256: str) -> bool:
 
 
 def memory_estimate(path: str | Path, *, compiled: bool) -> int:
-    """Bytes of memory that loading a file of code and running it take, roughly; 0 where there is no such file."""
+    """Return roughly the bytes of memory that loading and running a file of code takes; 0 where the file doesn't
+    exist."""
     with contextlib.suppress(OSError):
         return int(Path(path).stat().st_size * (_COMPILED if compiled else _INTERPRETED))
     return 0
 
 
 def verify(path: Path, digest: str) -> None:
-    """Check a file by its digest, as before each load. Errors: Damaged, OSError."""
-    made = hashlib.sha256()
-    # Not by hashlib.file_digest: its buffer of 256 KB, cleared first, costs a new worker a tenth of its birth.
+    """Check a file by its sha256, as before each load.
+
+    Raises: Damaged, when the file has another digest; OSError, when it can't be read.
+    """
+    sha256 = hashlib.sha256()
+    # Not by hashlib.file_digest: the 256 KB buffer, which it clears first, takes a tenth of a new worker's start.
     with path.open("rb", buffering=0) as file:
         while piece := file.read(_PIECE):
-            made.update(piece)
-    found = made.hexdigest()
-    if found != digest:
-        raise Damaged(f"{path} has the sha256 {found}, and must have {digest}")
+            sha256.update(piece)
+    actual = sha256.hexdigest()
+    if actual != digest:
+        raise Damaged(f"{path} has the sha256 {actual}, and must have {digest}")
 
 
 def make_work_folder(folder: Path) -> Path:
-    """A new folder in the cache `folder`, for one compilation whose process isn't trusted with all of it."""
+    """Make a folder in the cache for one compilation, whose process must not write elsewhere in the cache."""
     sweep(folder)
     return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder))
 
 
 def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
-    """Move what was compiled in a workshop, and nothing else of it, to the cache; durable when this returns. Error:
-    OSError."""
+    """Move the AOT file and its digest, and nothing else, from `work` to the cache; on disk when this returns.
+
+    Raises: OSError, when a file is missing or can't be moved.
+    """
     name = key(wasm_sha256, level)
     for suffix in (".so", ".sha256"):
         made = work / f"{name}{suffix}"
@@ -126,7 +133,8 @@ def install(work: Path, folder: Path, wasm_sha256: str, level: int) -> None:
 
 @functools.cache
 def _processor() -> str:
-    """The machine and the features that code is compiled for: a file moved to another processor is not found."""
+    """Return the machine and the features that code is compiled for, so that a cache on another processor isn't
+    used."""
     flags = ""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -138,8 +146,8 @@ def _processor() -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what compilations left behind whose process was killed."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        pid = left.name.removeprefix(TEMPORARY).split("-")[0]
+    """Remove the folders of compilations whose process has ended."""
+    for work_folder in folder.glob(f"{TEMPORARY}*"):
+        pid = work_folder.name.removeprefix(TEMPORARY).split("-")[0]
         if not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(work_folder, ignore_errors=True)

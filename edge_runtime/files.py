@@ -1,4 +1,4 @@
-"""Files that survive a kill and a power failure: temporary file, fsync, rename, fsync of the folder."""
+"""Files that survive a kill and a loss of power: temporary file, fsync, rename, fsync of the folder."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,8 @@ DISK_RESERVE: Final = 16 * 1024 * 1024
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace `path` in one step; nobody ever sees a part of it, or a secret with a wider mode."""
+    """Replace `path` in one step, with `mode` from the start: nobody sees a part of it, or a secret that others may
+    read."""
     temporary = path.with_name(f"{path.name}.new")
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -22,7 +23,8 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Have the folder `path` (0700) and those that it lies in, each with its name on disk."""
+    """Make the folder `path` (mode 0700) and its parents, where they don't exist; each name is on disk when this
+    returns."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -37,7 +39,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove `path` for good; nothing happens if it isn't there."""
+    """Remove `path` for good; do nothing if it doesn't exist."""
     path.unlink(missing_ok=True)
     sync_folder(path.parent)
 

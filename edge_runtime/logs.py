@@ -1,7 +1,7 @@
-"""The node's log on stderr: text for people, or a JSON object a line.
+"""The node's log on stderr: text for people, or one JSON object a line.
 
-A thread writes it, from a bounded queue: whoever logs never waits for whoever reads, or for a disk. Lines for which
-there is no room are dropped and counted, and the count is logged as soon as there is room again.
+A thread writes the log from a bounded queue, so that logging never waits for a reader or a disk. Lines that don't fit
+into the queue are dropped and counted; the count is logged as soon as there is room again.
 """
 
 import logging
@@ -21,11 +21,11 @@ Format = Literal["text", "json"]
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 QUEUE_BYTES: Final = 1 << 20
-"""What may wait to be written."""
+"""Bytes that may wait to be written."""
 FLUSH_LIMIT: Final = 2.0
 """Seconds that the end of the process waits for what is still to be written."""
 RETRY: Final = 1.0
-"""Seconds after a line that couldn't be written, until the next one is tried."""
+"""Seconds from a line that couldn't be written to the next attempt."""
 _STDERR: Final = 2
 
 
@@ -47,15 +47,15 @@ class Text(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """One line, whatever it has of a guest's or a client's: nothing for a terminal to obey."""
-        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], super().formatMessage(record))
+        """Return one line, with control characters escaped: text of guests and clients can't control a terminal."""
+        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().formatMessage(record))
 
     def formatTime(self, record: logging.LogRecord, _format: str | None = None) -> str:
         return _time(record)
 
 
 class Budget:
-    """Bytes that somebody may log: so many at once, and so many a second after that."""
+    """Bytes that somebody may log: a token bucket of `burst` bytes, which fills by `rate` bytes a second."""
 
     __slots__ = ("_at", "_burst", "_left", "_rate")
 
@@ -66,7 +66,8 @@ class Budget:
         self._at = 0.0
 
     def take(self, count: int, now: float) -> bool:
-        """Whether so many bytes may be logged at the time `now` of any clock that goes on; then they are taken."""
+        """Take `count` bytes at the time `now` (seconds, of any monotonic clock), and return whether so many were
+        left."""
         self._left = min(self._burst, self._left + (now - self._at) * self._rate) if self._at else self._left
         self._at = now
         if self._left < count:
@@ -81,16 +82,16 @@ class Writer(logging.Handler):
     def __init__(self, descriptor: int = _STDERR, limit: int = QUEUE_BYTES) -> None:
         super().__init__()
         self.dropped = 0
-        """Lines, since the start."""
-        self._told = 0
-        """How many of them the log has told of."""
+        """Lines dropped since the start."""
+        self._reported = 0
+        """Dropped lines of which the log has told."""
         self._descriptor = descriptor
         self._limit = limit
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._put = 0
-        """Bytes that were ever put into the queue; only `emit` counts them, under the handler's lock."""
+        """Bytes put into the queue since the start; written by `emit` alone, under the handler's lock."""
         self._done = 0
-        """Bytes that were ever written, or given up; only the thread counts them."""
+        """Bytes written or given up since the start; written by the thread alone."""
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -106,7 +107,7 @@ class Writer(logging.Handler):
         self._lines.put(line)
 
     def flush(self) -> None:
-        """Wait until all is written, for `FLUSH_LIMIT` seconds at most. Called at the process's end."""
+        """Wait until everything is written, at most `FLUSH_LIMIT` seconds. Called at the end of the process."""
         end = time.monotonic() + FLUSH_LIMIT
         while self._done < self._put and time.monotonic() < end:
             time.sleep(0.005)
@@ -122,24 +123,24 @@ class Writer(logging.Handler):
             if not written:
                 self.dropped += 1
                 time.sleep(RETRY)
-            elif self.dropped > self._told and self._put - self._done < self._limit // 2:
+            elif self.dropped > self._reported and self._put - self._done < self._limit // 2:
                 self._tell()
 
     def _tell(self) -> None:
-        count = self.dropped - self._told
+        count = self.dropped - self._reported
         text = "%d lines of this log were dropped: nobody read them in time, or they couldn't be written"
         record = logging.LogRecord("skerry.log", logging.WARNING, "", 0, text, (count,), None)
         if self._write(self._line(record)):
-            self._told += count
+            self._reported += count
 
     def _write(self, line: bytes) -> bool:
-        """Write a line, as long as that takes; whether it could be."""
+        """Write a line, for as long as that takes, and return whether it could be written."""
         left = memoryview(line)
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:
-                # Whoever shares the descriptor has made it non-blocking.
+                # Another process that shares the descriptor has made it non-blocking.
                 select.select([], [self._descriptor], [], RETRY)
             except OSError:
                 return False
@@ -147,12 +148,12 @@ class Writer(logging.Handler):
 
 
 def dropped() -> int:
-    """Lines of the log that were dropped, since the start."""
+    """Return the lines of the log that were dropped since the start."""
     return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, Writer))
 
 
 def set_up(form: Format, *, debug: bool = False) -> None:
-    """For the whole process."""
+    """Set the log of this process up."""
     handler = Writer()
     handler.setFormatter(JsonLines() if form == "json" else Text())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)

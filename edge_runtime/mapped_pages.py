@@ -1,12 +1,12 @@
-"""Pages of program files that this process has mapped and doesn't need now: libraries that were linked and initialised,
-and the parts of compiled functions that are only read when they are loaded.
+"""Gives back mapped pages of program files that this process doesn't need now: of libraries that are linked and
+initialized, and of compiled functions, whose metadata is read at loading alone.
 
-They are never written, so they can be dropped at any time: whoever needs one again finds it in its file.
+Such pages are never written, so they can be dropped at any time: a later access reads them from the file again.
 """
 
 import ctypes
 import mmap
-from typing import Any, Final
+from typing import Final
 
 _LOAD: Final = 1
 """PT_LOAD."""
@@ -32,7 +32,7 @@ class _ProgramHeader(ctypes.Structure):
 
 
 class _ProgramInfo(ctypes.Structure):
-    """dl_phdr_info, as far as it is needed."""
+    """The first fields of dl_phdr_info."""
 
     _fields_ = (
         ("base", ctypes.c_uint64),
@@ -43,8 +43,8 @@ class _ProgramInfo(ctypes.Structure):
 
 
 def drop(path: str = "") -> None:
-    """Drop the pages of the file `path` that are mapped from it and can't be written; of all libraries, where it is
-    empty."""
+    """Drop the pages of the file `path` that are mapped from it and can't be written; for an empty `path`, those of all
+    libraries."""
     _wanted[0] = path.encode()
     _libc.dl_iterate_phdr(_look, None)
 
@@ -53,13 +53,14 @@ _wanted = [b""]
 
 
 @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_ProgramInfo), ctypes.c_size_t, ctypes.c_void_p)  # type: ignore[untyped-decorator]
-def _look(found: Any, _size: int, _data: Any) -> int:
-    """Told one program after the other. Made once, at the import: a fenced child can't make one."""
-    program = found.contents
+def _look(info: "ctypes._Pointer[_ProgramInfo]", _size: int, _data: int | None) -> int:
+    """Called with each mapped program in turn. Made once, at the import: a fenced process can't make a C callback."""
+    program = info.contents
     name, wanted = program.name, _wanted[0]
     if name == wanted or (not wanted and name.startswith(b"/")):
         for segment in program.segments[: program.count]:
-            # Where addresses were filled in at loading, the segment is writable, even if it isn't protected as such.
+            # Not the writable segments: there, addresses were filled in at loading, even where the segment is read-only
+            # now.
             if segment.type == _LOAD and not segment.flags & _WRITABLE:
                 start = _page(program.base + segment.address + mmap.PAGESIZE - 1)
                 end = _page(program.base + segment.address + segment.file_size)

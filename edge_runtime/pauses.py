@@ -1,26 +1,28 @@
-"""Times in which this process didn't run: stopped by a signal, with the whole machine, or without a processor.
+"""Times in which this process didn't run: it was stopped by a signal or with the whole machine, or got no processor. A
+timer that fires much too late shows such a time. Pure.
 
-Nobody else may have run then either, so limits don't count them. They are noticed by timers that ring too late. Pure.
+Other processes may not have run either, so time limits don't count pauses.
 """
 
 from collections import deque
 from typing import Final
 
 LATE: Final = 0.5
-"""Seconds by which a timer must ring too late: less is a busy machine."""
+"""Seconds by which a timer must fire too late to show a pause; a busy machine delays timers by less."""
 _MOST: Final = 64
-"""Pauses that are remembered. No limit is so long that older ones could matter."""
+"""Pauses that are remembered; no time limit is so long that older ones matter."""
 
 
 class Pauses:
-    """All times are seconds of the monotonic clock."""
+    """The pauses of this process. All times are seconds of the monotonic clock."""
 
     def __init__(self) -> None:
         self._known: deque[tuple[float, float]] = deque(maxlen=_MOST)
-        """When each began and ended, in their order."""
+        """Start and end of each pause, in order."""
 
     def notice(self, due: float, now: float) -> float:
-        """A timer that was due rings now. How long the pause was; 0 where it is in time."""
+        """Note that a timer due at `due` fires at `now`. Return the seconds of the pause that this shows; 0 where it
+        shows none."""
         late = now - due
         if late < LATE:
             return 0.0
@@ -28,7 +30,7 @@ class Pauses:
         return late
 
     def passed(self, since: float, now: float) -> float:
-        """Seconds between two times, without the pauses."""
+        """Return the seconds from `since` to `now`, without pauses."""
         gone = now - since
         for began, ended in reversed(self._known):
             if ended <= since:

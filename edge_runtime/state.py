@@ -1,6 +1,7 @@
 """The state directory of a node: its folders, and the lock that keeps two fronts from using it at once.
 
-The lock (flock) belongs to an open file that every child inherits, so it is free when the last of them has ended.
+The lock (flock) belongs to an open file, which every child inherits, so the directory is free once the last child has
+ended.
 """
 
 import fcntl
@@ -17,15 +18,18 @@ PAUSE: Final = 0.02
 
 
 class StateUnfit(Exception):
-    """The state directory can't be used; the message says why and what to do."""
+    """The state directory can't be used; the message says why, and what to do."""
 
 
 class State:
-    """The directory, opened and locked; a context manager that lets it go."""
+    """The opened and locked state directory; a context manager, which closes it."""
 
     def __init__(self, path: Path, wait: float) -> None:
-        """Make the directory where it isn't there, and lock it, waiting at most `wait` seconds for the processes of an
-        earlier run to end. Error: StateUnfit."""
+        """Make the directory where it doesn't exist, and lock it; wait at most `wait` seconds for the processes of an
+        earlier run to end.
+
+        Raises: StateUnfit, when it can't be made or locked.
+        """
         self.path = path.absolute()
         self.aot = self.path / "aot"
         self.artifacts = self.path / "artifacts"
@@ -35,9 +39,9 @@ class State:
             for folder in (self.path, self.aot, self.artifacts, self.database, self.temporary):
                 files.make_folder(folder)
                 if folder.stat().st_mode & 0o077:
-                    # Who may write here decides what code this machine runs.
+                    # Whoever can write here decides what code this machine runs.
                     folder.chmod(0o700)
-            # A kill may have come between a folder and the sync of its name.
+            # A kill may have come after a folder was made, and before its name was on disk.
             files.sync_folder(self.path)
             if os.statvfs(self.aot).f_flag & os.ST_NOEXEC:
                 raise StateUnfit(
@@ -68,16 +72,17 @@ class State:
                     ) from None
             time.sleep(PAUSE)
         for path in self.temporary.iterdir():
-            # Of a statement whose process was killed between making it and taking its name away.
+            # Left by a statement whose process was killed after it had made the file, and before it had unlinked it.
             path.unlink()
         for left in self.aot.glob(f"{aot_cache.TEMPORARY}*"):
-            # Of a compilation whose process was killed. Its number in the name may be this process's own by now.
+            # Left by a compilation whose process was killed. The process id in the name may be this process's own by
+            # now.
             shutil.rmtree(left, ignore_errors=True)
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Let it go, as far as this process is concerned."""
+        """Release the lock, as far as it is this process's: children may still hold it."""
         os.close(self.lock)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,5 @@
-"""The threads of the front, all started at its start: later the system may refuse one, and the front must go on."""
+"""The threads of the front. All are started at the front's start: later the system may refuse a thread, and the front
+must go on working."""
 
 import asyncio
 import threading
@@ -6,28 +7,34 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 COUNT: Final = 6
-"""Threads for files and checksums. What waits for a network has its own."""
+"""Threads for files and checksums; what waits for a network has others."""
 
 
 def executor(count: int = COUNT) -> ThreadPoolExecutor:
-    """An executor with all of its threads. Error: RuntimeError, where the system refuses one."""
-    made = ThreadPoolExecutor(count, "skerry-files")
-    # Each thread waits for all others, so none does the work of two.
-    together = threading.Barrier(count)
+    """Return an executor whose threads are all started.
+
+    Raises: RuntimeError, when the system refuses a thread.
+    """
+    threads = ThreadPoolExecutor(count, "skerry-files")
+    # Each thread waits at the barrier for all others, so that none takes two of the jobs.
+    barrier = threading.Barrier(count)
     try:
-        waits = [made.submit(together.wait) for _ in range(count)]
+        waits = [threads.submit(barrier.wait) for _ in range(count)]
     except RuntimeError:
-        together.abort()
-        made.shutdown(wait=False)
+        barrier.abort()
+        threads.shutdown(wait=False)
         raise
     for wait in waits:
         wait.result()
-    return made
+    return threads
 
 
 async def start() -> None:
-    """Start those of `asyncio.to_thread` and of the loop's lookups of names. Error: RuntimeError."""
+    """Start the threads of `asyncio.to_thread`, and those for the event loop's look-ups of host names.
+
+    Raises: RuntimeError, when the system refuses a thread.
+    """
     loop = asyncio.get_running_loop()
     loop.set_default_executor(executor())
-    # libuv starts its own at the first lookup, and ends the process where it can't.
+    # libuv starts its threads at the first look-up, and ends the process where it can't.
     await loop.getaddrinfo("localhost", 0)

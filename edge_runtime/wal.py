@@ -1,9 +1,9 @@
-"""The libsql file's write-ahead log (WAL) as it lies on disk: how far it is filled, and what its end has to lose.
+"""The libsql file's write-ahead log (WAL) on disk: how long it is, and how to cut off frames that were never committed.
 
-A COMMIT writes its pages as frames at the end of the log, syncs them, and only then moves the end in the index that
-all processes share (`-shm`). Where the sync fails, or the process is killed before it, the frames lie behind the end:
-nobody sees them, but a recovery (the first connection after all others have gone) takes them for committed. So they
-are cut off. Formats: https://www.sqlite.org/walformat.html
+A COMMIT writes its pages as frames at the end of the log, syncs the log, and only then moves the end in the index that
+all processes share (`-shm`). Where the sync fails, or the process is killed before it, frames lie behind the end.
+Nobody sees them, but a recovery (by the first connection after all others have closed) takes them for committed. So
+they are cut off. Formats: https://www.sqlite.org/walformat.html
 """
 
 import errno
@@ -14,45 +14,45 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 FILE: Final = Path("db", "skerry.db")
-"""The libsql file, under the state directory."""
+"""Path of the libsql file in the state directory."""
 TEMPORARY: Final = Path("temp")
-"""Folder of what statements need on disk for a while, under the state directory."""
+"""Folder in the state directory for temporary files of statements."""
 HEADER_BYTES: Final = 32
-"""Of the log, before its first frame."""
+"""Bytes of the log before its first frame."""
 _FRAME_HEADER_BYTES: Final = 24
 INDEX_BYTES: Final = 136
-"""Of the index, before its tables."""
+"""Bytes of the index before its hash tables."""
 _VERSION: Final = 3_007_000
 _COPY: Final = struct.Struct("=III??HII24x")
 _BACKFILLED_AT: Final = 96
 
 _kept: Final[dict[tuple[int, int], int]] = {}
-"""Descriptors of indices that are never closed: closing any one of a file's lets all of this process's locks on it go,
-SQLite's too."""
+"""Open descriptors of index files, by device and inode. They are never closed: closing any descriptor of a file
+releases all locks of this process on it (POSIX), SQLite's too."""
 
 
 class Pressure(Enum):
-    """What calls may do, by how long the log is."""
+    """What calls may do, by the length of the log."""
 
     NONE = 0
     WAIT = 1
-    """Those with SQL wait, so that the ones that read from the log come to an end, and it can begin anew."""
+    """Calls with SQL wait, so that those that read from the log end, and the log can restart from its beginning."""
     REFUSE = 2
-    """Those that may write are refused."""
+    """Calls that may write are refused."""
 
 
 class Index(NamedTuple):
-    """What the log's index says of one moment."""
+    """What the log's index says at one moment."""
 
     frames: int
-    """Those that are committed, from the log's start on."""
+    """Committed frames, from the start of the log on."""
     backfilled: int
-    """Those of them that are in the database file, and on disk there."""
+    """Committed frames whose pages have been moved into the database file, and are on disk there."""
     frame_bytes: int
 
     @property
     def bytes(self) -> int:
-        """Size of the log that counts."""
+        """Bytes of the log up to its last committed frame."""
         return HEADER_BYTES + self.frames * self.frame_bytes if self.frames else 0
 
 
@@ -65,7 +65,7 @@ def index_of(database: Path) -> Path:
 
 
 def is_left(database: Path) -> bool:
-    """Return whether there is a log that isn't empty: while the database is open, and after an end that wasn't in
+    """Return whether there is a log that isn't empty: while the database is open, and after it wasn't closed in
     order."""
     try:
         return log_of(database).stat().st_size > 0
@@ -74,7 +74,7 @@ def is_left(database: Path) -> bool:
 
 
 def parse(data: bytes) -> Index | None:
-    """The index of its first `INDEX_BYTES`; None while it is being written, or before its first use."""
+    """Return the index from its first `INDEX_BYTES`; None while a process is writing it, or before its first use."""
     size = _COPY.size
     if len(data) < INDEX_BYTES or data[:size] != data[size : 2 * size]:
         return None
@@ -86,9 +86,9 @@ def parse(data: bytes) -> Index | None:
 
 
 def read(database: Path) -> Index | None:
-    """The index of the database at a path, for a process without a connection to it; None where there is none.
+    """Read the index, without a connection to the database. Return None where there is no index.
 
-    Error: OSError.
+    Raises: OSError, when it can't be read.
     """
     try:
         descriptor = os.open(index_of(database), os.O_RDONLY | os.O_CLOEXEC)
@@ -101,10 +101,11 @@ def read(database: Path) -> Index | None:
 
 
 def cut(database: Path) -> None:
-    """Cut off what lies behind the log's end, and have the rest on disk.
+    """Cut off what lies behind the log's end, and write the rest to disk.
 
-    For a process with a connection, in a transaction that holds SQLite's write lock: so the end stays where it is.
-    Error: OSError; what was cut off is gone for who opens the file then, but may be there again after a loss of power.
+    The caller has a connection, and a transaction that holds SQLite's write lock, so that the end stays where it is.
+
+    Raises: OSError, when that fails: connections see nothing behind the end, but a loss of power may bring it back.
     """
     index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
     if index is None:
@@ -120,8 +121,8 @@ def cut(database: Path) -> None:
 
 
 def _keep(path: Path) -> int:
-    found = path.stat()
-    key = (found.st_dev, found.st_ino)
+    stat = path.stat()
+    key = (stat.st_dev, stat.st_ino)
     if key not in _kept:
         _kept[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     return _kept[key]

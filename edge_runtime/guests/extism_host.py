@@ -1,12 +1,13 @@
-"""What the host gives to Extism plug-ins: config, vars, log, HTTP and SQL.
+"""Host functions for Extism plug-ins: config, vars, log, HTTP and SQL.
 
-All data goes through blocks of the kernel's memory. Those that a plug-in gives to Extism's functions are the host's
-to free: after the answer has its own, since PDKs that free theirs once more would free that one.
+All data passes through blocks of the kernel's memory. The host frees the blocks that a plug-in hands to Extism's
+functions, and only after it has allocated the block of the answer: some PDKs free their own block once more, and would
+otherwise free that of the answer.
 """
 
 import base64
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -15,40 +16,40 @@ from edge_runtime.guests.extism_memory import Blocks
 from edge_runtime.guests.host_functions import NOTHING, not_granted
 from edge_runtime.guests.invocation import GuestFault, Services
 from edge_runtime.guests.wasi import Wasi
-from edge_runtime.wasmedge import HostModule
+from edge_runtime.wasmedge import HostFunction, HostModule
 
 VARS_LIMIT: Final = 1024 * 1024
-"""Bytes of a call's vars, their names included: Extism's default."""
+"""Bytes of a call's vars, with their names: Extism's default."""
 
 
 class ExtismHost:
-    """The functions, and the state of the one call that runs."""
+    """The host functions, with the state of the running call."""
 
     def __init__(self, wasi: Wasi) -> None:
         self.blocks = Blocks()
         self._wasi = wasi
         self.begin(NOTHING, {})
-        functions: dict[str, Callable[..., Any]] = {f"log_{level}": self._log(level) for level in extism.LOGS}
+        functions: dict[str, HostFunction] = {f"log_{level}": self._log(level) for level in extism.LOGS}
         env = {name: (signature, functions.get(name) or getattr(self, name)) for name, signature in extism.HOST.items()}
         users = {name: (signature, getattr(self, name)) for name, signature in extism.USERS.items()}
         self.imports = (HostModule(extism.ENV, env), HostModule(extism.USER, users))
 
     def begin(self, services: Services, config: Mapping[bytes, bytes]) -> None:
-        """Start a call."""
+        """Set the state for a new call."""
         self._services, self._config = services, config
         self._vars: dict[bytes, bytes] = {}
         self._status, self._headers = 0, b"{}"
 
-    # extism:host/env
+    # Functions of extism:host/env
 
     def config_get(self, key: int) -> int:
-        return self._found(self._config, key)
+        return self._value(self._config, key)
 
     def var_get(self, key: int) -> int:
-        return self._found(self._vars, key)
+        return self._value(self._vars, key)
 
-    def _found(self, place: Mapping[bytes, bytes], key: int) -> int:
-        answer = self.blocks.new(place.get(self.blocks.read(key), b""))
+    def _value(self, values: Mapping[bytes, bytes], key: int) -> int:
+        answer = self.blocks.new(values.get(self.blocks.read(key), b""))
         self.blocks.free(key)
         return answer
 
@@ -65,7 +66,7 @@ class ExtismHost:
         self._vars[name] = data
 
     def get_log_level(self) -> int:
-        """The lowest: all is logged, up to the log's bound."""
+        """Return the lowest level: everything is logged, up to the log's limit."""
         return 0
 
     def _log(self, level: str) -> Callable[[int], None]:
@@ -77,8 +78,8 @@ class ExtismHost:
 
     def http_request(self, request: int, body: int) -> int:
         self._status, self._headers = 0, b"{}"
-        asked = _request(self.blocks.read(request), self.blocks.read(body))
-        answer = orjson.loads(self._fetch(asked))
+        request_json = _request(self.blocks.read(request), self.blocks.read(body))
+        answer = orjson.loads(self._fetch(request_json))
         if "error" in answer:
             error = answer["error"]
             raise GuestFault("guest_http_failed", f"Its http_request failed ({error['code']}): {error['message']}")
@@ -89,10 +90,10 @@ class ExtismHost:
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
         self._headers = orjson.dumps(headers)
         content = answer["body"]
-        answered = self.blocks.new(content.encode() if isinstance(content, str) else base64.b64decode(content["$blob"]))
+        block = self.blocks.new(content.encode() if isinstance(content, str) else base64.b64decode(content["$blob"]))
         self.blocks.free(request)
         self.blocks.free(body)
-        return answered
+        return block
 
     def http_status_code(self) -> int:
         return self._status
@@ -100,11 +101,13 @@ class ExtismHost:
     def http_headers(self) -> int:
         return self.blocks.new(self._headers)
 
-    # extism:host/user
+    # Functions of extism:host/user
 
     def sql(self, request: int) -> int:
-        sql, asked = self._services.sql, self.blocks.read(request)
-        return self.blocks.new(not_granted("SQL", "`sql` to read or write") if sql is None else sql.execute(asked))
+        sql, request_json = self._services.sql, self.blocks.read(request)
+        return self.blocks.new(
+            not_granted("SQL", "`sql` to read or write") if sql is None else sql.execute(request_json)
+        )
 
     def http(self, request: int) -> int:
         return self.blocks.new(self._fetch(self.blocks.read(request)))
@@ -114,15 +117,18 @@ class ExtismHost:
         return not_granted("HTTP", "`http`, with the hosts") if http is None else http.fetch(request)
 
 
-def _request(given: bytes, body: bytes) -> bytes:
-    """A request of Extism's as one of `skerry.http`."""
+def _request(extism_request: bytes, body: bytes) -> bytes:
+    """Return a request of Extism's as the JSON of `skerry.http`.
+
+    Raises: GuestFault, when it isn't JSON of Extism's form.
+    """
     try:
-        asked = orjson.loads(given)
-        # Early PDKs call them `header`, as Extism still lets them.
-        headers = asked.get("headers") or asked.get("header") or {}
+        decoded = orjson.loads(extism_request)
+        # Early PDKs write `header`, which Extism itself still accepts.
+        headers = decoded.get("headers") or decoded.get("header") or {}
         request = {
-            "method": (asked.get("method") or "GET").upper(),
-            "url": asked["url"],
+            "method": (decoded.get("method") or "GET").upper(),
+            "url": decoded["url"],
             "headers": [[name, value] for name, value in headers.items()],
         }
     except (orjson.JSONDecodeError, AttributeError, KeyError) as error:

@@ -1,7 +1,7 @@
-"""The host's side of an Extism plug-in's kernel memory: blocks of bytes that both sides know by handles.
+"""The kernel memory of an Extism plug-in, from the host's side: blocks of bytes that both sides know by handles.
 
-What the memory holds may be spoilt by the plug-in, so every address is checked; the layout and the rules of the lists
-are kernel.wat's.
+The plug-in can write anything into this memory, so every address is checked. The layout and the rules of the free lists
+are those of kernel.wat.
 """
 
 import struct
@@ -18,13 +18,16 @@ _MOST = 0xF000_0000
 
 
 class Blocks:
-    """The blocks of the one plug-in that runs, in `memory`. Errors: GuestFault, of every method."""
+    """The blocks in the kernel memory of the running plug-in.
+
+    Raises: GuestFault, in every method, when the plug-in has spoilt the memory or it is full.
+    """
 
     def __init__(self) -> None:
         self.memory = Memory()
 
     def new(self, data: bytes) -> int:
-        """A new block's handle; 0 where there is no data."""
+        """Allocate a block for `data`, and return its handle; 0 where there is no data."""
         if not data:
             return 0
         room = len(data) + 15 & -16
@@ -47,11 +50,11 @@ class Blocks:
         return handle
 
     def read(self, handle: int) -> bytes:
-        """What is in a block; nothing for the handle 0."""
+        """Return the bytes of a block; nothing for the handle 0."""
         return self._get(handle, self._length(handle)) if handle else b""
 
     def free(self, handle: int) -> None:
-        """Give back a block that `read` has found good."""
+        """Free a block whose handle `read` has checked."""
         if handle:
             block = handle - 16
             list_ = _LISTS + 8 * ((self._head(block)[2] | 1).bit_length() - 1)
@@ -59,20 +62,20 @@ class Blocks:
             self._put(list_, _ONE.pack(block))
 
     def set_input(self, data: bytes) -> None:
-        """Give the plug-in its input."""
+        """Set the plug-in's input."""
         self._put(_INPUT, _TWO.pack(self.new(data), len(data)))
 
     def error(self) -> bytes | None:
-        """What the plug-in set as its error; None where it set none."""
+        """Return the error that the plug-in set; None where it set none."""
         handle = self._word(_ERROR)
         return self.read(handle) if handle else None
 
     def output_length(self) -> int:
-        """Bytes of the output that the plug-in set."""
+        """Return the length in bytes of the output that the plug-in set."""
         return _TWO.unpack(self._get(_OUTPUT, 16))[1]  # type: ignore[no-any-return]
 
     def output(self) -> bytes:
-        """The output that the plug-in set."""
+        """Return the output that the plug-in set."""
         start, length = _TWO.unpack(self._get(_OUTPUT, 16))
         return self._get(start, length) if length else b""
 
@@ -82,7 +85,7 @@ class Blocks:
         return head[1]
 
     def _head(self, block: int) -> tuple[int, int, int]:
-        """Mark, length and room."""
+        """Return a block's mark, the length of its data, and its capacity in bytes."""
         return _HEAD.unpack(self._get(block, 16))
 
     def _word(self, at: int) -> int:

@@ -1,5 +1,5 @@
-"""The code that runs for an artifact: compiled ahead of time, or the module itself on the interpreter. Extism plug-ins
-have their kernel put in first."""
+"""The code that runs for an artifact: an AOT file, or the module itself on the interpreter. Extism plug-ins get the
+Extism kernel merged in first."""
 
 from pathlib import Path
 
@@ -12,7 +12,11 @@ _PAGES = 65536
 
 
 def compile_artifact(wasm: bytes, folder: Path, level: int) -> AotFile:
-    """As `compile_module`, of any ABI. Errors: LoadError, CompileError, OSError."""
+    """Compile an artifact of any ABI, as `compile_module` does.
+
+    Raises: LoadError, when the module is invalid; CompileError, when WasmEdge can't compile it; OSError, when a file
+    can't be written.
+    """
     try:
         plugin = extism.is_plugin(binary.read(wasm))
     except binary.Malformed as error:
@@ -21,15 +25,20 @@ def compile_artifact(wasm: bytes, folder: Path, level: int) -> AotFile:
 
 
 def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
-    """The module of a file that was checked by its digest: of an AOT file, or of an artifact. Errors: LoadError,
-    OSError."""
+    """Load an AOT file or an artifact. The caller has checked the file's digest.
+
+    Raises: LoadError, when WasmEdge refuses the file; OSError, when it can't be read.
+    """
     if abi == extism.ABI and not compiled:
         return Module.from_bytes(import_memories(_merged(path.read_bytes())), config)
     return Module.from_file(path, config)
 
 
 def check(wasm: bytes, abi: str, memory_pages: int) -> None:
-    """Load a module as it was uploaded, and as it is run. Error: LoadError."""
+    """Load a module as it was uploaded, and as it will run.
+
+    Raises: LoadError, when WasmEdge refuses either.
+    """
     plugin = abi == extism.ABI
     whole = _merged(wasm) if plugin else _valid(wasm)
     with Config(memory_pages=memory_pages, second_memory=plugin) as config:
@@ -43,7 +52,8 @@ def _valid(wasm: bytes) -> bytes:
 
 
 def _merged(wasm: bytes) -> bytes:
-    # Merging reads only what it must, and with a second memory more is valid: so the plug-in by itself comes first.
+    # The plug-in is validated before the merge, which reads only the parts that it changes; and after it, with a second
+    # memory, more modules are valid.
     try:
         return merge(_valid(wasm))
     except binary.Malformed as error:

@@ -1,4 +1,4 @@
-"""A function as workers have it: loaded from its AOT file, and called, whichever ABI it speaks."""
+"""A function as a worker uses it: loaded from its AOT file, and called, whatever its ABI."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,12 +18,15 @@ from edge_runtime.wasmedge import Config, check_address_space, check_refusals, v
 __all__ = ["CallLimits", "Function", "GuestFault", "Http", "Request", "Response", "Services", "Sql", "prepare"]
 
 RUNNERS: Final[dict[str, Callable[..., Runner]]] = {"wagi": Wagi, "direct": Direct, extism.ABI: Extism}
-"""By the manifest's `abi`."""
+"""The runner for each `abi` of a manifest."""
 
 
 def prepare() -> None:
-    """Check the process (Unsafe where no guest may run in it), and make what all functions share: before a fork, so
-    that the children have it."""
+    """Check that a guest may run in this process, and make what all functions share. Done before a fork, so that the
+    children have it.
+
+    Raises: Unsafe, when no guest may run here.
+    """
     check_address_space()
     check_refusals()
     host()
@@ -31,20 +34,21 @@ def prepare() -> None:
 
 
 class Function:
-    """A version of a function, loaded; lives as long as the worker serves it."""
+    """A loaded version of a function; it lives as long as the worker serves it."""
 
     def __init__(self, name: str, runner: Runner) -> None:
         self.name = name
         self.runner = runner
         self.close = runner.close
-        """Unload it."""
+        """Unloads the function."""
 
     @classmethod
     def load(cls, local: frames.LocalFunction, secrets: Mapping[str, str] | None = None) -> Self:
-        """Load what `function_code.compile_artifact` made, after a check of its digest. `secrets` are the values of the
-        manifest's names.
+        """Load what `function_code.compile_artifact` made, once its digest is checked. `secrets` are the values of the
+        secrets that the manifest names.
 
-        Errors: Damaged (compile again), LoadError, LinkError, OSError.
+        Raises: Damaged, when the file isn't what was compiled (compile it again); LoadError, when WasmEdge refuses it;
+        LinkError, when its imports or exports don't fit; OSError, when it can't be read.
         """
         manifest = local.manifest
         path, digest = Path(local.code[0]), local.code[1]
@@ -56,13 +60,15 @@ class Function:
         settings = {**manifest.config, **(secrets or {})}
         runner = RUNNERS[abi](local, module, config, limits, settings)
         if local.aot:
-            # The artifact, which the file carries too, isn't read any more; code that runs comes back.
+            # The pages of the artifact, which the AOT file has in it too, aren't read any more; pages of code come back
+            # when they run.
             mapped_pages.drop(str(path))
         return cls(local.name, runner)
 
     def call(self, request: Request, services: Services = NOTHING) -> Response:
         """Run one call in a fresh instance.
 
-        Errors: GuestFault; what a service raised, unchanged; Unsafe (the worker is not fit to run guests).
+        Raises: GuestFault, when the guest fails; what a service raised, unchanged; Unsafe, when this worker can't run
+        guests.
         """
         return self.runner.call(request, services)

@@ -1,35 +1,50 @@
-"""What the runners of all ABIs share: the host functions that guests import, and what each way to fail is called.
+"""What the runners of all ABIs share: the host functions that guests import, and the error for each way in which a
+guest can fail.
 
-One guest runs at a time in a process (see `wasmedge.instance`), so the host side of all functions is made once.
+One guest runs at a time in a process (see `wasmedge.instance`), so the host modules are made once and serve all
+functions.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+from collections.abc import Hashable, Sequence
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import orjson
 
 from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY
+from edge_runtime.guests.abi.wasi_signatures import MODULE
 from edge_runtime.guests.invocation import CallLimits, GuestFault, Request, Response, Services
-from edge_runtime.guests.wasi import FAULT, MODULE, Exit, OutputTooLarge, Wasi
-from edge_runtime.wasmedge import Config, EntryPoint, HostModule, LinkError, Memory, Module, Program, Signature, Trap
+from edge_runtime.guests.wasi import FAULT, Exit, OutputTooLarge, Wasi
+from edge_runtime.wasmedge import (
+    Config,
+    EntryPoint,
+    HostFunction,
+    HostModule,
+    LinkError,
+    Memory,
+    Module,
+    Program,
+    Signature,
+    Trap,
+)
 
 NOTHING: Final = Services()
 
 FAILURES: Final = (Exit, Trap, LinkError, OutputTooLarge, ResponseInvalid, GuestFault)
-"""What a guest can bring about: `Guest.fault` has the error for each."""
+"""The errors that a guest can bring about; `Guest.fault` makes a GuestFault of each."""
 
 
 Value = TypeVar("Value")
 
 
-class RecentCache(dict[Any, Value], Generic[Value]):
-    """The newest values, so many: what is made of a request's head, for the next request with the same one."""
+class RecentCache(dict[Hashable, Value], Generic[Value]):
+    """A cache of the `KEPT` newest values: what was made of a request's head, for the next request with the same
+    head."""
 
     KEPT: ClassVar[int] = 64
 
-    def keep(self, key: Any, value: Value) -> Value:
+    def keep(self, key: Hashable, value: Value) -> Value:
         if len(self) >= self.KEPT:
             del self[next(iter(self))]
         self[key] = value
@@ -37,47 +52,53 @@ class RecentCache(dict[Any, Value], Generic[Value]):
 
 
 class Runner(Protocol):
-    """A loaded function, in the manner of its ABI."""
+    """A loaded function of one ABI."""
 
     def call(self, request: Request, services: Services) -> Response:
-        """One call, in a fresh instance. Errors: GuestFault; what a service raised, unchanged; Unsafe (the worker is
-        not fit to run guests)."""
+        """Run one call in a fresh instance.
+
+        Raises: GuestFault, when the guest fails; what a service raised, unchanged; Unsafe, when this worker can't run
+        guests.
+        """
 
     def close(self) -> None:
-        """Unload it."""
+        """Unload the function."""
 
 
 class Host:
-    """The host functions that guests import, and the state of the one call that runs."""
+    """The host functions that guests import, with the state of the running call."""
 
     def __init__(self) -> None:
         self.memory = Memory()
         self.wasi = Wasi(self.memory)
         self._services = NOTHING
         self._answer: bytes | None = None
-        functions: dict[str, Callable[..., Any]] = {"sql": self._sql, "http": self._http, "result": self._result}
-        signed: dict[str, tuple[Signature, Callable[..., Any]]] = {
+        functions: dict[str, HostFunction] = {"sql": self._sql, "http": self._http, "result": self._result}
+        own_functions: dict[str, tuple[Signature, HostFunction]] = {
             name: (signature, functions[name]) for name, signature in OWN_SIGNATURES.items()
         }
-        self.imports = (HostModule(MODULE, self.wasi.functions(), out_of_bounds=FAULT), HostModule(SKERRY, signed))
+        self.imports = (
+            HostModule(MODULE, self.wasi.functions(), out_of_bounds=FAULT),
+            HostModule(SKERRY, own_functions),
+        )
 
     def serve(self, services: Services) -> None:
-        """Of these the guest may ask from here on."""
+        """Set the services of a new call."""
         self._services, self._answer = services, None
 
     def _sql(self, start: int, length: int) -> int:
-        asked = self._asked("sql", start, length)
+        request = self._request("sql", start, length)
         sql = self._services.sql
-        self._answer = not_granted("SQL", "`sql` to read or write") if sql is None else sql.execute(asked)
+        self._answer = not_granted("SQL", "`sql` to read or write") if sql is None else sql.execute(request)
         return len(self._answer)
 
     def _http(self, start: int, length: int) -> int:
-        asked = self._asked("http", start, length)
+        request = self._request("http", start, length)
         http = self._services.http
-        self._answer = not_granted("HTTP", "`http`, with the hosts") if http is None else http.fetch(asked)
+        self._answer = not_granted("HTTP", "`http`, with the hosts") if http is None else http.fetch(request)
         return len(self._answer)
 
-    def _asked(self, name: str, start: int, length: int) -> bytes:
+    def _request(self, name: str, start: int, length: int) -> bytes:
         try:
             return self.memory.read(start, length)
         except IndexError as error:
@@ -99,19 +120,19 @@ class Host:
 
 @functools.cache
 def not_granted(what: str, cure: str) -> bytes:
-    """The answer where a manifest grants nothing."""
+    """Return the answer to a guest whose manifest doesn't grant it `what`."""
     message = f"This function's manifest grants it no {what}: set {cure}."
     return orjson.dumps({"error": {"code": "not_granted", "message": message}})
 
 
 @functools.cache
 def host() -> Host:
-    """The process's."""
+    """Return this process's only `Host`."""
     return Host()
 
 
 class Guest:
-    """A module that is loaded and linked, to be called by its entries; the runners' part that knows no ABI."""
+    """A module that is loaded and linked: what the runners have in common, whatever the ABI."""
 
     def __init__(
         self,
@@ -123,7 +144,10 @@ class Guest:
         imports: Sequence[HostModule] = (),
         second_memory: str = "",
     ) -> None:
-        """`imports`: what the ABI has beside WASI and `skerry`. Error: LinkError."""
+        """Link the module. `imports` are host modules that the ABI has beside WASI and `skerry`.
+
+        Raises: LinkError, when the module's imports or exports don't fit.
+        """
         self.name = name
         self.limits = limits
         self.host = host()
@@ -133,7 +157,7 @@ class Guest:
         self.program.close()
 
     def fault(self, error: Exception) -> GuestFault:
-        """What a call is told that ended by one of `FAILURES`."""
+        """Return the error for a call that ended by one of `FAILURES`."""
         pages, limit = self.program.last_pages, self.limits.memory_pages
         match error:
             case GuestFault():
@@ -156,11 +180,11 @@ class Guest:
         return GuestFault(code, f"The function {self.name} failed. {message}", self.host.wasi.stderr)
 
     def too_large(self, size: str) -> GuestFault:
-        """To be raised where the body is larger than it may be."""
+        """Return the error for a body that is larger than the manifest allows. `size` says how large it is."""
         text = f"It answered {size}; its manifest's response_limit is {self.limits.response_bytes} bytes."
         return GuestFault("response_too_large", text)
 
 
 def request_unfit(error: Exception) -> GuestFault:
-    """For a request that the ABI can't express."""
+    """Return the error for a request that the ABI can't express."""
     return GuestFault("request_unfit", f"The request can't be handed to a function: {error}.")

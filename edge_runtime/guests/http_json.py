@@ -1,6 +1,7 @@
-"""The JSON of `skerry.http`, which the worker makes into the front's parcels and back (`outbound`). Pure.
+"""The JSON of `skerry.http`. The worker turns it into the messages to the front (`ipc.http_messages`), and the front's
+answers into JSON. Pure.
 
-Request: `{"method", "url", "headers": [[name, value], …], "body"}`, of which the URL alone must be there. Answer:
+A request is `{"method", "url", "headers": [[name, value], …], "body"}`, of which only the URL is required. An answer is
 `{"status", "headers", "body"}`, or `{"error": {"code", "message"}}` (codes: docs/errors.md). A body is a string, or
 `{"$blob": base64}` where it isn't UTF-8 text without NUL.
 """
@@ -31,18 +32,23 @@ _decode: Final = msgspec.json.Decoder(_HttpRequest).decode
 
 
 def to_front(request: bytes) -> tuple[str, bytes]:
-    """Method and parcel of a guest's request. Error: NotFetched."""
+    """Return the method of a guest's request, and the message to the front.
+
+    Raises: NotFetched, when the request isn't JSON of the form above.
+    """
     try:
-        asked = _decode(request)
+        decoded = _decode(request)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NotFetched("http_request_invalid", f"The request isn't as it must be: {error}") from None
-    body = asked.body
+    body = decoded.body
     data = b"" if body is None else body.encode() if isinstance(body, str) else body.bytes_
-    return asked.method, http_messages.parcel(msgspec.json.encode(Asked(asked.method, asked.url, asked.headers)), data)
+    return decoded.method, http_messages.parcel(
+        msgspec.json.encode(Asked(decoded.method, decoded.url, decoded.headers)), data
+    )
 
 
 def to_guest(answer: bytes) -> bytes:
-    """What the guest gets of the front's answer."""
+    """Return the JSON for the guest from the front's answer."""
     head, body = http_messages.unpack(answer)
     if head.startswith(b'{"error"'):
         return head

@@ -1,4 +1,4 @@
-"""What goes into one call of a function and what comes out of it, whichever ABI the function speaks."""
+"""What goes into one call of a function and what comes out of it, whatever the function's ABI."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,8 +9,8 @@ from edge_runtime.errors import CodedError
 
 
 class Request(Struct, frozen=True):
-    """One call. Text is as it was sent, each code point below 256 a byte: `path` (below the function's route, "" or
-    beginning with a slash) and `query` percent-encoded; header names in any case."""
+    """The request of one call. Text is as it was sent, each code point below 256 one byte. `path` (below the function's
+    route; empty, or begins with a slash) and `query` are percent-encoded; header names are in any case."""
 
     method: str
     path: str = ""
@@ -20,13 +20,13 @@ class Request(Struct, frozen=True):
     remote_address: str = "127.0.0.1"
     scheme: str = "http"
     script: str = ""
-    """What comes before `path`: empty for /functions/NAME."""
+    """The path before `path`; empty for /functions/NAME."""
     route: str = ""
-    """The manifest's route that the call came by; empty where none."""
+    """The manifest's route by which the call came; empty where it came by none."""
     params: Sequence[tuple[str, str]] = ()
-    """The values of the route's parameters, decoded."""
+    """The values of the route's parameters, percent-decoded."""
     key: bytes = b""
-    """The same for requests that differ in their body alone; empty where that isn't known."""
+    """A key that is equal for requests that differ in their bodies alone; empty where this isn't known."""
 
 
 class Response(Struct, frozen=True):
@@ -34,62 +34,62 @@ class Response(Struct, frozen=True):
 
     status: int
     head: bytes
-    """The header lines as they go out, checked: `name: value`, each ended by CR LF; Content-Length is there for a
-    HEAD's answer alone, which has no body; else whoever sends it computes it from `body`."""
+    """The checked header lines as they are sent: `name: value`, each ended by CR LF. Content-Length is among them only
+    in the answer to a HEAD, which has no body; otherwise the sender computes it from `body`."""
     body: bytes
     log: bytes = b""
-    """What the guest wrote to its log, cut at its bound."""
+    """What the guest wrote to its log, cut at `CallLimits.log_bytes`."""
 
 
 class SingleCallResult(Struct, omit_defaults=True):
-    """What `skerry-edge call` is told of its call: the answer, or where `code` is set the fault in its place."""
+    """The result of `oneshot.single_call`: the answer, or a fault where `code` is set."""
 
     status: int
     head: bytes = b""
     body: bytes = b""
     log: bytes = b""
     seconds: float = 0.0
-    """That the call took, its loading not counted."""
+    """Seconds that the call took, without the loading."""
     code: str = ""
     message: str = ""
 
 
 class CallLimits(Struct, frozen=True):
-    """What a call may use. `memory_pages` of 64 KiB; the rest in bytes."""
+    """What a call may use: memory in pages of 64 KiB, the rest in bytes."""
 
     memory_pages: int = 1024
     response_bytes: int = 8 * 1024 * 1024
-    """Of the body."""
+    """Bytes of the response's body."""
     log_bytes: int = 16 * 1024
-    """Of the log; what comes after is dropped."""
+    """Bytes of the log; what the guest writes after that is dropped."""
 
 
 class Sql(Protocol):
-    """The call's database: JSON in, JSON out, the errors of a statement included. What it raises ends the guest, and
+    """The call's database: JSON in, JSON out; errors of a statement are in the answer. An exception ends the guest, and
     the call raises it."""
 
     def execute(self, request: bytes) -> bytes: ...
 
 
 class Http(Protocol):
-    """Requests that the node makes for the call; as `Sql`."""
+    """HTTP requests that the node makes for the call. Answers and exceptions are as those of `Sql`."""
 
     def fetch(self, request: bytes) -> bytes: ...
 
 
 class Services(Struct, frozen=True):
-    """What a call may use of the node's; None where its manifest grants it none."""
+    """What a call may use of the node; None where the manifest grants it nothing."""
 
     sql: Sql | None = None
     http: Http | None = None
 
 
 class RequestUnfit(ValueError):
-    """The request can't be told to a guest in the manner of its ABI; the message says what of it."""
+    """The function's ABI can't express the request; the message says what of it."""
 
 
 class GuestFault(CodedError):
-    """The guest failed its request; `log` is what it wrote to its log."""
+    """The guest failed its request. `log` is what it wrote to its log."""
 
     def __init__(self, code: str, message: str, log: bytes = b"") -> None:
         super().__init__(code, message)

@@ -1,4 +1,5 @@
-"""Functions that speak `direct`: a library whose `skerry_handle` takes and gives one piece of memory a call."""
+"""Runs functions of the ABI `direct`: libraries whose `skerry_handle` takes a request and returns a response, each as
+one piece of memory."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -19,7 +20,10 @@ class Direct(Guest):
     def __init__(
         self, local: LocalFunction, module: Module, config: Config, limits: CallLimits, settings: Mapping[str, str]
     ) -> None:
-        """`settings` are the environment. Error: LinkError."""
+        """`settings` become the environment.
+
+        Raises: LinkError, when the module's imports or exports don't fit.
+        """
         super().__init__(local.name, module, config, limits, [ALLOCATE, HANDLE])
         self._args = Strings([local.name])
         self._environ = Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in settings.items()])
@@ -35,15 +39,15 @@ class Direct(Guest):
             program.open(memory)
             failed = True
             try:
-                before = len(head)
-                size = before + len(body)
-                room = program.call(ALLOCATE, size)
-                if not room or room + size > memory.size:
-                    _check_room(memory, room, size)
+                head_size = len(head)
+                size = head_size + len(body)
+                address = program.call(ALLOCATE, size)
+                if not address or address + size > memory.size:
+                    _check_room(memory, address, size)
                 window = memory.buffer
-                window[room : room + before] = head
-                window[room + before : room + size] = body
-                answer = program.call(HANDLE, room, size)
+                window[address : address + head_size] = head
+                window[address + head_size : address + size] = body
+                answer = program.call(HANDLE, address, size)
                 start, size = answer >> 32, answer & 0xFFFFFFFF
                 if size > limits.response_bytes + direct.ANSWER_HEAD:
                     raise self.too_large(f"{size} bytes")
@@ -61,17 +65,17 @@ class Direct(Guest):
 
     def _head(self, request: Request) -> bytes:
         try:
-            made = direct.encode(request, self.name)
+            head = direct.encode(request, self.name)
         except RequestUnfit as error:
             raise request_unfit(error) from None
-        return self._heads.keep(request.key, made) if request.key else made
+        return self._heads.keep(request.key, head) if request.key else head
 
 
-def _check_room(memory: Memory, room: int, size: int) -> None:
-    if not room:
+def _check_room(memory: Memory, address: int, size: int) -> None:
+    if not address:
         raise GuestFault("guest_call_invalid", f"Its skerry_alloc had no room for the request of {size} bytes.")
     try:
-        memory.need(room + size)
+        memory.need(address + size)
     except IndexError as error:
         raise GuestFault("guest_call_invalid", f"Its skerry_alloc gave no room for the request: {error}.") from None
 

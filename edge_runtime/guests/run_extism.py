@@ -1,7 +1,7 @@
-"""Functions that are Extism plug-ins: the body of a request is the input of one of their functions, and its output
-that of the answer.
+"""Runs Extism plug-ins: the body of a request is the input of one of the plug-in's functions, and its output the body
+of the response.
 
-Their kernel is in the module itself (`abi.merge`); what they ask of the host is in `extism_host`.
+The Extism kernel is merged into the module (`abi.merge`); the other host functions are in `extism_host`.
 """
 
 import functools
@@ -20,10 +20,10 @@ from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import Config, EntryPoint, LoadError, Module, Trap
 
 CONTENT_TYPE: Final = "content-type"
-"""The name in `config` that says what the answers are."""
+"""The name in `config` for the Content-Type of all responses."""
 _VALUE = re.compile(r"[\x20-\x7e]+")
-_WORDS: Final = 4096
-"""Bytes that are told of an error."""
+_ERROR_BYTES: Final = 4096
+"""Bytes of a plug-in's error text that are passed on."""
 _NO_ENVIRONMENT = Strings(())
 
 
@@ -31,7 +31,11 @@ class Extism(Guest):
     def __init__(
         self, local: LocalFunction, module: Module, config: Config, limits: CallLimits, settings: Mapping[str, str]
     ) -> None:
-        """`settings` are what plug-ins call their config. Errors: LinkError, LoadError."""
+        """`settings` become what plug-ins call their config.
+
+        Raises: LinkError, when the module's imports or exports don't fit; LoadError, when the Content-Type in
+        `settings` isn't valid.
+        """
         super().__init__(local.name, module, config, limits, [], extism_host().imports, KERNEL_MEMORY)
         functions = self.program.functions
         self._entries = {
@@ -48,16 +52,16 @@ class Extism(Guest):
         self._args = Strings([local.name])
         kind = settings.get(CONTENT_TYPE, "application/octet-stream")
         if not _VALUE.fullmatch(kind):
-            # Not the value: it may be a secret's.
+            # The message leaves out the value, which may be that of a secret.
             raise LoadError(0, f"its {CONTENT_TYPE} has a character that no header can have, or none at all")
         self._head = f"content-type: {kind}\r\n".encode()
 
     def call(self, request: Request, services: Services) -> Response:
         entry, limits, program = self._entry(request), self.limits, self.program
-        memory, wasi, asked = self.host.memory, self.host.wasi, extism_host()
-        blocks = asked.blocks
+        memory, wasi, plugin_host = self.host.memory, self.host.wasi, extism_host()
+        blocks = plugin_host.blocks
         self.host.serve(services)
-        asked.begin(services, self._config)
+        plugin_host.begin(services, self._config)
         wasi.begin(self._args, _NO_ENVIRONMENT, b"", None, limits.log_bytes)
         try:
             with program.open(memory, blocks.memory):
@@ -70,8 +74,8 @@ class Extism(Guest):
                 except Exit as ended:
                     status = ended.code
                 except Trap as trap:
-                    raise _own_words(blocks.error()) or trap from None
-                if error := _own_words(blocks.error()):
+                    raise _plugin_error(blocks.error()) or trap from None
+                if error := _plugin_error(blocks.error()):
                     raise error
                 if status:
                     raise GuestFault("guest_error", f"It returned {status} from {entry.name}, and set no error.")
@@ -83,21 +87,25 @@ class Extism(Guest):
         return Response(200, self._head, body, wasi.stderr)
 
     def _entry(self, request: Request) -> EntryPoint:
-        """The function to call: the last part of the path, or the manifest's where the path has none or is a route."""
+        """Return the function to call: the last part of the path names it; where that is empty, or the call came by a
+        route, the manifest does.
+
+        Raises: GuestFault, when the plug-in has no such function.
+        """
         named = "" if request.route else unquote(request.path.rstrip("/").rpartition("/")[2])
-        found = self._entries.get(named or self._default)
-        if found is None:
+        entry = self._entries.get(named or self._default)
+        if entry is None:
             what = f"no function {named or self._default}" if named or self._default else "no default (`entry`)"
             text = f"The plug-in {self.name} has {what}; it has {', '.join(sorted(self._entries))}."
             raise GuestFault("entry_unknown", text)
-        return found
+        return entry
 
 
-def _own_words(error: bytes | None) -> GuestFault | None:
-    return GuestFault("guest_error", f"It says: {error[:_WORDS].decode(errors='replace')}") if error else None
+def _plugin_error(error: bytes | None) -> GuestFault | None:
+    return GuestFault("guest_error", f"It says: {error[:_ERROR_BYTES].decode(errors='replace')}") if error else None
 
 
 @functools.cache
 def extism_host() -> ExtismHost:
-    """The process's."""
+    """Return this process's only `ExtismHost`."""
     return ExtismHost(host().wasi)

@@ -1,4 +1,5 @@
-"""Functions that speak WAGI: a program whose `_start` finds the request in its environment and on stdin."""
+"""Runs functions of the ABI WAGI: programs whose `_start` reads the request from its environment and stdin, and writes
+the response to stdout."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -18,7 +19,10 @@ class Wagi(Guest):
     def __init__(
         self, local: LocalFunction, module: Module, config: Config, limits: CallLimits, settings: Mapping[str, str]
     ) -> None:
-        """`settings` become environment variables. Error: LinkError."""
+        """`settings` become environment variables.
+
+        Raises: LinkError, when the module's imports or exports don't fit.
+        """
         super().__init__(local.name, module, config, limits, [START])
         self._settings = dict(settings)
         self._recent = RecentCache[tuple[Strings, Strings]]()
@@ -26,7 +30,7 @@ class Wagi(Guest):
     def call(self, request: Request, services: Services) -> Response:
         host, limits, program = self.host, self.limits, self.program
         wasi = host.wasi
-        args, environ = self._recent.get((request.key, len(request.body))) or self._told(request)
+        args, environ = self._recent.get((request.key, len(request.body))) or self._encode(request)
         host.serve(services)
         wasi.begin(args, environ, request.body, limits.response_bytes + LIMIT, limits.log_bytes)
         try:
@@ -48,12 +52,12 @@ class Wagi(Guest):
             raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)
 
-    def _told(self, request: Request) -> tuple[Strings, Strings]:
-        """The arguments and the environment of a request."""
+    def _encode(self, request: Request) -> tuple[Strings, Strings]:
+        """Return the arguments and the environment for a request."""
         try:
             arguments = wagi.arguments(request, self.name)
-            made = Strings(arguments), Strings(wagi.environment(request, self.name, self._settings))
+            strings = Strings(arguments), Strings(wagi.environment(request, self.name, self._settings))
         except (RequestUnfit, UnicodeEncodeError) as error:
             raise request_unfit(error) from None
-        # The body's length is in it.
-        return self._recent.keep((request.key, len(request.body)), made) if request.key else made
+        # The length of the body is one of the variables, so it is a part of the key.
+        return self._recent.keep((request.key, len(request.body)), strings) if request.key else strings

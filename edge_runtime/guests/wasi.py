@@ -1,9 +1,9 @@
-"""WASI preview 1 for guests that have nothing of the host: stdio in memory, arguments, environment, clocks, random
-bytes and timers; no file system and no sockets, for which the right errno is answered.
+"""WASI preview 1 without access to the host: stdio in memory, arguments, environment, clocks, random bytes and timers.
+There are no files and no sockets; the functions for them return the errno that says so.
 
-Source: the `wasi_snapshot_preview1` witx. Every function of it is here, so that any preview 1 module links. Functions
-take unsigned integers as the guest passed them and return an errno; one that meets an address outside the guest's
-memory raises IndexError, which its caller answers as `FAULT`.
+Every function of preview 1 is here (`abi.wasi_signatures`), so that any preview 1 module links. A function takes
+unsigned integers as the guest passed them, and returns an errno. One that meets an address outside the guest's memory
+raises IndexError, for which the caller returns `FAULT` to the guest.
 """
 
 import itertools
@@ -13,65 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-MODULE = "wasi_snapshot_preview1"
+from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
 
 SUCCESS, BADF, FAULT, INVAL, NOSYS, NOTDIR, NOTSOCK, NOTSUP, SPIPE, NOTCAPABLE = 0, 8, 21, 28, 52, 54, 57, 58, 70, 76
-
-SIGNATURES: dict[str, tuple[str, str]] = {
-    "args_get": ("ii", "i"),
-    "args_sizes_get": ("ii", "i"),
-    "clock_res_get": ("ii", "i"),
-    "clock_time_get": ("iIi", "i"),
-    "environ_get": ("ii", "i"),
-    "environ_sizes_get": ("ii", "i"),
-    "fd_advise": ("iIIi", "i"),
-    "fd_allocate": ("iII", "i"),
-    "fd_close": ("i", "i"),
-    "fd_datasync": ("i", "i"),
-    "fd_fdstat_get": ("ii", "i"),
-    "fd_fdstat_set_flags": ("ii", "i"),
-    "fd_fdstat_set_rights": ("iII", "i"),
-    "fd_filestat_get": ("ii", "i"),
-    "fd_filestat_set_size": ("iI", "i"),
-    "fd_filestat_set_times": ("iIIi", "i"),
-    "fd_pread": ("iiiIi", "i"),
-    "fd_prestat_dir_name": ("iii", "i"),
-    "fd_prestat_get": ("ii", "i"),
-    "fd_pwrite": ("iiiIi", "i"),
-    "fd_read": ("iiii", "i"),
-    "fd_readdir": ("iiiIi", "i"),
-    "fd_renumber": ("ii", "i"),
-    "fd_seek": ("iIii", "i"),
-    "fd_sync": ("i", "i"),
-    "fd_tell": ("ii", "i"),
-    "fd_write": ("iiii", "i"),
-    "path_create_directory": ("iii", "i"),
-    "path_filestat_get": ("iiiii", "i"),
-    "path_filestat_set_times": ("iiiiIIi", "i"),
-    "path_link": ("iiiiiii", "i"),
-    "path_open": ("iiiiiIIii", "i"),
-    "path_readlink": ("iiiiii", "i"),
-    "path_remove_directory": ("iii", "i"),
-    "path_rename": ("iiiiii", "i"),
-    "path_symlink": ("iiiii", "i"),
-    "path_unlink_file": ("iii", "i"),
-    "poll_oneoff": ("iiii", "i"),
-    "proc_exit": ("i", ""),
-    "proc_raise": ("i", "i"),
-    "random_get": ("ii", "i"),
-    "sched_yield": ("", "i"),
-    "sock_accept": ("iii", "i"),
-    "sock_recv": ("iiiiii", "i"),
-    "sock_send": ("iiiii", "i"),
-    "sock_shutdown": ("ii", "i"),
-}
-"""Parameters and results of every function: `i` an i32, `I` an i64."""
 
 _MOST_VECTORS = 1024
 _MOST_SUBSCRIPTIONS = 1024
 _RANDOM_CHUNK = 1 << 16
 _LONGEST = 3_600_000_000_000
-"""Nanoseconds of a sleep."""
+"""The longest sleep, in nanoseconds."""
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -82,9 +32,10 @@ _SUBSCRIPTION = struct.Struct("<QBxxxxxxxIxxxxQQHxxxxxx")
 _EVENT = struct.Struct("<QHBxxxxxQHxxxxxx")
 
 _RIGHTS_IN = 1 << 1 | 1 << 21 | 1 << 27
-"""fd_read, fd_filestat_get, poll_fd_readwrite."""
+"""The rights fd_read, fd_filestat_get and poll_fd_readwrite, of stdin."""
 _RIGHTS_OUT = 1 << 6 | 1 << 21 | 1 << 27
-"""fd_write, fd_filestat_get, poll_fd_readwrite. A pipe's rights, so that no libc takes it for a terminal."""
+"""The rights fd_write, fd_filestat_get and poll_fd_readwrite, of stdout and stderr. These are a pipe's rights: no libc
+takes it for a terminal."""
 
 _REALTIME, _MONOTONIC, _PROCESS_TIME, _THREAD_TIME = range(4)
 _CLOCK, _READ, _WRITE = range(3)
@@ -92,7 +43,7 @@ _ABSOLUTE, _HANGUP = 1, 1
 
 
 class Exit(Exception):
-    """The guest called proc_exit. Not an error by itself: `code` 0 is a normal end."""
+    """The guest called proc_exit. Not an error by itself: the code 0 is a normal end."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exit {code}")
@@ -104,7 +55,7 @@ class OutputTooLarge(Exception):
 
 
 class GuestMemory(Protocol):
-    """What the functions need of a guest's memory (`wasmedge.Memory`)."""
+    """What the functions use of a guest's memory: `wasmedge.Memory` has it."""
 
     buffer: Any
     size: int
@@ -115,12 +66,13 @@ class GuestMemory(Protocol):
 
 
 class Strings:
-    """Strings as args_get and environ_get hand them out: their bytes, each ended by NUL, and where each begins."""
+    """Strings as args_get and environ_get return them: their bytes, each string ended by NUL, and the offset of
+    each."""
 
     __slots__ = ("blob", "count", "offsets", "pointers")
 
     def __init__(self, strings: Sequence[str]) -> None:
-        """`strings` are of code points below 256, which stand for bytes, and without NUL."""
+        """`strings` have no NUL, and code points below 256 alone, one for each byte."""
         self.count = len(strings)
         self.blob = ("\0".join(strings) + "\0").encode("latin-1") if strings else b""
         self.offsets = list(itertools.accumulate([len(text) + 1 for text in strings[:-1]], initial=0))[: self.count]
@@ -128,7 +80,7 @@ class Strings:
 
 
 class Wasi:
-    """The functions, over the one guest that runs; `begin` sets them up for its call."""
+    """The functions, for the one guest that runs; `begin` sets them up for a call."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
@@ -137,10 +89,10 @@ class Wasi:
         self.begin(Strings(()), Strings(()), b"", 0, 0)
 
     def begin(self, args: Strings, environ: Strings, stdin: bytes, stdout_limit: int | None, stderr_limit: int) -> None:
-        """Start a call. Limits are in bytes: more on stdout ends the guest, more on stderr is dropped. Where stdout has
-        no limit, it is no more than another stderr."""
+        """Start a call. Limits are in bytes: beyond the first the guest is ended, and beyond the second stderr is cut.
+        With no limit for stdout, the guest answers otherwise, and stdout is added to stderr."""
         self._args, self._environ, self._stdin, self._position = args, environ, stdin, 0
-        # Not lists of pieces: a guest that writes two bytes at a time would have us keep twenty times as many.
+        # Not a list of pieces: for a guest that writes two bytes at a time it would take twenty times the memory.
         if self._stdout:
             self._stdout = bytearray()
         if self._stderr:
@@ -158,17 +110,17 @@ class Wasi:
 
     @property
     def stderr(self) -> bytes:
-        """What was kept of it."""
+        """What the guest wrote to stderr, cut at its limit."""
         return bytes(self._stderr)
 
     def log(self, line: bytes) -> None:
-        """Add to stderr what the host has to say there."""
+        """Add a line of the host's own to stderr."""
         kept = line[: self._stderr_room]
         self._stderr_room -= len(kept)
         self._stderr += kept
 
-    def functions(self) -> dict[str, tuple[tuple[str, str], Callable[..., Any]]]:
-        """Every function with its signature, for a host module."""
+    def functions(self) -> dict[str, tuple[tuple[str, str], Callable[..., int | None]]]:
+        """Return every function with its signature, for a host module."""
         return {name: (signature, getattr(self, name)) for name, signature in SIGNATURES.items()}
 
     # Arguments and environment
@@ -218,7 +170,7 @@ class Wasi:
         return SUCCESS
 
     def _now(self, clock: int) -> int:
-        # Monotonic and CPU time count from the call's begin: the host's uptime is not the guest's business.
+        # Monotonic and CPU time count from the start of the call: the host's uptime is nothing for guests to know.
         return time.time_ns() if clock == _REALTIME else time.monotonic_ns() - self._started + 1
 
     def random_get(self, start: int, length: int) -> int:
@@ -228,7 +180,7 @@ class Wasi:
         return SUCCESS
 
     def proc_exit(self, code: int) -> None:
-        # As programs write it: exit(-1) comes as 4294967295.
+        # As a signed number, as programs write it: exit(-1) arrives as 4294967295.
         raise Exit(code - ((code & 0x80000000) << 1))
 
     def proc_raise(self, _signal: int) -> int:
@@ -238,27 +190,30 @@ class Wasi:
         return SUCCESS
 
     def poll_oneoff(self, subscriptions: int, events: int, count: int, result: int) -> int:
-        """stdio is always ready; else sleep until the first timer. The call's time limit goes on meanwhile."""
+        """Return at once where stdio is polled, which is always ready; otherwise sleep until the first timer. The
+        call's time limit runs on meanwhile."""
         if not 0 < count <= _MOST_SUBSCRIPTIONS:
             return INVAL
         memory = self._memory
         memory.need(events + _EVENT.size * count)
         memory.need(result + 4)
-        asked = list(_SUBSCRIPTION.iter_unpack(memory.read(subscriptions, _SUBSCRIPTION.size * count)))
-        if any(tag > _WRITE for _, tag, *_ in asked):
+        requested = list(_SUBSCRIPTION.iter_unpack(memory.read(subscriptions, _SUBSCRIPTION.size * count)))
+        if any(tag > _WRITE for _, tag, *_ in requested):
             return INVAL
-        found = [self._ready(user, tag, fd) for user, tag, fd, *_ in asked if tag != _CLOCK]
-        if not found:
-            found = [(user, INVAL, _CLOCK, 0, 0) for user, _, clock, *_ in asked if clock > _THREAD_TIME]
-        if not found:
-            left = [self._left(clock, timeout, flags) for _, _, clock, timeout, _, flags in asked]
+        ready = [self._ready(user, tag, fd) for user, tag, fd, *_ in requested if tag != _CLOCK]
+        if not ready:
+            ready = [(user, INVAL, _CLOCK, 0, 0) for user, _, clock, *_ in requested if clock > _THREAD_TIME]
+        if not ready:
+            left = [self._left(clock, timeout, flags) for _, _, clock, timeout, _, flags in requested]
             soonest = max(0, min(left))
-            # No call is given an hour; and the platform's own bound is an error.
+            # No call may run for an hour; and time.sleep refuses longer sleeps than the platform knows.
             time.sleep(min(soonest, _LONGEST) / 1e9)
-            found = [(ask[0], SUCCESS, _CLOCK, 0, 0) for ask, wait in zip(asked, left, strict=True) if wait <= soonest]
-        for position, event in enumerate(found):
+            ready = [
+                (ask[0], SUCCESS, _CLOCK, 0, 0) for ask, wait in zip(requested, left, strict=True) if wait <= soonest
+            ]
+        for position, event in enumerate(ready):
             _EVENT.pack_into(memory.buffer, events + _EVENT.size * position, *event)
-        _U32.pack_into(memory.buffer, result, len(found))
+        _U32.pack_into(memory.buffer, result, len(ready))
         return SUCCESS
 
     def _ready(self, user: int, tag: int, fd: int) -> tuple[int, int, int, int, int]:
@@ -268,7 +223,7 @@ class Wasi:
         return user, SUCCESS, tag, left, 0 if left else _HANGUP
 
     def _left(self, clock: int, timeout: int, flags: int) -> int:
-        """Nanoseconds until a timer."""
+        """Return the nanoseconds until a timer is due."""
         return timeout - self._now(clock) if flags & _ABSOLUTE else timeout
 
     # stdio
@@ -314,7 +269,7 @@ class Wasi:
                 try:
                     memory.need(end)
                 except IndexError:
-                    # What was written before is told: else the guest would write it again.
+                    # The guest is told what was written before this vector; otherwise it would write that again.
                     if not written:
                         raise
                     break
@@ -356,7 +311,7 @@ class Wasi:
         return self._not_open(fd) or (NOTSUP if flags else SUCCESS)
 
     def fd_fdstat_set_rights(self, fd: int, base: int, inheriting: int) -> int:
-        """Rights stay as they are: more are refused, fewer aren't supported."""
+        """Rights can't be changed: more are refused, fewer aren't supported."""
         if error := self._not_open(fd):
             return error
         have = _RIGHTS_OUT if fd else _RIGHTS_IN
@@ -367,7 +322,7 @@ class Wasi:
     def fd_renumber(self, source: int, target: int) -> int:
         return self._not_open(source) or self._not_open(target) or (SUCCESS if source == target else NOTSUP)
 
-    # What a stream can't do: nothing of it is a file
+    # What files can do and streams can't
 
     def _seek(self, fd: int, *_: int) -> int:
         return self._not_open(fd) or SPIPE
@@ -389,7 +344,7 @@ class Wasi:
         return self._directory(fd)
 
     def _preopened(self, *_: int) -> int:
-        # libc asks for 3, 4, … until this: there is no folder.
+        # libc tries 3, 4, … until it gets this errno: there are no preopened folders.
         return BADF
 
     fd_prestat_get = fd_prestat_dir_name = _preopened

@@ -16,7 +16,7 @@ from control import faults
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
-from edge_runtime.sql.libsql_connection import Cursor, is_panic
+from edge_runtime.sql.libsql_connection import LibsqlCursor, is_panic
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import GenerationRow
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of, code_of_error, failed_commit
@@ -254,7 +254,7 @@ class CallSql:
             self._undo(statement, why)
             raise SqlError("sql_value", why) from None
 
-    def _fetch(self, cursor: Cursor, columns: list[str]) -> tuple[bytes, int]:
+    def _fetch(self, cursor: LibsqlCursor, columns: list[str]) -> tuple[bytes, int]:
         """Return the rows as JSON, and their number.
 
         Raises: SqlError, when there are too many rows or bytes; UnsupportedValue, when JSON can't hold a value.

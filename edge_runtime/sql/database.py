@@ -18,7 +18,7 @@ import msgspec
 from control import wire
 from edge_runtime import wal
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
-from edge_runtime.sql.libsql_connection import Connection, is_panic, open_file, open_in_memory
+from edge_runtime.sql.libsql_connection import LibsqlConnection, is_panic, open_file, open_in_memory
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ChangeRow, FunctionRow, MetaRow, ReleaseRow
 from edge_runtime.sql.tokenizer import TokenKind, tokenize
@@ -57,7 +57,7 @@ class DatabaseOpenError(Exception):
 class Database:
     """One connection to the file, in autocommit mode: statements begin and end the transactions."""
 
-    def __init__(self, connection: Connection, lock: WriterLock, path: Path | None = None) -> None:
+    def __init__(self, connection: LibsqlConnection, lock: WriterLock, path: Path | None = None) -> None:
         self.connection = connection
         self.lock = lock
         self.path = path

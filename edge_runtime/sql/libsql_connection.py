@@ -19,7 +19,7 @@ _OPEN_FAILED: Final = {
 """SQLite's messages for result codes of a failed open (https://sqlite.org/rescode.html)."""
 
 
-class Cursor(Protocol):
+class LibsqlCursor(Protocol):
     """The answer of one statement. Its rows are computed as they are fetched."""
 
     @property
@@ -34,12 +34,13 @@ class Cursor(Protocol):
     def fetchall(self) -> list[Row]: ...
 
 
-class Connection(Protocol):
-    """A connection in autocommit mode. Its only exception is ValueError, beside panics (`is_panic`)."""
+class LibsqlConnection(Protocol):
+    """A connection in autocommit mode. One of libsql raises ValueError alone, and panics (`is_panic`). The checkpointer
+    uses one of Python's own sqlite3 instead."""
 
     @property
     def in_transaction(self) -> bool: ...
-    def execute(self, sql: str, parameters: Sequence[Value] = (), /) -> Cursor: ...
+    def execute(self, sql: str, parameters: Sequence[Value] = (), /) -> LibsqlCursor: ...
     def close(self) -> None: ...
 
 
@@ -49,14 +50,14 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-def open_file(path: Path) -> Connection:
+def open_file(path: Path) -> LibsqlConnection:
     """Open a connection to a file, in autocommit mode, by SQLite's own VFS. libsql's default VFS, made for encryption,
     takes a failed read for zeros (docs/adr/0025).
 
     Raises: ValueError, when SQLite can't open the file.
     """
     try:
-        connection: Connection = libsql.connect(f"{path.absolute().as_uri()}?vfs=unix", isolation_level=None)
+        connection: LibsqlConnection = libsql.connect(f"{path.absolute().as_uri()}?vfs=unix", isolation_level=None)
         return connection
     except ValueError as error:
         # libsql's message ends with SQLite's code, without its text.
@@ -64,7 +65,7 @@ def open_file(path: Path) -> Connection:
         raise ValueError(_OPEN_FAILED.get(code, str(error))) from None
 
 
-def open_in_memory() -> Connection:
+def open_in_memory() -> LibsqlConnection:
     """Open a new database that is gone with the process."""
-    connection: Connection = libsql.connect(":memory:", isolation_level=None)
+    connection: LibsqlConnection = libsql.connect(":memory:", isolation_level=None)
     return connection

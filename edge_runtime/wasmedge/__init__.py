@@ -18,7 +18,7 @@ from edge_runtime.wasmedge.errors import (
     Unsafe,
     WasmEdgeError,
 )
-from edge_runtime.wasmedge.host import HostModule, Signature
+from edge_runtime.wasmedge.host import HostFunction, HostModule, Signature
 from edge_runtime.wasmedge.instance import EntryPoint, Program
 from edge_runtime.wasmedge.memory import PAGE, Memory, check_address_space, check_refusals
 from edge_runtime.wasmedge.module import Config, MemoryExport, Module
@@ -33,6 +33,7 @@ __all__ = [
     "Damaged",
     "EntryPoint",
     "HandleClosed",
+    "HostFunction",
     "HostModule",
     "LibraryMissing",
     "LinkError",

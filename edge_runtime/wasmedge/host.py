@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
 
 from edge_runtime.wasmedge.declarations import VALUE_WORDS, CData, ffi, library
 from edge_runtime.wasmedge.handles import Handle, Name
@@ -10,6 +9,9 @@ from edge_runtime.wasmedge.handles import Handle, Name
 Signature = tuple[str, str]
 """Types of the parameters and of the result, a letter each: `i` for i32, `I` for i64, as in ("iIi", "i"). There is one
 result at most."""
+
+HostFunction = Callable[..., int | None]
+"""Called with an unsigned integer for each parameter; returns the result, None where the signature has none."""
 
 _STOPPED = 1
 """The result that makes WasmEdge unwind the guest ("terminated"); the saved exception says why."""
@@ -32,7 +34,7 @@ class HostModule(Handle):
     def __init__(
         self,
         name: str,
-        functions: Mapping[str, tuple[Signature, Callable[..., Any]]],
+        functions: Mapping[str, tuple[Signature, HostFunction]],
         *,
         out_of_bounds: int | None = None,
     ) -> None:
@@ -46,7 +48,7 @@ class HostModule(Handle):
         for function_name, (signature, function) in functions.items():
             self._add(function_name, signature, function)
 
-    def _add(self, name: str, signature: Signature, function: Callable[..., Any]) -> None:
+    def _add(self, name: str, signature: Signature, function: HostFunction) -> None:
         trampoline = _trampoline(signature, function, self._out_of_bounds)
         callback = ffi.callback("HostFunction", trampoline, error=_STOPPED, onerror=_save)
         self._callbacks.append(callback)
@@ -86,7 +88,7 @@ def value_types(letters: str) -> CData:
 
 
 def _trampoline(
-    signature: Signature, function: Callable[..., Any], out_of_bounds: int | None
+    signature: Signature, function: HostFunction, out_of_bounds: int | None
 ) -> Callable[[CData, CData, CData, CData], int]:
     """Return `function` as the callback that the C API calls. A guest calls some host functions ten times per request,
     so the usual signatures are written out: an index into the words costs 40 ns, and a loop over them several times

@@ -13,6 +13,7 @@ import wasmtime
 import edge_runtime
 from edge_runtime.guests import wasi
 from edge_runtime.guests.abi import extism
+from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
 from edge_runtime.guests.host_functions import not_granted
 from edge_runtime.guests.wasi import Strings, Wasi
 
@@ -66,7 +67,13 @@ def run(wasm: bytes, abi: str) -> tuple[str, str]:
     served = Wasi(memory)
     served.begin(Strings(()), Strings(()), b"", 1 << 20, 1 << 14)
     for name, (_, call) in served.functions().items():
-        linker.define_func(wasi.MODULE, name, _type(wasi.SIGNATURES[name]), _host(memory, call), access_caller=True)
+        linker.define_func(
+            MODULE,
+            name,
+            _type(SIGNATURES[name]),
+            _host(memory, call),
+            access_caller=True,
+        )
     # The answer is as long as the runtime's own.
     linker.define_func(
         "skerry", "sql", _type(("ii", "i")), lambda *_: len(not_granted("SQL", "`sql` to read or write"))

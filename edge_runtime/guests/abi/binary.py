@@ -1,6 +1,8 @@
-"""Reads from a core module's bytes what decides whether a node can run it: its imports, memories and exports. Pure.
+"""Reads from a core module's bytes what decides whether a node can run it: its imports, memories, tables and exports.
+Pure.
 
-Source: WebAssembly Core Specification 2.0, chapter 5 (binary format). Function bodies are WasmEdge's to validate.
+WasmEdge validates the rest, function bodies included. Source: WebAssembly Core Specification 2.0, chapter 5 (binary
+format).
 """
 
 import contextlib
@@ -19,12 +21,13 @@ _TYPES, _IMPORTS, _FUNCTIONS, _TABLES, _MEMORIES, _EXPORTS, _START, _CODE = 1, 2
 _VALUE_TYPES = {0x7F: "i", 0x7E: "I", 0x7D: "f", 0x7C: "F", 0x7B: "v", 0x70: "r", 0x6F: "e"}
 _CUSTOM = 0
 _MOST_SECTIONS = 10_000
-"""Of a module, custom ones included: each costs the loader a hundred bytes."""
+"""Sections of a module, custom ones included: each costs the loader a hundred bytes."""
 _MOST = 1_000_000
-"""Entries of a section: engines' common bound (the JS API's limits)."""
+"""Entries of a section: the common limit of engines (the WebAssembly JS API's limits)."""
 
 Signature = tuple[str, str]
-"""Parameters and results, a letter each: i32 `i`, i64 `I`, f32 `f`, f64 `F`, v128 `v`, references `r` and `e`."""
+"""Types of parameters and results, a letter each: i32 `i`, i64 `I`, f32 `f`, f64 `F`, v128 `v`, references `r` and
+`e`."""
 
 
 class Malformed(ValueError):
@@ -33,13 +36,13 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True)
 class ResizableLimits:
-    """A memory's, in pages of 64 KiB, or a table's, in entries."""
+    """The specification's `limits`: of a memory in pages of 64 KiB, of a table in entries."""
 
     minimum: int
     maximum: int | None
     shared: bool = False
     wide: bool = False
-    """64-bit addresses."""
+    """Whether addresses have 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -48,40 +51,43 @@ class Import:
     name: str
     kind: int
     signature: Signature | None = None
-    """Of a function."""
+    """The signature of an imported function; None for any other kind."""
 
 
 @dataclass
 class Shape:
-    """A module, seen from outside."""
+    """What a module shows to the outside, and what decides about its cost."""
 
     imports: list[Import] = field(default_factory=list)
     memories: list[ResizableLimits] = field(default_factory=list)
-    """Its own ones."""
+    """The memories that it defines itself."""
     tables: list[ResizableLimits] = field(default_factory=list)
-    """Its own ones."""
+    """The tables that it defines itself."""
     exports: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Kind and index."""
+    """By name: the kind of the export and its index."""
     signatures: list[Signature] = field(default_factory=list)
     functions: list[int] = field(default_factory=list)
-    """The types of its own functions."""
+    """The index in `signatures` for each function that it defines itself."""
     native: bool = False
-    """It brings machine code, in the custom section from which WasmEdge takes it."""
+    """Whether it has machine code, in the custom section from which WasmEdge would load it."""
     start: bool = False
-    """It has a `start` section, which runs at instantiation."""
+    """Whether it has a `start` section, which runs when the module is instantiated."""
     may_grow_tables: bool = False
-    """Its code has table.grow, or can't be decoded."""
+    """Whether its code has the instruction table.grow, or can't be decoded."""
     most_locals: int = 0
-    """Local variables of the function that has the most."""
+    """Local variables of the function that has the most of them."""
     locals: int = 0
-    """Of all functions."""
+    """Local variables of all functions together."""
 
     def export_signature(self, name: str) -> Signature | None:
-        """The signature of an exported function, None where there is no such."""
+        """Return the signature of an exported function; None where no function has that name.
+
+        Raises: Malformed, when the export names a function that doesn't exist.
+        """
         kind, index = self.exports.get(name, (None, 0))
         if kind != FUNCTION:
             return None
-        imported = [found.signature for found in self.imports if found.kind == FUNCTION]
+        imported = [each.signature for each in self.imports if each.kind == FUNCTION]
         if index < len(imported):
             return imported[index]
         try:
@@ -91,7 +97,10 @@ class Shape:
 
 
 def read(wasm: bytes) -> Shape:
-    """Parse a core module. Error: Malformed."""
+    """Parse a core module.
+
+    Raises: Malformed, when the bytes aren't one.
+    """
     if wasm[:4] != MAGIC:
         raise Malformed("the bytes don't begin with those of a WebAssembly module (00 61 73 6d)")
     if wasm[4:8] != CORE_VERSION:
@@ -113,7 +122,7 @@ def read(wasm: bytes) -> Shape:
 
 def _section(shape: Shape, section: int, reader: "_SectionReader") -> None:
     if section == _CUSTOM:
-        # Their other names are nobody's business, valid or not.
+        # The names of other custom sections don't matter, valid or not.
         with contextlib.suppress(Malformed):
             shape.native |= reader.name() == "wasmedge"
     elif section == _TYPES:
@@ -138,7 +147,7 @@ def _section(shape: Shape, section: int, reader: "_SectionReader") -> None:
 
 
 class _SectionReader:
-    """A place in a section."""
+    """A position in a section, with the checks that untrusted bytes need."""
 
     __slots__ = ("at", "data", "end")
 

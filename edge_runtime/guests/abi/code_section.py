@@ -1,7 +1,8 @@
-"""What decides from a core module's code: the instruction table.grow, and how many local variables it has. Pure.
+"""What decides from a core module's code: whether it has the instruction table.grow, and how many local variables.
+Pure.
 
-The bytes of table.grow are common in constants and offsets (3 MB of Go have them by chance), so a function that has
-them is decoded.
+The bytes of table.grow are common in constants and offsets (3 MB of Go have them by chance), so a function in which
+they occur is decoded.
 """
 
 import re
@@ -10,22 +11,23 @@ from typing import Final
 from edge_runtime.guests.abi.instructions import TABLE_GROW, Unknown, notable, number
 
 _BYTES: Final = re.compile(rb"\xfc(?:\x0f|\x8f(?:\x80){0,3}\x00)")
-"""table.grow, its opcode in any length."""
+"""table.grow, with its opcode in any length that LEB128 allows."""
 
 
 def grows_tables(code: bytes, start: int, end: int) -> bool:
-    """Whether the code section's content, `code[start:end]`, has table.grow; True too where it can't be decoded."""
+    """Return whether the code section's content, `code[start:end]`, has table.grow; True also where it can't be
+    decoded."""
     try:
-        found = [match.start() for match in _BYTES.finditer(code, start, end)]
+        places = [match.start() for match in _BYTES.finditer(code, start, end)]
         count, at = number(code, start)
-        for _ in range(count if found else 0):
+        for _ in range(count if places else 0):
             size, body = number(code, at)
             at = body + size
-            if found[0] < at:
+            if places[0] < at:
                 if _grows(code[body:at]):
                     return True
-                found = [place for place in found if place >= at]
-                if not found:
+                places = [place for place in places if place >= at]
+                if not places:
                     break
     except Unknown:
         return True
@@ -33,8 +35,9 @@ def grows_tables(code: bytes, start: int, end: int) -> bool:
 
 
 def local_variables(code: bytes, start: int, end: int) -> tuple[int, int]:
-    """How many local variables the function with the most has, and all of them together: a few bytes declare millions,
-    and each costs the compiler a kilobyte. Where it can't be decoded, those before: WasmEdge refuses it."""
+    """Return the local variables of the function that has the most, and those of all functions together. A few bytes
+    can declare millions, and each costs the compiler a kilobyte. Where the code can't be decoded, only those before are
+    counted: WasmEdge refuses such a module."""
     most = total = 0
     try:
         count, at = number(code, start)
@@ -43,7 +46,7 @@ def local_variables(code: bytes, start: int, end: int) -> tuple[int, int]:
             at = body + size
             groups, body = number(code, body)
             mine = 0
-            # A group takes two bytes at least.
+            # A group of local variables takes at least two bytes.
             for _ in range(min(groups, size)):
                 more, body = number(code, body)
                 body += 1
@@ -57,7 +60,10 @@ def local_variables(code: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _grows(body: bytes) -> bool:
-    """Whether a function's body has it. Error: Unknown."""
+    """Return whether a function's body has table.grow.
+
+    Raises: Unknown, when it can't be decoded.
+    """
     groups, at = number(body, 0)
     for _ in range(groups):
         at = number(body, at)[1] + 1

@@ -1,51 +1,54 @@
-"""Which ABI a module speaks, or why no node can run it. Pure: a function of the module's bytes."""
+"""Which ABI a module speaks, or why no node can run it. Pure: it depends on the module's bytes alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_runtime.errors import CodedError
-from edge_runtime.guests import wasi
 from edge_runtime.guests.abi import binary, direct, extism
 from edge_runtime.guests.abi.binary import FUNCTION, MEMORY, Import, Shape
 from edge_runtime.guests.abi.imports import OFFERED, SKERRY
+from edge_runtime.guests.abi.wasi_signatures import MODULE
 
 SIZE_LIMIT = 64 * 1024 * 1024
 PAGES_LIMIT = 16_384
 """The most pages of 64 KiB that a manifest can allow."""
 TABLE_LIMIT = 1_000_000
-"""Entries of all tables: each costs the worker 16 bytes, which no memory_pages counts."""
+"""Entries of all tables together: each costs the worker 16 bytes, which no memory_pages counts."""
 LOCALS_LIMIT = 50_000
-"""Local variables of a function (engines' common bound, as that of `VALUES_LIMIT`)."""
+"""Local variables of one function: the common limit of engines, as `VALUES_LIMIT` is."""
 ALL_LOCALS_LIMIT = 2_000_000
-"""Of all functions: the compiler takes 10 s and 2 GB for so many."""
+"""Local variables of all functions together: for so many, the compiler takes 10 s and 2 GB."""
 VALUES_LIMIT = 1000
-"""Parameters of a function type, and results."""
+"""Parameters of one function type, and its results."""
 ALL_VALUES_LIMIT = 100_000
-"""Of all types."""
+"""Parameters and results of all function types together."""
 
 _SHOWN = 8
 
 
 class ModuleRefused(CodedError):
-    """No node can run this module."""
+    """No node can run this module; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Detected:
-    """A module that nodes can run."""
+    """What `detect` found out about a module that nodes can run."""
 
     abi: str
     memory_pages: int
-    """What its memory starts with: a manifest's memory_pages must be this at least."""
+    """Pages that its memory starts with: a manifest's memory_pages must be at least this."""
     memory_maximum: int | None
     sql: bool
-    """It imports `sql`: its manifest should grant SQL."""
+    """Whether it imports `sql`: then its manifest should grant SQL."""
     start: bool
-    """It has a start section."""
+    """Whether it has a start section."""
 
 
 def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGES_LIMIT) -> Detected:
-    """Which ABI a module speaks and what it needs. Error: ModuleRefused."""
+    """Return which ABI a module speaks and what it needs.
+
+    Raises: ModuleRefused, when no node can run it.
+    """
     if len(wasm) > size_limit:
         raise ModuleRefused("module_too_large", f"It has {len(wasm)} bytes; {size_limit} are allowed.")
     if wasm[:8] == binary.MAGIC + binary.COMPONENT_VERSION:
@@ -69,7 +72,7 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
     _refuse_other_abis(shape)
     abi, offered, least = "direct" if exported[direct.HANDLE] else "wagi", OFFERED, 1
     if extism.is_plugin(shape):
-        # Its memory gets a page where it has none.
+        # A plug-in whose memory has no page gets one (`merge`).
         abi, offered, least = extism.ABI, OFFERED | extism.OFFERED, 0
         _check_plugin(shape, entries)
     elif abi == "direct":
@@ -84,14 +87,14 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
         abi=abi,
         memory_pages=max(1, memory.minimum),
         memory_maximum=memory.maximum,
-        sql=any((found.module, found.name) in ((SKERRY, "sql"), (extism.USER, "sql")) for found in shape.imports),
+        sql=any((each.module, each.name) in ((SKERRY, "sql"), (extism.USER, "sql")) for each in shape.imports),
         start=shape.start,
     )
 
 
 def _refuse_other_abis(shape: Shape) -> None:
-    modules = {found.module for found in shape.imports}
-    functions = {found.name for found in shape.imports if found.module == "env"} | set(shape.exports)
+    modules = {each.module for each in shape.imports}
+    functions = {each.name for each in shape.imports if each.module == "env"} | set(shape.exports)
     if any(module.startswith("wasi:http/") for module in modules):
         raise ModuleRefused(
             "abi_wasi_http",
@@ -108,7 +111,7 @@ def _refuse_other_abis(shape: Shape) -> None:
         )
     if modules & {"wasi_unstable", "wasi"}:
         raise ModuleRefused(
-            "abi_wasi_unstable", f"It is made for a WASI older than preview 1: build it again for {wasi.MODULE}."
+            "abi_wasi_unstable", f"It is made for a WASI older than preview 1: build it again for {MODULE}."
         )
 
 
@@ -151,25 +154,25 @@ def _check_direct(exported: Mapping[str, binary.Signature | None]) -> None:
 
 def _check_imports(imports: list[Import], offered: Mapping[str, Mapping[str, binary.Signature]]) -> None:
     unknown = [
-        f"{found.module}.{found.name}"
-        for found in imports
-        if found.kind != MEMORY and (found.kind != FUNCTION or found.name not in offered.get(found.module, {}))
+        f"{each.module}.{each.name}"
+        for each in imports
+        if each.kind != MEMORY and (each.kind != FUNCTION or each.name not in offered.get(each.module, {}))
     ]
     if unknown:
         modules = " and ".join(offered)
         hint = " An import from `env` is mostly a symbol that was not linked." if "env." in str(unknown) else ""
         raise ModuleRefused("imports_unknown", f"It imports {_listed(unknown)}; nodes offer {modules} alone.{hint}")
-    for found in imports:
-        if found.kind == FUNCTION and found.signature != offered[found.module][found.name]:
+    for each in imports:
+        if each.kind == FUNCTION and each.signature != offered[each.module][each.name]:
             raise ModuleRefused(
                 "imports_mismatch",
-                f"It imports {found.module}.{found.name} as {_signature(found.signature)}; "
-                f"it is {_signature(offered[found.module][found.name])}.",
+                f"It imports {each.module}.{each.name} as {_signature(each.signature)}; "
+                f"it is {_signature(offered[each.module][each.name])}.",
             )
 
 
 def _memory(shape: Shape, pages_limit: int, least: int) -> binary.ResizableLimits:
-    if any(found.kind == MEMORY for found in shape.imports):
+    if any(each.kind == MEMORY for each in shape.imports):
         raise ModuleRefused("memory_imported", "It imports its memory: build it without --import-memory.")
     if not shape.memories:
         raise ModuleRefused("memory_missing", "It has no memory; a function has exactly one, exported as `memory`.")
@@ -206,16 +209,19 @@ def _check_tables(shape: Shape) -> None:
 
 
 def _check_cost(shape: Shape) -> None:
-    """What takes a few bytes and much of the compiler's time and memory."""
+    """Check what takes few bytes in a module, and much of the compiler's time and memory.
+
+    Raises: ModuleRefused, when there is too much of it.
+    """
     values = [len(letters) for signature in shape.signatures for letters in signature]
-    for found, limit, what in (
+    for count, limit, what in (
         (shape.most_locals, LOCALS_LIMIT, "local variables in one function"),
         (shape.locals, ALL_LOCALS_LIMIT, "local variables in all"),
         (max(values, default=0), VALUES_LIMIT, "parameters or results in one function type"),
         (sum(values), ALL_VALUES_LIMIT, "parameters and results in all function types"),
     ):
-        if found > limit:
-            raise ModuleRefused("module_too_complex", f"It has {found} {what}; {limit} are allowed.")
+        if count > limit:
+            raise ModuleRefused("module_too_complex", f"It has {count} {what}; {limit} are allowed.")
 
 
 def _listed(names: list[str]) -> str:

@@ -1,8 +1,9 @@
-"""The ABI `direct`: a request goes into the guest's memory in one piece, and the answer comes out in one. Pure.
+"""The ABI `direct`: a request is written into the guest's memory in one piece, and the response read from it in one.
+Pure.
 
-Numbers are u32, little-endian. A request: eight lengths, then as many texts, each followed by a NUL that its length
-doesn't count, in the order of `TEXTS`; the rest is the body. An answer: status, length of the header lines, the header
-lines (each ended by LF or CR LF), and the rest is the body.
+Numbers are u32, little-endian. A request has eight lengths, then as many texts in the order of `TEXTS`, each followed
+by a NUL that its length doesn't count; the rest is the body. A response has the status, the length of the header lines,
+the header lines (each ended by LF or CR LF); the rest is the body.
 """
 
 import struct
@@ -15,21 +16,25 @@ from edge_runtime.guests.abi.head import CheckedResponse, ResponseInvalid
 from edge_runtime.guests.invocation import Request, RequestUnfit
 
 ALLOCATE: Final = "skerry_alloc"
-"""(size) -> where the guest has room for so many bytes."""
+"""(size) -> the address of room for `size` bytes."""
 HANDLE: Final = "skerry_handle"
-"""(where, size) -> where the answer is, in the upper half, and its size."""
+"""(address, size) -> the address of the response in the upper 32 bits, its size in the lower."""
 SIGNATURES: Final = {ALLOCATE: ("i", "i"), HANDLE: ("ii", "I")}
 
 TEXTS: Final = ("method", "path", "query", "headers", "script", "route", "params", "client")
-"""`headers` are lines, `name: value` and LF; `params` look like a query; the others are those of a `Request`."""
+"""`headers` are lines, each `name: value` and LF; `params` are written like a query string, `client` is the remote
+address; the others are fields of a `Request`."""
 _LENGTHS: Final = struct.Struct(f"<{len(TEXTS)}I")
 _ANSWER: Final = struct.Struct("<II")
 ANSWER_HEAD: Final = _ANSWER.size + head.LIMIT
-"""The most bytes of an answer that are not its body."""
+"""The most bytes of a response before its body."""
 
 
 def encode(request: Request, function: str) -> bytes:
-    """Everything of a request's piece but the body. Error: RequestUnfit."""
+    """Return the piece of memory for a request, without the body.
+
+    Raises: RequestUnfit, when the ABI can't express the request.
+    """
     lines = "".join([f"{name}: {value}\n" for name, value in request.headers])
     if lines.count("\n") != len(request.headers):
         raise RequestUnfit("a header has a line break")
@@ -52,9 +57,10 @@ def _quoted(value: str) -> str:
 
 
 def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:
-    """The answer in `memory` from `start` on, all `size` bytes of which are there. `method` is the request's.
+    """Return the response that begins at `start` in `memory`, all `size` bytes of which are there. `method` is the
+    request's.
 
-    Error: ResponseInvalid.
+    Raises: ResponseInvalid, when it isn't a response.
     """
     if size < _ANSWER.size:
         raise ResponseInvalid(f"it answered {size} bytes; an answer begins with {_ANSWER.size}")
@@ -68,10 +74,10 @@ def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:
             f"it answered {size} bytes with {length} of header lines; {min(head.LIMIT, end - lines)} can be"
         )
     block = memory[lines:split]
-    found = head.parse_cached(block) if length <= head.CACHED_BYTES else head.parse(block)
-    if found.status is not None:
+    parsed = head.parse_cached(block) if length <= head.CACHED_BYTES else head.parse(block)
+    if parsed.status is not None:
         raise ResponseInvalid("it wrote the header Status; the status is the answer's first number")
     body = memory[split:end]
-    if not found.has_content_type or found.length is not None or status in head.BODILESS:
-        return status, head.complete(found, status, body, method), body
-    return status, found.lines, body
+    if not parsed.has_content_type or parsed.length is not None or status in head.BODILESS:
+        return status, head.complete(parsed, status, body, method), body
+    return status, parsed.lines, body

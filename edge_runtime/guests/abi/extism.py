@@ -1,6 +1,6 @@
 """The Extism ABI: what a plug-in may import, and which of its exports are functions to call. Pure.
 
-Source: the documentation of Extism's kernel and of its PDKs. Handles and lengths are i64.
+Handles and lengths are i64. Source: the documentation of Extism's kernel and of its PDKs.
 """
 
 from collections.abc import Container
@@ -28,7 +28,7 @@ KERNEL: dict[str, Signature] = {
     "store_u64": ("II", ""),
     "store_u8": ("Ii", ""),
 }
-"""Of `ENV`, those that kernel.wat has."""
+"""The functions of `ENV` that kernel.wat implements."""
 
 LOGS = ("trace", "debug", "info", "warn", "error")
 
@@ -42,37 +42,42 @@ HOST: dict[str, Signature] = {
     "var_get": ("I", "I"),
     "var_set": ("II", ""),
 }
-"""Of `ENV`, those that the host has."""
+"""The functions of `ENV` that the host implements."""
 
 USERS: dict[str, Signature] = {"http": ("I", "I"), "sql": ("I", "I")}
-"""Of `USER`: handles of JSON in and out, as `skerry.http` and `skerry.sql` have it."""
+"""The functions of `USER`. They take and return handles of JSON, as `skerry.http` and `skerry.sql` have it."""
 
 OFFERED = {ENV: KERNEL | HOST, USER: USERS}
 
 _INITIALIZE, _CONSTRUCTORS, _HASKELL = "_initialize", "__wasm_call_ctors", "hs_init"
 _NOT_CALLED = "asyncify_"
-"""How names begin of what Binaryen's Asyncify exports (TinyGo has it added)."""
+"""Prefix of the exports of Binaryen's Asyncify, which TinyGo adds."""
 
 
 def is_entry(name: str, signature: Signature | None) -> bool:
-    """Whether an export is a function that calls may name: it takes nothing and returns an i32 (0: done), or nothing;
-    and it is none that languages export for their own use."""
+    """Return whether an export is a function that calls may name: it takes nothing and returns nothing or an i32 (0 for
+    success), and isn't one that languages export for their own use."""
     own = name in (_INITIALIZE, _CONSTRUCTORS) or name.startswith(_NOT_CALLED)
     return signature in (("", "i"), ("", "")) and not own
 
 
 def initializers(exports: Container[str]) -> list[str]:
-    """What is called before the first function, after `_initialize` (which calls the constructors by itself)."""
+    """Return the exports to call before the first function, after `_initialize`, which calls the constructors
+    itself."""
     constructors = [_CONSTRUCTORS] if _CONSTRUCTORS in exports and _INITIALIZE not in exports else []
     return constructors + ([_HASKELL] if _HASKELL in exports else [])
 
 
 def is_plugin(shape: Shape) -> bool:
-    """Whether the module is a plug-in, whatever else it is: one that doesn't import Extism could say nothing."""
-    return any(found.module in OFFERED for found in shape.imports)
+    """Return whether the module is a plug-in, whatever its exports are: without an import from Extism it couldn't
+    answer."""
+    return any(each.module in OFFERED for each in shape.imports)
 
 
 def entries(shape: Shape) -> list[str]:
-    """The functions that calls may name. Error: Malformed."""
+    """Return the functions that calls may name.
+
+    Raises: Malformed, when an export names a function that doesn't exist.
+    """
     functions = [name for name, (kind, _) in shape.exports.items() if kind == FUNCTION]
     return sorted(name for name in functions if is_entry(name, shape.export_signature(name)))

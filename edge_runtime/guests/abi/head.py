@@ -1,6 +1,6 @@
-"""The header lines of a guest's response: checked, and in the form in which they go out. Pure.
+"""The header lines of a guest's response: checked, and brought into the form in which they are sent. Pure.
 
-Text here is latin-1: each code point below 256 stands for the byte that was sent or will be.
+Text here is latin-1: each code point below 256 stands for one byte.
 """
 
 import functools
@@ -8,31 +8,31 @@ import re
 from typing import Final, NamedTuple, NoReturn
 
 LIMIT: Final = 65_000
-"""Bytes of header lines: as they go out they are a little longer, and a frame's head holds 65,535."""
+"""Bytes of header lines. They become a little longer on their way, and a frame's head holds 65,535."""
 LINES: Final = 128
 BODILESS: Final = (204, 205, 304)
-"""Statuses whose answers have no body."""
+"""Statuses whose responses have no body."""
 
 
 class ResponseInvalid(ValueError):
-    """The guest's answer is no response; the message says what it wrote wrongly."""
+    """What the guest wrote is no response; the message says what is wrong with it."""
 
 
 class Head(NamedTuple):
     lines: bytes
-    """Each ended by CR LF; without Status, Content-Length and Date."""
+    """The header lines, each ended by CR LF, without Status, Content-Length and Date."""
     status: str | None
     """The value of Status."""
     length: int | None
-    """Of Content-Length."""
+    """The value of Content-Length."""
     has_content_type: bool
-    """There is a Content-Type, and it isn't empty."""
+    """Whether there is a Content-Type that isn't empty."""
     has_location: bool
-    """There is a Location, and it isn't empty."""
+    """Whether there is a Location that isn't empty."""
 
 
 CheckedResponse = tuple[int, bytes, bytes]
-"""A guest's answer, checked: status, header lines as they go out, body."""
+"""The status, the header lines as they are sent, and the body."""
 
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
@@ -46,16 +46,20 @@ _SPECIAL: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _TAKEN: Final = (b"status", b"content-length", b"date")
-"""The server writes its own."""
+"""Removed from the lines: the server writes its own."""
 _SEEN: Final = (*_TAKEN, b"content-type", b"location")
-"""The others are about the connection or the release, which is the server's."""
+"""The other headers of `_SPECIAL` are about the connection or the release, and refused: they are the server's to
+write."""
 
 CACHED_BYTES: Final = 1024
-"""Bytes: lines that are longer are not to be given to `kept`."""
+"""Bytes of header lines: longer ones aren't worth caching, and not given to `parse_cached`."""
 
 
 def parse(block: bytes) -> Head:
-    """Header lines, each ended by LF or CR LF. Error: ResponseInvalid."""
+    """Parse header lines, each ended by LF or CR LF.
+
+    Raises: ResponseInvalid, when they can't be sent.
+    """
     count = block.count(b"\n")
     if count > LINES:
         raise ResponseInvalid(f"it wrote {count} header lines; {LINES} are allowed")
@@ -65,16 +69,16 @@ def parse(block: bytes) -> Head:
         block = block.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     lines, after = b"", 0
     values: dict[bytes, str] = {}
-    for found in _SPECIAL.finditer(block):
-        name = found[1].lower()
+    for match in _SPECIAL.finditer(block):
+        name = match[1].lower()
         if name not in _SEEN:
-            raise ResponseInvalid(f"it wrote the header {found[1].decode()}, which is for the server to write")
+            raise ResponseInvalid(f"it wrote the header {match[1].decode()}, which is for the server to write")
         if name in values:
-            raise ResponseInvalid(f"it wrote {found[1].decode()} twice")
-        values[name] = found[2].strip(b" \t").decode("latin-1")
+            raise ResponseInvalid(f"it wrote {match[1].decode()} twice")
+        values[name] = match[2].strip(b" \t").decode("latin-1")
         if name in _TAKEN:
-            lines += block[after : found.start()]
-            after = found.end()
+            lines += block[after : match.start()]
+            after = match.end()
     return Head(
         lines + block[after:],
         values.get(b"status"),
@@ -85,7 +89,7 @@ def parse(block: bytes) -> Head:
 
 
 parse_cached = functools.lru_cache(maxsize=256)(parse)
-"""`parse`, where it has been done before: most answers of a function begin like the one before."""
+"""`parse`, with a cache of the last 256 heads: most responses of a function begin as the one before."""
 
 
 def _length(value: str | None) -> int | None:
@@ -97,7 +101,10 @@ def _length(value: str | None) -> int | None:
 
 
 def _explain(block: bytes) -> NoReturn:
-    """Say what is wrong with lines that don't match."""
+    """Say what is wrong with lines that don't match `_BLOCK`.
+
+    Raises: ResponseInvalid, always.
+    """
     for line in block.replace(b"\r\n", b"\n").split(b"\n")[:-1]:
         name, colon, value = line.partition(b":")
         shown = name[:80].decode("latin-1")
@@ -106,14 +113,17 @@ def _explain(block: bytes) -> NoReturn:
         if not _NAME.fullmatch(name):
             raise ResponseInvalid(f"it wrote the header name {shown!r}, which has characters that no name may have")
         if not _VALUE.fullmatch(value):
-            said = value.strip(b" \t")[:80].decode("latin-1")
-            raise ResponseInvalid(f"it wrote a control character in the value of {shown}: {said!r}")
+            shown_value = value.strip(b" \t")[:80].decode("latin-1")
+            raise ResponseInvalid(f"it wrote a control character in the value of {shown}: {shown_value!r}")
     raise ResponseInvalid(f"its last header line has no end: {block[-40:]!r}")
 
 
 def complete(head: Head, status: int, body: bytes, method: str) -> bytes:
-    """The header lines as they go out, where head and body fit each other. `method` is the request's: a HEAD's answer
-    without a body may name the length that a GET's would have. Error: ResponseInvalid."""
+    """Check that head and body fit each other, and return the header lines as they are sent. `method` is the request's:
+    the response to a HEAD, without a body, may name the length that a GET would get.
+
+    Raises: ResponseInvalid, when they don't fit.
+    """
     length = head.length
     if body:
         if status in BODILESS:

@@ -1,8 +1,8 @@
 """Goes over the instructions of a function's body, and finds those that name a function or grow a table. Pure.
 
-Opcodes and the sizes of what follows them are all that it takes. What WasmEdge's defaults leave out isn't known here:
-tail calls, threads, relaxed SIMD, several memories.
-Source: WebAssembly Core Specification 2.0, chapter 5.4.
+For this it needs the opcodes and the sizes of their immediates alone. Proposals that WasmEdge's default configuration
+leaves out aren't known here: tail calls, threads, relaxed SIMD, several memories. Source: WebAssembly Core
+Specification 2.0, chapter 5.4.
 """
 
 import re
@@ -12,11 +12,11 @@ from typing import Final
 CALL: Final = 0x10
 REF_FUNC: Final = 0xD2
 TABLE_GROW: Final = 0xFC0F
-"""Its prefix and its number behind that."""
+"""The prefix byte, and the number behind it."""
 _BR_TABLE, _SELECT, _PREFIX, _GROW = 0x0E, 0x1C, 0xFC, 0x0F
 
 NUMBER: Final = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
-"""A LEB128 number, as part of a pattern."""
+"""A LEB128 number, as a part of a pattern."""
 _ADDRESS: Final = NUMBER + NUMBER
 _PLAIN: Final = re.compile(
     rb"(?s:"
@@ -30,19 +30,22 @@ _PLAIN: Final = re.compile(
     rb"|[\x0c\x0d].{16}|[\x15-\x22].|[\x0e-\x14\x23-\x53\x5e-\x7f]|[\x80-\xff]\x01)"  # SIMD
     rb")*+"
 )  # fmt: skip
-"""As many as there are of those that are of no interest; br_table and select stop it for their number of immediates."""
+"""As many instructions of no interest as follow each other. It stops at br_table and select, whose number of immediates
+varies."""
 
 
 class Unknown(ValueError):
-    """An instruction that isn't known, or is cut off."""
+    """An instruction isn't known, or is cut off."""
 
 
 def notable(data: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
-    """Of the instructions in `data[at:end]`, each `CALL`, `REF_FUNC` and `TABLE_GROW`, and where the number begins that
-    follows it. Error: Unknown."""
+    """Yield each `CALL`, `REF_FUNC` and `TABLE_GROW` in `data[at:end]`, with the position of its immediate.
+
+    Raises: Unknown, when an instruction can't be decoded.
+    """
     while True:
-        found = _PLAIN.match(data, at, end)
-        at = found.end() if found else at
+        match = _PLAIN.match(data, at, end)
+        at = match.end() if match else at
         if at >= end:
             break
         opcode, at = data[at], at + 1
@@ -66,7 +69,10 @@ def notable(data: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def number(data: bytes, at: int) -> tuple[int, int]:
-    """An unsigned number, and where it ends. Error: Unknown."""
+    """Return an unsigned LEB128 number, and the position after it.
+
+    Raises: Unknown, when the number is cut off or too long.
+    """
     value = 0
     for shift in range(0, 64, 7):
         if at >= len(data):

@@ -1,9 +1,9 @@
-"""Puts the kernel's functions into an Extism plug-in, in the place of those that it imports. Pure.
+"""Puts the functions of the Extism kernel into a plug-in, in place of the imported ones. Pure.
 
 A call of an imported function costs 230 ns in AOT code, and a PDK makes one for every eight bytes; functions of the
-module itself are inlined. The kernel's memory becomes the module's second one, so both are fresh for each call.
-Taking imports away moves all functions to other numbers: each place in the module that names one is found and written
-anew (WebAssembly Core Specification 2.0, chapter 5).
+module itself are inlined. The kernel's memory becomes the module's second memory, so that both are fresh for each call.
+Removing imports changes the numbers of all functions, so each place in the module that names a function is found and
+rewritten (WebAssembly Core Specification 2.0, chapter 5).
 """
 
 import re
@@ -32,13 +32,13 @@ _CONSTANT = re.compile(
 
 @dataclass(frozen=True)
 class Kernel:
-    """The kernel's module, taken apart."""
+    """The parts of the kernel's module."""
 
     types: list[bytes]
     functions: dict[str, tuple[int, bytes]]
-    """By export: which of the types, and the body with its length before it."""
+    """By export: the number of the function's type, and its body with the length before it."""
     memory: bytes
-    """The limits of its own memory, the second one."""
+    """The limits of its own memory, which becomes the second one."""
 
 
 def _kernel() -> Kernel:
@@ -53,9 +53,11 @@ def _kernel() -> Kernel:
 
 
 def merge(wasm: bytes) -> bytes:
-    """The plug-in with the kernel in it. `wasm` was found valid, and is of a shape that `detect` lets through.
-    Error: Malformed."""
-    # Custom sections go: they give the functions' old numbers.
+    """Return the plug-in with the kernel in it. `wasm` must be valid, and accepted by `detect`.
+
+    Raises: Malformed, when it has something that the merge doesn't know.
+    """
+    # Custom sections are dropped: they refer to functions by the old numbers.
     sections = {number: content for number, content in _sections(wasm) if number != _CUSTOM}
     return b"".join([binary.MAGIC, binary.CORE_VERSION, *_Merger(sections).merged()])
 
@@ -65,12 +67,12 @@ class _Merger:
         self._sections = sections
         self._imports, names = self._split_imports()
         added = list(dict.fromkeys(name for name in names if name))
-        """The kernel's functions that it imports."""
+        """The kernel's functions that the plug-in imports."""
         own, kept = self._count(_FUNCTION), len([name for name in names if not name])
         after = iter(range(kept))
         first = {name: kept + own + position for position, name in enumerate(added)}
         self._numbers = [first[name] if name else next(after) for name in names] + list(range(kept, kept + own))
-        """The new number of each function."""
+        """The new number of each function, by its old one."""
         self._added = [_KERNEL.functions[name] for name in added]
 
     def merged(self) -> Iterator[bytes]:
@@ -99,7 +101,8 @@ class _Merger:
         return _SectionCursor(self._sections.get(section, b"\0")).number()
 
     def _split_imports(self) -> tuple[list[bytes], list[str]]:
-        """The imports that stay; and for each imported function the kernel's name of it, "" for those that stay."""
+        """Return the imports that stay; and for each imported function the kernel's name of it, empty for those that
+        stay."""
         reader = _SectionCursor(self._sections.get(_IMPORT, b"\0"))
         kept, names = [], []
         for _ in range(reader.number()):
@@ -108,9 +111,9 @@ class _Merger:
             if kind != binary.FUNCTION:
                 raise Malformed(f"the import {module}.{name} is no function")
             reader.number()
-            ours = name if module == ENV and name in _KERNEL.functions else ""
-            names.append(ours)
-            if not ours:
+            kernel_name = name if module == ENV and name in _KERNEL.functions else ""
+            names.append(kernel_name)
+            if not kernel_name:
                 kept.append(reader.data[start : reader.at])
         return kept, names
 
@@ -134,7 +137,8 @@ class _Merger:
         return head + (self._function(reader) if kind == binary.FUNCTION else _number(reader.number()))
 
     def _element(self, reader: "_SectionCursor") -> bytes:
-        """Bits of the flags: 1 not placed at the start, 2 with a table or only declared, 4 of expressions."""
+        """Rewrite an element segment. Bits of its flags: 1 passive or declared, 2 with a table index or declared, 4
+        with expressions."""
         flags = reader.number()
         pieces = [_number(flags)]
         if not flags & 1:
@@ -172,7 +176,7 @@ class _Merger:
 
 
 class _SectionCursor:
-    """A place in a section."""
+    """A position in a section of valid bytes."""
 
     __slots__ = ("at", "data")
 
@@ -189,7 +193,7 @@ class _SectionCursor:
         return self.data[start : self.at]
 
     def number(self) -> int:
-        """An unsigned number of 32 bits."""
+        """An unsigned LEB128 number of 32 bits."""
         value = shift = 0
         while True:
             byte = self.byte()
@@ -215,19 +219,19 @@ class _SectionCursor:
         self.number()
 
     def constant(self) -> int:
-        """Where the constant expression that begins here ends."""
-        found = _CONSTANT.match(self.data, self.at)
-        if found is None:
+        """Return the position after the constant expression that begins here."""
+        match = _CONSTANT.match(self.data, self.at)
+        if match is None:
             raise Malformed("a constant expression has an instruction that is unknown or of a proposal not run here")
-        self.at = found.end()
+        self.at = match.end()
         return self.at
 
     def entries(self, entry: "Callable[[_SectionCursor], object]") -> list[bytes]:
-        """The entries of a vector: what `entry` gives, or the bytes that it went over where it gives none."""
+        """Return the entries of a vector: what `entry` returns, or the bytes that it passed where it returns none."""
         entries = []
         for _ in range(self.number()):
-            start, made = self.at, entry(self)
-            entries.append(made if isinstance(made, bytes) else self.data[start : self.at])
+            start, entry_bytes = self.at, entry(self)
+            entries.append(entry_bytes if isinstance(entry_bytes, bytes) else self.data[start : self.at])
         return entries
 
 
@@ -238,7 +242,8 @@ def _sections(wasm: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _memory(reader: _SectionCursor) -> bytes:
-    """Of one page at least: a module of AssemblyScript may begin with none, and without one a guest is not run."""
+    """Return a memory's limits with at least one page: a module of AssemblyScript may start with none, and a guest
+    without a page isn't run."""
     flags, minimum = reader.byte(), max(1, reader.number())
     return bytes([flags]) + _number(minimum) + (_number(max(minimum, reader.number())) if flags & 1 else b"")
 
@@ -258,4 +263,4 @@ def _number(value: int) -> bytes:
 _EXPORTED = _number(len(KERNEL_MEMORY)) + KERNEL_MEMORY.encode() + bytes([binary.MEMORY, 1])
 
 _KERNEL = _kernel()
-"""What was built from kernel.wat; read before the process is fenced in."""
+"""Read from kernel.wasm, which is built from kernel.wat; at the import, since a fenced process can't read it."""

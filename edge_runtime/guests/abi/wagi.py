@@ -1,6 +1,6 @@
-"""WAGI: a request as a CGI/1.1 environment and stdin, a response from stdout (RFC 3875). Pure.
+"""The ABI WAGI: a request as a CGI/1.1 environment and stdin, a response from stdout (RFC 3875). Pure.
 
-Text here is latin-1: each code point below 256 stands for the byte that was sent or will be.
+Text here is latin-1: each code point below 256 stands for one byte.
 """
 
 import functools
@@ -27,12 +27,14 @@ SOFTWARE = "skerry"
 
 _VARIABLE = re.compile(r"[A-Za-z0-9-]+")
 _APART = {"content-type": "CONTENT_TYPE", "content-length": "", "proxy": "", "transfer-encoding": "", "connection": ""}
-"""Headers that don't become HTTP_…: their own variable, or none (`Proxy` would be HTTP_PROXY, which libraries obey)."""
+"""Headers that don't become HTTP_…, with their own variable, or empty where they get none. `Proxy` would become
+HTTP_PROXY, which HTTP libraries obey."""
 
 
 @functools.lru_cache(maxsize=1024)
 def _variable(name: str) -> str:
-    """The environment variable of a header, "" for none. A name with an underscore has none: X_Y would pass for X-Y."""
+    """Return the environment variable of a header; empty where it gets none. A name with an underscore gets none,
+    because X_Y would be taken for X-Y."""
     if not _VARIABLE.fullmatch(name):
         return ""
     apart = _APART.get(name.lower())
@@ -40,16 +42,17 @@ def _variable(name: str) -> str:
 
 
 def arguments(request: Request, function: str) -> list[str]:
-    """The command line for a call, as WAGI has it: the path, and the query's parts, as they were sent. Their NULs are
-    `environment`'s to refuse."""
+    """Return the command line for a call, as WAGI has it: the path, and the parts of the query, as they were sent. A
+    NUL in them is refused by `environment`."""
     script = request.script or f"/functions/{function}"
     return [script + request.path, *filter(None, request.query.split("&"))]
 
 
 def environment(request: Request, function: str, settings: Mapping[str, str]) -> list[str]:
-    """The environment for a call, as `NAME=value` strings.
+    """Return the environment for a call, as `NAME=value` strings. `settings` (the manifest's config and secrets) come
+    last, so that no header can change them.
 
-    `settings` (the manifest's config and secrets) come last and win: no header can change them. Error: RequestUnfit.
+    Raises: RequestUnfit, when a value has a NUL.
     """
     script = request.script or f"/functions/{function}"
     path = unquote_to_bytes(request.path).decode("latin-1") if "%" in request.path else request.path
@@ -60,7 +63,7 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
         "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": script,
         "PATH_INFO": path,
-        # There are no files to translate to: what WAGI says here, for programs that look.
+        # There are no files to which it could be translated; for programs that look at it, it says what WAGI says.
         "PATH_TRANSLATED": path,
         "AUTH_TYPE": "",
         "REMOTE_USER": "",
@@ -75,7 +78,7 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
     for name, value in request.headers:
         variable = _variable(name)
         if variable in variables:
-            # Only what headers gave can be met twice: the names above are none of theirs.
+            # A variable can be there already only by an earlier header: no header becomes one of the names above.
             value = variables[variable] + ("; " if variable == "HTTP_COOKIE" else ", ") + value
         if variable:
             variables[variable] = value
@@ -118,7 +121,10 @@ _BLANK = re.compile(rb"(\r?\n)\r?\n")
 
 
 def parse_response(output: bytes, method: str) -> CheckedResponse:
-    """`method` is the request's. Error: ResponseInvalid."""
+    """Parse what a guest wrote to stdout. `method` is the request's.
+
+    Raises: ResponseInvalid, when it isn't a response.
+    """
     if output[:1] == b"\n" or output[:2] == b"\r\n":
         raise ResponseInvalid("it wrote a blank line first: header lines come before it")
     blank = _BLANK.search(output, 0, LIMIT)
@@ -151,7 +157,7 @@ def _headless(output: bytes) -> str:
 
 
 def _status(value: str) -> int:
-    found = _STATUS.fullmatch(value)
-    if found is None:
+    match = _STATUS.fullmatch(value)
+    if match is None:
         raise ResponseInvalid(f"it wrote Status: {value[:80]!r}; a status is a number from 200 to 599")
-    return int(found[1])
+    return int(match[1])

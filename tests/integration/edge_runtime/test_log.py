@@ -94,7 +94,7 @@ async def test_a_line_that_cannot_be_made_or_written_costs_nothing_else(
         await until(lambda: writer.dropped == 1)
         writer._descriptor = pipe[1]
         writer.handle(record("kept"))
-        await until(lambda: writer._told == 1)
+        await until(lambda: writer._reported == 1)
         assert os.read(pipe[0], 1000).startswith(b"kept\n1 lines of this log were dropped")
     finally:
         os.close(full)
