@@ -85,10 +85,6 @@ class Outages:
         self.away = Outage(log, "transactions fail")
         self.locked = Outage(log, "what a transaction needs is locked by another one")
 
-    def worked(self) -> None:
-        self.away.worked()
-        self.locked.worked()
-
 
 class Database:
     """A share of a pool of connections, and the only way to run statements: whole transactions."""
@@ -198,7 +194,8 @@ class Database:
                         raise
                     raise problem from error
             else:
-                self._outages.worked()
+                self._outages.away.worked()
+                self._outages.locked.worked()
                 return result
             self._on_retry()
             longest = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)

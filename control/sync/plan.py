@@ -6,6 +6,7 @@ floor (R 4.3). A node's schema version never goes down.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from control import wire
@@ -63,7 +64,7 @@ Revisions = Mapping[int, Sequence[Revision]]
 def by_number(revisions: Sequence[Revision]) -> dict[int, list[Revision]]:
     """Group `revisions`, which may be in any order, by their numbers."""
     numbers: dict[int, list[Revision]] = {}
-    for revision in sorted(revisions, key=lambda r: (r.number, r.revision)):
+    for revision in sorted(revisions, key=attrgetter("number", "revision")):
         numbers.setdefault(revision.number, []).append(revision)
     return numbers
 

@@ -133,7 +133,7 @@ class Guarded(HttpToolsProtocol):
         self.deadline = NEVER
         super().on_message_complete()
         if self.cycle.response_complete:
-            self._idle()
+            self.deadline = self.loop.time() + self.timeout_keep_alive
 
     def on_response_complete(self) -> None:
         # In place of uvicorn's: the sweep sees to idle connections, without a timer for each answer.
@@ -144,12 +144,9 @@ class Guarded(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
         elif not self._in_head and not self._in_body:
-            self._idle()
+            self.deadline = self.loop.time() + self.timeout_keep_alive
         if not self.pipeline:
             self.flow.resume_reading()
-
-    def _idle(self) -> None:
-        self.deadline = self.loop.time() + self.timeout_keep_alive
 
     def pause_writing(self) -> None:
         super().pause_writing()
