@@ -115,7 +115,7 @@ class OpenSyncRow(NamedTuple):
     started_at: datetime
 
 
-class OfNode(Protocol):
+class PartOfNode(Protocol):
     """A row that belongs to a node."""
 
     @property
@@ -123,7 +123,7 @@ class OfNode(Protocol):
         """The id of the node."""
 
 
-N = TypeVar("N", bound=OfNode)
+N = TypeVar("N", bound=PartOfNode)
 
 SQL = queries.load("nodelist")
 GROUP = SQL.optional("group", UUID)

@@ -34,7 +34,7 @@ class App:
         check(settings)
         self._settings = settings
         self._clock = clock
-        self._prefix = secrets.token_hex(4)
+        self._prefix = secrets.token_hex(4).encode()
         self._count = itertools.count(1)
         self._starlette = router.starlette(self._lifespan)
         self._polls: PollEndpoint
@@ -44,22 +44,26 @@ class App:
         if scope["type"] != "http":
             return await self._starlette(scope, receive, send)
         started = time.perf_counter()
-        request_id = scope["request_id"] = f"{self._prefix}-{next(self._count):x}"
-        identified = (b"x-request-id", request_id.encode())
-        status = 0
+        request_id = scope["request_id"] = b"%s-%x" % (self._prefix, next(self._count))
+        route, status = scope["path"], 0
         try:
-            if scope["path"] != poll.PATH:
+            if route != poll.PATH:
+                route = "none"
 
                 async def send_identified(message: Message) -> None:
                     nonlocal status
                     if message["type"] == "http.response.start":
                         status = message["status"]
-                        message["headers"].append(identified)
+                        message["headers"].append((b"x-request-id", request_id))
                         if status in CLOSE:
                             message["headers"].append((b"connection", b"close"))
                     await send(message)
 
-                return await self._starlette(scope, receive, send_identified)
+                try:
+                    return await self._starlette(scope, receive, send_identified)
+                finally:
+                    if "endpoint" in scope:
+                        route = scope["endpoint"].pattern
             try:
                 reply = await self._polls.answer(scope, receive)
             except ProblemError as error:
@@ -71,18 +75,18 @@ class App:
             if reply is None:
                 return None
             status = reply.status
-            headers = [*reply.headers, identified]
+            headers = [*reply.headers, (b"x-request-id", request_id)]
             if status in CLOSE:
                 headers.append((b"connection", b"close"))
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": reply.body})
         except Exception:
             # The server logs it, and ends the connection.
-            log.error("request %s: %s %s was cut off within its answer", request_id, scope["method"], scope["path"])
+            log.error(
+                "request %s: %s %s was cut off within its answer", request_id.decode(), scope["method"], scope["path"]
+            )
             raise
         finally:
-            endpoint = scope.get("endpoint")
-            route = scope["path"] if scope["path"] == poll.PATH else "none" if endpoint is None else endpoint.pattern
             self.services.metrics.request(scope["method"], route, status, time.perf_counter() - started)
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:

@@ -62,7 +62,7 @@ def starlette(lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 def internal(scope: Scope) -> ProblemError:
     """The problem to answer for a fault of control's own, which is being handled; the fault is logged."""
-    request_id = scope["request_id"]
+    request_id = scope["request_id"].decode()
     log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
     return ProblemError("internal", f"this is a fault of control; its log has more about request {request_id}")
 
