@@ -1,8 +1,9 @@
 """Fault points: named steps at which a test can kill or hold a process. Without SKERRY_FAULTS they do nothing.
 
-SKERRY_FAULTS is a folder. `reach("sync.commit.before")` looks there for a file of that name, takes it away, and leaves
-`NAME.held` with its process id: with the content `kill` it then kills its process, with `hold` it waits until that
-file is gone. The first process that comes takes it. A point costs one look at a variable when it isn't set.
+SKERRY_FAULTS is a folder. `reach("sync.commit.before")` looks there for a file of that name, deletes it, and writes
+`NAME.held` with its process id. If the file says `kill`, the process then kills itself; if it says `hold`, the process
+waits until `NAME.held` is deleted. The first process that reaches the point takes the file. Without SKERRY_FAULTS a
+point costs one look at a variable.
 """
 
 import os
@@ -14,12 +15,12 @@ _FOLDER = os.environ.get("SKERRY_FAULTS")
 
 
 def folder() -> Path | None:
-    """Where the points are looked for: a process that is to have any must be able to write there."""
+    """The folder of the fault points, or None; a process that has fault points must be able to write there."""
     return None if _FOLDER is None else Path(_FOLDER)
 
 
 def reach(point: str) -> None:
-    """Say that this process has reached `point`; may not return."""
+    """Reach `point`: returns at once, later, or never."""
     if _FOLDER is None:
         return
     armed = Path(_FOLDER, point)
@@ -32,7 +33,7 @@ def reach(point: str) -> None:
     except FileNotFoundError:
         mine.unlink(missing_ok=True)
         return
-    # Never there without the id in it.
+    # Renamed once it has the id in it, so that no reader finds it empty.
     mine.rename(held)
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

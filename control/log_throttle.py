@@ -1,30 +1,30 @@
-"""A trouble that goes on is logged when it begins, once a minute with its count, and when it is over."""
+"""Logging of an outage: when it begins, once a minute with the number of failures, and when it is over."""
 
 import logging
 import time
 from collections.abc import Callable
 
 REMIND_EVERY = 60.0
-"""Seconds between two lines about a trouble that goes on."""
+"""Seconds between two lines about an outage that goes on."""
 QUIET = 5.0
-"""Seconds without a failure after which a success ends the trouble: single successes in between end nothing."""
+"""Seconds without a failure after which a success ends the outage: a single success in between doesn't."""
 
 
 class Outage:
-    """One kind of trouble, of which any number of failures in a row make a few lines of log."""
+    """One kind of failure, which is logged in a few lines however often it happens."""
 
     def __init__(self, log: logging.Logger, what: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """`what` says in a phrase what fails: "heartbeats can't be recorded"."""
+        """`what` is a phrase for the log: "heartbeats can't be recorded"."""
         self._log = log
         self._what = what
         self._clock = clock
         self._began = self._last = self._told = 0.0
         self._untold = 0
-        """Failures since the last line."""
+        """Failures since the last line of log."""
         self._on = False
 
     def failed(self, cause: str) -> None:
-        """Count a failure, whose `cause` is logged if it is time for a line."""
+        """Count a failure, and log it with its `cause` if a line is due."""
         now = self._last = self._clock()
         if not self._on:
             self._on, self._began, self._told, self._untold = True, now, now, 0
@@ -37,7 +37,7 @@ class Outage:
             self._told, self._untold = now, 0
 
     def worked(self) -> None:
-        """Say that it is over, if a trouble was going on and its last failure is `QUIET` ago."""
+        """Log the end of the outage, if there is one and its last failure is at least `QUIET` ago."""
         if self._on and self._clock() - self._last >= QUIET:
             self._on = False
             seconds = self._last - self._began

@@ -1,5 +1,4 @@
-"""The rules of a manifest that its types don't say, what two releases' manifests grant differently, and which routes
-can't be beside each other. Pure."""
+"""Rules of manifests beyond their types, differences between manifests' grants, and routes that conflict. Pure."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ import msgspec
 from control import wire
 
 OWN_PATHS: Final = ("functions", "_skerry")
-"""First segments of paths that are the node's own."""
+"""First segments of paths that belong to the node itself."""
 CGI_NAMES: Final = frozenset(
     (
         "AUTH_TYPE", "CONTENT_LENGTH", "CONTENT_TYPE", "GATEWAY_INTERFACE", "HTTPS", "PATH_INFO", "PATH_TRANSLATED",
@@ -19,15 +18,16 @@ CGI_NAMES: Final = frozenset(
         "SKERRY_FUNCTION", "X_FULL_URL", "X_MATCHED_ROUTE", "X_RAW_PATH_INFO",
     )
 )  # fmt: skip
+"""Names of CGI variables, which describe the request: no setting of a function may have such a name."""
 CGI_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
 TUNNELS: Final = ("CONNECT", "TRACE")
-"""Methods that no function may have the node use."""
+"""Methods that a node doesn't make requests with for a function."""
 GRANTS: Final = ("route", "sql", "http", "secrets", "config")
-"""What a manifest gives a function beyond its own memory: an operator is told where a release changes it."""
+"""Fields of a manifest that let a function use something beyond its memory: a release says where it changes them."""
 
 
 class ManifestUnfit(ValueError):
-    """A manifest can't be kept; `field` is the path of what is wrong."""
+    """A manifest that can't be stored; `field` is the path of the field that is wrong."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class ManifestUnfit(ValueError):
 
 
 def check(manifest: wire.Manifest) -> None:
-    """Error: ManifestUnfit. An empty `abi` (it isn't known yet) goes with everything."""
+    """Raises: ManifestUnfit, when a rule is broken. An empty `abi`, which isn't known yet, breaks none."""
     if manifest.entry and manifest.abi not in ("", "extism"):
         raise ManifestUnfit("entry", f"entry names an export of an Extism plug-in, and this module is {manifest.abi}")
     if manifest.abi == "extism" and manifest.route is not None and not manifest.entry:
@@ -100,7 +100,7 @@ def _check_route(route: wire.Route) -> None:
 
 
 def shape(path: str) -> tuple[str, ...]:
-    """A route's path without its parameters' names: two of one shape match the same paths, equally well."""
+    """A route's path without the names of its parameters. Paths with the same shape match the same requests."""
     return tuple(
         ("{...}" if segment.endswith("...}") else "{}") if segment.startswith("{") else segment
         for segment in path.split("/")[1:]
@@ -108,10 +108,10 @@ def shape(path: str) -> tuple[str, ...]:
 
 
 def conflict(routes: Mapping[str, wire.Route]) -> str:
-    """How two of these functions' routes would both be the one for a request, as a sentence; empty where none are.
+    """How routes of two of these functions conflict, as a sentence; '' where none do.
 
-    Where two match a request and aren't of one shape, the first segment that differs decides: literal before
-    parameter before rest. So only one shape with a common method is a conflict.
+    Where two routes of different shapes match a request, the first segment that differs decides: literal before
+    parameter before rest. So two routes conflict only if they have the same shape and a method in common.
     """
     by_shape: dict[tuple[str, ...], list[str]] = {}
     for name in sorted(routes):
@@ -119,7 +119,7 @@ def conflict(routes: Mapping[str, wire.Route]) -> str:
     for names in by_shape.values():
         taken: dict[str, str] = {}
         for other in names:
-            # Without methods it takes every one, which "" stands for.
+            # "" stands for every method, which a route without methods takes.
             methods = routes[other].methods or [""]
             one = next((taken[method] for method in methods if method in taken), taken.get("", ""))
             if not one and "" in methods and taken:
@@ -139,17 +139,17 @@ def _same_requests(one: str, first: wire.Route, other: str, second: wire.Route) 
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The grants that differ between two manifests as control keeps them; absent ones are None."""
+    """The grants that differ between two stored manifests, each before and after; one that is absent is None."""
     return {grant: (before.get(grant), after.get(grant)) for grant in GRANTS if before.get(grant) != after.get(grant)}
 
 
 def grants(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What a manifest as control keeps it grants, each as one line for people."""
+    """The grants of a stored manifest, each as a line of text."""
     return {grant: shown(grant, manifest[grant]) for grant in GRANTS if grant in manifest}
 
 
 def shown(grant: str, value: Any) -> str:
-    """One grant for people."""
+    """A grant as text."""
     if value is None:
         return "none"
     if grant == "route":

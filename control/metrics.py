@@ -1,7 +1,7 @@
-"""What a replica counts, for Prometheus. Each replica has a registry of its own, so several can live in a process.
+"""A replica's metrics for Prometheus. Each replica has a registry of its own, so a process can have several replicas.
 
-Requests and polls are counted in plain numbers that are turned into metrics when somebody asks: prometheus_client's
-own counters cost two microseconds a request, a tenth of a poll.
+Requests and polls are counted in plain numbers, which become metrics when they are scraped: prometheus_client's own
+counters cost two microseconds a request, a tenth of a poll.
 """
 
 from bisect import bisect_left
@@ -16,11 +16,15 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0)
+"""Upper bounds of the histogram of requests' times."""
 
 
 class _Counts(Collector):
-    """Requests by method, route and status: how many took up to each of `SECONDS`, and more, and all their seconds.
-    Polls by answer."""
+    """Counts of requests and polls.
+
+    Requests are counted by method, route and status: how many took up to each of `SECONDS`, how many took longer, and
+    the sum of their seconds. Polls are counted by answer.
+    """
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0] * (len(SECONDS) + 2))
@@ -49,7 +53,7 @@ class _Counts(Collector):
 
 
 class Metrics:
-    """The counters."""
+    """The metrics of a replica."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -68,23 +72,23 @@ class Metrics:
         )
 
     def watch(self, held: Callable[[], float], nodes: Callable[[], float], age: Callable[[], float]) -> None:
-        """Give the gauges their sources, which are asked at each scrape."""
+        """Set the functions that each scrape calls: held polls, nodes, and seconds since the targets were read."""
         self._held.set_function(held)
         self._nodes.set_function(nodes)
         self._age.set_function(age)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request; `route` is a pattern, never a path that a client chose."""
+        """Count a request. `route` is a route's pattern and not a path, of which clients can make any number."""
         counted = self._counts.requests[method, route, status]
         counted[bisect_left(SECONDS, seconds)] += 1
         counted[-1] += seconds
 
     def poll(self, answer: str) -> None:
-        """Count a poll: `at_target`, `plan`, `report` or `waits` (for its time after a failure)."""
+        """Count a poll: `at_target`, `plan`, `report`, or `waits` (until it tries a failed target again)."""
         self._counts.polls[answer] += 1
 
     def sync(self, status: str, count: int = 1) -> None:
-        """Count syncs that were `opened`, or ended with a status of the log, or `late`."""
+        """Count syncs: `opened`, the status with which they ended, or `late` for a result after the end."""
         self._syncs.labels(status).inc(count)
 
     def auth_failure(self, reason: str) -> None:
@@ -92,9 +96,9 @@ class Metrics:
         self._auth_failures.labels(reason).inc()
 
     def retried(self) -> None:
-        """Count a transaction that is run again."""
+        """Count a transaction that is run again after a conflict."""
         self._retries.inc()
 
     def render(self) -> bytes:
-        """The exposition, in the text format of `CONTENT_TYPE`."""
+        """The metrics in the text format of `CONTENT_TYPE`."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""What control is told by its environment: variables SKERRY_*, all in docs/settings.md."""
+"""Control's settings, from the environment variables SKERRY_*; docs/settings.md has all of them."""
 
 import ipaddress
 import tempfile
@@ -17,7 +17,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class StoreAddress:
-    """Where the artifact store is, from ``http(s)://KEY:SECRET@HOST:PORT/BUCKET``."""
+    """The parts of the artifact store's URL, ``http(s)://KEY:SECRET@HOST:PORT/BUCKET``."""
 
     endpoint: str
     key: str = field(repr=False)
@@ -27,47 +27,47 @@ class StoreAddress:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that control can be told. Sizes are bytes, times seconds."""
+    """All settings. Sizes are in bytes, times in seconds."""
 
     metadata_url: str = field(repr=False)
-    """``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``; away from loopback with ``sslmode=verify-full``."""
+    """``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``; to another machine with ``sslmode=verify-full``."""
     artifacts_url: str = field(repr=False)
-    """``http(s)://KEY:SECRET@HOST:PORT/BUCKET``; plain http on loopback only."""
+    """``http(s)://KEY:SECRET@HOST:PORT/BUCKET``; http on loopback only."""
     artifacts_public_url: str = ""
-    """``http(s)://HOST:PORT`` under which nodes reach the store, where it isn't the one in `artifacts_url`."""
+    """``http(s)://HOST:PORT`` under which nodes reach the store, if it isn't that of `artifacts_url`."""
     artifacts_delivery: Literal["presigned", "control"] = "presigned"
     """How nodes get artifacts: by a presigned URL of the store, or through control."""
     artifacts_region: str = "us-east-1"
     artifacts_timeout: float = 15.0
-    """For the store to answer a request without a body."""
+    """Time for the store to answer a request without a body."""
     artifacts_stall: float = 60.0
-    """That an upload to the store, or a download from it, may make no progress."""
+    """Time after which an upload to the store or a download from it is ended, if it makes no progress."""
     unknown_objects_kept: float = 7 * 86400.0
-    """For which an object of the bucket that the metadata don't know stays there, from when that was first seen."""
+    """Time for which an object of the bucket that the metadata don't know is kept, from when that was first seen."""
     bind: str = "127.0.0.1"
     port: int = 8443
     tls_cert: Path | None = None
     tls_key: Path | None = None
     ca_cert: Path | None = None
-    """The CA that nodes are to trust, given out at /v1/ca; none where the certificate is publicly trusted."""
+    """The CA that nodes are to trust, which /v1/ca answers; None where the certificate is publicly trusted."""
     spool: Path = Path(tempfile.gettempdir())
-    """Where uploads wait until their digest is known."""
+    """The folder in which uploads are kept until their digest is known."""
     artifact_limit: int = 64 * 1024 * 1024
     body_limit: int = 4 * 1024 * 1024
-    """Of a JSON body."""
+    """Bytes of the largest JSON body."""
     body_timeout: float = 30.0
-    """For a JSON body to arrive, and for an upload's next bytes."""
+    """Time for a JSON body to arrive, and for the next bytes of an upload."""
     upload_timeout: float = 600.0
     check_timeout: float = 60.0
-    """For the check of a module or a schema change."""
+    """Time for the check of a module or of a schema change."""
     checks_at_once: int = 2
     database_connections: int = 16
     database_timeout: float = 10.0
-    """For one statement."""
+    """Time for one statement."""
     presigned_life: int = 3600
     sync_lease: float = 60.0
     hold: float = 25.0
-    """How long a poll is held at most."""
+    """Time for which a poll is held at most."""
     offline_after: float = 75.0
     overdue_after: float = 300.0
     log_retention: float = 90 * 86400.0
@@ -84,7 +84,7 @@ class Settings:
 
 
 def from_environment(environ: Mapping[str, str]) -> Settings:
-    """Read and check the settings; raises `SettingsError`."""
+    """Read and check the settings. Raises: SettingsError, when one is missing or wrong."""
     values: dict[str, object] = {}
     for name, kind in _KINDS.items():
         variable = f"SKERRY_{name.upper()}"
@@ -105,7 +105,7 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
 
 
 def check(settings: Settings) -> None:
-    """Refuse what can't work or isn't safe; raises `SettingsError`. No secret is in its message."""
+    """Raises: SettingsError, when settings can't work or aren't safe. Its message contains no secret."""
     check_metadata_url(settings.metadata_url)
     _check_store_url("SKERRY_ARTIFACTS_URL", settings.artifacts_url)
     address = settings.store_address()
@@ -129,7 +129,7 @@ def check(settings: Settings) -> None:
 
 
 def check_metadata_url(url: str) -> None:
-    """Refuse a connection that anyone between could read; raises `SettingsError`."""
+    """Raises: SettingsError, when the connection to another machine wouldn't be encrypted."""
     parts = urlsplit(url)
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
         raise SettingsError("SKERRY_METADATA_URL must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")

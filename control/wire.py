@@ -1,8 +1,8 @@
 """The messages between control, its nodes and its operators, and the digest of what a node runs.
 
-Imports nothing of ours: it is the one module that both packages share. Nodes' messages tolerate unknown fields
-(an older control and a newer edge work together, and the other way round); operators' bodies refuse them.
-Times are RFC 3339 in UTC, durations are seconds unless a name says otherwise, sizes are bytes.
+It imports no other module of the project, since both packages share it. Messages of nodes may have unknown fields, so
+that an older control and a newer edge work together, and the other way round; operators' bodies may not. Times are RFC
+3339 in UTC, durations are in seconds unless a name says otherwise, sizes are in bytes.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import orjson
 from msgspec import Meta, Struct
 
 PROTOCOL = 1
-"""Version of the nodes' protocol; a node sends its own, control answers with a message that it understands."""
+"""Version of the nodes' protocol. A node sends its version, and control answers with messages that it knows."""
 
 MIB = 1024 * 1024
 MOST_FUNCTIONS, MOST_CHANGES = 1000, 10_000  # of a release; of the schema, since a node reports all that it applied
@@ -64,7 +64,7 @@ _SHAPES = {
 
 
 def unfit(error: msgspec.ValidationError) -> str:
-    """What is wrong with a value, for a person: msgspec shows the pattern."""
+    """The error's text with words in place of the patterns that msgspec shows."""
     text = str(error)
     for pattern, shape in _SHAPES.items():
         text = text.replace(pattern, shape)
@@ -98,15 +98,15 @@ class HttpGrant(Body, frozen=True, omit_defaults=True):
     hosts: Annotated[list[HostPattern], Meta(min_length=1, max_length=64)]
     methods: Annotated[tuple[Method, ...], Meta(min_length=1, max_length=16)] = ("GET", "HEAD")
     request_bytes: Annotated[int, Meta(ge=0, le=64 * MIB)] = MIB
-    """Of a request's body."""
+    """Bytes of the largest request body."""
     response_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = MIB
-    """Of an answer's body."""
+    """Bytes of the largest answer body."""
     time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
-    """Of one request, from the name's look-up to the last byte; the call's own limit goes on meanwhile."""
+    """Time limit of one request, from the look-up of the name to the last byte; the call's own limit goes on too."""
 
 
 class Route(Body, frozen=True, omit_defaults=True):
-    """A path of the node's HTTP that is the function's: besides ``/functions/NAME``, which every function has."""
+    """A path of the node's HTTP that the function serves, beside ``/functions/NAME``, which every function has."""
 
     path: RoutePath
     methods: Annotated[list[Method], Meta(max_length=16)] = []
@@ -114,28 +114,28 @@ class Route(Body, frozen=True, omit_defaults=True):
 
 
 class Manifest(Body, frozen=True, omit_defaults=True):
-    """What a version may do and how it is called; immutable with the version. Denied by default."""
+    """What a version may use and how it is called. Immutable, as the version is; nothing is allowed by default."""
 
     abi: Literal["", "wagi", "extism", "direct"] = ""
-    """Empty in an operator's request: what the module's check finds. Kept, it is never empty."""
+    """Empty in an operator's request: the check of the module finds it. Stored, it is never empty."""
     entry: Annotated[str, Meta(max_length=256)] = ""
-    """Extism: the export to call where the path names none."""
+    """Extism: the export to call when the path names none."""
     route: Route | None = None
     sql: Literal["none", "read", "write"] = "none"
     http: HttpGrant | None = None
     config: Annotated[dict[ConfigName, Annotated[str, Meta(max_length=4096)]], Meta(max_length=1000)] = {}
-    """Given to the guest as environment variables, or as its ABI has it."""
+    """Given to the guest as environment variables, or in the way of its ABI."""
     secrets: Annotated[list[ConfigName], Meta(max_length=64)] = []
-    """Names; each node has its own values, in a private file."""
+    """Names of secrets; each node has its own values, in a private file."""
     time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
     memory_pages: Annotated[int, Meta(ge=1, le=16_384)] = 1_024
     response_limit: Annotated[int, Meta(ge=1, le=64 * MIB)] = 8 * MIB
     log_bytes: Annotated[int, Meta(ge=0, le=MIB)] = 16 * 1024
-    """Of a call's log; what comes after is dropped."""
+    """Bytes of a call's log; further ones are dropped."""
     sql_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 65_536
-    """Of one statement's answer."""
+    """Rows of one statement's answer."""
     sql_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = 8 * MIB
-    """Of one statement's answer, as JSON."""
+    """Bytes of one statement's answer, as JSON."""
     concurrency: Annotated[int, Meta(ge=0, le=100)] = 0
     """Workers that its calls may have at once; 0: the node's setting."""
     queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
@@ -144,7 +144,7 @@ class Manifest(Body, frozen=True, omit_defaults=True):
 
 
 def fields(kind: type[Struct]) -> list[str]:
-    """The paths of all fields of a struct, those of structs within it after a point: ``http``, ``http.hosts``."""
+    """The paths of all fields of a struct, with those of structs within it: ``http``, ``http.hosts``."""
     found: list[str] = []
     for field in msgspec.structs.fields(kind):
         within = [t for t in (field.type, *get_args(field.type)) if isinstance(t, type) and issubclass(t, Struct)]
@@ -153,7 +153,7 @@ def fields(kind: type[Struct]) -> list[str]:
 
 
 MANIFEST_FIELDS: Final = tuple(fields(Manifest))
-"""What a node of this version knows of a manifest; it refuses a release with a field that isn't among them."""
+"""The fields of a manifest that this version knows; a node refuses a release with any other field."""
 
 
 # Nodes
@@ -167,7 +167,7 @@ class Join(Message):
     """Random; the same attempt again, before the credential was used, gives a replacement."""
     labels: dict[str, str] = {}
     capabilities: dict[str, Any] = {}
-    """What the node can run; `abi` and `manifest` (fields) are what releases are compared with."""
+    """What the node can run; a release's needs are compared with `abi` and `manifest` (its fields)."""
     protocol: Number = PROTOCOL
 
 
@@ -198,7 +198,7 @@ class Inventory(Message):
     """Every applied change, in order."""
     functions: Annotated[list[RunningFunction], Meta(max_length=MOST_FUNCTIONS)] = []
     database_id: str = ""
-    """Made with the libsql file: another one means that the node's disk was lost or exchanged."""
+    """The id of the libsql file: another id means that the node's disk was lost or exchanged."""
 
 
 class FailedGeneration(Message):
@@ -209,10 +209,10 @@ class FailedGeneration(Message):
 
 
 class Poll(Message):
-    """``POST /v1/poll``: is there something to do? It is the heartbeat too."""
+    """``POST /v1/poll``: asks whether there is something to do. It is the heartbeat too."""
 
     generation: Generation
-    """Of the plan that the node last completed; 0 before the first."""
+    """Generation of the plan that the node last completed; 0 before the first."""
     digest: Sha256
     boot_id: Annotated[str, Meta(max_length=64)] = ""
     wait: Annotated[float, Meta(ge=0, le=60)] = 0.0
@@ -221,7 +221,7 @@ class Poll(Message):
     inventory: Inventory | None = None
     """Sent when control has asked for it by `Report`."""
     capabilities_digest: Annotated[str, Meta(max_length=64)] = ""
-    """Another one where the capabilities or the protocol are others; control only compares it."""
+    """Changes with the capabilities and the protocol; control only compares it."""
     capabilities: dict[str, Any] | None = None
     """Sent with `inventory`; as in `Join`."""
     protocol: Number = PROTOCOL
@@ -243,7 +243,7 @@ class PlannedFunction(Message):
     url: str
     """Presigned, or relative to control where the store is private; fresh ones by `GET /v1/artifacts/{sha256}`."""
     manifest: dict[str, Any]
-    """As control keeps it; a node that doesn't know one of its fields fails the sync and says so."""
+    """As control stores it; a node that doesn't know one of its fields fails the sync and says so."""
     manifest_digest: Sha256
 
 
@@ -308,13 +308,13 @@ class NewJoinToken(Body, frozen=True):
     expires_in: Annotated[int, Meta(ge=60, le=30 * 86400)] = 3600
     """Seconds."""
     rejoin: Name | None = None
-    """A node that joins again, its disk being lost: the new disk gets its identity, its old credentials end."""
+    """A node whose disk was lost: it joins again, its new disk gets its identity, and its old credentials end."""
 
 
 class MoveNode(Body, frozen=True):
     group: Name
     allow_unfit: bool = False
-    """Also where the node can't run the group's release."""
+    """Move it also where it can't run the group's release."""
 
 
 class NewVersion(Body, frozen=True):
@@ -328,7 +328,7 @@ class NewSchemaChange(Body, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=200)]
     sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
     number: Number | None = None
-    """Where given, the number that the change must get (a guard against two registrations at once)."""
+    """If given, the change is refused unless this is its number (a guard against two registrations at once)."""
 
 
 class AmendSchemaChange(Body, frozen=True):
@@ -343,11 +343,11 @@ class NewRelease(Body, frozen=True):
     """Versions to set; functions of the newest release that are not named here stay."""
     remove: Annotated[list[Name], Meta(max_length=MOST_FUNCTIONS)] = []
     schema: Annotated[int, Meta(ge=0)] | None = None
-    """The floor; without it, the newest schema change."""
+    """The floor; if not given, the newest schema change."""
     rollback_to: Number | None = None
     """The number of an earlier release of the group, whose functions and floor the new one gets."""
     allow_unfit: bool = False
-    """Also where nodes of the group can't run it: those refuse it, and serve their release on."""
+    """Make it also where nodes of the group can't run it: those refuse it, and go on serving their old release."""
     reason: Text = ""
 
 
@@ -360,12 +360,12 @@ class NewOperator(Body, frozen=True):
 
 
 def canonical(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    """JSON with sorted keys and without spaces: equal values give equal bytes."""
     return orjson.dumps(msgspec.to_builtins(value), option=orjson.OPT_SORT_KEYS)
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """sha256 of the canonical manifest without fields at their defaults: a field of a later version changes none."""
+    """sha256 of the canonical manifest without fields at their defaults, so that a new field changes no old digest."""
     return hashlib.sha256(canonical(manifest)).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""The edge runtime's own checks, run in a child process: what control accepts is what nodes accept.
+"""The edge runtime's own checks of modules and schema changes, so that control accepts what nodes accept.
 
-Hostile input is parsed there and not here: the child has limits and a fence of its own
-(edge_runtime/oneshot/check.py), a deadline, and nothing of our environment.
+They run in a child process, so that control never parses hostile input: the child has limits and a fence of its own
+(`edge_runtime.oneshot.check`), a deadline, and almost nothing of control's environment.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from control.problems import ProblemError
 log = logging.getLogger("skerry.checks")
 
 ANSWER_LIMIT = 1024 * 1024
-"""Bytes of an answer, and of what the child tells besides."""
+"""Bytes of the child's answer, and of its stderr, that are read."""
 WAITING = 32
 """Checks that may wait for their turn."""
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
 
 
 class Checks:
-    """Runs few checks at a time."""
+    """Runs a few checks at a time; others wait for their turn."""
 
     def __init__(self, at_once: int, deadline: float) -> None:
         self._deadline = deadline
@@ -36,7 +36,7 @@ class Checks:
         self._warned = False
 
     async def module(self, file: Path, size_limit: int) -> dict[str, Any]:
-        """What a node needs to know of the module in `file`; raises `ProblemError` module_refused with the reason."""
+        """Check the module in `file`; return what a node needs to know of it. Raises: ProblemError module_refused."""
         answer = await self._run(["module", str(file), "--size-limit", str(size_limit)], b"", "module_refused")
         if not answer["ok"]:
             raise ProblemError("module_refused", f"{answer['message']} [{answer['code']}]")
@@ -45,10 +45,10 @@ class Checks:
     async def schema(
         self, earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | None = None
     ) -> list[dict[str, str]]:
-        """Try `sql` after the changes (number, text) before it, or in the place of the one that it amends.
+        """Try a schema change after the `earlier` ones (number, SQL), or in place of the one that it amends.
 
-        Returns what fails on some rows only (statement, message). Raises `ProblemError` schema_refused with the
-        statement that is wrong.
+        Returns statements that fail on some rows only, with a message for each.
+        Raises: ProblemError schema_refused, with the statement that is wrong.
         """
         asked = {
             "earlier": [{"number": number, "sql": text} for number, text in earlier],
@@ -94,7 +94,7 @@ class Checks:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
-            # To the pipes' ends, so that they are closed.
+            # Read the pipes to their ends, so that they are closed.
             await child.communicate()
         if child.returncode == 0:
             with contextlib.suppress(orjson.JSONDecodeError):
@@ -116,7 +116,7 @@ class Checks:
 
 
 async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
-    """What it says on stdout and stderr, as much of it as an answer can have."""
+    """The child's stdout and stderr, up to `ANSWER_LIMIT` of each."""
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None  # noqa: S101, PT018
 
     async def read(stream: asyncio.StreamReader) -> bytes:
@@ -127,7 +127,7 @@ async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple
 
     async with asyncio.TaskGroup() as group:
         out, err = group.create_task(read(child.stdout)), group.create_task(read(child.stderr))
-        # A child may end before it has read what it was asked, or any of it: uvloop then refuses to write at all.
+        # A child may end before it has read its stdin: uvloop then refuses to write at all.
         if not child.stdin.is_closing():
             child.stdin.write(stdin)
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

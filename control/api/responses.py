@@ -1,4 +1,4 @@
-"""What the operators' API answers. Times are RFC 3339 in UTC; what isn't there is null."""
+"""Bodies of the operators' API's answers. Times are RFC 3339 in UTC; a value that is missing is null."""
 
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Page(Struct, Generic[T]):
-    """A part of a list; `next` is the cursor of the part after it."""
+    """A page of a list; `next` is the cursor of the next page, or null."""
 
     items: list[T]
     next: str | None = None
@@ -27,13 +27,13 @@ class Artifact(Struct):
 class Function(Struct):
     name: str
     last_version: int
-    """Also counts versions that were deleted."""
+    """The number of the newest version, which may have been deleted."""
     created_at: datetime
     versions: int
 
 
 class Version(Struct):
-    """R 2.2, 2.3."""
+    """A version of a function (R 2.2, 2.3)."""
 
     name: str
     version: int
@@ -63,12 +63,12 @@ class CheckWarning(Struct):
 
 class MadeSchemaChange(SchemaChange):
     warnings: list[CheckWarning]
-    """Where the change would fail on a node, depending on what is in its tables."""
+    """Statements that would fail on a node, depending on the rows of its tables."""
 
 
 class SchemaChangeHistory(SchemaChange):
     revisions: list[SchemaChange] = field(default_factory=list)
-    """The newest ten, the oldest of them first."""
+    """The newest ten revisions, the oldest of them first."""
 
 
 class VersionOf(Struct):
@@ -92,30 +92,30 @@ class NumberedChange(Struct):
 
 
 class ChangedGrant(Struct):
-    """What a function may do otherwise than before, as its manifests have it; null where it has none."""
+    """A grant that differs from before, as the manifests have it; null where there is none."""
 
     name: str
     grant: str
-    """`route`, `sql`, `http`, `secrets` or `config`."""
+    """The grant: `route`, `sql`, `http`, `secrets` or `config`."""
     from_: Any = field(name="from")
     to: Any
 
 
 class Changes(Struct):
-    """How a release differs from its group's release before it."""
+    """How a release differs from the one before it in its group."""
 
     add: list[VersionOf]
     change: list[Replaced]
     remove: list[VersionOf]
     schema: list[NumberedChange]
-    """Above the floor of the release before."""
+    """The schema changes above the floor of the release before."""
     grants: list[ChangedGrant]
-    """Of the functions that are added or changed."""
+    """The grants that differ, of functions that are added or changed."""
 
 
 class Release(Struct):
     id: str | None
-    """Null in a dry run."""
+    """Null where the release is only planned."""
     group: str
     number: int
     generation: int
@@ -166,7 +166,7 @@ class OpenSync(Struct):
 
 
 class Node(Struct):
-    """A node: what it runs, what it should run, how it is (R 1.4, 5.4)."""
+    """A node: what it runs, what it should run, and its state (R 1.4, 5.4)."""
 
     id: str
     name: str
@@ -178,16 +178,16 @@ class Node(Struct):
     last_seen_at: datetime | None
     last_sync_at: datetime | None
     generation: int
-    """The last one that it was confirmed at."""
+    """The generation of the last target that it was confirmed at."""
     target_generation: int
     at_target: bool
     schema_version: int
     target_schema: int
     functions: list[ReleaseFunction]
     failures: int
-    """So far (R 5.3)."""
+    """How many syncs have failed so far (R 5.3)."""
     syncs_folded: int
-    """Attempts so far that have no line of their own in the log of syncs."""
+    """How many attempts so far have no line of their own in the log of syncs."""
     error: NodeError | None
     retry_at: datetime | None
     warnings: list[Warning]
@@ -196,14 +196,14 @@ class Node(Struct):
 
 class DetailedNode(Node):
     capabilities: dict[str, Any]
-    """What it has told of what it can run, as it has told it."""
+    """What it can run, as it has sent it."""
     protocol: int
 
 
 class MadeJoinToken(Struct):
     id: str
     token: str
-    """Shown this once."""
+    """The token's text, which is answered only once."""
     group: str
     expires_at: datetime
 
@@ -223,9 +223,9 @@ class Sync(Struct):
     ended_at: datetime | None
     error: wire.SyncError | None
     late: str | None
-    """The result that came after the end, if one did."""
+    """The result that was reported after the end, if one was."""
     folded: int
-    """Attempts of the node at this generation that this line stands for too: a node gets so many lines an hour."""
+    """Further attempts of the node at this generation that share this line: a node gets ten lines an hour."""
 
 
 class AuditEntry(Struct):
@@ -237,7 +237,7 @@ class AuditEntry(Struct):
 
 
 class AuthFailure(Struct):
-    """Refused authentications of one minute (R 7.4)."""
+    """Refused authentications of one minute, address and reason (R 7.4)."""
 
     minute: datetime
     address: str
@@ -258,33 +258,33 @@ class MadeOperator(Struct):
     name: str
     role: str
     token: str
-    """Shown this once."""
+    """The token's text, which is answered only once."""
 
 
 class Health(Struct, omit_defaults=True):
     status: str
     notes: list[str] = field(default_factory=list)
-    """What an operator should know of, though control serves."""
+    """What an operator should know, although control serves."""
 
 
 class ArtifactStore(Struct):
-    """The bucket of artifacts: whose it is, and whether anything is deleted from it."""
+    """The bucket of artifacts: which control owns it, and whether artifacts are deleted from it."""
 
     bucket: str
     owner: str | None
-    """The id of this control, as the bucket has it; null until it has a bucket."""
+    """The id of this control, which the bucket's mark has; null until it has a bucket."""
     counter: int
-    """Steps of the metadata that the bucket is brought up to."""
+    """The number of the metadata's last step that made an artifact needed."""
     state: str
     """`owned`, or the code of the problem that keeps this replica from using the bucket."""
     problem: str | None
     deletions: str
-    """`on` or `held`."""
+    """Whether artifacts are deleted: `on` or `held`."""
     held_since: datetime | None
     held_reason: str | None
     sweep_problem: str | None
-    """Why the last sweep failed."""
+    """Why the last sweep failed, or null."""
     unknown_objects: int
-    """Objects that no row knows; each goes when it was that for SKERRY_UNKNOWN_OBJECTS_KEPT."""
+    """Objects that no row knows; each is deleted after SKERRY_UNKNOWN_OBJECTS_KEPT seconds."""
     keeps_versions: bool
-    """The bucket keeps what is deleted from it, so a deletion frees nothing."""
+    """Whether the bucket keeps old versions of deleted objects, so that deletions free no space."""

@@ -1,8 +1,8 @@
-"""Whose the bucket of artifacts is (ADR 22): claimed once, looked at before anything is stored in it or deleted.
+"""The owner of the bucket of artifacts (ADR 22): set once, and checked before anything is stored or deleted.
 
 The bucket has an object with its owner's id and a counter, and the metadata have the same. A transaction after which
-an artifact is needed takes the next step of the counter, and the bucket gets it afterwards. So a bucket that is ahead
-of the metadata shows that these were restored: then nothing is deleted until an operator says so.
+an artifact is needed increments the counter, which is written to the bucket afterwards. So a bucket whose counter is
+ahead of the metadata shows that these were restored: then nothing is deleted until an operator resumes deletions.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class Ownership:
         self._checked_at = -BELIEVED_FOR
         self._owner = ""
         self.problem: ProblemError | None = ProblemError("store_unavailable", "the artifact store wasn't asked yet")
-        """What the last look found wrong; None where the bucket is this control's."""
+        """The problem that the last look found; None where the bucket is this control's."""
         self.held: Hold | None = None
         self.sweep_problem = ""
         self.keeps_versions = False

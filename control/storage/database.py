@@ -112,11 +112,11 @@ class Database:
         return Database(self._pool, self._share, self._outages, self._on_retry, turns)
 
     async def transaction(self, work: Work[T]) -> T:
-        """Run `work` in a SERIALIZABLE transaction and commit; run it again, whole, where the database says so.
+        """Run `work` in a SERIALIZABLE transaction and commit it; after a conflict run it again, as a whole.
 
-        `work` must have no effect but through its connection. Raises `Locked`, `UnknownCommit` and other
-        `ProblemError`s: database_busy without a free connection or after `ATTEMPTS` conflicts, database_read_only,
-        database_full, and database_unavailable where the server can't be reached, is too slow or fails.
+        `work` must have no effect but through its connection. Raises: Locked, when a row is locked; UnknownCommit, when
+        the answer to COMMIT was lost; ProblemError database_busy, when no connection gets free or after `ATTEMPTS`
+        conflicts, database_read_only, database_full, or database_unavailable, when the server doesn't answer or fails.
         """
         async with self._share.one():
             if self._turns is None:
@@ -338,7 +338,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong, in a few words for a person."""
+    """The cause of an error, as a few words of text."""
     if isinstance(error, NoConnectionError):
         return str(error)
     if isinstance(error, TimeoutError):
@@ -373,7 +373,7 @@ async def _undo(conn: PooledConnection, transaction: Transaction, seconds: float
     except (OSError, TimeoutError, asyncpg.PostgresError, _BROKEN, asyncpg.InterfaceError):
         _terminate(conn)
     except asyncio.CancelledError:
-        # Once more: nobody waits for it any longer.
+        # Cancelled a second time: the caller doesn't wait any longer.
         _terminate(conn)
         raise
 

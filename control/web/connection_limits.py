@@ -1,7 +1,7 @@
-"""What a connection may send before anyone has looked at its credential: bounds on bytes, counts and time.
+"""Limits of a connection before its credential is checked: bytes, counts and times.
 
-uvicorn takes heads of any size, headers without number, pipelined requests without bound and waits for ever. This
-protocol refuses them with a problem where an answer is still possible, and drops the connection where it isn't.
+uvicorn takes heads of any size, any number of headers and pipelined requests, and waits for ever. This protocol answers
+a problem when a limit is exceeded, and drops the connection where an answer isn't possible any more.
 """
 
 import asyncio
@@ -15,33 +15,35 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from control.problems import ProblemError
 
 HEAD_BYTES = 16 * 1024
-"""Request line and headers together."""
+"""Bytes of the request line and the headers together."""
 HEADERS = 64
+"""Headers of a request."""
 HEAD_SECONDS = 10.0
-"""From the connection, or from a head's first byte, to its end."""
+"""Seconds from the connection, or from the first byte of a head, to the end of the head."""
 BODY_SECONDS = 20.0
-"""Grace for a body, on top of which each `BODY_RATE` bytes that arrive give another second."""
+"""Seconds for a body; each `BODY_RATE` bytes that arrive add one more."""
 BODY_RATE = 16 * 1024
 QUIET_BYTES = 64 * 1024
-"""What a body may send without content: chunk sizes and extensions."""
+"""Bytes of a body without content: chunk sizes and extensions."""
 PIPELINED = 2
 """Requests that may wait behind the one being answered."""
 WRITE_SECONDS = 30.0
-"""Without the client reading anything of an answer that waits for it."""
+"""Seconds in which the client reads nothing of an answer that is to be sent."""
 CONNECTIONS = 20_000
+"""Connections at once; further ones are dropped."""
 
 NEVER = math.inf
 
 
-class Refused(ProblemError):
-    """A request that breaks a bound."""
+class LimitExceeded(ProblemError):
+    """A request that exceeds a limit, or isn't valid HTTP."""
 
 
-class Guarded(HttpToolsProtocol):
-    """uvicorn's protocol with bounds. Time is looked at by one sweep over all connections, not by a timer for each."""
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with limits. One `sweep` over all connections checks times, not a timer for each."""
 
     deadline = NEVER
-    """When the peer must have ended what it is sending (or, idle, have begun the next request)."""
+    """The loop's time by which the client must have sent the head or the body, or begun the next request."""
     write_deadline = NEVER
     _in_head = False
     _in_body = False
@@ -57,7 +59,7 @@ class Guarded(HttpToolsProtocol):
         self.deadline = self.loop.time() + HEAD_SECONDS
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():  # what still comes in after a refusal
+        if self.transport.is_closing():  # bytes that still arrive after a refusal
             return
         body_bytes = self._body_bytes
         try:
@@ -65,28 +67,30 @@ class Guarded(HttpToolsProtocol):
             if self._in_head:
                 self._head_bytes += len(data)
                 if self._head_bytes > HEAD_BYTES:
-                    raise Refused("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
+                    raise LimitExceeded("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
             elif self._in_body and body_bytes == self._body_bytes:
                 self._quiet_bytes += len(data)
                 if self._quiet_bytes > QUIET_BYTES:
-                    raise Refused("bad_request", "chunks without content")
-        except Refused as refused:
+                    raise LimitExceeded("bad_request", "chunks without content")
+        except LimitExceeded as refused:
             self._refuse(refused)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, Refused) else Refused("bad_request", "not a valid request"))
+            self._refuse(
+                cause if isinstance(cause, LimitExceeded) else LimitExceeded("bad_request", "not a valid request")
+            )
         except httptools.HttpParserError:
-            self._refuse(Refused("bad_request", "this isn't HTTP/1.1"))
+            self._refuse(LimitExceeded("bad_request", "this isn't HTTP/1.1"))
         except httptools.HttpParserUpgrade:
-            pass  # there is nothing to change to: the request is answered, what came behind it in `data` is dropped
+            pass  # the request is answered without an upgrade; bytes behind it in `data` are dropped
 
-    def _refuse(self, refused: Refused) -> None:
+    def _refuse(self, refused: LimitExceeded) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.abort()  # an answer is under way: another one could be taken for it
+            self.transport.abort()  # an answer is under way: the problem could be taken for a part of it
         else:
             self._answer(refused)
 
-    def _answer(self, refused: Refused) -> None:
+    def _answer(self, refused: LimitExceeded) -> None:
         body = refused.body()
         head = b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[refused.status] + head % len(body) + body)
@@ -101,17 +105,17 @@ class Guarded(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         self._size += len(url)
         if self._size > HEAD_BYTES:
-            raise Refused("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
+            raise LimitExceeded("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
-            raise Refused("bad_request", "headers after the body aren't taken")
+            raise LimitExceeded("bad_request", "headers after the body aren't taken")
         if len(self.headers) >= HEADERS:
-            raise Refused("too_many_headers", f"a request may have {HEADERS} headers")
+            raise LimitExceeded("too_many_headers", f"a request may have {HEADERS} headers")
         self._size += len(name) + len(value)
         if self._size > HEAD_BYTES:
-            raise Refused("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
+            raise LimitExceeded("head_too_large", f"a request's head may have {HEAD_BYTES} bytes")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -120,7 +124,7 @@ class Guarded(HttpToolsProtocol):
         self._body_bytes = self._quiet_bytes = 0
         self.deadline = self.loop.time() + BODY_SECONDS
         if len(self.pipeline) >= PIPELINED:
-            raise Refused("bad_request", f"only {PIPELINED} requests may wait behind another")
+            raise LimitExceeded("bad_request", f"only {PIPELINED} requests may wait behind another")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -136,7 +140,7 @@ class Guarded(HttpToolsProtocol):
             self.deadline = self.loop.time() + self.timeout_keep_alive
 
     def on_response_complete(self) -> None:
-        # In place of uvicorn's: the sweep sees to idle connections, without a timer for each answer.
+        # In place of uvicorn's, which sets a timer after each answer: the sweep ends idle connections.
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -157,14 +161,14 @@ class Guarded(HttpToolsProtocol):
         self.write_deadline = NEVER
 
     def expire(self) -> None:
-        """End this connection, whose peer has let a deadline pass."""
+        """End this connection, whose client has let a deadline pass."""
         self.deadline = self.write_deadline = NEVER
         if self._in_head:
-            self._refuse(Refused("head_too_slow", f"a request's head must be complete in {HEAD_SECONDS:.0f} s"))
+            self._refuse(LimitExceeded("head_too_slow", f"a request's head must be complete in {HEAD_SECONDS:.0f} s"))
         elif self._in_body and not self.pipeline and not self.cycle.response_started:
-            self.cycle.disconnected = True  # the application hears that, and what it answers goes nowhere
+            self.cycle.disconnected = True  # the application is told so, and its answer is dropped
             self.cycle.message_event.set()
-            self._answer(Refused("body_timeout", f"less than {BODY_RATE} bytes a second arrived"))
+            self._answer(LimitExceeded("body_timeout", f"less than {BODY_RATE} bytes a second arrived"))
         elif self._in_body or (self.flow is not None and self.flow.write_paused):
             self.transport.abort()
         else:
@@ -172,7 +176,7 @@ class Guarded(HttpToolsProtocol):
 
 
 def sweep(connections: Iterable[Any], now: float) -> None:
-    """Ends the connections that are past a deadline; `now` is the loop's time. Cheap: call it every second."""
+    """End the connections that are past a deadline; `now` is the loop's time. Called every second."""
     for connection in list(connections):
         if connection.deadline < now or connection.write_deadline < now:
             connection.expire()

@@ -1,4 +1,4 @@
-"""Taking connections a few at a time, so that many that come at once hold up nothing that is served already."""
+"""Accepting connections a few at a time, so that many new ones don't hold up those that are served already."""
 
 import asyncio
 import errno
@@ -8,9 +8,9 @@ import ssl
 from collections.abc import Callable
 
 AT_ONCE = 4
-"""Connections taken in one pass of the loop. Each costs a TLS handshake; the others wait in the kernel's queue."""
+"""Connections accepted in one pass of the loop; each costs a TLS handshake. Others wait in the kernel's queue."""
 RETRY = 0.5
-"""Seconds until connections are taken again, where the process had no descriptor or memory left for one."""
+"""Seconds until connections are accepted again, when the process has no descriptor or memory left."""
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -18,7 +18,7 @@ log = logging.getLogger("skerry.server")
 
 
 class Listener:
-    """Sockets that listen on one address, and what takes connections from them."""
+    """Listening sockets of one host and port."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Listener:
         self._opening: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int, backlog: int) -> None:
-        """Listen on all addresses of `host`; raises `OSError`."""
+        """Listen on all addresses of `host`. Raises: OSError, when one can't be used."""
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
             for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -56,7 +56,7 @@ class Listener:
             self._loop.add_reader(made, self._take, made)
 
     def close(self) -> None:
-        """Stop listening; connections that were taken go on."""
+        """Stop listening; accepted connections go on."""
         for made in self.sockets:
             self._loop.remove_reader(made)
             made.close()
@@ -94,5 +94,5 @@ class Listener:
                 ssl_shutdown_timeout=self._close,
             )
         except (OSError, TimeoutError) as error:
-            # A stranger who speaks no TLS, or trusts another authority, or went away.
+            # The client speaks no TLS, or doesn't trust the certificate, or has gone.
             log.debug("a connection wasn't opened: %s", error)

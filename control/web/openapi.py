@@ -1,4 +1,4 @@
-"""The description of the API (OpenAPI 3.1), made from the table of routes."""
+"""The OpenAPI 3.1 document of the API, made from the table of operations."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ BINARY = {
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The whole document."""
+    """The document that describes these operations, and the poll."""
     types = _types(operations)
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     by_type = {_key(type): schema for type, schema in zip(types, schemas, strict=True)}

@@ -1,4 +1,4 @@
-"""The table of the API: every operation but the poll, which the app calls itself. It serves and describes."""
+"""The table of operations: all of the API but the poll. It is served by `router` and described by `openapi`."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ async def describe(call: Call) -> Reply:
 
 @cache
 def _description() -> bytes:
-    # Anybody may ask for it, and it takes 20 ms to make.
+    # Made once: it takes 20 ms, and anybody may ask for it.
     return encode(openapi.document(OPERATIONS))
 
 
@@ -39,7 +39,7 @@ class NewGroup(wire.Body, frozen=True):
 
 ARTIFACT = "/v1/artifacts/{sha256}"
 STORE = ("store_unavailable", "store_refused", "store_full", "store_not_owned", "bucket_missing")
-"""What the artifact store may be the cause of."""
+"""Codes of problems that the artifact store may cause."""
 FUNCTION = "/v1/functions/{name}"
 VERSIONS = "/v1/functions/{name}/versions"
 VERSION = "/v1/functions/{name}/versions/{version}"

@@ -1,6 +1,6 @@
-"""uvicorn as control needs it: guarded connections, TLS, the garbage collector tamed, and a quick end.
+"""uvicorn as control needs it: limited connections, TLS, fewer garbage collections, and a quick end.
 
-`Server` runs in a loop of the caller's, any number in one process; `serve` is a whole process.
+`Server` runs in the caller's loop, and a process may have several; `serve` is a whole process.
 """
 
 import asyncio
@@ -22,15 +22,16 @@ from control.web.app import create_app
 from control.web.listener import Listener
 
 KEEP_ALIVE = 75
-"""Seconds: a new handshake costs as much as twenty polls."""
+"""Seconds that an idle connection is kept: a new handshake costs as much as twenty polls."""
 BACKLOG = 4096
+"""Connections that wait in the kernel to be accepted."""
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
-"""For a client to take the end of a connection."""
+"""Seconds for a client to take part in the end of a TLS connection."""
 GRACE = 2.5
 """Seconds for answers that are under way when the server stops; held polls are answered at once."""
 FULL_COLLECTION_TICKS = 36_000
-"""Tenths of a second between two full garbage collections, each of which stops everything."""
+"""Tenths of a second between two full garbage collections: each of them stops everything."""
 
 log = logging.getLogger("skerry.server")
 
@@ -40,7 +41,7 @@ class StartError(Exception):
 
 
 class Server(uvicorn.Server):
-    """One replica's HTTP server; what keeps it from starting is raised, where uvicorn would end the process."""
+    """One replica's HTTP server. What keeps it from starting is raised; uvicorn's own server would end the process."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, tame: bool = False) -> None:
         self.app = create_app(settings, clock=clock or SystemClock())
@@ -52,13 +53,13 @@ class Server(uvicorn.Server):
                 self.app,
                 host=settings.bind,
                 port=settings.port,
-                http=connection_limits.Guarded,
+                http=connection_limits.LimitedProtocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
                 log_config=None,
                 access_log=False,
-                # The peer's address is what is recorded of a refusal: nobody may choose it.
+                # The client's own address is recorded with refusals, so a header must not replace it.
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE,
@@ -68,7 +69,7 @@ class Server(uvicorn.Server):
 
     @property
     def url(self) -> str:
-        """Where it listens; valid once started."""
+        """The URL that it serves; valid once it is started."""
         host, port = self._listener.sockets[0].getsockname()[:2]
         scheme = "http" if self._settings.tls_cert is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -78,8 +79,8 @@ class Server(uvicorn.Server):
         context = _tls(settings)
         await self._services.enter_async_context(self.app.lifespan())
 
-        def protocol() -> connection_limits.Guarded:
-            return connection_limits.Guarded(config=self.config, server_state=self.server_state, app_state={})
+        def protocol() -> connection_limits.LimitedProtocol:
+            return connection_limits.LimitedProtocol(config=self.config, server_state=self.server_state, app_state={})
 
         listener = Listener(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
         try:
@@ -104,9 +105,9 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Answer every held poll (503, Retry-After, connection: close), end the rest, within three seconds.
+        """Answer every held poll (503, Retry-After, connection: close), and end the other requests, in three seconds.
 
-        While the metadata database stands it takes up to ten, most of them for what is still to be written.
+        When the metadata database doesn't answer, it takes up to ten, most of them for writes that are left.
         """
         self._listener.close()
         self.app.services.fleet.close()
@@ -128,7 +129,7 @@ class Server(uvicorn.Server):
 
 
 async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a second one doesn't wait for anybody. Raises what keeps it from starting."""
+    """Serve until SIGTERM or SIGINT; a second signal ends the process at once. Raises what keeps it from starting."""
     _raise_limit()
     server = Server(settings, clock=clock, tame=True)
     loop = asyncio.get_running_loop()
@@ -149,7 +150,7 @@ async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
-    """What `settings` say about TLS (R 7.2); raises `StartError`."""
+    """The TLS context of these settings (R 7.2), None on loopback without a certificate. Raises: StartError."""
     if settings.tls_cert is None or settings.tls_key is None:
         if is_loopback(settings.bind):
             return None
@@ -166,7 +167,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 def _raise_limit() -> None:
-    """A file descriptor for each connection: as many as the system lets us have."""
+    """Raise the limit of file descriptors as far as the system allows: each connection needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -42,7 +42,7 @@ class Site:
 
 @pytest.fixture
 async def site(pki: Pki) -> AsyncIterator[Site]:
-    """Guarded connections in front of an application that reads its bodies; its sweep is ten times quicker."""
+    """Limited connections in front of an application that reads its bodies; its sweep is ten times quicker."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         found.served.append(scope["path"])
@@ -71,7 +71,7 @@ async def site(pki: Pki) -> AsyncIterator[Site]:
 
     config = uvicorn.Config(
         app,
-        http=connection_limits.Guarded,
+        http=connection_limits.LimitedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -83,7 +83,10 @@ async def site(pki: Pki) -> AsyncIterator[Site]:
     loop = asyncio.get_running_loop()
     context = server_context(pki.certificate, pki.key)
     server = await loop.create_server(
-        lambda: connection_limits.Guarded(config=config, server_state=state, app_state={}), "127.0.0.1", 0, ssl=context
+        lambda: connection_limits.LimitedProtocol(config=config, server_state=state, app_state={}),
+        "127.0.0.1",
+        0,
+        ssl=context,
     )
     found = Site(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", pki.ca, state)
 

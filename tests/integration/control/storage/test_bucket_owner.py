@@ -16,7 +16,7 @@ from control.local.pki import Pki
 from control.local.seaweedfs import s3_client
 from control.problems import ProblemError
 from control.storage import owner_mark
-from control.web import app
+from control.web import lifespan
 from tests.support import replica
 from tests.support.backups import Backups
 from tests.support.control import Control, module, running, until
@@ -30,7 +30,7 @@ REASON = "the metadata were restored"
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start waits until it has seen whose the bucket is, however slow the store is in that moment."""
-    monkeypatch.setattr(app, "STORE_PATIENCE", 60.0)
+    monkeypatch.setattr(lifespan, "STORE_PATIENCE", 60.0)
 
 
 @pytest.fixture
