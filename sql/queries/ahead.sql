@@ -1,7 +1,7 @@
--- Stored times that are ahead, because a clock was wrong: the rows are locked, but for those that another transaction
--- has locked, and then changed.
+-- Stored times that are too far ahead, because a clock was wrong: rows that no other transaction has locked are locked
+-- and then corrected.
 
--- In which tables there are any. $1: what is further ahead isn't believed; $2 is that for the leases of syncs.
+-- Which tables have such times: later than $1, or than $2 for the leases of syncs.
 -- name: found
 SELECT EXISTS (SELECT 1 FROM node_presence WHERE offline = false AND last_seen_at > $1)
         OR EXISTS (SELECT 1 FROM node_presence WHERE offline = true AND last_seen_at > $1)
@@ -11,12 +11,12 @@ SELECT EXISTS (SELECT 1 FROM node_presence WHERE offline = false AND last_seen_a
     EXISTS (SELECT 1 FROM syncs WHERE status = 'running' AND lease_until > $2) AS syncs,
     EXISTS (SELECT 1 FROM join_tokens WHERE created_at > $1 AND attempt IS NULL) AS tokens;
 
--- Lock when nodes were seen and confirmed.
+-- Lock nodes' presence with times later than $1.
 -- name: lock_presence
 SELECT node_id::text AS id FROM node_presence WHERE last_seen_at > $1 OR confirmed_at > $1 LIMIT $2
 FOR NO KEY UPDATE SKIP LOCKED;
 
--- Put right when nodes were seen and confirmed.
+-- Correct when nodes were seen and confirmed.
 -- name: presence
 UPDATE node_presence
 SET last_seen_at = CASE WHEN last_seen_at > $1 THEN $2 ELSE last_seen_at END,
@@ -24,11 +24,11 @@ SET last_seen_at = CASE WHEN last_seen_at > $1 THEN $2 ELSE last_seen_at END,
     confirmed_at = CASE WHEN confirmed_at > $1 THEN $3 ELSE confirmed_at END
 WHERE node_id = ANY($4::text[]::uuid[]);
 
--- Lock nodes by when they joined and reached their targets.
+-- Lock nodes that joined, or reached their targets, later than $1.
 -- name: lock_nodes
 SELECT id::text AS id FROM nodes WHERE joined_at > $1 OR synced_at > $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED;
 
--- Put right when nodes joined and reached their targets.
+-- Correct when nodes joined and reached their targets.
 -- name: nodes
 UPDATE nodes
 SET joined_at = CASE WHEN joined_at > $1 THEN $2 ELSE joined_at END,
@@ -36,20 +36,20 @@ SET joined_at = CASE WHEN joined_at > $1 THEN $2 ELSE joined_at END,
     state_since = CASE WHEN state_since > $1 THEN $2 ELSE state_since END
 WHERE id = ANY($4::text[]::uuid[]);
 
--- Lock open syncs by when their leases end.
+-- Lock open syncs whose leases end later than $1.
 -- name: lock_syncs
 SELECT id::text AS id FROM syncs WHERE status = 'running' AND lease_until > $1 LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED;
 
--- Put right until when nothing need be heard of open syncs.
+-- Correct the ends of open syncs' leases.
 -- name: syncs
 UPDATE syncs SET lease_until = $1 WHERE id = ANY($2::text[]::uuid[]);
 
--- Lock join tokens that weren't used.
+-- Lock unused join tokens that were made later than $1.
 -- name: lock_tokens
 SELECT id::text AS id FROM join_tokens WHERE created_at > $1 AND attempt IS NULL LIMIT $2
 FOR NO KEY UPDATE SKIP LOCKED;
 
--- Put right how long join tokens are good for.
+-- Correct how long join tokens are valid.
 -- name: tokens
 UPDATE join_tokens SET expires_at = $1::timestamptz + (expires_at - created_at), created_at = $1
 WHERE id = ANY($2::text[]::uuid[]);

@@ -12,40 +12,40 @@ UPDATE artifacts SET state_since = $2 WHERE id = $1 AND state = 'ready'
 INSERT INTO artifacts (id, sha256, size, abi, memory_pages, state, created_at, state_since)
 VALUES ($1, $2, $3, $4, $5, 'uploading', $6, $6);
 
--- The upload is complete, unless it was given up meanwhile.
+-- Mark an upload as complete, unless it was given up meanwhile.
 -- name: set_ready
 UPDATE artifacts SET state = 'ready', state_since = $2 WHERE id = $1 AND state = 'uploading' RETURNING id;
 
--- Give up these uploads, unless they are ready; returns those that are to be deleted.
+-- Give up these uploads, unless they are complete; answers those that are to be deleted.
 -- name: give_up
 UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = ANY($1::text[]::uuid[]) AND state = 'uploading'
 RETURNING sha256, id::text AS id;
 
--- Lock uploads that began too long ago, but for those that another transaction has locked.
+-- Lock uploads that began too long ago and that no other transaction has locked.
 -- name: lock_stale_uploads
 SELECT id::text AS id FROM artifacts WHERE state = 'uploading' AND state_since < $1 FOR NO KEY UPDATE SKIP LOCKED;
 
--- The same of artifacts that no version has used for too long.
+-- Lock artifacts that no version has used for too long and that no other transaction has locked.
 -- name: lock_stale
 SELECT a.id::text AS id FROM artifacts AS a WHERE a.state = 'ready' AND a.state_since < $1
     AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = a.id)
 FOR NO KEY UPDATE OF a SKIP LOCKED;
 
--- Mark those of these artifacts that no version uses.
+-- Mark those of these artifacts that no version uses, to be deleted; answers them.
 -- name: release_unused
 UPDATE artifacts SET state = 'deleting', state_since = $2 WHERE id = ANY($1::text[]::uuid[]) AND state = 'ready'
     AND NOT EXISTS (SELECT 1 FROM function_versions v WHERE v.artifact_id = artifacts.id)
 RETURNING sha256, id::text AS id;
 
--- Deletions that haven't come to their end.
+-- Artifacts that were marked to be deleted a while ago, and are still there.
 -- name: deleting
 SELECT sha256, id::text AS id FROM artifacts WHERE state = 'deleting' AND state_since < $1 ORDER BY state_since LIMIT $2;
 
--- The object is gone; so is the row.
+-- Delete the row of an artifact whose object is deleted.
 -- name: forget
 DELETE FROM artifacts WHERE id = $1 AND state = 'deleting';
 
--- Which of these rows there are.
+-- Which of these rows exist.
 -- name: known
 SELECT id::text AS id FROM artifacts WHERE id = ANY($1::text[]::uuid[]);
 

@@ -2,7 +2,7 @@
 -- name: join_tokens
 SELECT id::text AS id, secret_hash, expires_at FROM join_tokens WHERE id = ANY($1::text[]::uuid[]);
 
--- The first use of a credential.
+-- Record the first use of a credential.
 -- name: first_use
 UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NULL RETURNING id;
 
@@ -10,7 +10,7 @@ UPDATE credentials SET first_used_at = $2 WHERE id = $1 AND first_used_at IS NUL
 -- name: revoke
 UPDATE credentials SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id::text AS id;
 
--- Begin a replica's batch of counts; no row where this very batch was written.
+-- Begin a replica's batch of counts; answers no row if this batch was written before.
 -- name: begin_batch
 INSERT INTO auth_failure_batches (replica, batch, written_at) VALUES ($1, $2, $3)
 ON CONFLICT (replica) DO UPDATE SET batch = excluded.batch, written_at = excluded.written_at

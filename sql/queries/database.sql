@@ -1,4 +1,4 @@
--- Whether the database takes writes: a row of leases that only this replica writes, and nobody reads.
+-- Prove that the database takes writes, by a row of leases that only this replica writes and nobody reads.
 -- name: prove_writes
 INSERT INTO leases (name, holder, expires_at) VALUES ($1, $1, $2)
 ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at;
@@ -7,10 +7,10 @@ ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at;
 -- name: plan_with_values
 SET plan_cache_mode = force_custom_plan;
 
--- No limit on the time of this connection's statements: one may build an index.
+-- Remove the time limit of this connection's statements: one may build an index.
 -- name: no_time_limit
 SET statement_timeout = 0;
 
--- The connection's usual limit again.
+-- Restore the connection's usual time limit.
 -- name: usual_time_limit
 RESET statement_timeout;

@@ -2,23 +2,23 @@
 -- name: group
 SELECT id::text FROM groups WHERE name = $1;
 
--- What nodes of a group told with the next digest after one; there are few different ones.
+-- The next digest after $2 of nodes' capabilities in a group, with the capabilities; there are few digests.
 -- name: next_told
 SELECT capabilities_digest AS digest, capabilities FROM nodes
 WHERE group_id = $1::text::uuid AND capabilities_digest > $2 AND removed_at IS NULL
 ORDER BY capabilities_digest LIMIT 1;
 
--- How many nodes of a group told with a digest.
+-- How many nodes of a group have capabilities with this digest.
 -- name: count
 SELECT count(*) FROM nodes WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL;
 
--- The first of them by name.
+-- The first of these nodes by name.
 -- name: names
 SELECT name FROM nodes WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL
 ORDER BY name LIMIT $3;
 
--- What nodes told without a digest, as they do when they join: of those that told the same, the first by name and
--- their number.
+-- Capabilities that nodes of a group sent without a digest, as they do when they join: for each, the first nodes by
+-- name, and how many there are.
 -- name: told_without_digest
 SELECT t.capabilities, t.nodes, t.name
 FROM (
@@ -31,7 +31,7 @@ FROM (
 ) AS t
 WHERE t.place <= $2 ORDER BY t.capabilities, t.name;
 
--- What a node told.
+-- A node's capabilities.
 -- name: told_by
 SELECT name, capabilities FROM nodes WHERE id = $1;
 

@@ -1,6 +1,6 @@
--- What a replica keeps in memory: targets, credentials and operators, and the epoch that announces their changes.
+-- What a replica caches: targets, credentials and operators, and the epoch that announces their changes.
 
--- The number of the last announced change, and the database's time, with which a replica compares its own.
+-- The number of the last announcement, and the database's time, with which a replica compares its own.
 -- name: epoch
 SELECT epoch, clock_timestamp() FROM epochs WHERE id = 1;
 
@@ -25,7 +25,7 @@ SELECT id::text AS id, name, group_id::text AS group_id, epoch, generation, conf
     capabilities_digest, removed_at IS NOT NULL AS removed
 FROM nodes WHERE id = ANY($1::text[]::uuid[]);
 
--- Credentials that changed after an epoch, revoked ones included: a held poll may be under them.
+-- Credentials that changed after an epoch, with revoked ones: a held poll may use one.
 -- name: credentials_since
 SELECT id::text AS id, node_id::text AS node_id, secret_hash, expires_at, revoked_at, first_used_at,
     replaces::text AS replaces

@@ -18,11 +18,11 @@ WHERE name = $1 AND version < $2 ORDER BY version DESC LIMIT $3;
 SELECT name, version, sha256, size, manifest::text AS manifest, created_by, created_at FROM function_versions
 WHERE name = $1 AND version = $2;
 
--- The artifact that a version can be made of.
+-- The artifact with these bytes, of which a version can be made.
 -- name: artifact
 SELECT id, size, abi, memory_pages FROM artifacts WHERE sha256 = $1 AND state = 'ready';
 
--- Count up the function's versions; a number is never used again.
+-- Take the number of the function's next version; a number is never used twice.
 -- name: next_version
 INSERT INTO functions (name, last_version, created_at) VALUES ($1, 1, $2)
 ON CONFLICT (name) DO UPDATE SET last_version = functions.last_version + 1 RETURNING last_version;

@@ -1,20 +1,20 @@
--- What operators did, newest first, from before a time and id.
+-- The audit log, newest first, before a time and id.
 -- name: audit
 SELECT id, at, operator, action, subject, details FROM audit
 WHERE $1::timestamptz IS NULL OR (at, id) < ($1, $2::uuid)
 ORDER BY at DESC, id DESC LIMIT $3;
 
--- Refused authentications, newest first, from before a minute, address and reason.
+-- Refused authentications, newest first, before a minute, address and reason.
 -- name: auth_failures
 SELECT minute, address, reason, count, first_at, last_at FROM auth_failures
 WHERE $1::timestamptz IS NULL OR (minute, address, reason) < ($1, $2, $3)
 ORDER BY minute DESC, address DESC, reason DESC LIMIT $4;
 
--- The nodes that a name or an id stands for; removed ones have logs too.
+-- The nodes with a name or an id; removed nodes have logs too.
 -- name: nodes
 SELECT id FROM nodes WHERE name = $1 OR id = $2;
 
--- The log of syncs, newest first, from before a time and id; of some nodes, and with one status, if asked.
+-- The log of syncs, newest first, before a time and id; of some nodes ($3) and with one status ($4), if given.
 -- name: syncs
 SELECT s.id, n.name AS node, g.name AS group_name, r.number AS release, s.generation, s.status, s.step, s.started_at,
     s.lease_until, s.ended_at, s.error_code, s.error_message, s.late_status, s.folded

@@ -1,8 +1,8 @@
--- Which server this is.
+-- The server's name and version.
 -- name: server
 SELECT version();
 
--- Which files were applied.
+-- The files that were applied.
 -- name: applied
 SELECT name, checksum FROM migrations ORDER BY name;
 
@@ -10,11 +10,11 @@ SELECT name, checksum FROM migrations ORDER BY name;
 -- name: record
 INSERT INTO migrations (name, checksum, applied_at) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING;
 
--- The group that every node is in unless told otherwise.
+-- Make the group that a node joins if its token names no other.
 -- name: default_group
 INSERT INTO groups (name, created_at) VALUES ('default', $1) ON CONFLICT (name) DO NOTHING;
 
--- How many admins can still sign in.
+-- How many admins can sign in.
 -- name: admins
 SELECT count(*) FROM operators WHERE role = 'admin' AND revoked_at IS NULL;
 
@@ -22,12 +22,12 @@ SELECT count(*) FROM operators WHERE role = 'admin' AND revoked_at IS NULL;
 -- name: operator_id
 SELECT id FROM operators WHERE name = $1;
 
--- An admin with a new token; one that is there gets the role and the token.
+-- Make an admin with a new token; an operator that exists gets the role and the token.
 -- name: put_admin
 INSERT INTO operators (id, name, role, secret_hash, created_at) VALUES ($1, $2, 'admin', $3, $4)
 ON CONFLICT (id) DO UPDATE SET role = 'admin', secret_hash = excluded.secret_hash, revoked_at = NULL;
 
--- Record that an admin was made by who has the database.
+-- Record that an admin was made by `skerry migrate`.
 -- name: audit_admin
 INSERT INTO audit (id, at, operator, action, subject, details)
 VALUES ($1, $2, 'migrate', 'operator.create', $3::text, '{"role": "admin"}');

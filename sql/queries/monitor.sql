@@ -1,21 +1,21 @@
--- What one replica at a time does by the clock: states, warnings, expired syncs, retention.
+-- The monitor, which one replica at a time runs: states, warnings, expired syncs, deletion of old logs.
 
--- Take or keep the lease; answers a row when it is held.
+-- Take or renew a lease; answers a row if this replica then has it.
 -- name: take_lease
 INSERT INTO leases (name, holder, expires_at) VALUES ($1, $2, $3)
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
 WHERE leases.holder = excluded.holder OR leases.expires_at <= $4
 RETURNING name;
 
--- Who holds the lease, and until when.
+-- Which replica has a lease, and until when.
 -- name: lease
 SELECT holder, expires_at FROM leases WHERE name = $1;
 
--- Take the lease of a holder that hasn't renewed it; answers a row when it is held.
+-- Take the lease of a replica that hasn't renewed it; answers a row if this replica then has it.
 -- name: take_over_lease
 UPDATE leases SET holder = $2, expires_at = $3 WHERE name = $1 AND holder = $4 AND expires_at = $5 RETURNING name;
 
--- Give the leases back.
+-- Give a replica's leases back.
 -- name: drop_leases
 DELETE FROM leases WHERE holder = $1;
 
@@ -27,18 +27,19 @@ SELECT node_id::text AS id FROM node_presence WHERE offline = false AND last_see
 -- name: seen_again
 SELECT node_id::text AS id FROM node_presence WHERE offline = true AND last_seen_at >= $1 LIMIT $2;
 
--- Lock what is known of when nodes were seen, where they still count as online and weren't seen since a time, but for
--- those that another transaction has locked.
+-- Lock the presence of nodes that count as online and weren't seen since a time, where no other transaction has locked
+-- it.
 -- name: lock_unseen
 SELECT node_id::text AS id FROM node_presence
 WHERE node_id = ANY($1::text[]::uuid[]) AND offline = false AND last_seen_at < $2 FOR NO KEY UPDATE SKIP LOCKED;
 
--- The same where they count as offline, and were seen since a time.
+-- Lock the presence of nodes that count as offline and were seen since a time, where no other transaction has locked
+-- it.
 -- name: lock_seen_again
 SELECT node_id::text AS id FROM node_presence
 WHERE node_id = ANY($1::text[]::uuid[]) AND offline = true AND last_seen_at >= $2 FOR NO KEY UPDATE SKIP LOCKED;
 
--- Lock nodes, but for those that another transaction has locked.
+-- Lock nodes that no other transaction has locked.
 -- name: lock_free
 SELECT id::text AS id, state, removed_at IS NOT NULL AS removed FROM nodes
 WHERE id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
@@ -47,7 +48,7 @@ WHERE id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
 -- name: change_states
 UPDATE nodes SET state = $2, state_since = $3 WHERE id = ANY($1::text[]::uuid[]);
 
--- Whether nodes count as offline.
+-- Set whether nodes count as offline.
 -- name: set_offline
 UPDATE node_presence SET offline = $2 WHERE node_id = ANY($1::text[]::uuid[]);
 
@@ -59,24 +60,25 @@ SELECT node_id::text AS id FROM node_presence WHERE overdue = false AND confirme
 -- name: overdue_no_more
 SELECT node_id::text AS id FROM node_presence WHERE overdue = true AND confirmed_at >= $1 LIMIT $2;
 
--- Lock when nodes were confirmed, where they don't count as overdue and weren't confirmed since a time, and the nodes,
--- to which a warning refers; but for those that another transaction has locked.
+-- Lock the presence of nodes that don't count as overdue and weren't confirmed since a time, and the nodes, to which
+-- warnings refer, where no other transaction has locked them.
 -- name: lock_overdue
 SELECT p.node_id::text AS id, p.confirmed_at, n.removed_at IS NOT NULL AS removed
 FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id
 WHERE p.node_id = ANY($1::text[]::uuid[]) AND p.overdue = false AND p.confirmed_at < $2
 FOR NO KEY UPDATE OF p, n SKIP LOCKED;
 
--- The same where they count as overdue, and were confirmed since a time.
+-- Lock the presence of nodes that count as overdue and were confirmed since a time, where no other transaction has
+-- locked it.
 -- name: lock_overdue_no_more
 SELECT node_id::text AS id FROM node_presence
 WHERE node_id = ANY($1::text[]::uuid[]) AND overdue = true AND confirmed_at >= $2 FOR NO KEY UPDATE SKIP LOCKED;
 
--- Whether nodes count as overdue.
+-- Set whether nodes count as overdue.
 -- name: set_overdue
 UPDATE node_presence SET overdue = $2 WHERE node_id = ANY($1::text[]::uuid[]);
 
--- Warn of nodes; one element of each array a node.
+-- Add warnings of nodes; one element of each array for each node.
 -- name: warn
 INSERT INTO warnings (id, node_id, kind, message, since)
 SELECT u.id::uuid, u.node_id::uuid, 'overdue', u.message, $4
@@ -93,41 +95,41 @@ WHERE node_id = ANY($1::text[]::uuid[]) AND kind = 'overdue' AND cleared_at IS N
 SELECT id::text AS id, node_id::text AS node_id, generation, step, lease_until
 FROM syncs WHERE status = 'running' AND lease_until <= $1 ORDER BY lease_until LIMIT $2;
 
--- The log of syncs is kept for a time.
+-- Delete old lines of the log of syncs.
 -- name: old_syncs
 DELETE FROM syncs WHERE id IN (SELECT s.id FROM syncs AS s WHERE s.started_at < $1 AND s.status <> 'running' LIMIT $2);
 
--- The record of refused authentications is kept for a time.
+-- Delete old records of refused authentications.
 -- name: old_auth_failures
 DELETE FROM auth_failures WHERE (minute, address, reason) IN
     (SELECT f.minute, f.address, f.reason FROM auth_failures AS f WHERE f.minute < $1 LIMIT $2);
 
--- The audit log is kept for a time.
+-- Delete old lines of the audit log.
 -- name: old_audit
 DELETE FROM audit WHERE id IN (SELECT a.id FROM audit AS a WHERE a.at < $1 LIMIT $2);
 
--- Warnings that were cleared are kept for a time.
+-- Delete warnings that were cleared long ago.
 -- name: old_warnings
 DELETE FROM warnings WHERE id IN (SELECT w.id FROM warnings AS w WHERE w.cleared_at < $1 LIMIT $2);
 
--- Answers under an idempotency key are kept for a day.
+-- Delete old answers that were kept under idempotency keys.
 -- name: old_idempotency
 DELETE FROM idempotency WHERE (operator, key) IN
     (SELECT i.operator, i.key FROM idempotency AS i WHERE i.created_at < $1 LIMIT $2);
 
--- Leases that ended long ago are of replicas that are gone.
+-- Delete leases that ended long ago: their replicas are gone.
 -- name: old_leases
 DELETE FROM leases WHERE name IN (SELECT l.name FROM leases AS l WHERE l.expires_at < $1 LIMIT $2);
 
--- Join tokens are forgotten some time after they have expired.
+-- Delete join tokens that expired long ago.
 -- name: old_join_tokens
 DELETE FROM join_tokens WHERE id IN (SELECT t.id FROM join_tokens AS t WHERE t.expires_at < $1 LIMIT $2);
 
--- The batches of counts that replicas wrote last go with the replicas.
+-- Delete records of the last batches of counts of replicas that are gone.
 -- name: old_batches
 DELETE FROM auth_failure_batches WHERE replica IN
     (SELECT b.replica FROM auth_failure_batches AS b WHERE b.written_at < $1 LIMIT $2);
 
--- Credentials that ended, revoked or replaced, are kept for a time.
+-- Delete credentials that were revoked long ago.
 -- name: old_credentials
 DELETE FROM credentials WHERE id IN (SELECT c.id FROM credentials AS c WHERE c.revoked_at < $1 LIMIT $2);

@@ -12,7 +12,7 @@ WHERE n.id = $1 AND n.removed_at IS NULL;
 SELECT n.id, n.name, n.group_id, g.name AS group_name FROM nodes n JOIN groups g ON g.id = n.group_id
 WHERE n.name = $1 AND n.removed_at IS NULL;
 
--- Nodes by name, after a name; of one group, and in one state, if asked.
+-- Nodes by name, after a name; of one group ($2) and in one state ($3), if given.
 -- name: nodes
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
@@ -33,12 +33,12 @@ FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.id = $1;
 
--- What nodes run, as they reported it.
+-- The functions that nodes reported.
 -- name: functions
 SELECT node_id, name, version, sha256, manifest_digest FROM node_functions
 WHERE node_id = ANY($1::text[]::uuid[]) ORDER BY node_id, name;
 
--- What releases want.
+-- The functions of releases.
 -- name: targets
 SELECT f.release_id, f.name, f.version, f.sha256, coalesce(v.manifest_digest, '') AS manifest_digest
 FROM release_functions f LEFT JOIN function_versions v ON v.name = f.name AND v.version = f.version

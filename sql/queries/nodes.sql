@@ -11,7 +11,7 @@ SELECT id FROM groups WHERE name = $1;
 INSERT INTO join_tokens (id, secret_hash, group_id, created_by, created_at, expires_at, rejoin)
 VALUES ($1, $2, $3, $4, $5, $6, $7);
 
--- Another secret for a join token that wasn't used.
+-- Give a join token that wasn't used another secret.
 -- name: renew_join_token
 UPDATE join_tokens SET secret_hash = $2 WHERE id = $1 AND attempt IS NULL RETURNING id;
 
@@ -19,17 +19,17 @@ UPDATE join_tokens SET secret_hash = $2 WHERE id = $1 AND attempt IS NULL RETURN
 -- name: join_token
 SELECT secret_hash, group_id, expires_at, attempt, node_id, used_at, rejoin FROM join_tokens WHERE id = $1;
 
--- The token is used by an attempt, for a node.
+-- Mark a join token as used by an attempt, for a node.
 -- name: use_join_token
 UPDATE join_tokens SET attempt = $2, node_id = $3, used_at = $4 WHERE id = $1 AND attempt IS NULL;
 
--- Whether the node has used a credential that it got since a time.
+-- Whether the node has used a credential that was made since a time.
 -- name: credential_used
 SELECT EXISTS (
     SELECT 1 FROM credentials WHERE node_id = $1 AND created_at >= $2 AND first_used_at IS NOT NULL
 );
 
--- Add a credential, which replaces another one or none.
+-- Add a credential, which may replace another one.
 -- name: add_credential
 INSERT INTO credentials (id, node_id, secret_hash, created_at, replaces) VALUES ($1, $2, $3, $4, $5);
 
@@ -37,7 +37,7 @@ INSERT INTO credentials (id, node_id, secret_hash, created_at, replaces) VALUES 
 -- name: revoke_credentials
 UPDATE credentials SET revoked_at = $2 WHERE node_id = $1 AND revoked_at IS NULL RETURNING id::text AS id;
 
--- Revoke the credentials of a node that were never used, but for one.
+-- Revoke the credentials of a node that were never used, except one.
 -- name: revoke_unused
 UPDATE credentials SET revoked_at = $3
 WHERE node_id = $1 AND id <> $2 AND revoked_at IS NULL AND first_used_at IS NULL
@@ -47,7 +47,7 @@ RETURNING id::text AS id;
 -- name: find_by_name
 SELECT id FROM nodes WHERE name = $1;
 
--- What a join answers of a node.
+-- A node's name and group, as a join answers them.
 -- name: name_and_group
 SELECT n.name, g.name AS group_name, n.removed_at FROM nodes n JOIN groups g ON g.id = n.group_id WHERE n.id = $1;
 
@@ -56,15 +56,15 @@ SELECT n.name, g.name AS group_name, n.removed_at FROM nodes n JOIN groups g ON 
 INSERT INTO nodes (id, name, labels, capabilities, protocol, group_id, state, state_since, joined_at)
 VALUES ($1, $2, $3, $4, $5, $6, 'online', $7, $7);
 
--- A node was seen for the first time.
+-- Add a node's presence: it was seen for the first time.
 -- name: add_presence
 INSERT INTO node_presence (node_id, last_seen_at, confirmed_at) VALUES ($1, $2, $2);
 
--- A node has joined again: it has time until it is overdue.
+-- Reset the presence of a node that has joined again, so that it isn't overdue at once.
 -- name: rejoin_presence
 UPDATE node_presence SET last_seen_at = $2, confirmed_at = $2, offline = false WHERE node_id = $1;
 
--- A node's new disk has nothing of what the old one had.
+-- Reset a node that has joined again: its new disk is empty.
 -- name: rejoin
 UPDATE nodes SET labels = $2, capabilities = $3, protocol = $4, joined_at = $5, schema_version = 0,
     schema_changes = '[]', database_id = '', digest = '', confirmed_generation = 0, failed_generation = 0,
@@ -84,19 +84,19 @@ SELECT id FROM nodes WHERE id = $1 FOR NO KEY UPDATE;
 -- name: move
 UPDATE nodes SET group_id = $2, generation = $3 WHERE id = $1;
 
--- A node may try its failed generation again now.
+-- Let a node try its failed generation again at once.
 -- name: retry
 UPDATE nodes SET retry_at = NULL, failed_generation = 0 WHERE id = $1;
 
--- Remove a node; its name is free.
+-- Remove a node; its name can be used again.
 -- name: remove
 UPDATE nodes SET removed_at = $2, name = name || '~' || id::text, state = 'offline', state_since = $2
 WHERE id = $1;
 
--- The open sync of a node ends: nothing will come of it.
+-- End the open sync of a node without a result.
 -- name: end_syncs
 UPDATE syncs SET status = 'superseded', ended_at = $2 WHERE node_id = $1 AND status = 'running';
 
--- The warnings of a node end.
+-- Clear the warnings of a node.
 -- name: clear_warnings
 UPDATE warnings SET cleared_at = $2 WHERE node_id = $1 AND cleared_at IS NULL;

@@ -6,7 +6,7 @@ SELECT EXISTS (SELECT 1 FROM operators WHERE name = $1);
 -- name: add
 INSERT INTO operators (id, name, role, secret_hash, created_at) VALUES ($1, $2, $3, $4, $5);
 
--- Another secret for an operator.
+-- Give an operator another secret.
 -- name: renew
 UPDATE operators SET secret_hash = $2 WHERE id = $1;
 

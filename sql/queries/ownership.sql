@@ -3,15 +3,15 @@
 SELECT owner::text AS owner, counter, step::text AS step, held_since, held_reason, sweep_problem
 FROM artifact_store WHERE id = 1;
 
--- Name this control, the first time.
+-- Set the id of this control, if it has none.
 -- name: name_owner
 UPDATE artifact_store SET owner = $1 WHERE id = 1 AND owner IS NULL;
 
--- A change after which an artifact is needed.
+-- Take the next step, after which an artifact is needed.
 -- name: step
 UPDATE artifact_store SET counter = counter + 1, step = $1 WHERE id = 1;
 
--- The bucket is ahead: go on above its counter, and hold all deletions.
+-- Set the counter above the bucket's, which is ahead, and hold all deletions.
 -- name: hold_above
 UPDATE artifact_store SET counter = GREATEST(counter, $1) + 1, step = $2, held_since = $3, held_reason = $4 WHERE id = 1;
 
@@ -19,19 +19,19 @@ UPDATE artifact_store SET counter = GREATEST(counter, $1) + 1, step = $2, held_s
 -- name: hold
 UPDATE artifact_store SET held_since = $1, held_reason = $2 WHERE id = 1;
 
--- Let deletions go on.
+-- Resume deletions.
 -- name: resume
 UPDATE artifact_store SET held_since = NULL, held_reason = '' WHERE id = 1;
 
--- Why the last sweep failed, or ''.
+-- Store why the last sweep failed, or ''.
 -- name: sweep_problem
 UPDATE artifact_store SET sweep_problem = $1 WHERE id = 1;
 
--- How many objects no row knows.
+-- How many objects of the bucket no row knows.
 -- name: count_unknown
 SELECT count(*) FROM unknown_objects;
 
--- Since when these objects are known to be unknown.
+-- Since when no row was seen to know these objects.
 -- name: unknown_since
 SELECT key, since FROM unknown_objects WHERE key = ANY($1::text[]);
 
@@ -40,10 +40,10 @@ SELECT key, since FROM unknown_objects WHERE key = ANY($1::text[]);
 INSERT INTO unknown_objects (key, since) SELECT u.key, $2::timestamptz FROM unnest($1::text[]) AS u (key)
 ON CONFLICT (key) DO NOTHING;
 
--- These objects have gone, or a row knows them.
+-- Forget objects that were deleted, or that a row knows.
 -- name: forget_unknown
 DELETE FROM unknown_objects WHERE key = ANY($1::text[]);
 
--- Objects that went otherwise.
+-- Forget objects that were deleted by somebody else.
 -- name: forget_old
 DELETE FROM unknown_objects WHERE since < $1;

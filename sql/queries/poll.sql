@@ -1,10 +1,10 @@
--- What a plan is made of: releases and schema changes.
+-- What plans are made of: releases and schema changes.
 
 -- Releases by id.
 -- name: releases
 SELECT id::text AS id, number, schema_floor FROM releases WHERE id = ANY($1::text[]::uuid[]);
 
--- The functions of releases, with their manifests and where their bytes are.
+-- The functions of releases, with their manifests and artifacts.
 -- name: release_functions
 SELECT f.release_id::text AS release_id, f.name, f.version, f.sha256, v.size, v.artifact_id::text AS artifact_id,
     v.manifest, v.manifest_digest

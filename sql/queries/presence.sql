@@ -1,11 +1,11 @@
--- Heartbeats: when nodes were last seen, and last confirmed at target. One statement for all that were heard of in a
--- second. Whole arrays are cast: element by element costs the server a quarter more.
+-- Heartbeats: when nodes were last seen, and last confirmed at their targets. One statement for all nodes that were
+-- heard of in a second. Whole arrays are cast: to cast each element costs the server a quarter more.
 
--- Lock rows, but for those that another transaction has locked.
+-- Lock rows that no other transaction has locked.
 -- name: lock_free
 SELECT node_id::text AS id FROM node_presence WHERE node_id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
 
--- Nodes that were heard of: ids and times. What is stored and further ahead than $3 is of a clock that was wrong.
+-- Record when nodes were seen: ids and times. A stored time later than $3 was written by a wrong clock.
 -- name: seen
 UPDATE node_presence AS p
 SET last_seen_at = CASE WHEN p.last_seen_at > $3 THEN h.at ELSE GREATEST(p.last_seen_at, h.at) END,
@@ -14,7 +14,7 @@ SET last_seen_at = CASE WHEN p.last_seen_at > $3 THEN h.at ELSE GREATEST(p.last_
 FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) AS h (id, at)
 WHERE p.node_id = h.id;
 
--- Nodes that were heard of and at target: ids and times, and $3 as above.
+-- Record when nodes were confirmed at their targets: ids and times, and $3 as above.
 -- name: confirmed
 UPDATE node_presence AS p
 SET last_seen_at = CASE WHEN p.last_seen_at > $3 THEN h.at ELSE GREATEST(p.last_seen_at, h.at) END,

@@ -30,7 +30,7 @@ SELECT schema_floor FROM releases WHERE id = $1;
 SELECT release_id, name, version, sha256 FROM release_functions
 WHERE release_id = ANY($1::text[]::uuid[]) ORDER BY release_id, name;
 
--- Those of these versions that there are.
+-- Those of these versions that exist.
 -- name: versions
 SELECT v.name, v.version, v.sha256
 FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name, version)
@@ -52,7 +52,7 @@ FROM function_versions v JOIN unnest($1::text[], $2::text[]::int8[]) AS w (name,
 -- name: next_number
 SELECT coalesce(max(number), 0) + 1 FROM releases WHERE group_id = $1;
 
--- The generation that the next decision will take.
+-- The generation that the next release or move will take.
 -- name: next_generation
 SELECT generation + 1 FROM generations WHERE id = 1;
 
@@ -65,7 +65,7 @@ UPDATE generations SET generation = generation + 1 WHERE id = 1 RETURNING genera
 INSERT INTO releases (id, group_id, number, generation, schema_floor, rollback_to, reason, created_by, created_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
--- Copy the functions into a release.
+-- Add the functions of a release.
 -- name: add_functions
 INSERT INTO release_functions (release_id, name, version, sha256)
 SELECT $1, name, version, sha256
@@ -75,7 +75,7 @@ FROM unnest($2::text[], $3::text[]::int8[], $4::text[]) AS f (name, version, sha
 -- name: set_target
 UPDATE groups SET release_id = $2, generation = $3 WHERE id = $1;
 
--- Releases, newest first, from before a generation and id; of one group, if asked.
+-- Releases, newest first, before a generation and id; of one group ($3), if given.
 -- name: releases
 SELECT r.id, g.name AS group_name, r.number, r.generation, r.schema_floor, r.rollback_to, r.reason, r.created_by,
     r.created_at

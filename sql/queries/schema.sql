@@ -8,7 +8,7 @@ WHERE number > $1 ORDER BY number, revision DESC LIMIT $2;
 SELECT number, revision, name, sql, checksum, created_by, created_at FROM schema_changes
 WHERE number = $1 ORDER BY revision DESC LIMIT $2;
 
--- The newest revision's number of each change.
+-- The number of each change and of its newest revision.
 -- name: numbers
 SELECT number, max(revision) AS revision FROM schema_changes GROUP BY number ORDER BY number;
 

@@ -1,6 +1,6 @@
 -- Syncs: what they change about a node, and the log of them (R 4.4, 5.3, 6.4).
 
--- What is stored of nodes, with their targets.
+-- Nodes with their targets.
 -- name: nodes
 SELECT n.id::text AS id, n.removed_at IS NOT NULL AS removed, n.state, n.state_since, n.schema_version, n.schema_changes::text AS schema_changes,
     n.database_id, n.digest, n.confirmed_generation, n.failures, n.failed_generation, n.retry_at,
@@ -9,11 +9,11 @@ SELECT n.id::text AS id, n.removed_at IS NOT NULL AS removed, n.state, n.state_s
 FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
 WHERE n.id = ANY($1::text[]::uuid[]);
 
--- Lock nodes, but for those that another transaction has locked.
+-- Lock nodes that no other transaction has locked.
 -- name: lock_free_nodes
 SELECT id::text AS id FROM nodes WHERE id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
 
--- Lock the open syncs of nodes, but for those that another transaction has locked.
+-- Lock the open syncs of nodes that no other transaction has locked.
 -- name: lock_free_syncs
 SELECT id::text AS id FROM syncs WHERE status = 'running' AND node_id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
 
@@ -22,8 +22,8 @@ SELECT id::text AS id FROM syncs WHERE status = 'running' AND node_id = ANY($1::
 SELECT node_id::text AS node_id, name, version, sha256, manifest_digest
 FROM node_functions WHERE node_id = ANY($1::text[]::uuid[]);
 
--- Write nodes back, one element of each array a node; '' is NULL for a time, and for schema_changes and capabilities the
--- same as before.
+-- Write nodes back, one element of each array for each node. '' is NULL for a time; for schema_changes and capabilities
+-- it leaves what is stored.
 -- name: save_nodes
 UPDATE nodes AS n
 SET state = u.state,
@@ -55,18 +55,18 @@ FROM unnest(
 )
 WHERE n.id = u.id::uuid;
 
--- Forget the functions that nodes reported before.
+-- Delete the functions that nodes reported before.
 -- name: delete_functions
 DELETE FROM node_functions WHERE node_id = ANY($1::text[]::uuid[]);
 
--- The functions that nodes report.
+-- Add the functions that nodes report.
 -- name: insert_functions
 INSERT INTO node_functions (node_id, name, version, sha256, manifest_digest)
 SELECT u.node_id::uuid, u.name, u.version::int8, u.sha256, u.manifest_digest
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
     AS u (node_id, name, version, sha256, manifest_digest);
 
--- The open syncs of nodes, one a node at most.
+-- The open syncs of nodes; a node has one at most.
 -- name: open_syncs
 SELECT id::text AS id, node_id::text AS node_id, generation, step, lease_until
 FROM syncs WHERE status = 'running' AND node_id = ANY($1::text[]::uuid[]);
@@ -77,14 +77,14 @@ SELECT id::text AS id, node_id::text AS node_id, release_id::text AS release_id,
     late_status
 FROM syncs WHERE id = ANY($1::text[]::uuid[]);
 
--- Open syncs, one element of each array a sync.
+-- Open syncs, one element of each array for each sync.
 -- name: insert_syncs
 INSERT INTO syncs (id, node_id, release_id, generation, status, started_at, lease_until)
 SELECT u.id::uuid, u.node_id::uuid, u.release_id::uuid, u.generation::int8, 'running', $5, $6
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u (id, node_id, release_id, generation);
 
--- Nodes that have at least $4 ended syncs of a generation since a time: the newest of them. One element of each array a
--- node and its generation.
+-- The newest ended sync of each node that has at least $4 of them for a generation since a time. One element of each
+-- array for each node and its generation.
 -- name: full
 SELECT w.node_id::text AS node_id, (array_agg(s.id::text ORDER BY s.started_at DESC, s.id DESC))[1] AS newest
 FROM unnest($1::text[], $2::text[]) AS w (node_id, generation)
@@ -92,14 +92,14 @@ FROM unnest($1::text[], $2::text[]) AS w (node_id, generation)
 WHERE s.started_at >= $3 AND s.status <> 'running'
 GROUP BY w.node_id HAVING count(*) >= $4;
 
--- Open ended syncs once more, for attempts that get no line of their own.
+-- Open ended syncs again, for attempts that get no line of their own.
 -- name: reopen_syncs
 UPDATE syncs
 SET status = 'running', step = '', started_at = $2, lease_until = $3, ended_at = NULL, error_code = '',
     error_message = '', late_status = NULL, late_at = NULL, folded = folded + 1
 WHERE id = ANY($1::text[]::uuid[]);
 
--- Count syncs that failed before they began in lines that there are, one element of each array a line.
+-- Count syncs that failed before they began in lines of ended syncs, one element of each array for each line.
 -- name: fold_failed_syncs
 UPDATE syncs AS s
 SET status = 'failed', step = '', started_at = $4, lease_until = $4, ended_at = $4, error_code = u.code,
@@ -115,24 +115,24 @@ SELECT u.id::uuid, u.node_id::uuid, u.release_id::uuid, u.generation::int8, 'fai
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
     AS u (id, node_id, release_id, generation, code, message);
 
--- Renew the leases of syncs that are answered again.
+-- Renew the leases of syncs whose plans are answered again.
 -- name: renew_syncs
 UPDATE syncs SET lease_until = $2 WHERE status = 'running' AND id = ANY($1::text[]::uuid[]);
 
--- Renew the leases of syncs that say how far they are, one element of each array a sync.
+-- Renew the leases of syncs whose nodes report a step, one element of each array for each sync.
 -- name: go_on
 UPDATE syncs AS s SET lease_until = $3, step = u.step
 FROM unnest($1::text[], $2::text[]) AS u (id, step)
 WHERE s.id = u.id::uuid AND s.status = 'running';
 
--- End open syncs, one element of each array a sync.
+-- End open syncs, one element of each array for each sync.
 -- name: end_syncs
 UPDATE syncs AS s
 SET status = u.status, ended_at = $5, error_code = u.code, error_message = u.message
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u (id, status, code, message)
 WHERE s.id = u.id::uuid AND s.status = 'running';
 
--- Record results that came after their syncs had ended; the first one is kept.
+-- Record results that were reported after their syncs had ended; of several, the first.
 -- name: late
 UPDATE syncs AS s SET late_status = u.status, late_at = $3
 FROM unnest($1::text[], $2::text[]) AS u (id, status)
