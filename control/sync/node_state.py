@@ -232,7 +232,8 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
         part = zip(*functions[start : start + ROWS], strict=True)
         await conn.execute(SQL["insert_functions"], *(list(column) for column in part))
     left = {row.id for row in rows if row.was_at_target and row.confirmed_generation < row.target_generation}
-    await Changed(nodes=left).announce(conn)
+    if left:
+        await Changed(nodes=left).announce(conn)
 
 
 _ID = operator.attrgetter("id")

@@ -16,7 +16,6 @@ import asyncpg
 import pytest
 
 from control import tokens, wire
-from control.api import auth
 from control.local.pki import ensure
 from tests.guests.version import version
 from tests.support import deploy, repeating
@@ -64,7 +63,7 @@ async def test_r7_1_a_nodes_token_is_verified(
         compared.append((known, given))
         return hmac.compare_digest(known, given)
 
-    monkeypatch.setattr(auth, "hmac", SimpleNamespace(compare_digest=compare))
+    monkeypatch.setattr(tokens, "hmac", SimpleNamespace(compare_digest=compare))
     for token, asking in (
         (node.credential, ask(replica, node.credential)),
         (replica.admin, replica.call("GET", "/v1/nodes")),
@@ -239,7 +238,7 @@ async def test_r7_3_every_node_has_a_credential_of_its_own(replica: Replica, met
     assert [n["at_target"] for n in await deploy.items(replica, "/v1/nodes")] == [False, True, False, False]
     # Revoked on its own.
     await ok(replica, "POST", "/v1/nodes/node-2/revoke")
-    assert [(await ask(replica, token)).status for token in tokens] == [200, 200, 401, 200]
+    assert [(await ask(replica, token)).status for token in credentials] == [200, 200, 401, 200]
 
 
 async def test_r7_3_a_credential_is_rotated_without_a_gap(replica: Replica) -> None:
