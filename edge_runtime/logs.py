@@ -135,10 +135,10 @@ class Writer(logging.Handler):
 
     def _write(self, line: bytes) -> bool:
         """Write a line, for as long as that takes, and return whether it could be written."""
-        left = memoryview(line)
-        while left:
+        rest = memoryview(line)
+        while rest:
             try:
-                left = left[os.write(self._descriptor, left) :]
+                rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
                 # Another process that shares the descriptor has made it non-blocking.
                 select.select([], [self._descriptor], [], RETRY)

@@ -74,10 +74,10 @@ class State:
         for path in self.temporary.iterdir():
             # Left by a statement whose process was killed after it had made the file, and before it had unlinked it.
             path.unlink()
-        for left in self.aot.glob(f"{aot_cache.TEMPORARY}*"):
+        for work_folder in self.aot.glob(f"{aot_cache.TEMPORARY}*"):
             # Left by a compilation whose process was killed. The process id in the name may be this process's own by
             # now.
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(work_folder, ignore_errors=True)
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 

@@ -113,4 +113,4 @@ class Blocks:
 
 
 def _outside(error: IndexError) -> GuestFault:
-    return GuestFault("guest_call_invalid", f"What it gave Extism leads outside the kernel's memory: {error}.")
+    return GuestFault("guest_call_invalid", f"It gave Extism an address outside the kernel's memory: {error}.")

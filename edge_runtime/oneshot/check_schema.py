@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=SchemaCheckRequest)
     except msgspec.MsgspecError as error:
-        sys.stderr.write(f"check schema: what came on stdin is not what it reads: {error}\n")
+        sys.stderr.write(f"check schema: stdin has no valid request: {error}\n")
         return 2
     try:
         answer = _guarded(request)

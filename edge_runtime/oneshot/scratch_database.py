@@ -55,10 +55,10 @@ def tidy(path: Path) -> None:
     with contextlib.suppress(OSError), path.resolve().open("r+b") as file:
         # A process with a transaction, or with a file in WAL mode open, holds a lock on these bytes.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCKED[1], _LOCKED[0])
-        for kept, others in (("-journal", ()), ("-wal", ("-shm",))):
-            file_left = _beside(path.resolve(), kept)
-            if file_left.exists() and not file_left.stat().st_size:
-                for each in (kept, *others):
+        for suffix, others in (("-journal", ()), ("-wal", ("-shm",))):
+            log = _beside(path.resolve(), suffix)
+            if log.exists() and not log.stat().st_size:
+                for each in (suffix, *others):
                     _beside(path.resolve(), each).unlink(missing_ok=True)
 
 

@@ -191,7 +191,7 @@ def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
         raise ModuleRefused(result.code, result.message or "The compiler ended without an answer; it says why above.")
     aot = find(folder, sha256, QUICK)
     if aot is None:
-        raise OSError("the compiler left nothing whole")
+        raise OSError("the compiler left no usable AOT file")
     return aot
 
 

@@ -192,7 +192,7 @@ def _write_ahead(database: Database) -> None:
     database.lock.acquire()
     try:
         if database.rows("PRAGMA journal_mode = WAL") != [("wal",)]:
-            raise ValueError("it can't be given a write-ahead log")
+            raise ValueError("its journal mode can't be set to WAL")
     finally:
         database.lock.release()
 
@@ -291,7 +291,9 @@ def settled(database: Database) -> Stored:
     try:
         database.drop_uncommitted()
     except (ValueError, OSError) as error:
-        print(f"the end of the write-ahead log can't be settled: {error}", file=sys.stderr, flush=True)
+        print(
+            f"what a broken COMMIT left in the write-ahead log can't be removed: {error}", file=sys.stderr, flush=True
+        )
         durable = False
     finally:
         database.lock.release()

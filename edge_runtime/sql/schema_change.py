@@ -114,7 +114,7 @@ def check(statement: SchemaStatement, closed_functions: Set[str], closed_modules
     for at, token in enumerate(tokens):
         if token.kind is TokenKind.PARAMETER:
             raise SchemaChangeRefused(
-                "schema_invalid", f"It has a parameter ({token.text[:40]}), which nothing gives a value.", sql
+                "schema_invalid", f"It has a parameter ({token.text[:40]}), for which there is no value.", sql
             )
         # Not after USING: a virtual table's module with its arguments looks like a call of a function.
         call = at + 1 < len(tokens) and tokens[at + 1].text == "(" and word(tokens[at - 1]) != "using"

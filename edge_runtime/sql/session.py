@@ -212,7 +212,7 @@ def _parameters(tokens: list[Token]) -> list[tuple[int, int, int]]:
             digits = token.text[1:]
             if token.text[0] != "?":
                 raise SqlError(
-                    "sql_not_allowed", f"Named parameters ({token.text[:40]}) are not known here; write ? or ?1, ?2 …"
+                    "sql_not_allowed", f"Named parameters ({token.text[:40]}) are not supported; write ? or ?1, ?2 …"
                 )
             number = int(digits[:9]) if digits else largest + 1
             largest = max(largest, number)

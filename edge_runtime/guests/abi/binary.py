@@ -193,14 +193,16 @@ class _SectionReader:
         byte = self.byte()
         if byte not in _VALUE_TYPES:
             raise Malformed(
-                f"the value type {byte:#x}, at byte {self.at - 1}, is unknown or of a proposal not run here"
+                f"the value type {byte:#x}, at byte {self.at - 1}, is unknown or of a proposal that nodes don't run"
             )
         return _VALUE_TYPES[byte]
 
     def signature(self) -> Signature:
         form = self.byte()
         if form != 0x60:
-            raise Malformed(f"the type form {form:#x} is unknown or of a proposal not run here (garbage collection)")
+            raise Malformed(
+                f"the type form {form:#x} is unknown or of a proposal that nodes don't run (garbage collection)"
+            )
         parameters = "".join([self.value_type() for _ in range(self.count())])
         return parameters, "".join([self.value_type() for _ in range(self.count())])
 

@@ -66,8 +66,8 @@ def detect(wasm: bytes, *, size_limit: int = SIZE_LIMIT, pages_limit: int = PAGE
     if shape.native:
         raise ModuleRefused(
             "module_native",
-            "It brings machine code, in a custom section `wasmedge`: nodes make their own. Upload the module as it was "
-            "before `wasmedge compile`.",
+            "It brings machine code, in a custom section `wasmedge`: nodes compile modules themselves. Upload the "
+            "module as it was before `wasmedge compile`.",
         )
     _refuse_other_abis(shape)
     abi, offered, least = "direct" if exported[direct.HANDLE] else "wagi", OFFERED, 1

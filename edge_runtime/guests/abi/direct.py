@@ -70,9 +70,8 @@ def decode(memory: Any, start: int, size: int, method: str) -> CheckedResponse:
     lines, end = start + _ANSWER.size, start + size
     split = lines + length
     if length > head.LIMIT or split > end:
-        raise ResponseInvalid(
-            f"it answered {size} bytes with {length} of header lines; {min(head.LIMIT, end - lines)} can be"
-        )
+        most = min(head.LIMIT, end - lines)
+        raise ResponseInvalid(f"it answered {size} bytes with {length} of header lines; at most {most} are possible")
     block = memory[lines:split]
     parsed = head.parse_cached(block) if length <= head.CACHED_BYTES else head.parse(block)
     if parsed.status is not None:

@@ -63,7 +63,7 @@ def notable(data: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
             yield TABLE_GROW, at + 1
             at = number(data, at + 1)[1]
         else:
-            raise Unknown(f"the instruction {opcode:#x} is unknown or of a proposal not run here")
+            raise Unknown(f"the instruction {opcode:#x} is unknown or of a proposal that nodes don't run")
     if at > end:
         raise Unknown("an instruction is cut off")
 

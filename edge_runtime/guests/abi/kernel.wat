@@ -1,24 +1,26 @@
 ;; The Extism kernel: the blocks of memory through which a plug-in and its host pass data. `merge.py` puts its functions
-;; into each plug-in, where the compiler inlines them. So they call nothing, know no type, global or table by its number,
-;; and $kernel is memory 1 there as here. It begins as zeros with every call; `blocks.py` is the host's side.
+;; into each plug-in, where the compiler inlines them. So they call no function, use no type, global or table by its
+;; number, and $kernel is memory 1 in both modules. The memory is all zeros at the start of each call. The host's side
+;; is `guests/extism_memory.py`.
 ;; Built by `python -m tests.guests.build`.
 ;;
-;;      16  used: bytes of the blocks, a multiple of 16     64 + 8·n  the first free block with 2ⁿ to 2ⁿ⁺¹-1 bytes of room
+;;      16  used: bytes of the blocks, a multiple of 16     64 + 8·n  the first free block with 2ⁿ to 2ⁿ⁺¹-1 bytes
 ;;      24  input: handle    32  input: length                   512  the blocks, one after the other
 ;;      40  output: handle   48  output: length
 ;;      56  error: handle
 ;;
-;; A block: its mark (8 bytes), its length (4), its room (4), its bytes. The handle is the address of the bytes. The mark
-;; is the handle xor a constant of 64 bits; of a free block it is the address of the next free one, 0 for none. Its bytes
-;; stay, as plug-ins set what they have freed as their output.
+;; A block has a mark (8 bytes), the length of its data (4), its capacity (4), and the bytes. The handle is the address
+;; of the bytes. The mark is the handle xor a constant of 64 bits; a free block has in its place the address of the next
+;; free block, 0 for none. The bytes of a free block are kept, because plug-ins set as output what they have freed.
 ;;
-;; What a plug-in gives is hostile. Outside the blocks, loads give 0 and stores do nothing; what it spoils inside them
-;; is its own call's. 8 bytes at least follow the blocks, so what begins inside them ends inside the memory.
+;; The arguments of a plug-in are hostile. Outside the blocks, loads return 0 and stores do nothing; what a plug-in
+;; spoils inside them harms its own call alone. At least 8 bytes follow the blocks, so that an access that begins inside
+;; them ends inside the memory.
 (module
   (memory $plugin 0)
   (memory $kernel 1)
 
-  ;; 0 where there is no room.
+  ;; Returns 0 where the memory is full.
   (func (export "alloc") (param $length i64) (result i64)
     (local $room i64) (local $list i32) (local $block i32) (local $end i64) (local $size i64)
     (if (i64.gt_u (i64.sub (local.get $length) (i64.const 1)) (i64.const 0xefffffff)) (then (return (i64.const 0))))
@@ -27,7 +29,7 @@
       (i64.add (i64.const 64) (i64.shl (i64.sub (i64.const 63) (i64.clz (local.get $room))) (i64.const 3)))))
     (block $made
       (block $found
-        ;; The first of the list for this room, if it has as much; else of the next list, where all have.
+        ;; The first block in the list for this capacity, if it is large enough; else in the next list, where all are.
         (local.set $block (i32.wrap_i64 (i64.load $kernel (local.get $list))))
         (br_if $found (i64.ge_u (i64.load32_u $kernel offset=12 (local.get $block)) (local.get $room)))
         (local.set $list (i32.add (local.get $list) (i32.const 8)))
@@ -60,7 +62,7 @@
     (i64.store $kernel (local.get $block) (i64.load $kernel (local.get $list)))
     (i64.store $kernel (local.get $list) (i64.extend_i32_u (local.get $block))))
 
-  ;; 0 for what is no block.
+  ;; Returns 0 for a handle that no block has.
   (func (export "length") (param $handle i64) (result i64)
     (local $block i32)
     (if (i64.ge_u (i64.sub (local.get $handle) (i64.const 528)) (i64.load $kernel (i32.const 16)))
@@ -70,7 +72,7 @@
       (then (return (i64.const 0))))
     (i64.load32_u $kernel offset=8 (local.get $block)))
 
-  ;; For what is known to be a block: its mark is not looked at.
+  ;; For a handle that a block is known to have: the mark is not checked.
   (func (export "length_unsafe") (param $handle i64) (result i64)
     (if (result i64) (i64.lt_u (i64.sub (local.get $handle) (i64.const 528)) (i64.load $kernel (i32.const 16)))
       (then (i64.load32_u $kernel (i32.sub (i32.wrap_i64 (local.get $handle)) (i32.const 8))))
@@ -101,7 +103,7 @@
       (then (i32.load8_u $kernel (i32.wrap_i64 (i64.add (i64.load $kernel (i32.const 24)) (local.get $at)))))
       (else (i32.const 0))))
 
-  ;; 0 where fewer than 8 bytes are left.
+  ;; Returns 0 where fewer than 8 bytes of the input follow.
   (func (export "input_load_u64") (param $at i64) (result i64)
     (if (result i64)
       (i32.and (i64.lt_u (local.get $at) (i64.load $kernel (i32.const 32)))

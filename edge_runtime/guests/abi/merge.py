@@ -222,7 +222,9 @@ class _SectionCursor:
         """Return the position after the constant expression that begins here."""
         match = _CONSTANT.match(self.data, self.at)
         if match is None:
-            raise Malformed("a constant expression has an instruction that is unknown or of a proposal not run here")
+            raise Malformed(
+                "a constant expression has an instruction that is unknown or of a proposal that nodes don't run"
+            )
         self.at = match.end()
         return self.at
 
