@@ -121,7 +121,7 @@ class Front:
     async def run(self) -> None:
         """Until `stop`.
 
-        Errors: `zygote_client.MachineUnfit`, `stored_release.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup).
+        Raises: `zygote_client.MachineUnfit`, `stored_release.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup).
         """
         settings = self.settings
         self.port = self.server.bind()
@@ -182,7 +182,7 @@ def run(
 ) -> None:
     """Run a node until SIGTERM or SIGINT; a second one ends it. `begin` gets the front before it runs.
 
-    Errors: StateUnfit, and those of `Front.run`.
+    Raises: StateUnfit, and those of `Front.run`.
     """
     with State(settings.state, settings.start_wait) as state:
         _more_files()

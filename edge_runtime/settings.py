@@ -45,7 +45,7 @@ class PoolLimits:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of `skerry-edge run`. Error of the constructor: `SettingsError`."""
+    """Of `skerry-edge run`. Raises: SettingsError, when a setting is wrong."""
 
     state: Path
     """The state directory."""

@@ -86,7 +86,7 @@ def prepare(
     """Bring the file to the plan's release, all but the COMMIT; what the node will have then. `secrets`, `afresh`: as
     in `frames.Apply`.
 
-    `opened` has foreign_keys OFF. The writer lock is held until `commit` or `rollback`. Error: SyncFailed, with
+    `opened` has foreign_keys OFF. The writer lock is held until `commit` or `rollback`. Raises: SyncFailed, with
     everything undone.
     """
     faults.reach("edge.apply.before")
@@ -124,7 +124,7 @@ def _drop_uncommitted(opened: Database) -> None:
 
 
 def commit(opened: Database) -> None:
-    """Make the prepared release the file's. Error: SyncFailed, with everything undone, but where its code is
+    """Make the prepared release the file's. Raises: SyncFailed, with everything undone, but where its code is
     `frames.COMMIT_UNKNOWN`."""
     if not opened.in_transaction:
         raise SyncFailed("apply_failed", "There is no prepared release to commit.")

@@ -77,7 +77,7 @@ def connect(path: Path) -> Database:
 
 
 def checkpoint(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
-    """Move what can be moved. Error: sqlite3.Error, of the disk."""
+    """Move what can be moved. Raises: sqlite3.Error, of the disk."""
     if asked.mode == "passive":
         return _run(opened, asked)
     opened.lock.acquire()
@@ -95,7 +95,7 @@ def _run(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
 
 
 def settle(opened: Database) -> None:
-    """Undo what a process that was killed in a COMMIT may have left. Errors: sqlite3.Error, OSError."""
+    """Undo what a process that was killed in a COMMIT may have left. Raises: sqlite3.Error, OSError."""
     opened.lock.acquire()
     try:
         opened.drop_uncommitted()

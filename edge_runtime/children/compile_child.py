@@ -65,7 +65,7 @@ def _compile(sock: socket.socket, asked: frames.Compile) -> None:
 
 
 def _read(asked: frames.Compile) -> bytes:
-    """Error: Lost."""
+    """Raises: Lost."""
     try:
         wasm = Path(asked.artifact).read_bytes()
     except OSError as error:

@@ -33,7 +33,7 @@ class IndexLock:
     def take(self) -> bool:
         """Hold the lock from now on, if another process does: then the index is what that one uses. Whether it is held.
 
-        Error: OSError.
+        Raises: OSError.
         """
         if self.descriptor >= 0:
             if self._is_current(self.descriptor):

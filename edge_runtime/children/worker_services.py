@@ -26,7 +26,7 @@ class FrontHttp:
         self._request = request
 
     def fetch(self, request: bytes) -> bytes:
-        """The answer as the guest gets it, an error's too. Error: `frames.ChildGone`."""
+        """The answer as the guest gets it, an error's too. Raises: `frames.ChildGone`."""
         try:
             method, parcel = http_json.to_front(request)
         except NotFetched as error:

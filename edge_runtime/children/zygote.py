@@ -91,7 +91,7 @@ def _unfenced(lacking: tuple[str, ...]) -> str:
 
 
 def _imports() -> dict[str, ModuleType]:
-    """Everything that a child will use, so that a fork has it already. Errors: whatever makes this machine unfit."""
+    """Everything that a child will use, so that a fork has it already. Raises: whatever makes this machine unfit."""
     from edge_runtime import aot_cache
     from edge_runtime.children import applier, checkpointer, compile_child, recovery, warmup, worker
     from edge_runtime.guests import guest
@@ -118,7 +118,7 @@ class Zygote:
         self._poll.register(control, select.POLLIN)
 
     def run(self) -> None:
-        """Until the front closes its end. Errors: BrokenPipeError, ConnectionResetError: it has, in the middle."""
+        """Until the front closes its end. Raises: BrokenPipeError, ConnectionResetError: it has, in the middle."""
         while True:
             for descriptor, _ in self._poll.poll(None if self._is_locked() else LOCK_PERIOD_MS):
                 if descriptor in self._children:

@@ -168,7 +168,7 @@ def _manifest(
 
 
 def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult:
-    """The call's end, made by a child. Errors: click's."""
+    """The call's end, made by a child. Raises: click's."""
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "edge_runtime.oneshot.single_call"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -63,7 +63,7 @@ class Outdated(Exception):
 
 
 def run(settings: Settings, *, fresh: bool) -> None:
-    """Until stdin ends, or SIGINT or SIGTERM; `fresh`: with a new database. Errors: those of `front.run`."""
+    """Until stdin ends, or SIGINT or SIGTERM; `fresh`: with a new database. Raises: those of `front.run`."""
     if fresh:
         shutil.rmtree(settings.state / "db", ignore_errors=True)
     guests = logging.getLogger("skerry.guest")
@@ -145,7 +145,7 @@ class Driver:
         await asyncio.Event().wait()
 
     async def _release(self, wanted: Wanted) -> None:
-        """Serve it. Errors: Outdated, ModuleRefused, SyncFailed, OSError; then what served before serves on."""
+        """Serve it. Raises: Outdated, ModuleRefused, SyncFailed, OSError; then what served before serves on."""
         changes = self._to_apply(wanted)
         function, size = await asyncio.to_thread(self._function, wanted)
         serving = self._manager.release
@@ -176,7 +176,7 @@ class Driver:
         self._collect(function.sha256)
 
     def _to_apply(self, wanted: Wanted) -> list[wire.PlannedChange]:
-        """The changes that the database lacks. Error: Outdated."""
+        """The changes that the database lacks. Raises: Outdated."""
         applied = {change.number: change.checksum for change in self._manager.inventory.schema_changes}
         planned = [
             wire.PlannedChange(change.number, 1, change.name, wire.schema_checksum(change.sql), change.sql)

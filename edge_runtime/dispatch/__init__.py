@@ -1,1 +1,6 @@
-"""Which call goes to which worker, and how it ends. May import ipc. Start with pool."""
+"""Which call goes to which worker, and how it ends.
+
+May import `ipc` and the modules at the top of `edge_runtime` (settings, logs, errors …), nothing that opens libsql or
+WasmEdge. Start with `pool`, which decides, then `worker_link`, which acts: a `Call` flows in, an `Outcome` (`Answer` or
+`Refusal`) out. `supervisor` keeps the workers alive, `watchdog` holds the time limits.
+"""

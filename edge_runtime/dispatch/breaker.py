@@ -1,7 +1,8 @@
-"""Cuts off a function whose calls end their workers again and again, for a growing while. Pure: times are given to it.
+"""A circuit breaker: it cuts off a function whose calls kill their workers again and again, for a growing while. Pure.
 
-A worker's end costs a hundred calls' work, so few of many may do it. Open: no call goes. When its time is over, one
-call tries; if it ends well the breaker is closed again, if it ends its worker the next time is twice as long.
+A worker's death costs as much as a hundred calls, so only a small share of calls may cause one. While the breaker is
+open, no call goes. When its time is over, one call is tried: if it ends well, the breaker closes; if it kills its
+worker, the breaker stays open for twice as long.
 """
 
 import math
@@ -9,32 +10,34 @@ from collections import deque
 from typing import Final
 
 RULES: Final = ((5, 0.5), (20, 0.1))
-"""So many deaths, and at least this share of the calls since the first of them, open it."""
+"""(deaths, share): so many deaths, being at least this share of the calls since the first of them, open the breaker."""
 WINDOW: Final = 60.0
-"""Seconds within which those deaths must have been."""
+"""Seconds within which those deaths must have happened."""
 FIRST: Final = 1.0
-"""Seconds that it is open at first, twice as long each time that follows."""
+"""Seconds that the breaker is open the first time; each time that follows takes twice as long."""
 LONGEST: Final = 60.0
+"""Seconds that the breaker is open at most."""
 CALM: Final = 60.0
-"""Seconds that it must have been closed, to begin with the first time again."""
+"""Seconds after which a closed breaker forgets how long it was open the last time."""
 TRIAL_WAIT: Final = 1
-"""Seconds after which those may ask again who come while one call tries."""
+"""Seconds after which clients may ask again whose calls come while another one is tried."""
 
 
 class Breaker:
-    """Of one version of a function. Times are seconds of a clock that never goes back."""
+    """The breaker of one version of a function. Times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self.closed = True
         self.calls = 0
-        """That have ended: counted by whoever ends them, deaths apart."""
+        """Calls that have ended. `died` counts its own; `Target.settle` counts the others."""
         self.opened = 0
-        """How often it has been opened."""
+        """How often the breaker has been opened."""
         self.until = 0.0
+        """When the open time is over."""
         self.trial: object = None
-        """The call that tries; None while none does."""
+        """The call that is tried; None while none is."""
         self._deaths: deque[tuple[float, int]] = deque(maxlen=RULES[-1][0])
-        """When, and after how many calls."""
+        """The last deaths: when each was, and after how many calls."""
         self._length = 0.0
         self._closed_at = -math.inf
 
@@ -43,7 +46,10 @@ class Breaker:
         return "closed" if self.closed else "half_open" if self.trial is not None else "open"
 
     def left(self, call: object, now: float) -> int:
-        """Whole seconds until it makes sense to ask again; 0: the call may go. The first after the open time tries."""
+        """Return 0 if the call may go, else the whole seconds after which it makes sense to ask again.
+
+        The first call after the open time becomes the one that is tried.
+        """
         if self.closed or self.trial is call:
             return 0
         if now < self.until:
@@ -54,10 +60,10 @@ class Breaker:
         return 0
 
     def died(self, call: object, now: float) -> bool:
-        """A call ended its worker; whether the breaker has been opened by it."""
+        """Note that a call killed its worker; return whether that has opened the breaker."""
         self.calls += 1
         if not self.closed:
-            # Others ran on when it was opened: they don't count again.
+            # Calls that ran on when the breaker was opened don't count again.
             if self.trial is not call:
                 return False
         else:
@@ -73,13 +79,13 @@ class Breaker:
         return True
 
     def ended(self, call: object, now: float) -> None:
-        """A call ended, and its worker lives."""
+        """Note that a call ended, and that its worker lives."""
         if self.trial is call and not self.closed:
             self.closed, self.trial, self._closed_at = True, None, now
             self._deaths.clear()
 
     def untried(self, call: object) -> None:
-        """A call ended without having shown anything: another one may try."""
+        """Note that a call ended without having run: if it was the one to be tried, another one may be."""
         if self.trial is call:
             self.trial = None
 

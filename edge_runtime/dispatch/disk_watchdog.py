@@ -1,7 +1,7 @@
-"""Looks at how much temporary data each worker's call has on disk, and ends a worker whose call has more than it may.
+"""Ends a worker whose call has more temporary data on disk than a call may.
 
-The kernel bounds each file (`fence.limit_files`), and a statement with many sorts and groups has many. SQLite takes
-their names away at once, so they are looked for among the worker's open files.
+The kernel bounds each file (`fence.limit_files`), but a statement with many sorts and groups has many files. SQLite
+unlinks them as soon as they are open, so they are found among the worker's open files.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from edge_runtime.dispatch.pool import Pool
 log = logging.getLogger("skerry.temp")
 
 PERIOD: Final = 0.05
-"""Seconds between two looks, and those that a call runs before the first: what a disk takes meanwhile is 100 MB."""
+"""Seconds between two looks, and before the first look at a call: a disk takes 100 MB in that time."""
 
 
 async def run(pool: Pool, folder: Path, limit: int) -> None:
-    """Until cancelled; `folder`: where temporary data are, `limit`: the bytes of them that a call may have."""
+    """Watch until cancelled. `folder` is where temporary data go, `limit` the bytes of them that a call may have."""
     while True:
         await asyncio.sleep(PERIOD)
         now = time.monotonic()
@@ -35,12 +35,12 @@ async def run(pool: Pool, folder: Path, limit: int) -> None:
 
 
 def used(pid: int, folder: Path) -> int:
-    """Bytes of the files of a folder that a process has open; 0 where there is no such process."""
+    """Return the bytes of the files in `folder` that a process has open; 0 if there is no such process."""
     files, within = f"/proc/{pid}/fd", f"{folder}/"
     total = 0
     with contextlib.suppress(OSError):
         for name in os.listdir(files):
-            # It may be closed meanwhile.
+            # The file may be closed meanwhile.
             with contextlib.suppress(OSError):
                 path = f"{files}/{name}"
                 if os.readlink(path).startswith(within):

@@ -1,10 +1,10 @@
-"""Looks at how much memory each worker has of its own, and ends one that has more than its calls can need.
+"""Ends a worker that has more memory of its own than its calls can need.
 
 Pages of files don't count: all workers share those of compiled functions, and the kernel takes them back when it needs
-them. Anonymous memory that is shared, which would escape this, no worker can have (`allowed`).
-A guest can't have more than its manifest's `memory_pages`; beyond it grow only the host's side of a call, an
-interpreter that recurses without end, and a worker that was taken over. How much a process can map, whatever this
-finds, is `fence.DATA_BYTES`.
+them. Shared anonymous memory, which wouldn't be seen here, is closed to workers (`sandbox.profiles`).
+A guest can't have more than its manifest's `memory_pages`. What can grow beyond is the host's side of a call, an
+interpreter that recurses without end, and a worker that was taken over. `fence.DATA_BYTES` bounds what a process can
+map in any case.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from edge_runtime.dispatch.worker_link import WorkerLink
 log = logging.getLogger("skerry.memory")
 
 PERIOD: Final = 0.05
-"""Seconds between two looks: what a worker can take meanwhile is a few hundred MB."""
+"""Seconds between two looks: a worker can take a few hundred MB in that time."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _WASM_PAGE: Final = 65_536
 
 
 async def run(pool: Pool, besides: int) -> None:
-    """Until cancelled; `besides` are the bytes that a worker may have besides its guest's memory."""
+    """Watch until cancelled. `besides`: bytes that a worker may have besides its guest's memory."""
     while True:
         await asyncio.sleep(PERIOD)
         for link in list(pool.links):
@@ -39,7 +39,7 @@ async def run(pool: Pool, besides: int) -> None:
 
 
 def allowed(link: WorkerLink, besides: int) -> int:
-    """Bytes. The calls behind the first one count too: the worker may be ahead of its answers."""
+    """Return how many bytes a worker may have. All calls that it has count: it may be ahead of its answers."""
     manifests = [job.target.function.manifest for job in link.jobs if isinstance(job, Call)]
     # A plug-in has two memories.
     pages = [manifest.memory_pages * (2 if manifest.abi == "extism" else 1) for manifest in manifests]
@@ -47,7 +47,7 @@ def allowed(link: WorkerLink, besides: int) -> int:
 
 
 def private(pid: int) -> int:
-    """Bytes of resident memory that no file is behind; 0 where there is no such process."""
+    """Return the bytes of a process's resident memory that no file is behind; 0 if there is no such process."""
     with contextlib.suppress(OSError, ValueError):
         descriptor = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -11,9 +11,12 @@ from edge_runtime.ipc import progress_page
 
 
 async def settled(pool: Pool, limit: float) -> None:
-    """Wait for the running calls that a release's transaction has to come after: those that hold the writer lock or
-    wait for it, which have limits of their own, and for `limit` seconds at most those that may write and have sent what
-    can't be sent twice. Calls of functions that may write are held."""
+    """Wait for the running calls that a release's transaction has to come after.
+
+    Those are calls that hold the writer lock or wait for it (they have limits of their own), and, for `limit` seconds
+    at most, calls that may write and have sent an HTTP request that can't be sent twice. New calls of functions that
+    may write must be held.
+    """
     deadline = time.monotonic() + limit
     while True:
         left = deadline - time.monotonic()
@@ -26,17 +29,17 @@ async def settled(pool: Pool, limit: float) -> None:
 
 
 def _sent(link: WorkerLink) -> bool:
-    """Whether a worker's call may write, and sends or has sent what can't be sent twice."""
+    """Tell whether a worker's call may write, and sends or has sent an HTTP request that can't be sent twice."""
     call = link.jobs[0] if link.jobs else None
     if not isinstance(call, Call) or not call.target.writes:
         return False
     seen = link.seen()
-    # The page says so before the worker's request comes here.
+    # The shared page shows it before the worker's frame arrives.
     return call.sent or (seen.request == call.id and seen.state == progress_page.SENT)
 
 
 def _locks(link: WorkerLink) -> bool:
-    """Whether a worker's call holds the writer lock, or waits for it."""
+    """Tell whether a worker's call holds the writer lock, or waits for it."""
     if not link.jobs:
         return False
     seen = link.seen()

@@ -1,4 +1,8 @@
-"""The workers of a pool: born, made fit for the modules that are served and those that come, and replaced."""
+"""Keeps the pool's workers alive: starts them, has them load sets of modules, and replaces those that end.
+
+A set of modules is a release with the code that its functions run on; a serial number names it. Workers have the set
+that is served, and, while a release is coming, the next one too.
+"""
 
 import asyncio
 import logging
@@ -23,26 +27,28 @@ __all__ = ["LoadFailed", "Supervisor"]
 log = logging.getLogger("skerry.crew")
 
 READY_LIMIT: Final = 30.0
+"""Seconds that a new worker has to load what it must."""
 BACKOFF: Final = 0.05
 BACKOFF_CAP: Final = 5.0
+"""Seconds between two attempts to start a worker: the first pause, doubled each time up to the cap."""
 PROVEN: Final = 1.0
-"""Seconds after which a worker that ended is none that dies at its start."""
+"""Seconds after which the end of a worker doesn't count as a death at its start."""
 MISSED_TOLD: Final = 60.0
-"""Seconds between two lines about workers that can't be born."""
+"""Seconds between two log lines about workers that can't be started."""
 LOAD_LIMIT: Final = 180.0
-"""Seconds until the workers have loaded a release's modules; each does between two calls."""
+"""Seconds until all workers must have loaded a release's modules; each loads them between two calls."""
 PATIENCE: Final = 0.25
-"""Seconds that a release waits for a worker in the middle of a call: from then on it loads when that call has ended."""
+"""Seconds that a release waits for a worker in the middle of a call, which then loads when the call has ended."""
 SPARES: Final = 1
-"""Workers beside those that are wanted, with all loaded: a call after a worker's death needn't wait for a birth."""
+"""Workers that are kept ready beside the wanted ones: after a death no call waits until a process is started."""
 LOAD_TRIES: Final = 3
-"""Workers that may end while they load a release's modules; then the modules are to blame."""
+"""After so many workers that ended while they loaded a release's modules, the modules are to blame."""
 
 _decode_loaded: Final = msgspec.json.Decoder(frames.Loaded).decode
 
 
 class Supervisor:
-    """`run` must be running."""
+    """`run` must be running while the others of its methods are used."""
 
     def __init__(self, pool: Pool, processes: ZygoteClient, trials: TrialLoads, hooks: Hooks) -> None:
         self._pool = pool
@@ -52,19 +58,20 @@ class Supervisor:
         self._processes = processes
         self._serial = 0
         self._loads: dict[int, frames.Load] = {}
-        """Sets of modules that workers must have: the one that is served, and the one that comes."""
+        """The sets of modules that workers must have, by serial: the one that is served, and the one that comes."""
         self._failures: dict[int, list[frames.Failure]] = {}
-        """Of the set that comes: the functions that a worker couldn't load."""
+        """By serial, for the set that comes: the functions that a worker couldn't load."""
         self._slots = list(range(progress_page.SLOTS))
+        """Free slots of the shared page."""
         self.trouble = ""
-        """Why workers can't be born; empty where they can, as far as is known."""
+        """Why workers can't be started; empty while they can, as far as is known."""
         self._misses = 0
-        """Births that failed, one after the other."""
+        """Starts that failed, one after the other."""
         self._missed_at = 0.0
         """When that was last logged."""
 
     async def run(self) -> None:
-        """Keep the workers alive until cancelled; then they are ended."""
+        """Keep the workers alive until cancelled, and end them then."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._pool.limits.workers + SPARES):
@@ -81,11 +88,11 @@ class Supervisor:
         *,
         whole: bool = True,
     ) -> int:
-        """Have all workers load a release's modules, beside those that serve; its serial, for `swap` or `forget`.
+        """Have all workers load a release's modules, while they serve others; return the serial for `swap` or `forget`.
 
-        `secrets` and `lacking` are what `frames.Load` says of them.
+        `secrets` and `lacking` are as in `frames.Load`.
 
-        Error: `LoadFailed`, and the workers have forgotten them; with `whole` False functions that can't be loaded
+        Raises: `LoadFailed`, and the workers have forgotten them; with `whole` False functions that can't be loaded
         are left out instead.
         """
         functions = release.functions
@@ -111,10 +118,12 @@ class Supervisor:
         return serial
 
     async def _all_load(self, serial: int, whole: bool) -> None:
-        """Have the workers load a set of modules, one after the other, so that the others serve. Those that are in the
-        middle of a long call do when it has ended."""
+        """Have the workers load a set of modules, one after the other, so that the others serve meanwhile.
+
+        Workers in the middle of a long call load it when the call has ended.
+        """
         crashed = 0
-        # A worker has two sets at most, so those that are behind with the last one come first.
+        # A worker has two sets at most: first wait for those that haven't loaded the last one yet.
         while any(link.usable and link.ordered - link.serials for link in self._pool.links):
             await self._pool.change()
         while True:
@@ -132,18 +141,18 @@ class Supervisor:
             fit = [link for link in self._pool.links if link.usable]
             if any(serial in link.serials for link in fit) and all(serial in link.ordered for link in fit):
                 return
-            # All are in the middle of long calls, or being born.
+            # All workers are in the middle of long calls, or being started.
             await self._pool.change()
 
     async def _patiently(self, link: WorkerLink, order: Order) -> None:
-        """Wait until a worker has done what it was told to, or is seen in the middle of a long call."""
+        """Wait until a worker has carried out its order, or turns out to be in the middle of a long call."""
         while not order.answer.done():
             if link.jobs and isinstance(link.jobs[0], Call) and time.monotonic() - link.since >= PATIENCE:
                 return
             await asyncio.wait([order.answer], timeout=PATIENCE)
 
     def swap(self, serial: int) -> None:
-        """Serve what `load` has loaded from now on, and forget what was served before. Calls stay held if they are."""
+        """Serve what `load` has loaded from now on, and forget what was served before. Held calls stay held."""
         old = self._pool.serial
         self._pool.serve(serial, self._loads[serial].release)
         self.forget(old)
@@ -157,11 +166,11 @@ class Supervisor:
                 link.ordered.discard(serial)
                 link.serials.discard(serial)
                 order = self._order(link, frames.FORGET, frames.Keep(sorted(link.ordered)))
-                # Nobody waits for it: a worker that ended has forgotten it too.
+                # Nobody waits for the answer: a worker that ended has forgotten the set too.
                 order.answer.add_done_callback(lambda answer: answer.exception())
 
     async def _keep(self) -> None:
-        """One worker after the other, the next one at once where the last had shown that workers can live."""
+        """Keep one worker alive: start the next one at once, unless the last one died at its start."""
         failures = unborn = 0
         while True:
             born = time.monotonic()
@@ -176,7 +185,7 @@ class Supervisor:
             if fit or time.monotonic() - born > PROVEN:
                 failures = 0
             elif await _from_outside(link):
-                # No fault of what it starts with: only not in a hot loop, should memory be short.
+                # The worker did nothing wrong: a pause is only there to avoid a hot loop, should memory be short.
                 await asyncio.sleep(BACKOFF)
             else:
                 failures += 1
@@ -185,7 +194,7 @@ class Supervisor:
                 await asyncio.sleep(delay)
 
     def _missed(self, why: str) -> None:
-        """A worker couldn't be born. It is logged when it begins, when the reason changes, and once a minute."""
+        """Log that a worker couldn't be started: the first time, when the reason changes, and once a minute."""
         self._misses += 1
         now = time.monotonic()
         if why != self.trouble or now - self._missed_at > MISSED_TOLD:
@@ -198,7 +207,10 @@ class Supervisor:
         self.trouble, self._misses = "", 0
 
     async def _one(self) -> tuple[WorkerLink, bool]:
-        """One worker from birth to end; whether it ever was fit for calls. Error: `NotBorn`."""
+        """See one worker through from start to end; return it, and whether it was ever fit for calls.
+
+        Raises: NotBorn, when no worker can be started now.
+        """
         slot = self._slots.pop()
         progress_page.clear(self._processes.page, slot)
         Claims(self._processes.page, slot).clear()
@@ -210,7 +222,7 @@ class Supervisor:
             self._pool.links.add(link)
             equipping = asyncio.ensure_future(self._equip(link))
             try:
-                # Not awaited itself: our cancellation would be its, and the link would count as ended.
+                # Not awaited directly: a cancellation of this task would cancel the future, as if the worker had ended.
                 await asyncio.wait([link.ended])
                 self._fill()
             finally:
@@ -219,14 +231,14 @@ class Supervisor:
         finally:
             self._slots.append(slot)
             if link is not None and link.ended.done():
-                # `pool.lost` has read the slot; the pidfd stays until the zygote has said how the worker ended.
+                # The slot has been read; the pidfd stays open until the zygote has said how the worker ended.
                 link.child.exited.add_done_callback(lambda _: link.child.close())
             elif link is not None:
                 self._pool.links.discard(link)
                 link.close()
 
     async def _equip(self, link: WorkerLink) -> bool:
-        """Make a new worker fit for calls; whether it is."""
+        """Make a new worker fit for calls; return whether it is."""
         try:
             async with asyncio.timeout(READY_LIMIT):
                 await link.ready
@@ -243,7 +255,7 @@ class Supervisor:
         return True
 
     def _fill(self) -> None:
-        """Have spare workers take the places of those that are lost, or weren't born yet."""
+        """Have spare workers take the places of workers that are lost, or aren't there yet."""
         pool = self._pool
         fit = [link for link in pool.links if link.usable]
         spares = [link for link in fit if link.spare]
@@ -254,14 +266,14 @@ class Supervisor:
         pool.changed()
 
     def _load(self, link: WorkerLink, serial: int) -> Order:
-        """Have a worker load a set of modules, after the calls that it has."""
+        """Order a worker to load a set of modules, after the calls that it has."""
         link.ordered.add(serial)
         order = self._order(link, frames.RELEASE, self._loads[serial])
         order.answer.add_done_callback(lambda answer: self._loaded(link, serial, answer))
         return order
 
     def _loaded(self, link: WorkerLink, serial: int, answer: asyncio.Future[frames.Frame]) -> None:
-        """A worker has loaded a set of modules, or has ended."""
+        """Note that a worker has loaded a set of modules, or has ended."""
         if not answer.cancelled() and answer.exception() is None:
             if serial in link.ordered:
                 link.serials.add(serial)
@@ -280,7 +292,8 @@ class Supervisor:
 
 
 async def _from_outside(link: WorkerLink) -> bool:
-    """Whether a worker was killed by somebody else than itself or the front: a person, the kernel, with its zygote."""
+    """Tell whether a worker was killed neither by itself nor by the front, but by a person, the kernel or its zygote's
+    end."""
     if link.killed:
         return False
     status = await link.child.exited

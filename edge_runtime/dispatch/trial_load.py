@@ -1,5 +1,7 @@
-"""Functions are loaded once in a child of their own, before a release that has them is committed: what can't be loaded,
-or needs more memory than a worker has for it, is refused while nothing has changed yet."""
+"""Trial loads: before a release is committed, a child process loads each of its new functions once.
+
+A function that can't be loaded, or needs more memory than a worker has for it, is so refused while nothing has changed.
+"""
 
 import contextlib
 import hashlib
@@ -16,7 +18,7 @@ from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
 LIMIT: Final = 120.0
 """Seconds for all functions together."""
 TRIES: Final = 3
-"""Children that may end before the function is to blame that the last one loaded."""
+"""After so many children that died, the function that the last one was loading is to blame."""
 
 _decode_tried: Final = msgspec.json.Decoder(frames.Tried).decode
 
@@ -31,6 +33,7 @@ class TrialLoads:
         self._processes = processes
         self._code_memory = code_memory
         self._passed: set[tuple[str, ...]] = set()
+        """Keys of the functions that passed the last trial."""
 
     async def hold(
         self,
@@ -38,7 +41,10 @@ class TrialLoads:
         served: Iterable[LocalFunction],
         secrets: Mapping[str, dict[str, str]],
     ) -> None:
-        """Try those of the functions that aren't served already. Error: LoadFailed."""
+        """Try the functions that aren't served already and didn't pass the last trial.
+
+        Raises: LoadFailed, when one of them can't be loaded.
+        """
         known = self._passed | {_key(f, secrets) for f in served}
         new = [f for f in functions if f.code[0] and _key(f, secrets) not in known]
         died = 0
@@ -59,7 +65,10 @@ class TrialLoads:
         self._passed = {_key(f, secrets) for f in functions}
 
     async def _child(self, new: list[LocalFunction], secrets: Mapping[str, dict[str, str]]) -> None:
-        """Try functions, and take those out of the list that passed. Errors: NotBorn, ChildGone, TimeoutError."""
+        """Try functions in one child, and take those that passed out of the list.
+
+        Raises: NotBorn; ChildGone; TimeoutError; LoadFailed, when a function can't be loaded.
+        """
         child = await self._processes.birth("compiler")
         with contextlib.closing(child):
             asked = frames.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
@@ -85,6 +94,6 @@ class TrialLoads:
 
 
 def _key(function: LocalFunction, secrets: Mapping[str, dict[str, str]]) -> tuple[str, ...]:
-    """What decides whether a function can be loaded."""
+    """Return all that decides whether a function can be loaded: functions with equal keys load alike."""
     values = hashlib.sha256(frames.encode_json(secrets.get(function.name, {}))).hexdigest()
     return (function.name, function.code[1], function.manifest_digest, values)

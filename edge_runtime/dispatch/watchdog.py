@@ -29,15 +29,15 @@ TICK: Final = 0.005
 LONG: Final = 0.004
 """Seconds after which a call isn't short any more, and those behind it are taken back. No time limit is below it."""
 ORDER_LIMIT: Final = 60.0
-"""Seconds that a worker may take for an order of the front's."""
+"""Seconds that a worker may take for an order of the front."""
 GRACE: Final = 1.0
-"""Seconds beyond its time limit for a call that its worker hasn't even started."""
+"""Seconds beyond its time limit for a call that its worker hasn't started yet."""
 COMMIT_LIMIT: Final = 5.0
-"""Seconds that a commit may take beyond the call's own limit: they are the disk's, not the guest's."""
+"""Seconds that a COMMIT may take beyond the call's own limit: the disk's time, not the guest's."""
 CALLED_LOAD_LIMIT: Final = 30.0
-"""Seconds that a worker may take to load a function that is called: none of them are the call's."""
+"""Seconds that a worker may take to load a function when it is called; they don't count as the call's time."""
 ABANDONED: Final = 0.05
-"""Seconds that a call may run, once its client has gone and others wait: ending a worker costs the others as much."""
+"""Seconds that a call may run on when its client has gone and others wait: ending a worker costs about as much."""
 
 
 class Watchdog:
@@ -48,11 +48,11 @@ class Watchdog:
         pool.watch = self.soon
         self._pauses = Pauses()
         self._due = 0.0
-        """When the timer is to ring."""
+        """When the timer is due."""
         self._timer: asyncio.TimerHandle | None = None
 
     def soon(self) -> None:
-        """There is something to look at."""
+        """Look soon: there is something with a time limit."""
         if self._timer is None:
             self._due = time.monotonic() + TICK
             self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
@@ -90,7 +90,7 @@ class Watchdog:
             self.soon()
 
     def _resumed(self, pause: float) -> None:
-        """The front didn't run for so many seconds: what waits has them more."""
+        """Give waiting calls the time back in which the front didn't run, in seconds."""
         log.warning("this process didn't run for %.1f s: limits of calls don't count that time", pause)
         for queue in self._pool.queues.turns:
             for call in queue.calls:
@@ -125,10 +125,11 @@ def overdue(
     limits: PoolLimits,
     pauses: Pauses,
 ) -> str:
-    """Why the worker must be ended whose first call is `call`, first since `since`; empty where it may go on.
+    """Return why a worker must be ended, or an empty string if its first job, `call`, may go on.
 
-    Waiting for the writer lock is not counted as running: it has its own limit. `now` is the monotonic clock's. Of no
-    limit counts when the front didn't run.
+    `since` is when the call became the first, `others_wait` whether other calls need the worker; times are seconds of
+    the monotonic clock. Waiting for the writer lock doesn't count as running, and has a limit of its own. The time in
+    which the front didn't run (`pauses`) counts for no limit.
     """
     limit = call.target.limit
     if seen.request != call.id:

@@ -30,7 +30,7 @@ _AGAIN: Final = 0.02
 _AT_ONCE: Final = 16
 """Pieces of what waits to be sent that one system call is given."""
 _FRAME_LIMIT: Final = 128 * 1024 * 1024
-"""Bytes: more than any answer may have. A worker that announces more was taken over."""
+"""Bytes, more than any answer has. A worker that announces a longer frame was taken over."""
 _MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED, frames.DAMAGED))
 """Kinds of frames about a call that goes on."""
 
@@ -303,7 +303,7 @@ class WorkerLink:
         self._loop.add_writer(self._fileno, self._writable)
 
     def _writable(self) -> None:
-        # As much as the socket takes, and not what the worker makes room for meanwhile: others wait for the loop.
+        # One write, and no more even if the worker makes room meanwhile: others wait for the loop.
         out = self._out
         try:
             sent = self._sock.sendmsg(list(itertools.islice(out, _AT_ONCE)))
@@ -340,7 +340,7 @@ class WorkerLink:
             return
         if large is None:
             self._have += got
-            # Each answer makes room for a call: one system call, and one waking of the worker, for all of them.
+            # Each answer makes room for another call: all go out in one system call, which wakes the worker once.
             held: list[bytes] = []
             self._held = held
             try:
@@ -357,12 +357,12 @@ class WorkerLink:
             _, request, kind, head = frames.HEADER.unpack_from(large)
             split = frames.HEADER_BYTES + head
             view = memoryview(large)
-            # A large body isn't copied again; what else is as large is rare.
+            # The body of an answer isn't copied again; other large frames are rare.
             body = view[split:] if kind >= frames.FIRST_STATUS else bytes(view[split:])
             self.receive(request, kind, bytes(view[frames.HEADER_BYTES : split]), body)
 
     def _frames(self) -> None:
-        """Hand over the whole frames that the buffer has, and keep the rest."""
+        """Handle the whole frames in the buffer, and keep the rest."""
         data, view, have, at = self._in, self._view, self._have, 0
         while have - at >= frames.HEADER_BYTES:
             length, request, kind, head = frames.HEADER.unpack_from(data, at)

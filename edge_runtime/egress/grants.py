@@ -1,4 +1,4 @@
-"""Which HTTP requests a function may have the node make: what it asked for, read strictly, and its grant. Pure."""
+"""Decides which HTTP requests a function may have the node make: reads strictly what it asked for. Pure."""
 
 import ipaddress
 import re
@@ -14,7 +14,7 @@ from edge_runtime.ipc.http_messages import NotFetched
 URL_LIMIT: Final = 8_192
 HEADERS_LIMIT: Final = 128
 HEADER_BYTES_LIMIT: Final = 32_768
-"""Of a request's header names and values together."""
+"""Bytes of a request's header names and values together."""
 HEAD_LIMIT: Final = 262_144
 """Bytes of a request's head; one within the limits above has less."""
 PORTS: Final = {"https": 443, "http": 80}
@@ -24,11 +24,11 @@ _AUTHORITY: Final = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])
 _TARGET: Final = re.compile(r"[!-~]*")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
-"""UTF-8 is what goes out of it."""
+"""A header's value; it is sent as UTF-8."""
 
 
 class Outgoing(NamedTuple):
-    """A request that the grant allows."""
+    """A request that a grant allows."""
 
     method: str
     scheme: str
@@ -40,11 +40,11 @@ class Outgoing(NamedTuple):
     headers: list[tuple[str, str]]
     body: bytes
     lasting: bool
-    """The grant names this very host: a connection to it is worth keeping."""
+    """The grant names this very host, so a connection to it is worth keeping."""
 
 
 def read(request: bytes, grant: wire.HttpGrant) -> Outgoing:
-    """What a function asked for by this parcel, if it may. Error: NotFetched."""
+    """Return the request in a function's parcel. Raises: NotFetched, when the grant or HTTP doesn't allow it."""
     head, data = http_messages.unpack(request)
     if len(head) > HEAD_LIMIT:
         raise _invalid(f"The request's URL and headers have {len(head)} bytes as JSON; {HEAD_LIMIT} are allowed.")
@@ -75,7 +75,7 @@ def read(request: bytes, grant: wire.HttpGrant) -> Outgoing:
 
 
 def granted(hosts: Iterable[str], scheme: str, host: str, port: int) -> str | None:
-    """The pattern of a grant that allows this host, which is in lower case or an address; None where none does."""
+    """Return the pattern of a grant that allows this host (in lower case, or an address); None if none does."""
     names = [_bracketed(host)]
     if ":" not in host and not _is_address(host):
         labels = host.split(".")
@@ -91,7 +91,7 @@ def _invalid(message: str) -> NotFetched:
 
 
 def _url(url: str) -> tuple[str, str, int, str]:
-    """Scheme, host, port and target of a URL. What another reader might understand otherwise is refused."""
+    """Return scheme, host, port and target of a URL; refuse what another reader might understand otherwise."""
     if len(url) > URL_LIMIT:
         raise _invalid(f"The URL has {len(url)} characters; {URL_LIMIT} are allowed.")
     found = _URL.fullmatch(url)
@@ -116,13 +116,13 @@ def _url(url: str) -> tuple[str, str, int, str]:
     if target[:1] in ("", "?"):
         target = "/" + target
     elif target[0] != "/":
-        # A backslash, which some take for a slash.
+        # A backslash comes first, which some readers take for a slash.
         raise _invalid("The URL's host is no name in ASCII and no address.")
     return scheme, host, port, target
 
 
 def _headers(given: Sequence[tuple[str, str]], host: str, port: int, scheme: str, length: int) -> list[tuple[str, str]]:
-    """The headers to send: those that were given, but for the ones that the node writes itself."""
+    """Return the headers to send: the given ones without those that the node writes itself."""
     if len(given) > HEADERS_LIMIT or sum(len((name + value).encode()) for name, value in given) > HEADER_BYTES_LIMIT:
         raise _invalid(f"A request may have {HEADERS_LIMIT} headers of {HEADER_BYTES_LIMIT} bytes together.")
     own_host = {f"{_bracketed(host)}:{port}"} | ({_bracketed(host)} if port == PORTS[scheme] else set())

@@ -1,8 +1,8 @@
 """The HTTP requests that the front makes for functions: workers have no network.
 
-What may be asked for is `grants`' to say; here a name must also lead to an address that a function may reach. The
-address that was looked at is the one that is connected to, so a name that changes (DNS rebinding) gains nothing. No
-redirect is followed, no proxy used, no cookie kept, and nothing of the node's own goes along.
+`grants` decides what may be asked for; here a name must also lead to an address that a function may reach. The address
+that was checked is the one that is connected to, so a name that changes (DNS rebinding) gains nothing. No redirect is
+followed, no proxy used, no cookie kept, and nothing of the node's own is sent along.
 """
 
 import asyncio
@@ -26,11 +26,12 @@ from edge_runtime.ipc import http_messages
 from edge_runtime.ipc.http_messages import NotFetched
 
 KEEP_ALIVE: Final = 15.0
+"""Seconds that an idle connection is kept."""
 LOOKUPS: Final = 32
-"""Threads that wait for name servers: of their own, so that a slow server holds up nothing else of the node's."""
+"""Threads that wait for name servers alone, so that a slow one holds up nothing else of the node."""
 HEADERS_LIMIT: Final = 256
 HEADER_BYTES_LIMIT: Final = 65_536
-"""Of an answer's header names and values together."""
+"""Bytes of an answer's header names and values together."""
 _PIECE: Final = 65_536
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -38,14 +39,14 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class AddressRefused(OSError):
-    """A name leads to addresses alone that no function may reach by a name."""
+    """A name leads only to addresses that no function may reach by a name."""
 
 
 def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
-    """Whether a function that was granted the name `host` may be led to `address` by it. Pure.
+    """Tell whether a function with a grant for the name `host` may be led to `address` by it. Pure.
 
-    Public addresses, and those of `networks`, which the node's operator has named; `localhost` leads to loopback.
-    Others a manifest can only name as addresses.
+    Names may lead to public addresses and to those of `networks`, which the node's operator has named; `localhost`
+    leads to loopback. Other addresses must be named in the manifest as addresses.
     """
     if host == "localhost":
         return address.is_loopback
@@ -56,26 +57,26 @@ def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
 
 
 def is_own(address: Address) -> bool:
-    """Whether the address is one of this machine's. Nothing is sent."""
+    """Tell whether the address is one of this machine's. Nothing is sent."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((str(address), 9))
             return ipaddress.ip_address(str(probe.getsockname()[0])) == address
     except OSError:
-        # There is no way to it.
+        # There is no route to the address.
         return False
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientResponseError):
-        # Its own words have the whole URL, and what the server sent: a secret may be in either, and this may be logged.
+        # aiohttp's own message has the URL and what the server sent: either may hold a secret, and this is logged.
         return f"the answer isn't HTTP as it must be ({error.message.partition(':')[0]})"
     return str(error) or type(error).__name__
 
 
 class Resolver(AbstractResolver):
-    """Looks names up, and leaves out what a function may not reach."""
+    """Looks up names, and leaves out the addresses that a function may not reach."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = networks
@@ -84,12 +85,12 @@ class Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Error: AddressRefused; OSError where the name has no address."""
+        """Raises: AddressRefused; OSError where the name has no address."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._look_up, host, port, family)
 
     def _look_up(self, host: str, port: int, family: int) -> list[ResolveResult]:
-        # Without a network there is loopback all the same, which AI_ADDRCONFIG doesn't count.
+        # A machine without a network still has loopback, which AI_ADDRCONFIG doesn't count.
         flags = 0 if host == "localhost" else socket.AI_ADDRCONFIG
         found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
         allowed: list[ResolveResult] = []
@@ -115,8 +116,10 @@ class Resolver(AbstractResolver):
 
 
 class HttpClient:
-    """An open session, as an asynchronous context manager. A worker asks for one request at a time, so there are
-    never more than workers."""
+    """An HTTP client, open as an asynchronous context manager.
+
+    A worker asks for one request at a time, so there are never more requests than workers.
+    """
 
     def __init__(self, networks: Sequence[Network] = (), tls: ssl.SSLContext | None = None) -> None:
         """Names may lead to `networks` besides public addresses. Without `tls` the system's CAs are trusted."""
@@ -151,8 +154,10 @@ class HttpClient:
     async def fetch(
         self, grant: wire.HttpGrant | None, request: bytes, sending: Callable[[], None] | None = None
     ) -> bytes:
-        """Make the request of a parcel; the answer's parcel. `sending` is called before one that can't be sent twice.
-        Error: NotFetched."""
+        """Make the request of a parcel, and return the answer's parcel.
+
+        `sending` is called before a request that can't be sent twice. Raises: NotFetched, when there is no answer.
+        """
         if grant is None:
             raise NotFetched("not_granted", "This function's manifest grants it no HTTP: set `http`.", "http_host")
         asked = grants.read(request, grant)
@@ -202,6 +207,6 @@ class HttpClient:
                     text = f"The answer is larger than {limit} bytes (the manifest's `http.response_bytes`)."
                     raise NotFetched("http_too_large", text)
             if not asked.lasting:
-                # Of hosts without number, connections without number would be kept.
+                # A pattern may match any number of hosts: their connections aren't kept.
                 answered.close()
             return http_messages.answer(answered.status, answered.raw_headers, body)

@@ -1,4 +1,4 @@
-"""The HTTP requests under way for running calls: begun when a worker asks, given up when its call ends with it."""
+"""The HTTP requests under way for running calls: begun when a worker asks, given up when the worker ends."""
 
 import asyncio
 import logging
@@ -13,16 +13,16 @@ log = logging.getLogger("skerry.egress")
 
 
 class RequestsInFlight:
-    """Requests are made while `run` runs."""
+    """Makes requests while `run` is running."""
 
     def __init__(self, egress: HttpClient) -> None:
         self._egress = egress
         self._group: asyncio.TaskGroup | None = None
         self._waiting: set[WorkerLink] = set()
-        """The workers that wait for an answer."""
+        """The workers that wait for an answer, each for one."""
 
     async def run(self) -> None:
-        """Until cancelled; requests that are under way then are given up."""
+        """Serve until cancelled; requests that are under way then are given up."""
         async with self._egress, asyncio.TaskGroup() as group:
             self._group = group
             try:
@@ -31,9 +31,9 @@ class RequestsInFlight:
                 self._group = None
 
     def begin(self, link: WorkerLink, call: Call, request: bytes) -> None:
-        """Make a request for the guest of a running call, in its time. It never raises."""
+        """Begin an HTTP request for a running call; its answer is sent to the worker later. Never raises."""
         if self._group is None or link in self._waiting:
-            # A worker of ours asks for one at a time.
+            # An honest worker asks for one request at a time.
             why = "The node is being stopped." if self._group is None else "The last request isn't answered yet."
             link.send(call.id, frames.HTTP_ANSWER, b"", _refused("http_failed", why))
             return
@@ -47,7 +47,7 @@ class RequestsInFlight:
             link.ended.remove_done_callback(give_up)
             self._waiting.discard(link)
 
-        # A worker that waits for HTTP does nothing else: its call can only end before the answer if the worker does.
+        # A worker does nothing else while it waits: its call can end before the answer only if the worker ends.
         link.ended.add_done_callback(give_up)
         task.add_done_callback(ended)
 
@@ -62,7 +62,7 @@ class RequestsInFlight:
         except Exception:
             log.exception("a request of %s failed in a way that nobody foresaw", target.function.name)
             told = _refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
-        # Before the answer goes: the next request may come before this task's end is known.
+        # Before the answer is sent: the next request may come before this task's end is known.
         self._waiting.discard(link)
         if not link.ended.done():
             link.send(id, frames.HTTP_ANSWER, b"", told)

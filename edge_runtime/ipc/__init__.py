@@ -1,1 +1,5 @@
-"""What the front and its children say to each other, and how children are started. Start with frames."""
+"""What the front and its children say to each other, and how children are started.
+
+May import the modules at the top of `edge_runtime` alone. Start with `frames` (the messages), then `zygote_client` (the
+front's side of a child's life) and `progress_page` (the shared memory in which workers say how far a call has come).
+"""

@@ -312,7 +312,7 @@ class Reader:
 
     def answer(self, request: int, kind: int) -> bytes:
         """The raw bytes of the answer to something that this side asked for; other frames that come meanwhile are
-        kept for `next`. Error: ChildGone where the other side closes."""
+        kept for `next`. Raises: ChildGone where the other side closes."""
         while (frame := self._read()) is not None:
             if frame.kind == kind and frame.request == request:
                 return frame.body
@@ -320,7 +320,7 @@ class Reader:
         raise ChildGone("the front closed the socket before it had answered")
 
     def next(self) -> Frame | None:
-        """The next frame, or None where the other side has closed. Error: ChildGone in the middle of a frame."""
+        """The next frame, or None where the other side has closed. Raises: ChildGone in the middle of a frame."""
         return self._kept.popleft() if self._kept else self._read()
 
     def _read(self) -> Frame | None:

@@ -73,7 +73,7 @@ class Child:
     async def ask(self, kind: int, value: Any, limit: float | None) -> frames.Frame:
         """Send a frame and wait for the answer, for a child that does one thing at a time. Not for the pool's workers.
 
-        Errors: `frames.ChildGone`; TimeoutError after `limit` seconds, where there is a limit.
+        Raises: `frames.ChildGone`; TimeoutError after `limit` seconds, where there is a limit.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(limit):
@@ -84,7 +84,7 @@ class Child:
                 raise frames.ChildGone(str(error)) from None
 
     async def answer(self, limit: float | None = None) -> frames.Frame:
-        """The next frame. Errors: `frames.ChildGone`; TimeoutError after `limit` seconds."""
+        """The next frame. Raises: `frames.ChildGone`; TimeoutError after `limit` seconds."""
         async with asyncio.timeout(limit):
             return await self._frame()
 
@@ -141,7 +141,7 @@ class ZygoteClient:
         return progress_page.read(self.page, slot)
 
     async def run(self) -> None:
-        """Keep a zygote alive until cancelled. Error: `MachineUnfit`, where the first one is."""
+        """Keep a zygote alive until cancelled. Raises: `MachineUnfit`, when the first one is."""
         failures = 0
         try:
             while True:
@@ -165,7 +165,7 @@ class ZygoteClient:
         background: bool = False,
         patience: float = PATIENCE,
     ) -> Child:
-        """A new child; where there can be none now, it is tried again for `patience` seconds. Error: `NotBorn`."""
+        """A new child; where there can be none now, it is tried again for `patience` seconds. Raises: `NotBorn`."""
         end = time.monotonic() + patience
         delay = BACKOFF
         while True:
@@ -178,7 +178,7 @@ class ZygoteClient:
             delay = min(2 * delay, BACKOFF_CAP)
 
     async def _birth(self, kind: ChildKind, slot: int, background: bool) -> Child:
-        """Ask the zygote once. Error: `NotBorn`."""
+        """Ask the zygote once. Raises: `NotBorn`."""
         await self._up.wait()
         assert self._control is not None  # noqa: S101
         try:

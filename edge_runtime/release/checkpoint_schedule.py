@@ -143,7 +143,7 @@ class CheckpointSchedule:
             self._needed.set()
 
     async def _settle(self) -> None:
-        """Errors: ChildGone, NotBorn, TimeoutError, _Failed."""
+        """Raises: ChildGone, NotBorn, TimeoutError, _Failed."""
         child = await self._new()
         with contextlib.closing(child):
             reply = await child.ask(frames.SETTLE, None, None)
@@ -256,7 +256,7 @@ class CheckpointSchedule:
         log.info("checkpoints of the database are made again")
 
     async def _begin_anew(self) -> None:
-        """Move the log into the database file, until it can begin anew. Errors: ChildGone, NotBorn, TimeoutError,
+        """Move the log into the database file, until it can begin anew. Raises: ChildGone, NotBorn, TimeoutError,
         _Failed."""
         pause = PERIOD
         while self._due:

@@ -47,7 +47,7 @@ class CompileJobs:
         self._jobs: dict[tuple[str, int], _Job] = {}
 
     async def make(self, sha256: str, level: int, *, background: bool) -> AotFile:
-        """Compile an artifact. Error: SyncFailed."""
+        """Compile an artifact. Raises: SyncFailed."""
         name = sha256, level
         job = self._jobs.get(name)
         if job is None:
@@ -81,7 +81,7 @@ class CompileJobs:
             log.warning("artifact %s: %s", name[0], error)
 
     async def _run(self, job: _Job, sha256: str, level: int) -> AotFile:
-        """Error: SyncFailed."""
+        """Raises: SyncFailed."""
         async with contextlib.nullcontext() if job.background else self._turns:
             job.started = True
             for attempt in range(1, TRIES + 1):
@@ -98,7 +98,7 @@ class CompileJobs:
         raise AssertionError
 
     async def _child(self, sha256: str, level: int, background: bool) -> AotFile:
-        """Errors: NotBorn, ChildGone, SyncFailed."""
+        """Raises: NotBorn, ChildGone, SyncFailed."""
         try:
             work = await asyncio.to_thread(make_work_folder, self._folder)
         except OSError as error:

@@ -56,7 +56,7 @@ class Compiler:
 
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
         """The same functions with what to start on. Those whose names are in `compiled`, which serve compiled code now,
-        wait for theirs; the others only for a moment. Error: `SyncFailed`."""
+        wait for theirs; the others only for a moment. Raises: `SyncFailed`."""
         return await self._start(planned, {f.sha256 for f in planned if f.name in compiled}, lenient=False)
 
     async def available(self, stored: list[LocalFunction]) -> list[LocalFunction]:
@@ -64,7 +64,7 @@ class Compiler:
         return await self._start(stored, frozenset(), lenient=True)
 
     async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:
-        """Compile one artifact in a child, or find what was compiled before. Error: `SyncFailed`."""
+        """Compile one artifact in a child, or find what was compiled before. Raises: `SyncFailed`."""
         found = await self._find(sha256, level)
         if found is None:
             try:
@@ -162,7 +162,7 @@ class Compiler:
 
     async def _quickly(self, sha256: str, deadline: float, patient: bool, lenient: bool) -> AotFile | Path:
         """What a function starts on: the artifact itself, where compiling it takes longer and it isn't too large for
-        the interpreter. Error: SyncFailed."""
+        the interpreter. Raises: SyncFailed."""
         path = self._artifacts / f"{sha256}.wasm"
         too_large = memory_estimate(path, compiled=False) > self._code_memory
         if patient or (too_large and not lenient):
@@ -180,7 +180,7 @@ class Compiler:
         return path
 
     async def _whole(self, sha256: str) -> Path:
-        """The artifact's path. Error: SyncFailed, where it isn't whole."""
+        """The artifact's path. Raises: SyncFailed, when it isn't whole."""
         path = self._artifacts / f"{sha256}.wasm"
         try:
             await asyncio.to_thread(verify, path, sha256)
@@ -191,7 +191,7 @@ class Compiler:
 
     async def _mend(self, sha256: str) -> AotFile | Path | None:
         """Remove the damaged AOT files of an artifact; what to run meanwhile, None where the artifact is lost too.
-        Error: SyncFailed, where it is too large for the interpreter and can't be compiled now."""
+        Raises: SyncFailed, when it is too large for the interpreter and can't be compiled now."""
         for level in (QUICK, BEST):
             self._known.pop((sha256, level), None)
         if await asyncio.to_thread(discard_damaged, self._folder, sha256):

@@ -50,7 +50,7 @@ class IntegrityCheck:
                 await asyncio.sleep(PERIOD)
 
     async def check(self) -> None:
-        """Check all files once. Errors: NotBorn, ChildGone, TimeoutError."""
+        """Check all files once. Raises: NotBorn, ChildGone, TimeoutError."""
         release = self._runtime.release
         artifacts, compiled = {}, {}
         for function in release.functions if release is not None else []:

@@ -106,7 +106,7 @@ class ReleaseManager:
 
     async def boot(self) -> None:
         """Serve the release that the libsql file holds, without any network; none, and calls wait, where it isn't the
-        one that was committed. Error: `stored_release.DatabaseUnfit`."""
+        one that was committed. Raises: `stored_release.DatabaseUnfit`."""
         async with self._one:
             stored = await stored_release.stored(self._processes)
             self._look_at_secrets()
@@ -179,7 +179,7 @@ class ReleaseManager:
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release; `functions` are all of it, with AOT files. What the node then runs.
 
-        Error: SyncFailed, and the old release serves on.
+        Raises: SyncFailed, and the old release serves on.
         """
         async with self._one:
             schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
@@ -307,7 +307,7 @@ class ReleaseManager:
         return inventory
 
     async def _announce(self, stored: frames.Stored) -> None:
-        """Have the witness know what the libsql file will hold. Error: SyncFailed."""
+        """Have the witness know what the libsql file will hold. Raises: SyncFailed."""
         try:
             await asyncio.to_thread(self._tamper_check.announce, self._stored, stored)
         except OSError as error:
@@ -365,7 +365,7 @@ class ReleaseManager:
                 await asyncio.sleep(BOOT_PAUSE)
 
     async def _serve(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
-        """Serve these modules of the release that the file holds. Error: LoadFailed, where one serves already."""
+        """Serve these modules of the release that the file holds. Raises: LoadFailed, when one serves already."""
         assert stored.release is not None  # noqa: S101
         release = msgspec.structs.replace(stored.release, functions=functions)
         # A node that starts serves what it can; one that serves keeps what it has rather than lose a function.
@@ -373,7 +373,7 @@ class ReleaseManager:
         self._stored = frames.Stored(release, stored.inventory, stored.durable)
 
     async def _load(self, release: LocalRelease, *, whole: bool = True) -> int:
-        """Have the workers load a release, with the secrets as the file has them now. Error: LoadFailed."""
+        """Have the workers load a release, with the secrets as the file has them now. Raises: LoadFailed."""
         functions = release.functions
         secrets, lacking = self._secrets.of(functions), self._secrets.lacking(functions)
         return await self._supervisor.load(release, secrets, lacking, whole=whole)

@@ -32,7 +32,7 @@ class SecretsUnfit(Exception):
 
 
 def parse(text: bytes, where: str) -> Values:
-    """The content of a file. Error: SecretsUnfit."""
+    """The content of a file. Raises: SecretsUnfit."""
     try:
         tables = tomllib.loads(text.decode())
     except UnicodeDecodeError:
@@ -54,7 +54,7 @@ def parse(text: bytes, where: str) -> Values:
 
 
 def read(path: Path) -> Values:
-    """The values of a file that its owner alone can read. Errors: SecretsUnfit; FileNotFoundError."""
+    """The values of a file that its owner alone can read. Raises: SecretsUnfit; FileNotFoundError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -24,7 +24,7 @@ class DatabaseUnfit(Exception):
 
 
 async def stored(processes: ZygoteClient) -> frames.Stored:
-    """What the libsql file says. Error: DatabaseUnfit."""
+    """What the libsql file says. Raises: DatabaseUnfit."""
     why, tries = "", 0
     while tries < TRIES:
         try:

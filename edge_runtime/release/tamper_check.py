@@ -87,7 +87,7 @@ class TamperCheck:
 
     def announce(self, now: Stored, following: Stored) -> None:
         """Before a COMMIT: the libsql file holds `now`, and may come to hold `following`. On disk when it returns.
-        Error: OSError."""
+        Raises: OSError."""
         self._keep(Kept(digest(now), digest(following)))
 
     def settle(self, stored: Stored) -> None:

@@ -206,7 +206,7 @@ class Agent:
         return answer, loop.time() - started
 
     async def _ask(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
-        """Control's answer. Error: `Less`, where the node finds meanwhile that it has less than the poll says."""
+        """Control's answer. Raises: `Less`, when the node finds meanwhile that it has less than the poll says."""
         asking = asyncio.ensure_future(self._client.poll(poll))
         finding = asyncio.ensure_future(self._runtime.less.wait())
         try:

@@ -60,8 +60,10 @@ class Outbox:
         return found
 
     def clear(self, sync_id: str) -> None:
-        """Forget the report of a sync: control has it, or will never take it. Error: OSError, and it is forgotten until
-        the next start."""
+        """Delete the stored report of a sync, once control has accepted it or refused it for good.
+
+        Raises: OSError; the report is then ignored until the next start.
+        """
         self._told = sync_id
         self.waits = False
         if self._file.exists():

@@ -1,1 +1,5 @@
-"""Local HTTP: bytes to requests, and answers back. May import dispatch, ipc. Start with connection."""
+"""The node's local HTTP: bytes become requests, and outcomes become answers.
+
+May import `dispatch`, `ipc` and the modules at the top of `edge_runtime`. Start with `connection`; `parser` reads
+requests, `app` says what is asked for and by whom, `routes` which function has a path, `server` holds all together.
+"""

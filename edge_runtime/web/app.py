@@ -1,4 +1,4 @@
-"""What a node's local HTTP answers: functions, and the runtime's own pages under /_skerry/."""
+"""What a node's local HTTP serves: functions, and the node's own pages below /_skerry/."""
 
 import hmac
 import logging
@@ -26,20 +26,21 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
 class App:
-    """`status` makes the document of /_skerry/status, `metrics` the text of /_skerry/metrics."""
+    """Decides who may ask, which function a request is for, and hands it to the pool as a call."""
 
     def __init__(
         self, settings: Settings, pool: Pool, status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
     ) -> None:
+        """`status` makes the document of /_skerry/status, `metrics` the text of /_skerry/metrics."""
         self._body_limit = settings.body_limit
         self._pool = pool
         self.submit = pool.submit
-        """Takes each call. Who would see them puts another in its place, which hands them on."""
+        """Takes each call. `skerry-edge dev` replaces it by a function that watches the call and calls this one."""
         self._release: LocalRelease | None = None
-        """Whose routes are in the table."""
+        """The release whose routes are in the table."""
         self._table = Table({})
         self._pages: dict[bytes, tuple[bytes, Callable[[], bytes]]] = {
-            # For a supervisor, which has no token: it says nothing but that the front runs.
+            # For process supervisors, which have no token: the page says only that the front runs.
             HEALTH: (b"text/plain; charset=utf-8", lambda: b"ok\n"),
             b"/_skerry/status": (b"application/json", lambda: orjson.dumps(status(), option=orjson.OPT_INDENT_2)),
             b"/_skerry/metrics": (b"text/plain; version=0.0.4; charset=utf-8", metrics),
@@ -49,7 +50,7 @@ class App:
         self._hosts = frozenset(name.lower().encode() for name in (*_LOOPBACK, own, *settings.hosts))
 
     def resolve(self, method: str, path: bytes) -> Match | Refusal:
-        """Which function a request is for."""
+        """Return the function that a request is for, or why there is none."""
         if path.startswith(FUNCTIONS):
             end = path.find(b"/", len(FUNCTIONS))
             script, rest = (path, b"") if end < 0 else (path[:end], path[end:])
@@ -71,7 +72,7 @@ class App:
         return refused("path_unknown", text)
 
     def admit(self, asked: Exchange) -> Refusal | None:
-        """A request's head has come. What is wrong with it?"""
+        """Return why a request whose head has come is refused; None if it isn't."""
         path = asked.path
         if path.startswith(OWN):
             if path not in self._pages:
@@ -94,7 +95,7 @@ class App:
         return None
 
     def run(self, asked: Exchange, connection: Connection) -> None:
-        """A request is whole, and it is its turn."""
+        """Answer a whole request whose turn it is."""
         found: Match | None = asked.target
         if found is None:
             self._page(asked.path, connection)
@@ -116,7 +117,7 @@ class App:
         self.submit(asked.call)
 
     def leave(self, asked: Exchange) -> None:
-        """The client of a request that is run has gone."""
+        """Note that the client of a running request has gone."""
         if asked.call is not None:
             self._pool.leave(asked.call)
 
@@ -131,19 +132,19 @@ class App:
         connection.answer(200, b"content-type: %b\r\n" % kind, body)
 
     def _stranger(self, asked: Exchange) -> Refusal | None:
-        """Why whoever asks may not."""
+        """Return why the client may not ask anything; None if it may."""
         if self._token is not None:
             scheme, _, token = (asked.authorization or b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(b" "), self._token):
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return refused("token_needed", text)
             return None
-        # Web pages of others could else call functions in a visitor's name: under a name that leads to this address,
+        # Otherwise other sites' pages could call functions in a visitor's name: by a DNS name for this address,
         if not self._own(asked.host or b""):
             shown = (asked.host or b"missing")[:100].decode("latin-1")
             text = f"The Host header is {shown}; it must be localhost, 127.0.0.1 or one of SKERRY_EDGE_HOSTS."
             return refused("host_refused", text)
-        # or at the address itself.
+        # or by the address itself.
         if asked.origin is not None and not self._own(asked.origin.partition(b"://")[2]):
             shown = asked.origin[:100].decode("latin-1")
             text = f"A web page of {shown} asks; it must be one of localhost, 127.0.0.1 or SKERRY_EDGE_HOSTS."
@@ -151,6 +152,6 @@ class App:
         return None
 
     def _own(self, host: bytes) -> bool:
-        """Whether a host, with or without a port, is one of the node's."""
+        """Tell whether a host, with or without a port, is one of the node's."""
         host = host.lower()
         return host in self._hosts or host.rpartition(b":")[0] in self._hosts

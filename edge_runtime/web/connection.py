@@ -1,6 +1,6 @@
-"""One connection of the local HTTP: its requests are answered one after the other, each in one write.
+"""One connection of the local HTTP. Its requests are answered one after the other, each in one write.
 
-What a connection may cost is bounded in time and memory, whatever its client sends or doesn't read.
+What a connection may cost in time and memory is bounded, whatever its client sends or doesn't read.
 """
 
 import asyncio
@@ -17,23 +17,24 @@ from edge_runtime.settings import Settings
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 
 HEAD_WAIT: Final = 10.0
-"""Seconds that a request's head may take to come, and a connection to begin."""
+"""Seconds that a request's head may take to come, the first one counted from the connection's begin."""
 KEEP_ALIVE: Final = 75.0
+"""Seconds that a connection may be idle between two requests."""
 UNREAD_WAIT: Final = 30.0
-"""Seconds within which a client must take something of an answer that waits for it."""
+"""Seconds within which a client must read some of an answer that waits for it."""
 TOLD: Final = 10.0
-"""Seconds between two lines of the log about answers that are given up."""
+"""Seconds between two log lines about answers that are given up."""
 IDLE: Final = 1.0
-"""Seconds without a request after which a connection may be ended, where others need its place."""
+"""Seconds without a request after which a connection may be ended because others need its place."""
 LINGER: Final = 2.0
 """Seconds that a connection, after its last answer, takes what the client still sends: closed at once it would be
 reset, and the client might not see the answer."""
 CROWD: Final = 8
-"""Requests that may have come before their turn, while more is read."""
+"""Requests that may wait for their turn while more is read from the connection."""
 BODILESS: Final = (204, 304)
-"""Statuses whose answers have no body, and no Content-Length."""
+"""Statuses of answers without a body and without Content-Length."""
 LAST: Final = (400, 401, 408, 413, 431)
-"""Refusals after which nothing more of the connection is read."""
+"""Statuses of refusals after which nothing more is read from the connection."""
 NEVER: Final = float("inf")
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -45,20 +46,20 @@ log = logging.getLogger("skerry.front")
 
 
 class RequestHandler(Protocol):
-    """What answers requests."""
+    """Answers requests."""
 
     def admit(self, asked: Exchange) -> Refusal | None:
-        """A request's head has come. What is wrong with it?"""
+        """Return why a request whose head has come is refused; None if it isn't."""
 
     def run(self, asked: Exchange, connection: "Connection") -> None:
-        """A request is whole, and it is its turn: answer it once, now or later, by `done` or `answer`."""
+        """Answer a whole request whose turn it is: once, now or later, by `done` or `answer`."""
 
     def leave(self, asked: Exchange) -> None:
-        """The client of a request that is run has gone."""
+        """Note that the client of a running request has gone."""
 
 
 class Shared:
-    """What the connections of a server have in common."""
+    """What all connections of the server share: limits, counts, and who they are."""
 
     def __init__(self, app: RequestHandler, settings: Settings) -> None:
         self.app = app
@@ -66,28 +67,29 @@ class Shared:
         self.body_wait = settings.body_wait
         self.answer_memory = settings.answer_memory
         self.live: set[Connection] = set()
+        """The connections that there are."""
         self.removed: Callable[[], None] = lambda: None
-        """Told that a connection has ended."""
+        """Called when a connection has ended."""
         self.slow: dict[Connection, int] = {}
-        """Bytes of answers that clients haven't read, those first that have been unread for longest."""
+        """Bytes of answers that clients haven't read, the longest unread answer first."""
         self.unread = 0
-        """All of them together."""
+        """Bytes of all unread answers together."""
         self.unread_of: dict[str, int] = {}
-        """The same by the name of the function whose answers they are."""
+        """Bytes of unread answers by the name of their function."""
         self.given_up = 0
-        """Answers that were given up, since the start, because too much was unread."""
+        """Answers given up since the start because too much was unread."""
         self._told = float("-inf")
-        """When the log last told of one."""
+        """When the log last told of an answer that was given up."""
         self.passed = 0
-        """Bytes of answered requests' bodies, and of large answers, since the server last gave memory back."""
+        """Bytes of request bodies and large answers that have passed since memory was last returned to the system."""
         self.date = b""
-        """The header line."""
+        """The Date header line."""
         self.stopping = False
         self.empty = asyncio.Event()
-        """It is stopping, and there are no more connections."""
+        """Set when the server is stopping and has no more connections."""
 
     def stop(self) -> None:
-        """Let the connections end that have no request."""
+        """End the connections that have no request, and let the others end after theirs."""
         self.stopping = True
         for connection in list(self.live):
             connection.stop()
@@ -95,6 +97,7 @@ class Shared:
             self.empty.set()
 
     def remove(self, connection: "Connection") -> None:
+        """Note that a connection has ended."""
         self.live.discard(connection)
         self.set_unread(connection, 0)
         self.removed()
@@ -102,16 +105,18 @@ class Shared:
             self.empty.set()
 
     def end_idle(self, count: int, now: float) -> int:
-        """End up to `count` connections that have no request and have been idle for a second, the longest idle ones
-        first; how many."""
+        """End up to `count` connections that have been idle for a second, the longest idle first; return how many."""
         idle = sorted((c for c in self.live if c.idle(now) >= IDLE), key=lambda c: c.deadline)[:count]
         for connection in idle:
             connection.abort()
         return len(idle)
 
     def set_unread(self, connection: "Connection", count: int) -> None:
-        """So many bytes of its answer are unread. Where all together are too many, or those of one function, the
-        connections are ended whose answers have been unread for longest."""
+        """Note how many bytes of a connection's answer are unread.
+
+        If they are too many for one function, or all together, the connections with the longest unread answers are
+        ended.
+        """
         name, more = connection.name, count - self.slow.get(connection, 0)
         self.unread += more
         of = self.unread_of.get(name, 0) + more
@@ -123,7 +128,7 @@ class Shared:
             self.slow.pop(connection, None)
             return
         self.slow[connection] = count
-        # One function's may have half of it: then those of others aren't given up for them.
+        # One function's answers may have half of the memory, so that others' answers aren't given up for them.
         while self.unread_of.get(name, 0) > self.answer_memory // 2:
             oldest = next(c for c in self.slow if c.name == name)
             if oldest is connection:
@@ -148,34 +153,34 @@ class Connection(asyncio.Protocol):
         self._app = shared.app
         self._loop = asyncio.get_running_loop()
         self.name = ""
-        """Of the function whose answer is unread, or was last."""
+        """Name of the function whose answer is unread, or was the last to be."""
         self._answered = ""
-        """Of the function whose answer was written last."""
+        """Name of the function whose answer was written last."""
         self._requests = Requests(shared.memory, shared.app.admit)
         self._exchanges = self._requests.exchanges
         self._transport: asyncio.Transport
         self.client = ""
-        """Its address."""
+        """The client's address."""
         self.deadline = self._loop.time() + HEAD_WAIT
-        """When what is waited for must have come, whatever it is."""
+        """When whatever is waited for must have come (the loop's clock)."""
         self._running = False
-        """The first of the requests is run."""
+        """The first of the requests is running."""
         self._held = False
-        """Nothing is read for now."""
+        """Reading from the client is paused."""
         self._unread = False
-        """An answer waits for the client to read it."""
+        """The client hasn't read all of an answer yet."""
         self._ended = False
-        """The client sends no more."""
+        """The client has closed its side: it sends no more."""
         self._over = False
-        """The last answer is written, or nobody is there to read one."""
+        """The last answer is written, or nobody is left to read one."""
 
-    # What the transport says
+    # The transport calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         self.client = peer[0] if peer else ""
-        # Whatever the system doesn't take at once is unread, and counted.
+        # What the system doesn't take at once counts as unread.
         self._transport.set_write_buffer_limits(0)
         self._shared.live.add(self)
 
@@ -198,7 +203,7 @@ class Connection(asyncio.Protocol):
         if exchanges and not exchanges[-1].whole:
             self._requests.drop(exchanges.pop())
         if self._running:
-            # It can't be seen whether the client is still there to read: it may be answered, but has no claim.
+            # Whether the client still reads can't be seen: it gets an answer, but others may come first.
             self._app.leave(exchanges[0])
         return bool(exchanges) and not self._over
 
@@ -209,7 +214,7 @@ class Connection(asyncio.Protocol):
         self._forget()
         self._requests.close()
         if running is not None:
-            # Its body is held until its outcome has come.
+            # The body is kept until the call's outcome has come.
             self._exchanges.append(running)
             self._app.leave(running)
 
@@ -226,10 +231,10 @@ class Connection(asyncio.Protocol):
         self.deadline = self._loop.time() + (LINGER if self._over else KEEP_ALIVE)
         self._advance()
 
-    # What the server says
+    # The server calls these
 
     def late(self, now: float) -> None:
-        """The deadline is over."""
+        """Act on the deadline, which has passed."""
         if self._unread:
             left = self._transport.get_write_buffer_size()
             if 0 < left < self._shared.slow.get(self, 0):
@@ -243,20 +248,20 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def idle(self, now: float) -> float:
-        """Seconds for which it has had no request, at least; 0 where it has one, or a part of one."""
+        """Return for how many seconds at least the connection has been idle; 0 if it has a request, or part of one."""
         if self._exchanges or self._requests.heading or self._unread or self._over:
             return 0.0
         left = self.deadline - now
         return (HEAD_WAIT if left <= HEAD_WAIT else KEEP_ALIVE) - left
 
     def stop(self) -> None:
-        """Take no other request."""
+        """Take no more requests."""
         if not (self._exchanges or self._over):
             self._over = True
             self._transport.close()
 
     def abort(self) -> None:
-        """End it at once."""
+        """End the connection at once."""
         self._over = True
         self._shared.set_unread(self, 0)
         self._transport.abort()
@@ -264,7 +269,7 @@ class Connection(asyncio.Protocol):
     # Answers
 
     def _advance(self) -> None:
-        """Begin with the next request, as far as it has come and its answer can be written."""
+        """Run the next request, if it has come and its answer can be written."""
         exchanges = self._exchanges
         while exchanges and not (self._running or self._unread or self._over):
             asked = exchanges[0]
@@ -298,17 +303,17 @@ class Connection(asyncio.Protocol):
             self._transport.write(CONTINUE)
 
     def _crowded(self) -> bool:
-        """What follows can wait in the client's socket, where nobody sees either that the client goes away."""
+        """Tell whether so many requests wait that more may stay in the socket. (Then a closed client isn't noticed.)"""
         count = len(self._exchanges)
         return count > CROWD or (count > 1 and not self._exchanges[-1].whole)
 
     def _hold(self) -> None:
-        """Read nothing for now."""
+        """Pause reading."""
         self._held = True
         self._transport.pause_reading()
 
     def done(self, outcome: Outcome) -> None:
-        """Answer the request that is run."""
+        """Answer the running request with its outcome."""
         if type(outcome) is Answer:
             self.answer(outcome.status, b"%bskerry-release: %d\r\n" % (outcome.head, outcome.release), outcome.body)
         else:
@@ -328,9 +333,9 @@ class Connection(asyncio.Protocol):
         self.answer(status, head, body, last=status in LAST)
 
     def answer(self, status: int, head: bytes, body: bytes | memoryview, *, last: bool = False) -> None:
-        """Write the answer to the request whose turn it is; with `last` no other one is read.
+        """Write the answer to the request whose turn it is; with `last`, nothing more is read after it.
 
-        `head` is whole header lines, none of them about the connection, or about the length where there is a body.
+        `head` consists of whole header lines; none is about the connection, nor about the length if there is a body.
         """
         exchanges, shared, transport = self._exchanges, self._shared, self._transport
         asked = exchanges.popleft()
@@ -342,7 +347,7 @@ class Connection(asyncio.Protocol):
         self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
         keep = asked.keep and asked.whole and not (last or shared.stopping or (self._ended and not exchanges))
         without = asked.method == "HEAD"
-        # Of a HEAD's answer without a body only its function can know the length that a GET's would have.
+        # Only the function can know the length that a GET's answer would have, so a HEAD's has none of ours.
         length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % len(body)
         if keep and not asked.old:
             end = b"\r\n"
@@ -358,7 +363,7 @@ class Connection(asyncio.Protocol):
             shared.passed += len(body)
             transport.writelines((start, body))
         if self._over:
-            # Given up at once, because too much is unread.
+            # The answer was given up at once, because too much is unread.
             return
         if not keep:
             self._close(asked)
@@ -366,7 +371,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._advance)
 
     def _close(self, last: Exchange) -> None:
-        """The last answer is written: end the connection when the client has it."""
+        """Note that the last answer is written, and end the connection once the client has it."""
         self._over = True
         behind = self._held or bool(self._exchanges)
         self._forget()
@@ -379,7 +384,7 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def _forget(self) -> None:
-        """The requests that get no answer."""
+        """Drop the requests that get no answer."""
         for asked in self._exchanges:
             self._requests.drop(asked)
         self._exchanges.clear()

@@ -1,7 +1,7 @@
-"""Takes connections, as many as there may be at once: descriptors are left for everything else of the front.
+"""Accepts connections up to a limit, so that file descriptors are left for everything else that the front does.
 
-The loop's own server would do, but for its end: where the system refuses it a connection (too many open files, no
-memory for a socket), it closes, and the node would never be heard of again.
+The event loop's own server wouldn't do: if the system refuses it a connection (too many open files, no memory for a
+socket), it closes, and the node couldn't be reached any more.
 """
 
 import asyncio
@@ -14,24 +14,25 @@ from typing import Final
 log = logging.getLogger("skerry.front")
 
 BACKLOG: Final = 2048
+"""Connections that the kernel keeps until they are accepted."""
 AT_ONCE: Final = 64
-"""Connections that are taken before others have the loop."""
+"""Connections that are accepted before other work gets the loop."""
 PAUSE: Final = 0.1
-"""Seconds until the next attempt, where the system refuses a connection."""
+"""Seconds until the next attempt, after the system has refused a connection."""
 QUIET: Final = 10.0
-"""Seconds without trouble after which it is over."""
+"""Seconds without trouble after which the log says that it is over."""
 GONE: Final = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH)
-"""Errors of one connection, which the next one needn't have."""
+"""Errors of accept that concern one connection: the next one may be well."""
 
 
 class Listener:
-    """Everything happens in the loop's thread. `room` says how many more connections there may be now; once it has
-    said that there is none, `freed` must be called when there is again."""
+    """Accepts connections while it is open, all in the loop's thread."""
 
     def __init__(
         self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], room: Callable[[], int], limit: int
     ) -> None:
-        """`limit` is for the log."""
+        """`room` returns how many more connections there may be. Once that was 0, `freed` must be called when there is
+        room again. `limit` is for the log."""
         self._socket = sock
         self._protocol = protocol
         self._room = room
@@ -42,13 +43,13 @@ class Listener:
         self._open = False
         self._timer: asyncio.TimerHandle | None = None
         self._trouble = ""
-        """Why connections wait, as the log has it."""
+        """Why connections wait, as the log last said it; empty while none waits."""
         self._trouble_at = 0.0
-        """When they last had to."""
+        """When connections last had to wait."""
 
     @property
     def coming(self) -> int:
-        """Connections that were taken, and don't have their protocol yet."""
+        """Connections that were accepted, and don't have their protocol yet."""
         return len(self._tasks)
 
     def open(self) -> None:
@@ -58,7 +59,7 @@ class Listener:
         self._resume()
 
     def close(self) -> None:
-        """Take no more connections: clients are refused."""
+        """Accept no more connections: clients are refused by the system."""
         self._open = False
         self._pause()
         if self._timer is not None:
@@ -66,12 +67,12 @@ class Listener:
         self._socket.close()
 
     def freed(self) -> None:
-        """There may be room again."""
+        """Accept connections again: there may be room."""
         if self._open and not self._listening and self._timer is None:
             self._resume()
 
     def look(self, now: float) -> None:
-        """Called once a second."""
+        """Log that trouble is over, if so; to be called once a second."""
         if self._trouble and now - self._trouble_at > QUIET:
             log.info("no connection waits to be taken any more")
             self._trouble = ""
@@ -88,7 +89,7 @@ class Listener:
             self._loop.remove_reader(self._socket)
 
     def _accept(self) -> None:
-        """Take those that wait."""
+        """Accept the connections that wait."""
         for _ in range(AT_ONCE):
             if self._room() <= 0:
                 self._pause()
@@ -120,7 +121,7 @@ class Listener:
             self.freed()
 
     def _say(self, why: str) -> None:
-        """Log it once for each time that it begins."""
+        """Log why connections wait, once for each time that it begins."""
         self._trouble_at = self._loop.time()
         if why != self._trouble:
             self._trouble = why

@@ -1,6 +1,7 @@
-"""Requests out of a connection's bytes, by httptools, with bounds on what each may cost before it is run. No I/O.
+"""Reads requests from a connection's bytes, by httptools, with bounds on what each may cost before it is run. No I/O.
 
-What httptools lets through and HTTP doesn't allow is refused here: nobody between may see other requests than we do.
+What httptools lets through although HTTP doesn't allow it is refused here: a proxy in front of the node must not see
+other requests in the same bytes (request smuggling).
 """
 
 import re
@@ -20,15 +21,16 @@ from httptools import (
 from edge_runtime.dispatch.outcomes import Refusal, refused
 
 HEAD_BYTES: Final = 32 * 1024
-"""Of a request's line and headers."""
+"""Limit of a request's line and headers, in bytes."""
 HEADERS: Final = 100
+"""Headers that a request may have."""
 PIPELINED: Final = 32
 """Requests that a connection may send before the first of them is answered."""
 PIECE: Final = 64 * 1024
-"""Bytes up to which a body's pieces are put together."""
+"""Bytes up to which small pieces of a body are put together."""
 
 _MATTER: Final = frozenset((b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin"))
-"""The headers that matter before a function sees them."""
+"""The headers that the node itself looks at."""
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _TOO_LARGE: Final = refused(
@@ -57,74 +59,76 @@ class Exchange:
     def __init__(self, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self.method = method
         self.path = path
-        """ASCII, percent-encoded."""
+        """The path in ASCII, percent-encoded."""
         self.query = query
-        """As it came, without the question mark."""
+        """The query as it came, without the question mark."""
         self.headers = headers
-        """Names in lower case, in their order."""
+        """The headers in their order, names in lower case."""
         self.host: bytes | None = None
         self.authorization: bytes | None = None
         self.origin: bytes | None = None
-        """Where the web page is from that asks, if one does."""
+        """The Origin header: the site of the web page that asks, if one does."""
         self.length = 0
-        """Of the body, where the head says it."""
+        """Bytes of the body, if the head says it, else 0."""
         self.expects = False
-        """The client waits for a word before it sends the body."""
+        """The client waits for `100 Continue` before it sends the body."""
         self.keep = True
         """The connection may have another request after this one."""
         self.old = False
-        """HTTP/1.0."""
+        """The request is in HTTP/1.0."""
         self.refusal: Refusal | None = None
-        """Its answer, where that is known before it is run; its body isn't kept."""
+        """The answer, if it is known before the request is run; the body isn't kept then."""
         self.pieces: Pieces = []
         """The body."""
         self.size = 0
+        """Bytes of the body that have come and are kept."""
         self.whole = False
         self.awaited = False
-        """It is its turn, and the rest of its body is waited for."""
+        """It is this request's turn, and the rest of its body is waited for."""
         self.name = ""
-        """Of the function that is asked; empty for the node itself."""
+        """Name of the function that is asked for; empty for the node's own pages."""
         self.target: Any = None
         self.call: Any = None
-        """Both are the application's."""
+        """`target` and `call` are the application's."""
 
 
 class BodyMemory:
-    """What all request bodies together may take, and one of them."""
+    """Counts the memory of all request bodies together, and knows the limits for all and for one."""
 
     def __init__(self, limit: int, body_limit: int) -> None:
         self.limit = limit
         self.body_limit = body_limit
         self.held = 0
-        """Bytes of the bodies that are being received, wait or run."""
+        """Bytes of the bodies that are being received, wait, or belong to running calls."""
 
 
 class Requests:
-    """Of one connection: `feed` puts those that have come into `exchanges`, whose reader takes them out."""
+    """The requests of one connection: `feed` puts them into `exchanges`, from which the connection takes them."""
 
     def __init__(self, memory: BodyMemory, admit: Callable[[Exchange], Refusal | None]) -> None:
-        """`admit` is asked when a head has come: what is wrong with it?"""
+        """`admit` is called when a request's head has come, and returns why it is refused, or None."""
         self.exchanges: deque[Exchange] = deque()
-        """In their order; the last may be incomplete."""
+        """The requests in their order; the last may be incomplete."""
         self.heading = False
-        """A head has begun to come, and isn't there yet."""
+        """A head has begun to come, and isn't complete yet."""
         self.broken: Refusal | None = None
-        """What came last can't be read, and nothing more is."""
+        """Why the bytes that came last can't be read, if so; nothing more is read then."""
         self._memory = memory
         self._admit = admit
         self._parser = HttpRequestParser(self)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._fed = 0
-        """Bytes of the last piece."""
+        """Bytes that `feed` was last given."""
         self._received = 0
-        """Bytes of the pieces since the last request was whole."""
+        """Bytes that came after the piece in which the last request ended."""
         self._before = 0
-        """Bytes of the piece in which it ended: some of them may be the next one's."""
+        """Bytes of the piece in which the last request ended: some of them may belong to the next one."""
         self._again = b""
-        """A head that asked for another protocol, without that."""
+        """A head that asked for another protocol, with that request taken out."""
 
     def feed(self, data: bytes) -> None:
+        """Read what the connection has received."""
         self._fed = len(data)
         self._received += self._fed
         while self.broken is None:
@@ -136,7 +140,7 @@ class Requests:
             except HttpParserError as error:
                 self._fail(error)
                 break
-            # A head that asked for another protocol: again without that, and then what is behind it.
+            # The head asked for another protocol: read it again without that, and then what follows.
             data, self._again = self._again + behind, b""
             self._parser = HttpRequestParser(self)
         if self._received > HEAD_BYTES:
@@ -149,8 +153,8 @@ class Requests:
         asked.pieces = []
 
     def close(self) -> None:
-        """Nothing more is fed."""
-        del self._parser  # which knows this object, too
+        """End the reading, and let the parser go."""
+        del self._parser  # The parser and this object know each other.
 
     # What the parser says
 
@@ -161,7 +165,7 @@ class Requests:
             self.heading, self._url, self._headers = True, url, []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.heading:  # else it comes behind a body in chunks, and is nobody's
+        if self.heading:  # A trailer, which comes behind a body in chunks, is dropped.
             self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -208,7 +212,7 @@ class Requests:
             self._before, self._received = self._fed, 0
 
     def _read_head(self, headers: list[tuple[bytes, bytes]]) -> Exchange:
-        """The request whose head has come. It ends the parsing where HTTP doesn't allow the head."""
+        """Return the request whose head has come; end the parsing if HTTP doesn't allow such a head."""
         parser, url = self._parser, self._url
         version = parser.get_http_version()
         path, _, query = url.partition(b"?")
@@ -244,15 +248,14 @@ class Requests:
         if b"#" in url:
             self._break(_invalid("its path has a #"))
         if chunked:
-            # The body is told without: whoever reads this header would look for chunks.
+            # The function gets the body without chunks: this header would have it look for them.
             asked.headers = [header for header in headers if header[0] != b"transfer-encoding"]
         if not url.startswith(b"/"):
             self._read_absolute(asked, url)
         return asked
 
     def _read_absolute(self, asked: Exchange, url: bytes) -> None:
-        """`GET http://HOST/PATH`, as for a proxy: that host counts, and not the header's. `*` is a path that nothing
-        is at."""
+        """Read a target as for a proxy, `GET http://HOST/PATH`: its host counts, not the header's. `*` is no page."""
         if url == b"*":
             return
         why = _invalid("its line has no path and no http URL")
@@ -268,10 +271,10 @@ class Requests:
         asked.path, asked.query = found.path or b"/", found.query or b""
 
     def _without_upgrade(self) -> bytes:
-        """A head that asks for another protocol, without that.
+        """Return the head that asks for another protocol (Upgrade), with that request taken out.
 
-        Nothing else is spoken here, so the client is answered as if it hadn't asked. But the parser would take the
-        request's body for the other protocol.
+        The node speaks HTTP/1.1 alone, so it answers as if the client hadn't asked. The parser would take the body for
+        the other protocol's bytes.
         """
         method = self._parser.get_method()
         if method == b"CONNECT":
@@ -281,14 +284,14 @@ class Requests:
         return b"\r\n".join([line, *kept, b"", b""])
 
     def _fail(self, error: HttpParserError) -> None:
-        """The parsing has ended. An error of our own is raised: it is none of the request's."""
+        """End the parsing over an error of the parser; raise it if this program made the mistake."""
         if self.broken is None:
             self.broken = _invalid(str(error).rstrip("."))
             if isinstance(error, HttpParserCallbackError):
                 raise error
 
     def _break(self, why: Refusal) -> NoReturn:
-        """End the parsing."""
+        """End the parsing, from within a callback of the parser."""
         self.broken = self.broken or why
         raise _Broken
 
@@ -296,13 +299,13 @@ class Requests:
         return len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
 
     def _check_size(self) -> None:
-        """Of what came since the last whole request."""
+        """Refuse what came since the last whole request, if it is too much for what it says."""
         if self.heading:
-            # What came before its end is one piece that the loop read, at most.
+            # At most one piece that the loop read comes before the head's end.
             self.broken = self.broken or _TOO_LARGE
         elif self.exchanges:
             asked = self.exchanges[-1]
-            # A body in chunks may have their lengths between, but no extensions and trailers without end.
+            # Chunks have their lengths between them, but may not have extensions and trailers without end.
             if not asked.whole and asked.refusal is None and self._received > 2 * HEAD_BYTES + 16 * asked.size:
                 self.broken = self.broken or _invalid("its body is mostly lengths, extensions or trailers")
 
@@ -312,4 +315,4 @@ def too_large(limit: int) -> Refusal:
 
 
 class _Broken(Exception):
-    """Ends the parsing: the parser raises an error of its own for it."""
+    """Raised in a callback to end the parsing; the parser turns it into an error of its own."""

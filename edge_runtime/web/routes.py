@@ -1,7 +1,7 @@
-"""Which function a path that isn't below /functions is for: the routes of the release's manifests. Pure.
+"""Finds the function for a path that isn't below /functions, by the routes of the release's manifests. Pure.
 
-Segments are compared decoded; a literal wins over a parameter, a parameter over the rest of the path, at the first
-segment where two routes differ. Only routes that take the method count; HEAD falls to GET.
+Segments are compared decoded. At the first segment where two routes differ, a literal wins over a parameter, and a
+parameter over the rest of the path. Only routes that take the method count; HEAD is served by a route for GET.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,22 +17,24 @@ _NO_METHOD: Final = ""
 
 
 class Match(NamedTuple):
+    """A function for a path, and how the path splits."""
+
     function: str
     route: str
     """The path of the manifest's route."""
     script: str
     """The request's path up to the first parameter, as the route has it: no slash at its end."""
     path: str
-    """The rest, as it came; empty, or from a slash on."""
+    """The rest of the path as it came: empty, or beginning with a slash."""
     params: list[tuple[str, str]]
-    """Decoded, as latin-1."""
+    """The parameters' names and values; a value's bytes, percent-decoded, are in the string as latin-1."""
 
 
 class _Leaf(Struct):
     function: str
     route: str
     params: list[tuple[str, int]]
-    """Name and index of the segment."""
+    """Name of each parameter, and index of its segment."""
     rest: bool
     """The last parameter is the rest of the path."""
 
@@ -41,16 +43,16 @@ class _Node(Struct):
     literals: "dict[bytes, _Node]"
     parameter: "_Node | None"
     here: dict[str, _Leaf]
-    """By method: of routes that end here."""
+    """The routes that end here, by method."""
     rest: dict[str, _Leaf]
-    """Of routes whose rest begins here."""
+    """The routes whose rest of the path begins here, by method."""
 
 
 class Table:
-    """The routes of a release; it is made once for each."""
+    """The routes of one release."""
 
     def __init__(self, routes: Mapping[str, wire.Route]) -> None:
-        """By function. No two of one shape have a common method: control has seen to it."""
+        """`routes` are by function. No two routes of one shape share a method: control has made sure of it."""
         self._root = _node()
         for function, route in routes.items():
             self._add(function, route)
@@ -72,8 +74,10 @@ class Table:
             (node.rest if rest else node.here)[method] = leaf
 
     def match(self, method: str, path: str) -> Match | list[str]:
-        """The function for a path as it came (from its slash on, percent-encoded); where none takes the method, the
-        methods that there are, and no method where no route has the path."""
+        """Return the function for a path as it came (from its first slash on, percent-encoded).
+
+        If no route takes the method, return the methods that the path's routes take: none if no route has the path.
+        """
         segments = path.split("/")[1:]
         decoded = [unquote_to_bytes(s) if "%" in s else s.encode("latin-1") for s in segments]
         allowed: set[str] = set()
@@ -92,7 +96,7 @@ def _node() -> _Node:
 
 
 def _found(node: _Node, segments: list[bytes], at: int) -> Iterator[dict[str, _Leaf]]:
-    """The places of routes that have this path, the best first."""
+    """Yield the routes that have this path, by method, the best match first."""
     if at == len(segments):
         if node.here:
             yield node.here

@@ -1,4 +1,4 @@
-"""The local HTTP server: its address, its connections, and its end."""
+"""The local HTTP server: takes its address, bounds its connections, and ends them at the stop."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,16 @@ from edge_runtime.web.connection import Connection, RequestHandler, Shared
 from edge_runtime.web.listener import Listener
 
 KEPT: Final = 64
-"""Descriptors that are kept for the front itself, besides those of its workers."""
+"""File descriptors that are kept for the front itself, besides those for its workers."""
 KEPT_PER_WORKER: Final = 4
-"""Its socket and its pidfd, an HTTP request of its guest's, and one that is being born in its place."""
+"""Descriptors for each worker: its socket, pidfd, its function's HTTP request, and a worker started in its place."""
 FEWEST: Final = 16
-"""Connections that a node must be able to have."""
+"""Connections that a node must be able to have at least."""
 SWEEP: Final = 1.0
-"""Seconds between two looks at which connections are late."""
+"""Seconds between two looks at which connections are past their deadline."""
 
 TRIM_AFTER: Final = 16 * 1024 * 1024
-"""Bytes of bodies that have passed, after which the allocator gives back what it keeps of them."""
+"""Bytes of bodies that have passed, after which the allocator is told to return freed memory to the system."""
 
 log = logging.getLogger("skerry.front")
 
@@ -39,12 +39,12 @@ class Server:
         self._socket: socket.socket | None = None
         self._stopping = asyncio.Event()
         self.limit = 0
-        """Connections that there may be at once."""
+        """Connections that there may be at once; known after `bind`."""
         self._listener: Listener | None = None
         self._made_room_at = 0.0
 
     def bind(self) -> int:
-        """Take the address; the port that it has. Error: SettingsError."""
+        """Take the address; return its port. Raises: SettingsError."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         kept = KEPT + KEPT_PER_WORKER * self._settings.workers
         self.limit = files - kept
@@ -70,7 +70,7 @@ class Server:
         return int(self._socket.getsockname()[1])
 
     async def run_until_stopped(self) -> None:
-        """Serve until `stop`; then what runs may end, for `stop_limit` seconds. `close` cuts what is left."""
+        """Serve until `stop`, then let running requests end for `stop_limit` seconds. `close` cuts off what is left."""
         assert self._socket is not None  # noqa: S101
         shared = self.shared
         listener = self._listener = Listener(self._socket, lambda: Connection(shared), self._room, self.limit)
@@ -89,17 +89,18 @@ class Server:
                 sweep.cancel()
 
     def stop(self) -> None:
+        """Have `run_until_stopped` come to its end."""
         self._stopping.set()
 
     def close(self) -> None:
-        """Let the address and the connections go."""
+        """Close the address and all connections."""
         for connection in list(self.shared.live):
             connection.abort()
         if self._socket is not None:
             self._socket.close()
 
     def _room(self) -> int:
-        """How many more connections there may be; where there are too many, idle ones are ended."""
+        """Return how many more connections there may be; if there are none left, end idle ones."""
         assert self._listener is not None  # noqa: S101
         left = self.limit - len(self.shared.live) - self._listener.coming
         now = asyncio.get_running_loop().time()
@@ -108,7 +109,7 @@ class Server:
             ended = self.shared.end_idle(self.limit // 4, now)
             if ended:
                 log.warning("there are %d connections, the most that there may be: idle ones are ended", self.limit)
-            # Those whose ends have been seen are gone from `live`, the others soon are.
+            # Some of the ended ones are gone from `live` already; the others soon will be.
             left = self.limit - len(self.shared.live) - self._listener.coming
         return left
 
@@ -123,7 +124,7 @@ class Server:
                 self._listener.look(now)
             pause = pauses.notice(due, now)
             if pause:
-                # Nobody could see meanwhile what clients sent or took.
+                # Nothing that clients sent or read was seen in that time.
                 for connection in self.shared.live:
                     connection.deadline += pause
             for connection in [c for c in self.shared.live if c.deadline < now]:
@@ -132,12 +133,12 @@ class Server:
             await asyncio.sleep(SWEEP)
 
     def _give_back(self) -> None:
-        """Return to the system the memory of bodies that are no more.
+        """Return the memory of freed bodies to the system.
 
-        glibc keeps freed blocks where something that lives lies behind them: hundreds of MB after a crowd of clients.
+        glibc keeps a freed block if one that is in use lies behind it: hundreds of MB after a crowd of clients.
         """
         shared = self.shared
         if shared.passed >= TRIM_AFTER:
-            # What is still there will leave room too, when it goes.
+            # If bodies are still held, look again soon: they will leave room as well.
             shared.passed = TRIM_AFTER if shared.memory.held or shared.unread else 0
             _libc.malloc_trim(0)
