@@ -51,10 +51,12 @@ def _check_names(manifest: wire.Manifest) -> None:
     for field, names in (("config", list(manifest.config)), ("secrets", manifest.secrets)):
         for name in names:
             if name in CGI_NAMES or name.startswith(CGI_PREFIXES):
-                raise ManifestUnfit(field, f"{name} is a variable that tells of the request (CGI): take another name")
+                raise ManifestUnfit(
+                    field, f"{name} is the name of a CGI variable, which describes the request: choose another name"
+                )
     for name in manifest.secrets:
         if name in manifest.config:
-            raise ManifestUnfit("secrets", f"{name} is in config too: it can be one of both")
+            raise ManifestUnfit("secrets", f"{name} is in config too: a name can be in one of them only")
     if len(set(manifest.secrets)) < len(manifest.secrets):
         raise ManifestUnfit("secrets", "secrets has a name twice")
     for name, value in manifest.config.items():
@@ -65,7 +67,7 @@ def _check_names(manifest: wire.Manifest) -> None:
 def _check_http(grant: wire.HttpGrant) -> None:
     for method in grant.methods:
         if method in TUNNELS:
-            raise ManifestUnfit("http.methods", f"{method} is none that a node makes for a function")
+            raise ManifestUnfit("http.methods", f"a node makes no {method} requests for functions")
     for pattern in grant.hosts:
         host = pattern.removeprefix("http://")
         name, colon, port = host.rpartition(":")

@@ -104,7 +104,11 @@ class Checks:
                     return answer
         if child.returncode is not None and child.returncode < 0:
             number = -child.returncode
-            why = "it did what no check does" if number == signal.SIGSYS else "it needs too much"
+            why = (
+                "it made a system call that no check makes"
+                if number == signal.SIGSYS
+                else "it needs more memory or time than a check may have"
+            )
             raise ProblemError(refused, f"its check was ended by signal {number}: {why}")
         last = err.decode(errors="replace").strip().rpartition("\n")[2][:500]
         raise ProblemError("check_unavailable", f"the check itself failed (status {child.returncode}): {last}")

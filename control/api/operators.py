@@ -33,7 +33,9 @@ async def create(call: Call) -> Reply:
     async def work(conn: Connection, _changed: Changed) -> responses.MadeOperator:
         if await conn.fetchval(TAKEN, body.name):
             raise ProblemError(
-                "name_taken", f"there is or was an operator {body.name}; the audit needs another name", field="name"
+                "name_taken",
+                f"there is or was an operator {body.name}: choose another name, so that the audit log is clear",
+                field="name",
             )
         token = tokens.new_token("operator")
         now = call.services.clock.now()

@@ -28,5 +28,8 @@ async def metrics(call: Call) -> Reply:
 async def ca(call: Call) -> Reply:
     """GET /v1/ca, PEM: to be compared with the fingerprint in a join token before it is trusted."""
     if not call.services.ca_pem:
-        raise ProblemError("unknown_ca", "the certificate is to be trusted as the system does; no CA is given out")
+        raise ProblemError(
+            "unknown_ca",
+            "there is no CA to give out: control's certificate is to be trusted as the system trusts others",
+        )
     return Reply(200, call.services.ca_pem, ((b"content-type", b"application/x-pem-file"),))

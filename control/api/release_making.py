@@ -198,7 +198,9 @@ async def _rollback(conn: Connection, body: wire.NewRelease) -> tuple[Functions,
 async def _changed(conn: Connection, body: wire.NewRelease, before: Functions) -> Functions:
     for name in body.remove:
         if name in body.functions:
-            raise ProblemError("invalid_body", f"{name} is to be set and to be removed", field="remove")
+            raise ProblemError(
+                "invalid_body", f"{name} is in functions and in remove: it can be in one of them only", field="remove"
+            )
         if name not in before:
             raise ProblemError(
                 "unknown_function", f"the newest release of {body.group} has no function {name}", field="remove"

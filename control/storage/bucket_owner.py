@@ -217,7 +217,9 @@ class Ownership:
                 except WriteConflict:
                     continue
             else:
-                raise ProblemError("store_unavailable", "other replicas write the bucket's owner all the time")
+                raise ProblemError(
+                    "store_unavailable", "other replicas kept writing the bucket's mark meanwhile; try again"
+                )
         except ProblemError as error:
             if self.problem is None or self.problem.detail != error.detail:
                 log.warning("the bucket of artifacts isn't used for now: %s", error.detail)

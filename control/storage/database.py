@@ -83,7 +83,7 @@ class Outages:
 
     def __init__(self) -> None:
         self.away = Outage(log, "transactions fail")
-        self.locked = Outage(log, "what a transaction needs is locked by another one")
+        self.locked = Outage(log, "rows that transactions need are locked by others")
 
 
 class Database:

@@ -59,7 +59,7 @@ async def correct(db: Database, settings: Settings, now: datetime) -> None:
     }
     for table, is_ahead in found._asdict().items():
         if is_ahead and (count := await _correct_all(db, table, LOCKS[table], *arguments[table])):
-            log.warning("%s: %d rows had times of a clock that was ahead; they were put right", table, count)
+            log.warning("%s: corrected %d rows with times of a clock that was ahead", table, count)
 
 
 async def _correct_all(

@@ -94,7 +94,7 @@ class Monitor:
         """When the monitor's lease was last taken, in the loop's time."""
         self._ahead: dict[str, tuple[Lease, float]] = {}
         """Leases that end too late to be true, by name: as they were first seen, and when, in the loop's time."""
-        self._outage = Outage(log, "the monitor waits, and goes on later")
+        self._outage = Outage(log, "the monitor can't work, and tries again")
 
     async def run(self) -> None:
         """Make passes until cancelled; then give the leases back."""
@@ -230,7 +230,7 @@ class Monitor:
         held = await self._db.read(lambda conn: conn.fetchrow(LEASE_ROW, name))
         if held is None or not self._is_dead(name, held, now, lease):
             return False
-        log.warning("the lease %s is of a replica whose clock was ahead, and which is gone: it is taken over", name)
+        log.warning("the lease %s is taken over: its replica is gone, and its clock was ahead", name)
         taken = (name, self._holder, now + lease, *held)
         return await self._db.transaction(lambda conn: conn.fetchval(TAKE_OVER_LEASE, *taken)) is not None
 

@@ -71,7 +71,10 @@ class LimitedProtocol(HttpToolsProtocol):
             elif self._in_body and body_bytes == self._body_bytes:
                 self._quiet_bytes += len(data)
                 if self._quiet_bytes > QUIET_BYTES:
-                    raise LimitExceeded("bad_request", "chunks without content")
+                    raise LimitExceeded(
+                        "bad_request",
+                        f"a body may have {QUIET_BYTES} bytes of chunk sizes and extensions without content",
+                    )
         except LimitExceeded as refused:
             self._refuse(refused)
         except httptools.HttpParserCallbackError as error:
@@ -110,7 +113,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
-            raise LimitExceeded("bad_request", "headers after the body aren't taken")
+            raise LimitExceeded("bad_request", "headers after the body (trailers) aren't accepted")
         if len(self.headers) >= HEADERS:
             raise LimitExceeded("too_many_headers", f"a request may have {HEADERS} headers")
         self._size += len(name) + len(value)

@@ -70,7 +70,7 @@ class Listener:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
-                log.error("no connection can be taken for now: %s", error.strerror)
+                log.error("no connection can be accepted for now: %s", error.strerror)
                 self._loop.remove_reader(listening)
                 self._loop.call_later(RETRY, self._resume, listening)
                 return

@@ -84,7 +84,7 @@ async def test_without_a_descriptor_it_goes_on_later(
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
         filling = [os.dup(0) for _ in range(_free())]
         async with asyncio.timeout(SOON):
-            while "no connection can be taken for now" not in caplog.text:
+            while "no connection can be accepted for now" not in caplog.text:
                 await asyncio.sleep(0.01)
         for descriptor in filling:
             os.close(descriptor)
