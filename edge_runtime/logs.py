@@ -54,7 +54,7 @@ class Text(logging.Formatter):
         return _time(record)
 
 
-class Budget:
+class TokenBucket:
     """Bytes that somebody may log: a token bucket of `burst` bytes, which fills by `rate` bytes a second."""
 
     __slots__ = ("_at", "_burst", "_left", "_rate")

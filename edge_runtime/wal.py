@@ -64,7 +64,7 @@ def index_of(database: Path) -> Path:
     return database.with_name(f"{database.name}-shm")
 
 
-def is_left(database: Path) -> bool:
+def has_log(database: Path) -> bool:
     """Return whether there is a log that isn't empty: while the database is open, and after it wasn't closed in
     order."""
     try:

@@ -30,7 +30,7 @@ class Lost(Exception):
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
     """Answer one COMPILE, TRY or VERIFY."""
-    fence.lower(resource.RLIMIT_DATA, DATA_BYTES)
+    fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     frame = frames.Reader(sock).next()
     if frame is None:

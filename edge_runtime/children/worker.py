@@ -40,7 +40,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
         frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
         return
     fence.limit_files(settings.temp_limit)
-    opened.came_to_file_limit = fence.came_to_limit
+    opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("worker", opened.lock.fileno())
     functions = Functions(settings.code_memory)
     worker = Worker(sock, progress_page.Mark(shared, slot), Claims(shared, slot), opened, functions)

@@ -55,7 +55,7 @@ def main(argument: str) -> None:
         control.send(frames.encode_json(Unfit(_unfenced(lacking))))
         return
     database = Path(arguments.settings.state, wal.FILE)
-    if wal.is_left(database):
+    if wal.has_log(database):
         control.send(frames.encode_json(Recovering()))
         if why := _recovered(database):
             # The front starts another zygote after a while.
@@ -166,7 +166,7 @@ class Zygote:
     def _unreadable(self) -> str:
         """Where nobody has the libsql file open any more, the next one who opens it would recover its log: recover it
         before. Why that can't be done, or nothing."""
-        if self._is_locked() or not wal.is_left(self._database):
+        if self._is_locked() or not wal.has_log(self._database):
             return ""
         return _recovered(self._database)
 
@@ -199,11 +199,11 @@ class Zygote:
             if self._lock.descriptor >= 0:
                 os.close(self._lock.descriptor)
             if birth.kind == "worker":
-                fence.without_haste()
+                fence.use_batch_scheduling()
             if birth.background:
-                fence.in_background()
+                fence.use_idle_scheduling()
             elif birth.kind == "compiler":
-                fence.behind_calls()
+                fence.lower_priority()
             sock = socket.socket(fileno=descriptor)
             sock.setblocking(True)
             slot = open_slot(self._arguments.page, birth.slot)

@@ -6,7 +6,7 @@ from typing import Final
 
 from edge_runtime.dispatch.targets import Target
 from edge_runtime.ipc import frames
-from edge_runtime.logs import Budget
+from edge_runtime.logs import TokenBucket
 
 guest_log = logging.getLogger("skerry.guest")
 log = logging.getLogger("skerry.calls")
@@ -24,7 +24,7 @@ SILENT: Final = 1.0
 
 class GuestLog:
     def __init__(self) -> None:
-        self.budget = Budget(BURST, RATE)
+        self.budget = TokenBucket(BURST, RATE)
         """What the calls of all functions may log."""
 
     def write(self, target: Target, text: str) -> None:

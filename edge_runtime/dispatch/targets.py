@@ -7,7 +7,7 @@ from typing import Final
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Outcome, Refusal
 from edge_runtime.ipc import frames
-from edge_runtime.logs import Budget
+from edge_runtime.logs import TokenBucket
 
 SHORT: Final = 0.002
 """Seconds: calls of a function whose recent ones took less may queue in a worker behind others of that kind."""
@@ -40,7 +40,7 @@ class Tally:
     logged: dict[str, float] = field(default_factory=dict)
     """When a call's failure was last logged, by its code."""
 
-    log: Budget = field(default_factory=lambda: Budget(LOG_BURST, LOG_RATE))
+    log: TokenBucket = field(default_factory=lambda: TokenBucket(LOG_BURST, LOG_RATE))
     """What the function's calls may log."""
     log_dropped: int = 0
     """Lines of the function's log that were left out, because it logged more."""

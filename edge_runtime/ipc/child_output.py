@@ -11,7 +11,7 @@ import os
 import time
 from typing import Final
 
-from edge_runtime.logs import Budget
+from edge_runtime.logs import TokenBucket
 
 log = logging.getLogger("skerry.child")
 
@@ -31,7 +31,7 @@ class ChildOutput:
         self._read, self.write = os.pipe()
         os.set_blocking(self._read, False)
         self._rest = b""
-        self._budget = Budget(BURST, RATE)
+        self._budget = TokenBucket(BURST, RATE)
         self._left_out = 0
         """Lines since the log last told of it."""
         self._loop = asyncio.get_running_loop()

@@ -80,7 +80,7 @@ def limit() -> None:
         (resource.RLIMIT_DATA, DATA_BYTES),
         (resource.RLIMIT_CORE, 0),
     ):
-        fence.lower(kind, most)
+        fence.lower_limit(kind, most)
 
 
 def main(argv: Sequence[str]) -> int:

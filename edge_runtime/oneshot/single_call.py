@@ -196,7 +196,7 @@ def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:
 
 
 def _compile(request: SingleCallRequest, wasm: bytes, work_folder: Path) -> bytes:
-    fence.lower(resource.RLIMIT_DATA, DATA_BYTES)
+    fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.enclose([(work_folder, REBUILD), PROCESSOR])
     fence.seal("compiler")
     result = SingleCallResult(200)

@@ -118,7 +118,7 @@ def _set_limits() -> None:
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_DATA, DATA_BYTES),
     ):
-        lower(limit, value)
+        lower_limit(limit, value)
     _drop_capabilities()
 
 
@@ -150,7 +150,7 @@ def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
     Raises: OSError, when the kernel refuses.
     """
     if kind != "compiler":
-        lower(resource.RLIMIT_NPROC, 0)
+        lower_limit(resource.RLIMIT_NPROC, 0)
     filtering = _filter(kind)
     if filtering is not None:
         filtering.add(profiles.own_rules(os.getpid(), writer_lock))
@@ -158,37 +158,37 @@ def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
 
 
 _limited: Final[list[int]] = []
-"""SIGXFSZ signals (a write beyond the limit of a file's size) that came since `came_to_limit` was last called."""
+"""SIGXFSZ signals (a write beyond the limit of a file's size) that came since `file_limit_was_hit` was last called."""
 
 
 def limit_files(limit: int) -> None:
     """Limit each file that this process writes to `limit` bytes. A write beyond the limit fails with EFBIG."""
     signal.signal(signal.SIGXFSZ, lambda number, _: _limited.append(number))
-    lower(resource.RLIMIT_FSIZE, limit)
+    lower_limit(resource.RLIMIT_FSIZE, limit)
 
 
-def came_to_limit() -> bool:
+def file_limit_was_hit() -> bool:
     """Return whether a write has failed by `limit_files` since the last call of this function."""
     failed = bool(_limited)
     _limited.clear()
     return failed
 
 
-def without_haste() -> None:
+def use_batch_scheduling() -> None:
     """Don't preempt the running process when this one gets work (SCHED_BATCH). Otherwise the front would be stopped at
     each call that it hands to a worker, where it can hand over several at once."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def behind_calls() -> None:
+def lower_priority() -> None:
     """Lower this process's priority (nice 10): functions' calls come first, and only a release waits for this
     process."""
     with contextlib.suppress(OSError):
         os.nice(10)
 
 
-def in_background() -> None:
+def use_idle_scheduling() -> None:
     """Use only processor time that nothing else wants (SCHED_IDLE, nice 19)."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -206,7 +206,7 @@ def _filter(kind: ChildKind) -> seccomp.Filter | None:
     return filtering
 
 
-def lower(limit: int, value: int) -> None:
+def lower_limit(limit: int, value: int) -> None:
     """Set a resource limit of this process to `value`, or to the hard limit where that is lower."""
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -64,7 +64,7 @@ class Database:
         """None for a database in memory."""
         self.query_only = False
         """The value last given to `set_query_only`."""
-        self.came_to_file_limit: Callable[[], bool] = lambda: False
+        self.file_limit_was_hit: Callable[[], bool] = lambda: False
         """Returns whether a write has failed since its last call because this process may not write larger files."""
 
     def rows(self, sql: str, params: tuple[Value, ...] = ()) -> list[Row]:

@@ -45,7 +45,7 @@ def code_of(message: str, otherwise: str) -> str:
 def code_of_error(database: Database, error: ValueError, otherwise: str) -> str:
     """Return the code for an error of this process's connection."""
     code = code_of(str(error), otherwise)
-    if database.came_to_file_limit() and code == "disk_failed":
+    if database.file_limit_was_hit() and code == "disk_failed":
         code = "sql_disk_limit"
     return code
 

@@ -202,4 +202,4 @@ def test_a_process_that_ends_leaves_the_log_to_others(tmp_path: Path) -> None:
     """The last connection that is closed would move it."""
     path = tmp_path / "skerry.db"
     subprocess.run([sys.executable, "-c", UNTIL_EXIT, str(path)], check=True)
-    assert wal.is_left(path)
+    assert wal.has_log(path)
