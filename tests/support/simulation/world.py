@@ -6,7 +6,7 @@ from random import Random
 
 from tests.support.simulation import beginning, database
 from tests.support.simulation.ledger import Ledger, Violation
-from tests.support.simulation.loop import VirtualLoop
+from tests.support.simulation.loop import START, VirtualLoop
 from tests.support.simulation.network import Network
 from tests.support.simulation.node import Node
 from tests.support.simulation.operators import Operators
@@ -73,6 +73,8 @@ class World:
         await asyncio.gather(*actions)
         await self._until_settled("the last fault", BOUND)
         if self.seed % QUIET_RUNS == 0:
+            while self._waiting():
+                await asyncio.sleep(1.0)
             await self.operators.release_all(0.5)
             await self._until_settled("a release without any fault", QUIET_BOUND)
 
@@ -88,6 +90,12 @@ class World:
                 await self.operators.release(group)
         self.ledger.check()
         self.ledger.say("settled")
+
+    def _waiting(self) -> bool:
+        """Whether a node may still wait because of a fault: it hasn't asked anything since."""
+        seen = self.server.tables["node_presence"]
+        heard = (seen[each.id]["last_seen_at"] for each in self.nodes if each.name not in self.troubles.lost)
+        return min(heard) < START + timedelta(seconds=FAULTS_FOR)
 
     def _behind(self) -> str | None:
         """A group that needs another release, since a backup that was restored has none, or has less than its nodes."""
