@@ -38,7 +38,7 @@ log = logging.getLogger("skerry.front")
 
 
 class NodeAgent(Protocol):
-    """Keeps the node at its target."""
+    """Keeps the node at its target: the sync agent, or the driver of `skerry-edge dev`."""
 
     async def run(self) -> None: ...
 
@@ -49,7 +49,10 @@ MakeAgent = Callable[[ReleaseManager, Compiler], NodeAgent]
 
 
 class Front:
-    """`run` it once. Without an agent it serves what the state directory has, and nothing changes that."""
+    """Puts the front together, and runs it once.
+
+    Without an agent it serves the release that the state directory has, and nothing changes that.
+    """
 
     def __init__(self, settings: Settings, state: State, make_agent: MakeAgent | None = None) -> None:
         self.settings = settings
@@ -86,7 +89,7 @@ class Front:
             flip_limit=settings.flip_limit,
             apply_limit=settings.apply_limit,
         )
-        # Room for one more call's transaction in a file of a worker's.
+        # The largest file that a worker may write must have room for one more call's transaction.
         most = settings.temp_limit - settings.wal_limit
         self.checkpoints = CheckpointSchedule(
             self.processes, self.pool, state.path / wal.FILE, settings.wal_limit, most
@@ -110,18 +113,19 @@ class Front:
             self.server,
         )
         self.port = 0
+        """Port of the local HTTP, once it is bound."""
         self.ready = asyncio.Event()
-        """Set when calls are taken."""
+        """Set when calls are served."""
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
-        """End the run: no new calls, running ones may end."""
+        """End the run: new calls are refused, running ones may end."""
         self._stop.set()
 
     async def run(self) -> None:
-        """Until `stop`.
+        """Serve until `stop`.
 
-        Raises: `zygote_client.MachineUnfit`, `stored_release.DatabaseUnfit`, `SettingsError` (in an ExceptionGroup).
+        Raises: an ExceptionGroup of MachineUnfit, DatabaseUnfit or SettingsError, when the node can't serve.
         """
         settings = self.settings
         self.port = self.server.bind()
@@ -141,7 +145,7 @@ class Front:
                     )
                 ]
                 serving = group.create_task(self.server.run_until_stopped())
-                # What needs the workers; at the end a commit that has begun is waited for.
+                # Changes need the workers, so they end before them; a COMMIT that has begun is waited for.
                 changing = group.create_task(self._change())
                 await self._stop.wait()
                 log.info("stopping")
@@ -159,8 +163,8 @@ class Front:
             self.server.close()
 
     async def _change(self) -> None:
-        """Serve the release that the node has, then others and better code for them, until cancelled."""
-        # Calls that come before it is known which release they are for wait.
+        """Serve the release that the node has, then newer ones and better code, until cancelled."""
+        # Calls that come before the release is known wait.
         await self.manager.boot()
         log.info("serving on %s port %d", self.settings.address[0], self.port)
         self.ready.set()
@@ -172,7 +176,7 @@ class Front:
                 group.create_task(self.agent.run())
 
     def status(self) -> dict[str, Any]:
-        """For /_skerry/status."""
+        """Return the document of /_skerry/status."""
         own = self._status.document()
         return {**(self.agent.status() if self.agent is not None else {}), **own}
 
@@ -180,9 +184,9 @@ class Front:
 def run(
     settings: Settings, make_agent: MakeAgent | None = None, begin: Callable[[Front], None] = lambda front: None
 ) -> None:
-    """Run a node until SIGTERM or SIGINT; a second one ends it. `begin` gets the front before it runs.
+    """Run a node until SIGTERM or SIGINT; a second signal kills it. `begin` gets the front before it runs.
 
-    Raises: StateUnfit, and those of `Front.run`.
+    Raises: StateUnfit, when the state directory can't be used, and as `Front.run`.
     """
     with State(settings.state, settings.start_wait) as state:
         _more_files()
@@ -201,7 +205,7 @@ async def _main(settings: Settings, state: State, make_agent: MakeAgent | None, 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    # What is there now stays: a full collection need not look at it each time.
+    # The objects made so far stay: a full collection needn't look at them each time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(2000, 10, 1000)
@@ -210,7 +214,7 @@ async def _main(settings: Settings, state: State, make_agent: MakeAgent | None, 
 
 
 def _more_files() -> None:
-    """As many connections as the system allows this process."""
+    """Raise this process's limit of open files, which bounds the connections, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
     if soft < wanted:

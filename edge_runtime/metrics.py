@@ -1,4 +1,4 @@
-"""The node's counts as Prometheus reads them, collected when they are asked for."""
+"""The node's metrics in the text format of Prometheus, collected when they are asked for."""
 
 from collections.abc import Iterable
 from itertools import accumulate
@@ -16,7 +16,7 @@ from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 
 _BOUNDS: Final = (*map(str, TIMES), "+Inf")
 _UNKNOWN: Final = ""
-"""Label of the calls of what is no function of the release."""
+"""Value of the label `function` for calls of names that aren't functions of the release."""
 
 
 class PoolCollector(Collector):
@@ -75,7 +75,7 @@ class PoolCollector(Collector):
             yield GaugeMetricFamily("skerry_edge_generation", "Its generation", value=pool.release.generation)
 
     def _functions(self) -> Iterable[Metric]:
-        """Of the functions that are served."""
+        """Return the metrics of the functions that are served."""
         waiting = GaugeMetricFamily("skerry_edge_function_waiting", "Calls in its line", labels=["function"])
         running = GaugeMetricFamily("skerry_edge_function_running", "Calls in workers", labels=["function"])
         is_open = GaugeMetricFamily("skerry_edge_circuit_open", "1 while it is cut off", labels=["function"])
@@ -95,5 +95,5 @@ class Metrics:
         self._registry.register(PoolCollector(pool, processes, checkpoints))
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """Return the metrics in the exposition format."""
         return generate_latest(self._registry)

@@ -1,6 +1,6 @@
-"""The settings of a node, from flags and SKERRY_EDGE_* variables (docs/settings.md lists them).
+"""The settings of a node, given as flags or SKERRY_EDGE_* variables (docs/settings.md lists them).
 
-Durations are seconds, sizes bytes.
+Durations are in seconds, sizes in bytes.
 """
 
 import ipaddress
@@ -18,63 +18,66 @@ class SettingsError(Exception):
 
 
 def processors() -> int:
-    """Those that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
 class PoolLimits:
-    """Bounds of the pool; durations in seconds."""
+    """The part of the settings that the pool needs."""
 
     workers: int
     depth: int = 8
-    """Calls that one worker may have, where they are short."""
+    """Calls that one worker may have at once, of functions whose calls are short."""
     concurrency: int = 1
-    """Workers that one function's calls may have at once, where its manifest doesn't say."""
+    """Workers that one function's calls may have at once, if its manifest doesn't say."""
     queue: int = 1024
+    """Calls that may wait for a worker."""
     function_queue: int = 256
-    """Calls of one function that may wait, where its manifest doesn't say."""
+    """Calls of one function that may wait, if its manifest doesn't say."""
     queue_wait: float = 10.0
+    """How long a call may wait for a worker, or for a change of release."""
     lock_wait: float = 10.0
     """How long a call may wait for the writer lock."""
     lock_hold: float = 5.0
-    """How long a call may hold it."""
+    """How long a call may hold the writer lock."""
     few: int = 1
-    """Workers that one function's calls have at once, while they are quick."""
+    """Workers that one function's calls have at once while they are quick."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of `skerry-edge run`. Raises: SettingsError, when a setting is wrong."""
+    """The settings of `skerry-edge run`. Raises: SettingsError, when one is wrong."""
 
     state: Path
     """The state directory."""
     listen: str = LISTEN
     """HOST:PORT of the local HTTP; a host that isn't loopback needs a token."""
     token: str = field(default="", repr=False)
-    """Where there is one, callers must send it as `Authorization: Bearer`."""
+    """If it isn't empty, callers must send it as `Authorization: Bearer`."""
     secrets: Path | None = None
-    """The file with the values of functions' secrets; secrets.toml in the state directory, where it isn't named."""
+    """The file with the values of functions' secrets; by default secrets.toml in the state directory."""
     http_networks: tuple[str, ...] = ()
-    """Networks, as 10.0.0.0/8, to which names may lead functions' requests, besides the public ones."""
+    """Networks, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public addresses."""
     hosts: tuple[str, ...] = ()
-    """Names that the Host header may have besides localhost and its addresses, where there is no token."""
+    """Names that the Host header may have besides localhost and its addresses, when there is no token."""
     workers: int = field(default_factory=lambda: 2 * processors())
     depth: int = 8
     """Calls that one worker may have at once, of functions whose calls are short."""
     concurrency: int = field(default_factory=processors)
-    """Workers that one function may have at once, where its manifest doesn't say; all, where there are fewer."""
+    """Workers that one function may have at once, if its manifest doesn't say; all of them if there are fewer."""
     queue_limit: int = 1024
     """Calls that may wait for a worker."""
     function_queue: int = 256
-    """Calls of one function that may wait for a worker, where its manifest doesn't say."""
+    """Calls of one function that may wait for a worker, if its manifest doesn't say."""
     queue_wait: float = 10.0
     """How long a call may wait for a worker, or for a change of release."""
     body_limit: int = 10 * MIB
+    """Size that one request's body may have."""
     body_memory: int = 256 * MIB
-    """Of all request bodies that are being received or wait."""
+    """Size of all request bodies together that are being received or wait."""
     answer_memory: int = 256 * MIB
-    """Of all answers that clients don't read; above it the one that has waited longest is given up."""
+    """Size of all answers together that clients haven't read; above it the longest unread one is given up."""
     body_wait: float = 30.0
     """How long a request's body may take to come."""
     flip_limit: float = 5.0
@@ -90,19 +93,19 @@ class Settings:
     lock_hold: float = 5.0
     """How long a call may hold the writer lock."""
     synchronous: str = "FULL"
-    """FULL: what a call was answered is on disk. NORMAL: a loss of power may undo the last calls."""
+    """FULL: what an answered call wrote is on disk. NORMAL: a loss of power may undo the last calls."""
     wal_limit: int = 256 * MIB
-    """Of the database's write-ahead log, from which on calls that may write are refused."""
+    """Size of the database's write-ahead log from which on calls that may write are refused."""
     temp_limit: int = 1024 * MIB
-    """Of one file of temporary data that a statement needs. The log may have as much, whoever wrote it."""
+    """Size of the temporary data that a call may have on disk, and of the write-ahead log in any case."""
     fence: str = "required"
-    """required: no function is run where the machine lacks a piece of the workers' fence. partial: with what it has."""
+    """required: run no function if the machine lacks a piece of the workers' fence. partial: run with what it has."""
     worker_memory: int = 512 * MIB
-    """What a worker may have besides the memory of the guest that it runs, in bytes."""
+    """Memory that a worker may have besides that of the guest that it runs."""
     stop_limit: float = 10.0
     """How long running calls may hold up the end of the node."""
     start_wait: float = 15.0
-    """How long to wait for the processes of a run before, which had this state directory."""
+    """How long to wait for the processes of an earlier run to let the state directory go."""
 
     def __post_init__(self) -> None:
         host, _ = self.address
@@ -152,7 +155,7 @@ class Settings:
 
     @property
     def code_memory(self) -> int:
-        """What the functions that a worker has loaded may take, in bytes."""
+        """Memory that the loaded functions of a worker may take, in bytes."""
         return self.worker_memory // 2
 
     @property
@@ -165,7 +168,7 @@ class Settings:
 
     @property
     def networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-        """Of `http_networks`."""
+        """The networks that `http_networks` names."""
         try:
             return [ipaddress.ip_network(text) for text in self.http_networks]
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""The document of /_skerry/status: what a node runs, and how its parts do."""
+"""Makes the document of /_skerry/status: what the node runs, and how its parts are."""
 
 import time
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from edge_runtime.web.server import Server
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """The parts of the front that the document tells of."""
+    """The parts of the front that the document is about."""
 
     pool: Pool
     supervisor: Supervisor
@@ -34,7 +34,7 @@ class NodeStatus:
     server: Server
 
     def document(self) -> dict[str, Any]:
-        """The node's own part of /_skerry/status; the agent has the rest."""
+        """Return the front's part of /_skerry/status; the agent makes the rest."""
         pool, release = self.pool, self.manager.release
         functions = release.functions if release is not None else []
         lacking = self.secrets.lacking(functions)

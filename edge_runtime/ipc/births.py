@@ -8,22 +8,25 @@ from msgspec import Struct
 from edge_runtime.ipc import frames
 
 MESSAGE_BYTES: Final = 65_536
-"""The longest message."""
+"""Bytes of the longest message."""
 
 ChildKind = Literal["worker", "applier", "compiler", "checkpointer"]
 
 
 class Arguments(Struct, frozen=True):
+    """What the zygote is started with."""
+
     control: int
     """Descriptor of the socket to the front."""
     page: int
-    """Descriptor of the page that it shares with its children."""
+    """Descriptor of the memory that the front shares with its workers."""
     parent: int
+    """Process id of the front."""
     settings: frames.ChildSettings
 
 
 class Birth(Struct, frozen=True):
-    """Fork a child; its socket comes along."""
+    """Fork a child. Its end of a socketpair comes along."""
 
     id: int
     kind: ChildKind
@@ -47,23 +50,25 @@ class Unfit(Struct, frozen=True, tag="unfit"):
 
 
 class Born(Struct, frozen=True, tag="born"):
-    """The child's pidfd comes along."""
+    """The child has been forked. Its pidfd comes along."""
 
     id: int
     pid: int
 
 
 class BirthFailed(Struct, frozen=True, tag="not_born"):
-    """There is no such child: the system has no process, descriptor or memory for it now. It may be asked for again."""
+    """The child can't be forked now: the system lacks a process, descriptor or memory. It may be asked for again."""
 
     id: int
     message: str
 
 
 class Died(Struct, frozen=True, tag="died"):
+    """A child has ended."""
+
     id: int
     status: int
-    """As from waitpid."""
+    """The exit status as from waitpid."""
 
 
 News = Up | Recovering | Unfit | Born | BirthFailed | Died

@@ -1,7 +1,7 @@
-"""What the zygote and its children print, line by line in the front's log.
+"""Puts what the zygote and its children print into the front's log, line by line.
 
-They get a pipe and not the front's own stderr: that may be a file, which a child that was taken over could empty, or a
-terminal.
+They get a pipe instead of the front's own stderr, which may be a terminal, or a file that a child that was taken over
+could empty.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ log = logging.getLogger("skerry.child")
 
 BURST: Final = 1 << 20
 RATE: Final = 64 * 1024
-"""Bytes that are logged at once, and then a second: a child that was taken over may print without end."""
+"""Bytes that are logged at once, and then per second: a child that was taken over may print without end."""
 _LINE: Final = 100
 """Bytes that a line counts for besides its text."""
 _PIECE: Final = 65_536
-"""Bytes read at once, and the longest line."""
+"""Bytes that are read at once, and that a line may have."""
 
 
 class ChildOutput:
-    """One pipe; `write` is the descriptor that the zygote inherits, and is closed here by `started`."""
+    """One pipe. `write` is the descriptor that the zygote inherits; `started` closes it on this side."""
 
     def __init__(self) -> None:
         self._read, self.write = os.pipe()
@@ -33,15 +33,16 @@ class ChildOutput:
         self._rest = b""
         self._budget = TokenBucket(BURST, RATE)
         self._left_out = 0
-        """Lines since the log last told of it."""
+        """Lines that were left out since the log last told of them."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._read, self._readable)
 
     def started(self) -> None:
+        """Close the writing end, which the zygote has by now."""
         os.close(self.write)
 
     def close(self) -> None:
-        """Log what is still there; all that could print has ended."""
+        """Log what is left; every process that could print has ended."""
         self._readable()
         if self._rest:
             self._say(self._rest)

@@ -1,7 +1,8 @@
-"""Frames between the front and its children (workers, the applier, compilers), and what their heads say.
+"""The messages between the front and its children (workers, appliers, compilers, checkpointers), and their encoding.
 
-A frame is a header of 12 bytes (length of the rest, request id, kind, length of the head), a head (msgpack where a
-guest's request or answer is concerned, JSON elsewhere) and raw bytes. One SOCK_STREAM socketpair a child.
+A message is a frame: a header of 12 bytes (length of the rest, request id, kind, length of the head), a head and raw
+bytes. The head of a call is in msgpack; a message named here in backquotes is JSON in the raw bytes. Each child has one
+SOCK_STREAM socketpair with the front.
 """
 
 import socket
@@ -20,24 +21,25 @@ _pack, _unpack = HEADER.pack, HEADER.unpack_from
 _CHUNK: Final = 65_536
 """Bytes that are received at once."""
 HEAD_LIMIT: Final = 65_535
-"""Bytes of a head, which its length in the header can say; larger ones travel in the raw bytes."""
+"""Bytes that a head may have, as its length in the header is 16 bits wide."""
 
 # To a worker
 CALL: Final = 1
 """Head: `CallHead` in msgpack; the raw bytes are the request's body."""
 RELEASE: Final = 2
-"""`Load`: serve these functions too; loads those whose earlier version is loaded; answered by LOADED."""
+"""`Load`: be ready to serve these functions too; answered by LOADED. Functions whose earlier version is loaded,
+and a few new ones, are loaded at once, others when they are called."""
 FORGET: Final = 3
 """`Keep`: unload the functions of the other serials; answered by DONE."""
 QUERY_RELEASE: Final = 4
-"""Which release does the libsql file hold? Answered by RELEASE_IS (`Stored`) or FAILED."""
+"""Tell which release the libsql file holds; answered by RELEASE_IS (`Stored`) or FAILED."""
 # To an applier
 APPLY: Final = 5
-"""`Apply`; answered by PREPARED (`wire.Inventory`: what the node will have) or FAILED."""
+"""`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: what it leads to) or FAILED."""
 COMMIT: Final = 6
-"""Answered by COMMITTED or FAILED."""
+"""Commit what was prepared; answered by COMMITTED or FAILED."""
 ABORT: Final = 7
-"""Answered by ABORTED."""
+"""Roll back what was prepared; answered by ABORTED."""
 # To a compiler
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
@@ -47,13 +49,13 @@ VERIFY: Final = 14
 """`Verify`; answered by VERIFIED (`Verified`)."""
 # To a worker, in the middle of a call
 HTTP_ANSWER: Final = 9
-"""To an HTTP of the same request: the raw bytes are the answer's parcel (`http_messages`)."""
+"""The answer to an HTTP frame of the same request: the raw bytes are its parcel (`http_messages`)."""
 
 # To a checkpointer
 CHECKPOINT: Final = 10
 """`Checkpoint`; answered by CHECKPOINTED (`Checkpointed`) or FAILED."""
 SETTLE: Final = 11
-"""A process was killed in a COMMIT: undo what it left; answered by DONE or FAILED."""
+"""Undo what a process left that was killed in a COMMIT; answered by DONE or FAILED."""
 CLOSE: Final = 12
 """Close the file and end; answered by DONE."""
 
@@ -61,12 +63,12 @@ CLOSE: Final = 12
 # out (`name: value`, each ended by CR LF; none about the connection, or the length where there is a body), the raw
 # bytes the body.
 READY: Final = 20
-"""Of no request; a worker that can't open the libsql file says FAILED instead, and ends."""
+"""The child is ready (with the id of no request); a worker that can't open the libsql file says FAILED and ends."""
 FAULT: Final = 21
-"""`Fault`: the call ended without an answer of the guest's; nothing that it wrote was kept."""
+"""`Fault`: the call ended without an answer of its guest; nothing that it wrote was kept."""
 STALE: Final = 22
-"""The libsql file holds another release than the call was made for, or one is being applied for which it would have to
-wait: nothing was run for good, dispatch it again."""
+"""The libsql file holds another release than the call was made for, or one is being applied that the call would have to
+wait for: the call has done nothing that lasts, and must be dispatched again."""
 LOADED: Final = 23
 """`Loaded`."""
 FAILED: Final = 24
@@ -78,24 +80,24 @@ COMMITTED: Final = 28
 ABORTED: Final = 29
 COMPILED: Final = 30
 LOG: Final = 31
-"""What the guest of the call wrote to its log, as raw bytes; before its answer."""
+"""What the call's guest wrote to its log, as raw bytes; comes before the answer."""
 HTTP: Final = 32
 """The guest of the call asks for an HTTP request: as raw bytes its parcel (`http_messages`). HTTP_ANSWER answers it."""
 DENIED: Final = 33
-"""Before a call's answer, where its grants denied it something: as raw bytes a JSON object, times by kind."""
+"""What the call's grants denied it: as raw bytes a JSON object, times by kind; comes before the answer."""
 CHECKPOINTED: Final = 34
 DAMAGED: Final = 37
-"""Before a call's answer, where the function's compiled code was damaged, and it runs on the interpreter."""
+"""The function's compiled code is damaged, and it runs on the interpreter; comes before the call's answer."""
 TRIED: Final = 35
 VERIFIED: Final = 36
 FIRST_STATUS: Final = 100
 
 COMMIT_UNKNOWN: Final = "commit_unknown"
-"""Code of a COMMIT that failed, where it can't be made sure that nothing of it is kept."""
+"""Code of a COMMIT that failed when it can't be made sure that nothing of it is kept."""
 
 
 class LocalFunction(Struct, frozen=True):
-    """A function version as this node has it, and the code that it runs: none, as long as there is neither."""
+    """A version of a function on this node, with the code that it runs; none if `aot` and `wasm` are empty."""
 
     name: str
     version: int
@@ -105,17 +107,19 @@ class LocalFunction(Struct, frozen=True):
     aot: str = ""
     """Path of the AOT file."""
     aot_digest: str = ""
-    """sha256 of the AOT file, in hex; checked before each load."""
+    """sha256 of the AOT file in hex, which is checked before each load."""
     wasm: str = ""
-    """Path of the artifact, for the interpreter: where `aot` is empty, or damaged."""
+    """Path of the artifact, which the interpreter runs if `aot` is empty or damaged."""
 
     @property
     def code(self) -> tuple[str, str]:
-        """Path and sha256 of what to load; an empty path where there is nothing."""
+        """Path and sha256 of what to load; an empty path if there is nothing."""
         return (self.aot, self.aot_digest) if self.aot else (self.wasm, self.sha256)
 
 
 class LocalRelease(Struct, frozen=True):
+    """A release as this node has it."""
+
     release_id: str
     number: int
     generation: int
@@ -124,11 +128,13 @@ class LocalRelease(Struct, frozen=True):
 
 
 class Load(Struct, frozen=True):
+    """A set of modules that a worker is to be ready to serve."""
+
     serial: int
-    """The front's own number for this set of modules: a release gets another one when its AOT files get better."""
+    """The front's number for this set of modules: a release gets another one when its AOT files get better."""
     release: LocalRelease
     secrets: dict[str, dict[str, str]] = {}
-    """By function: the values of its manifest's names. They are in no other message but `Apply`, and kept nowhere."""
+    """By function: the values of the secrets that its manifest names. Only `Load`, `Apply` and `Try` have them."""
     lacking: dict[str, "Failure"] = {}
     """By function: why it can't be called although its module is there."""
 
@@ -137,65 +143,74 @@ class Load(Struct, frozen=True):
 
 
 class Keep(Struct, frozen=True):
+    """The serials of the sets of modules that a worker is to keep."""
+
     serials: list[int]
 
 
 class Stored(Struct, frozen=True):
-    """What the libsql file says: the release (its functions without AOT; None before the first) and the inventory."""
+    """What the libsql file holds: the release (functions without code; None before the first) and the inventory."""
 
     release: LocalRelease | None
     inventory: wire.Inventory
     durable: bool = True
-    """A loss of power changes nothing of it."""
+    """Whether all of it is on disk, so that a loss of power changes nothing."""
 
 
 class Apply(Struct, frozen=True):
+    """A release to be prepared."""
+
     plan: wire.Plan
     functions: list[LocalFunction]
-    """All functions of the release, with the AOT files that probes run."""
+    """All functions of the release, with the code that probes run."""
     secrets: dict[str, dict[str, str]] = {}
-    """As in `Load`: for the probes."""
+    """The secrets as in `Load`, for the probes."""
     afresh: bool = False
-    """The file's own record of a release isn't to be believed."""
+    """The libsql file's own record of its release must not be believed."""
 
     def __repr__(self) -> str:
         return f"Apply({self.plan.sync_id}, release {self.plan.release_number})"
 
 
 class Compile(Struct, frozen=True):
+    """An artifact to be compiled."""
+
     artifact: str
     """Path of the wasm."""
     sha256: str
     folder: str
-    """Empty, and the compiler's alone: where its files go."""
+    """Path of an empty folder for the compiler alone, where its files go."""
     level: int
+    """The level of optimization, as in `aot_cache`."""
 
 
 class Compiled(Struct, frozen=True):
     digest: str
-    """As `LocalFunction.aot_digest`."""
+    """sha256 of the AOT file in hex."""
 
 
 class Checkpoint(Struct, frozen=True):
     mode: Literal["passive", "restart", "truncate"]
-    """SQLite's; for all but `passive` the writer lock is taken."""
+    """SQLite's mode of a checkpoint; for all but `passive` the writer lock is taken."""
     patience_ms: int = 0
-    """How long to wait for readers, while it is held."""
+    """How long to wait for readers while the writer lock is held."""
 
 
 class Checkpointed(Struct, frozen=True):
     busy: bool
-    """Readers, or frames that came meanwhile, keep the log from beginning anew."""
+    """Whether readers, or frames that came meanwhile, keep the log from beginning anew."""
     frames: int
-    """In the log."""
+    """Frames in the log."""
     backfilled: int
-    """Of these, moved into the database file."""
+    """Frames of them that were moved into the database file."""
 
 
 class Try(Struct, frozen=True):
+    """Functions to be loaded on trial."""
+
     functions: list[LocalFunction]
     secrets: dict[str, dict[str, str]] = {}
-    """As in `Load`."""
+    """The secrets as in `Load`."""
 
     def __repr__(self) -> str:
         return f"Try({self.functions!r})"
@@ -203,12 +218,14 @@ class Try(Struct, frozen=True):
 
 class Tried(Struct, frozen=True):
     bytes: int
-    """Memory that the function takes while it runs, besides its guest's."""
+    """Bytes of memory that the function takes while it runs, besides its guest's memory."""
 
 
 class Verify(Struct, frozen=True):
+    """Files to be checked."""
+
     files: list[tuple[str, str]]
-    """Paths, and the sha256 that each must have."""
+    """Path of each file, and the sha256 that it must have."""
 
 
 class Verified(Struct, frozen=True):
@@ -223,7 +240,7 @@ class Failure(Struct, frozen=True):
 
 class Loaded(Struct, frozen=True):
     failures: list[Failure]
-    """One for each function that couldn't be loaded; the others can be called."""
+    """One failure for each function that couldn't be loaded; the others can be called."""
 
 
 class Fault(Struct, frozen=True):
@@ -235,45 +252,45 @@ class Fault(Struct, frozen=True):
 
 
 class ChildSettings(Struct, frozen=True):
-    """What children need to know, the same for all of them."""
+    """Settings that all children need."""
 
     state: str
     """Path of the state directory."""
     synchronous: str
-    """SQLite's: FULL or NORMAL."""
+    """SQLite's setting: FULL or NORMAL."""
     temp_limit: int = 1024**3
     """Bytes of a file that a worker may write."""
     fence: str = "required"
-    """Whether children must have every piece of their fence, or only what the machine has: required or partial."""
+    """required: children must have every piece of their fence; partial: they have the pieces that the machine has."""
     code_memory: int = 256 * 1024 * 1024
     """Bytes that a worker's loaded functions may take, with all else that it has allocated."""
 
 
 class CallHead(Struct, frozen=True, array_like=True):
-    """Everything of a request but its body, and what it calls."""
+    """A call without its body: what it calls, and the request."""
 
     serial: int
     function: int
     """Index in the release's functions."""
     method: str
     path: str
-    """After the function's name, percent-encoded: empty or from a slash on."""
+    """The path behind the function's name, percent-encoded: empty, or beginning with a slash."""
     query: bytes
-    """As it came, without the question mark."""
+    """The query as it came, without the question mark."""
     headers: list[tuple[bytes, bytes]]
-    """Names in lower case, in their order."""
+    """The headers in their order, names in lower case."""
     client: str
-    """Address of the caller."""
+    """The client's address."""
     script: str = ""
-    """What comes before `path`: /functions/NAME, or a route's path up to its first parameter."""
+    """The path before `path`: /functions/NAME, or a route's path up to its first parameter."""
     route: str = ""
-    """The manifest's route that the call came by; empty where none."""
+    """The manifest's route that the call came by; empty if it came by none."""
     params: list[tuple[str, str]] = []
-    """The values of the route's parameters, percent-decoded (latin-1)."""
+    """Names and values of the route's parameters, percent-decoded, as latin-1."""
 
 
 class ChildGone(ConnectionError):
-    """The other side closed the socket in the middle of a frame, or before the answer."""
+    """The other side closed the socket in the middle of a frame, or before it had answered."""
 
 
 encode_json: Final = msgspec.json.encode
@@ -282,12 +299,12 @@ decode_call: Final = msgspec.msgpack.Decoder(CallHead).decode
 
 
 def pack(request: int, kind: int, head: bytes = b"", body: bytes = b"") -> bytes:
-    """A whole frame, for what is small."""
+    """Return a whole frame; for small bodies, which are copied."""
     return HEADER.pack(len(head) + len(body), request, kind, len(head)) + head + body
 
 
 def pack_json(request: int, kind: int, value: Any) -> bytes:
-    """A frame whose raw bytes are JSON: such a body may be longer than a head."""
+    """Return a frame with `value` in its raw bytes as JSON."""
     return pack(request, kind, b"", encode_json(value))
 
 
@@ -299,20 +316,22 @@ class Frame(Struct, frozen=True):
 
 
 class Reader:
-    """Reads frames from a blocking socket: the children's side."""
+    """Reads frames from a blocking socket, on the children's side."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._receive = sock.recv
         self._pending = b""
         self._at = 0
-        """How many bytes of `_pending` have been read."""
+        """Bytes of `_pending` that have been read."""
         self._kept: deque[Frame] = deque()
-        """What came while an answer was waited for."""
+        """Frames that came while an answer was waited for."""
 
     def answer(self, request: int, kind: int) -> bytes:
-        """The raw bytes of the answer to something that this side asked for; other frames that come meanwhile are
-        kept for `next`. Raises: ChildGone where the other side closes."""
+        """Wait for the answer to something that this side asked for, and return its raw bytes.
+
+        Other frames that come meanwhile are kept for `next`. Raises: ChildGone, when the other side closes.
+        """
         while (frame := self._read()) is not None:
             if frame.kind == kind and frame.request == request:
                 return frame.body
@@ -320,7 +339,10 @@ class Reader:
         raise ChildGone("the front closed the socket before it had answered")
 
     def next(self) -> Frame | None:
-        """The next frame, or None where the other side has closed. Raises: ChildGone in the middle of a frame."""
+        """Return the next frame, or None if the other side has closed.
+
+        Raises: ChildGone, when it closed in the middle of a frame.
+        """
         return self._kept.popleft() if self._kept else self._read()
 
     def _read(self) -> Frame | None:
@@ -356,7 +378,7 @@ class Reader:
 
 
 def send(sock: socket.socket, request: int, kind: int, head: bytes = b"", body: bytes = b"") -> None:
-    """Send a frame on a blocking socket; a large body isn't copied first."""
+    """Send a frame on a blocking socket; a large body isn't copied."""
     header = _pack(len(head) + len(body), request, kind, len(head))
     if len(body) < 65_536:
         sock.sendall(b"".join((header, head, body)))

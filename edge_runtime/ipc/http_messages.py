@@ -20,7 +20,7 @@ HOP_BY_HOP: Final = frozenset(
     ("connection", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer",
      "transfer-encoding", "upgrade")
 )  # fmt: skip
-"""Headers about the connection, which is the node's."""
+"""Headers about the connection, which belongs to the node."""
 
 
 class NotFetched(CodedError):
@@ -32,7 +32,7 @@ class NotFetched(CodedError):
 
 
 class Asked(Struct, array_like=True):
-    """The head of a request's parcel."""
+    """The head of a request's parcel: what a function asked for."""
 
     method: str
     url: str
@@ -47,13 +47,13 @@ def parcel(head: bytes, body: bytes | bytearray = b"") -> bytes:
 
 
 def unpack(data: bytes) -> tuple[bytes, bytes]:
-    """A parcel's head and body."""
+    """Split a parcel into head and body."""
     end = 4 + int.from_bytes(data[:4])
     return data[4:end], data[end:]
 
 
 def answer(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes | bytearray) -> bytes:
-    """The answer's parcel, without the headers that were about the connection."""
+    """Return the parcel of an answer, without the headers that were about the connection."""
     listed = [(_text(name).lower(), _text(value)) for name, value in headers]
     dropped = {*HOP_BY_HOP, "proxy-authenticate"}
     for name, value in listed:
@@ -67,10 +67,10 @@ def _text(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        # What HTTP took such bytes for before there was UTF-8.
+        # HTTP took such bytes for latin-1 before there was UTF-8.
         return raw.decode("latin-1")
 
 
 def refused(code: str, message: str) -> bytes:
-    """What the guest is told where there is no answer of the server's, as JSON: a parcel's head, of no body."""
+    """Return the head of a parcel without a body that tells the guest why there is no answer of a server, as JSON."""
     return orjson.dumps({"error": {"code": code, "message": message}})

@@ -1,9 +1,10 @@
-"""The page that the front and its workers share: which request each worker has started, and how far it has come.
+"""Shared memory in which each worker says which call it has started, and how far the call has come.
 
-Each slot is a page of memory of its own, the only one that its worker can see: none can speak for another.
+The memory has a slot for each worker. A slot is a page of its own, the only one that its worker can see, so no worker
+can speak for another.
 
-It is how the front tells, after a worker's death, the request that ran from those that only waited, and how it sees a
-call that loops, waits for the writer lock, or holds it, without asking.
+After a worker's death the front so knows the call that ran from those that only waited; and it sees, without asking, a
+call that loops, waits for the writer lock, or holds it.
 """
 
 import mmap
@@ -13,14 +14,15 @@ import time
 from typing import Final, NamedTuple
 
 WORDS: Final = 4
-"""Of a slot, 8 bytes each, written whole: start of the call, time that it waited for the writer lock, since when it is
-in its state (ns of the monotonic clock, which all processes share), and state and request id in one. (`struct` would
-not do: it clears what it is about to write, and a reader may come in between.) One more is the front's: whether a
-release is being applied."""
+"""Words of a slot that its worker writes, each of 8 bytes and written whole: when the call started, how long it waited
+for the writer lock, since when it is in its state (all in ns of the monotonic clock, which processes share), and state
+and request id in one word. (`struct` won't do: it clears what it is about to write, and a reader may come in between.)
+One more word is the front's: whether a release is being applied."""
 SLOT_BYTES: Final = mmap.PAGESIZE
 SLOTS: Final = 128
+"""Workers that there may be at once."""
 CLAIMS_AT: Final = 1024
-"""Bytes from a slot's start to its `claims`, 2 KiB."""
+"""Bytes from a slot's start to its claims (module `claims`), which take 2 KiB."""
 _STRIDE: Final = SLOT_BYTES // 8
 NONE: Final = 0xFFFF_FFFF
 """The id of no request."""
@@ -28,19 +30,20 @@ NONE: Final = 0xFFFF_FFFF
 IDLE: Final = 0
 RUNNING: Final = 1
 WAITING: Final = 2
-"""For the writer lock."""
+"""The call waits for the writer lock."""
 WRITING: Final = 3
-"""It holds the writer lock."""
+"""The call holds the writer lock."""
 COMMITTING: Final = 4
-"""What it wrote may be kept from here on, whatever happens to the worker."""
+"""What the call wrote may be kept from here on, whatever happens to the worker."""
 LOADING: Final = 5
-"""The function that it calls is being loaded: nothing of it runs yet."""
-
+"""The called function is being loaded: nothing of it runs yet."""
 SENT: Final = 6
-"""It runs, may write, and sends or has sent what can't be sent twice, before its first SQL."""
+"""The call runs, may write, and, before its first SQL, sends or has sent an HTTP request that can't be sent twice."""
 
 
 class Seen(NamedTuple):
+    """What a slot said at one moment."""
+
     started_ns: int
     waited_ns: int
     since_ns: int
@@ -49,19 +52,22 @@ class Seen(NamedTuple):
 
 
 def create() -> int:
-    """A descriptor of new slots, for this process and those that inherit it."""
+    """Return a descriptor of new shared memory, for this process and those that inherit it."""
     descriptor = os.memfd_create("skerry-started", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, SLOTS * SLOT_BYTES)
     return descriptor
 
 
 def open_page(descriptor: int) -> memoryview:
-    """All slots: the front's view."""
+    """Map all slots: the front's view."""
     return memoryview(mmap.mmap(descriptor, SLOTS * SLOT_BYTES)).cast("Q")
 
 
 def open_slot(descriptor: int, slot: int) -> memoryview:
-    """One slot alone, as the first: its worker's view. From Python 3.13 on it keeps no descriptor of all of them."""
+    """Map one slot alone, as the first one: its worker's view.
+
+    From Python 3.13 on the mapping keeps no descriptor, by which the worker could map the others.
+    """
     at = slot * SLOT_BYTES
     if sys.version_info >= (3, 13):
         opened = mmap.mmap(descriptor, SLOT_BYTES, offset=at, trackfd=False)
@@ -71,7 +77,7 @@ def open_slot(descriptor: int, slot: int) -> memoryview:
 
 
 def read(words: memoryview, slot: int) -> Seen:
-    """One moment of a slot, while its worker goes on writing."""
+    """Return what a slot says at one moment, while its worker goes on writing."""
     at = slot * _STRIDE
     while True:
         last = words[at + 3]
@@ -81,7 +87,7 @@ def read(words: memoryview, slot: int) -> Seen:
 
 
 def clear(words: memoryview, slot: int) -> None:
-    """For a new worker, before it is born."""
+    """Reset a slot; the front does it before a new worker is started."""
     Mark(words, slot).clear()
 
 
@@ -91,7 +97,7 @@ def set_applying(words: memoryview, slot: int, applying: bool) -> None:
 
 
 class Mark:
-    """A worker's own slot."""
+    """A worker's own slot, for writing."""
 
     def __init__(self, words: memoryview, slot: int) -> None:
         self._words = words
@@ -101,20 +107,21 @@ class Mark:
         self._waiting = False
 
     def clear(self) -> None:
+        """Reset the slot: no call has been started."""
         self._words[self._last] = NONE
         for word in (*range(self._at, self._last), self._last + 1):
             self._words[word] = 0
 
     def loading(self, request: int) -> None:
-        """The function of `request` is about to be loaded; `start` follows, or `end` where it can't be called."""
+        """Note that the function of call `request` is about to be loaded; `start` or, if that fails, `end` follows."""
         self._words[self._last] = NONE
         self._request = request
         self._enter(LOADING)
 
     def start(self, request: int) -> None:
-        """The guest of `request` is about to run."""
+        """Note that the guest of call `request` is about to run."""
         words, at = self._words, self._at
-        # No request, as long as the times may be of either.
+        # No request, as long as the times may be those of either call.
         words[self._last] = NONE
         words[at] = time.monotonic_ns()
         words[at + 1] = 0
@@ -128,12 +135,12 @@ class Mark:
         return self._words[self._last + 1] != 0
 
     def waiting(self) -> None:
-        """It waits for the writer lock."""
+        """Note that the call waits for the writer lock."""
         self._waiting = True
         self._enter(WAITING)
 
     def writing(self) -> None:
-        """It has got the writer lock."""
+        """Note that the call has got the writer lock."""
         if self._waiting:
             self._waiting = False
             words, at = self._words, self._at
@@ -141,21 +148,22 @@ class Mark:
         self._enter(WRITING)
 
     def committing(self) -> None:
+        """Note that the call is about to commit."""
         self._enter(COMMITTING)
 
     def sending(self) -> None:
-        """It sends what can't be sent twice."""
+        """Note that the call sends an HTTP request that can't be sent twice."""
         self._enter(SENT)
 
     def running(self) -> None:
-        """It has let the writer lock go without a commit."""
+        """Note that the call has let the writer lock go without a commit."""
         self._words[self._last] = RUNNING << 32 | self._request
 
     def end(self) -> None:
-        """The answer is sent."""
+        """Note that the call's answer is sent."""
         self._words[self._last] = IDLE << 32 | self._request
 
     def _enter(self, state: int) -> None:
-        # The time first: a state beside the time of the one before it would seem to have lasted.
+        # The time comes first: a new state beside the old state's time would seem to have lasted long.
         self._words[self._at + 2] = time.monotonic_ns()
         self._words[self._last] = state << 32 | self._request

@@ -1,4 +1,4 @@
-"""The front's side of the zygote: children are born, watched and killed through it, and a dead zygote is replaced."""
+"""The front's side of the zygote: has children forked, watches and kills them, and replaces a zygote that died."""
 
 import asyncio
 import contextlib
@@ -22,27 +22,29 @@ log = logging.getLogger("skerry.processes")
 
 BACKOFF: Final = 0.05
 BACKOFF_CAP: Final = 5.0
+"""Seconds between two attempts to start a zygote or a child: the first pause, doubled each time up to the cap."""
 PATIENCE: Final = 10.0
-"""Seconds for which it is tried to have a child born."""
+"""Seconds for which a child is asked for again and again, if there can be none now."""
 START_LIMIT: Final = 30.0
-"""Seconds that a new zygote has to say that it is up: its imports, on a slow disk."""
+"""Seconds that a new zygote has to say that it is up: for its imports, on a slow disk."""
 GONE_PAUSE: Final = 0.005
-"""Seconds between two looks whether a zygote that was killed is gone."""
+"""Seconds between two looks at whether a zygote that was killed is gone."""
 SOCKET_BUFFER: Final = 1 << 20
+"""Bytes that the sockets of children can hold."""
 FRAME_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes of an answer: an inventory's, at most."""
+"""Bytes that an answer may have; the largest is an inventory."""
 
 
 class MachineUnfit(Exception):
-    """No guest can run on this machine as it is; the message says why and what to do."""
+    """No function can run on this machine as it is; the message says why and what to do."""
 
 
 class NotBorn(ConnectionError):
-    """There is no child: the zygote died before it had made it, or the system had no room. Ask again, in a while."""
+    """The child couldn't be started: the zygote died before, or the system had no room. Ask again after a while."""
 
 
 class Child:
-    """A process that the zygote made for the front."""
+    """A process that the zygote has forked for the front."""
 
     def __init__(self, number: int, slot: int, sock: socket.socket) -> None:
         self.id = number
@@ -51,19 +53,20 @@ class Child:
         """The front's end, not blocking."""
         self.pid = 0
         self.pidfd = -1
+        """-1 before the child is born, and once it is closed."""
         loop = asyncio.get_running_loop()
         self.born: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[int | None] = loop.create_future()
-        """Its status as from waitpid; None where the zygote died before it."""
+        """The exit status as from waitpid; None if the zygote died first."""
 
     def kill(self) -> None:
-        """End it at once; harmless where it has ended."""
+        """Kill the child; does nothing if it has ended."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close the front's end, and end the child if it runs."""
+        """Close the front's end, and kill the child if it runs."""
         self.kill()
         self.sock.close()
         if self.pidfd >= 0:
@@ -71,9 +74,9 @@ class Child:
             self.pidfd = -1
 
     async def ask(self, kind: int, value: Any, limit: float | None) -> frames.Frame:
-        """Send a frame and wait for the answer, for a child that does one thing at a time. Not for the pool's workers.
+        """Send a frame and wait for the answer. For children that do one thing at a time, unlike the pool's workers.
 
-        Raises: `frames.ChildGone`; TimeoutError after `limit` seconds, where there is a limit.
+        Raises: ChildGone, when the child ends first; TimeoutError, when `limit` seconds have passed.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(limit):
@@ -84,7 +87,7 @@ class Child:
                 raise frames.ChildGone(str(error)) from None
 
     async def answer(self, limit: float | None = None) -> frames.Frame:
-        """The next frame. Raises: `frames.ChildGone`; TimeoutError after `limit` seconds."""
+        """Wait for the next frame. Raises: ChildGone; TimeoutError, when `limit` seconds have passed."""
         async with asyncio.timeout(limit):
             return await self._frame()
 
@@ -110,7 +113,7 @@ class Child:
 
 
 class ZygoteClient:
-    """Makes children. `run` must be running beside."""
+    """Has children forked by the zygote, which `run` keeps alive: it must be running."""
 
     PROGRAM: ClassVar[str] = "edge_runtime.children.zygote"
     """The module that the zygote runs."""
@@ -124,24 +127,24 @@ class ZygoteClient:
         self._control: socket.socket | None = None
         self._up = asyncio.Event()
         self._starting = asyncio.timeout(None)
-        """The limit of the zygote's start."""
+        """The limit of the present zygote's start."""
         self._children: dict[int, Child] = {}
         self._next = 0
         self.pid = 0
-        """The zygote's, 0 while there is none."""
+        """Process id of the zygote, 0 while there is none."""
         self.zygotes = 0
-        """How many there have been."""
+        """Zygotes that were started so far."""
         self._fit = False
-        """Whether one was ever up."""
+        """Whether a zygote was ever up."""
         self.lacking: tuple[str, ...] = ()
-        """Pieces of the children's fence that this machine doesn't have, in words."""
+        """The pieces of the children's fence that this machine lacks, in words."""
 
     def seen(self, slot: int) -> progress_page.Seen:
-        """How far the worker of a slot has come."""
+        """Return how far the worker of a slot has come."""
         return progress_page.read(self.page, slot)
 
     async def run(self) -> None:
-        """Keep a zygote alive until cancelled. Raises: `MachineUnfit`, when the first one is."""
+        """Keep a zygote alive until cancelled. Raises: MachineUnfit, when the first one finds the machine so."""
         failures = 0
         try:
             while True:
@@ -165,7 +168,10 @@ class ZygoteClient:
         background: bool = False,
         patience: float = PATIENCE,
     ) -> Child:
-        """A new child; where there can be none now, it is tried again for `patience` seconds. Raises: `NotBorn`."""
+        """Start a child. If there can be none now, try again for `patience` seconds.
+
+        Raises: NotBorn, when there is none after that time.
+        """
         end = time.monotonic() + patience
         delay = BACKOFF
         while True:
@@ -178,7 +184,7 @@ class ZygoteClient:
             delay = min(2 * delay, BACKOFF_CAP)
 
     async def _birth(self, kind: ChildKind, slot: int, background: bool) -> Child:
-        """Ask the zygote once. Raises: `NotBorn`."""
+        """Ask the zygote once for a child. Raises: NotBorn."""
         await self._up.wait()
         assert self._control is not None  # noqa: S101
         try:
@@ -194,7 +200,7 @@ class ZygoteClient:
             message = frames.encode_json(births.Birth(child.id, kind, slot, background))
             self._children[child.id] = child
             try:
-                # The zygote reads all the time: where its buffer is full it is stuck, and waiting would stall us.
+                # The zygote reads all the time: if its buffer is full it is stuck, and waiting would stall the front.
                 socket.send_fds(self._control, [message], [theirs.fileno()])
             except OSError as error:
                 self._children.pop(child.id)
@@ -209,7 +215,7 @@ class ZygoteClient:
         return child
 
     async def _one(self) -> None:
-        """One zygote, from its start to its end."""
+        """See one zygote through from start to end."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -248,7 +254,8 @@ class ZygoteClient:
             voice.close()
             orphans, self._children = self._children, {}
             try:
-                # Killed, it is gone at once, and its children with it, unless a disk holds it up: not the loop, too.
+                # Killed, the zygote and its children are gone at once, unless a disk holds them up: don't block the
+                # loop.
                 while process.poll() is None:  # noqa: ASYNC110
                     await asyncio.sleep(GONE_PAUSE)
             finally:
@@ -260,10 +267,10 @@ class ZygoteClient:
 
     def _exec(self, control: int, output: int) -> subprocess.Popen[bytes]:
         arguments = births.Arguments(control, self._page, os.getpid(), self._settings)
-        # The packages' own folder first and nothing of the current one: what a zygote imports is not for others to say.
+        # The packages' own folder comes first, and the current one is left out: nobody else decides what is imported.
         folder = str(Path(__file__).parents[2])
         paths = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        # Nor are the node's secrets for processes that run guests.
+        # Processes that run functions must not get the node's secrets.
         kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", self.PROGRAM, frames.encode_json(arguments).decode()],
@@ -276,7 +283,7 @@ class ZygoteClient:
         )
 
     def _news(self, control: socket.socket, ended: asyncio.Future[None]) -> None:
-        """Read what the zygote says, as long as there is something."""
+        """Handle the messages that the zygote has sent."""
         while not ended.done():
             try:
                 message, descriptors, _, _ = socket.recv_fds(control, births.MESSAGE_BYTES, 1)
@@ -315,12 +322,12 @@ class ZygoteClient:
 
     def _born(self, number: int, pid: int, descriptors: list[int]) -> None:
         if not descriptors:
-            # The kernel leaves out what there is no room for. The child ends by itself when its socket is closed.
+            # The kernel leaves out a descriptor that there is no room for. The child ends when its socket is closed.
             self._not_born(number, "the front has too many open files")
             return
         child = self._children.get(number)
         if child is None:
-            # Nobody waits for it any more; its socket's other end is closed, so it ends by itself.
+            # Nobody waits for the child any more; its socket's other end is closed, so it ends by itself.
             os.close(descriptors[0])
             return
         child.pid, child.pidfd = pid, descriptors[0]
@@ -333,12 +340,12 @@ class ZygoteClient:
 
 
 def how(status: int | None) -> str:
-    """A child's end in words, from its status as from waitpid."""
+    """Describe a child's end in words, by its exit status as from waitpid."""
     if status is None:
         return "ended with the zygote"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        # Some have none.
+        # Some signals have no name.
         name = next((known.name for known in signal.Signals if known == number), "")
         return f"was ended by signal {number}{f' ({name})' if name else ''}"
     return f"ended with status {os.waitstatus_to_exitcode(status)}"

@@ -1,8 +1,8 @@
-"""Checkpoints of the libsql file, the front's side: when they are made, and what calls may do while the log is too
-long (docs/adr/0025).
+"""Decides when checkpoints of the libsql file are made, and what calls may do while the write-ahead log is too long
+(docs/adr/0025).
 
-A checkpointer moves the log into the database file while calls go on. Once little is left, it has writers wait for a
-moment, moves that, and the log begins anew, unless a reader still reads from it.
+A checkpointer process moves the log into the database file while calls go on. Once little is left, it makes writers
+wait for a moment and moves the rest, and the log begins anew, unless a reader still reads from it.
 """
 
 import asyncio
@@ -25,67 +25,72 @@ log = logging.getLogger("skerry.checkpoints")
 PERIOD: Final = 0.1
 """Seconds between two looks at the log's size."""
 START: Final = 4 * 1024 * 1024
-"""Bytes of the log from which on it is moved."""
+"""Bytes of the log from which on it is moved into the database file."""
 FEW: Final = 16
-"""Frames that may always be moved while writers wait."""
+"""So many frames may be moved while writers wait, however slow the disk is."""
 STEP: Final = 0.02
-"""Seconds that writers may wait for the last frames to be moved, as far as the pass before foretells it."""
+"""Seconds that writers may wait for the last frames, as the speed of the pass before foretells it."""
 PATIENCE_MS: Final = 5
-"""How long writers wait for readers that keep the log from beginning anew; and where the log is large:"""
+"""Milliseconds that writers wait for readers that keep the log from beginning anew."""
 LARGE_PATIENCE_MS: Final = 100
+"""The same when the log is large."""
 LARGE: Final = 4
-"""The log is large from this part of its limit on."""
+"""The log is large from its limit divided by this on."""
 READERS_WAIT: Final = 1.0
-"""Seconds that calls with SQL wait at the limit, before those that may write are refused."""
+"""Seconds that calls with SQL wait when the log is at its limit, before calls that may write are refused."""
 PAUSE_CAP: Final = 1.0
-"""Seconds between two attempts where readers are in the way; and where the disk fails:"""
+"""Seconds between two attempts at most, while readers are in the way."""
 FAILURE_CAP: Final = 30.0
+"""Seconds between two attempts at most, while the disk fails."""
 IDLE: Final = 10.0
-"""Seconds after which a checkpointer that has nothing to do is ended: it has memory of its own."""
+"""Seconds after which an idle checkpointer is ended, as it takes memory."""
 BEGIN_LIMIT: Final = 30.0
 """Seconds that a new checkpointer has to open the file."""
 FINISH_LIMIT: Final = 30.0
-"""Seconds for the last checkpoint at an orderly stop, and for the log's removal after it:"""
+"""Seconds for the last checkpoint at an orderly stop."""
 REMOVE_LIMIT: Final = 2.0
+"""Seconds for the log's removal after it."""
 SETTLE_LIMIT: Final = 2.0
+"""Seconds that a client waits for `settle`."""
 
 _decode_done: Final = msgspec.json.Decoder(frames.Checkpointed).decode
 
 
 class _Failed(Exception):
-    """The checkpointer couldn't do it."""
+    """The checkpointer couldn't do what it was asked for; the message says why."""
 
 
 def pressure(size: int, limit: int, before: Pressure, waited: float) -> Pressure:
-    """What calls may do while the log has `size` bytes; `waited`: seconds since it came to its `limit`."""
+    """Return what calls may do while the log has `size` bytes; `waited`: seconds since it came to its `limit`."""
     if size < (limit if before is Pressure.NONE else limit // 2):
         return Pressure.NONE
     return Pressure.REFUSE if before is Pressure.REFUSE or waited >= READERS_WAIT else Pressure.WAIT
 
 
 def may_step(index: Index, frames_a_second: float) -> bool:
-    """Whether so little is left to be moved that writers can wait for it."""
+    """Tell whether so little is left to be moved that writers can wait for it."""
     return index.frames - index.backfilled <= max(FEW, frames_a_second * STEP)
 
 
 class CheckpointSchedule:
-    """`run` must be running while calls are."""
+    """Watches the log's size and drives the checkpointer; `run` must be running while calls are."""
 
     def __init__(self, processes: ZygoteClient, pool: Pool, database: Path, limit: int, most: int) -> None:
-        """`limit`: bytes of the log from which on calls wait, or are refused, not counting what releases wrote; `most`:
-        likewise, counting that."""
+        """`limit`: bytes of the log from which on calls wait or are refused, without what releases wrote; `most`: the
+        same with what releases wrote."""
         self._processes = processes
         self._pool = pool
         self._database = database
         self.limit = limit
         self._most = most
         self.made = 0
-        """How often the log could begin anew, since the start."""
+        """How often the log has begun anew since the start."""
         self.error = ""
-        """Why the last checkpoint failed; empty where it didn't."""
+        """Why the last checkpoint failed; empty if it didn't."""
         self._index: Index | None = None
+        """What the log's index last said."""
         self._begun: Index | None = None
-        """What the log's index said when the log could begin anew: the next COMMIT does it."""
+        """What the log's index said when all was moved: the next COMMIT begins the log anew."""
         self._exempt = 0
         """Bytes of the log that releases wrote."""
         self._before_release = 0
@@ -94,16 +99,16 @@ class CheckpointSchedule:
         self._full_since = 0.0
         self._warned = False
         self._unsettled = False
-        """What a COMMIT that was cut off left may still come back."""
+        """The remains of a COMMIT that was cut off may still come back."""
         pool.worker_deaths.settle_commit = self.settle
 
     @property
     def size(self) -> int:
-        """Bytes of the log that count."""
+        """Bytes of the log up to its end."""
         return 0 if self._index is None else self._index.bytes
 
     def status(self) -> dict[str, Any]:
-        """For the node's status."""
+        """Return the part `database` of the node's status."""
         return {
             "wal_bytes": self.size,
             "wal_limit": self.limit,
@@ -112,7 +117,7 @@ class CheckpointSchedule:
         }
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Watch and work until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch())
@@ -121,18 +126,18 @@ class CheckpointSchedule:
             self._end_child()
 
     def before_release(self) -> None:
-        """A release's transaction is about to be committed; it isn't counted."""
+        """Note that a release's transaction is about to be committed, whose bytes of the log don't count."""
         self.look()
         self._before_release = self.size
 
     def after_release(self) -> None:
-        """It was, or wasn't."""
+        """Note that a release's transaction was committed."""
         self._exempt += max(0, (found.bytes if (found := self._read()) else 0) - self._before_release)
         self.look()
 
     async def settle(self) -> None:
-        """A worker was killed in a COMMIT: see to it that what it left doesn't come back, before anyone is told, or as
-        soon as it can be done."""
+        """Make sure that the remains of a COMMIT whose worker was killed don't come back: now if possible, else
+        soon."""
         try:
             async with asyncio.timeout(SETTLE_LIMIT):
                 await self._settle()
@@ -151,7 +156,7 @@ class CheckpointSchedule:
             raise _Failed(decode_failure(reply.body).message)
 
     async def finish(self) -> None:
-        """At an orderly stop, once the workers are ended: leave a database file that is whole without its log."""
+        """Leave a database file that is complete without its log; for an orderly stop, once the workers have ended."""
         path = wal.log_of(self._database)
         began = time.monotonic()
         try:
@@ -162,7 +167,7 @@ class CheckpointSchedule:
                         await self._ask(child, frames.Checkpoint("truncate", LARGE_PATIENCE_MS))
                         await child.ask(frames.CLOSE, None, None)
                     if path.exists():
-                        # Workers that were ended may not be gone yet.
+                        # Workers that were killed may not be gone yet.
                         await asyncio.sleep(PERIOD)
         except (frames.ChildGone, NotBorn, TimeoutError, OSError, _Failed) as error:
             why = str(error) or "it takes long"
@@ -181,12 +186,12 @@ class CheckpointSchedule:
             return None
 
     def look(self) -> None:
-        """See how long the log is, and what follows from it."""
+        """Look how long the log is, and act on it."""
         found = self._read()
         if found is None:
             return
         if self._index is not None and found.frames < self._index.frames:
-            # It has begun anew.
+            # The log has begun anew.
             self._exempt = 0
         self._index = found
         if found != self._begun:
@@ -256,8 +261,10 @@ class CheckpointSchedule:
         log.info("checkpoints of the database are made again")
 
     async def _begin_anew(self) -> None:
-        """Move the log into the database file, until it can begin anew. Raises: ChildGone, NotBorn, TimeoutError,
-        _Failed."""
+        """Move the log into the database file, until it can begin anew.
+
+        Raises: ChildGone; NotBorn; TimeoutError; _Failed.
+        """
         pause = PERIOD
         while self._due:
             child = self._child = self._child or await self._new()
@@ -281,7 +288,7 @@ class CheckpointSchedule:
                     return
             elif moved > 0:
                 continue
-            # Readers are in the way.
+            # Readers keep the log from beginning anew.
             await asyncio.sleep(pause)
             pause = min(PAUSE_CAP, pause * 2)
             self.look()
@@ -299,7 +306,7 @@ class CheckpointSchedule:
         return child
 
     async def _ask(self, child: Child, asked: frames.Checkpoint) -> frames.Checkpointed:
-        """Without a limit: it takes what the disk takes."""
+        """Ask for a checkpoint, without a time limit: it takes what the disk takes."""
         reply = await child.ask(frames.CHECKPOINT, asked, None)
         if reply.kind == frames.FAILED:
             raise _Failed(decode_failure(reply.body).message)

@@ -1,5 +1,8 @@
-"""Children that compile artifacts. Whoever asks for the same joins what runs, and what has begun goes on to its end,
-whether somebody waits for it or not: so each attempt of a sync, and each start, gets further than the one before."""
+"""Has artifacts compiled by child processes.
+
+Whoever asks for an artifact that is being compiled waits for the same job. A job that has begun goes on to its end,
+even if nobody waits for it any more: so each attempt of a sync, and each start, gets further than the one before.
+"""
 
 import asyncio
 import contextlib
@@ -20,7 +23,7 @@ from edge_runtime.settings import processors
 log = logging.getLogger("skerry.compiler")
 
 TRIES: Final = 3
-"""For a compiler that dies: the zygote may have been replaced; then the artifact is to blame."""
+"""Compilers that may die before the artifact is to blame: the zygote may have been replaced meanwhile."""
 BEST_LIMIT: Final = 3600.0
 """Seconds for one artifact in the background."""
 
@@ -43,11 +46,12 @@ class CompileJobs:
         self._processes = processes
         self._limit = limit
         self._turns = asyncio.Semaphore(processors())
-        """Of what is waited for, so many run at the same time; in the background it is one after the other anyway."""
+        """Bounds the jobs that are waited for and run at the same time. Background jobs come one after the other
+        anyway."""
         self._jobs: dict[tuple[str, int], _Job] = {}
 
     async def make(self, sha256: str, level: int, *, background: bool) -> AotFile:
-        """Compile an artifact. Raises: SyncFailed."""
+        """Compile an artifact, or wait for the job that does it. Raises: SyncFailed, when it can't be compiled."""
         name = sha256, level
         job = self._jobs.get(name)
         if job is None:
@@ -60,12 +64,12 @@ class CompileJobs:
         finally:
             job.waiters -= 1
             if not job.waiters and not job.started and not job.task.done():
-                # It has done nothing yet, and would be in the way of what is waited for.
+                # The job has done nothing yet, and would be in the way of others that are waited for.
                 del self._jobs[name]
                 job.task.cancel()
 
     async def run(self) -> None:
-        """Until cancelled; then nothing is compiled any more."""
+        """Let jobs run until cancelled; then they are given up."""
         try:
             await asyncio.Event().wait()
         finally:
@@ -112,7 +116,7 @@ class CompileJobs:
             with contextlib.closing(child):
                 return await self._ask(child, work, sha256, level, background)
         finally:
-            # Not before the child's end: it may be at it.
+            # Not before the child's end, as it may still write there.
             child.exited.add_done_callback(lambda _: _remove(work))
 
     async def _ask(self, child: Child, work: Path, sha256: str, level: int, background: bool) -> AotFile:
@@ -134,7 +138,8 @@ class CompileJobs:
 
 
 def _remove(work: Path) -> None:
-    """In a thread: a disk that stands must not hold up the loop. What can't be removed is at the next start."""
+    """Remove a work folder, in a thread, as a disk that hangs must not hold up the loop. What stays is removed at the
+    next start."""
     asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, work, ignore_errors=True))
 
 

@@ -1,5 +1,8 @@
-"""What each function runs: AOT files, compiled quickly first so that all serve compiled code soon, then best in the
-background. A new function doesn't wait for its file long: it starts on the interpreter (docs/adr/0008)."""
+"""Finds or makes the code that each function runs (docs/adr/0008).
+
+Artifacts are compiled quickly first, so that all functions serve compiled code soon, and then in the background at the
+best level. A new function doesn't wait long for its AOT file: it starts on the interpreter.
+"""
 
 import asyncio
 import logging
@@ -18,11 +21,11 @@ from edge_runtime.release.compile_jobs import CompileJobs
 log = logging.getLogger("skerry.compiler")
 
 _PASSING: Final = ("compile_io", "load_timeout", "no_process")
-"""Codes of failures that are no fault of the artifact's: it is tried again later."""
+"""Codes of failures that aren't the artifact's fault: compiling it is tried again later."""
 
 
 class Compiler:
-    """`compilations.run` must be running beside."""
+    """Knows the AOT files of the node's artifacts. `compilations.run` must be running."""
 
     def __init__(
         self,
@@ -34,37 +37,43 @@ class Compiler:
         code_memory: int = 256 * 1024 * 1024,
     ) -> None:
         """`folder`: the private cache of AOT files; `limit`: seconds for one artifact that is waited for; `wait`:
-        seconds after which a new function starts without; `code_memory`: bytes that a worker has for functions."""
+        seconds after which a new function starts on the interpreter; `code_memory`: bytes that a worker has for
+        functions."""
         self._artifacts = artifacts
         self._folder = folder
         self._wait = wait
         self._code_memory = code_memory
         self.compilations = CompileJobs(artifacts, folder, processes, limit)
         self.best = BEST
-        """The level that functions get to in the background."""
+        """The level to which functions are compiled in the background."""
         self._known: dict[tuple[str, int], AotFile] = {}
-        """Files that were found or made since the start. Whoever loads one checks it."""
+        """AOT files that were found or made since the start, by artifact and level. They are checked when they are
+        loaded."""
         self._damaged: set[str] = set()
-        """Artifacts with an AOT file that was found damaged: it is looked for, and made again."""
+        """Artifacts with an AOT file that was found damaged and must be made again."""
         self._hopeless: set[str] = set()
-        """Artifacts that a level failed on: they stay at what they have until a sync, or the node's next start."""
+        """Artifacts that couldn't be compiled at some level: they keep what they have until a sync or the next
+        start."""
         self.postponed: set[str] = set()
-        """Artifacts that there was no room, process or turn for: `improve` leaves them out until they are taken away
-        from here."""
+        """Artifacts for which there was no room or process: `improve` skips them until they are removed from this
+        set."""
         self.lost: set[str] = set()
-        """Artifacts that aren't whole on disk: to be fetched again."""
+        """Artifacts that are missing or damaged on disk: they must be fetched again."""
 
     async def functions(self, planned: list[LocalFunction], compiled: Set[str] = frozenset()) -> list[LocalFunction]:
-        """The same functions with what to start on. Those whose names are in `compiled`, which serve compiled code now,
-        wait for theirs; the others only for a moment. Raises: `SyncFailed`."""
+        """Return `planned`, each with the code to start on.
+
+        Functions whose names are in `compiled` serve compiled code now and wait for their AOT files; the others wait
+        only a moment, and may start on the interpreter. Raises: SyncFailed, when a function has no code.
+        """
         return await self._start(planned, {f.sha256 for f in planned if f.name in compiled}, lenient=False)
 
     async def available(self, stored: list[LocalFunction]) -> list[LocalFunction]:
-        """The same functions; those that nothing can be made of can't be called, the others can."""
+        """Return `stored`, each with the code to start on; those without any can't be called."""
         return await self._start(stored, frozenset(), lenient=True)
 
     async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:
-        """Compile one artifact in a child, or find what was compiled before. Raises: `SyncFailed`."""
+        """Find the AOT file of an artifact, or compile it in a child. Raises: SyncFailed."""
         found = await self._find(sha256, level)
         if found is None:
             try:
@@ -77,8 +86,10 @@ class Compiler:
         return found
 
     async def improve(self, release: LocalRelease) -> list[LocalFunction]:
-        """The release's functions, one of them with better code: to be called until there is none better. All get
-        quickly compiled code before the first gets the best."""
+        """Return the release's functions, one artifact with better code; the same list if there is none better.
+
+        All functions get quickly compiled code before the first gets the best.
+        """
         functions = release.functions
         for function in functions:
             if function.sha256 in self._damaged:
@@ -106,11 +117,11 @@ class Compiler:
         return functions
 
     def damaged(self, sha256: str) -> None:
-        """An AOT file of this artifact was found damaged: `improve` looks at what is on disk again."""
+        """Note that an AOT file of this artifact is damaged: `improve` then looks at what is on disk."""
         self._damaged.add(sha256)
 
     def give_up(self, sha256s: Set[str], code: str) -> None:
-        """Don't try to improve these artifacts' functions any more, or not now; `code`: of what failed."""
+        """Stop improving these artifacts, for now or for good, depending on the failure's `code`."""
         if code in _PASSING:
             self.postponed |= sha256s
         else:
@@ -122,22 +133,23 @@ class Compiler:
         for path in self._folder.iterdir():
             if path.suffix in (".so", ".sha256") and path.stem not in names:
                 path.unlink(missing_ok=True)
-        # In a thread, while the loop may find others.
+        # This runs in a thread, while the loop may add others.
         for known in [k for k in list(self._known) if k[0] not in keep]:
             self._known.pop(known, None)
 
     def is_best(self, function: LocalFunction) -> bool:
-        """Whether it runs what was compiled at the best level."""
+        """Tell whether a function runs what was compiled at the best level."""
         return function.sha256 not in self._damaged and function.aot == str(
             self._folder / f"{key(function.sha256, self.best)}.so"
         )
 
     async def _start(self, planned: list[LocalFunction], patient: Set[str], *, lenient: bool) -> list[LocalFunction]:
-        """`patient`: artifacts that wait for their files."""
+        """Return `planned` with the code to start on. Artifacts in `patient` wait for their AOT files; with `lenient`,
+        functions without any code are kept."""
         self._hopeless -= {f.sha256 for f in planned}
         deadline = asyncio.get_running_loop().time() + self._wait
         made: dict[str, AotFile | Path] = {}
-        """What to start on, by artifact."""
+        """The code to start on, by artifact."""
 
         async def one(sha256: str) -> None:
             try:
@@ -161,8 +173,8 @@ class Compiler:
         raise failure
 
     async def _quickly(self, sha256: str, deadline: float, patient: bool, lenient: bool) -> AotFile | Path:
-        """What a function starts on: the artifact itself, where compiling it takes longer and it isn't too large for
-        the interpreter. Raises: SyncFailed."""
+        """Return an AOT file at the quick level, or the artifact itself if compiling takes longer than `deadline` and
+        the interpreter has room for it. Raises: SyncFailed."""
         path = self._artifacts / f"{sha256}.wasm"
         too_large = memory_estimate(path, compiled=False) > self._code_memory
         if patient or (too_large and not lenient):
@@ -180,7 +192,7 @@ class Compiler:
         return path
 
     async def _whole(self, sha256: str) -> Path:
-        """The artifact's path. Raises: SyncFailed, when it isn't whole."""
+        """Return the artifact's path. Raises: SyncFailed, when it is missing or damaged."""
         path = self._artifacts / f"{sha256}.wasm"
         try:
             await asyncio.to_thread(verify, path, sha256)
@@ -190,8 +202,10 @@ class Compiler:
         return path
 
     async def _mend(self, sha256: str) -> AotFile | Path | None:
-        """Remove the damaged AOT files of an artifact; what to run meanwhile, None where the artifact is lost too.
-        Raises: SyncFailed, when it is too large for the interpreter and can't be compiled now."""
+        """Remove the damaged AOT files of an artifact; return what to run meanwhile, None if the artifact is lost, too.
+
+        Raises: SyncFailed, when the interpreter has no room for it and it can't be compiled now.
+        """
         for level in (QUICK, BEST):
             self._known.pop((sha256, level), None)
         if await asyncio.to_thread(discard_damaged, self._folder, sha256):
@@ -215,11 +229,11 @@ class Compiler:
         return known
 
     def _on(self, function: LocalFunction, code: AotFile | Path | None) -> LocalFunction:
-        """The function with what it starts on: an AOT file, its wasm, or nothing."""
+        """Return the function with its code: an AOT file, its artifact, or nothing."""
         return self._with_aot(function, code) if isinstance(code, AotFile) else _on(function, code)
 
     def _with_aot(self, function: LocalFunction, aot: AotFile) -> LocalFunction:
-        """The function with an AOT file, and its artifact for where that is damaged."""
+        """Return the function with an AOT file, and with its artifact in case that is damaged."""
         wasm = str(self._artifacts / f"{function.sha256}.wasm")
         return msgspec.structs.replace(function, wasm=wasm, aot=str(aot.path), aot_digest=aot.digest)
 
@@ -229,5 +243,5 @@ def _is_gone(function: LocalFunction) -> bool:
 
 
 def _on(function: LocalFunction, wasm: Path | None) -> LocalFunction:
-    """The function on the interpreter, or without any code."""
+    """Return the function on the interpreter, or without any code."""
     return msgspec.structs.replace(function, wasm="" if wasm is None else str(wasm), aot="", aot_digest="")

@@ -1,9 +1,9 @@
-"""What the node runs, and how it moves from one release to the next: one libsql commit, beside running calls.
+"""Holds the node's release, and moves it to the next one by one libsql commit (a "flip"), while calls run.
 
-Every call runs wholly on one release. While a release is applied, calls that may write wait, and none fails of it.
-Reads go on: those whose transaction has begun before the commit end on the old release, the others find the new one
-in the file and are dispatched again. On any error or limit before the commit the old release serves on. After a commit
-of which nobody knows whether it happened, the file is asked.
+Every call runs wholly on one release. While a release is applied, calls that may write wait, and none of them fails.
+Reads go on: those whose transaction began before the commit end on the old release; the others find the new release in
+the file and are dispatched again. After any error or time limit before the commit, the old release serves on. If nobody
+knows whether a commit happened, the file is asked.
 """
 
 import asyncio
@@ -33,18 +33,19 @@ from edge_runtime.release.tamper_check import TamperCheck, after
 log = logging.getLogger("skerry.flip")
 
 BOOT_PAUSE: Final = 1.0
+"""Seconds until it is tried again to serve the stored release at the start."""
 POSTPONED: Final = 60.0
-"""Seconds until compilations are tried again that there was no room or process for."""
+"""Seconds until compilations are tried again for which there was no room or process."""
 SECRETS_PAUSE: Final = 2.0
-"""Seconds between two looks at the file of secrets."""
+"""Seconds between two looks at the secrets' file."""
 COMMIT_LIMIT: Final = 30.0
-"""Seconds for a COMMIT; then the applier is ended, and the file says whether it happened."""
+"""Seconds for a COMMIT; after that the applier is killed, and the file says whether it was committed."""
 
 _decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
 
 
 class ReleaseManager:
-    """The node's release. `boot` comes first; one change at a time."""
+    """The node's release, and its changes, one at a time. `boot` must come first."""
 
     def __init__(
         self,
@@ -70,43 +71,45 @@ class ReleaseManager:
         self._changed = asyncio.Event()
         self._stored = frames.Stored(None, wire.Inventory())
         self._forged: SyncFailed | None = None
-        """Why nothing is served although the libsql file names a release: it isn't the one that was committed."""
+        """Why nothing is served although the libsql file names a release: that isn't the one that was committed."""
         self._forged_at = ""
+        """When that was found (RFC 3339)."""
         self._untold: SyncFailed | None = None
-        """The same, as long as control doesn't know."""
+        """The same failure, as long as control hasn't been told."""
         self.less = asyncio.Event()
-        """`inventory` has become less."""
+        """Set when `inventory` has lost a function."""
         self.committing: Callable[[], None] = lambda: None
-        """Told before a release's COMMIT;"""
+        """Called before a release's COMMIT."""
         self.committed: Callable[[], None] = lambda: None
-        """and after it, where it has succeeded."""
+        """Called after a COMMIT that has succeeded."""
 
     @property
     def release(self) -> LocalRelease | None:
-        """What is served; None before the node's first release."""
+        """The release that is served; None before the node's first one."""
         return self._stored.release
 
     @property
     def inventory(self) -> wire.Inventory:
-        """What the node runs. Functions whose artifacts are lost are left out, so that control has them sent again."""
+        """What the node runs, for control. Functions whose artifacts are lost are left out, so that they are sent
+        again."""
         found, lost = self._stored.inventory, self._compiler.lost
         if not lost:
             return found
         return msgspec.structs.replace(found, functions=[f for f in found.functions if f.sha256 not in lost])
 
     def error(self) -> dict[str, str] | None:
-        """Why nothing is served, for the node's status."""
+        """Return why nothing is served, for the node's status; None if that isn't so."""
         forged = self._forged
         return forged if forged is None else {"code": forged.code, "message": forged.message, "at": self._forged_at}
 
     def forged(self) -> SyncFailed | None:
-        """What control must be told of the libsql file, once."""
+        """Return, once, the failure by which control learns that the libsql file can't be believed."""
         untold, self._untold = self._untold, None
         return untold
 
     async def boot(self) -> None:
-        """Serve the release that the libsql file holds, without any network; none, and calls wait, where it isn't the
-        one that was committed. Raises: `stored_release.DatabaseUnfit`."""
+        """Serve the release that the libsql file holds, without any network. If it isn't the one that was committed,
+        nothing is served, and calls wait. Raises: DatabaseUnfit, when the file can't be read."""
         async with self._one:
             stored = await stored_release.stored(self._processes)
             self._look_at_secrets()
@@ -129,7 +132,7 @@ class ReleaseManager:
             self._changed.set()
 
     async def improve(self) -> None:
-        """Until cancelled: bring the functions that are served to their best AOT files, one after the other."""
+        """Bring the served functions to their best AOT files, one after the other, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POSTPONED if self._compiler.postponed else None):
@@ -145,7 +148,7 @@ class ReleaseManager:
                     break
                 async with self._one:
                     if self.release is not release:
-                        # Another release has come meanwhile: its functions find the new file by themselves.
+                        # Another release has come meanwhile: its functions will find the new file.
                         continue
                     try:
                         await self._serve(self._stored, functions)
@@ -154,7 +157,7 @@ class ReleaseManager:
                         self._compiler.give_up({f.sha256 for f in functions if f not in release.functions}, failed.code)
 
     async def watch(self) -> None:
-        """Until cancelled: give functions the values of their secrets that the file has now."""
+        """Give functions the new values of their secrets whenever the file changes, until cancelled."""
         while True:
             await asyncio.sleep(SECRETS_PAUSE)
             if not self._look_at_secrets():
@@ -177,9 +180,10 @@ class ReleaseManager:
         return changed
 
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
-        """Move to the plan's release; `functions` are all of it, with AOT files. What the node then runs.
+        """Move to the plan's release, of which `functions` are all functions with their code; return the inventory
+        then.
 
-        Raises: SyncFailed, and the old release serves on.
+        Raises: SyncFailed, when that can't be done; the old release then serves on.
         """
         async with self._one:
             schema = plan.schema_changes[-1].number if plan.schema_changes else self.inventory.schema_version
@@ -210,7 +214,7 @@ class ReleaseManager:
             return inventory
 
     async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
-        """Prepare, commit, swap. On an error calls may still be held when it ends."""
+        """Prepare, commit, swap. After an error calls may still be held."""
         async with self._applier() as applier:
             faults.reach("edge.sync.prepare.before")
             if self._forged is None:
@@ -224,7 +228,7 @@ class ReleaseManager:
                 await self._abort(applier)
                 raise
             self._pool.hold_at_commit()
-            # From here to the swap nothing may stop half way: a cancelled sync waits for it.
+            # From here to the swap nothing may stop half way: a cancelled sync waits for the end.
             commit = asyncio.ensure_future(self._commit(applier, stored, serial))
             try:
                 return await asyncio.shield(commit)
@@ -240,7 +244,7 @@ class ReleaseManager:
         try:
             reply = await applier.ask(frames.COMMIT, None, COMMIT_LIMIT)
         except (frames.ChildGone, TimeoutError):
-            # It must be gone before the file is asked, or it might commit after that.
+            # The applier must be gone before the file is asked, or it might commit after that.
             applier.kill()
             await applier.exited
             log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
@@ -272,16 +276,18 @@ class ReleaseManager:
         self._supervisor.swap(serial)
         self._stored = stored
         self._forged = self._untold = None
-        # Fetched or looked at again, each of them.
+        # Each of them was fetched or checked again.
         self._compiler.lost.difference_update({f.sha256 for f in release.functions})
-        # At once: the applier's end may take its time.
+        # At once, as the applier's end may take a while.
         self._pool.let_go()
         faults.reach("edge.sync.swap.after")
         return stored.inventory
 
     def _in_doubt(self) -> None:
-        """After a loss of power the file may say what is served, or the release whose COMMIT failed: until that is
-        settled, by the next release or the next start, the witness keeps both digests."""
+        """Note that after a loss of power the file may hold what is served, or the release whose COMMIT failed.
+
+        Until the next release or the next start settles that, the tamper check keeps both digests.
+        """
         self._stored = msgspec.structs.replace(self._stored, durable=False)
 
     async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
@@ -302,12 +308,12 @@ class ReleaseManager:
         if inventory != after(self._stored.inventory, plan):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)
-        # The applier has made sure of it.
+        # The applier has made sure of that.
         self._stored = msgspec.structs.replace(self._stored, durable=True)
         return inventory
 
     async def _announce(self, stored: frames.Stored) -> None:
-        """Have the witness know what the libsql file will hold. Raises: SyncFailed."""
+        """Tell the tamper check what the libsql file will hold. Raises: SyncFailed, when that can't be kept on disk."""
         try:
             await asyncio.to_thread(self._tamper_check.announce, self._stored, stored)
         except OSError as error:
@@ -316,8 +322,10 @@ class ReleaseManager:
             raise SyncFailed(code, text) from None
 
     def _believe(self, stored: frames.Stored) -> None:
-        """See whether the libsql file says what was committed; else nothing of it is served, and calls wait. Error:
-        SyncFailed."""
+        """Check that the libsql file says what was committed.
+
+        Raises: SyncFailed, when it doesn't; nothing is served then, and calls wait.
+        """
         if self._tamper_check.confirms(stored):
             return
         text = (
@@ -334,7 +342,7 @@ class ReleaseManager:
         raise self._forged
 
     async def _abort(self, applier: Child) -> None:
-        """Have the applier roll back; where it can't say so any more, its end does it."""
+        """Have the applier roll back; if it can't answer any more, its end does that."""
         with contextlib.suppress(frames.ChildGone, TimeoutError):
             await applier.ask(frames.ABORT, None, 5.0)
 
@@ -350,13 +358,13 @@ class ReleaseManager:
             child.kill()
             try:
                 if not child.exited.done():
-                    # Before calls go again its transaction, if it had one, must be gone.
+                    # Its transaction, if it had one, must be gone before calls run again.
                     await asyncio.shield(child.exited)
             finally:
                 child.close()
 
     async def _begin(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
-        """Serve what the file holds, as soon as there are workers."""
+        """Serve what the file holds, as soon as there are workers for it."""
         while True:
             try:
                 return await self._serve(stored, functions)
@@ -365,20 +373,24 @@ class ReleaseManager:
                 await asyncio.sleep(BOOT_PAUSE)
 
     async def _serve(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
-        """Serve these modules of the release that the file holds. Raises: LoadFailed, when one serves already."""
+        """Serve the release that the file holds with this code for its functions.
+
+        Raises: LoadFailed, when a function can't be loaded and a release is served already.
+        """
         assert stored.release is not None  # noqa: S101
         release = msgspec.structs.replace(stored.release, functions=functions)
-        # A node that starts serves what it can; one that serves keeps what it has rather than lose a function.
+        # A node that starts serves what it can; one that serves keeps all it has rather than lose a function.
         self._supervisor.swap(await self._load(release, whole=self._pool.serial != 0))
         self._stored = frames.Stored(release, stored.inventory, stored.durable)
 
     async def _load(self, release: LocalRelease, *, whole: bool = True) -> int:
-        """Have the workers load a release, with the secrets as the file has them now. Raises: LoadFailed."""
+        """Have the workers load a release, with the secrets that the file has now; return the serial. Raises:
+        LoadFailed."""
         functions = release.functions
         secrets, lacking = self._secrets.of(functions), self._secrets.lacking(functions)
         return await self._supervisor.load(release, secrets, lacking, whole=whole)
 
     def damaged(self, sha256: str) -> None:
-        """The compiled code of an artifact is damaged: make it again."""
+        """Have the compiled code of an artifact made again: it is damaged."""
         self._compiler.damaged(sha256)
         self._changed.set()

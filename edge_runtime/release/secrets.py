@@ -1,7 +1,7 @@
-"""The values of functions' secrets: in a private file of the node, and from there to its workers alone.
+"""The values of functions' secrets, which are in a private file of the node and go to its workers alone.
 
-TOML, a table for each function: `[orders]`, `API_KEY = "…"`. Values are in no message but `frames.Load` and
-`frames.Apply`, and in no log, error, status or `repr`.
+The file is TOML with a table for each function: `[orders]`, `API_KEY = "…"`. Values are in no message but
+`frames.Load`, `frames.Apply` and `frames.Try`, and in no log, error, status or `repr`.
 """
 
 import contextlib
@@ -17,14 +17,16 @@ from control import wire
 from edge_runtime.ipc.frames import Failure, LocalFunction
 
 FILE: Final = "secrets.toml"
-"""In the state directory, where the setting names no other file."""
+"""Name of the file in the state directory, if the setting names no other file."""
 SIZE_LIMIT: Final = 1024 * 1024
+"""Bytes that the file may have."""
 VALUE_LIMIT: Final = 65_536
+"""Characters that a value may have."""
 
 _AT: Final = re.compile(r"at (line \d+, column \d+|end of document)")
 
 Values = dict[str, dict[str, str]]
-"""By function and name."""
+"""The values by function and name."""
 
 
 class SecretsUnfit(Exception):
@@ -32,13 +34,13 @@ class SecretsUnfit(Exception):
 
 
 def parse(text: bytes, where: str) -> Values:
-    """The content of a file. Raises: SecretsUnfit."""
+    """Return the values in a file's content. Raises: SecretsUnfit, when it isn't as it must be."""
     try:
         tables = tomllib.loads(text.decode())
     except UnicodeDecodeError:
         raise SecretsUnfit(f"{where} is not in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        # Not the error itself: a value could be in it.
+        # Without the error's own words: a value could be in them.
         at = _AT.search(str(error))
         raise SecretsUnfit(f"{where} is no valid TOML{f' ({at[0]})' if at else ''}") from None
     for function, table in tables.items():
@@ -54,7 +56,8 @@ def parse(text: bytes, where: str) -> Values:
 
 
 def read(path: Path) -> Values:
-    """The values of a file that its owner alone can read. Raises: SecretsUnfit; FileNotFoundError."""
+    """Return the values in a file, which its owner alone may be able to read. Raises: SecretsUnfit;
+    FileNotFoundError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -80,21 +83,22 @@ def read(path: Path) -> Values:
 
 
 class Secrets:
-    """The file as it was last read; `look` reads it again where it has changed."""
+    """The values as they were last read; `look` reads the file again if it has changed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.error = ""
-        """Why the file can't be used now; what was read before is used on."""
+        """Why the file can't be used now, if so; the values that were read before stay in use."""
         self._values: Values = {}
         self._seen: tuple[int, ...] | None = None
 
     def look(self) -> bool:
-        """Read the file again, if it isn't the one that was read last; whether other values are in it."""
+        """Read the file again if it has changed; return whether its values have."""
         seen: tuple[int, ...] = ()
         with contextlib.suppress(OSError):
             found = os.stat(self.path, follow_symlinks=False)
-            # Times are those of the kernel's clock tick: a change right after another may have the same.
+            # Times have the kernel's clock tick: two changes in one tick have the same, so other fields are compared,
+            # too.
             seen = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_mode, found.st_uid)
         if seen == self._seen:
             return False
@@ -109,7 +113,7 @@ class Secrets:
         return self._values != before
 
     def of(self, functions: Sequence[LocalFunction]) -> Values:
-        """What the functions' manifests name and the file has."""
+        """Return the values that the functions' manifests name and the file has."""
         return {
             f.name: {name: table[name] for name in f.manifest.secrets if name in table}
             for f in functions
@@ -117,7 +121,7 @@ class Secrets:
         }
 
     def lacking(self, functions: Sequence[LocalFunction]) -> dict[str, Failure]:
-        """By function, why it can't be called: a secret of its manifest isn't there."""
+        """Return, by function, why it can't be called, if a secret that its manifest names isn't there."""
         failures = {}
         for f in functions:
             table = self._values.get(f.name, {})

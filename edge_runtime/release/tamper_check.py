@@ -1,8 +1,8 @@
-"""What the libsql file must say of the node's release, kept in a file that no worker can reach (docs/adr/0017).
+"""Checks that the libsql file says of the node's release what was last committed there (docs/adr/0017).
 
-Workers write the libsql file, so one that was taken over may write there what it likes, the release's own record too.
-The front therefore keeps a digest of each release that it has committed, and believes the file only where it says the
-same.
+Workers write the libsql file, so a worker that was taken over may write anything there, even another record of the
+release. The front therefore keeps a digest of each release that it commits, in a file that no worker can reach, and
+believes the libsql file only if it has that digest.
 """
 
 import hashlib
@@ -23,14 +23,16 @@ FILE: Final = "witness.json"
 
 
 class Kept(Struct, frozen=True):
+    """What is in the file."""
+
     now: str
     """Digest of what the libsql file holds."""
     next: str = ""
-    """Likewise after a COMMIT that may be under way."""
+    """Digest of what it holds after a COMMIT that may be under way; empty if there is none."""
 
 
 def digest(stored: Stored) -> str:
-    """sha256 over all that the libsql file says of the node's release, grants and routes included."""
+    """Return the sha256 over all that the libsql file says of the node's release, grants and routes included."""
     release, inventory = stored.release, stored.inventory
     value = [
         None if release is None else [release.release_id, release.number, release.generation],
@@ -46,7 +48,7 @@ def digest(stored: Stored) -> str:
 
 
 def after(inventory: wire.Inventory, plan: wire.Plan) -> wire.Inventory:
-    """What a node that had `inventory` has after the plan."""
+    """Return the inventory that a node with `inventory` has after the plan."""
     changes = {change.number: change for change in inventory.schema_changes}
     for change in plan.schema_changes:
         changes.setdefault(change.number, wire.AppliedChange(change.number, change.revision, change.checksum))
@@ -62,16 +64,18 @@ def after(inventory: wire.Inventory, plan: wire.Plan) -> wire.Inventory:
 
 
 class TamperCheck:
-    """`witness.json` in the state directory. Kept there is one digest, or two while a COMMIT is under way: a kill at
-    any moment leaves one that fits."""
+    """The file `witness.json` in the state directory, with one digest, or two while a COMMIT is under way.
+
+    So one of them fits, whenever the process is killed.
+    """
 
     def __init__(self, state: Path) -> None:
         self.path = state / FILE
 
     def confirms(self, stored: Stored) -> bool:
-        """Whether the libsql file may be believed: it says what was committed last, or names no release at all.
+        """Tell whether the libsql file may be believed: it says what was committed last, or names no release at all.
 
-        Where nothing was kept yet, as by a version before, it is believed.
+        It is also believed if no digest was kept yet, as by an earlier version of the program.
         """
         if stored.release is None and not stored.inventory.functions:
             return True
@@ -86,16 +90,18 @@ class TamperCheck:
         return digest(stored) in (kept.now, kept.next)
 
     def announce(self, now: Stored, following: Stored) -> None:
-        """Before a COMMIT: the libsql file holds `now`, and may come to hold `following`. On disk when it returns.
-        Raises: OSError."""
+        """Note, before a COMMIT, that the libsql file holds `now` and may come to hold `following`.
+
+        Both digests are on disk when this returns. Raises: OSError, when they can't be written.
+        """
         self._keep(Kept(digest(now), digest(following)))
 
     def settle(self, stored: Stored) -> None:
-        """The libsql file holds this, and nothing is under way."""
+        """Note that the libsql file holds this, and no COMMIT is under way."""
         try:
             self._keep(Kept(digest(stored)))
         except OSError as error:
-            # What was announced has it too.
+            # What was announced before has this digest, too.
             log.error("%s can't be written: %s", self.path, error)
 
     def _keep(self, kept: Kept) -> None:

@@ -1,8 +1,8 @@
-"""The agent: polls control, brings the node to its target, reports. One sync at a time, the newest release next.
+"""The agent polls control, syncs the node to its target and reports: one sync at a time, then the newest release.
 
-Serving never waits for any of this: whatever goes wrong here ends up in the status and in control's record, and the
-node serves its release on. What it keeps on disk is written by threads, each time before the next step, so that the
-loop waits for no disk. `steps` has the rules, this module does what they say.
+Serving never waits for the agent. Whatever goes wrong here ends up in the node's status and in control's record, and
+the node goes on serving its release. What the agent keeps on disk is written by threads before its next step, so that
+the loop waits for no disk. `rules` has the decisions; this module carries them out.
 """
 
 import asyncio
@@ -28,21 +28,21 @@ from edge_runtime.sync.rules import FailedSync
 ROTATE_AFTER = timedelta(days=30)
 """Age of a credential at which the node asks for another."""
 ROTATE_AGAIN = timedelta(hours=1)
-"""After an attempt to get or to use another credential that came to nothing."""
+"""Time after a failed attempt to get another credential until the next one."""
 LOOK = 2.0
-"""While control refuses or can't be reached, so often the node looks whether it was joined again."""
+"""Seconds between two looks at whether the node was joined again, while control refuses it or can't be reached."""
 QUICK_ANSWERS = 3
-"""So many polls in a row that come back at once, and the node takes a breath before the next."""
+"""After so many polls in a row that were answered at once, the node pauses before the next one."""
 
 log = logging.getLogger("skerry.agent")
 
 
 class Less(Exception):
-    """A held poll isn't true any more."""
+    """The node now has less than the poll says that control is holding."""
 
 
 class Agent:
-    """`run` it beside the server; `status` is for /_skerry/status."""
+    """Keeps the node at its target while `run` is running; `status` is its part of /_skerry/status."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Agent:
         self._joined_again = False
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Poll and sync until cancelled."""
         await self._look_back()
         while True:
             who = self._who
@@ -93,7 +93,7 @@ class Agent:
                 await self._run_as_this_node()
 
     async def _run_as_this_node(self) -> None:
-        """Until the node has joined again."""
+        """Poll and sync as the present node, until it has joined again."""
         self._joined_again = False
         while not self._joined_again:
             try:
@@ -106,13 +106,13 @@ class Agent:
                 await self._trouble(Unreachable("internal", f"the agent made a mistake: {error!r}; see its log"))
 
     async def _look_back(self) -> None:
-        """Did the process before this one end in the middle of a sync, and not for the first time?"""
+        """Find out whether the process before this one ended in the middle of a sync, and act on it."""
         attempt = await asyncio.to_thread(self._outbox.begun)
         if attempt is None:
             return
         log.warning("the sync to release %d was broken off by the end of the process", attempt.release_number)
         if attempt.generation <= self._generation:
-            # Past its commit: the poll will tell control.
+            # The sync was past its commit: the poll will tell control.
             with _despite_the_disk("that a sync came to its end"):
                 await asyncio.to_thread(self._outbox.end)
             return
@@ -124,7 +124,7 @@ class Agent:
                 await asyncio.to_thread(self._outbox.keep, attempt.sync_id, self._failure_update(self._failed))
 
     def status(self) -> dict[str, Any]:
-        """What the node knows of control and its target, for people and scripts. Times are RFC 3339."""
+        """Return what the node knows of control and its target, for people and scripts. Times are in RFC 3339."""
         failed = self._failed
         error = self._problem
         if failed is not None:
@@ -150,7 +150,7 @@ class Agent:
     # Polls
 
     async def _turn(self) -> None:
-        """One question to control and what follows from it."""
+        """Poll control once, and do what follows from the answer."""
         await self._deliver()
         await self._rotate()
         waits = rules.told(self._failed, self._now()) is not None
@@ -160,20 +160,20 @@ class Agent:
             case wire.Plan():
                 self._at_target = False
                 if answer.generation == self._generation:
-                    # It was completed once; whatever control finds missing, this must not become a hot loop.
+                    # That generation was completed once: whatever control misses now, this must not become a hot loop.
                     await self._breathe(took)
                 await self._follow(answer)
             case wire.Report():
                 await self._breathe(took)
             case None:
-                # Where the node said that it waits, control may have had nothing but that to go by.
+                # If the poll said that the node waits, control may have answered 204 only for that reason.
                 if not waits:
                     self._failed = None
                     self._at_target = True
                 await self._breathe(took)
 
     async def _poll(self) -> tuple[wire.Plan | wire.Report | None, float]:
-        """Control's answer, and the seconds that it took."""
+        """Poll control; return its answer and the seconds that it took."""
         now = self._now()
         self._runtime.less.clear()
         inventory = self._runtime.inventory
@@ -181,7 +181,7 @@ class Agent:
             generation=self._generation,
             digest=wire.digest(inventory),
             boot_id=self._boot_id,
-            # The first answer, also after trouble, is worth having at once: the status says what it says.
+            # The first poll, also after trouble, isn't held: the node's status shows the answer.
             wait=0.0 if self._at_target is None or self._troubles else rules.hold(self._failed, now),
             failed=rules.told(self._failed, now),
             inventory=inventory if self._report_wanted else None,
@@ -206,7 +206,7 @@ class Agent:
         return answer, loop.time() - started
 
     async def _ask(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
-        """Control's answer. Raises: `Less`, when the node finds meanwhile that it has less than the poll says."""
+        """Return control's answer to a poll. Raises: Less, when the node meanwhile has less than the poll says."""
         asking = asyncio.ensure_future(self._client.poll(poll))
         finding = asyncio.ensure_future(self._runtime.less.wait())
         try:
@@ -228,13 +228,13 @@ class Agent:
         self._heard_at = datetime.now(UTC)
 
     async def _breathe(self, took: float) -> None:
-        """Answers that come back at once, one after the other, are no reason for a hot loop."""
+        """Pause if control answers at once, one time after the other: that must not become a hot loop."""
         self._quick = self._quick + 1 if took < 1.0 else 0
         if self._quick > QUICK_ANSWERS:
             await asyncio.sleep(0.5 + self._jitter() / 2)
 
     async def _trouble(self, error: Unreachable | ControlRefused) -> None:
-        """Say what is wrong, and wait as long as that asks for."""
+        """Record what is wrong, and wait as long as the error asks for."""
         status = error.status if isinstance(error, ControlRefused) else None
         retry_after = error.retry_after if isinstance(error, ControlRefused) else None
         self._troubles += 1
@@ -257,7 +257,7 @@ class Agent:
             pause -= LOOK
 
     async def _look_for_another_identity(self) -> bool:
-        """True if the node has joined again while this process ran: it goes on as that node."""
+        """Tell whether the node has joined again while this process ran; it then goes on as the new node."""
         try:
             found = await asyncio.to_thread(identity.read, self._state)
         except (identity.NotJoined, OSError):
@@ -273,7 +273,7 @@ class Agent:
     # A sync
 
     async def _follow(self, plan: wire.Plan) -> None:
-        """Do what the plan says and tell control how it ended."""
+        """Carry out a plan, and tell control how that ended."""
         await asyncio.sleep(rules.pause_before(self._failed, plan.generation, self._now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
@@ -295,7 +295,8 @@ class Agent:
             await asyncio.to_thread(self._collect, keep)
 
     async def _report(self, plan: wire.Plan, error: SyncFailed | None) -> None:
-        """Keep the outcome and tell control; where it can't be told, the report waits on disk and goes first."""
+        """Tell control the outcome of a sync. If control can't be told, the report waits on disk and goes before
+        polls."""
         if error is None:
             self._failed = None
             update = wire.SyncUpdate(status="succeeded", step="report", inventory=self._runtime.inventory)
@@ -329,7 +330,7 @@ class Agent:
         return failed
 
     async def _tell(self, sync_id: str, update: wire.SyncUpdate, generation: int | None = None) -> None:
-        """Report an outcome; one that control will never take is logged and dropped, the next poll sorts it out."""
+        """Report an outcome; if control refuses it for good, log that and drop it: the next poll sorts it out."""
         try:
             state = await self._client.report(sync_id, update)
         except ControlRefused as refusal:
@@ -343,7 +344,7 @@ class Agent:
             self._at_target = True
 
     async def _deliver(self) -> None:
-        """The report that waits goes before any question."""
+        """Send the report that waits, if there is one, before any poll."""
         waiting = await asyncio.to_thread(self._outbox.waiting)
         if waiting is not None:
             await self._tell(waiting.sync_id, waiting.update)
@@ -354,10 +355,10 @@ class Agent:
         self._artifacts.collect(keep)
         self._compiler.collect(keep)
 
-    # The node's own
+    # Credentials and time
 
     async def _rotate(self) -> None:
-        """Ask for another credential when this one is old; both are kept until the new one was used."""
+        """Ask for another credential when the present one is old; both are kept until the new one was used."""
         now = datetime.now(UTC)
         if self._who.next_credential or now < max(self._who.credential_since + self._rotate_after, self._rotate_from):
             return
@@ -365,7 +366,7 @@ class Agent:
         try:
             credential = await self._client.rotate()
         except (Unreachable, ControlRefused) as error:
-            # The present one is good; whether control can be reached is the poll's to find out.
+            # The present credential is good; the poll will find out whether control can be reached.
             log.warning("there is no new credential yet: %s", error.message)
             return
         await self._keep(self._who.rotated(credential))
@@ -382,13 +383,13 @@ class Agent:
         return release.generation if release is not None else 0
 
     def _now(self) -> datetime:
-        """Control's time, as far as it is known: it judges the times that this node names."""
+        """Return control's time, as far as it is known: control judges the times that this node names."""
         return datetime.now(UTC) + timedelta(seconds=self._client.skew)
 
 
 @contextmanager
 def _despite_the_disk(what: str) -> Iterator[None]:
-    """What is only worth keeping must not stop a sync: control sorts it out by the next poll or the lease."""
+    """Log an error of the disk instead of raising it: without `what`, the next poll or the lease sorts things out."""
     try:
         yield
     except OSError as error:

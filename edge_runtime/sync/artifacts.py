@@ -1,7 +1,7 @@
 """The artifacts on the node's disk: artifacts/<sha256>.wasm, each verified before it gets that name.
 
-A download goes on where it broke off (artifacts/<sha256>.part), also after a kill. What a release needs is looked at
-before the first byte is fetched, so a full disk costs no traffic.
+A download goes on where it broke off (artifacts/<sha256>.part), even after the process was killed. The space that a
+release needs is checked before the first byte is fetched, so a full disk costs no traffic.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ PARALLEL = 4
 TRIES = 4
 """Attempts in a row that bring no new byte before a download is given up until the sync's next attempt."""
 CHUNK = 256 * 1024
+"""Bytes that are read at once."""
 
 
 class _Interrupted(CodedError):
@@ -37,6 +38,7 @@ class _Interrupted(CodedError):
     def __init__(self, code: str, message: str, *, stale: bool = False) -> None:
         super().__init__(code, message)
         self.stale = stale
+        """The URL is refused: another one must be asked for."""
 
 
 class Artifacts:
@@ -48,14 +50,16 @@ class Artifacts:
         files.make_folder(self.folder)
 
     def path(self, sha256: str) -> Path:
+        """Return where an artifact is, or would be."""
         return self.folder / f"{sha256}.wasm"
 
     async def fetch(
         self, client: Client, functions: Collection[wire.PlannedFunction], trusted: Collection[str]
     ) -> None:
-        """Have every artifact of a plan, or raise `SyncFailed`.
+        """Fetch every artifact of a plan that isn't there.
 
-        `trusted` are the sha256 of the artifacts that serve now; others that are there already are verified again.
+        `trusted` are the sha256 of the artifacts that are served now; others that are there are verified again.
+        Raises: SyncFailed, when an artifact can't be fetched or kept.
         """
         wanted = {f.sha256: f for f in functions}
         todo = [f for f in wanted.values() if not (f.sha256 in trusted and self.path(f.sha256).exists())]
@@ -77,7 +81,7 @@ class Artifacts:
             refused, others = failures.split(SyncFailed)
             if refused is None or others is not None:
                 raise
-            # One reason is enough for a person; the others are about the same network or disk.
+            # One failure is enough for a person; the others are about the same network or disk.
             raise _first(refused) from None
 
     def collect(self, keep: Collection[str]) -> None:
@@ -87,7 +91,7 @@ class Artifacts:
                 file.unlink(missing_ok=True)
 
     def _missing(self, functions: Collection[wire.PlannedFunction]) -> list[wire.PlannedFunction]:
-        """Those that aren't there; a file whose bytes are no longer the artifact's is removed."""
+        """Return the functions whose artifacts aren't there; remove files that no longer have the artifact's bytes."""
         missing = []
         for function in functions:
             file = self.path(function.sha256)
@@ -140,7 +144,7 @@ class Artifacts:
     async def _download(self, client: Client, function: wire.PlannedFunction, url: str, start: int) -> None:
         part = self._part(function.sha256)
         if start >= function.size:
-            # Whole, but killed before it got its name; or not its own bytes.
+            # The file is complete, but the process was killed before it got its name; or it has other bytes.
             if await asyncio.to_thread(_sha256, part) == function.sha256:
                 with part.open("rb") as file:
                     await asyncio.to_thread(self._finish, file, function.sha256)
@@ -148,7 +152,8 @@ class Artifacts:
             await asyncio.to_thread(part.unlink)
             start = 0
         try:
-            # Before anything is asked for: what came on a connection that breaks is lost unless it is read at once.
+            # Open before anything is asked for: what comes on a connection that breaks is lost unless it is read at
+            # once.
             with await asyncio.to_thread(part.open, "r+b" if start else "wb") as file:
                 digest = await asyncio.to_thread(_begin, file, start)
                 async with client.open_artifact(url, start) as response:
@@ -184,7 +189,7 @@ class Artifacts:
             raise _Interrupted("artifact_refused", refusal.message, stale=True) from None
 
     def _finish(self, file: BinaryIO, sha256: str) -> None:
-        # What Python still holds of it isn't synced otherwise.
+        # Bytes that Python still buffers wouldn't be synced.
         file.flush()
         os.fsync(file.fileno())
         self._part(sha256).replace(self.path(sha256))
@@ -197,7 +202,7 @@ class _Digest(Protocol):
 
 
 def _begin(file: BinaryIO, start: int) -> _Digest:
-    """Cut the file off behind its first `start` bytes, which an earlier attempt left; returns their digest."""
+    """Cut the file off after its first `start` bytes, which an earlier attempt left; return their digest."""
     digest = hashlib.sha256()
     file.seek(0)
     left = start
@@ -214,7 +219,7 @@ def _take(file: BinaryIO, digest: _Digest, chunk: bytes) -> None:
 
 
 def _continues(response: aiohttp.ClientResponse, start: int) -> bool:
-    """True if the answer begins at `start`; a server may ignore Range and send everything."""
+    """Tell whether the answer begins at `start`: a server may ignore Range and send everything."""
     return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
 
 

@@ -1,4 +1,4 @@
-"""One sync: a plan's work up to its report, with the lease kept beside it (design: fetch, compile, flip)."""
+"""One sync: fetch artifacts, compile them, move to the release (flip); meanwhile the lease is renewed."""
 
 import asyncio
 import logging
@@ -14,15 +14,15 @@ from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 
 RENEW_CAP = 20.0
-"""A sync that takes longer says that it is running at least this often: it is the node's heartbeat meanwhile."""
+"""Seconds between two messages at most by which a longer sync says that it is running: the node's heartbeat then."""
 RENEW_AGAIN = 2.0
-"""After control could not be told."""
+"""Seconds until that is tried again, if control couldn't be told."""
 
 log = logging.getLogger("skerry.agent")
 
 
 class Runtime(Protocol):
-    """What holds the node's release and moves it to another: the front."""
+    """Holds the node's release and moves it to another: `release.manager.ReleaseManager`."""
 
     @property
     def release(self) -> frames.LocalRelease | None: ...
@@ -32,26 +32,26 @@ class Runtime(Protocol):
 
     @property
     def less(self) -> asyncio.Event:
-        """Set where `inventory` has become less."""
+        """Set when `inventory` has lost a function."""
         ...
 
     def forged(self) -> SyncFailed | None:
-        """What control must be told of the libsql file, once."""
+        """Return, once, the failure by which control learns that the libsql file can't be believed."""
         ...
 
     async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
-        """Prepare, flip, commit, swap; raises `SyncFailed` with the old release serving on."""
+        """Move to the plan's release. Raises: SyncFailed, when that fails; the old release then serves on."""
         ...
 
 
 class ArtifactCompiler(Protocol):
-    """Makes AOT files of artifacts that are on disk."""
+    """Finds or makes the code that functions run: `release.compiler.Compiler`."""
 
     async def functions(
         self, planned: list[frames.LocalFunction], compiled: Set[str] = ...
     ) -> list[frames.LocalFunction]:
-        """The same functions with what to start on, those that serve compiled code now with such; raises
-        `SyncFailed`."""
+        """Return `planned`, each with the code to start on. Functions in `compiled` serve compiled code now, and wait
+        for theirs. Raises: SyncFailed, when a function has no code."""
         ...
 
     def collect(self, keep: set[str]) -> None:
@@ -64,7 +64,7 @@ class Superseded(Exception):
 
 
 class Sync:
-    """`run` it once."""
+    """One sync; `run` it once."""
 
     def __init__(
         self, plan: wire.Plan, runtime: Runtime, compiler: ArtifactCompiler, artifacts: Artifacts, client: Client
@@ -78,7 +78,7 @@ class Sync:
         self._step = ""
 
     def status(self) -> dict[str, Any]:
-        """For the node's status."""
+        """Return the part `sync` of the node's status."""
         return {
             "id": self._plan.sync_id,
             "release": self._plan.release_number,
@@ -87,7 +87,7 @@ class Sync:
         }
 
     async def run(self) -> SyncFailed | None:
-        """What the sync failed of, if it did: then the old release serves on. Raises `Superseded`."""
+        """Carry out the sync; return why it failed, if it did: the old release then serves on. Raises: Superseded."""
         async with asyncio.TaskGroup() as group:
             work = group.create_task(self._work())
             renewal = group.create_task(self._renew(work))
@@ -99,7 +99,7 @@ class Sync:
 
     async def _work(self) -> SyncFailed | None:
         plan, release = self._plan, self._runtime.release
-        # A sync that fails of it is how control, and who watches it, hears; the next one heals.
+        # Control, and who watches it, hears of this by a sync that fails; the next one puts it right.
         if (forged := self._runtime.forged()) is not None:
             return forged
         try:

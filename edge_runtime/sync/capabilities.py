@@ -1,6 +1,6 @@
-"""What control is told of this node: control compares a release with it before the release is made.
+"""The node's capabilities, which control compares with a release before the release is made.
 
-It goes with the join, and later where control says that it doesn't know the digest that each poll has.
+They are sent with the join, and again if control doesn't know the digest of them that each poll has.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ ABIS: Final = ("wagi", "extism", "direct")
 
 
 def document() -> dict[str, object]:
-    """What this node can run and what it runs on. It is the same until the process ends."""
+    """Return what this node can run and what it runs on; the same until the process ends."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -26,5 +26,5 @@ def document() -> dict[str, object]:
 
 
 def digest(document: dict[str, object]) -> str:
-    """sha256 over a document and the protocol that this node speaks."""
+    """Return the sha256 over a document and the version of the protocol that this node speaks."""
     return hashlib.sha256(wire.canonical([wire.PROTOCOL, document])).hexdigest()

@@ -1,7 +1,7 @@
-"""The node's HTTPS client: control's calls and the bytes of artifacts.
+"""The node's HTTPS client, for control's operations and the bytes of artifacts.
 
-Control is verified against the node's CA (the system's where it has none), the artifact store against both. The
-credential goes to control alone, never along with a redirect or to a presigned URL, which carries its own signature.
+Control is verified with the node's CA (the system's CAs if it has none), the artifact store with both. The credential
+is sent to control alone, never along with a redirect or to a presigned URL, which carries its own signature.
 """
 
 import ipaddress
@@ -23,12 +23,15 @@ from control import wire
 from edge_runtime.errors import CodedError, SyncFailed
 
 CONNECT_TIMEOUT = 10.0
+"""Seconds for a TCP connection."""
 ANSWER_TIMEOUT = 30.0
-"""Without a byte from the other side; a poll may be held in addition."""
+"""Seconds without a byte from the other side; a poll may be held in addition."""
 KEEP_ALIVE = 60.0
-"""Less than control's 75 s, so that the node ends an idle connection first."""
+"""Seconds that an idle connection is kept: less than control's 75, so that the node ends it first."""
 ANSWER_LIMIT = 64 * 1024 * 1024
+"""Bytes that an answer of control may have."""
 PROBLEM_LIMIT = 64 * 1024
+"""Bytes that an error of the artifact store may have."""
 
 T = TypeVar("T")
 
@@ -81,7 +84,8 @@ class Client:
             await self._session.close()
 
     async def poll(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
-        """Control's answer, None if there is nothing to do (204); held for up to `poll.wait` seconds."""
+        """Poll control, which holds the poll for up to `poll.wait` seconds; return None if there is nothing to do
+        (204)."""
         status, body = await self._call("POST", "/v1/poll", poll, wait=poll.wait)
         if status == 204:
             return None
@@ -100,7 +104,7 @@ class Client:
         return await self._typed("PUT", f"/v1/syncs/{sync_id}", update, wire.SyncState)
 
     async def rotate(self) -> str:
-        """A new credential; the present one stays good until the new one was used."""
+        """Return a new credential; the present one stays valid until the new one is used."""
         return (await self._typed("POST", "/v1/nodes/self/credential", None, wire.Rotated)).credential
 
     async def join(self, join: wire.Join) -> wire.Joined:
@@ -109,9 +113,9 @@ class Client:
 
     @asynccontextmanager
     async def open_artifact(self, url: str, start: int) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer (200, or 206 for `start` > 0) with an artifact's bytes from `start` on, to be read as a stream.
+        """Ask for an artifact's bytes from `start` on; the answer (200, or 206 if `start` > 0) is read as a stream.
 
-        `url` is a plan's: absolute and presigned, or a path of control. Control may send on to the store (307).
+        `url` is a plan's: absolute and presigned, or a path of control, which may redirect to the store (307).
         """
         own = not URL(url, encoded=True).absolute
         target = self._base.join(URL(url, encoded=True)) if own else URL(url, encoded=True)
@@ -123,7 +127,7 @@ class Client:
                 "GET", target, headers | extra, None, ANSWER_TIMEOUT, self._control_tls if own else self._store_tls
             ) as response:
                 if own and response.status in (302, 303, 307, 308) and "Location" in response.headers:
-                    # Our own code follows it: the next request carries no Authorization, S3 refuses two signatures.
+                    # Followed here, so that the next request has no Authorization: S3 refuses two signatures.
                     target = target.join(URL(response.headers["Location"], encoded=True))
                     own = False
                     continue
@@ -192,14 +196,17 @@ class Client:
 
 
 def clock_skew(theirs: datetime, sent: datetime, received: datetime) -> float:
-    """Seconds by which a clock is ahead of ours that said `theirs` at some time from the request to the answer, which
-    a held poll has a long time between. It says whole seconds: below 2 the skew is taken for none."""
+    """Return the seconds by which another clock is ahead of ours.
+
+    It said `theirs` at some time between the request and the answer, which may be far apart when a poll was held. As
+    the Date header has whole seconds, a skew below 2 s counts as none.
+    """
     skew = (theirs - min(max(theirs, sent), received)).total_seconds()
     return skew if abs(skew) > 2.0 else 0.0
 
 
 def control_base(url: str) -> URL:
-    """The URL of control, checked: `ValueError` says what is wrong with it."""
+    """Check the URL of control, and return its origin. Raises: ValueError, when it isn't an https URL."""
     try:
         base = URL(url)
     except ValueError:
@@ -212,9 +219,9 @@ def control_base(url: str) -> URL:
 
 
 def tls_context(ca: Path | None, *, system: bool) -> ssl.SSLContext:
-    """TLS 1.2 or later, trusting `ca` and, where `system` is true, the system's authorities too.
+    """Return a context for TLS 1.2 or later that trusts `ca` and, if `system` is true, the system's CAs.
 
-    Raises `ValueError` for a file that holds no certificate, `OSError` for one that can't be read.
+    Raises: ValueError, when the file holds no certificate; OSError, when it can't be read.
     """
     context = ssl.create_default_context() if system else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -227,7 +234,7 @@ def tls_context(ca: Path | None, *, system: bool) -> ssl.SSLContext:
 
 
 def is_loopback(host: str | None) -> bool:
-    """True for names and addresses that never leave this machine."""
+    """Tell whether a name or address never leaves this machine."""
     if host is None:
         return False
     if host == "localhost" or host.endswith(".localhost"):
@@ -239,9 +246,9 @@ def is_loopback(host: str | None) -> bool:
 
 
 def proxy_for(url: URL) -> tuple[URL | None, dict[str, str]]:
-    """The proxy that the environment wants for `url` (HTTPS_PROXY, NO_PROXY, …), and the headers that it wants itself.
+    """Return the proxy that the environment names for `url` (HTTPS_PROXY, NO_PROXY, …), and the headers for it.
 
-    None for loopback, ever.
+    Loopback never has a proxy.
     """
     host = url.host or ""
     if is_loopback(host):
@@ -267,7 +274,7 @@ def _refuse_plain(url: URL) -> None:
 
 
 def _shown(url: URL) -> str:
-    """A URL without its query: a presigned one's signature is a secret."""
+    """Return a URL without its query, which in a presigned URL has a secret signature."""
     return str(url.with_query(None).with_user(None))
 
 

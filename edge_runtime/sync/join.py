@@ -1,8 +1,8 @@
-"""Becoming a node: first trust in control, then the one-time token against a credential of the node's own.
+"""Becoming a node: first trust in control is established, then the one-time token is exchanged for a credential.
 
-The token carries the fingerprint of control's authority. It is fetched without trust, compared, and only over a
-connection verified by it is the token sent. The attempt's random id is on disk before, so a lost answer loses nothing:
-the same command again gets a credential in place of the one that never arrived.
+The token carries the fingerprint of the CA's certificate. The certificate is fetched without trust and compared, and
+the token is only sent over a connection that is verified by it. The random id of the attempt is on disk before, so a
+lost answer loses nothing: the same command again gets a credential in place of the one that never arrived.
 """
 
 import asyncio
@@ -29,8 +29,9 @@ from edge_runtime.sync import capabilities, control_client, identity
 from edge_runtime.sync.identity import Identity
 
 CA_LIMIT = 64 * 1024
+"""Bytes that the CA's certificates may have."""
 TRIES = 3
-"""Of a join whose answer didn't come; after that a person is told, and may ask again whenever they like."""
+"""Attempts to join while no answer comes; after that a person is told, who may run the command again."""
 
 _TOKEN = re.compile(r"(skj_[0-9a-f-]{36}_[A-Za-z0-9_-]{43})(?:\.([0-9a-f]{64}))?")
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -41,11 +42,11 @@ class JoinFailed(CodedError):
 
 
 class JoinAttempt(Struct):
-    """What is kept on disk from before the token is sent until the identity is there."""
+    """The attempt under way, kept on disk from before the token is sent until the identity is there."""
 
     id: str
     asked: str
-    """sha256 over what makes this attempt this one: token, control and name."""
+    """sha256 over token, control and name, which make it the same attempt."""
 
 
 async def join(
@@ -59,10 +60,10 @@ async def join(
     again: bool = False,
     pause: float = 1.0,
 ) -> Identity:
-    """Join control with a one-time token and keep the identity in `state`; raises `JoinFailed`.
+    """Join control with a one-time token, and keep the identity in `state`.
 
-    `ca` is a PEM file to verify control against, where the token has no fingerprint and the system's authorities
-    don't do. `again` exchanges an identity that is there already, once the new one has been given.
+    `ca` is a PEM file to verify control with, if the token has no fingerprint and the system's CAs don't know control.
+    `again` replaces an identity that is there already, once the new one has been given. Raises: JoinFailed.
     """
     match = _TOKEN.fullmatch(token.strip())
     if match is None:
@@ -86,13 +87,13 @@ async def join(
     else:
         files.remove(state / "ca.pem")
     identity.write(state, made)
-    # Last: until the identity is on disk, the same attempt gets another credential.
+    # Last, because until the identity is on disk, the same attempt can get another credential.
     shutil.rmtree(work)
     return made
 
 
 def _prepare(state: Path, name: str, again: bool) -> Path:
-    """The folder for a join under way; refused where the state directory has an identity that may not go."""
+    """Make and return the folder for a join under way. Raises: JoinFailed, when there is an identity that must stay."""
     if not again and identity.path(state).exists():
         try:
             present = identity.read(state)
@@ -113,7 +114,7 @@ def _prepare(state: Path, name: str, again: bool) -> Path:
 
 
 async def _first_trust(base: URL, fingerprint: str | None, ca: Path | None, work: Path) -> Path | None:
-    """A file with the authority to verify control against; None for the system's."""
+    """Return a file with the certificate to verify control with; None for the system's CAs."""
     file = work / "ca.pem"
     if fingerprint is not None:
         files.write(file, (await _fetch_authority(base, fingerprint)).encode(), 0o644)
@@ -130,7 +131,7 @@ def _copy(ca: Path, file: Path) -> Path:
 
 
 async def _fetch_authority(base: URL, fingerprint: str) -> str:
-    """Control's authority in PEM, fetched from whoever answers and kept only if it is the token's."""
+    """Fetch the CA's certificate (PEM) from whoever answers; return it only if it has the token's fingerprint."""
     untrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     untrusting.minimum_version = ssl.TLSVersion.TLSv1_2
     untrusting.check_hostname = False
@@ -168,7 +169,7 @@ async def _fetch_authority(base: URL, fingerprint: str) -> str:
 
 
 def _attempt(work: Path, asked: str) -> JoinAttempt:
-    """The attempt that is on disk, if it was for the same token, control and name; else a new one, kept there."""
+    """Return the attempt on disk, if it was for the same token, control and name; else a new one, which is kept."""
     file = work / "attempt.json"
     digest = hashlib.sha256(asked.encode()).hexdigest()
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
@@ -181,7 +182,7 @@ def _attempt(work: Path, asked: str) -> JoinAttempt:
 
 
 async def _ask(control_url: str, ca: Path | None, secret: str, asked: wire.Join, pause: float) -> wire.Joined:
-    """Send the token; the same attempt again where no answer came or control could not answer now."""
+    """Send the token; try the same attempt again if no answer comes, or if control can't answer now."""
     try:
         opened = control_client.Client(control_url, ca, secret)
     except (ValueError, OSError) as error:
@@ -197,7 +198,7 @@ async def _ask(control_url: str, ca: Path | None, secret: str, asked: wire.Join,
                 if refusal.status < 500 or not remaining:
                     _explain(refusal)
             await asyncio.sleep(pause)
-    raise AssertionError  # every last try above returns or raises
+    raise AssertionError  # The last attempt above returns or raises.
 
 
 def _explain(refusal: control_client.ControlRefused) -> NoReturn:

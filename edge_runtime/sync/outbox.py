@@ -1,6 +1,6 @@
-"""What the agent has to remember over a restart: a report that waits for control, and the sync that is being done.
+"""What the agent must remember over a restart: a report that waits to be sent, and the sync under way.
 
-A node syncs one step after the other and asks for nothing new while a report waits, so there is at most one of each.
+A node does one sync at a time, and doesn't poll while a report waits, so there is at most one of each.
 """
 
 import contextlib
@@ -20,39 +20,42 @@ T = TypeVar("T")
 
 
 class Waiting(Struct):
+    """A report that waits to be sent."""
+
     sync_id: str
     update: wire.SyncUpdate
 
 
 class BegunSync(Struct):
-    """A sync that was begun. If it is still there at a start, the node's process ended in the middle of it."""
+    """A sync that has begun. If it is still there at a start, the node's process ended in the middle of it."""
 
     sync_id: str
     generation: int
     release_number: int
     crashes: int = 0
-    """Processes that ended in the middle of a sync to this generation, one after the other, before this attempt."""
+    """Processes in a row that ended in the middle of a sync to this generation, before this one."""
 
 
 class Outbox:
-    """`outbox/report.json` and `outbox/attempt.json` in the state directory."""
+    """The files `outbox/report.json` and `outbox/attempt.json` in the state directory."""
 
     def __init__(self, state: Path) -> None:
         self._file = state / "outbox" / "report.json"
         self._attempt = state / "outbox" / "attempt.json"
         self.waits = self._file.exists()
-        """A report waits, as far as this object has been told."""
+        """Whether a report waits, as far as this object knows."""
         self._told = ""
         """Id of the sync whose report needn't be sent any more, though it may still be on disk."""
 
     def keep(self, sync_id: str, update: wire.SyncUpdate) -> None:
-        """Keep a report, on disk when this returns; it takes an older one's place."""
+        """Store a report in place of an older one; it is on disk when this returns."""
         files.make_folder(self._file.parent)
         files.write(self._file, msgspec.json.encode(Waiting(sync_id, update)))
         self.waits = True
 
     def waiting(self) -> Waiting | None:
-        """The report that waits; a file that can't be read is as good as none, control asks for the inventory then."""
+        """Return the report that waits, if any. A file that can't be read counts as none: control then asks for the
+        inventory."""
         found = _read(self._file, Waiting)
         if found is not None and found.sync_id == self._told:
             found = None
@@ -70,11 +73,11 @@ class Outbox:
             files.remove(self._file)
 
     def begun(self) -> BegunSync | None:
-        """The attempt that didn't come to its end."""
+        """Return the sync that has begun and not ended, if any."""
         return _read(self._attempt, BegunSync)
 
     def begin(self, plan: wire.Plan) -> None:
-        """A sync begins. Not synced to disk: a process that ends leaves it there, and a power failure may forget it."""
+        """Note that a sync begins. The note outlives the process, but isn't synced: a loss of power may lose it."""
         earlier = self.begun()
         same = earlier is not None and earlier.generation == plan.generation
         crashes = earlier.crashes + 1 if earlier is not None and same else 0
@@ -83,13 +86,12 @@ class Outbox:
         self._attempt.write_bytes(msgspec.json.encode(attempt))
 
     def end(self) -> None:
-        """The sync came to its end, good or bad."""
+        """Note that the sync came to its end, good or bad."""
         self._attempt.unlink(missing_ok=True)
 
 
 def _read(file: Path, kind: type[T]) -> T | None:
-    """What a file of ours holds; None where it can't be read, as serving depends on none of them. One that is damaged
-    is removed."""
+    """Return what a file holds, None if it can't be read; remove it if it is damaged. Serving needs neither file."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
     except FileNotFoundError:

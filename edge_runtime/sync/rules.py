@@ -1,6 +1,6 @@
-"""The rules of a node's sync, as functions of values: what a plan must be, how long to wait, what an error means.
+"""The decisions of a node's sync, as pure functions: what a plan must be, how long to wait, what an error means.
 
-No I/O and no clock in here: `agent` does what these say. Durations are seconds, sizes are bytes.
+There is no I/O and no clock here: `agent` does what these functions say. Durations are in seconds, sizes in bytes.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,24 +18,24 @@ HOLD = 25.0
 """How long a poll asks control to hold it (control holds no longer)."""
 RETRY_BASE = 5.0
 RETRY_CAP = 300.0
-"""A generation that failed is tried again after 5 s, 10 s, … 5 min, each shortened by up to a quarter."""
+"""A generation that failed is tried again after 5 s, 10 s, … 5 min, each time shortened by up to a quarter."""
 HELD_FACTOR = 20.0
 HELD_CAP = 3600.0
-"""An attempt that kept calls waiting is made again 20 times as long after it at the earliest, an hour at most: so a
-release that fails again and again keeps them waiting for a twentieth of the time or so."""
+"""An attempt that kept calls waiting is made again after 20 times as long at the earliest (an hour at most), so that a
+release that fails again and again keeps calls waiting for about a twentieth of the time."""
 RETRY_FLOOR = 1.0
-"""Even when control gives a failed plan again at once, this lies between two attempts."""
+"""Seconds between two attempts at least, even if control gives a failed plan again at once."""
 CRASHES = 3
-"""So many times in a row the node's process may end in the middle of a sync before it counts as a failure."""
+"""After so many processes in a row that ended in the middle of a sync, the sync counts as failed."""
 RECONNECT_BASE = 0.25
 RECONNECT_CAP = 30.0
 REFUSED_BASE = 30.0
 REFUSED_CAP = 300.0
-"""Polls of a node whose credential is refused: it stays reachable for a change of mind, and no burden."""
+"""Pauses between polls of a node whose credential is refused: it would notice if that changes, and is no burden."""
 ANSWER_CAP = 600.0
-"""No Retry-After of control, or of something in between, makes a node wait longer."""
+"""Seconds that a node waits at most for a Retry-After of control or of something in between."""
 AOT_GROWTH = 6
-"""An AOT file is at most about this many times its artifact."""
+"""An AOT file is at most about this many times as large as its artifact."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,17 @@ class FailedSync:
     at: datetime
 
     def due(self, now: datetime) -> bool:
+        """Tell whether the next attempt may be made."""
         return now >= self.retry_at
 
     def told(self) -> wire.FailedGeneration:
+        """Return what a poll says of the failure."""
         return wire.FailedGeneration(generation=self.generation, retry_at=self.retry_at)
 
 
 def backoff(attempts: int, jitter: float, base: float, cap: float) -> float:
-    """Seconds to wait after `attempts` (1, 2, …) failures in a row; `jitter` in [0, 1) takes off up to a quarter."""
+    """Return the seconds to wait after `attempts` (1, 2, …) failures in a row; `jitter` in [0, 1) takes off up to a
+    quarter."""
     # The exponent is bounded too: 2.0 ** 2000 overflows.
     return min(cap, base * 2.0 ** min(attempts - 1, 32)) * (1.0 - jitter / 4)
 
@@ -65,7 +68,7 @@ def backoff(attempts: int, jitter: float, base: float, cap: float) -> float:
 def failure(
     previous: FailedSync | None, generation: int, error: SyncFailed, now: datetime, jitter: float
 ) -> FailedSync:
-    """What follows from one more failed sync; another generation than the last one's starts to count anew."""
+    """Return what follows from one more failed sync. A generation other than the last one's is counted anew."""
     same = previous is not None and previous.generation == generation
     attempts = previous.attempts + 1 if previous is not None and same else 1
     cost = min(HELD_CAP, error.held * HELD_FACTOR) * (1.0 - jitter / 4)
@@ -74,10 +77,10 @@ def failure(
 
 
 def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: float) -> FailedSync | None:
-    """What follows from `crashes` processes in a row that ended in the middle of a sync to the same generation.
+    """Return what follows from `crashes` processes in a row that ended in the middle of a sync to one generation.
 
-    One may be a person's or the machine's doing, and the sync is simply done again. From `CRASHES` on the release is
-    to blame, and it must not take the serving of the last one with it time and again.
+    One end may be a person's or the machine's doing, and the sync is simply done again (None). From `CRASHES` on the
+    release is to blame, and must not end the serving of the last one time and again.
     """
     if crashes < CRASHES:
         return None
@@ -87,30 +90,33 @@ def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: 
 
 
 def told(failed: FailedSync | None, now: datetime) -> wire.FailedGeneration | None:
-    """What the next poll says of a failed generation: nothing once its time has come, so that control plans it."""
+    """Return what the next poll says of a failed generation: None once its time has come, so that control plans it."""
     return failed.told() if failed is not None and not failed.due(now) else None
 
 
 def hold(failed: FailedSync | None, now: datetime) -> float:
-    """How long the next poll may be held: not past the moment at which a failed generation is due again, and not at
-    all once it is, so that it is known at once whether control still wants it."""
+    """Return for how many seconds the next poll may be held.
+
+    A poll isn't held past the moment at which a failed generation is due again, and not at all once it is due, so that
+    the node learns at once whether control still wants it.
+    """
     if failed is None:
         return HOLD
     return max(0.0, min(HOLD, (failed.retry_at - now).total_seconds()))
 
 
 def pause_before(failed: FailedSync | None, generation: int, now: datetime) -> float:
-    """Seconds before a plan that control gave is begun: it is obeyed at once, but never in a hot loop."""
+    """Return the seconds until a plan of control may be begun: usually none, but never a hot loop."""
     if failed is None or failed.generation != generation:
         return 0.0
     return max(0.0, min(RETRY_FLOOR, RETRY_FLOOR - (now - failed.at).total_seconds()))
 
 
 def pause_after(status: int | None, retry_after: float | None, attempts: int, jitter: float) -> float:
-    """Seconds until the next question after control, or the way to it, failed `attempts` times in a row.
+    """Return the seconds until the next poll, after control or the way to it failed `attempts` times in a row.
 
-    `status` is None where no HTTP answer came. A Retry-After is kept to, spread by up to a quarter above it, so that
-    nodes that were sent away together don't come back together.
+    `status` is None if no HTTP answer came. A Retry-After is kept to, extended by up to a quarter, so that nodes that
+    were sent away together don't come back together.
     """
     if status in (401, 403):
         return backoff(attempts, jitter, REFUSED_BASE, REFUSED_CAP)
@@ -122,7 +128,8 @@ def pause_after(status: int | None, retry_after: float | None, attempts: int, ji
 
 
 def check_plan(plan: wire.Plan, generation: int) -> dict[str, wire.Manifest]:
-    """The manifests of the plan's functions by name, if a node at `generation` may follow it; else `SyncFailed`."""
+    """Return the manifests of the plan's functions by name. Raises: SyncFailed, when a node at `generation` must not
+    follow the plan."""
     if plan.generation < generation:
         raise SyncFailed(
             "generation_lower",
@@ -138,7 +145,8 @@ def check_plan(plan: wire.Plan, generation: int) -> dict[str, wire.Manifest]:
 
 
 def parse_manifest(name: str, manifest: Mapping[str, Any]) -> wire.Manifest:
-    """The manifest of function `name`; one with a field that this node doesn't know would lose a limit or a grant."""
+    """Return the manifest of a function. Raises: SyncFailed, when it has a field that this node doesn't know: a limit
+    or a grant would be lost."""
     try:
         return msgspec.convert(manifest, wire.Manifest)
     except msgspec.ValidationError as error:
@@ -150,13 +158,14 @@ def parse_manifest(name: str, manifest: Mapping[str, Any]) -> wire.Manifest:
 
 
 def space_needed(functions: Collection[wire.PlannedFunction], present: Mapping[str, int]) -> int:
-    """Bytes that a plan will take on disk; `present` says how much of each artifact (by sha256) is there already."""
+    """Return the bytes that a plan will take on disk; `present`: bytes of each artifact (by sha256) that are there."""
     missing = {f.sha256: f.size for f in functions if present.get(f.sha256, 0) < f.size}
     return sum(size * (1 + AOT_GROWTH) - present.get(sha256, 0) for sha256, size in missing.items())
 
 
 def check_space(needed: int, free: int, where: str) -> None:
-    """Refuse to download what can't be kept: `SyncFailed` if `needed` and a reserve exceed the `free` bytes."""
+    """Refuse to download what can't be kept. Raises: SyncFailed, when `needed` and a reserve exceed the `free`
+    bytes."""
     if needed and needed + DISK_RESERVE > free:
         raise SyncFailed(
             "disk_full",
@@ -166,12 +175,12 @@ def check_space(needed: int, free: int, where: str) -> None:
 
 
 def final(status: int) -> bool:
-    """True for an HTTP status of a report that asking again can't change."""
+    """Tell whether an HTTP status of a report is final: sending the report again can't change it."""
     return 400 <= status < 500 and status not in (401, 403, 408, 425, 429)
 
 
 def superseded(state: wire.SyncState) -> bool:
-    """True if control no longer wants this sync's work: a newer generation has taken its place."""
+    """Tell whether control no longer wants this sync, because a newer generation has taken its place."""
     return state.status == "superseded"
 
 
