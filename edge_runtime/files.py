@@ -2,10 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Final
-
-DISK_RESERVE: Final = 16 * 1024 * 1024
-"""Bytes of a node's disk that stay free, for the libsql database and the reports to control."""
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:

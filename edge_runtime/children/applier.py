@@ -16,8 +16,8 @@ import msgspec
 
 from control import faults, wire
 from edge_runtime.children.worker_services import Ungranted
+from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
-from edge_runtime.files import DISK_RESERVE
 from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
@@ -227,7 +227,7 @@ def _check_room(opened: Database, change: wire.PlannedChange) -> None:
     needed = pages * page_bytes - opened.path.stat().st_size
     disk = os.statvfs(opened.path.parent)
     free = disk.f_bavail * disk.f_frsize
-    if needed > 0 and needed + DISK_RESERVE > free:
+    if not fits(needed, free):
         raise SyncFailed(
             "disk_full",
             f"After {_label(change)} the database needs {needed >> 20} MiB more, and a reserve of "

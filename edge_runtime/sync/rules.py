@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from control import wire
+from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
-from edge_runtime.files import DISK_RESERVE
 
 HOLD = 25.0
 """How long a poll asks control to hold it (control holds no longer)."""
@@ -166,7 +166,7 @@ def space_needed(functions: Collection[wire.PlannedFunction], present: Mapping[s
 def check_space(needed: int, free: int, where: str) -> None:
     """Refuse to download what can't be kept. Raises: SyncFailed, when `needed` and a reserve exceed the `free`
     bytes."""
-    if needed and needed + DISK_RESERVE > free:
+    if not fits(needed, free):
         raise SyncFailed(
             "disk_full",
             f"the release needs {_mib(needed)} MiB and a reserve of {_mib(DISK_RESERVE)} MiB, but {where} has only "

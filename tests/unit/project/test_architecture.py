@@ -1,72 +1,349 @@
-"""The rules of docs/architecture.md about who may import whom, held by reading the source."""
+"""The law of the house: which part of the program may import which, held by reading the source.
+
+Every import counts: at the top of a module, inside a function, and under TYPE_CHECKING.
+"""
 
 import ast
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-import control
-import edge_runtime
-
-ROOT = Path(control.__file__).parents[1]
-PACKAGES = (control.__name__, edge_runtime.__name__)
-SHARED = {"control.wire", "control.faults"}
+ROOT = Path(__file__).parents[3]
 LONGEST = 400
+"""Lines of a module."""
+MOST = 20
+"""Modules in a folder, and at the top of a package."""
+
+Graph = dict[str, set[str]]
+"""Each module of ours, and the modules that it imports: ours by their full names, others by their first two parts."""
+
+SHARED = {"control.wire", "control.faults"}
+"""The messages and the fault points: where control and the edge meet, and nowhere else."""
+
+# What each folder may import of its own package, beside itself and the modules at the package's top.
+LAW: dict[str, set[str]] = {
+    "control.storage": set(),
+    "control.sync": {"storage"},
+    "control.api": {"storage", "sync"},
+    "control.local": set(),
+    "control.web": {"api", "storage", "sync"},
+    "control.cli": {"api", "local", "storage", "sync", "web"},
+    "edge_runtime.ipc": set(),
+    "edge_runtime.sandbox": set(),
+    "edge_runtime.wasmedge": set(),
+    "edge_runtime.sql": {"ipc"},
+    "edge_runtime.guests": {"ipc", "wasmedge"},
+    "edge_runtime.children": {"guests", "ipc", "sandbox", "sql", "wasmedge"},
+    "edge_runtime.oneshot": {"children", "guests", "ipc", "sandbox", "sql", "wasmedge"},
+    "edge_runtime.sync": {"ipc"},
+    "edge_runtime.dispatch": {"ipc"},
+    "edge_runtime.web": {"dispatch", "ipc"},
+    "edge_runtime.egress": {"dispatch", "ipc"},
+    "edge_runtime.release": {"dispatch", "ipc"},
+    "edge_runtime.cli": {
+        *("children", "dispatch", "egress", "guests", "ipc", "oneshot", "release"),
+        *("sandbox", "sql", "sync", "wasmedge", "web"),
+    },
+}
+# Modules at a package's top that put its folders together: they import folders, and no folder but `cli` imports them.
+ABOVE = {"edge_runtime.front", "edge_runtime.metrics", "edge_runtime.status"}
+
+FRONT = (
+    "edge_runtime.web",
+    "edge_runtime.dispatch",
+    "edge_runtime.egress",
+    "edge_runtime.release",
+    "edge_runtime.front",
+)
+"""The process on the network. It maps neither WasmEdge nor libsql, and parses nothing that others made."""
+BEHIND = (
+    *("edge_runtime.sql", "edge_runtime.children", "edge_runtime.guests", "edge_runtime.wasmedge"),
+    "libsql_experimental",
+)
+"""What the front imports neither itself nor through others."""
+
+PURE = (
+    *("control.manifests", "control.wire", "control.problems"),
+    *("control.sync.plan", "control.sync.requirements", "control.storage.owner_mark"),
+    *("edge_runtime.dispatch.breaker", "edge_runtime.sync.rules", "edge_runtime.web.routes", "edge_runtime.disk_space"),
+    *("edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),
+    *("edge_runtime.sql.tokenizer", "edge_runtime.sql.values"),
+)
+"""Rules over values: what they decide can be tested without anything that runs."""
+IO = {
+    *("asyncio", "io", "mmap", "os", "pathlib", "select", "selectors", "shutil", "signal", "socket", "sqlite3", "ssl"),
+    *("subprocess", "tempfile", "threading", "aiohttp", "asyncpg", "aioboto3", "libsql_experimental", "cffi"),
+}
 
 
-def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
-
-
-def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+def name_of(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(source: str, module: str) -> set[str]:
-    """Every module that `source` imports, wherever in the file, each `from a import b` as both a and a.b."""
-    package = module.split(".")
-    found = set()
+def imported(source: str, known: Iterable[str]) -> set[str]:
+    """What the source imports: of `from a import b` the module a.b where there is one, else a."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level]) if node.level else ""
-            origin = ".".join(part for part in (base, node.module) if part)
-            found |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
+            assert node.level == 0, "imports are absolute: one form to search for"
+            assert node.module
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else node.module for name in full}
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
             found |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
     return found
 
 
-def of_package(imported: set[str], package: str) -> set[str]:
-    return {name for name in imported if name == package or name.startswith(package + ".")}
+def read(root: Path) -> Graph:
+    paths = {name_of(p, root): p for package in ("control", "edge_runtime") for p in (root / package).rglob("*.py")}
+    return {name: imported(path.read_text(), paths) for name, path in paths.items()}
 
 
-def test_imports_sees_every_form():
-    source = (
-        "import a.b\nfrom c import d\ndef f():\n  from . import e\n  from .g import h\n  importlib.import_module('i')"
+def within(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def folder(name: str) -> str:
+    """`edge_runtime.guests` of `edge_runtime.guests.abi.head`; a module at the top stands for itself."""
+    return ".".join(name.split(".")[:2])
+
+
+def broken(graph: Graph) -> list[str]:
+    """The imports that the table doesn't allow."""
+    found = []
+    for module, imports in graph.items():
+        package, mine = module.split(".")[0], folder(module)
+        for name in sorted(imports):
+            other = folder(name)
+            if name.split(".")[0] not in ("control", "edge_runtime") or other == mine:
+                continue
+            if not within(name, [package]):
+                allowed = name in SHARED and package == "edge_runtime"
+            elif other in LAW:
+                allowed = mine in ABOVE or other.split(".")[1] in LAW.get(mine, set())
+            else:
+                allowed = other not in ABOVE or mine in ABOVE or mine.endswith(".cli")
+            if module in SHARED or not allowed:
+                found.append(f"{module} imports {name}")
+    return found
+
+
+def reached(graph: Graph, module: str) -> dict[str, str]:
+    """Everything that a module imports, through others too, each with the module that imports it."""
+    found: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        one = todo.pop()
+        for name in graph.get(one, ()):
+            # Its packages are imported with it.
+            for part in (".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 2)):
+                if part not in found:
+                    found[part] = one
+                    todo.append(part)
+    return found
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, if there are any."""
+    try:
+        TopologicalSorter({m: {n for n in names if n in graph and n != m} for m, names in graph.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def folders(graph: Graph) -> Graph:
+    found: Graph = {}
+    for module, imports in graph.items():
+        ours = {folder(n) for n in imports if n.split(".")[0] in ("control", "edge_runtime") and "." in n}
+        found.setdefault(folder(module), set()).update(ours)
+    return found
+
+
+def impure(graph: Graph) -> list[str]:
+    return [
+        f"{module} reaches {name} through {by}"
+        for module in PURE
+        for name, by in reached(graph, module).items()
+        if name.split(".")[0] in IO
+    ]
+
+
+def behind(graph: Graph) -> list[str]:
+    return [
+        f"{module} reaches {name} through {by}"
+        for module in graph
+        if within(module, FRONT)
+        for name, by in reached(graph, module).items()
+        if within(name, BEHIND)
+    ]
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return read(ROOT)
+
+
+def test_each_folder_imports_what_the_table_allows(graph):
+    assert broken(graph) == []
+
+
+def test_the_table_has_each_folder(graph):
+    there = {folder(name) for name, path in ((n, ROOT / n.replace(".", "/")) for n in graph) if path.is_dir()}
+    assert there - {"control", "edge_runtime"} == set(LAW)
+
+
+def test_the_front_reaches_nothing_that_runs_guests_or_opens_the_database(graph):
+    assert behind(graph) == []
+
+
+def test_nothing_imports_in_a_circle(graph):
+    assert circle(graph) == []
+    assert circle(folders(graph)) == []
+
+
+def test_the_rules_do_no_input_or_output(graph):
+    assert set(PURE) <= set(graph)
+    assert impure(graph) == []
+
+
+def test_control_runs_no_guest_and_opens_no_libsql_database(graph):
+    native = ("cffi", "libsql_experimental", "libsql", "wasmtime")
+    assert [m for m, names in graph.items() if within(m, ["control"]) and any(within(n, native) for n in names)] == []
+
+
+def test_folders_and_modules_are_small_and_packages_say_what_they_are(graph):
+    count: dict[str, int] = {}
+    for name in graph:
+        path = ROOT / name.replace(".", "/")
+        if path.is_dir():
+            about = ast.get_docstring(ast.parse((path / "__init__.py").read_text())) or ""
+            assert len(about) > 60, f"{name}/__init__.py says what the package is and where to start reading"
+            source = path / "__init__.py"
+        else:
+            count[name.rpartition(".")[0]] = count.get(name.rpartition(".")[0], 0) + 1
+            source = path.with_suffix(".py")
+        assert source.read_text().count("\n") <= LONGEST, f"{source}: more than {LONGEST} lines, split it by subject"
+    assert {name: n for name, n in count.items() if n > MOST} == {}
+
+
+def letters_apart(one: str, other: str) -> bool:
+    """Whether a letter put in, taken out or changed makes one of the other."""
+    short, long = sorted((one, other), key=len)
+    if len(long) - len(short) > 1 or short == long:
+        return False
+    at = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    return short[at + (len(short) == len(long)) :] == long[at + 1 :]
+
+
+def test_no_two_modules_have_nearly_the_same_name(graph):
+    """But a command's, which has the name of its verb, and two standards that are called so."""
+    for package in ("control", "edge_runtime"):
+        modules = (n for n in graph if within(n, [package]) and not (ROOT / n.replace(".", "/")).is_dir())
+        names = sorted({n.rpartition(".")[2] for n in modules if n.rpartition(".")[0] != f"{package}.cli"})
+        pairs = [(a, b) for a in names for b in names if a < b and letters_apart(a, b)]
+        assert [pair for pair in pairs if pair != ("wagi", "wasi")] == []
+
+
+def classes(package: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name_of(path, ROOT))
+    return found
+
+
+@pytest.mark.parametrize("package", ["control", "edge_runtime"])
+def test_no_two_classes_have_one_name(package):
+    assert {name: where for name, where in classes(package).items() if len(where) > 1} == {}
+
+
+# The test of the test: a small house in which each rule is broken once.
+
+
+def house(root: Path, **more: str) -> Graph:
+    """A checkout with a module in each folder, and these texts in modules (`edge_runtime__sql__call` and so on)."""
+    files = {f"{name}.py" if name in SHARED else f"{name}.m.py": "" for name in (*LAW, *ABOVE, *SHARED, *PURE)}
+    for name in files:
+        path = root / (name.removesuffix(".py").replace(".", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    for name, text in more.items():
+        path = root / (name.replace("__", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return read(root)
+
+
+LAZY = "def f():\n    from {} import {}\n"
+TYPED = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from {} import {}\n"
+
+
+def test_a_sound_house_passes(tmp_path):
+    made = house(tmp_path, edge_runtime__web__m="from edge_runtime.dispatch import m\nfrom control import wire\n")
+    assert (broken(made), behind(made), circle(made), impure(made)) == ([], [], [], [])
+
+
+@pytest.mark.parametrize("form", ["from {} import {}\n", "import {}.{}\n", LAZY, TYPED])
+@pytest.mark.parametrize(
+    ("module", "package", "name"),
+    [
+        ("edge_runtime__web__m", "edge_runtime.sql", "m"),
+        ("edge_runtime__ipc__m", "edge_runtime.dispatch", "m"),
+        ("control__storage__m", "control.sync", "m"),
+        ("control__sync__m", "control.web", "m"),
+        ("control__api__m", "edge_runtime.ipc", "m"),
+        ("edge_runtime__sync__m", "control.storage", "m"),
+        ("control__wire", "control.api", "m"),
+        ("edge_runtime__web__m", "edge_runtime.front", "m"),
+    ],
+)
+def test_a_broken_law_is_found(tmp_path, module, package, name, form):
+    made = house(tmp_path, **{module: form.format(package, name)})
+    assert broken(made) == [f"{module.replace('__', '.')} imports {package}.{name}"]
+
+
+def test_the_front_is_found_to_reach_through_others(tmp_path):
+    made = house(
+        tmp_path,
+        edge_runtime__web__m="from edge_runtime.ipc import m\n",
+        edge_runtime__ipc__m=LAZY.format("edge_runtime.children", "m"),
     )
-    assert imports(source, "p.q") == {"a.b", "c", "c.d", "p", "p.e", "p.g", "p.g.h", "i"}
+    assert "edge_runtime.web.m reaches edge_runtime.children.m through edge_runtime.ipc.m" in behind(made)
 
 
-@pytest.mark.parametrize("path", [p for name in PACKAGES for p in modules(name)], ids=name_of)
-def test_a_module_keeps_to_its_package_and_is_short(path):
-    source = path.read_text()
-    module = name_of(path)
-    imported = imports(source, module)
-    if module in SHARED:
-        ours = {name for package in PACKAGES for name in of_package(imported, package)}
-        assert not ours, f"{module} is shared by both packages, so it imports nothing of ours"
-    elif module.startswith("control"):
-        assert not of_package(imported, "edge_runtime"), "control and the edge meet on the wire alone"
-        native = {n for p in ("cffi", "libsql_experimental", "libsql", "wasmtime") for n in of_package(imported, p)}
-        assert not native, "control runs no guest and opens no libsql database"
-    else:
-        used = of_package(imported, "control")
-        names = {f"{shared}.{n.removeprefix(shared + '.')}" for n in used for shared in SHARED if n.startswith(shared)}
-        allowed = SHARED | names | {"control"}
-        assert used <= allowed, f"the edge imports of control only {sorted(SHARED)}"
-        if "control" in used:
-            assert used & SHARED, "the edge imports of control only its shared modules"
-    assert source.count("\n") <= LONGEST, f"more than {LONGEST} lines: split it by subject"
+def test_a_circle_is_found(tmp_path):
+    made = house(
+        tmp_path,
+        edge_runtime__web__a="from edge_runtime.web import b\n",
+        edge_runtime__web__b=TYPED.format("edge_runtime.web", "a"),
+    )
+    assert set(circle(made)) == {"edge_runtime.web.a", "edge_runtime.web.b"}
+    made = house(
+        tmp_path,
+        edge_runtime__web__b="",
+        edge_runtime__ipc__n="from edge_runtime.web import b\n",
+        edge_runtime__web__m="from edge_runtime.ipc import m\n",
+    )
+    assert circle(made) == []
+    assert circle(folders(made))
+
+
+def test_input_and_output_in_a_rule_is_found(tmp_path):
+    made = house(
+        tmp_path, control__sync__plan="from control.sync import n\n", control__sync__n="import os.path\nimport re\n"
+    )
+    assert "control.sync.plan reaches os.path through control.sync.n" in impure(made)
+
+
+def test_names_a_letter_apart_are_found():
+    assert letters_apart("node", "nodes")
+    assert letters_apart("code", "node")
+    assert not letters_apart("poll", "pools")
+    assert not letters_apart("server", "server")

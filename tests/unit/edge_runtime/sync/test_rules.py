@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import wire
+from edge_runtime.disk_space import DISK_RESERVE
 from edge_runtime.errors import SyncFailed
-from edge_runtime.files import DISK_RESERVE
 from edge_runtime.sync import rules
 from edge_runtime.sync.rules import FailedSync
 
