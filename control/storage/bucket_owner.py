@@ -19,7 +19,7 @@ from control.storage import owner_mark, queries
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.object_store import SmallObject, Store, WriteConflict, artifact_id_of
-from control.storage.owner_mark import Mark, Standing, Unreadable
+from control.storage.owner_mark import OwnerMark, Standing, UnreadableMark
 
 SQL = queries.load("ownership")
 KNOWN = queries.load("artifacts").value("known", str)
@@ -52,7 +52,7 @@ STATE = SQL.rows("state", StoreRow)
 
 
 @dataclass(frozen=True)
-class Hold:
+class DeletionHold:
     """Why nothing is deleted from the bucket, and since when."""
 
     since: datetime
@@ -73,9 +73,9 @@ class TakenOver:
 class StoreState:
     """`StoreRow` as values."""
 
-    mark: Mark | None
+    mark: OwnerMark | None
     """None where this control never had a bucket."""
-    held: Hold | None
+    held: DeletionHold | None
     sweep_problem: str
 
 
@@ -104,7 +104,7 @@ class Ownership:
         self._owner = ""
         self.problem: ProblemError | None = ProblemError("store_unavailable", "the artifact store wasn't asked yet")
         """The problem that the last look found; None where the bucket is this control's."""
-        self.held: Hold | None = None
+        self.held: DeletionHold | None = None
         self.sweep_problem = ""
         self.keeps_versions = False
 
@@ -140,7 +140,7 @@ class Ownership:
         mark = None if found is None else owner_mark.decode(found.data)
         if self.problem is not None:
             self.wake()
-        if isinstance(mark, Mark) and mark.owner == self._owner:
+        if isinstance(mark, OwnerMark) and mark.owner == self._owner:
             return
         self.wake()
         if mark is None or not self._owner:
@@ -185,10 +185,10 @@ class Ownership:
             found = await self._store.read(owner_mark.KEY)
             there = None if found is None else owner_mark.decode(found.data)
             mark = await self._named()
-            if isinstance(there, Mark) and there.owner == mark.owner:
+            if isinstance(there, OwnerMark) and there.owner == mark.owner:
                 return TakenOver(False, there.owner)
-            before = there.counter if isinstance(there, Mark) else 0
-            from_whom = f"control {there.owner}" if isinstance(there, Mark) else "nobody who can be told"
+            before = there.counter if isinstance(there, OwnerMark) else 0
+            from_whom = f"control {there.owner}" if isinstance(there, OwnerMark) else "nobody who can be told"
             reason = f"the bucket was taken over from {from_whom}"
             now = self._clock.now()
 
@@ -205,7 +205,7 @@ class Ownership:
                 await self._write(stored.mark, found)
             except WriteConflict:
                 raise ProblemError("store_unavailable", "the bucket's owner changed meanwhile; try again") from None
-            return TakenOver(True, there.owner if isinstance(there, Mark) else "")
+            return TakenOver(True, there.owner if isinstance(there, OwnerMark) else "")
 
     async def _look(self) -> None:
         """Compare as `confirm` says, and store the result in `problem` and `held`."""
@@ -238,7 +238,7 @@ class Ownership:
             await self._claim()
             raise WriteConflict
         there = owner_mark.decode(found.data)
-        if isinstance(there, Unreadable) or stored.mark is None:
+        if isinstance(there, UnreadableMark) or stored.mark is None:
             raise self._foreign(there)
         standing = owner_mark.compare(there, stored.mark)
         if standing is Standing.FOREIGN:
@@ -276,14 +276,14 @@ class Ownership:
         await self._write(mark, None)
         log.info("claimed the bucket %s for control %s", self._store.bucket, mark.owner)
 
-    async def _named(self) -> Mark:
+    async def _named(self) -> OwnerMark:
         """The metadata's mark; the first time, the id of this control is made for it."""
         await self._db.transaction(lambda conn: conn.execute(SQL["name_owner"], uuid4()))
         stored = await self._read()
         assert stored.mark is not None  # noqa: S101
         return stored.mark
 
-    async def _restored(self, bucket: Mark, metadata: Mark) -> None:
+    async def _restored(self, bucket: OwnerMark, metadata: OwnerMark) -> None:
         reason = (
             f"the metadata were restored: the bucket is at step {bucket.counter}, they were at {metadata.counter}, "
             "and may not know artifacts that a newer backup needs"
@@ -298,19 +298,19 @@ class Ownership:
 
         await self._db.transaction(work)
 
-    async def _write(self, mark: Mark, replaces: SmallObject | None) -> None:
+    async def _write(self, mark: OwnerMark, replaces: SmallObject | None) -> None:
         await self._store.write(owner_mark.KEY, owner_mark.encode(mark), None if replaces is None else replaces.tag)
 
     async def _read(self) -> StoreState:
         row = await self._db.read(state)
         return StoreState(
-            None if row.owner is None or row.step is None else Mark(row.owner, row.counter, row.step),
-            None if row.held_since is None else Hold(row.held_since, row.held_reason),
+            None if row.owner is None or row.step is None else OwnerMark(row.owner, row.counter, row.step),
+            None if row.held_since is None else DeletionHold(row.held_since, row.held_reason),
             row.sweep_problem,
         )
 
-    def _foreign(self, there: Mark | Unreadable) -> ProblemError:
-        if isinstance(there, Unreadable):
+    def _foreign(self, there: OwnerMark | UnreadableMark) -> ProblemError:
+        if isinstance(there, UnreadableMark):
             what = f"has an object {owner_mark.KEY} that can't be read ({there.why})"
         else:
             what = f"belongs to another control ({there.owner})"

@@ -31,13 +31,13 @@ def digest(method: str, path: str, query: bytes, body: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptAnswer:
     """An answer that was given before; its body may be None."""
 
     response: Any
 
 
-async def find(conn: Connection, operator: str, key: str, request_digest: str) -> Kept | None:
+async def find(conn: Connection, operator: str, key: str, request_digest: str) -> KeptAnswer | None:
     """The answer kept under a key, or None. Raises: ProblemError, when the key came with another request."""
     row = await conn.fetchrow(FIND, operator, key)
     if row is None:
@@ -48,7 +48,7 @@ async def find(conn: Connection, operator: str, key: str, request_digest: str) -
             "this key came with another request before; use a new one for each request",
             field="Idempotency-Key",
         )
-    return Kept(row.response)
+    return KeptAnswer(row.response)
 
 
 async def once(

@@ -15,7 +15,7 @@ PREFIX = "skerry/"
 KEY = f"{PREFIX}owner.json"
 
 
-class Mark(msgspec.Struct, frozen=True):
+class OwnerMark(msgspec.Struct, frozen=True):
     """The id of the control that owns a bucket, and the step of its metadata that the bucket has seen."""
 
     owner: wire.Uuid
@@ -25,7 +25,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableMark:
     """An object in the mark's place that isn't a mark."""
 
     why: str
@@ -40,20 +40,20 @@ class Standing(Enum):
     FOREIGN = "the bucket is another control's"
 
 
-def encode(mark: Mark) -> bytes:
+def encode(mark: OwnerMark) -> bytes:
     """The bytes of the mark's object."""
     return orjson.dumps(msgspec.to_builtins(mark), option=orjson.OPT_INDENT_2)
 
 
-def decode(data: bytes) -> Mark | Unreadable:
+def decode(data: bytes) -> OwnerMark | UnreadableMark:
     """The mark that an object's bytes are, or why they aren't one."""
     try:
-        return msgspec.json.decode(data, type=Mark)
+        return msgspec.json.decode(data, type=OwnerMark)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Unreadable(str(error)[:200])
+        return UnreadableMark(str(error)[:200])
 
 
-def compare(bucket: Mark, metadata: Mark) -> Standing:
+def compare(bucket: OwnerMark, metadata: OwnerMark) -> Standing:
     """Compare a bucket's mark with that of the metadata, which must have been read later.
 
     A step is committed in the metadata first and written to the bucket afterwards. So the metadata are never behind

@@ -21,7 +21,7 @@ class ReleaseFunctionRow(NamedTuple):
     manifest_digest: str
 
 
-class ReleaseRow(NamedTuple):
+class ReleaseHead(NamedTuple):
     """A release without its functions."""
 
     id: str
@@ -30,7 +30,7 @@ class ReleaseRow(NamedTuple):
 
 
 SQL = queries.load("poll")
-RELEASES = SQL.rows("releases", ReleaseRow)
+RELEASES = SQL.rows("releases", ReleaseHead)
 RELEASE_FUNCTIONS = SQL.rows("release_functions", ReleaseFunctionRow)
 
 KEPT = 256

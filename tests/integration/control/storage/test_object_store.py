@@ -324,7 +324,7 @@ async def test_an_object_that_comes_in_pieces_is_read_whole(patient: Control, pr
     proxy.piece, proxy.delay = 50, 0.01
     found = await patient.services.store.read(owner_mark.KEY)
     assert found is not None
-    assert isinstance(owner_mark.decode(found.data), owner_mark.Mark)
+    assert isinstance(owner_mark.decode(found.data), owner_mark.OwnerMark)
     proxy.piece, proxy.delay = 65_536, 0.0
     # Of a large one no more is read than shows that it is none of ours.
     await patient.services.store.put("large", io.BytesIO(b"x" * 1_000_000))

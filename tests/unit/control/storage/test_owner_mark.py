@@ -6,22 +6,22 @@ import orjson
 import pytest
 
 from control.storage import owner_mark
-from control.storage.owner_mark import Mark, Unreadable
+from control.storage.owner_mark import OwnerMark, UnreadableMark
 
 
 def mark(counter: int) -> bytes:
-    return owner_mark.encode(Mark(str(uuid4()), counter, str(uuid4())))
+    return owner_mark.encode(OwnerMark(str(uuid4()), counter, str(uuid4())))
 
 
 def test_a_mark_is_read_as_it_was_written() -> None:
-    written = Mark(str(uuid4()), 2**62, str(uuid4()))
+    written = OwnerMark(str(uuid4()), 2**62, str(uuid4()))
     assert owner_mark.decode(owner_mark.encode(written)) == written
 
 
 @pytest.mark.parametrize("counter", [-1, 2**62 + 1, 2**63 - 1, 2**63])
 def test_a_counter_that_the_metadata_could_not_go_on_from_is_unreadable(counter: int) -> None:
     found = owner_mark.decode(mark(counter))
-    assert isinstance(found, Unreadable)
+    assert isinstance(found, UnreadableMark)
     assert "counter" in found.why
 
 
@@ -39,4 +39,4 @@ def test_a_counter_that_the_metadata_could_not_go_on_from_is_unreadable(counter:
     ids=["nothing", "cut", "list", "no UTF-8", "deep", "long number", "no UUID"],
 )
 def test_what_is_no_mark_is_unreadable(data: bytes) -> None:
-    assert isinstance(owner_mark.decode(data), Unreadable)
+    assert isinstance(owner_mark.decode(data), UnreadableMark)
