@@ -4,7 +4,7 @@ drops capabilities, and enters Landlock and seccomp.
 The parent of the children (the zygote) calls `prepare` once. Each child then calls `enter` before it opens the libsql
 file, since libsql starts a thread, which Landlock must hold too; and `seal` after that, since opening the file takes
 system calls that a fenced process doesn't get. None of these steps can be undone. What each kind of child may still do
-is in `profiles`. RLIMIT_AS is never set: where the address space is limited, WasmEdge can't keep a guest in its
+is in `permissions`. RLIMIT_AS is never set: where the address space is limited, WasmEdge can't keep a guest in its
 sandbox.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from control import faults
-from edge_runtime.sandbox import landlock, profiles, seccomp
+from edge_runtime.sandbox import landlock, libseccomp, permissions
 from edge_runtime.sandbox.landlock import Access
-from edge_runtime.sandbox.profiles import CHILD_KINDS, ChildKind
+from edge_runtime.sandbox.permissions import CHILD_KINDS, ChildKind
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -64,7 +64,7 @@ def lacking() -> tuple[str, ...]:
             f"Landlock: the kernel has {has}, version {landlock.NEEDED} (Linux 6.2) is needed; where it is newer, is "
             "`landlock` missing in the kernel's `lsm=`, or forbidden by a container?"
         )
-    if why := seccomp.lacking():
+    if why := libseccomp.lacking():
         missing.append(f"seccomp: {why}")
     return tuple(missing)
 
@@ -79,7 +79,7 @@ def prepare(state: Path) -> None:
     for kind in CHILD_KINDS:
         _filter(kind)
         if landlock.version():
-            _rulesets[kind] = landlock.Ruleset(profiles.files(kind, state) + _fault_points())
+            _rulesets[kind] = landlock.Ruleset(permissions.files(kind, state) + _fault_points())
 
 
 def enclose(files: Iterable[tuple[Path, Access]] = ()) -> None:
@@ -107,7 +107,7 @@ def narrow(files: Iterable[tuple[Path, Access]]) -> None:
 def _fault_points() -> list[tuple[Path, Access]]:
     """Return the folder of the fault points that a test has set, if there is one: the process must reach it."""
     points = faults.folder()
-    return [] if points is None or not points.exists() else [(points, profiles.WRITE)]
+    return [] if points is None or not points.exists() else [(points, permissions.WRITE)]
 
 
 def _set_limits() -> None:
@@ -153,7 +153,7 @@ def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
         lower_limit(resource.RLIMIT_NPROC, 0)
     filtering = _filter(kind)
     if filtering is not None:
-        filtering.add(profiles.own_rules(os.getpid(), writer_lock))
+        filtering.add(permissions.own_rules(os.getpid(), writer_lock))
         filtering.load()
 
 
@@ -197,12 +197,12 @@ def use_idle_scheduling() -> None:
 
 
 @functools.cache
-def _filter(kind: ChildKind) -> seccomp.Filter | None:
+def _filter(kind: ChildKind) -> libseccomp.Filter | None:
     """Return the filter for a kind of child, still without `own_rules`; None where there is no seccomp."""
-    if seccomp.lacking():
+    if libseccomp.lacking():
         return None
-    filtering = seccomp.Filter(otherwise=seccomp.fail(1))
-    filtering.add(profiles.rules(kind))
+    filtering = libseccomp.Filter(otherwise=libseccomp.fail(1))
+    filtering.add(permissions.rules(kind))
     return filtering
 
 

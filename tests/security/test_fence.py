@@ -23,7 +23,7 @@ import pytest_asyncio
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.profiles import CHILD_KINDS, ChildKind
+from edge_runtime.sandbox.permissions import CHILD_KINDS, ChildKind
 from edge_runtime.state import State
 from tests.support import taken_over
 from tests.support.taken_over import Answer, Ask
@@ -300,13 +300,13 @@ async def test_fault_points_work_within_the_fence(place: Place, monkeypatch: pyt
 LACKING = """
 import logging, sys
 from pathlib import Path
-from edge_runtime.sandbox import seccomp
+from edge_runtime.sandbox import libseccomp
 from edge_runtime import front
 from edge_runtime.cli.run import _told
 from edge_runtime.settings import Settings
 logging.basicConfig(level=logging.INFO)
-without = seccomp.Filter(seccomp.ALLOW)
-without.add([seccomp.Rule(sys.argv[1], action=seccomp.fail(38))])
+without = libseccomp.Filter(libseccomp.ALLOW)
+without.add([libseccomp.Rule(sys.argv[1], action=libseccomp.fail(38))])
 without.load()
 with _told():
     front.run(Settings(state=Path(sys.argv[2]), listen="127.0.0.1:0", workers=1, fence=sys.argv[3]))

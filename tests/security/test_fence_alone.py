@@ -133,9 +133,9 @@ def test_its_compiler_writes_what_it_compiles_and_nothing_else(file: Path, tmp_p
 
 WITHOUT = """
 import runpy, sys
-from edge_runtime.sandbox import seccomp
-without = seccomp.Filter(seccomp.ALLOW)
-without.add([seccomp.Rule("landlock_create_ruleset", action=seccomp.fail(38))])
+from edge_runtime.sandbox import libseccomp
+without = libseccomp.Filter(libseccomp.ALLOW)
+without.add([libseccomp.Rule("landlock_create_ruleset", action=libseccomp.fail(38))])
 without.load()
 program, *sys.argv = sys.argv[1:]
 runpy.run_module(program, run_name="__main__")

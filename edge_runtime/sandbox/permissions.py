@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from edge_runtime import wal
-from edge_runtime.sandbox import seccomp
+from edge_runtime.sandbox import libseccomp
 from edge_runtime.sandbox.landlock import Access
-from edge_runtime.sandbox.seccomp import Argument, Rule
+from edge_runtime.sandbox.libseccomp import Argument, Rule
 
 ChildKind = Literal["worker", "applier", "compiler", "checkpointer", "check"]
 CHILD_KINDS: Final[tuple[ChildKind, ...]] = ("worker", "applier", "compiler", "checkpointer")
@@ -86,8 +86,8 @@ def rules(kind: ChildKind) -> list[Rule]:
         Rule("mmap", (Argument(3, _MAP_PRIVATE, _MAP_TYPE),)),
         Rule("mmap", (Argument(3, 0, _MAP_ANONYMOUS),)),
         # glibc then makes its threads by clone, whose flags a filter can read.
-        Rule("clone3", action=seccomp.fail(errno.ENOSYS)),
-        *(Rule(name, action=seccomp.KILL) for name in _NEVER),
+        Rule("clone3", action=libseccomp.fail(errno.ENOSYS)),
+        *(Rule(name, action=libseccomp.KILL) for name in _NEVER),
     ]
     if kind == "compiler":
         names += _BUILDING
