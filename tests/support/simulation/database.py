@@ -147,6 +147,9 @@ class Server:
             else:
                 await self._attempt(process, work, commit=draw() < 0.5)
                 raise UnknownCommit
+        if weather.slow and draw() < weather.slow:
+            # Others go on with what was committed before this process knows of it.
+            await asyncio.sleep(draw() * 2)
         process.step("database.end")
         return result
 

@@ -147,6 +147,10 @@ class Ledger:
 
     def answered(self, request: Request, answer: Answer) -> None:
         """A replica sends an answer."""
+        if answer.status == 201 and request.path == "/v1/releases":
+            id = msgspec.json.decode(answer.body)["id"]
+            if id not in self.tables["releases"]:
+                self.wrong(f"the release {id} was acknowledged, and isn't there")
         if answer.status != 200:
             if answer.status >= 300:
                 self.say(f"{request.method} {request.path[:20]}: {answer.status} {_code(answer)}")

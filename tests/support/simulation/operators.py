@@ -1,6 +1,7 @@
-"""What operators do in a run: releases, rollbacks and moves, each asked again until it is answered."""
+"""What operators do in a run: releases, rollbacks, moves and retries, each asked again until it is answered."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from random import Random
 from uuid import UUID, uuid4
 
@@ -37,10 +38,13 @@ class Operators:
     async def act(self, delay: float) -> None:
         """Do something after `delay` seconds."""
         await asyncio.sleep(delay)
-        if self._random.random() < 0.75:
+        what = self._random.random()
+        if what < 0.7:
             await self.release(self._random.choice(beginning.GROUPS))
-        else:
+        elif what < 0.9:
             await self._move()
+        else:
+            await self._retry()
 
     async def release_all(self, delay: float) -> None:
         """Give each group a release after `delay` seconds."""
@@ -87,6 +91,19 @@ class Operators:
             await conn.execute(NODES["move"], UUID(node_id), UUID(group_id), generation)
             await Changed(nodes={node_id}).announce(conn)
 
+        await self._write(work)
+
+    async def _retry(self) -> None:
+        """Have a node try its failed generation again at once, by the statements of `control.api.nodes.retry`."""
+        node_id = self._random.choice([*self._server.tables["nodes"]])
+
+        async def work(conn: Connection) -> None:
+            await conn.execute(NODES["retry"], UUID(node_id))
+            await Changed(nodes={node_id}).announce(conn)
+
+        await self._write(work)
+
+    async def _write(self, work: Callable[[Connection], Awaitable[None]]) -> None:
         while True:
             try:
                 return await self._server.run(self.process, work)

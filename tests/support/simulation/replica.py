@@ -42,7 +42,6 @@ class Replica(Endpoint):
 
     def __init__(self, name: str, loop: VirtualLoop, server: Server, risk: Risk, answered: Answered) -> None:
         self.name = name
-        self.services: Services | None = None
         self._loop = loop
         self._server = server
         self._risk = risk
@@ -59,9 +58,6 @@ class Replica(Endpoint):
         self._app = None
         self.process = Process(self.name, self._risk)
         self.process.spawn(self._main(self.process))
-
-    def kill(self) -> None:
-        self.process.kill()
 
     async def _main(self, process: Process) -> None:
         """The application's lifespan, but for what has to do with the artifact store, operators' checks and joins."""
@@ -99,7 +95,6 @@ class Replica(Endpoint):
         process.spawn(monitor._loop(monitor.tick, 2.0))
         app = App(SETTINGS, clock)
         app.serve_with(services)
-        self.services = services
         self._app = app
 
     def serve(self, request: Request) -> None:
