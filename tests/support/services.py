@@ -5,28 +5,44 @@ tests connect goes through it, and every process that they start.
 """
 
 import asyncio
+import contextlib
+import fcntl
+import functools
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from control.clock import SystemClock
 from control.local import embedded
-from control.local.seaweedfs import create_bucket, s3_client
 from control.storage import database, migrations
 from tests.support import cockroachdb
 from tests.support.cockroachdb_session import ERRORS_PARAMETER
 
 TEMPLATE = "migrated"
+"""The database that those of the tests are copies of."""
+PREFIX = "skerry-test-"
+MEMORY = Path("/dev/shm")
+ROOM = 4 * 2**30
+"""Bytes that must be free in `MEMORY`; the servers of one test process take a tenth of that."""
+LEFT_AFTER = 3600.0
+"""Seconds after which files of servers that don't run any more are removed from `MEMORY`."""
+QUICK_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "64MB", "min_wal_size": "32MB"}
+"""PostgreSQL's settings for the tests: no waiting for a disk, and little of its log kept."""
 LIKE_COCKROACHDB = os.environ.get("SKERRY_TEST_COCKROACHDB") == "1"
 ERRORS = 0.03
 """The share of COMMITs and of writing statements that CockroachDB's errors come at, where a test asks for them."""
@@ -54,11 +70,14 @@ def running_services() -> Iterator[ServerUrls]:
     """PostgreSQL and SeaweedFS in a folder of their own, or what SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL name."""
     metadata, artifacts = os.environ.get("SKERRY_METADATA_URL"), os.environ.get("SKERRY_ARTIFACTS_URL")
     if metadata and artifacts:
-        yield ServerUrls(metadata, artifacts, None)
+        try:
+            yield ServerUrls(metadata, artifacts, None)
+        finally:
+            _drop_spares()
         return
     if metadata or artifacts:
         raise RuntimeError("set both SKERRY_METADATA_URL and SKERRY_ARTIFACTS_URL, or neither")
-    folder = Path(tempfile.mkdtemp(prefix="skerry-test-"))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=memory_folder()))
     # So that the user that PostgreSQL runs as, where we are root, can reach it.
     folder.chmod(0o711)
     try:
@@ -71,10 +90,29 @@ def running_services() -> Iterator[ServerUrls]:
                     runner.run(_make_template(url))
                     yield ServerUrls(url, services.artifacts_url, services)
             finally:
+                _drop_spares()
                 runner.run(context.__aexit__(None, None, None))
     finally:
         remove_home(folder / "home")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def memory_folder() -> Path | None:
+    """Return a folder in memory with room for the servers' files; None where there is none, for the usual one on disk.
+
+    Each test's database is a copy of 400 files: a disk may take a third of a second for that. What killed runs left
+    there is removed first, since it takes memory.
+    """
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM:
+        return None
+    for left in MEMORY.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT_AFTER:
+                # The servers hold this lock while they live.
+                with open(left / "home" / "services.lock") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+    return MEMORY
 
 
 @contextmanager
@@ -106,11 +144,11 @@ def remove_home(home: Path) -> None:
 
 
 async def _hurry(url: str) -> None:
-    """Have the server not wait for the disk: a kill loses nothing of what it wrote, only a power failure would."""
+    """Have the server not wait for a disk: a kill loses nothing that it wrote, only a power failure would."""
     connection = await asyncpg.connect(url)
     try:
-        for setting in ("fsync", "full_page_writes"):
-            await connection.execute(f"ALTER SYSTEM SET {setting} = off")
+        for setting, value in QUICK_SETTINGS.items():
+            await connection.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
         await connection.execute("SELECT pg_reload_conf()")
     finally:
         await connection.close()
@@ -152,22 +190,72 @@ async def drop_database(maintenance_url: str, url: str) -> None:
 
 
 async def fresh_bucket(url: str) -> str:
-    """An empty bucket beside that of `url`."""
+    """Make an empty bucket in the artifact store of `url`, and return the bucket's URL."""
+    store = url.rpartition("/")[0]
+    spare = _spares.pop(store, None)
+    # The next test's, meanwhile: SeaweedFS takes 0.2 s for the first object of a bucket.
+    _spares[store] = _maker.submit(_make_bucket, store)
+    if spare is not None:
+        # A test may have ended the store while this one was made.
+        with contextlib.suppress(BotoCoreError, ClientError):
+            return await asyncio.wrap_future(spare)
+    return await asyncio.to_thread(_make_bucket, store)
+
+
+def _make_bucket(store: str) -> str:
     name = f"test-{uuid4().hex}"
-    async with s3_client(url) as client:
-        await create_bucket(client, name)
-    return f"{url.rpartition('/')[0]}/{name}"
+    client = _store(store)
+    client.create_bucket(Bucket=name)
+    client.put_object(Bucket=name, Key="first", Body=b"first")
+    client.delete_object(Bucket=name, Key="first")
+    return f"{store}/{name}"
 
 
 async def drop_bucket(url: str) -> None:
-    """Remove a bucket with everything in it."""
-    name = url.rpartition("/")[2]
+    """Remove a bucket of `fresh_bucket` with everything in it."""
+    store, _, name = url.rpartition("/")
     assert re.fullmatch(r"test-[0-9a-f]{32}", name)
-    async with s3_client(url) as client:
-        async for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
-            for found in page.get("Contents", []):
-                await client.delete_object(Bucket=name, Key=found["Key"])
-        async for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
-            for found in page.get("Uploads", []):
-                await client.abort_multipart_upload(Bucket=name, Key=found["Key"], UploadId=found["UploadId"])
-        await client.delete_bucket(Bucket=name)
+    await asyncio.to_thread(_drop_bucket, _store(store), name)
+
+
+def _drop_bucket(client: Any, name: str) -> None:
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for found in page.get("Contents", []):
+            client.delete_object(Bucket=name, Key=found["Key"])
+    for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
+        for found in page.get("Uploads", []):
+            client.abort_multipart_upload(Bucket=name, Key=found["Key"], UploadId=found["UploadId"])
+    client.delete_bucket(Bucket=name)
+
+
+_spares: dict[str, Future[str]] = {}
+"""By the store's URL: an empty bucket that the next test is given."""
+_maker = ThreadPoolExecutor(1, "spare buckets")
+
+
+def _drop_spares() -> None:
+    for spare in _spares.values():
+        with contextlib.suppress(BotoCoreError, ClientError):
+            store, _, name = spare.result().rpartition("/")
+            _drop_bucket(_store(store), name)
+    _spares.clear()
+
+
+@functools.cache
+def _store(url: str) -> Any:
+    """A client of the store at ``http://KEY:SECRET@HOST:PORT``, for any thread. One is made in 50 ms, so it is kept."""
+    parts = urlsplit(url)
+    return botocore.session.get_session().create_client(
+        "s3",
+        aws_access_key_id=unquote(parts.username or ""),
+        aws_secret_access_key=unquote(parts.password or ""),
+        endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
+        region_name="us-east-1",
+        config=Config(
+            proxies={},
+            s3={"addressing_style": "path"},
+            connect_timeout=5,
+            read_timeout=10,
+            retries={"total_max_attempts": 3},
+        ),
+    )
