@@ -1,8 +1,8 @@
 """What functions need of a node, and which nodes lack it: pure rules over values, without I/O.
 
-A node refuses a plan with an ABI or a manifest's field that its version doesn't know (`edge_runtime.sync.rules`). The
-same rule over the node's capabilities finds that out before a release is made. A node that hasn't sent its capabilities
-counts as able: it will look for itself.
+A node refuses a plan with an ABI or a manifest's field that its version doesn't know
+(`edge_runtime.sync.plan_check`). The same rule over the node's capabilities finds that out before a release is made. A
+node that hasn't sent its capabilities counts as able: it will look for itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -36,7 +36,7 @@ from edge_runtime.oneshot.check import check_module
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.settings import Settings
-from edge_runtime.sync.rules import parse_manifest
+from edge_runtime.sync.plan_check import parse_manifest
 
 LINE_LIMIT = 64 * 1024 * 1024
 """Of what comes on stdin: it has the whole schema in it."""

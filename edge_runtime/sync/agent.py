@@ -17,13 +17,13 @@ from uuid import uuid4
 
 from control import faults, wire
 from edge_runtime.errors import SyncFailed
-from edge_runtime.sync import capabilities, identity, rules
+from edge_runtime.sync import capabilities, identity, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, Sync, text
 from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Outbox
-from edge_runtime.sync.rules import FailedSync
+from edge_runtime.sync.retries import FailedSync
 
 ROTATE_AFTER = timedelta(days=30)
 """Age of a credential at which the node asks for another."""
@@ -118,7 +118,7 @@ class Agent:
             return
         crashes = attempt.crashes + 1
         now = datetime.now(UTC)
-        self._failed = rules.crashed(attempt.generation, attempt.release_number, crashes, now, self._jitter())
+        self._failed = retries.crashed(attempt.generation, attempt.release_number, crashes, now, self._jitter())
         if self._failed is not None:
             with _despite_the_disk("the report"):
                 await asyncio.to_thread(self._outbox.keep, attempt.sync_id, self._failure_update(self._failed))
@@ -153,7 +153,7 @@ class Agent:
         """Poll control once, and do what follows from the answer."""
         await self._deliver()
         await self._rotate()
-        waits = rules.told(self._failed, self._now()) is not None
+        waits = retries.told(self._failed, self._now()) is not None
         answer, took = await self._poll()
         self._report_wanted = isinstance(answer, wire.Report)
         match answer:
@@ -182,8 +182,8 @@ class Agent:
             digest=wire.digest(inventory),
             boot_id=self._boot_id,
             # The first poll, also after trouble, isn't held: the node's status shows the answer.
-            wait=0.0 if self._at_target is None or self._troubles else rules.hold(self._failed, now),
-            failed=rules.told(self._failed, now),
+            wait=0.0 if self._at_target is None or self._troubles else retries.hold(self._failed, now),
+            failed=retries.told(self._failed, now),
             inventory=inventory if self._report_wanted else None,
             capabilities_digest=self._capabilities_digest,
             capabilities=self._capabilities if self._report_wanted else None,
@@ -246,7 +246,7 @@ class Agent:
                 f"--rejoin {self._who.name}` (without --rejoin if the node was removed) and run `skerry-edge join "
                 f"--again --control {self._who.control_url} --state {self._state}`"
             )
-        pause = rules.pause_after(status, retry_after, self._troubles, self._jitter())
+        pause = retries.pause_after(status, retry_after, self._troubles, self._jitter())
         if self._problem is None or self._problem["code"] != error.code:
             log.warning("control: %s (next attempt in %.1f s)", message, pause)
         now = datetime.now(UTC)
@@ -274,7 +274,7 @@ class Agent:
 
     async def _follow(self, plan: wire.Plan) -> None:
         """Carry out a plan, and tell control how that ended."""
-        await asyncio.sleep(rules.pause_before(self._failed, plan.generation, self._now()))
+        await asyncio.sleep(retries.pause_before(self._failed, plan.generation, self._now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
         with _despite_the_disk("that a sync begins"):
@@ -319,7 +319,7 @@ class Agent:
         )
 
     def _fail(self, generation: int, error: SyncFailed) -> FailedSync:
-        failed = self._failed = rules.failure(self._failed, generation, error, self._now(), self._jitter())
+        failed = self._failed = retries.failure(self._failed, generation, error, self._now(), self._jitter())
         log.error(
             "the sync to generation %d failed (%s): %s; next attempt at %s",
             generation,
@@ -334,7 +334,7 @@ class Agent:
         try:
             state = await self._client.report(sync_id, update)
         except ControlRefused as refusal:
-            if not rules.final(refusal.status):
+            if not retries.final(refusal.status):
                 raise
             log.error("control does not take the report of sync %s: %s", sync_id, refusal.message)
             return

@@ -19,7 +19,7 @@ import aiohttp
 from control import wire
 from edge_runtime import files
 from edge_runtime.errors import CodedError, SyncFailed
-from edge_runtime.sync import rules
+from edge_runtime.sync import plan_check
 from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 
 log = logging.getLogger("skerry.artifacts")
@@ -111,7 +111,9 @@ class Artifacts:
     def _preflight(self, missing: Collection[wire.PlannedFunction]) -> None:
         present = {f.sha256: _size(self._part(f.sha256)) for f in missing}
         usage = os.statvfs(self.folder)
-        rules.check_space(rules.space_needed(missing, present), usage.f_bavail * usage.f_frsize, str(self.folder))
+        plan_check.check_space(
+            plan_check.space_needed(missing, present), usage.f_bavail * usage.f_frsize, str(self.folder)
+        )
 
     def _part(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.part"

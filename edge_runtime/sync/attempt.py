@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from control import faults, wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.sync import rules
+from edge_runtime.sync import plan_check, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
 
@@ -103,7 +103,7 @@ class Sync:
         if (forged := self._runtime.forged()) is not None:
             return forged
         try:
-            manifests = rules.check_plan(plan, release.generation if release is not None else 0)
+            manifests = plan_check.check_plan(plan, release.generation if release is not None else 0)
 
             self._begin("fetch")
             await self._fetch(release.functions if release is not None else [])
@@ -169,7 +169,7 @@ class Sync:
                 continue
             lease = state.lease or lease
             pause = min(RENEW_CAP, lease / 3)
-            if rules.superseded(state) and self._step in ("fetch", "compile"):
+            if retries.superseded(state) and self._step in ("fetch", "compile"):
                 work.cancel()
 
 

@@ -20,7 +20,7 @@ def document() -> dict[str, object]:
         "machine": platform.machine(),
         "system": sys.platform,
         "abi": list(ABIS),
-        # `rules.parse_manifest` refuses every other field.
+        # `plan_check.parse_manifest` refuses every other field.
         "manifest": list(wire.MANIFEST_FIELDS),
     }
 

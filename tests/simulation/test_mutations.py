@@ -14,7 +14,7 @@ from control.sync import monitor, plan, reconciler, reports
 from control.sync.fleet_cache import CachedNode, FleetCache
 from control.sync.node_state import NodeRow
 from control.sync.write_batches import WriteBatches
-from edge_runtime.sync import rules
+from edge_runtime.sync import plan_check, retries
 from edge_runtime.sync.agent import Agent
 from edge_runtime.sync.outbox import Outbox
 from tests.support.simulation import runs
@@ -28,7 +28,9 @@ async def _nothing(*_arguments: Any) -> None:
 
 
 def _any_generation(planned: wire.Plan, _generation: int) -> dict[str, wire.Manifest]:
-    return {function.name: rules.parse_manifest(function.name, function.manifest) for function in planned.functions}
+    return {
+        function.name: plan_check.parse_manifest(function.name, function.manifest) for function in planned.functions
+    }
 
 
 async def _answered_before_it_is_written(self: WriteBatches[Any, Any], requests: list[Any], careful: bool) -> Any:
@@ -76,7 +78,7 @@ def _asleep(_fleet: FleetCache, _node_ids: Any) -> None:
 
 
 MUTATIONS: dict[str, tuple[object, str, Callable[..., Any], str]] = {
-    "a node accepts an older generation": (rules, "check_plan", _any_generation, "went back"),
+    "a node accepts an older generation": (plan_check, "check_plan", _any_generation, "went back"),
     "a report is acknowledged and never written": (reports._ReportBatch, "save", _nothing, "was acknowledged"),
     "a report is acknowledged before it is written": (
         WriteBatches,
@@ -87,7 +89,7 @@ MUTATIONS: dict[str, tuple[object, str, Callable[..., Any], str]] = {
     "a plan is sent whose sync isn't written": (reconciler._PollBatch, "save", _nothing, "isn't in the log"),
     "a report that couldn't be sent is forgotten": (Outbox, "keep", lambda *_: None, "doesn't know yet"),
     "a report is forgotten before it is sent": (Agent, "_deliver", _cleared_before_it_is_sent, "doesn't know yet"),
-    "control's trouble is taken for its last word": (rules, "final", lambda _status: True, "doesn't know yet"),
+    "control's trouble is taken for its last word": (retries, "final", lambda _status: True, "doesn't know yet"),
     "leases don't expire": (monitor.Monitor, "expire", _nothing, "hasn't ended"),
     "a replica doesn't look at generations": (FleetCache, "at_target", _by_digest_alone, "doesn't run"),
     "control compares names alone": (plan, "at_target", _by_names_alone, "never ran"),

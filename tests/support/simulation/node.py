@@ -16,13 +16,14 @@ import msgspec
 import orjson
 
 from control import faults, wire
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.release.tamper_check import after
 from edge_runtime.sync.agent import Agent
 from edge_runtime.sync.control_client import ControlRefused
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Waiting
-from edge_runtime.sync.rules import SyncFailed, final
+from edge_runtime.sync.retries import final
 from tests.support.simulation.disk import Disk, DiskPath
 from tests.support.simulation.network import Network, NodeClient
 from tests.support.simulation.processes import Process, Risk

@@ -12,7 +12,7 @@ from control import wire
 from control.local.pki import Pki
 from edge_runtime.aot_cache import key
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.sync import attempt, capabilities, rules
+from edge_runtime.sync import attempt, capabilities, retries
 from edge_runtime.sync.control_client import Client
 from edge_runtime.wasmedge import BEST, QUICK
 from tests.guests.version import version
@@ -71,7 +71,7 @@ async def test_a_release_that_fails_is_told_by_both_sides_and_waits(
     control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its time doesn't come while the test looks, however slow the machine is.
-    monkeypatch.setattr(rules, "RETRY_BASE", 80.0)
+    monkeypatch.setattr(retries, "RETRY_BASE", 80.0)
     await first_release(control)
     await answers(node, 1)
     await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
@@ -92,7 +92,7 @@ async def test_a_release_that_fails_is_told_by_both_sides_and_waits(
 async def test_an_operators_retry_ends_the_wait_at_once(
     control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "RETRY_BASE", 40.0)
+    monkeypatch.setattr(retries, "RETRY_BASE", 40.0)
     await first_release(control)
     await answers(node, 1)
     await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
@@ -100,13 +100,13 @@ async def test_an_operators_retry_ends_the_wait_at_once(
     began = time.monotonic()
     await control.call("POST", "nodes/edge-1/retry", {})
     await control.until(lambda n: n["failures"] == 2)
-    assert time.monotonic() - began < 0.75 * rules.RETRY_BASE
+    assert time.monotonic() - began < 0.75 * retries.RETRY_BASE
 
 
 async def test_a_new_target_ends_the_wait_at_once_and_the_error(
     control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "RETRY_BASE", 40.0)
+    monkeypatch.setattr(retries, "RETRY_BASE", 40.0)
     await first_release(control)
     await answers(node, 1)
     await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
@@ -114,12 +114,12 @@ async def test_a_new_target_ends_the_wait_at_once_and_the_error(
     began = time.monotonic()
     await push(control, 3)
     await answers(node, 3)
-    assert time.monotonic() - began < 0.75 * rules.RETRY_BASE
+    assert time.monotonic() - began < 0.75 * retries.RETRY_BASE
     await node.until(lambda s: s["at_target"] and s["error"] is None and s["next_attempt"] is None)
 
 
 async def test_the_wait_ends_by_itself(control: Control, node: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "RETRY_BASE", 0.5)
+    monkeypatch.setattr(retries, "RETRY_BASE", 0.5)
     await first_release(control)
     await answers(node, 1)
     await push(control, 2, {**READ, "probe": {"path": "/", "status": 418}})
@@ -131,7 +131,7 @@ async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Client, "_note_date", lambda self, *_: setattr(self, "skew", 600.0))
-    monkeypatch.setattr(rules, "RETRY_BASE", 5.0)
+    monkeypatch.setattr(retries, "RETRY_BASE", 5.0)
     await joined(control, tmp_path)
     async with edge(tmp_path, jitter=lambda: 0.0) as node:
         await first_release(control)

@@ -10,7 +10,7 @@ import pytest
 
 from edge_runtime.aot_cache import verify
 from edge_runtime.sql import database
-from edge_runtime.sync import rules
+from edge_runtime.sync import retries
 from tests.guests.version import version
 from tests.support.agents import Control, edge, joined
 from tests.support.control import until as settled
@@ -146,7 +146,7 @@ async def test_a_forged_release_is_not_served_and_told_and_replaced(
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(node.call("hello"), 0.3)
             raise AssertionError("it was answered")
-        monkeypatch.setattr(rules, "RETRY_BASE", 0.5)
+        monkeypatch.setattr(retries, "RETRY_BASE", 0.5)
         await control.start()
         await answers(node, 2)
         seen = await control.until(lambda n: n["at_target"])

@@ -14,7 +14,7 @@ from control.sync import compatibility, requirements
 from control.sync.requirements import Need
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import capabilities as told
-from edge_runtime.sync import rules
+from edge_runtime.sync import plan_check
 
 ABIS = st.sampled_from(told.ABIS)
 METHODS = st.lists(st.sampled_from(["GET", "PUT"]), min_size=1, max_size=2)
@@ -73,9 +73,9 @@ def test_the_rule_is_what_a_nodes_check_of_a_plan_does(
     with mock.patch.object(wire, "Manifest", version):
         if lacks:
             with pytest.raises(SyncFailed, match="the manifest of function f is not one that this node understands"):
-                rules.parse_manifest("f", manifest)
+                plan_check.parse_manifest("f", manifest)
         else:
-            rules.parse_manifest("f", manifest)
+            plan_check.parse_manifest("f", manifest)
 
 
 @given(st.dictionaries(st.sampled_from(["f", "g"]), MANIFESTS))

@@ -1,17 +1,12 @@
-"""The decisions of a node's sync, as pure functions: what a plan must be, how long to wait, what an error means.
+"""When a node polls, tries a sync or a report again, and gives up. Pure.
 
-There is no I/O and no clock here: `agent` does what these functions say. Durations are in seconds, sizes in bytes.
+There is no I/O and no clock here: `agent` does what these functions say. Durations are in seconds.
 """
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
-
-import msgspec
 
 from control import wire
-from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
 
 HOLD = 25.0
@@ -34,8 +29,6 @@ REFUSED_CAP = 300.0
 """Pauses between polls of a node whose credential is refused: it would notice if that changes, and is no burden."""
 ANSWER_CAP = 600.0
 """Seconds that a node waits at most for a Retry-After of control or of something in between."""
-AOT_GROWTH = 6
-"""An AOT file is at most about this many times as large as its artifact."""
 
 
 @dataclass(frozen=True)
@@ -127,53 +120,6 @@ def pause_after(status: int | None, retry_after: float | None, attempts: int, ji
     return backoff(attempts, jitter, RECONNECT_BASE, RECONNECT_CAP)
 
 
-def check_plan(plan: wire.Plan, generation: int) -> dict[str, wire.Manifest]:
-    """Return the manifests of the plan's functions by name. Raises: SyncFailed, when a node at `generation` must not
-    follow the plan."""
-    if plan.generation < generation:
-        raise SyncFailed(
-            "generation_lower",
-            f"control planned generation {plan.generation}, but this node has already completed {generation}; "
-            "was control's metadata restored from a backup? Make a new release",
-        )
-    manifests: dict[str, wire.Manifest] = {}
-    for function in plan.functions:
-        if function.name in manifests:
-            raise SyncFailed("plan_invalid", f"the plan has function {function.name} twice; report this as a defect")
-        manifests[function.name] = parse_manifest(function.name, function.manifest)
-    return manifests
-
-
-def parse_manifest(name: str, manifest: Mapping[str, Any]) -> wire.Manifest:
-    """Return the manifest of a function. Raises: SyncFailed, when it has a field that this node doesn't know: a limit
-    or a grant would be lost."""
-    try:
-        return msgspec.convert(manifest, wire.Manifest)
-    except msgspec.ValidationError as error:
-        raise SyncFailed(
-            "manifest_unknown",
-            f"the manifest of function {name} is not one that this node understands ({error}); "
-            "upgrade the node's edge runtime, or release a version of the function without that field",
-        ) from None
-
-
-def space_needed(functions: Collection[wire.PlannedFunction], present: Mapping[str, int]) -> int:
-    """Return the bytes that a plan will take on disk; `present`: bytes of each artifact (by sha256) that are there."""
-    missing = {f.sha256: f.size for f in functions if present.get(f.sha256, 0) < f.size}
-    return sum(size * (1 + AOT_GROWTH) - present.get(sha256, 0) for sha256, size in missing.items())
-
-
-def check_space(needed: int, free: int, where: str) -> None:
-    """Refuse to download what can't be kept. Raises: SyncFailed, when `needed` and a reserve exceed the `free`
-    bytes."""
-    if not fits(needed, free):
-        raise SyncFailed(
-            "disk_full",
-            f"the release needs {_mib(needed)} MiB and a reserve of {_mib(DISK_RESERVE)} MiB, but {where} has only "
-            f"{_mib(free)} MiB free; free some space, then `skerry node retry` or wait for the next attempt",
-        )
-
-
 def final(status: int) -> bool:
     """Tell whether an HTTP status of a report is final: sending the report again can't change it."""
     return 400 <= status < 500 and status not in (401, 403, 408, 425, 429)
@@ -182,7 +128,3 @@ def final(status: int) -> bool:
 def superseded(state: wire.SyncState) -> bool:
     """Tell whether control no longer wants this sync, because a newer generation has taken its place."""
     return state.status == "superseded"
-
-
-def _mib(size: int) -> str:
-    return f"{size / 1024 / 1024:.1f}"
