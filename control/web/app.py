@@ -17,7 +17,7 @@ from control.api.services import Services
 from control.clock import Clock, SystemClock
 from control.problems import ProblemError
 from control.settings import Settings, check
-from control.web import endpoints, lifespan
+from control.web import lifespan, starlette_app
 
 CLOSE = {401, 408, 413, 422, 503}
 """Statuses after which the connection is closed: its client is unwelcome, wrong about the body, or to go elsewhere."""
@@ -36,7 +36,7 @@ class App:
         self._clock = clock
         self._prefix = secrets.token_hex(4).encode()
         self._count = itertools.count(1)
-        self._starlette = endpoints.starlette(self._lifespan)
+        self._starlette = starlette_app.starlette(self._lifespan)
         self._polls: PollEndpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,10 +68,10 @@ class App:
                 reply = await self._polls.answer(scope, receive)
             except ProblemError as error:
                 if isinstance(error, AuthError):
-                    endpoints.count_refusal(self.services, scope, error)
+                    starlette_app.count_refusal(self.services, scope, error)
                 reply = operations.refusal(error)
             except Exception:
-                reply = operations.refusal(endpoints.internal(scope))
+                reply = operations.refusal(starlette_app.internal(scope))
             if reply is None:
                 return None
             status = reply.status

@@ -1,4 +1,4 @@
-"""The table of operations: all of the API but the poll. It is served by `endpoints` and described by `openapi`."""
+"""The table of operations: all of the API but the poll. It is served by `starlette_app` and described by `openapi`."""
 
 from functools import cache
 

@@ -16,7 +16,7 @@ from edge_runtime.guests import guest
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.ipc import frames
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.permissions import PROCESSOR, REBUILD
+from edge_runtime.sandbox.allowlists import PROCESSOR, REBUILD
 from edge_runtime.wasmedge.errors import WasmEdgeError
 
 DATA_BYTES: Final = 4 * 1024**3

@@ -1,7 +1,7 @@
 """Ends a worker that has more memory of its own than its calls can need.
 
 Pages of files don't count: all workers share those of compiled functions, and the kernel takes them back when it needs
-them. Shared anonymous memory, which wouldn't be seen here, is closed to workers (`sandbox.permissions`).
+them. Shared anonymous memory, which wouldn't be seen here, is closed to workers (`sandbox.allowlists`).
 A guest can't have more than its manifest's `memory_pages`. What can grow beyond is the host's side of a call, an
 interpreter that recurses without end, and a worker that was taken over. `fence.DATA_BYTES` bounds what a process can
 map in any case.

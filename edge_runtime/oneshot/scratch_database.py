@@ -13,8 +13,8 @@ from typing import Final
 
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sandbox.landlock import Access
-from edge_runtime.sandbox.permissions import RANDOM, WRITE
 from edge_runtime.sql.database import BUSY_MS, HEAP_BYTES, Database
 from edge_runtime.sql.libsql_connection import open_file, open_in_memory
 from edge_runtime.sql.writer_lock import WriterLock

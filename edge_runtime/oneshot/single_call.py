@@ -33,7 +33,7 @@ from edge_runtime.oneshot import scratch_database
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.permissions import PROCESSOR, RANDOM, READ, REBUILD, WRITE
+from edge_runtime.sandbox.allowlists import PROCESSOR, RANDOM, READ, REBUILD, WRITE
 from edge_runtime.sql.call_sql import ProbeSql
 from edge_runtime.sql.database import Database
 from edge_runtime.sql.session import Session

@@ -2,6 +2,6 @@
 (files) and seccomp (system calls).
 
 May import `wal` and `control.faults` alone: whatever is imported here is in every fenced process. Start with `fence`
-(the steps, in their order), then `permissions` (what each kind of process keeps); `landlock` and `libseccomp` are thin
+(the steps, in their order), then `allowlists` (what each kind of process keeps); `landlock` and `libseccomp` are thin
 wrappers around the kernel's interfaces.
 """

@@ -4,7 +4,7 @@ drops capabilities, and enters Landlock and seccomp.
 The parent of the children (the zygote) calls `prepare` once. Each child then calls `enter` before it opens the libsql
 file, since libsql starts a thread, which Landlock must hold too; and `seal` after that, since opening the file takes
 system calls that a fenced process doesn't get. None of these steps can be undone. What each kind of child may still do
-is in `permissions`. RLIMIT_AS is never set: where the address space is limited, WasmEdge can't keep a guest in its
+is in `allowlists`. RLIMIT_AS is never set: where the address space is limited, WasmEdge can't keep a guest in its
 sandbox.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from control import faults
-from edge_runtime.sandbox import landlock, libseccomp, permissions
+from edge_runtime.sandbox import allowlists, landlock, libseccomp
+from edge_runtime.sandbox.allowlists import CHILD_KINDS, ChildKind
 from edge_runtime.sandbox.landlock import Access
-from edge_runtime.sandbox.permissions import CHILD_KINDS, ChildKind
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -79,7 +79,7 @@ def prepare(state: Path) -> None:
     for kind in CHILD_KINDS:
         _filter(kind)
         if landlock.version():
-            _rulesets[kind] = landlock.Ruleset(permissions.files(kind, state) + _fault_points())
+            _rulesets[kind] = landlock.Ruleset(allowlists.files(kind, state) + _fault_points())
 
 
 def enclose(files: Iterable[tuple[Path, Access]] = ()) -> None:
@@ -107,7 +107,7 @@ def narrow(files: Iterable[tuple[Path, Access]]) -> None:
 def _fault_points() -> list[tuple[Path, Access]]:
     """Return the folder of the fault points that a test has set, if there is one: the process must reach it."""
     points = faults.folder()
-    return [] if points is None or not points.exists() else [(points, permissions.WRITE)]
+    return [] if points is None or not points.exists() else [(points, allowlists.WRITE)]
 
 
 def _set_limits() -> None:
@@ -153,7 +153,7 @@ def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
         lower_limit(resource.RLIMIT_NPROC, 0)
     filtering = _filter(kind)
     if filtering is not None:
-        filtering.add(permissions.own_rules(os.getpid(), writer_lock))
+        filtering.add(allowlists.own_rules(os.getpid(), writer_lock))
         filtering.load()
 
 
@@ -202,7 +202,7 @@ def _filter(kind: ChildKind) -> libseccomp.Filter | None:
     if libseccomp.lacking():
         return None
     filtering = libseccomp.Filter(otherwise=libseccomp.fail(1))
-    filtering.add(permissions.rules(kind))
+    filtering.add(allowlists.rules(kind))
     return filtering
 
 

@@ -23,7 +23,7 @@ import pytest_asyncio
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.permissions import CHILD_KINDS, ChildKind
+from edge_runtime.sandbox.allowlists import CHILD_KINDS, ChildKind
 from edge_runtime.state import State
 from tests.support import taken_over
 from tests.support.taken_over import Answer, Ask

@@ -12,7 +12,7 @@ import sys
 
 from edge_runtime.oneshot import check, single_call
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.permissions import ChildKind
+from edge_runtime.sandbox.allowlists import ChildKind
 
 from .taken_over import ATTACKS
 

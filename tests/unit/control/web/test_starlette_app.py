@@ -9,7 +9,7 @@ import pytest
 from control.clock import SystemClock
 from control.metrics import Metrics
 from control.settings import Settings
-from control.web import endpoints
+from control.web import starlette_app
 from control.web.app import App
 
 SETTINGS = Settings(metadata_url="postgresql://u:p@127.0.0.1/d", artifacts_url="http://k:s@127.0.0.1:1/b")
@@ -87,7 +87,7 @@ async def test_a_method_that_a_path_does_not_take(app: App, method: str, path: s
 
 
 async def test_who_is_refused_is_recorded_and_the_connection_ends(app: App) -> None:
-    app.services.auth = endpoints.auth.Authenticator(None, SystemClock(), None, None)  # type: ignore[arg-type]
+    app.services.auth = starlette_app.auth.Authenticator(None, SystemClock(), None, None)  # type: ignore[arg-type]
     status, headers, body = await ask(app, "GET", "/v1/nodes")
     assert (status, body["code"], headers["connection"]) == (401, "credentials_missing", "close")
     assert app.services.failures.recorded == [("192.0.2.1", "missing")]  # type: ignore[attr-defined]
