@@ -1,7 +1,8 @@
-"""Applies a release to the libsql file in one transaction, in a process of its own: `prepare` does everything but the
-COMMIT, which waits for the front's word. Whatever fails, or kills the process, leaves the old release.
+"""The applier: a process that applies a release to the libsql file, in one transaction.
 
-Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its children), but checked at the end.
+`prepare` does everything but the COMMIT, which waits until the front asks for it. Whatever fails or kills the process
+before leaves the old release. Foreign keys aren't enforced meanwhile (rebuilding a parent table would empty its
+children), but are checked at the end.
 """
 
 import errno
@@ -34,7 +35,7 @@ from edge_runtime.wasmedge import Damaged, WasmEdgeError
 NONE: Final[Mapping[str, Mapping[str, str]]] = {}
 NO_HTTP: Final = Ungranted("HTTP in a probe: a release's transaction can't wait for other servers")
 _SHOWN: Final = 300
-"""Characters of a statement in a message."""
+"""Characters of a statement or an answer that an error message shows."""
 
 _READ_RELEASE: Final = load("read_release")
 _READ_CHANGES: Final = load("read_changes")
@@ -47,9 +48,9 @@ _decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
-    """Do what the front says until it closes the socket; what isn't committed then is undone."""
+    """Do what the front asks for until it closes the socket; what isn't committed then is undone."""
     try:
-        # An applied release is on disk, whatever the calls' setting is.
+        # A release must be on disk once it is applied, whatever the setting for calls is.
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
     except (DatabaseOpenError, OSError) as error:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
@@ -83,11 +84,10 @@ def prepare(
     *,
     afresh: bool = False,
 ) -> wire.Inventory:
-    """Bring the file to the plan's release, all but the COMMIT; what the node will have then. `secrets`, `afresh`: as
-    in `frames.Apply`.
+    """Bring the file to the plan's release, all but the COMMIT; return the inventory that the node then has.
 
-    `opened` has foreign_keys OFF. The writer lock is held until `commit` or `rollback`. Raises: SyncFailed, with
-    everything undone.
+    `secrets` and `afresh` are as in `frames.Apply`; `opened` has foreign_keys OFF. The writer lock is held until
+    `commit` or `rollback`. Raises: SyncFailed, when the release can't be applied; everything is undone then.
     """
     faults.reach("edge.apply.before")
     try:
@@ -107,7 +107,7 @@ def prepare(
     except BaseException as error:
         opened.rollback()
         if isinstance(error, ValueError):
-            # What libsql raises; the statements of others are seen to where they are run.
+            # An error of libsql; those of schema changes and probes are handled where they are run.
             raise SyncFailed(code_of(str(error), "apply_failed"), f"The release can't be applied: {error}.") from None
         raise
     faults.reach("edge.apply.after")
@@ -115,7 +115,7 @@ def prepare(
 
 
 def _drop_uncommitted(opened: Database) -> None:
-    """From here on a loss of power leaves what the file says now, or this release, and not an earlier one's attempt."""
+    """Make sure that a loss of power leaves what the file says now, or this release, but no earlier attempt."""
     try:
         opened.drop_uncommitted()
     except OSError as error:
@@ -124,8 +124,10 @@ def _drop_uncommitted(opened: Database) -> None:
 
 
 def commit(opened: Database) -> None:
-    """Make the prepared release the file's. Raises: SyncFailed, with everything undone, but where its code is
-    `frames.COMMIT_UNKNOWN`."""
+    """Commit the prepared release.
+
+    Raises: SyncFailed, when that fails; everything is undone then, unless the code is `frames.COMMIT_UNKNOWN`.
+    """
     if not opened.in_transaction:
         raise SyncFailed("apply_failed", "There is no prepared release to commit.")
     faults.reach("edge.commit.before")
@@ -140,7 +142,10 @@ def commit(opened: Database) -> None:
 
 
 def _to_apply(opened: Database, plan: wire.Plan, afresh: bool) -> list[wire.PlannedChange]:
-    """The plan's changes that the file lacks. Those it has already (an answer that was lost) must be the same ones."""
+    """Return the plan's schema changes that the file lacks. Those that it has must be the same ones.
+
+    (It has them if the answer to an earlier COMMIT was lost.)
+    """
     release = opened.read(ReleaseRow, _READ_RELEASE)
     if release and not afresh and plan.generation < release[0].generation:
         raise SyncFailed(
@@ -161,7 +166,7 @@ def _to_apply(opened: Database, plan: wire.Plan, afresh: bool) -> list[wire.Plan
             )
         if change.number in applied:
             revision, checksum = applied[change.number]
-            # A later revision leads to the same schema: it was amended after this node had applied it.
+            # A later revision leads to the same schema: the change was amended after this node had applied it.
             if checksum != change.checksum and change.revision <= revision:
                 raise SyncFailed(
                     "schema_history_mismatch",
@@ -218,8 +223,8 @@ def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
 
 
 def _check_room(opened: Database, change: wire.PlannedChange) -> None:
-    """What a change wrote is in the log, and must have room in the database file too: else no checkpoint could ever
-    move it there."""
+    """Check that the disk has room for a change in the database file, too: it is only in the log so far, and a
+    checkpoint must be able to move it."""
     if opened.path is None:
         return
     pages = opened.read(NumberRow, "PRAGMA page_count")[0].value
@@ -255,7 +260,7 @@ def _record(
 def _probe(
     opened: Database, generation: int, local: LocalFunction, probe: wire.Probe, secrets: Mapping[str, str]
 ) -> None:
-    """Make the function's probe call inside this transaction, and undo what it wrote."""
+    """Make the function's probe call in this transaction, and undo what it wrote."""
     manifest = local.manifest
     what = f"The probe of the function {local.name}, version {local.version}, failed:"
     try:
@@ -291,6 +296,6 @@ def _probe(
 
 
 def _tell_log(local: LocalFunction, text: bytes) -> None:
-    """In the node's log, and not in the sync's error: what a function logs stays on the node."""
+    """Print what a probe logged to the node's log. It isn't in the sync's error: a function's log stays on the node."""
     for line in text.decode(errors="replace").splitlines():
         print(f"{local.name} {local.version}, in its probe: {line}", file=sys.stderr, flush=True)

@@ -1,11 +1,10 @@
 """The checkpointer: a process that moves the write-ahead log into the database file, so that no COMMIT has to.
 
-It may take as long as the disk needs. Only for the last step, after which the log begins anew, do writers wait for it:
-the front asks for that once little is left to be moved. Killed at any moment it leaves a log that the next one goes on
-with.
+It may take as long as the disk needs. Writers wait for it only in the last step, after which the log begins anew; the
+front asks for that once little is left to be moved. If the checkpointer is killed, the next one goes on with the log.
 
-It is Python's own SQLite that moves it: where a read of the log fails, libsql takes zeros for what it couldn't read,
-and would write them into the file (docs/adr/0025).
+Python's own SQLite moves the log: if a read of the log fails, libsql takes zeros for what it couldn't read, and would
+write them into the file (docs/adr/0025).
 """
 
 import socket
@@ -33,7 +32,7 @@ _decode_checkpoint: Final = msgspec.json.Decoder(frames.Checkpoint).decode
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
-    """Do what the front says until it closes the socket, or says CLOSE."""
+    """Do what the front asks for until it closes the socket or sends CLOSE."""
     try:
         opened = connect(Path(settings.state) / database.FILE)
     except (sqlite3.Error, OSError) as error:
@@ -58,7 +57,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                 failure = frames.Failure(code_of(str(error), "disk_failed"), str(error))
                 frames.send_json(sock, frame.request, frames.FAILED, failure)
     if frame is not None:
-        # The last connection to be closed removes the log.
+        # The file is closed: the last connection to be closed has removed the log.
         frames.send(sock, frame.request, frames.DONE)
 
 
@@ -67,7 +66,7 @@ def connect(path: Path) -> Database:
     lock = WriterLock.open(path.with_name(LOCK_NAME))
     try:
         opened = Database(sqlite3.connect(path, timeout=database.BUSY_MS / 1000, isolation_level=None), lock, path)
-        # What is moved is on disk before the log may begin anew.
+        # What is moved must be on disk before the log may begin anew.
         opened.rows("PRAGMA synchronous = FULL")
         opened.rows("PRAGMA wal_autocheckpoint = 0")
     except BaseException:
@@ -77,7 +76,7 @@ def connect(path: Path) -> Database:
 
 
 def checkpoint(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
-    """Move what can be moved. Raises: sqlite3.Error, of the disk."""
+    """Move what can be moved. Raises: sqlite3.Error, when the disk fails."""
     if asked.mode == "passive":
         return _run(opened, asked)
     opened.lock.acquire()
@@ -95,7 +94,7 @@ def _run(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
 
 
 def settle(opened: Database) -> None:
-    """Undo what a process that was killed in a COMMIT may have left. Raises: sqlite3.Error, OSError."""
+    """Undo what a process that was killed in a COMMIT may have left. Raises: sqlite3.Error; OSError."""
     opened.lock.acquire()
     try:
         opened.drop_uncommitted()

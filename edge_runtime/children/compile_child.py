@@ -1,5 +1,7 @@
-"""A child that does one thing with code, and ends: it compiles an artifact, loads functions to see whether that can be
-done, or checks files by their digests. Hostile code costs the compiler and the loader much time and memory."""
+"""The compiler: a process that does one thing with code and ends, as hostile code may cost much time and memory.
+
+It compiles an artifact, loads functions on trial, or checks files by their sha256.
+"""
 
 import hashlib
 import resource
@@ -20,8 +22,8 @@ from edge_runtime.sandbox.allowlists import PROCESSOR, REBUILD
 from edge_runtime.wasmedge.errors import WasmEdgeError
 
 DATA_BYTES: Final = 4 * 1024**3
-"""Memory that a compilation may take: 3 MB of Go take 0.6 GB. An artifact that takes more ends its compiler by a
-signal."""
+"""Bytes of memory that a compilation may take: 3 MB of Go take 0.6 GB. An artifact that takes more ends the compiler by
+a signal."""
 
 
 class Lost(Exception):
@@ -29,7 +31,7 @@ class Lost(Exception):
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
-    """Answer one COMPILE, TRY or VERIFY."""
+    """Answer one COMPILE, TRY or VERIFY, and return."""
     fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
     fence.seal("compiler")
     frame = frames.Reader(sock).next()
@@ -49,7 +51,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
 def _compile(sock: socket.socket, asked: frames.Compile) -> None:
     try:
         wasm = _read(asked)
-        # Before it is parsed: what is compiled here can't touch what others were compiled to.
+        # Before the wasm is parsed, so that it can't touch the AOT files of others.
         fence.narrow([(Path(asked.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
         made = compile_artifact(wasm, Path(asked.folder), asked.level)
@@ -65,7 +67,7 @@ def _compile(sock: socket.socket, asked: frames.Compile) -> None:
 
 
 def _read(asked: frames.Compile) -> bytes:
-    """Raises: Lost."""
+    """Return the artifact's bytes. Raises: Lost, when they can't be read or have another sha256."""
     try:
         wasm = Path(asked.artifact).read_bytes()
     except OSError as error:
@@ -77,7 +79,8 @@ def _read(asked: frames.Compile) -> bytes:
 
 
 def _try(sock: socket.socket, asked: frames.Try) -> None:
-    """Load one function after the other, and say of each what it takes; the first that can't be loaded is the last."""
+    """Load one function after the other, and tell the memory that each takes; stop at the first that can't be
+    loaded."""
     for local in asked.functions:
         before = allocated()
         try:
@@ -86,14 +89,14 @@ def _try(sock: socket.socket, asked: frames.Try) -> None:
             text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
             frames.send_json(sock, 0, frames.FAILED, frames.Failure("function_unloadable", text))
             return
-        # An instance on the interpreter has a copy of the code.
+        # An instance on the interpreter has its own copy of the code.
         need = (allocated() - before) * (1 if local.aot else 2)
         function.close()
         frames.send_json(sock, 0, frames.TRIED, frames.Tried(need))
 
 
 def _verify(sock: socket.socket, asked: frames.Verify) -> None:
-    """Check files, and say which aren't what they must be."""
+    """Check files, and tell which are missing or damaged."""
     damaged = []
     for path, digest in asked.files:
         try:

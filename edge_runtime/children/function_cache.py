@@ -1,4 +1,4 @@
-"""A worker's functions: each is loaded when it is first called, and the ones that were called longest ago are unloaded
+"""The functions of a worker: each is loaded when it is first called, and the least recently called ones are unloaded
 when memory is short."""
 
 import hashlib
@@ -18,7 +18,7 @@ from edge_runtime.wasmedge.declarations import libc
 log = logging.getLogger("skerry.loading")
 
 MOST: Final = 1000
-"""Functions that a worker has loaded at once: each takes some of its mappings, which the kernel counts too."""
+"""Functions that a worker has loaded at once, at most: each takes memory mappings, which the kernel bounds, too."""
 
 Key = tuple[str, str, str, bytes, str]
 
@@ -32,32 +32,33 @@ class Entry:
         self, key: Key, local: frames.LocalFunction, secrets: dict[str, str], lacking: frames.Failure | None
     ) -> None:
         self.key = key
-        """What it depends on."""
+        """All that the loaded function depends on."""
         self.local = local
         self.secrets = secrets
         self.lacking = lacking
-        """Why it can't be called, whatever its code is."""
+        """Why the function can't be called, whatever its code is; None if it can."""
         self.sql = SqlLimits(answer_bytes=local.manifest.sql_bytes, rows=local.manifest.sql_rows)
         self.function: guest.Function | None = None
         self.used = 0
-        """When it was last called, in calls of the worker."""
+        """Number of the worker's call by which the function was last called."""
 
 
 class Functions:
     """All functions that a worker may be asked for."""
 
     def __init__(self, room: int) -> None:
-        """`room`: the bytes that loaded functions may take, with all else that this process has allocated."""
+        """`room`: bytes that loaded functions may take together with everything else that this process has
+        allocated."""
         self._room = room
         self._entries: dict[Key, Entry] = {}
         self._loaded: dict[Key, Entry] = {}
         self.damaged = ""
-        """The artifact whose compiled code the last `load` found damaged; empty where it was whole."""
+        """sha256 of the artifact whose compiled code the last `load` found damaged; empty if it was undamaged."""
 
     def entry(
         self, local: frames.LocalFunction, secrets: dict[str, str], lacking: frames.Failure | None = None
     ) -> Entry:
-        """The function's entry, the same one for all releases that have the same."""
+        """Return the entry of a function; releases with the same function share it."""
         hashed = hashlib.sha256(frames.encode_json(secrets)).digest()
         why = "" if lacking is None else lacking.message
         key = (local.name, local.code[1], local.manifest_digest, hashed, why)
@@ -67,8 +68,8 @@ class Functions:
         return found
 
     def load(self, entry: Entry) -> guest.Function | frames.Failure:
-        """Load a function that isn't, or say why it can't be called. Where its compiled code is damaged, it runs on
-        the interpreter."""
+        """Load a function, or return why it can't be called. If its compiled code is damaged, it runs on the
+        interpreter."""
         self.damaged = ""
         local = entry.local
         if entry.lacking is not None:
@@ -97,17 +98,17 @@ class Functions:
         return made
 
     def loaded(self, name: str) -> bool:
-        """Whether a function of this name is loaded, of whichever version."""
+        """Tell whether a function of this name is loaded, in any version."""
         return any(key[0] == name for key in self._loaded)
 
     def keep(self, entries: Iterable[Entry]) -> None:
-        """Unload and forget all others."""
+        """Keep these entries; unload and forget all others."""
         kept = {entry.key for entry in entries}
         for key in self._entries.keys() - kept:
             self._unload(self._entries.pop(key))
 
     def _make_room(self, need: int, but: Entry | None = None) -> None:
-        """Unload functions until `need` bytes are left of the room, or no other is loaded."""
+        """Unload functions until `need` bytes of the room are free, or none but `but` is loaded."""
         unloaded = False
         while len(self._loaded) > (but is not None) and (len(self._loaded) > MOST or allocated() + need > self._room):
             self._unload(min((each for each in self._loaded.values() if each is not but), key=lambda each: each.used))
@@ -123,6 +124,6 @@ class Functions:
 
 
 def allocated() -> int:
-    """Bytes that this process has allocated by malloc: nearly all that a loaded function takes."""
+    """Return the bytes that this process has allocated by malloc: nearly all that a loaded function takes is there."""
     found = libc.mallinfo2()
     return int(found.uordblks + found.hblkhd)

@@ -1,10 +1,9 @@
 """A lock on the index of the libsql file's write-ahead log (`-shm`), held without a connection.
 
-Every connection holds a shared lock on one byte of the index, SQLite's "dead man switch". Who opens the file while
-nobody else holds it takes the index for a leftover of processes that have died, and makes it anew from the log. libsql
-forgets rows then where a read of the log fails (docs/adr/0025). As long as the zygote holds that lock too, no
-connection is ever the first one, even where all others were killed. Source: SQLite's os_unix.c,
-`unixLockSharedMemory`.
+Every connection holds a shared lock on one byte of the index, SQLite's "dead man switch". A connection that is opened
+while nobody holds it takes the index for a leftover of processes that have died, and makes it anew from the log. If a
+read of the log fails then, libsql forgets rows (docs/adr/0025). As long as the zygote holds the lock, too, no
+connection is ever the first one, even if all others were killed. Source: SQLite's os_unix.c, `unixLockSharedMemory`.
 """
 
 import contextlib
@@ -17,28 +16,29 @@ from typing import Final
 from edge_runtime import wal
 
 _BYTE: Final = 128
-"""UNIX_SHM_DMS."""
+"""Offset of the byte: SQLite's UNIX_SHM_DMS."""
 _FLOCK: Final = struct.Struct("@hhqqi0q")
 """The kernel's `struct flock`: type, whence, start, length, process."""
 
 
 class IndexLock:
-    """For a process that has no connection to the database: closing one would let the lock go."""
+    """The lock, for a process without a connection to the database: closing a connection would let it go."""
 
     def __init__(self, database: Path) -> None:
         self._path = wal.index_of(database)
         self.descriptor = -1
-        """Of the index that is locked; -1 where none is. A child closes it before it opens the database."""
+        """Descriptor of the locked index; -1 if none is. A child closes it before it opens the database."""
 
     def take(self) -> bool:
-        """Hold the lock from now on, if another process does: then the index is what that one uses. Whether it is held.
+        """Take the lock if another process holds it, which shows that the index is in use; return whether it is held
+        now.
 
         Raises: OSError.
         """
         if self.descriptor >= 0:
             if self._is_current(self.descriptor):
                 return True
-            # The last connection was closed in order, and has removed it.
+            # The last connection was closed in order, which has removed the index.
             os.close(self.descriptor)
             self.descriptor = -1
         try:
@@ -52,11 +52,11 @@ class IndexLock:
         return False
 
     def _is_shared(self, descriptor: int) -> bool:
-        """Share the lock that another process holds; whether there is one."""
+        """Share the lock that another process holds; return whether there is one."""
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BYTE, 1, 0)
         kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
         if kind != fcntl.F_RDLCK:
-            # Nobody's, or just being made anew.
+            # Nobody holds the lock, or the index is just being made anew.
             return False
         with contextlib.suppress(BlockingIOError):
             fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _BYTE)

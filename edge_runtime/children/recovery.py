@@ -1,8 +1,8 @@
-"""Reads the libsql file's write-ahead log into the file before libsql opens it, after an end that wasn't in order.
+"""Recovers the libsql file's write-ahead log before libsql opens the file, after an end that wasn't in order.
 
-Where a read of the log fails, libsql takes that for the log's end and forgets what was committed behind it (seen with
-libsql-experimental 0.0.55). SQLite says that the read failed. So Python's own SQLite recovers the log, in a process of
-its own behind the checkpointer's fence, and no libsql is started on a log that can't be read.
+If a read of the log fails, libsql takes that for the log's end, and forgets what was committed after it (seen with
+libsql-experimental 0.0.55), while SQLite reports the failure. So Python's own SQLite recovers the log, in a process of
+its own behind the checkpointer's fence, and libsql is never started on a log that can't be read.
 """
 
 import os
@@ -15,24 +15,24 @@ from edge_runtime import wal
 from edge_runtime.sandbox import fence
 
 PATIENCE: Final = 5.0
-"""Seconds to wait for a process that is about to end, and still has the file open."""
+"""Seconds to wait for a process that is about to end and still has the file open."""
 
 _UNREAD: Final = (
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_CANTOPEN,
-    # As SQLite calls some errors of the disk.
+    # SQLite calls some errors of the disk so.
     sqlite3.SQLITE_CORRUPT,
-    # What couldn't be opened for writing is opened for reading, and the log isn't looked at.
+    # A file that can't be opened for writing is opened for reading, without a look at the log.
     sqlite3.SQLITE_READONLY,
 )
-"""Codes of errors by which the log may not have been read."""
+"""Codes of errors after which the log may not have been read."""
 _UNREAD_IN_CHECKPOINT: Final = (
     sqlite3.SQLITE_IOERR_READ,
     sqlite3.SQLITE_IOERR_SHORT_READ,
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_READONLY,
 )
-"""Extended codes of the same, once it was read to be recovered: it is read again."""
+"""Extended codes of such errors in the checkpoint that follows, which reads the log again."""
 
 
 class Unreadable(Exception):
@@ -40,9 +40,9 @@ class Unreadable(Exception):
 
 
 def run(database: Path) -> None:
-    """Recover in a child of this process, which has one thread; wait for it however long it takes.
+    """Recover the log in a child of this process, which has one thread, and wait for it however long it takes.
 
-    Raises: Unreadable, after the child has said on stderr which error it was.
+    Raises: Unreadable, when the log can't be read; the child has then said on stderr which error it was.
     """
     parent = os.getpid()
     pid = os.fork()
@@ -69,17 +69,17 @@ def run(database: Path) -> None:
 
 
 def _recover(database: Path) -> None:
-    """Raises: sqlite3.Error, OSError."""
+    """Recover the log. Raises: sqlite3.Error, when it can't be read; OSError."""
     connection = sqlite3.connect(database, timeout=PATIENCE, isolation_level=None)
     fence.seal("checkpointer")
     try:
         try:
-            # The first statement reads the log, whole.
+            # The first statement reads the whole log.
             connection.execute("BEGIN IMMEDIATE").execute("ROLLBACK")
         except sqlite3.Error as error:
             if error.sqlite_errorcode & 0xFF in _UNREAD:
                 raise
-            # The file is libsql's to judge.
+            # Anything else that is wrong with the file is for libsql to find.
             print(f"{database}: its log stays as it is: {error}", file=sys.stderr)
             return
         try:
@@ -87,7 +87,7 @@ def _recover(database: Path) -> None:
         except sqlite3.Error as error:
             if error.sqlite_errorcode in _UNREAD_IN_CHECKPOINT:
                 raise
-            # Of a write: a full disk, for one, can still be read.
+            # A write has failed: a full disk, for example, can still be read.
             print(f"{database}: its log stays as it is: {error} ({error.sqlite_errorname})", file=sys.stderr)
     finally:
         connection.close()

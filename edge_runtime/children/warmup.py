@@ -1,5 +1,8 @@
-"""A call of a function of our own, before any child is forked: what cffi, WasmEdge and Python make when something is
-used for the first time (declarations that are read, tables, caches) is then there in each child, and shared."""
+"""Calls a function of the runtime's own in the zygote, before any child is forked.
+
+What cffi, WasmEdge and Python make at the first use of something (parsed declarations, tables, caches) is then in
+memory that all children share.
+"""
 
 import hashlib
 import mmap
@@ -22,8 +25,8 @@ _NOTHING: Final = bytes.fromhex(
 
 
 def rehearse() -> None:
-    """Load a module that does nothing, and call it; it answers nothing, which is a fault of its own. Make the claims
-    of a worker that there isn't."""
+    """Load a module that does nothing, and call it: its fault is that it answers nothing. Also make a worker's claims,
+    for no worker."""
     Claims(memoryview(mmap.mmap(-1, progress_page.SLOT_BYTES)).cast("Q"), 0)
     descriptor = os.memfd_create("rehearsal", os.MFD_CLOEXEC)
     try:

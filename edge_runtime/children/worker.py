@@ -1,7 +1,7 @@
-"""A worker: a process that runs one guest at a time, on a libsql connection of its own that it opened after the fork.
+"""A worker: a process that runs one guest at a time, with a libsql connection of its own, opened after the fork.
 
-It does what the front's frames say, in their order. A fault of the guest's costs its own call; one of ours ends the
-worker, and the front starts another.
+It does what the front's frames say, in their order. A guest's fault costs its own call; a mistake of the worker itself
+ends the worker, and the front starts another one.
 """
 
 import socket
@@ -24,9 +24,10 @@ from edge_runtime.sql.call_sql import CallSql, CommitFailed, StaleRelease
 from edge_runtime.sql.session import Session
 
 AT_ONCE: Final = 4
-"""Functions that a release may add for them to be loaded before they are called: somebody waits for them, perhaps."""
+"""If a release adds at most so many functions, they are loaded before they are called: perhaps somebody waits for
+them."""
 _KEPT_HEAD: Final = 2048
-"""Bytes of a call's head that is kept for the next one like it."""
+"""Bytes that a call's head may have to be kept, decoded, for later calls with the same head."""
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
@@ -49,18 +50,21 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
 
 
 class Release(NamedTuple):
+    """A set of modules that the worker may be asked to call."""
+
     generation: int
     functions: list[Entry]
 
 
 class Known(NamedTuple):
-    """A call's head, read."""
+    """A call's head, decoded."""
 
     entry: Entry
     generation: int
     before: tuple[Any, ...]
     """Fields of a `guest.Request` that come before its body."""
     after: tuple[Any, ...]
+    """Fields that come after the body."""
 
 
 class Worker:
@@ -80,20 +84,20 @@ class Worker:
         self._functions = functions
         self._calls = 0
         self._releases: dict[int, Release] = {}
-        """By the front's serial."""
+        """The sets of modules, by the front's serial."""
         self._reader = frames.Reader(sock)
         self._denials = Denials()
         self._ungranted = guest.Services(self._denials.sql, self._denials.http)
         self._known = RecentCache[Known]()
-        """By the heads of calls: many are the same, byte for byte."""
+        """Decoded heads by their bytes: many calls have the same head, byte for byte."""
 
     def run(self) -> None:
-        """Until the front closes the socket."""
+        """Serve until the front closes the socket."""
         next_frame, take, end = self._reader.next, self._claims.take, self._mark.end
         while (frame := next_frame()) is not None:
             request = frame.request
             if frame.kind == frames.CALL:
-                # Else the front has taken it back.
+                # Otherwise the front has taken the call back.
                 if take(request):
                     self._call(request, frame)
                     end()
@@ -113,7 +117,7 @@ class Worker:
                     raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no worker knows")
 
     def _call(self, request: int, frame: frames.Frame) -> None:
-        """Run one call and answer it: its transaction is committed before the answer is sent, or undone."""
+        """Run one call and answer it. Before the answer is sent, its transaction is committed or undone."""
         key = frame.head
         entry, generation, before, after = self._known.get(key) or self._know(key)
         function, manifest, denials = entry.function, entry.local.manifest, self._denials
@@ -145,7 +149,7 @@ class Worker:
                 else:
                     sql.rollback()
         except StaleRelease:
-            # Nothing of it was done: the call's first SQL found it out.
+            # The call's first SQL found that out, so the call has done nothing.
             denials.take(sql)
             frames.send(self._sock, request, frames.STALE)
         except CommitFailed as failed:
@@ -156,7 +160,7 @@ class Worker:
             if sql is not None:
                 sql.rollback()
                 if sql.limit_code:
-                    # The guest failed over a limit that it ran into: the limit is what its caller should know.
+                    # The guest failed because it ran into a limit: that is what the caller should know.
                     code = sql.limit_code
             self._denied(request, sql)
             self._fault(request, code, fault.message, fault.log)
@@ -168,7 +172,7 @@ class Worker:
             frames.send(self._sock, request, answer.status, answer.head, answer.body)
 
     def _know(self, key: bytes) -> "Known":
-        """What a call's head asks for."""
+        """Decode a call's head."""
         head = frames.decode_call(key)
         release = self._releases[head.serial]
         before = (
@@ -183,7 +187,7 @@ class Worker:
         return self._known.keep(key, known) if keeps else known
 
     def _denied(self, request: int, sql: CallSql | None) -> None:
-        """Tell what the call was denied, if it was."""
+        """Tell the front what the call was denied, if anything."""
         denied = self._denials.take(sql)
         if denied:
             frames.send(self._sock, request, frames.DENIED, b"", denied)
@@ -193,8 +197,11 @@ class Worker:
         frames.send_json(self._sock, request, frames.FAULT, fault)
 
     def _load(self, load: frames.Load) -> list[frames.Failure]:
-        """Take a release's functions. Those that are loaded in another version are loaded at once, so that no call
-        waits for it, and so are a few new ones; the ones of them that can't be."""
+        """Be ready for a set of modules; return the functions that couldn't be loaded.
+
+        Functions that are loaded in another version are loaded at once, so that no call waits for that, and so are a
+        few new ones. The others are loaded when they are called.
+        """
         before = {entry.local.name for release in self._releases.values() for entry in release.functions}
         new = {local.name for local in load.release.functions} - before
         if not self._releases or len(new) > AT_ONCE:

@@ -1,4 +1,4 @@
-"""What a worker gives a call of the node's: HTTP that the front makes, and what was denied, to be counted."""
+"""What a worker offers a call besides SQL: HTTP, which the front makes; and it counts what calls were denied."""
 
 import socket
 from collections.abc import Callable
@@ -10,23 +10,23 @@ from edge_runtime.ipc.http_messages import NotFetched
 from edge_runtime.sql.call_sql import CallSql
 
 KINDS: Final = {"not_granted": "sql", "sql_not_allowed": "sql_statement", "sql_closed": "sql_closed"}
-"""How a denied use of the database is counted, by the code that the guest is told."""
+"""The kind by which a denied use of the database is counted, by the code that the guest gets."""
 
 
 class FrontHttp:
-    """A call's HTTP: the front makes the request, and the worker waits."""
+    """HTTP of one call: the front makes the request, and the worker waits."""
 
     def __init__(
         self, sock: socket.socket, reader: frames.Reader, request: int, sending: Callable[[], None] | None = None
     ) -> None:
-        """`sending` is called before a request goes out that can't be sent twice; what it raises ends the call."""
+        """`sending` is called before a request that can't be sent twice; what it raises ends the call."""
         self._sending = sending
         self._sock = sock
         self._reader = reader
         self._request = request
 
     def fetch(self, request: bytes) -> bytes:
-        """The answer as the guest gets it, an error's too. Raises: `frames.ChildGone`."""
+        """Make a request; return the answer, or the error, as the guest gets it. Raises: ChildGone."""
         try:
             method, parcel = http_json.to_front(request)
         except NotFetched as error:
@@ -38,7 +38,7 @@ class FrontHttp:
 
 
 class Ungranted:
-    """Stands for what a manifest doesn't grant: each use is an error that the guest can read, and is counted."""
+    """Stands in for a service that a manifest doesn't grant: each use is counted, and is an error for the guest."""
 
     def __init__(self, text: str) -> None:
         self.times = 0
@@ -52,8 +52,10 @@ class Ungranted:
 
 
 class Denials:
-    """What a worker's calls were denied by their grants; the front has it from each call that was denied something.
-    What the front itself denies (HTTP that a grant doesn't cover) it counts itself."""
+    """Counts what a worker's calls are denied by their grants; the front is told with each call.
+
+    The front itself counts what it denies: HTTP that a grant doesn't cover.
+    """
 
     def __init__(self) -> None:
         self.sql = Ungranted("SQL: set `sql` to read or write")
@@ -61,11 +63,12 @@ class Denials:
 
     @property
     def any(self) -> bool:
-        """Whether the call used what its manifest doesn't grant at all."""
+        """Whether the call used a service that its manifest doesn't grant at all."""
         return self.sql.times > 0 or self.http.times > 0
 
     def take(self, sql: CallSql | None) -> bytes:
-        """What the call that has ended was denied, as `frames.DENIED` has it; empty where nothing was."""
+        """Return what the call that has ended was denied, as in `frames.DENIED`, and forget it; empty if nothing
+        was."""
         kinds: dict[str, int] = {}
         if sql is not None and sql.denied:
             for code, times in sql.denied.items():

@@ -1,9 +1,8 @@
-"""The zygote: a process of one thread that has imported everything, forks the front's children, and reaps them.
+"""The zygote: a process with one thread that has imported everything; it forks the front's children, and reaps them.
 
-The front has threads, so a fork from it would be unsafe; a fresh Python takes 80 ms, a fork of this one 3. It is
-started by exec, talks SOCK_SEQPACKET with the front (`Birth` with the child's socket in; `Up`, `Unfit`, `Born` with a
-pidfd or `BirthFailed`, and `Died` out), and never opens libsql or runs a guest itself, but for one of our own
-(`rehearsal`).
+The front has threads, so a fork of it would be unsafe; and a fresh Python takes 80 ms to start, a fork of the zygote 3.
+The zygote is started by exec and talks with the front on a SOCK_SEQPACKET socket (`ipc.births`). It never opens libsql,
+and runs no guest but one of the runtime's own (`warmup`).
 """
 
 import contextlib
@@ -29,23 +28,23 @@ from edge_runtime.ipc.progress_page import open_slot
 from edge_runtime.sandbox import fence
 
 LOCK_PERIOD_MS: Final = 100
-"""Between two looks whether a child has opened the libsql file."""
-
+"""Milliseconds between two looks at whether a child has opened the libsql file."""
 
 _decode_birth: Final = msgspec.json.Decoder(Birth).decode
 
 
 def main(argument: str) -> None:
+    """Serve the front until it closes its end; `argument`: `births.Arguments` in JSON."""
     arguments = msgspec.json.decode(argument, type=Arguments)
     fence.die_with_parent(arguments.parent)
-    # A supervisor or a terminal may signal the whole group: the front decides when its children end.
+    # A process supervisor or a terminal may signal the whole group, but the front decides when its children end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=arguments.control)
     try:
         children = _imports()
         lacking = fence.lacking()
-        # SQLite looks once where temporary files go: at the first opening, in a child.
+        # SQLite looks once for the folder of temporary files: when it is first used, in a child.
         os.environ["SQLITE_TMPDIR"] = str(Path(arguments.settings.state) / wal.TEMPORARY)
         fence.prepare(Path(arguments.settings.state))
     except Exception as error:
@@ -58,12 +57,12 @@ def main(argument: str) -> None:
     if wal.has_log(database):
         control.send(frames.encode_json(Recovering()))
         if why := _recovered(database):
-            # The front starts another zygote after a while.
+            # This zygote ends; the front starts another one after a while.
             print(why, file=sys.stderr)
             return
     gc.collect()
     gc.freeze()
-    # Mostly LLVM's, read when it was linked: the compilers alone need them, and find them again.
+    # Mostly pages of LLVM, read when it was linked: only compilers need them, and can read them again.
     mapped_pages.drop()
     control.send(frames.encode_json(Up(lacking)))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -71,8 +70,8 @@ def main(argument: str) -> None:
 
 
 def _recovered(database: Path) -> str:
-    """Recover the log; why that can't be done, or nothing."""
-    # Not in the front, which imports this module.
+    """Recover the log; return why that can't be done, or an empty string."""
+    # Imported late, like all that children use: `_imports` has tried it, and told the front if that failed.
     from edge_runtime.children import recovery
 
     try:
@@ -91,16 +90,19 @@ def _unfenced(lacking: tuple[str, ...]) -> str:
 
 
 def _imports() -> dict[str, ModuleType]:
-    """Everything that a child will use, so that a fork has it already. Raises: whatever makes this machine unfit."""
+    """Import everything that children will use, so that a fork has it already.
+
+    Raises: any exception, when this machine isn't fit to run functions.
+    """
     from edge_runtime import aot_cache
     from edge_runtime.children import applier, checkpointer, compile_child, recovery, warmup, worker
     from edge_runtime.guests import guest
 
     guest.prepare()
     warmup.rehearse()
-    # For later, when its file may be another version's.
+    # It is used later, when its file may be another version's.
     del recovery
-    # Looked up once, in a file that children can't read.
+    # Reads a file that children can't read, and keeps what it found.
     aot_cache.key("", 0)
     return {"worker": worker, "applier": applier, "compiler": compile_child, "checkpointer": checkpointer}
 
@@ -111,14 +113,15 @@ class Zygote:
         self._arguments = arguments
         self._modules = modules
         self._children: dict[int, tuple[int, int]] = {}
-        """By pidfd: the front's id of the child, and its pid."""
+        """By pidfd: the front's id of the child, and the child's pid."""
         self._database = Path(arguments.settings.state, wal.FILE)
         self._lock = IndexLock(self._database)
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 
     def run(self) -> None:
-        """Until the front closes its end. Raises: BrokenPipeError, ConnectionResetError: it has, in the middle."""
+        """Serve until the front closes its end. Raises: BrokenPipeError, ConnectionResetError, when it does so in the
+        middle of a message."""
         while True:
             for descriptor, _ in self._poll.poll(None if self._is_locked() else LOCK_PERIOD_MS):
                 if descriptor in self._children:
@@ -134,7 +137,7 @@ class Zygote:
         me = os.getpid()
         faults.reach(f"edge.birth.{birth.kind}.before")
         if not descriptors:
-            # The kernel leaves out what there is no room for.
+            # The kernel leaves out a descriptor that there is no room for.
             self._not_born(birth, "the zygote has too many open files")
             return True
         if birth.kind != "compiler" and (why := self._unreadable()):
@@ -164,14 +167,16 @@ class Zygote:
         return True
 
     def _unreadable(self) -> str:
-        """Where nobody has the libsql file open any more, the next one who opens it would recover its log: recover it
-        before. Why that can't be done, or nothing."""
+        """Recover the log if nobody has the libsql file open any more, as the next connection would otherwise do it.
+
+        Return why that can't be done, or an empty string.
+        """
         if self._is_locked() or not wal.has_log(self._database):
             return ""
         return _recovered(self._database)
 
     def _is_locked(self) -> bool:
-        """Whether the log's index is kept for those who open the file from now on; it is from the first on who did."""
+        """Tell whether the lock on the log's index is held: from the first connection on, for all later ones."""
         try:
             return self._lock.take()
         except OSError as error:
@@ -189,7 +194,7 @@ class Zygote:
         self._control.send(frames.encode_json(Died(child, status)))
 
     def _child(self, birth: Birth, descriptor: int, parent: int) -> None:
-        """Never returns."""
+        """Be the child; never returns."""
         code = 1
         try:
             fence.die_with_parent(parent)
@@ -213,7 +218,7 @@ class Zygote:
             self._modules[birth.kind].serve(sock, slot, 0, settings)
             code = 0
         except (BrokenPipeError, ConnectionResetError, frames.ChildGone):
-            # The front has gone, or doesn't want the answer any more.
+            # The front has gone, or doesn't wait for the answer any more.
             code = 0
         except BaseException:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""`skerry-edge call`: one call of a module, without any server."""
+"""`skerry-edge call`: runs one call of a module, without a server."""
 
 import http
 import json
@@ -21,8 +21,9 @@ from edge_runtime.guests.invocation import Request, SingleCallResult
 from edge_runtime.oneshot.scratch_database import tidy
 
 START_LIMIT: Final = 300.0
-"""Seconds for the check and the compiler."""
+"""Seconds that the check and the compiler may take together."""
 GRACE: Final = 1.0
+"""Seconds beyond the call's own time limit until the process is killed."""
 
 
 def _pairs(separator: str) -> Any:

@@ -39,7 +39,7 @@ from edge_runtime.settings import Settings
 from edge_runtime.sync.plan_check import parse_manifest
 
 LINE_LIMIT = 64 * 1024 * 1024
-"""Of what comes on stdin: it has the whole schema in it."""
+"""Bytes of a line on stdin, which has the whole schema in it."""
 
 
 class Change(Struct):
@@ -49,7 +49,7 @@ class Change(Struct):
 
 
 class Wanted(Struct):
-    """A release, as `skerry dev` asks for it."""
+    """A release as `skerry dev` asks for it."""
 
     name: str
     module: str
@@ -63,21 +63,21 @@ class Outdated(Exception):
 
 
 def run(settings: Settings, *, fresh: bool) -> None:
-    """Until stdin ends, or SIGINT or SIGTERM; `fresh`: with a new database. Raises: those of `front.run`."""
+    """Serve until stdin ends, or until SIGINT or SIGTERM; `fresh`: with a new database. Raises: as `front.run`."""
     if fresh:
         shutil.rmtree(settings.state / "db", ignore_errors=True)
     guests = logging.getLogger("skerry.guest")
     guests.addHandler(_GuestLog())
     guests.setLevel(logging.INFO)
     guests.propagate = False
-    # Each call is told of in any case.
+    # Each call is reported anyway.
     logging.getLogger("skerry.calls").setLevel(logging.CRITICAL)
     front.run(settings, lambda manager, compiler: Driver(settings.state.absolute(), manager, compiler), _watch)
 
 
 def tell(event: str, **told: Any) -> None:
-    """A line on stdout."""
-    # Where nobody reads it any more, stdin has ended too, and this process is about to.
+    """Write an event to stdout, as a line of JSON."""
+    # If nobody reads stdout any more, stdin has ended, too, and this process is about to end.
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.buffer.write(orjson.dumps({"event": event, **told}) + b"\n")
         sys.stdout.buffer.flush()
@@ -89,7 +89,7 @@ class _GuestLog(logging.Handler):
 
 
 def _watch(made: front.Front) -> None:
-    """Tell each call at its end, and leave the processors to builds: no version lasts long enough for better code."""
+    """Report each call at its end; and don't compile at the best level, as no version lasts long enough for that."""
     made.compiler.best = QUICK
     submit = made.app.submit
 
@@ -111,20 +111,20 @@ def _watch(made: front.Front) -> None:
 
 
 class Driver:
-    """In the agent's place: what the node runs comes from stdin."""
+    """Takes the agent's place: releases come from stdin."""
 
     def __init__(self, state: Path, manager: ReleaseManager, compiler: Compiler) -> None:
         self._artifacts = state / "artifacts"
         self._manager = manager
         self._compiler = compiler
         self._before = ""
-        """sha256 of the artifact that served before: a compiler may still be at it."""
+        """sha256 of the artifact that was served before: a compiler may still be working on it."""
 
     def status(self) -> dict[str, Any]:
         return {}
 
     async def run(self) -> None:
-        """Until cancelled; at the end of stdin the process is asked to stop."""
+        """Serve what stdin asks for, until cancelled; at its end ask the process to stop."""
         reader = asyncio.StreamReader(limit=LINE_LIMIT)
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -145,7 +145,8 @@ class Driver:
         await asyncio.Event().wait()
 
     async def _release(self, wanted: Wanted) -> None:
-        """Serve it. Raises: Outdated, ModuleRefused, SyncFailed, OSError; then what served before serves on."""
+        """Serve a release. Raises: Outdated; ModuleRefused; SyncFailed; OSError; the release before is then served
+        on."""
         changes = self._to_apply(wanted)
         function, size = await asyncio.to_thread(self._function, wanted)
         serving = self._manager.release
@@ -176,7 +177,7 @@ class Driver:
         self._collect(function.sha256)
 
     def _to_apply(self, wanted: Wanted) -> list[wire.PlannedChange]:
-        """The changes that the database lacks. Raises: Outdated."""
+        """Return the schema changes that the database lacks. Raises: Outdated, when an applied one has changed."""
         applied = {change.number: change.checksum for change in self._manager.inventory.schema_changes}
         planned = [
             wire.PlannedChange(change.number, 1, change.name, wire.schema_checksum(change.sql), change.sql)
@@ -210,7 +211,7 @@ class Driver:
         return frames.LocalFunction(wanted.name, 1, sha256, manifest, wire.manifest_digest(manifest)), len(wasm)
 
     def _collect(self, sha256: str) -> None:
-        """Builds before the last two go."""
+        """Remove all artifacts but the last two."""
         keep = {sha256, self._before}
         for path in self._artifacts.glob("*.wasm"):
             if path.stem not in keep:

@@ -117,7 +117,7 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
         show({"running": True, **found})
     else:
         click.echo(render(found), nl=False)
-    # A node that was never asked to sync (no agent) is well as long as it answers.
+    # A node without an agent (without control) is well as long as it answers.
     away = found.get("control") and found.get("at_target") is not True
     if found.get("error") or away or _database_ails(found):
         sys.exit(1)
@@ -153,13 +153,15 @@ def check(file: Path, as_json: bool) -> None:
 
 
 def read_status(listen: str, token: str) -> dict[str, Any]:
-    """The document of a node's /_skerry/status; `OSError` if none answers, `ValueError` if it refuses. An address that
-    is none: `SettingsError`."""
+    """Return the document of a node's /_skerry/status.
+
+    Raises: OSError, when no node answers; ValueError, when it refuses; SettingsError, when `listen` is no address.
+    """
     host, _, port = listen.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 65_536):
         raise SettingsError(f"listen is {listen!r}; it must be HOST:PORT, as in {LISTEN}")
     host = host.removeprefix("[").removesuffix("]")
-    # What a node listens on with all addresses it answers on loopback too.
+    # A node that listens on all addresses answers on loopback, too.
     connection = http.client.HTTPConnection(
         {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host),  # noqa: S104
         int(port),
@@ -183,7 +185,7 @@ def read_status(listen: str, token: str) -> dict[str, Any]:
 
 
 def render(found: dict[str, Any]) -> str:
-    """A node's status for a person, one fact a line."""
+    """Return a node's status for a person, one fact per line."""
     lines = []
     if node := found.get("node"):
         lines.append(f"node       {node['name']} ({node['id']}), group {node['group']}")
@@ -236,7 +238,7 @@ def _function(function: dict[str, Any]) -> str:
     if function.get("error"):
         notes += f" (can't be called: {function['error']['message']})"
     calls = function.get("calls") or {}
-    # A client that went away is no failure of the function's.
+    # A client that went away is no failure of the function.
     failed = {code: times for code, times in calls.items() if code not in ("ok", "client_gone")}
     if failed:
         notes += f" (of {sum(calls.values())} calls: {_counts(failed)})"

@@ -1,4 +1,4 @@
-"""Who this node is: identity.json (0600) in the state directory, and the control's certificate authority beside it."""
+"""The node's identity: identity.json (0600) in the state directory, and the certificate of control's CA beside it."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ class NotJoined(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """A joined node. `next_credential` was issued but not used yet; until it was, `credential` stays good."""
+    """A joined node. `next_credential` was issued but not used yet; until it is used, `credential` stays valid."""
 
     node_id: str
     name: str
@@ -28,29 +28,32 @@ class Identity:
     next_credential: str = ""
 
     def rotated(self, credential: str) -> Self:
+        """Return the identity with a new credential that was issued."""
         return replace(self, next_credential=credential)
 
     def promoted(self) -> Self:
-        """After the new credential was used: it is the credential."""
+        """Return the identity after the new credential was used, which replaces the old one."""
         return replace(self, credential=self.next_credential, next_credential="", credential_since=datetime.now(UTC))
 
     def fallen_back(self) -> Self:
-        """After the new credential was refused: it is forgotten."""
+        """Return the identity after the new credential was refused, which is dropped."""
         return replace(self, next_credential="")
 
 
 def path(state: Path) -> Path:
+    """Return where the identity is."""
     return state / "identity.json"
 
 
 def ca_path(state: Path) -> Path | None:
-    """The authority that control is verified against; None where the system's are (a control with a public one)."""
+    """Return the CA certificate to verify control with; None if the system's CAs do (control has a public
+    certificate)."""
     ca = state / "ca.pem"
     return ca if ca.exists() else None
 
 
 def read(state: Path) -> Identity:
-    """The identity in the state directory; `NotJoined` if there is none."""
+    """Return the identity in the state directory. Raises: NotJoined, when there is none."""
     file = path(state)
     try:
         return msgspec.json.decode(file.read_bytes(), type=Identity)
@@ -64,5 +67,5 @@ def read(state: Path) -> Identity:
 
 
 def write(state: Path, identity: Identity) -> None:
-    """Keep the identity: 0600, in one step, on disk when this returns."""
+    """Store the identity with mode 0600, in one step; it is on disk when this returns."""
     files.write(path(state), orjson.dumps(msgspec.to_builtins(identity), option=orjson.OPT_INDENT_2) + b"\n")
