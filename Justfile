@@ -62,7 +62,7 @@ errors: setup
 
 # the long versions: of the tests that kill processes, cut the power and fail system calls, and of generated modules; `--all` fails every call (hours)
 faults *ARGS: setup
-    @SKERRY_TEST_KILLS=200 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 SKERRY_TEST_SEEDS=5000 \
+    @SKERRY_TEST_KILLS=200 SKERRY_TEST_RELEASES=50 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 SKERRY_TEST_SEEDS=5000 \
         SKERRY_TEST_CALLS={{ if ARGS == "--all" { "0" } else { "40" } }} \
         exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_threes } else { "" } }} tests/faults tests/security/test_generated.py \
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -18,9 +19,7 @@ FAILS = "CREATE UNIQUE INDEX only ON twins (n)"
 async def test_syncs_that_were_interrupted() -> None:
     async with cluster(functions=(VERSION, WRITE, LOOP), SKERRY_SYNC_LEASE=str(LEASE)) as made:
         await made.prepare(range(2, 3))
-        await made.prepare(range(3, 4), lambda _: "UPDATE generation SET number = 3; CREATE TABLE twins (n INTEGER)")
-        await made.prepare(range(4, 5), lambda _: f"UPDATE generation SET number = 4; {FAILS}")
-        await _a_sync_whose_node_is_gone_expires(made, 2)
+        await _a_sync_whose_node_is_gone_expires(made, 2, _prepare_the_others)
         # The other stories take their time; their syncs have the usual lease.
         made.control.environment.pop("SKERRY_SYNC_LEASE")
         made.control.kill()
@@ -30,7 +29,14 @@ async def test_syncs_that_were_interrupted() -> None:
         made.check_ends()
 
 
-async def _a_sync_whose_node_is_gone_expires(made: Cluster, number: int) -> None:
+async def _prepare_the_others(made: Cluster) -> None:
+    await made.prepare(range(3, 4), lambda _: "UPDATE generation SET number = 3; CREATE TABLE twins (n INTEGER)")
+    await made.prepare(range(4, 5), lambda _: f"UPDATE generation SET number = 4; {FAILS}")
+
+
+async def _a_sync_whose_node_is_gone_expires(
+    made: Cluster, number: int, meanwhile: Callable[[Cluster], Awaitable[None]]
+) -> None:
     made.doing = "the front is gone, and stays away, in the middle of a sync"
     failures = (await made.node())["failures"]
     made.arm("edge.apply.after", "hold")
@@ -42,6 +48,7 @@ async def _a_sync_whose_node_is_gone_expires(made: Cluster, number: int) -> None
     node = await made.node()
     made.check(node["state"] == "syncing", str(node))
     sync = node["sync"]["id"]
+    await meanwhile(made)
 
     async def expired() -> bool:
         return (await _sync(made, sync))["status"] == "expired"

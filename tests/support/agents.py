@@ -51,9 +51,14 @@ class Control:
 
     @property
     def url(self) -> str:
+        """The URL of control, over TLS."""
         return f"https://127.0.0.1:{self.settings.port}"
 
     async def call(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        """Make a call as the admin; return the answer's JSON, None for none.
+
+        Raises: Refused, when control answers with a problem.
+        """
         headers = {"Authorization": f"Bearer {self.token}", "Idempotency-Key": str(uuid4())}
         url = f"{self.url}/v1/{path}"
         async with self.http.request(method, url, json=body, headers=headers, **more) as answer:
@@ -63,6 +68,7 @@ class Control:
             return found
 
     async def join_token(self, **body: Any) -> str:
+        """Make a join token and return it."""
         return str((await self.call("POST", "join-tokens", body))["token"])
 
     async def push(self, name: str, wasm: bytes, manifest: dict[str, Any] | None = None) -> int:
@@ -75,9 +81,11 @@ class Control:
         return int(made["version"])
 
     async def release(self, **body: Any) -> Any:
+        """Make a release of the fields in `body`, and return it."""
         return await self.call("POST", "releases", body)
 
     async def node(self, name: str = "edge-1") -> Any:
+        """Return a node as control sees it."""
         return await self.call("GET", f"nodes/{name}")
 
     async def until(self, condition: Callable[[Any], bool], name: str = "edge-1") -> Any:
@@ -96,11 +104,13 @@ class Control:
         self.server, self.task = await start(self.settings)
 
     async def stop(self) -> None:
+        """End the server in order, and wait for its end."""
         self.server.should_exit = True
         await self.task
 
 
 async def start(settings: Settings) -> tuple[Server, asyncio.Task[None]]:
+    """Start a control with these settings in this loop, and wait until it serves; the caller ends the task."""
     server = Server(settings)
     task = asyncio.ensure_future(server._serve())
     async with asyncio.timeout(DEADLINE):
@@ -113,7 +123,7 @@ async def start(settings: Settings) -> tuple[Server, asyncio.Task[None]]:
 
 @asynccontextmanager
 async def running_control(database_url: str, bucket_url: str, pki: Pki, **more: Any) -> AsyncIterator[Control]:
-    """A migrated control on real servers, TLS on, on a free port of 127.0.0.1."""
+    """Run a control until the block ends, over TLS on a free port; it needs an empty database and bucket."""
     settings = Settings(
         metadata_url=database_url,
         artifacts_url=bucket_url,
@@ -141,6 +151,7 @@ async def running_control(database_url: str, bucket_url: str, pki: Pki, **more: 
 
 
 async def joined(control: Control, state: Path, name: str = "edge-1", **token: Any) -> identity.Identity:
+    """Join a node that control doesn't know yet: write its identity into `state`, and return it."""
     return await join(state, control.url, await control.join_token(**token), name, {}, pause=0.01)
 
 
@@ -153,10 +164,12 @@ class Edge:
     http: aiohttp.ClientSession
 
     async def call(self, path: str) -> tuple[int, bytes]:
+        """Call a function; return status and body."""
         async with self.http.get(f"/functions/{path}") as answer:
             return answer.status, await answer.read()
 
     async def status(self) -> Any:
+        """Return the node's own status."""
         async with self.http.get("/_skerry/status") as answer:
             assert answer.status == 200
             return await answer.json()
@@ -175,7 +188,7 @@ class Edge:
 
 @asynccontextmanager
 async def edge(state: Path, **agent: Any) -> AsyncIterator[Edge]:
-    """The joined node of this state directory, running."""
+    """Run the joined node of this state directory until the block ends; `agent` are settings of its agent."""
     made: list[Agent] = []
 
     def make(runtime: Any, compiler: Any) -> Agent:

@@ -17,12 +17,14 @@ class Backups:
         self.copies: list[str] = []
 
     async def take(self) -> str:
+        """Copy the database as it is now, and return the copy's name, for `restore`; the test drops the copies."""
         name = f"test_{uuid4().hex}"
         await self._copy(_name(self._url), name)
         self.copies.append(urlunsplit(urlsplit(self._url)._replace(path=f"/{name}")))
         return name
 
     async def restore(self, backup: str) -> None:
+        """Replace the database with a copy of this backup."""
         await drop_database(self._maintenance_url, self._url)
         await self._copy(backup, _name(self._url))
 

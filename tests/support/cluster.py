@@ -108,6 +108,7 @@ class Cluster:
             page = await self.call("GET", f"{path}{more}limit=100&cursor={page['next']}")
 
     async def push(self, name: str, wasm: bytes, **manifest: Any) -> int:
+        """Upload a version of a function; return its number."""
         sha256 = hashlib.sha256(wasm).hexdigest()
         await self.call("PUT", f"/v1/artifacts/{sha256}", data=wasm)
         made = await self.call("POST", f"/v1/functions/{name}/versions", {"sha256": sha256, "manifest": manifest})
@@ -126,7 +127,8 @@ class Cluster:
             assert (made, change["number"]) == (number, number)
 
     async def seed(self, numbers: range, sql: Callable[[int], str] | None = None) -> None:
-        """The same for many, past the API, which checks each in a process of its own."""
+        """Do as `prepare` for many releases, written straight into the database and the store: the API checks each in a
+        process of its own."""
         modules = {number: version(number) for number in numbers}
         db = await database.connect(self.services.metadata_url, connections=1)
 
@@ -151,6 +153,7 @@ class Cluster:
         self.released.append(number)
 
     async def node(self) -> Any:
+        """Return the node as control sees it."""
         return await self.call("GET", f"/v1/nodes/{NODE}")
 
     # The node
@@ -171,7 +174,7 @@ class Cluster:
         return orjson.loads(body)
 
     def zygote(self) -> int:
-        """Its process id, 0 where there is none."""
+        """Return the zygote's process id, 0 where there is none."""
         return next((pid for pid in _children(self.front.pid) if b"edge_runtime.children.zygote" in _words(pid)), 0)
 
     def born(self) -> list[int]:
@@ -227,6 +230,7 @@ class Cluster:
         return int(held.read_text())
 
     def let_go(self, point: str) -> None:
+        """Let the process that is held at the fault point go on."""
         (self.faults / f"{point}.held").unlink(missing_ok=True)
 
     # Failures

@@ -62,6 +62,8 @@ class Echo:
 
 
 class Site:
+    """The front's HTTP server with `Echo` in the place of its functions; `site` starts and ends it."""
+
     def __init__(self, app: Echo, server: Server, port: int) -> None:
         self.app = app
         self.server = server
@@ -69,10 +71,12 @@ class Site:
 
     @property
     def held(self) -> int:
+        """Bytes of bodies that the server holds in memory."""
         return self.server.shared.memory.held
 
     @contextlib.asynccontextmanager
     async def client(self, *, small: bool = False) -> AsyncIterator["Client"]:
+        """Connect until the block ends; `small` is a client that takes little at a time."""
         sock = socket.socket()
         if small:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -88,6 +92,8 @@ class Site:
 
 
 class Client:
+    """A raw HTTP connection to the front."""
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
@@ -96,6 +102,7 @@ class Client:
         self.writer.write(data)
 
     async def head(self) -> tuple[int, dict[bytes, bytes]]:
+        """Read an answer's status and headers; each header's name comes once."""
         async with asyncio.timeout(LIMIT):
             first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).removesuffix(b"\r\n\r\n").split(b"\r\n")
         pairs = [line.split(b": ", 1) for line in lines]
@@ -103,6 +110,7 @@ class Client:
         return int(first.split()[1]), {name.lower(): value for name, value in pairs}
 
     async def answer(self) -> tuple[int, dict[bytes, bytes], bytes]:
+        """Read a whole answer: status, headers, body."""
         status, headers = await self.head()
         async with asyncio.timeout(LIMIT):
             return status, headers, await self.reader.readexactly(int(headers[b"content-length"]))
@@ -115,6 +123,7 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def site(tmp_path: Path, **settings: Any) -> AsyncIterator[Site]:
+    """Run the front's HTTP server with `Echo` on a free port until the block ends; `settings` are the node's."""
     app = Echo()
     server = Server(app, Settings(state=tmp_path, listen="127.0.0.1:0", **{"stop_limit": 2.0, **settings}))
     port = server.bind()
@@ -131,6 +140,7 @@ async def site(tmp_path: Path, **settings: Any) -> AsyncIterator[Site]:
 
 
 def post(path: str = "/", body: bytes = b"", more: str = "", version: str = "1.1") -> bytes:
+    """Return the bytes of a POST request with this body; `more` are further header lines."""
     head = f"POST {path} HTTP/{version}\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{more}\r\n"
     return head.encode() + body
 

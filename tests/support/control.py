@@ -65,7 +65,7 @@ class Joined:
 
 @dataclass
 class Control:
-    """One replica, running, and its admin."""
+    """A running replica of control, and calls to it as its admin."""
 
     server: Server
     token: str
@@ -91,7 +91,7 @@ class Control:
         key: str = "",
         headers: dict[str, str] | None = None,
     ) -> Reply:
-        """One request as the admin, or with another `token` ('' for none)."""
+        """Make a request as the admin, or with another `token` ('' for none)."""
         sent = dict(headers or {})
         if not key and method in ("POST", "DELETE"):
             key = repeating.key()
@@ -146,6 +146,7 @@ class Control:
         return await self.ok("POST", f"/v1/functions/{name}/versions", {"sha256": sha256, "manifest": manifest})
 
     async def release(self, **body: Any) -> Any:
+        """Make a release of the fields in `body`, and return it."""
         return await self.ok("POST", "/v1/releases", body)
 
     async def join(self, name: str, group: str = "default", **more: Any) -> Joined:
@@ -162,7 +163,10 @@ class Control:
 
 @contextlib.asynccontextmanager
 async def running(database_url: str, artifacts_url: str, pki: Pki, **settings: Any) -> AsyncIterator[Control]:
-    """A replica on an empty database, which is migrated, and its first admin."""
+    """Migrate the database, make an admin, and run a replica on it until the block ends.
+
+    Needs an empty database and bucket. The replica's clock moves only when the test moves it.
+    """
     clock = SettableClock()
     site = await replica.prepare(database_url, artifacts_url, pki, Path(tempfile.gettempdir()))
     async with site.running(clock=clock, **settings) as found:

@@ -30,7 +30,7 @@ class Cutter:
 
 @contextlib.asynccontextmanager
 async def cutting(url: str) -> AsyncIterator[Cutter]:
-    """A proxy in front of the database at `url`."""
+    """Run a proxy in front of the database at `url` until the block ends."""
     parts = urlsplit(url)
     found = Cutter("")
     tasks: set[asyncio.Task[None]] = set()

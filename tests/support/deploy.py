@@ -38,6 +38,7 @@ async def schema(to: Replica, sql: str, name: str = "change") -> Any:
 
 
 async def release(to: Replica, group: str = "default", **body: Any) -> Any:
+    """Make a release of the group, with the fields in `body`, and return it."""
     return await ok(to, "POST", "/v1/releases", {"group": group, **body})
 
 

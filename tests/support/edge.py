@@ -28,7 +28,7 @@ BACKGROUND = 200.0
 
 @dataclass
 class Node:
-    """`http` speaks to the node; `release` moves it on."""
+    """A running node: `http` is a client of its local HTTP, `release` gives it a release."""
 
     front: Front
     state: State
@@ -121,7 +121,7 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterator[Node]:
-    """A node on a state directory, gone when this ends.
+    """Run a node on a state directory until the block ends; it needs no control.
 
     Functions wait for their compilation, and stay at what is compiled quickly unless `best` says more: what they run on
     doesn't hang on how busy the machine is.

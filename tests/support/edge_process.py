@@ -31,6 +31,8 @@ STARTED = b"serving on 127.0.0.1 port "
 
 @dataclass
 class FrontProcess:
+    """A front in a process of its own; `front_process` starts and ends it."""
+
     pid: int
     port: int
     http: aiohttp.ClientSession
@@ -41,15 +43,18 @@ class FrontProcess:
     """Its exit status, where it has ended."""
 
     async def call(self, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Call a function with POST; return status and body."""
         async with self.http.post(f"/functions/{path}", data=body) as answer:
             return answer.status, await answer.read()
 
     async def echo(self, body: bytes) -> bytes:
+        """Call the function `echo`; return its answer, which must be a success."""
         status, answered = await self.call("echo", body)
         assert status == 200, answered
         return answered
 
     async def status(self) -> Any:
+        """Return the node's status."""
         async with self.http.get("/_skerry/status") as answer:
             return await answer.json()
 
@@ -70,6 +75,7 @@ class FrontProcess:
             self.lines.append(line)
 
     def logged(self, text: bytes) -> bool:
+        """Whether a line of the log that was read has this text."""
         return any(text in line for line in self.lines)
 
 

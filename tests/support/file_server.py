@@ -76,7 +76,7 @@ class FileServer:
 
 @asynccontextmanager
 async def file_server(pki: Pki | None) -> AsyncIterator[FileServer]:
-    """A running server on 127.0.0.1; with `pki`, over TLS."""
+    """Run a file server on 127.0.0.1 until the block ends; with `pki`, over TLS."""
     server = FileServer()
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", server.handle)
@@ -108,6 +108,7 @@ class Proxy:
 
 @asynccontextmanager
 async def connect_proxy() -> AsyncIterator[Proxy]:
+    """Run a CONNECT proxy on 127.0.0.1 until the block ends; the test sets where it leads."""
     proxy = Proxy()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

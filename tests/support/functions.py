@@ -15,13 +15,13 @@ from tests.guests.build import guest
 
 
 def compiled(wasm: bytes, folder: Path, level: int = QUICK) -> AotFile:
-    """The AOT file of these bytes in `folder`."""
+    """Compile these bytes into `folder`, unless that was done, and return the AOT file."""
     found = find(folder, hashlib.sha256(wasm).hexdigest(), level)
     return found or compile_artifact(wasm, folder, level)
 
 
 def local(aot: AotFile, name: str = "f", **manifest: Any) -> LocalFunction:
-    """A function version as a node has it; `manifest` are the fields of its manifest."""
+    """Return a function version as a node has it; `manifest` are the fields of its manifest."""
     made = wire.Manifest(**manifest)
     return LocalFunction(name, 1, "", made, wire.manifest_digest(made), str(aot.path), aot.digest)
 

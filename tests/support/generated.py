@@ -20,6 +20,8 @@ from ..guests.version import version
 
 
 class Generated(Struct, frozen=True):
+    """A generated module, and what is known of it."""
+
     name: str
     """Kind and number: with the seed of the whole, it makes the same module again."""
     kind: str

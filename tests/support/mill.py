@@ -59,6 +59,8 @@ class Fate(Struct):
 
 
 class Times(Struct):
+    """Seconds of each step."""
+
     check: float
     compile: float
     run: float
@@ -66,6 +68,8 @@ class Times(Struct):
 
 
 class Milled(Struct):
+    """What became of each module, and how long it took."""
+
     fates: list[Fate]
     times: Times
     """Seconds of each step, of all modules."""
@@ -81,6 +85,7 @@ def mill(corpus: Path, folder: Path) -> Milled:
 
 
 def main(corpus: Path, folder: Path) -> Milled:
+    """Check, compile, run and interpret each module of the corpus."""
     modules = msgspec.msgpack.decode(corpus.read_bytes(), type=list[Generated])
     guest.prepare()
     # What is written here need not outlast a power failure, and thousands of files would wait for the disk.

@@ -65,6 +65,7 @@ class NodeProcess:
         return None if self._process is None else self._process.returncode
 
     async def join(self) -> None:
+        """Join control by the command `skerry-edge join`, with a token made for it."""
         token = await self.control.join_token()
         more = ["--state", str(self.state), "--control", self.control.url, "--token", token, "--name", "edge-1"]
         command = [sys.executable, "-m", "edge_runtime.cli.main", "join", *more]

@@ -8,7 +8,7 @@ from control.local.process import choose_port, port_is_free
 
 
 def free_port() -> int:
-    """A port that is no one's: the system gives it to nobody, and no test gets it as long as this process lives."""
+    """Return a port of 127.0.0.1 that the system gives to no one else, and no other test while this process lives."""
     return choose_port(None, OTHER_PORTS, _taken)
 
 

@@ -118,6 +118,7 @@ class Faults:
         (self.folder / point).write_text(action)
 
     async def reached(self, point: str) -> None:
+        """Wait until a process has come to the fault point and is held there."""
         held = self.folder / f"{point}.held"
 
         async def there() -> bool:
@@ -126,11 +127,12 @@ class Faults:
         await until(there, f"a process came to {point}")
 
     def let_go(self, point: str) -> None:
+        """Let the process that is held at the fault point go on."""
         (self.folder / f"{point}.held").unlink()
 
 
 class Program(Service, ABC):
-    """One program, which can be stopped, killed and started again."""
+    """A program of ours that can be stopped, killed and started again; whoever made it stops it."""
 
     ARGUMENTS: tuple[str, ...]
 
@@ -159,7 +161,7 @@ class Program(Service, ABC):
         await until(is_so, f"{self.name} has ended")
 
     def text(self) -> str:
-        """Its log so far."""
+        """Return the program's log so far."""
         return self.log.read_text()
 
 
@@ -194,6 +196,7 @@ class EdgeProgram(Program):
             return False
 
     async def status(self) -> Any:
+        """Return the node's own status."""
         async with self.http.get(f"{self.url}/_skerry/status") as answer:
             assert answer.status == 200
             return await answer.json()
@@ -257,7 +260,7 @@ print(json.dumps(answers))
 async def control_program(
     site: Site, folder: Path, faults: Faults | None = None
 ) -> AsyncIterator[tuple[ControlProgram, Replica]]:
-    """`skerry serve` on the site, and a client to it."""
+    """Run `skerry serve` on the site until the block ends; yield it and a client of it. `folder` has its log."""
     folder.mkdir(exist_ok=True)
     port = free_port()
     settings = {
@@ -288,7 +291,7 @@ async def control_program(
 
 @asynccontextmanager
 async def edge_program(state: Path, faults: Faults | None = None) -> AsyncIterator[EdgeProgram]:
-    """`skerry-edge run` on a state directory that has joined."""
+    """Run `skerry-edge run` until the block ends, on a state directory that has joined; its log lies beside that."""
     folder = state.parent
     port = free_port()
     settings = {

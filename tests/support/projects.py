@@ -45,6 +45,7 @@ async def built(folder: Path) -> Done:
 
 
 def schema(of: project.Project) -> list[str]:
+    """Return the SQL of the project's schema changes, in their order."""
     return [change.sql for change in of.changes()]
 
 

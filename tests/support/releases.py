@@ -13,11 +13,13 @@ READ = {"sql": "read"}
 
 
 async def first_release(control: Control) -> None:
+    """Make the first release of the function, for nodes of `tests.support.agents`."""
     await control.call("POST", "schema-changes", {"name": "first", "sql": SCHEMA})
     await control.release(functions={"hello": await control.push("hello", version(1), READ)})
 
 
 async def push(control: Control, number: int, manifest: dict[str, Any] | None = None) -> Any:
+    """Push the version of this number and release it; return the release."""
     return await control.release(functions={"hello": await control.push("hello", version(number), manifest or READ)})
 
 

@@ -124,7 +124,7 @@ class TestNode:
             self.inventory = wire.Inventory(database_id=str(uuid4()))
 
     async def ask(self, wait: float = 0.0, *, report: bool = False) -> Answered:
-        """One poll."""
+        """Make one poll, with the inventory and capabilities where `report` is set."""
         poll = wire.Poll(
             generation=self.generation,
             digest=wire.digest(self.inventory),
@@ -190,11 +190,11 @@ class Site:
     admin: str
 
     def at(self, metadata_url: str) -> "Site":
-        """The same, reached by another URL of the database."""
+        """Return this site with another URL for the same database, such as that of a proxy."""
         return replace(self, settings=replace(self.settings, metadata_url=metadata_url))
 
     def environment(self) -> dict[str, str]:
-        """That of a `skerry serve` on it, on a free port."""
+        """Return the environment of a `skerry serve` on this site, on a free port."""
         settings = self.settings
         return {
             **os.environ,
@@ -207,7 +207,7 @@ class Site:
 
     @asynccontextmanager
     async def running(self, *, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Replica]:
-        """One more replica, ended afterwards as a SIGTERM would."""
+        """Run a replica on this site until the block ends, which ends it as SIGTERM does."""
         async with running(replace(self.settings, **settings), clock=clock) as server:
             context = ssl.create_default_context(cafile=str(self.ca))
             connector = aiohttp.TCPConnector(ssl=context, limit=0)
@@ -217,7 +217,7 @@ class Site:
 
 @asynccontextmanager
 async def running(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Server]:
-    """A replica that serves until the block ends; raises what keeps it from starting."""
+    """Run a replica with these settings until the block ends. Raises: what keeps it from starting."""
     server = Server(settings, clock=clock)
     task = asyncio.create_task(server._serve())
     try:
@@ -233,7 +233,7 @@ async def running(settings: Settings, *, clock: Clock | None = None) -> AsyncIte
 
 
 async def prepare(database_url: str, bucket_url: str, pki: Pki, spool: Path) -> Site:
-    """Migrate the database and make the first admin."""
+    """Migrate an empty database, make the first admin, and return the site of both; there is no server to end."""
     db = await database.connect(database_url)
     try:
         await migrations.migrate(db, SystemClock())

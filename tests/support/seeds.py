@@ -63,6 +63,7 @@ async def schema_change(replica: Replica, number: int, sql: str, *, revision: in
 
 
 async def add_change(conn: Any, now: datetime, number: int, sql: str, *, revision: int = 1) -> None:
+    """Write a schema change into the metadata database, as if control had checked it."""
     await conn.execute(
         "INSERT INTO schema_changes (number, revision, name, sql, checksum, created_by, created_at)"
         " VALUES ($1, $2, $3, $4, $5, 'test', $6)",

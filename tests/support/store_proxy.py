@@ -9,10 +9,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 def always(_line: str) -> bool:
+    """Choose every request."""
     return True
 
 
 def never(_line: str) -> bool:
+    """Choose no request."""
     return False
 
 
@@ -53,7 +55,7 @@ def _error(status: int, code: str, message: str) -> bytes:
 
 @contextlib.asynccontextmanager
 async def store_proxy(url: str) -> AsyncIterator[StoreProxy]:
-    """A proxy in front of the store of an artifacts URL."""
+    """Run a proxy in front of the store of an artifacts URL until the block ends."""
     parts = urlsplit(url)
     found = StoreProxy("")
     tasks: set[asyncio.Task[None]] = set()

@@ -56,5 +56,6 @@ class Supervised:
             await asyncio.sleep(RESTART_PAUSE)
 
     def kill(self) -> None:
+        """Kill the program with SIGKILL, if it runs; the supervisor starts it again."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)

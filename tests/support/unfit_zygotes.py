@@ -14,6 +14,7 @@ _imports = zygote._imports
 
 
 def imports() -> dict[str, ModuleType]:
+    """Fail as an import does when memory is short, while the file is there; else import what the zygote needs."""
     if Path(os.environ["SKERRY_UNFIT"]).exists():
         raise ImportError("libgcc_s.so.1: failed to map segment from shared object")
     return _imports()

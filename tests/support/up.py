@@ -48,6 +48,7 @@ class Up:
         return self.log.read_text("utf-8")
 
     def wait_ready(self) -> None:
+        """Wait until `skerry up` says that it is ready; fail with its output when it ends before."""
         deadline = time.monotonic() + LIMIT
         while READY not in self.output:
             assert self.process.poll() is None, self.output
@@ -55,10 +56,12 @@ class Up:
             time.sleep(0.05)
 
     def family(self) -> list[psutil.Process]:
+        """Return the process and all its descendants."""
         found: list[psutil.Process] = [self.process, *self.process.children(recursive=True)]
         return found
 
     def end(self) -> None:
+        """End `skerry up` with SIGINT, as Ctrl-C does, and kill what is left after 30 s."""
         if self.process.poll() is None:
             family = self.family()
             self.process.send_signal(signal.SIGINT)
@@ -68,7 +71,7 @@ class Up:
 
 
 def ready_up() -> Iterator[Up]:
-    """One that serves, with a home of its own, until the end of who took it."""
+    """Start a `skerry up` with a home of its own, wait until it serves, and end it with the fixture that uses this."""
     for home in make_home():
         running = Up(home)
         try:
@@ -108,11 +111,12 @@ class Shell:
         return self.out
 
     def json(self, *arguments: str) -> Any:
+        """Run a command with --json, and return its document."""
         return json.loads(self(*arguments, "--json"))
 
 
 def shell(up: Up, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    """Its commands go to this `skerry up`."""
+    """Return a shell whose commands go to this `skerry up`; it changes this process's environment and folder."""
     for name in [name for name in os.environ if name.startswith("SKERRY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SKERRY_HOME", str(up.home))

@@ -266,7 +266,8 @@ async def test_a_slow_sync_keeps_its_lease(
             real = node.front.compiler.functions
 
             async def slow(planned: list[LocalFunction], compiled: Set[str]) -> list[LocalFunction]:
-                await asyncio.sleep(13)
+                # Longer than a lease that nobody renews.
+                await asyncio.sleep(8)
                 return await real(planned, compiled)
 
             monkeypatch.setattr(node.front.compiler, "functions", slow)
