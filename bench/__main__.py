@@ -13,7 +13,7 @@ from bench import result
 FOLDER = Path(__file__).parent
 NO_BENCHMARKS = {"__main__", "__init__", "result"}
 ONLY_NAMED = {"soak"}
-"""They take long."""
+"""Benchmarks that run only when they are named: they take long."""
 
 
 def main(arguments: list[str]) -> int:

@@ -27,7 +27,7 @@ STUCK = 400
 STUCK_BYTES = 7_000_000
 MAY_KEEP = 50.0
 MAY_HOLD = 256.0 + 256.0 + 64.0
-"""MiB, by the default settings."""
+"""MiB that the front may hold for bodies and answers by its default settings, and for itself."""
 PIECE = 65_536
 
 
@@ -82,7 +82,7 @@ async def _post(port: int, size: int, leave: asyncio.Event | None = None) -> Non
 
 
 async def _crowd(node: Alone, pid: int) -> float:
-    """The most memory that the front has while clients are stuck."""
+    """Return the most memory that the front has while clients are stuck."""
     leave = asyncio.Event()
 
     async def stuck() -> None:

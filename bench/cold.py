@@ -24,7 +24,7 @@ COMPILING_LIMIT = 0.050
 READY = 20
 COMPILING = 10
 FILLERS = 6000
-"""Functions of a large module."""
+"""Functions in a large module."""
 
 
 async def main() -> None:
@@ -78,7 +78,7 @@ async def _compiling(control: Site, node: Edge) -> list[float]:
 
 
 async def _first(node: Edge, name: str, begins: bytes) -> float:
-    """Seconds until the function's first answer."""
+    """Return the seconds until the function's first answer."""
     started = time.perf_counter()
     async with node.http.get(f"/functions/{name}") as answer:
         body = await answer.read()
@@ -89,7 +89,7 @@ async def _first(node: Edge, name: str, begins: bytes) -> float:
 
 
 def _large(number: int) -> bytes:
-    """A module of many functions, one of which answers."""
+    """Return a module of many functions, one of which answers."""
     text = f"Content-Type: text/plain\n\nanswer {number}"
     step = "(i32.mul (i32.add (local.get 0) (i32.const {0})) (i32.rotl (local.get 0) (i32.const {1})))"
     steps = "".join(f"(local.set 0 {step})" for _ in range(12))

@@ -21,9 +21,9 @@ from bench.parts.servers import LIMIT, Edge, Site, edge, folder, site
 BAR = 2
 RELEASES = 50
 EVERY = 0.002
-"""Seconds between two questions to the edge."""
+"""Seconds between two requests to the edge."""
 UPLOADS = 2
-"""At once: each is looked at in a process of its own."""
+"""Versions uploaded at the same time; control checks each in a process of its own."""
 HELLO = Path(__file__).parents[1] / "examples" / "hello"
 NAMED = b'{"message":%s'
 
@@ -54,7 +54,7 @@ async def main() -> None:
 
 
 async def _push(control: Site, count: int, manifest: dict[str, Any]) -> list[int]:
-    """So many versions of the function; version N answers with the key of number N - 1."""
+    """Upload `count` versions of the function; version N answers with the key of number N - 1."""
     wasm = (HELLO / "hello.wasm").read_bytes()
     assert wasm.count(NAMED) == 1
     slots = asyncio.Semaphore(UPLOADS)
@@ -71,7 +71,7 @@ def _key(number: int) -> bytes:
 
 
 async def _converge(control: Site, node: Edge, number: int, version: int) -> float:
-    """Seconds until the edge answers with this version, which is the release's only function."""
+    """Release this version alone; return the seconds until the edge answers with it."""
     started = time.perf_counter()
     await control.call("POST", "/v1/releases", {"functions": {"hello": version}})
     while True:

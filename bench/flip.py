@@ -49,13 +49,13 @@ DROP INDEX IF EXISTS large_{1};
 
 
 class Calls:
-    """Small calls, one after the other, until the block ends."""
+    """Makes small calls, one after the other, until the block ends."""
 
     def __init__(self, node: Edge) -> None:
         self.took: list[tuple[float, float]] = []
-        """When each ended (monotonic clock), and the seconds that it took."""
+        """For each call the time it ended (monotonic clock), and the seconds that it took."""
         self.newest = 0
-        """The release of the last answer."""
+        """The release that the last answer came from."""
         self._node = node
 
     @contextlib.asynccontextmanager
@@ -140,7 +140,7 @@ async def main() -> None:
 
 
 async def _release(control: Site, node: Edge, calls: Calls, versions: dict[str, int], number: int) -> None:
-    """Release this version of the function and its schema change; ends when a call was answered by it."""
+    """Release this version of the function and its schema change, and wait until a call was answered by it."""
     functions = {**versions, "version": number}
     await control.call("POST", "/v1/releases", {"functions": functions, "schema": number})
     deadline = time.monotonic() + RELEASE_LIMIT

@@ -28,7 +28,7 @@ NODES = 1000
 CONNECTIONS = 16
 ROUNDS = 6
 FLUSHES = 5
-"""A round of ours: so many seconds of a fleet's life."""
+"""Seconds of a fleet's life that a round of ours stands for."""
 
 ALONE = "UPDATE node_presence SET last_seen_at = $2, last_sync_at = $2 WHERE node_id = $1"
 
@@ -67,7 +67,7 @@ async def main() -> None:
 
 
 async def _make_nodes(pool: asyncpg.Pool) -> list[str]:
-    """Rows of nodes that have joined."""
+    """Write the rows of nodes that have joined."""
     ids = [uuid4() for _ in range(NODES)]
     now = datetime.now(UTC)
     group = await pool.fetchval("SELECT id FROM groups WHERE name = 'default'")
@@ -80,7 +80,7 @@ async def _make_nodes(pool: asyncpg.Pool) -> list[str]:
 
 
 async def _alone(pool: asyncpg.Pool, nodes: list[str], server: int) -> tuple[float, float]:
-    """One heartbeat of each node, a transaction each: CPU microseconds of client and database, a heartbeat."""
+    """Write each node's heartbeat in a transaction of its own; return the CPU µs of one, of client and database."""
     started = datetime.now(UTC)
     left = iter(nodes)
 
@@ -108,7 +108,7 @@ async def _record(connection: Any, id: str) -> bool:
 
 
 async def _batched(presence: Heartbeats, pool: asyncpg.Pool, nodes: list[str], server: int) -> tuple[float, float]:
-    """Some heartbeats of each node, as control writes them; as `_alone`."""
+    """Write heartbeats of each node as control does; return as `_alone` does."""
     before = time.process_time(), cpu.tree(server)
     for _ in range(FLUSHES):
         started = datetime.now(UTC)
@@ -121,7 +121,7 @@ async def _batched(presence: Heartbeats, pool: asyncpg.Pool, nodes: list[str], s
 
 
 async def _check(pool: asyncpg.Pool, since: datetime) -> None:
-    """Every node's row was written."""
+    """Check that every node's row was written."""
     written = await pool.fetchval("SELECT count(*) FROM node_presence WHERE last_sync_at >= $1", since)
     assert written == NODES, f"{written} of {NODES} heartbeats were written"
 

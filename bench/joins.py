@@ -22,7 +22,7 @@ BAR = 1.0
 WANTED = 0.5
 """Seconds."""
 ATTACKS = {"made_up_tokens": (1500, 0), "large_bodies": (40, 4_000_000)}
-"""Connections, and the bytes of labels in each body."""
+"""The attack's connections, and the bytes of labels in each body."""
 PERIOD = 0.1
 
 
@@ -61,7 +61,7 @@ async def main() -> None:
 
 
 async def _watch(ended: "asyncio.Task[Any]", ask: Any) -> list[float]:
-    """Seconds that each answer took, until the attack has ended, and one more."""
+    """Return the seconds that each answer took until the attack had ended, and of one more."""
     found = []
     while True:
         last = ended.done()
@@ -74,7 +74,7 @@ async def _watch(ended: "asyncio.Task[Any]", ask: Any) -> list[float]:
 
 
 async def _node(control: Site) -> tuple[bytes, str]:
-    """The poll of a new node that has nothing to do, and its credential."""
+    """Return the poll of a new node that has nothing to do, and its credential."""
     token = (await control.call("POST", "/v1/join-tokens", {}))["token"]
     inventory = wire.Inventory(database_id=str(uuid4()))
     joined = await _post(control, "/v1/nodes", wire.canonical(wire.Join("node", str(uuid4()))), token)

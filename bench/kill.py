@@ -29,13 +29,13 @@ CLIENTS = 64
 SECONDS = 10.0
 EVERY = 0.05
 HANGS = 15.0
-"""Seconds: longer than a call may wait for a worker and run."""
+"""Seconds after which a call counts as hanging: more than it may wait for a worker and run."""
 ENDED = "worker_crashed"
 UNKNOWN = "commit_unknown"
 
 
 class Callers:
-    """What the clients saw."""
+    """What the clients saw: answers and failures, by kind."""
 
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
@@ -43,11 +43,11 @@ class Callers:
         self.answered = 0
         self.hung = 0
         self.wrong: list[str] = []
-        """Answers that no call may get."""
+        """Answers that no call may ever get."""
         self.failed: Counter[str] = Counter()
         self.written: set[str] = set()
         self.unwritten: set[str] = set()
-        """They were told that nothing was changed."""
+        """Writes whose clients were told that nothing was changed."""
         self.unknown: set[str] = set()
 
     async def run(self, number: int) -> None:
@@ -147,7 +147,7 @@ async def main() -> None:
 
 
 async def _kill(zygote: int) -> int:
-    """Kill a random worker again and again; how many were."""
+    """Kill a random worker again and again; return how many were killed."""
     chance = random.Random(7)
     kills = 0
     children = Path(f"/proc/{zygote}/task/{zygote}/children")
@@ -163,7 +163,7 @@ async def _kill(zygote: int) -> int:
 
 
 async def _settled(node: Edge, wanted: int) -> dict[str, dict[str, int]]:
-    """The node's status, all workers being there again."""
+    """Wait until all workers are there again; return the node's status."""
     async with asyncio.timeout(HANGS):
         while True:
             status: dict[str, dict[str, int]] = await node.status()
@@ -173,7 +173,7 @@ async def _settled(node: Edge, wanted: int) -> dict[str, dict[str, int]]:
 
 
 async def _rows(http: aiohttp.ClientSession) -> list[str]:
-    """Every name in the database. In pieces: an answer of SQL has a limit."""
+    """Return every name in the database, read in pieces, as an answer of SQL has a limit."""
     found: list[str] = []
     while True:
         statement = {"sql": "SELECT name FROM done ORDER BY rowid LIMIT 5000 OFFSET ?", "params": [len(found)]}

@@ -25,7 +25,7 @@ BAR = 1.0
 OTHERS, CONCERNED = 1.0, 5.0
 """Seconds within which others must be answered, and who is concerned."""
 SECONDS = 6.0
-"""For which each row stays locked."""
+"""Seconds for which each row stays locked."""
 NODES = 20
 PERIOD = 0.1
 EMPTY = bytes.fromhex(
@@ -42,11 +42,11 @@ LOCKS = {
 
 @dataclass
 class Waits:
-    """Seconds that answers took."""
+    """Seconds that each answer took."""
 
     others: list[float] = field(default_factory=list)
     concerned: list[float] = field(default_factory=list)
-    """Of those that were refused."""
+    """Seconds that each refused request took."""
 
 
 async def main() -> None:
@@ -113,7 +113,7 @@ async def _send(control: Site, method: str, path: str, body: bytes | None = None
 
 
 async def _node(control: Site, number: int) -> tuple[bytes, str]:
-    """A new node's poll, with its inventory, and its credential."""
+    """Return a new node's poll, with its inventory, and its credential."""
     token = (await control.call("POST", "/v1/join-tokens", {}))["token"]
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
     body = wire.canonical(wire.Join(f"node-{number}", str(uuid4())))

@@ -28,7 +28,7 @@ from control import wire
 
 BAR = 1
 LIMIT = 0.05
-"""Seconds that p99 may have."""
+"""The most seconds that p99 may be."""
 NODES = 8
 PAUSE = 0.02
 SECONDS = 6.0

@@ -46,7 +46,7 @@ SIZE = 2_000_000
 WORKERS = 2
 WARM_ROUNDS = 5
 CALLS = 4000
-"""By each client."""
+"""Calls by each client."""
 CLIENTS = 2
 KEPT = Path(__file__).parents[1] / ".skerry" / "bench" / "many"
 FOLDERS = ("artifacts", "aot")
@@ -58,7 +58,7 @@ class Node:
     http: aiohttp.ClientSession
 
     async def release(self, given: Release) -> None:
-        """Have the node change to another release."""
+        """Have the node change to another release, and wait until it has."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(msgspec.json.encode(given) + b"\n")
@@ -67,7 +67,7 @@ class Node:
         assert line == b"applied\n", line
 
     async def call(self, at: int, *numbers: int) -> float:
-        """Seconds of a call of function `at`, which must answer as one of these modules does."""
+        """Call function `at`, which must answer as one of these modules does; return the seconds it took."""
         started = time.perf_counter()
         async with self.http.post(f"/functions/f{at}") as answer:
             body = await answer.read()
@@ -145,7 +145,7 @@ async def _measure(node: Node, numbers: list[int], state: Path) -> dict[str, Any
 
 
 async def _drawn(node: Node, numbers: Sequence[int], calls: int) -> list[float]:
-    """The seconds of calls of functions that are drawn evenly, so many by each client, one after the other."""
+    """Call functions drawn evenly, so many by each client, one after the other; return the seconds of each call."""
 
     async def client(seed: int) -> list[float]:
         drawn = random.Random(seed).choices(numbers, k=calls)
@@ -188,7 +188,7 @@ async def _node(state: Path) -> AsyncIterator[Node]:
 
 
 def _release(generation: int, numbers: Sequence[int], state: Path) -> Release:
-    """The modules' artifacts are on the node's disk afterwards."""
+    """Put the modules' artifacts on the node's disk."""
     manifest: dict[str, Any] = {"abi": "direct"}
     wanted = msgspec.convert(manifest, wire.Manifest)
     digest = wire.manifest_digest(wanted)
@@ -212,7 +212,7 @@ def _release(generation: int, numbers: Sequence[int], state: Path) -> Release:
 
 @functools.cache
 def _artifact(number: int, state: Path) -> str:
-    """The sha256 of a module, which is made: that takes a third of a second."""
+    """Make a module, which takes a third of a second, and return its SHA-256."""
     wasm = modules.make(number, SIZE)
     sha256 = hashlib.sha256(wasm).hexdigest()
     path = state / "artifacts" / f"{sha256}.wasm"
@@ -222,7 +222,7 @@ def _artifact(number: int, state: Path) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Have in `target` what `source` has of artifacts and AOT files."""
+    """Link the artifacts and AOT files of `source` into `target`."""
     for name in FOLDERS:
         (target / name).mkdir(mode=0o700, exist_ok=True)
         if (source / name).is_dir():

@@ -29,7 +29,7 @@ NAMES = 5
 READS = 90_000
 WRITES = 10_000
 SETTLE = 5.0
-"""Seconds in which what a start or a load leaves running comes to its end."""
+"""Seconds to wait after a start or a load until its background work has ended."""
 SAMPLES = 5
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -52,7 +52,7 @@ async def main() -> None:
 
 @asynccontextmanager
 async def _idle() -> AsyncIterator[Edge]:
-    """A node that has joined, and then been left by control before there was a release."""
+    """Run a node that joined, and whose control ended before there was a release, until the block ends."""
     cores = cpu.all_cores()
     async with folder() as where, AsyncExitStack() as running:
         async with site(where, cores) as control:
@@ -63,7 +63,7 @@ async def _idle() -> AsyncIterator[Edge]:
 
 
 def _example(name: str) -> tuple[bytes, dict[str, Any], str]:
-    """Module, manifest and schema."""
+    """Return the module, manifest and schema of the example."""
     folder = EXAMPLES / name
     manifest = orjson.loads((folder / "manifest.json").read_bytes())
     return (folder / f"{name}.wasm").read_bytes(), manifest, (folder / "schema.sql").read_text()
@@ -84,7 +84,7 @@ async def _write(node: Alone) -> None:
 
 
 async def _read(node: Alone) -> int:
-    """So many calls, by four clients of each name, that change nothing; their number."""
+    """Make calls that change nothing, by four clients of each name; return how many."""
     greeting = Expected(200, b'{"message":"Hello, Ada!","language":"en"}\n')
     exchanges = []
     for at in range(NAMES):
@@ -103,7 +103,7 @@ def _get(path: str) -> bytes:
 
 
 async def _memory(node: Edge) -> dict[str, int]:
-    """What a node has when it has settled: of each part, the median of several samples."""
+    """Return the memory of a node that has settled: of each part, the median of several samples."""
     await asyncio.sleep(SETTLE)
     samples = []
     for _ in range(SAMPLES):

@@ -60,7 +60,7 @@ async def main() -> None:
 
 
 async def node_at_target(control: Site, number: int) -> bytes:
-    """The poll of a new node that has nothing to do, as bytes."""
+    """Return the poll of a new node that has nothing to do, as bytes."""
     token = (await control.call("POST", "/v1/join-tokens", {}))["token"]
     inventory = wire.Inventory(database_id=str(uuid4()))
     joined = await ask(control, "/v1/nodes", wire.Join(f"node-{number}", str(uuid4())), token)
@@ -80,7 +80,7 @@ async def ask(control: Site, path: str, message: Any, token: str) -> Any:
 
 
 async def _round(client: Client, pid: int) -> tuple[Round, float]:
-    """What the load came to, and the CPU microseconds that the server spent on a request."""
+    """Return the load's result, and the CPU microseconds that the server spent on a request."""
     before = cpu.seconds([pid])
     done = await client.run(SECONDS)
     return done, (cpu.seconds([pid]) - before) / done.answers * 1e6

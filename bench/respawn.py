@@ -34,7 +34,7 @@ MEMORY_LIMIT = 8_000_000
 KILLS = 100
 FEW, MANY = 2, 10
 CALLS = 40
-"""For each worker, before its memory is looked at."""
+"""Calls of each worker before its memory is measured."""
 BODY = bytes(range(256))
 SELECT = b'{"sql":"SELECT count(*) FROM sqlite_schema"}'
 
@@ -72,7 +72,7 @@ async def main() -> None:
 
 @asynccontextmanager
 async def _node(where: Path, workers: int, cores: set[int]) -> AsyncIterator[aiohttp.ClientSession]:
-    """The node that has joined, with so many workers."""
+    """Start the node that has joined, with so many workers."""
     port = choose_port(None, OTHER_PORTS)
     arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(where / "edge"), "--listen", f"127.0.0.1:{port}"]
     settings = {"SKERRY_EDGE_WORKERS": str(workers)}
@@ -100,7 +100,7 @@ async def _call(http: aiohttp.ClientSession, name: str, body: bytes) -> bytes:
 
 
 async def _respawn(http: aiohttp.ClientSession, *, bare: bool = False) -> float:
-    """Seconds from the kill to the next worker's answer."""
+    """Return the seconds from the kill to the next worker's answer."""
     # It has shown that it works, so the next one is born without a delay.
     assert await _call(http, "echo", BODY) == BODY
     there = await _workers(http)
@@ -119,7 +119,7 @@ async def _respawn(http: aiohttp.ClientSession, *, bare: bool = False) -> float:
 
 
 async def _memory(http: aiohttp.ClientSession, workers: int) -> int:
-    """Bytes of the zygote and its workers together."""
+    """Return the bytes of the zygote and its workers together."""
     for _ in range(CALLS):
         calls = [_call(http, name, body) for name, body in (("echo", BODY), ("sql", SELECT)) for _ in range(workers)]
         await asyncio.gather(*calls)

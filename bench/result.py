@@ -20,7 +20,7 @@ def write(name: str, ratio: float, bar: float, details: dict[str, Any]) -> None:
 
 
 def read(name: str) -> dict[str, Any] | None:
-    """What the benchmark wrote, or None where it wrote nothing."""
+    """Return what the benchmark wrote, or None where it wrote nothing."""
     try:
         found: dict[str, Any] = json.loads(path(name).read_text())
     except FileNotFoundError:

@@ -27,7 +27,7 @@ LARGE = bytes(range(250)) * 40_000
 SMALL = bytes(range(256))
 CLIENTS = 2
 CALLS = 10
-"""Large ones in a row."""
+"""Large calls in a row."""
 ROUNDS = 5
 SECONDS = 2.0
 KIND = [("Content-Type", "application/octet-stream")]
@@ -75,7 +75,7 @@ def _ms(rounds: list[Round], part: float) -> float:
 
 
 def _echo(sock: socket.socket) -> float:
-    """Seconds of one large call."""
+    """Return the seconds of one large call."""
     started = time.perf_counter()
     sock.sendall(request("/functions/large", LARGE, KIND))
     head = b""

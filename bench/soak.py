@@ -43,12 +43,12 @@ CHANGE = b'{"sql":"UPDATE counts SET number = number + 1 WHERE id = ?","params":
 class Sample(NamedTuple):
     minutes: float
     front: float
-    """MiB."""
+    """MiB of the front."""
     zygote: float
     workers: float
-    """Mean of those that lived all the time."""
+    """Mean MiB of the processes that lived all the time."""
     descriptors: int
-    """Of all of them, the connections of the clients included."""
+    """Open descriptors of all processes, the connections of the clients included."""
 
 
 async def main(minutes: float) -> None:
@@ -100,7 +100,7 @@ async def main(minutes: float) -> None:
 async def _soak(
     control: Site, node: Edge, client: Client, echoes: list[int], workers: dict[str, Any], minutes: float
 ) -> tuple[list[Sample], int, int]:
-    """Samples, answers and releases of so many minutes. Error: WrongAnswer."""
+    """Load the node for so many minutes; return samples, answers and releases. Raises: WrongAnswer."""
     samples: list[Sample] = []
     answers = releases = 0
     started = time.monotonic()
@@ -139,7 +139,7 @@ def _take(front: int, zygote: int, workers: Sequence[int]) -> tuple[float, float
 
 
 def own_memory(pid: int) -> float:
-    """MiB that are the process's alone; 0 of one that has ended."""
+    """Return the MiB that are the process's alone; 0 once it has ended."""
     kilobytes = 0
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -168,7 +168,7 @@ async def _answer(node: Edge, name: str, body: bytes) -> bytes:
 
 
 def _distinct(wasm: bytes, number: int) -> bytes:
-    """The same module as another artifact: with a custom section at its end."""
+    """Return the module as another artifact: with a custom section at its end."""
     name = b"soak"
     content = bytes([len(name)]) + name + bytes([number])
     return wasm + bytes([0, len(content)]) + content

@@ -71,7 +71,7 @@ async def main() -> None:
 
 
 def _object(line: str) -> bool:
-    """Whether a request's first line stores an artifact."""
+    """Whether a request with this first line stores an artifact."""
     return line.startswith("PUT") and "owner.json" not in line
 
 

@@ -1,1 +1,1 @@
-"""What the benchmarks share: load, processes, CPU time."""
+"""What the benchmarks share: load, servers as processes, CPU time and memory."""

@@ -1,4 +1,4 @@
-"""Cores and CPU time, as Linux tells them."""
+"""Cores and CPU time, from Linux."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """One core for the load and one for what is measured; the same where this process may use only one."""
+    """Return a core for the load and one for what is measured; the same one where this process may use only one."""
     mine = sorted(os.sched_getaffinity(0))
     return {mine[0]}, {mine[-1]}
 
 
 def all_cores() -> set[int]:
-    """All that this process may use."""
+    """Return all cores that this process may use."""
     return set(os.sched_getaffinity(0))
 
 
@@ -31,12 +31,12 @@ def pinned(where: set[int]) -> Iterator[None]:
 
 
 def seconds(pids: Iterable[int]) -> float:
-    """CPU seconds that these processes have used so far, all their threads; one that has ended counts 0."""
+    """Return the CPU seconds that all threads of these processes have used; a process that has ended counts 0."""
     return sum(_of(pid) for pid in pids)
 
 
 def tree(pid: int) -> float:
-    """CPU seconds of a process, of its children and of those that it has waited for."""
+    """Return the CPU seconds of a process, of its children, and of the children that it has waited for."""
     live = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
     fields = _stat(pid)
     waited = (int(fields[13]) + int(fields[14])) * _TICK
@@ -44,7 +44,7 @@ def tree(pid: int) -> float:
 
 
 def _of(pid: int) -> float:
-    """Of its threads that live exactly, where the kernel counts that; else in hundredths."""
+    """Return a process's CPU seconds: exactly where it has one thread, else in ticks of a hundredth."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         if len(threads) == 1:
@@ -56,12 +56,12 @@ def _of(pid: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields behind the name: utime is 11, stime 12, those of waited children 13 and 14."""
+    """Return the fields of /proc/PID/stat after the name: 11 is utime, 12 stime, 13 and 14 those of waited children."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def machine() -> dict[str, object]:
-    """What a figure was measured on."""
+    """Describe the machine that a figure was measured on."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else "unknown"
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "load_before": round(os.getloadavg()[0], 2)}

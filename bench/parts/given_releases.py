@@ -24,14 +24,14 @@ COMPILE_WAIT = 3600.0
 
 
 class Release(msgspec.Struct):
-    """A line of stdin."""
+    """A release that is given as a line of stdin."""
 
     plan: wire.Plan
     functions: list[LocalFunction]
 
 
 class Given:
-    """In place of the agent."""
+    """Takes the place of the node's agent: it gives the releases that it reads to the node."""
 
     def __init__(self, runtime: ReleaseManager, compiler: Compiler) -> None:
         self._runtime = runtime

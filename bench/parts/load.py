@@ -17,12 +17,12 @@ STUCK = 10.0
 
 
 class WrongAnswer(Exception):
-    """The server answered something else than it should: nothing that it did counts."""
+    """The server's answer wasn't the one expected, so the whole run is void."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What each answer must be; its head may have any headers."""
+    """The status and the body that each answer must have; its head may have any headers."""
 
     status: int
     body: bytes
@@ -30,12 +30,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of load came to."""
+    """The result of one round of load."""
 
     answers: int
     seconds: float
     latencies: list[float]
-    """Seconds of each answer, sorted."""
+    """Seconds that each answer took, sorted."""
 
     @property
     def rate(self) -> float:
@@ -56,7 +56,7 @@ class Round:
 
 
 def request(path: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> bytes:
-    """A whole POST."""
+    """Return the bytes of a POST request."""
     lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -93,7 +93,7 @@ class Client:
             connection.transport.abort()
 
     async def run(self, seconds: float) -> Round:
-        """Load the server for so long. Raises `WrongAnswer`."""
+        """Load the server for `seconds`. Raises: WrongAnswer, when an answer isn't the expected one."""
         assert seconds <= MOST_SECONDS
         started = time.perf_counter()
         for connection in self._connections:
@@ -163,5 +163,5 @@ class _Connection(asyncio.Protocol):
 
 
 def rates(rounds: Sequence[Round]) -> float:
-    """The median of the rounds' answers a second."""
+    """Return the median of the rounds' answers a second."""
     return median(r.rate for r in rounds)

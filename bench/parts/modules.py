@@ -15,11 +15,11 @@ _ANSWER, _ROOM, _PAGES = 49_152, 65_536, 4
 _STATUS, _HEAD = (200).to_bytes(4, "little"), b"content-type: text/plain\n"
 _HEADER = b"\0asm\x01\0\0\0"
 _ARITHMETIC = (0x6A, 0x6B, 0x6C, 0x71, 0x72, 0x73, 0x77)
-"""i32.add, sub, mul, and, or, xor, rotl."""
+"""The opcodes of i32.add, sub, mul, and, or, xor and rotl."""
 
 
 def make(number: int, size: int) -> bytes:
-    """A module with about `size` bytes of code, the same for the same numbers."""
+    """Return a module with about `size` bytes of code; the same arguments make the same module."""
     seeded = random.Random(number)
     fillers = [_filler(seeded) for _ in range(max(1, size // FUNCTION_BYTES))]
     count = len(fillers)
@@ -48,12 +48,12 @@ def make(number: int, size: int) -> bytes:
 
 
 def answer(number: int) -> bytes:
-    """The body of each answer of a module."""
+    """Return the body of each answer of a module."""
     return b"module %d\n" % number
 
 
 def _filler(seeded: random.Random) -> bytes:
-    """A function of one number to another, with one local variable."""
+    """Return the code of a function from one number to another, with one local variable."""
     code = bytearray(b"\x01\x01\x7f")
     while len(code) < FUNCTION_BYTES:
         kind = seeded.randrange(8)

@@ -24,7 +24,7 @@ def node(front: int) -> dict[str, int]:
 
 
 def _tree(pid: int) -> Iterator[int]:
-    """A process and all below it."""
+    """Return a process and all its descendants."""
     yield pid
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -33,7 +33,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _sizes(pid: int | str) -> dict[str, int]:
-    """Bytes by the names of smaps_rollup; none of a process that has ended."""
+    """Return a process's bytes by their names in smaps_rollup; {} once it has ended."""
     sizes = {"Pss:": 0, "Private_Clean:": 0, "Private_Dirty:": 0}
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:

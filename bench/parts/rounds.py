@@ -9,7 +9,7 @@ from . import cpu
 
 
 class Load(Protocol):
-    """What a round of load came to."""
+    """The result of a round of load."""
 
     @property
     def answers(self) -> int: ...
@@ -27,12 +27,12 @@ class Load(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is loaded, by `run`, and the processes that it is."""
+    """One of the compared servers: `run` loads it; `pids` are its processes."""
 
     run: Callable[[], Awaitable[Load]]
     pids: Sequence[int]
     node: bool = False
-    """The first process is a node's front, the others are its workers."""
+    """Whether it is a node: then its front is the first of `pids`, and its workers are the others."""
 
 
 Rounds = dict[str, list[dict[str, float]]]
@@ -40,7 +40,7 @@ Rounds = dict[str, list[dict[str, float]]]
 
 
 async def take(loaded: Mapping[str, Loaded], count: int) -> Rounds:
-    """So many rounds, after one that warms up."""
+    """Run `count` rounds on each of the compared, after one that warms up."""
     rounds: Rounds = {name: [] for name in loaded}
     for number in range(count + 1):
         for name, each in loaded.items():
@@ -61,12 +61,12 @@ def _figures(done: Load, used: Sequence[float], node: bool) -> dict[str, float]:
 
 
 def ratios(rounds: Rounds, one: str, other: str, key: str = "rate") -> list[float]:
-    """A figure of one over that of the other, of each round."""
+    """Return for each round the figure of one divided by that of the other."""
     return [a[key] / b[key] for a, b in zip(rounds[one], rounds[other], strict=True)]
 
 
 def over(rounds: Rounds, one: str, other: str, key: str = "rate") -> float:
-    """The median of `ratios`."""
+    """Return the median of `ratios`."""
     return median(ratios(rounds, one, other, key))
 
 

@@ -33,23 +33,23 @@ LIMIT = 30.0
 """Seconds for anything that must come to be."""
 NODE = "edge-1"
 BeforeStore = Callable[[str], AbstractAsyncContextManager[str]]
-"""From the store's URL to the one that control gets."""
+"""Returns the URL of the store that control is given, for the store's own URL."""
 
 
 class Broken(Exception):
-    """A server is not as it should be; the message has the end of its log."""
+    """A server didn't start, ended, or answered wrongly; the message has the end of its log."""
 
 
 @dataclass
 class Process:
-    """A server of Python's, on its own cores."""
+    """A server in a Python process, on cores of its own."""
 
     pid: int
     port: int
     log: Path
 
     def failure(self, text: str) -> Broken:
-        """What was wrong, and what the server said last."""
+        """Return an error with this message and the end of the server's log."""
         return Broken(f"{text}; {self.log.name} ends with:\n{self.log.read_text()[-2000:]}")
 
 
@@ -70,7 +70,7 @@ async def process(
 
 @asynccontextmanager
 async def running(child: asyncio.subprocess.Process, port: int, log: Path) -> AsyncIterator[Process]:
-    """A started program as a server, from when it takes connections; it is ended with the block."""
+    """Yield the started program as a server once it takes connections; it is ended with the block."""
     made = Process(child.pid, port, log)
     try:
         deadline = time.monotonic() + LIMIT
@@ -92,7 +92,7 @@ async def running(child: asyncio.subprocess.Process, port: int, log: Path) -> As
 
 @asynccontextmanager
 async def folder() -> AsyncIterator[Path]:
-    """A folder that is gone afterwards, with a home of services in it."""
+    """Yield a folder with a home for the services in it; it is removed afterwards."""
     made = Path(tempfile.mkdtemp(prefix="skerry-bench-"))
     # So that the user that PostgreSQL runs as, where we are root, can reach it.
     made.chmod(0o711)
@@ -105,7 +105,7 @@ async def folder() -> AsyncIterator[Path]:
 
 @dataclass
 class Site:
-    """Control with a migrated database, on TLS, and an admin who asks it."""
+    """A running control over TLS on a migrated database, and calls to it as an admin."""
 
     folder: Path
     services: embedded.LocalServices
@@ -116,11 +116,11 @@ class Site:
 
     @property
     def tls(self) -> ssl.SSLContext:
-        """For clients of control."""
+        """A TLS context for clients of control."""
         return ssl.create_default_context(cafile=str(self.keys.ca))
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The body of a success, which it must be. Bytes are sent as an artifact, else the body is JSON."""
+        """Make a call that must succeed; return the answer's body. Bytes are sent as an artifact, the rest as JSON."""
         wasm = isinstance(body, bytes)
         headers = {"content-type": "application/wasm" if wasm else "application/json", "idempotency-key": str(uuid4())}
         data = body if wasm else orjson.dumps(body) if body is not None else None
@@ -131,7 +131,7 @@ class Site:
             return orjson.loads(content) if content else None
 
     async def push(self, name: str, wasm: bytes, manifest: dict[str, Any]) -> int:
-        """A new version of a function; its number."""
+        """Upload a version of a function, and return its number."""
         sha256 = hashlib.sha256(wasm).hexdigest()
         await self.call("PUT", f"/v1/artifacts/{sha256}", wasm)
         made = await self.call("POST", f"/v1/functions/{name}/versions", {"sha256": sha256, "manifest": manifest})
@@ -140,7 +140,7 @@ class Site:
 
 @asynccontextmanager
 async def database_and_keys(where: Path) -> AsyncIterator[tuple[embedded.LocalServices, pki.Pki, str]]:
-    """The services, the migrated metadata database, keys, and an admin's token."""
+    """Yield the services with a migrated metadata database, certificates, and an admin's token."""
     async with embedded.services(where / "home") as services:
         keys = pki.ensure(where / "pki")
         db = await database.connect(services.metadata_url, connections=1)

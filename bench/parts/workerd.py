@@ -1,4 +1,4 @@
-"""Another runtime of functions beside ours: workerd, with a WASM echo of the same shape, or with a SELECT by key."""
+"""The runtime that ours is compared with: workerd, with an equal WASM echo, or with a SELECT by key."""
 
 import asyncio
 import subprocess
@@ -85,28 +85,28 @@ _ECHO = """
 
 
 def install() -> None:
-    """What the benchmarks against workerd need: wrk and workerd, where they are missing."""
+    """Install wrk and workerd where they are missing."""
     subprocess.run([ROOT / "scripts" / "bench-tools"], check=True)
 
 
 def fresh() -> str:
-    """An echo by an instance for each request."""
+    """Return the script of an echo that makes an instance for each request."""
     return _ECHO_SCRIPT % ("", _NEW)
 
 
 def reused() -> str:
-    """An echo by one instance for all requests."""
+    """Return the script of an echo whose one instance serves all requests."""
     return _ECHO_SCRIPT % (f"const shared = {_NEW};", "shared")
 
 
 def query(rows: int) -> str:
-    """`?id=` answers an item's name and price from a Durable Object's table of so many rows."""
+    """Return a script that answers `?id=` with an item of a Durable Object's table of so many rows."""
     return _QUERY_SCRIPT % {"rows": rows}
 
 
 @asynccontextmanager
 async def serve(folder: Path, name: str, script: str) -> AsyncIterator[Process]:
-    """workerd with a script, until the block ends."""
+    """Run workerd with a script until the block ends."""
     port = choose_port(None, OTHER_PORTS)
     home = folder / f"workerd-{name}"
     disk = home / "disk"

@@ -13,7 +13,7 @@ from .load import Client, Expected, WrongAnswer, request
 
 MOST_SECONDS = 10
 _CHECKED = 0.1
-"""Seconds of checked load."""
+"""Seconds of load in which every answer is checked."""
 
 _SCRIPT = """
 wrk.method = "POST"
@@ -30,7 +30,7 @@ end
 
 @dataclass(frozen=True)
 class Target:
-    """A server's port, and what is asked of it."""
+    """A server's port, and the path that is requested."""
 
     port: int
     path: str
@@ -38,14 +38,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load, over all of its targets."""
+    """The result of a load, over all of its targets."""
 
     answers: int
     rate: float
     """Answers a second."""
     p50: float
-    """Seconds: of the target that was slowest in it."""
+    """Seconds within which half of the answers came, at the target where that took longest."""
     p99: float
+    """The same of 99 % of the answers."""
 
 
 class Wrk:
@@ -58,14 +59,17 @@ class Wrk:
         self._connections = connections
 
     async def check(self, targets: Sequence[Target], expected: bytes) -> None:
-        """Each target gives this answer. Error: WrongAnswer."""
+        """Check that each target gives this answer. Raises: WrongAnswer, when one doesn't."""
         for target in targets:
             sent = request(target.path, self._body, [("Content-Type", "application/octet-stream")])
             async with Client(target.port, [(sent, Expected(200, expected))]) as client:
                 await client.run(_CHECKED)
 
     async def run(self, targets: Sequence[Target], seconds: int) -> Load:
-        """Load the targets at the same time, each by its share of the connections. Error: WrongAnswer."""
+        """Load all targets at once, each with its share of the connections.
+
+        Raises: WrongAnswer, when an answer isn't a success.
+        """
         assert seconds <= MOST_SECONDS
         share = self._connections // len(targets)
         found = await asyncio.gather(*[self._one(target, share, seconds) for target in targets])
