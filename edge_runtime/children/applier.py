@@ -61,8 +61,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         try:
             match frame.kind:
                 case frames.APPLY:
-                    asked = _decode_apply(frame.body)
-                    prepared = prepare(opened, asked.plan, asked.functions, asked.secrets, afresh=asked.afresh)
+                    order = _decode_apply(frame.body)
+                    prepared = prepare(opened, order.plan, order.functions, order.secrets, afresh=order.afresh)
                     frames.send_json(sock, frame.request, frames.PREPARED, prepared)
                 case frames.COMMIT:
                     commit(opened)

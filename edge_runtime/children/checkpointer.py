@@ -75,21 +75,21 @@ def connect(path: Path) -> Database:
     return opened
 
 
-def checkpoint(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
+def checkpoint(opened: Database, order: frames.Checkpoint) -> frames.Checkpointed:
     """Move what can be moved. Raises: sqlite3.Error, when the disk fails."""
-    if asked.mode == "passive":
-        return _run(opened, asked)
+    if order.mode == "passive":
+        return _run(opened, order)
     opened.lock.acquire()
     try:
-        opened.rows(f"PRAGMA busy_timeout = {int(asked.patience_ms)}")
-        return _run(opened, asked)
+        opened.rows(f"PRAGMA busy_timeout = {int(order.patience_ms)}")
+        return _run(opened, order)
     finally:
         opened.rows(f"PRAGMA busy_timeout = {database.BUSY_MS}")
         opened.lock.release()
 
 
-def _run(opened: Database, asked: frames.Checkpoint) -> frames.Checkpointed:
-    row = opened.read(CheckpointRow, _PRAGMAS[asked.mode])[0]
+def _run(opened: Database, order: frames.Checkpoint) -> frames.Checkpointed:
+    row = opened.read(CheckpointRow, _PRAGMAS[order.mode])[0]
     return frames.Checkpointed(bool(row.busy), row.log, row.checkpointed)
 
 

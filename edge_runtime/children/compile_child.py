@@ -48,13 +48,13 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
             raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
 
 
-def _compile(sock: socket.socket, asked: frames.Compile) -> None:
+def _compile(sock: socket.socket, order: frames.Compile) -> None:
     try:
-        wasm = _read(asked)
+        wasm = _read(order)
         # Before the wasm is parsed, so that it can't touch the AOT files of others.
-        fence.narrow([(Path(asked.folder), REBUILD), PROCESSOR])
+        fence.narrow([(Path(order.folder), REBUILD), PROCESSOR])
         faults.reach("edge.compile.before")
-        made = compile_artifact(wasm, Path(asked.folder), asked.level)
+        made = compile_artifact(wasm, Path(order.folder), order.level)
         faults.reach("edge.compile.after")
     except Lost as lost:
         frames.send_json(sock, 0, frames.FAILED, frames.Failure("artifact_lost", str(lost)))
@@ -66,25 +66,25 @@ def _compile(sock: socket.socket, asked: frames.Compile) -> None:
         frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(made.digest))
 
 
-def _read(asked: frames.Compile) -> bytes:
+def _read(order: frames.Compile) -> bytes:
     """Return the artifact's bytes. Raises: Lost, when they can't be read or have another sha256."""
     try:
-        wasm = Path(asked.artifact).read_bytes()
+        wasm = Path(order.artifact).read_bytes()
     except OSError as error:
-        raise Lost(f"{asked.artifact} can't be read: {error}") from None
-    found = hashlib.sha256(wasm).hexdigest()
-    if found != asked.sha256:
-        raise Lost(f"{asked.artifact} has the sha256 {found}: it is damaged")
+        raise Lost(f"{order.artifact} can't be read: {error}") from None
+    digest = hashlib.sha256(wasm).hexdigest()
+    if digest != order.sha256:
+        raise Lost(f"{order.artifact} has the sha256 {digest}: it is damaged")
     return wasm
 
 
-def _try(sock: socket.socket, asked: frames.Try) -> None:
+def _try(sock: socket.socket, order: frames.Try) -> None:
     """Load one function after the other, and tell the memory that each takes; stop at the first that can't be
     loaded."""
-    for local in asked.functions:
+    for local in order.functions:
         before = allocated()
         try:
-            function = guest.Function.load(local, asked.secrets.get(local.name, {}))
+            function = guest.Function.load(local, order.secrets.get(local.name, {}))
         except (Damaged, WasmEdgeError, OSError) as error:
             text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
             frames.send_json(sock, 0, frames.FAILED, frames.Failure("function_unloadable", text))
@@ -95,10 +95,10 @@ def _try(sock: socket.socket, asked: frames.Try) -> None:
         frames.send_json(sock, 0, frames.TRIED, frames.Tried(need))
 
 
-def _verify(sock: socket.socket, asked: frames.Verify) -> None:
+def _verify(sock: socket.socket, order: frames.Verify) -> None:
     """Check files, and tell which are missing or damaged."""
     damaged = []
-    for path, digest in asked.files:
+    for path, digest in order.files:
         try:
             verify(Path(path), digest)
         except (Damaged, OSError):

@@ -62,10 +62,10 @@ class Functions:
         hashed = hashlib.sha256(frames.encode_json(secrets)).digest()
         why = "" if lacking is None else lacking.message
         key = (local.name, local.code[1], local.manifest_digest, hashed, why)
-        found = self._entries.get(key)
-        if found is None:
-            found = self._entries[key] = Entry(key, local, secrets, lacking)
-        return found
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = Entry(key, local, secrets, lacking)
+        return entry
 
     def load(self, entry: Entry) -> guest.Function | frames.Failure:
         """Load a function, or return why it can't be called. If its compiled code is damaged, it runs on the
@@ -125,5 +125,5 @@ class Functions:
 
 def allocated() -> int:
     """Return the bytes that this process has allocated by malloc: nearly all that a loaded function takes is there."""
-    found = libc.mallinfo2()
-    return int(found.uordblks + found.hblkhd)
+    counts = libc.mallinfo2()
+    return int(counts.uordblks + counts.hblkhd)

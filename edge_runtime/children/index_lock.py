@@ -53,8 +53,8 @@ class IndexLock:
 
     def _is_shared(self, descriptor: int) -> bool:
         """Share the lock that another process holds; return whether there is one."""
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BYTE, 1, 0)
-        kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BYTE, 1, 0)
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
         if kind != fcntl.F_RDLCK:
             # Nobody holds the lock, or the index is just being made anew.
             return False

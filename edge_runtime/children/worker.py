@@ -124,13 +124,13 @@ class Worker:
         self._calls = entry.used = self._calls + 1
         if function is None:
             self._mark.loading(request)
-            found = self._functions.load(entry)
+            loaded = self._functions.load(entry)
             if self._functions.damaged:
                 frames.send(self._sock, request, frames.DAMAGED)
-            if isinstance(found, frames.Failure):
-                self._fault(request, found.code, found.message)
+            if isinstance(loaded, frames.Failure):
+                self._fault(request, loaded.code, loaded.message)
                 return
-            function = found
+            function = loaded
         sql = None
         services = self._ungranted
         if manifest.sql != "none" or manifest.http is not None:
@@ -139,10 +139,10 @@ class Worker:
             sending = None if sql is None else sql.sending
             http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request, sending)
             services = guest.Services(denials.sql if sql is None else sql, http)
-        asked = guest.Request(*(*before, frame.body, *after))
+        guest_request = guest.Request(*(*before, frame.body, *after))
         self._mark.start(request)
         try:
-            answer = function.runner.call(asked, services)
+            answer = function.runner.call(guest_request, services)
             if sql is not None:
                 if answer.status < 500:
                     sql.commit()
@@ -213,9 +213,9 @@ class Worker:
             wanted = local.name in new or self._functions.loaded(local.name)
             if wanted and entry.function is None and entry.lacking is None:
                 entry.used = self._calls
-                found = self._functions.load(entry)
-                if isinstance(found, frames.Failure) and local.code[0]:
-                    failures.append(found)
+                loaded = self._functions.load(entry)
+                if isinstance(loaded, frames.Failure) and local.code[0]:
+                    failures.append(loaded)
         self._releases[load.serial] = Release(load.release.generation, entries)
         self._known.clear()
         return failures

@@ -111,7 +111,7 @@ def call(
         request = Request(method, _ascii(path), _ascii(query), sent, content)
     except UnicodeEncodeError:
         raise click.UsageError("the path and the query must be percent-encoded") from None
-    asked = {
+    single_call = {
         "file": str(file),
         "manifest": manifest,
         "request": request,
@@ -121,12 +121,12 @@ def call(
         "fence": fence,
     }
     try:
-        told = _ask(asked, manifest.time_limit_ms / 1000, as_json)
+        result = _ask(single_call, manifest.time_limit_ms / 1000, as_json)
     finally:
         if database is not None:
             tidy(database)
-    _show(told, as_json)
-    if told.code:
+    _show(result, as_json)
+    if result.code:
         sys.exit(1)
 
 
@@ -168,7 +168,7 @@ def _manifest(
         raise click.UsageError(f"the manifest isn't valid: {wire.unfit(error)}") from None
 
 
-def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult:
+def _ask(single_call: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult:
     """The call's end, made by a child. Raises: click's."""
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "edge_runtime.oneshot.single_call"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -178,7 +178,7 @@ def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult
     timer.start()
     began = False
     try:
-        child.stdin.write(msgspec.json.encode(asked))
+        child.stdin.write(msgspec.json.encode(single_call))
         child.stdin.close()
         line = child.stdout.readline()
         if json.loads(line or b"{}").get("running"):
@@ -193,7 +193,7 @@ def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult
         status = child.wait()
     if line:
         return msgspec.json.decode(line, type=SingleCallResult)
-    name = Path(asked["file"]).name
+    name = Path(single_call["file"]).name
     if status == -signal.SIGKILL:
         if began:
             return SingleCallResult(
@@ -206,25 +206,25 @@ def _ask(asked: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult
     return SingleCallResult(502, code="worker_crashed", message=f"The process that ran {name} {ended}.")
 
 
-def _show(told: SingleCallResult, as_json: bool) -> None:
-    headers = [line.split(": ", 1) for line in told.head.decode("latin-1").split("\r\n") if line]
+def _show(result: SingleCallResult, as_json: bool) -> None:
+    headers = [line.split(": ", 1) for line in result.head.decode("latin-1").split("\r\n") if line]
     if as_json:
-        error = {"error": {"code": told.code, "message": told.message}} if told.code else {}
-        log = told.log.decode(errors="replace")
-        answer = {} if told.code else {"headers": headers, "body": _text(told.body)}
-        show({"status": told.status, **answer, **error, "log": log, "seconds": round(told.seconds, 6)})
+        error = {"error": {"code": result.code, "message": result.message}} if result.code else {}
+        log = result.log.decode(errors="replace")
+        answer = {} if result.code else {"headers": headers, "body": _text(result.body)}
+        show({"status": result.status, **answer, **error, "log": log, "seconds": round(result.seconds, 6)})
         return
-    sys.stderr.write(told.log.decode(errors="replace"))
-    if told.code:
-        click.echo(f"Error: {told.message} ({told.code})", err=True)
+    sys.stderr.write(result.log.decode(errors="replace"))
+    if result.code:
+        click.echo(f"Error: {result.message} ({result.code})", err=True)
         return
     known = {status.value: status.phrase for status in http.HTTPStatus}
-    click.echo(f"{told.status} {known.get(told.status, '')}".strip())
+    click.echo(f"{result.status} {known.get(result.status, '')}".strip())
     for name, value in headers:
         click.echo(f"{name}: {value}")
     click.echo()
     sys.stdout.flush()
-    sys.stdout.buffer.write(told.body)
+    sys.stdout.buffer.write(result.body)
     sys.stdout.buffer.flush()
 
 

@@ -99,7 +99,7 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
     writes, 3 if it doesn't run.
     """
     try:
-        found = read_status(listen, local_token())
+        document = read_status(listen, local_token())
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
@@ -114,12 +114,12 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
     except ValueError as error:
         raise fail("status_refused", str(error), as_json) from None
     if as_json:
-        show({"running": True, **found})
+        show({"running": True, **document})
     else:
-        click.echo(render(found), nl=False)
+        click.echo(render(document), nl=False)
     # A node without an agent (without control) is well as long as it answers.
-    away = found.get("control") and found.get("at_target") is not True
-    if found.get("error") or away or _database_ails(found):
+    away = document.get("control") and document.get("at_target") is not True
+    if document.get("error") or away or _database_ails(document):
         sys.exit(1)
 
 
@@ -176,49 +176,51 @@ def read_status(listen: str, token: str) -> dict[str, Any]:
     finally:
         connection.close()
     try:
-        found = orjson.loads(body)
+        document = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise ValueError(f"what listens on {listen} is no node: it answered {answer.status}") from None
-    if answer.status != 200 or not isinstance(found, dict):
-        raise ValueError(found.get("detail", str(found)) if isinstance(found, dict) else str(found))
-    return found
+    if answer.status != 200 or not isinstance(document, dict):
+        raise ValueError(document.get("detail", str(document)) if isinstance(document, dict) else str(document))
+    return document
 
 
-def render(found: dict[str, Any]) -> str:
+def render(document: dict[str, Any]) -> str:
     """Return a node's status for a person, one fact per line."""
     lines = []
-    if node := found.get("node"):
+    if node := document.get("node"):
         lines.append(f"node       {node['name']} ({node['id']}), group {node['group']}")
-    if control := found.get("control"):
+    if control := document.get("control"):
         heard = f", last heard at {control['heard_at']}" if control["heard_at"] else ""
         lines.append(f"control    {control['url']} {'answers' if control['reachable'] else 'does not answer'}{heard}")
-    if release := found.get("release"):
+    if release := document.get("release"):
         lines.append(f"release    {release['number']} (generation {release['generation']})")
     else:
         lines.append("release    none yet")
-    if "at_target" in found:
-        at = {True: "yes", False: "no", None: "not known yet"}[found["at_target"]]
+    if "at_target" in document:
+        at = {True: "yes", False: "no", None: "not known yet"}[document["at_target"]]
         lines.append(f"at target  {at}")
-    lines.append(f"schema     {found.get('schema_version', 0)}")
-    if sync := found.get("sync"):
+    lines.append(f"schema     {document.get('schema_version', 0)}")
+    if sync := document.get("sync"):
         step = f", step {sync['step']}" if sync.get("step") else ""
         lines.append(f"sync       to release {sync['release']}{step}, since {sync['started_at']}")
-    for error in {e["code"]: e for e in (found.get("error"), (found.get("control") or {}).get("error")) if e}.values():
+    for error in {
+        e["code"]: e for e in (document.get("error"), (document.get("control") or {}).get("error")) if e
+    }.values():
         lines.append(f"error      {error['code']} at {error['at']}: {error['message']}")
-    if found.get("next_attempt"):
-        lines.append(f"next try   {found['next_attempt']}")
-    if (found.get("secrets") or {}).get("error"):
-        lines.append(f"secrets    {found['secrets']['error']}")
-    if _database_ails(found):
-        lines.append(_database(found["database"]))
-    if unfenced := (found.get("workers") or {}).get("unfenced"):
+    if document.get("next_attempt"):
+        lines.append(f"next try   {document['next_attempt']}")
+    if (document.get("secrets") or {}).get("error"):
+        lines.append(f"secrets    {document['secrets']['error']}")
+    if _database_ails(document):
+        lines.append(_database(document["database"]))
+    if unfenced := (document.get("workers") or {}).get("unfenced"):
         lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
-    lines += [_function(function) for function in found.get("functions", [])]
+    lines += [_function(function) for function in document.get("functions", [])]
     return "\n".join(lines) + "\n"
 
 
-def _database_ails(found: dict[str, Any]) -> bool:
-    database = found.get("database") or {"writes": "open", "checkpoint_error": None}
+def _database_ails(document: dict[str, Any]) -> bool:
+    database = document.get("database") or {"writes": "open", "checkpoint_error": None}
     return database["writes"] == "refused" or database["checkpoint_error"] is not None
 
 

@@ -28,9 +28,9 @@ async def run(pool: Pool, folder: Path, limit: int) -> None:
         now = time.monotonic()
         for link in list(pool.links):
             if link.jobs and not link.killed and now - link.since > PERIOD:
-                found = used(link.child.pid, folder)
-                if found > limit:
-                    log.error("worker %d has %d MiB of temporary data", link.child.pid, found >> 20)
+                size = used(link.child.pid, folder)
+                if size > limit:
+                    log.error("worker %d has %d MiB of temporary data", link.child.pid, size >> 20)
                     link.kill(TEMP)
 
 

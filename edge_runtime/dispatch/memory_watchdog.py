@@ -32,9 +32,9 @@ async def run(pool: Pool, besides: int) -> None:
         await asyncio.sleep(PERIOD)
         for link in list(pool.links):
             limit = allowed(link, besides)
-            found = private(link.child.pid)
-            if found > limit and not link.killed:
-                log.error("worker %d has %d MiB of memory, and may have %d", link.child.pid, found >> 20, limit >> 20)
+            size = private(link.child.pid)
+            if size > limit and not link.killed:
+                log.error("worker %d has %d MiB of memory, and may have %d", link.child.pid, size >> 20, limit >> 20)
                 link.kill(MEMORY)
 
 

@@ -84,11 +84,11 @@ def of_frame(kind: int, head: bytes, body: bytes | memoryview, release: int) -> 
 
 def denials(body: bytes) -> dict[str, int]:
     """Return how often a call was denied what its manifest doesn't grant, by kind. Raises: ValueError."""
-    found = _decode_denied(body)
-    for kind, times in found.items():
+    times_by_kind = _decode_denied(body)
+    for kind, times in times_by_kind.items():
         if kind not in DENIED or times < 1:
             raise ValueError(f"it was denied {kind[:80]!r} {times} times")
-    return found
+    return times_by_kind
 
 
 def blames(why: str, state: int, status: int | None) -> bool:

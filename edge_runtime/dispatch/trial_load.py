@@ -71,8 +71,8 @@ class TrialLoads:
         """
         child = await self._processes.birth("compiler")
         with contextlib.closing(child):
-            asked = frames.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
-            reply = await child.ask(frames.TRY, asked, LIMIT)
+            order = frames.Try(list(new), {f.name: secrets[f.name] for f in new if f.name in secrets})
+            reply = await child.ask(frames.TRY, order, LIMIT)
             while True:
                 if reply.kind == frames.FAILED:
                     failure = decode_failure(reply.body)

@@ -49,29 +49,29 @@ def read(request: bytes, grant: wire.HttpGrant) -> Outgoing:
     if len(head) > HEAD_LIMIT:
         raise _invalid(f"The request's URL and headers have {len(head)} bytes as JSON; {HEAD_LIMIT} are allowed.")
     try:
-        asked = http_messages.decode_asked(head)
+        fields = http_messages.decode_asked(head)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid(f"The request isn't as it must be: {error}") from None
-    scheme, host, port, target = _url(asked.url)
+    scheme, host, port, target = _url(fields.url)
     pattern = granted(grant.hosts, scheme, host, port)
     if pattern is None:
         shown = f"{scheme}://{_bracketed(host)}:{port}"
         cure = "" if scheme == "https" else " (plain http must be named: `http://HOST`)"
         raise NotFetched("not_granted", f"The manifest's `http.hosts` doesn't name {shown}{cure}.", "http_host")
-    if not _TOKEN.fullmatch(asked.method):
+    if not _TOKEN.fullmatch(fields.method):
         raise _invalid("The method isn't one.")
-    if asked.method not in grant.methods:
+    if fields.method not in grant.methods:
         listed = ", ".join(grant.methods)
-        text = f"The manifest's `http.methods` doesn't name {asked.method[:16]}; it has {listed}."
+        text = f"The manifest's `http.methods` doesn't name {fields.method[:16]}; it has {listed}."
         raise NotFetched("not_granted", text, "http_method")
     if len(data) > grant.request_bytes:
         text = (
             f"The request's body has {len(data)} bytes; the manifest's `http.request_bytes` is {grant.request_bytes}."
         )
         raise NotFetched("http_too_large", text)
-    headers = _headers(asked.headers, host, port, scheme, len(data))
+    headers = _headers(fields.headers, host, port, scheme, len(data))
     lasting = "*" not in pattern
-    return Outgoing(asked.method, scheme, host, port, target, headers, data, lasting)
+    return Outgoing(fields.method, scheme, host, port, target, headers, data, lasting)
 
 
 def granted(hosts: Iterable[str], scheme: str, host: str, port: int) -> str | None:
@@ -94,10 +94,10 @@ def _url(url: str) -> tuple[str, str, int, str]:
     """Return scheme, host, port and target of a URL; refuse what another reader might understand otherwise."""
     if len(url) > URL_LIMIT:
         raise _invalid(f"The URL has {len(url)} characters; {URL_LIMIT} are allowed.")
-    found = _URL.fullmatch(url)
-    if found is None:
+    match = _URL.fullmatch(url)
+    if match is None:
         raise _invalid("The URL must begin with https:// or http://.")
-    scheme, authority, target = found[1].lower(), found[2], found[3]
+    scheme, authority, target = match[1].lower(), match[2], match[3]
     if "@" in authority:
         raise _invalid("The URL has a user's name or password: send an Authorization header.")
     split = _AUTHORITY.fullmatch(authority)

@@ -92,9 +92,9 @@ class Resolver(AbstractResolver):
     def _look_up(self, host: str, port: int, family: int) -> list[ResolveResult]:
         # A machine without a network still has loopback, which AI_ADDRCONFIG doesn't count.
         flags = 0 if host == "localhost" else socket.AI_ADDRCONFIG
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
+        infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
         allowed: list[ResolveResult] = []
-        for kind, _, protocol, _, place in found:
+        for kind, _, protocol, _, place in infos:
             address = ipaddress.ip_address(str(place[0]).partition("%")[0])
             if reachable(host, address, self._networks) and (address.is_loopback or not is_own(address)):
                 allowed.append(
@@ -160,45 +160,45 @@ class HttpClient:
         """
         if grant is None:
             raise NotFetched("not_granted", "This function's manifest grants it no HTTP: set `http`.", "http_host")
-        asked = grants.read(request, grant)
-        if sending is not None and asked.method not in http_messages.REPEATABLE:
+        outgoing = grants.read(request, grant)
+        if sending is not None and outgoing.method not in http_messages.REPEATABLE:
             sending()
-        where = f"{asked.scheme}://{asked.host}"
+        where = f"{outgoing.scheme}://{outgoing.host}"
         limit = grant.time_limit_ms
         try:
             async with asyncio.timeout(limit / 1000):
-                return await self._answer(asked, grant.response_bytes)
+                return await self._answer(outgoing, grant.response_bytes)
         except TimeoutError:
             text = f"{where} had not answered after {limit} ms (the manifest's `http.time_limit_ms`)."
             raise NotFetched("http_timeout", text) from None
         except aiohttp.ClientConnectorDNSError as error:
             if isinstance(error.os_error, AddressRefused):
                 text = (
-                    f"{asked.host} leads to an address that isn't public: name the address itself in `http.hosts`, or "
-                    "have the node's operator allow its network (http_networks)."
+                    f"{outgoing.host} leads to an address that isn't public: name the address itself in `http.hosts`, "
+                    "or have the node's operator allow its network (http_networks)."
                 )
                 raise NotFetched("not_granted", text, "http_address") from None
-            raise NotFetched("http_failed", f"{asked.host} has no address: {error.os_error}.") from None
+            raise NotFetched("http_failed", f"{outgoing.host} has no address: {error.os_error}.") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise NotFetched("http_failed", f"The request to {where} failed: {_why(error)}.") from None
 
-    async def _answer(self, asked: Outgoing, limit: int) -> bytes:
+    async def _answer(self, outgoing: Outgoing, limit: int) -> bytes:
         if self._session is None:
             raise NotFetched("http_failed", "The node is being stopped.")
-        headers = list(asked.headers)
+        headers = list(outgoing.headers)
         if not any(name.lower() == "user-agent" for name, _ in headers):
             headers.append(("User-Agent", "skerry"))
-        host = f"[{asked.host}]" if ":" in asked.host else asked.host
-        url = URL(f"{asked.scheme}://{host}:{asked.port}{asked.target}", encoded=True)
+        host = f"[{outgoing.host}]" if ":" in outgoing.host else outgoing.host
+        url = URL(f"{outgoing.scheme}://{host}:{outgoing.port}{outgoing.target}", encoded=True)
         # Raw bytes would be sent in one piece.
-        data = io.BytesIO(asked.body) if asked.body else None
+        data = io.BytesIO(outgoing.body) if outgoing.body else None
         async with self._session.request(
-            asked.method, url, headers=headers, data=data, allow_redirects=False
+            outgoing.method, url, headers=headers, data=data, allow_redirects=False
         ) as answered:
             size = sum(len(name) + len(value) for name, value in answered.raw_headers)
             if len(answered.raw_headers) > HEADERS_LIMIT or size > HEADER_BYTES_LIMIT:
                 answered.close()
-                raise NotFetched("http_failed", f"{asked.host} answered with more headers than a node takes.")
+                raise NotFetched("http_failed", f"{outgoing.host} answered with more headers than a node takes.")
             body = bytearray()
             async for piece in answered.content.iter_chunked(_PIECE):
                 body += piece
@@ -206,7 +206,7 @@ class HttpClient:
                     answered.close()
                     text = f"The answer is larger than {limit} bytes (the manifest's `http.response_bytes`)."
                     raise NotFetched("http_too_large", text)
-            if not asked.lasting:
+            if not outgoing.lasting:
                 # A pattern may match any number of hosts: their connections aren't kept.
                 answered.close()
             return http_messages.answer(answered.status, answered.raw_headers, body)

@@ -54,18 +54,18 @@ class RequestsInFlight:
     async def _answer(self, link: WorkerLink, call: Call, id: int, request: bytes) -> None:
         target = call.target
         try:
-            told = await self._egress.fetch(target.function.manifest.http, request, call.sends)
+            answer = await self._egress.fetch(target.function.manifest.http, request, call.sends)
         except NotFetched as error:
             if error.denied:
                 target.tally.deny(error.denied)
-            told = _refused(error.code, str(error))
+            answer = _refused(error.code, str(error))
         except Exception:
             log.exception("a request of %s failed in a way that nobody foresaw", target.function.name)
-            told = _refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
+            answer = _refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
         # Before the answer is sent: the next request may come before this task's end is known.
         self._waiting.discard(link)
         if not link.ended.done():
-            link.send(id, frames.HTTP_ANSWER, b"", told)
+            link.send(id, frames.HTTP_ANSWER, b"", answer)
 
 
 def _refused(code: str, message: str) -> bytes:

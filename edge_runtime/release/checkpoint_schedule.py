@@ -132,7 +132,7 @@ class CheckpointSchedule:
 
     def after_release(self) -> None:
         """Note that a release's transaction was committed."""
-        self._exempt += max(0, (found.bytes if (found := self._read()) else 0) - self._before_release)
+        self._exempt += max(0, (index.bytes if (index := self._read()) else 0) - self._before_release)
         self.look()
 
     async def settle(self) -> None:
@@ -187,20 +187,20 @@ class CheckpointSchedule:
 
     def look(self) -> None:
         """Look how long the log is, and act on it."""
-        found = self._read()
-        if found is None:
+        index = self._read()
+        if index is None:
             return
-        if self._index is not None and found.frames < self._index.frames:
+        if self._index is not None and index.frames < self._index.frames:
             # The log has begun anew.
             self._exempt = 0
-        self._index = found
-        if found != self._begun:
+        self._index = index
+        if index != self._begun:
             self._begun = None
         if self._due:
             self._needed.set()
         elif self.error and not self._unsettled and self.size < START:
             self._is_well()
-        self._press(found.bytes if found.bytes >= self._most else max(0, found.bytes - self._exempt))
+        self._press(index.bytes if index.bytes >= self._most else max(0, index.bytes - self._exempt))
 
     @property
     def _due(self) -> bool:
@@ -217,13 +217,13 @@ class CheckpointSchedule:
         now, before = time.monotonic(), self._pool.pressure
         if before is Pressure.NONE:
             self._full_since = now
-        found = pressure(size, self.limit, before, now - self._full_since)
-        if found is not before:
-            if found is Pressure.REFUSE:
+        pressed = pressure(size, self.limit, before, now - self._full_since)
+        if pressed is not before:
+            if pressed is Pressure.REFUSE:
                 log.error("the write-ahead log has %d MiB: calls that may write are refused until it has less", mib)
             elif before is Pressure.REFUSE:
                 log.info("the write-ahead log is short again: calls may write")
-            self._pool.pressure = found
+            self._pool.pressure = pressed
             self._pool.feed()
 
     async def _work(self) -> None:
@@ -248,10 +248,10 @@ class CheckpointSchedule:
             except (frames.ChildGone, NotBorn, TimeoutError, _Failed) as error:
                 self._end_child()
                 failures += 1
-                found = str(error) or "the checkpointer didn't open the file in time"
-                if found != self.error:
-                    self.error = found
-                    log.error("the database's checkpoint failed, and is tried again: %s", found)
+                why = str(error) or "the checkpointer didn't open the file in time"
+                if why != self.error:
+                    self.error = why
+                    log.error("the database's checkpoint failed, and is tried again: %s", why)
                 if self._unsettled:
                     self._needed.set()
                 await asyncio.sleep(min(FAILURE_CAP, PERIOD * 2.0 ** min(failures - 1, 10)))
@@ -305,9 +305,9 @@ class CheckpointSchedule:
             raise
         return child
 
-    async def _ask(self, child: Child, asked: frames.Checkpoint) -> frames.Checkpointed:
+    async def _ask(self, child: Child, order: frames.Checkpoint) -> frames.Checkpointed:
         """Ask for a checkpoint, without a time limit: it takes what the disk takes."""
-        reply = await child.ask(frames.CHECKPOINT, asked, None)
+        reply = await child.ask(frames.CHECKPOINT, order, None)
         if reply.kind == frames.FAILED:
             raise _Failed(decode_failure(reply.body).message)
         return _decode_done(reply.body)

@@ -74,16 +74,16 @@ class Compiler:
 
     async def compile(self, sha256: str, level: int, *, background: bool = False) -> AotFile:
         """Find the AOT file of an artifact, or compile it in a child. Raises: SyncFailed."""
-        found = await self._find(sha256, level)
-        if found is None:
+        aot = await self._find(sha256, level)
+        if aot is None:
             try:
-                found = await self.compilations.make(sha256, level, background=background)
+                aot = await self.compilations.make(sha256, level, background=background)
             except SyncFailed as failed:
                 if failed.code == "artifact_lost":
                     self.lost.add(sha256)
                 raise
-            self._known[sha256, level] = found
-        return found
+            self._known[sha256, level] = aot
+        return aot
 
     async def improve(self, release: LocalRelease) -> list[LocalFunction]:
         """Return the release's functions, one artifact with better code; the same list if there is none better.

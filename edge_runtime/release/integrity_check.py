@@ -58,22 +58,22 @@ class IntegrityCheck:
             if function.aot:
                 compiled[function.aot] = function
         files = [*artifacts.items(), *((path, function.aot_digest) for path, function in compiled.items())]
-        found: list[str] = []
+        damaged: list[str] = []
         if files:
             child = await self._processes.birth("compiler", background=True)
             with contextlib.closing(child):
                 reply = await child.ask(frames.VERIFY, frames.Verify(files), LIMIT)
-            found = _decode_verified(reply.body).damaged
-        for path in found:
+            damaged = _decode_verified(reply.body).damaged
+        for path in damaged:
             log.error("%s is damaged or gone: it is %s again", path, "made" if path in compiled else "fetched")
         # Another release may have come meanwhile, and brought its own.
         served = {f.sha256 for f in self._runtime.release.functions} if self._runtime.release is not None else set()
-        for sha256 in {compiled[path].sha256 for path in found if path in compiled} & served:
+        for sha256 in {compiled[path].sha256 for path in damaged if path in compiled} & served:
             self._runtime.damaged(sha256)
-        if lost := {artifacts[path] for path in found if path in artifacts} & served:
+        if lost := {artifacts[path] for path in damaged if path in artifacts} & served:
             self._compiler.lost |= lost
             self._runtime.less.set()
-        self._at, self._damaged = datetime.now(UTC), [Path(path).name for path in found]
+        self._at, self._damaged = datetime.now(UTC), [Path(path).name for path in damaged]
 
     def status(self) -> dict[str, Any]:
         """For the node's status: when the files were last checked, and which were damaged then."""

@@ -92,10 +92,10 @@ class ReleaseManager:
     def inventory(self) -> wire.Inventory:
         """What the node runs, for control. Functions whose artifacts are lost are left out, so that they are sent
         again."""
-        found, lost = self._stored.inventory, self._compiler.lost
+        inventory, lost = self._stored.inventory, self._compiler.lost
         if not lost:
-            return found
-        return msgspec.structs.replace(found, functions=[f for f in found.functions if f.sha256 not in lost])
+            return inventory
+        return msgspec.structs.replace(inventory, functions=[f for f in inventory.functions if f.sha256 not in lost])
 
     def error(self) -> dict[str, str] | None:
         """Return why nothing is served, for the node's status; None if that isn't so."""
@@ -248,13 +248,13 @@ class ReleaseManager:
             applier.kill()
             await applier.exited
             log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
-            found = await stored_release.until_answered(self._processes)
-            self._believe(found)
-            if found.release is None or (found.release.release_id, found.release.generation) != (
+            in_file = await stored_release.until_answered(self._processes)
+            self._believe(in_file)
+            if in_file.release is None or (in_file.release.release_id, in_file.release.generation) != (
                 release.release_id,
                 release.generation,
             ):
-                if not found.durable:
+                if not in_file.durable:
                     self._in_doubt()
                     text = (
                         f"The applier ended in the COMMIT of release {release.number}, and the disk fails: after a "
@@ -263,7 +263,7 @@ class ReleaseManager:
                     raise SyncFailed("disk_failed", text) from None
                 text = f"The applier ended before release {release.number} was committed; nothing was changed."
                 raise SyncFailed("applier_died", text) from None
-            stored = msgspec.structs.replace(stored, durable=found.durable)
+            stored = msgspec.structs.replace(stored, durable=in_file.durable)
         else:
             if reply.kind != frames.COMMITTED:
                 failure = decode_failure(reply.body)
@@ -293,8 +293,8 @@ class ReleaseManager:
     async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         try:
             secrets = self._secrets.of(functions)
-            asked = frames.Apply(plan, functions, secrets, afresh=self._forged is not None)
-            reply = await applier.ask(frames.APPLY, asked, self._apply_limit)
+            order = frames.Apply(plan, functions, secrets, afresh=self._forged is not None)
+            reply = await applier.ask(frames.APPLY, order, self._apply_limit)
         except TimeoutError:
             text = f"The schema changes and probes took longer than {self._apply_limit:g} s (apply_limit)."
             raise SyncFailed("apply_timeout", text) from None

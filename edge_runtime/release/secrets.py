@@ -65,18 +65,18 @@ def read(path: Path) -> Values:
     except OSError as error:
         raise SecretsUnfit(f"{path} can't be opened: {error.strerror}") from None
     try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
             raise SecretsUnfit(f"{path} is no regular file")
-        if found.st_uid != os.geteuid():
-            raise SecretsUnfit(f"{path} belongs to the user {found.st_uid}, and this node runs as {os.geteuid()}")
-        if found.st_mode & 0o077:
+        if info.st_uid != os.geteuid():
+            raise SecretsUnfit(f"{path} belongs to the user {info.st_uid}, and this node runs as {os.geteuid()}")
+        if info.st_mode & 0o077:
             raise SecretsUnfit(
-                f"others may use {path} (its mode is {stat.S_IMODE(found.st_mode):04o}): make it `chmod 600`, and "
+                f"others may use {path} (its mode is {stat.S_IMODE(info.st_mode):04o}): make it `chmod 600`, and "
                 "change the values if others could have read them"
             )
-        if found.st_size > SIZE_LIMIT:
-            raise SecretsUnfit(f"{path} has {found.st_size} bytes; {SIZE_LIMIT} are allowed")
+        if info.st_size > SIZE_LIMIT:
+            raise SecretsUnfit(f"{path} has {info.st_size} bytes; {SIZE_LIMIT} are allowed")
         return parse(os.read(handle, SIZE_LIMIT), str(path))
     finally:
         os.close(handle)
@@ -96,10 +96,10 @@ class Secrets:
         """Read the file again if it has changed; return whether its values have."""
         seen: tuple[int, ...] = ()
         with contextlib.suppress(OSError):
-            found = os.stat(self.path, follow_symlinks=False)
+            info = os.stat(self.path, follow_symlinks=False)
             # Times have the kernel's clock tick: two changes in one tick have the same, so other fields are compared,
             # too.
-            seen = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_mode, found.st_uid)
+            seen = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode, info.st_uid)
         if seen == self._seen:
             return False
         before, self._seen = self._values, seen

@@ -259,13 +259,13 @@ class Agent:
     async def _look_for_another_identity(self) -> bool:
         """Tell whether the node has joined again while this process ran; it then goes on as the new node."""
         try:
-            found = await asyncio.to_thread(identity.read, self._state)
+            who = await asyncio.to_thread(identity.read, self._state)
         except (identity.NotJoined, OSError):
             return False
-        if found == self._who:
+        if who == self._who:
             return False
-        log.info("this node has joined again: it is %s (%s) of %s now", found.name, found.node_id, found.control_url)
-        self._who = found
+        log.info("this node has joined again: it is %s (%s) of %s now", who.name, who.node_id, who.control_url)
+        self._who = who
         self._problem = None
         self._joined_again = True
         return True

@@ -78,8 +78,8 @@ async def join(
     work = _prepare(state, name, again)
     trusted = await _first_trust(base, fingerprint, ca, work)
     attempt = _attempt(work, f"{secret} {base} {name}")
-    asked = wire.Join(name=name, attempt=attempt.id, labels=dict(labels), capabilities=capabilities.document())
-    joined = await _ask(str(base), trusted, secret, asked, pause)
+    request = wire.Join(name=name, attempt=attempt.id, labels=dict(labels), capabilities=capabilities.document())
+    joined = await _ask(str(base), trusted, secret, request, pause)
 
     made = Identity(joined.node_id, name, joined.group, str(base), joined.credential, datetime.now(UTC))
     if trusted is not None:
@@ -168,10 +168,10 @@ async def _fetch_authority(base: URL, fingerprint: str) -> str:
     )
 
 
-def _attempt(work: Path, asked: str) -> JoinAttempt:
+def _attempt(work: Path, what: str) -> JoinAttempt:
     """Return the attempt on disk, if it was for the same token, control and name; else a new one, which is kept."""
     file = work / "attempt.json"
-    digest = hashlib.sha256(asked.encode()).hexdigest()
+    digest = hashlib.sha256(what.encode()).hexdigest()
     with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
         kept = msgspec.json.decode(file.read_bytes(), type=JoinAttempt)
         if kept.asked == digest:
@@ -181,7 +181,7 @@ def _attempt(work: Path, asked: str) -> JoinAttempt:
     return made
 
 
-async def _ask(control_url: str, ca: Path | None, secret: str, asked: wire.Join, pause: float) -> wire.Joined:
+async def _ask(control_url: str, ca: Path | None, secret: str, request: wire.Join, pause: float) -> wire.Joined:
     """Send the token; try the same attempt again if no answer comes, or if control can't answer now."""
     try:
         opened = control_client.Client(control_url, ca, secret)
@@ -190,7 +190,7 @@ async def _ask(control_url: str, ca: Path | None, secret: str, asked: wire.Join,
     async with opened as session:
         for remaining in reversed(range(TRIES)):
             try:
-                return await session.join(asked)
+                return await session.join(request)
             except control_client.Unreachable as error:
                 if not remaining:
                     raise JoinFailed(error.code, f"{error.message}. The same command may be run again") from None

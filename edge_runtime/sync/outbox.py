@@ -56,11 +56,11 @@ class Outbox:
     def waiting(self) -> Waiting | None:
         """Return the report that waits, if any. A file that can't be read counts as none: control then asks for the
         inventory."""
-        found = _read(self._file, Waiting)
-        if found is not None and found.sync_id == self._told:
-            found = None
-        self.waits = found is not None
-        return found
+        report = _read(self._file, Waiting)
+        if report is not None and report.sync_id == self._told:
+            report = None
+        self.waits = report is not None
+        return report
 
     def clear(self, sync_id: str) -> None:
         """Delete the stored report of a sync, once control has accepted it or refused it for good.

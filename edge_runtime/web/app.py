@@ -62,64 +62,64 @@ class App:
         elif release is not self._release:
             routes = {f.name: f.manifest.route for f in release.functions if f.manifest.route is not None}
             self._release, self._table = release, Table(routes)
-        found = self._table.match(method, path.decode("latin-1"))
-        if isinstance(found, Match):
-            return found
-        if found:
-            allow = ", ".join(found)
+        match = self._table.match(method, path.decode("latin-1"))
+        if isinstance(match, Match):
+            return match
+        if match:
+            allow = ", ".join(match)
             return refused("method_unknown", f"The route takes {allow}, and not {method}.", allow=allow)
         text = "No function's route is this path. There are /functions/NAME, and the node's own pages under /_skerry/."
         return refused("path_unknown", text)
 
-    def admit(self, asked: Exchange) -> Refusal | None:
+    def admit(self, exchange: Exchange) -> Refusal | None:
         """Return why a request whose head has come is refused; None if it isn't."""
-        path = asked.path
+        path = exchange.path
         if path.startswith(OWN):
             if path not in self._pages:
                 text = "There are /_skerry/status, /_skerry/healthz, /_skerry/metrics."
                 return refused("path_unknown", text)
-            if asked.method not in ("GET", "HEAD"):
+            if exchange.method not in ("GET", "HEAD"):
                 text = "The node's own pages are only read: GET or HEAD."
                 return refused("method_unknown", text, allow="GET, HEAD")
-            return None if path == HEALTH else self._stranger(asked)
-        refusal = self._stranger(asked)
+            return None if path == HEALTH else self._stranger(exchange)
+        refusal = self._stranger(exchange)
         if refusal is not None:
             return refusal
-        found = self.resolve(asked.method, path)
-        if isinstance(found, Refusal):
-            return found
-        if asked.length > self._body_limit:
+        match = self.resolve(exchange.method, path)
+        if isinstance(match, Refusal):
+            return match
+        if exchange.length > self._body_limit:
             return too_large(self._body_limit)
-        asked.target = found
-        asked.name = found.function
+        exchange.target = match
+        exchange.name = match.function
         return None
 
-    def run(self, asked: Exchange, connection: Connection) -> None:
+    def run(self, exchange: Exchange, connection: Connection) -> None:
         """Answer a whole request whose turn it is."""
-        found: Match | None = asked.target
-        if found is None:
-            self._page(asked.path, connection)
+        match: Match | None = exchange.target
+        if match is None:
+            self._page(exchange.path, connection)
             return
-        pieces = asked.pieces
-        asked.call = Call(
-            found.function,
-            asked.method,
-            found.path,
-            asked.query,
-            asked.headers if self._token is None else [h for h in asked.headers if h[0] != b"authorization"],
+        pieces = exchange.pieces
+        exchange.call = Call(
+            match.function,
+            exchange.method,
+            match.path,
+            exchange.query,
+            exchange.headers if self._token is None else [h for h in exchange.headers if h[0] != b"authorization"],
             connection.client,
             pieces or b"",
             connection.done,
-            found.script,
-            found.route,
-            found.params,
+            match.script,
+            match.route,
+            match.params,
         )
-        self.submit(asked.call)
+        self.submit(exchange.call)
 
-    def leave(self, asked: Exchange) -> None:
+    def leave(self, exchange: Exchange) -> None:
         """Note that the client of a running request has gone."""
-        if asked.call is not None:
-            self._pool.leave(asked.call)
+        if exchange.call is not None:
+            self._pool.leave(exchange.call)
 
     def _page(self, path: bytes, connection: Connection) -> None:
         kind, make = self._pages[path]
@@ -131,22 +131,22 @@ class App:
             return
         connection.answer(200, b"content-type: %b\r\n" % kind, body)
 
-    def _stranger(self, asked: Exchange) -> Refusal | None:
+    def _stranger(self, exchange: Exchange) -> Refusal | None:
         """Return why the client may not ask anything; None if it may."""
         if self._token is not None:
-            scheme, _, token = (asked.authorization or b"").partition(b" ")
+            scheme, _, token = (exchange.authorization or b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(b" "), self._token):
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return refused("token_needed", text)
             return None
         # Otherwise other sites' pages could call functions in a visitor's name: by a DNS name for this address,
-        if not self._own(asked.host or b""):
-            shown = (asked.host or b"missing")[:100].decode("latin-1")
+        if not self._own(exchange.host or b""):
+            shown = (exchange.host or b"missing")[:100].decode("latin-1")
             text = f"The Host header is {shown}; it must be localhost, 127.0.0.1 or one of SKERRY_EDGE_HOSTS."
             return refused("host_refused", text)
         # or by the address itself.
-        if asked.origin is not None and not self._own(asked.origin.partition(b"://")[2]):
-            shown = asked.origin[:100].decode("latin-1")
+        if exchange.origin is not None and not self._own(exchange.origin.partition(b"://")[2]):
+            shown = exchange.origin[:100].decode("latin-1")
             text = f"A web page of {shown} asks; it must be one of localhost, 127.0.0.1 or SKERRY_EDGE_HOSTS."
             return refused("origin_refused", text)
         return None

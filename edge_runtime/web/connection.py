@@ -48,13 +48,13 @@ log = logging.getLogger("skerry.front")
 class RequestHandler(Protocol):
     """Answers requests."""
 
-    def admit(self, asked: Exchange) -> Refusal | None:
+    def admit(self, exchange: Exchange) -> Refusal | None:
         """Return why a request whose head has come is refused; None if it isn't."""
 
-    def run(self, asked: Exchange, connection: "Connection") -> None:
+    def run(self, exchange: Exchange, connection: "Connection") -> None:
         """Answer a whole request whose turn it is: once, now or later, by `done` or `answer`."""
 
-    def leave(self, asked: Exchange) -> None:
+    def leave(self, exchange: Exchange) -> None:
         """Note that the client of a running request has gone."""
 
 
@@ -272,19 +272,19 @@ class Connection(asyncio.Protocol):
         """Run the next request, if it has come and its answer can be written."""
         exchanges = self._exchanges
         while exchanges and not (self._running or self._unread or self._over):
-            asked = exchanges[0]
-            if asked.refusal is not None:
-                self._refuse(asked.refusal)
-            elif asked.whole:
+            exchange = exchanges[0]
+            if exchange.refusal is not None:
+                self._refuse(exchange.refusal)
+            elif exchange.whole:
                 self._running = True
                 self.deadline = NEVER
-                self._app.run(asked, self)
+                self._app.run(exchange, self)
                 if self._ended and self._running:
-                    self._app.leave(asked)
+                    self._app.leave(exchange)
             elif self._requests.broken is not None:
                 self._refuse(self._requests.broken)
             else:
-                self._await(asked)
+                self._await(exchange)
                 break
         if not (exchanges or self._unread or self._over) and self._requests.broken is not None:
             exchanges.append(Exchange("", b"", b"", []))
@@ -293,13 +293,13 @@ class Connection(asyncio.Protocol):
             self._held = False
             self._transport.resume_reading()
 
-    def _await(self, asked: Exchange) -> None:
+    def _await(self, exchange: Exchange) -> None:
         """Wait for the rest of a request's body."""
-        if asked.awaited:
+        if exchange.awaited:
             return
-        asked.awaited = True
+        exchange.awaited = True
         self.deadline = self._loop.time() + self._shared.body_wait
-        if asked.expects and not asked.size:
+        if exchange.expects and not exchange.size:
             self._transport.write(CONTINUE)
 
     def _crowded(self) -> bool:
@@ -338,22 +338,22 @@ class Connection(asyncio.Protocol):
         `head` consists of whole header lines; none is about the connection, nor about the length if there is a body.
         """
         exchanges, shared, transport = self._exchanges, self._shared, self._transport
-        asked = exchanges.popleft()
+        exchange = exchanges.popleft()
         self._running = False
-        shared.memory.held -= asked.size
-        shared.passed += asked.size
+        shared.memory.held -= exchange.size
+        shared.passed += exchange.size
         if self._over:
             return
         self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
-        keep = asked.keep and asked.whole and not (last or shared.stopping or (self._ended and not exchanges))
-        without = asked.method == "HEAD"
+        keep = exchange.keep and exchange.whole and not (last or shared.stopping or (self._ended and not exchanges))
+        without = exchange.method == "HEAD"
         # Only the function can know the length that a GET's answer would have, so a HEAD's has none of ours.
         length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % len(body)
-        if keep and not asked.old:
+        if keep and not exchange.old:
             end = b"\r\n"
         else:
             end = b"connection: keep-alive\r\n\r\n" if keep else b"connection: close\r\n\r\n"
-        self._answered = asked.name
+        self._answered = exchange.name
         start = b"".join((STATUS_LINES[status], shared.date, head, length, end))
         if not length or without:
             transport.write(start)
@@ -366,7 +366,7 @@ class Connection(asyncio.Protocol):
             # The answer was given up at once, because too much is unread.
             return
         if not keep:
-            self._close(asked)
+            self._close(exchange)
         elif exchanges or self._requests.broken is not None:
             self._loop.call_soon(self._advance)
 
@@ -385,6 +385,6 @@ class Connection(asyncio.Protocol):
 
     def _forget(self) -> None:
         """Drop the requests that get no answer."""
-        for asked in self._exchanges:
-            self._requests.drop(asked)
+        for exchange in self._exchanges:
+            self._requests.drop(exchange)
         self._exchanges.clear()

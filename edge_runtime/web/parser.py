@@ -135,8 +135,8 @@ class Requests:
             try:
                 self._parser.feed_data(data)
                 break
-            except HttpParserUpgrade as found:
-                behind = data[found.args[0] :]
+            except HttpParserUpgrade as upgrade:
+                behind = data[upgrade.args[0] :]
             except HttpParserError as error:
                 self._fail(error)
                 break
@@ -146,11 +146,11 @@ class Requests:
         if self._received > HEAD_BYTES:
             self._check_size()
 
-    def drop(self, asked: Exchange) -> None:
+    def drop(self, exchange: Exchange) -> None:
         """Forget a request's body."""
-        self._memory.held -= asked.size
-        asked.size = 0
-        asked.pieces = []
+        self._memory.held -= exchange.size
+        exchange.size = 0
+        exchange.pieces = []
 
     def close(self) -> None:
         """End the reading, and let the parser go."""
@@ -178,26 +178,26 @@ class Requests:
         if self._parser.should_upgrade():
             self._again = self._without_upgrade()
             return
-        asked = self._read_head(headers)
-        self.exchanges.append(asked)
-        asked.refusal = self._admit(asked)
+        exchange = self._read_head(headers)
+        self.exchanges.append(exchange)
+        exchange.refusal = self._admit(exchange)
 
     def on_body(self, piece: bytes) -> None:
-        asked = self.exchanges[-1]
-        if asked.refusal is not None:
+        exchange = self.exchanges[-1]
+        if exchange.refusal is not None:
             return
         memory, count = self._memory, len(piece)
-        if asked.size + count > memory.body_limit:
-            self.drop(asked)
-            asked.refusal = too_large(memory.body_limit)
+        if exchange.size + count > memory.body_limit:
+            self.drop(exchange)
+            exchange.refusal = too_large(memory.body_limit)
         elif memory.held + count > memory.limit:
-            self.drop(asked)
+            self.drop(exchange)
             text = "The node holds too many request bodies at once; try again."
-            asked.refusal = refused("body_memory", text, 1)
+            exchange.refusal = refused("body_memory", text, 1)
         else:
-            asked.size += count
+            exchange.size += count
             memory.held += count
-            pieces = asked.pieces
+            pieces = exchange.pieces
             if pieces and len(pieces[-1]) + count <= PIECE:
                 last = pieces[-1]
                 if isinstance(last, bytes):
@@ -216,25 +216,25 @@ class Requests:
         parser, url = self._parser, self._url
         version = parser.get_http_version()
         path, _, query = url.partition(b"?")
-        asked = Exchange(parser.get_method().decode(), path, query, headers)
-        asked.keep = parser.should_keep_alive()
-        old = asked.old = version == "1.0"
+        exchange = Exchange(parser.get_method().decode(), path, query, headers)
+        exchange.keep = parser.should_keep_alive()
+        old = exchange.old = version == "1.0"
         hosts = 0
         chunked = False
         for name, value in headers:
             if name not in _MATTER:
                 continue
             if name == b"host":
-                asked.host = value
+                exchange.host = value
                 hosts += 1
             elif name == b"content-length":
-                asked.length = int(value)
+                exchange.length = int(value)
             elif name == b"authorization":
-                asked.authorization = value
+                exchange.authorization = value
             elif name == b"origin":
-                asked.origin = value
+                exchange.origin = value
             elif name == b"expect":
-                asked.expects = not old and value.lower() == b"100-continue"
+                exchange.expects = not old and value.lower() == b"100-continue"
             elif chunked or old or value.lower() != b"chunked":
                 self._break(_invalid("Transfer-Encoding may be chunked, once, in HTTP/1.1"))
             else:
@@ -243,32 +243,32 @@ class Requests:
             self._break(_invalid(f"HTTP/{version} isn't spoken here"))
         if hosts > 1 or not (hosts or old):
             self._break(_invalid(f"it has {hosts} Host headers"))
-        if asked.host is not None and not _HOST.fullmatch(asked.host):
+        if exchange.host is not None and not _HOST.fullmatch(exchange.host):
             self._break(_invalid("its Host is no host and port"))
         if b"#" in url:
             self._break(_invalid("its path has a #"))
         if chunked:
             # The function gets the body without chunks: this header would have it look for them.
-            asked.headers = [header for header in headers if header[0] != b"transfer-encoding"]
+            exchange.headers = [header for header in headers if header[0] != b"transfer-encoding"]
         if not url.startswith(b"/"):
-            self._read_absolute(asked, url)
-        return asked
+            self._read_absolute(exchange, url)
+        return exchange
 
-    def _read_absolute(self, asked: Exchange, url: bytes) -> None:
+    def _read_absolute(self, exchange: Exchange, url: bytes) -> None:
         """Read a target as for a proxy, `GET http://HOST/PATH`: its host counts, not the header's. `*` is no page."""
         if url == b"*":
             return
         why = _invalid("its line has no path and no http URL")
         try:
-            found = parse_url(url)
+            parts = parse_url(url)
         except HttpParserInvalidURLError:
             self._break(why)
-        if (found.schema or b"").lower() not in (b"http", b"https") or not found.host or found.userinfo:
+        if (parts.schema or b"").lower() not in (b"http", b"https") or not parts.host or parts.userinfo:
             self._break(why)
-        host = b"[%b]" % found.host if b":" in found.host else found.host
-        host = asked.host = host + b":%d" % found.port if found.port else host
-        asked.headers = [(b"host", host), *(header for header in asked.headers if header[0] != b"host")]
-        asked.path, asked.query = found.path or b"/", found.query or b""
+        host = b"[%b]" % parts.host if b":" in parts.host else parts.host
+        host = exchange.host = host + b":%d" % parts.port if parts.port else host
+        exchange.headers = [(b"host", host), *(header for header in exchange.headers if header[0] != b"host")]
+        exchange.path, exchange.query = parts.path or b"/", parts.query or b""
 
     def _without_upgrade(self) -> bytes:
         """Return the head that asks for another protocol (Upgrade), with that request taken out.
@@ -304,9 +304,9 @@ class Requests:
             # At most one piece that the loop read comes before the head's end.
             self.broken = self.broken or _TOO_LARGE
         elif self.exchanges:
-            asked = self.exchanges[-1]
+            exchange = self.exchanges[-1]
             # Chunks have their lengths between them, but may not have extensions and trailers without end.
-            if not asked.whole and asked.refusal is None and self._received > 2 * HEAD_BYTES + 16 * asked.size:
+            if not exchange.whole and exchange.refusal is None and self._received > 2 * HEAD_BYTES + 16 * exchange.size:
                 self.broken = self.broken or _invalid("its body is mostly lengths, extensions or trailers")
 
 
