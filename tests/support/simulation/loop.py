@@ -54,6 +54,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._next: deque[Handle] = deque()
         self._timers: list[tuple[float, int, Handle]] = []
         self._count = 0
+        self._said = 0.0, START
 
     def time(self) -> float:
         """Seconds since the run began."""
@@ -61,7 +62,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def clock(self) -> datetime:
         """The one clock."""
-        return START + timedelta(seconds=self._now)
+        if self._said[0] != self._now:
+            self._said = self._now, START + timedelta(seconds=self._now)
+        return self._said[1]
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Any:
         handle = Handle(callback, args, context)
@@ -79,6 +82,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Any:
         return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def forget_timers(self) -> None:
+        """Nothing that was to happen later happens."""
+        self._timers.clear()
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         """Call `func` now; return a future that is done."""

@@ -114,11 +114,13 @@ def again() -> Result:
 
 def _end(loop: VirtualLoop) -> None:
     """End what still runs, and the loop."""
+    loop.forget_timers()
     tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+    while tasks:
+        # One that is told to end in the moment in which its time is up goes on.
+        for task in tasks:
+            task.cancel()
+        _, tasks = loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
     loop.close()
 
 

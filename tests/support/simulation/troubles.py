@@ -13,7 +13,7 @@ from tests.support.simulation.processes import Process
 if TYPE_CHECKING:
     from tests.support.simulation.world import World
 
-FAULTS_FOR = 30.0
+FAULTS_FOR = 24.0
 """Seconds of a run in which there are faults."""
 LATE_START = 12.0
 """Seconds within which a process that was killed is started again."""
@@ -53,7 +53,9 @@ class Troubles:
         ):
             if random.random() < share:
                 for _ in range(random.randint(1, most)):
-                    world.operators.process.spawn(self._later(random.random() * FAULTS_FOR, what))
+                    # A restoration takes a while itself.
+                    latest = FAULTS_FOR / 2 if what == self._restore else FAULTS_FOR
+                    world.operators.process.spawn(self._later(random.random() * latest, what))
 
     def end(self) -> None:
         """The network, the database and the nodes are well; all that were killed start again but for the lost one."""
