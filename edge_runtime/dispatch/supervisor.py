@@ -190,7 +190,7 @@ class Supervisor:
             else:
                 failures += 1
                 delay = min(BACKOFF_CAP, BACKOFF * 2.0 ** min(failures - 1, 10))
-                log.error("a worker ended at its start (%d in a row); the next one in %.2f s", failures, delay)
+                log.error("a worker ended at its start (%d in a row); the next one starts in %.2f s", failures, delay)
                 await asyncio.sleep(delay)
 
     def _missed(self, why: str) -> None:
@@ -198,12 +198,12 @@ class Supervisor:
         self._misses += 1
         now = time.monotonic()
         if why != self.trouble or now - self._missed_at > MISSED_TOLD:
-            log.error("no worker can be born, and it is tried again (%d times so far): %s", self._misses, why)
+            log.error("no worker can be started (%d attempts so far), and it is tried again: %s", self._misses, why)
             self.trouble, self._missed_at = why, now
 
     def _born(self) -> None:
         if self._misses:
-            log.info("workers are born again, after %d times that failed", self._misses)
+            log.info("workers can be started again, after %d failed attempts", self._misses)
         self.trouble, self._misses = "", 0
 
     async def _one(self) -> tuple[WorkerLink, bool]:

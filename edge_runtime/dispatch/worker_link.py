@@ -191,7 +191,7 @@ class WorkerLink:
                 self.ready.set_result(None)
             return
         if not jobs or jobs[0].id != request:
-            log.error("worker %d answered %d out of turn: it is ended", self.child.pid, request)
+            log.error("worker %d answered request %d out of turn: it is killed", self.child.pid, request)
             self.kill("out_of_turn")
             return
         job = jobs[0]

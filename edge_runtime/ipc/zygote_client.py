@@ -222,12 +222,12 @@ class ZygoteClient:
         with contextlib.ExitStack() as unless_started:
             unless_started.callback(ours.close)
             with theirs:
-                voice = ChildOutput()
-                unless_started.callback(voice.close)
+                output = ChildOutput()
+                unless_started.callback(output.close)
                 try:
-                    process = self._exec(theirs.fileno(), voice.write)
+                    process = self._exec(theirs.fileno(), output.write)
                 finally:
-                    voice.started()
+                    output.started()
             unless_started.pop_all()
         self.pid = process.pid
         self.zygotes += 1
@@ -251,7 +251,7 @@ class ZygoteClient:
             loop.remove_reader(ours)
             ours.close()
             process.kill()
-            voice.close()
+            output.close()
             orphans, self._children = self._children, {}
             try:
                 # Killed, the zygote and its children are gone at once, unless a disk holds them up: don't block the

@@ -171,7 +171,7 @@ class CheckpointSchedule:
                         await asyncio.sleep(PERIOD)
         except (frames.ChildGone, NotBorn, TimeoutError, OSError, _Failed) as error:
             why = str(error) or "it takes long"
-            log.warning("the write-ahead log stays (%s): copy %s together with the database", why, path)
+            log.warning("the write-ahead log couldn't be removed (%s): copy %s together with the database", why, path)
 
     async def _watch(self) -> None:
         while True:

@@ -82,7 +82,7 @@ class TamperCheck:
         try:
             kept = msgspec.json.decode(self.path.read_bytes(), type=Kept)
         except FileNotFoundError:
-            log.warning("%s isn't there: the libsql file is believed as it is", self.path)
+            log.warning("%s doesn't exist: the libsql file is believed as it is", self.path)
             return True
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.error("%s can't be read: %s", self.path, error)

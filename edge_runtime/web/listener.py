@@ -74,7 +74,7 @@ class Listener:
     def look(self, now: float) -> None:
         """Log that trouble is over, if so; to be called once a second."""
         if self._trouble and now - self._trouble_at > QUIET:
-            log.info("no connection waits to be taken any more")
+            log.info("no connection waits to be accepted any more")
             self._trouble = ""
         self.freed()
 
@@ -125,4 +125,4 @@ class Listener:
         self._trouble_at = self._loop.time()
         if why != self._trouble:
             self._trouble = why
-            log.warning("connections wait to be taken: %s", why)
+            log.warning("connections wait to be accepted: %s", why)

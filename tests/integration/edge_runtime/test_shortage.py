@@ -83,7 +83,7 @@ async def test_a_failed_fork_costs_no_more_than_its_worker(
         assert edge.front.status()["workers"]["error"] is None
         # An applier too.
         await edge.release({"echo": guest("echo"), "other": guest("echo")})
-    told = [record.getMessage() for record in caplog.records if "no worker can be born" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "no worker can be started" in record.getMessage()]
     assert len(told) == 1
 
 
@@ -157,7 +157,7 @@ async def test_connections_never_take_the_descriptors_that_the_front_needs(tmp_p
             stack.callback(lambda: [client.close() for client in clients])
             # Many more than it may have, all in the middle of a request; those beyond wait.
             await hold(front, clients, 2 * most, b"POST /functions/echo HTTP/1.1\r\nhost: localhost\r\n")
-            await until(lambda: front.logged(b"connections wait to be taken"))
+            await until(lambda: front.logged(b"connections wait to be accepted"))
             os.kill(status["workers"]["pids"][0], signal.SIGKILL)
             # The connection that this client has kept goes on.
             assert await front.healthy()

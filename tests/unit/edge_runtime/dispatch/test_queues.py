@@ -1,4 +1,4 @@
-"""Waiting lines are served in turn; which worker a call gets depends on its function alone."""
+"""Queues are served in turn; which worker a call gets depends on its function alone."""
 
 from collections import deque
 from types import SimpleNamespace
@@ -24,69 +24,71 @@ def call(name: str = "a") -> Call:
     return Call(name, "GET", "", b"", [], "", b"", lambda outcome: None)
 
 
-class LinesMachine(RuleBasedStateMachine):
+class QueuesMachine(RuleBasedStateMachine):
     """Against a list of calls for each function."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines = Queues(PoolLimits(4))
+        self.queues = Queues(PoolLimits(4))
         self.model: dict[str, list[Call]] = {name: [] for name in NAMES}
 
     @rule(name=st.sampled_from(NAMES))
     def add(self, name: str) -> None:
         made = call(name)
-        self.lines.add(self.lines.of(name), made)
+        self.queues.add(self.queues.of(name), made)
         self.model[name].append(made)
 
     @rule(name=st.sampled_from(NAMES))
     def put_back(self, name: str) -> None:
         made = call(name)
-        self.lines.put_back(self.lines.of(name), made)
+        self.queues.put_back(self.queues.of(name), made)
         self.model[name].insert(0, made)
 
     @rule(turn=st.integers(0, 3))
     def take(self, turn: int) -> None:
-        if turn < len(self.lines.turns):
-            name = self.lines.turns[turn].name
-            others = [line.name for line in self.lines.turns if line.name != name]
-            assert self.lines.take(turn) is self.model[name].pop(0)
-            after = [line.name for line in self.lines.turns]
+        if turn < len(self.queues.turns):
+            name = self.queues.turns[turn].name
+            others = [function_queue.name for function_queue in self.queues.turns if function_queue.name != name]
+            assert self.queues.take(turn) is self.model[name].pop(0)
+            after = [function_queue.name for function_queue in self.queues.turns]
             assert after == ([*others, name] if self.model[name] else others)
 
     @rule(name=st.sampled_from(NAMES), data=st.data())
     def drop(self, name: str, data: st.DataObject) -> None:
-        assert not self.lines.drop(self.lines.of(name), call(name))
+        assert not self.queues.drop(self.queues.of(name), call(name))
         if self.model[name]:
             gone = data.draw(st.sampled_from(self.model[name]))
             self.model[name].remove(gone)
-            assert self.lines.drop(self.lines.of(name), gone)
+            assert self.queues.drop(self.queues.of(name), gone)
 
     @rule(name=st.sampled_from(NAMES))
     def clear(self, name: str) -> None:
-        assert self.lines.clear(self.lines.of(name)) == self.model[name]
+        assert self.queues.clear(self.queues.of(name)) == self.model[name]
         self.model[name] = []
 
     @invariant()
     def the_same(self) -> None:
-        assert {line.name for line in self.lines.turns} == {name for name in NAMES if self.model[name]}
-        assert len({id(line) for line in self.lines.turns}) == len(self.lines.turns)
-        assert self.lines.waiting == sum(map(len, self.model.values()))
-        assert all(list(self.lines.of(name).calls) == self.model[name] for name in NAMES)
+        assert {function_queue.name for function_queue in self.queues.turns} == {
+            name for name in NAMES if self.model[name]
+        }
+        assert len({id(function_queue) for function_queue in self.queues.turns}) == len(self.queues.turns)
+        assert self.queues.waiting == sum(map(len, self.model.values()))
+        assert all(list(self.queues.of(name).calls) == self.model[name] for name in NAMES)
 
 
-TestLines = LinesMachine.TestCase
+TestQueues = QueuesMachine.TestCase
 
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=60))
-def test_no_line_is_served_twice_before_another_that_waits(names: list[str]) -> None:
-    lines = Queues(PoolLimits(4))
+def test_no_queue_is_served_twice_before_another_that_waits(names: list[str]) -> None:
+    queues = Queues(PoolLimits(4))
     for name in names:
-        lines.add(lines.of(name), call(name))
+        queues.add(queues.of(name), call(name))
     left = {name: names.count(name) for name in NAMES}
     served: deque[str] = deque(maxlen=len(NAMES))
-    while lines.waiting:
+    while queues.waiting:
         waiting = [name for name in NAMES if left[name]]
-        name = lines.take(0).name
+        name = queues.take(0).name
         left[name] -= 1
         # Whoever else waits has been served since this one was.
         since = list(served)[: list(served).index(name)] if name in served else list(served)
@@ -99,30 +101,30 @@ def release(**manifests: wire.Manifest) -> frames.LocalRelease:
     return frames.LocalRelease("r", 1, 1, 0, functions)
 
 
-def test_a_line_has_its_manifests_limits_or_the_nodes() -> None:
-    lines = Queues(PoolLimits(4, concurrency=2, function_queue=7))
-    targets = lines.serve(release(a=wire.Manifest(), b=wire.Manifest(concurrency=9, queue=3)), {})
-    assert [(q.concurrency, q.capacity) for q in map(lines.of, targets)] == [(2, 7), (4, 3)]
+def test_a_queue_has_its_manifests_limits_or_the_nodes() -> None:
+    queues = Queues(PoolLimits(4, concurrency=2, function_queue=7))
+    targets = queues.serve(release(a=wire.Manifest(), b=wire.Manifest(concurrency=9, queue=3)), {})
+    assert [(q.concurrency, q.capacity) for q in map(queues.of, targets)] == [(2, 7), (4, 3)]
     # A function that is unknown as yet may wait too.
-    assert lines.of("c").capacity == 7
+    assert queues.of("c").capacity == 7
 
 
-def test_a_version_keeps_its_breaker_and_a_function_its_line() -> None:
-    lines, tallies = Queues(PoolLimits(4)), {}
-    first = lines.serve(release(a=wire.Manifest(), b=wire.Manifest()), tallies)
-    queue = lines.of("b")
+def test_a_version_keeps_its_breaker_and_a_function_its_queue() -> None:
+    queues, tallies = Queues(PoolLimits(4)), {}
+    first = queues.serve(release(a=wire.Manifest(), b=wire.Manifest()), tallies)
+    queue = queues.of("b")
     assert queue.target is first["b"]
-    again = lines.serve(release(a=wire.Manifest(), b=wire.Manifest(time_limit_ms=99)), tallies)
+    again = queues.serve(release(a=wire.Manifest(), b=wire.Manifest(time_limit_ms=99)), tallies)
     assert again["a"].breaker is first["a"].breaker
     assert again["b"].breaker is not first["b"].breaker
-    assert lines.of("b") is queue
+    assert queues.of("b") is queue
     assert queue.target is again["b"]
     assert again["b"].tally is first["b"].tally
     waiting = call("b")
-    lines.add(lines.of("b"), waiting)
-    lines.serve(release(a=wire.Manifest()), tallies)
-    assert lines.of("b").target is None
-    assert lines.clear(lines.of("b")) == [waiting]
+    queues.add(queues.of("b"), waiting)
+    queues.serve(release(a=wire.Manifest()), tallies)
+    assert queues.of("b").target is None
+    assert queues.clear(queues.of("b")) == [waiting]
 
 
 def worker(jobs: int = 0, **more: Any) -> Any:
@@ -149,7 +151,7 @@ def room(*workers: Any) -> Placement:
     return made
 
 
-def line(concurrency: int = 2, *links: Any) -> FunctionQueue:
+def function_queue(concurrency: int = 2, *links: Any) -> FunctionQueue:
     return FunctionQueue("a", concurrency, links=dict.fromkeys(links, 1))
 
 
@@ -163,10 +165,10 @@ class Own(SimpleNamespace):
 
 def test_an_idle_worker_comes_first_then_the_least_loaded_for_what_is_short() -> None:
     idle, one, three = worker(), worker(1), worker(3)
-    assert pick(room(one, idle, three), line(), short=True) is idle
-    assert pick(room(one, idle, three), line(), short=False) is idle
-    assert pick(room(three, one), line(), short=True) is one
-    assert pick(room(three, one), line(), short=False) is None
+    assert pick(room(one, idle, three), function_queue(), short=True) is idle
+    assert pick(room(one, idle, three), function_queue(), short=False) is idle
+    assert pick(room(three, one), function_queue(), short=True) is one
+    assert pick(room(three, one), function_queue(), short=False) is None
 
 
 def test_at_its_concurrency_a_function_goes_behind_its_own_calls() -> None:
@@ -175,20 +177,20 @@ def test_at_its_concurrency_a_function_goes_behind_its_own_calls() -> None:
 
     first, second, other, idle = own(3), own(2), own(1), worker()
     made = room(first, second, other, idle)
-    assert pick(made, line(2, first, second), short=True) is second
-    assert pick(made, line(2, first, second), short=False) is None
+    assert pick(made, function_queue(2, first, second), short=True) is second
+    assert pick(made, function_queue(2, first, second), short=False) is None
     full = own(4)
-    assert pick(room(full, idle), line(1, full), short=True) is None
+    assert pick(room(full, idle), function_queue(1, full), short=True) is None
     long = own(1, longs=1)
-    assert pick(room(long, idle), line(1, long), short=True) is None
+    assert pick(room(long, idle), function_queue(1, long), short=True) is None
 
 
 def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_has() -> None:
     first, idle = Own(**vars(worker(1))), worker()
-    quick = line(3, first)
+    quick = function_queue(3, first)
     quick.target, quick.few = SimpleNamespace(tally=Tally("a", recent=QUICK / 2)), 1  # type: ignore[assignment]
     assert pick(room(first, idle), quick, short=True) is first
-    assert pick(room(Own(**vars(first)), idle), line(3, first), short=True) is idle
+    assert pick(room(Own(**vars(first)), idle), function_queue(3, first), short=True) is idle
     first.longs = 1
     assert pick(room(first, idle), quick, short=True) is idle
 
@@ -207,7 +209,7 @@ def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_ha
 def test_a_worker_that_may_have_no_other_call(unfit: dict[str, Any]) -> None:
     made = room(worker(**unfit))
     assert made.open == 0
-    assert pick(made, line(), short=True) is None
+    assert pick(made, function_queue(), short=True) is None
 
 
 def test_places_are_counted() -> None:
@@ -226,14 +228,14 @@ def test_a_worker_that_was_killed_since_it_was_placed_is_never_picked() -> None:
     made = room(one, idle, dead)
     dead.usable = False
     assert made.open == 3
-    assert pick(made, line(), short=False) is idle
+    assert pick(made, function_queue(), short=False) is idle
     assert made.open == 2
     idle.usable = one.usable = False
-    assert pick(made, line(), short=True) is None
+    assert pick(made, function_queue(), short=True) is None
     assert made.open == 0
     own = Own(**vars(worker(1)), pid=1)
     made = room(own)
     own.usable = False
-    assert pick(made, line(1, own), short=True) is None
+    assert pick(made, function_queue(1, own), short=True) is None
     made.place(own, 1)
     assert (made.open, own.level) == (0, -1)
