@@ -24,7 +24,7 @@ from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 
 __all__ = ["LoadFailed", "Supervisor"]
 
-log = logging.getLogger("skerry.crew")
+log = logging.getLogger("skerry.supervisor")
 
 READY_LIMIT: Final = 30.0
 """Seconds that a new worker has to load what it must."""
