@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 
+import pytest
+
 _TOOL = 4
 """An id of `sys.monitoring` that no debugger, profiler or coverage tool has."""
 
@@ -101,8 +103,10 @@ def recording(*packages: str, begins: tuple[str, ...] = ()) -> Iterator[Way]:
 
     With `begins`, only the functions of these qualified names and what they call, directly or not: what runs in the
     background meanwhile is left out. A background task that has a part in the request, and waits when the block begins,
-    may be named too. Works for all threads.
+    may be named too. Works for all threads. Skips the test before Python 3.12, which has no `sys.monitoring`.
     """
+    if sys.version_info < (3, 12):
+        pytest.skip("Python has sys.monitoring since 3.12")
     way = Way(packages, begins)
     events = sys.monitoring.events
     sys.monitoring.use_tool_id(_TOOL, "call_path")
