@@ -84,7 +84,7 @@ class Exchange:
         """Bytes of the body that have come and are kept."""
         self.whole = False
         self.awaited = False
-        """It is this request's turn, and the rest of its body is waited for."""
+        """Whether the rest of the body is waited for: all requests before this one are answered."""
         self.name = ""
         """Name of the function that is asked for; empty for the node's own pages."""
         self.target: Any = None

@@ -86,7 +86,7 @@ async def test_r2_3_metadata_is_recorded(replica: Replica, clock: SetClock, meta
 
 
 async def counts(metadata: asyncpg.Connection) -> tuple[int, int]:
-    """Of versions and of artifacts."""
+    """How many versions and how many artifacts the metadata database has."""
     # An upload whose first COMMIT had no answer leaves a row behind, for the sweep.
     kept = "SELECT count(*) FROM artifacts" + (" WHERE state <> 'uploading'" if repeating.REPEATS else "")
     row = await metadata.fetchrow(f"SELECT (SELECT count(*) FROM function_versions), ({kept})")

@@ -35,7 +35,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FailingCalls:
 
 @pytest.fixture
 async def state(tmp_path: Path) -> Path:
-    """Of a node with a release whose functions keep notes."""
+    """The state directory of a node whose release has functions that keep notes."""
     path = tmp_path / "state"
     async with node(path) as edge:
         await edge.release(FUNCTIONS, NOTES)

@@ -66,7 +66,7 @@ AT_MOST = {"zygote": WORKERS, "worker": 1}
 
 @dataclass(frozen=True)
 class Kill:
-    """Of `victim`: where a sync has come to `point`, or at a random moment ('')."""
+    """When the process `victim` is killed: as a sync reaches `point`, or at a random moment where `point` is empty."""
 
     victim: str
     point: str = ""

@@ -17,7 +17,7 @@ class Accepted(NamedTuple):
     wasm: bytes
     status: int
     code: str = ""
-    """Of the problem; "" where the guest answered."""
+    """Code of the error that the call ends with; empty where the guest answers."""
     manifest: dict[str, Any] = {}  # noqa: RUF012  (never changed)
 
 
@@ -215,7 +215,7 @@ def accepted() -> dict[str, Accepted]:
 
 
 def _direct() -> dict[str, Accepted]:
-    """Of the ABI `direct`: places and sizes that lie."""
+    """Guests of the ABI `direct` that lie about places and sizes."""
 
     def made(
         code: str, *, room: str = "(i32.const 1024)", answer: str = "(i64.const 0)", status: int = 502
@@ -246,7 +246,7 @@ def _direct() -> dict[str, Accepted]:
 
 
 def _plugins() -> dict[str, Accepted]:
-    """Of Extism: handles that nobody gave."""
+    """Extism plug-ins that use handles which nobody gave them."""
 
     def made(body: str, status: int, code: str) -> Accepted:
         kinds = {"alloc": "I:I", "free": "I:", "length": "I:I", "load_u64": "I:I", "store_u64": "II:"}

@@ -52,7 +52,7 @@ async def test_a_secret_stays_on_its_node() -> None:
 
 
 def content(path: Path) -> bytes:
-    """Of a file; nothing where it is none, or is one of a server's own that is gone by now."""
+    """The bytes of a file; none where the path isn't a file, or is one of a server's own that is gone by now."""
     try:
         return path.read_bytes() if path.is_file() else b""
     except FileNotFoundError:

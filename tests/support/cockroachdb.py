@@ -34,7 +34,7 @@ class Proxy:
     """Pass messages on as they are: it counts and cuts, and behaves as what is behind it."""
     errors: Errors = field(default_factory=Errors)
     statements: list[tuple[int, str]] | None = None
-    """Of each statement that was carried out the connection's number and the text, where it is a list."""
+    """Where it is a list: number of the connection and text of each statement that was carried out."""
     together: bool = False
     """Count messages that are sent together as one: cut among them, the database has them for nothing."""
     messages: int = 0

@@ -54,7 +54,7 @@ class Errors:
     next_commits: list[tuple[Refused, bool]] = field(default_factory=list)
     """What the next COMMITs are answered with, and whether they are saved."""
     next_after: str = ""
-    """Of these, only COMMITs of transactions count that had a statement with this text."""
+    """Text of a statement: only COMMITs of transactions that had one with this text get these answers; empty: all."""
     next_statements: list[Refused] = field(default_factory=list)
     """What the next statements that write are answered with."""
 

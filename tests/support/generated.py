@@ -74,10 +74,10 @@ KINDS = {
     "mutated": 8,
     "damaged": 8,
 }
-"""Of each hundred. `ending` and `tame` end by themselves (`tame` trap only where their fuel ends), and so do `plugin`
-and `direct`, which are shaped as those ABIs have it; `any` may loop and recurse; `strange` have arbitrary bytes for
-function bodies; `free` have whatever the format has, imports and proposals; `mutated` were changed by wasm-mutate, and
-`damaged` in a few bytes."""
+"""How many of each hundred modules are of a kind. `ending` and `tame` end by themselves (`tame` trap only where their
+fuel ends), and so do `plugin` and `direct`, which are shaped as those ABIs have it; `any` may loop and recurse;
+`strange` have arbitrary bytes for function bodies; `free` have whatever the format has, imports and proposals;
+`mutated` were changed by wasm-mutate, and `damaged` in a few bytes."""
 
 
 def generated(count: int, seed: str = "skerry") -> list[Generated]:

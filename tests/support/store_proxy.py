@@ -24,13 +24,13 @@ class StoreProxy:
 
     url: str
     silent: Callable[[str], bool] = never
-    """Of a request's first line: take it, read no more than a little of it, and answer nothing."""
+    """Tells by a request's first line whether to take it, read no more than a little of it, and answer nothing."""
     deaf: bool = False
     """Pass requests on, and keep the answers back."""
     delay: float = 0.0
     """Seconds by which each piece of an answer is late."""
     refused: Callable[[str], bool] = never
-    """Of a request's first line: answer AccessDenied in the store's place."""
+    """Tells by a request's first line whether to answer AccessDenied in the store's place."""
     piece: int = 65_536
     """Bytes of an answer that are passed on at once, at most."""
     pace: float = 0.0

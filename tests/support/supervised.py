@@ -28,7 +28,7 @@ class Supervised:
         self._arguments = arguments
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
         self.environment = {**kept, "PYTHONUNBUFFERED": "1", **settings}
-        """Of its next start."""
+        """Environment variables of the next start."""
         self._folder = folder
         self._service = Service(name, self.log, lock)
 

@@ -58,7 +58,7 @@ class Ledger:
 
     @property
     def digest(self) -> str:
-        """Of the whole trace: two runs with the same one were the same."""
+        """Digest of the whole trace: two runs with the same one were the same."""
         return f"{self._lines}-{self._digest:08x}"
 
     def wrong(self, text: str) -> None:

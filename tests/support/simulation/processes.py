@@ -65,7 +65,7 @@ class Risk:
 
     def __init__(self, random: Random, told: Callable[[Process, str], None]) -> None:
         self.share = 0.0
-        """Of the steps, how many are a process's last."""
+        """Share of the steps, 0 to 1, at which the process that takes one is killed."""
         self._random = random
         self._told = told
 

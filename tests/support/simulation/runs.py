@@ -39,7 +39,7 @@ class Result:
     """What a run was."""
 
     digest: str
-    """Of the whole trace: two runs with the same one were the same."""
+    """Digest of the whole trace: two runs with the same one were the same."""
     trace: list[str]
     """The last that happened."""
     tables: Tables

@@ -20,7 +20,7 @@ waits up to 300 s for its next attempt."""
 QUIET_BOUND = 8.0
 """The same after a release while there are no faults: held polls are woken within a second, and a sync takes one."""
 QUIET_RUNS = 4
-"""Of so many runs one ends with a release without faults."""
+"""One run in so many ends with a release that meets no faults."""
 REPLICAS = 2
 
 

@@ -11,7 +11,7 @@ from pglast.enums import JoinType
 from control.storage import queries
 
 Columns = dict[str, dict[str, bool]]
-"""Of each table or subquery, by its alias: which of its columns may be NULL."""
+"""Whether a column may be NULL, by the alias of its table or subquery and its name."""
 
 
 @pytest.fixture

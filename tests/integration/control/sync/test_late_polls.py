@@ -29,7 +29,7 @@ async def at_target(replica: Replica) -> tuple[TestNode, wire.Inventory]:
 
 
 async def stored_digest(replica: Replica, node: TestNode) -> str:
-    """Of what control says that the node runs."""
+    """The digest of what control says that the node runs."""
 
     async def work(conn: Any) -> str:
         digest: str = await conn.fetchval("SELECT digest FROM nodes WHERE id = $1::text::uuid", node.id)

@@ -18,7 +18,7 @@ FUNCTIONS = {
 }
 ROWS = 180_000
 WIDE = "printf('%0800d', id)"
-"""Of all rows together larger than the memory that SQLite may have, as an index or a sorter keeps them."""
+"""A value of a row. Those of all rows, in an index or a sorter, need more memory than SQLite may have."""
 TABLE = "CREATE TABLE facts (id INTEGER PRIMARY KEY, number INTEGER NOT NULL CHECK (number >= 0))"
 FILL = (
     f"INSERT INTO facts (number) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) "

@@ -82,7 +82,7 @@ async def gate() -> AsyncIterator[Gate]:
 
 
 def functions(number: int, url: str) -> dict[str, Any]:
-    """Of release `number`: `version` says it; `reads` and `writes` do what the lines of their body say."""
+    """The functions of release `number`: `version` answers the number; `reads` and `writes` do what their body says."""
     http = {"hosts": [url.rstrip("/")], "methods": ["GET", "POST"], "time_limit_ms": 60_000}
     slow = {"http": http, "time_limit_ms": 60_000}
     return {

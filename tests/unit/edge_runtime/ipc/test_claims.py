@@ -1,4 +1,4 @@
-"""Of a worker and the front that want the same call, one gets it, always."""
+"""Where a worker and the front want the same call, one of them gets it, always."""
 
 import os
 import signal
