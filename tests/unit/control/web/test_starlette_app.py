@@ -1,10 +1,11 @@
 """Requests that reach no operation, through the whole application and without a server."""
 
-import asyncio
 from typing import Any
 
-import orjson
+import httpx2
 import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from control.clock import SystemClock
 from control.metrics import Metrics
@@ -44,27 +45,18 @@ def app() -> App:
     return made
 
 
-async def ask(app: App, method: str, path: str) -> tuple[int, dict[str, str], Any]:
+def ask(app: App, method: str, path: str) -> tuple[int, httpx2.Headers, Any]:
     """Status, headers and JSON of an answer."""
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": [], "root_path": ""}
-    await app({**scope, "client": ("192.0.2.1", 1)}, receive, send)
-    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], headers, orjson.loads(b"".join(message.get("body", b"") for message in sent))
+    answer = TestClient(app, raise_server_exceptions=False, client=("192.0.2.1", 1)).request(method, path)
+    # An answer to HEAD has no body.
+    return answer.status_code, answer.headers, answer.json() if answer.content else {}
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nowhere", "/healthz/", "/healthz\n", "//healthz", "/v1/poll/", "/v1/functions/a/b"]
+    "path", ["/", "/nowhere", "/healthz/", "/healthz%0A", "//healthz", "/v1/poll/", "/v1/functions/a/b"]
 )
-async def test_a_path_where_nothing_is(app: App, path: str) -> None:
-    status, headers, body = await ask(app, "GET", path)
+def test_a_path_where_nothing_is(app: App, path: str) -> None:
+    status, headers, body = ask(app, "GET", path)
     assert (status, body["code"], headers["content-type"]) == (404, "no_such_path", "application/problem+json")
     assert headers["x-request-id"]
     assert 'route="none",status="404"' in app.services.metrics.render().decode()
@@ -74,42 +66,41 @@ async def test_a_path_where_nothing_is(app: App, path: str) -> None:
     ("method", "path", "allowed"),
     [
         ("POST", "/healthz", "GET"),
-        ("HEAD", "/healthz", "GET"),
         ("DELETE", ARTIFACT, "GET, HEAD, PUT"),
         ("PATCH", "/v1/nodes", "GET, POST"),
         ("GET", "/v1/poll", "POST"),
     ],
 )
-async def test_a_method_that_a_path_does_not_take(app: App, method: str, path: str, allowed: str) -> None:
-    status, headers, body = await ask(app, method, path)
+def test_a_method_that_a_path_does_not_take(app: App, method: str, path: str, allowed: str) -> None:
+    status, headers, body = ask(app, method, path)
     assert (status, body["code"], headers["allow"]) == (405, "method_not_allowed", allowed)
     assert body["detail"].endswith(f" takes {allowed}")
 
 
-async def test_who_is_refused_is_recorded_and_the_connection_ends(app: App) -> None:
+def test_head_is_a_method_of_its_own(app: App) -> None:
+    status, headers, _ = ask(app, "HEAD", "/healthz")
+    assert (status, headers["allow"]) == (405, "GET")
+
+
+def test_who_is_refused_is_recorded_and_the_connection_ends(app: App) -> None:
     app.services.auth = starlette_app.auth.Authenticator(None, SystemClock(), None, None)  # type: ignore[arg-type]
-    status, headers, body = await ask(app, "GET", "/v1/nodes")
+    status, headers, body = ask(app, "GET", "/v1/nodes")
     assert (status, body["code"], headers["connection"]) == (401, "credentials_missing", "close")
     assert app.services.failures.recorded == [("192.0.2.1", "missing")]  # type: ignore[attr-defined]
 
 
-async def test_a_fault_of_controls_own_is_told_with_the_requests_id(app: App, caplog: pytest.LogCaptureFixture) -> None:
-    status, headers, body = await ask(app, "GET", "/readyz")  # there is no service that it could ask
+def test_a_fault_of_controls_own_is_told_with_the_requests_id(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    status, headers, body = ask(app, "GET", "/readyz")  # there is no service that it could ask
     assert (status, body["code"]) == (500, "internal")
     assert headers["x-request-id"] in body["detail"]
     assert f"request {headers['x-request-id']}: GET /readyz failed" in caplog.text
 
 
-async def test_a_reply_is_sent_with_its_length(app: App) -> None:
-    status, headers, body = await ask(app, "GET", "/healthz")
+def test_a_reply_is_sent_with_its_length(app: App) -> None:
+    status, headers, body = ask(app, "GET", "/healthz")
     assert (status, body, headers["content-length"]) == (200, {"status": "ok"}, "15")
 
 
-async def test_a_websocket_is_refused(app: App) -> None:
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await app({"type": "websocket", "path": "/healthz", "headers": []}, asyncio.Event().wait, send)
-    assert [message["type"] for message in sent] == ["websocket.close"]
+def test_a_websocket_is_refused(app: App) -> None:
+    with pytest.raises(WebSocketDisconnect), TestClient(app).websocket_connect("/healthz"):
+        pass
