@@ -52,6 +52,8 @@ class Outbox:
         files.make_folder(self._file.parent)
         files.write(self._file, msgspec.json.encode(Waiting(sync_id, update)))
         self.waits = True
+        # Control may have given the same sync again, from metadata that were restored.
+        self._told = ""
 
     def waiting(self) -> Waiting | None:
         """Return the report that waits, if any. A file that can't be read counts as none: control then asks for the

@@ -67,6 +67,17 @@ def test_a_report_waits_until_it_is_cleared_and_survives_a_restart(tmp_path: Pat
     assert Outbox(tmp_path).waiting() is None
 
 
+def test_a_sync_that_control_gives_again_is_reported_again(tmp_path: Path) -> None:
+    """As control does whose metadata were restored from a backup of the time when the sync ran."""
+    outbox = Outbox(tmp_path)
+    for status in ("succeeded", "failed"):
+        update = wire.SyncUpdate(status=status)
+        outbox.keep("sync-1", update)
+        assert outbox.waiting() == Waiting("sync-1", update)
+        outbox.clear("sync-1")
+        assert outbox.waiting() is None
+
+
 def test_a_damaged_report_is_given_up(tmp_path: Path) -> None:
     Outbox(tmp_path).keep("sync-1", wire.SyncUpdate(status="running"))
     (tmp_path / "outbox" / "report.json").write_bytes(b'{"sync_id":')
