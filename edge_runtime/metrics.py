@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.targets import TIMES
+from edge_runtime.dispatch.served_functions import TIMES
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
@@ -80,12 +80,12 @@ class PoolCollector(Collector):
         running = GaugeMetricFamily("skerry_edge_function_running", "Calls in workers", labels=["function"])
         is_open = GaugeMetricFamily("skerry_edge_circuit_open", "1 while it is cut off", labels=["function"])
         opened = CounterMetricFamily("skerry_edge_circuit_opened", "Times it was cut off", labels=["function"])
-        for name, target in self._pool.targets.items():
+        for name, served in self._pool.functions.items():
             queue = self._pool.queues.of(name)
             waiting.add_metric([name], len(queue.calls))
             running.add_metric([name], sum(queue.links.values()))
-            is_open.add_metric([name], int(not target.breaker.closed))
-            opened.add_metric([name], target.breaker.opened)
+            is_open.add_metric([name], int(not served.breaker.closed))
+            opened.add_metric([name], served.breaker.opened)
         return waiting, running, is_open, opened
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from edge_runtime.dispatch.pool import Pool
+from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.dispatch.supervisor import Supervisor
-from edge_runtime.dispatch.targets import Tally
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
@@ -76,7 +76,7 @@ class NodeStatus:
 
     def _function(self, local: frames.LocalFunction, lacking: frames.Failure | None) -> dict[str, Any]:
         pool, name = self.pool, local.name
-        tally, target = pool.tallies.get(name) or Tally(name), pool.targets.get(name)
+        tally, served = pool.tallies.get(name) or Tally(name), pool.functions.get(name)
         shown: dict[str, Any] = {
             "name": name,
             "version": local.version,
@@ -90,8 +90,8 @@ class NodeStatus:
             "denied": dict(tally.denied),
             "error": msgspec.to_builtins(lacking) if lacking is not None else None,
         }
-        if target is not None:
-            queue, breaker = pool.queues.of(name), target.breaker
+        if served is not None:
+            queue, breaker = pool.queues.of(name), served.breaker
             shown |= {
                 "waiting": len(queue.calls),
                 "running": sum(queue.links.values()),

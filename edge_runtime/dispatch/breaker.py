@@ -29,7 +29,7 @@ class Breaker:
     def __init__(self) -> None:
         self.closed = True
         self.calls = 0
-        """Calls that have ended. `died` counts its own; `Target.settle` counts the others."""
+        """Calls that have ended. `died` counts its own; `ServedFunction.settle` counts the others."""
         self.opened = 0
         """How often the breaker has been opened."""
         self.until = 0.0

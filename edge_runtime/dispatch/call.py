@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from edge_runtime.dispatch.outcomes import Outcome
-from edge_runtime.dispatch.targets import Target
+from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.ipc import frames
 
 Body = bytes | list[bytes | bytearray]
@@ -16,7 +16,7 @@ class Call:
 
     __slots__ = (
         "attempts", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name", "params",
-        "path", "query", "route", "script", "sent", "short", "target",
+        "path", "query", "route", "script", "sent", "served", "short",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +57,7 @@ class Call:
         """The client has gone: nobody waits for the outcome."""
         self.sent = False
         """The call has sent an HTTP request that can't be sent twice, so it must not be dispatched again."""
-        self.target: Target
+        self.served: ServedFunction
         """The function that the call was last dispatched to; unset before the first attempt."""
         self.short = False
         """Whether the function's recent calls were short when this one was dispatched."""
@@ -66,7 +66,7 @@ class Call:
         """Return the head of the call's frame, for the set of modules `serial`."""
         return frames.encode_head(
             (
-                serial, self.target.index, self.method, self.path, self.query, self.headers, self.client, self.script,
+                serial, self.served.index, self.method, self.path, self.query, self.headers, self.client, self.script,
                 self.route, self.params or (),
             )
         )  # fmt: skip

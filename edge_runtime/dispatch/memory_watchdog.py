@@ -40,7 +40,7 @@ async def run(pool: Pool, besides: int) -> None:
 
 def allowed(link: WorkerLink, besides: int) -> int:
     """Return how many bytes a worker may have. All calls that it has count: it may be ahead of its answers."""
-    manifests = [job.target.function.manifest for job in link.jobs if isinstance(job, Call)]
+    manifests = [job.served.function.manifest for job in link.jobs if isinstance(job, Call)]
     # A plug-in has two memories.
     pages = [manifest.memory_pages * (2 if manifest.abi == "extism" else 1) for manifest in manifests]
     return besides + _WASM_PAGE * max(pages, default=0)

@@ -18,7 +18,7 @@ from edge_runtime.dispatch.call import Call, Job
 from edge_runtime.dispatch.outcomes import Refusal, refused
 from edge_runtime.dispatch.placement import Placement
 from edge_runtime.dispatch.queues import FunctionQueue, Hold, Queues
-from edge_runtime.dispatch.targets import Tally, Target
+from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.dispatch.worker_deaths import WorkerDeaths
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
@@ -50,7 +50,7 @@ class Pool:
         """The release that is served; None before the first `serve`."""
         self.serial = 0
         """Serial number of the set of modules that is served."""
-        self.targets: dict[str, Target] = {}
+        self.functions: dict[str, ServedFunction] = {}
         """The functions of the release, by name."""
         self.queues = Queues(limits)
         self.hold = Hold.ALL
@@ -72,20 +72,20 @@ class Pool:
 
     def submit(self, call: Call) -> None:
         """Take a call; its outcome comes, whatever happens."""
-        target = self.targets.get(call.name)
-        if target is None:
+        served = self.functions.get(call.name)
+        if served is None:
             if self.hold is Hold.ALL:
                 self._wait(call, self.queues.of(call.name))
             else:
                 self.refuse(call, outcomes.unknown(call.name))
             return
-        if not target.breaker.closed and self._cut_off(call, target):
+        if not served.breaker.closed and self._cut_off(call, served):
             return
         queue = self.queues.of(call.name)
         if not self.queues.turns and self.hold is Hold.NOTHING and self.pressure is not Pressure.WAIT:
-            link = self._placement.pick(queue, spreads=queue.spreads, short=target.tally.short)
+            link = self._placement.pick(queue, spreads=queue.spreads, short=served.tally.short)
             if link is not None:
-                self._dispatch(call, target, queue, link)
+                self._dispatch(call, served, queue, link)
             else:
                 self._wait(call, queue)
             return
@@ -96,7 +96,7 @@ class Pool:
 
     def _wait(self, call: Call, queue: FunctionQueue) -> None:
         # Writing calls that a release holds leave room for those that go on.
-        held = self.hold is not Hold.ALL and self.holds(queue.target)
+        held = self.hold is not Hold.ALL and self.holds(queue.served)
         if self.queues.waiting >= (self.limits.queue // 2 if held else self.limits.queue):
             self.refuse(call, outcomes.queue_full())
         elif len(queue.calls) >= queue.capacity:
@@ -122,30 +122,30 @@ class Pool:
         turns, placement, at = self.queues.turns, self._placement, 0
         while at < len(turns) and placement.open:
             queue = turns[at]
-            target = queue.target
-            if target is None or self.holds(target):
+            served = queue.served
+            if served is None or self.holds(served):
                 at += 1
                 continue
             spreads = queue.spreads
-            link = placement.pick(queue, spreads=spreads, short=target.tally.short)
+            link = placement.pick(queue, spreads=spreads, short=served.tally.short)
             if link is not None:
-                self._dispatch(self.queues.take(at), target, queue, link)
+                self._dispatch(self.queues.take(at), served, queue, link)
             elif spreads:
                 # The call needs an idle worker: others that go before it now might do so for ever.
                 return
             else:
                 at += 1
 
-    def _dispatch(self, call: Call, target: Target, queue: FunctionQueue, link: WorkerLink) -> None:
-        call.target = target
-        call.short = target.tally.short
+    def _dispatch(self, call: Call, served: ServedFunction, queue: FunctionQueue, link: WorkerLink) -> None:
+        call.served = served
+        call.short = served.tally.short
         call.attempts += 1
         head = call.head(self.serial)
-        if call.route and not target.has(call.route):
+        if call.route and not served.has(call.route):
             text = "The node's release changed while the call waited, and with it the function's route"
             self.refuse(call, outcomes.release_changing(text))
             return
-        if target.writes and self.pressure is Pressure.REFUSE:
+        if served.writes and self.pressure is Pressure.REFUSE:
             self.refuse(call, outcomes.log_full())
             return
         if len(head) > frames.HEAD_LIMIT:
@@ -163,18 +163,18 @@ class Pool:
 
     def refuse(self, call: Call, refusal: Refusal) -> None:
         """End a call that waits, or was to wait."""
-        target = self.targets.get(call.name)
-        if target is None and call.attempts:
-            target = call.target
-        if target is None:
+        served = self.functions.get(call.name)
+        if served is None and call.attempts:
+            served = call.served
+        if served is None:
             self.refusals[refusal.code] = self.refusals.get(refusal.code, 0) + 1
         else:
-            target.settle(call, refusal, time.monotonic())
+            served.settle(call, refusal, time.monotonic())
         call.end(refusal)
 
-    def _cut_off(self, call: Call, target: Target) -> bool:
+    def _cut_off(self, call: Call, served: ServedFunction) -> bool:
         """Refuse the call, if the function's breaker doesn't let it go; return whether that is so."""
-        left = target.breaker.left(call, time.monotonic())
+        left = served.breaker.left(call, time.monotonic())
         if left:
             self.refuse(call, outcomes.cut_off(call.name, left))
         return left > 0
@@ -182,7 +182,7 @@ class Pool:
     def _opened(self, call: Call) -> None:
         """The death that `call` caused has opened its breaker: refuse what waits behind it."""
         queue = self.queues.of(call.name)
-        if queue.target is not None and queue.target.breaker is call.target.breaker:
+        if queue.served is not None and queue.served.breaker is call.served.breaker:
             self.again(self.queues.clear(queue))
 
     # What links tell: `worker_link.Owner`
@@ -228,12 +228,12 @@ class Pool:
         if call.sent:
             self.refuse(call, outcomes.release_changed(call.name))
             return
-        if self.hold is Hold.COMMIT and not call.target.writes:
+        if self.hold is Hold.COMMIT and not call.served.writes:
             # The release is in the file, and the front told so any moment.
             self.hold = Hold.ALL
         # The call has run: what it waited before that doesn't count.
         call.deadline = 0.0
-        if self.holds(call.target):
+        if self.holds(call.served):
             self.again([call])
         else:
             # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
@@ -243,15 +243,15 @@ class Pool:
         """Put calls that can't have run back to the front of their queues."""
         for call in reversed(calls):
             call.id = 0
-            target = self.targets.get(call.name)
+            served = self.functions.get(call.name)
             if call.gone:
                 self.refuse(call, outcomes.client_gone())
-            elif target is None and self.hold is not Hold.ALL:
+            elif served is None and self.hold is not Hold.ALL:
                 self.refuse(call, outcomes.unknown(call.name))
             elif call.attempts >= ATTEMPTS:
                 text = "The node's release or its workers changed again and again while the call waited"
                 self.refuse(call, outcomes.release_changing(text))
-            elif target is None or target.breaker.closed or not self._cut_off(call, target):
+            elif served is None or served.breaker.closed or not self._cut_off(call, served):
                 call.deadline = call.deadline or time.monotonic() + self.limits.queue_wait
                 self.queues.put_back(self.queues.of(call.name), call)
         self.feed()
@@ -261,18 +261,18 @@ class Pool:
     def serve(self, serial: int, release: frames.LocalRelease) -> None:
         """Dispatch to these modules from now on, in the workers that have loaded them."""
         self.serial, self.release = serial, release
-        self.targets = self.queues.serve(release, self.tallies)
+        self.functions = self.queues.serve(release, self.tallies)
         for link in self.links:
             self._placement.place(link, serial)
         self._refuse_unknown()
         self.feed()
 
-    def holds(self, target: Target | None) -> bool:
+    def holds(self, served: ServedFunction | None) -> bool:
         """Tell whether calls of a function stay in their queue."""
-        if target is None or self.hold is Hold.ALL:
+        if served is None or self.hold is Hold.ALL:
             return self.hold is Hold.ALL
-        pressed = self.pressure is Pressure.WAIT and target.function.manifest.sql != "none"
-        return pressed or (target.writes and self.hold is not Hold.NOTHING)
+        pressed = self.pressure is Pressure.WAIT and served.function.manifest.sql != "none"
+        return pressed or (served.writes and self.hold is not Hold.NOTHING)
 
     def hold_writes(self) -> None:
         """Keep new calls of functions that may write in their queues, for a release that is prepared. Running ones go
@@ -280,7 +280,7 @@ class Pool:
         self.hold = Hold.WRITES
         for link in tuple(self.links):
             link.set_applying(True)
-            if any(isinstance(job, Call) and job.target.writes for job in islice(link.jobs, 1, None)):
+            if any(isinstance(job, Call) and job.served.writes for job in islice(link.jobs, 1, None)):
                 link.take_back()
 
     def hold_at_commit(self) -> None:
@@ -302,7 +302,7 @@ class Pool:
 
     def _refuse_unknown(self) -> None:
         if self.hold is not Hold.ALL:
-            for queue in [queue for queue in self.queues.turns if queue.target is None]:
+            for queue in [queue for queue in self.queues.turns if queue.served is None]:
                 for call in self.queues.clear(queue):
                     self.refuse(call, outcomes.unknown(call.name))
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.targets import Tally, Target
+from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames
 from edge_runtime.settings import PoolLimits
@@ -38,7 +38,7 @@ class FunctionQueue:
     """So many workers are enough while calls are quick: the front needs a processor too, and each waking costs."""
     capacity: int = 0
     """Calls that may wait."""
-    target: Target | None = None
+    served: ServedFunction | None = None
     """The function in the current release; None where the release doesn't have it."""
     calls: deque[Call] = field(default_factory=deque)
     """The calls that wait, the next one first."""
@@ -58,7 +58,7 @@ class FunctionQueue:
         if len(self.links) >= self.concurrency:
             return False
         # While recent calls took no longer than the front's own work for them, few workers are enough.
-        if self.target is None or not 0.0 < self.target.tally.recent < QUICK:
+        if self.served is None or not 0.0 < self.served.tally.recent < QUICK:
             return True
         return sum(not link.longs for link in self.links) < self.few
 
@@ -81,17 +81,17 @@ class Queues:
             queue = self._queues[name] = FunctionQueue(name, capacity=self._limits.function_queue)
         return queue
 
-    def serve(self, release: frames.LocalRelease, tallies: dict[str, Tally]) -> dict[str, Target]:
-        """Return the functions of a new release by name, each being its queue's target; a version keeps its breaker."""
+    def serve(self, release: frames.LocalRelease, tallies: dict[str, Tally]) -> dict[str, ServedFunction]:
+        """Return the functions of a new release by name, which their queues serve now; a version keeps its breaker."""
         limits = self._limits
         made = {}
         for index, f in enumerate(release.functions):
             queue = self.of(f.name)
-            manifest, before = f.manifest, queue.target
+            manifest, before = f.manifest, queue.served
             queue.concurrency = min(manifest.concurrency or limits.concurrency, limits.workers)
             queue.few = limits.few
             queue.capacity = manifest.queue or limits.function_queue
-            queue.target = made[f.name] = Target(
+            queue.served = made[f.name] = ServedFunction(
                 index,
                 f,
                 tallies.setdefault(f.name, Tally(f.name)),
@@ -102,7 +102,7 @@ class Queues:
             )
         for name, queue in list(self._queues.items()):
             if name not in made:
-                queue.target = None
+                queue.served = None
                 if not queue.calls and not queue.links:
                     del self._queues[name]
         return made

@@ -111,7 +111,7 @@ class Watchdog:
 
     def _too_late(self, queue: FunctionQueue) -> Refusal:
         wait = self._pool.limits.queue_wait
-        if not self._pool.holds(queue.target):
+        if not self._pool.holds(queue.served):
             return refused("queue_timeout", f"The call waited {wait:g} s for a worker: the node is overloaded.", 1)
         return release_changing(f"The call waited {wait:g} s for a change of the node's release, which isn't done yet")
 
@@ -131,7 +131,7 @@ def overdue(
     the monotonic clock. Waiting for the writer lock doesn't count as running, and has a limit of its own. The time in
     which the front didn't run (`pauses`) counts for no limit.
     """
-    limit = call.target.limit
+    limit = call.served.limit
     if seen.request != call.id:
         return STUCK if pauses.passed(since, now) > limit + GRACE else ""
     in_state = pauses.passed(seen.since_ns / 1e9, now)

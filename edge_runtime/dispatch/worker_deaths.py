@@ -58,12 +58,12 @@ class WorkerDeaths:
         self._end(link, call, seen, status)
 
     def _end(self, link: WorkerLink, call: Call, seen: progress_page.Seen, status: int | None) -> None:
-        refusal = of_death(call.target.function, seen.state, link.killed, status, self._limits)
+        refusal = of_death(call.served.function, seen.state, link.killed, status, self._limits)
         what = "was ended by the front" if link.killed else how(status)
         log.warning("worker %d %s: %s, %s", link.child.pid, what, call.name, link.killed or refusal.code)
         now = time.monotonic()
-        if call.target.settle(call, refusal, now, blamed=blames(link.killed, seen.state, status)):
+        if call.served.settle(call, refusal, now, blamed=blames(link.killed, seen.state, status)):
             text = "%s is cut off for %.0f s: its calls ended their processes again and again"
-            log.error(text, call.name, call.target.breaker.until - now)
+            log.error(text, call.name, call.served.breaker.until - now)
             self._opened(call)
         call.end(refusal)

@@ -216,20 +216,20 @@ class WorkerLink:
             return
         if kind == frames.STALE:
             return
-        target = job.target
+        served = job.served
         try:
-            outcome, fault = outcomes.of_frame(kind, head, body, target.release)
-            target.settle(job, outcome, now, took)
+            outcome, fault = outcomes.of_frame(kind, head, body, served.release)
+            served.settle(job, outcome, now, took)
             if fault is not None:
-                self._hooks.log.fault(target, fault)
+                self._hooks.log.fault(served, fault)
                 if fault.code == "function_unloadable":
-                    self._hooks.damaged(target.function.sha256)
+                    self._hooks.damaged(served.function.sha256)
             job.end(outcome)
         except Exception:
             log.exception("worker %d gave an answer that can't be read: it is ended", self.child.pid)
             self.kill("unreadable")
             refusal = refused("worker_crashed", "The function's process answered what can't be read.")
-            target.settle(job, refusal, now)
+            served.settle(job, refusal, now)
             job.end(refusal)
 
     def _meanwhile(self, call: Call, kind: int, body: bytes) -> None:
@@ -240,12 +240,12 @@ class WorkerLink:
                 self.take_back()
                 self._hooks.http(self, call, body)
             elif kind == frames.LOG:
-                self._hooks.log.write(call.target, body.decode(errors="replace"))
+                self._hooks.log.write(call.served, body.decode(errors="replace"))
             elif kind == frames.DAMAGED:
-                self._hooks.damaged(call.target.function.sha256)
+                self._hooks.damaged(call.served.function.sha256)
             else:
                 for denied, times in outcomes.denials(body).items():
-                    call.target.tally.deny(denied, times)
+                    call.served.tally.deny(denied, times)
         except Exception:
             log.exception("worker %d said what can't be read: it is ended", self.child.pid)
             self.kill("unreadable")

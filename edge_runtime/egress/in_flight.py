@@ -52,15 +52,15 @@ class RequestsInFlight:
         task.add_done_callback(ended)
 
     async def _answer(self, link: WorkerLink, call: Call, id: int, request: bytes) -> None:
-        target = call.target
+        served = call.served
         try:
-            answer = await self._egress.fetch(target.function.manifest.http, request, call.sends)
+            answer = await self._egress.fetch(served.function.manifest.http, request, call.sends)
         except NotFetched as error:
             if error.denied:
-                target.tally.deny(error.denied)
+                served.tally.deny(error.denied)
             answer = _refused(error.code, str(error))
         except Exception:
-            log.exception("a request of %s failed in a way that nobody foresaw", target.function.name)
+            log.exception("a request of %s failed in a way that nobody foresaw", served.function.name)
             answer = _refused("http_failed", "The edge runtime made a mistake; the node's log has more.")
         # Before the answer is sent: the next request may come before this task's end is known.
         self._waiting.discard(link)

@@ -120,7 +120,7 @@ async def test_what_functions_log_is_bounded_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long the calls take: none may log more than at once.
-    monkeypatch.setattr("edge_runtime.dispatch.targets.LOG_RATE", 1)
+    monkeypatch.setattr("edge_runtime.dispatch.served_functions.LOG_RATE", 1)
     async with node(tmp_path / "state") as edge:
         await edge.release({"chatty": CHATTY, "quiet": CHATTY})
         with caplog.at_level("INFO"):

@@ -12,7 +12,7 @@ from control.metrics import Metrics
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.dispatch.queues import FunctionQueue
-from edge_runtime.dispatch.targets import TIMES, Tally, Target
+from edge_runtime.dispatch.served_functions import TIMES, ServedFunction, Tally
 from edge_runtime.ipc import frames
 from edge_runtime.metrics import PoolCollector
 from tests.unit.project.test_docs_settings import DOCS
@@ -30,13 +30,13 @@ def exported(text: str) -> set[str]:
 def nodes() -> str:
     tally = Tally("f")
     function = frames.LocalFunction("f", 1, "0" * 64, wire.Manifest(), "")
-    target = Target(0, function, tally, Breaker(), False, 5.0, 7)
+    served = ServedFunction(0, function, tally, Breaker(), False, 5.0, 7)
     for took in (0.003, 0.5):
-        target.settle(object(), Answer(200, b"", b"", 7), 0.0, took)
+        served.settle(object(), Answer(200, b"", b"", 7), 0.0, took)
     pool: Any = SimpleNamespace(
         tallies={"f": tally},
         refusals={},
-        targets={"f": target},
+        functions={"f": served},
         queues=SimpleNamespace(of=FunctionQueue),
         waiting=0,
         links=set(),

@@ -96,7 +96,7 @@ async def test_calls_behind_one_that_turns_out_long_go_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However slow the machine is, or fast.
-    monkeypatch.setattr("edge_runtime.dispatch.targets.SHORT", 0.3)
+    monkeypatch.setattr("edge_runtime.dispatch.served_functions.SHORT", 0.3)
     monkeypatch.setattr("edge_runtime.dispatch.queues.QUICK", 0.0)
     async with node(tmp_path / "state", workers=2, concurrency=2) as edge:
         await edge.release({"slow": (guest("slow"), {**READ, "time_limit_ms": 60_000})}, NUMBER)
@@ -161,7 +161,7 @@ async def test_a_spare_that_dies_is_replaced_and_missed_by_nobody(tmp_path: Path
 
 
 async def test_what_was_taken_back_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_runtime.dispatch.targets.SHORT", 0.3)
+    monkeypatch.setattr("edge_runtime.dispatch.served_functions.SHORT", 0.3)
     write = {"sql": "write", "concurrency": 2}
     async with node(tmp_path / "state", workers=2) as edge:
         await edge.release({"sql": (guest("sql"), write)}, ["CREATE TABLE done (name TEXT)"])
@@ -219,7 +219,7 @@ async def test_a_function_that_kills_workers_is_cut_off(tmp_path: Path, monkeypa
             assert 'skerry_edge_circuit_open{function="bad"} 1.0' in text
             assert 'skerry_edge_calls_total{function="bad",outcome="circuit_open"} 1.0' in text
             # After its time one call tries: it is no better, and the next time is twice as long.
-            left = edge.front.pool.targets["bad"].breaker
+            left = edge.front.pool.functions["bad"].breaker
             left.until = time.monotonic()
             assert (await full(edge, "bad?ms=30000"))[1] == "time_limit"
             assert 25 < left.until - time.monotonic() <= 50
@@ -267,7 +267,7 @@ async def test_workers_killed_from_outside_are_not_the_functions_fault(tmp_path:
             outcome = await running
             assert not isinstance(outcome, Answer)
             assert outcome.code == "worker_crashed"
-        assert edge.front.pool.targets["slow"].breaker.closed
+        assert edge.front.pool.functions["slow"].breaker.closed
 
 
 async def test_a_time_limit_is_held_within_milliseconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

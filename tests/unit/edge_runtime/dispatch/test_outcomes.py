@@ -11,7 +11,7 @@ from edge_runtime.children.worker_services import KINDS
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.breaker import RULES, Breaker
 from edge_runtime.dispatch.outcomes import Answer, Refusal
-from edge_runtime.dispatch.targets import SHORT, TIMES, Tally, Target
+from edge_runtime.dispatch.served_functions import SHORT, TIMES, ServedFunction, Tally
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.settings import PoolLimits
 
@@ -20,8 +20,8 @@ LOCAL = frames.LocalFunction("f", 1, "0" * 64, wire.Manifest(), "")
 LIMITS = PoolLimits(workers=1, lock_wait=10.0, lock_hold=2.0)
 
 
-def target() -> Target:
-    return Target(0, LOCAL, Tally("f"), Breaker(), False, 5.0, 7)
+def served() -> ServedFunction:
+    return ServedFunction(0, LOCAL, Tally("f"), Breaker(), False, 5.0, 7)
 
 
 def fault(status: Any) -> bytes:
@@ -29,7 +29,7 @@ def fault(status: Any) -> bytes:
 
 
 def test_an_answer_and_a_fault_are_outcomes_and_are_counted() -> None:
-    made, call = target(), object()
+    made, call = served(), object()
     answered, none = outcomes.of_frame(201, b"h", b"x", 7)
     assert (answered, none) == (Answer(201, b"h", b"x", 7), None)
     assert not made.settle(call, answered, 10.0, 0.0015)
@@ -45,7 +45,7 @@ def test_an_answer_and_a_fault_are_outcomes_and_are_counted() -> None:
 
 
 def test_a_refusal_without_a_worker_takes_no_time_and_lets_another_call_try() -> None:
-    made, call = target(), object()
+    made, call = served(), object()
     for _ in range(RULES[0][0]):
         opened = made.settle(object(), Refusal(502, "worker_crashed", "x"), 10.0, blamed=True)
     assert opened
@@ -132,7 +132,7 @@ def test_whose_fault_it_is(reason: str, state: int, status: Any, its_own: bool) 
 
 
 def test_one_call_that_was_held_up_leaves_a_function_short() -> None:
-    made = target()
+    made = served()
 
     def took(seconds: float) -> None:
         made.settle(object(), Answer(200, b"", b"", 7), 0.0, seconds)

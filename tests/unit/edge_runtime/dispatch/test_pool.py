@@ -131,7 +131,7 @@ class World:
 
     def check(self) -> None:
         pool = self.pool
-        queues = [pool.queues.of(name) for name in pool.targets]
+        queues = [pool.queues.of(name) for name in pool.functions]
         waiting = [call for queue in queues for call in queue.calls]
         given = [job for link in pool.links for job in link.jobs]
         assert pool.waiting == len(waiting) <= pool.limits.queue + 4 * WORKERS
@@ -186,7 +186,7 @@ async def play(actions: list[tuple[str, Any]]) -> None:
             link = world.links()[which]
             call = link.jobs[0] if link.jobs else None
             # While a release is only prepared, no reading call finds another one.
-            if call is not None and (pool.hold is not Hold.WRITES or call.target.writes):
+            if call is not None and (pool.hold is not Hold.WRITES or call.served.writes):
                 link.give_back()
         elif what == "leave":
             if which < len(world.calls):

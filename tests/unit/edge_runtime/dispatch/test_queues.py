@@ -13,7 +13,7 @@ from control import wire
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.placement import Placement
 from edge_runtime.dispatch.queues import QUICK, FunctionQueue, Queues
-from edge_runtime.dispatch.targets import Tally
+from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.ipc import frames
 from edge_runtime.settings import PoolLimits
 
@@ -113,17 +113,17 @@ def test_a_version_keeps_its_breaker_and_a_function_its_queue() -> None:
     queues, tallies = Queues(PoolLimits(4)), {}
     first = queues.serve(release(a=wire.Manifest(), b=wire.Manifest()), tallies)
     queue = queues.of("b")
-    assert queue.target is first["b"]
+    assert queue.served is first["b"]
     again = queues.serve(release(a=wire.Manifest(), b=wire.Manifest(time_limit_ms=99)), tallies)
     assert again["a"].breaker is first["a"].breaker
     assert again["b"].breaker is not first["b"].breaker
     assert queues.of("b") is queue
-    assert queue.target is again["b"]
+    assert queue.served is again["b"]
     assert again["b"].tally is first["b"].tally
     waiting = call("b")
     queues.add(queues.of("b"), waiting)
     queues.serve(release(a=wire.Manifest()), tallies)
-    assert queues.of("b").target is None
+    assert queues.of("b").served is None
     assert queues.clear(queues.of("b")) == [waiting]
 
 
@@ -188,7 +188,7 @@ def test_at_its_concurrency_a_function_goes_behind_its_own_calls() -> None:
 def test_a_quick_function_keeps_to_few_workers_but_for_those_that_a_long_call_has() -> None:
     first, idle = Own(**vars(worker(1))), worker()
     quick = function_queue(3, first)
-    quick.target, quick.few = SimpleNamespace(tally=Tally("a", recent=QUICK / 2)), 1  # type: ignore[assignment]
+    quick.served, quick.few = SimpleNamespace(tally=Tally("a", recent=QUICK / 2)), 1  # type: ignore[assignment]
     assert pick(room(first, idle), quick, short=True) is first
     assert pick(room(Own(**vars(first)), idle), function_queue(3, first), short=True) is idle
     first.longs = 1

@@ -12,7 +12,7 @@ from control import wire
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT
-from edge_runtime.dispatch.targets import Tally, Target
+from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.dispatch.watchdog import overdue
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.pauses import Pauses
@@ -25,7 +25,7 @@ NOW = 1000.0
 def call(limit_ms: int = 1000, gone: bool = False) -> Call:
     made = Call("f", "GET", "", b"", [], "", b"", lambda outcome: None)
     function = frames.LocalFunction("f", 1, "", wire.Manifest(time_limit_ms=limit_ms), "")
-    made.target = Target(0, function, Tally("f"), Breaker(), True, limit_ms / 1000, 1)
+    made.served = ServedFunction(0, function, Tally("f"), Breaker(), True, limit_ms / 1000, 1)
     made.id = 7
     made.gone = gone
     return made

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime.dispatch.targets import Tally
+from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import frames, http_messages
@@ -50,7 +50,7 @@ class FakeLink:
         self.sent.append((id, orjson.loads(http_json.to_guest(body))))
 
 
-class FakeTarget:
+class FakeFunction:
     def __init__(self) -> None:
         manifest = wire.Manifest(http=wire.HttpGrant(["a.example"]))
         self.function = frames.LocalFunction("f", 1, "", manifest, "")
@@ -60,7 +60,7 @@ class FakeTarget:
 class FakeCall:
     def __init__(self, id: int) -> None:
         self.id = id
-        self.target = FakeTarget()
+        self.served = FakeFunction()
 
     def sends(self) -> None:
         """As of a real call."""
@@ -115,7 +115,7 @@ async def test_what_failed_is_told_and_what_was_denied_is_counted(
         fetches.begin(link, call, b"")
         await until(lambda: link.sent)
         assert link.sent[0][1]["error"]["code"] == code
-        assert call.target.tally.denied == denied
+        assert call.served.tally.denied == denied
 
 
 async def test_a_request_ends_with_its_worker() -> None:

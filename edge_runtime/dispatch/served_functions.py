@@ -59,7 +59,7 @@ class Tally:
 
 
 @dataclass(slots=True, eq=False)
-class Target:
+class ServedFunction:
     """A function of the current release."""
 
     index: int
