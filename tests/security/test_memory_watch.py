@@ -40,7 +40,7 @@ def test_what_a_worker_may_have(tmp_path: Path) -> None:
     def call(pages: int, abi: Literal["wagi", "extism"] = "wagi") -> Call:
         made = Call("f", "POST", "", b"", [], "", b"", lambda outcome: None)
         manifest = wire.Manifest(abi=abi, memory_pages=pages)
-        made.target = SimpleNamespace(function=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
+        made.served = SimpleNamespace(function=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
         return made
 
     def link(*jobs: Any) -> Any:
