@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -51,14 +51,13 @@ class Weather:
     late: float = 0.0
 
 
-class Endpoint:
+class Endpoint(Protocol):
     """Where requests go: a replica that runs."""
 
     process: Process
 
     def serve(self, request: Request) -> None:
         """Begin to answer `request`: its `answered` is set some time."""
-        raise NotImplementedError
 
 
 @dataclass

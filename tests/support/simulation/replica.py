@@ -20,7 +20,7 @@ from control.sync.write_batches import WriteBatches
 from control.web.app import App
 from tests.support.simulation.database import Database, Server
 from tests.support.simulation.loop import Clock, VirtualLoop
-from tests.support.simulation.network import Answer, Endpoint, Request
+from tests.support.simulation.network import Answer, Request
 from tests.support.simulation.processes import Process, Risk
 
 SETTINGS = Settings(
@@ -37,7 +37,7 @@ SETTINGS = Settings(
 Answered = Callable[[Request, Answer], None]
 
 
-class Replica(Endpoint):
+class Replica:
     """One of the replicas, over all its processes' lives."""
 
     def __init__(self, name: str, loop: VirtualLoop, server: Server, risk: Risk, answered: Answered) -> None:
