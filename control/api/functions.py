@@ -82,19 +82,7 @@ class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 async def list_functions(call: Call) -> Reply:
     """GET /v1/functions."""
-    paging = call.query
-    after = pagination.read_cursor(paging.cursor, (str,)) or ("",)
-
-    async def work(conn: Connection) -> responses.Page[responses.Function]:
-        return await pagination.fill(
-            lambda after, count: conn.fetch(FUNCTIONS, *after, count),
-            pagination.as_they_are,
-            lambda row: (row.name,),
-            after,
-            paging.limit,
-        )
-
-    return await call.read(work)
+    return await call.read(pagination.by_name(FUNCTIONS, call.query.cursor, call.query.limit))
 
 
 async def list_versions(call: Call) -> Reply:

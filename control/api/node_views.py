@@ -1,6 +1,7 @@
 """Nodes as operators see them: state, what each runs and should run, errors and warnings (R 1.4, 4.3, 5.4)."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
@@ -24,7 +25,8 @@ class FoundNode(NamedTuple):
     group_name: str
 
 
-class NodeListRow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NodeListRow:
     """A node as a list shows it."""
 
     id: UUID
@@ -49,29 +51,10 @@ class NodeListRow(NamedTuple):
     retry_at: datetime | None
 
 
-class DetailedNodeRow(NamedTuple):
-    """A node as it is shown alone: the columns of `NodeListRow`, and two more."""
+@dataclass(frozen=True, slots=True)
+class DetailedNodeRow(NodeListRow):
+    """A node as it is shown alone: two columns more."""
 
-    id: UUID
-    name: str
-    group_name: str
-    labels: dict[str, str]
-    state: str
-    state_since: datetime
-    joined_at: datetime
-    last_seen_at: datetime | None
-    last_sync_at: datetime | None
-    confirmed_generation: int
-    target_generation: int
-    schema_version: int
-    release_id: UUID | None
-    schema_floor: int | None
-    failures: int
-    syncs_folded: int
-    error_code: str
-    error_message: str
-    error_at: datetime | None
-    retry_at: datetime | None
     capabilities: dict[str, Any]
     protocol: int
 
@@ -189,7 +172,7 @@ async def find(conn: Connection, node: str, field: str = "node") -> FoundNode:
 async def describe(conn: Connection, id: UUID) -> responses.DetailedNode:
     """The node with this id, which exists."""
     row = await conn.one(NODE, id)
-    node = msgspec.structs.asdict((await _describe(conn, [NodeListRow(*row[:-2])]))[0])
+    node = msgspec.structs.asdict((await _describe(conn, [row]))[0])
     return responses.DetailedNode(**node, capabilities=row.capabilities, protocol=row.protocol)
 
 

@@ -55,19 +55,7 @@ async def create(call: Call) -> Reply:
 
 async def list_operators(call: Call) -> Reply:
     """GET /v1/operators: those that can sign in."""
-    paging = call.query
-    after = pagination.read_cursor(paging.cursor, (str,)) or ("",)
-
-    async def work(conn: Connection) -> responses.Page[responses.Operator]:
-        return await pagination.fill(
-            lambda after, count: conn.fetch(OPERATORS, *after, count),
-            pagination.as_they_are,
-            lambda row: (row.name,),
-            after,
-            paging.limit,
-        )
-
-    return await call.read(work)
+    return await call.read(pagination.by_name(OPERATORS, call.query.cursor, call.query.limit))
 
 
 async def revoke(call: Call) -> Reply:

@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -17,6 +17,8 @@ import orjson
 
 from control.api import responses
 from control.problems import ProblemError
+from control.storage.connection import Connection
+from control.storage.queries import Rows
 
 R = TypeVar("R")
 
@@ -26,6 +28,15 @@ TURN = 16 * 1024
 """Bytes that are encoded before other tasks have their turn."""
 GROWTH = 4
 """Times as many rows are read after each reading, at most."""
+
+
+class Named(Protocol):
+    """A row with a name."""
+
+    @property
+    def name(self) -> str:
+        """The name, by which the list is ordered."""
+
 
 Position = tuple[Any, ...]
 """Where a row is in a list: the values that the list is ordered by."""
@@ -84,6 +95,23 @@ def each(make: Callable[[R], object]) -> Describe[R]:
 async def as_they_are(rows: Sequence[object]) -> Sequence[object]:
     """A `describe` where the rows are the items."""
     return rows
+
+
+def by_name(
+    query: Rows[Named], cursor: str | None, limit: int
+) -> Callable[[Connection], Awaitable[responses.Page[Any]]]:
+    """The work of a list by name whose rows are its items; `query` takes the name before, and how many.
+
+    Raises: ProblemError invalid_parameter, when `cursor` isn't one of this list.
+    """
+    begin = read_cursor(cursor, (str,)) or ("",)
+
+    async def work(conn: Connection) -> responses.Page[Any]:
+        return await fill(
+            lambda after, count: conn.fetch(query, *after, count), as_they_are, lambda row: (row.name,), begin, limit
+        )
+
+    return work
 
 
 def write_cursor(*values: object) -> str:
