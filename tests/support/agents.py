@@ -12,7 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
+import pytest
 
+from control import wire
 from control.clock import SystemClock
 from control.local.pki import Pki
 from control.settings import Settings
@@ -23,6 +25,7 @@ from edge_runtime.settings import Settings as EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.sync import identity
 from edge_runtime.sync.agent import Agent
+from edge_runtime.sync.control_client import Client
 from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
 from tests.support.ports import free_port
@@ -212,3 +215,16 @@ async def edge(state: Path, **agent: Any) -> AsyncIterator[Edge]:
             front.stop()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
+
+
+def change_plans(monkeypatch: pytest.MonkeyPatch, change: Callable[[wire.Plan], None]) -> None:
+    """Have `change` change each plan that control answers a poll with, before the node sees it."""
+    real = Client.poll
+
+    async def changed(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+        answer = await real(self, poll)
+        if isinstance(answer, wire.Plan):
+            change(answer)
+        return answer
+
+    monkeypatch.setattr(Client, "poll", changed)

@@ -16,7 +16,7 @@ from edge_runtime.sync import attempt, capabilities, retries
 from edge_runtime.sync.control_client import Client
 from edge_runtime.wasmedge import BEST, QUICK
 from tests.guests.version import version
-from tests.support.agents import Control, Edge, Refused, edge, joined, running_control
+from tests.support.agents import Control, Edge, Refused, change_plans, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
 
 
@@ -173,17 +173,12 @@ async def test_a_schema_that_fails_on_this_nodes_data_is_told_and_its_amendment_
 async def test_a_manifest_that_the_node_does_not_know_fails_the_sync_by_name(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Client.poll
-
-    async def newer(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    def newer(plan: wire.Plan) -> None:
         """A control of a later version: what it keeps has a field more."""
-        answer = await real(self, poll)
-        if isinstance(answer, wire.Plan) and answer.generation > 1:
-            for function in answer.functions:
-                function.manifest["http"] = True
-        return answer
+        for function in plan.functions if plan.generation > 1 else ():
+            function.manifest["http"] = True
 
-    monkeypatch.setattr(Client, "poll", newer)
+    change_plans(monkeypatch, newer)
     await joined(control, tmp_path)
     async with edge(tmp_path) as node:
         await first_release(control)
@@ -236,16 +231,11 @@ async def test_a_node_tells_what_it_can_run_after_its_upgrade_and_a_release_wait
 async def test_a_plan_of_a_lower_generation_is_refused(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Client.poll
-
-    async def restored(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    def restored(plan: wire.Plan) -> None:
         """A control whose metadata came back from an older backup."""
-        answer = await real(self, poll)
-        if isinstance(answer, wire.Plan) and answer.generation > 1:
-            answer.generation = 0
-        return answer
+        plan.generation = plan.generation if plan.generation == 1 else 0
 
-    monkeypatch.setattr(Client, "poll", restored)
+    change_plans(monkeypatch, restored)
     await joined(control, tmp_path)
     async with edge(tmp_path) as node:
         await first_release(control)

@@ -16,7 +16,7 @@ from edge_runtime import files
 from edge_runtime.sync import artifacts as artifacts_module
 from edge_runtime.sync.control_client import Client, Unreachable
 from edge_runtime.sync.outbox import Outbox
-from tests.support.agents import Control, Edge, edge, joined, running_control
+from tests.support.agents import Control, Edge, change_plans, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
 
 
@@ -194,16 +194,11 @@ async def test_artifacts_come_through_control_where_the_store_is_private(
 async def test_a_stale_presigned_url_is_exchanged_for_a_fresh_one(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Client.poll
+    def stale(plan: wire.Plan) -> None:
+        for function in plan.functions:
+            function.url = function.url.replace("X-Amz-Signature=", "X-Amz-Signature=00")
 
-    async def stale(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
-        answer = await real(self, poll)
-        if isinstance(answer, wire.Plan):
-            for function in answer.functions:
-                function.url = function.url.replace("X-Amz-Signature=", "X-Amz-Signature=00")
-        return answer
-
-    monkeypatch.setattr(Client, "poll", stale)
+    change_plans(monkeypatch, stale)
     await joined(control, tmp_path)
     async with edge(tmp_path) as node:
         await first_release(control)
