@@ -82,7 +82,7 @@ class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 async def list_functions(call: Call) -> Reply:
     """GET /v1/functions."""
-    return await call.read(pagination.by_name(FUNCTIONS, call.query.cursor, call.query.limit))
+    return await call.read(pagination.by_name(FUNCTIONS, call.query))
 
 
 async def list_versions(call: Call) -> Reply:

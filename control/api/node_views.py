@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from control import wire
-from control.api import pagination, records, responses
+from control.api import pagination, responses
 from control.api.operations import Call, Reply
 from control.problems import ProblemError
 from control.storage import queries
@@ -120,7 +120,7 @@ WARNINGS = SQL.rows("warnings", WarningRow)
 OPEN_SYNCS = SQL.rows("open_syncs", OpenSyncRow)
 
 
-class NodeFilter(records.Paging, forbid_unknown_fields=True):
+class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     group: wire.Name | None = None
     state: Literal["online", "offline", "syncing"] | None = None
 

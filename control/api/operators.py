@@ -55,7 +55,7 @@ async def create(call: Call) -> Reply:
 
 async def list_operators(call: Call) -> Reply:
     """GET /v1/operators: those that can sign in."""
-    return await call.read(pagination.by_name(OPERATORS, call.query.cursor, call.query.limit))
+    return await call.read(pagination.by_name(OPERATORS, call.query))
 
 
 async def revoke(call: Call) -> Reply:

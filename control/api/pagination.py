@@ -9,11 +9,12 @@ import base64
 import binascii
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
 import orjson
+from msgspec import Meta, Struct
 
 from control.api import responses
 from control.problems import ProblemError
@@ -28,6 +29,18 @@ TURN = 16 * 1024
 """Bytes that are encoded before other tasks have their turn."""
 GROWTH = 4
 """Times as many rows are read after each reading, at most."""
+
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+Cursor = Annotated[str, Meta(max_length=500)]
+
+
+class Paging(Struct, forbid_unknown_fields=True):
+    """Which page of a list."""
+
+    cursor: Cursor | None = None
+    """`next` of the page before."""
+    limit: Limit = 100
+    """Items at most. A page of large items has fewer, and a `next`."""
 
 
 class Named(Protocol):
@@ -97,18 +110,20 @@ async def as_they_are(rows: Sequence[object]) -> Sequence[object]:
     return rows
 
 
-def by_name(
-    query: Rows[Named], cursor: str | None, limit: int
-) -> Callable[[Connection], Awaitable[responses.Page[Any]]]:
+def by_name(query: Rows[Named], paging: Paging) -> Callable[[Connection], Awaitable[responses.Page[Any]]]:
     """The work of a list by name whose rows are its items; `query` takes the name before, and how many.
 
-    Raises: ProblemError invalid_parameter, when `cursor` isn't one of this list.
+    Raises: ProblemError invalid_parameter, when the cursor isn't one of this list.
     """
-    begin = read_cursor(cursor, (str,)) or ("",)
+    begin = read_cursor(paging.cursor, (str,)) or ("",)
 
     async def work(conn: Connection) -> responses.Page[Any]:
         return await fill(
-            lambda after, count: conn.fetch(query, *after, count), as_they_are, lambda row: (row.name,), begin, limit
+            lambda after, count: conn.fetch(query, *after, count),
+            as_they_are,
+            lambda row: (row.name,),
+            begin,
+            paging.limit,
         )
 
     return work

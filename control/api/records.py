@@ -1,14 +1,13 @@
 """The logs: operators' writes (audit), syncs, refused authentications; newest first."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
-
-from msgspec import Meta, Struct
 
 from control import wire
 from control.api import pagination, responses
 from control.api.operations import Call, Reply
+from control.api.pagination import Paging
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
@@ -50,18 +49,6 @@ AUTH_FAILURES = SQL.rows("auth_failures", responses.AuthFailure)
 NODES = SQL.value("nodes", UUID)
 SYNCS = SQL.rows("syncs", SyncRow)
 SYNC = SQL.rows("sync", SyncRow)
-
-Limit = Annotated[int, Meta(ge=1, le=1000)]
-Cursor = Annotated[str, Meta(max_length=500)]
-
-
-class Paging(Struct, forbid_unknown_fields=True):
-    """Which page of a list."""
-
-    cursor: Cursor | None = None
-    """`next` of the page before."""
-    limit: Limit = 100
-    """Items at most. A page of large items has fewer, and a `next`."""
 
 
 class SyncFilter(Paging, forbid_unknown_fields=True):

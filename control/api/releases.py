@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from msgspec import Struct
 
 from control import wire
-from control.api import pagination, records, responses
+from control.api import pagination, responses
 from control.api.operations import Call, Reply
 from control.api.release_making import FUNCTIONS, GROUP, RELEASE, ReleaseListRow, find_group, make
 from control.problems import ProblemError
@@ -33,7 +33,7 @@ GROUPS = SQL.rows("groups", GroupListRow)
 RELEASES = SQL.rows("releases", ReleaseListRow)
 
 
-class ReleaseQuery(records.Paging, forbid_unknown_fields=True):
+class ReleaseQuery(pagination.Paging, forbid_unknown_fields=True):
     group: wire.Name | None = None
 
 

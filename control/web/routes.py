@@ -10,6 +10,7 @@ from control.api import (
     node_views,
     nodes,
     operators,
+    pagination,
     probes,
     records,
     releases,
@@ -100,7 +101,7 @@ OPERATIONS: tuple[Operation, ...] = (
         functions.list_functions,
         "read",
         {200: Page[responses.Function]},
-        query=records.Paging,
+        query=pagination.Paging,
     ),
     Operation(
         "DELETE",
@@ -120,7 +121,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         {200: Page[responses.Version]},
         ("unknown_function",),
-        query=records.Paging,
+        query=pagination.Paging,
     ),
     Operation(
         "POST",
@@ -153,7 +154,7 @@ OPERATIONS: tuple[Operation, ...] = (
         schema.list_changes,
         "read",
         {200: Page[responses.SchemaChange]},
-        query=records.Paging,
+        query=pagination.Paging,
     ),
     Operation(
         "POST",
@@ -194,7 +195,7 @@ OPERATIONS: tuple[Operation, ...] = (
         releases.list_groups,
         "read",
         {200: Page[responses.Group]},
-        query=records.Paging,
+        query=pagination.Paging,
     ),
     Operation(
         "POST",
@@ -331,7 +332,7 @@ OPERATIONS: tuple[Operation, ...] = (
         records.list_audit,
         "admin",
         {200: Page[responses.AuditEntry]},
-        query=records.Paging,
+        query=pagination.Paging,
     ),
     Operation(
         "GET",
@@ -340,7 +341,7 @@ OPERATIONS: tuple[Operation, ...] = (
         records.list_auth_failures,
         "admin",
         {200: Page[responses.AuthFailure]},
-        query=records.Paging,
+        query=pagination.Paging,
     ),
     # Operators
     Operation(
@@ -350,7 +351,7 @@ OPERATIONS: tuple[Operation, ...] = (
         operators.list_operators,
         "admin",
         {200: Page[responses.Operator]},
-        query=records.Paging,
+        query=pagination.Paging,
     ),
     Operation(
         "POST",
