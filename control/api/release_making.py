@@ -288,6 +288,7 @@ async def _changes(
 
 
 async def find_group(conn: Connection, name: str) -> GroupRow:
+    """The group of this name. Raises: ProblemError unknown_group, when there is none."""
     row = await conn.fetchrow(GROUP, name)
     if row is None:
         raise ProblemError("unknown_group", f"there is no group {name}", field="group")

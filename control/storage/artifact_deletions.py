@@ -15,7 +15,7 @@ from control import faults
 from control.clock import Clock
 from control.problems import ProblemError
 from control.storage import queries
-from control.storage.bucket_owner import Ownership
+from control.storage.bucket_owner import KNOWN_ARTIFACTS, Ownership
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 from control.storage.object_store import Store, artifact_id_of, object_key
@@ -50,7 +50,6 @@ SQL = queries.load("artifacts")
 GIVE_UP = SQL.rows("give_up", ArtifactKey)
 RELEASE_UNUSED = SQL.rows("release_unused", ArtifactKey)
 DELETING = SQL.rows("deleting", ArtifactKey)
-KNOWN = SQL.value("known", str)
 LOCK_STALE_UPLOADS = SQL.value("lock_stale_uploads", str)
 LOCK_STALE = SQL.value("lock_stale", str)
 OWNERSHIP = queries.load("ownership")
@@ -155,7 +154,7 @@ class Deletions:
         """Delete those of the objects (their keys, by row id) that no row has known for long; return how many."""
 
         async def look(conn: Connection) -> tuple[set[str], dict[str, datetime]]:
-            known = set(await conn.column(KNOWN, list(objects)))
+            known = set(await conn.column(KNOWN_ARTIFACTS, list(objects)))
             return known, dict(await conn.fetch(UNKNOWN_SINCE, list(objects.values())))
 
         known, since = await self._db.read(look)

@@ -22,7 +22,7 @@ from control.storage.object_store import SmallObject, Store, WriteConflict, arti
 from control.storage.owner_mark import OwnerMark, Standing, UnreadableMark
 
 SQL = queries.load("ownership")
-KNOWN = queries.load("artifacts").value("known", str)
+KNOWN_ARTIFACTS = queries.load("artifacts").value("known", str)
 AUDIT = queries.load("audit")["record"]
 
 CHECK_EVERY = 10.0
@@ -258,7 +258,7 @@ class Ownership:
         pages = 0
         async for page in self._store.objects():
             ids = [found for item in page if (found := artifact_id_of(item.key))]
-            rows = await self._db.read(lambda conn, ids=ids: conn.column(KNOWN, ids))  # type: ignore[misc]
+            rows = await self._db.read(lambda conn, ids=ids: conn.column(KNOWN_ARTIFACTS, ids))  # type: ignore[misc]
             known, unknown = known + len(rows), unknown + len(ids) - len(rows)
             pages += 1
             if pages == PAGES:

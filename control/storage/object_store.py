@@ -133,7 +133,7 @@ class Store:
         """
         if self._through_control:
             return f"/v1/artifacts/{sha256}"
-        key = f"{sha256}/{artifact_id}"
+        key = object_key(sha256, artifact_id)
         known = self._urls.get(key)
         if known is not None and known[1] > time.monotonic():
             return known[0]

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 
 from control import wire
-from control.api import operations as calls
-from control.api.operations import Operation
+from control.api.operations import Operation, path_types
 from control.problems import CODES
 
 REF = "#/components/schemas/{name}"
@@ -52,7 +51,7 @@ def _types(operations: Sequence[Operation]) -> list[Any]:
             if type not in (None, bytes, dict):
                 found[_key(type)] = type
         for name in _parameters(operation.path):
-            found[_key(calls.path_types()[name])] = calls.path_types()[name]
+            found[_key(path_types()[name])] = path_types()[name]
         if operation.query is not None:
             for field in msgspec.structs.fields(operation.query):
                 found[_key(field.type)] = field.type
@@ -74,7 +73,7 @@ def _operation(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         "summary": operation.summary,
         "operationId": re.sub(r"[^a-z0-9]+", "-", f"{operation.method} {operation.path}".lower()).strip("-"),
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": by_type[_key(calls.path_types()[name])]}
+            {"name": name, "in": "path", "required": True, "schema": by_type[_key(path_types()[name])]}
             for name in _parameters(operation.path)
         ],
         "responses": _responses(operation, by_type),
