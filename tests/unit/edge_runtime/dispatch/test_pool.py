@@ -6,13 +6,14 @@ from collections import Counter, deque
 from types import SimpleNamespace
 from typing import Any, Final
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control import wire
 from edge_runtime.dispatch.call import Body, Call
 from edge_runtime.dispatch.guest_log import GuestLog
-from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome
+from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome, Refusal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
@@ -250,3 +251,51 @@ def test_a_long_call_gets_a_worker_although_short_ones_never_end() -> None:
         raise AssertionError("it never got one")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [(600, b""), (frames.FAULT, b"{}"), (frames.FAULT, b'{"code":"x","message":"x","status":200}')],
+)
+async def test_an_answer_that_no_worker_gives_ends_its_call_and_the_worker(kind: int, body: bytes) -> None:
+    world = World()
+    world.submit("one")
+    (link,) = [link for link in world.links() if link.jobs]
+    call = world.calls[0]
+    link.move()
+    link.receive(call.id, kind, b"", body)
+    (outcome,) = world.outcomes[b"0"]
+    assert isinstance(outcome, Refusal)
+    assert (outcome.status, outcome.code) == (502, "worker_crashed")
+    assert link.killed
+    assert world.pool.functions["one"].tally.outcomes == {"worker_crashed": 1}
+    # Its end changes nothing for the call that it answered, and it is given no other one.
+    world.submit("one")
+    assert not link.jobs
+    await world.die(link, "")
+    assert world.outcomes[b"0"] == [outcome]
+    world.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "which"),
+    [(frames.DENIED, b'{"made_up":1}', 0), (frames.DENIED, b"[", 0), (200, b"", 1), (frames.STALE, b"", 7)],
+)
+async def test_a_worker_that_says_what_none_says_is_ended_and_its_call_with_it(
+    kind: int, body: bytes, which: int
+) -> None:
+    """`which`: the request that it speaks of, counted from the one that it runs."""
+    world = World()
+    world.submit("one")
+    (link,) = [link for link in world.links() if link.jobs]
+    call = world.calls[0]
+    link.move()
+    link.receive(call.id + which, kind, b"", body)
+    assert link.killed
+    assert world.outcomes[b"0"] == []
+    assert world.pool.functions["one"].tally.denied == {}
+    await world.die(link, "")
+    (outcome,) = world.outcomes[b"0"]
+    assert isinstance(outcome, Refusal)
+    assert outcome.code == "worker_crashed"
+    world.close()
