@@ -76,7 +76,7 @@ class PoolCollector(Collector):
 
     def _functions(self) -> Iterable[Metric]:
         """Return the metrics of the functions that are served."""
-        waiting = GaugeMetricFamily("skerry_edge_function_waiting", "Calls in its line", labels=["function"])
+        waiting = GaugeMetricFamily("skerry_edge_function_waiting", "Calls in its queue", labels=["function"])
         running = GaugeMetricFamily("skerry_edge_function_running", "Calls in workers", labels=["function"])
         is_open = GaugeMetricFamily("skerry_edge_circuit_open", "1 while it is cut off", labels=["function"])
         opened = CounterMetricFamily("skerry_edge_circuit_opened", "Times it was cut off", labels=["function"])

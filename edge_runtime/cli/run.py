@@ -98,11 +98,11 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
         raise click.UsageError(str(error)) from None
     with _told():
         who = identity.read(state)
-        # Here, because it opens libwasmedge: `check` and `join` work without.
+        # Here, because they take a while to import, and the other commands need neither.
         from edge_runtime import front
         from edge_runtime.sync import agent
 
-        front.run(settings, lambda runtime, compiler: agent.Agent(state, who, runtime, compiler))
+        front.run(settings, lambda manager, compiler: agent.Agent(state, who, manager, compiler))
 
 
 @click.command()
@@ -119,6 +119,7 @@ def dev(state: Path, listen: str, secrets: Path | None, fresh: bool) -> None:
         settings = Settings(
             state=state, listen=listen, secrets=secrets, synchronous="NORMAL", workers=2, concurrency=2, fence="partial"
         )
+        # Opens libwasmedge, too, and says what to install where that is missing.
         from edge_runtime.cli import dev
 
         dev.run(settings, fresh=fresh)

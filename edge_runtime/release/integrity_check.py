@@ -28,10 +28,10 @@ _decode_verified: Final = msgspec.json.Decoder(frames.Verified).decode
 
 
 class IntegrityCheck:
-    """`run` it beside a runtime that has booted."""
+    """Checks the files of the release that is served. Begin with `run` when the manager has booted."""
 
-    def __init__(self, runtime: ReleaseManager, compiler: Compiler, processes: ZygoteClient, artifacts: Path) -> None:
-        self._runtime = runtime
+    def __init__(self, manager: ReleaseManager, compiler: Compiler, processes: ZygoteClient, artifacts: Path) -> None:
+        self._manager = manager
         self._compiler = compiler
         self._processes = processes
         self._artifacts = artifacts
@@ -39,7 +39,7 @@ class IntegrityCheck:
         self._damaged: list[str] = []
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Check at the start and once a day, until cancelled."""
         while True:
             try:
                 await self.check()
@@ -51,7 +51,7 @@ class IntegrityCheck:
 
     async def check(self) -> None:
         """Check all files once. Raises: NotBorn, ChildGone, TimeoutError."""
-        release = self._runtime.release
+        release = self._manager.release
         artifacts, compiled = {}, {}
         for function in release.functions if release is not None else []:
             artifacts[str(self._artifacts / f"{function.sha256}.wasm")] = function.sha256
@@ -67,12 +67,12 @@ class IntegrityCheck:
         for path in damaged:
             log.error("%s is damaged or gone: it is %s again", path, "made" if path in compiled else "fetched")
         # Another release may have come meanwhile, and brought its own.
-        served = {f.sha256 for f in self._runtime.release.functions} if self._runtime.release is not None else set()
+        served = {f.sha256 for f in self._manager.release.functions} if self._manager.release is not None else set()
         for sha256 in {compiled[path].sha256 for path in damaged if path in compiled} & served:
-            self._runtime.damaged(sha256)
+            self._manager.damaged(sha256)
         if lost := {artifacts[path] for path in damaged if path in artifacts} & served:
             self._compiler.lost |= lost
-            self._runtime.less.set()
+            self._manager.less.set()
         self._at, self._damaged = datetime.now(UTC), [Path(path).name for path in damaged]
 
     def status(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Serving never waits for the agent. Whatever goes wrong here ends up in the node's status and in control's record, and
 the node goes on serving its release. What the agent keeps on disk is written by threads before its next step, so that
-the loop waits for no disk. `rules` has the decisions; this module carries them out.
+the loop waits for no disk. `retries` decides when to try again; this module does so.
 """
 
 import asyncio

@@ -305,7 +305,7 @@ async def test_pipelined_requests_are_answered_in_their_order_up_to_a_limit(tmp_
 
 async def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
     async with serving(tmp_path, workers=1, queue_limit=3) as edge:
-        # The first one stays until the others are in the line, and the one that is refused has come.
+        # The first one stays until the others are in the queue, and the one that is refused has come.
         running = [asyncio.ensure_future(edge.call("slow?sleep=4000", SLOW))]
         await until(lambda: any(link.jobs for link in edge.front.pool.links))
         running += [asyncio.ensure_future(edge.call("slow?sleep=5", SLOW)) for _ in range(3)]
