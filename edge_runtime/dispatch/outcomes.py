@@ -20,7 +20,7 @@ STATUSES: Final = 600
 DENIED: Final = ("sql", "sql_statement", "sql_closed", "http_host")
 """Kinds of what a worker may deny a call: values of a metric's label, of which there must be no others."""
 
-# Why the front ends a worker. All but the last are also codes of the refusal that its call gets.
+# Why the front ends a worker.
 TIME_LIMIT: Final = "time_limit"
 MEMORY: Final = "memory_limit"
 TEMP: Final = "sql_disk_limit"
@@ -28,8 +28,8 @@ LOCK_HELD: Final = "lock_held_too_long"
 LOCK_WAIT: Final = "writer_busy"
 CLIENT_GONE: Final = "client_gone"
 STUCK: Final = "stuck"
-CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE)
-REASONS: Final = (*CODES, STUCK)
+KILL_CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE)
+"""Reasons that are also the code of the refusal that the worker's call gets."""
 
 
 class Answer(NamedTuple):

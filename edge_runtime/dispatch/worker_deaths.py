@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import CODES, blames, of_death
+from edge_runtime.dispatch.outcomes import KILL_CODES, blames, of_death
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.zygote_client import how
@@ -34,7 +34,7 @@ class WorkerDeaths:
 
     def add(self, link: WorkerLink, call: Call, seen: progress_page.Seen) -> None:
         """End a call that a worker ran when it died; `seen`: how far the call had come."""
-        if link.killed in CODES and seen.state != progress_page.COMMITTING:
+        if link.killed in KILL_CODES and seen.state != progress_page.COMMITTING:
             self._end(link, call, seen, None)
         else:
             task = asyncio.get_running_loop().create_task(self._ask(link, call, seen))

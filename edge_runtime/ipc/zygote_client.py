@@ -139,10 +139,6 @@ class ZygoteClient:
         self.lacking: tuple[str, ...] = ()
         """The pieces of the children's fence that this machine lacks, in words."""
 
-    def seen(self, slot: int) -> progress_page.Seen:
-        """Return how far the worker of a slot has come."""
-        return progress_page.read(self.page, slot)
-
     async def run(self) -> None:
         """Keep a zygote alive until cancelled. Raises: MachineUnfit, when the first one finds the machine so."""
         failures = 0

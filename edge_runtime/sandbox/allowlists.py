@@ -14,8 +14,8 @@ from edge_runtime.sandbox import libseccomp
 from edge_runtime.sandbox.landlock import Access
 from edge_runtime.sandbox.libseccomp import Argument, Rule
 
-ChildKind = Literal["worker", "applier", "compiler", "checkpointer", "check"]
-CHILD_KINDS: Final[tuple[ChildKind, ...]] = ("worker", "applier", "compiler", "checkpointer")
+ProcessKind = Literal["worker", "applier", "compiler", "checkpointer", "check"]
+CHILD_KINDS: Final[tuple[ProcessKind, ...]] = ("worker", "applier", "compiler", "checkpointer")
 """The kinds of children that the zygote forks. `check` isn't one of them: it has read its input before it is fenced,
 and opens nothing afterwards."""
 
@@ -61,7 +61,7 @@ _THREAD: Final = 0x100 | 0x800 | 0x1_0000
 _NAMESPACES: Final = 0x7E02_0000
 
 
-def files(kind: ChildKind, state: Path) -> list[tuple[Path, Access]]:
+def files(kind: ProcessKind, state: Path) -> list[tuple[Path, Access]]:
     """Return the paths that a kind of child may use in the state directory `state`, each with what it may do there."""
     match kind:
         case "compiler":
@@ -74,7 +74,7 @@ def files(kind: ChildKind, state: Path) -> list[tuple[Path, Access]]:
             return [*written, (state / "aot", READ), (state / "artifacts", READ), RANDOM]
 
 
-def rules(kind: ChildKind) -> list[Rule]:
+def rules(kind: ProcessKind) -> list[Rule]:
     """Return the rules for the system calls of a kind of child, without those of `own_rules`."""
     names: tuple[str, ...] = _MEMORY + _SIGNALS + _THREADS + _SELF + _TIME + _WAITING + _STREAMS
     names += _OPENED if kind == "check" else _FILES

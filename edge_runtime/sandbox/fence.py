@@ -21,7 +21,7 @@ from typing import Final
 
 from control import faults
 from edge_runtime.sandbox import allowlists, landlock, libseccomp
-from edge_runtime.sandbox.allowlists import CHILD_KINDS, ChildKind
+from edge_runtime.sandbox.allowlists import CHILD_KINDS, ProcessKind
 from edge_runtime.sandbox.landlock import Access
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -41,7 +41,7 @@ reserves doesn't count. The limit is far above two memories of 1 GiB, so that it
 such a guest would run without a memory of its own."""
 OOM_SCORE: Final = b"500"
 
-_rulesets: Final[dict[ChildKind, landlock.Ruleset]] = {}
+_rulesets: Final[dict[ProcessKind, landlock.Ruleset]] = {}
 """The ruleset for each kind of child, made by `prepare`; empty where the kernel has no Landlock."""
 
 
@@ -122,7 +122,7 @@ def _set_limits() -> None:
     _drop_capabilities()
 
 
-def enter(kind: ChildKind) -> None:
+def enter(kind: ProcessKind) -> None:
     """Limit a child to the files of its kind: the first of its two steps.
 
     Raises: OSError, when the kernel refuses.
@@ -143,7 +143,7 @@ def _prefer_for_oom_kill() -> None:
         os.close(descriptor)
 
 
-def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
+def seal(kind: ProcessKind, writer_lock: int | None = None) -> None:
     """Forbid new processes and all system calls but those of `kind`: the second of a child's two steps. `writer_lock`
     is the descriptor of the only file that the process may lock with flock.
 
@@ -197,7 +197,7 @@ def use_idle_scheduling() -> None:
 
 
 @functools.cache
-def _filter(kind: ChildKind) -> libseccomp.Filter | None:
+def _filter(kind: ProcessKind) -> libseccomp.Filter | None:
     """Return the filter for a kind of child, still without `own_rules`; None where there is no seccomp."""
     if libseccomp.lacking():
         return None

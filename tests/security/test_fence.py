@@ -23,7 +23,7 @@ import pytest_asyncio
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.allowlists import CHILD_KINDS, ChildKind
+from edge_runtime.sandbox.allowlists import CHILD_KINDS, ProcessKind
 from edge_runtime.state import State
 from tests.support import taken_over
 from tests.support.taken_over import Answer, Ask
@@ -211,7 +211,7 @@ NETWORK = [
     ids=["tcp", "tcp6", "unix", "execve", "execveat", "pidfd", "ptrace", "process_vm_readv", "io_uring", "unshare"],
 )
 @pytest.mark.parametrize("place", USERS[:1], indirect=True)
-async def test_what_ends_it(victim: Any, kind: ChildKind, what: tuple[Any, ...]) -> None:
+async def test_what_ends_it(victim: Any, kind: ProcessKind, what: tuple[Any, ...]) -> None:
     """No honest child ever asks for these: the log shows signal 31."""
     async with victim(kind) as it:
         assert await it.refused(*what) == "SIGSYS"

@@ -12,7 +12,7 @@ import sys
 
 from edge_runtime.oneshot import check, single_call
 from edge_runtime.sandbox import fence
-from edge_runtime.sandbox.allowlists import ChildKind
+from edge_runtime.sandbox.allowlists import ProcessKind
 
 from .taken_over import ATTACKS
 
@@ -20,7 +20,7 @@ _sealing = fence.seal
 _PLAN = json.loads(os.environ["SKERRY_TAKEN_OVER"])
 
 
-def seal(kind: ChildKind, writer_lock: int | None = None) -> None:
+def seal(kind: ProcessKind, writer_lock: int | None = None) -> None:
     _sealing(kind, writer_lock)
     if kind != _PLAN["kind"]:
         return

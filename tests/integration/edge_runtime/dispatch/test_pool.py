@@ -243,7 +243,7 @@ async def test_a_new_version_starts_fresh_and_what_waits_is_told(
     async with node(tmp_path / "state", workers=2, concurrency=1) as edge:
         bad = (guest("loop"), {"time_limit_ms": 30})
         await edge.release({"bad": bad})
-        # As they come in, all at once: those in the line are refused with the fifth's end.
+        # As they come in, all at once: those in the queue are refused with the fifth's end.
         outcomes = await asyncio.gather(*(submit(edge, "bad") for _ in range(40)))
         codes = [outcome.code for outcome in outcomes if not isinstance(outcome, Answer)]
         assert (codes.count("time_limit"), codes.count("circuit_open")) == (5, 35)
@@ -262,7 +262,7 @@ async def test_workers_killed_from_outside_are_not_the_functions_fault(tmp_path:
             await calm(edge)
             running = submit(edge, "slow", b"ms=5000")
             (link,) = [link for link in edge.front.pool.links if link.jobs]
-            await until(lambda link=link: edge.front.processes.seen(link.child.slot).request == link.jobs[0].id)
+            await until(lambda link=link: link.seen().request == link.jobs[0].id)
             link.child.kill()
             outcome = await running
             assert not isinstance(outcome, Answer)
@@ -276,7 +276,7 @@ async def test_a_time_limit_is_held_within_milliseconds(tmp_path: Path, monkeypa
         kill = WorkerLink.kill
 
         def killed(link: WorkerLink, why: str) -> None:
-            ran.append(time.monotonic() - edge.front.processes.seen(link.child.slot).started_ns / 1e9)
+            ran.append(time.monotonic() - link.seen().started_ns / 1e9)
             kill(link, why)
 
         monkeypatch.setattr(WorkerLink, "kill", killed)
