@@ -7,7 +7,7 @@ from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 
-SQL = queries.load("ownership")
+SQL = queries.load("bucket_owner")
 COUNT_UNKNOWN = SQL.value("count_unknown", int)
 
 

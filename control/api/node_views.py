@@ -108,7 +108,7 @@ class PartOfNode(Protocol):
 
 N = TypeVar("N", bound=PartOfNode)
 
-SQL = queries.load("nodelist")
+SQL = queries.load("node_views")
 GROUP = SQL.optional("group", UUID)
 BY_ID = SQL.rows("by_id", FoundNode)
 BY_NAME = SQL.rows("by_name", FoundNode)

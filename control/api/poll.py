@@ -92,7 +92,7 @@ class PollEndpoint:
         else:
             poll = _parse(raw) if len(raw) <= operations.BIG_BODY else await asyncio.to_thread(_parse, raw)
             credential.last = (raw, poll) if len(raw) <= KEPT_BYTES else None
-        fleet, inventory, told = self._fleet, poll.inventory, poll.capabilities
+        fleet, inventory, capabilities = self._fleet, poll.inventory, poll.capabilities
         loop, until = fleet.loop, 0.0
         if poll.wait:
             until = loop.time() + min(poll.wait, self._hold_limit) * (1 - random.random() * SPREAD)  # noqa: S311
@@ -104,10 +104,16 @@ class PollEndpoint:
                 self._heartbeats.seen(node.id, now)
                 decision = await self._decisions.ask(
                     NodeRequest(
-                        node.id, poll.digest, inventory, poll.failed, poll.capabilities_digest, told, poll.protocol
+                        node.id,
+                        poll.digest,
+                        inventory,
+                        poll.failed,
+                        poll.capabilities_digest,
+                        capabilities,
+                        poll.protocol,
                     )
                 )
-                inventory = told = None  # they are stored now
+                inventory = capabilities = None  # they are stored now
                 kind, now = decision.kind, self._clock.now()
                 if decision.message is not None:
                     self._metrics.poll(kind)
@@ -208,10 +214,10 @@ def _parse(raw: bytes) -> wire.Poll:
 def _check_capabilities(raw: bytes) -> None:
     """Refuse capabilities that are too large before they are made into objects."""
     try:
-        told = _decode_capabilities(raw).capabilities
+        raw_capabilities = _decode_capabilities(raw).capabilities
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return  # the parsing of the whole body finds out what is wrong
     # Sent with spaces or escapes, they may be longer than they are stored.
-    if len(bytes(told)) > 6 * requirements.LIMIT:
-        detail = f"it has {requirements.LIMIT} bytes at most, as JSON, and not {len(bytes(told))}"
+    if len(bytes(raw_capabilities)) > 6 * requirements.LIMIT:
+        detail = f"it has {requirements.LIMIT} bytes at most, as JSON, and not {len(bytes(raw_capabilities))}"
         raise ProblemError("invalid_body", detail, field="capabilities")

@@ -43,7 +43,7 @@ class SyncRow(NamedTuple):
     folded: int
 
 
-SQL = queries.load("logs")
+SQL = queries.load("records")
 AUDIT = SQL.rows("audit", AuditRow)
 AUTH_FAILURES = SQL.rows("auth_failures", responses.AuthFailure)
 NODES = SQL.value("nodes", UUID)

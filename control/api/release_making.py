@@ -99,14 +99,14 @@ async def make(
     now: datetime,
     by: str,
     body: wire.NewRelease,
-    told: Sequence[compatibility.Told] = (),
+    capabilities: Sequence[compatibility.SameCapabilities] = (),
     *,
     plan: bool = False,
     keep_floor: bool = False,
 ) -> responses.MadeRelease:
     """Make a release, or with `plan` only return what it would be.
 
-    `told`: the capabilities of the group's nodes. `keep_floor`: where `body` names no floor, keep that of the release
+    `capabilities`: those of the group's nodes. `keep_floor`: where `body` names no floor, keep that of the release
     before. Raises: ProblemError, when the release can't be made, or a node can't run it and `body` doesn't allow that.
     """
     group = await find_group(conn, body.group)
@@ -126,7 +126,7 @@ async def make(
     await _check_size(conn, functions)
     granted = await _manifests(conn, functions)
     _check_routes(granted)
-    unfit = compatibility.unfit(told, granted)
+    unfit = compatibility.unfit(capabilities, granted)
     if not plan and not body.allow_unfit:
         compatibility.refuse(unfit, body.group)
     changes = await _changes(conn, before, functions, old_floor, floor, granted)

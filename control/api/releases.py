@@ -45,11 +45,11 @@ class PlanQuery(Struct, forbid_unknown_fields=True):
 async def create(call: Call) -> Reply:
     """POST /v1/releases."""
     body = call.body
-    told = await call.services.db.read(lambda conn: compatibility.told(conn, body.group))
+    capabilities = await call.services.db.read(lambda conn: compatibility.group_capabilities(conn, body.group))
 
     async def work(conn: Connection, changed: Changed) -> responses.MadeRelease:
         now, by = call.services.clock.now(), call.operator.name
-        made = await make(conn, changed, now, by, body, told, plan=call.query.plan)
+        made = await make(conn, changed, now, by, body, capabilities, plan=call.query.plan)
         if not call.query.plan:
             details = {
                 "generation": made.generation,

@@ -52,7 +52,7 @@ RELEASE_UNUSED = SQL.rows("release_unused", ArtifactKey)
 DELETING = SQL.rows("deleting", ArtifactKey)
 LOCK_STALE_UPLOADS = SQL.value("lock_stale_uploads", str)
 LOCK_STALE = SQL.value("lock_stale", str)
-OWNERSHIP = queries.load("ownership")
+OWNERSHIP = queries.load("bucket_owner")
 UNKNOWN_SINCE = OWNERSHIP.rows("unknown_since", UnknownObject)
 
 

@@ -21,7 +21,7 @@ from control.storage.database import Database
 from control.storage.object_store import SmallObject, Store, WriteConflict, artifact_id_of
 from control.storage.owner_mark import OwnerMark, Standing, UnreadableMark
 
-SQL = queries.load("ownership")
+SQL = queries.load("bucket_owner")
 KNOWN_ARTIFACTS = queries.load("artifacts").value("known", str)
 AUDIT = queries.load("audit")["record"]
 

@@ -43,13 +43,13 @@ class ManifestRow(NamedTuple):
     manifest: dict[str, Any]
 
 
-SQL = queries.load("fitness")
+SQL = queries.load("compatibility")
 GROUP = SQL.optional("group", str)
-NEXT_TOLD = SQL.rows("next_told", SameDigest)
+NEXT_CAPABILITIES = SQL.rows("next_capabilities", SameDigest)
 COUNT = SQL.value("count", int)
 NAMES = SQL.value("names", str)
-TOLD_WITHOUT_DIGEST = SQL.rows("told_without_digest", WithoutDigest)
-TOLD_BY = SQL.rows("told_by", NodeCapabilities)
+WITHOUT_DIGEST = SQL.rows("without_digest", WithoutDigest)
+NODE_CAPABILITIES = SQL.rows("node_capabilities", NodeCapabilities)
 MANIFESTS = SQL.rows("manifests", ManifestRow)
 
 NAMED = 20
@@ -75,7 +75,7 @@ class Unfit(Struct):
 
 
 @dataclass(slots=True)
-class Told:
+class SameCapabilities:
     """Nodes of a group that have the same capabilities."""
 
     capabilities: Mapping[str, Any]
@@ -84,7 +84,7 @@ class Told:
     """The names of the first `NAMED` nodes."""
 
 
-async def told(conn: Connection, group: str) -> list[Told]:
+async def group_capabilities(conn: Connection, group: str) -> list[SameCapabilities]:
     """The capabilities of the nodes of a group; nothing where there is no such group.
 
     Read in a transaction of its own: the release's must not conflict with a node that sends others meanwhile. Nodes
@@ -93,23 +93,23 @@ async def told(conn: Connection, group: str) -> list[Told]:
     id = await conn.fetchval(GROUP, group)
     if id is None:
         return []
-    found: dict[str, Told] = {}
-    for row in await conn.fetch(TOLD_WITHOUT_DIGEST, id, NAMED):
-        kind = found.setdefault(row.capabilities, Told(orjson.loads(row.capabilities), row.nodes))
+    found: dict[str, SameCapabilities] = {}
+    for row in await conn.fetch(WITHOUT_DIGEST, id, NAMED):
+        kind = found.setdefault(row.capabilities, SameCapabilities(orjson.loads(row.capabilities), row.nodes))
         kind.names.append(row.name)
     kinds, digest = list(found.values()), ""
-    while (same := await conn.fetchrow(NEXT_TOLD, id, digest)) is not None:
+    while (same := await conn.fetchrow(NEXT_CAPABILITIES, id, digest)) is not None:
         digest = same.digest
         names = await conn.column(NAMES, id, digest, NAMED)
-        kinds.append(Told(same.capabilities, await conn.fetchval(COUNT, id, digest), names))
+        kinds.append(SameCapabilities(same.capabilities, await conn.fetchval(COUNT, id, digest), names))
     return kinds
 
 
-def unfit(told: Iterable[Told], manifests: Mapping[str, Mapping[str, Any]]) -> Unfit:
+def unfit(kinds: Iterable[SameCapabilities], manifests: Mapping[str, Mapping[str, Any]]) -> Unfit:
     """The nodes that can't run functions with these manifests."""
     needs = requirements.needs(manifests)
     found = Unfit(0, [])
-    for same in told:
+    for same in kinds:
         lacking = [requirements.shown(need, needs[need]) for need in requirements.lacks(same.capabilities, needs)]
         if lacking:
             found.count += same.nodes
@@ -135,6 +135,6 @@ def refuse(found: Unfit, group: str) -> None:
 
 async def refuse_move(conn: Connection, node_id: UUID, group_id: UUID, group: str) -> None:
     """Raises: ProblemError nodes_unfit, when the node can't run the release of the group that it is to be moved to."""
-    node = await conn.one(TOLD_BY, node_id)
+    node = await conn.one(NODE_CAPABILITIES, node_id)
     manifests = dict(await conn.fetch(MANIFESTS, group_id))
-    refuse(unfit([Told(node.capabilities, 1, [node.name])], manifests), group)
+    refuse(unfit([SameCapabilities(node.capabilities, 1, [node.name])], manifests), group)

@@ -25,7 +25,7 @@ class Found(NamedTuple):
     tokens: bool
 
 
-SQL = queries.load("ahead")
+SQL = queries.load("future_times")
 FOUND = SQL.rows("found", Found)
 LOCKS = {table: SQL.value(f"lock_{table}", str) for table in Found._fields}
 

@@ -16,7 +16,7 @@ from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 
-SQL = queries.load("presence")
+SQL = queries.load("heartbeats")
 LOCK_FREE = SQL.value("lock_free", str)
 
 PERIOD = 1.0

@@ -132,7 +132,7 @@ def clean(text: str) -> str:
     return text.replace("\0", "\ufffd")
 
 
-def told(time: datetime | None, now: datetime) -> datetime | None:
+def clamped(time: datetime | None, now: datetime) -> datetime | None:
     """A time that a node sends, within `FAR` of `now`; without a zone it is UTC.
 
     Some times that can be written as RFC 3339 are out of the range of the database, or of asyncpg.

@@ -238,7 +238,7 @@ class _PollBatch:
         if plan.at_target(inventory, release):
             return self._confirm(node, open_sync)
         if request.failed is not None and request.failed.generation == node.target_generation == node.failed_generation:
-            until = node_state.told(request.failed.retry_at, self.now)
+            until = node_state.clamped(request.failed.retry_at, self.now)
             # The node goes by control's clock: what a clock said that was ahead when the sync failed is worth nothing.
             failed_ahead = node.error_at is not None and node.error_at > self.now + AHEAD
             if until is not None and until > self.now and not failed_ahead:

@@ -147,7 +147,7 @@ class _ReportBatch:
         elif not late:
             node.fail(error.code, error.message, self.now)
             node.failed_generation = sync.generation
-            node.retry_at = node_state.told(update.retry_at, self.now)
+            node.retry_at = node_state.clamped(update.retry_at, self.now)
         if late:
             self.late[sync.id] = result
             return wire.SyncState(status, 0, late=True)

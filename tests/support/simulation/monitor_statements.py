@@ -10,10 +10,10 @@ from tests.support.simulation.tables import Row, Tables
 Condition = Callable[[dict[str, Any]], bool]
 
 
-# presence: heartbeats
+# heartbeats
 
 
-@statement("presence", "lock_free")
+@statement("heartbeats", "lock_free")
 def _lock_free_presence(t: Tables, ids: Sequence[str]) -> Rows:
     return [Row(id=id) for id in ids if id in t["node_presence"]]
 
@@ -40,20 +40,20 @@ def _heard(t: Tables, ids: Sequence[str], texts: Sequence[str], believed: dateti
     return count
 
 
-@statement("presence", "seen")
+@statement("heartbeats", "seen")
 def _seen(t: Tables, ids: Sequence[str], times: Sequence[str], believed: datetime) -> int:
     return _heard(t, ids, times, believed, ("last_seen_at",))
 
 
-@statement("presence", "confirmed")
+@statement("heartbeats", "confirmed")
 def _confirmed(t: Tables, ids: Sequence[str], times: Sequence[str], believed: datetime) -> int:
     return _heard(t, ids, times, believed, ("last_seen_at", "last_sync_at", "confirmed_at"))
 
 
-# ahead: stored times that are ahead of the clock. In a run there is one clock, so there are none.
+# future_times: stored times that are ahead of the clock. In a run there is one clock, so there are none.
 
 
-@statement("ahead", "found")
+@statement("future_times", "found")
 def _found(t: Tables, limit: datetime, lease_limit: datetime) -> Rows:
     times = [row[c] for row in t["node_presence"].values() for c in ("last_seen_at", "confirmed_at")]
     nodes = [row[c] for row in t["nodes"].values() for c in ("joined_at", "synced_at")]

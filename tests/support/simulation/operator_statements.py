@@ -140,7 +140,7 @@ def _release(t: Tables, group: str, number: int) -> Rows:
     return [Row({"id": UUID(r["id"]), "group_name": group}, **pick(r, *columns)) for r in found]
 
 
-# fitness: which nodes can run a release
+# compatibility: which nodes can run a release
 
 
 def _of_group(t: Tables, group_id: str, digest: str | None = None) -> list[dict[str, Any]]:
@@ -150,13 +150,13 @@ def _of_group(t: Tables, group_id: str, digest: str | None = None) -> list[dict[
     )
 
 
-@statement("fitness", "group")
+@statement("compatibility", "group")
 def _fitness_group(t: Tables, name: str) -> Rows:
     return [pick(row, "id") for row in _group(t, name)]
 
 
-@statement("fitness", "next_told")
-def _next_told(t: Tables, group_id: str, after: str) -> Rows:
+@statement("compatibility", "next_capabilities")
+def _next_capabilities(t: Tables, group_id: str, after: str) -> Rows:
     later = [n for n in _of_group(t, group_id) if n["capabilities_digest"] > after]
     if not later:
         return []
@@ -164,18 +164,18 @@ def _next_told(t: Tables, group_id: str, after: str) -> Rows:
     return [Row(digest=first["capabilities_digest"], capabilities=first["capabilities"])]
 
 
-@statement("fitness", "count")
+@statement("compatibility", "count")
 def _count(t: Tables, group_id: str, digest: str) -> Rows:
     return [Row(count=len(_of_group(t, group_id, digest)))]
 
 
-@statement("fitness", "names")
+@statement("compatibility", "names")
 def _names(t: Tables, group_id: str, digest: str, limit: int) -> Rows:
     return [pick(n, "name") for n in _of_group(t, group_id, digest)[:limit]]
 
 
-@statement("fitness", "told_without_digest")
-def _told_without_digest(t: Tables, group_id: str, limit: int) -> Rows:
+@statement("compatibility", "without_digest")
+def _without_digest(t: Tables, group_id: str, limit: int) -> Rows:
     alike: dict[str, list[str]] = {}
     for n in _of_group(t, group_id, ""):
         alike.setdefault(orjson.dumps(n["capabilities"]).decode(), []).append(n["name"])

@@ -112,7 +112,7 @@ def test_the_first_by_name_are_named_and_all_are_counted(groups: list[tuple[bool
         names = [f"n-{node:02}-{number}" for node in range(nodes)]
         unfit += [] if fit else names
         document = {"abi": ["wagi", "direct"] if fit else ["wagi"], "manifest": ["abi"]}
-        made.append(compatibility.Told(document, nodes, names[: compatibility.NAMED]))
+        made.append(compatibility.SameCapabilities(document, nodes, names[: compatibility.NAMED]))
     found = compatibility.unfit(made, {"f": {"abi": "direct"}})
     assert found.count == len(unfit)
     assert [node.name for node in found.nodes] == sorted(unfit)[: compatibility.NAMED]

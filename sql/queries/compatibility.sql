@@ -3,7 +3,7 @@
 SELECT id::text FROM groups WHERE name = $1;
 
 -- The next digest after $2 of nodes' capabilities in a group, with the capabilities; there are few digests.
--- name: next_told
+-- name: next_capabilities
 SELECT capabilities_digest AS digest, capabilities FROM nodes
 WHERE group_id = $1::text::uuid AND capabilities_digest > $2 AND removed_at IS NULL
 ORDER BY capabilities_digest LIMIT 1;
@@ -19,7 +19,7 @@ ORDER BY name LIMIT $3;
 
 -- Capabilities that nodes of a group sent without a digest, as they do when they join: for each, the first nodes by
 -- name, and how many there are.
--- name: told_without_digest
+-- name: without_digest
 SELECT t.capabilities, t.nodes, t.name
 FROM (
     SELECT u.capabilities, u.name, count(*) OVER (PARTITION BY u.capabilities) AS nodes,
@@ -32,7 +32,7 @@ FROM (
 WHERE t.place <= $2 ORDER BY t.capabilities, t.name;
 
 -- A node's capabilities.
--- name: told_by
+-- name: node_capabilities
 SELECT name, capabilities FROM nodes WHERE id = $1;
 
 -- The manifests of a group's release.
