@@ -52,9 +52,13 @@ def test_a_refusal_without_a_worker_takes_no_time_and_lets_another_call_try() ->
     assert made.breaker.left(call, 100.0) == 0
     assert made.breaker.left(object(), 100.0) > 0
     assert not made.settle(call, Refusal(499, "client_gone", "x"), 100.0)
-    assert made.breaker.left(object(), 100.0) == 0
+    another = object()
+    assert made.breaker.left(another, 100.0) == 0
     assert made.tally.outcomes == {"worker_crashed": RULES[0][0], "client_gone": 1}
     assert (made.tally.total, sum(made.tally.times)) == (0.0, 0)
+    # That one is answered, and so ends the cut.
+    assert not made.settle(another, Answer(200, b"", b"", 7), 100.5, 0.5)
+    assert made.breaker.closed
 
 
 @pytest.mark.parametrize(
