@@ -185,10 +185,7 @@ class WorkerLink:
         """Handle a frame of the worker."""
         jobs = self.jobs
         if request == progress_page.NONE:
-            if kind == frames.FAILED:
-                log.error("worker %d: %s", self.child.pid, decode_failure(body).message)
-            elif not self.ready.done():
-                self.ready.set_result(None)
+            self._about_itself(kind, body)
             return
         if not jobs or jobs[0].id != request:
             log.error("worker %d answered request %d out of turn: it is killed", self.child.pid, request)
@@ -199,6 +196,17 @@ class WorkerLink:
             self._meanwhile(job, kind, bytes(body))
             return
         self._answered(job, kind, head, body)
+
+    def _about_itself(self, kind: int, body: bytes | memoryview) -> None:
+        """Handle a frame that is about no job: the worker is ready, or says why it can't be."""
+        if kind != frames.FAILED:
+            if not self.ready.done():
+                self.ready.set_result(None)
+            return
+        try:
+            log.error("worker %d: %s", self.child.pid, decode_failure(body).message)
+        except Exception:
+            self._unreadable("said what")
 
     def _answered(self, job: Job, kind: int, head: bytes, body: bytes | memoryview) -> None:
         """The worker has done its first job: end it."""
@@ -226,8 +234,7 @@ class WorkerLink:
                     self._hooks.damaged(served.function.sha256)
             job.end(outcome)
         except Exception:
-            log.exception("worker %d gave an answer that can't be read: it is ended", self.child.pid)
-            self.kill("unreadable")
+            self._unreadable("gave an answer that")
             refusal = refused("worker_crashed", "The function's process answered what can't be read.")
             served.settle(job, refusal, now)
             job.end(refusal)
@@ -247,8 +254,12 @@ class WorkerLink:
                 for denied, times in outcomes.denials(body).items():
                     call.served.tally.deny(denied, times)
         except Exception:
-            log.exception("worker %d said what can't be read: it is ended", self.child.pid)
-            self.kill("unreadable")
+            self._unreadable("said what")
+
+    def _unreadable(self, what: str) -> None:
+        """End a worker that says what no honest one does; called while the error is handled."""
+        log.exception("worker %d %s can't be read: it is ended", self.child.pid, what)
+        self.kill("unreadable")
 
     def _lost(self) -> None:
         """The worker has ended, or can't be understood any more."""

@@ -279,18 +279,25 @@ async def test_an_answer_that_no_worker_gives_ends_its_call_and_the_worker(kind:
 
 @pytest.mark.parametrize(
     ("kind", "body", "which"),
-    [(frames.DENIED, b'{"made_up":1}', 0), (frames.DENIED, b"[", 0), (200, b"", 1), (frames.STALE, b"", 7)],
+    [
+        (frames.DENIED, b'{"made_up":1}', 0),
+        (frames.DENIED, b"[", 0),
+        (200, b"", 1),
+        (frames.STALE, b"", 7),
+        (frames.FAILED, b"[", None),
+        (frames.FAILED, b"[" * 100_000, None),
+    ],
 )
 async def test_a_worker_that_says_what_none_says_is_ended_and_its_call_with_it(
-    kind: int, body: bytes, which: int
+    kind: int, body: bytes, which: int | None
 ) -> None:
-    """`which`: the request that it speaks of, counted from the one that it runs."""
+    """`which`: the request that it speaks of, counted from the one that it runs; None: it speaks of itself."""
     world = World()
     world.submit("one")
     (link,) = [link for link in world.links() if link.jobs]
     call = world.calls[0]
     link.move()
-    link.receive(call.id + which, kind, b"", body)
+    link.receive(progress_page.NONE if which is None else call.id + which, kind, b"", body)
     assert link.killed
     assert world.outcomes[b"0"] == []
     assert world.pool.functions["one"].tally.denied == {}
