@@ -118,7 +118,7 @@ class Store:
 
     async def delete(self, key: str) -> None:
         """Delete an object; one that isn't there is no error."""
-        self._urls.pop(key, None)
+        self._urls.pop(artifact_id_of(key), None)
         async with self._limited(DELETE):
             try:
                 await self._client.delete_object(Bucket=self.bucket, Key=key)
@@ -133,19 +133,17 @@ class Store:
         """
         if self._through_control:
             return f"/v1/artifacts/{sha256}"
-        key = object_key(sha256, artifact_id)
-        known = self._urls.get(key)
+        known = self._urls.get(artifact_id)
         if known is not None and known[1] > time.monotonic():
             return known[0]
-        return await self._sign(key)
+        return await self._sign(sha256, artifact_id)
 
-    async def _sign(self, key: str) -> str:
+    async def _sign(self, sha256: str, artifact_id: str) -> str:
         now = time.monotonic()
-        url: str = await self._signer.generate_presigned_url(
-            "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=self._life
-        )
-        self._urls[key] = url, now + self._life / 2
-        self._urls.move_to_end(key)
+        params = {"Bucket": self.bucket, "Key": object_key(sha256, artifact_id)}
+        url: str = await self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=self._life)
+        self._urls[artifact_id] = url, now + self._life / 2
+        self._urls.move_to_end(artifact_id)
         if len(self._urls) > CACHED_URLS:
             self._urls.popitem(last=False)
         return url
