@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -86,6 +87,14 @@ def discard_damaged(folder: Path, wasm_sha256: str) -> bool:
             path.unlink()
             path.with_suffix(".sha256").unlink(missing_ok=True)
     return removed
+
+
+def remove_others(folder: Path, kept: Iterable[str]) -> None:
+    """Remove the AOT files of all artifacts but those of `kept` (sha256), at the two levels of a node's functions."""
+    names = {key(sha256, level) for sha256 in kept for level in (QUICK, BEST)}
+    for path in folder.iterdir():
+        if path.suffix in (".so", ".sha256") and path.stem not in names:
+            path.unlink(missing_ok=True)
 
 
 def memory_estimate(path: str | Path, *, compiled: bool) -> int:

@@ -12,7 +12,18 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime.aot_cache import BEST, QUICK, AotFile, Damaged, discard_damaged, key, locate, memory_estimate, verify
+from edge_runtime.aot_cache import (
+    BEST,
+    QUICK,
+    AotFile,
+    Damaged,
+    discard_damaged,
+    key,
+    locate,
+    memory_estimate,
+    remove_others,
+    verify,
+)
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
 from edge_runtime.ipc.zygote_client import ZygoteClient
@@ -129,10 +140,7 @@ class Compiler:
 
     def collect(self, keep: set[str]) -> None:
         """Remove the AOT files of all artifacts but those of `keep` (sha256)."""
-        names = {key(sha256, level) for sha256 in keep for level in (QUICK, BEST)}
-        for path in self._folder.iterdir():
-            if path.suffix in (".so", ".sha256") and path.stem not in names:
-                path.unlink(missing_ok=True)
+        remove_others(self._folder, keep)
         # This runs in a thread, while the loop may add others.
         for known in [k for k in list(self._known) if k[0] not in keep]:
             self._known.pop(known, None)

@@ -13,7 +13,7 @@ import pytest
 
 import edge_runtime
 from edge_runtime import aot_cache
-from edge_runtime.aot_cache import BEST, QUICK, Damaged, find, verify
+from edge_runtime.aot_cache import BEST, QUICK, Damaged, find, remove_others, verify
 from edge_runtime.guests.guest import Function, Request
 from edge_runtime.wasmedge import CompileError, LoadError, compile_module
 from tests.guests.build import guest
@@ -124,3 +124,13 @@ compile_module(Path({str(tmp_path / "slow.wasm")!r}).read_bytes(), Path({str(tmp
     made = compile_module(ECHO, tmp_path / "aot", QUICK)
     assert sorted(path.suffix for path in (tmp_path / "aot").iterdir()) == [".sha256", ".so"]
     assert find(tmp_path / "aot", SHA, QUICK) == made
+
+
+def test_files_of_other_artifacts_are_removed(tmp_path: Path) -> None:
+    kept = compile_module(ECHO, tmp_path, QUICK)
+    for name in (f"{'0' * 64}.so", f"{'0' * 64}.sha256", "index.json"):
+        (tmp_path / name).write_bytes(b"")
+    remove_others(tmp_path, {SHA})
+    assert {path.name for path in tmp_path.iterdir()} == {kept.path.name, f"{kept.path.stem}.sha256", "index.json"}
+    remove_others(tmp_path, set())
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
