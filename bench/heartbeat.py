@@ -19,7 +19,7 @@ from bench import result
 from bench.parts import cpu
 from bench.parts.servers import database_and_keys, folder
 from control.clock import SystemClock
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.storage import database
 from control.sync.heartbeats import Heartbeats
 
@@ -40,7 +40,7 @@ async def main() -> None:
         db = await database.connect(services.metadata_url, connections=CONNECTIONS)
         try:
             nodes = await _make_nodes(pool)
-            presence = Heartbeats(db, SystemClock(), Metrics())
+            presence = Heartbeats(db, SystemClock(), ControlMetrics())
             server = services.metadata.pid
             # Once for what is done only once: plans of statements, caches.
             await _alone(pool, nodes, server)

@@ -52,7 +52,7 @@ class _Counts(Collector):
         yield polls
 
 
-class Metrics:
+class ControlMetrics:
     """The metrics of a replica."""
 
     def __init__(self) -> None:

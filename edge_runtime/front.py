@@ -21,7 +21,7 @@ from edge_runtime.egress.http_client import HttpClient
 from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
-from edge_runtime.metrics import Metrics
+from edge_runtime.metrics import EdgeMetrics
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
@@ -31,8 +31,8 @@ from edge_runtime.release.tamper_check import TamperCheck
 from edge_runtime.settings import Settings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
-from edge_runtime.web.app import App
-from edge_runtime.web.server import Server
+from edge_runtime.web.app import EdgeApp
+from edge_runtime.web.server import EdgeServer
 
 log = logging.getLogger("skerry.front")
 
@@ -99,8 +99,10 @@ class Front:
         self.manager.committed = self.checkpoints.after_release
         self.verification = IntegrityCheck(self.manager, self.compiler, self.processes, state.artifacts)
         self.agent = make_agent(self.manager, self.compiler) if make_agent is not None else None
-        self.app = App(settings, self.pool, self.status, Metrics(self.pool, self.processes, self.checkpoints).text)
-        self.server = Server(self.app, settings)
+        self.app = EdgeApp(
+            settings, self.pool, self.status, EdgeMetrics(self.pool, self.processes, self.checkpoints).text
+        )
+        self.server = EdgeServer(self.app, settings)
         self._status = NodeStatus(
             self.pool,
             self.supervisor,

@@ -89,7 +89,7 @@ class PoolCollector(Collector):
         return waiting, running, is_open, opened
 
 
-class Metrics:
+class EdgeMetrics:
     def __init__(self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(PoolCollector(pool, processes, checkpoints))

@@ -16,7 +16,7 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import Secrets
-from edge_runtime.web.server import Server
+from edge_runtime.web.server import EdgeServer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NodeStatus:
     secrets: Secrets
     verification: IntegrityCheck
     checkpoints: CheckpointSchedule
-    server: Server
+    server: EdgeServer
 
     def document(self) -> dict[str, Any]:
         """Return the front's part of /_skerry/status; the agent makes the rest."""

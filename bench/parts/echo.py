@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 
 from control.settings import Settings
-from control.web.server import Server
+from control.web.server import ControlServer
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -31,7 +31,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-class BareServer(Server):
+class BareServer(ControlServer):
     """Control's server with the echo in place of its application."""
 
     def __init__(self, settings: Settings) -> None:

@@ -16,7 +16,7 @@ from control.api import operations
 from control.api.auth import Authenticator, AuthError
 from control.api.operations import Reply
 from control.clock import Clock
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import Settings
 from control.sync import plan, requirements
@@ -64,7 +64,7 @@ class PollEndpoint:
         fleet: FleetCache,
         heartbeats: Heartbeats,
         decisions: WriteBatches[NodeRequest, Decision],
-        metrics: Metrics,
+        metrics: ControlMetrics,
         clock: Clock,
         settings: Settings,
     ) -> None:

@@ -6,7 +6,7 @@ from control.api.auth import Authenticator, JoinTokenRow
 from control.api.auth_failures import AuthFailures
 from control.api.edge_check import Checks
 from control.clock import Clock
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.settings import Settings
 from control.storage.artifact_deletions import Deletions
 from control.storage.batched_lookups import Lookups
@@ -68,7 +68,7 @@ class Services:
     """Decides what polling nodes must do."""
     reports: WriteBatches[SyncReport, SyncState]
     """Takes the nodes' reports of their syncs."""
-    metrics: Metrics
+    metrics: ControlMetrics
     ca_pem: bytes
     """The CA that nodes are to trust; empty where there is none to give out."""
     ca_fingerprint: str

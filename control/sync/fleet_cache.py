@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from control.clock import Clock
 from control.log_throttle import Outage
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.batched_lookups import Lookups
@@ -151,7 +151,7 @@ class Waiter:
 class FleetCache:
     """The cache. Only `run`, `refresh` and the look-ups ask the database; everything else returns at once."""
 
-    def __init__(self, db: Database, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, db: Database, clock: Clock, metrics: ControlMetrics) -> None:
         self._db = db
         self._clock = clock
         self.loop = asyncio.get_running_loop()

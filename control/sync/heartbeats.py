@@ -10,7 +10,7 @@ from datetime import datetime
 
 from control.clock import AHEAD, Clock
 from control.log_throttle import Outage
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
@@ -32,7 +32,7 @@ log = logging.getLogger("skerry.presence")
 class Heartbeats:
     """The nodes that were seen since the last flush, and when."""
 
-    def __init__(self, db: Database, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, db: Database, clock: Clock, metrics: ControlMetrics) -> None:
         self._db = db
         self._clock = clock
         self._metrics = metrics

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from control.clock import AHEAD, Clock
 from control.log_throttle import Outage
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import Settings
 from control.storage import queries
@@ -77,7 +77,7 @@ class Monitor:
         self,
         db: Database,
         clock: Clock,
-        metrics: Metrics,
+        metrics: ControlMetrics,
         settings: Settings,
         sweep: Callable[[], Awaitable[None]],
     ) -> None:

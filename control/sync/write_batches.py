@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 from control import faults
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
@@ -105,7 +105,7 @@ class WriteBatches(Generic[A, B]):
         db: Database,
         fleet: FleetCache,
         heartbeats: Heartbeats,
-        metrics: Metrics,
+        metrics: ControlMetrics,
         write: Write[A, B],
         *,
         fault: str,

@@ -25,7 +25,7 @@ CLOSE = {401, 408, 413, 422, 503}
 log = logging.getLogger("skerry.control")
 
 
-class App:
+class ControlApp:
     """The application; `services` exists between the lifespan's start and its end."""
 
     services: Services
@@ -116,6 +116,6 @@ class App:
         )
 
 
-def create_app(settings: Settings, *, clock: Clock | None = None) -> App:
+def create_app(settings: Settings, *, clock: Clock | None = None) -> ControlApp:
     """The application for these settings. Raises: SettingsError, when they aren't safe."""
-    return App(settings, clock or SystemClock())
+    return ControlApp(settings, clock or SystemClock())

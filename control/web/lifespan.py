@@ -12,7 +12,7 @@ from control.api.auth_failures import AuthFailures
 from control.api.edge_check import Checks
 from control.api.services import Databases, Services
 from control.clock import Clock
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import Settings
 from control.storage import database, migrations, object_store
@@ -51,7 +51,7 @@ async def running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
     bucket is another control's.
     """
     async with AsyncExitStack() as stack:
-        metrics = Metrics()
+        metrics = ControlMetrics()
         databases = await _connect(settings, metrics, stack)
         store = await stack.enter_async_context(object_store.connect(settings))
         ownership = Ownership(databases.background, store, clock)
@@ -114,7 +114,7 @@ async def running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
         yield services
 
 
-async def _connect(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Databases:
+async def _connect(settings: Settings, metrics: ControlMetrics, stack: AsyncExitStack) -> Databases:
     """Connect to the metadata database, and check its schema."""
     connect = partial(
         database.connect,

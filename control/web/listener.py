@@ -17,7 +17,7 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 log = logging.getLogger("skerry.server")
 
 
-class Listener:
+class ListeningSockets:
     """Listening sockets of one host and port."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """uvicorn as control needs it: limited connections, TLS, fewer garbage collections, and a quick end.
 
-`Server` runs in the caller's loop, and a process may have several; `serve` is a whole process.
+`ControlServer` runs in the caller's loop, and a process may have several; `serve` is a whole process.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from control.clock import Clock, SystemClock
 from control.settings import Settings, is_loopback
 from control.web import connection_limits, tls
 from control.web.app import create_app
-from control.web.listener import Listener
+from control.web.listener import ListeningSockets
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: a new handshake costs as much as twenty polls."""
@@ -40,7 +40,7 @@ class StartError(Exception):
     """The server can't start; the message says why and what to do."""
 
 
-class Server(uvicorn.Server):
+class ControlServer(uvicorn.Server):
     """One replica's HTTP server. What keeps it from starting is raised; uvicorn's own server would end the process."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, tame: bool = False) -> None:
@@ -82,7 +82,7 @@ class Server(uvicorn.Server):
         def protocol() -> connection_limits.LimitedProtocol:
             return connection_limits.LimitedProtocol(config=self.config, server_state=self.server_state, app_state={})
 
-        listener = Listener(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
+        listener = ListeningSockets(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
         try:
             await listener.listen(settings.bind, settings.port, BACKLOG)
         except OSError as error:
@@ -131,7 +131,7 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the process at once. Raises what keeps it from starting."""
     _raise_limit()
-    server = Server(settings, clock=clock, tame=True)
+    server = ControlServer(settings, clock=clock, tame=True)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

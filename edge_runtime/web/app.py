@@ -13,7 +13,7 @@ from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.settings import Settings
-from edge_runtime.web.connection import Connection
+from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange, too_large
 from edge_runtime.web.routes import Match, Table
 
@@ -25,7 +25,7 @@ HEALTH: Final = b"/_skerry/healthz"
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 
 
-class App:
+class EdgeApp:
     """Decides who may ask, which function a request is for, and hands it to the pool as a call."""
 
     def __init__(
@@ -94,7 +94,7 @@ class App:
         exchange.name = match.function
         return None
 
-    def run(self, exchange: Exchange, connection: Connection) -> None:
+    def run(self, exchange: Exchange, connection: HttpConnection) -> None:
         """Answer a whole request whose turn it is."""
         match: Match | None = exchange.target
         if match is None:
@@ -121,7 +121,7 @@ class App:
         if exchange.call is not None:
             self._pool.leave(exchange.call)
 
-    def _page(self, path: bytes, connection: Connection) -> None:
+    def _page(self, path: bytes, connection: HttpConnection) -> None:
         kind, make = self._pages[path]
         try:
             body = make()

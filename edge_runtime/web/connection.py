@@ -51,7 +51,7 @@ class RequestHandler(Protocol):
     def admit(self, exchange: Exchange) -> Refusal | None:
         """Return why a request whose head has come is refused; None if it isn't."""
 
-    def run(self, exchange: Exchange, connection: "Connection") -> None:
+    def run(self, exchange: Exchange, connection: "HttpConnection") -> None:
         """Answer a whole request whose turn it is: once, now or later, by `done` or `answer`."""
 
     def leave(self, exchange: Exchange) -> None:
@@ -66,11 +66,11 @@ class Shared:
         self.memory = BodyMemory(settings.body_memory, settings.body_limit)
         self.body_wait = settings.body_wait
         self.answer_memory = settings.answer_memory
-        self.live: set[Connection] = set()
+        self.live: set[HttpConnection] = set()
         """The connections that there are."""
         self.removed: Callable[[], None] = lambda: None
         """Called when a connection has ended."""
-        self.slow: dict[Connection, int] = {}
+        self.slow: dict[HttpConnection, int] = {}
         """Bytes of answers that clients haven't read, the longest unread answer first."""
         self.unread = 0
         """Bytes of all unread answers together."""
@@ -96,7 +96,7 @@ class Shared:
         if not self.live:
             self.empty.set()
 
-    def remove(self, connection: "Connection") -> None:
+    def remove(self, connection: "HttpConnection") -> None:
         """Note that a connection has ended."""
         self.live.discard(connection)
         self.set_unread(connection, 0)
@@ -111,7 +111,7 @@ class Shared:
             connection.abort()
         return len(idle)
 
-    def set_unread(self, connection: "Connection", count: int) -> None:
+    def set_unread(self, connection: "HttpConnection", count: int) -> None:
         """Note how many bytes of a connection's answer are unread.
 
         If they are too many for one function, or all together, the connections with the longest unread answers are
@@ -137,7 +137,7 @@ class Shared:
         while self.unread > self.answer_memory:
             self._give_up(next(iter(self.slow)))
 
-    def _give_up(self, connection: "Connection") -> None:
+    def _give_up(self, connection: "HttpConnection") -> None:
         self.given_up += 1
         now = time.monotonic()
         if now - self._told >= TOLD:
@@ -147,7 +147,7 @@ class Shared:
         connection.abort()
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._app = shared.app

@@ -12,7 +12,7 @@ from typing import Final
 
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import Settings, SettingsError
-from edge_runtime.web.connection import Connection, RequestHandler, Shared
+from edge_runtime.web.connection import HttpConnection, RequestHandler, Shared
 from edge_runtime.web.listener import Listener
 
 KEPT: Final = 64
@@ -32,7 +32,7 @@ log = logging.getLogger("skerry.front")
 _libc: Final = ctypes.CDLL(None)
 
 
-class Server:
+class EdgeServer:
     def __init__(self, app: RequestHandler, settings: Settings) -> None:
         self.shared = Shared(app, settings)
         self._settings = settings
@@ -73,7 +73,7 @@ class Server:
         """Serve until `stop`, then let running requests end for `stop_limit` seconds. `close` cuts off what is left."""
         assert self._socket is not None  # noqa: S101
         shared = self.shared
-        listener = self._listener = Listener(self._socket, lambda: Connection(shared), self._room, self.limit)
+        listener = self._listener = Listener(self._socket, lambda: HttpConnection(shared), self._room, self.limit)
         shared.removed = listener.freed
         listener.open()
         async with asyncio.TaskGroup() as group:

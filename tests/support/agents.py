@@ -19,7 +19,7 @@ from control.clock import SystemClock
 from control.local.pki import Pki
 from control.settings import Settings
 from control.storage import database, migrations
-from control.web.server import Server
+from control.web.server import ControlServer
 from edge_runtime.front import Front
 from edge_runtime.settings import Settings as EdgeSettings
 from edge_runtime.state import State
@@ -49,7 +49,7 @@ class Control:
     pki: Pki
     token: str
     http: aiohttp.ClientSession
-    server: Server
+    server: ControlServer
     task: asyncio.Task[None]
 
     @property
@@ -112,9 +112,9 @@ class Control:
         await self.task
 
 
-async def start(settings: Settings) -> tuple[Server, asyncio.Task[None]]:
+async def start(settings: Settings) -> tuple[ControlServer, asyncio.Task[None]]:
     """Start a control with these settings in this loop, and wait until it serves; the caller ends the task."""
-    server = Server(settings)
+    server = ControlServer(settings)
     task = asyncio.ensure_future(server._serve())
     async with asyncio.timeout(DEADLINE):
         while not server.started:

@@ -7,7 +7,7 @@ The modules of the functions that are left, in the order of their starts, are th
 stay. `returns` are the stays in a module that was passed before. Generator expressions belong to their function, and
 methods that `dataclass` writes are no functions of ours.
 
-    with recording("control", begins=("App.__call__",)) as way:
+    with recording("control", begins=("ControlApp.__call__",)) as way:
         await one_request()
     assert len(way.stays) <= 7, way
 """

@@ -12,9 +12,9 @@ import uvloop
 
 from edge_runtime.dispatch.outcomes import Answer, Refusal
 from edge_runtime.settings import Settings
-from edge_runtime.web.connection import Connection
+from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange
-from edge_runtime.web.server import Server
+from edge_runtime.web.server import EdgeServer
 
 HEAD = b"content-type: text/plain\r\n"
 LIMIT = 60.0
@@ -36,7 +36,7 @@ class Echo:
     """Answers with the body when it is let go, or at once; /large with 4 MB, /larger with 20, /refused not at all."""
 
     def __init__(self) -> None:
-        self.runs: list[tuple[Exchange, Connection]] = []
+        self.runs: list[tuple[Exchange, HttpConnection]] = []
         self.left: list[Exchange] = []
         self.at_once = True
 
@@ -44,7 +44,7 @@ class Echo:
         asked.name = asked.authorization.decode() if asked.authorization else ""
         return Refusal(403, "host_refused", "No.") if asked.path == b"/refused" else None
 
-    def run(self, asked: Exchange, connection: Connection) -> None:
+    def run(self, asked: Exchange, connection: HttpConnection) -> None:
         self.runs.append((asked, connection))
         asked.call = connection.done  # as the call that the front makes of it knows whom to answer
         if self.at_once:
@@ -64,7 +64,7 @@ class Echo:
 class Site:
     """The front's HTTP server with `Echo` in the place of its functions; `site` starts and ends it."""
 
-    def __init__(self, app: Echo, server: Server, port: int) -> None:
+    def __init__(self, app: Echo, server: EdgeServer, port: int) -> None:
         self.app = app
         self.server = server
         self.port = port
@@ -125,7 +125,7 @@ class Client:
 async def site(tmp_path: Path, **settings: Any) -> AsyncIterator[Site]:
     """Run the front's HTTP server with `Echo` on a free port until the block ends; `settings` are the node's."""
     app = Echo()
-    server = Server(app, Settings(state=tmp_path, listen="127.0.0.1:0", **{"stop_limit": 2.0, **settings}))
+    server = EdgeServer(app, Settings(state=tmp_path, listen="127.0.0.1:0", **{"stop_limit": 2.0, **settings}))
     port = server.bind()
     running = asyncio.ensure_future(server.run_until_stopped())
     try:

@@ -17,7 +17,7 @@ import orjson
 
 from control.api.services import Services
 from control.local.pki import Pki
-from control.web.server import Server
+from control.web.server import ControlServer
 from tests.support import repeating, replica
 
 
@@ -67,7 +67,7 @@ class Joined:
 class Control:
     """A running replica of control, and calls to it as its admin."""
 
-    server: Server
+    server: ControlServer
     token: str
     clock: SettableClock
     session: aiohttp.ClientSession

@@ -22,7 +22,7 @@ from control.clock import Clock, SystemClock
 from control.local.pki import Pki
 from control.settings import Settings
 from control.storage import database, migrations
-from control.web.server import Server
+from control.web.server import ControlServer
 from edge_runtime.sync import capabilities
 from tests.support import repeating
 
@@ -59,7 +59,7 @@ class Answered:
 class Replica:
     """A running replica, and a client to it."""
 
-    server: Server
+    server: ControlServer
     url: str
     ca: Path
     session: aiohttp.ClientSession
@@ -216,9 +216,9 @@ class Site:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Server]:
+async def running(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[ControlServer]:
     """Run a replica with these settings until the block ends. Raises: what keeps it from starting."""
-    server = Server(settings, clock=clock)
+    server = ControlServer(settings, clock=clock)
     task = asyncio.create_task(server._serve())
     try:
         async with asyncio.timeout(60):

@@ -7,7 +7,7 @@ from typing import Any, cast
 from control.api.auth import Authenticator
 from control.api.auth_failures import AuthFailures
 from control.api.services import Databases, Services
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.settings import Settings
 from control.storage.object_store import Store
 from control.sync.fleet_cache import FleetCache
@@ -17,7 +17,7 @@ from control.sync.reconciler import Reconciler
 from control.sync.reports import Reports
 from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
-from control.web.app import App
+from control.web.app import ControlApp
 from tests.support.simulation.database import Database, Server
 from tests.support.simulation.loop import Clock, VirtualLoop
 from tests.support.simulation.network import Answer, Request
@@ -46,7 +46,7 @@ class Replica:
         self._server = server
         self._risk = risk
         self._answered = answered
-        self._app: App | None = None
+        self._app: ControlApp | None = None
 
     @property
     def runs(self) -> bool:
@@ -61,7 +61,7 @@ class Replica:
 
     async def _main(self, process: Process) -> None:
         """The application's lifespan, but for what has to do with the artifact store, operators' checks and joins."""
-        clock, metrics, db = Clock(self._loop), Metrics(), cast(Any, Database(self._server, process))
+        clock, metrics, db = Clock(self._loop), ControlMetrics(), cast(Any, Database(self._server, process))
         fleet, nothing = FleetCache(db, clock, metrics), cast(Any, None)
         heartbeats, targets, lease = Heartbeats(db, clock, metrics), Targets(), SETTINGS.sync_lease
         store = Store(nothing, nothing, "run", SETTINGS)
@@ -93,7 +93,7 @@ class Replica:
             process.spawn(run())
         monitor = Monitor(db, clock, metrics, SETTINGS, nothing)
         process.spawn(monitor._loop(monitor.tick, 2.0))
-        app = App(SETTINGS, clock)
+        app = ControlApp(SETTINGS, clock)
         app.serve_with(services)
         self._app = app
 

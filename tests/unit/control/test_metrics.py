@@ -1,9 +1,9 @@
 from prometheus_client.parser import text_string_to_metric_families
 
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 
 
-def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def samples(metrics: ControlMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """What a scraper reads, by name and labels."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -13,7 +13,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 
 
 async def test_what_is_counted_is_what_a_scraper_reads() -> None:
-    metrics = Metrics()
+    metrics = ControlMetrics()
     metrics.watch(lambda: 3, lambda: 10, lambda: 0.25)
     for seconds in (0.0005, 0.001, 0.01, 100):
         metrics.request("POST", "/v1/poll", 204, seconds)
@@ -50,6 +50,6 @@ async def test_what_is_counted_is_what_a_scraper_reads() -> None:
 
 
 def test_two_replicas_count_apart() -> None:
-    one, two = Metrics(), Metrics()
+    one, two = ControlMetrics(), ControlMetrics()
     one.poll("plan")
     assert ("skerry_polls_total", (("answer", "plan"),)) not in samples(two)

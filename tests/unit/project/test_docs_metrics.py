@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from control import wire
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.dispatch.queues import FunctionQueue
@@ -53,7 +53,7 @@ def test_every_metric_is_documented_and_no_other() -> None:
     section = (DOCS / "operations.md").read_text("utf-8").split("## Metrics")[1].split("\n## ")[0]
     heads = [line.partition(":")[0] for line in section.splitlines() if line.startswith("- `")]
     documented = {name for head in heads for name in re.findall(r"`(skerry_\w+)`", head)}
-    assert documented == exported(Metrics().render().decode()) | exported(nodes())
+    assert documented == exported(ControlMetrics().render().decode()) | exported(nodes())
 
 
 def test_the_times_of_calls_are_a_histogram() -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from control import wire
-from control.web.server import Server
+from control.web.server import ControlServer
 from tests.support import seeds
 from tests.support.replica import Replica, Site, TestNode
 
@@ -110,7 +110,7 @@ async def test_a_thousand_are_answered_at_the_end(control_site: Site, monkeypatc
     async with control_site.running(hold=HOLD) as replica:
         nodes = await seeds.nodes(replica, NODES)
         async with holding(replica, nodes) as polls:
-            server: Server = replica.server
+            server: ControlServer = replica.server
             since = time.monotonic()
             server.should_exit = True
             async with asyncio.timeout(SOON):

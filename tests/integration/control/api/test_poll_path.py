@@ -9,7 +9,7 @@ from tests.support.replica import Replica, Site, TestNode
 
 MOST = 7
 """Stays of a poll in modules of control, of functions that call onward."""
-OURS = ("App.__call__", "WriteBatches.run")
+OURS = ("ControlApp.__call__", "WriteBatches.run")
 """Where a poll's way begins, and the task that writes batches of polls."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from control.web import listener as listening
-from control.web.listener import AT_ONCE, Listener
+from control.web.listener import AT_ONCE, ListeningSockets
 
 SOON = 20.0
 
@@ -25,8 +25,8 @@ class Echo(asyncio.Protocol):
 
 
 @pytest.fixture
-async def listener() -> AsyncIterator[Listener]:
-    made = Listener(Echo, None, 1.0, 1.0)
+async def listener() -> AsyncIterator[ListeningSockets]:
+    made = ListeningSockets(Echo, None, 1.0, 1.0)
     await made.listen("127.0.0.1", 0, 4096)
     yield made
     made.close()
@@ -38,7 +38,7 @@ async def echoed(sock: socket.socket) -> bool:
     return await loop.sock_recv(sock, 5) == b"hello"
 
 
-def connected(listener: Listener, count: int) -> list[socket.socket]:
+def connected(listener: ListeningSockets, count: int) -> list[socket.socket]:
     """Connections that the kernel has made, and that nobody has taken yet."""
     made = []
     for _ in range(count):
@@ -49,7 +49,7 @@ def connected(listener: Listener, count: int) -> list[socket.socket]:
 
 
 async def test_many_at_once_are_all_served_and_few_in_one_pass(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    listener: ListeningSockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
     real = listener._take
@@ -73,7 +73,7 @@ async def test_many_at_once_are_all_served_and_few_in_one_pass(
 
 
 async def test_without_a_descriptor_it_goes_on_later(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    listener: ListeningSockets, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(listening, "RETRY", 0.05)
     (sock,) = connected(listener, 1)
@@ -109,7 +109,7 @@ def _free() -> int:
             os.close(descriptor)
 
 
-async def test_an_address_in_use_is_said(listener: Listener) -> None:
-    other = Listener(Echo, None, 1.0, 1.0)
+async def test_an_address_in_use_is_said(listener: ListeningSockets) -> None:
+    other = ListeningSockets(Echo, None, 1.0, 1.0)
     with pytest.raises(OSError, match="in use"):
         await other.listen(*listener.sockets[0].getsockname()[:2], 16)

@@ -18,7 +18,7 @@ import pytest
 from control.local.pki import Pki
 from control.local.process import port_is_free
 from control.sync import fleet_cache
-from control.web.server import Server, StartError
+from control.web.server import ControlServer, StartError
 from tests.support import seeds
 from tests.support.cutting import cutting
 from tests.support.replica import Replica, Site, TestNode, running
@@ -139,7 +139,7 @@ async def test_a_process_ends_in_order_on_a_signal(control_site: Site, number: s
 async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
     # Were a database that stands waited for, it would be for a quarter of an hour.
     async with cutting(control_site.settings.metadata_url) as cutter:
-        server = Server(replace(control_site.settings, metadata_url=cutter.url, database_timeout=1000.0))
+        server = ControlServer(replace(control_site.settings, metadata_url=cutter.url, database_timeout=1000.0))
         serving = asyncio.create_task(server._serve())
         try:
             async with asyncio.timeout(30):

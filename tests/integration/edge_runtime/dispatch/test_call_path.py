@@ -6,9 +6,9 @@ from tests.guests.build import guest
 from tests.support.call_path import Way, recording
 from tests.support.edge import Node, node, until
 
-BEGINS = ("Connection._advance", "WorkerLink._readable")
+BEGINS = ("HttpConnection._advance", "WorkerLink._readable")
 """A whole request becomes a call; and the worker's words about it come in. What comes before isn't the call's way: how
-bytes become an `Exchange` (`web.parser`), and who may ask (`App.admit`)."""
+bytes become an `Exchange` (`web.parser`), and who may ask (`EdgeApp.admit`)."""
 GOING_IN = ["web.connection", "web.app", "dispatch.pool", "dispatch.worker_link"]
 
 
@@ -46,7 +46,7 @@ async def test_a_call_whose_worker_is_ended(tmp_path: Path) -> None:
         await edge.release({"loop": (guest("loop"), {"time_limit_ms": 50})})
         await calm(edge)
         # Not what the next worker says meanwhile.
-        with recording("edge_runtime", begins=("Connection._advance", "WorkerLink._lost")) as way:
+        with recording("edge_runtime", begins=("HttpConnection._advance", "WorkerLink._lost")) as way:
             assert await edge.problem("loop") == (504, "time_limit")
         # Behind the call's end comes what a new worker says.
         passed = stays(way)[: stays(way).index("web.connection", 1) + 1]

@@ -8,10 +8,10 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from control.clock import SystemClock
-from control.metrics import Metrics
+from control.metrics import ControlMetrics
 from control.settings import Settings
 from control.web import starlette_app
-from control.web.app import App
+from control.web.app import ControlApp
 
 SETTINGS = Settings(metadata_url="postgresql://u:p@127.0.0.1/d", artifacts_url="http://k:s@127.0.0.1:1/b")
 ARTIFACT = f"/v1/artifacts/{'0' * 64}"
@@ -31,7 +31,7 @@ class OnlyCounters:
     """Services of which nothing but the counters is needed."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
+        self.metrics = ControlMetrics()
         self.failures = Failures()
         self.settings = SETTINGS
         self.clock = SystemClock()
@@ -39,13 +39,13 @@ class OnlyCounters:
 
 
 @pytest.fixture
-def app() -> App:
-    made = App(SETTINGS, SystemClock())
+def app() -> ControlApp:
+    made = ControlApp(SETTINGS, SystemClock())
     made.serve_with(OnlyCounters())  # type: ignore[arg-type]
     return made
 
 
-def ask(app: App, method: str, path: str) -> tuple[int, httpx2.Headers, Any]:
+def ask(app: ControlApp, method: str, path: str) -> tuple[int, httpx2.Headers, Any]:
     """Status, headers and JSON of an answer."""
     answer = TestClient(app, raise_server_exceptions=False, client=("192.0.2.1", 1)).request(method, path)
     # An answer to HEAD has no body.
@@ -55,7 +55,7 @@ def ask(app: App, method: str, path: str) -> tuple[int, httpx2.Headers, Any]:
 @pytest.mark.parametrize(
     "path", ["/", "/nowhere", "/healthz/", "/healthz%0A", "//healthz", "/v1/poll/", "/v1/functions/a/b"]
 )
-def test_a_path_where_nothing_is(app: App, path: str) -> None:
+def test_a_path_where_nothing_is(app: ControlApp, path: str) -> None:
     status, headers, body = ask(app, "GET", path)
     assert (status, body["code"], headers["content-type"]) == (404, "no_such_path", "application/problem+json")
     assert headers["x-request-id"]
@@ -71,36 +71,38 @@ def test_a_path_where_nothing_is(app: App, path: str) -> None:
         ("GET", "/v1/poll", "POST"),
     ],
 )
-def test_a_method_that_a_path_does_not_take(app: App, method: str, path: str, allowed: str) -> None:
+def test_a_method_that_a_path_does_not_take(app: ControlApp, method: str, path: str, allowed: str) -> None:
     status, headers, body = ask(app, method, path)
     assert (status, body["code"], headers["allow"]) == (405, "method_not_allowed", allowed)
     assert body["detail"].endswith(f" takes {allowed}")
 
 
-def test_head_is_a_method_of_its_own(app: App) -> None:
+def test_head_is_a_method_of_its_own(app: ControlApp) -> None:
     status, headers, _ = ask(app, "HEAD", "/healthz")
     assert (status, headers["allow"]) == (405, "GET")
 
 
-def test_who_is_refused_is_recorded_and_the_connection_ends(app: App) -> None:
+def test_who_is_refused_is_recorded_and_the_connection_ends(app: ControlApp) -> None:
     app.services.auth = starlette_app.auth.Authenticator(None, SystemClock(), None, None)  # type: ignore[arg-type]
     status, headers, body = ask(app, "GET", "/v1/nodes")
     assert (status, body["code"], headers["connection"]) == (401, "credentials_missing", "close")
     assert app.services.failures.recorded == [("192.0.2.1", "missing")]  # type: ignore[attr-defined]
 
 
-def test_a_fault_of_controls_own_is_told_with_the_requests_id(app: App, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_of_controls_own_is_told_with_the_requests_id(
+    app: ControlApp, caplog: pytest.LogCaptureFixture
+) -> None:
     status, headers, body = ask(app, "GET", "/readyz")  # there is no service that it could ask
     assert (status, body["code"]) == (500, "internal")
     assert headers["x-request-id"] in body["detail"]
     assert f"request {headers['x-request-id']}: GET /readyz failed" in caplog.text
 
 
-def test_a_reply_is_sent_with_its_length(app: App) -> None:
+def test_a_reply_is_sent_with_its_length(app: ControlApp) -> None:
     status, headers, body = ask(app, "GET", "/healthz")
     assert (status, body, headers["content-length"]) == (200, {"status": "ok"}, "15")
 
 
-def test_a_websocket_is_refused(app: App) -> None:
+def test_a_websocket_is_refused(app: ControlApp) -> None:
     with pytest.raises(WebSocketDisconnect), TestClient(app).websocket_connect("/healthz"):
         pass
