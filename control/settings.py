@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 TLS_MODES = ("require", "verify-ca", "verify-full")
 
 
-class SettingsError(Exception):
+class ControlSettingsError(Exception):
     """A setting is missing or wrong; the message names the variable and says what it must be."""
 
 
@@ -26,7 +26,7 @@ class StoreAddress:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ControlSettings:
     """All settings. Sizes are in bytes, times in seconds."""
 
     metadata_url: str = field(repr=False)
@@ -83,8 +83,8 @@ class Settings:
         )
 
 
-def from_environment(environ: Mapping[str, str]) -> Settings:
-    """Read and check the settings. Raises: SettingsError, when one is missing or wrong."""
+def from_environment(environ: Mapping[str, str]) -> ControlSettings:
+    """Read and check the settings. Raises: ControlSettingsError, when one is missing or wrong."""
     values: dict[str, object] = {}
     for name, kind in _KINDS.items():
         variable = f"SKERRY_{name.upper()}"
@@ -95,47 +95,49 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
             values[name] = kind(text)
         except ValueError:
             wanted = {int: "a whole number", float: "a number of seconds"}.get(kind, "valid")
-            raise SettingsError(f"{variable} must be {wanted}, not {text!r}") from None
+            raise ControlSettingsError(f"{variable} must be {wanted}, not {text!r}") from None
     for name in ("metadata_url", "artifacts_url"):
         if name not in values:
-            raise SettingsError(f"SKERRY_{name.upper()} isn't set: it says where that service is (docs/settings.md)")
-    settings = Settings(**values)  # type: ignore[arg-type]
+            raise ControlSettingsError(
+                f"SKERRY_{name.upper()} isn't set: it says where that service is (docs/settings.md)"
+            )
+    settings = ControlSettings(**values)  # type: ignore[arg-type]
     check(settings)
     return settings
 
 
-def check(settings: Settings) -> None:
-    """Raises: SettingsError, when settings can't work or aren't safe. Its message contains no secret."""
+def check(settings: ControlSettings) -> None:
+    """Raises: ControlSettingsError, when settings can't work or aren't safe. Its message contains no secret."""
     check_metadata_url(settings.metadata_url)
     _check_store_url("SKERRY_ARTIFACTS_URL", settings.artifacts_url)
     address = settings.store_address()
     if not (address.key and address.secret and address.bucket) or "/" in address.bucket:
-        raise SettingsError("SKERRY_ARTIFACTS_URL must be http(s)://KEY:SECRET@HOST:PORT/BUCKET")
+        raise ControlSettingsError("SKERRY_ARTIFACTS_URL must be http(s)://KEY:SECRET@HOST:PORT/BUCKET")
     if settings.artifacts_public_url:
         _check_store_url("SKERRY_ARTIFACTS_PUBLIC_URL", settings.artifacts_public_url)
     if settings.artifacts_delivery not in ("presigned", "control"):
-        raise SettingsError("SKERRY_ARTIFACTS_DELIVERY must be 'presigned' or 'control'")
+        raise ControlSettingsError("SKERRY_ARTIFACTS_DELIVERY must be 'presigned' or 'control'")
     if (settings.tls_cert is None) != (settings.tls_key is None):
-        raise SettingsError("SKERRY_TLS_CERT and SKERRY_TLS_KEY belong together: set both or none")
+        raise ControlSettingsError("SKERRY_TLS_CERT and SKERRY_TLS_KEY belong together: set both or none")
     for name in ("tls_cert", "tls_key", "ca_cert"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
-            raise SettingsError(f"SKERRY_{name.upper()}: there is no file {path}")
+            raise ControlSettingsError(f"SKERRY_{name.upper()}: there is no file {path}")
     if not 0 <= settings.port <= 65535:
-        raise SettingsError(f"SKERRY_PORT must be between 0 and 65535, not {settings.port}")
+        raise ControlSettingsError(f"SKERRY_PORT must be between 0 and 65535, not {settings.port}")
     for name, kind in _KINDS.items():
         if name != "port" and kind in (int, float) and not getattr(settings, name) > 0:
-            raise SettingsError(f"SKERRY_{name.upper()} must be more than 0")
+            raise ControlSettingsError(f"SKERRY_{name.upper()} must be more than 0")
 
 
 def check_metadata_url(url: str) -> None:
-    """Raises: SettingsError, when the connection to another machine wouldn't be encrypted."""
+    """Raises: ControlSettingsError, when the connection to another machine wouldn't be encrypted."""
     parts = urlsplit(url)
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
-        raise SettingsError("SKERRY_METADATA_URL must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+        raise ControlSettingsError("SKERRY_METADATA_URL must be postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
     mode = parse_qs(parts.query).get("sslmode", [""])[-1]
     if not is_loopback(parts.hostname) and mode not in TLS_MODES:
-        raise SettingsError(
+        raise ControlSettingsError(
             f"SKERRY_METADATA_URL: the connection to {parts.hostname} would not be encrypted; add "
             "?sslmode=verify-full&sslrootcert=FILE to it (plain connections are for loopback only)"
         )
@@ -144,9 +146,9 @@ def check_metadata_url(url: str) -> None:
 def _check_store_url(variable: str, url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(f"{variable} must begin with https:// (or http:// on loopback) and name a host")
+        raise ControlSettingsError(f"{variable} must begin with https:// (or http:// on loopback) and name a host")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
-        raise SettingsError(f"{variable}: plain http to {parts.hostname} is refused; use https")
+        raise ControlSettingsError(f"{variable}: plain http to {parts.hostname} is refused; use https")
 
 
 def is_loopback(host: str) -> bool:

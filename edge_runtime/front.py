@@ -28,7 +28,7 @@ from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import FILE, Secrets
 from edge_runtime.release.tamper_check import TamperCheck
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
 from edge_runtime.web.app import EdgeApp
@@ -54,7 +54,7 @@ class Front:
     Without an agent it serves the release that the state directory has, and nothing changes that.
     """
 
-    def __init__(self, settings: Settings, state: State, make_agent: MakeAgent | None = None) -> None:
+    def __init__(self, settings: EdgeSettings, state: State, make_agent: MakeAgent | None = None) -> None:
         self.settings = settings
         children = frames.ChildSettings(
             str(state.path),
@@ -127,7 +127,7 @@ class Front:
     async def run(self) -> None:
         """Serve until `stop`.
 
-        Raises: an ExceptionGroup of MachineUnfit, DatabaseUnfit or SettingsError, when the node can't serve.
+        Raises: an ExceptionGroup of MachineUnfit, DatabaseUnfit or EdgeSettingsError, when the node can't serve.
         """
         settings = self.settings
         self.port = self.server.bind()
@@ -184,7 +184,7 @@ class Front:
 
 
 def run(
-    settings: Settings, make_agent: MakeAgent | None = None, begin: Callable[[Front], None] = lambda front: None
+    settings: EdgeSettings, make_agent: MakeAgent | None = None, begin: Callable[[Front], None] = lambda front: None
 ) -> None:
     """Run a node until SIGTERM or SIGINT; a second signal kills it. `begin` gets the front before it runs.
 
@@ -196,7 +196,9 @@ def run(
             runner.run(_main(settings, state, make_agent, begin))
 
 
-async def _main(settings: Settings, state: State, make_agent: MakeAgent | None, begin: Callable[[Front], None]) -> None:
+async def _main(
+    settings: EdgeSettings, state: State, make_agent: MakeAgent | None, begin: Callable[[Front], None]
+) -> None:
     front = Front(settings, state, make_agent)
     begin(front)
     loop = asyncio.get_running_loop()

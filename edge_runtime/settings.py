@@ -13,7 +13,7 @@ LISTEN: Final = "127.0.0.1:8087"
 MIB: Final = 1024 * 1024
 
 
-class SettingsError(Exception):
+class EdgeSettingsError(Exception):
     """A setting is wrong; the message names it and says what it can be."""
 
 
@@ -46,8 +46,8 @@ class PoolLimits:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings of `skerry-edge run`. Raises: SettingsError, when one is wrong."""
+class EdgeSettings:
+    """The settings of `skerry-edge run`. Raises: EdgeSettingsError, when one is wrong."""
 
     state: Path
     """The state directory."""
@@ -111,16 +111,16 @@ class Settings:
         host, _ = self.address
         _ = self.networks
         if not self.token and not self.loopback:
-            raise SettingsError(
+            raise EdgeSettingsError(
                 f"listen is {self.listen}, which others can reach: set SKERRY_EDGE_TOKEN (or SKERRY_EDGE_TOKEN_FILE) "
                 "to a secret that callers must send, or listen on 127.0.0.1"
             )
         if self.token and len(self.token) < 16:
-            raise SettingsError("the token is shorter than 16 characters: take a long random one")
+            raise EdgeSettingsError("the token is shorter than 16 characters: take a long random one")
         if self.synchronous not in ("FULL", "NORMAL"):
-            raise SettingsError(f"synchronous is {self.synchronous!r}; it can be FULL or NORMAL")
+            raise EdgeSettingsError(f"synchronous is {self.synchronous!r}; it can be FULL or NORMAL")
         if self.fence not in ("required", "partial"):
-            raise SettingsError(f"fence is {self.fence!r}; it can be required or partial")
+            raise EdgeSettingsError(f"fence is {self.fence!r}; it can be required or partial")
         for name, least, most in (
             ("workers", 1, 100),
             ("depth", 1, 16),
@@ -135,22 +135,22 @@ class Settings:
             ("temp_limit", 2 * self.wal_limit, 64 * 1024 * MIB),
         ):
             if not least <= getattr(self, name) <= most:
-                raise SettingsError(f"{name} is {getattr(self, name)}; it can be {least} to {most}")
+                raise EdgeSettingsError(f"{name} is {getattr(self, name)}; it can be {least} to {most}")
         for name in (
             "queue_wait", "body_wait", "flip_limit", "apply_limit", "compile_limit", "compile_wait", "lock_wait",
             "lock_hold", "stop_limit", "start_wait",
         ):  # fmt: skip
             if not 0 < getattr(self, name) <= 86_400:
-                raise SettingsError(f"{name} is {getattr(self, name)} s; it must be above 0, and a day at most")
+                raise EdgeSettingsError(f"{name} is {getattr(self, name)} s; it must be above 0, and a day at most")
         if not host:
-            raise SettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
+            raise EdgeSettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port to listen on."""
         host, colon, port = self.listen.rpartition(":")
         if not colon or not port.isdigit() or int(port) > 65_535:
-            raise SettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
+            raise EdgeSettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
         return host.removeprefix("[").removesuffix("]"), int(port)
 
     @property
@@ -172,7 +172,7 @@ class Settings:
         try:
             return [ipaddress.ip_network(text) for text in self.http_networks]
         except ValueError as error:
-            raise SettingsError(f"http_networks has what is no network: {error}") from None
+            raise EdgeSettingsError(f"http_networks has what is no network: {error}") from None
 
     @property
     def limits(self) -> PoolLimits:

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.web.server import ControlServer
 
 
@@ -34,7 +34,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 class BareServer(ControlServer):
     """Control's server with the echo in place of its application."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ControlSettings) -> None:
         super().__init__(settings, tame=True)
         # What the server asks of an application besides its requests.
         nothing = SimpleNamespace(fleet=SimpleNamespace(close=lambda: None))
@@ -55,7 +55,7 @@ def main(port: str, *pair: str) -> None:
         return
     certificate, key = map(Path, pair)
     # It never connects to them.
-    settings = Settings(
+    settings = ControlSettings(
         metadata_url="postgresql://127.0.0.1/none",
         artifacts_url="http://key:secret@127.0.0.1:1/none",
         port=int(port),

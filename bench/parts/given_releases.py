@@ -18,7 +18,7 @@ from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.sandbox import fence
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 
 COMPILE_WAIT = 3600.0
 
@@ -54,7 +54,7 @@ class Given:
 if __name__ == "__main__":
     fence.die_with_parent(int(sys.argv[3]))
     logs.set_up("text")
-    settings = Settings(
+    settings = EdgeSettings(
         state=Path(sys.argv[1]), workers=int(sys.argv[2]), listen="127.0.0.1:0", compile_wait=COMPILE_WAIT
     )
     front.run(settings, Given)

@@ -18,7 +18,7 @@ from control.api.operations import Reply
 from control.clock import Clock
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.sync import plan, requirements
 from control.sync.fleet_cache import STALE_AFTER, CachedNode, Credential, FleetCache, Waiter
 from control.sync.heartbeats import Heartbeats
@@ -66,7 +66,7 @@ class PollEndpoint:
         decisions: WriteBatches[NodeRequest, Decision],
         metrics: ControlMetrics,
         clock: Clock,
-        settings: Settings,
+        settings: ControlSettings,
     ) -> None:
         self._auth = auth
         self._fleet = fleet

@@ -7,7 +7,7 @@ from control.api.auth_failures import AuthFailures
 from control.api.edge_check import Checks
 from control.clock import Clock
 from control.metrics import ControlMetrics
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.storage.artifact_deletions import Deletions
 from control.storage.batched_lookups import Lookups
 from control.storage.bucket_owner import Ownership
@@ -51,7 +51,7 @@ class Databases:
 class Services:
     """One of each, for the life of the process."""
 
-    settings: Settings
+    settings: ControlSettings
     clock: Clock
     databases: Databases
     store: Store

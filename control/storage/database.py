@@ -302,8 +302,8 @@ async def connect(
 
     The server itself enforces the timeouts (seconds): for a statement, for a row that another transaction has locked,
     and for a transaction left idle. So a client that is stopped within a transaction holds nobody up.
-    Raises: SettingsError, when the connection to another machine wouldn't be encrypted; ProblemError, when there is no
-    connection.
+    Raises: ControlSettingsError, when the connection to another machine wouldn't be encrypted; ProblemError, when there
+    is no connection.
     """
     check_metadata_url(url)
     try:

@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from control.problems import ProblemError
-from control.settings import Settings, is_loopback
+from control.settings import ControlSettings, is_loopback
 from control.storage import owner_mark, store_errors
 from control.storage.store_errors import DELETE, GET, LIST, PUT, Action, code_of
 
@@ -85,7 +85,7 @@ class Store:
     time; store_refused, when it refuses control's key; bucket_missing; store_full.
     """
 
-    def __init__(self, client: Any, signer: Any, bucket: str, settings: Settings) -> None:
+    def __init__(self, client: Any, signer: Any, bucket: str, settings: ControlSettings) -> None:
         self.bucket = bucket
         self._client = client
         self._signer = signer
@@ -305,7 +305,7 @@ class Store:
 
 
 @asynccontextmanager
-async def connect(settings: Settings) -> AsyncIterator[Store]:
+async def connect(settings: ControlSettings) -> AsyncIterator[Store]:
     """Make a client of the store that the settings name. It isn't asked yet: polls are answered without it."""
     address = settings.store_address()
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from control.clock import AHEAD
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -37,7 +37,7 @@ LIMIT = 500
 log = logging.getLogger("skerry.clock")
 
 
-async def correct(db: Database, settings: Settings, now: datetime) -> None:
+async def correct(db: Database, settings: ControlSettings, now: datetime) -> None:
     """Change times that are ahead of `now` to what does the least harm.
 
     Raises: ProblemError, when the database doesn't answer.

@@ -18,7 +18,7 @@ from control.clock import AHEAD, Clock
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
@@ -78,7 +78,7 @@ class Monitor:
         db: Database,
         clock: Clock,
         metrics: ControlMetrics,
-        settings: Settings,
+        settings: ControlSettings,
         sweep: Callable[[], Awaitable[None]],
     ) -> None:
         """`sweep` finishes what kills left behind in the artifact store."""

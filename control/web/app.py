@@ -16,7 +16,7 @@ from control.api.poll import PollEndpoint
 from control.api.services import Services
 from control.clock import Clock, SystemClock
 from control.problems import ProblemError
-from control.settings import Settings, check
+from control.settings import ControlSettings, check
 from control.web import lifespan, starlette_app
 
 CLOSE = {401, 408, 413, 422, 503}
@@ -30,7 +30,7 @@ class ControlApp:
 
     services: Services
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: ControlSettings, clock: Clock) -> None:
         check(settings)
         self._settings = settings
         self._clock = clock
@@ -116,6 +116,6 @@ class ControlApp:
         )
 
 
-def create_app(settings: Settings, *, clock: Clock | None = None) -> ControlApp:
-    """The application for these settings. Raises: SettingsError, when they aren't safe."""
+def create_app(settings: ControlSettings, *, clock: Clock | None = None) -> ControlApp:
+    """The application for these settings. Raises: ControlSettingsError, when they aren't safe."""
     return ControlApp(settings, clock or SystemClock())

@@ -14,7 +14,7 @@ from control.api.services import Databases, Services
 from control.clock import Clock
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.storage import database, migrations, object_store
 from control.storage.artifact_deletions import Deletions
 from control.storage.bucket_owner import Ownership
@@ -34,7 +34,7 @@ RESTART_PAUSE = 1.0
 STORE_PATIENCE = 3.0
 """Seconds that a start waits for the artifact store; without it, nodes are served too."""
 JOINS, FIRST_POLLS, CACHE = 2, 2, 3
-"""Connections to the metadata database beyond those of `Settings.database_connections`; see `Databases`."""
+"""Connections to the metadata database beyond those of `ControlSettings.database_connections`; see `Databases`."""
 BACKGROUND, BATCHES, READINESS = 4, 2, 1
 """Connections of a second pool, with a shorter lock timeout."""
 BACKGROUND_LOCK_TIMEOUT = 0.3
@@ -44,7 +44,7 @@ log = logging.getLogger("skerry.control")
 
 
 @asynccontextmanager
-async def running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
+async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Services]:
     """Connect, load the cache, and run the background tasks until the block ends.
 
     Raises: SchemaError, when the database has another schema; ProblemError, when the database doesn't answer or the
@@ -114,7 +114,7 @@ async def running(settings: Settings, clock: Clock) -> AsyncIterator[Services]:
         yield services
 
 
-async def _connect(settings: Settings, metrics: ControlMetrics, stack: AsyncExitStack) -> Databases:
+async def _connect(settings: ControlSettings, metrics: ControlMetrics, stack: AsyncExitStack) -> Databases:
     """Connect to the metadata database, and check its schema."""
     connect = partial(
         database.connect,

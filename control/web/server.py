@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from control.clock import Clock, SystemClock
-from control.settings import Settings, is_loopback
+from control.settings import ControlSettings, is_loopback
 from control.web import connection_limits, tls
 from control.web.app import create_app
 from control.web.listener import ListeningSockets
@@ -43,7 +43,7 @@ class StartError(Exception):
 class ControlServer(uvicorn.Server):
     """One replica's HTTP server. What keeps it from starting is raised; uvicorn's own server would end the process."""
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None, tame: bool = False) -> None:
+    def __init__(self, settings: ControlSettings, *, clock: Clock | None = None, tame: bool = False) -> None:
         self.app = create_app(settings, clock=clock or SystemClock())
         self._settings = settings
         self._tame = tame
@@ -128,7 +128,7 @@ class ControlServer(uvicorn.Server):
         log.info("control has ended")
 
 
-async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
+async def serve(settings: ControlSettings, *, clock: Clock | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the process at once. Raises what keeps it from starting."""
     _raise_limit()
     server = ControlServer(settings, clock=clock, tame=True)
@@ -149,7 +149,7 @@ async def serve(settings: Settings, *, clock: Clock | None = None) -> None:
             loop.remove_signal_handler(number)
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
+def _tls(settings: ControlSettings) -> ssl.SSLContext | None:
     """The TLS context of these settings (R 7.2), None on loopback without a certificate. Raises: StartError."""
     if settings.tls_cert is None or settings.tls_key is None:
         if is_loopback(settings.bind):

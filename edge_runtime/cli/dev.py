@@ -35,7 +35,7 @@ from edge_runtime.ipc import frames
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.sync.plan_check import parse_manifest
 
 LINE_LIMIT = 64 * 1024 * 1024
@@ -62,7 +62,7 @@ class Outdated(Exception):
     """A schema change that is in the database isn't what the project has now."""
 
 
-def run(settings: Settings, *, fresh: bool) -> None:
+def run(settings: EdgeSettings, *, fresh: bool) -> None:
     """Serve until stdin ends, or until SIGINT or SIGTERM; `fresh`: with a new database. Raises: as `front.run`."""
     if fresh:
         shutil.rmtree(settings.state / "db", ignore_errors=True)

@@ -14,7 +14,7 @@ import click
 import orjson
 
 from edge_runtime.cli.run import local_token
-from edge_runtime.settings import LISTEN, SettingsError
+from edge_runtime.settings import LISTEN, EdgeSettingsError
 from edge_runtime.sync import identity
 from edge_runtime.sync.join import JoinFailed, join
 
@@ -100,7 +100,7 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
     """
     try:
         document = read_status(listen, local_token())
-    except SettingsError as error:
+    except EdgeSettingsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
         who = _who(state)
@@ -155,11 +155,11 @@ def check(file: Path, as_json: bool) -> None:
 def read_status(listen: str, token: str) -> dict[str, Any]:
     """Return the document of a node's /_skerry/status.
 
-    Raises: OSError, when no node answers; ValueError, when it refuses; SettingsError, when `listen` is no address.
+    Raises: OSError, when no node answers; ValueError, when it refuses; EdgeSettingsError, when `listen` is no address.
     """
     host, _, port = listen.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 65_536):
-        raise SettingsError(f"listen is {listen!r}; it must be HOST:PORT, as in {LISTEN}")
+        raise EdgeSettingsError(f"listen is {listen!r}; it must be HOST:PORT, as in {LISTEN}")
     host = host.removeprefix("[").removesuffix("]")
     # A node that listens on all addresses answers on loopback, too.
     connection = http.client.HTTPConnection(

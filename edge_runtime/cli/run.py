@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from edge_runtime import logs
-from edge_runtime.settings import Settings, SettingsError
+from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.state import StateUnfit
 from edge_runtime.sync import identity
 
@@ -52,7 +52,7 @@ OPTIONS: Final = {
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    fields = {field.name: field for field in dataclasses.fields(EdgeSettings)}
     for name, meaning in reversed(OPTIONS.items()):
         field = fields[name]
         many = name in ("hosts", "http_networks")
@@ -93,8 +93,8 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
         if given[name] is None:
             del given[name]
     try:
-        settings = Settings(state=state, token=local_token(), **given)
-    except SettingsError as error:
+        settings = EdgeSettings(state=state, token=local_token(), **given)
+    except EdgeSettingsError as error:
         raise click.UsageError(str(error)) from None
     with _told():
         who = identity.read(state)
@@ -116,7 +116,7 @@ def dev(state: Path, listen: str, secrets: Path | None, fresh: bool) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     with _told():
         # Its author's own code runs here: a machine without all of the fence will do.
-        settings = Settings(
+        settings = EdgeSettings(
             state=state, listen=listen, secrets=secrets, synchronous="NORMAL", workers=2, concurrency=2, fence="partial"
         )
         # Opens libwasmedge, too, and says what to install where that is missing.
@@ -133,7 +133,7 @@ def local_token() -> str:
     try:
         return Path(file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the token can't be read from SKERRY_EDGE_TOKEN_FILE: {error}") from None
+        raise EdgeSettingsError(f"the token can't be read from SKERRY_EDGE_TOKEN_FILE: {error}") from None
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def _told() -> Iterator[None]:
     """What a person can do something about ends the command with a message, everything else with a traceback."""
     try:
         yield
-    except* (StateUnfit, SettingsError, identity.NotJoined, ImportError) as group:
+    except* (StateUnfit, EdgeSettingsError, identity.NotJoined, ImportError) as group:
         raise click.ClickException(str(_first(group))) from None
     except* Exception as group:
         from edge_runtime.ipc.zygote_client import MachineUnfit

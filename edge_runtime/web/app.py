@@ -12,7 +12,7 @@ from edge_runtime.dispatch.outcomes import Refusal, refused, release_changing
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.ipc.frames import LocalRelease
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange, too_large
 from edge_runtime.web.routes import Match, Table
@@ -29,7 +29,7 @@ class EdgeApp:
     """Decides who may ask, which function a request is for, and hands it to the pool as a call."""
 
     def __init__(
-        self, settings: Settings, pool: Pool, status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
+        self, settings: EdgeSettings, pool: Pool, status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
     ) -> None:
         """`status` makes the document of /_skerry/status, `metrics` the text of /_skerry/metrics."""
         self._body_limit = settings.body_limit

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from control import wire
 from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.errors import title_of
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 
 HEAD_WAIT: Final = 10.0
@@ -61,7 +61,7 @@ class RequestHandler(Protocol):
 class Shared:
     """What all connections of the server share: limits, counts, and who they are."""
 
-    def __init__(self, app: RequestHandler, settings: Settings) -> None:
+    def __init__(self, app: RequestHandler, settings: EdgeSettings) -> None:
         self.app = app
         self.memory = BodyMemory(settings.body_memory, settings.body_limit)
         self.body_wait = settings.body_wait

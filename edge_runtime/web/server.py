@@ -11,7 +11,7 @@ from email.utils import formatdate
 from typing import Final
 
 from edge_runtime.pauses import Pauses
-from edge_runtime.settings import Settings, SettingsError
+from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.web.connection import HttpConnection, RequestHandler, Shared
 from edge_runtime.web.listener import Listener
 
@@ -33,7 +33,7 @@ _libc: Final = ctypes.CDLL(None)
 
 
 class EdgeServer:
-    def __init__(self, app: RequestHandler, settings: Settings) -> None:
+    def __init__(self, app: RequestHandler, settings: EdgeSettings) -> None:
         self.shared = Shared(app, settings)
         self._settings = settings
         self._socket: socket.socket | None = None
@@ -44,7 +44,7 @@ class EdgeServer:
         self._made_room_at = 0.0
 
     def bind(self) -> int:
-        """Take the address; return its port. Raises: SettingsError."""
+        """Take the address; return its port. Raises: EdgeSettingsError."""
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         kept = KEPT + KEPT_PER_WORKER * self._settings.workers
         self.limit = files - kept
@@ -53,7 +53,7 @@ class EdgeServer:
                 f"this process may have {files} open files, and a node with {self._settings.workers} workers needs "
                 f"{kept + FEWEST}: raise the limit (LimitNOFILE of a systemd unit, ulimit -n), or take fewer workers"
             )
-            raise SettingsError(text)
+            raise EdgeSettingsError(text)
         host, port = self._settings.address
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -65,7 +65,7 @@ class EdgeServer:
             text = (
                 f"the node can't listen on {self._settings.listen}: {error.strerror}; SKERRY_EDGE_LISTEN names another"
             )
-            raise SettingsError(text) from None
+            raise EdgeSettingsError(text) from None
         self._socket.set_inheritable(False)
         return int(self._socket.getsockname()[1])
 

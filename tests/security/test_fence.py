@@ -303,13 +303,13 @@ from pathlib import Path
 from edge_runtime.sandbox import libseccomp
 from edge_runtime import front
 from edge_runtime.cli.run import _told
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 logging.basicConfig(level=logging.INFO)
 without = libseccomp.Filter(libseccomp.ALLOW)
 without.add([libseccomp.Rule(sys.argv[1], action=libseccomp.fail(38))])
 without.load()
 with _told():
-    front.run(Settings(state=Path(sys.argv[2]), listen="127.0.0.1:0", workers=1, fence=sys.argv[3]))
+    front.run(EdgeSettings(state=Path(sys.argv[2]), listen="127.0.0.1:0", workers=1, fence=sys.argv[3]))
 """
 """A node on a kernel that lacks a system call."""
 

@@ -17,11 +17,11 @@ import pytest
 from control import wire
 from control.clock import SystemClock
 from control.local.pki import Pki
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.storage import database, migrations
 from control.web.server import ControlServer
 from edge_runtime.front import Front
-from edge_runtime.settings import Settings as EdgeSettings
+from edge_runtime.settings import EdgeSettings as EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.sync import identity
 from edge_runtime.sync.agent import Agent
@@ -45,7 +45,7 @@ class Refused(Exception):
 class Control:
     """A running control, and an admin's session to it."""
 
-    settings: Settings
+    settings: ControlSettings
     pki: Pki
     token: str
     http: aiohttp.ClientSession
@@ -112,7 +112,7 @@ class Control:
         await self.task
 
 
-async def start(settings: Settings) -> tuple[ControlServer, asyncio.Task[None]]:
+async def start(settings: ControlSettings) -> tuple[ControlServer, asyncio.Task[None]]:
     """Start a control with these settings in this loop, and wait until it serves; the caller ends the task."""
     server = ControlServer(settings)
     task = asyncio.ensure_future(server._serve())
@@ -127,7 +127,7 @@ async def start(settings: Settings) -> tuple[ControlServer, asyncio.Task[None]]:
 @asynccontextmanager
 async def running_control(database_url: str, bucket_url: str, pki: Pki, **more: Any) -> AsyncIterator[Control]:
     """Run a control until the block ends, over TLS on a free port; it needs an empty database and bucket."""
-    settings = Settings(
+    settings = ControlSettings(
         metadata_url=database_url,
         artifacts_url=bucket_url,
         port=free_port(),

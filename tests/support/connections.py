@@ -11,7 +11,7 @@ from typing import Any
 import uvloop
 
 from edge_runtime.dispatch.outcomes import Answer, Refusal
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange
 from edge_runtime.web.server import EdgeServer
@@ -125,7 +125,7 @@ class Client:
 async def site(tmp_path: Path, **settings: Any) -> AsyncIterator[Site]:
     """Run the front's HTTP server with `Echo` on a free port until the block ends; `settings` are the node's."""
     app = Echo()
-    server = EdgeServer(app, Settings(state=tmp_path, listen="127.0.0.1:0", **{"stop_limit": 2.0, **settings}))
+    server = EdgeServer(app, EdgeSettings(state=tmp_path, listen="127.0.0.1:0", **{"stop_limit": 2.0, **settings}))
     port = server.bind()
     running = asyncio.ensure_future(server.run_until_stopped())
     try:

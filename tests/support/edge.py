@@ -17,7 +17,7 @@ from control import wire
 from edge_runtime.errors import CODES
 from edge_runtime.front import Front
 from edge_runtime.ipc import frames
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.wasmedge import QUICK
 
@@ -130,7 +130,7 @@ async def node(path: Path, *, best: int = QUICK, **settings: Any) -> AsyncIterat
     patient = {"compile_wait": 60.0, "queue_wait": 60.0}
     settings = {"workers": 2, "listen": "127.0.0.1:0", "stop_limit": 2.0, **patient, **settings}
     with State(path, DEADLINE) as state:
-        front = Front(Settings(state=path, **settings), state)
+        front = Front(EdgeSettings(state=path, **settings), state)
         front.compiler.best = best
         async with asyncio.TaskGroup() as group:
             running = group.create_task(front.run())

@@ -17,14 +17,14 @@ import json, resource, sys
 from pathlib import Path
 from edge_runtime.sandbox import fence
 from edge_runtime import logs, front
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 
 fence.die_with_parent(int(sys.argv[2]))
 given = json.loads(sys.argv[3])
 for name, limit in given["limits"].items():
     resource.setrlimit(getattr(resource, name), (limit, limit))
 logs.set_up("text")
-front.run(Settings(state=Path(sys.argv[1]), **given["settings"]))
+front.run(EdgeSettings(state=Path(sys.argv[1]), **given["settings"]))
 """
 STARTED = b"serving on 127.0.0.1 port "
 

@@ -24,13 +24,13 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sync import identity
 from edge_runtime import front
 from edge_runtime.sync.agent import Agent
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 
 fence.die_with_parent(int(sys.argv[3]))
 logging.basicConfig(level=logging.INFO)
 state, rotate = Path(sys.argv[1]), timedelta(days=int(sys.argv[4]))
 front.run(
-    Settings(state=state, listen=sys.argv[2], workers=2, compile_wait=1),
+    EdgeSettings(state=state, listen=sys.argv[2], workers=2, compile_wait=1),
     lambda runtime, compiler: Agent(state, identity.read(state), runtime, compiler, rotate_after=rotate),
 )
 """

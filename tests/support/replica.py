@@ -20,7 +20,7 @@ from control import wire
 from control.api.services import Services
 from control.clock import Clock, SystemClock
 from control.local.pki import Pki
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.storage import database, migrations
 from control.web.server import ControlServer
 from edge_runtime.sync import capabilities
@@ -185,7 +185,7 @@ def plan_of(answer: Answered) -> wire.Plan:
 class Site:
     """A migrated database and an empty bucket, for any number of replicas."""
 
-    settings: Settings
+    settings: ControlSettings
     ca: Path
     admin: str
 
@@ -216,7 +216,7 @@ class Site:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[ControlServer]:
+async def running(settings: ControlSettings, *, clock: Clock | None = None) -> AsyncIterator[ControlServer]:
     """Run a replica with these settings until the block ends. Raises: what keeps it from starting."""
     server = ControlServer(settings, clock=clock)
     task = asyncio.create_task(server._serve())
@@ -241,7 +241,7 @@ async def prepare(database_url: str, bucket_url: str, pki: Pki, spool: Path) -> 
     finally:
         await db.close()
     assert admin is not None
-    settings = Settings(
+    settings = ControlSettings(
         metadata_url=database_url,
         artifacts_url=bucket_url,
         port=0,

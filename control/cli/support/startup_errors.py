@@ -7,7 +7,7 @@ import click
 
 from control.cli.support.client import Failure
 from control.problems import ProblemError
-from control.settings import SettingsError
+from control.settings import ControlSettingsError
 from control.storage.migrations import SchemaError
 
 
@@ -20,7 +20,7 @@ def startup_errors(cure: str) -> Iterator[None]:
     """
     try:
         yield
-    except SettingsError as error:
+    except ControlSettingsError as error:
         raise click.UsageError(str(error)) from error
     except SchemaError as error:
         raise Failure(str(error), code="schema") from error

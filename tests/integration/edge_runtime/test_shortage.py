@@ -14,7 +14,7 @@ import pytest
 
 from edge_runtime import threads
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
-from edge_runtime.settings import SettingsError
+from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.web.listener import Listener
 from edge_runtime.web.server import KEPT, KEPT_PER_WORKER
 from tests.guests.build import guest
@@ -207,7 +207,7 @@ async def test_too_few_files_end_the_start_with_what_to_do(tmp_path: Path, monke
     error: BaseException = found.value
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, SettingsError)
+    assert isinstance(error, EdgeSettingsError)
     assert "this process may have 80 open files, and a node with 2 workers needs 88: raise the limit" in str(error)
 
 

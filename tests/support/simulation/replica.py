@@ -8,7 +8,7 @@ from control.api.auth import Authenticator
 from control.api.auth_failures import AuthFailures
 from control.api.services import Databases, Services
 from control.metrics import ControlMetrics
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.storage.object_store import Store
 from control.sync.fleet_cache import FleetCache
 from control.sync.heartbeats import Heartbeats
@@ -23,7 +23,7 @@ from tests.support.simulation.loop import Clock, VirtualLoop
 from tests.support.simulation.network import Answer, Request
 from tests.support.simulation.processes import Process, Risk
 
-SETTINGS = Settings(
+SETTINGS = ControlSettings(
     metadata_url="postgresql://run@127.0.0.1/run",
     artifacts_url="http://key:secret@127.0.0.1:1/run",
     artifacts_delivery="control",

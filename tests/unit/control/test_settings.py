@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from control.settings import SettingsError, from_environment, is_loopback
+from control.settings import ControlSettingsError, from_environment, is_loopback
 
 GOOD = {
     "SKERRY_METADATA_URL": "postgresql://u:p%40ss@127.0.0.1:5432/skerry",
@@ -54,7 +54,7 @@ def test_values_are_read_as_their_types(tmp_path: Path) -> None:
     ],
 )
 def test_what_can_not_be_is_refused_by_name_and_without_the_secret(change: dict[str, str], names: str) -> None:
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(ControlSettingsError) as refused:
         from_environment({**GOOD, **change})
     assert names in str(refused.value)
     assert "hunter2" not in str(refused.value)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from edge_runtime.cli.main import main
 from edge_runtime.cli.run import OPTIONS
-from edge_runtime.settings import Settings, SettingsError
+from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.state import State, StateUnfit
 
 STATE = Path("state")
@@ -33,22 +33,22 @@ STATE = Path("state")
     ],
 )
 def test_wrong_settings_are_refused_by_name(given: dict[str, Any], named: str) -> None:
-    with pytest.raises(SettingsError, match=named):
-        Settings(state=STATE, **given)
+    with pytest.raises(EdgeSettingsError, match=named):
+        EdgeSettings(state=STATE, **given)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.9.9.9:1", "[::1]:8087", "localhost:8087"])
 def test_loopback_needs_no_token(listen: str) -> None:
-    assert Settings(state=STATE, listen=listen).loopback
+    assert EdgeSettings(state=STATE, listen=listen).loopback
 
 
 def test_a_token_opens_other_addresses_and_is_never_shown() -> None:
-    settings = Settings(state=STATE, listen="0.0.0.0:80", token="0123456789abcdef")
+    settings = EdgeSettings(state=STATE, listen="0.0.0.0:80", token="0123456789abcdef")
     assert "0123456789abcdef" not in repr(settings)
 
 
 def test_every_setting_has_a_flag() -> None:
-    assert set(OPTIONS) == {field.name for field in dataclasses.fields(Settings)} - {"state", "token"}
+    assert set(OPTIONS) == {field.name for field in dataclasses.fields(EdgeSettings)} - {"state", "token"}
 
 
 def test_run_says_what_is_wrong(tmp_path: Path) -> None:

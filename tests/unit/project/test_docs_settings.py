@@ -47,8 +47,8 @@ def shown(value: object) -> str:
 @pytest.mark.parametrize(
     ("heading", "settings", "prefix"),
     [
-        ("Control", control_settings.Settings, "SKERRY_"),
-        ("The edge", edge_settings.Settings, "SKERRY_EDGE_"),
+        ("Control", control_settings.ControlSettings, "SKERRY_"),
+        ("The edge", edge_settings.EdgeSettings, "SKERRY_EDGE_"),
     ],
 )
 def test_every_setting_is_documented_with_its_default(heading: str, settings: Any, prefix: str) -> None:

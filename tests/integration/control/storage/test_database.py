@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from control.problems import ProblemError
-from control.settings import SettingsError
+from control.settings import ControlSettingsError
 from control.storage import database
 from control.storage.database import Database, Locked, UnknownCommit
 from tests.support.cutting import Cutter, cutting
@@ -372,7 +372,7 @@ async def test_a_mistake_of_ours_is_not_taken_for_a_lost_connection(db: Database
 
 
 async def test_plain_connections_leave_this_machine_never() -> None:
-    with pytest.raises(SettingsError, match="encrypted"):
+    with pytest.raises(ControlSettingsError, match="encrypted"):
         await database.connect("postgresql://u:p@192.0.2.1/x")
     with pytest.raises(ProblemError) as away:
         await database.connect("postgresql://u:p@127.0.0.1:9/x")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.cli import node
-from edge_runtime.settings import SettingsError
+from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.sync.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -245,7 +245,7 @@ def test_the_status_says_what_the_fence_lacks() -> None:
 
 @pytest.mark.parametrize("listen", ["localhost:abc", "localhost", "127.0.0.1:99999", ""])
 def test_an_address_that_is_none_is_said_to_be(listen: str) -> None:
-    with pytest.raises(SettingsError, match="HOST:PORT"):
+    with pytest.raises(EdgeSettingsError, match="HOST:PORT"):
         node.read_status(listen, "")
 
 

@@ -9,11 +9,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from control.clock import SystemClock
 from control.metrics import ControlMetrics
-from control.settings import Settings
+from control.settings import ControlSettings
 from control.web import starlette_app
 from control.web.app import ControlApp
 
-SETTINGS = Settings(metadata_url="postgresql://u:p@127.0.0.1/d", artifacts_url="http://k:s@127.0.0.1:1/b")
+SETTINGS = ControlSettings(metadata_url="postgresql://u:p@127.0.0.1/d", artifacts_url="http://k:s@127.0.0.1:1/b")
 ARTIFACT = f"/v1/artifacts/{'0' * 64}"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.dispatch.queues import Hold
-from edge_runtime.settings import Settings
+from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.parser import Exchange
 
@@ -16,7 +16,7 @@ POOL: Any = SimpleNamespace(release=None, hold=Hold.NOTHING, submit=None)
 
 def admitted(listen: str, host: bytes | None, origin: bytes | None = None, hosts: tuple[str, ...] = ()) -> str:
     """The code of the refusal, or none."""
-    app = EdgeApp(Settings(Path("state"), listen=listen, hosts=hosts), POOL, dict, bytes)
+    app = EdgeApp(EdgeSettings(Path("state"), listen=listen, hosts=hosts), POOL, dict, bytes)
     asked = Exchange("POST", b"/functions/f", b"", [])
     asked.host, asked.origin = host, origin
     refusal = app.admit(asked)
