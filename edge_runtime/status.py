@@ -74,7 +74,7 @@ class NodeStatus:
             own["error"] = error
         return own
 
-    def _function(self, local: frames.LocalFunction, lacking: frames.Failure | None) -> dict[str, Any]:
+    def _function(self, local: frames.LocalFunction, lacking: frames.ChildFailure | None) -> dict[str, Any]:
         pool, name = self.pool, local.name
         tally, served = pool.tallies.get(name) or Tally(name), pool.functions.get(name)
         shown: dict[str, Any] = {

@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 from control import faults
 from control.api import responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
@@ -51,7 +51,7 @@ _RANGE = re.compile(r"bytes=\d{1,18}-(\d{1,18})?")
 log = logging.getLogger("skerry.artifacts")
 
 
-async def upload(call: Call) -> Reply:
+async def upload(call: ApiCall) -> Reply:
     """PUT /v1/artifacts/{sha256}: spool and hash the bytes, check them, then row, object, and row ready (R 2.1)."""
     folder = call.services.settings.spool
     with _spool_failures(folder):
@@ -73,7 +73,7 @@ async def upload(call: Call) -> Reply:
             file.close()
 
 
-async def _while_connected(call: Call, work: Coroutine[Any, Any, Reply]) -> Reply:
+async def _while_connected(call: ApiCall, work: Coroutine[Any, Any, Reply]) -> Reply:
     """Do `work`, and end it when the client, whose body has been read, closes the connection."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(call.receive())
@@ -88,7 +88,7 @@ async def _while_connected(call: Call, work: Coroutine[Any, Any, Reply]) -> Repl
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _keep(call: Call, file: BinaryIO, size: int) -> Reply:
+async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
     """Store the bytes in `file`, unless they are stored already."""
     services, sha256 = call.services, call.path["sha256"]
     known = await services.db.transaction(lambda conn: _find_and_touch(conn, sha256, services.clock.now()))
@@ -101,7 +101,7 @@ async def _keep(call: Call, file: BinaryIO, size: int) -> Reply:
     return Reply(201 if made else 200, responses.Artifact(sha256, size, checked["abi"]))
 
 
-async def head(call: Call) -> Reply:
+async def head(call: ApiCall) -> Reply:
     """HEAD /v1/artifacts/{sha256}."""
     row = await call.services.db.read(lambda conn: conn.fetchrow(READY, call.path["sha256"]))
     if row is None:
@@ -110,7 +110,7 @@ async def head(call: Call) -> Reply:
     return Reply(200, b"", headers)
 
 
-async def download(call: Call) -> Reply:
+async def download(call: ApiCall) -> Reply:
     """GET /v1/artifacts/{sha256}, for a node whose target or running set has it (R 4.2)."""
     sha256 = call.path["sha256"]
     services = call.services
@@ -139,7 +139,7 @@ async def release_unused(conn: Connection, artifact_ids: list[str], now: datetim
     return released
 
 
-async def _spool(call: Call, file: BinaryIO) -> tuple[int, str]:
+async def _spool(call: ApiCall, file: BinaryIO) -> tuple[int, str]:
     """Write the request's body to `file`; return its size and sha256.
 
     Raises: ProblemError, when the body ends early, or is too large or too slow.
@@ -198,7 +198,7 @@ async def _has_object(services: Services, sha256: str, artifact_id: str, file: B
     return True
 
 
-async def _store(call: Call, file: BinaryIO, size: int, checked: dict[str, Any]) -> bool:
+async def _store(call: ApiCall, file: BinaryIO, size: int, checked: dict[str, Any]) -> bool:
     """Write the row, the object, and the row as ready. False when another upload of the same bytes was first."""
     services, sha256 = call.services, call.path["sha256"]
     clock, artifact = services.clock, ArtifactKey(sha256, str(uuid4()))

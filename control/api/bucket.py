@@ -1,7 +1,7 @@
 """The bucket of artifacts: its state, and the order to resume deletions."""
 
 from control.api import responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
@@ -11,12 +11,12 @@ SQL = queries.load("bucket_owner")
 COUNT_UNKNOWN = SQL.value("count_unknown", int)
 
 
-async def show(call: Call) -> Reply:
+async def show(call: ApiCall) -> Reply:
     """GET /v1/artifact-store."""
     return await call.read(lambda conn: _described(call.services, conn))
 
 
-async def resume(call: Call) -> Reply:
+async def resume(call: ApiCall) -> Reply:
     """POST /v1/artifact-store/resume: resume deletions, which are held after a restore of the metadata, for example."""
     services = call.services
 

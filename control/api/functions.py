@@ -8,7 +8,7 @@ import msgspec
 
 from control import faults, manifests, wire
 from control.api import artifacts, pagination, release_making, responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
@@ -80,12 +80,12 @@ class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Make releases without the function, for the groups whose target has it."""
 
 
-async def list_functions(call: Call) -> Reply:
+async def list_functions(call: ApiCall) -> Reply:
     """GET /v1/functions."""
     return await call.read(pagination.by_name(FUNCTIONS, call.query))
 
 
-async def list_versions(call: Call) -> Reply:
+async def list_versions(call: ApiCall) -> Reply:
     """GET /v1/functions/{name}/versions, newest first."""
     name, paging = call.path["name"], call.query
     before = pagination.read_cursor(paging.cursor, (int,)) or (2**62,)
@@ -107,7 +107,7 @@ async def list_versions(call: Call) -> Reply:
     return await call.read(work)
 
 
-async def get_version(call: Call) -> Reply:
+async def get_version(call: ApiCall) -> Reply:
     """GET /v1/functions/{name}/versions/{version}."""
     name, version = call.path["name"], call.path["version"]
 
@@ -120,7 +120,7 @@ async def get_version(call: Call) -> Reply:
     return await call.read(work)
 
 
-async def add_version(call: Call) -> Reply:
+async def add_version(call: ApiCall) -> Reply:
     """POST /v1/functions/{name}/versions: the next number for bytes that are in the store."""
     name, body = call.path["name"], call.body
 
@@ -176,7 +176,7 @@ async def add_version(call: Call) -> Reply:
     return answer
 
 
-async def delete(call: Call) -> Reply:
+async def delete(call: ApiCall) -> Reply:
     """DELETE /v1/functions/{name} and /v1/functions/{name}/versions/{version}."""
     name, version = call.path["name"], call.path.get("version")
     unused: list[ArtifactKey] = []

@@ -10,7 +10,7 @@ import msgspec
 
 from control import wire
 from control.api import pagination, responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
@@ -125,7 +125,7 @@ class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     state: Literal["online", "offline", "syncing"] | None = None
 
 
-async def list_nodes(call: Call) -> Reply:
+async def list_nodes(call: ApiCall) -> Reply:
     """GET /v1/nodes, by name."""
     query = call.query
     after = pagination.read_cursor(query.cursor, (str,)) or ("",)
@@ -146,7 +146,7 @@ async def list_nodes(call: Call) -> Reply:
     return await call.read(work)
 
 
-async def get_node(call: Call) -> Reply:
+async def get_node(call: ApiCall) -> Reply:
     """GET /v1/nodes/{node}."""
     node = call.path["node"]
 

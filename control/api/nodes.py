@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 from control import tokens, wire
 from control.api import auth, node_views, responses
 from control.api.auth import AuthError
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -48,7 +48,7 @@ NAME_AND_GROUP = SQL.rows("name_and_group", JoinedNode)
 LOCK = SQL.value("lock", UUID)
 
 
-async def make_join_token(call: Call) -> Reply:
+async def make_join_token(call: ApiCall) -> Reply:
     """POST /v1/join-tokens. Only the token's hash is stored, so the same request again gets a new token."""
     body = call.body
     fingerprint = call.services.ca_fingerprint
@@ -78,7 +78,7 @@ async def make_join_token(call: Call) -> Reply:
     return await call.write(work, renew=renew)
 
 
-async def join(call: Call) -> Reply:
+async def join(call: ApiCall) -> Reply:
     """POST /v1/nodes, with a join token (R 1.1, 1.2, 7.3).
 
     The same attempt again, before its credential was used, gets another credential, since the answer may be lost.
@@ -116,7 +116,7 @@ async def join(call: Call) -> Reply:
     return answer
 
 
-async def rotate(call: Call) -> Reply:
+async def rotate(call: ApiCall) -> Reply:
     """POST /v1/nodes/self/credential: the old credential ends when the new one is first used."""
     node_id, old = call.node_id, call.credential_id
 
@@ -133,7 +133,7 @@ async def rotate(call: Call) -> Reply:
     return answer
 
 
-async def move(call: Call) -> Reply:
+async def move(call: ApiCall) -> Reply:
     """POST /v1/nodes/{node}/move: to another group, whose release becomes the node's target."""
 
     async def work(conn: Connection, changed: Changed) -> responses.DetailedNode:
@@ -153,7 +153,7 @@ async def move(call: Call) -> Reply:
     return await call.write(work, status=200)
 
 
-async def revoke(call: Call) -> Reply:
+async def revoke(call: ApiCall) -> Reply:
     """POST /v1/nodes/{node}/revoke: all credentials of the node."""
 
     async def work(conn: Connection, changed: Changed) -> None:
@@ -164,7 +164,7 @@ async def revoke(call: Call) -> Reply:
     return await call.write(work, status=204)
 
 
-async def retry(call: Call) -> Reply:
+async def retry(call: ApiCall) -> Reply:
     """POST /v1/nodes/{node}/retry: the node tries a failed generation again with its next poll."""
 
     async def work(conn: Connection, changed: Changed) -> None:
@@ -176,7 +176,7 @@ async def retry(call: Call) -> Reply:
     return await call.write(work, status=204)
 
 
-async def remove(call: Call) -> Reply:
+async def remove(call: ApiCall) -> Reply:
     """DELETE /v1/nodes/{node}: its credentials are revoked and its name is free; its logs stay."""
 
     async def work(conn: Connection, changed: Changed) -> None:

@@ -23,7 +23,7 @@ from control.storage.announcements import Changed
 from control.storage.connection import Connection
 
 T = TypeVar("T")
-Handler = Callable[["Call"], Awaitable["Reply"]]
+Handler = Callable[["ApiCall"], Awaitable["Reply"]]
 Read = Callable[[Connection], Awaitable[Any]]
 Work = Callable[[Connection, Changed], Awaitable[Any]]
 Renew = Callable[[Connection, Changed, Any], Awaitable[Any]]
@@ -92,7 +92,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Call:
+class ApiCall:
     """One request, whose caller and input are checked."""
 
     services: Services
@@ -183,7 +183,7 @@ async def answer(
         if raw.strip() not in (b"", b"{}"):
             raise ProblemError("invalid_body", "this call takes no body")
     digest = idempotency.digest(operation.method, scope["path"], scope["query_string"], raw) if key else ""
-    call = Call(
+    call = ApiCall(
         services,
         operation,
         path,

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from control import tokens
 from control.api import pagination, responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -26,7 +26,7 @@ OPERATOR = SQL.rows("operator", OperatorRole)
 ADMINS = SQL.value("admins", int)
 
 
-async def create(call: Call) -> Reply:
+async def create(call: ApiCall) -> Reply:
     """POST /v1/operators. Only the token's hash is stored, so the same request again gets a new token."""
     body = call.body
 
@@ -53,12 +53,12 @@ async def create(call: Call) -> Reply:
     return await call.write(work, renew=renew)
 
 
-async def list_operators(call: Call) -> Reply:
+async def list_operators(call: ApiCall) -> Reply:
     """GET /v1/operators: those that can sign in."""
     return await call.read(pagination.by_name(OPERATORS, call.query))
 
 
-async def revoke(call: Call) -> Reply:
+async def revoke(call: ApiCall) -> Reply:
     """DELETE /v1/operators/{name}."""
     name = call.path["name"]
 

@@ -1,17 +1,17 @@
 """What anybody may ask: whether control is alive and ready, its counters, its CA."""
 
 from control.api import responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.metrics import CONTENT_TYPE
 from control.problems import ProblemError
 
 
-async def healthz(call: Call) -> Reply:
+async def healthz(call: ApiCall) -> Reply:
     """GET /healthz: the process answers. Nothing else is checked."""
     return Reply(200, responses.Health("ok"))
 
 
-async def readyz(call: Call) -> Reply:
+async def readyz(call: ApiCall) -> Reply:
     """GET /readyz: the metadata database takes writes, the artifact store answers, and the targets are known."""
     await call.services.readiness.check()
     if not call.services.fleet.fresh:
@@ -20,12 +20,12 @@ async def readyz(call: Call) -> Reply:
     return Reply(200, responses.Health("ready", [] if held is None else [f"no artifact is deleted: {held.reason}"]))
 
 
-async def metrics(call: Call) -> Reply:
+async def metrics(call: ApiCall) -> Reply:
     """GET /metrics, for Prometheus."""
     return Reply(200, call.services.metrics.render(), ((b"content-type", CONTENT_TYPE.encode()),))
 
 
-async def ca(call: Call) -> Reply:
+async def ca(call: ApiCall) -> Reply:
     """GET /v1/ca, PEM: to be compared with the fingerprint in a join token before it is trusted."""
     if not call.services.ca_pem:
         raise ProblemError(

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from control import wire
 from control.api import pagination, responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.api.pagination import Paging
 from control.problems import ProblemError
 from control.storage import queries
@@ -57,22 +57,22 @@ class SyncFilter(Paging, forbid_unknown_fields=True):
     status: Literal["running", "succeeded", "failed", "expired", "superseded"] | None = None
 
 
-async def list_audit(call: Call) -> Reply:
+async def list_audit(call: ApiCall) -> Reply:
     """GET /v1/audit."""
     return await call.read(lambda conn: _audit(conn, call.query))
 
 
-async def list_auth_failures(call: Call) -> Reply:
+async def list_auth_failures(call: ApiCall) -> Reply:
     """GET /v1/auth-failures."""
     return await call.read(lambda conn: _auth_failures(conn, call.query))
 
 
-async def list_syncs(call: Call) -> Reply:
+async def list_syncs(call: ApiCall) -> Reply:
     """GET /v1/syncs."""
     return await call.read(lambda conn: _syncs(conn, call.query))
 
 
-async def get_sync(call: Call) -> Reply:
+async def get_sync(call: ApiCall) -> Reply:
     """GET /v1/syncs/{id}."""
     return await call.read(lambda conn: _one_sync(conn, call.path["id"]))
 

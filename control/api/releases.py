@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from control import wire
 from control.api import pagination, responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.api.release_making import FUNCTIONS, GROUP, RELEASE, ReleaseListRow, find_group, make
 from control.problems import ProblemError
 from control.storage import queries
@@ -42,7 +42,7 @@ class PlanQuery(Struct, forbid_unknown_fields=True):
     """Only answer what the release would be and change."""
 
 
-async def create(call: Call) -> Reply:
+async def create(call: ApiCall) -> Reply:
     """POST /v1/releases."""
     body = call.body
     capabilities = await call.services.db.read(lambda conn: compatibility.group_capabilities(conn, body.group))
@@ -65,7 +65,7 @@ async def create(call: Call) -> Reply:
     return await call.write(work)
 
 
-async def list_releases(call: Call) -> Reply:
+async def list_releases(call: ApiCall) -> Reply:
     """GET /v1/releases, newest first."""
     query = call.query
     after = pagination.read_cursor(query.cursor, (int, str)) or (2**62, "")
@@ -85,7 +85,7 @@ async def list_releases(call: Call) -> Reply:
     return await call.read(work)
 
 
-async def get_release(call: Call) -> Reply:
+async def get_release(call: ApiCall) -> Reply:
     """GET /v1/releases/{group}/{number}."""
     group, number = call.path["group"], call.path["number"]
 
@@ -99,7 +99,7 @@ async def get_release(call: Call) -> Reply:
     return await call.read(work)
 
 
-async def create_group(call: Call) -> Reply:
+async def create_group(call: ApiCall) -> Reply:
     """POST /v1/groups."""
     name = call.body.name
 
@@ -113,7 +113,7 @@ async def create_group(call: Call) -> Reply:
     return await call.write(work)
 
 
-async def list_groups(call: Call) -> Reply:
+async def list_groups(call: ApiCall) -> Reply:
     """GET /v1/groups."""
     paging = call.query
     after = pagination.read_cursor(paging.cursor, (str,)) or ("",)

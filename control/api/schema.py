@@ -6,7 +6,7 @@ from msgspec.structs import asdict
 
 from control import wire
 from control.api import pagination, responses
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -32,7 +32,7 @@ SHOWN = 10
 """Revisions that are shown with a change: its newest ones."""
 
 
-async def add(call: Call) -> Reply:
+async def add(call: ApiCall) -> Reply:
     """POST /v1/schema-changes."""
     body: wire.NewSchemaChange = call.body
     if kept := await call.replayed():
@@ -57,7 +57,7 @@ async def add(call: Call) -> Reply:
     raise _moving()
 
 
-async def amend(call: Call) -> Reply:
+async def amend(call: ApiCall) -> Reply:
     """POST /v1/schema-changes/{number}/revisions: another text that leads to the same schema.
 
     Nodes that lack the change get the newest revision; the others keep what they applied.
@@ -81,7 +81,7 @@ async def amend(call: Call) -> Reply:
     raise _moving()
 
 
-async def list_changes(call: Call) -> Reply:
+async def list_changes(call: ApiCall) -> Reply:
     """GET /v1/schema-changes: the newest revision of each, by number."""
     paging = call.query
     after = pagination.read_cursor(paging.cursor, (int,)) or (0,)
@@ -100,7 +100,7 @@ async def list_changes(call: Call) -> Reply:
     return await call.read(work)
 
 
-async def get_change(call: Call) -> Reply:
+async def get_change(call: ApiCall) -> Reply:
     """GET /v1/schema-changes/{number}."""
     number = call.path["number"]
 
@@ -123,7 +123,7 @@ def _texts(history: list[responses.SchemaChange]) -> list[tuple[int, str]]:
 
 
 async def _insert(
-    call: Call,
+    call: ApiCall,
     history: list[responses.SchemaChange],
     number: int,
     revision: int,

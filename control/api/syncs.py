@@ -3,13 +3,13 @@
 from uuid import UUID
 
 from control import wire
-from control.api.operations import Call, Reply
+from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.sync import plan
 from control.sync.reports import SyncReport, unknown_sync
 
 
-async def put(call: Call) -> Reply:
+async def put(call: ApiCall) -> Reply:
     """PUT /v1/syncs/{id}: a node's report of its sync. The same report again changes nothing."""
     try:
         sync_id = str(UUID(call.path["id"]))

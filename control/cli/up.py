@@ -160,7 +160,7 @@ class Up:
         self, stack: AsyncExitStack, held: int, settings: dict[str, str], url: str, ca: Path
     ) -> None:
         self._home.spool.mkdir(mode=0o700, exist_ok=True)
-        child = local.Child(self._home, held, "control", ["control.cli", "serve"], settings)
+        child = local.PythonService(self._home, held, "control", ["control.cli", "serve"], settings)
         await self._start(stack, child, _ready(f"{url}/readyz", ssl.create_default_context(cafile=str(ca))))
 
     async def _operator(
@@ -191,16 +191,16 @@ class Up:
             made = await client.post(path("join-tokens"), {"group": example.GROUP})
             arguments = ["edge_runtime.cli.main", "join", "--control", url, "--state", str(self._home.edge)]
             arguments += ["--name", local.NODE]
-            await local.Child(self._home, held, "join", arguments, {"SKERRY_JOIN_TOKEN": made["token"]}).run()
+            await local.PythonService(self._home, held, "join", arguments, {"SKERRY_JOIN_TOKEN": made["token"]}).run()
             told.append(f"node {local.NODE}, with a one-time token")
 
     async def _start_edge(self, stack: AsyncExitStack, held: int, edge_url: str) -> None:
         listen = edge_url.removeprefix("http://")
         arguments = ["edge_runtime.cli.main", "run", "--state", str(self._home.edge), "--listen", listen]
-        child = local.Child(self._home, held, "edge", arguments, {})
+        child = local.PythonService(self._home, held, "edge", arguments, {})
         await self._start(stack, child, _ready(f"{edge_url}/_skerry/healthz", None))
 
-    async def _start(self, stack: AsyncExitStack, child: local.Child, ready: local.Ready) -> None:
+    async def _start(self, stack: AsyncExitStack, child: local.PythonService, ready: local.Ready) -> None:
         stack.push_async_callback(child.stop)
         await child.start(ready)
         self._children.append(local.SupervisedServer(child, lambda: child.start(ready)))

@@ -18,12 +18,12 @@ from control.api import (
     schema,
     syncs,
 )
-from control.api.operations import INVENTORY_BODY, SQL_BODY, Call, Operation, Reply, encode
+from control.api.operations import INVENTORY_BODY, SQL_BODY, ApiCall, Operation, Reply, encode
 from control.api.responses import Page
 from control.web import openapi
 
 
-async def describe(call: Call) -> Reply:
+async def describe(call: ApiCall) -> Reply:
     """GET /openapi.json."""
     return Reply(200, _description(), ((b"content-type", b"application/json"),))
 

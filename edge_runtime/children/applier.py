@@ -53,7 +53,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         # A release must be on disk once it is applied, whatever the setting for calls is.
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
     except (DatabaseOpenError, OSError) as error:
-        frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
+        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("database_unfit", str(error)))
         return
     fence.seal("applier", opened.lock.fileno())
     reader = frames.Reader(sock)
@@ -73,7 +73,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                 case _:
                     raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no applier knows")
         except SyncFailed as failed:
-            frames.send_json(sock, frame.request, frames.FAILED, frames.Failure(failed.code, failed.message))
+            frames.send_json(sock, frame.request, frames.FAILED, frames.ChildFailure(failed.code, failed.message))
 
 
 def prepare(
@@ -264,7 +264,7 @@ def _probe(
     manifest = local.manifest
     what = f"The probe of the function {local.name}, version {local.version}, failed:"
     try:
-        function = guest.Function.load(local, secrets)
+        function = guest.LoadedFunction.load(local, secrets)
     except (Damaged, WasmEdgeError, OSError) as error:
         raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
     below, _, query = probe.path.partition("?")
@@ -272,7 +272,7 @@ def _probe(
     if manifest.sql != "none":
         limits = SqlLimits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
         sql = ProbeSql(Session(opened), manifest.sql, generation, limits=limits)
-    services = guest.Services(sql, None if manifest.http is None else NO_HTTP)
+    services = guest.CallServices(sql, None if manifest.http is None else NO_HTTP)
     opened.rows("SAVEPOINT probe")
     try:
         answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), services)

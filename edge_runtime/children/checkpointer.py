@@ -36,7 +36,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     try:
         opened = connect(Path(settings.state) / database.FILE)
     except (sqlite3.Error, OSError) as error:
-        frames.send_json(sock, 0, frames.FAILED, frames.Failure("database_unfit", str(error)))
+        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("database_unfit", str(error)))
         return
     with opened:
         fence.seal("checkpointer", opened.lock.fileno())
@@ -54,7 +54,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                     case _:
                         raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no checkpointer knows")
             except (sqlite3.Error, OSError) as error:
-                failure = frames.Failure(code_of(str(error), "disk_failed"), str(error))
+                failure = frames.ChildFailure(code_of(str(error), "disk_failed"), str(error))
                 frames.send_json(sock, frame.request, frames.FAILED, failure)
     if frame is not None:
         # The file is closed: the last connection to be closed has removed the log.

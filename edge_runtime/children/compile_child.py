@@ -57,11 +57,11 @@ def _compile(sock: socket.socket, order: frames.Compile) -> None:
         made = compile_artifact(wasm, Path(order.folder), order.level)
         faults.reach("edge.compile.after")
     except Lost as lost:
-        frames.send_json(sock, 0, frames.FAILED, frames.Failure("artifact_lost", str(lost)))
+        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("artifact_lost", str(lost)))
     except WasmEdgeError as error:
-        frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_failed", str(error)))
+        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("compile_failed", str(error)))
     except OSError as error:
-        frames.send_json(sock, 0, frames.FAILED, frames.Failure("compile_io", str(error)))
+        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("compile_io", str(error)))
     else:
         frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(made.digest))
 
@@ -84,10 +84,10 @@ def _try(sock: socket.socket, order: frames.Try) -> None:
     for local in order.functions:
         before = allocated()
         try:
-            function = guest.Function.load(local, order.secrets.get(local.name, {}))
+            function = guest.LoadedFunction.load(local, order.secrets.get(local.name, {}))
         except (Damaged, WasmEdgeError, OSError) as error:
             text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
-            frames.send_json(sock, 0, frames.FAILED, frames.Failure("function_unloadable", text))
+            frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("function_unloadable", text))
             return
         # An instance on the interpreter has its own copy of the code.
         need = (allocated() - before) * (1 if local.aot else 2)

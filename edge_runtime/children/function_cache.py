@@ -29,7 +29,7 @@ class Entry:
     __slots__ = ("function", "key", "lacking", "local", "secrets", "sql", "used")
 
     def __init__(
-        self, key: Key, local: frames.LocalFunction, secrets: dict[str, str], lacking: frames.Failure | None
+        self, key: Key, local: frames.LocalFunction, secrets: dict[str, str], lacking: frames.ChildFailure | None
     ) -> None:
         self.key = key
         """All that the loaded function depends on."""
@@ -38,7 +38,7 @@ class Entry:
         self.lacking = lacking
         """Why the function can't be called, whatever its code is; None if it can."""
         self.sql = SqlLimits(answer_bytes=local.manifest.sql_bytes, rows=local.manifest.sql_rows)
-        self.function: guest.Function | None = None
+        self.function: guest.LoadedFunction | None = None
         self.used = 0
         """Number of the worker's call by which the function was last called."""
 
@@ -56,7 +56,7 @@ class Functions:
         """sha256 of the artifact whose compiled code the last `load` found damaged; empty if it was undamaged."""
 
     def entry(
-        self, local: frames.LocalFunction, secrets: dict[str, str], lacking: frames.Failure | None = None
+        self, local: frames.LocalFunction, secrets: dict[str, str], lacking: frames.ChildFailure | None = None
     ) -> Entry:
         """Return the entry of a function; releases with the same function share it."""
         hashed = hashlib.sha256(frames.encode_json(secrets)).digest()
@@ -67,7 +67,7 @@ class Functions:
             entry = self._entries[key] = Entry(key, local, secrets, lacking)
         return entry
 
-    def load(self, entry: Entry) -> guest.Function | frames.Failure:
+    def load(self, entry: Entry) -> guest.LoadedFunction | frames.ChildFailure:
         """Load a function, or return why it can't be called. If its compiled code is damaged, it runs on the
         interpreter."""
         self.damaged = ""
@@ -76,11 +76,11 @@ class Functions:
             return entry.lacking
         if not local.code[0]:
             text = f"The function {local.name} can't be run on this node: its artifact is lost or damaged."
-            return frames.Failure("function_uncompiled", text)
+            return frames.ChildFailure("function_uncompiled", text)
         self._make_room(memory_estimate(local.code[0], compiled=bool(local.aot)))
         try:
             try:
-                made = guest.Function.load(local, entry.secrets)
+                made = guest.LoadedFunction.load(local, entry.secrets)
             except (Damaged, WasmEdgeError, OSError) as error:
                 if not local.aot or not local.wasm:
                     raise
@@ -88,10 +88,10 @@ class Functions:
                 self.damaged = local.sha256
                 interpreted = msgspec.structs.replace(local, aot="", aot_digest="")
                 self._make_room(memory_estimate(interpreted.wasm, compiled=False))
-                made = guest.Function.load(interpreted, entry.secrets)
+                made = guest.LoadedFunction.load(interpreted, entry.secrets)
         except (Damaged, WasmEdgeError, OSError) as error:
             text = f"The function {local.name}, version {local.version}, can't be loaded: {error}."
-            return frames.Failure("function_unloadable", text)
+            return frames.ChildFailure("function_unloadable", text)
         entry.function = made
         self._loaded[entry.key] = entry
         self._make_room(0, but=entry)

@@ -10,7 +10,7 @@ import os
 from typing import Final
 
 from control import wire
-from edge_runtime.guests.guest import Function, GuestFault, Request
+from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 
@@ -35,7 +35,7 @@ def rehearse() -> None:
         local = frames.LocalFunction(
             "rehearsal", 1, digest, wire.Manifest(abi="wagi"), "", wasm=f"/proc/self/fd/{descriptor}"
         )
-        function = Function.load(local)
+        function = LoadedFunction.load(local)
         try:
             function.call(Request("GET"))
         except GuestFault as fault:

@@ -38,7 +38,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     try:
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, settings.synchronous)
     except database.DatabaseOpenError as error:
-        frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.Failure("database_unfit", str(error)))
+        frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure("database_unfit", str(error)))
         return
     fence.limit_files(settings.temp_limit)
     opened.file_limit_was_hit = fence.file_limit_was_hit
@@ -49,7 +49,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     worker.run()
 
 
-class Release(NamedTuple):
+class ServedRelease(NamedTuple):
     """A set of modules that the worker may be asked to call."""
 
     generation: int
@@ -83,11 +83,11 @@ class Worker:
         self._session = Session(opened)
         self._functions = functions
         self._calls = 0
-        self._releases: dict[int, Release] = {}
+        self._releases: dict[int, ServedRelease] = {}
         """The sets of modules, by the front's serial."""
         self._reader = frames.Reader(sock)
         self._denials = Denials()
-        self._ungranted = guest.Services(self._denials.sql, self._denials.http)
+        self._ungranted = guest.CallServices(self._denials.sql, self._denials.http)
         self._known = RecentCache[Known]()
         """Decoded heads by their bytes: many calls have the same head, byte for byte."""
 
@@ -127,7 +127,7 @@ class Worker:
             loaded = self._functions.load(entry)
             if self._functions.damaged:
                 frames.send(self._sock, request, frames.DAMAGED)
-            if isinstance(loaded, frames.Failure):
+            if isinstance(loaded, frames.ChildFailure):
                 self._fault(request, loaded.code, loaded.message)
                 return
             function = loaded
@@ -138,7 +138,7 @@ class Worker:
                 sql = CallSql(self._session, manifest.sql, generation, self._mark, entry.sql)
             sending = None if sql is None else sql.sending
             http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request, sending)
-            services = guest.Services(denials.sql if sql is None else sql, http)
+            services = guest.CallServices(denials.sql if sql is None else sql, http)
         guest_request = guest.Request(*(*before, frame.body, *after))
         self._mark.start(request)
         try:
@@ -196,7 +196,7 @@ class Worker:
         fault = frames.Fault(code, message, status_of(code), log.decode(errors="replace"))
         frames.send_json(self._sock, request, frames.FAULT, fault)
 
-    def _load(self, load: frames.Load) -> list[frames.Failure]:
+    def _load(self, load: frames.Load) -> list[frames.ChildFailure]:
         """Be ready for a set of modules; return the functions that couldn't be loaded.
 
         Functions that are loaded in another version are loaded at once, so that no call waits for that, and so are a
@@ -214,9 +214,9 @@ class Worker:
             if wanted and entry.function is None and entry.lacking is None:
                 entry.used = self._calls
                 loaded = self._functions.load(entry)
-                if isinstance(loaded, frames.Failure) and local.code[0]:
+                if isinstance(loaded, frames.ChildFailure) and local.code[0]:
                     failures.append(loaded)
-        self._releases[load.serial] = Release(load.release.generation, entries)
+        self._releases[load.serial] = ServedRelease(load.release.generation, entries)
         self._known.clear()
         return failures
 

@@ -23,7 +23,17 @@ from control import faults
 from edge_runtime import mapped_pages, wal
 from edge_runtime.children.index_lock import IndexLock
 from edge_runtime.ipc import frames
-from edge_runtime.ipc.births import MESSAGE_BYTES, Arguments, Birth, BirthFailed, Born, Died, Recovering, Unfit, Up
+from edge_runtime.ipc.births import (
+    MESSAGE_BYTES,
+    Arguments,
+    Birth,
+    BirthFailed,
+    Born,
+    Died,
+    Recovering,
+    ZygoteUnfit,
+    ZygoteUp,
+)
 from edge_runtime.ipc.progress_page import open_slot
 from edge_runtime.sandbox import fence
 
@@ -48,10 +58,10 @@ def main(argument: str) -> None:
         os.environ["SQLITE_TMPDIR"] = str(Path(arguments.settings.state) / wal.TEMPORARY)
         fence.prepare(Path(arguments.settings.state))
     except Exception as error:
-        control.send(frames.encode_json(Unfit(str(error))))
+        control.send(frames.encode_json(ZygoteUnfit(str(error))))
         return
     if lacking and arguments.settings.fence == "required":
-        control.send(frames.encode_json(Unfit(_unfenced(lacking))))
+        control.send(frames.encode_json(ZygoteUnfit(_unfenced(lacking))))
         return
     database = Path(arguments.settings.state, wal.FILE)
     if wal.has_log(database):
@@ -64,7 +74,7 @@ def main(argument: str) -> None:
     gc.freeze()
     # Mostly pages of LLVM, read when it was linked: only compilers need them, and can read them again.
     mapped_pages.drop()
-    control.send(frames.encode_json(Up(lacking)))
+    control.send(frames.encode_json(ZygoteUp(lacking)))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         Zygote(control, arguments, children).run()
 

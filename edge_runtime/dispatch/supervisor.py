@@ -59,7 +59,7 @@ class Supervisor:
         self._serial = 0
         self._loads: dict[int, frames.Load] = {}
         """The sets of modules that workers must have, by serial: the one that is served, and the one that comes."""
-        self._failures: dict[int, list[frames.Failure]] = {}
+        self._failures: dict[int, list[frames.ChildFailure]] = {}
         """By serial, for the set that comes: the functions that a worker couldn't load."""
         self._slots = list(range(progress_page.SLOTS))
         """Free slots of the shared page."""
@@ -84,7 +84,7 @@ class Supervisor:
         self,
         release: frames.LocalRelease,
         secrets: dict[str, dict[str, str]],
-        lacking: dict[str, frames.Failure],
+        lacking: dict[str, frames.ChildFailure],
         *,
         whole: bool = True,
     ) -> int:

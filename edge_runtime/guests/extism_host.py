@@ -14,7 +14,7 @@ import orjson
 from edge_runtime.guests.abi import extism
 from edge_runtime.guests.extism_memory import Blocks
 from edge_runtime.guests.host_functions import NOTHING, not_granted
-from edge_runtime.guests.invocation import GuestFault, Services
+from edge_runtime.guests.invocation import CallServices, GuestFault
 from edge_runtime.guests.wasi import Wasi
 from edge_runtime.wasmedge import HostFunction, HostModule
 
@@ -34,7 +34,7 @@ class ExtismHost:
         users = {name: (signature, getattr(self, name)) for name, signature in extism.USERS.items()}
         self.imports = (HostModule(extism.ENV, env), HostModule(extism.USER, users))
 
-    def begin(self, services: Services, config: Mapping[bytes, bytes]) -> None:
+    def begin(self, services: CallServices, config: Mapping[bytes, bytes]) -> None:
         """Set the state for a new call."""
         self._services, self._config = services, config
         self._vars: dict[bytes, bytes] = {}

@@ -8,14 +8,24 @@ from edge_runtime import mapped_pages
 from edge_runtime.guests import function_code
 from edge_runtime.guests.abi import extism
 from edge_runtime.guests.host_functions import NOTHING, Runner, host
-from edge_runtime.guests.invocation import CallLimits, GuestFault, Http, Request, Response, Services, Sql
+from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Http, Request, Response, Sql
 from edge_runtime.guests.run_direct import Direct
 from edge_runtime.guests.run_extism import Extism, extism_host
 from edge_runtime.guests.run_wagi import Wagi
 from edge_runtime.ipc import frames
 from edge_runtime.wasmedge import Config, check_address_space, check_refusals, verify
 
-__all__ = ["CallLimits", "Function", "GuestFault", "Http", "Request", "Response", "Services", "Sql", "prepare"]
+__all__ = [
+    "CallLimits",
+    "CallServices",
+    "GuestFault",
+    "Http",
+    "LoadedFunction",
+    "Request",
+    "Response",
+    "Sql",
+    "prepare",
+]
 
 RUNNERS: Final[dict[str, Callable[..., Runner]]] = {"wagi": Wagi, "direct": Direct, extism.ABI: Extism}
 """The runner for each `abi` of a manifest."""
@@ -33,7 +43,7 @@ def prepare() -> None:
     extism_host()
 
 
-class Function:
+class LoadedFunction:
     """A loaded version of a function; it lives as long as the worker serves it."""
 
     def __init__(self, name: str, runner: Runner) -> None:
@@ -65,7 +75,7 @@ class Function:
             mapped_pages.drop(str(path))
         return cls(local.name, runner)
 
-    def call(self, request: Request, services: Services = NOTHING) -> Response:
+    def call(self, request: Request, services: CallServices = NOTHING) -> Response:
         """Run one call in a fresh instance.
 
         Raises: GuestFault, when the guest fails; what a service raised, unchanged; Unsafe, when this worker can't run

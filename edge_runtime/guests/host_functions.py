@@ -14,7 +14,7 @@ import orjson
 from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.abi.imports import OWN_SIGNATURES, SKERRY
 from edge_runtime.guests.abi.wasi_signatures import MODULE
-from edge_runtime.guests.invocation import CallLimits, GuestFault, Request, Response, Services
+from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import FAULT, Exit, OutputTooLarge, Wasi
 from edge_runtime.wasmedge import (
     Config,
@@ -29,7 +29,7 @@ from edge_runtime.wasmedge import (
     Trap,
 )
 
-NOTHING: Final = Services()
+NOTHING: Final = CallServices()
 
 FAILURES: Final = (Exit, Trap, LinkError, OutputTooLarge, ResponseInvalid, GuestFault)
 """The errors that a guest can bring about; `Guest.fault` makes a GuestFault of each."""
@@ -54,7 +54,7 @@ class RecentCache(dict[Hashable, Value], Generic[Value]):
 class Runner(Protocol):
     """A loaded function of one ABI."""
 
-    def call(self, request: Request, services: Services) -> Response:
+    def call(self, request: Request, services: CallServices) -> Response:
         """Run one call in a fresh instance.
 
         Raises: GuestFault, when the guest fails; what a service raised, unchanged; Unsafe, when this worker can't run
@@ -82,7 +82,7 @@ class Host:
             HostModule(SKERRY, own_functions),
         )
 
-    def serve(self, services: Services) -> None:
+    def serve(self, services: CallServices) -> None:
         """Set the services of a new call."""
         self._services, self._answer = services, None
 

@@ -77,7 +77,7 @@ class Http(Protocol):
     def fetch(self, request: bytes) -> bytes: ...
 
 
-class Services(Struct, frozen=True):
+class CallServices(Struct, frozen=True):
     """What a call may use of the node; None where the manifest grants it nothing."""
 
     sql: Sql | None = None

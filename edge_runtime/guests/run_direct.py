@@ -7,7 +7,7 @@ from typing import Final
 from edge_runtime.guests.abi import direct
 from edge_runtime.guests.abi.head import ResponseInvalid
 from edge_runtime.guests.host_functions import FAILURES, Guest, RecentCache, request_unfit
-from edge_runtime.guests.invocation import CallLimits, GuestFault, Request, RequestUnfit, Response, Services
+from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, RequestUnfit, Response
 from edge_runtime.guests.wasi import Strings
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import Config, EntryPoint, Memory, Module
@@ -29,7 +29,7 @@ class Direct(Guest):
         self._environ = Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in settings.items()])
         self._heads = RecentCache[bytes]()
 
-    def call(self, request: Request, services: Services) -> Response:
+    def call(self, request: Request, services: CallServices) -> Response:
         host, limits, program, body = self.host, self.limits, self.program, request.body
         wasi, memory = host.wasi, host.memory
         head = self._heads.get(request.key) or self._head(request)

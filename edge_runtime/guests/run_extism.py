@@ -14,7 +14,7 @@ from edge_runtime.guests.abi import extism
 from edge_runtime.guests.abi.merge import KERNEL_MEMORY
 from edge_runtime.guests.extism_host import ExtismHost
 from edge_runtime.guests.host_functions import FAILURES, Guest, host
-from edge_runtime.guests.invocation import CallLimits, GuestFault, Request, Response, Services
+from edge_runtime.guests.invocation import CallLimits, CallServices, GuestFault, Request, Response
 from edge_runtime.guests.wasi import Exit, Strings
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import Config, EntryPoint, LoadError, Module, Trap
@@ -56,7 +56,7 @@ class Extism(Guest):
             raise LoadError(0, f"its {CONTENT_TYPE} has a character that no header can have, or none at all")
         self._head = f"content-type: {kind}\r\n".encode()
 
-    def call(self, request: Request, services: Services) -> Response:
+    def call(self, request: Request, services: CallServices) -> Response:
         entry, limits, program = self._entry(request), self.limits, self.program
         memory, wasi, plugin_host = self.host.memory, self.host.wasi, extism_host()
         blocks = plugin_host.blocks

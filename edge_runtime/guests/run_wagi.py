@@ -7,7 +7,7 @@ from typing import Final
 from edge_runtime.guests.abi import wagi
 from edge_runtime.guests.abi.head import LIMIT
 from edge_runtime.guests.host_functions import FAILURES, Guest, RecentCache, request_unfit
-from edge_runtime.guests.invocation import CallLimits, Request, RequestUnfit, Response, Services
+from edge_runtime.guests.invocation import CallLimits, CallServices, Request, RequestUnfit, Response
 from edge_runtime.guests.wasi import Exit, Strings
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import Config, EntryPoint, Module
@@ -27,7 +27,7 @@ class Wagi(Guest):
         self._settings = dict(settings)
         self._recent = RecentCache[tuple[Strings, Strings]]()
 
-    def call(self, request: Request, services: Services) -> Response:
+    def call(self, request: Request, services: CallServices) -> Response:
         host, limits, program = self.host, self.limits, self.program
         wasi = host.wasi
         args, environ = self._recent.get((request.key, len(request.body))) or self._encode(request)

@@ -34,7 +34,7 @@ class Birth(Struct, frozen=True):
     background: bool = False
 
 
-class Up(Struct, frozen=True, tag="up"):
+class ZygoteUp(Struct, frozen=True, tag="up"):
     lacking: tuple[str, ...] = ()
     """Pieces of the fence that this machine doesn't have, in words."""
 
@@ -43,7 +43,7 @@ class Recovering(Struct, frozen=True, tag="recovering"):
     """The database's log is being read, which takes as long as the disk needs."""
 
 
-class Unfit(Struct, frozen=True, tag="unfit"):
+class ZygoteUnfit(Struct, frozen=True, tag="unfit"):
     """No guest can run on this machine as it is."""
 
     message: str
@@ -71,5 +71,5 @@ class Died(Struct, frozen=True, tag="died"):
     """The exit status as from waitpid."""
 
 
-News = Up | Recovering | Unfit | Born | BirthFailed | Died
+News = ZygoteUp | Recovering | ZygoteUnfit | Born | BirthFailed | Died
 decode_news: Final = msgspec.json.Decoder(News).decode

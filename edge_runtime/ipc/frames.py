@@ -72,7 +72,7 @@ wait for: the call has done nothing that lasts, and must be dispatched again."""
 LOADED: Final = 23
 """`Loaded`."""
 FAILED: Final = 24
-"""`Failure`."""
+"""`ChildFailure`."""
 DONE: Final = 25
 RELEASE_IS: Final = 26
 PREPARED: Final = 27
@@ -135,7 +135,7 @@ class Load(Struct, frozen=True):
     release: LocalRelease
     secrets: dict[str, dict[str, str]] = {}
     """By function: the values of the secrets that its manifest names. Only `Load`, `Apply` and `Try` have them."""
-    lacking: dict[str, "Failure"] = {}
+    lacking: dict[str, "ChildFailure"] = {}
     """By function: why it can't be called although its module is there."""
 
     def __repr__(self) -> str:
@@ -233,13 +233,13 @@ class Verified(Struct, frozen=True):
     """Paths of the files that can't be read, or have another sha256."""
 
 
-class Failure(Struct, frozen=True):
+class ChildFailure(Struct, frozen=True):
     code: str
     message: str
 
 
 class Loaded(Struct, frozen=True):
-    failures: list[Failure]
+    failures: list[ChildFailure]
     """One failure for each function that couldn't be loaded; the others can be called."""
 
 

@@ -291,7 +291,7 @@ class ZygoteClient:
                 ended.set_result(None)
                 return
             match births.decode_news(message):
-                case births.Up(lacking):
+                case births.ZygoteUp(lacking):
                     self.lacking = lacking
                     for piece in lacking:
                         log.warning("functions run without a part of their fence: %s", piece)
@@ -301,7 +301,7 @@ class ZygoteClient:
                 case births.Recovering():
                     log.info("the database's write-ahead log is read: the node didn't end in order")
                     self._starting.reschedule(None)
-                case births.Unfit(text):
+                case births.ZygoteUnfit(text):
                     if not self._fit:
                         ended.set_exception(MachineUnfit(text))
                         return
@@ -347,4 +347,4 @@ def how(status: int | None) -> str:
     return f"ended with status {os.waitstatus_to_exitcode(status)}"
 
 
-decode_failure: Final = msgspec.json.Decoder(frames.Failure).decode
+decode_failure: Final = msgspec.json.Decoder(frames.ChildFailure).decode

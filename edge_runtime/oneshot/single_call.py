@@ -93,13 +93,13 @@ def run(request: SingleCallRequest) -> SingleCallResult:
     fence.enclose(files)
     http = NoHttp() if request.manifest.http is not None else None
     with _opened(request) as opened:
-        function = guest.Function.load(_local(request, path, wasm, aot), request.secrets)
+        function = guest.LoadedFunction.load(_local(request, path, wasm, aot), request.secrets)
         sql = None if opened is None else ProbeSql(Session(opened), request.manifest.sql, 0)
         sys.stdout.buffer.write(RUNNING)
         sys.stdout.buffer.flush()
         began = time.monotonic()
         try:
-            answer = function.call(request.request, guest.Services(sql, http))
+            answer = function.call(request.request, guest.CallServices(sql, http))
         except guest.GuestFault as fault:
             code = (sql.limit_code if sql is not None else "") or fault.code
             return SingleCallResult(

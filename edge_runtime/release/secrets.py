@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from control import wire
-from edge_runtime.ipc.frames import Failure, LocalFunction
+from edge_runtime.ipc.frames import ChildFailure, LocalFunction
 
 FILE: Final = "secrets.toml"
 """Name of the file in the state directory, if the setting names no other file."""
@@ -120,7 +120,7 @@ class Secrets:
             if f.manifest.secrets and (table := self._values.get(f.name)) is not None
         }
 
-    def lacking(self, functions: Sequence[LocalFunction]) -> dict[str, Failure]:
+    def lacking(self, functions: Sequence[LocalFunction]) -> dict[str, ChildFailure]:
         """Return, by function, why it can't be called, if a secret that its manifest names isn't there."""
         failures = {}
         for f in functions:
@@ -129,8 +129,10 @@ class Secrets:
             if names:
                 needs = f"The function {f.name} needs the secret {', '.join(names)}"
                 if self.error:
-                    failures[f.name] = Failure("secrets_unfit", f"{needs}, and the file can't be used: {self.error}.")
+                    failures[f.name] = ChildFailure(
+                        "secrets_unfit", f"{needs}, and the file can't be used: {self.error}."
+                    )
                 else:
                     text = f"{needs}, which this node lacks: put it into {self.path}, in the table [{f.name}]."
-                    failures[f.name] = Failure("secret_missing", text)
+                    failures[f.name] = ChildFailure("secret_missing", text)
         return failures

@@ -14,7 +14,7 @@ import pytest_asyncio
 from control.api.edge_check import Checks
 from control.problems import ProblemError
 from edge_runtime.errors import SyncFailed
-from edge_runtime.guests.guest import Function, GuestFault, Request
+from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request
 from edge_runtime.oneshot.check import ModuleRefused, check_module
 from edge_runtime.wasmedge import BEST
 from tests.guests import hostile
@@ -86,7 +86,7 @@ async def test_a_trap_is_one_in_the_best_code_too(tmp_path: Path) -> None:
     for name, module in traps.items():
         # The few large ones take LLVM seconds.
         if len(module.wasm) < 10_000:
-            loaded = Function.load(local(compiled(module.wasm, tmp_path, BEST), **module.manifest))
+            loaded = LoadedFunction.load(local(compiled(module.wasm, tmp_path, BEST), **module.manifest))
             with pytest.raises(GuestFault) as fault:
                 loaded.call(Request("POST"))
             loaded.close()

@@ -10,7 +10,7 @@ import pytest
 from control import wire
 from edge_runtime.guests.abi.detect import ModuleRefused, detect
 from edge_runtime.guests.function_code import compile_artifact
-from edge_runtime.guests.guest import Function, GuestFault, Request
+from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.wasmedge import QUICK, Config, LoadError, Module
@@ -63,7 +63,7 @@ def test_it_is_not_run_where_it_comes_all_the_same(evil: bytes, tmp_path: Path, 
         local = LocalFunction("f", 1, sha256, manifest, "", str(aot.path), aot.digest)
     else:
         local = LocalFunction("f", 1, sha256, manifest, "", wasm=str(tmp_path / "evil.wasm"))
-    function = Function.load(local)
+    function = LoadedFunction.load(local)
     with pytest.raises(GuestFault, match=r"exit code 1\."):
         function.call(Request("GET"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from control import wire
 from edge_runtime.guests.function_code import compile_artifact
-from edge_runtime.guests.guest import CallLimits, Function
+from edge_runtime.guests.guest import CallLimits, LoadedFunction
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import QUICK, AotFile, find
 from tests.guests.build import guest
@@ -33,10 +33,10 @@ def function(
     config: Mapping[str, str] | None = None,
     name: str = "f",
     **manifest: Any,
-) -> Function:
+) -> LoadedFunction:
     """A function of these bytes, loaded in this process; `manifest` are further fields of its manifest."""
     limits = limits or CallLimits()
-    return Function.load(
+    return LoadedFunction.load(
         local(
             compiled(wasm, folder),
             name,
@@ -50,11 +50,11 @@ def function(
 
 
 @contextmanager
-def loading(folder: Path, **manifest: Any) -> Iterator[Callable[..., Function]]:
+def loading(folder: Path, **manifest: Any) -> Iterator[Callable[..., LoadedFunction]]:
     """Loads as `function` does, of bytes or the name of a test guest, and closes all at the end."""
-    loaded: list[Function] = []
+    loaded: list[LoadedFunction] = []
 
-    def load(wasm: bytes | str, *more: Any, **also: Any) -> Function:
+    def load(wasm: bytes | str, *more: Any, **also: Any) -> LoadedFunction:
         wasm = guest(wasm) if isinstance(wasm, str) else wasm
         loaded.append(function(wasm, folder, *more, **manifest, **also))
         return loaded[-1]

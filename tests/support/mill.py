@@ -123,7 +123,7 @@ def main(corpus: Path, folder: Path) -> Milled:
 
     def call(local: frames.LocalFunction) -> End:
         try:
-            function = guest.Function.load(local)
+            function = guest.LoadedFunction.load(local)
         except WasmEdgeError as error:
             return End("refused", "function_unloadable", str(error))
         try:

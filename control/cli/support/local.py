@@ -90,7 +90,7 @@ Ready = Callable[[], Awaitable[bool]]
 """Returns whether a server takes requests."""
 
 
-class Child(Service):
+class PythonService(Service):
     """A Python module run as a process. Its environment is this process's, with `settings` added."""
 
     def __init__(self, home: Home, held: int, name: str, arguments: list[str], settings: Mapping[str, str]) -> None:

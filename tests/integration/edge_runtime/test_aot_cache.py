@@ -14,7 +14,7 @@ import pytest
 import edge_runtime
 from edge_runtime import aot_cache
 from edge_runtime.aot_cache import BEST, QUICK, Damaged, find, remove_others, verify
-from edge_runtime.guests.guest import Function, Request
+from edge_runtime.guests.guest import LoadedFunction, Request
 from edge_runtime.wasmedge import CompileError, LoadError, compile_module
 from tests.guests.build import guest
 from tests.guests.hostile import module
@@ -45,7 +45,7 @@ def test_a_compilation_is_private_found_again_and_leaves_nothing_else(tmp_path):
 def test_every_level_runs_and_is_apart(tmp_path, level):
     made = compile_module(ECHO, tmp_path, level)
     assert find(tmp_path, SHA, level) == made
-    function = Function.load(local(made))
+    function = LoadedFunction.load(local(made))
     assert function.call(Request("POST", body=b"hello")).body == b"hello"
 
 
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_no_file(tmp_path, damage):
         with pytest.raises(Damaged, match="and must have"):
             verify(made.path, made.digest)
         with pytest.raises(Damaged):
-            Function.load(local(made))
+            LoadedFunction.load(local(made))
     again = compile_module(ECHO, tmp_path, QUICK)
     assert find(tmp_path, SHA, QUICK) == again
 

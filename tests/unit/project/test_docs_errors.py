@@ -20,7 +20,10 @@ TABLE_MODULES = (ROOT / "control" / "problems.py", ROOT / "edge_runtime" / "erro
 
 BASES = {"CodedError", "ProblemError", "Failure"}
 """The base class of the edge's errors with a code, of control's, and of what `skerry` ends with."""
-OTHERS = {"FailedSync", "Fault", "Problem", "Refusal", "SyncError", "_fault", "_refused", "code_of", "fail", "refused"}
+OTHERS = {
+    *("ChildFailure", "FailedSync", "Fault", "Problem", "Refusal", "SyncError"),
+    *("_fault", "_refused", "code_of", "fail", "refused"),
+}
 """What else is called with a code."""
 
 

@@ -149,7 +149,7 @@ def test_the_first_step_that_fails_is_named(home: Path) -> None:
 
 
 async def test_one_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None:
-    child = local.Child(local.Home(tmp_path), 0, "brief", ["this"], {})
+    child = local.PythonService(local.Home(tmp_path), 0, "brief", ["this"], {})
 
     async def start() -> None:
         await child.start(ready)

@@ -91,8 +91,8 @@ def test_the_front_says_whether_it_is_committed(state):
     assert generation(state) == 1
     failed = child.ask(frames.APPLY, frames.Apply(plan(2, changes(["SELECT 1 FROM nowhere"], 3)), []))
     assert failed.kind == frames.FAILED
-    assert msgspec.json.decode(failed.body, type=frames.Failure).code == "schema_change_failed"
-    assert msgspec.json.decode(child.ask(frames.COMMIT).body, type=frames.Failure).code == "apply_failed"
+    assert msgspec.json.decode(failed.body, type=frames.ChildFailure).code == "schema_change_failed"
+    assert msgspec.json.decode(child.ask(frames.COMMIT).body, type=frames.ChildFailure).code == "apply_failed"
     assert child.ask(frames.APPLY, NEXT).kind == frames.PREPARED
     assert child.ask(frames.COMMIT).kind == frames.COMMITTED
     assert child.end() == 0
@@ -111,7 +111,7 @@ def test_a_file_that_is_none_is_said_so(tmp_path):
     (tmp_path / "db" / "skerry.db").write_bytes(b"no database" * 1000)
     child = Applier(tmp_path)
     failed = child.reader.next()
-    assert msgspec.json.decode(failed.body, type=frames.Failure).code == "database_unfit"
+    assert msgspec.json.decode(failed.body, type=frames.ChildFailure).code == "database_unfit"
     assert child.end() == 0
 
 

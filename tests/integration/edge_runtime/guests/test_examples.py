@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime.guests.guest import CallLimits, Request, Services
+from edge_runtime.guests.guest import CallLimits, CallServices, Request
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.sql import database
 from edge_runtime.sql.call_sql import CallSql, Session
@@ -51,7 +51,7 @@ def call(tmp_path):
             opened[name] = file, Session(file), function(example(name), folder, limits, asked.config, name)
         _, session, loaded = opened[name]
         sql = CallSql(session, manifest(name).sql, 7)
-        response = loaded.call(request, Services(sql))
+        response = loaded.call(request, CallServices(sql))
         sql.commit()
         return response.status, orjson.loads(response.body)
 
@@ -140,7 +140,7 @@ def test_cells_in_c(tmp_path, cell, text):
     """skerry.h reads every kind of cell that an answer can have, whatever stands before it."""
     hello = function(example("hello"), tmp_path)
     answer = b'{"columns":["text"],"rows":[[' + cell + b',{"$blob":"aGk="}],["x"]],"changes":0,"last_id":null}'
-    response = hello.call(Request("GET"), Services(Answer(answer)))
+    response = hello.call(Request("GET"), CallServices(Answer(answer)))
     assert orjson.loads(response.body)["message"] == f"{text}, world!"
 
 
@@ -148,5 +148,5 @@ def test_cells_in_c(tmp_path, cell, text):
     "answer", [b'{"error":{"code":"x","message":"\\"rows\\":[[1]]"}}', b'{"columns":[],"rows":[]}']
 )
 def test_no_cell_in_c(tmp_path, answer):
-    response = function(example("hello"), tmp_path).call(Request("GET"), Services(Answer(answer)))
+    response = function(example("hello"), tmp_path).call(Request("GET"), CallServices(Answer(answer)))
     assert response.status == (500 if b"error" in answer else 404)

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from edge_runtime.guests.guest import CallLimits, GuestFault, Request, Services
+from edge_runtime.guests.guest import CallLimits, CallServices, GuestFault, Request
 from edge_runtime.wasmedge import LinkError
 from tests.guests.build import guest, wat
 from tests.guests.version import version
@@ -37,7 +37,7 @@ class Recorder:
 
 def fault(loaded, request=None, sql=None):
     with pytest.raises(GuestFault) as raised:
-        loaded.call(request or Request("GET"), Services(sql))
+        loaded.call(request or Request("GET"), CallServices(sql))
     return raised.value
 
 
@@ -175,7 +175,9 @@ def test_a_request_that_no_environment_can_hold(load, request_):
 def test_sql_passes_through_in_both_directions(load):
     answers = [b'{"columns":["a"],"rows":[[1]]}', b"x" * 200_000]
     sql = Recorder(*answers)
-    response = load("sql").call(Request("POST", body=b'{"sql":"SELECT 1"}\n{"sql":"\xe3\x81\x82"}\n'), Services(sql))
+    response = load("sql").call(
+        Request("POST", body=b'{"sql":"SELECT 1"}\n{"sql":"\xe3\x81\x82"}\n'), CallServices(sql)
+    )
     assert sql.asked == [b'{"sql":"SELECT 1"}', b'{"sql":"\xe3\x81\x82"}']
     assert response.body == answers[0] + b"\n" + answers[1] + b"\n"
 
@@ -193,9 +195,9 @@ class Stale(BaseException):
 def test_what_sql_raises_ends_the_guest_and_comes_out(load, error):
     loaded = load("sql")
     with pytest.raises(type(error)) as raised:
-        loaded.call(Request("POST", body=b"one\ntwo\n"), Services(Recorder(error, b"never")))
+        loaded.call(Request("POST", body=b"one\ntwo\n"), CallServices(Recorder(error, b"never")))
     assert raised.value is error
-    assert loaded.call(Request("POST", body=b"one"), Services(Recorder(b"{}"))).body == b"{}\n"
+    assert loaded.call(Request("POST", body=b"one"), CallServices(Recorder(b"{}"))).body == b"{}\n"
 
 
 SQL_MISUSE = {
@@ -266,10 +268,10 @@ def test_many_traps_between_good_calls_harm_nothing(load):
 @pytest.mark.parametrize("number", [1, 40, 12345])
 def test_version_modules_answer_their_number_and_the_schemas(load, number):
     loaded, sql = load(version(number)), Recorder(b'{"columns":["number"],"rows":[[7]]}', b'{"error":{"code":"x"}}')
-    assert orjson.loads(loaded.call(Request("GET"), Services(sql)).body) == {
+    assert orjson.loads(loaded.call(Request("GET"), CallServices(sql)).body) == {
         "version": number,
         "schema": {"columns": ["number"], "rows": [[7]]},
     }
-    failed = loaded.call(Request("GET"), Services(sql))
+    failed = loaded.call(Request("GET"), CallServices(sql))
     assert (failed.status, orjson.loads(failed.body)["schema"]["error"]["code"]) == (500, "x")
     assert sql.asked == [b'{"sql":"SELECT number FROM generation","params":[]}'] * 2

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from edge_runtime.guests.guest import CallLimits, GuestFault, Request, Services
+from edge_runtime.guests.guest import CallLimits, CallServices, GuestFault, Request
 from edge_runtime.wasmedge import LinkError
 from tests.guests.build import guest, wat
 from tests.support.functions import loading
@@ -24,7 +24,7 @@ def load(aot):
 
 def fault(loaded, request=None, services=None):
     with pytest.raises(GuestFault) as raised:
-        loaded.call(request or Request("GET"), services or Services())
+        loaded.call(request or Request("GET"), services or CallServices())
     return raised.value
 
 
@@ -82,7 +82,7 @@ class Answers:
 def test_it_asks_for_sql(load):
     loaded = load(guest("direct"))
     asked = Request("POST", "/sql", body=b'{"sql":"SELECT 1"}')
-    assert orjson.loads(loaded.call(asked, Services(Answers())).body) == {"asked": {"sql": "SELECT 1"}}
+    assert orjson.loads(loaded.call(asked, CallServices(Answers())).body) == {"asked": {"sql": "SELECT 1"}}
     assert orjson.loads(loaded.call(asked).body)["error"]["code"] == "not_granted"
 
 

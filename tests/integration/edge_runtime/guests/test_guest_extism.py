@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from control import wire
-from edge_runtime.guests.guest import CallLimits, Function, GuestFault, Request, Services
+from edge_runtime.guests.guest import CallLimits, CallServices, GuestFault, LoadedFunction, Request
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, memory
 from edge_runtime.wasmedge.declarations import ffi
@@ -60,13 +60,13 @@ def every(request, aot):
     else:
         level = {"level": BEST} if "best" in request.param else {}
         code = local(compiled(wasm, aot, **level), abi="extism")
-    loaded = Function.load(code)
+    loaded = LoadedFunction.load(code)
     yield loaded
     loaded.close()
 
 
 def call(loaded, name, body=b"", services=None):
-    return loaded.call(Request("POST", f"/{name}", body=body), services or Services())
+    return loaded.call(Request("POST", f"/{name}", body=body), services or CallServices())
 
 
 def fault(loaded, name, body=b"", services=None):
@@ -135,7 +135,7 @@ def test_the_log_has_a_bound(load):
 
 def test_config_and_secrets(aot):
     code = local(compiled(guest("plugin"), aot), abi="extism", config={"thing.of-mine": "value ü"})
-    loaded = Function.load(code, {"API_KEY": "hidden"})
+    loaded = LoadedFunction.load(code, {"API_KEY": "hidden"})
     assert call(loaded, "config", b"thing.of-mine").body == "value ü".encode()
     assert call(loaded, "config", b"API_KEY").body == b"hidden"
     for other in (b"", b"PATH", b"thing"):
@@ -154,7 +154,7 @@ def test_config_says_what_the_answer_is(load):
 
 def test_sql_and_http_of_the_host_in_json(every):
     sql, http = Recorder({"rows": [["ü"]]}), Recorder({"status": 200})
-    services = Services(sql, http)
+    services = CallServices(sql, http)
     assert orjson.loads(call(every, "sql", b'{"sql": "SELECT 1"}', services).body) == {"rows": [["ü"]]}
     assert sql.asked == [{"sql": "SELECT 1"}]
     assert orjson.loads(call(every, "ask", b'{"url": "https://a.example"}', services).body) == {"status": 200}
@@ -170,7 +170,7 @@ def test_http_request(every):
     headers = [["Content-Type", "text/plain"], ["X-A", "1"], ["x-a", "2"]]
     http = Recorder({"status": 418, "headers": headers, "body": "tea"})
     asked = orjson.dumps({"url": "https://a.example/b", "method": "put", "headers": {"X-Name": "value"}})
-    answer = call(every, "fetch", asked + b"\nthe body", Services(http=http)).body
+    answer = call(every, "fetch", asked + b"\nthe body", CallServices(http=http)).body
     assert answer == b'418 {"content-type":"text/plain","x-a":"1, 2"} tea'
     expected = {"method": "PUT", "url": "https://a.example/b", "headers": [["X-Name", "value"]]}
     assert http.asked == [{**expected, "body": {"$blob": "dGhlIGJvZHk="}}]
@@ -179,7 +179,7 @@ def test_http_request(every):
 def test_http_request_with_no_more_than_a_url(every):
     http = Recorder(*[{"status": 200, "headers": [], "body": {"$blob": "/wAA"}}] * 2)
     for headers in (b'"headers": null', b'"header": {"X": "y"}'):
-        answer = call(every, "fetch", b'{"url": "https://a.example", %b}' % headers, Services(http=http))
+        answer = call(every, "fetch", b'{"url": "https://a.example", %b}' % headers, CallServices(http=http))
         assert answer.body == b"200 {} \xff"
     asked = {"method": "GET", "url": "https://a.example"}
     assert http.asked == [{**asked, "headers": []}, {**asked, "headers": [["X", "y"]]}]
@@ -187,14 +187,14 @@ def test_http_request_with_no_more_than_a_url(every):
 
 @pytest.mark.parametrize("asked", [b"", b"{", b"[]", b'{"method": "GET"}', b'{"url": "x", "headers": [1]}', b'"x"'])
 def test_an_http_request_that_is_none(every, asked):
-    found = fault(every, "fetch", asked, Services(http=Recorder()))
+    found = fault(every, "fetch", asked, CallServices(http=Recorder()))
     assert (found.code, found.status) == ("guest_call_invalid", 502)
     assert "http_request" in str(found)
 
 
 def test_an_http_request_that_fails_ends_the_call_as_extism_has_it(every):
     refused = Recorder({"error": {"code": "not_granted", "message": "No grant for b.example."}})
-    found = fault(every, "fetch", b'{"url": "https://b.example"}', Services(http=refused))
+    found = fault(every, "fetch", b'{"url": "https://b.example"}', CallServices(http=refused))
     assert (found.code, found.status) == ("guest_http_failed", 502)
     assert "(not_granted): No grant for b.example." in str(found)
     assert "not_granted" in str(fault(every, "fetch", b'{"url": "https://b.example"}'))
@@ -309,7 +309,7 @@ def test_a_start_section_runs_first_and_may_call_the_host(load, aot):
         '(func (export "run") (result i32) (call $say (global.get $begun)))',
         "(start $begin)",
     )
-    for loaded in (load(wasm), Function.load(uncompiled(wasm, aot))):
+    for loaded in (load(wasm), LoadedFunction.load(uncompiled(wasm, aot))):
         answer = call(loaded, "run")
         assert (answer.body, answer.log) == (b"9", b"info: x\n")
 

@@ -9,25 +9,27 @@ import pytest
 
 from control import wire
 from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
-from edge_runtime.guests.guest import Function
+from edge_runtime.guests.guest import LoadedFunction
 from edge_runtime.guests.invocation import GuestFault, Request
 from edge_runtime.guests.wasi import BADF, FAULT, INVAL, NOSYS, NOTCAPABLE, NOTDIR, NOTSOCK, NOTSUP, SPIPE, SUCCESS
 from edge_runtime.ipc.frames import LocalFunction
 from tests.guests.build import guest, wat
 from tests.support.functions import function
 
-Load = Callable[[bytes], Function]
+Load = Callable[[bytes], LoadedFunction]
 
 
 @pytest.fixture(params=["compiled", "interpreted"])
 def load(request: pytest.FixtureRequest, tmp_path: Path) -> Load:
-    def made(wasm: bytes) -> Function:
+    def made(wasm: bytes) -> LoadedFunction:
         if request.param == "compiled":
             return function(wasm, tmp_path)
         path = tmp_path / "module.wasm"
         path.write_bytes(wasm)
         manifest = wire.Manifest()
-        return Function.load(LocalFunction("f", 1, hashlib.sha256(wasm).hexdigest(), manifest, "", wasm=str(path)))
+        return LoadedFunction.load(
+            LocalFunction("f", 1, hashlib.sha256(wasm).hexdigest(), manifest, "", wasm=str(path))
+        )
 
     return made
 
