@@ -76,7 +76,7 @@ class TokenBucket:
         return True
 
 
-class Writer(logging.Handler):
+class LogHandler(logging.Handler):
     """Writes lines to a descriptor, in a thread of its own."""
 
     def __init__(self, descriptor: int = _STDERR, limit: int = QUEUE_BYTES) -> None:
@@ -149,12 +149,12 @@ class Writer(logging.Handler):
 
 def dropped() -> int:
     """Return the lines of the log that were dropped since the start."""
-    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, Writer))
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, LogHandler))
 
 
 def set_up(form: Format, *, debug: bool = False) -> None:
     """Set the log of this process up."""
-    handler = Writer()
+    handler = LogHandler()
     handler.setFormatter(JsonLines() if form == "json" else Text())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
     for name in ("asyncio", "aiohttp"):

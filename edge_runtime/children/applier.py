@@ -26,7 +26,7 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
-from edge_runtime.sql.database import Database, DatabaseOpenError
+from edge_runtime.sql.database import DatabaseOpenError, LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ChangeRow, NumberRow, ReleaseRow
 from edge_runtime.sql.session import Session, code_of, failed_commit
@@ -77,7 +77,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
 
 
 def prepare(
-    opened: Database,
+    opened: LibsqlDatabase,
     plan: wire.Plan,
     functions: list[LocalFunction],
     secrets: Mapping[str, Mapping[str, str]] = NONE,
@@ -114,7 +114,7 @@ def prepare(
     return inventory
 
 
-def _drop_uncommitted(opened: Database) -> None:
+def _drop_uncommitted(opened: LibsqlDatabase) -> None:
     """Make sure that a loss of power leaves what the file says now, or this release, but no earlier attempt."""
     try:
         opened.drop_uncommitted()
@@ -123,7 +123,7 @@ def _drop_uncommitted(opened: Database) -> None:
         raise SyncFailed(code, f"The write-ahead log can't be written: {error}. Look at the disk.") from None
 
 
-def commit(opened: Database) -> None:
+def commit(opened: LibsqlDatabase) -> None:
     """Commit the prepared release.
 
     Raises: SyncFailed, when that fails; everything is undone then, unless the code is `frames.COMMIT_UNKNOWN`.
@@ -141,7 +141,7 @@ def commit(opened: Database) -> None:
     faults.reach("edge.commit.after")
 
 
-def _to_apply(opened: Database, plan: wire.Plan, afresh: bool) -> list[wire.PlannedChange]:
+def _to_apply(opened: LibsqlDatabase, plan: wire.Plan, afresh: bool) -> list[wire.PlannedChange]:
     """Return the plan's schema changes that the file lacks. Those that it has must be the same ones.
 
     (It has them if the answer to an earlier COMMIT was lost.)
@@ -203,7 +203,7 @@ def _check_functions(plan: wire.Plan, functions: list[LocalFunction]) -> None:
         raise SyncFailed("plan_invalid", "The functions that were made ready are not those of the plan.")
 
 
-def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
+def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange]) -> None:
     if not changes:
         return
     access_rules = AccessRules.read(opened)
@@ -222,7 +222,7 @@ def _apply(opened: Database, changes: list[wire.PlannedChange]) -> None:
         _check_room(opened, change)
 
 
-def _check_room(opened: Database, change: wire.PlannedChange) -> None:
+def _check_room(opened: LibsqlDatabase, change: wire.PlannedChange) -> None:
     """Check that the disk has room for a change in the database file, too: it is only in the log so far, and a
     checkpoint must be able to move it."""
     if opened.path is None:
@@ -242,7 +242,7 @@ def _check_room(opened: Database, change: wire.PlannedChange) -> None:
 
 
 def _record(
-    opened: Database, plan: wire.Plan, changes: list[wire.PlannedChange], functions: list[LocalFunction]
+    opened: LibsqlDatabase, plan: wire.Plan, changes: list[wire.PlannedChange], functions: list[LocalFunction]
 ) -> None:
     now = database.now()
     for change in changes:
@@ -258,7 +258,7 @@ def _record(
 
 
 def _probe(
-    opened: Database, generation: int, local: LocalFunction, probe: wire.Probe, secrets: Mapping[str, str]
+    opened: LibsqlDatabase, generation: int, local: LocalFunction, probe: wire.Probe, secrets: Mapping[str, str]
 ) -> None:
     """Make the function's probe call in this transaction, and undo what it wrote."""
     manifest = local.manifest

@@ -17,7 +17,7 @@ import msgspec
 from edge_runtime.ipc import frames
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
-from edge_runtime.sql.database import Database
+from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.rows import CheckpointRow
 from edge_runtime.sql.session import code_of
 from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
@@ -61,11 +61,13 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         frames.send(sock, frame.request, frames.DONE)
 
 
-def connect(path: Path) -> Database:
+def connect(path: Path) -> LibsqlDatabase:
     """Open the file by Python's own SQLite. Raises: sqlite3.Error, OSError."""
     lock = WriterLock.open(path.with_name(LOCK_NAME))
     try:
-        opened = Database(sqlite3.connect(path, timeout=database.BUSY_MS / 1000, isolation_level=None), lock, path)
+        opened = LibsqlDatabase(
+            sqlite3.connect(path, timeout=database.BUSY_MS / 1000, isolation_level=None), lock, path
+        )
         # What is moved must be on disk before the log may begin anew.
         opened.rows("PRAGMA synchronous = FULL")
         opened.rows("PRAGMA wal_autocheckpoint = 0")
@@ -75,7 +77,7 @@ def connect(path: Path) -> Database:
     return opened
 
 
-def checkpoint(opened: Database, order: frames.Checkpoint) -> frames.Checkpointed:
+def checkpoint(opened: LibsqlDatabase, order: frames.Checkpoint) -> frames.Checkpointed:
     """Move what can be moved. Raises: sqlite3.Error, when the disk fails."""
     if order.mode == "passive":
         return _run(opened, order)
@@ -88,12 +90,12 @@ def checkpoint(opened: Database, order: frames.Checkpoint) -> frames.Checkpointe
         opened.lock.release()
 
 
-def _run(opened: Database, order: frames.Checkpoint) -> frames.Checkpointed:
+def _run(opened: LibsqlDatabase, order: frames.Checkpoint) -> frames.Checkpointed:
     row = opened.read(CheckpointRow, _PRAGMAS[order.mode])[0]
     return frames.Checkpointed(bool(row.busy), row.log, row.checkpointed)
 
 
-def settle(opened: Database) -> None:
+def settle(opened: LibsqlDatabase) -> None:
     """Undo what a process that was killed in a COMMIT may have left. Raises: sqlite3.Error; OSError."""
     opened.lock.acquire()
     try:

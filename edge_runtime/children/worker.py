@@ -73,7 +73,7 @@ class Worker:
         sock: socket.socket,
         mark: progress_page.Mark,
         claims: Claims,
-        opened: database.Database,
+        opened: database.LibsqlDatabase,
         functions: Functions,
     ) -> None:
         self._sock = sock

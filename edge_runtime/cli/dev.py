@@ -42,7 +42,7 @@ LINE_LIMIT = 64 * 1024 * 1024
 """Bytes of a line on stdin, which has the whole schema in it."""
 
 
-class Change(Struct):
+class WantedChange(Struct):
     number: int
     name: str
     sql: str
@@ -55,7 +55,7 @@ class Wanted(Struct):
     module: str
     """Path of the wasm."""
     manifest: dict[str, Any] = {}
-    changes: list[Change] = []
+    changes: list[WantedChange] = []
 
 
 class Outdated(Exception):

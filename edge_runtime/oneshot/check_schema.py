@@ -22,7 +22,7 @@ from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, schema_change
 from edge_runtime.sql.access import AccessRules
-from edge_runtime.sql.database import Database
+from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import DefinitionRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused
@@ -103,7 +103,7 @@ def check(request: SchemaCheckRequest) -> dict[str, object]:
         return _answer(opened, request)
 
 
-def _answer(opened: Database, request: SchemaCheckRequest) -> dict[str, object]:
+def _answer(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, object]:
     try:
         warnings: list[dict[str, str]] = []
         empty = _check(opened, request, warnings)
@@ -116,7 +116,7 @@ def _refusal(refused: SchemaChangeRefused) -> dict[str, object]:
     return {"ok": False, "code": refused.code, "message": str(refused), "statement": refused.statement[:_SHOWN]}
 
 
-def _check(opened: Database, request: SchemaCheckRequest, warnings: list[dict[str, str]]) -> list[str]:
+def _check(opened: LibsqlDatabase, request: SchemaCheckRequest, warnings: list[dict[str, str]]) -> list[str]:
     access_rules = AccessRules.read(opened)
     amends = request.amends
     opened.rows("BEGIN")
@@ -145,7 +145,7 @@ def _check(opened: Database, request: SchemaCheckRequest, warnings: list[dict[st
     return empty
 
 
-def _run_registered(opened: Database, access_rules: AccessRules, change: RegisteredChange) -> None:
+def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: RegisteredChange) -> None:
     try:
         schema_change.run(opened, access_rules, change.sql)
     except SchemaChangeRefused as refused:
@@ -156,7 +156,7 @@ def _run_registered(opened: Database, access_rules: AccessRules, change: Registe
         ) from None
 
 
-def _try(opened: Database, access_rules: AccessRules, sql: str) -> _Schema:
+def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> _Schema:
     """Run the change, undo it, and return the schema that it led to.
 
     Raises: SchemaChangeRefused, when the change fails or may not do what it does.
@@ -174,7 +174,7 @@ def _try(opened: Database, access_rules: AccessRules, sql: str) -> _Schema:
         opened.rollback()
 
 
-def _schema(opened: Database) -> _Schema:
+def _schema(opened: LibsqlDatabase) -> _Schema:
     return {
         (row.type, row.name.lower()): (row.tbl_name.lower(), schema_change.normal(row.sql))
         for row in opened.read(DefinitionRow, _SCHEMA)

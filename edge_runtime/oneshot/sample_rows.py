@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from edge_runtime.sql.database import Database
+from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ColumnRow, ForeignKeyRow, TableRow
 from edge_runtime.sql.tokenizer import TokenKind, tokenize
@@ -31,7 +31,7 @@ class _Literals(NamedTuple):
     integers: list[Value]
 
 
-def fill(opened: Database) -> list[str]:
+def fill(opened: LibsqlDatabase) -> list[str]:
     """Insert rows, with foreign_keys ON, and return the names of the tables into which none could be inserted."""
     tables = {table.name: table.sql for table in opened.read(TableRow, _TABLES)}
     parents = {table: _parents(opened, table) for table in tables}
@@ -55,7 +55,7 @@ ForeignKey = tuple[str, list[tuple[str, str]]]
 """The parent table, and pairs of columns: the child's, the parent's."""
 
 
-def _parents(opened: Database, table: str) -> list[ForeignKey]:
+def _parents(opened: LibsqlDatabase, table: str) -> list[ForeignKey]:
     keys: dict[int, ForeignKey] = {}
     for number, column, parent, to in opened.read(ForeignKeyRow, _PARENTS, (table,)):
         keys.setdefault(number, (parent, []))[1].append((column, to))
@@ -85,7 +85,7 @@ def _in_order(parents: dict[str, set[str]]) -> list[str]:
     return list(done)
 
 
-def _fill(opened: Database, table: str, sql: str, parents: list[ForeignKey]) -> int:
+def _fill(opened: LibsqlDatabase, table: str, sql: str, parents: list[ForeignKey]) -> int:
     columns = opened.read(ColumnRow, _COLUMNS, (table,))
     if not columns:
         return 0
@@ -119,7 +119,7 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _rows_of(opened: Database, table: str, columns: list[str]) -> list[Row]:
+def _rows_of(opened: LibsqlDatabase, table: str, columns: list[str]) -> list[Row]:
     try:
         return opened.rows(f"SELECT {', '.join(map(_quoted, columns))} FROM {_quoted(table)} LIMIT {ROWS}")  # noqa: S608
     except ValueError:

@@ -15,7 +15,7 @@ from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sandbox.landlock import Access
-from edge_runtime.sql.database import BUSY_MS, HEAP_BYTES, Database
+from edge_runtime.sql.database import BUSY_MS, HEAP_BYTES, LibsqlDatabase
 from edge_runtime.sql.libsql_connection import open_file, open_in_memory
 from edge_runtime.sql.writer_lock import WriterLock
 
@@ -63,7 +63,7 @@ def tidy(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def open_sealed(path: Path, sql: str) -> Iterator[Database]:
+def open_sealed(path: Path, sql: str) -> Iterator[LibsqlDatabase]:
     """Open the file without the runtime's own tables, and seal the process. The block runs in a transaction, which is
     rolled back at its end unless it was committed. `sql` is the manifest's grant.
 
@@ -72,7 +72,7 @@ def open_sealed(path: Path, sql: str) -> Iterator[Database]:
     lock = WriterLock(os.memfd_create("writer.lock"))
     try:
         connection = open_in_memory() if path == MEMORY else open_file(path.resolve())
-        with Database(connection, lock) as database:
+        with LibsqlDatabase(connection, lock) as database:
             fence.seal("worker", lock.fileno())
             database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
             database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")

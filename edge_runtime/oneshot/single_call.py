@@ -35,7 +35,7 @@ from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import PROCESSOR, RANDOM, READ, REBUILD, WRITE
 from edge_runtime.sql.call_sql import ProbeSql
-from edge_runtime.sql.database import Database
+from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import WasmEdgeError
 
@@ -123,7 +123,7 @@ def _look_at_fence(request: SingleCallRequest) -> None:
 
 
 @contextmanager
-def _opened(request: SingleCallRequest) -> Iterator[Database | None]:
+def _opened(request: SingleCallRequest) -> Iterator[LibsqlDatabase | None]:
     """Seal the process, and open the database where there is one.
 
     Raises: OSError, when the database can't be opened.

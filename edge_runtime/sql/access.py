@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from edge_runtime.sql.database import Database
+from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import NameRow, NumberRow, RootPageRow
-from edge_runtime.sql.tokenizer import Token, TokenKind, name
+from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name
 
 _FUNCTION_NAMES: Final = """
     -> ->> abs acos acosh asin asinh atan atan2 atanh atn2 avg bm25 ceil ceiling changes char charindex coalesce
@@ -114,7 +114,7 @@ class AccessRules:
     modules: frozenset[str]
 
     @classmethod
-    def read(cls, database: Database) -> "AccessRules":
+    def read(cls, database: LibsqlDatabase) -> "AccessRules":
         pages = database.read(RootPageRow, _OWN_PAGES)
         return cls(
             own=frozenset(page for page, is_runtimes in pages if is_runtimes),
@@ -128,7 +128,9 @@ class AccessRules:
         return module in self.modules or (module.startswith("pragma_") and module not in MODULES)
 
 
-def examine(database: Database, access_rules: AccessRules, sql: str, tokens: Iterable[Token]) -> StatementEffects:
+def examine(
+    database: LibsqlDatabase, access_rules: AccessRules, sql: str, tokens: Iterable[SqlToken]
+) -> StatementEffects:
     """Compile `sql`, and return what it does.
 
     Raises: AccessDenied, when it touches something closed; ValueError, when SQLite can't compile it.
@@ -170,7 +172,7 @@ def examine(database: Database, access_rules: AccessRules, sql: str, tokens: Ite
     return StatementEffects(writes, sets_last_id, virtual)
 
 
-def _explain(database: Database, sql: str) -> Iterator[_ExplainRow]:
+def _explain(database: LibsqlDatabase, sql: str) -> Iterator[_ExplainRow]:
     """Yield the rows of EXPLAIN. libsql panics at a text that isn't UTF-8, which here can only be a BLOB constant (a
     column's default): such a row opens and calls nothing, so it is skipped."""
     cursor = database.connection.execute("EXPLAIN " + sql)
@@ -193,7 +195,7 @@ def _check_call(p4: str | int | None) -> None:
         raise AccessDenied(f"It calls {function}(), which is closed to functions.")
 
 
-def _check_names(access_rules: AccessRules, tokens: Iterable[Token], virtual: bool, written: set[int]) -> None:
+def _check_names(access_rules: AccessRules, tokens: Iterable[SqlToken], virtual: bool, written: set[int]) -> None:
     """Check the names in a statement that uses a virtual table or writes a table of SQLite's own: EXPLAIN says neither
     which virtual table it is, nor whether it is SQLite that writes sqlite_sequence. Names inside views and triggers
     were checked when a schema change made these (`schema_change`).

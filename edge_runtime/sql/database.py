@@ -38,7 +38,7 @@ FILE: Final = wal.FILE
 
 RowType = TypeVar("RowType", bound=NamedTuple)
 
-_until_exit: "Final[list[Database]]" = []
+_until_exit: "Final[list[LibsqlDatabase]]" = []
 
 _TABLES: Final = load("tables")
 _HAS_META: Final = load("has_meta")
@@ -54,7 +54,7 @@ class DatabaseOpenError(Exception):
     """The libsql file can't be used as it is; the message says why and what to do."""
 
 
-class Database:
+class LibsqlDatabase:
     """One connection to the file, in autocommit mode: statements begin and end the transactions."""
 
     def __init__(self, connection: LibsqlConnection, lock: WriterLock, path: Path | None = None) -> None:
@@ -130,7 +130,7 @@ class Database:
         self.close()
 
 
-def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> Database:
+def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> LibsqlDatabase:
     """Open the file; make it and the runtime's tables where they don't exist. The writer lock is in the file
     `writer.lock` beside it. With `synchronous` FULL, what was committed survives a loss of power.
 
@@ -142,7 +142,7 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
     try:
         path.touch(mode=0o600)
         connection = open_file(path)
-        database = Database(connection, lock, path)
+        database = LibsqlDatabase(connection, lock, path)
         database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
         database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
         database.rows(f"PRAGMA journal_size_limit = {WAL_BYTES}")
@@ -167,7 +167,7 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
     return database
 
 
-def connect_until_exit(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> Database:
+def connect_until_exit(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True) -> LibsqlDatabase:
     """As `connect`, for a process that ends by os._exit, without closing the connection: the last connection that
     closes checkpoints the log, which libsql does wrongly where a read fails (docs/adr/0025)."""
     database = connect(path, synchronous, foreign_keys=foreign_keys)
@@ -175,16 +175,16 @@ def connect_until_exit(path: Path, synchronous: str = "FULL", *, foreign_keys: b
     return database
 
 
-def in_memory() -> Database:
+def in_memory() -> LibsqlDatabase:
     """Open a new database in memory, with the runtime's tables and foreign_keys OFF."""
-    database = Database(open_in_memory(), WriterLock(os.memfd_create("writer.lock")))
+    database = LibsqlDatabase(open_in_memory(), WriterLock(os.memfd_create("writer.lock")))
     database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
     database.rows("PRAGMA foreign_keys = OFF")
     _make(database)
     return database
 
 
-def _write_ahead(database: Database) -> None:
+def _write_ahead(database: LibsqlDatabase) -> None:
     """Give the file a write-ahead log. It has none where it was restored from a copy that `VACUUM INTO` made.
 
     Raises: ValueError, when SQLite refuses, as where another process has the file open.
@@ -197,7 +197,7 @@ def _write_ahead(database: Database) -> None:
         database.lock.release()
 
 
-def _check_writable(database: Database) -> None:
+def _check_writable(database: LibsqlDatabase) -> None:
     """Check that the file can be written. SQLite opens the file, its log or its index for reading alone where opening
     it for writing fails, whatever the reason, as when the process has no free descriptor for a moment.
 
@@ -214,7 +214,7 @@ def _check_writable(database: Database) -> None:
     database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
-def _make(database: Database) -> None:
+def _make(database: LibsqlDatabase) -> None:
     """Make the runtime's own tables. The caller holds no lock: the writer lock keeps other processes from making them
     too."""
     database.lock.acquire()
@@ -242,7 +242,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def inventory(database: Database) -> wire.Inventory:
+def inventory(database: LibsqlDatabase) -> wire.Inventory:
     """Return what the node runs, by the file, as of one moment."""
     with _snapshot(database):
         changes = [wire.AppliedChange(*row) for row in database.read(ChangeRow, _READ_CHANGES)]
@@ -257,7 +257,7 @@ def inventory(database: Database) -> wire.Inventory:
         )
 
 
-def read_release(database: Database) -> LocalRelease | None:
+def read_release(database: LibsqlDatabase) -> LocalRelease | None:
     """Return the release that the file holds, its functions without AOT files; None before the first release."""
     with _snapshot(database):
         releases = database.read(ReleaseRow, _READ_RELEASE)
@@ -277,13 +277,13 @@ def read_release(database: Database) -> LocalRelease | None:
         )
 
 
-def stored(database: Database) -> Stored:
+def stored(database: LibsqlDatabase) -> Stored:
     """Return release and inventory, as of one moment."""
     with _snapshot(database):
         return Stored(read_release(database), inventory(database))
 
 
-def settled(database: Database) -> Stored:
+def settled(database: LibsqlDatabase) -> Stored:
     """Return release and inventory after a process may have died in a COMMIT: its writes are undone, or are part of the
     answer."""
     durable = True
@@ -301,7 +301,7 @@ def settled(database: Database) -> Stored:
 
 
 @contextlib.contextmanager
-def _snapshot(database: Database) -> Iterator[None]:
+def _snapshot(database: LibsqlDatabase) -> Iterator[None]:
     if database.in_transaction:
         yield
         return

@@ -11,11 +11,11 @@ from typing import Final, NamedTuple
 
 from edge_runtime.errors import CodedError
 from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
-from edge_runtime.sql.database import Database
+from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ViolationRow
-from edge_runtime.sql.tokenizer import Token, TokenKind, name, tokenize, word
+from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name, tokenize, word
 from edge_runtime.sql.values import Row
 
 VERBS: Final = frozenset(
@@ -50,7 +50,7 @@ class SchemaChangeRefused(CodedError):
 
 class SchemaStatement(NamedTuple):
     sql: str
-    tokens: list[Token]
+    tokens: list[SqlToken]
 
 
 def split(sql: str) -> list[SchemaStatement]:
@@ -86,7 +86,7 @@ def split(sql: str) -> list[SchemaStatement]:
     return statements
 
 
-def _is_trigger(tokens: list[Token]) -> bool:
+def _is_trigger(tokens: list[SqlToken]) -> bool:
     """Return whether it is a CREATE TRIGGER, by the rules of SQLite's own sqlite3_complete: no other statement has
     semicolons inside."""
     words = [word(token) for token in tokens]
@@ -134,7 +134,7 @@ def _check_made(verb: str, what: str, sql: str) -> None:
         )
 
 
-def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_modules: Set[str], sql: str) -> None:
+def _check_name(token: SqlToken, call: bool, closed_functions: Set[str], closed_modules: Set[str], sql: str) -> None:
     named = name(token)
     if not named:
         return
@@ -157,7 +157,7 @@ def _check_name(token: Token, call: bool, closed_functions: Set[str], closed_mod
         raise SchemaChangeRefused("schema_closed", f"The function {named}() is closed to schema changes.", sql)
 
 
-def _check_module(tokens: list[Token], sql: str) -> None:
+def _check_module(tokens: list[SqlToken], sql: str) -> None:
     using = next((at for at, token in enumerate(tokens) if word(token) == "using"), len(tokens))
     module = name(tokens[using + 1]) if using + 1 < len(tokens) else ""
     if module not in _MADE_OF:
@@ -177,7 +177,7 @@ def normal(sql: str | None) -> tuple[str, ...]:
     )
 
 
-def run(opened: Database, access_rules: AccessRules, sql: str) -> None:
+def run(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> None:
     """Run the statements of a schema change in the transaction that is open.
 
     Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then.
@@ -206,7 +206,7 @@ def run(opened: Database, access_rules: AccessRules, sql: str) -> None:
             )
 
 
-def own(opened: Database) -> list[list[Row] | None]:
+def own(opened: LibsqlDatabase) -> list[list[Row] | None]:
     """Return all of the runtime's own rows and definitions, to compare them before and after a change. None stands for
     a table that is gone."""
     content: list[list[Row] | None] = []
@@ -219,7 +219,7 @@ def own(opened: Database) -> list[list[Row] | None]:
     return content
 
 
-def orphans(opened: Database) -> str:
+def orphans(opened: LibsqlDatabase) -> str:
     """Return how the rows violate foreign keys, as a sentence; empty where they don't."""
     try:
         violations = opened.read(ViolationRow, "PRAGMA foreign_key_check")

@@ -10,9 +10,9 @@ import orjson
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql.access import AccessDenied, AccessRules, examine
-from edge_runtime.sql.database import Database
+from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import Column
-from edge_runtime.sql.tokenizer import Token, TokenKind, tokenize, word
+from edge_runtime.sql.tokenizer import SqlToken, TokenKind, tokenize, word
 
 VERBS: Final = frozenset({"select", "insert", "update", "delete", "replace", "with", "values", "explain"})
 _MAIN_VERBS: Final = VERBS - {"with", "explain"}
@@ -42,7 +42,7 @@ def code_of(message: str, otherwise: str) -> str:
     return next((code for start, code in _CODES if message.startswith(start)), otherwise)
 
 
-def code_of_error(database: Database, error: ValueError, otherwise: str) -> str:
+def code_of_error(database: LibsqlDatabase, error: ValueError, otherwise: str) -> str:
     """Return the code for an error of this process's connection."""
     code = code_of(str(error), otherwise)
     if database.file_limit_was_hit() and code == "disk_failed":
@@ -50,7 +50,7 @@ def code_of_error(database: Database, error: ValueError, otherwise: str) -> str:
     return code
 
 
-def failed_commit(database: Database, error: ValueError) -> tuple[str, str]:
+def failed_commit(database: LibsqlDatabase, error: ValueError) -> tuple[str, str]:
     """Undo a transaction whose COMMIT failed, before the writer lock is released. Return the code and the text of the
     error."""
     code = code_of_error(database, error, "commit_failed")
@@ -107,7 +107,7 @@ class Session:
     """A worker's connection, with the statements that were checked. They are forgotten when a release is applied,
     because the schema changes then."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: LibsqlDatabase) -> None:
         self.database = database
         self._access_rules: AccessRules | None = None
         self.applied = -1
@@ -174,7 +174,7 @@ class Session:
         )
 
 
-def _one(tokens: list[Token]) -> list[Token]:
+def _one(tokens: list[SqlToken]) -> list[SqlToken]:
     """Return the tokens of the only statement, without its semicolon.
 
     Raises: SqlError, when there is none or more than one.
@@ -187,7 +187,7 @@ def _one(tokens: list[Token]) -> list[Token]:
     return tokens[:end]
 
 
-def _compilable(sql: str, body: list[Token]) -> str:
+def _compilable(sql: str, body: list[SqlToken]) -> str:
     """Return the statement with all its BLOBs emptied: EXPLAIN would return their bytes as text, at which libsql
     panics."""
     pieces: list[str] = []
@@ -199,7 +199,7 @@ def _compilable(sql: str, body: list[Token]) -> str:
     return "".join(pieces) + sql[after:]
 
 
-def _parameters(tokens: list[Token]) -> list[tuple[int, int, int]]:
+def _parameters(tokens: list[SqlToken]) -> list[tuple[int, int, int]]:
     """Return start, end and number of each parameter, numbered as SQLite does: a bare `?` is the largest number so far
     plus one.
 
@@ -220,7 +220,7 @@ def _parameters(tokens: list[Token]) -> list[tuple[int, int, int]]:
     return parameters
 
 
-def _main_verb(tokens: list[Token]) -> str:
+def _main_verb(tokens: list[SqlToken]) -> str:
     """Return the statement's own verb, which may stand behind a WITH and its common tables."""
     depth = 0
     for token in tokens:

@@ -22,7 +22,7 @@ class TokenKind(IntEnum):
     """An operator, one token for each character; or a quote that is never closed, with all that follows it."""
 
 
-class Token(NamedTuple):
+class SqlToken(NamedTuple):
     kind: TokenKind
     start: int
     end: int
@@ -49,21 +49,21 @@ _PATTERN: Final = re.compile(
 _KINDS: Final = {kind.name: kind for kind in TokenKind}
 
 
-def tokenize(sql: str) -> list[Token]:
+def tokenize(sql: str) -> list[SqlToken]:
     """Return the tokens of `sql`, without spaces and comments."""
     return [
-        Token(_KINDS[match.lastgroup], match.start(), match.end(), match.group())
+        SqlToken(_KINDS[match.lastgroup], match.start(), match.end(), match.group())
         for match in _PATTERN.finditer(sql)
         if match.lastgroup is not None and match.lastgroup != "SPACE"
     ]
 
 
-def word(token: Token) -> str:
+def word(token: SqlToken) -> str:
     """Return an unquoted word in lower case; empty for any other token."""
     return token.text.lower() if token.kind is TokenKind.NAME else ""
 
 
-def name(token: Token) -> str:
+def name(token: SqlToken) -> str:
     """Return the name, in lower case, where SQLite may take the token for one, as it does with strings; empty
     otherwise."""
     text = token.text

@@ -19,8 +19,8 @@ from control import faults, wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import capabilities, identity, retries
 from edge_runtime.sync.artifacts import Artifacts
-from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, Sync, text
-from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
+from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, SyncAttempt, text
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Outbox
 from edge_runtime.sync.retries import FailedSync
@@ -62,7 +62,7 @@ class Agent:
         self._jitter = jitter
         self._artifacts = Artifacts(state)
         self._outbox = Outbox(state)
-        self._client: Client
+        self._client: ControlClient
         self._boot_id = str(uuid4())
         self._capabilities = capabilities.document()
         self._capabilities_digest = capabilities.digest(self._capabilities)
@@ -74,7 +74,7 @@ class Agent:
         self._next_attempt: datetime | None = None
         self._heard_at: datetime | None = None
         self._at_target: bool | None = None
-        self._sync: Sync | None = None
+        self._sync: SyncAttempt | None = None
         self._rotate_from = datetime.now(UTC)
         self._joined_again = False
 
@@ -84,9 +84,11 @@ class Agent:
         while True:
             who = self._who
             try:
-                client = Client(who.control_url, identity.ca_path(self._state), who.next_credential or who.credential)
+                client = ControlClient(
+                    who.control_url, identity.ca_path(self._state), who.next_credential or who.credential
+                )
             except (ValueError, OSError) as error:
-                await self._trouble(Unreachable("identity_unusable", str(error)))
+                await self._trouble(NoAnswer("identity_unusable", str(error)))
                 continue
             async with client:
                 self._client = client
@@ -98,12 +100,12 @@ class Agent:
         while not self._joined_again:
             try:
                 await self._turn()
-            except (Unreachable, ControlRefused) as error:
+            except (NoAnswer, ControlRefused) as error:
                 await self._trouble(error)
             except Exception as error:
                 # The agent's own mistake must not take the serving of functions with it.
                 log.exception("the agent made a mistake; it goes on")
-                await self._trouble(Unreachable("internal", f"the agent made a mistake: {error!r}; see its log"))
+                await self._trouble(NoAnswer("internal", f"the agent made a mistake: {error!r}; see its log"))
 
     async def _look_back(self) -> None:
         """Find out whether the process before this one ended in the middle of a sync, and act on it."""
@@ -233,7 +235,7 @@ class Agent:
         if self._quick > QUICK_ANSWERS:
             await asyncio.sleep(0.5 + self._jitter() / 2)
 
-    async def _trouble(self, error: Unreachable | ControlRefused) -> None:
+    async def _trouble(self, error: NoAnswer | ControlRefused) -> None:
         """Record what is wrong, and wait as long as the error asks for."""
         status = error.status if isinstance(error, ControlRefused) else None
         retry_after = error.retry_after if isinstance(error, ControlRefused) else None
@@ -279,7 +281,7 @@ class Agent:
         before = self._runtime.release
         with _despite_the_disk("that a sync begins"):
             await asyncio.to_thread(self._outbox.begin, plan)
-        self._sync = Sync(plan, self._runtime, self._compiler, self._artifacts, self._client)
+        self._sync = SyncAttempt(plan, self._runtime, self._compiler, self._artifacts, self._client)
         try:
             error = await self._sync.run()
         except Superseded:
@@ -306,7 +308,7 @@ class Agent:
         faults.reach("edge.sync.report.before")
         try:
             await self._tell(plan.sync_id, update, plan.generation)
-        except (Unreachable, ControlRefused):
+        except (NoAnswer, ControlRefused):
             with _despite_the_disk("the report"):
                 await asyncio.to_thread(self._outbox.keep, plan.sync_id, update)
             raise
@@ -365,7 +367,7 @@ class Agent:
         self._rotate_from = now + ROTATE_AGAIN
         try:
             credential = await self._client.rotate()
-        except (Unreachable, ControlRefused) as error:
+        except (NoAnswer, ControlRefused) as error:
             # The present credential is good; the poll will find out whether control can be reached.
             log.warning("there is no new credential yet: %s", error.message)
             return

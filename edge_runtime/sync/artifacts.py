@@ -20,7 +20,7 @@ from control import wire
 from edge_runtime import files
 from edge_runtime.errors import CodedError, SyncFailed
 from edge_runtime.sync import plan_check
-from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 
 log = logging.getLogger("skerry.artifacts")
 
@@ -54,7 +54,7 @@ class Artifacts:
         return self.folder / f"{sha256}.wasm"
 
     async def fetch(
-        self, client: Client, functions: Collection[wire.PlannedFunction], trusted: Collection[str]
+        self, client: ControlClient, functions: Collection[wire.PlannedFunction], trusted: Collection[str]
     ) -> None:
         """Fetch every artifact of a plan that isn't there.
 
@@ -118,7 +118,7 @@ class Artifacts:
     def _part(self, sha256: str) -> Path:
         return self.folder / f"{sha256}.part"
 
-    async def _fetch(self, client: Client, function: wire.PlannedFunction) -> None:
+    async def _fetch(self, client: ControlClient, function: wire.PlannedFunction) -> None:
         """Download one artifact: go on after each break, ask for a fresh URL when this one is refused."""
         part = self._part(function.sha256)
         url = function.url
@@ -143,7 +143,7 @@ class Artifacts:
             except OSError as error:
                 raise _disk(error, part) from error
 
-    async def _download(self, client: Client, function: wire.PlannedFunction, url: str, start: int) -> None:
+    async def _download(self, client: ControlClient, function: wire.PlannedFunction, url: str, start: int) -> None:
         part = self._part(function.sha256)
         if start >= function.size:
             # The file is complete, but the process was killed before it got its name; or it has other bytes.
@@ -183,7 +183,7 @@ class Artifacts:
                             "nothing of it was kept: look at the artifact store and at what lies between",
                         )
                     await asyncio.to_thread(self._finish, file, function.sha256)
-        except Unreachable as error:
+        except NoAnswer as error:
             raise _Interrupted("artifact_unreachable", error.message) from None
         except ControlRefused as refusal:
             if refusal.status == 416:

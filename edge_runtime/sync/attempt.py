@@ -11,7 +11,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.sync import plan_check, retries
 from edge_runtime.sync.artifacts import Artifacts
-from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 
 RENEW_CAP = 20.0
 """Seconds between two messages at most by which a longer sync says that it is running: the node's heartbeat then."""
@@ -63,11 +63,11 @@ class Superseded(Exception):
     """Control wants a newer generation of this node, and has ended the sync itself."""
 
 
-class Sync:
+class SyncAttempt:
     """One sync; `run` it once."""
 
     def __init__(
-        self, plan: wire.Plan, runtime: Runtime, compiler: ArtifactCompiler, artifacts: Artifacts, client: Client
+        self, plan: wire.Plan, runtime: Runtime, compiler: ArtifactCompiler, artifacts: Artifacts, client: ControlClient
     ) -> None:
         self._plan = plan
         self._runtime = runtime
@@ -163,7 +163,7 @@ class Sync:
                 state = await self._client.report(
                     self._plan.sync_id, wire.SyncUpdate(status="running", step=self._step)
                 )
-            except (Unreachable, ControlRefused) as error:
+            except (NoAnswer, ControlRefused) as error:
                 log.warning("control can't be told that the sync goes on: %s", error.message)
                 pause = min(RENEW_AGAIN, lease / 3)
                 continue

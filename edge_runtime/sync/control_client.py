@@ -38,7 +38,7 @@ T = TypeVar("T")
 _ANSWER: msgspec.json.Decoder[wire.Plan | wire.Report] = msgspec.json.Decoder(wire.Plan | wire.Report)
 
 
-class Unreachable(CodedError):
+class NoAnswer(CodedError):
     """No HTTP answer came; `code` says how far the request got, the message what to look at."""
 
 
@@ -53,10 +53,10 @@ class ControlRefused(CodedError):
         """Seconds after which control wants to be asked again; None where it doesn't say."""
 
 
-class Client:
+class ControlClient:
     """An open session to one control; use it as an asynchronous context manager.
 
-    Raises `Unreachable` and `ControlRefused` from each call, and `ValueError` for a control URL that isn't HTTPS.
+    Raises `NoAnswer` and `ControlRefused` from each call, and `ValueError` for a control URL that isn't HTTPS.
     """
 
     def __init__(self, control_url: str, ca: Path | None, credential: str = "") -> None:
@@ -304,24 +304,24 @@ def refusal(response: aiohttp.ClientResponse, body: bytes, own: bool) -> Control
     return ControlRefused(status, problem.code, problem.detail or problem.title, seconds)
 
 
-def unreachable(error: Exception, url: URL, proxy: URL | None) -> Unreachable:
+def unreachable(error: Exception, url: URL, proxy: URL | None) -> NoAnswer:
     where = f"{url.host}:{url.port}"
     through = f" through the proxy {_shown(proxy)}" if proxy is not None else ""
     match error:
         case aiohttp.ClientConnectorCertificateError() | ssl.SSLCertVerificationError():
             cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error
-            return Unreachable(
+            return NoAnswer(
                 "tls_untrusted",
                 f"the certificate of {where} is not trusted ({cause}): is it the right host, is this machine's clock "
                 "right, was the authority replaced? If so, join again with a new token",
             )
         case aiohttp.ClientHttpProxyError() | aiohttp.ClientProxyConnectionError():
-            return Unreachable("proxy_failed", f"the proxy {_shown(proxy or url)} gave no way to {where}: {error}")
+            return NoAnswer("proxy_failed", f"the proxy {_shown(proxy or url)} gave no way to {where}: {error}")
         case aiohttp.ClientConnectorDNSError():
-            return Unreachable("name_unknown", f"the name {url.host} can't be resolved{through}: {error.strerror}")
+            return NoAnswer("name_unknown", f"the name {url.host} can't be resolved{through}: {error.strerror}")
         case TimeoutError():
-            return Unreachable("timed_out", f"{where} did not answer in time{through}")
+            return NoAnswer("timed_out", f"{where} did not answer in time{through}")
         case aiohttp.ClientConnectorError():
-            return Unreachable("unreachable", f"no connection to {where}{through}: {error.strerror or error.os_error}")
+            return NoAnswer("unreachable", f"no connection to {where}{through}: {error.strerror or error.os_error}")
         case _:
-            return Unreachable("unreachable", f"no answer from {where}{through}: {error or type(error).__name__}")
+            return NoAnswer("unreachable", f"no answer from {where}{through}: {error or type(error).__name__}")

@@ -184,14 +184,14 @@ def _attempt(work: Path, what: str) -> JoinAttempt:
 async def _ask(control_url: str, ca: Path | None, secret: str, request: wire.Join, pause: float) -> wire.Joined:
     """Send the token; try the same attempt again if no answer comes, or if control can't answer now."""
     try:
-        opened = control_client.Client(control_url, ca, secret)
+        opened = control_client.ControlClient(control_url, ca, secret)
     except (ValueError, OSError) as error:
         raise JoinFailed("ca_unreadable", str(error)) from None
     async with opened as session:
         for remaining in reversed(range(TRIES)):
             try:
                 return await session.join(request)
-            except control_client.Unreachable as error:
+            except control_client.NoAnswer as error:
                 if not remaining:
                     raise JoinFailed(error.code, f"{error.message}. The same command may be run again") from None
             except control_client.ControlRefused as refusal:

@@ -25,7 +25,7 @@ from edge_runtime.settings import EdgeSettings as EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.sync import identity
 from edge_runtime.sync.agent import Agent
-from edge_runtime.sync.control_client import Client
+from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.sync.join import join
 from edge_runtime.wasmedge import QUICK
 from tests.support.ports import free_port
@@ -219,12 +219,12 @@ async def edge(state: Path, **agent: Any) -> AsyncIterator[Edge]:
 
 def change_plans(monkeypatch: pytest.MonkeyPatch, change: Callable[[wire.Plan], None]) -> None:
     """Have `change` change each plan that control answers a poll with, before the node sees it."""
-    real = Client.poll
+    real = ControlClient.poll
 
-    async def changed(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    async def changed(self: ControlClient, poll: wire.Poll) -> wire.Plan | wire.Report | None:
         answer = await real(self, poll)
         if isinstance(answer, wire.Plan):
             change(answer)
         return answer
 
-    monkeypatch.setattr(Client, "poll", changed)
+    monkeypatch.setattr(ControlClient, "poll", changed)

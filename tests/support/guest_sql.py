@@ -17,7 +17,7 @@ GENERATION = 2**61
 class Calls:
     """Calls of a worker on one file."""
 
-    def __init__(self, opened: database.Database) -> None:
+    def __init__(self, opened: database.LibsqlDatabase) -> None:
         self.database = opened
         self.session = Session(opened)
 

@@ -40,7 +40,7 @@ class ProjectFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Change:
+class SchemaFile:
     """A schema change of the project: one of its NNNN_name.sql files."""
 
     number: int
@@ -59,7 +59,7 @@ class Project:
     schema: Path | None
     manifest: Json = field(default_factory=dict)
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[SchemaFile]:
         """Return the schema's files by their numbers; [] where the project has none.
 
         Raises: ProjectInvalid, when a file has no number, can't be read, or a number is missing.
@@ -70,7 +70,7 @@ class Project:
         try:
             for file in self.schema.iterdir():
                 if match := SCHEMA.fullmatch(file.name):
-                    found.append(Change(int(match[1]), match[2], file.read_text("utf-8")))
+                    found.append(SchemaFile(int(match[1]), match[2], file.read_text("utf-8")))
                 elif file.suffix == ".sql":
                     raise ProjectInvalid(f"{file} isn't named NNNN_name.sql, as in 0001_notes.sql")
         except (OSError, UnicodeDecodeError) as error:

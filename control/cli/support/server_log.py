@@ -48,7 +48,7 @@ class Queued(QueueHandler):
             time.sleep(0.005)
 
 
-class Writer(QueueListener):
+class LogWriter(QueueListener):
     """The thread that writes. It isn't a `logging.Handler`: the process's end would wait for the handler's lock."""
 
     def __init__(self, queued: Queued, descriptor: int = _STDERR) -> None:
@@ -96,7 +96,7 @@ def set_up(level: str) -> None:
     Of libraries only warnings and above are logged: their requests may have secrets.
     """
     queued = Queued()
-    Writer(queued).start()
+    LogWriter(queued).start()
     logging.basicConfig(level=logging.WARNING, handlers=[queued], force=True)
     logging.getLogger("skerry").setLevel(level.upper())
     # While the database is away its pool warns with tracebacks; control's own lines say the same.

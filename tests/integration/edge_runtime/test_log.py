@@ -46,7 +46,7 @@ def record(text: str) -> logging.LogRecord:
 
 async def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    writer = logs.Writer(writing, limit=100_000)
+    writer = logs.LogHandler(writing, limit=100_000)
     for number in range(400):
         # Were it to wait, this test would never end.
         writer.handle(record(f"{number:03} " + "x" * 996))
@@ -80,7 +80,7 @@ async def test_a_line_that_cannot_be_made_or_written_costs_nothing_else(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "RETRY", 0.01)
-    writer = logs.Writer(pipe[1])
+    writer = logs.LogHandler(pipe[1])
     broken = record("%d")
     broken.args = ("x",)
     writer.handle(broken)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
-from edge_runtime.sync.control_client import ANSWER_TIMEOUT, Client, Unreachable, clock_skew, refusal
+from edge_runtime.sync.control_client import ANSWER_TIMEOUT, ControlClient, NoAnswer, clock_skew, refusal
 from tests.support.simulation.loop import NodeTime, VirtualLoop
 from tests.support.simulation.processes import Process
 
@@ -81,7 +81,7 @@ class Network:
     async def ask(
         self, process: Process, method: str, path: str, token: str, body: bytes, limit: float, key: str = ""
     ) -> Answer:
-        """A request of `process` and its answer, which it waits for at most `limit` seconds; raises `Unreachable`."""
+        """A request of `process` and its answer, which it waits for at most `limit` seconds; raises `NoAnswer`."""
         process.step("network.send")
         loop, weather, draw = self.loop, self.weather, self.random.random
         request = Request(method, path, token, body, loop.create_future(), loop.create_future(), _headers(token, key))
@@ -98,12 +98,12 @@ class Network:
         try:
             async with asyncio.timeout(limit):
                 answer = await arrived
-        except Unreachable:
+        except NoAnswer:
             self._near.pop(process.name, None)
             raise
         except TimeoutError:
             self._near.pop(process.name, None)
-            raise Unreachable("timed_out", "control did not answer in time") from None
+            raise NoAnswer("timed_out", "control did not answer in time") from None
         finally:
             if not request.gone.done():
                 request.gone.set_result(None)
@@ -156,7 +156,7 @@ def _arrive(arrived: "asyncio.Future[Answer]", answer: Answer) -> None:
 
 def _reset(arrived: "asyncio.Future[Answer]", why: str) -> None:
     if not arrived.done():
-        arrived.set_exception(Unreachable("unreachable", why))
+        arrived.set_exception(NoAnswer("unreachable", why))
         arrived.exception()  # it may be that nobody waits any more
 
 
@@ -165,7 +165,7 @@ def _headers(token: str, key: str) -> tuple[tuple[bytes, bytes], ...]:
     return (*headers, (b"idempotency-key", key.encode())) if key else headers
 
 
-class NodeClient(Client):
+class NodeClient(ControlClient):
     """The node's own client, but for the connection: what it asks goes through the network of the run."""
 
     def __init__(self, network: Network, process: Process, credential: str) -> None:

@@ -11,7 +11,7 @@ from control import wire
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
-from edge_runtime.sync.control_client import Unreachable
+from edge_runtime.sync.control_client import NoAnswer
 from tests.support.simulation import beginning
 from tests.support.simulation.database import Connection, Server
 from tests.support.simulation.ledger import Ledger
@@ -65,7 +65,7 @@ class Operators:
         while True:
             try:
                 answer = await self._network.ask(self.process, "POST", "/v1/releases", self._token, raw, 30.0, key)
-            except Unreachable:
+            except NoAnswer:
                 answer = None
             if answer is not None and answer.status < 500:
                 break

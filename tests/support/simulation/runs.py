@@ -181,7 +181,7 @@ def _replaced(seed: int, worlds: list[World]) -> Iterator[None]:
         (global_random, "_urandom", chance.randbytes),
         (faults, "reach", processes.reach),
         (fleet_cache, "PERIOD", FLEET_PERIOD),
-        (agent, "Client", client),
+        (agent, "ControlClient", client),
         (agent, "Artifacts", lambda _state: SimulatedArtifacts(node())),
         *((module, "datetime", NodeTime) for module in (agent, attempt, control_client, identity)),
         *((module, "files", DiskFiles) for module in (identity, outbox)),

@@ -141,7 +141,7 @@ def test_the_page_is_what_just_errors_makes() -> None:
 
 def test_the_page_changes_with_a_message_and_with_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
     before = errors_page.page(errors_page.explanations())
-    monkeypatch.setitem(problems.CODES, "unknown_group", problems.Code(410, "The group is gone"))
+    monkeypatch.setitem(problems.CODES, "unknown_group", problems.ProblemCode(410, "The group is gone"))
     after = errors_page.page(errors_page.explanations())
     assert before != after
     assert "#### `unknown_group`\n\n**410** · The group is gone.\n" in after
@@ -149,7 +149,7 @@ def test_the_page_changes_with_a_message_and_with_a_status(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_code_without_an_explanation_is_refused(table: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(table, "brand_new", problems.Code(409, "It is new"))
+    monkeypatch.setitem(table, "brand_new", problems.ProblemCode(409, "It is new"))
     with pytest.raises(ValueError, match="brand_new: these codes have no explanation"):
         errors_page.page(errors_page.explanations())
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, get_type_hints
 import pytest
 
 from edge_runtime.sql import database, rows
-from edge_runtime.sql.database import Database
+from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.values import Value
 
@@ -40,7 +40,7 @@ UNNAMED: list[tuple[type[NamedTuple], str]] = [
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibsqlDatabase]:
     path: Path = tmp_path_factory.mktemp("rows") / "skerry.db"
     with database.connect(path, foreign_keys=False) as opened:
         for statement in TABLES.split(";"):
@@ -63,7 +63,7 @@ def check_types(row: type[NamedTuple], found: list[tuple[Value, ...]]) -> None:
 
 @pytest.mark.parametrize(("row", "sql", "params"), QUERIES, ids=[row.__name__ for row, *_ in QUERIES])
 def test_a_row_has_the_names_and_types_of_its_query(
-    opened: Database, row: type[NamedTuple], sql: str, params: tuple[Value, ...]
+    opened: LibsqlDatabase, row: type[NamedTuple], sql: str, params: tuple[Value, ...]
 ) -> None:
     cursor = opened.connection.execute(sql, params)
     check_types(row, cursor.fetchall())
@@ -71,7 +71,7 @@ def test_a_row_has_the_names_and_types_of_its_query(
 
 
 @pytest.mark.parametrize(("row", "sql"), UNNAMED, ids=["shadow", "count", "size", "functions", "modules"])
-def test_a_row_of_one_column_has_its_type(opened: Database, row: type[NamedTuple], sql: str) -> None:
+def test_a_row_of_one_column_has_its_type(opened: LibsqlDatabase, row: type[NamedTuple], sql: str) -> None:
     check_types(row, opened.rows(sql))
 
 

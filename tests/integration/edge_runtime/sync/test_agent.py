@@ -13,7 +13,7 @@ from control.local.pki import Pki
 from edge_runtime.aot_cache import key
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sync import attempt, capabilities, retries
-from edge_runtime.sync.control_client import Client
+from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.wasmedge import BEST, QUICK
 from tests.guests.version import version
 from tests.support.agents import Control, Edge, Refused, change_plans, edge, joined, running_control
@@ -130,7 +130,7 @@ async def test_the_wait_ends_by_itself(control: Control, node: Edge, monkeypatch
 async def test_a_node_whose_clock_is_wrong_waits_as_long_as_it_should(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Client, "_note_date", lambda self, *_: setattr(self, "skew", 600.0))
+    monkeypatch.setattr(ControlClient, "_note_date", lambda self, *_: setattr(self, "skew", 600.0))
     monkeypatch.setattr(retries, "RETRY_BASE", 5.0)
     await joined(control, tmp_path)
     async with edge(tmp_path, jitter=lambda: 0.0) as node:
@@ -196,13 +196,13 @@ async def test_a_node_tells_what_it_can_run_after_its_upgrade_and_a_release_wait
     new = capabilities.document()
     old = {**new, "manifest": [field for field in wire.MANIFEST_FIELDS if field != "secrets"]}
     sent: list[wire.Poll] = []
-    real = Client.poll
+    real = ControlClient.poll
 
-    async def watched(self: Client, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    async def watched(self: ControlClient, poll: wire.Poll) -> wire.Plan | wire.Report | None:
         sent.append(poll)
         return await real(self, poll)
 
-    monkeypatch.setattr(Client, "poll", watched)
+    monkeypatch.setattr(ControlClient, "poll", watched)
     with monkeypatch.context() as before:
         before.setattr(capabilities, "document", lambda: old)
         await joined(control, tmp_path)

@@ -14,7 +14,7 @@ from control import wire
 from control.local.pki import Pki
 from edge_runtime import files
 from edge_runtime.sync import artifacts as artifacts_module
-from edge_runtime.sync.control_client import Client, Unreachable
+from edge_runtime.sync.control_client import ControlClient, NoAnswer
 from edge_runtime.sync.outbox import Outbox
 from tests.support.agents import Control, Edge, change_plans, edge, joined, running_control
 from tests.support.releases import READ, answers, artifacts, first_release, push, sha
@@ -24,14 +24,14 @@ async def test_a_report_that_could_not_be_sent_waits_on_disk_and_goes_first(
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await joined(control, tmp_path)
-    real, broken = Client.report, True
+    real, broken = ControlClient.report, True
 
-    async def report(self: Client, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
+    async def report(self: ControlClient, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
         if broken:
-            raise Unreachable("unreachable", "the cable was cut")
+            raise NoAnswer("unreachable", "the cable was cut")
         return await real(self, sync_id, update)
 
-    monkeypatch.setattr(Client, "report", report)
+    monkeypatch.setattr(ControlClient, "report", report)
     async with edge(tmp_path) as node:
         await first_release(control)
         await answers(node, 1)
@@ -133,14 +133,14 @@ async def test_the_loop_waits_for_no_disk(control: Control, tmp_path: Path, monk
 
     monkeypatch.setattr(files, "write", written)
     monkeypatch.setattr(files, "remove", removed)
-    real, broken = Client.report, True
+    real, broken = ControlClient.report, True
 
-    async def report(self: Client, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
+    async def report(self: ControlClient, sync_id: str, update: wire.SyncUpdate) -> wire.SyncState:
         if broken:
-            raise Unreachable("unreachable", "the cable was cut")
+            raise NoAnswer("unreachable", "the cable was cut")
         return await real(self, sync_id, update)
 
-    monkeypatch.setattr(Client, "report", report)
+    monkeypatch.setattr(ControlClient, "report", report)
     async with edge(tmp_path, rotate_after=timedelta(0)) as node:
         await first_release(control)
         await node.until(lambda s: s["report_waits"])

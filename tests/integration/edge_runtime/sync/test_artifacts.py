@@ -15,7 +15,7 @@ from control.local.pki import Pki
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import artifacts, control_client
 from edge_runtime.sync.artifacts import Artifacts
-from edge_runtime.sync.control_client import Client
+from edge_runtime.sync.control_client import ControlClient
 from tests.support.file_server import FileServer, file_server
 
 DATA = random.Random(1).randbytes(700_000)
@@ -37,8 +37,8 @@ async def control(pki: Pki) -> AsyncIterator[FileServer]:
 
 
 @pytest.fixture
-async def session(control: FileServer, pki: Pki) -> AsyncIterator[Client]:
-    async with Client(control.url, pki.ca, "skn_secret") as opened:
+async def session(control: FileServer, pki: Pki) -> AsyncIterator[ControlClient]:
+    async with ControlClient(control.url, pki.ca, "skn_secret") as opened:
         yield opened
 
 
@@ -56,7 +56,7 @@ def names(kept: Artifacts) -> list[str]:
 
 
 async def test_an_artifact_is_fetched_verified_and_not_fetched_again(
-    store: FileServer, session: Client, kept: Artifacts
+    store: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     function = planned(f"{store.url}/blob?sig=1")
     await kept.fetch(session, [function, function], set())
@@ -66,7 +66,7 @@ async def test_an_artifact_is_fetched_verified_and_not_fetched_again(
     assert len(store.requests) == 1
 
 
-async def test_a_download_goes_on_where_it_was_cut(store: FileServer, session: Client, kept: Artifacts) -> None:
+async def test_a_download_goes_on_where_it_was_cut(store: FileServer, session: ControlClient, kept: Artifacts) -> None:
     store.cut_after = [200_000, 100_000, 1]
     await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
     assert kept.path(SHA).read_bytes() == DATA
@@ -79,7 +79,7 @@ async def test_a_download_goes_on_where_it_was_cut(store: FileServer, session: C
 
 
 async def test_a_slow_disk_loses_nothing_that_came(
-    store: FileServer, session: Client, kept: Artifacts, monkeypatch: pytest.MonkeyPatch
+    store: FileServer, session: ControlClient, kept: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection is cut while the file is being opened."""
     store.cut_after = [100_000, 100_000]
@@ -95,7 +95,9 @@ async def test_a_slow_disk_loses_nothing_that_came(
     assert all("range" in headers for _, headers in store.requests[1:])
 
 
-async def test_a_download_goes_on_after_a_kill_of_the_node(store: FileServer, session: Client, kept: Artifacts) -> None:
+async def test_a_download_goes_on_after_a_kill_of_the_node(
+    store: FileServer, session: ControlClient, kept: Artifacts
+) -> None:
     (kept.folder / f"{SHA}.part").write_bytes(DATA[:300_000])
     await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
     assert store.requests[0][1]["range"] == "bytes=300000-"
@@ -103,7 +105,7 @@ async def test_a_download_goes_on_after_a_kill_of_the_node(store: FileServer, se
 
 
 async def test_a_whole_part_that_only_lacks_its_name_is_not_fetched(
-    store: FileServer, session: Client, kept: Artifacts
+    store: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     (kept.folder / f"{SHA}.part").write_bytes(DATA)
     await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
@@ -113,7 +115,7 @@ async def test_a_whole_part_that_only_lacks_its_name_is_not_fetched(
 
 @pytest.mark.parametrize("part", [b"x" * 300_000, b"x" * len(DATA), b"x" * (len(DATA) + 5)])
 async def test_a_part_with_other_bytes_is_thrown_away_and_the_whole_fetched(
-    store: FileServer, session: Client, kept: Artifacts, part: bytes
+    store: FileServer, session: ControlClient, kept: Artifacts, part: bytes
 ) -> None:
     (kept.folder / f"{SHA}.part").write_bytes(part)
     await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
@@ -121,7 +123,7 @@ async def test_a_part_with_other_bytes_is_thrown_away_and_the_whole_fetched(
 
 
 async def test_a_server_that_ignores_range_is_read_from_the_start(
-    store: FileServer, session: Client, kept: Artifacts
+    store: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     store.ignore_range = True
     store.cut_after = [200_000]
@@ -131,7 +133,7 @@ async def test_a_server_that_ignores_range_is_read_from_the_start(
 
 @pytest.mark.parametrize("wrong", [b"y" * len(DATA), DATA + b"z", DATA[:-1] + b"\0"])
 async def test_other_bytes_are_refused_and_nothing_of_them_is_kept(
-    store: FileServer, session: Client, kept: Artifacts, wrong: bytes
+    store: FileServer, session: ControlClient, kept: Artifacts, wrong: bytes
 ) -> None:
     store.files["/blob?sig=1"] = wrong
     with pytest.raises(SyncFailed, match=f"not artifact {SHA}") as caught:
@@ -141,7 +143,7 @@ async def test_other_bytes_are_refused_and_nothing_of_them_is_kept(
 
 
 async def test_too_short_an_artifact_fails_after_bounded_tries(
-    store: FileServer, session: Client, kept: Artifacts
+    store: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     store.files["/blob?sig=1"] = DATA[:-5]
     with pytest.raises(SyncFailed):
@@ -151,7 +153,7 @@ async def test_too_short_an_artifact_fails_after_bounded_tries(
 
 
 async def test_a_damaged_file_of_an_earlier_release_is_fetched_again(
-    store: FileServer, session: Client, kept: Artifacts
+    store: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     kept.path(SHA).write_bytes(DATA[:-1] + b"\0")
     await kept.fetch(session, [planned(f"{store.url}/blob?sig=1")], set())
@@ -159,7 +161,7 @@ async def test_a_damaged_file_of_an_earlier_release_is_fetched_again(
 
 
 async def test_a_stale_url_is_refreshed_by_control_and_the_credential_stays_with_control(
-    store: FileServer, control: FileServer, session: Client, kept: Artifacts
+    store: FileServer, control: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     store.refuse["/blob?sig=old"] = 403
     control.redirect[f"/v1/artifacts/{SHA}"] = f"{store.url}/blob?sig=1"
@@ -170,7 +172,9 @@ async def test_a_stale_url_is_refreshed_by_control_and_the_credential_stays_with
     assert [headers["authorization"] for _, headers in control.requests] == ["Bearer skn_secret"]
 
 
-async def test_a_signature_in_a_url_arrives_byte_for_byte(store: FileServer, session: Client, kept: Artifacts) -> None:
+async def test_a_signature_in_a_url_arrives_byte_for_byte(
+    store: FileServer, session: ControlClient, kept: Artifacts
+) -> None:
     path = "/a%20b/blob?X-Amz-Credential=key%2F20261124%2Fus-east-1&X-Amz-Signature=a%2Bb%3D&n=%7E"
     store.files[path] = DATA
     await kept.fetch(session, [planned(store.url + path)], set())
@@ -178,7 +182,7 @@ async def test_a_signature_in_a_url_arrives_byte_for_byte(store: FileServer, ses
 
 
 async def test_bytes_through_control_come_with_the_credential(
-    control: FileServer, session: Client, kept: Artifacts
+    control: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     control.files[f"/v1/artifacts/{SHA}"] = DATA
     control.cut_after = [100_000]
@@ -188,7 +192,7 @@ async def test_bytes_through_control_come_with_the_credential(
 
 
 async def test_an_artifact_that_nobody_has_fails_with_what_was_answered(
-    store: FileServer, control: FileServer, session: Client, kept: Artifacts
+    store: FileServer, control: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     with pytest.raises(SyncFailed, match=r"function hello can't be fetched: .*404") as caught:
         await kept.fetch(session, [planned(f"{store.url}/gone")], set())
@@ -197,7 +201,7 @@ async def test_an_artifact_that_nobody_has_fails_with_what_was_answered(
 
 
 async def test_a_store_that_is_not_trusted_gets_no_byte_through(
-    session: Client, kept: Artifacts, tmp_path: Path
+    session: ControlClient, kept: Artifacts, tmp_path: Path
 ) -> None:
     from control.local.pki import ensure
 
@@ -209,7 +213,7 @@ async def test_a_store_that_is_not_trusted_gets_no_byte_through(
     assert not stranger.requests
 
 
-async def test_plain_http_is_followed_on_this_machine_alone(session: Client, kept: Artifacts) -> None:
+async def test_plain_http_is_followed_on_this_machine_alone(session: ControlClient, kept: Artifacts) -> None:
     async with file_server(None) as plain:
         plain.files["/blob"] = DATA
         await kept.fetch(session, [planned(f"{plain.url}/blob")], set())
@@ -222,7 +226,7 @@ async def test_plain_http_is_followed_on_this_machine_alone(session: Client, kep
 
 
 async def test_several_are_fetched_at_once_and_one_failure_fails_all(
-    store: FileServer, session: Client, kept: Artifacts
+    store: FileServer, session: ControlClient, kept: Artifacts
 ) -> None:
     blobs = [f"blob {n}".encode() * 1000 for n in range(12)]
     for n, blob in enumerate(blobs):
@@ -240,7 +244,7 @@ async def test_several_are_fetched_at_once_and_one_failure_fails_all(
 
 
 async def test_a_full_disk_is_seen_before_the_first_byte(
-    store: FileServer, session: Client, kept: Artifacts, monkeypatch: pytest.MonkeyPatch
+    store: FileServer, session: ControlClient, kept: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(artifacts.os, "statvfs", lambda _: SimpleNamespace(f_bavail=4096, f_frsize=4096))
     for _ in range(3):
@@ -250,7 +254,7 @@ async def test_a_full_disk_is_seen_before_the_first_byte(
     assert not store.requests
 
 
-async def test_what_serves_already_is_neither_read_nor_fetched(session: Client, kept: Artifacts) -> None:
+async def test_what_serves_already_is_neither_read_nor_fetched(session: ControlClient, kept: Artifacts) -> None:
     kept.path(SHA).write_bytes(b"the serving process checked it")
     await kept.fetch(session, [planned("https://127.0.0.1:1/none")], {SHA})
 
@@ -264,7 +268,7 @@ def test_collecting_keeps_what_it_is_told_to_keep(kept: Artifacts) -> None:
 
 
 async def test_a_name_that_does_not_resolve_is_said_to_be_that(pki: Pki) -> None:
-    async with Client("https://no-such-host.invalid:1", pki.ca, "x") as session:
-        with pytest.raises(control_client.Unreachable) as caught:
+    async with ControlClient("https://no-such-host.invalid:1", pki.ca, "x") as session:
+        with pytest.raises(control_client.NoAnswer) as caught:
             await session.rotate()
     assert caught.value.code == "name_unknown"

@@ -10,7 +10,7 @@ from aiohttp import web
 from control import wire
 from control.local.pki import Pki, ensure
 from edge_runtime.sync import control_client
-from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from tests.support.file_server import FileServer, Proxy, connect_proxy, file_server
 
 POLL = wire.Poll(generation=0, digest="a" * 64)
@@ -49,7 +49,7 @@ def answering(control: FileServer, response: web.Response, path: str = "/v1/poll
 
 
 async def poll(control: FileServer, pki: Pki, url: str = "") -> wire.Plan | wire.Report | None:
-    async with Client(url or control.url, pki.ca, "skn_secret") as session:
+    async with ControlClient(url or control.url, pki.ca, "skn_secret") as session:
         return await session.poll(POLL)
 
 
@@ -97,7 +97,7 @@ async def test_a_call_to_control_is_not_redirected_with_its_credential(control: 
 
 async def test_a_control_with_another_authority_is_not_trusted(control: FileServer, tmp_path: Path) -> None:
     other = ensure(tmp_path / "other")
-    with pytest.raises(Unreachable, match="not trusted") as caught:
+    with pytest.raises(NoAnswer, match="not trusted") as caught:
         await poll(control, other)
     assert caught.value.code == "tls_untrusted"
     assert not control.requests
@@ -106,15 +106,15 @@ async def test_a_control_with_another_authority_is_not_trusted(control: FileServ
 async def test_a_certificate_for_another_name_is_not_trusted(control: FileServer, pki: Pki, proxy: Proxy) -> None:
     async with file_server(pki) as nameless:
         proxy.target = ("127.0.0.1", port(nameless))
-        with pytest.raises(Unreachable) as caught:
+        with pytest.raises(NoAnswer) as caught:
             await poll(nameless, pki, f"https://{NAME}:8443")
         assert caught.value.code == "tls_untrusted"
         assert not nameless.requests
 
 
 async def test_nobody_there(named: Pki) -> None:
-    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1") as caught:
-        async with Client("https://127.0.0.1:1", named.ca, "x") as session:
+    with pytest.raises(NoAnswer, match=r"127\.0\.0\.1:1") as caught:
+        async with ControlClient("https://127.0.0.1:1", named.ca, "x") as session:
             await session.poll(POLL)
     assert caught.value.code == "unreachable"
 
@@ -122,7 +122,7 @@ async def test_nobody_there(named: Pki) -> None:
 async def test_a_connection_that_is_cut(control: FileServer, named: Pki) -> None:
     control.files["/v1/poll"] = b"x" * 100_000
     control.cut_after = [10]
-    with pytest.raises(Unreachable) as caught:
+    with pytest.raises(NoAnswer) as caught:
         await poll(control, named)
     assert caught.value.code == "unreachable"
 
@@ -132,7 +132,7 @@ async def test_a_control_that_says_nothing_is_given_up(
 ) -> None:
     monkeypatch.setattr(control_client, "ANSWER_TIMEOUT", 0.2)
     control.slow = 60.0
-    with pytest.raises(Unreachable, match="in time") as caught:
+    with pytest.raises(NoAnswer, match="in time") as caught:
         async with asyncio.timeout(30):
             await poll(control, named)
     assert caught.value.code == "timed_out"
@@ -140,7 +140,7 @@ async def test_a_control_that_says_nothing_is_given_up(
 
 async def test_the_clock_of_control_is_noted(control: FileServer, named: Pki) -> None:
     answering(control, web.Response(status=204, headers={"Date": "Tue, 24 Nov 2099 12:00:00 GMT"}))
-    async with Client(control.url, named.ca, "x") as session:
+    async with ControlClient(control.url, named.ca, "x") as session:
         assert session.skew == 0
         await session.poll(POLL)
         assert session.skew > 10**9
@@ -172,7 +172,7 @@ async def test_a_proxy_that_refuses_is_named_without_its_password(
     control: FileServer, named: Pki, proxy: Proxy, status: int
 ) -> None:
     proxy.status = status
-    with pytest.raises(Unreachable, match=str(status)) as caught:
+    with pytest.raises(NoAnswer, match=str(status)) as caught:
         await poll(control, named, f"https://{NAME}:8443")
     assert caught.value.code == "proxy_failed"
     assert proxy.url in caught.value.message
@@ -181,8 +181,8 @@ async def test_a_proxy_that_refuses_is_named_without_its_password(
 
 async def test_a_proxy_that_is_not_there(named: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-    with pytest.raises(Unreachable) as caught:
-        async with Client(f"https://{NAME}:8443", named.ca, "x") as session:
+    with pytest.raises(NoAnswer) as caught:
+        async with ControlClient(f"https://{NAME}:8443", named.ca, "x") as session:
             await session.poll(POLL)
     assert caught.value.code == "proxy_failed"
 
@@ -190,4 +190,4 @@ async def test_a_proxy_that_is_not_there(named: Pki, monkeypatch: pytest.MonkeyP
 def test_a_file_that_is_no_authority_is_said_to_be_that(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("hello")
     with pytest.raises(ValueError, match="holds no PEM certificate"):
-        Client("https://control", tmp_path / "ca.pem", "x")
+        ControlClient("https://control", tmp_path / "ca.pem", "x")

@@ -14,7 +14,7 @@ from control.local.pki import Pki, ensure
 from edge_runtime.guests.guest import RUNNERS
 from edge_runtime.sync import capabilities, identity
 from edge_runtime.sync import join as joining
-from edge_runtime.sync.control_client import Client, ControlRefused, Unreachable
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.sync.join import JoinFailed, join
 from tests.support.agents import Control, joined, running_control
 from tests.support.file_server import file_server
@@ -46,11 +46,11 @@ async def control(shared: Control) -> AsyncIterator[Control]:
 async def poll(state: Path) -> None:
     """Poll as the node of this state directory does."""
     who = identity.read(state)
-    async with Client(who.control_url, identity.ca_path(state), who.credential) as session:
+    async with ControlClient(who.control_url, identity.ca_path(state), who.credential) as session:
         await session.poll(POLL)
 
 
-async def poll_on(session: Client) -> None:
+async def poll_on(session: ControlClient) -> None:
     """Until control's replica has heard of a change, a second at most."""
     async with asyncio.timeout(60):
         while True:
@@ -108,26 +108,26 @@ async def test_without_a_fingerprint_the_authority_comes_from_a_file(control: Co
 async def test_a_lost_answer_loses_nothing(control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = await control.join_token()
     answered: list[wire.Joined] = []
-    real = Client.join
+    real = ControlClient.join
 
-    async def lost(self: Client, asked: wire.Join) -> wire.Joined:
+    async def lost(self: ControlClient, asked: wire.Join) -> wire.Joined:
         answered.append(await real(self, asked))
-        raise Unreachable("unreachable", "the connection broke after the request")
+        raise NoAnswer("unreachable", "the connection broke after the request")
 
     state = tmp_path / "state"
-    monkeypatch.setattr(Client, "join", lost)
+    monkeypatch.setattr(ControlClient, "join", lost)
     with pytest.raises(JoinFailed, match="may be run again"):
         await join(state, control.url, token, "edge-1", {}, pause=0.01)
     assert len(answered) == joining.TRIES
     assert not (state / "identity.json").exists()
-    monkeypatch.setattr(Client, "join", real)
+    monkeypatch.setattr(ControlClient, "join", real)
     # Another process, later: the attempt is on disk.
     made = await join(state, control.url, token, "edge-1", {})
     assert {a.node_id for a in answered} == {made.node_id}
     assert made.credential not in {a.credential for a in answered}
     await poll(state)
     for earlier in answered:
-        async with Client(control.url, control.pki.ca, earlier.credential) as session:
+        async with ControlClient(control.url, control.pki.ca, earlier.credential) as session:
             with pytest.raises(ControlRefused) as caught:
                 await session.poll(POLL)
             assert caught.value.status == 401
@@ -238,7 +238,7 @@ async def test_a_control_that_restarts_meanwhile_is_waited_for(
 
 async def test_a_new_credential_is_good_and_ends_the_old_one_when_it_is_used(control: Control, tmp_path: Path) -> None:
     made = await joined(control, tmp_path / "state")
-    async with Client(control.url, control.pki.ca, made.credential) as session:
+    async with ControlClient(control.url, control.pki.ca, made.credential) as session:
         lost = await session.rotate()
         new = await session.rotate()
         await session.poll(POLL)  # the old one is good until then

@@ -38,7 +38,7 @@ def record(text: str) -> logging.LogRecord:
 def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     queued = server_log.Queued(100)
-    server_log.Writer(queued, writing).start()
+    server_log.LogWriter(queued, writing).start()
     for number in range(400):
         # Were it to wait, this test would never end.
         queued.handle(record(f"line {number:03} {'x' * 100}"))
@@ -70,7 +70,7 @@ def test_what_nobody_reads_is_dropped_and_counted(pipe: tuple[int, int]) -> None
 def test_a_descriptor_that_cannot_be_written_costs_only_its_lines(pipe: tuple[int, int]) -> None:
     queued = server_log.Queued()
     # It can only be read.
-    server_log.Writer(queued, pipe[0]).start()
+    server_log.LogWriter(queued, pipe[0]).start()
     queued.handle(record("one"))
     queued.handle(record("another"))
     queued.flush()
@@ -122,7 +122,7 @@ def test_a_line_that_cannot_be_put_together_costs_only_itself(
 ) -> None:
     reading, writing = pipe
     queued = server_log.Queued()
-    server_log.Writer(queued, writing).start()
+    server_log.LogWriter(queued, writing).start()
     wrong = logging.LogRecord("skerry.test", logging.INFO, "file.py", 7, "%d lines", ("many",), None)
     # Where it is logged, and in the thread that writes.
     queued.handle(wrong)
