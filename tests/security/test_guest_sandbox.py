@@ -21,12 +21,12 @@ RUN = """
 import resource, sys
 from control import wire
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.guests.guest import Function, GuestFault, Request, prepare
+from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request, prepare
 from edge_runtime.wasmedge import Unsafe
 {before}
 try:
     prepare()
-    function = Function.load(LocalFunction("f", 1, "", wire.Manifest(), "", sys.argv[1], sys.argv[2]))
+    function = LoadedFunction.load(LocalFunction("f", 1, "", wire.Manifest(), "", sys.argv[1], sys.argv[2]))
     {during}
     print("answered", function.call(Request("POST", body=b"x")).status)
 except (Unsafe, GuestFault) as error:

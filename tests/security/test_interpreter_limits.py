@@ -18,9 +18,9 @@ RUN = f"""
 import resource, sys
 from control import wire
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.guests.guest import Function, Request, prepare
+from edge_runtime.guests.guest import LoadedFunction, Request, prepare
 prepare()
-function = Function.load(LocalFunction("f", 1, sys.argv[2], wire.Manifest(), "", wasm=sys.argv[1]))
+function = LoadedFunction.load(LocalFunction("f", 1, sys.argv[2], wire.Manifest(), "", wasm=sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))
 function.call(Request("GET"))
 """

@@ -28,7 +28,7 @@ RUN = f"""
 import ctypes, platform, struct, sys
 from control import wire
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.guests.guest import Function, GuestFault, Request, prepare
+from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request, prepare
 from edge_runtime.wasmedge import Unsafe
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -72,7 +72,7 @@ if "alone" in sys.argv:
     print("canary", canary.raw.hex())
     sys.exit()
 prepare()
-function = Function.load(LocalFunction("f", 1, "", wire.Manifest(), "", sys.argv[1], sys.argv[2]))
+function = LoadedFunction.load(LocalFunction("f", 1, "", wire.Manifest(), "", sys.argv[1], sys.argv[2]))
 def call():
     try:
         function.call(Request("GET"))
