@@ -1,8 +1,9 @@
 """Every block of a page that is marked `sh` is run here, as its reader would, against a `skerry up`.
 
-The blocks of a page run one after the other in one shell, in a folder that looks like a checkout, with `skerry` on the
-path; what can't run (it serves until Ctrl-C, it has a host or a token of somebody's) is marked `text`. A block that
-only calls recipes of the Justfile isn't run, since those install and test everything: the recipes must exist.
+One `skerry up` serves all pages. The blocks of a page run one after the other in one shell, in a folder that looks
+like a checkout, with `skerry` on the path; what can't run (it serves until Ctrl-C, it has a host or a token of
+somebody's) is marked `text`. A block that only calls recipes of the Justfile isn't run, since those install and test
+everything: the recipes must exist.
 """
 
 import json
@@ -29,16 +30,20 @@ SET_UP = "sudo apt-get update && sudo apt-get install -y just && "
 FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
+AGAIN = [ROOT / "README.md", ROOT / "examples" / "README.md"]
+"""Pages that make tables of the pages before them again: those are dropped first, with the functions that use them."""
+DROP = """\
+skerry release create --rollback-to 1 --wait
+echo 'DROP TABLE IF EXISTS notes; DROP TABLE IF EXISTS visits;' >.drop.sql
+skerry schema add .drop.sql --name drop --wait
+"""
 # The tutorial counts on a `skerry up` on which nothing else was done, so it comes first.
-SHARED = [
+PAGES = [
     TUTORIAL,
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if page != TUTORIAL),
-    *sorted(page for page in ROOT.glob("*.md") if page.name != "README.md"),
+    *sorted(page for page in ROOT.glob("*.md") if page not in AGAIN),
+    *AGAIN,
 ]
-"""Pages whose commands get along with each other on one `skerry up`."""
-ALONE = [ROOT / "README.md", ROOT / "examples" / "README.md"]
-"""Pages that make the tables of others again, so each has a `skerry up` of its own."""
-PAGES = [*SHARED, *ALONE]
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def checkout(folder: Path) -> Path:
 
 def run(page: Path, up: Up, folder: Path) -> None:
     """Run the blocks of `page` that are marked `sh` in one shell. Raises: as `run_blocks` does."""
-    run_blocks(runnable(page), up, folder)
+    first = [Block("before the page", 0, "sh", DROP)] if page in AGAIN else []
+    run_blocks([*first, *runnable(page)], up, folder)
 
 
 def run_blocks(told: list[Block], up: Up, folder: Path) -> None:
@@ -138,21 +144,12 @@ def up() -> Iterator[Up]:
     yield from ready_up()
 
 
-@pytest.fixture
-def fresh_up() -> Iterator[Up]:
-    yield from ready_up()
-
-
 @pytest.mark.timeout(LIMIT + 60)
-@pytest.mark.parametrize("page", [page for page in SHARED if runnable(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if runnable(page)], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_the_commands_of_a_page_work(up: Up, tmp_path: Path, page: Path) -> None:
     run(page, up, checkout(tmp_path / "skerry"))
-
-
-@pytest.mark.timeout(LIMIT + 60)
-@pytest.mark.parametrize("page", ALONE, ids=["readme", "examples"])
-def test_the_commands_of_a_page_work_on_a_new_installation(fresh_up: Up, tmp_path: Path, page: Path) -> None:
-    run(page, fresh_up, checkout(tmp_path / "skerry"))
 
 
 def test_the_scripts_of_the_python_api_work(up: Up, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def try_out(url: str, ca: str, document: dict[str, Any], tokens: dict[str, str])
                     case.validate_response(response, checks=CHECKS)
 
                 try:
-                    examples(one, operation.as_strategy(mode, **overrides), EXAMPLES.get(name, 12))
+                    examples(one, operation.as_strategy(mode, **overrides), EXAMPLES.get(name, 10))
                 except Exception as error:
                     if "is not possible to generate" in str(error) or "Unsatisfiable" in type(error).__name__:
                         continue  # nothing of this operation's input can be wrong
