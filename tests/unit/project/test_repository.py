@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import trove_classifiers
@@ -35,6 +36,14 @@ def test_the_classifiers_are_known_ones() -> None:
     assert "Typing :: Typed" in classifiers
     # The expression says it; a classifier beside it is refused by package indexes.
     assert not [classifier for classifier in classifiers if classifier.startswith("License")]
+
+
+def test_the_urls_are_documentation() -> None:
+    """The project has no public address yet, and a registry's isn't its own."""
+    assert {urlsplit(url)[:2] for url in PROJECT["urls"].values()} == {
+        ("https", "wasmedge.org"),
+        ("https", "docs.turso.tech"),
+    }
 
 
 @pytest.mark.parametrize("package", ["control", "edge_runtime"])
