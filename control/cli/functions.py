@@ -13,7 +13,6 @@ from control import manifests, wire
 from control.cli.support import authoring, options, output, project, releasing, toolchains
 from control.cli.support.client import Client, Json, path
 
-FOLDER = click.Path(exists=True, file_okay=False)
 FILE = click.Path(exists=True, dir_okay=False)
 
 
@@ -125,7 +124,9 @@ async def _source(what: tuple[str, ...], manifest: Path | None, *, quiet: bool) 
     if len(what) == 1:
         if manifest is not None:
             raise click.UsageError("a project's manifest is in its function.toml: --manifest goes with NAME FILE")
-        found = project.read(Path(str(FOLDER.convert(what[0], None, None))))
+        if not Path(what[0]).is_dir():
+            raise click.UsageError(f"{what[0]} is no folder: push takes a project's FOLDER, or NAME FILE")
+        found = project.read(Path(what[0]))
         took = await toolchains.build(found)
         if not quiet:
             output.say(f"{found.module} is built in {output.span(took)}")

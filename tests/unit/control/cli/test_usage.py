@@ -50,6 +50,7 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (["node", "move", "a", "Not A Name"], "lower case"),
         (["function", "push", "f", "FILE", "--wait", "--no-release"], "--no-release"),
         (["function", "push", "f", "/no/such/file"], "does not exist"),
+        (["function", "push", "module.wasm"], "module.wasm is no folder: push takes a project's FOLDER, or NAME FILE"),
         (["function", "push", "f", "FILE", "--time-limit", "5"], "time_limit_ms"),
         (["function", "push", "f", "FILE", "--config", "novalue"], "KEY=VALUE"),
         (["function", "push", "f", "FILE", "--config", "1st=1"], "config"),
