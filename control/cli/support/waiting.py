@@ -11,7 +11,7 @@ PAUSE = 0.25
 """Seconds between two requests for the nodes' state."""
 
 
-def verdict(node: Json, generation: int, since: str) -> str:
+def progress(node: Json, generation: int, since: str) -> str:
     """Return ``arrived``, ``failed`` or ``waiting``: what a node has done with the release of `generation`.
 
     A node at a newer target has arrived too. It has failed where its error is not older than `since`.
@@ -33,7 +33,7 @@ async def follow(control: Client, release: Json, within: float, *, quiet: bool) 
     told: set[str] = set()
     while True:
         nodes = await control.items(path("nodes"), group=release["group"])
-        stand = {node["id"]: verdict(node, release["generation"], release["created_at"]) for node in nodes}
+        stand = {node["id"]: progress(node, release["generation"], release["created_at"]) for node in nodes}
         for node in nodes:
             what = stand[node["id"]]
             if what != "waiting" and node["id"] not in told:

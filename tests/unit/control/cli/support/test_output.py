@@ -68,7 +68,7 @@ def error(after: float) -> Json:
 
 
 @pytest.mark.parametrize(
-    ("changes", "verdict"),
+    ("changes", "expected"),
     [
         ({}, "arrived"),
         ({"generation": 6, "target_generation": 6}, "arrived"),
@@ -80,8 +80,8 @@ def error(after: float) -> Json:
         ({"error": error(1)}, "arrived"),
     ],
 )
-def test_where_a_node_stands_towards_a_release(changes: Json, verdict: str) -> None:
-    assert waiting.verdict(node(**changes), 5, NOW.isoformat()) == verdict
+def test_where_a_node_stands_towards_a_release(changes: Json, expected: str) -> None:
+    assert waiting.progress(node(**changes), 5, NOW.isoformat()) == expected
 
 
 def test_status_says_why() -> None:
