@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,6 +13,9 @@ from control.storage import queries
 from control.storage.connection import Connection
 
 SQL = queries.load("idempotency")
+
+KEPT_ANSWERS = timedelta(days=1)
+"""How long an answer is kept; the monitor deletes older ones."""
 
 
 class AnswerRow(NamedTuple):

@@ -22,6 +22,7 @@ from control.settings import ControlSettings
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
+from control.storage.idempotency import KEPT_ANSWERS
 from control.storage.queries import Value
 from control.sync import future_times, node_state
 from control.sync.ended_syncs import EndedSyncs
@@ -62,7 +63,6 @@ RETENTION_FOR = 2.0
 """Seconds of a pass for deleting old logs; what is left is deleted in the next pass, after states and syncs."""
 DROP_LIMIT = 1.0
 """Seconds that the end of the process waits for the leases to be given back; they expire in any case."""
-KEPT_ANSWERS = timedelta(days=1)
 KEPT_LEASES = timedelta(days=1)
 KEPT_CREDENTIALS = timedelta(days=35)
 """Longer than a join token is valid: its credentials show whether it was used."""
