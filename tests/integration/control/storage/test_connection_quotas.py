@@ -21,6 +21,7 @@ async def test_lists_that_wait_leave_the_rest_its_connections(
     control_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(database.connect.__kwdefaults__, "lock_timeout", 2 * SOON)
+    monkeypatch.setattr(connection_quotas, "WAIT", 3.0)
     async with control_site.running(database_timeout=2 * SOON) as replica:
         if await replica.services.db.read(is_cockroachdb):
             pytest.skip("CockroachDB has no LOCK TABLE")
