@@ -75,7 +75,13 @@ async def described(control: Control | replica.Replica) -> Any:
 
 async def upload(to: replica.Replica, text: str) -> None:
     wasm = module(text)
-    answer = await to.call("PUT", f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}", wasm)
+    async with asyncio.timeout(60):
+        while True:
+            answer = await to.call("PUT", f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}", wasm)
+            # As the command line does, where many write at once.
+            if answer.status != 503 or answer.json()["code"] != "database_busy":
+                break
+            await asyncio.sleep(0.1)
     assert answer.status == 201, answer
 
 
