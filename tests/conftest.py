@@ -101,14 +101,14 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests wait longer for a connection to the database: a busy machine's disk may hold a COMMIT up for seconds."""
     monkeypatch.setattr(connection_quotas, "WAIT", 15.0)
 
 
 @pytest.fixture
 async def control(
-    patient: None, database_url: str, served_url: str, bucket_url: str, pki: Pki
+    long_waits: None, database_url: str, served_url: str, bucket_url: str, pki: Pki
 ) -> AsyncIterator[Control]:
     """One replica of control, over TLS, with an admin and a clock that the test can move on."""
     async with running(database_url, bucket_url, pki, metadata_url=served_url) as found:
@@ -117,7 +117,7 @@ async def control(
 
 @pytest.fixture
 async def control_site(
-    patient: None, database_url: str, served_url: str, bucket_url: str, pki: Pki, tmp_path: Path
+    long_waits: None, database_url: str, served_url: str, bucket_url: str, pki: Pki, tmp_path: Path
 ) -> replica.Site:
     """A migrated database with an admin, an empty bucket: `async with control_site.running()` is a replica on them."""
     return (await replica.prepare(database_url, bucket_url, pki, tmp_path)).at(served_url)
