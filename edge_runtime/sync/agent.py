@@ -311,6 +311,7 @@ class Agent:
         except (NoAnswer, ControlRefused):
             with _despite_the_disk("the report"):
                 await asyncio.to_thread(self._outbox.keep, plan.sync_id, update)
+            faults.reach("edge.sync.report.after")
             raise
         faults.reach("edge.sync.report.after")
 
