@@ -1,6 +1,7 @@
 """A client that asks again where the database had one of CockroachDB's errors, as an operator's and a node's do.
 
-Only where such errors come at random: elsewhere such an answer is what a test wants to see.
+Only where such errors come at random, or many write one row at once: elsewhere such an answer is what a test wants to
+see.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from control.problems import ProblemError
 
 T = TypeVar("T")
 REPEATS = False
-"""Whether it asks again; set by the tests whose database has errors at random."""
+"""Whether it asks again; set by tests whose database has errors at random, or whose writers meet."""
 REPEATED = ("commit_unknown", "database_busy")
 ATTEMPTS = 20
 
