@@ -300,62 +300,6 @@ class Rotated(Message):
     credential: str
 
 
-# Operators
-
-
-class NewJoinToken(Body, frozen=True):
-    group: Name = "default"
-    expires_in: Annotated[int, Meta(ge=60, le=30 * 86400)] = 3600
-    """Seconds."""
-    rejoin: Name | None = None
-    """A node whose disk was lost: it joins again, its new disk gets its identity, and its old credentials end."""
-
-
-class MoveNode(Body, frozen=True):
-    group: Name
-    allow_unfit: bool = False
-    """Move it also where it can't run the group's release."""
-
-
-class NewVersion(Body, frozen=True):
-    """``POST /v1/functions/{name}/versions``, of bytes that ``PUT /v1/artifacts/{sha256}`` uploaded."""
-
-    sha256: Sha256
-    manifest: Manifest = Manifest()
-
-
-class NewSchemaChange(Body, frozen=True):
-    name: Annotated[str, Meta(min_length=1, max_length=200)]
-    sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
-    number: Number | None = None
-    """If given, the change is refused unless this is its number (a guard against two registrations at once)."""
-
-
-class AmendSchemaChange(Body, frozen=True):
-    sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
-
-
-class NewRelease(Body, frozen=True):
-    """A release of a group: its newest one, changed by ``functions`` and ``remove``, or an old one again."""
-
-    group: Name = "default"
-    functions: Annotated[dict[Name, Number], Meta(max_length=MOST_FUNCTIONS)] = {}
-    """Versions to set; functions of the newest release that are not named here stay."""
-    remove: Annotated[list[Name], Meta(max_length=MOST_FUNCTIONS)] = []
-    schema: Annotated[int, Meta(ge=0)] | None = None
-    """The floor; if not given, the newest schema change."""
-    rollback_to: Number | None = None
-    """The number of an earlier release of the group, whose functions and floor the new one gets."""
-    allow_unfit: bool = False
-    """Make it also where nodes of the group can't run it: those refuse it, and go on serving their old release."""
-    reason: Text = ""
-
-
-class NewOperator(Body, frozen=True):
-    name: Name
-    role: Literal["read", "deploy", "admin"]
-
-
 # Digests
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from control import faults, manifests, wire
-from control.api import artifacts, pagination, release_making, responses
+from control.api import artifacts, pagination, release_making, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
@@ -199,7 +199,7 @@ async def delete(call: ApiCall) -> Reply:
             raise _unknown_function(name) if version is None else _unknown_version(name, version)
         unused[:] = await artifacts.release_unused(conn, [row.artifact_id for row in deleted], now)
         for row in groups:
-            release = wire.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
+            release = requests.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
             await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
         await call.audit(conn, "function.delete", subject, {"versions": sorted(row.version for row in deleted)})
 

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from control import tokens, wire
-from control.api import auth, node_views, responses
-from control.api.auth import AuthError
+from control.access import auth
+from control.access.auth import AuthError
+from control.api import node_views, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries

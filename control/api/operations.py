@@ -1,21 +1,18 @@
 """From an HTTP request to a typed call, whose caller and input are checked, and from its result to an HTTP reply."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 import msgspec
-import orjson
-from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
-from control import wire
-from control.api.auth import Principal, Role
+from control.access.auth import Principal, Role
+from control.api import request_input
+from control.api.request_input import SMALL_BODY
 from control.api.services import Services
 from control.problems import ProblemError
 from control.storage import idempotency, queries
@@ -30,20 +27,8 @@ Renew = Callable[[Connection, Changed, Any], Awaitable[Any]]
 
 AUDIT = queries.load("audit")["record"]
 
-SMALL_BODY = 256 * 1024
-"""Bytes of an operator's JSON body."""
-INVENTORY_BODY = 1536 * 1024
-"""Bytes of a body with a node's inventory, which may have some thousand entries."""
-SQL_BODY = 8 * 1024 * 1024
-"""Bytes of a body with a schema change, which is one long text."""
-BIG_BODY = 64 * 1024
-"""Bytes of the largest body that is parsed at once; larger ones are parsed in a thread, beside other requests."""
-
 NOBODY = Principal("", "", "")
 """In place of an operator, where the caller is a node or anybody."""
-
-_AT = re.compile(r" - at `(?:key` in `)?\$\.?([^`]*)`$")
-_FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
 
 
 @dataclass(frozen=True)
@@ -167,19 +152,19 @@ async def answer(
         await services.auth.joining(scope)
     elif operation.role is not None:
         operator = await services.auth.operator(scope, operation.role)
-    path = {name: _path_value(name, text) for name, text in parameters.items()}
-    query = _query(operation.query, scope)
-    key = _idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""
+    path = {name: request_input.path_value(name, text) for name, text in parameters.items()}
+    query = request_input.query_value(operation.query, scope)
+    key = request_input.idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""
     raw, body = b"", None
     if operation.body is not None and operation.body is not bytes:
-        raw = await read_body(services, scope, receive, operation.body_limit)
-        _check_media_type(scope)
-        if len(raw) <= BIG_BODY:
-            body = decode(raw, operation.body)
+        raw = await request_input.read_body(services.settings, scope, receive, operation.body_limit)
+        request_input.check_media_type(scope)
+        if len(raw) <= request_input.BIG_BODY:
+            body = request_input.decode(raw, operation.body)
         else:
-            body = await asyncio.to_thread(decode, raw, operation.body)
+            body = await asyncio.to_thread(request_input.decode, raw, operation.body)
     elif operation.body is None and operation.method in ("POST", "DELETE"):
-        raw = await read_body(services, scope, receive, operation.body_limit)
+        raw = await request_input.read_body(services.settings, scope, receive, operation.body_limit)
         if raw.strip() not in (b"", b"{}"):
             raise ProblemError("invalid_body", "this call takes no body")
     digest = idempotency.digest(operation.method, scope["path"], scope["query_string"], raw) if key else ""
@@ -198,77 +183,6 @@ async def answer(
         digest,
     )
     return prepared(await operation.handler(call))
-
-
-def check_length(scope: Scope, limit: int) -> None:
-    """Raises: ProblemError body_too_large, when the header says that the body has more than `limit` bytes."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise _too_large(limit)
-
-
-async def read_body(services: Services, scope: Scope, receive: Receive, limit: int) -> bytes:
-    """A whole body of at most `limit` bytes. Raises: ProblemError, when it is larger, too slow, or ends early."""
-    limit = min(limit, services.settings.body_limit)
-    check_length(scope, limit)
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(services.settings.body_timeout):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ProblemError("body_incomplete", "the connection was closed within the body")
-                part = message.get("body", b"")
-                size += len(part)
-                if size > limit:
-                    raise _too_large(limit)
-                parts.append(part)
-                if not message.get("more_body", False):
-                    return b"".join(parts)
-    except TimeoutError:
-        raise ProblemError(
-            "body_timeout", f"the body didn't arrive within {services.settings.body_timeout:.0f} s"
-        ) from None
-
-
-def decode(raw: bytes, type: type[T]) -> T:
-    """Parse JSON as `type`. Raises: ProblemError, with the field that is wrong."""
-    try:
-        # In one step: fields of a large body that `type` doesn't have are skipped, and not made into objects.
-        value = msgspec.json.decode(raw, type=type)
-    except msgspec.ValidationError as error:
-        if len(raw) <= SMALL_BODY / 2:
-            _check_syntax(raw)
-        raise _invalid("invalid_body", error) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProblemError("malformed_json", f"the body isn't JSON: {error}") from None
-    if b"\\u0000" in raw:
-        _refuse_nul(orjson.loads(raw), "")
-    return value
-
-
-def _check_syntax(raw: bytes) -> None:
-    try:
-        orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ProblemError("malformed_json", f"the body isn't JSON: {error}") from None
-
-
-def convert(value: object, type: type[T], code: str, *, strict: bool = True) -> T:
-    """Convert `value` to `type`. Raises: ProblemError of this code, with the field that is wrong."""
-    try:
-        return msgspec.convert(value, type, strict=strict)
-    except msgspec.ValidationError as error:
-        raise _invalid(code, error) from None
-
-
-def _invalid(code: str, error: msgspec.ValidationError) -> ProblemError:
-    text = str(error)
-    where = _AT.search(text)
-    named = _FIELD.search(text)
-    path = [part for part in (where[1] if where else "", named[1] if named else "") if part]
-    return ProblemError(code, wire.unfit(error), field=".".join(path))
 
 
 def encode(body: Any) -> bytes:
@@ -307,77 +221,3 @@ def refusal(error: ProblemError) -> Reply:
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return prepared(Reply(error.status, error.body(), tuple(headers)))
-
-
-class PathTypes(msgspec.Struct):
-    """The types of the parameters in paths, by name."""
-
-    name: wire.Name
-    sha256: wire.Sha256
-    version: wire.Number
-    number: wire.Number
-    group: wire.Name
-    node: str
-    """A node's id or name."""
-    id: wire.Uuid
-
-
-@cache
-def path_types() -> dict[str, Any]:
-    """`PathTypes` as a dict."""
-    return {f.name: f.type for f in msgspec.structs.fields(PathTypes)}
-
-
-def _path_value(name: str, text: str) -> Any:
-    if name == "node" and not (wire.NAME.fullmatch(text)):
-        raise ProblemError("invalid_parameter", f"{text!r} is neither a node's name nor its id", field="node")
-    try:
-        return convert(text, path_types()[name], "invalid_parameter", strict=False)
-    except ProblemError as error:
-        raise ProblemError("invalid_parameter", error.detail, field=name) from None
-
-
-def _query(type: Any, scope: Scope) -> Any:
-    given = QueryParams(scope["query_string"])
-    names = {f.encode_name for f in msgspec.structs.fields(type)} if type else set()
-    for name, text in given.multi_items():
-        if name not in names:
-            raise ProblemError("invalid_parameter", f"this call has no parameter {name!r}", field=name[:100])
-        if "\x00" in text or len(given.getlist(name)) > 1:
-            raise ProblemError("invalid_parameter", "it must be given once, without NUL", field=name)
-    return convert(dict(given), type, "invalid_parameter", strict=False) if type else None
-
-
-def _idempotency_key(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"idempotency-key":
-            if not re.fullmatch(rb"[\x21-\x7e]{1,200}", value):
-                raise ProblemError(
-                    "invalid_parameter", "a key has 1 to 200 visible ASCII characters", field="Idempotency-Key"
-                )
-            return str(value, "ascii")
-    return ""
-
-
-def _check_media_type(scope: Scope) -> None:
-    for name, value in scope["headers"]:
-        if name == b"content-type" and value.partition(b";")[0].strip().lower() not in (b"application/json", b""):
-            raise ProblemError("unsupported_media_type", "send JSON, with content-type: application/json")
-
-
-def _too_large(limit: int) -> ProblemError:
-    return ProblemError("body_too_large", f"the body has more than {limit} bytes")
-
-
-def _refuse_nul(value: object, path: str) -> None:
-    """Raises: ProblemError, when a text has a NUL, which the database can't store."""
-    if isinstance(value, str):
-        if "\x00" in value:
-            raise ProblemError("invalid_body", "there is a NUL character in it", field=path)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_nul(key, path)
-            _refuse_nul(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _refuse_nul(item, f"{path}[{index}]")

@@ -12,8 +12,8 @@ import msgspec
 from starlette.types import Message, Receive, Scope
 
 from control import wire
-from control.api import operations
-from control.api.auth import Authenticator, AuthError
+from control.access.auth import Authenticator, AuthError
+from control.api import operations, request_input
 from control.api.operations import Reply
 from control.clock import Clock
 from control.metrics import ControlMetrics
@@ -75,7 +75,7 @@ class PollEndpoint:
         self._metrics = metrics
         self._clock = clock
         self._hold_limit = settings.hold
-        self._body_limit = min(operations.INVENTORY_BODY, settings.body_limit)
+        self._body_limit = min(request_input.INVENTORY_BODY, settings.body_limit)
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply | None:
         """The answer to one poll, or None where its client has gone. Raises: ProblemError, when it is refused."""
@@ -90,7 +90,7 @@ class PollEndpoint:
         if credential.last is not None and credential.last[0] == raw:
             poll = credential.last[1]
         else:
-            poll = _parse(raw) if len(raw) <= operations.BIG_BODY else await asyncio.to_thread(_parse, raw)
+            poll = _parse(raw) if len(raw) <= request_input.BIG_BODY else await asyncio.to_thread(_parse, raw)
             credential.last = (raw, poll) if len(raw) <= KEPT_BYTES else None
         fleet, inventory, capabilities = self._fleet, poll.inventory, poll.capabilities
         loop, until = fleet.loop, 0.0
@@ -139,7 +139,7 @@ class PollEndpoint:
         """A body that comes in parts. The connection's limits bound its time: a timer for each would cost a tenth of a
         poll.
         """
-        operations.check_length(scope, self._body_limit)
+        request_input.check_length(scope, self._body_limit)
         parts: list[bytes] = []
         size = 0
         while message["type"] == "http.request":
@@ -191,12 +191,12 @@ class PollEndpoint:
 
 def _parse(raw: bytes) -> wire.Poll:
     """A poll's body. Raises: ProblemError, when it is wrong."""
-    if len(raw) > operations.BIG_BODY:
+    if len(raw) > request_input.BIG_BODY:
         _check_capabilities(raw)
     try:
         poll = _decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        poll = operations.decode(raw, wire.Poll)  # raises an error that says what is wrong
+        poll = request_input.decode(raw, wire.Poll)  # raises an error that says what is wrong
     if poll.inventory is not None:
         wrong = plan.inconsistency(poll.inventory)
         if wrong:
@@ -206,7 +206,7 @@ def _parse(raw: bytes) -> wire.Poll:
     if poll.capabilities is not None:
         if not poll.capabilities_digest:
             raise ProblemError("invalid_body", "capabilities come with their digest", field="capabilities_digest")
-        poll = operations.decode(raw, wire.Poll)  # refuses NUL, which can't be stored
+        poll = request_input.decode(raw, wire.Poll)  # refuses NUL, which can't be stored
         requirements.check("capabilities", poll.capabilities)
     return poll
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from control import manifests, wire
-from control.api import responses
+from control.api import requests, responses
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -98,7 +98,7 @@ async def make(
     changed: Changed,
     now: datetime,
     by: str,
-    body: wire.NewRelease,
+    body: requests.NewRelease,
     capabilities: Sequence[compatibility.SameCapabilities] = (),
     *,
     plan: bool = False,
@@ -171,7 +171,7 @@ async def lock(conn: Connection, group_id: UUID) -> None:
     await conn.fetchval(LOCK_GROUP, group_id)
 
 
-async def _rollback(conn: Connection, body: wire.NewRelease) -> tuple[Functions, int]:
+async def _rollback(conn: Connection, body: requests.NewRelease) -> tuple[Functions, int]:
     if body.functions or body.remove or body.schema is not None:
         raise ProblemError(
             "invalid_body",
@@ -195,7 +195,7 @@ async def _rollback(conn: Connection, body: wire.NewRelease) -> tuple[Functions,
     return functions, floor
 
 
-async def _changed(conn: Connection, body: wire.NewRelease, before: Functions) -> Functions:
+async def _changed(conn: Connection, body: requests.NewRelease, before: Functions) -> Functions:
     for name in body.remove:
         if name in body.functions:
             raise ProblemError(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from msgspec.structs import asdict
 
 from control import wire
-from control.api import pagination, responses
+from control.api import pagination, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries
@@ -34,7 +34,7 @@ SHOWN = 10
 
 async def add(call: ApiCall) -> Reply:
     """POST /v1/schema-changes."""
-    body: wire.NewSchemaChange = call.body
+    body: requests.NewSchemaChange = call.body
     if kept := await call.replayed():
         return kept
     for _ in range(ATTEMPTS):

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from control.api.auth import Authenticator, JoinTokenRow
-from control.api.auth_failures import AuthFailures
-from control.api.edge_check import Checks
+from control.access.auth import Authenticator, JoinTokenRow
+from control.access.auth_failures import AuthFailures
 from control.clock import Clock
+from control.edge_check import Checks
 from control.metrics import ControlMetrics
 from control.settings import ControlSettings
 from control.storage.artifact_deletions import Deletions

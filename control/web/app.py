@@ -10,8 +10,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
+from control.access.auth import AuthError
 from control.api import operations, poll
-from control.api.auth import AuthError
 from control.api.poll import PollEndpoint
 from control.api.services import Services
 from control.clock import Clock, SystemClock

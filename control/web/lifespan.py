@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from control.api import auth
-from control.api.auth import Authenticator
-from control.api.auth_failures import AuthFailures
-from control.api.edge_check import Checks
+from control.access import auth
+from control.access.auth import Authenticator
+from control.access.auth_failures import AuthFailures
 from control.api.services import Databases, Services
 from control.clock import Clock
+from control.edge_check import Checks
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import ControlSettings

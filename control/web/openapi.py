@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from control import wire
-from control.api.operations import Operation, path_types
+from control.api.operations import Operation
+from control.api.request_input import path_types
 from control.problems import CODES
 
 REF = "#/components/schemas/{name}"

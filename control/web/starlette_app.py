@@ -13,8 +13,9 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from control.api import auth, operations
-from control.api.auth import AuthError
+from control.access import auth
+from control.access.auth import AuthError
+from control.api import operations
 from control.api.operations import Operation, Reply
 from control.api.services import Services
 from control.problems import ProblemError

@@ -20,8 +20,8 @@ import msgspec
 import pytest
 
 from control import wire
-from control.api import auth_failures
-from control.api.edge_check import Checks
+from control.access import auth_failures
+from control.edge_check import Checks
 from control.storage import batched_lookups, database
 from control.sync import fleet_cache, heartbeats, monitor
 from tests.support import cockroachdb, seeds

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from control.api.auth import Authenticator
-from control.api.auth_failures import AuthFailures
+from control.access.auth import Authenticator
+from control.access.auth_failures import AuthFailures
 from control.api.services import Databases, Services
 from control.metrics import ControlMetrics
 from control.settings import ControlSettings

@@ -12,7 +12,7 @@ import pytest
 
 from control import wire
 from control.api import pagination
-from control.api.operations import INVENTORY_BODY, SMALL_BODY
+from control.api.request_input import INVENTORY_BODY, SMALL_BODY
 from tests.support import seeds
 from tests.support.control import Control
 from tests.support.replica import Replica, Site, TestNode

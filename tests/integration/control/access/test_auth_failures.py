@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from control.api import auth_failures
-from control.api.auth_failures import AuthFailures
+from control.access import auth_failures
+from control.access.auth_failures import AuthFailures
 from control.clock import SystemClock
 from control.problems import ProblemError
 from control.storage import database, migrations

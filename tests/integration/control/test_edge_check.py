@@ -10,8 +10,8 @@ import psutil
 import pytest
 import uvloop
 
-from control.api import edge_check
-from control.api.edge_check import Checks
+from control import edge_check
+from control.edge_check import Checks
 from control.problems import ProblemError
 from tests.support.control import module, until
 

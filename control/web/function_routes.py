@@ -1,0 +1,112 @@
+"""The operations on artifacts and functions."""
+
+from control.api import artifacts, bucket, functions, pagination, requests, responses
+from control.api.operations import Operation
+from control.api.responses import Page
+
+ARTIFACT = "/v1/artifacts/{sha256}"
+STORE = ("store_unavailable", "store_refused", "store_full", "store_not_owned", "bucket_missing")
+"""Codes of problems that the artifact store may cause."""
+FUNCTION = "/v1/functions/{name}"
+VERSIONS = "/v1/functions/{name}/versions"
+VERSION = "/v1/functions/{name}/versions/{version}"
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "PUT",
+        ARTIFACT,
+        "Upload an artifact",
+        artifacts.upload,
+        "deploy",
+        {200: responses.Artifact, 201: responses.Artifact},
+        (
+            "digest_mismatch",
+            "upload_interrupted",
+            "artifact_too_large",
+            "module_refused",
+            "check_unavailable",
+            "spool_failed",
+            "spool_full",
+            *STORE,
+        ),
+        body=bytes,
+    ),
+    Operation("HEAD", ARTIFACT, "Is it uploaded?", artifacts.head, "deploy", {200: bytes}, ("unknown_artifact",)),
+    Operation(
+        "GET",
+        ARTIFACT,
+        "The bytes, for a node that has or wants them",
+        artifacts.download,
+        "node",
+        {200: bytes, 206: bytes, 307: None},
+        ("unknown_artifact", *STORE),
+    ),
+    Operation(
+        "GET",
+        "/v1/artifact-store",
+        "The bucket of artifacts: whose it is, and whether anything is deleted from it",
+        bucket.show,
+        "read",
+        {200: responses.ArtifactStore},
+    ),
+    Operation(
+        "POST",
+        "/v1/artifact-store/resume",
+        "Let deletions from the bucket go on, which were held",
+        bucket.resume,
+        "admin",
+        {200: responses.ArtifactStore},
+    ),
+    Operation(
+        "GET",
+        "/v1/functions",
+        "Functions",
+        functions.list_functions,
+        "read",
+        {200: Page[responses.Function]},
+        query=pagination.Paging,
+    ),
+    Operation(
+        "DELETE",
+        FUNCTION,
+        "Delete a function with all its versions",
+        functions.delete,
+        "deploy",
+        {204: None},
+        ("unknown_function", "version_in_target"),
+        query=functions.DeletionQuery,
+    ),
+    Operation(
+        "GET",
+        VERSIONS,
+        "Versions of a function, newest first",
+        functions.list_versions,
+        "read",
+        {200: Page[responses.Version]},
+        ("unknown_function",),
+        query=pagination.Paging,
+    ),
+    Operation(
+        "POST",
+        VERSIONS,
+        "Make a version of an uploaded artifact",
+        functions.add_version,
+        "deploy",
+        {201: responses.Version},
+        ("unknown_artifact", "module_refused", "manifest_unfit"),
+        body=requests.NewVersion,
+    ),
+    Operation(
+        "GET", VERSION, "A version", functions.get_version, "read", {200: responses.Version}, ("unknown_version",)
+    ),
+    Operation(
+        "DELETE",
+        VERSION,
+        "Delete a version",
+        functions.delete,
+        "deploy",
+        {204: None},
+        ("unknown_version", "version_in_target"),
+        query=functions.DeletionQuery,
+    ),
+)

@@ -1,0 +1,109 @@
+"""The operations on nodes, and those that nodes call."""
+
+from control import wire
+from control.api import node_views, nodes, pagination, records, requests, responses, syncs
+from control.api.operations import Operation
+from control.api.request_input import INVENTORY_BODY
+from control.api.responses import Page
+
+NODE = "/v1/nodes/{node}"
+
+OPERATIONS: tuple[Operation, ...] = (
+    # Nodes
+    Operation(
+        "GET",
+        "/v1/nodes",
+        "Nodes",
+        node_views.list_nodes,
+        "read",
+        {200: Page[responses.Node]},
+        ("unknown_group",),
+        query=node_views.NodeFilter,
+    ),
+    Operation(
+        "POST",
+        "/v1/nodes",
+        "Join",
+        nodes.join,
+        "join",
+        {201: wire.Joined},
+        ("token_expired", "token_used", "name_taken", "unknown_node"),
+        body=wire.Join,
+    ),
+    Operation(
+        "POST",
+        "/v1/nodes/self/credential",
+        "Rotate the node's credential",
+        nodes.rotate,
+        "node",
+        {201: wire.Rotated},
+    ),
+    Operation("GET", NODE, "A node", node_views.get_node, "read", {200: responses.DetailedNode}, ("unknown_node",)),
+    Operation("DELETE", NODE, "Remove a node", nodes.remove, "admin", {204: None}, ("unknown_node",)),
+    Operation(
+        "POST",
+        NODE + "/move",
+        "Move a node to another group",
+        nodes.move,
+        "deploy",
+        {200: responses.DetailedNode},
+        ("unknown_node", "unknown_group", "nodes_unfit"),
+        body=requests.MoveNode,
+    ),
+    Operation(
+        "POST", NODE + "/revoke", "Revoke a node's credentials", nodes.revoke, "admin", {204: None}, ("unknown_node",)
+    ),
+    Operation(
+        "POST", NODE + "/retry", "Let a node try again now", nodes.retry, "deploy", {204: None}, ("unknown_node",)
+    ),
+    Operation(
+        "POST",
+        "/v1/join-tokens",
+        "Make a one-time token to join with",
+        nodes.make_join_token,
+        "admin",
+        {201: responses.MadeJoinToken},
+        ("unknown_group", "unknown_node", "token_used"),
+        body=requests.NewJoinToken,
+    ),
+    # Syncs and logs
+    Operation(
+        "PUT",
+        "/v1/syncs/{id}",
+        "Report a sync",
+        syncs.put,
+        "node",
+        {200: wire.SyncState},
+        ("unknown_sync",),
+        body=wire.SyncUpdate,
+        body_limit=INVENTORY_BODY,
+    ),
+    Operation("GET", "/v1/syncs/{id}", "A sync", records.get_sync, "read", {200: responses.Sync}, ("unknown_sync",)),
+    Operation(
+        "GET",
+        "/v1/syncs",
+        "The log of syncs, newest first",
+        records.list_syncs,
+        "read",
+        {200: Page[responses.Sync]},
+        query=records.SyncFilter,
+    ),
+    Operation(
+        "GET",
+        "/v1/audit",
+        "What operators did, newest first",
+        records.list_audit,
+        "admin",
+        {200: Page[responses.AuditEntry]},
+        query=pagination.Paging,
+    ),
+    Operation(
+        "GET",
+        "/v1/auth-failures",
+        "Refused authentications, newest first",
+        records.list_auth_failures,
+        "admin",
+        {200: Page[responses.AuthFailure]},
+        query=pagination.Paging,
+    ),
+)

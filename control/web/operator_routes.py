@@ -1,0 +1,36 @@
+"""The operations on operators."""
+
+from control.api import operators, pagination, requests, responses
+from control.api.operations import Operation
+from control.api.responses import Page
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "GET",
+        "/v1/operators",
+        "Operators",
+        operators.list_operators,
+        "admin",
+        {200: Page[responses.Operator]},
+        query=pagination.Paging,
+    ),
+    Operation(
+        "POST",
+        "/v1/operators",
+        "Make an operator",
+        operators.create,
+        "admin",
+        {201: responses.MadeOperator},
+        ("name_taken",),
+        body=requests.NewOperator,
+    ),
+    Operation(
+        "DELETE",
+        "/v1/operators/{name}",
+        "Revoke an operator",
+        operators.revoke,
+        "admin",
+        {204: None},
+        ("unknown_operator", "last_admin"),
+    ),
+)
