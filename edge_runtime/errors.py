@@ -48,6 +48,8 @@ CODES: Final[dict[str, ErrorCode]] = {
     "load_timeout": ErrorCode(0, "The node's workers didn't load the release's functions in time"),
     # A sync: applying
     "schema_change_failed": ErrorCode(0, "A statement of a schema change failed on this node's data"),
+    "apply_out_of_memory": ErrorCode(0, "A schema change needed more memory than SQLite may have in the applier"),
+    "apply_disk_limit": ErrorCode(0, "A schema change needed a larger file than a process of the node may write"),
     "apply_failed": ErrorCode(
         0, "The release couldn't be applied, for another reason than a schema change's statement"
     ),

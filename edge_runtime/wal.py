@@ -120,6 +120,13 @@ def cut(database: Path) -> None:
         os.close(descriptor)
 
 
+def uncommitted(database: Path) -> int:
+    """Return the bytes of the log's file behind its last committed frame, for a process with a connection: about as
+    many as the open transaction has written there. Raises: OSError, when the files can't be read."""
+    index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
+    return 0 if index is None else max(0, log_of(database).stat().st_size - index.bytes)
+
+
 def _keep(path: Path) -> int:
     stat = path.stat()
     key = (stat.st_dev, stat.st_ino)

@@ -23,7 +23,7 @@ from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database, schema_change
+from edge_runtime.sql import database, schema_change, shortages
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
 from edge_runtime.sql.database import DatabaseOpenError, LibsqlDatabase
@@ -32,6 +32,9 @@ from edge_runtime.sql.rows import ChangeRow, NumberRow, ReleaseRow
 from edge_runtime.sql.session import Session, code_of, failed_commit
 from edge_runtime.wasmedge import Damaged, WasmEdgeError
 
+HEAP_BYTES: Final = 48 * 1024 * 1024
+"""Bytes of SQLite's memory in an applier. With what else it has it takes 64 MB at most, however large a table is: what
+doesn't fit goes to temporary files."""
 NONE: Final[Mapping[str, Mapping[str, str]]] = {}
 NO_HTTP: Final = Ungranted("HTTP in a probe: a release's transaction can't wait for other servers")
 _SHOWN: Final = 300
@@ -55,6 +58,9 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     except (DatabaseOpenError, OSError) as error:
         frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("database_unfit", str(error)))
         return
+    opened.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
+    fence.limit_files(fence.FILE_BYTES)
+    opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("applier", opened.lock.fileno())
     reader = frames.Reader(sock)
     while (frame := reader.next()) is not None:
@@ -108,7 +114,8 @@ def prepare(
         opened.rollback()
         if isinstance(error, ValueError):
             # An error of libsql; those of schema changes and probes are handled where they are run.
-            raise SyncFailed(code_of(str(error), "apply_failed"), f"The release can't be applied: {error}.") from None
+            code = shortages.code_of_shortage(opened, error) or code_of(str(error), "apply_failed")
+            raise SyncFailed(code, f"The release can't be applied: {error}.") from None
         raise
     faults.reach("edge.apply.after")
     return inventory
@@ -213,13 +220,28 @@ def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange]) -> None:
             schema_change.run(opened, access_rules, change.sql)
         except schema_change.SchemaChangeRefused as refused:
             statement = refused.statement
-            shown = statement if len(statement) <= _SHOWN else statement[:_SHOWN] + " …"
-            at = f" Statement: {shown}" if shown else ""
+            if refused.code in shortages.CODES.values():
+                raise _lacking(opened, change, refused) from None
+            at = f" Statement: {_shown(statement)}" if statement else ""
             code = "schema_change_failed" if refused.code == "schema_invalid" else refused.code
             raise SyncFailed(code, f"In {_label(change)}: {refused}{at}") from None
         if schema_change.own(opened) != before:
             raise SyncFailed("schema_closed", f"{_label(change)} touches the runtime's own tables; amend it.")
         _check_room(opened, change)
+
+
+def _lacking(
+    opened: LibsqlDatabase, change: wire.PlannedChange, refused: schema_change.SchemaChangeRefused
+) -> SyncFailed:
+    """Undo everything, and return the error of a change that lacked room or memory."""
+    log_bytes = shortages.written(opened)
+    opened.rollback()
+    text = shortages.told(opened, refused.code, refused.statement, log_bytes, HEAP_BYTES, fence.FILE_BYTES)
+    return SyncFailed(refused.code, f"In {_label(change)}: {refused} {text} Statement: {_shown(refused.statement)}")
+
+
+def _shown(statement: str) -> str:
+    return statement if len(statement) <= _SHOWN else statement[:_SHOWN] + " …"
 
 
 def _check_room(opened: LibsqlDatabase, change: wire.PlannedChange) -> None:

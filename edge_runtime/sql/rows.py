@@ -91,13 +91,13 @@ class DefinitionRow(NamedTuple):
 
 
 class NumberRow(NamedTuple):
-    """One number, as of a PRAGMA."""
+    """One number, as of a PRAGMA or `table_bytes`."""
 
     value: int
 
 
 class NameRow(NamedTuple):
-    """`functions`, `modules`: a name in lower case."""
+    """`functions`, `modules`: a name in lower case; `table_names`: a table's."""
 
     name: str
 

@@ -15,6 +15,7 @@ from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ViolationRow
+from edge_runtime.sql.shortages import code_of_shortage
 from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name, tokenize, word
 from edge_runtime.sql.values import Row
 
@@ -180,7 +181,8 @@ def normal(sql: str | None) -> tuple[str, ...]:
 def run(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> None:
     """Run the statements of a schema change in the transaction that is open.
 
-    Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then.
+    Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then. Where it lacked room
+    or memory, the code is one of `shortages.CODES`.
     """
     statements = split(sql)
     for statement in statements:
@@ -191,7 +193,8 @@ def run(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> None:
             while cursor.fetchmany(64):
                 pass
         except ValueError as error:
-            raise SchemaChangeRefused("schema_invalid", f"{error}.", statement.sql) from None
+            code = code_of_shortage(opened, error) or "schema_invalid"
+            raise SchemaChangeRefused(code, f"{error}.", statement.sql) from None
         except BaseException as error:
             if not is_panic(error):
                 raise
@@ -221,11 +224,18 @@ def own(opened: LibsqlDatabase) -> list[list[Row] | None]:
 
 def orphans(opened: LibsqlDatabase) -> str:
     """Return how the rows violate foreign keys, as a sentence; empty where they don't."""
+    first: ViolationRow | None = None
+    count = 0
     try:
-        violations = opened.read(ViolationRow, "PRAGMA foreign_key_check")
+        cursor = opened.connection.execute("PRAGMA foreign_key_check")
+        # A few at a time: there may be as many as rows.
+        while rows := cursor.fetchmany(64):
+            first = first or ViolationRow._make(rows[0])
+            count += len(rows)
     except ValueError as error:
         return f"the foreign keys can't be checked: {error}."
-    if not violations:
+    if first is None:
         return ""
-    table, rowid, parent, _ = violations[0]
-    return f"{len(violations)} rows have no parent; the first is row {rowid} of {table}, which refers to {parent}."
+    return (
+        f"{count} rows have no parent; the first is row {first.rowid} of {first.table}, which refers to {first.parent}."
+    )

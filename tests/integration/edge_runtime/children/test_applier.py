@@ -1,6 +1,7 @@
 """A release is applied to the libsql file wholly or not at all: history, schema changes, functions, probes."""
 
 import os
+import re
 
 import msgspec
 import pytest
@@ -306,3 +307,18 @@ def test_a_change_whose_pages_the_disk_has_no_room_for_is_refused(opened, monkey
     assert error.code == "disk_full"
     assert "needs 8 MiB more" in error.message
     apply(opened, plan(2, changes([ITEMS, text.format(1 << 20)])))
+
+
+def test_a_statement_that_the_disk_has_no_room_for_says_what_it_had_and_needed(opened):
+    apply(opened, plan(1, changes([ITEMS, "INSERT INTO items (name) SELECT 'x' FROM generate_series(1, 1000)"])))
+    # SQLite's own limit ends a statement as a full disk does.
+    pages = opened.rows("PRAGMA page_count")[0][0]
+    opened.rows(f"PRAGMA max_page_count = {pages + 1000}")
+    many = "INSERT INTO items (name) SELECT hex(randomblob(90)) FROM generate_series(1, 60000)"
+    error = refused(opened, plan(2, changes([many], 3)))
+    assert error.code == "disk_full"
+    for said in ("schema change 3", "is full", "are free on the disk of", "The table items has 0.0 MiB", many):
+        assert said in error.message
+    assert re.search(r"had written [1-9]\.[0-9] MiB to the write-ahead log", error.message)
+    opened.rows("PRAGMA max_page_count = 1000000")
+    assert apply(opened, plan(2, changes([many], 3))).schema_version == 3

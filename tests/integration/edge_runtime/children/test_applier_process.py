@@ -1,5 +1,6 @@
 """The applier as a process of its own: what it is told, and killed at any step, it leaves one release or the other."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -19,9 +20,12 @@ ROOT = Path(__file__).parents[4]
 FIRST = ["CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", "INSERT INTO items (name) VALUES ('a')"]
 
 CHILD = """
-import socket, sys
+import os, socket, sys
 from edge_runtime.children import applier
 from edge_runtime.ipc import frames
+from edge_runtime.sandbox import fence
+applier.HEAP_BYTES = int(os.environ.get("HEAP", applier.HEAP_BYTES))
+fence.FILE_BYTES = int(os.environ.get("FILE", fence.FILE_BYTES))
 applier.serve(socket.socket(fileno=int(sys.argv[1])), None, 0, frames.ChildSettings(sys.argv[2], "NORMAL"))
 """
 
@@ -29,13 +33,16 @@ applier.serve(socket.socket(fileno=int(sys.argv[1])), None, 0, frames.ChildSetti
 class Applier:
     """An applier's process, told what to do as the front does."""
 
-    def __init__(self, state: Path, faults: Path | None = None) -> None:
+    def __init__(self, state: Path, faults: Path | None = None, **limits: int) -> None:
+        """`limits`: bytes, HEAP of memory, FILE of a file."""
         (state / "db").mkdir(exist_ok=True)
         mine, its = socket.socketpair()
         mine.settimeout(60)
         self.sock = mine
         self.reader = frames.Reader(mine)
-        environment = {"SKERRY_FAULTS": str(faults)} if faults else {}
+        environment = {name: str(size) for name, size in limits.items()} | {"SQLITE_TMPDIR": str(state)}
+        if faults:
+            environment["SKERRY_FAULTS"] = str(faults)
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(its.fileno()), str(state)],
             pass_fds=[its.fileno()],
@@ -141,3 +148,51 @@ def test_killed_at_any_moment_it_leaves_one_release_or_the_other(state, delay):
     killer.join()
     child.end()
     assert generation(state) in (1, 2)
+
+
+MANY = "INSERT INTO items (name) SELECT hex(randomblob(64)) FROM generate_series(1, 80000)"
+"""10 MB, and an index of them as much again."""
+
+
+def lacking(state, sql, **limits):
+    """The error of a change after which the old release is there, and the next change is applied."""
+    child = Applier(state, **limits)
+    failed = child.ask(frames.APPLY, frames.Apply(plan(2, changes([sql], 3)), []))
+    assert failed.kind == frames.FAILED
+    assert child.ask(frames.APPLY, NEXT).kind == frames.PREPARED
+    assert child.end() == 0
+    assert generation(state) == 1
+    return msgspec.json.decode(failed.body, type=frames.ChildFailure)
+
+
+def test_what_does_not_fit_in_memory_goes_to_temporary_files(state):
+    child = Applier(state, HEAP=6 << 20)
+    sqls = [f"{MANY}; CREATE UNIQUE INDEX names ON items (name); UPDATE items SET name = lower(name)"]
+    assert child.ask(frames.APPLY, frames.Apply(plan(2, changes(sqls, 3)), [])).kind == frames.PREPARED
+    assert child.ask(frames.COMMIT).kind == frames.COMMITTED
+    assert child.end() == 0
+    with database.connect(state / "db" / "skerry.db") as made:
+        assert made.rows("SELECT count(*), sum(name = lower(name)) FROM items") == [(80_001, 80_001)]
+
+
+def test_a_change_that_needs_too_much_memory_says_how_much_it_had(state):
+    failure = lacking(state, "INSERT INTO items (name) VALUES (hex(zeroblob(4000000)))", HEAP=4 << 20)
+    assert failure.code == "apply_out_of_memory"
+    for said in ("schema change 3", "more than 4.0 MiB", "The table items has 0.0 MiB", "Statement: INSERT INTO items"):
+        assert said in failure.message
+
+
+def test_a_change_that_needs_too_large_a_file_says_how_large_it_was(state):
+    failure = lacking(state, MANY, FILE=2 << 20)
+    assert failure.code == "apply_disk_limit"
+    for said in ("schema change 3", "more than 2.0 MiB", "The table items has", "Statement: INSERT"):
+        assert said in failure.message
+    assert re.search(r"had written [12]\.[0-9] MiB", failure.message), failure.message
+
+
+def test_of_orphans_without_number_the_first_is_told(state):
+    family = "CREATE TABLE child (p INTEGER REFERENCES items (id)); INSERT INTO child SELECT value + 9 FROM {}"
+    sql = family.format("generate_series(1, 100000)")
+    failure = lacking(state, sql, HEAP=4 << 20)
+    assert failure.code == "foreign_key_violation"
+    assert "100000 rows have no parent; the first is row 1 of child, which refers to items" in failure.message

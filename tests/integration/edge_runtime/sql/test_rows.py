@@ -34,6 +34,8 @@ UNNAMED: list[tuple[type[NamedTuple], str]] = [
     (rows.NumberRow, load("shadow_pages")),
     (rows.NumberRow, "PRAGMA page_count"),
     (rows.NumberRow, "PRAGMA page_size"),
+    (rows.NumberRow, load("table_bytes").replace("?", "'parent'")),
+    (rows.NameRow, load("table_names")),
     (rows.NameRow, load("functions")),
     (rows.NameRow, load("modules")),
 ]
@@ -70,7 +72,9 @@ def test_a_row_has_the_names_and_types_of_its_query(
     assert [column[0] for column in cursor.description or ()] == list(row._fields)
 
 
-@pytest.mark.parametrize(("row", "sql"), UNNAMED, ids=["shadow", "count", "size", "functions", "modules"])
+@pytest.mark.parametrize(
+    ("row", "sql"), UNNAMED, ids=["shadow", "count", "size", "bytes", "tables", "functions", "modules"]
+)
 def test_a_row_of_one_column_has_its_type(opened: LibsqlDatabase, row: type[NamedTuple], sql: str) -> None:
     check_types(row, opened.rows(sql))
 
