@@ -111,7 +111,7 @@ async def head(call: ApiCall) -> Reply:
 
 
 async def download(call: ApiCall) -> Reply:
-    """GET /v1/artifacts/{sha256}, for a node whose target or running set has it (R 4.2)."""
+    """GET /v1/artifacts/{sha256}, for a node whose target has it, or for which a sync with it was opened (R 4.2)."""
     sha256 = call.path["sha256"]
     services = call.services
     id = await services.db.read(lambda conn: conn.fetchval(FOR_NODE, sha256, call.node_id))

@@ -35,7 +35,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET",
         ARTIFACT,
-        "The bytes, for a node that has or wants them",
+        "The bytes, for a node that was ever to have them",
         artifacts.download,
         "node",
         {200: bytes, 206: bytes, 307: None},

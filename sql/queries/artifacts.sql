@@ -49,16 +49,16 @@ DELETE FROM artifacts WHERE id = $1 AND state = 'deleting';
 -- name: known
 SELECT id::text AS id FROM artifacts WHERE id = ANY($1::text[]::uuid[]);
 
--- The artifact, for a node that runs it or is to run it.
+-- The artifact, for a node whose target has it, or for which a sync with it was ever opened: what the node says that it
+-- runs gives it nothing.
 -- name: for_node
 SELECT a.id::text AS id FROM artifacts a WHERE a.sha256 = $1 AND a.state = 'ready' AND (
     EXISTS (
         SELECT 1 FROM nodes n JOIN groups g ON g.id = n.group_id JOIN release_functions f ON f.release_id = g.release_id
         WHERE n.id = $2 AND f.sha256 = $1
     )
-    OR EXISTS (SELECT 1 FROM node_functions f WHERE f.node_id = $2 AND f.sha256 = $1)
     OR EXISTS (
-        SELECT 1 FROM syncs s JOIN release_functions f ON f.release_id = s.release_id
-        WHERE s.node_id = $2 AND s.status = 'running' AND f.sha256 = $1
+        SELECT 1 FROM release_functions f
+        WHERE f.release_id IN (SELECT s.release_id FROM syncs s WHERE s.node_id = $2) AND f.sha256 = $1
     )
 );

@@ -6,12 +6,16 @@ import io
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
+from control import wire
 from control.api import artifacts
 from control.local.pki import Pki
 from control.problems import ProblemError
+from tests.support import deploy
 from tests.support.control import Control, module, running, until
+from tests.support.replica import Site
 
 
 async def rows(control: Control, sha256: str) -> list[Any]:
@@ -263,7 +267,7 @@ async def test_a_presigned_url_is_kept_and_names_the_public_host(control: Contro
         assert response.status == 403
 
 
-async def test_nodes_get_only_what_they_run_or_are_to_run(database_url: str, bucket_url: str, pki: Pki) -> None:
+async def test_nodes_get_only_what_they_are_to_run(database_url: str, bucket_url: str, pki: Pki) -> None:
     async with running(database_url, bucket_url, pki, artifacts_delivery="control") as control:
         wasm = module("theirs")
         node = await control.join("n1")
@@ -277,6 +281,32 @@ async def test_nodes_get_only_what_they_run_or_are_to_run(database_url: str, buc
         assert (part.status, part.body) == (206, wasm[10:])
         assert part.headers["content-range"] == f"bytes 10-{len(wasm) - 1}/{len(wasm)}"
         assert (await control.call("GET", path)).code == "credentials_invalid", "an operator is no node"
+
+
+async def test_a_node_gets_nothing_by_saying_that_it_runs_it(control_site: Site) -> None:
+    async with control_site.running(artifacts_delivery="control") as live:
+        mine = await deploy.push(live, "f", module("mine"))
+        theirs = await deploy.push(live, "g", module("theirs"))
+        await deploy.ok(live, "POST", "/v1/groups", {"name": "apart"})
+        await deploy.release(live, functions={"f": 1})
+        await deploy.release(live, group="apart", functions={"g": 1})
+        node = await live.join("n1")
+        await node.sync()
+
+        async def status(version: Any) -> int:
+            return (await live.call("GET", f"/v1/artifacts/{version['sha256']}", token=node.credential)).status
+
+        assert (await status(mine), await status(theirs)) == (200, 404)
+        claimed = wire.RunningFunction("g", 1, theirs["sha256"], "0" * 64)
+        node.inventory = msgspec.structs.replace(node.inventory, functions=[*node.inventory.functions, claimed])
+        plan = await node.plan()
+        assert [f["name"] for f in (await live.node("n1"))["functions"]] == ["f", "g"], "it is told what the node said"
+        assert await status(theirs) == 404
+        await node.report(plan.sync_id, "failed", error=wire.SyncError("x", "x"))
+        assert await status(theirs) == 404
+        # What was once planned for it, it gets, also when its target has it no more.
+        await deploy.release(live, remove=["f"])
+        assert await status(mine) == 200
 
 
 async def test_the_url_of_a_redirect_is_the_stores(control: Control) -> None:
