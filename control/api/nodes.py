@@ -95,20 +95,34 @@ async def join(call: ApiCall) -> Reply:
         if token is None or not tokens.same(token.secret_hash, secret_hash):
             raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
         auth.refuse_expired(token.expires_at, now)
+        ended: set[str] = set()
         if token.node_id is None:
-            node_id = await _admit(conn, changed, body, token, now)
+            action = "node.join" if token.rejoin is None else "node.rejoin"
+            node_id, ended = await _admit(conn, changed, body, token, now)
             await conn.execute(SQL["use_join_token"], token_id, body.attempt, node_id, now)
         else:
             node_id = token.node_id
             used = await conn.fetchval(CREDENTIAL_USED, node_id, token.used_at)
             if token.attempt != body.attempt or used:
                 raise AuthError("token_used", "a join token is good for one node; make another one", "token_used")
-            changed.credentials |= await _revoke(conn, node_id, now)
+            # Its answer was lost: the credential of the first one is replaced.
+            action = "node.join-again"
+            ended = await _revoke(conn, node_id, now)
+        changed.credentials |= ended
         node = await conn.one(NAME_AND_GROUP, node_id)
         if node.removed_at is not None or node.name != body.name:
             raise AuthError("token_used", "the token was used for another node; make another one", "token_used")
         credential = tokens.new_token("node")
         await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, None)
+        await call.audit(
+            conn,
+            action,
+            node.name,
+            {"join_token": token_id},
+            before={"credentials": sorted(ended)} if ended else {},
+            after={"id": str(node_id), "group": node.group_name, "credentials": [str(credential.id)]},
+            node=node.name,
+        )
         await changed.announce(conn)
         return wire.Joined(str(node_id), credential.text, node.group_name)
 
@@ -126,6 +140,9 @@ async def rotate(call: ApiCall) -> Reply:
         revoked = await conn.column(REVOKE_UNUSED, node_id, old, now)
         credential = tokens.new_token("node")
         await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, old)
+        name = (await conn.one(NAME_AND_GROUP, node_id)).name
+        before, after = {"credentials": sorted({old, *revoked})}, {"credentials": [old, str(credential.id)]}
+        await call.audit(conn, "node.rotate", name, before=before, after=after, node=name)
         await Changed(credentials=set(revoked)).announce(conn)
         return wire.Rotated(credential.text)
 
@@ -193,21 +210,26 @@ async def remove(call: ApiCall) -> Reply:
     return await call.write(work, status=204)
 
 
-async def _admit(conn: Connection, changed: Changed, body: wire.Join, token: StoredJoinToken, now: datetime) -> UUID:
-    """Make a node with a join token that wasn't used yet, or let a node join again with a new disk; return its id."""
+async def _admit(
+    conn: Connection, changed: Changed, body: wire.Join, token: StoredJoinToken, now: datetime
+) -> tuple[UUID, set[str]]:
+    """Make a node with a join token that wasn't used yet, or let a node join again with a new disk.
+
+    Return its id, and the ids of the credentials that were ended.
+    """
     existing = await conn.fetchval(FIND_BY_NAME, body.name)
     if token.rejoin is not None:
         if body.name != token.rejoin:
             raise ProblemError("name_taken", f"the token is for {token.rejoin} to join again", field="name")
         if existing is None:
             raise ProblemError("unknown_node", f"the node {body.name} was removed; join as a new one", field="name")
-        changed.credentials |= await _revoke(conn, existing, now)
+        ended = await _revoke(conn, existing, now)
         await conn.execute(SQL["end_syncs"], existing, now)
         await conn.execute(SQL["forget_functions"], existing)
         await conn.execute(SQL["rejoin"], existing, body.labels, body.capabilities, body.protocol, now)
         await conn.execute(SQL["rejoin_presence"], existing, now)
         changed.nodes.add(str(existing))
-        return existing
+        return existing, ended
     if existing is not None:
         raise ProblemError(
             "name_taken",
@@ -218,7 +240,7 @@ async def _admit(conn: Connection, changed: Changed, body: wire.Join, token: Sto
     id = uuid4()
     await conn.execute(SQL["add"], id, body.name, body.labels, body.capabilities, body.protocol, token.group_id, now)
     await conn.execute(SQL["add_presence"], id, now)
-    return id
+    return id, set()
 
 
 async def _group(conn: Connection, name: str) -> UUID:

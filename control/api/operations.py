@@ -5,18 +5,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
-from uuid import uuid4
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from control.access import auth
 from control.access.auth import Principal, Role
 from control.api import request_input
 from control.api.request_input import SMALL_BODY
 from control.api.services import Services
 from control.problems import ProblemError
-from control.storage import idempotency, queries
+from control.storage import audit_log, idempotency
 from control.storage.announcements import Changed
+from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 
 T = TypeVar("T")
@@ -24,8 +25,6 @@ Handler = Callable[["ApiCall"], Awaitable["Reply"]]
 Read = Callable[[Connection], Awaitable[Any]]
 Work = Callable[[Connection, Changed], Awaitable[Any]]
 Renew = Callable[[Connection, Changed, Any], Awaitable[Any]]
-
-AUDIT = queries.load("audit")["record"]
 
 NOBODY = Principal("", "", "")
 """In place of an operator, where the caller is a node or anybody."""
@@ -131,9 +130,26 @@ class ApiCall:
         )
         return None if kept is None else Reply(status, kept.response)
 
-    async def audit(self, conn: Connection, action: str, subject: str, details: dict[str, Any]) -> None:
-        """Record what the operator does, in the same transaction."""
-        await conn.execute(AUDIT, uuid4(), self.services.clock.now(), self.operator.name, action, subject, details)
+    async def audit(
+        self,
+        conn: Connection,
+        action: str,
+        target: str,
+        details: Mapping[str, Any] | None = None,
+        *,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+        node: str = "",
+    ) -> None:
+        """Record a change that this request makes, in the same transaction, as `audit_log.record` says.
+
+        `node`: the name of the node that makes it; '' where it is an operator.
+        """
+        kind: Literal["operator", "node"] = "node" if node else "operator"
+        call_id = self.scope["request_id"].decode()
+        actor = Actor(kind, node or self.operator.name, auth.address(self.scope), call_id)
+        now = self.services.clock.now()
+        await audit_log.record(conn, now, actor, action, target, details, before=before, after=after)
 
     async def read(self, work: Read) -> Reply:
         """Run `work`, which only reads, and answer what it returned."""

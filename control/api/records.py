@@ -14,13 +14,18 @@ from control.storage.connection import Connection
 
 
 class AuditRow(NamedTuple):
-    """A line of the audit log."""
+    """A row of the audit log."""
 
     id: UUID
     at: datetime
+    actor_kind: str
     operator: str
+    address: str
+    call_id: str
     action: str
     subject: str
+    values_before: dict[str, Any]
+    values_after: dict[str, Any]
     details: dict[str, Any]
 
 
@@ -80,7 +85,7 @@ async def get_sync(call: ApiCall) -> Reply:
 async def _audit(conn: Connection, paging: Paging) -> responses.Page[responses.AuditEntry]:
     return await pagination.fill(
         lambda after, count: conn.fetch(AUDIT, *after, count),
-        pagination.each(lambda row: responses.AuditEntry(*row[1:])),
+        pagination.each(lambda row: responses.AuditEntry(str(row.id), *row[1:])),
         lambda row: (row.at, row.id),
         _newest_first(paging.cursor),
         paging.limit,

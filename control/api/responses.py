@@ -229,11 +229,26 @@ class Sync(Struct):
 
 
 class AuditEntry(Struct):
+    """A row of the audit log: a change, and who made it."""
+
+    id: str
     at: datetime
-    operator: str
+    actor_kind: str
+    """`operator`, `node`, or `control`: by itself, or a command that has the database's URL."""
+    actor: str
+    address: str
+    """The IP address of the client; '' where nothing was asked for over the network."""
+    call_id: str
+    """The X-Request-Id of the answer to the request; '' where there was none."""
     action: str
-    subject: str
+    target: str
+    """What was changed."""
+    before: dict[str, Any]
+    """The values that the change has changed, by name, as they were."""
+    after: dict[str, Any]
+    """The same values as they are since."""
     details: dict[str, Any]
+    """Circumstances of the change, such as its reason."""
 
 
 class AuthFailure(Struct):

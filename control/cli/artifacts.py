@@ -8,7 +8,7 @@ from control.cli.support import options, output
 from control.cli.support.client import Json, path
 
 AUDIT_NAME = "cli"
-"""The operator in the audit log when a bucket is taken over: that needs the database's URL, and no operator's token."""
+"""The actor in the audit log when a bucket is taken over: that needs the database's URL, and no operator's token."""
 
 
 @click.group()

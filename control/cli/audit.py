@@ -23,8 +23,8 @@ async def list_audit(limit: int, as_json: bool) -> None:
         output.document(found)
         return
     output.table(
-        ["AT", "OPERATOR", "ACTION", "SUBJECT"],
-        [[a["at"], a["operator"], a["action"], a["subject"]] for a in found],
+        ["AT", "ACTOR", "ADDRESS", "ACTION", "TARGET"],
+        [[a["at"], a["actor"], a["address"], a["action"], a["target"]] for a in found],
         "nothing yet",
     )
 

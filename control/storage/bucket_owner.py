@@ -15,7 +15,8 @@ from uuid import uuid4
 
 from control.clock import Clock
 from control.problems import ProblemError
-from control.storage import owner_mark, queries
+from control.storage import audit_log, owner_mark, queries
+from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.object_store import SmallObject, Store, WriteConflict, artifact_id_of
@@ -23,7 +24,6 @@ from control.storage.owner_mark import OwnerMark, Standing, UnreadableMark
 
 SQL = queries.load("bucket_owner")
 KNOWN_ARTIFACTS = queries.load("artifacts").value("known", str)
-AUDIT = queries.load("audit")["record"]
 
 CHECK_EVERY = 10.0
 """Seconds between two looks at the bucket by each replica."""
@@ -176,8 +176,10 @@ class Ownership:
             await self._db.transaction(lambda conn: conn.execute(SQL["sweep_problem"], problem))
             self.sweep_problem = problem
 
-    async def take_over(self, operator: str) -> TakenOver:
+    async def take_over(self, command: str) -> TakenOver:
         """Make the bucket this control's, whoever owned it, and hold deletions; if it is this control's, do nothing.
+
+        `command`: the name in the audit log of who does it.
 
         Raises: ProblemError, when the store or the database doesn't answer, or another replica wrote meanwhile.
         """
@@ -194,9 +196,8 @@ class Ownership:
 
             async def work(conn: Connection) -> None:
                 await conn.execute(SQL["hold_above"], before, uuid4(), now, reason)
-                await conn.execute(
-                    AUDIT, uuid4(), now, operator, "artifacts.take-over", self._store.bucket, {"from": from_whom}
-                )
+                actor, details = Actor("control", command), {"from": from_whom}
+                await audit_log.record(conn, now, actor, "artifacts.take-over", self._store.bucket, details)
 
             await self._db.transaction(work)
             try:
@@ -294,7 +295,8 @@ class Ownership:
             if (await state(conn)).step == metadata.step:
                 await conn.execute(SQL["hold_above"], bucket.counter, uuid4(), now, reason)
                 details = {"bucket": bucket.counter, "metadata": metadata.counter}
-                await conn.execute(AUDIT, uuid4(), now, "control", "artifacts.hold", self._store.bucket, details)
+                actor = Actor("control", "control")
+                await audit_log.record(conn, now, actor, "artifacts.hold", self._store.bucket, details)
 
         await self._db.transaction(work)
 

@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-import uuid
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -12,8 +12,9 @@ import asyncpg
 
 from control import tokens
 from control.clock import Clock
-from control.storage import queries
+from control.storage import audit_log, queries
 from control.storage.announcements import Changed
+from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
 
@@ -27,11 +28,19 @@ class AppliedFile(NamedTuple):
     checksum: str
 
 
+class KnownOperator(NamedTuple):
+    """An operator that there is already, or was."""
+
+    id: UUID
+    role: str
+    revoked_at: datetime | None
+
+
 SQL = queries.load("migrate")
 SERVER = SQL.value("server", str)
 APPLIED = SQL.rows("applied", AppliedFile)
 ADMINS = SQL.value("admins", int)
-OPERATOR_ID = SQL.optional("operator_id", UUID)
+OPERATOR = SQL.rows("operator", KnownOperator)
 
 
 class SchemaError(Exception):
@@ -101,9 +110,13 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
     async def work(conn: Connection) -> str | None:
         if not again and await conn.fetchval(ADMINS) > 0:
             return None
-        token = tokens.new_token("operator", await conn.fetchval(OPERATOR_ID, name))
-        await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, clock.now())
-        await conn.execute(SQL["audit_admin"], uuid.uuid4(), clock.now(), name)
+        known, now = await conn.fetchrow(OPERATOR, name), clock.now()
+        token = tokens.new_token("operator", None if known is None else known.id)
+        await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, now)
+        action = "operator.create" if known is None else "operator.renew"
+        before = None if known is None else {"role": known.role, "revoked_at": known.revoked_at}
+        after = {"role": "admin", "revoked_at": None}
+        await audit_log.record(conn, now, Actor("control", "migrate"), action, name, before=before, after=after)
         await Changed(operators={str(token.id)}).announce(conn)
         return token.text
 

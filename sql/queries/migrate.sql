@@ -18,16 +18,11 @@ INSERT INTO groups (name, created_at) VALUES ('default', $1) ON CONFLICT (name) 
 -- name: admins
 SELECT count(*) FROM operators WHERE role = 'admin' AND revoked_at IS NULL;
 
--- The id of an operator.
--- name: operator_id
-SELECT id FROM operators WHERE name = $1;
+-- An operator.
+-- name: operator
+SELECT id, role, revoked_at FROM operators WHERE name = $1;
 
 -- Make an admin with a new token; an operator that exists gets the role and the token.
 -- name: put_admin
 INSERT INTO operators (id, name, role, secret_hash, created_at) VALUES ($1, $2, 'admin', $3, $4)
 ON CONFLICT (id) DO UPDATE SET role = 'admin', secret_hash = excluded.secret_hash, revoked_at = NULL;
-
--- Record that an admin was made by `skerry migrate`.
--- name: audit_admin
-INSERT INTO audit (id, at, operator, action, subject, details)
-VALUES ($1, $2, 'migrate', 'operator.create', $3::text, '{"role": "admin"}');

@@ -190,7 +190,8 @@ def _without_digest(t: Tables, group_id: str, limit: int) -> Rows:
 
 
 @statement("audit", "record")
-def _record(t: Tables, id: UUID, at: datetime, operator: str, action: str, subject: str, details: Any) -> int:
+def _record(t: Tables, id: UUID, at: datetime, *columns: Any) -> int:
+    _kind, operator, _address, _call, action, subject, details, _before, _after = columns
     t.insert("audit", id=str(id), at=at, operator=operator, action=action, subject=subject, details=details)
     return 1
 
@@ -227,6 +228,12 @@ def _move(t: Tables, id: UUID, group_id: UUID, generation: int) -> int:
 def _retry(t: Tables, id: UUID) -> int:
     t.update("nodes", str(id), retry_at=None, failed_generation=0)
     return 1
+
+
+@statement("nodes", "name_and_group")
+def _name_and_group(t: Tables, id: str) -> Rows:
+    node = t["nodes"][id]
+    return [Row(name=node["name"], group_name=t["groups"][node["group_id"]]["name"], removed_at=node["removed_at"])]
 
 
 @statement("nodes", "revoke_unused")

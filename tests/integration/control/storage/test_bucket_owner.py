@@ -203,7 +203,7 @@ async def test_nothing_is_swept_after_a_restore_until_an_operator_says_so(
         assert (answer.status, answer.json()["deletions"]) == (200, "on")
         audit = (await control.call("GET", "/v1/audit")).json()["items"]
         assert {("admin", "artifacts.resume"), ("control", "artifacts.hold")} <= {
-            (entry["operator"], entry["action"]) for entry in audit
+            (entry["actor"], entry["action"]) for entry in audit
         }
         await sweep_of_years(control, clock)
         assert await keys(bucket_url) == set(), "none of them is used by a version"
@@ -310,7 +310,7 @@ async def test_one_command_takes_a_bucket_over_on_purpose(
             await sweep_of_years(after, clock)
             assert len(await keys(bucket_url)) == 1
             entry = (await after.call("GET", "/v1/audit")).json()["items"][0]
-            assert (entry["operator"], entry["action"]) == ("cli", "artifacts.take-over")
+            assert (entry["actor"], entry["action"]) == ("cli", "artifacts.take-over")
     with pytest.raises(ProblemError, match="store_not_owned"):
         async with control_site.running():
             pass
