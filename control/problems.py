@@ -42,6 +42,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "credentials_invalid": ProblemCode(401, "The credentials aren't valid"),
     "token_expired": ProblemCode(401, "The join token has expired"),
     "token_used": ProblemCode(401, "The join token was used"),
+    "token_revoked": ProblemCode(401, "The join token has ended"),
     "role_insufficient": ProblemCode(403, "The operator's role doesn't allow this"),
     # What is asked for
     "unknown_node": ProblemCode(404, "There is no such node"),
@@ -53,9 +54,11 @@ CODES: Final[dict[str, ProblemCode]] = {
     "unknown_release": ProblemCode(404, "There is no such release"),
     "unknown_sync": ProblemCode(404, "There is no such sync"),
     "unknown_operator": ProblemCode(404, "There is no such operator"),
+    "unknown_join_token": ProblemCode(404, "There is no such join token"),
     "unknown_ca": ProblemCode(404, "This control plane has no CA to give out"),
     # What is in the way
     "name_taken": ProblemCode(409, "The name is in use"),
+    "node_joined": ProblemCode(409, "A node has joined with the token"),
     "digest_mismatch": ProblemCode(409, "The bytes aren't those that were announced"),
     "upload_interrupted": ProblemCode(409, "The upload was given up before it ended"),
     "version_in_target": ProblemCode(409, "The version is part of a target"),

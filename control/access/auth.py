@@ -32,6 +32,7 @@ class JoinTokenRow(NamedTuple):
     id: str
     secret_hash: str
     expires_at: datetime
+    revoked_at: datetime | None
 
 
 SQL = queries.load("auth")
@@ -117,7 +118,7 @@ class Authenticator:
         token = await self._join_tokens.find(id)
         if token is None or not tokens.same(token.secret_hash, secret_hash):
             raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
-        refuse_expired(token.expires_at, self._clock.now())
+        refuse_ended(token.expires_at, token.revoked_at, self._clock.now())
 
     async def _verify(self, scope: Scope, header: bytes) -> Credential:
         """Check a node's token that isn't known yet, and remember the sha256 of its header."""
@@ -162,10 +163,22 @@ def bearer(scope: Scope, kind: tokens.Kind) -> tuple[str, str]:
     raise AuthError("credentials_missing", "send the header 'Authorization: Bearer TOKEN'", "missing")
 
 
-def refuse_expired(expires_at: datetime, now: datetime) -> None:
-    """Raises: AuthError, when a join token has expired."""
+def refuse_ended(expires_at: datetime, revoked_at: datetime | None, now: datetime) -> None:
+    """Raises: AuthError, when a join token has expired or was revoked."""
+    if revoked_at is not None:
+        raise token_revoked()
     if expires_at <= now:
         raise AuthError("token_expired", f"the join token expired at {expires_at}; make another one", "expired")
+
+
+def token_revoked() -> AuthError:
+    """The refusal of a join token that ended before its time."""
+    return AuthError(
+        "token_revoked",
+        "the join token was revoked, or ended with the operator who made it, or its node has joined again, was revoked "
+        "or was removed; make another one",
+        "token_revoked",
+    )
 
 
 def join_tokens(db: Database) -> Lookups[JoinTokenRow]:

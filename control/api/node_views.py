@@ -131,9 +131,8 @@ async def list_nodes(call: ApiCall) -> Reply:
     after = pagination.read_cursor(query.cursor, (str,)) or ("",)
 
     async def work(conn: Connection) -> responses.Page[responses.Node]:
-        if query.group is not None and await conn.fetchval(GROUP, query.group) is None:
-            raise ProblemError("unknown_group", f"there is no group {query.group}", field="group")
-
+        if query.group is not None:
+            await group(conn, query.group)
         return await pagination.fill(
             lambda after, count: conn.fetch(NODES, *after, query.group, query.state, count),
             lambda rows: _describe(conn, rows),
@@ -167,6 +166,14 @@ async def find(conn: Connection, node: str, field: str = "node") -> FoundNode:
     if row is None:
         raise ProblemError("unknown_node", f"there is no node {node}", field=field)
     return row
+
+
+async def group(conn: Connection, name: str) -> UUID:
+    """The id of a group. Raises: ProblemError unknown_group, when there is none."""
+    id = await conn.fetchval(GROUP, name)
+    if id is None:
+        raise ProblemError("unknown_group", f"there is no group {name}", field="group")
+    return id
 
 
 async def describe(conn: Connection, id: UUID) -> responses.DetailedNode:

@@ -1,11 +1,11 @@
 """Nodes: joining, credentials, moves and removals (R 1.1, 1.2, 7.3)."""
 
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from control import tokens, wire
-from control.access import auth
+from control.access import auth, join_token_ends
 from control.access.auth import AuthError
 from control.api import node_views, responses
 from control.api.operations import ApiCall, Reply
@@ -26,6 +26,8 @@ class StoredJoinToken(NamedTuple):
     node_id: UUID | None
     used_at: datetime | None
     rejoin: str | None
+    rejoin_node: UUID | None
+    revoked_at: datetime | None
 
 
 class JoinedNode(NamedTuple):
@@ -38,45 +40,14 @@ class JoinedNode(NamedTuple):
 
 SQL = queries.load("nodes")
 TAKE_GENERATION = SQL.value("take_generation", int)
-GROUP = SQL.optional("group", UUID)
-RENEW_JOIN_TOKEN = SQL.optional("renew_join_token", UUID)
-JOIN_TOKEN = SQL.rows("join_token", StoredJoinToken)
+JOIN_TOKENS = queries.load("join_tokens")
+JOIN_TOKEN = JOIN_TOKENS.rows("token", StoredJoinToken)
 CREDENTIAL_USED = SQL.value("credential_used", bool)
 REVOKE_CREDENTIALS = SQL.value("revoke_credentials", str)
 REVOKE_UNUSED = SQL.value("revoke_unused", str)
 FIND_BY_NAME = SQL.optional("find_by_name", UUID)
 NAME_AND_GROUP = SQL.rows("name_and_group", JoinedNode)
 LOCK = SQL.value("lock", UUID)
-
-
-async def make_join_token(call: ApiCall) -> Reply:
-    """POST /v1/join-tokens. Only the token's hash is stored, so the same request again gets a new token."""
-    body = call.body
-    fingerprint = call.services.ca_fingerprint
-
-    async def work(conn: Connection, _changed: Changed) -> responses.MadeJoinToken:
-        now = call.services.clock.now()
-        group, name = await _group(conn, body.group), body.group
-        if body.rejoin is not None:
-            # It stays in its group.
-            node = await node_views.find(conn, body.rejoin, "rejoin")
-            group, name = node.group_id, node.group_name
-        token = tokens.new_token("join")
-        expires = now + timedelta(seconds=body.expires_in)
-        await conn.execute(
-            SQL["add_join_token"], token.id, token.secret_hash, group, call.operator.name, now, expires, body.rejoin
-        )
-        await call.audit(conn, "join-token.create", str(token.id), {"group": name, "rejoin": body.rejoin})
-        return responses.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, expires)
-
-    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> responses.MadeJoinToken:
-        token = tokens.new_token("join", UUID(kept["id"]))
-        if await conn.fetchval(RENEW_JOIN_TOKEN, token.id, token.secret_hash) is None:
-            raise ProblemError("token_used", "the token that this request made was used; make another one")
-        text = _with(token.text, fingerprint)
-        return responses.MadeJoinToken(kept["id"], text, kept["group"], datetime.fromisoformat(kept["expires_at"]))
-
-    return await call.write(work, renew=renew)
 
 
 async def join(call: ApiCall) -> Reply:
@@ -94,12 +65,14 @@ async def join(call: ApiCall) -> Reply:
         token = await conn.fetchrow(JOIN_TOKEN, token_id)
         if token is None or not tokens.same(token.secret_hash, secret_hash):
             raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
-        auth.refuse_expired(token.expires_at, now)
+        auth.refuse_ended(token.expires_at, token.revoked_at, now)
         ended: set[str] = set()
         if token.node_id is None:
             action = "node.join" if token.rejoin is None else "node.rejoin"
             node_id, ended = await _admit(conn, changed, body, token, now)
-            await conn.execute(SQL["use_join_token"], token_id, body.attempt, node_id, now)
+            await conn.execute(JOIN_TOKENS["use"], token_id, body.attempt, node_id, now)
+            if token.rejoin is not None:
+                await join_token_ends.end_for_node(conn, node_id, now, but=UUID(token_id))
         else:
             node_id = token.node_id
             used = await conn.fetchval(CREDENTIAL_USED, node_id, token.used_at)
@@ -156,7 +129,7 @@ async def move(call: ApiCall) -> Reply:
 
     async def work(conn: Connection, changed: Changed) -> responses.DetailedNode:
         node = await node_views.find(conn, call.path["node"])
-        group = await _group(conn, call.body.group)
+        group = await node_views.group(conn, call.body.group)
         if group != node.group_id:
             if not call.body.allow_unfit:
                 await compatibility.refuse_move(conn, node.id, group, call.body.group)
@@ -172,11 +145,13 @@ async def move(call: ApiCall) -> Reply:
 
 
 async def revoke(call: ApiCall) -> Reply:
-    """POST /v1/nodes/{node}/revoke: all credentials of the node."""
+    """POST /v1/nodes/{node}/revoke: all credentials of the node, and its join tokens."""
 
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.path["node"])
-        changed.credentials |= await _revoke(conn, node.id, call.services.clock.now())
+        now = call.services.clock.now()
+        changed.credentials |= await _revoke(conn, node.id, now)
+        await join_token_ends.end_for_node(conn, node.id, now)
         await call.audit(conn, "node.revoke", node.name, {})
 
     return await call.write(work, status=204)
@@ -201,6 +176,7 @@ async def remove(call: ApiCall) -> Reply:
         node = await node_views.find(conn, call.path["node"])
         now = call.services.clock.now()
         changed.credentials |= await _revoke(conn, node.id, now)
+        await join_token_ends.end_for_node(conn, node.id, now)
         await conn.execute(SQL["end_syncs"], node.id, now)
         await conn.execute(SQL["clear_warnings"], node.id, now)
         await conn.execute(SQL["remove"], node.id, now)
@@ -217,19 +193,20 @@ async def _admit(
 
     Return its id, and the ids of the credentials that were ended.
     """
-    existing = await conn.fetchval(FIND_BY_NAME, body.name)
     if token.rejoin is not None:
         if body.name != token.rejoin:
             raise ProblemError("name_taken", f"the token is for {token.rejoin} to join again", field="name")
-        if existing is None:
-            raise ProblemError("unknown_node", f"the node {body.name} was removed; join as a new one", field="name")
-        ended = await _revoke(conn, existing, now)
-        await conn.execute(SQL["end_syncs"], existing, now)
-        await conn.execute(SQL["forget_functions"], existing)
-        await conn.execute(SQL["rejoin"], existing, body.labels, body.capabilities, body.protocol, now)
-        await conn.execute(SQL["rejoin_presence"], existing, now)
-        changed.nodes.add(str(existing))
-        return existing, ended
+        if token.rejoin_node is None:
+            raise auth.token_revoked()
+        node_id = token.rejoin_node
+        ended = await _revoke(conn, node_id, now)
+        await conn.execute(SQL["end_syncs"], node_id, now)
+        await conn.execute(SQL["forget_functions"], node_id)
+        await conn.execute(SQL["rejoin"], node_id, body.labels, body.capabilities, body.protocol, now)
+        await conn.execute(SQL["rejoin_presence"], node_id, now)
+        changed.nodes.add(str(node_id))
+        return node_id, ended
+    existing = await conn.fetchval(FIND_BY_NAME, body.name)
     if existing is not None:
         raise ProblemError(
             "name_taken",
@@ -243,18 +220,6 @@ async def _admit(
     return id, set()
 
 
-async def _group(conn: Connection, name: str) -> UUID:
-    id = await conn.fetchval(GROUP, name)
-    if id is None:
-        raise ProblemError("unknown_group", f"there is no group {name}", field="group")
-    return id
-
-
 async def _revoke(conn: Connection, node_id: UUID, now: datetime) -> set[str]:
     """Revoke all credentials of a node; return the ids of those that were valid."""
     return set(await conn.column(REVOKE_CREDENTIALS, node_id, now))
-
-
-def _with(token: str, fingerprint: str) -> str:
-    """A join token, followed by the fingerprint of control's CA where there is one."""
-    return f"{token}.{fingerprint}" if fingerprint else token

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from control import tokens
+from control.access import join_token_ends
 from control.api import pagination, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
@@ -68,7 +69,9 @@ async def revoke(call: ApiCall) -> Reply:
             raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
         if row.role == "admin" and await conn.fetchval(ADMINS) == 1:
             raise ProblemError("last_admin", f"{name} is the last admin; make another one first", field="name")
-        await conn.execute(SQL["revoke"], row.id, call.services.clock.now())
+        now = call.services.clock.now()
+        await conn.execute(SQL["revoke"], row.id, now)
+        await join_token_ends.end_of_operator(conn, name, now)
         changed.operators.add(str(row.id))
         await call.audit(conn, "operator.revoke", name, {})
 

@@ -208,6 +208,22 @@ class MadeJoinToken(Struct):
     expires_at: datetime
 
 
+class JoinToken(Struct):
+    """A join token, without its secret."""
+
+    id: str
+    group: str
+    rejoin: str | None
+    """The node that it lets join again, or null."""
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    state: str
+    """`open`, `used`, `expired` or `revoked`."""
+    node: str | None
+    """The node that joined with it, or null."""
+
+
 class Sync(Struct):
     """A line of the log of syncs (R 6.4)."""
 

@@ -97,7 +97,7 @@ def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
     return [("capabilities", ", ".join(texts)), *rows]
 
 
-@command.command()
+@command.group(invoke_without_command=True)
 @options.group_option
 @click.option(
     "--expires-in", type=click.IntRange(60, 30 * 86400), default=3600, show_default=True, help="Seconds it is good for."
@@ -106,9 +106,61 @@ def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
     "--rejoin", type=options.NAME, metavar="NODE", help="Let this node join again, after its disk was lost or replaced."
 )
 @options.json_option
+@click.pass_context
+def token(context: click.Context, group: str, expires_in: int, rejoin: str | None, as_json: bool) -> None:
+    """Make a one-time token with which one node joins; it is shown only once.
+
+    With a subcommand: list the tokens, or revoke one.
+    """
+    if context.invoked_subcommand is None:
+        _make_token(group, expires_in, rejoin, as_json)
+
+
+@token.command("list")
+@options.json_option
 @options.asynchronous
-async def token(group: str, expires_in: int, rejoin: str | None, as_json: bool) -> None:
-    """Make a one-time token with which one node joins; it is shown only once."""
+async def list_tokens(as_json: bool) -> None:
+    """List the join tokens, newest first. Their secrets aren't shown: control doesn't have them."""
+    async with options.client() as control:
+        found = await control.items(path("join-tokens"))
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["TOKEN", "GROUP", "REJOINS", "BY", "MADE", "ENDS", "STATE", "NODE"],
+        [
+            [
+                token["id"],
+                token["group"],
+                token["rejoin"],
+                token["created_by"],
+                output.ago(token["created_at"]),
+                output.ago(token["expires_at"]),
+                token["state"],
+                token["node"],
+            ]
+            for token in found
+        ],
+        "no join tokens",
+    )
+
+
+@token.command("revoke")
+@click.argument("id")
+@options.json_option
+@options.asynchronous
+async def revoke_token(id: str, as_json: bool) -> None:
+    """Revoke a join token, by its id in the list: no node can join with it any more."""
+    async with options.client() as control:
+        await control.delete(path("join-tokens", id))
+    if as_json:
+        output.document({"id": id, "revoked": True})
+    else:
+        output.say(f"{id}: the token is refused from now on")
+
+
+@options.asynchronous
+async def _make_token(group: str, expires_in: int, rejoin: str | None, as_json: bool) -> None:
     body: Json = {"group": group, "expires_in": expires_in}
     if rejoin is not None:
         body["rejoin"] = rejoin

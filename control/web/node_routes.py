@@ -1,7 +1,7 @@
 """The operations on nodes, and those that nodes call."""
 
 from control import wire
-from control.api import node_views, nodes, pagination, records, requests, responses, syncs
+from control.api import join_tokens, node_views, nodes, pagination, records, requests, responses, syncs
 from control.api.operations import Operation
 from control.api.request_input import INVENTORY_BODY
 from control.api.responses import Page
@@ -27,7 +27,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nodes.join,
         "join",
         {201: wire.Joined},
-        ("token_expired", "token_used", "name_taken", "unknown_node"),
+        ("token_expired", "token_used", "token_revoked", "name_taken"),
         body=wire.Join,
     ),
     Operation(
@@ -57,10 +57,28 @@ OPERATIONS: tuple[Operation, ...] = (
         "POST", NODE + "/retry", "Let a node try again now", nodes.retry, "deploy", {204: None}, ("unknown_node",)
     ),
     Operation(
+        "GET",
+        "/v1/join-tokens",
+        "Join tokens, newest first",
+        join_tokens.list_tokens,
+        "admin",
+        {200: Page[responses.JoinToken]},
+        query=pagination.Paging,
+    ),
+    Operation(
+        "DELETE",
+        "/v1/join-tokens/{id}",
+        "Revoke a join token",
+        join_tokens.revoke,
+        "admin",
+        {204: None},
+        ("unknown_join_token", "node_joined"),
+    ),
+    Operation(
         "POST",
         "/v1/join-tokens",
         "Make a one-time token to join with",
-        nodes.make_join_token,
+        join_tokens.create,
         "admin",
         {201: responses.MadeJoinToken},
         ("unknown_group", "unknown_node", "token_used"),

@@ -205,8 +205,8 @@ def _explain(refusal: control_client.ControlRefused) -> NoReturn:
     cures = {
         "token_used": " with `skerry node token`",
         "token_expired": " with `skerry node token`",
+        "token_revoked": " with `skerry node token`",
         "credentials_invalid": "; make a join token with `skerry node token`",
-        "unknown_node": "; make a token without --rejoin",
     }
     again = ". The same command may be run again" if refusal.status >= 500 else ""
     raise JoinFailed(refusal.code, refusal.message + cures.get(refusal.code, again))

@@ -1,6 +1,6 @@
 -- Join tokens by id.
 -- name: join_tokens
-SELECT id::text AS id, secret_hash, expires_at FROM join_tokens WHERE id = ANY($1::text[]::uuid[]);
+SELECT id::text AS id, secret_hash, expires_at, revoked_at FROM join_tokens WHERE id = ANY($1::text[]::uuid[]);
 
 -- Record the first use of a credential.
 -- name: first_use

@@ -2,27 +2,6 @@
 -- name: take_generation
 UPDATE generations SET generation = generation + 1 WHERE id = 1 RETURNING generation;
 
--- The id of a group.
--- name: group
-SELECT id FROM groups WHERE name = $1;
-
--- Add a join token.
--- name: add_join_token
-INSERT INTO join_tokens (id, secret_hash, group_id, created_by, created_at, expires_at, rejoin)
-VALUES ($1, $2, $3, $4, $5, $6, $7);
-
--- Give a join token that wasn't used another secret.
--- name: renew_join_token
-UPDATE join_tokens SET secret_hash = $2 WHERE id = $1 AND attempt IS NULL RETURNING id;
-
--- A join token.
--- name: join_token
-SELECT secret_hash, group_id, expires_at, attempt, node_id, used_at, rejoin FROM join_tokens WHERE id = $1;
-
--- Mark a join token as used by an attempt, for a node.
--- name: use_join_token
-UPDATE join_tokens SET attempt = $2, node_id = $3, used_at = $4 WHERE id = $1 AND attempt IS NULL;
-
 -- Whether the node has used a credential that was made since a time.
 -- name: credential_used
 SELECT EXISTS (

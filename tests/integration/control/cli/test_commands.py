@@ -144,11 +144,19 @@ def test_operators_and_their_roles(skerry: Shell, up: Up, monkeypatch: pytest.Mo
 
 def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     skerry("group", "create", "spare")
+    unwanted = skerry.json("node", "token")
     made = skerry.json("node", "token", "--group", "spare")
+    assert unwanted["id"] in skerry("node", "token", "list")
+    assert unwanted["token"] not in skerry.out
+    skerry("node", "token", "revoke", unwanted["id"])
+    listed = {token["id"]: token["state"] for token in skerry.json("node", "token", "list")}
+    assert (listed[unwanted["id"]], listed[made["id"]]) == ("revoked", "open")
     join = [sys.executable, "-m", "edge_runtime.cli.main", "join", "--control", made["url"], "--name", "edge-9"]
     told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
     subprocess.run([*join, "--state", str(tmp_path / "edge-9")], env=told, check=True, timeout=LIMIT)
     assert skerry.json("node", "show", "edge-9")["group"] == "spare"
+    skerry("node", "token", "revoke", made["id"], ends=3)
+    assert "skerry node revoke edge-9" in skerry.err
     assert {group["name"]: group["nodes"] for group in skerry.json("group", "list")}["spare"] == 1
     assert skerry.json("node", "move", "edge-9", "default")["group"] == "default"
     skerry("node", "retry", "edge-9")

@@ -1,6 +1,7 @@
 """`skerry migrate`: repeatable, refuses what it doesn't know, and makes the first admin once."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -85,3 +86,58 @@ async def test_what_cockroachdb_alone_knows_is_for_it_alone(db: Database) -> Non
     assert names[len(both) :]
     assert all(name.startswith("cockroachdb/") for name in names[len(both) :])
     assert await migrations.migrate(db, CLOCK) == (names if await db.read(is_cockroachdb) else both)
+
+
+async def test_unused_rejoin_tokens_get_their_node_or_end(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may be another node's by now; a token from before its node joined, or was revoked, ends."""
+    every = migrations.migrations
+
+    def earlier(*, cockroachdb: bool) -> list[migrations.Migration]:
+        return [migration for migration in every(cockroachdb=cockroachdb) if migration.name < "schema/0010"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "migrations", earlier)
+        await migrations.migrate(db, CLOCK)
+    await execute(
+        db,
+        "INSERT INTO operators (name, role, secret_hash, created_at, revoked_at) VALUES ('gone', 'admin', '', $1, $1)",
+        CLOCK.now(),
+    )
+    early, joined, late = (CLOCK.now() + timedelta(minutes=minutes) for minutes in (-9, -6, -3))
+    node = (
+        "INSERT INTO nodes (name, group_id, state, state_since, joined_at) SELECT $1, id, 'online', $2, $2 FROM groups"
+    )
+    token = """
+        INSERT INTO join_tokens (secret_hash, group_id, created_by, created_at, expires_at, rejoin)
+        SELECT $1, id, $2, $3, $3::timestamptz + INTERVAL '1 day', $4 FROM groups
+    """
+    credential = """
+        INSERT INTO credentials (node_id, secret_hash, created_at, revoked_at) SELECT id, '', $1, $1 FROM nodes
+        WHERE name = 'revoked'
+    """
+    for name in ("n1", "revoked"):
+        await execute(db, node, name, joined)
+    await execute(db, credential, CLOCK.now())
+    for case, operator, at, rejoin in (
+        ("bound", "admin", late, "n1"),
+        ("before the node", "admin", early, "n1"),
+        ("node revoked", "admin", late, "revoked"),
+        ("no such node", "admin", late, "n2"),
+        ("no rejoin", "admin", late, None),
+        ("operator revoked", "gone", late, None),
+    ):
+        await execute(db, token, case, operator, at, rejoin)
+    await migrations.migrate(db, CLOCK)
+    rows = await execute(
+        db,
+        """SELECT t.secret_hash, n.name, t.revoked_at IS NOT NULL AS revoked FROM join_tokens t
+        LEFT JOIN nodes n ON n.id = t.rejoin_node""",
+    )
+    assert {row["secret_hash"]: (row["name"], row["revoked"]) for row in rows} == {
+        "bound": ("n1", False),
+        "before the node": (None, False),
+        "node revoked": (None, False),
+        "no such node": (None, False),
+        "no rejoin": (None, False),
+        "operator revoked": (None, True),
+    }

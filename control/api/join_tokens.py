@@ -1,0 +1,138 @@
+"""Join tokens: made, listed and revoked by operators. `nodes` has the join itself."""
+
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from control import tokens
+from control.access import join_token_ends
+from control.api import node_views, pagination, responses
+from control.api.operations import ApiCall, Reply
+from control.problems import ProblemError
+from control.storage import queries
+from control.storage.announcements import Changed
+from control.storage.connection import Connection
+
+
+class ListedJoinToken(NamedTuple):
+    """A join token, as it is listed. `node` is the name of the node that joined with it."""
+
+    id: UUID
+    group_name: str
+    rejoin: str | None
+    rejoin_node: UUID | None
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None
+    revoked_at: datetime | None
+    node: str | None
+
+
+class TokenUser(NamedTuple):
+    """The node that joined with a token; both are None while none has."""
+
+    used_at: datetime | None
+    node: str | None
+
+
+SQL = queries.load("join_tokens")
+RENEW = SQL.optional("renew", UUID)
+LISTED = SQL.rows("listed", ListedJoinToken)
+USER = SQL.rows("user", TokenUser)
+
+
+async def create(call: ApiCall) -> Reply:
+    """POST /v1/join-tokens. Only the token's hash is stored, so the same request again gets a new token."""
+    body = call.body
+    fingerprint = call.services.ca_fingerprint
+
+    async def work(conn: Connection, _changed: Changed) -> responses.MadeJoinToken:
+        await join_token_ends.refuse_revoked(conn, call.operator)
+        now = call.services.clock.now()
+        rejoin, node_id = None, None
+        if body.rejoin is not None:
+            node = await node_views.find(conn, body.rejoin, "rejoin")
+            rejoin, node_id = node.name, node.id
+            # It stays in its group.
+            group, name = node.group_id, node.group_name
+        else:
+            group, name = await node_views.group(conn, body.group), body.group
+        token = tokens.new_token("join")
+        ends = now + timedelta(seconds=body.expires_in)
+        await conn.execute(
+            SQL["add"], token.id, token.secret_hash, group, call.operator.name, now, ends, rejoin, node_id
+        )
+        await call.audit(conn, "join-token.create", str(token.id), {"group": name, "rejoin": rejoin})
+        return responses.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, ends)
+
+    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> responses.MadeJoinToken:
+        await join_token_ends.refuse_revoked(conn, call.operator)
+        token = tokens.new_token("join", UUID(kept["id"]))
+        if await conn.fetchval(RENEW, token.id, token.secret_hash) is None:
+            raise ProblemError("token_used", "the token that this request made was used or revoked; make another one")
+        text = _with(token.text, fingerprint)
+        return responses.MadeJoinToken(kept["id"], text, kept["group"], datetime.fromisoformat(kept["expires_at"]))
+
+    return await call.write(work, renew=renew)
+
+
+async def list_tokens(call: ApiCall) -> Reply:
+    """GET /v1/join-tokens, newest first: never with their secrets, which control doesn't have."""
+    now = call.services.clock.now()
+    begin = pagination.read_cursor(call.query.cursor, (datetime, UUID)) or (None, None)
+
+    async def work(conn: Connection) -> responses.Page[responses.JoinToken]:
+        return await pagination.fill(
+            lambda after, count: conn.fetch(LISTED, *after, count),
+            pagination.each(lambda row: _listed(row, now)),
+            lambda row: (row.created_at, row.id),
+            begin,
+            call.query.limit,
+        )
+
+    return await call.read(work)
+
+
+async def revoke(call: ApiCall) -> Reply:
+    """DELETE /v1/join-tokens/{id}: no node can join with it any more."""
+    id = call.path["id"]
+
+    async def work(conn: Connection, _changed: Changed) -> None:
+        row = await conn.fetchrow(USER, id)
+        if row is None:
+            raise ProblemError("unknown_join_token", f"there is no join token {id}", field="id")
+        if row.used_at is not None:
+            raise ProblemError(
+                "node_joined",
+                f"the node {row.node} has joined with this token: to keep it out, `skerry node revoke {row.node}`",
+                field="id",
+            )
+        await conn.execute(SQL["revoke"], id, call.services.clock.now())
+        await call.audit(conn, "join-token.revoke", id, {})
+
+    return await call.write(work, status=204)
+
+
+def _listed(row: ListedJoinToken, now: datetime) -> responses.JoinToken:
+    return responses.JoinToken(
+        id=str(row.id),
+        group=row.group_name,
+        rejoin=row.rejoin,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        state=join_token_ends.state(
+            used_at=row.used_at,
+            revoked_at=row.revoked_at,
+            expires_at=row.expires_at,
+            unbound=row.rejoin is not None and row.rejoin_node is None,
+            now=now,
+        ),
+        node=row.node,
+    )
+
+
+def _with(token: str, fingerprint: str) -> str:
+    """A join token, followed by the fingerprint of control's CA where there is one."""
+    return f"{token}.{fingerprint}" if fingerprint else token

@@ -1,0 +1,46 @@
+-- Add a join token.
+-- name: add
+INSERT INTO join_tokens (id, secret_hash, group_id, created_by, created_at, expires_at, rejoin, rejoin_node)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- Give a join token that wasn't used or revoked another secret.
+-- name: renew
+UPDATE join_tokens SET secret_hash = $2 WHERE id = $1 AND attempt IS NULL AND revoked_at IS NULL RETURNING id;
+
+-- A join token.
+-- name: token
+SELECT secret_hash, group_id, expires_at, attempt, node_id, used_at, rejoin, rejoin_node, revoked_at
+FROM join_tokens WHERE id = $1;
+
+-- Mark a join token as used by an attempt, for a node.
+-- name: use
+UPDATE join_tokens SET attempt = $2, node_id = $3, used_at = $4 WHERE id = $1 AND attempt IS NULL;
+
+-- Join tokens, newest first, before a time and id.
+-- name: listed
+SELECT t.id, g.name AS group_name, t.rejoin, t.rejoin_node, t.created_by, t.created_at, t.expires_at, t.used_at,
+    t.revoked_at, n.name AS node
+FROM join_tokens t JOIN groups g ON g.id = t.group_id LEFT JOIN nodes n ON n.id = t.node_id
+WHERE $1::timestamptz IS NULL OR (t.created_at, t.id) < ($1, $2::uuid)
+ORDER BY t.created_at DESC, t.id DESC LIMIT $3;
+
+-- When a join token was used, and the node that joined with it.
+-- name: user
+SELECT t.used_at, n.name AS node FROM join_tokens t LEFT JOIN nodes n ON n.id = t.node_id WHERE t.id = $1;
+
+-- Revoke a join token.
+-- name: revoke
+UPDATE join_tokens SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL;
+
+-- Revoke the join tokens that a node has joined with or may join with again, except one.
+-- name: revoke_for_node
+UPDATE join_tokens SET revoked_at = $2
+WHERE (node_id = $1 OR rejoin_node = $1) AND revoked_at IS NULL AND ($3::uuid IS NULL OR id <> $3);
+
+-- Revoke the join tokens that an operator has made.
+-- name: revoke_of_operator
+UPDATE join_tokens SET revoked_at = $2 WHERE created_by = $1 AND revoked_at IS NULL;
+
+-- Whether an operator can sign in.
+-- name: operator_is_valid
+SELECT EXISTS (SELECT 1 FROM operators WHERE id = $1 AND revoked_at IS NULL);
