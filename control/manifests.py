@@ -22,7 +22,7 @@ CGI_NAMES: Final = frozenset(
 CGI_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
 TUNNELS: Final = ("CONNECT", "TRACE")
 """Methods that a node doesn't make requests with for a function."""
-GRANTS: Final = ("route", "sql", "http", "secrets", "config")
+GRANTS: Final = ("route", "sql", "read_only_methods", "http", "secrets", "config")
 """Fields of a manifest that let a function use something beyond its memory: a release says where it changes them."""
 
 

@@ -81,6 +81,10 @@ class Body(Struct, forbid_unknown_fields=True, frozen=True):
 
 # What a version may do and how it is called
 
+SqlGrant = Literal["none", "read", "write"]
+READ_ONLY_METHODS: Final = ("GET", "HEAD")
+"""Methods of which HTTP says that they change nothing: browsers send them for any web page, without asking first."""
+
 
 class Probe(Body, frozen=True):
     """A call made before a release is committed, in a transaction that is always rolled back."""
@@ -121,7 +125,11 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     entry: Annotated[str, Meta(max_length=256)] = ""
     """Extism: the export to call when the path names none."""
     route: Route | None = None
-    sql: Literal["none", "read", "write"] = "none"
+    sql: SqlGrant = "none"
+    read_only_methods: Annotated[tuple[Method, ...], Meta(max_length=16)] | None = None
+    """With `sql` "write": the methods whose calls only read the database. Not given, in an operator's request, it means
+    READ_ONLY_METHODS (`completed`); in a stored manifest it means none, as versions have it that are older than this
+    field."""
     http: HttpGrant | None = None
     config: Annotated[dict[ConfigName, Annotated[str, Meta(max_length=4096)]], Meta(max_length=1000)] = {}
     """Given to the guest as environment variables, or in the way of its ABI."""
@@ -141,6 +149,20 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     """Calls that may wait for a worker; 0: the node's setting."""
     probe: Probe | None = None
+
+
+def completed(manifest: Manifest) -> Manifest:
+    """An author's manifest as a version stores it. `read_only_methods` is stored only where it says something, since a
+    node of an earlier version refuses a manifest with that field."""
+    methods = READ_ONLY_METHODS if manifest.read_only_methods is None else manifest.read_only_methods
+    return msgspec.structs.replace(manifest, read_only_methods=(methods or None) if manifest.sql == "write" else None)
+
+
+def sql_grant(manifest: Manifest, method: str) -> SqlGrant:
+    """What a call with this method may do in the database, by a stored manifest."""
+    if manifest.sql == "write" and method in (manifest.read_only_methods or ()):
+        return "read"
+    return manifest.sql
 
 
 def fields(kind: type[Struct]) -> list[str]:

@@ -146,7 +146,7 @@ async def add_version(call: ApiCall) -> Reply:
                 f"the module speaks {artifact.abi}, the manifest says {body.manifest.abi}",
                 field="manifest.abi",
             )
-        kept = msgspec.structs.replace(body.manifest, abi=artifact.abi)
+        kept = wire.completed(msgspec.structs.replace(body.manifest, abi=artifact.abi))
         try:
             manifests.check(kept)
         except manifests.ManifestUnfit as unfit:

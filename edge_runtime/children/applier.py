@@ -291,9 +291,11 @@ def _probe(
         raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
     below, _, query = probe.path.partition("?")
     sql = None
-    if manifest.sql != "none":
+    grant = wire.sql_grant(manifest, probe.method)
+    if grant != "none":
         limits = SqlLimits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
-        sql = ProbeSql(Session(opened), manifest.sql, generation, limits=limits)
+        read_only = "" if grant == manifest.sql else probe.method
+        sql = ProbeSql(Session(opened), grant, generation, limits=limits, method=read_only)
     services = guest.CallServices(sql, None if manifest.http is None else NO_HTTP)
     opened.rows("SAVEPOINT probe")
     try:

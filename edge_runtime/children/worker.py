@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from control import faults
+from control import faults, wire
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
@@ -61,6 +61,10 @@ class Known(NamedTuple):
 
     entry: Entry
     generation: int
+    grant: wire.SqlGrant
+    """What the call may do in the database."""
+    read_only: str
+    """The call's method, where that is why a function that may write only reads; else empty."""
     before: tuple[Any, ...]
     """Fields of a `guest.Request` that come before its body."""
     after: tuple[Any, ...]
@@ -119,7 +123,7 @@ class Worker:
     def _call(self, request: int, frame: frames.Frame) -> None:
         """Run one call and answer it. Before the answer is sent, its transaction is committed or undone."""
         key = frame.head
-        entry, generation, before, after = self._known.get(key) or self._know(key)
+        entry, generation, grant, read_only, before, after = self._known.get(key) or self._know(key)
         function, manifest, denials = entry.function, entry.local.manifest, self._denials
         self._calls = entry.used = self._calls + 1
         if function is None:
@@ -133,9 +137,9 @@ class Worker:
             function = loaded
         sql = None
         services = self._ungranted
-        if manifest.sql != "none" or manifest.http is not None:
-            if manifest.sql != "none":
-                sql = CallSql(self._session, manifest.sql, generation, self._mark, entry.sql)
+        if grant != "none" or manifest.http is not None:
+            if grant != "none":
+                sql = CallSql(self._session, grant, generation, self._mark, entry.sql, read_only)
             sending = None if sql is None else sql.sending
             http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request, sending)
             services = guest.CallServices(denials.sql if sql is None else sql, http)
@@ -183,7 +187,9 @@ class Worker:
         )
         keeps = len(key) <= _KEPT_HEAD
         after = (head.client, "http", head.script, head.route, head.params, key if keeps else b"")
-        known = Known(release.functions[head.function], release.generation, before, after)
+        entry = release.functions[head.function]
+        grant, granted = wire.sql_grant(entry.local.manifest, head.method), entry.local.manifest.sql
+        known = Known(entry, release.generation, grant, "" if grant == granted else head.method, before, after)
         return self._known.keep(key, known) if keeps else known
 
     def _denied(self, request: int, sql: CallSql | None) -> None:

@@ -57,7 +57,7 @@ def _pairs(separator: str) -> Any:
     "--sql",
     "database",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A libsql (or SQLite) file that the function's SQL goes to; without a manifest it may write.",
+    help="A libsql (or SQLite) file that the function's SQL goes to; without a manifest it may write, not with GET.",
 )
 @click.option(
     "--config", multiple=True, callback=_pairs("="), metavar="NAME=VALUE", help="A variable; may be repeated."
@@ -163,7 +163,7 @@ def _manifest(
     if time_limit is not None:
         fields["time_limit_ms"] = time_limit
     try:
-        return msgspec.convert(fields, wire.Manifest)
+        return wire.completed(msgspec.convert(fields, wire.Manifest))
     except msgspec.ValidationError as error:
         raise click.UsageError(f"the manifest isn't valid: {wire.unfit(error)}") from None
 

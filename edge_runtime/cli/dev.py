@@ -203,7 +203,7 @@ class Driver:
             raise ModuleRefused(
                 "module_refused", f"The module speaks {found['abi']}, the manifest says {manifest.abi}."
             )
-        manifest = msgspec.structs.replace(manifest, abi=found["abi"])
+        manifest = wire.completed(msgspec.structs.replace(manifest, abi=found["abi"]))
         sha256 = hashlib.sha256(wasm).hexdigest()
         path = self._artifacts / f"{sha256}.wasm"
         if not path.exists():

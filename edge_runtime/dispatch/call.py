@@ -62,6 +62,11 @@ class Call:
         self.short = False
         """Whether the function's recent calls were short when this one was dispatched."""
 
+    @property
+    def writes(self) -> bool:
+        """Whether the call, which was dispatched, may write to the database."""
+        return self.served.writes and self.method not in self.served.read_only
+
     def head(self, serial: int) -> bytes:
         """Return the head of the call's frame, for the set of modules `serial`."""
         return frames.encode_head(

@@ -145,7 +145,7 @@ class Pool:
             text = "The node's release changed while the call waited, and with it the function's route"
             self.refuse(call, outcomes.release_changing(text))
             return
-        if served.writes and self.pressure is Pressure.REFUSE:
+        if self.pressure is Pressure.REFUSE and call.writes:
             self.refuse(call, outcomes.log_full())
             return
         if len(head) > frames.HEAD_LIMIT:
@@ -228,7 +228,7 @@ class Pool:
         if call.sent:
             self.refuse(call, outcomes.release_changed(call.name))
             return
-        if self.hold is Hold.COMMIT and not call.served.writes:
+        if self.hold is Hold.COMMIT and not call.writes:
             # The release is in the file, and the front told so any moment.
             self.hold = Hold.ALL
         # The call has run: what it waited before that doesn't count.
@@ -280,7 +280,7 @@ class Pool:
         self.hold = Hold.WRITES
         for link in tuple(self.links):
             link.set_applying(True)
-            if any(isinstance(job, Call) and job.served.writes for job in islice(link.jobs, 1, None)):
+            if any(isinstance(job, Call) and job.writes for job in islice(link.jobs, 1, None)):
                 link.take_back()
 
     def hold_at_commit(self) -> None:

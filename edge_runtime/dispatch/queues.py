@@ -99,6 +99,7 @@ class Queues:
                 manifest.sql == "write",
                 manifest.time_limit_ms / 1000,
                 release.number,
+                manifest.read_only_methods or (),
             )
         for name, queue in list(self._queues.items()):
             if name not in made:

@@ -31,7 +31,7 @@ async def settled(pool: Pool, limit: float) -> None:
 def _sent(link: WorkerLink) -> bool:
     """Tell whether a worker's call may write, and sends or has sent an HTTP request that can't be sent twice."""
     call = link.jobs[0] if link.jobs else None
-    if not isinstance(call, Call) or not call.served.writes:
+    if not isinstance(call, Call) or not call.writes:
         return False
     seen = link.seen()
     # The shared page shows it before the worker's frame arrives.

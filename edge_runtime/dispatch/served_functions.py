@@ -73,6 +73,8 @@ class ServedFunction:
     """Seconds that a call may run."""
     release: int
     """Number of the release."""
+    read_only: tuple[str, ...] = ()
+    """The methods by which its calls only read, although it may write."""
 
     def has(self, route: str) -> bool:
         """Tell whether the release gives the function this route."""

@@ -94,7 +94,10 @@ def run(request: SingleCallRequest) -> SingleCallResult:
     http = NoHttp() if request.manifest.http is not None else None
     with _opened(request) as opened:
         function = guest.LoadedFunction.load(_local(request, path, wasm, aot), request.secrets)
-        sql = None if opened is None else ProbeSql(Session(opened), request.manifest.sql, 0)
+        sql = None
+        if opened is not None:
+            grant, method = _grant(request), request.request.method
+            sql = ProbeSql(Session(opened), grant, 0, method="" if grant == request.manifest.sql else method)
         sys.stdout.buffer.write(RUNNING)
         sys.stdout.buffer.flush()
         began = time.monotonic()
@@ -122,6 +125,10 @@ def _look_at_fence(request: SingleCallRequest) -> None:
         sys.stderr.write(f"Warning: the function runs without a part of its fence: {lacking}\n")
 
 
+def _grant(request: SingleCallRequest) -> wire.SqlGrant:
+    return wire.sql_grant(request.manifest, request.request.method)
+
+
 @contextmanager
 def _opened(request: SingleCallRequest) -> Iterator[LibsqlDatabase | None]:
     """Seal the process, and open the database where there is one.
@@ -129,7 +136,7 @@ def _opened(request: SingleCallRequest) -> Iterator[LibsqlDatabase | None]:
     Raises: OSError, when the database can't be opened.
     """
     if request.database:
-        with scratch_database.open_sealed(Path(request.database), request.manifest.sql) as opened:
+        with scratch_database.open_sealed(Path(request.database), _grant(request)) as opened:
             yield opened
     else:
         fence.seal("worker")

@@ -8,11 +8,11 @@ touch.
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
 
-from control import faults
+from control import faults, wire
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
@@ -21,8 +21,6 @@ from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import GenerationRow
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of, code_of_error, failed_commit
 from edge_runtime.sql.writer_lock import WriteProgress
-
-Grant = Literal["none", "read", "write"]
 
 LIMITS: Final = ("sql_out_of_memory", "sql_disk_limit")
 """Codes for a statement that hit a limit. The caller of the function is told these codes too, not the guest alone."""
@@ -57,17 +55,20 @@ class CallSql:
     def __init__(
         self,
         session: Session,
-        grant: Grant,
+        grant: wire.SqlGrant,
         generation: int,
         watch: WriteProgress | None = None,
         limits: SqlLimits = SqlLimits(),
+        method: str = "",
     ) -> None:
+        """`method`: the call's, where that is why a function that may write has the grant `read`; else empty."""
         self._session = session
         self._database = session.database
         self._grant = grant
         self._generation = generation
         self._watch = watch
         self._limits = limits
+        self._method = method
         self._begun = False
         self._sent = False
         """Whether the call has sent something (an HTTP request) that must not be sent twice."""
@@ -213,7 +214,7 @@ class CallSql:
                 "sql_parameters", f"The statement takes {statement.count} parameters, and {len(params)} were given."
             )
         if statement.writes and self._grant != "write":
-            raise SqlError("not_granted", "The function writes, and its manifest grants `sql: read`; it needs `write`.")
+            raise SqlError("not_granted", self._why_not())
         try:
             bound, wide = values.bind(params, request) if params else ((), ())
         except values.UnsupportedValue as unfit:
@@ -286,6 +287,16 @@ class CallSql:
         if size > self._limits.answer_bytes:
             raise self._too_large()
         return b"[%b]" % b",".join(pieces), count
+
+    def _why_not(self) -> str:
+        """Say why a statement that writes is refused, and what to do."""
+        method = self._method
+        if not method:
+            return "The function writes, and its manifest grants `sql: read`; it needs `write`."
+        return (
+            f"The statement writes, and calls with {method} only read: call the function with POST, or name in its "
+            f"manifest's `read_only_methods` those that only read ([] for none); without it, GET and HEAD do."
+        )
 
     def _too_large(self) -> SqlError:
         self.limit_code = "sql_answer_too_large"

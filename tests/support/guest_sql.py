@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
+from control import wire
 from edge_runtime.sql import database
-from edge_runtime.sql.call_sql import CallSql, Grant, Session, SqlLimits
+from edge_runtime.sql.call_sql import CallSql, Session, SqlLimits
 from edge_runtime.sql.queries import load
 
 GENERATION = 2**61
@@ -21,10 +22,10 @@ class Calls:
         self.database = opened
         self.session = Session(opened)
 
-    def new(self, grant: Grant = "write", limits: SqlLimits | None = None, watch: Any = None) -> CallSql:
+    def new(self, grant: wire.SqlGrant = "write", limits: SqlLimits | None = None, watch: Any = None) -> CallSql:
         return CallSql(self.session, grant, GENERATION, watch, limits or SqlLimits())
 
-    def one(self, sql: str, *params: Any, grant: Grant = "write") -> dict[str, Any]:
+    def one(self, sql: str, *params: Any, grant: wire.SqlGrant = "write") -> dict[str, Any]:
         """The answer of a call of one statement, committed."""
         call = self.new(grant)
         answer = ask(call, sql, *params)

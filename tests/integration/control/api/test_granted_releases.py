@@ -35,10 +35,30 @@ async def test_a_plan_shows_what_a_release_would_grant(control: Control) -> None
         made = await control.ok("POST", path, {"functions": {"f": 2}})
         assert made["changes"]["grants"] == [
             {"name": "f", "grant": "sql", "from": "read", "to": "write"},
+            {"name": "f", "grant": "read_only_methods", "from": None, "to": ["GET", "HEAD"]},
             {"name": "f", "grant": "http", "from": None, "to": HTTP},
             {"name": "f", "grant": "secrets", "from": ["KEY"], "to": None},
         ]
     assert (await control.release(reason="nothing"))["changes"]["grants"] == []
+
+
+async def test_where_the_author_says_nothing_get_and_head_only_read(control: Control) -> None:
+    """A version made before that field was there has none of it, and so has one whose author says that none does."""
+    for said, kept in (
+        ({"sql": "write"}, ["GET", "HEAD"]),
+        ({"sql": "write", "read_only_methods": None}, ["GET", "HEAD"]),
+        ({"sql": "write", "read_only_methods": ["PROPFIND"]}, ["PROPFIND"]),
+        ({"sql": "write", "read_only_methods": []}, None),
+        ({"sql": "read", "read_only_methods": ["GET"]}, None),
+        ({}, None),
+    ):
+        made = await control.push("f", module("1"), **said)
+        shown = await control.ok("GET", f"/v1/functions/f/versions/{made['version']}")
+        assert made["manifest"].get("read_only_methods") == shown["manifest"].get("read_only_methods") == kept
+    reply = await control.call(
+        "POST", "/v1/functions/f/versions", {"sha256": made["sha256"], "manifest": {"read_only_methods": ["get"]}}
+    )
+    assert (reply.status, reply.code) == (422, "invalid_body")
 
 
 async def test_conflicting_routes_are_refused_when_the_release_is_made(control: Control) -> None:

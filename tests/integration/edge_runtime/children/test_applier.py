@@ -232,7 +232,8 @@ def test_calls_read_the_old_release_while_one_is_prepared_and_find_the_new_one_o
 
 
 def probed(wasm, aot, **probe):
-    return local("f", wasm, aot, sql=probe.pop("sql", "write"), probe={"path": "/", **probe})
+    more = {"read_only_methods": probe.pop("read_only_methods")} if "read_only_methods" in probe else {}
+    return local("f", wasm, aot, sql=probe.pop("sql", "write"), probe={"path": "/", **probe}, **more)
 
 
 def test_a_probe_sees_the_new_schema_and_leaves_nothing(opened, aot):
@@ -286,6 +287,16 @@ def test_a_probe_may_not_do_more_than_its_grant(opened, aot):
     error = refused(opened, plan(1, changes([ITEMS, SEED]), [function]), [function])
     assert "not_granted" in error.message
     assert "sql_closed" in error.message
+
+
+def test_a_probe_by_a_method_that_only_reads_may_not_write(opened, aot):
+    body = '{"sql": "DELETE FROM items"}'
+    function = probed(guest("sql"), aot, read_only_methods=("GET", "HEAD"), body=body, status=299)
+    error = refused(opened, plan(1, changes([ITEMS, SEED]), [function]), [function])
+    assert "not_granted" in error.message
+    assert "calls with GET only read" in error.message
+    function = probed(guest("sql"), aot, read_only_methods=("GET", "HEAD"), body=body, method="POST")
+    apply(opened, plan(1, changes([ITEMS, SEED]), [function]), [function])
 
 
 def test_an_aot_file_that_is_gone_is_a_failed_probe(opened, aot):

@@ -110,11 +110,11 @@ async def test_what_a_call_wrote_that_was_ended_is_undone(call, database):
     kept.execute("INSERT INTO visits VALUES ('kept', 1)")
     kept.commit()
     kept.close()
-    done = await call(writer(200, "(loop $on (br $on))"), "--sql", database, "--time-limit", "3000")
+    done = await call(writer(200, "(loop $on (br $on))"), "--method", "POST", "--sql", database, "--time-limit", "3000")
     assert "time_limit" in done.err
     journal = database.with_name("own.db-journal")
     assert journal.stat().st_size
-    done = await call(writer(200), "--sql", database)
+    done = await call(writer(200), "--method", "POST", "--sql", database)
     assert done.out == b"200 OK\n\n"
     assert rows(database, "SELECT name FROM visits ORDER BY name") == [("kept",), ("x",)]
     assert not journal.exists()
@@ -134,16 +134,32 @@ def writer(status: int, then: str = "") -> bytes:
 
 
 async def test_an_answer_of_500_and_a_grant_to_read_change_nothing(call, database, tmp_path):
-    done = await call(writer(500), "--sql", database)
+    done = await call(writer(500), "--method", "POST", "--sql", database)
     assert (done.status, done.out) == (0, b"500 Internal Server Error\n\n"), done.err
     assert rows(database, "SELECT count(*) FROM visits") == [(0,)]
-    assert (await call(writer(404), "--sql", database)).out == b"404 Not Found\n\n"
+    assert (await call(writer(404), "--method", "POST", "--sql", database)).out == b"404 Not Found\n\n"
     assert rows(database, "SELECT count(*) FROM visits") == [(1,)]
     manifest = tmp_path / "function.toml"
     manifest.write_text('name = "f"\nmodule = "f.wasm"\n[manifest]\nsql = "read"\n')
     done = await call(example("visits"), "--method", "POST", "--path", "/a", "--sql", database, "--manifest", manifest)
     assert b"not_granted" in done.out
     assert rows(database, "SELECT count(*) FROM visits") == [(1,)]
+
+
+async def test_get_only_reads_unless_the_manifest_says_otherwise(call, database, tmp_path):
+    """As on a node; without a manifest too."""
+    insert = '{"sql":"INSERT INTO visits VALUES (?, 1)","params":["x"]}'
+    given = ("--method", "GET", "--body", insert, "--sql", database)
+    done = await call(guest("sql"), *given)
+    assert b"not_granted" in done.out
+    assert b"read_only_methods" in done.out
+    manifest = tmp_path / "function.toml"
+    for methods, count in (('["GET", "PUT"]', 0), ("[]", 1)):
+        text = f'name = "f"\nmodule = "f.wasm"\n[manifest]\nsql = "write"\nread_only_methods = {methods}\n'
+        manifest.write_text(text)
+        done = await call(guest("sql"), *given, "--manifest", manifest)
+        assert (b"not_granted" in done.out) is (count == 0), done
+        assert rows(database, "SELECT count(*) FROM visits") == [(count,)]
 
 
 async def test_a_function_that_fails_over_a_limit_of_sql_is_told_by_the_limit(call, database):
