@@ -62,6 +62,17 @@ class Checks:
         found: list[dict[str, str]] = answer["warnings"]
         return found
 
+    async def reversal(self, earlier: list[tuple[int, str]], number: int) -> tuple[str, list[dict[str, str]]]:
+        """Draft the change that reverses change `number`, one of the `earlier` ones (number, SQL), after them all.
+
+        Returns its SQL, '' where nothing can be reversed, and the statements that can't be, with a message for each.
+        """
+        asked = {"earlier": [{"number": at, "sql": text} for at, text in earlier], "reverse": number}
+        answer = await self._run(["schema"], orjson.dumps(asked), "schema_refused")
+        if not answer["ok"]:
+            raise ProblemError("schema_refused", f"{answer['message']} [{answer['code']}]")
+        return answer["reversal"], answer["kept"]
+
     async def _run(self, arguments: list[str], stdin: bytes, refused: str) -> dict[str, Any]:
         if self._waiting >= WAITING:
             raise ProblemError("check_unavailable", f"{WAITING} other checks are waiting; try again", retry_after=5)

@@ -63,6 +63,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "upload_interrupted": ProblemCode(409, "The upload was given up before it ended"),
     "version_in_target": ProblemCode(409, "The version is part of a target"),
     "schema_conflict": ProblemCode(409, "The schema has moved on"),
+    "schema_planned": ProblemCode(409, "Nodes may have applied the schema change"),
     "route_conflict": ProblemCode(409, "Two functions would have the same route"),
     "release_not_possible": ProblemCode(409, "The release can't be made as asked"),
     "nodes_unfit": ProblemCode(409, "Nodes can't run the release"),

@@ -54,6 +54,10 @@ class SchemaChange(Struct):
     checksum: wire.Sha256
     created_by: str
     created_at: datetime
+    planned_at: datetime | None
+    """When a plan first contained this revision, so that nodes may have applied it; null: never."""
+    withdrawn: bool
+    """It does nothing: the revision before it was withdrawn."""
 
 
 class CheckWarning(Struct):
@@ -64,6 +68,25 @@ class CheckWarning(Struct):
 class MadeSchemaChange(SchemaChange):
     warnings: list[CheckWarning]
     """Statements that would fail on a node, depending on the rows of its tables."""
+
+
+class Unreversed(Struct):
+    """A statement that can't be reversed."""
+
+    statement: str
+    message: str
+    """Why."""
+
+
+class ReversalDraft(Struct):
+    """A draft of the schema change that reverses another one; nothing is registered."""
+
+    number: int
+    name: str
+    """What the draft may be called."""
+    sql: str
+    """Empty where nothing can be reversed."""
+    kept: list[Unreversed]
 
 
 class SchemaChangeHistory(SchemaChange):

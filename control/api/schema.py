@@ -23,11 +23,16 @@ class NewestRevision(NamedTuple):
 SQL = queries.load("schema")
 CHANGES = SQL.rows("changes", responses.SchemaChange)
 REVISIONS = SQL.rows("revisions", responses.SchemaChange)
+LOCK = SQL.rows("lock", responses.SchemaChange)
+NEXT = SQL.optional("next", int)
+SYNCED = SQL.value("synced", bool)
 NUMBERS = SQL.rows("numbers", NewestRevision)
 ADD = SQL.rows("add", responses.SchemaChange)
 
 ATTEMPTS = 5
 """Times that a change is checked, when another one is registered meanwhile each time."""
+WITHDRAWN = "-- Withdrawn before any node had it: this change does nothing.\nSELECT 1;\n"
+"""The text of a withdrawn change. It has a statement, because nodes refuse a change without one."""
 SHOWN = 10
 """Revisions that are shown with a change: its newest ones."""
 
@@ -70,6 +75,8 @@ async def amend(call: ApiCall) -> Reply:
         if number > len(history):
             raise _unknown(number)
         old = history[number - 1]
+        if old.withdrawn:
+            raise ProblemError("schema_conflict", f"change {number} is withdrawn: register a new one", field="number")
         if sql == old.sql:
             raise ProblemError(
                 "schema_conflict", f"revision {old.revision} of change {number} has this very text", field="sql"
@@ -79,6 +86,59 @@ async def amend(call: ApiCall) -> Reply:
         if answer is not None:
             return answer
     raise _moving()
+
+
+async def withdraw(call: ApiCall) -> Reply:
+    """POST /v1/schema-changes/{number}/withdraw: its number stays, as a revision that does nothing.
+
+    Only for the last change, as far as the ones behind it weren't withdrawn, and where no node can have it. A release
+    whose floor includes it stays as it is: its nodes get the new revision.
+    """
+    number = call.path["number"]
+    by_others = await call.services.db.read(lambda conn: conn.fetchval(SYNCED, number))
+
+    async def work(conn: Connection, _changed: Changed) -> responses.SchemaChange:
+        # Locked, so that of this and a plan with the change one comes first, and the other sees it.
+        revisions = await conn.fetch(LOCK, number)
+        if not revisions:
+            raise _unknown(number)
+        newest = revisions[0]
+        if newest.withdrawn:
+            raise ProblemError("schema_conflict", f"change {number} is withdrawn already", field="number")
+        if (later := await conn.fetchval(NEXT, number)) is not None:
+            raise ProblemError(
+                "schema_conflict",
+                f"change {later} comes after change {number} and may need it: withdraw that first",
+                field="number",
+            )
+        planned = [row.planned_at for row in revisions if row.planned_at is not None]
+        if planned or by_others:
+            since = f" since {min(planned):%Y-%m-%d %H:%M:%S} UTC" if planned else ""
+            raise ProblemError(
+                "schema_planned",
+                f"change {number} is in plans{since}, so nodes may have it: register a change that reverses it "
+                f"(GET /v1/schema-changes/{number}/reversal drafts one)",
+                field="number",
+            )
+        row = await _register(call, conn, number, newest.revision + 1, newest.name, WITHDRAWN, withdrawn=True)
+        before = {"revision": newest.revision, "checksum": newest.checksum}
+        await call.audit(
+            conn, "schema.withdraw", str(number), {"name": row.name}, before=before, after={"revision": row.revision}
+        )
+        return row
+
+    return await call.write(work)
+
+
+async def draft_reversal(call: ApiCall) -> Reply:
+    """GET /v1/schema-changes/{number}/reversal: SQL to look at, and perhaps to register; nothing is written."""
+    number = call.path["number"]
+    history = await call.services.db.read(_history)
+    if number > len(history):
+        raise _unknown(number)
+    sql, kept = await call.services.checks.reversal(_texts(history), number)
+    name = f"reverses {number} {history[number - 1].name}"[:200]
+    return Reply(200, responses.ReversalDraft(number, name, sql, [responses.Unreversed(**item) for item in kept]))
 
 
 async def list_changes(call: ApiCall) -> Reply:
@@ -137,16 +197,7 @@ async def _insert(
     async def work(conn: Connection, _changed: Changed) -> responses.MadeSchemaChange:
         if [tuple(row) for row in await conn.fetch(NUMBERS)] != tried:
             raise _Moved
-        row = await conn.one(
-            ADD,
-            number,
-            revision,
-            name,
-            sql,
-            wire.schema_checksum(sql),
-            call.operator.name,
-            call.services.clock.now(),
-        )
+        row = await _register(call, conn, number, revision, name, sql)
         action = "schema.add" if revision == 1 else "schema.amend"
         await call.audit(conn, action, str(number), {"name": name, "revision": revision})
         return responses.MadeSchemaChange(**asdict(row), warnings=[responses.CheckWarning(**w) for w in warnings])
@@ -155,6 +206,13 @@ async def _insert(
         return await call.write(work)
     except _Moved:
         return None
+
+
+async def _register(
+    call: ApiCall, conn: Connection, number: int, revision: int, name: str, sql: str, *, withdrawn: bool = False
+) -> responses.SchemaChange:
+    by, now = call.operator.name, call.services.clock.now()
+    return await conn.one(ADD, number, revision, name, sql, wire.schema_checksum(sql), by, now, withdrawn)
 
 
 class _Moved(Exception):

@@ -51,6 +51,7 @@ command.add_command(authoring.build)
 @click.option("--memory-pages", type=int, metavar="N", help="Pages of 64 KiB that a call may use.")
 @click.option("--response-limit", type=int, metavar="BYTES", help="Bytes that a response may have.")
 @click.option("--no-release", is_flag=True, help="Only upload: no node gets it yet.")
+@click.option("--schema", type=click.IntRange(min=0), metavar="N", help="The schema floor; the newest without it.")
 @options.group_option
 @options.unfit_option
 @options.reason_option
@@ -70,6 +71,7 @@ async def push(
     memory_pages: int | None,
     response_limit: int | None,
     no_release: bool,
+    schema: int | None,
     group: str,
     allow_unfit: bool,
     reason: str,
@@ -111,6 +113,8 @@ async def push(
         if not no_release:
             body: Json = {"group": group, "functions": {name: version["version"]}, "reason": reason}
             body = releasing.allowing(body, allow_unfit)
+            if schema is not None:
+                body["schema"] = schema
             done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
         output.document(done)

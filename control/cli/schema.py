@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from control.cli.support import options, output, releasing
-from control.cli.support.client import Client, Json, path
+from control.cli.support.client import Client, Json, RequestRefused, path
 
 
 @click.group()
@@ -110,6 +110,64 @@ async def amend(
         await _release(control, change, body, no_release, wait, within, as_json)
 
 
+@command.command()
+@click.argument("number", type=click.IntRange(min=1))
+@click.option(
+    "--output", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the draft here; stdout without it."
+)
+@click.option("--add", "register", is_flag=True, help="Register the draft, if all of the change can be reversed.")
+@options.json_option
+@options.asynchronous
+async def withdraw(number: int, file: Path | None, register: bool, as_json: bool) -> int:
+    """Withdraw change NUMBER, the last one: its number stays, and it does nothing.
+
+    Where a plan has contained it, nodes may have it, and it can't be withdrawn. Then the change that reverses it is
+    drafted, for you to look at and `schema add`, and the exit code is 3. What can't be reversed is said.
+    """
+    async with options.client() as control:
+        try:
+            change = await control.post(path("schema-changes", number, "withdraw"))
+        except RequestRefused as refused:
+            if refused.code != "schema_planned":
+                raise
+            draft = await control.get(path("schema-changes", number, "reversal"))
+        else:
+            if as_json:
+                output.document({"withdrawn": change, "draft": None, "added": None})
+            else:
+                output.say(
+                    f"schema change {number} ({change['name']}) is withdrawn: nodes get it as one without effect"
+                )
+            return 0
+        added = None
+        if register and draft["sql"] and not draft["kept"]:
+            added = await control.post(path("schema-changes"), {"name": draft["name"], "sql": draft["sql"]})
+    if as_json:
+        output.document({"withdrawn": None, "draft": draft, "added": added})
+    else:
+        _show_draft(draft, added, file)
+    return 0 if added else 3
+
+
+def _show_draft(draft: Json, added: Json | None, file: Path | None) -> None:
+    """Print or write the draft; what isn't SQL goes to stderr, so that stdout can be kept in a file."""
+    output.note(f"schema change {draft['number']} is in plans already: it can't be withdrawn, only reversed")
+    for kept in draft["kept"]:
+        output.note(f"  not reversed, {kept['message']}: {kept['statement']}")
+    if not draft["sql"]:
+        output.note("there is nothing in it that can be reversed")
+    elif added is not None:
+        output.say(f"schema change {added['number']} ({added['name']}) is registered: a release brings it to nodes")
+    elif file is not None:
+        file.write_text(draft["sql"], "utf-8")
+        output.note(
+            f"{file} reverses {'the rest of ' if draft['kept'] else ''}it: look at it, then `skerry schema add`"
+        )
+    else:
+        output.note("this reverses the rest of it:" if draft["kept"] else "this reverses it:")
+        output.say(draft["sql"].rstrip())
+
+
 @command.command("list")
 @options.json_option
 @options.asynchronous
@@ -123,7 +181,14 @@ async def list_changes(as_json: bool) -> None:
     output.table(
         ["NUMBER", "NAME", "REVISION", "CHECKSUM", "BY", "CREATED"],
         [
-            [c["number"], c["name"], c["revision"], c["checksum"][:12], c["created_by"], output.ago(c["created_at"])]
+            [
+                c["number"],
+                f"{c['name']} (withdrawn)" if c.get("withdrawn") else c["name"],
+                c["revision"],
+                c["checksum"][:12],
+                c["created_by"],
+                output.ago(c["created_at"]),
+            ]
             for c in found
         ],
         "no schema changes: `skerry schema add FILE` registers one",
@@ -147,6 +212,7 @@ async def show(number: int, as_json: bool) -> None:
             ("revision", change["revision"]),
             ("checksum", change["checksum"]),
             ("created", f"{output.ago(change['created_at'])} by {change['created_by']}"),
+            ("in plans", f"since {output.ago(planned)}" if (planned := change.get("planned_at")) else "never"),
         ]
     )
     output.say(change["sql"])

@@ -20,6 +20,8 @@ class Revision:
     revision: int
     name: str
     checksum: str
+    planned: bool = True
+    """Whether a plan has contained it, so that a node may have applied it."""
 
 
 @dataclass(frozen=True, slots=True)

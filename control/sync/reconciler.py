@@ -48,8 +48,9 @@ class FullLog(NamedTuple):
 
 SQL = queries.load("syncs")
 FULL = SQL.rows("full", FullLog)
-REVISIONS = queries.load("poll").rows("revisions", plan.Revision)
-TEXTS = queries.load("poll").rows("texts", SchemaText)
+POLL = queries.load("poll")
+REVISIONS = POLL.rows("revisions", plan.Revision)
+TEXTS = POLL.rows("texts", SchemaText)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ class Reconciler:
             batch.decide(request, request.inventory or stored.get(node_id))
         await batch.fold(conn)
         await batch.read_texts(conn)
+        await batch.mark_planned(conn)
         await batch.save(conn, now + timedelta(seconds=self._lease))
         faults.reach("control.poll.before")
         answers = [batch.outcomes.get(request.node_id, NodeLocked.LOCKED) for request in requests]
@@ -318,6 +320,14 @@ class _PollBatch:
             texts = {(row.number, row.revision): row.sql for row in rows}
             for sync in opened:
                 sync.texts.update(texts)
+
+    async def mark_planned(self, conn: Connection) -> None:
+        """Record which schema changes are in a plan for the first time: they can't be withdrawn any more."""
+        opened = [o.opened for o in self.outcomes.values() if isinstance(o, Decision) and o.opened is not None]
+        new = {(c.number, c.revision) for sync in opened for c in sync.work.schema_changes if not c.planned}
+        if new:
+            columns = _columns([(str(number), str(revision)) for number, revision in sorted(new)])
+            await conn.execute(POLL["mark_planned"], *columns, self.now)
 
     async def save(self, conn: Connection, lease_until: datetime) -> None:
         """Write what was decided."""

@@ -49,6 +49,24 @@ OPERATIONS: tuple[Operation, ...] = (
         body=requests.AmendSchemaChange,
         body_limit=SQL_BODY,
     ),
+    Operation(
+        "POST",
+        CHANGES + "/{number}/withdraw",
+        "Withdraw the last schema change, if no plan has contained it",
+        schema.withdraw,
+        "deploy",
+        {201: responses.SchemaChange},
+        ("unknown_schema_change", "schema_conflict", "schema_planned"),
+    ),
+    Operation(
+        "GET",
+        CHANGES + "/{number}/reversal",
+        "Draft the schema change that reverses one",
+        schema.draft_reversal,
+        "read",
+        {200: responses.ReversalDraft},
+        ("unknown_schema_change", "schema_refused", "check_unavailable"),
+    ),
     # Groups and releases
     Operation(
         "GET",

@@ -5,6 +5,9 @@ It reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number",
 revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […]}`, or `{"ok": false, "code",
 "message", "statement"}`. `empty` lists the tables for which no row could be generated; `warnings` says where the change
 fails on generated rows in a way that depends on their values.
+
+With `{"earlier": …, "reverse": NUMBER}` it drafts the change that reverses one of the earlier ones, after them all, and
+prints `{"ok": true, "reversal": SQL, "kept": […]}`; `kept` lists the statements that can't be reversed.
 """
 
 import os
@@ -17,6 +20,7 @@ import msgspec
 import orjson
 from msgspec import Struct
 
+from edge_runtime.oneshot import reversal
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
@@ -43,9 +47,11 @@ class RegisteredChange(Struct):
 
 
 class SchemaCheckRequest(Struct):
-    sql: str
+    sql: str = ""
     earlier: list[RegisteredChange] = []
     amends: RegisteredChange | None = None
+    reverse: int = 0
+    """The number of the earlier change to draft a reversal of; 0: check `sql`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,6 +111,8 @@ def check(request: SchemaCheckRequest) -> dict[str, object]:
 
 def _answer(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, object]:
     try:
+        if request.reverse:
+            return _reversal(opened, request)
         warnings: list[dict[str, str]] = []
         empty = _check(opened, request, warnings)
     except SchemaChangeRefused as refused:
@@ -143,6 +151,22 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest, warnings: list[d
             raise
         warnings.append({"statement": refused.statement[:_SHOWN], "message": str(refused)})
     return empty
+
+
+def _reversal(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, object]:
+    access_rules = AccessRules.read(opened)
+    sql, kept = "", list[dict[str, str]]()
+    opened.rows("BEGIN")
+    for change in sorted(request.earlier, key=lambda change: change.number):
+        if change.number == request.reverse:
+            sql, kept = reversal.draft(opened, access_rules, change.sql)
+        else:
+            _run_registered(opened, access_rules, change)
+    if sql and (why := reversal.misfit(opened, access_rules, sql)):
+        kept.append({"statement": sql, "message": why})
+    opened.rollback()
+    shown = [{name: text[:_SHOWN] for name, text in item.items()} for item in kept]
+    return {"ok": True, "reversal": sql, "kept": shown}
 
 
 def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: RegisteredChange) -> None:

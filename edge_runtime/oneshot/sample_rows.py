@@ -90,9 +90,9 @@ def _fill(opened: LibsqlDatabase, table: str, sql: str, parents: list[ForeignKey
     if not columns:
         return 0
     # Quoted into the text, because the names of tables and columns can't be parameters.
-    names = ", ".join(_quoted(column.name) for column in columns)
+    names = ", ".join(quoted(column.name) for column in columns)
     marks = ", ".join("?" for _ in columns)
-    insert = f"INSERT INTO {_quoted(table)} ({names}) VALUES ({marks})"  # noqa: S608
+    insert = f"INSERT INTO {quoted(table)} ({names}) VALUES ({marks})"  # noqa: S608
     literals = _literals(sql)
     choose = random.Random(table)  # noqa: S311
     references = [(pairs, _rows_of(opened, parent, [to for _, to in pairs])) for parent, pairs in parents]
@@ -115,13 +115,14 @@ def _fill(opened: LibsqlDatabase, table: str, sql: str, parents: list[ForeignKey
     return count
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def _rows_of(opened: LibsqlDatabase, table: str, columns: list[str]) -> list[Row]:
     try:
-        return opened.rows(f"SELECT {', '.join(map(_quoted, columns))} FROM {_quoted(table)} LIMIT {ROWS}")  # noqa: S608
+        return opened.rows(f"SELECT {', '.join(map(quoted, columns))} FROM {quoted(table)} LIMIT {ROWS}")  # noqa: S608
     except ValueError:
         # The parent table doesn't exist.
         return []

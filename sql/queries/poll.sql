@@ -14,8 +14,14 @@ ORDER BY f.name;
 
 -- Every revision of every schema change, without its text.
 -- name: revisions
-SELECT number, revision, name, checksum FROM schema_changes;
+SELECT number, revision, name, checksum, planned_at IS NOT NULL AS planned FROM schema_changes;
 
 -- The texts of schema changes from one number to another.
 -- name: texts
 SELECT number, revision, sql FROM schema_changes WHERE number BETWEEN $1 AND $2;
+
+-- Revisions that a plan contains for the first time, one element of each array for each.
+-- name: mark_planned
+UPDATE schema_changes AS c SET planned_at = $3
+FROM unnest($1::text[], $2::text[]) AS u (number, revision)
+WHERE c.number = u.number::int8 AND c.revision = u.revision::int8 AND c.planned_at IS NULL;

@@ -155,7 +155,19 @@ def _release_functions(t: Tables, ids: Sequence[str]) -> Rows:
 
 @statement("poll", "revisions")
 def _revisions(t: Tables) -> Rows:
-    return [pick(row, "number", "revision", "name", "checksum") for row in t["schema_changes"].values()]
+    return [
+        Row(pick(row, "number", "revision", "name", "checksum").items(), planned=row["planned_at"] is not None)
+        for row in t["schema_changes"].values()
+    ]
+
+
+@statement("poll", "mark_planned")
+def _mark_planned(t: Tables, numbers: Sequence[str], revisions: Sequence[str], now: datetime) -> int:
+    keys = [(int(number), int(revision)) for number, revision in zip(numbers, revisions, strict=True)]
+    keys = [key for key in keys if t["schema_changes"][key]["planned_at"] is None]
+    for key in keys:
+        t.update("schema_changes", key, planned_at=now)
+    return len(keys)
 
 
 @statement("poll", "texts")

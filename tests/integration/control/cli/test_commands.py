@@ -214,3 +214,21 @@ def test_a_release_that_no_node_can_reach_in_time(skerry: Shell, tmp_path: Path,
     skerry("release", "create", "--group", "asleep", "--schema", "0", "--wait", "--timeout", "0.5", ends=5)
     assert "edge-8" in skerry.err
     skerry("node", "remove", "edge-8", "--yes")
+
+
+def test_a_schema_change_is_withdrawn_or_reversed(skerry: Shell, tmp_path: Path) -> None:
+    file, draft = tmp_path / "clubs.sql", tmp_path / "draft.sql"
+    file.write_text("CREATE TABLE clubs (name TEXT);")
+    skerry("schema", "add", str(file), "--no-release")
+    number = str(skerry.json("schema", "list")[-1]["number"])
+    assert "is withdrawn" in skerry("schema", "withdraw", number)
+    assert "clubs (withdrawn)" in skerry("schema", "list")
+    # A real node takes the change that is left, which does nothing, and the next one with the same name.
+    skerry("schema", "add", str(file), "--wait")
+    number = str(skerry.json("schema", "list")[-1]["number"])
+    skerry("schema", "withdraw", number, "--output", str(draft), ends=3)
+    assert draft.read_text() == 'DROP TABLE "clubs";\n'
+    assert skerry("schema", "withdraw", number, ends=3) == draft.read_text()
+    added = skerry.json("schema", "withdraw", number, "--add")
+    assert (added["withdrawn"], added["added"]["sql"]) == (None, draft.read_text())
+    assert "is withdrawn" in skerry("schema", "withdraw", str(added["added"]["number"]))
