@@ -14,8 +14,9 @@ from starlette.types import Scope
 from control import tokens
 from control.clock import Clock
 from control.problems import ProblemError
-from control.storage import queries
+from control.storage import audit_log, queries
 from control.storage.announcements import Changed
+from control.storage.audit_log import Actor
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -106,7 +107,7 @@ class Authenticator:
         if node is None or node.removed:
             raise _invalid("removed")
         if credential.first_used_at is None:
-            credential.first_used_at = await self._first_use(credential)
+            credential.first_used_at = await self._first_use(credential, node.name, scope)
         return credential, node
 
     async def joining(self, scope: Scope) -> None:
@@ -135,14 +136,17 @@ class Authenticator:
         fleet.verified[header] = id
         return credential
 
-    async def _first_use(self, credential: Credential) -> datetime:
-        """Record the first use of a credential, which ends the one that it replaces; return its time."""
+    async def _first_use(self, credential: Credential, name: str, scope: Scope) -> datetime:
+        """Record the first use of a node's credential, which ends the one that it replaces; return its time."""
         now = self._clock.now()
 
         async def record(conn: Connection) -> None:
             used = await conn.fetchval(FIRST_USE, credential.id, now)
             if used is not None and credential.replaces is not None:
                 revoked = await conn.column(REVOKE, credential.replaces, now)
+                actor = Actor("node", name, address(scope), scope["request_id"].decode())
+                before, after = {"credentials": [*revoked, credential.id]}, {"credentials": [credential.id]}
+                await audit_log.record(conn, now, actor, "node.rotate-end", name, before=before, after=after)
                 await Changed(credentials=set(revoked)).announce(conn)
 
         await self._first_polls.transaction(record)

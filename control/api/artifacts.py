@@ -21,7 +21,6 @@ from uuid import UUID, uuid4
 from control import faults
 from control.api import responses
 from control.api.operations import ApiCall, Reply
-from control.api.services import Services
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
 from control.storage.artifact_deletions import GIVE_UP, RELEASE_UNUSED, ArtifactKey
@@ -92,7 +91,7 @@ async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
     """Store the bytes in `file`, unless they are stored already."""
     services, sha256 = call.services, call.path["sha256"]
     known = await services.db.transaction(lambda conn: _find_and_touch(conn, sha256, services.clock.now()))
-    if known is not None and await _has_object(services, sha256, known.id, file):
+    if known is not None and await _has_object(call, known.id, file):
         return Reply(200, responses.Artifact(sha256, known.size, known.abi))
     checked = await services.checks.module(
         Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"), services.settings.artifact_limit
@@ -182,15 +181,23 @@ async def _spool(call: ApiCall, file: BinaryIO) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-async def _has_object(services: Services, sha256: str, artifact_id: str, file: BinaryIO) -> bool:
+async def _has_object(call: ApiCall, artifact_id: str, file: BinaryIO) -> bool:
     """Whether a ready artifact is in the store; a lost object is stored again. False when it is being deleted."""
+    services, sha256 = call.services, call.path["sha256"]
     key = object_key(sha256, artifact_id)
     if await services.store.head(key) is not None:
         return True
     await services.ownership.confirm()
     await services.store.put(key, file)
-    row = await services.db.read(lambda conn: conn.fetchrow(READY, sha256))
-    if row is None or row.id != artifact_id:
+
+    async def note(conn: Connection) -> bool:
+        row = await conn.fetchrow(READY, sha256)
+        if row is None or row.id != artifact_id:
+            return False
+        await call.audit(conn, "artifact.restore", sha256, {"object": key})
+        return True
+
+    if not await services.databases.writes.transaction(note):
         # Its deletion was under way, and may have missed the object that was just stored.
         await services.store.delete(key)
         return False
@@ -226,7 +233,7 @@ async def _store(call: ApiCall, file: BinaryIO, size: int, checked: dict[str, An
                 return False
             if await conn.fetchval(SET_READY, artifact.id, clock.now()) is None:
                 raise ProblemError("upload_interrupted", "the upload took so long that it was given up; send it again")
-            await call.audit(conn, "artifact.upload", sha256, {"size": size})
+            await call.audit(conn, "artifact.upload", sha256, after={"size": size})
             await bucket_owner.step(conn)
             return True
 

@@ -23,7 +23,9 @@ async def resume(call: ApiCall) -> Reply:
     async def work(conn: Connection, _changed: Changed) -> responses.ArtifactStore:
         before = await _described(services, conn)
         await conn.execute(SQL["resume"])
-        await call.audit(conn, "artifacts.resume", before.bucket, {"held": before.held_reason})
+        old = {"deletions": before.deletions, "held_reason": before.held_reason}
+        new = {"deletions": "on", "held_reason": None}
+        await call.audit(conn, "artifacts.resume", before.bucket, before=old, after=new)
         return await _described(services, conn)
 
     answer = await call.write(work, status=200)

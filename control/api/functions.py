@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 from control import faults, manifests, wire
-from control.api import artifacts, pagination, release_making, requests, responses
+from control.api import artifacts, pagination, release_making, releases, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
@@ -166,7 +166,8 @@ async def add_version(call: ApiCall) -> Reply:
             call.operator.name,
             now,
         )
-        await call.audit(conn, "function.push", f"{name}@{version}", {"sha256": body.sha256})
+        after = {"sha256": body.sha256, "manifest_digest": digest}
+        await call.audit(conn, "function.push", f"{name}@{version}", after=after)
         await bucket_owner.step(conn)
         stored: Any = row.manifest
         return responses.Version(row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at)
@@ -200,8 +201,10 @@ async def delete(call: ApiCall) -> Reply:
         unused[:] = await artifacts.release_unused(conn, [row.artifact_id for row in deleted], now)
         for row in groups:
             release = requests.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
-            await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
-        await call.audit(conn, "function.delete", subject, {"versions": sorted(row.version for row in deleted)})
+            made = await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
+            await releases.record(call, conn, made)
+        before = {"versions": sorted(row.version for row in deleted)}
+        await call.audit(conn, "function.delete", subject, before=before)
 
     faults.reach("control.delete.rows.before")
     answer = await call.write(work, status=204)

@@ -63,7 +63,8 @@ async def create(call: ApiCall) -> Reply:
         await conn.execute(
             SQL["add"], token.id, token.secret_hash, group, call.operator.name, now, ends, rejoin, node_id
         )
-        await call.audit(conn, "join-token.create", str(token.id), {"group": name, "rejoin": rejoin})
+        after = {"group": name, "rejoin": rejoin, "expires_at": ends}
+        await call.audit(conn, "join-token.create", str(token.id), after=after)
         return responses.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, ends)
 
     async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> responses.MadeJoinToken:
@@ -71,6 +72,7 @@ async def create(call: ApiCall) -> Reply:
         token = tokens.new_token("join", UUID(kept["id"]))
         if await conn.fetchval(RENEW, token.id, token.secret_hash) is None:
             raise ProblemError("token_used", "the token that this request made was used or revoked; make another one")
+        await call.audit(conn, "join-token.renew", kept["id"])
         text = _with(token.text, fingerprint)
         return responses.MadeJoinToken(kept["id"], text, kept["group"], datetime.fromisoformat(kept["expires_at"]))
 
@@ -109,7 +111,7 @@ async def revoke(call: ApiCall) -> Reply:
                 field="id",
             )
         await conn.execute(SQL["revoke"], id, call.services.clock.now())
-        await call.audit(conn, "join-token.revoke", id, {})
+        await call.audit(conn, "join-token.revoke", id)
 
     return await call.write(work, status=204)
 

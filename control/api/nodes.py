@@ -138,7 +138,8 @@ async def move(call: ApiCall) -> Reply:
             generation = await conn.fetchval(TAKE_GENERATION)
             await conn.execute(SQL["move"], node.id, group, generation)
             changed.nodes.add(str(node.id))
-            await call.audit(conn, "node.move", node.name, {"group": call.body.group})
+            before, after = {"group": node.group_name}, {"group": call.body.group}
+            await call.audit(conn, "node.move", node.name, {"generation": generation}, before=before, after=after)
         return await node_views.describe(conn, node.id)
 
     return await call.write(work, status=200)
@@ -150,9 +151,10 @@ async def revoke(call: ApiCall) -> Reply:
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.path["node"])
         now = call.services.clock.now()
-        changed.credentials |= await _revoke(conn, node.id, now)
+        ended = await _revoke(conn, node.id, now)
+        changed.credentials |= ended
         await join_token_ends.end_for_node(conn, node.id, now)
-        await call.audit(conn, "node.revoke", node.name, {})
+        await call.audit(conn, "node.revoke", node.name, before={"credentials": sorted(ended)})
 
     return await call.write(work, status=204)
 
@@ -164,7 +166,7 @@ async def retry(call: ApiCall) -> Reply:
         node = await node_views.find(conn, call.path["node"])
         await conn.execute(SQL["retry"], node.id)
         changed.nodes.add(str(node.id))
-        await call.audit(conn, "node.retry", node.name, {})
+        await call.audit(conn, "node.retry", node.name)
 
     return await call.write(work, status=204)
 
@@ -175,13 +177,15 @@ async def remove(call: ApiCall) -> Reply:
     async def work(conn: Connection, changed: Changed) -> None:
         node = await node_views.find(conn, call.path["node"])
         now = call.services.clock.now()
-        changed.credentials |= await _revoke(conn, node.id, now)
+        ended = await _revoke(conn, node.id, now)
+        changed.credentials |= ended
         await join_token_ends.end_for_node(conn, node.id, now)
         await conn.execute(SQL["end_syncs"], node.id, now)
         await conn.execute(SQL["clear_warnings"], node.id, now)
         await conn.execute(SQL["remove"], node.id, now)
         changed.nodes.add(str(node.id))
-        await call.audit(conn, "node.remove", node.name, {"id": str(node.id)})
+        before = {"id": str(node.id), "group": node.group_name, "credentials": sorted(ended)}
+        await call.audit(conn, "node.remove", node.name, before=before)
 
     return await call.write(work, status=204)
 

@@ -42,13 +42,14 @@ async def create(call: ApiCall) -> Reply:
         now = call.services.clock.now()
         # Not announced: a replica looks up an operator that isn't in its cache.
         await conn.execute(SQL["add"], token.id, body.name, body.role, token.secret_hash, now)
-        await call.audit(conn, "operator.create", body.name, {"role": body.role})
+        await call.audit(conn, "operator.create", body.name, after={"role": body.role})
         return responses.MadeOperator(str(token.id), body.name, body.role, token.text)
 
     async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
         token = tokens.new_token("operator", UUID(kept["id"]))
         await conn.execute(SQL["renew"], token.id, token.secret_hash)
         changed.operators.add(str(token.id))
+        await call.audit(conn, "operator.renew", kept["name"])
         return responses.MadeOperator(str(token.id), kept["name"], kept["role"], token.text)
 
     return await call.write(work, renew=renew)
@@ -73,6 +74,6 @@ async def revoke(call: ApiCall) -> Reply:
         await conn.execute(SQL["revoke"], row.id, now)
         await join_token_ends.end_of_operator(conn, name, now)
         changed.operators.add(str(row.id))
-        await call.audit(conn, "operator.revoke", name, {})
+        await call.audit(conn, "operator.revoke", name, before={"role": row.role})
 
     return await call.write(work, status=204)

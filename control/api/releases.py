@@ -51,18 +51,28 @@ async def create(call: ApiCall) -> Reply:
         now, by = call.services.clock.now(), call.operator.name
         made = await make(conn, changed, now, by, body, capabilities, plan=call.query.plan)
         if not call.query.plan:
-            details = {
-                "generation": made.generation,
-                "reason": body.reason,
-                "rollback_to": body.rollback_to,
-                "unfit": made.unfit.count,
-            }
-            await call.audit(conn, "release.create", f"{made.group}/{made.number}", details)
+            await record(call, conn, made)
         return made
 
     if call.query.plan:
         return await call.read(lambda conn: work(conn, Changed()))
     return await call.write(work)
+
+
+async def record(call: ApiCall, conn: Connection, made: responses.MadeRelease) -> None:
+    """Record a release in the audit log, with the versions that it changed."""
+    details = {
+        "generation": made.generation,
+        "reason": made.reason,
+        "rollback_to": made.rollback_to,
+        "unfit": made.unfit.count,
+        "schema_floor": made.schema_floor,
+    }
+    changes = made.changes
+    before = {item.name: item.version for item in changes.remove} | {item.name: item.from_ for item in changes.change}
+    after = {item.name: item.version for item in changes.add} | {item.name: item.to for item in changes.change}
+    target = f"{made.group}/{made.number}"
+    await call.audit(conn, "release.create", target, details, before={"functions": before}, after={"functions": after})
 
 
 async def list_releases(call: ApiCall) -> Reply:
@@ -107,7 +117,7 @@ async def create_group(call: ApiCall) -> Reply:
         if await conn.fetchrow(GROUP, name) is not None:
             raise ProblemError("name_taken", f"there is a group {name} already", field="name")
         await conn.execute(SQL["add_group"], uuid4(), name, call.services.clock.now())
-        await call.audit(conn, "group.create", name, {})
+        await call.audit(conn, "group.create", name)
         return responses.Group(name, 0, None, 0)
 
     return await call.write(work)

@@ -199,7 +199,11 @@ async def _insert(
             raise _Moved
         row = await _register(call, conn, number, revision, name, sql)
         action = "schema.add" if revision == 1 else "schema.amend"
-        await call.audit(conn, action, str(number), {"name": name, "revision": revision})
+        before = (
+            {} if revision == 1 else {"name": name, "revision": revision - 1, "checksum": history[number - 1].checksum}
+        )
+        after = {"name": name, "revision": revision, "checksum": row.checksum}
+        await call.audit(conn, action, str(number), before=before, after=after)
         return responses.MadeSchemaChange(**asdict(row), warnings=[responses.CheckWarning(**w) for w in warnings])
 
     try:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from control import faults
 from control.clock import Clock
 from control.problems import ProblemError
-from control.storage import queries
+from control.storage import audit_log, queries
+from control.storage.audit_log import Actor
 from control.storage.bucket_owner import KNOWN_ARTIFACTS, Ownership
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
@@ -28,6 +29,8 @@ SWEPT_AT_ONCE = 200
 """Deletions that one sweep tries."""
 WAITING = 10_000
 """Artifacts that wait in memory for their deletion; further ones are left to the sweep."""
+
+ACTOR = Actor("control", "deletions")
 
 log = logging.getLogger("skerry.artifacts")
 
@@ -115,8 +118,13 @@ class Deletions:
         faults.reach("control.delete.object.before")
         await self._store.delete(object_key(*artifact))
         faults.reach("control.delete.object.after")
-        await self._db.transaction(lambda conn: conn.execute(SQL["forget"], artifact.id))
+        await self._db.transaction(lambda conn: self._forget(conn, artifact))
         faults.reach("control.delete.row.after")
+
+    async def _forget(self, conn: Connection, artifact: ArtifactKey) -> None:
+        if await conn.execute(SQL["forget"], artifact.id) == "DELETE 1":
+            before = {"object": object_key(*artifact)}
+            await audit_log.record(conn, self._clock.now(), ACTOR, "artifact.delete", artifact.sha256, before=before)
 
     async def sweep(self) -> None:
         """Finish what kills and failures left behind; do nothing while deletions are held.
@@ -163,6 +171,13 @@ class Deletions:
         gone = [key for key in sorted(unknown) if key in since and since[key] < before]
         for key in gone:
             await self._ownership.may_delete()
+            # Recorded before it is done: of a deletion that a kill interrupts nothing else would tell.
+            details = {"unknown_since": since[key]}
+            await self._db.transaction(
+                lambda conn, key=key, details=details: audit_log.record(  # type: ignore[misc]
+                    conn, now, ACTOR, "object.delete", key, details
+                )
+            )
             await self._store.delete(key)
             log.info("deleted %s, which no row has known since %s", key, since[key])
         new, forget = sorted(unknown - since.keys()), sorted(since.keys() - unknown | set(gone))

@@ -34,6 +34,8 @@ ATTEMPTS = 8
 PAGES = 10
 """Pages of 1,000 objects that are looked at before a bucket without an owner is claimed."""
 
+ACTOR = Actor("control", "control")
+
 log = logging.getLogger("skerry.store")
 
 
@@ -270,9 +272,18 @@ class Ownership:
                 f"the bucket {self._store.bucket} has {unknown} artifacts, of which this metadata database knows none, "
                 f"and no owner: it seems to be another control's. {TAKE_OVER}",
             )
-        if unknown:
-            reason = f"when the bucket was claimed, it had {unknown} artifacts that the metadata don't know"
-            await self._db.transaction(lambda conn: conn.execute(SQL["hold"], self._clock.now(), reason))
+        bucket, now = self._store.bucket, self._clock.now()
+        reason = (
+            f"when the bucket was claimed, it had {unknown} artifacts that the metadata don't know" if unknown else ""
+        )
+
+        async def work(conn: Connection) -> None:
+            if reason:
+                await conn.execute(SQL["hold"], now, reason)
+            after = {"held_reason": reason} if reason else {}
+            await audit_log.record(conn, now, ACTOR, "artifacts.claim", bucket, after=after)
+
+        await self._db.transaction(work)
         mark = await self._named()
         await self._write(mark, None)
         log.info("claimed the bucket %s for control %s", self._store.bucket, mark.owner)
@@ -295,8 +306,7 @@ class Ownership:
             if (await state(conn)).step == metadata.step:
                 await conn.execute(SQL["hold_above"], bucket.counter, uuid4(), now, reason)
                 details = {"bucket": bucket.counter, "metadata": metadata.counter}
-                actor = Actor("control", "control")
-                await audit_log.record(conn, now, actor, "artifacts.hold", self._store.bucket, details)
+                await audit_log.record(conn, now, ACTOR, "artifacts.hold", self._store.bucket, details)
 
         await self._db.transaction(work)
 

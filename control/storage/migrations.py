@@ -37,6 +37,7 @@ class KnownOperator(NamedTuple):
 
 
 SQL = queries.load("migrate")
+ACTOR = Actor("control", "migrate")
 SERVER = SQL.value("server", str)
 APPLIED = SQL.rows("applied", AppliedFile)
 ADMINS = SQL.value("admins", int)
@@ -92,7 +93,15 @@ async def migrate(db: Database, clock: Clock) -> list[str]:
         )
         log.info("applied %s", migration.name)
         done.append(migration.name)
-    await db.transaction(lambda conn: conn.execute(SQL["default_group"], clock.now()))
+
+    async def finish(conn: Connection) -> None:
+        now = clock.now()
+        if done:
+            await audit_log.record(conn, now, ACTOR, "metadata.migrate", "schema", after={"files": done})
+        if await conn.execute(SQL["default_group"], now) == "INSERT 0 1":
+            await audit_log.record(conn, now, ACTOR, "group.create", "default")
+
+    await db.transaction(finish)
     return done
 
 
@@ -116,7 +125,7 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
         action = "operator.create" if known is None else "operator.renew"
         before = None if known is None else {"role": known.role, "revoked_at": known.revoked_at}
         after = {"role": "admin", "revoked_at": None}
-        await audit_log.record(conn, now, Actor("control", "migrate"), action, name, before=before, after=after)
+        await audit_log.record(conn, now, ACTOR, action, name, before=before, after=after)
         await Changed(operators={str(token.id)}).announce(conn)
         return token.text
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from control.clock import AHEAD
 from control.settings import ControlSettings
-from control.storage import queries
+from control.storage import audit_log, queries
+from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.storage.queries import Value
@@ -58,12 +59,12 @@ async def correct(db: Database, settings: ControlSettings, now: datetime) -> Non
         "tokens": (limit, (now,)),
     }
     for table, is_ahead in found._asdict().items():
-        if is_ahead and (count := await _correct_all(db, table, LOCKS[table], *arguments[table])):
+        if is_ahead and (count := await _correct_all(db, now, table, LOCKS[table], *arguments[table])):
             log.warning("%s: corrected %d rows with times of a clock that was ahead", table, count)
 
 
 async def _correct_all(
-    db: Database, table: str, lock: Value[str], beyond: datetime, arguments: tuple[datetime, ...]
+    db: Database, now: datetime, table: str, lock: Value[str], beyond: datetime, arguments: tuple[datetime, ...]
 ) -> int:
     """Correct all rows of a table, and return how many. Rows that are locked are left to the next pass."""
 
@@ -71,6 +72,7 @@ async def _correct_all(
         ids = await conn.column(lock, beyond, LIMIT)
         if ids:
             await conn.execute(SQL[table], *arguments, ids)
+            await audit_log.record(conn, now, Actor("control", "monitor"), "times.correct", table, {"rows": len(ids)})
         return len(ids)
 
     count = 0

@@ -19,7 +19,8 @@ from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import ControlSettings
-from control.storage import queries
+from control.storage import audit_log, queries
+from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 from control.storage.idempotency import KEPT_ANSWERS
@@ -66,6 +67,8 @@ DROP_LIMIT = 1.0
 KEPT_LEASES = timedelta(days=1)
 KEPT_CREDENTIALS = timedelta(days=35)
 """Longer than a join token is valid: its credentials show whether it was used."""
+
+ACTOR = Actor("control", "monitor")
 
 log = logging.getLogger("skerry.monitor")
 
@@ -232,7 +235,15 @@ class Monitor:
             return False
         log.warning("the lease %s is taken over: its replica is gone, and its clock was ahead", name)
         taken = (name, self._holder, now + lease, *held)
-        return await self._db.transaction(lambda conn: conn.fetchval(TAKE_OVER_LEASE, *taken)) is not None
+
+        async def take_over(conn: Connection) -> bool:
+            if await conn.fetchval(TAKE_OVER_LEASE, *taken) is None:
+                return False
+            before, after = {"holder": held.holder}, {"holder": self._holder}
+            await audit_log.record(conn, now, ACTOR, "lease.take-over", name, before=before, after=after)
+            return True
+
+        return await self._db.transaction(take_over)
 
     def _is_dead(self, name: str, held: Lease, now: datetime, lease: timedelta) -> bool:
         """Whether a lease ends too late to be true, and hasn't changed for as long as a lease lasts."""

@@ -12,8 +12,8 @@ ALTER TABLE audit ADD COLUMN IF NOT EXISTS values_before JSONB NOT NULL DEFAULT 
 
 ALTER TABLE audit ADD COLUMN IF NOT EXISTS values_after JSONB NOT NULL DEFAULT '{}';
 
--- The number of the seal over the row; NULL until it has one.
-ALTER TABLE audit ADD COLUMN IF NOT EXISTS seal INT8;
+-- The number of the seal over the row; 0 until it has one.
+ALTER TABLE audit ADD COLUMN IF NOT EXISTS seal INT8 NOT NULL DEFAULT 0;
 
 CREATE INDEX IF NOT EXISTS audit_by_operator ON audit (operator, at, id);
 

@@ -1,9 +1,15 @@
 """The audit log on real servers: a row for each change, with its actor, address, call id, and what it changed."""
 
+import hashlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from tests.support.control import Control, module
+from control.web.routes import OPERATIONS
+from tests.support.control import Control, Reply, module, until
+
+LOGGED_ELSEWHERE = {("PUT", "/v1/syncs/{id}")}
+"""What nodes report of their syncs has a log of its own."""
 
 
 def secret(token: str) -> str:
@@ -67,3 +73,97 @@ async def test_joins_rejoins_and_rotations_are_in_the_audit(control: Control) ->
     for token in (first, second, rotated, third["credential"], made["token"]):
         assert len(secret(token)) == 43
         assert secret(token) not in whole
+
+
+async def test_every_operation_that_writes_leaves_a_row(control: Control) -> None:
+    """A new operation fails here until it is tried here, and leaves a row."""
+    wasm, call = module("1"), control.call
+    sha256 = await control.upload(module("other"))
+    node = await control.join("shop-1")
+    token = (await control.ok("POST", "/v1/join-tokens", {"group": "default"}))["token"]
+    unused = (await control.ok("POST", "/v1/join-tokens", {"group": "default"}))["id"]
+    version = {"sha256": sha256}
+    sql = {"name": "notes", "sql": "CREATE TABLE notes (id INTEGER PRIMARY KEY)"}
+    revision = {"sql": "CREATE TABLE notes (id INTEGER PRIMARY KEY);"}
+    joining = {"name": "n", "attempt": str(uuid4())}
+    # In an order in which each finds what it needs.
+    tries: dict[tuple[str, str], Callable[[], Awaitable[Reply]]] = {
+        ("PUT", "/v1/artifacts/{sha256}"): lambda: put(control, wasm),
+        ("POST", "/v1/functions/{name}/versions"): lambda: call("POST", "/v1/functions/f/versions", version),
+        ("POST", "/v1/releases"): lambda: call("POST", "/v1/releases", {"functions": {"f": 1}}),
+        ("POST", "/v1/schema-changes"): lambda: call("POST", "/v1/schema-changes", sql),
+        ("POST", "/v1/schema-changes/{number}/revisions"): lambda: call(
+            "POST", "/v1/schema-changes/1/revisions", revision
+        ),
+        ("POST", "/v1/groups"): lambda: call("POST", "/v1/groups", {"name": "east"}),
+        ("POST", "/v1/operators"): lambda: call("POST", "/v1/operators", {"name": "ci", "role": "deploy"}),
+        ("DELETE", "/v1/operators/{name}"): lambda: call("DELETE", "/v1/operators/ci"),
+        ("POST", "/v1/join-tokens"): lambda: call("POST", "/v1/join-tokens", {"group": "east"}),
+        ("DELETE", "/v1/join-tokens/{id}"): lambda: call("DELETE", f"/v1/join-tokens/{unused}"),
+        ("POST", "/v1/nodes"): lambda: call("POST", "/v1/nodes", joining, token=token),
+        ("POST", "/v1/nodes/self/credential"): lambda: call("POST", "/v1/nodes/self/credential", token=node.credential),
+        ("POST", "/v1/nodes/{node}/move"): lambda: call("POST", "/v1/nodes/n/move", {"group": "east"}),
+        ("POST", "/v1/nodes/{node}/retry"): lambda: call("POST", "/v1/nodes/n/retry"),
+        ("POST", "/v1/nodes/{node}/revoke"): lambda: call("POST", "/v1/nodes/n/revoke"),
+        ("DELETE", "/v1/nodes/{node}"): lambda: call("DELETE", "/v1/nodes/n"),
+        ("DELETE", "/v1/functions/{name}/versions/{version}"): lambda: call(
+            "DELETE", "/v1/functions/f/versions/1?release=true"
+        ),
+        ("DELETE", "/v1/functions/{name}"): lambda: delete_function(control),
+        ("POST", "/v1/artifact-store/resume"): lambda: call("POST", "/v1/artifact-store/resume"),
+    }
+    writing = {(o.method, o.path) for o in OPERATIONS if o.method not in ("GET", "HEAD")}
+    assert set(tries) | LOGGED_ELSEWHERE == writing
+    for operation, attempt in tries.items():
+        reply = await attempt()
+        assert 200 <= reply.status < 300, (operation, reply)
+        call_id = reply.headers["x-request-id"]
+        rows = [row for row in await control.items("/v1/audit") if row["call_id"] == call_id]
+        assert rows, f"{operation} left no row in the audit log"
+        assert all(row["actor"] and row["action"] and row["target"] and row["address"] for row in rows)
+
+
+async def put(control: Control, wasm: bytes) -> Reply:
+    path = f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}"
+    return await control.call("PUT", path, data=wasm, headers={"content-type": "application/wasm"})
+
+
+async def delete_function(control: Control) -> Reply:
+    await control.push("f", module("third"))
+    return await control.call("DELETE", "/v1/functions/f")
+
+
+async def test_what_control_does_by_itself_is_in_the_audit(control: Control) -> None:
+    await control.push("hello", module("1"))
+    await control.ok("DELETE", "/v1/functions/hello")
+
+    async def deleted() -> bool:
+        return any(entry["action"] == "artifact.delete" for entry in await control.items("/v1/audit"))
+
+    await until(deleted)
+    row = await newest(control, "artifact.delete")
+    assert (row["actor_kind"], row["actor"], row["address"], row["call_id"]) == ("control", "deletions", "", "")
+    assert row["before"]["object"].startswith(row["target"])
+    made = {(row["actor"], row["action"], row["target"]) for row in await control.items("/v1/audit")}
+    assert ("migrate", "operator.create", "admin") in made
+    assert "artifacts.claim" in {action for _, action, _ in made}
+
+
+async def test_a_row_has_what_the_change_changed(control: Control) -> None:
+    await control.push("hello", module("1"))
+    await control.push("hello", module("2"))
+    await control.push("other", module("3"))
+    await control.release(functions={"hello": 1, "other": 1})
+    await control.release(functions={"hello": 2}, reason="faster")
+    row = await newest(control, "release.create")
+    assert (row["before"], row["after"]) == ({"functions": {"hello": 1}}, {"functions": {"hello": 2}})
+    assert row["details"]["reason"] == "faster"
+    await control.ok("POST", "/v1/groups", {"name": "east"})
+    await control.join("shop-1")
+    await control.ok("POST", "/v1/nodes/shop-1/move", {"group": "east"})
+    row = await newest(control, "node.move")
+    assert (row["before"], row["after"]) == ({"group": "default"}, {"group": "east"})
+    await control.operator("ci", "deploy")
+    await control.ok("DELETE", "/v1/operators/ci")
+    row = await newest(control, "operator.revoke")
+    assert (row["before"], row["after"]) == ({"role": "deploy"}, {})
