@@ -182,6 +182,15 @@ CODES: Final[dict[str, ErrorCode]] = {
     "check_crashed": ErrorCode(0, "The check ended on what it was given"),
     "status_refused": ErrorCode(0, "The node answers, but not with its status"),
     "module_refused": ErrorCode(0, "The module can't run on a node"),
+    "state_of_another_user": ErrorCode(0, "The state directory belongs to another user"),
+    "node_running": ErrorCode(0, "The node, or one of its processes, still runs"),
+    "database_in_use": ErrorCode(0, "Another process has the database open"),
+    "database_missing": ErrorCode(0, "The state directory has no database"),
+    "database_unknown": ErrorCode(0, "The file isn't a node's database, or not one that this version knows"),
+    "database_damaged": ErrorCode(0, "The database isn't whole"),
+    "copy_failed": ErrorCode(0, "The database couldn't be copied"),
+    "backup_target_unfit": ErrorCode(0, "The backup can't be written to this file"),
+    "restore_failed": ErrorCode(0, "The backup couldn't be put in the database's place"),
 }
 
 FAILED: Final = ErrorCode(502, "The function failed")

@@ -23,7 +23,7 @@ from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database, schema_change, shortages
+from edge_runtime.sql import database, schema_change, schema_record, shortages
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
 from edge_runtime.sql.database import DatabaseOpenError, LibsqlDatabase
@@ -275,6 +275,8 @@ def _record(
         opened.rows(
             _INSERT_FUNCTION, (function.name, function.version, function.sha256, manifest, function.manifest_digest)
         )
+    if changes or not schema_record.is_recorded(opened):
+        schema_record.record(opened)
     # As text: libsql would bind a generation above 31 bits as a REAL.
     opened.rows(_WRITE_RELEASE, (plan.release_id, plan.release_number, str(plan.generation), now))
 

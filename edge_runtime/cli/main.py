@@ -2,8 +2,10 @@
 
 import click
 
+from edge_runtime.cli.backup import backup
 from edge_runtime.cli.call import call
 from edge_runtime.cli.node import check, join_command, status
+from edge_runtime.cli.restore import restore
 from edge_runtime.cli.run import dev, run
 
 
@@ -19,6 +21,8 @@ main.add_command(dev)
 main.add_command(status)
 main.add_command(check)
 main.add_command(call)
+main.add_command(backup)
+main.add_command(restore)
 
 if __name__ == "__main__":
     main(prog_name="skerry-edge")

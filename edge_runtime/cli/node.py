@@ -1,8 +1,11 @@
 """The commands of a node beside `run`: join, status, check."""
 
 import asyncio
+import contextlib
 import http.client
 import json
+import os
+import pwd
 import re
 import socket
 import subprocess
@@ -256,6 +259,21 @@ def _function(function: dict[str, Any]) -> str:
 
 def _counts(times: dict[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in times.items())
+
+
+def check_owner(state: Path, as_json: bool) -> None:
+    """Check that this process is the state directory's user: files that another one makes there would be closed to the
+    node. Raises: click's, when it isn't, or there is no such folder."""
+    try:
+        owner = state.stat().st_uid
+    except OSError as error:
+        raise fail("state_unusable", f"the state directory {state} can't be used: {error}", as_json) from None
+    if owner != os.geteuid():
+        with contextlib.suppress(KeyError):
+            who = pwd.getpwuid(owner).pw_name
+            text = f"{state} belongs to the user {who}: run this as {who}, with `sudo -u {who} skerry-edge …`"
+            raise fail("state_of_another_user", text, as_json)
+        raise fail("state_of_another_user", f"{state} belongs to the user id {owner}: run this as that user", as_json)
 
 
 def _who(state: Path | None) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Kept(Struct, frozen=True):
     """Digest of what the libsql file holds."""
     next: str = ""
     """Digest of what it holds after a COMMIT that may be under way; empty if there is none."""
+    restored: str = ""
+    """Digest of what a backup holds that may be being put in its place; empty if none is."""
 
 
 def digest(stored: Stored) -> str:
@@ -87,7 +89,7 @@ class TamperCheck:
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.error("%s can't be read: %s", self.path, error)
             return False
-        return digest(stored) in (kept.now, kept.next)
+        return digest(stored) in (kept.now, kept.next, kept.restored)
 
     def announce(self, now: Stored, following: Stored) -> None:
         """Note, before a COMMIT, that the libsql file holds `now` and may come to hold `following`.
@@ -95,6 +97,20 @@ class TamperCheck:
         Both digests are on disk when this returns. Raises: OSError, when they can't be written.
         """
         self._keep(Kept(digest(now), digest(following)))
+
+    def announce_restore(self, backup: Stored) -> None:
+        """Note that a backup is about to be put in the libsql file's place; what was believed before still is.
+
+        It is on disk when this returns. Raises: OSError, when it can't be written.
+        """
+        try:
+            kept = msgspec.json.decode(self.path.read_bytes(), type=Kept)
+        except FileNotFoundError:
+            # Either file is believed.
+            return
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            kept = Kept("")
+        self._keep(msgspec.structs.replace(kept, restored=digest(backup)))
 
     def settle(self, stored: Stored) -> None:
         """Note that the libsql file holds this, and no COMMIT is under way."""

@@ -90,6 +90,14 @@ class DefinitionRow(NamedTuple):
     """None for an index that SQLite made for a constraint."""
 
 
+class SchemaRecordRow(NamedTuple):
+    """`read_schema_record`: a definition as the last release left it."""
+
+    type: str
+    name: str
+    digest: str
+
+
 class NumberRow(NamedTuple):
     """One number, as of a PRAGMA or `table_bytes`."""
 

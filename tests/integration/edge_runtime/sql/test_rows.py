@@ -6,7 +6,7 @@ from typing import NamedTuple, get_type_hints
 
 import pytest
 
-from edge_runtime.sql import database, rows
+from edge_runtime.sql import database, rows, schema_record
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.values import Value
@@ -27,6 +27,7 @@ QUERIES: list[tuple[type[NamedTuple], str, tuple[Value, ...]]] = [
     (rows.ColumnRow, load("columns"), ("parent",)),
     (rows.ForeignKeyRow, load("parents"), ("child",)),
     (rows.DefinitionRow, load("schema"), ()),
+    (rows.SchemaRecordRow, load("read_schema_record"), ()),
     (rows.CheckpointRow, "PRAGMA wal_checkpoint", ()),
     (rows.ViolationRow, "PRAGMA foreign_key_check", ()),
 ]
@@ -51,6 +52,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibsqlDatabase]
         opened.rows(load("write_release"), ("release-1", 1, "1", "2026-01-01"))
         opened.rows(load("insert_change"), (1, 1, "0" * 64, "first", "2026-01-01"))
         opened.rows(load("insert_function"), ("f", 1, "0" * 64, "{}", "0" * 64))
+        schema_record.record(opened)
         yield opened
 
 

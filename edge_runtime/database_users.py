@@ -1,0 +1,93 @@
+"""Which other processes use a libsql file: by SQLite's locks on it, and by the files that processes have open.
+
+For processes without a connection to the file: closing a descriptor of a file lets all locks of its process on that
+file go (POSIX), SQLite's too. Sources: SQLite's os_unix.c and https://www.sqlite.org/walformat.html#wal_locks.
+"""
+
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from edge_runtime import wal
+
+_FILE_LOCKS: Final = 0x4000_0000, 512
+"""Offset and length of the bytes of the database file that SQLite locks."""
+_INDEX_LOCKS: Final = 120, 9
+"""The same of the log's index."""
+_FLOCK: Final = struct.Struct("@hhqqi0q")
+"""The kernel's `struct flock`: type, whence, start, length, process."""
+
+
+class DatabaseUser(NamedTuple):
+    """A process that uses the file."""
+
+    pid: int
+    """0 where the system doesn't say, as of a process in another container."""
+    name: str
+    """Name of its program, without its arguments; empty where the system doesn't say."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid or 'in another container'}{f' ({self.name})' if self.name else ''}"
+
+
+def users(database: Path) -> list[DatabaseUser]:
+    """Return the other processes that have the file, its log or the log's index open, as far as the system shows them:
+    the files of another user's processes are hidden, their locks aren't."""
+    files = [database, wal.log_of(database), wal.index_of(database)]
+    found = set(_with_open(files))
+    for path, (start, length) in zip((files[0], files[2]), (_FILE_LOCKS, _INDEX_LOCKS), strict=True):
+        holder = _holder(path, start, length)
+        if holder is not None:
+            found.add(holder)
+    return [DatabaseUser(pid, _name(pid)) for pid in sorted(found)]
+
+
+def told(users: Iterable[DatabaseUser]) -> str:
+    """Return the processes as a text for a person."""
+    return ", ".join(map(str, users))
+
+
+def _with_open(files: list[Path]) -> Iterator[int]:
+    wanted = set()
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            wanted.add((stat.st_dev, stat.st_ino))
+    me = os.getpid()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == me:
+            continue
+        # It may end meanwhile, or be another user's.
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{entry}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = os.stat(f"/proc/{entry}/fd/{descriptor}")
+                    if (stat.st_dev, stat.st_ino) in wanted:
+                        yield int(entry)
+                        break
+
+
+def _holder(path: Path, start: int, length: int) -> int | None:
+    """Return a process that holds a lock on these bytes of a file, 0 for one that can't be named; None if there is
+    none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
+    finally:
+        os.close(descriptor)
+    return None if kind == fcntl.F_UNLCK else max(0, pid)
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() if pid else ""
+    except OSError:
+        return ""

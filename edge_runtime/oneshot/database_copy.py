@@ -1,0 +1,177 @@
+"""Copies of a libsql file, whole, in one file without a log: a node's while it serves, or a backup that is put back."""
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from edge_runtime import files, wal
+from edge_runtime.disk_space import DISK_RESERVE, fits
+from edge_runtime.errors import CodedError
+from edge_runtime.oneshot.database_guard import GuardFailed, guarded
+from edge_runtime.oneshot.database_report import LIMIT
+from edge_runtime.oneshot.forked import run_forked
+from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.allowlists import RANDOM, WRITE
+
+PIECE: Final = 4 * 1024 * 1024
+"""Bytes that are copied at once. Each piece is written to the disk and dropped from memory, so that a copy of a large
+file neither drives others' pages out of memory nor holds up their writes behind its own."""
+_TRIES: Final = 5000
+"""Looks at the log's index, a millisecond apart: a process may be writing it."""
+
+
+class CopyFailed(CodedError):
+    """The file can't be copied. What was made of the copy has been removed."""
+
+
+def copy_served(database: Path, target: Path) -> None:
+    """Copy a node's file as of one moment, while the node serves or while it doesn't. `target` is a new file in a
+    folder of its own. The caller has one thread.
+
+    Raises: CopyFailed, when that can't be done.
+    """
+    try:
+        with guarded(database, reading=True) as guard:
+            # Read after the transaction's begin: the log stays at least as long as this, or is in the file as a whole.
+            index = _index(database)
+            log_bytes = 0 if index is None or index.frames == index.backfilled else index.bytes
+            _check_room(target.parent, database.stat().st_size + 2 * log_bytes)
+            _copy(database, target)
+            if log_bytes:
+                _copy(wal.log_of(database), wal.log_of(target), log_bytes)
+            guard.check()
+    except GuardFailed as error:
+        raise CopyFailed("copy_failed", f"The database can't be copied: {error}.") from None
+    except OSError as error:
+        raise CopyFailed("copy_failed", f"The database can't be copied to {target.parent}: {error}.") from None
+    _join(target, 0 if index is None or not log_bytes else index.frames)
+
+
+def copy_unused(source: Path, target: Path) -> None:
+    """Copy a file that no process uses, with its log where it has one. `target` and the caller are as in
+    `copy_served`.
+
+    Raises: CopyFailed, when that can't be done.
+    """
+    log = wal.log_of(source)
+    try:
+        log_bytes = log.stat().st_size if wal.has_log(source) else 0
+        _check_room(target.parent, source.stat().st_size + 2 * log_bytes)
+        _copy(source, target)
+        if log_bytes:
+            _copy(log, wal.log_of(target))
+    except OSError as error:
+        raise CopyFailed("copy_failed", f"{source} can't be copied to {target.parent}: {error}.") from None
+    _join(target, None if log_bytes else 0)
+
+
+def _index(database: Path) -> wal.Index | None:
+    """Return the log's index as it was at one moment; None for a file without a log.
+
+    Raises: OSError, when it can't be read.
+    """
+    before, tries = wal.read(database), 0
+    while wal.index_of(database).exists():
+        index = wal.read(database)
+        if index is not None and index == before:
+            return index
+        before, tries = index, tries + 1
+        if tries > _TRIES:
+            raise OSError(f"{wal.index_of(database)} can't be read")
+        time.sleep(0.001)
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file. Raises: OSError, when it can't be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if not fits(needed, free):
+        raise CopyFailed(
+            "disk_full",
+            f"The copy needs {needed >> 20} MiB in {folder}, and a reserve of {DISK_RESERVE >> 20} MiB, and its disk "
+            f"has only {free >> 20} MiB free; free some space.",
+        )
+
+
+def _copy(source: Path, target: Path, length: int | None = None) -> None:
+    """Copy a file, or its first `length` bytes. Raises: OSError, also where it is shorter."""
+    with contextlib.ExitStack() as stack:
+        reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, reading)
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, writing)
+        at = 0
+        while length is None or at < length:
+            piece = os.read(reading, PIECE if length is None else min(PIECE, length - at))
+            if not piece:
+                break
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(writing, rest) :]
+            os.fdatasync(writing)
+            os.posix_fadvise(writing, at, len(piece), os.POSIX_FADV_DONTNEED)
+            at += len(piece)
+        if length is not None and at < length:
+            raise OSError(f"{source} has {at} bytes, and {length} belong to it")
+        os.fsync(writing)
+
+
+def _join(path: Path, frames: int | None) -> None:
+    """Move the log of a copy into its file, and leave the file alone, in a process of its own behind the fence. The log
+    has so many `frames`; None where that isn't known.
+
+    Raises: CopyFailed, when that can't be done.
+    """
+    why = _child(lambda: _checkpoint(path, frames), path)
+    if why:
+        raise CopyFailed("copy_failed", f"The copy isn't whole: {why}.")
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files.sync_folder(path.parent)
+    except OSError as error:
+        raise CopyFailed("copy_failed", f"{path} can't be written to the disk: {error}.") from None
+
+
+def _child(work: Callable[[], str], path: Path) -> str:
+    def fenced() -> bytes:
+        fence.enclose([(path.parent, WRITE), RANDOM])
+        return f"done:{work()}".encode()
+
+    try:
+        answer, status = run_forked(fenced, LIMIT)
+    except TimeoutError as error:
+        return str(error)
+    if not answer:
+        return f"the process that worked on it ended with status {os.waitstatus_to_exitcode(status)}"
+    return answer.decode().removeprefix("done:")
+
+
+def _checkpoint(path: Path, frames: int | None) -> str:
+    """Return why the log can't be moved, or an empty string."""
+    try:
+        connection = sqlite3.connect(path, isolation_level=None)
+        fence.seal("checkpointer")
+        if frames != 0:
+            # As above all the last frame has to be there: a log that is cut counts as one that ends earlier.
+            _, log, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if log != moved or frames not in (None, log):
+                return f"{moved} of {log if frames is None else frames} pages of its log could be moved"
+        # A copy that anybody can open, where nothing can be written beside it, too.
+        if connection.execute("PRAGMA journal_mode = DELETE").fetchone() != ("delete",):
+            return "its journal mode can't be changed"
+        connection.close()
+    except sqlite3.Error as error:
+        return str(error)
+    return ""

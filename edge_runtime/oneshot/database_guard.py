@@ -1,0 +1,102 @@
+"""A process that keeps the libsql file of a node open while a command works with it, and reads its log first where that
+is needed. It uses Python's own SQLite, for the reason that the checkpointer has (docs/adr/0025): the first connection
+recovers the log, the last one that closes moves it into the file, and libsql does both wrongly where a read fails.
+
+It can hold a read transaction. Then what the file and its log say at that moment can be copied, byte by byte: no
+checkpoint moves anything newer into the file meanwhile, and the log doesn't begin anew.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.allowlists import RANDOM, WRITE
+
+BUSY: Final = 5.0
+"""Seconds that the guard waits for a lock of another process."""
+_READY: Final = b"ready"
+
+
+class GuardFailed(Exception):
+    """The file can't be kept open; the message says why."""
+
+
+class DatabaseGuard:
+    """The process that keeps the file open."""
+
+    def __init__(self, answers: int, orders: int) -> None:
+        self._answers = answers
+        self._orders = orders
+
+    def check(self) -> None:
+        """Check that the file was kept open, and its transaction with it, until now.
+
+        Raises: GuardFailed, when it wasn't.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._orders, b"?")
+        self.expect()
+
+    def expect(self) -> None:
+        """Wait for the guard's answer. Raises: GuardFailed, when it isn't a good one."""
+        answer = os.read(self._answers, 4096)
+        if answer != _READY:
+            raise GuardFailed(answer.decode(errors="replace") or "the process that keeps the database open has ended")
+
+
+@contextlib.contextmanager
+def guarded(database: Path, *, reading: bool) -> Iterator[DatabaseGuard]:
+    """Keep the file open while the block runs, `reading` with a read transaction. The caller has one thread.
+
+    Raises: GuardFailed, when the file can't be opened or its log can't be read.
+    """
+    parent = os.getpid()
+    answers, writing = os.pipe()
+    listening, orders = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(answers)
+            os.close(orders)
+            fence.die_with_parent(parent)
+            _keep_open(database, reading, listening, writing)
+        except (sqlite3.Error, OSError) as error:
+            os.write(writing, f"{database}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.close(listening)
+    try:
+        guard = DatabaseGuard(answers, orders)
+        guard.expect()
+        yield guard
+    finally:
+        os.close(orders)
+        os.waitpid(pid, 0)
+        os.close(answers)
+
+
+def _keep_open(database: Path, reading: bool, orders: int, answers: int) -> None:
+    """Be the guard, until `orders` is closed."""
+    fence.enclose([(database.parent, WRITE), RANDOM])
+    connection = sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=BUSY, isolation_level=None)
+    fence.seal("checkpointer")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    # It needs a transaction and, unlike a SELECT, no function that the schema names and Python's SQLite lacks.
+    looking = "PRAGMA schema_version"
+    if reading:
+        connection.execute("BEGIN")
+    connection.execute(looking).fetchall()
+    os.write(answers, _READY)
+    while os.read(orders, 1):
+        if reading and not connection.in_transaction:
+            raise sqlite3.OperationalError("the read transaction has ended")
+        connection.execute(looking).fetchall()
+        os.write(answers, _READY)
+    if reading:
+        connection.execute("ROLLBACK")
+    connection.close()

@@ -1,0 +1,122 @@
+"""Looks a libsql file through, whole: pages, foreign keys, the schema and the record of the release."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from edge_runtime.errors import CodedError
+from edge_runtime.ipc.frames import Stored
+from edge_runtime.oneshot.forked import run_forked
+from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.allowlists import RANDOM, WRITE
+from edge_runtime.sql import database, schema_change, schema_record
+from edge_runtime.sql.database import BUSY_MS, FORMAT, HEAP_BYTES, LibsqlDatabase
+from edge_runtime.sql.libsql_connection import open_file
+from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import MetaRow, NumberRow
+from edge_runtime.sql.writer_lock import WriterLock
+
+LIMIT: Final = 3600.0
+"""Seconds that looking a file through may take."""
+SHOWN: Final = 20
+"""Faults of the file that are told at most."""
+
+_HAS_META: Final = load("has_meta")
+_READ_META: Final = load("read_meta")
+
+
+class DatabaseReport(Struct, frozen=True):
+    """What a file holds, and what is wrong with it."""
+
+    stored: Stored
+    faults: list[str]
+    """What PRAGMA integrity_check finds, `SHOWN` of it at most."""
+    orphans: str
+    """How rows violate foreign keys, as a sentence; empty where none does."""
+    changed: list[str]
+    """Definitions that aren't as the last release left them, as `table orders`."""
+    missing: list[str]
+    added: list[str]
+    schema_digest: str
+    page_bytes: int
+    pages: int
+    free_pages: int
+    """Pages that hold nothing; new rows come there before the file grows."""
+
+    def findings(self) -> list[str]:
+        """Return what is wrong, a sentence each; nothing where the file is whole."""
+        found = [f"Its pages are damaged: {fault}" for fault in self.faults]
+        if self.orphans:
+            found.append(f"Foreign keys are violated: {self.orphans}")
+        found += [f"The {name} isn't as the last release left it." for name in self.changed]
+        found += [f"The {name} is missing." for name in self.missing]
+        return found
+
+
+class DatabaseUnread(CodedError):
+    """The file can't be looked through."""
+
+
+def report(path: Path, called: Path) -> DatabaseReport:
+    """Look a file through, in a process of its own behind the fence; others may use the file meanwhile. The caller has
+    one thread, and sees to it that the file's log was recovered. Errors call the file `called`.
+
+    Raises: DatabaseUnread, when the file isn't a node's, or is too damaged for SQLite.
+    """
+
+    def work() -> bytes:
+        fence.enclose([(path.parent, WRITE), RANDOM])
+        try:
+            return msgspec.json.encode(_report(path, called))
+        except DatabaseUnread as unread:
+            return msgspec.json.encode([unread.code, unread.message])
+        except ValueError as error:
+            return msgspec.json.encode(["database_damaged", f"{called} can't be read: {error}."])
+
+    try:
+        answer, status = run_forked(work, LIMIT)
+    except TimeoutError:
+        raise DatabaseUnread("database_damaged", f"{called} wasn't looked through after {LIMIT:g} s.") from None
+    if not answer:
+        why = f"ended with status {os.waitstatus_to_exitcode(status)}"
+        raise DatabaseUnread("database_damaged", f"The process that looked {called} through {why}.")
+    found = msgspec.json.decode(answer, type=DatabaseReport | list[str])
+    if isinstance(found, list):
+        raise DatabaseUnread(*found)
+    return found
+
+
+def _report(path: Path, called: Path) -> DatabaseReport:
+    """Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
+    opened = LibsqlDatabase(open_file(path), WriterLock(os.memfd_create("writer.lock")), path)
+    fence.seal("worker")
+    opened.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
+    opened.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
+    opened.rows("PRAGMA temp_store = MEMORY")
+    opened.rows("PRAGMA wal_autocheckpoint = 0")
+    opened.rows("PRAGMA query_only = ON")
+    if opened.rows(_HAS_META) == [(0,)]:
+        text = f"{called} is no node's database: the runtime's own tables aren't there."
+        raise DatabaseUnread("database_unknown", text)
+    version = opened.read(MetaRow, _READ_META)[0].format
+    if version != FORMAT:
+        text = f"{called} has format {version} of the runtime's tables, and this version knows {FORMAT}: upgrade first."
+        raise DatabaseUnread("database_unknown", text)
+    opened.rows("BEGIN")
+    faults = [str(row[0]) for row in opened.rows(f"PRAGMA integrity_check({SHOWN})")]
+    differences = schema_record.differences(opened)
+    return DatabaseReport(
+        stored=database.stored(opened),
+        faults=[] if faults == ["ok"] else faults,
+        orphans=schema_change.orphans(opened),
+        changed=differences.changed,
+        missing=differences.missing,
+        added=differences.added,
+        schema_digest=schema_record.digest(schema_record.definitions(opened)),
+        page_bytes=opened.read(NumberRow, "PRAGMA page_size")[0].value,
+        pages=opened.read(NumberRow, "PRAGMA page_count")[0].value,
+        free_pages=opened.read(NumberRow, "PRAGMA freelist_count")[0].value,
+    )

@@ -1,0 +1,1 @@
+INSERT INTO _skerry_schema (type, name, digest) VALUES (?, ?, ?)

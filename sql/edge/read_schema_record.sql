@@ -1,0 +1,1 @@
+SELECT type, name, digest FROM _skerry_schema
