@@ -6,10 +6,11 @@ children), but are checked at the end.
 """
 
 import errno
+import functools
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -68,7 +69,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
             match frame.kind:
                 case frames.APPLY:
                     order = _decode_apply(frame.body)
-                    prepared = prepare(opened, order.plan, order.functions, order.secrets, afresh=order.afresh)
+                    tell = functools.partial(_tell, sock, frame.request)
+                    prepared = prepare(opened, order.plan, order.functions, order.secrets, tell, afresh=order.afresh)
                     frames.send_json(sock, frame.request, frames.PREPARED, prepared)
                 case frames.COMMIT:
                     commit(opened)
@@ -82,18 +84,34 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
             frames.send_json(sock, frame.request, frames.FAILED, frames.ChildFailure(failed.code, failed.message))
 
 
+def _tell(sock: socket.socket, request: int, doing: str) -> None:
+    """Tell the front what is about to be done, which it says if that takes too long."""
+    frames.send(sock, request, frames.APPLYING, b"", doing.encode())
+
+
+def _tell_statement(tell: Callable[[str], None], of: str, statement: str) -> None:
+    tell(f"{of}, statement: {_shown(statement)}")
+
+
+def _no_one(_: str) -> None:
+    """Nobody asks what is being done."""
+
+
 def prepare(
     opened: LibsqlDatabase,
     plan: wire.Plan,
     functions: list[LocalFunction],
     secrets: Mapping[str, Mapping[str, str]] = NONE,
+    tell: Callable[[str], None] = _no_one,
     *,
     afresh: bool = False,
 ) -> wire.Inventory:
     """Bring the file to the plan's release, all but the COMMIT; return the inventory that the node then has.
 
-    `secrets` and `afresh` are as in `frames.Apply`; `opened` has foreign_keys OFF. The writer lock is held until
-    `commit` or `rollback`. Raises: SyncFailed, when the release can't be applied; everything is undone then.
+    `secrets` and `afresh` are as in `frames.Apply`; `opened` has foreign_keys OFF; `tell` is called with what is about
+    to be done, for people. The writer lock is held until `commit` or `rollback`.
+
+    Raises: SyncFailed, when the release can't be applied; everything is undone then.
     """
     faults.reach("edge.apply.before")
     try:
@@ -102,12 +120,15 @@ def prepare(
         opened.rows("BEGIN IMMEDIATE")
         changes = _to_apply(opened, plan, afresh)
         _check_functions(plan, functions)
-        _apply(opened, changes)
+        _apply(opened, changes, tell)
         _record(opened, plan, changes, functions)
+        if changes:
+            tell("the check of foreign keys")
         if changes and (orphans := schema_change.orphans(opened)):
             raise SyncFailed("foreign_key_violation", f"After the schema changes, {orphans} Amend the change.")
         for function in functions:
             if function.manifest.probe is not None:
+                tell(f"the probe of the function {function.name}")
                 _probe(opened, plan.generation, function, function.manifest.probe, secrets.get(function.name, {}))
         inventory = database.inventory(opened)
     except BaseException as error:
@@ -210,14 +231,16 @@ def _check_functions(plan: wire.Plan, functions: list[LocalFunction]) -> None:
         raise SyncFailed("plan_invalid", "The functions that were made ready are not those of the plan.")
 
 
-def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange]) -> None:
+def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange], tell: Callable[[str], None]) -> None:
     if not changes:
         return
     access_rules = AccessRules.read(opened)
     before = schema_change.own(opened)
     for change in changes:
         try:
-            schema_change.run(opened, access_rules, change.sql)
+            schema_change.run(
+                opened, access_rules, change.sql, functools.partial(_tell_statement, tell, _label(change))
+            )
         except schema_change.SchemaChangeRefused as refused:
             statement = refused.statement
             if refused.code in shortages.CODES.values():

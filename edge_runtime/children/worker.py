@@ -20,7 +20,7 @@ from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
-from edge_runtime.sql.call_sql import CallSql, CommitFailed, StaleRelease
+from edge_runtime.sql.call_sql import CallSql, CommitFailed, StaleRelease, WriteHeld
 from edge_runtime.sql.session import Session
 
 AT_ONCE: Final = 4
@@ -152,10 +152,10 @@ class Worker:
                     sql.commit()
                 else:
                     sql.rollback()
-        except StaleRelease:
-            # The call's first SQL found that out, so the call has done nothing.
+        except StaleRelease as stale:
+            # The call has written nothing.
             denials.take(sql)
-            frames.send(self._sock, request, frames.STALE)
+            frames.send(self._sock, request, frames.HELD if isinstance(stale, WriteHeld) else frames.STALE)
         except CommitFailed as failed:
             self._denied(request, sql)
             self._fault(request, failed.code, failed.message)

@@ -162,6 +162,12 @@ def release_changing(what: str) -> Refusal:
     return refused("release_changing", f"{what}; try again.", 1)
 
 
+def writes_held(left: int) -> Refusal:
+    """The call would write, and a release is being applied; it may take `left` more seconds."""
+    text = "The node's release is being changed, and the call can't write before that is done"
+    return refused("release_changing", f"{text}; try again.", left)
+
+
 def queue_full(name: str = "", capacity: int = 0) -> Refusal:
     """Too many calls wait: of the function, where its name is given, else on the node."""
     if name:

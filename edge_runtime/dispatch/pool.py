@@ -8,9 +8,9 @@ served in turn, each first come, first served. Everything happens in the loop's 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
-from itertools import islice
 from typing import Final
 
 from edge_runtime.dispatch import outcomes
@@ -54,12 +54,16 @@ class Pool:
         """The functions of the release, by name."""
         self.queues = Queues(limits)
         self.hold = Hold.ALL
+        self.applying = False
+        """Whether a release is being applied, so that calls that would write must not wait in their workers."""
         self.pressure = Pressure.NONE
         """What the length of the write-ahead log lets calls do."""
         self.worker_deaths = WorkerDeaths(limits, self._opened)
         self.watch: Callable[[], None] = _nothing
         """Called when there is something with a time limit: a call that waits, a job that runs."""
         self._placement = Placement(limits.depth)
+        self._held_since = self._held_until = 0.0
+        """When writes began to be held, and when that must end (monotonic clock, seconds)."""
         self._changed: asyncio.Event | None = None
         """Set at each reply, loss and birth, while someone waits."""
 
@@ -95,9 +99,7 @@ class Pool:
             self.feed()
 
     def _wait(self, call: Call, queue: FunctionQueue) -> None:
-        # Writing calls that a release holds leave room for those that go on.
-        held = self.hold is not Hold.ALL and self.holds(queue.served)
-        if self.queues.waiting >= (self.limits.queue // 2 if held else self.limits.queue):
+        if self.queues.waiting >= self.limits.queue:
             self.refuse(call, outcomes.queue_full())
         elif len(queue.calls) >= queue.capacity:
             self.refuse(call, outcomes.queue_full(queue.name, queue.capacity))
@@ -187,7 +189,7 @@ class Pool:
 
     # What links tell: `worker_link.Owner`
 
-    def freed(self, link: WorkerLink, job: Job, *, stale: bool) -> None:
+    def freed(self, link: WorkerLink, job: Job, *, stale: bool, held: bool) -> None:
         """A worker has done its first job."""
         self._placement.place(link, self.serial)
         if isinstance(job, Call):
@@ -196,6 +198,8 @@ class Pool:
             self.feed()
         if stale and isinstance(job, Call):
             self._stale(job)
+        elif held and isinstance(job, Call):
+            self._held(job)
         self.changed()
 
     def requeue(self, link: WorkerLink, calls: list[Call]) -> None:
@@ -223,12 +227,12 @@ class Pool:
         self.changed()
 
     def _stale(self, call: Call) -> None:
-        """Have a call dispatched again that has done nothing in the libsql file, because the file holds another release
-        or one is being applied."""
+        """Have a call dispatched again that has done nothing in the libsql file, because the file holds another
+        release."""
         if call.sent:
             self.refuse(call, outcomes.release_changed(call.name))
             return
-        if self.hold is Hold.COMMIT and not call.writes:
+        if self.hold is Hold.COMMIT:
             # The release is in the file, and the front told so any moment.
             self.hold = Hold.ALL
         # The call has run: what it waited before that doesn't count.
@@ -238,6 +242,23 @@ class Pool:
         else:
             # The file is ahead of the front, by the moment that the end of a commit takes to get known here.
             asyncio.get_running_loop().call_later(STALE_PAUSE * call.attempts, self.again, [call])
+
+    def _held(self, call: Call) -> None:
+        """Keep a call that would write while a release is applied, and has done nothing that lasts."""
+        if call.sent:
+            self.refuse(call, outcomes.release_changed(call.name))
+        elif call.gone:
+            self.refuse(call, outcomes.client_gone())
+        elif self.hold is Hold.NOTHING:
+            # The release is there by now, or has failed.
+            call.deadline = 0.0
+            self.again([call])
+        elif self.queues.hold(call, self.limits.queue // 2):
+            call.id = 0
+            call.deadline = time.monotonic() + self.limits.queue_wait
+            self.watch()
+        else:
+            self.refuse(call, outcomes.writes_held(self.hold_left))
 
     def again(self, calls: list[Call]) -> None:
         """Put calls that can't have run back to the front of their queues."""
@@ -271,17 +292,23 @@ class Pool:
         """Tell whether calls of a function stay in their queue."""
         if served is None or self.hold is Hold.ALL:
             return self.hold is Hold.ALL
-        pressed = self.pressure is Pressure.WAIT and served.function.manifest.sql != "none"
-        return pressed or (served.writes and self.hold is not Hold.NOTHING)
+        return self.pressure is Pressure.WAIT and served.function.manifest.sql != "none"
 
-    def hold_writes(self) -> None:
-        """Keep new calls of functions that may write in their queues, for a release that is prepared. Running ones go
-        on, but for those that would have to wait for it."""
+    def hold_writes(self, limit: float) -> None:
+        """Hold calls that would write, for a release that is prepared, in `limit` seconds at most. Calls go on as long
+        as they only read, and those that have the writer lock or wait for it go on too."""
         self.hold = Hold.WRITES
-        for link in tuple(self.links):
+        self.applying = True
+        self._held_since = time.monotonic()
+        self._held_until = self._held_since + limit
+        for link in self.links:
             link.set_applying(True)
-            if any(isinstance(job, Call) and job.writes for job in islice(link.jobs, 1, None)):
-                link.take_back()
+
+    @property
+    def hold_left(self) -> int:
+        """Seconds for which writes will be held yet: as long as they have been, but no longer than they can be."""
+        now = time.monotonic()
+        return max(1, math.ceil(min(now - self._held_since, self._held_until - now)))
 
     def hold_at_commit(self) -> None:
         """The release that was prepared is committed now: hold all calls, too, once one finds it in the file."""
@@ -295,10 +322,11 @@ class Pool:
     def let_go(self) -> None:
         """Dispatch what was held."""
         self.hold = Hold.NOTHING
+        self.applying = False
         for link in self.links:
             link.set_applying(False)
         self._refuse_unknown()
-        self.feed()
+        self.again(self.queues.let_go())
 
     def _refuse_unknown(self) -> None:
         if self.hold is not Hold.ALL:
@@ -323,4 +351,6 @@ class Pool:
         for queue in list(self.queues.turns):
             for call in self.queues.clear(queue):
                 self.refuse(call, refused("node_stopping", "The node is being stopped.", 1))
+        for call in self.queues.let_go():
+            self.refuse(call, refused("node_stopping", "The node is being stopped.", 1))
         self.worker_deaths.close()

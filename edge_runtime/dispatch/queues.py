@@ -21,7 +21,7 @@ class Hold(Enum):
 
     NOTHING = 0
     WRITES = 1
-    """A release is being prepared: calls of functions that may write."""
+    """A release is being prepared: calls that would write."""
     COMMIT = 2
     """The release is being committed: the same ones, and all once a call finds the release in the file."""
     ALL = 3
@@ -69,8 +69,11 @@ class Queues:
     def __init__(self, limits: PoolLimits) -> None:
         self.turns: list[FunctionQueue] = []
         """The queues in which calls wait, the one whose turn it is first."""
+        self.held: deque[Call] = deque()
+        """Calls that would write, and wait for a release to be applied: in no queue of a function, so that others of
+        the function go on. They may be half of all that wait, which leaves room for the others."""
         self.waiting = 0
-        """Calls in all queues."""
+        """Calls in all queues, and those that are held."""
         self._limits = limits
         self._queues: dict[str, FunctionQueue] = {}
 
@@ -122,6 +125,23 @@ class Queues:
         queue.calls.appendleft(call)
         self.waiting += 1
 
+    def hold(self, call: Call, most: int) -> bool:
+        """Keep a call that would write, if fewer than `most` are kept; return whether it is."""
+        queue = self.of(call.name)
+        mine = sum(other.name == call.name for other in self.held)
+        if len(self.held) >= most or mine >= queue.capacity:
+            return False
+        self.held.append(call)
+        self.waiting += 1
+        return True
+
+    def let_go(self) -> list[Call]:
+        """Take all calls that are held, in the order of their coming."""
+        calls = list(self.held)
+        self.held.clear()
+        self.waiting -= len(calls)
+        return calls
+
     def take(self, turn: int) -> Call:
         """Take the first call of the queue at this place in `turns`; the queue's next turn comes after all others'."""
         queue = self.turns.pop(turn)
@@ -132,7 +152,11 @@ class Queues:
         return call
 
     def drop(self, queue: FunctionQueue, call: Call) -> bool:
-        """Take a call out of its queue; return whether it was there."""
+        """Take a call out of its queue, or of those that are held; return whether it was there."""
+        if call in self.held:
+            self.held.remove(call)
+            self.waiting -= 1
+            return True
         if call not in queue.calls:
             return False
         queue.calls.remove(call)

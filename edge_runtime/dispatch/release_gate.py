@@ -14,8 +14,8 @@ async def settled(pool: Pool, limit: float) -> None:
     """Wait for the running calls that a release's transaction has to come after.
 
     Those are calls that hold the writer lock or wait for it (they have limits of their own), and, for `limit` seconds
-    at most, calls that may write and have sent an HTTP request that can't be sent twice. New calls of functions that
-    may write must be held.
+    at most, calls that may write and have sent an HTTP request that can't be sent twice. Writes must be held, so that
+    there will be no others.
     """
     deadline = time.monotonic() + limit
     while True:

@@ -220,6 +220,7 @@ class Supervisor:
             self._born()
             link = WorkerLink(child, self._processes.page, self._pool, self._hooks)
             self._pool.links.add(link)
+            link.set_applying(self._pool.applying)
             equipping = asyncio.ensure_future(self._equip(link))
             try:
                 # Not awaited directly: a cancellation of this task would cancel the future, as if the worker had ended.

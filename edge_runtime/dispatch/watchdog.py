@@ -1,6 +1,7 @@
 """The time limits of calls: every few milliseconds it looks at what runs and waits, and ends what is overdue."""
 
 import asyncio
+import itertools
 import logging
 import time
 from typing import Final
@@ -15,6 +16,7 @@ from edge_runtime.dispatch.outcomes import (
     Refusal,
     refused,
     release_changing,
+    writes_held,
 )
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import FunctionQueue
@@ -92,14 +94,17 @@ class Watchdog:
     def _resumed(self, pause: float) -> None:
         """Give waiting calls the time back in which the front didn't run, in seconds."""
         log.warning("this process didn't run for %.1f s: limits of calls don't count that time", pause)
-        for queue in self._pool.queues.turns:
-            for call in queue.calls:
-                call.deadline += pause
+        queues = self._pool.queues
+        for call in itertools.chain(queues.held, *(queue.calls for queue in queues.turns)):
+            call.deadline += pause
 
     def _expire(self, now: float) -> None:
         """Refuse the calls that have waited too long."""
         pool = self._pool
         expired = False
+        for call in [call for call in pool.queues.held if call.deadline < now]:
+            pool.queues.drop(pool.queues.of(call.name), call)
+            pool.refuse(call, writes_held(pool.hold_left))
         for queue in list(pool.queues.turns):
             while queue.calls and queue.calls[0].deadline < now:
                 call = queue.calls[0]

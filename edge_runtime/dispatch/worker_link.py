@@ -38,8 +38,9 @@ _MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED, frames.DA
 class Owner(Protocol):
     """What a link tells the pool. No method may raise: the socket's frames would be left half read."""
 
-    def freed(self, link: "WorkerLink", job: Job, *, stale: bool) -> None:
-        """The worker has done its first job. A `stale` call must be dispatched again, on another release."""
+    def freed(self, link: "WorkerLink", job: Job, *, stale: bool, held: bool) -> None:
+        """The worker has done its first job. A `stale` call must be dispatched again, on another release; one that is
+        `held` when no release is being applied any more."""
 
     def requeue(self, link: "WorkerLink", calls: list[Call]) -> None:
         """These calls, which waited behind the worker's first job, were taken back from it; there may be none."""
@@ -217,12 +218,12 @@ class WorkerLink:
         now = time.monotonic()
         took, self.since = now - self.since, now
         # First, so that the next call goes out in the same write as the others that come together.
-        self._owner.freed(self, job, stale=kind == frames.STALE)
+        self._owner.freed(self, job, stale=kind == frames.STALE, held=kind == frames.HELD)
         if isinstance(job, Order):
             if not job.answer.done():
                 job.answer.set_result(frames.Frame(job.id, kind, head, bytes(body)))
             return
-        if kind == frames.STALE:
+        if kind in (frames.STALE, frames.HELD):
             return
         served = job.served
         try:

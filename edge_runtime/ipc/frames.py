@@ -35,7 +35,8 @@ QUERY_RELEASE: Final = 4
 """Tell which release the libsql file holds; answered by RELEASE_IS (`Stored`) or FAILED."""
 # To an applier
 APPLY: Final = 5
-"""`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: what it leads to) or FAILED."""
+"""`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: what it leads to) or FAILED,
+after APPLYING for each step."""
 COMMIT: Final = 6
 """Commit what was prepared; answered by COMMITTED or FAILED."""
 ABORT: Final = 7
@@ -67,8 +68,11 @@ READY: Final = 20
 FAULT: Final = 21
 """`Fault`: the call ended without an answer of its guest; nothing that it wrote was kept."""
 STALE: Final = 22
-"""The libsql file holds another release than the call was made for, or one is being applied that the call would have to
-wait for: the call has done nothing that lasts, and must be dispatched again."""
+"""The libsql file holds another release than the call was made for: the call has done nothing that lasts, and must be
+dispatched again."""
+HELD: Final = 38
+"""The call would write while a release is applied: it has done nothing that lasts, and must be dispatched again once
+the release is there or has failed."""
 LOADED: Final = 23
 """`Loaded`."""
 FAILED: Final = 24
@@ -90,6 +94,8 @@ DAMAGED: Final = 37
 """The function's compiled code is damaged, and it runs on the interpreter; comes before the call's answer."""
 TRIED: Final = 35
 VERIFIED: Final = 36
+APPLYING: Final = 39
+"""What the applier is about to do, for people, as raw bytes; comes before the answer to APPLY, any number of times."""
 FIRST_STATUS: Final = 100
 
 COMMIT_UNKNOWN: Final = "commit_unknown"

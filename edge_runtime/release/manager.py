@@ -1,9 +1,9 @@
 """Holds the node's release, and moves it to the next one by one libsql commit (a "flip"), while calls run.
 
-Every call runs wholly on one release. While a release is applied, calls that may write wait, and none of them fails.
-Reads go on: those whose transaction began before the commit end on the old release; the others find the new release in
-the file and are dispatched again. After any error or time limit before the commit, the old release serves on. If nobody
-knows whether a commit happened, the file is asked.
+Every call runs wholly on one release. While a release is applied, calls that would write wait. Reads go on, whatever
+the function is granted: those whose transaction began before the commit end on the old release; the others find the new
+release in the file and are dispatched again. After any error or time limit before the commit, the old release serves
+on. If nobody knows whether a commit happened, the file is asked.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -24,8 +24,8 @@ from edge_runtime.dispatch.supervisor import LoadFailed, Supervisor
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
-from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
-from edge_runtime.release import stored_release
+from edge_runtime.ipc.zygote_client import Child, ZygoteClient, decode_failure
+from edge_runtime.release import applier_process, stored_release
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.secrets import Secrets
 from edge_runtime.release.tamper_check import TamperCheck, after
@@ -40,8 +40,6 @@ SECRETS_PAUSE: Final = 2.0
 """Seconds between two looks at the secrets' file."""
 COMMIT_LIMIT: Final = 30.0
 """Seconds for a COMMIT; after that the applier is killed, and the file says whether it was committed."""
-
-_decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
 
 
 class ReleaseManager:
@@ -215,17 +213,17 @@ class ReleaseManager:
 
     async def _flip(self, plan: wire.Plan, release: LocalRelease, serial: int) -> wire.Inventory:
         """Prepare, commit, swap. After an error calls may still be held."""
-        async with self._applier() as applier:
+        async with applier_process.started(self._processes) as applier:
             faults.reach("edge.sync.prepare.before")
             if self._forged is None:
-                self._pool.hold_writes()
+                self._pool.hold_writes(self._flip_limit + self._apply_limit + COMMIT_LIMIT)
             await settled(self._pool, self._flip_limit)
             stored = frames.Stored(release, await self._prepare(applier, plan, release.functions))
             faults.reach("edge.sync.prepare.after")
             try:
                 await self._announce(stored)
             except BaseException:
-                await self._abort(applier)
+                await applier_process.abort(applier)
                 raise
             self._pool.hold_at_commit()
             # From here to the swap nothing may stop half way: a cancelled sync waits for the end.
@@ -291,20 +289,8 @@ class ReleaseManager:
         self._stored = msgspec.structs.replace(self._stored, durable=False)
 
     async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
-        try:
-            secrets = self._secrets.of(functions)
-            order = frames.Apply(plan, functions, secrets, afresh=self._forged is not None)
-            reply = await applier.ask(frames.APPLY, order, self._apply_limit)
-        except TimeoutError:
-            text = f"The schema changes and probes took longer than {self._apply_limit:g} s (apply_limit)."
-            raise SyncFailed("apply_timeout", text) from None
-        except frames.ChildGone:
-            text = f"The process that applied release {plan.release_number} died; nothing was changed."
-            raise SyncFailed("applier_died", text) from None
-        if reply.kind != frames.PREPARED:
-            failure = decode_failure(reply.body)
-            raise SyncFailed(failure.code, failure.message)
-        inventory = _decode_inventory(reply.body)
+        order = frames.Apply(plan, functions, self._secrets.of(functions), afresh=self._forged is not None)
+        inventory = await applier_process.prepare(applier, order, self._apply_limit)
         if inventory != after(self._stored.inventory, plan):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)
@@ -340,28 +326,6 @@ class ReleaseManager:
         self._forged_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self._stored = frames.Stored(None, msgspec.structs.replace(stored.inventory, functions=[]))
         raise self._forged
-
-    async def _abort(self, applier: Child) -> None:
-        """Have the applier roll back; if it can't answer any more, its end does that."""
-        with contextlib.suppress(frames.ChildGone, TimeoutError):
-            await applier.ask(frames.ABORT, None, 5.0)
-
-    @contextlib.asynccontextmanager
-    async def _applier(self) -> AsyncIterator[Child]:
-        try:
-            child = await self._processes.birth("applier")
-        except NotBorn as error:
-            raise SyncFailed("applier_died", f"No applier could be started: {error}; nothing was changed.") from None
-        try:
-            yield child
-        finally:
-            child.kill()
-            try:
-                if not child.exited.done():
-                    # Its transaction, if it had one, must be gone before calls run again.
-                    await asyncio.shield(child.exited)
-            finally:
-                child.close()
 
     async def _begin(self, stored: frames.Stored, functions: list[LocalFunction]) -> None:
         """Serve what the file holds, as soon as there are workers for it."""

@@ -8,7 +8,7 @@ touch.
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import orjson
 
@@ -39,8 +39,13 @@ class SqlLimits:
 
 
 class StaleRelease(Exception):
-    """The call can't run on this release: the file holds another one, or one is being applied for which a writing call
-    would have to wait. No statement was run, so the call can be dispatched again."""
+    """The file holds another release than the call was made for. Nothing that the call did lasts, so it can be
+    dispatched again."""
+
+
+class WriteHeld(StaleRelease):
+    """A release is being applied, for which the call would have to wait before it may write. Nothing that the call did
+    lasts, so it can be dispatched again once the release is there, or has failed."""
 
 
 class CommitFailed(CodedError):
@@ -49,8 +54,9 @@ class CommitFailed(CodedError):
 
 class CallSql:
     """The database as one call sees it. The first statement begins the transaction: deferred and query_only for the
-    grant `read`; IMMEDIATE and under the writer lock for `write`. After an error the transaction goes on, unless SQLite
-    has ended it."""
+    grant `read`; IMMEDIATE and under the writer lock for `write`. While a release is applied a call with `write` begins
+    as a reading one does, and may run until it would write. After an error the transaction goes on, unless SQLite has
+    ended it."""
 
     def __init__(
         self,
@@ -70,6 +76,8 @@ class CallSql:
         self._limits = limits
         self._method = method
         self._begun = False
+        self._writes = False
+        """Whether the call's transaction is under the writer lock."""
         self._sent = False
         """Whether the call has sent something (an HTTP request) that must not be sent twice."""
         self._ended = ""
@@ -84,7 +92,7 @@ class CallSql:
     def execute(self, request: bytes) -> bytes:
         """Run one statement and return its answer; errors of the statement are in the answer.
 
-        Raises: StaleRelease, at the first statement alone.
+        Raises: StaleRelease, at the first statement alone; WriteHeld, at the first one that writes.
         """
         try:
             sql, params = self._read(request)
@@ -105,15 +113,18 @@ class CallSql:
         A writing call will wait for the writer lock even while a release is applied; where one is being applied
         already, it may not send, since its writes would come too late.
 
-        Raises: StaleRelease, when a release is being applied and the call writes.
+        Raises: WriteHeld, when a release is being applied and the call may write.
         """
         watch = self._watch
-        if self._grant == "write" and not self._begun and not self._sent and watch is not None:
-            watch.sending()
-            # Checked after the mark is set: whoever starts to apply a release looks for these marks afterwards.
-            if watch.applying:
-                watch.running()
-                raise StaleRelease
+        if self._grant == "write" and not self._sent and watch is not None:
+            if self._begun and not self._writes:
+                self._hold()
+            if not self._begun:
+                watch.sending()
+                # Checked after the mark is set: whoever starts to apply a release looks for these marks afterwards.
+                if watch.applying:
+                    watch.running()
+                    raise WriteHeld
         self._sent = True
         if self._grant == "read" and not self._begun:
             # Where the transaction can't begin now, the call's first statement tells the guest why.
@@ -130,7 +141,7 @@ class CallSql:
         if self._ended:
             self.rollback()
             raise CommitFailed(self._ended_code, f"An error ended the call's transaction: {self._ended}")
-        writes = self._grant == "write"
+        writes = self._writes
         try:
             if writes:
                 if self._watch is not None:
@@ -160,7 +171,7 @@ class CallSql:
         if self._begun:
             self._begun = False
             self._database.rollback()
-            if self._watch is not None and self._grant == "write":
+            if self._watch is not None and self._writes:
                 self._watch.running()
 
     def _read(self, request: bytes) -> tuple[str, list[Any]]:
@@ -184,12 +195,15 @@ class CallSql:
         return sql, params
 
     def _begin(self) -> None:
-        database = self._database
+        database, watch = self._database, self._watch
         writes = self._grant == "write"
         try:
-            if writes and not database.lock.acquire(self._watch, patient=self._sent):
-                raise StaleRelease
-            self._begun = True
+            # While a release is applied, a call that has sent nothing reads beside it, until it would write.
+            if writes and (self._sent or watch is None or not watch.applying):
+                writes = database.lock.acquire(watch, patient=self._sent)
+            elif writes:
+                writes = False
+            self._begun, self._writes = True, writes
             if database.query_only is writes:
                 database.set_query_only(not writes)
             execute = database.connection.execute
@@ -215,6 +229,8 @@ class CallSql:
             )
         if statement.writes and self._grant != "write":
             raise SqlError("not_granted", self._why_not())
+        if statement.writes and not self._writes:
+            self._hold()
         try:
             bound, wide = values.bind(params, request) if params else ((), ())
         except values.UnsupportedValue as unfit:
@@ -254,6 +270,11 @@ class CallSql:
             why = "A TEXT in the result is not valid UTF-8; select it as a BLOB."
             self._undo(statement, why)
             raise SqlError("sql_value", why) from None
+
+    def _hold(self) -> NoReturn:
+        """End the call's reading. Raises: WriteHeld."""
+        self.rollback()
+        raise WriteHeld
 
     def _fetch(self, cursor: LibsqlCursor, columns: list[str]) -> tuple[bytes, int]:
         """Return the rows as JSON, and their number.
@@ -317,7 +338,7 @@ class ProbeSql(CallSql):
     nor ends it."""
 
     def _begin(self) -> None:
-        self._begun = True
+        self._begun, self._writes = True, self._grant == "write"
         self._session.forget()
 
     def _undo(self, statement: PreparedStatement, why: str) -> None:

@@ -6,7 +6,7 @@ computed names, so its tokens show every name.
 """
 
 import sqlite3
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
 from edge_runtime.errors import CodedError
@@ -178,8 +178,10 @@ def normal(sql: str | None) -> tuple[str, ...]:
     )
 
 
-def run(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> None:
-    """Run the statements of a schema change in the transaction that is open.
+def run(
+    opened: LibsqlDatabase, access_rules: AccessRules, sql: str, begins: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run the statements of a schema change in the transaction that is open. `begins` is called with each of them.
 
     Raises: SchemaChangeRefused, when one is refused or fails; the transaction may have ended then. Where it lacked room
     or memory, the code is one of `shortages.CODES`.
@@ -188,6 +190,7 @@ def run(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> None:
     for statement in statements:
         check(statement, access_rules.functions, access_rules.modules)
     for statement in statements:
+        begins(statement.sql)
         try:
             cursor = opened.connection.execute(statement.sql)
             while cursor.fetchmany(64):

@@ -53,7 +53,7 @@ class WriterLock:
 
     def acquire(self, watch: WriteProgress | None = None, *, patient: bool = True) -> bool:
         """Wait for the lock, and return whether this process has it now. A call that isn't `patient` doesn't wait while
-        a release is applied."""
+        a release is applied, which may take long."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -40,6 +40,8 @@ class Applier:
         mine.settimeout(60)
         self.sock = mine
         self.reader = frames.Reader(mine)
+        self.doing: list[str] = []
+        """What it said that it was about to do."""
         environment = {name: str(size) for name, size in limits.items()} | {"SQLITE_TMPDIR": str(state)}
         if faults:
             environment["SKERRY_FAULTS"] = str(faults)
@@ -56,7 +58,9 @@ class Applier:
             frames.send(self.sock, 1, kind)
         else:
             frames.send_json(self.sock, 1, kind, value)
-        return self.reader.next()
+        while (frame := self.reader.next()) is not None and frame.kind == frames.APPLYING:
+            self.doing.append(frame.body.decode())
+        return frame
 
     def end(self) -> int:
         self.sock.close()
@@ -92,6 +96,10 @@ def test_the_front_says_whether_it_is_committed(state):
     child = Applier(state)
     prepared = child.ask(frames.APPLY, NEXT)
     assert prepared.kind == frames.PREPARED
+    first, second, *rest = child.doing
+    assert first == "schema change 3 (change 3), statement: CREATE TABLE b (x);"
+    assert second.startswith("schema change 3 (change 3), statement: INSERT INTO b")
+    assert rest == ["the check of foreign keys"]
     inventory = msgspec.json.decode(prepared.body, type=wire.Inventory)
     assert inventory.schema_version == 3
     assert child.ask(frames.ABORT).kind == frames.ABORTED

@@ -263,6 +263,54 @@ async def test_a_writer_that_comes_too_late_gives_its_worker_back(tmp_path: Path
         assert held.asked == 2
 
 
+async def test_a_function_that_may_write_reads_on_while_a_release_is_applied(tmp_path: Path, faults: Path) -> None:
+    """Only a call that comes to a write waits, in no worker: as many as there are wouldn't keep readers waiting."""
+    async with gate() as held, node(tmp_path / "state", **PATIENT, workers=2) as edge:
+        await edge.release(functions(1, held.url), FIRST)
+        (faults / "edge.apply.after").write_text("hold")
+        releasing = asyncio.ensure_future(edge.release(functions(2, held.url), schema(2)))
+        await until((faults / "edge.apply.after.held").exists)
+        writing = [asyncio.ensure_future(lines(edge, "writes", NUMBER, INSERT)) for _ in range(6)]
+        await until(lambda: len(edge.front.pool.queues.held) == 6)
+        posting = asyncio.ensure_future(lines(edge, "writes", NUMBER, held.request("POST")))
+        await until(lambda: len(edge.front.pool.queues.held) == 7)
+        for _ in range(4):
+            release, answers = await lines(edge, "writes", NUMBER, DONE)
+            assert (release, answers[0]["rows"], answers[1]["rows"]) == (1, [[1]], [])
+        assert not any(writer.done() for writer in writing)
+        assert held.asked == 0
+        (faults / "edge.apply.after.held").unlink()
+        await releasing
+        held.open.set()
+        for writer in writing:
+            release, answers = await writer
+            assert (release, answers[0]["rows"], answers[1]["changes"]) == (2, [[2]], 1)
+        assert (await posting)[0] == 2
+        assert held.asked == 1
+        assert (await lines(edge, "reads", DONE))[1][0]["rows"] == [["x"]] * 6
+
+
+async def test_a_write_that_waits_too_long_is_told_how_long_the_release_may_take(tmp_path: Path, faults: Path) -> None:
+    patient = {**PATIENT, "queue_wait": 0.5, "flip_limit": 1.0, "apply_limit": 4000.0}
+    async with gate() as held, node(tmp_path / "state", **patient, workers=2) as edge:
+        await edge.release(functions(1, held.url), FIRST)
+        (faults / "edge.apply.after").write_text("hold")
+        releasing = asyncio.ensure_future(edge.release(functions(2, held.url), schema(2)))
+        await until((faults / "edge.apply.after.held").exists)
+        # As if it had been applied for 1,000 s: it may take as long again.
+        edge.front.pool._held_since -= 1000
+        status, headers, body = await edge.call("writes", INSERT.encode())
+        assert (status, orjson.loads(body)["code"]) == (503, "release_changing")
+        assert 1000 <= int(headers["retry-after"]) < 1100
+        edge.front.pool._held_since -= 4000
+        status, headers, _ = await edge.call("writes", INSERT.encode())
+        assert status == 503
+        assert 3900 < int(headers["retry-after"]) <= 4031
+        (faults / "edge.apply.after.held").unlink()
+        await releasing
+        assert (await lines(edge, "reads", DONE))[1][0]["rows"] == []
+
+
 @pytest.mark.parametrize("point", ["edge.commit.before", "edge.commit.after"])
 async def test_reads_go_on_while_a_release_is_committed(tmp_path: Path, faults: Path, point: str) -> None:
     """Once it is in the file they wait for the front to know."""

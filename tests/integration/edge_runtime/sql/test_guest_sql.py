@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.sql.call_sql import CommitFailed, SqlLimits, StaleRelease
+from edge_runtime.sql.call_sql import CommitFailed, SqlLimits, StaleRelease, WriteHeld
 from tests.support.guest_sql import GENERATION, ask, calls
 
 
@@ -294,6 +294,41 @@ def test_a_call_for_another_release_runs_nothing(db):
         call.commit()
     # The writer lock was let go.
     assert db.one("INSERT INTO items (name) VALUES ('a')")["changes"] == 1
+
+
+class Applying:
+    """What a call's worker is told while a release is applied."""
+
+    applying = True
+
+    def note(self) -> None:
+        """A step of the call."""
+
+    sending = waiting = writing = committing = running = note
+
+
+def test_beside_a_release_that_is_applied_a_writing_call_reads_until_it_would_write(db):
+    db.one("INSERT INTO items (name) VALUES ('a')")
+    watch = Applying()
+    call = db.new(watch=watch)
+    assert ask(call, "SELECT name FROM items")["rows"] == [["a"]]
+    assert "more" in ask(call, "SELECT more FROM items")["error"]["message"]
+    call.commit()
+    for turns in (lambda call: ask(call, "DELETE FROM items"), lambda call: call.sending()):
+        call = db.new(watch=watch)
+        ask(call, "SELECT name FROM items")
+        assert not db.database.lock._held
+        with pytest.raises(WriteHeld):
+            turns(call)
+        assert not db.database.in_transaction
+    # One that has sent what can't be sent twice waits for its turn instead.
+    watch.applying = False
+    call = db.new(watch=watch)
+    call.sending()
+    watch.applying = True
+    assert ask(call, "DELETE FROM items")["changes"] == 1
+    call.commit()
+    assert db.one("SELECT count(*) FROM items", grant="read")["rows"] == [[0]]
 
 
 def test_a_statement_is_examined_anew_after_a_release(db):

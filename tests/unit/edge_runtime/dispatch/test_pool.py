@@ -29,7 +29,7 @@ MANIFESTS: Final = {
 }
 SPREAD: Final = 0.0015
 """Seconds of calls that are short, and not so quick that they keep to few workers."""
-ENDED: Final = {"worker_crashed", "time_limit", "circuit_open", "queue_full", "client_gone"}
+ENDED: Final = {"worker_crashed", "time_limit", "circuit_open", "queue_full", "client_gone", "release_changing"}
 
 
 class PlayedLink(WorkerLink):
@@ -67,14 +67,14 @@ class PlayedLink(WorkerLink):
         self.child.sock.close()
         self.other.close()
 
-    def give_back(self) -> None:
-        """Say of the call that runs that another release is in the file, or comes there."""
+    def give_back(self, kind: int) -> None:
+        """Say of the call that runs that another release is in the file (STALE), or that it would write (HELD)."""
         if self.running is None or self.world.pool.hold is Hold.NOTHING:
             return
         (request, body), self.running = self.running, None
         self.world.starts[body] -= 1
         self.mark.end()
-        self.receive(request, frames.STALE, b"", b"")
+        self.receive(request, kind, b"", b"")
 
     def move(self) -> None:
         """Answer the call that runs, or come to the next one that is the worker's own."""
@@ -133,7 +133,7 @@ class World:
     def check(self) -> None:
         pool = self.pool
         queues = [pool.queues.of(name) for name in pool.functions]
-        waiting = [call for queue in queues for call in queue.calls]
+        waiting = [*pool.queues.held, *(call for queue in queues for call in queue.calls)]
         given = [job for link in pool.links for job in link.jobs]
         assert pool.waiting == len(waiting) <= pool.limits.queue + 4 * WORKERS
         assert len({id(call) for call in waiting + given}) == len(waiting) + len(given)
@@ -150,7 +150,7 @@ class World:
             assert queue.links == has
             assert len(has) <= queue.concurrency
             assert bool(queue.calls) is (queue in pool.queues.turns)
-            held = pool.hold is Hold.ALL or (pool.hold is not Hold.NOTHING and queue.name == "writes")
+            held = pool.hold is Hold.ALL
             idle = any(link.usable and not link.jobs for link in pool.links)
             # Nothing waits that could run.
             assert not (queue.calls and idle and not held and queue.spreads)
@@ -165,7 +165,7 @@ ACTIONS: Final = st.one_of(
     st.tuples(st.just("leave"), st.integers(0, 40)),
     st.tuples(st.just("short"), st.sampled_from((0.0001, 1.0))),
     st.tuples(st.just("hold"), st.sampled_from(("hold_writes", "hold_at_commit", "hold_all", "let_go", "let_go"))),
-    st.tuples(st.just("stale"), st.integers(0, WORKERS - 1)),
+    st.tuples(st.sampled_from(("stale", "held")), st.integers(0, WORKERS - 1)),
 )
 
 
@@ -186,9 +186,14 @@ async def play(actions: list[tuple[str, Any]]) -> None:
         elif what == "stale":
             link = world.links()[which]
             call = link.jobs[0] if link.jobs else None
-            # While a release is only prepared, no reading call finds another one.
-            if call is not None and (pool.hold is not Hold.WRITES or call.served.writes):
-                link.give_back()
+            # While a release is only prepared, no call finds another one.
+            if call is not None and pool.hold is not Hold.WRITES:
+                link.give_back(frames.STALE)
+        elif what == "held":
+            link = world.links()[which]
+            call = link.jobs[0] if link.jobs else None
+            if isinstance(call, Call) and call.served.writes:
+                link.give_back(frames.HELD)
         elif what == "leave":
             if which < len(world.calls):
                 pool.leave(world.calls[which])
@@ -197,8 +202,10 @@ async def play(actions: list[tuple[str, Any]]) -> None:
                 tally.recent = which
             # As after the answer that has changed it.
             pool.feed()
-        elif which != "hold_writes" or pool.hold is Hold.NOTHING:
+        elif which != "hold_writes":
             getattr(pool, which)()
+        elif pool.hold is Hold.NOTHING:
+            pool.hold_writes(1.0)
         world.check()
     pool.let_go()
     for _ in range(2 * len(world.calls) + 2 * WORKERS):

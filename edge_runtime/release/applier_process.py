@@ -1,0 +1,65 @@
+"""The front's side of an applier: it is started for one change of release, asked for each step, and ended."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+
+from control import wire
+from edge_runtime.errors import SyncFailed
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
+
+_decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
+
+
+@contextlib.asynccontextmanager
+async def started(processes: ZygoteClient) -> AsyncIterator[Child]:
+    """Start an applier, and end it with the block. Raises: SyncFailed, when there can be none."""
+    try:
+        child = await processes.birth("applier")
+    except NotBorn as error:
+        raise SyncFailed("applier_died", f"No applier could be started: {error}; nothing was changed.") from None
+    try:
+        yield child
+    finally:
+        child.kill()
+        try:
+            if not child.exited.done():
+                # Its transaction, if it had one, must be gone before calls run again.
+                await asyncio.shield(child.exited)
+        finally:
+            child.close()
+
+
+async def prepare(applier: Child, order: frames.Apply, limit: float) -> wire.Inventory:
+    """Have a release prepared in `limit` seconds at most; return what it leads to. Raises: SyncFailed."""
+    number = order.plan.release_number
+    doing = "nothing yet: another process had the writer lock"
+    try:
+        async with asyncio.timeout(limit):
+            reply = await applier.ask(frames.APPLY, order, None)
+            while reply.kind == frames.APPLYING:
+                doing = reply.body.decode(errors="replace")
+                reply = await applier.answer()
+    except TimeoutError:
+        text = (
+            f"The schema changes and probes of release {number} took longer than {limit:g} s together (apply_limit), "
+            f"and nothing was changed. What ran then: {doing}"
+        )
+        raise SyncFailed("apply_timeout", text) from None
+    except frames.ChildGone:
+        text = f"The process that applied release {number} died; nothing was changed. What ran then: {doing}"
+        raise SyncFailed("applier_died", text) from None
+    if reply.kind != frames.PREPARED:
+        failure = decode_failure(reply.body)
+        raise SyncFailed(failure.code, failure.message)
+    return _decode_inventory(reply.body)
+
+
+async def abort(applier: Child) -> None:
+    """Have the applier roll back; if it can't answer any more, its end does that."""
+    with contextlib.suppress(frames.ChildGone, TimeoutError):
+        await applier.ask(frames.ABORT, None, 5.0)
