@@ -22,7 +22,7 @@ CGI_NAMES: Final = frozenset(
 CGI_PREFIXES: Final = ("HTTP_", "PATH_PARAM_")
 TUNNELS: Final = ("CONNECT", "TRACE")
 """Methods that a node doesn't make requests with for a function."""
-GRANTS: Final = ("route", "sql", "read_only_methods", "http", "secrets", "config")
+GRANTS: Final = ("route", "sql", "read_only_methods", "cors", "navigation", "http", "secrets", "config")
 """Fields of a manifest that let a function use something beyond its memory: a release says where it changes them."""
 
 
@@ -35,7 +35,10 @@ class ManifestUnfit(ValueError):
 
 
 def check(manifest: wire.Manifest) -> None:
-    """Raises: ManifestUnfit, when a rule is broken. An empty `abi`, which isn't known yet, breaks none."""
+    """Check a manifest as its author gave it (`wire.completed` makes the stored one of it).
+
+    Raises: ManifestUnfit, when a rule is broken. An empty `abi`, which isn't known yet, breaks none.
+    """
     if manifest.entry and manifest.abi not in ("", "extism"):
         raise ManifestUnfit("entry", f"entry names an export of an Extism plug-in, and this module is {manifest.abi}")
     if manifest.abi == "extism" and manifest.route is not None and not manifest.entry:
@@ -45,6 +48,14 @@ def check(manifest: wire.Manifest) -> None:
         _check_http(manifest.http)
     if manifest.route is not None:
         _check_route(manifest.route)
+    if manifest.cors is not None:
+        _check_cors(manifest.cors)
+    for method in wire.READ_ONLY_METHODS:
+        if manifest.navigation and wire.sql_grant(wire.completed(manifest), method) == "write":
+            raise ManifestUnfit(
+                "navigation",
+                f"a link of any site could have the function write, as {method} isn't one of read_only_methods",
+            )
 
 
 def _check_names(manifest: wire.Manifest) -> None:
@@ -87,6 +98,22 @@ def _check_http(grant: wire.HttpGrant) -> None:
                 ipaddress.IPv4Address(name)
             except ValueError:
                 raise ManifestUnfit("http.hosts", f"{pattern} names neither an IPv4 address nor a host") from None
+
+
+def _check_cors(cors: wire.Cors) -> None:
+    if "*" in cors.origins and len(cors.origins) > 1:
+        raise ManifestUnfit("cors.origins", "* is every origin: it stands alone")
+    for origin in cors.origins:
+        if cors.credentials and origin in ("*", "null"):
+            raise ManifestUnfit(
+                "cors.credentials", f"with credentials the origins must be named, and {origin} can be any page"
+            )
+        scheme, _, host = origin.partition("://")
+        port = host.rpartition(":")[2] if not host.endswith("]") else ""
+        if port.isdecimal() and int(port) > 65_535:
+            raise ManifestUnfit("cors.origins", f"{origin} names the port {port}; the highest is 65535")
+        if (scheme, port) in (("http", "80"), ("https", "443")):
+            raise ManifestUnfit("cors.origins", f"browsers leave {port} out of {origin}, as it is the port of {scheme}")
 
 
 def _check_route(route: wire.Route) -> None:
@@ -162,6 +189,12 @@ def shown(grant: str, value: Any) -> str:
             f"{'|'.join(given.methods)} to {', '.join(given.hosts)} ({given.time_limit_ms} ms, {given.request_bytes} "
             f"bytes out, {given.response_bytes} in)"
         )
+    if grant == "cors":
+        shared = msgspec.convert(value, wire.Cors)
+        credentials = ", with credentials" if shared.credentials else ""
+        return f"{'|'.join(shared.methods)} from {', '.join(shared.origins)}{credentials}"
+    if grant == "navigation":
+        return "links of other sites"
     if grant == "config":
         return ", ".join(f"{name}={text}" for name, text in sorted(value.items()))
     return ", ".join(value) if isinstance(value, list) else str(value)

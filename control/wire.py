@@ -45,6 +45,17 @@ RoutePath = Annotated[
     ),
 ]
 """Segments are literal or a parameter, ``/orders/{id}``; the last may be ``{name...}``, the rest of the path."""
+Origin = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|null|[a-z][a-z0-9+.-]{0,30}://([a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.]{2,45}\])"
+        r"(:[1-9][0-9]{0,4})?)$(?!\n)",
+        max_length=300,
+    ),
+]
+"""Of a web page, as browsers write it: ``https://shop.example:8443``, in lower case; ``*`` is every page, ``null`` one
+of a file or in a sandbox."""
+HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)")]
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Generation = Annotated[int, Meta(ge=0, le=2**62)]
 Text = Annotated[str, Meta(max_length=2000)]
@@ -58,6 +69,8 @@ _SHAPES = {
         (Method, "a method, in upper case"),
         (HostPattern, "a host alone, as api.example, *.api.example or http://10.0.0.1:8080"),
         (ConfigName, "a name of letters, digits, `_`, `-` and `.` that begins with a letter, 63 at most"),
+        (Origin, "an origin as https://shop.example (no path, in lower case), `null` or `*`"),
+        (HeaderName, "the name of a header"),
         (RoutePath, "a path as /orders/{id} or /files/{rest...}"),
     )
 }
@@ -117,6 +130,19 @@ class Route(Body, frozen=True, omit_defaults=True):
     """Empty: every method."""
 
 
+class Cors(Body, frozen=True, omit_defaults=True):
+    """Which web pages of other origins may call a function and read its answers."""
+
+    origins: Annotated[list[Origin], Meta(min_length=1, max_length=64)]
+    methods: Annotated[tuple[Method, ...], Meta(min_length=1, max_length=16)] = ("GET", "HEAD", "POST")
+    headers: Annotated[tuple[HeaderName, ...], Meta(max_length=64)] = ("content-type",)
+    """Headers that the pages may send, besides those that every page may."""
+    credentials: bool = False
+    """Browsers send cookies and certificates too."""
+    max_age: Annotated[int, Meta(ge=0, le=86_400)] = 600
+    """Seconds for which a browser may remember what the pages may do."""
+
+
 class Manifest(Body, frozen=True, omit_defaults=True):
     """What a version may use and how it is called. Immutable, as the version is; nothing is allowed by default."""
 
@@ -130,6 +156,9 @@ class Manifest(Body, frozen=True, omit_defaults=True):
     """With `sql` "write": the methods whose calls only read the database. Not given, in an operator's request, it means
     READ_ONLY_METHODS (`completed`); in a stored manifest it means none, as versions have it that are older than this
     field."""
+    cors: Cors | None = None
+    navigation: bool = False
+    """Links of other sites may open it, by GET and HEAD."""
     http: HttpGrant | None = None
     config: Annotated[dict[ConfigName, Annotated[str, Meta(max_length=4096)]], Meta(max_length=1000)] = {}
     """Given to the guest as environment variables, or in the way of its ABI."""

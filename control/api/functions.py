@@ -146,11 +146,12 @@ async def add_version(call: ApiCall) -> Reply:
                 f"the module speaks {artifact.abi}, the manifest says {body.manifest.abi}",
                 field="manifest.abi",
             )
-        kept = wire.completed(msgspec.structs.replace(body.manifest, abi=artifact.abi))
+        asked = msgspec.structs.replace(body.manifest, abi=artifact.abi)
         try:
-            manifests.check(kept)
+            manifests.check(asked)
         except manifests.ManifestUnfit as unfit:
             raise ProblemError("manifest_unfit", str(unfit), field=f"manifest.{unfit.field}") from None
+        kept = wire.completed(asked)
         version = await conn.fetchval(NEXT_VERSION, name, now)
         manifest = msgspec.to_builtins(kept)
         digest = wire.manifest_digest(kept)

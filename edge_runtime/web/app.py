@@ -8,16 +8,16 @@ from typing import Any, Final
 import orjson
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import Outcome, Refusal, refused, release_changing
+from edge_runtime.dispatch.outcomes import Refusal, refused, release_changing
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
-from edge_runtime.ipc.call_head import Via
 from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.settings import EdgeSettings
-from edge_runtime.web.callers import BEARER, CERTIFICATE, Caller, Callers
+from edge_runtime.web import site_policy
 from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange, too_large
 from edge_runtime.web.routes import Match, Table
+from edge_runtime.web.site_policy import PageRequest, PageRule
 
 log = logging.getLogger("skerry.front")
 
@@ -31,15 +31,9 @@ class EdgeApp:
     """Decides who may ask, which function a request is for, and hands it to the pool as a call."""
 
     def __init__(
-        self,
-        settings: EdgeSettings,
-        pool: Pool,
-        status: Callable[[], dict[str, Any]],
-        metrics: Callable[[], bytes],
-        callers: Callers | None = None,
+        self, settings: EdgeSettings, pool: Pool, status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
     ) -> None:
         """`status` makes the document of /_skerry/status, `metrics` the text of /_skerry/metrics."""
-        self._callers = callers
         self._body_limit = settings.body_limit
         self._pool = pool
         self.submit = pool.submit
@@ -47,6 +41,8 @@ class EdgeApp:
         self._release: LocalRelease | None = None
         """The release whose routes are in the table."""
         self._table = Table({})
+        self._rules: dict[str, PageRule] = {}
+        """What functions of that release let web pages of other origins do, where it is anything."""
         self._pages: dict[bytes, tuple[bytes, Callable[[], bytes]]] = {
             # For process supervisors, which have no token: the page says only that the front runs.
             HEALTH: (b"text/plain; charset=utf-8", lambda: b"ok\n"),
@@ -63,13 +59,8 @@ class EdgeApp:
             end = path.find(b"/", len(FUNCTIONS))
             script, rest = (path, b"") if end < 0 else (path[:end], path[end:])
             return Match(script[len(FUNCTIONS) :].decode(), "", script.decode(), rest.decode(), [])
-        release = self._pool.release
-        if release is None:
-            if self._pool.hold is Hold.ALL:
-                return release_changing("The node is starting: it isn't known yet which routes it has")
-        elif release is not self._release:
-            routes = {f.name: f.manifest.route for f in release.functions if f.manifest.route is not None}
-            self._release, self._table = release, Table(routes)
+        if self._release is None and self._pool.hold is Hold.ALL:
+            return release_changing("The node is starting: it isn't known yet which routes it has")
         match = self._table.match(method, path.decode("latin-1"))
         if isinstance(match, Match):
             return match
@@ -79,10 +70,15 @@ class EdgeApp:
         text = "No function's route is this path. There are /functions/NAME, and the node's own pages under /_skerry/."
         return refused("path_unknown", text)
 
-    def admit(self, exchange: Exchange, certificate: bytes = b"") -> Refusal | None:
-        """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
-        client's, if it has shown one."""
+    def admit(self, exchange: Exchange) -> Refusal | None:
+        """Return why a request whose head has come is refused; None if it isn't."""
         path = exchange.path
+        if self._pool.release is not self._release:
+            self._follow(self._pool.release)
+        if exchange.site is not None or exchange.origin is not None:
+            refusal = self._of_page(exchange)
+            if refusal is not None or exchange.target is not None:
+                return refusal
         if path.startswith(OWN):
             if path not in self._pages:
                 text = "There are /_skerry/status, /_skerry/healthz, /_skerry/metrics."
@@ -90,8 +86,8 @@ class EdgeApp:
             if exchange.method not in ("GET", "HEAD"):
                 text = "The node's own pages are only read: GET or HEAD."
                 return refused("method_unknown", text, allow="GET, HEAD")
-            return None if path == HEALTH else self._stranger(exchange, certificate, page=True)
-        refusal = self._stranger(exchange, certificate)
+            return None if path == HEALTH else self._stranger(exchange)
+        refusal = self._stranger(exchange)
         if refusal is not None:
             return refusal
         match = self.resolve(exchange.method, path)
@@ -99,33 +95,34 @@ class EdgeApp:
             return match
         if exchange.length > self._body_limit:
             return too_large(self._body_limit)
-        caller: Caller | None = exchange.caller
-        if caller is not None and (refusal := caller.closed(match.function)) is not None:
-            return refusal
         exchange.target = match
         exchange.name = match.function
+        if self._rules and not exchange.cors and match.function in self._rules:
+            exchange.cors = self._rules[match.function].always
         return None
 
     def run(self, exchange: Exchange, connection: HttpConnection) -> None:
         """Answer a whole request whose turn it is."""
-        match: Match | None = exchange.target
-        if match is None:
-            self._page(exchange.path, connection)
+        match: Match | bytes | None = exchange.target
+        if not isinstance(match, Match):
+            if match is None:
+                self._page(exchange.path, connection)
+            else:
+                connection.answer(204, match, b"")
             return
-        pieces, caller, by_token = exchange.pieces, exchange.caller, exchange.auth_type == BEARER
+        pieces = exchange.pieces
         exchange.call = Call(
             match.function,
             exchange.method,
             match.path,
             exchange.query,
-            [h for h in exchange.headers if h[0] != b"authorization"] if by_token else exchange.headers,
+            exchange.headers if self._token is None else [h for h in exchange.headers if h[0] != b"authorization"],
             connection.client,
             pieces or b"",
-            connection.done if caller is None else self._counted(caller, match.function, connection),
+            connection.done,
             match.script,
             match.route,
             match.params,
-            connection.via if caller is None else Via(connection.via.scheme, caller.name, exchange.auth_type),
         )
         self.submit(exchange.call)
 
@@ -133,6 +130,48 @@ class EdgeApp:
         """Note that the client of a running request has gone."""
         if exchange.call is not None:
             self._pool.leave(exchange.call)
+
+    def _follow(self, release: LocalRelease | None) -> None:
+        """Go by the routes, and by what pages of other origins may do, of a release that is served now."""
+        self._release = release
+        functions = release.functions if release is not None else []
+        self._table = Table({f.name: f.manifest.route for f in functions if f.manifest.route is not None})
+        self._rules = site_policy.rules({f.name: f.manifest for f in functions})
+
+    def _of_page(self, exchange: Exchange) -> Refusal | None:
+        """Judge a request for which a web page may have asked the browser: return why it is refused, if it is.
+
+        Of one that isn't, `cors` is set, and of a preflight `target`, the header lines of its answer. It comes before
+        the question who asks: a preflight brings no token.
+        """
+        origin, own = exchange.origin, b"http://" + (exchange.host or b"")
+        if not site_policy.foreign(exchange.site, origin, own) or exchange.path == HEALTH:
+            return None
+        if exchange.path.startswith(OWN):
+            return refused(*site_policy.OWN_PAGES)
+        told = dict(exchange.headers)
+        wanted = told.get(b"access-control-request-method") if exchange.method == "OPTIONS" else None
+        method = wanted.decode("latin-1") if wanted is not None else exchange.method
+        match = self.resolve(method, exchange.path)
+        if self._release is None and self._pool.hold is Hold.ALL:
+            return release_changing("The node is starting: it isn't known yet which pages may call its functions")
+        rule = self._rules.get(match.function) if isinstance(match, Match) else None
+        asked = PageRequest(
+            method,
+            origin,
+            preflight=wanted is not None,
+            mode=told.get(b"sec-fetch-mode", b""),
+            destination=told.get(b"sec-fetch-dest", b""),
+        )
+        denied = site_policy.denied(asked, rule, own)
+        if denied is not None:
+            return refused(*denied)
+        if rule is not None and origin is not None:
+            if wanted is None:
+                exchange.cors = rule.lines(origin)
+            else:
+                exchange.target = rule.preflight(origin)
+        return None
 
     def _page(self, path: bytes, connection: HttpConnection) -> None:
         kind, make = self._pages[path]
@@ -144,50 +183,22 @@ class EdgeApp:
             return
         connection.answer(200, b"content-type: %b\r\n" % kind, body)
 
-    def _counted(self, caller: Caller, function: str, connection: HttpConnection) -> Callable[[Outcome], None]:
-        """Return what ends a caller's call: it is counted, and answered."""
-
-        def done(outcome: Outcome) -> None:
-            known = function if function in self._pool.functions else ""
-            caller.count(known, outcome.code if isinstance(outcome, Refusal) else "ok")
-            connection.done(outcome)
-
-        return done
-
-    def _stranger(self, exchange: Exchange, certificate: bytes, *, page: bool = False) -> Refusal | None:
-        """Return why the client may not ask anything, or not for one of the node's own pages; None if it may."""
-        if self._callers is not None:
-            if page and self._token is not None and hmac.compare_digest(_bearer(exchange), self._token):
-                return None
-            refusal = self._callers.admit(exchange, certificate, _bearer(exchange), page=page)
-            if refusal is not None or exchange.auth_type != CERTIFICATE:
-                return refusal
-            # A browser shows its certificate for the pages of other sites, too.
-        elif self._token is not None:
-            if not hmac.compare_digest(_bearer(exchange), self._token):
+    def _stranger(self, exchange: Exchange) -> Refusal | None:
+        """Return why the client may not ask anything; None if it may."""
+        if self._token is not None:
+            scheme, _, token = (exchange.authorization or b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(b" "), self._token):
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return refused("token_needed", text)
-            exchange.auth_type = BEARER
             return None
-        # Otherwise other sites' pages could call functions in a visitor's name: by a DNS name for this address,
+        # Otherwise other sites' pages could call functions in a visitor's name, by a DNS name for this address.
         if not self._own(exchange.host or b""):
             shown = (exchange.host or b"missing")[:100].decode("latin-1")
             text = f"The Host header is {shown}; it must be localhost, 127.0.0.1 or one of SKERRY_EDGE_HOSTS."
             return refused("host_refused", text)
-        # or by the address itself.
-        if exchange.origin is not None and not self._own(exchange.origin.partition(b"://")[2]):
-            shown = exchange.origin[:100].decode("latin-1")
-            text = f"A web page of {shown} asks; it must be one of localhost, 127.0.0.1 or SKERRY_EDGE_HOSTS."
-            return refused("origin_refused", text)
         return None
 
     def _own(self, host: bytes) -> bool:
         """Tell whether a host, with or without a port, is one of the node's."""
         host = host.lower()
         return host in self._hosts or host.rpartition(b":")[0] in self._hosts
-
-
-def _bearer(exchange: Exchange) -> bytes:
-    """Return the token that a request brings; empty if it brings none."""
-    scheme, _, token = (exchange.authorization or b"").partition(b" ")
-    return token.strip(b" ") if scheme.lower() == b"bearer" else b""

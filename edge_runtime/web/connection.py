@@ -13,9 +13,9 @@ from typing import Final, Protocol
 from control import wire
 from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.errors import title_of
-from edge_runtime.ipc.call_head import PLAIN
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
+from edge_runtime.web.site_policy import merged
 
 HEAD_WAIT: Final = 10.0
 """Seconds that a request's head may take to come, the first one counted from the connection's begin."""
@@ -49,9 +49,8 @@ log = logging.getLogger("skerry.front")
 class RequestHandler(Protocol):
     """Answers requests."""
 
-    def admit(self, exchange: Exchange, certificate: bytes = b"") -> Refusal | None:
-        """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
-        client's, if it has shown one."""
+    def admit(self, exchange: Exchange) -> Refusal | None:
+        """Return why a request whose head has come is refused; None if it isn't."""
 
     def run(self, exchange: Exchange, connection: "HttpConnection") -> None:
         """Answer a whole request whose turn it is: once, now or later, by `done` or `answer`."""
@@ -163,8 +162,6 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.client = ""
         """The client's address."""
-        self.via = PLAIN
-        """How its requests come to the node; the caller is not known here."""
         self.deadline = self._loop.time() + HEAD_WAIT
         """When whatever is waited for must have come (the loop's clock)."""
         self._running = False
@@ -348,6 +345,8 @@ class HttpConnection(asyncio.Protocol):
         shared.passed += exchange.size
         if self._over:
             return
+        if exchange.cors:
+            head = merged(head, exchange.cors)
         self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
         keep = exchange.keep and exchange.whole and not (last or shared.stopping or (self._ended and not exchanges))
         without = exchange.method == "HEAD"

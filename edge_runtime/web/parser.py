@@ -29,7 +29,9 @@ PIPELINED: Final = 32
 PIECE: Final = 64 * 1024
 """Bytes up to which small pieces of a body are put together."""
 
-_MATTER: Final = frozenset((b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin"))
+_MATTER: Final = frozenset(
+    (b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin", b"sec-fetch-site")
+)
 """The headers that the node itself looks at."""
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
@@ -52,8 +54,8 @@ class Exchange:
     """A request on its connection, as far as it has come."""
 
     __slots__ = (
-        "auth_type", "authorization", "awaited", "call", "caller", "expects", "headers", "host", "keep", "length",
-        "method", "name", "old", "origin", "path", "pieces", "query", "refusal", "size", "target", "whole",
+        "authorization", "awaited", "call", "cors", "expects", "headers", "host", "keep", "length", "method", "name",
+        "old", "origin", "path", "pieces", "query", "refusal", "site", "size", "target", "whole",
     )  # fmt: skip
 
     def __init__(self, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -67,7 +69,11 @@ class Exchange:
         self.host: bytes | None = None
         self.authorization: bytes | None = None
         self.origin: bytes | None = None
-        """The Origin header: the site of the web page that asks, if one does."""
+        """The Origin header: the origin of the web page that asks, if one does."""
+        self.site: bytes | None = None
+        """The header Sec-Fetch-Site: how the web page that has a browser ask relates to the URL."""
+        self.cors = b""
+        """Header lines that the answer gets for web pages of other origins."""
         self.length = 0
         """Bytes of the body, if the head says it, else 0."""
         self.expects = False
@@ -89,9 +95,7 @@ class Exchange:
         """Name of the function that is asked for; empty for the node's own pages."""
         self.target: Any = None
         self.call: Any = None
-        self.caller: Any = None
-        self.auth_type = ""
-        """`target`, `call`, `caller` and `auth_type` are the application's."""
+        """`target` and `call` are the application's."""
 
 
 class BodyMemory:
@@ -235,6 +239,8 @@ class Requests:
                 exchange.authorization = value
             elif name == b"origin":
                 exchange.origin = value
+            elif name == b"sec-fetch-site":
+                exchange.site = value
             elif name == b"expect":
                 exchange.expects = not old and value.lower() == b"100-continue"
             elif chunked or old or value.lower() != b"chunked":

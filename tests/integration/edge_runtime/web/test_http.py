@@ -106,16 +106,16 @@ async def test_on_loopback_the_host_is_checked(tmp_path: Path, host: str, status
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
-        ("http://localhost:3000", 200),
-        ("https://Node.internal", 200),
-        ("http://[::1]:80", 200),
+        ("http://localhost", 200),
+        ("http://localhost:3000", 403),
+        ("https://node.internal", 403),
+        ("http://[::1]:80", 403),
         ("https://evil.example", 403),
-        ("http://localhost.evil.example", 403),
         ("null", 403),
         ("", 403),
     ],
 )
-async def test_a_web_page_must_be_of_the_nodes_hosts(tmp_path: Path, origin: str, status: int) -> None:
+async def test_a_web_page_must_be_of_the_nodes_origin(tmp_path: Path, origin: str, status: int) -> None:
     async with serving(tmp_path, hosts=("node.internal",)) as edge, raw(edge) as connection:
         await connection.send(post("/functions/echo", b"x", more=f"origin: {origin}\r\n"))
         answered, _, body = await connection.answer()
@@ -132,9 +132,7 @@ async def test_a_node_with_a_token_asks_for_it(tmp_path: Path) -> None:
         assert (await edge.call("echo", headers={"Authorization": f"bearer  {token}"}))[0] == 200
         for wrong in (token, f"Basic {token}", "Bearer", f"Bearer {token} x"):
             assert (await edge.call("echo", headers={"Authorization": wrong}))[0] == 401
-        status, _, body = await edge.call(
-            "env", headers={"Authorization": f"Bearer {token}", "Origin": "https://app.example"}
-        )
+        status, _, body = await edge.call("env", headers={"Authorization": f"Bearer {token}"})
         assert status == 200
         # The node's own secret is none of a guest's business.
         assert token not in body.decode()
