@@ -8,6 +8,8 @@ code; the detail is written where the error is raised, because there it is known
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from control import wire
 
 
@@ -126,6 +128,6 @@ class ProblemError(Exception):
 
     def body(self) -> bytes:
         """The answer's body (RFC 9457)."""
-        return wire.problem_bytes(
+        return msgspec.json.encode(
             wire.Problem(self.code, CODES[self.code].title, self.status, detail=self.detail, field=self.field)
         )

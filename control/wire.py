@@ -351,7 +351,16 @@ class Rotated(Message):
     credential: str
 
 
-# Digests
+class SqlRun(Message):
+    """``POST /v1/nodes/self/sql``: SQL that somebody ran on the node; `rows` is None where nobody knows how many."""
+
+    id: Uuid
+    at: datetime
+    user: Text
+    kind: Literal["read", "write"]
+    statement: Annotated[str, Meta(max_length=8000)]
+    reason: Text = ""
+    rows: int | None = None
 
 
 def canonical(value: object) -> bytes:
@@ -389,7 +398,3 @@ class Problem(Struct, omit_defaults=True):
     detail: str = ""
     field: str = ""
     type: str = "about:blank"
-
-
-def problem_bytes(problem: Problem) -> bytes:
-    return orjson.dumps(msgspec.to_builtins(problem))

@@ -10,10 +10,11 @@ from control.access.auth import AuthError
 from control.api import node_views, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
-from control.storage import queries
+from control.storage import idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.sync import compatibility, requirements
+from control.sync.node_state import clean
 
 
 class StoredJoinToken(NamedTuple):
@@ -122,6 +123,28 @@ async def rotate(call: ApiCall) -> Reply:
     answer = Reply(201, await call.services.databases.joins.transaction(work))
     await call.services.fleet.announced()
     return answer
+
+
+async def sql_run(call: ApiCall) -> Reply:
+    """POST /v1/nodes/self/sql: a row in the audit log, one for each id."""
+    run: wire.SqlRun = call.body
+
+    async def work(conn: Connection) -> None:
+        node = await conn.one(NAME_AND_GROUP, call.node_id)
+        texts = {"statement": run.statement, "reason": run.reason, "user": run.user}
+        details = {name: clean(text) for name, text in texts.items() if text}
+        at = run.at.isoformat(timespec="milliseconds")
+        details |= {"run": run.id, "kind": run.kind, "at": at, "rows": "unknown" if run.rows is None else str(run.rows)}
+
+        async def record(conn: Connection) -> None:
+            await call.audit(conn, "node.sql", node.name, details, node=node.name)
+
+        now = call.services.clock.now()
+        # A node asks again where the answer was lost.
+        await idempotency.once(conn, now, f"node {call.node_id}", run.id, run.id, 204, record)
+
+    await call.services.databases.joins.transaction(work)
+    return Reply(204, None)
 
 
 async def move(call: ApiCall) -> Reply:

@@ -38,6 +38,15 @@ OPERATIONS: tuple[Operation, ...] = (
         "node",
         {201: wire.Rotated},
     ),
+    Operation(
+        "POST",
+        "/v1/nodes/self/sql",
+        "Tell of SQL that somebody has run on the node",
+        nodes.sql_run,
+        "node",
+        {204: None},
+        body=wire.SqlRun,
+    ),
     Operation("GET", NODE, "A node", node_views.get_node, "read", {200: responses.DetailedNode}, ("unknown_node",)),
     Operation("DELETE", NODE, "Remove a node", nodes.remove, "admin", {204: None}, ("unknown_node",)),
     Operation(

@@ -7,6 +7,7 @@ from edge_runtime.cli.call import call
 from edge_runtime.cli.node import check, join_command, status
 from edge_runtime.cli.restore import restore
 from edge_runtime.cli.run import dev, run
+from edge_runtime.cli.sql import sql
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -23,6 +24,7 @@ main.add_command(check)
 main.add_command(call)
 main.add_command(backup)
 main.add_command(restore)
+main.add_command(sql)
 
 if __name__ == "__main__":
     main(prog_name="skerry-edge")

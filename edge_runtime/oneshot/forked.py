@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from edge_runtime.sandbox import fence
 
@@ -46,3 +47,40 @@ def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
         raise TimeoutError(f"no answer after {seconds:g} s")
     finally:
         os.close(reading)
+
+
+def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float | None]) -> Iterator[bytes]:
+    """Yield the lines that `work` writes in the child, as they come. `may_take` returns the seconds that the next one
+    may take, None for any time. A child that hasn't ended when the generator is closed is killed.
+
+    Raises: TimeoutError, when a line took longer; the child has been killed then.
+    """
+    me = os.getpid()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            fence.die_with_parent(me)
+            with os.fdopen(writing, "wb") as out:
+                work(out)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(writing)
+    rest = b""
+    try:
+        while True:
+            if not select.select([reading], [], [], may_take())[0]:
+                raise TimeoutError("no answer in time")
+            piece = os.read(reading, 1 << 16)
+            if not piece:
+                return
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -8,8 +8,7 @@ the loop waits for no disk. `retries` decides when to try again; this module doe
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, SyncAttempt, text
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.sync.identity import Identity
-from edge_runtime.sync.outbox import Outbox
+from edge_runtime.sync.outbox import Outbox, despite_the_disk
 from edge_runtime.sync.retries import FailedSync
+from edge_runtime.sync.sql_runs import SqlRunReports
 
 ROTATE_AFTER = timedelta(days=30)
 """Age of a credential at which the node asks for another."""
@@ -62,6 +62,7 @@ class Agent:
         self._jitter = jitter
         self._artifacts = Artifacts(state)
         self._outbox = Outbox(state)
+        self._sql_runs = SqlRunReports(state)
         self._client: ControlClient
         self._boot_id = str(uuid4())
         self._capabilities = capabilities.document()
@@ -115,14 +116,14 @@ class Agent:
         log.warning("the sync to release %d was broken off by the end of the process", attempt.release_number)
         if attempt.generation <= self._generation:
             # The sync was past its commit: the poll will tell control.
-            with _despite_the_disk("that a sync came to its end"):
+            with despite_the_disk("that a sync came to its end"):
                 await asyncio.to_thread(self._outbox.end)
             return
         crashes = attempt.crashes + 1
         now = datetime.now(UTC)
         self._failed = retries.crashed(attempt.generation, attempt.release_number, crashes, now, self._jitter())
         if self._failed is not None:
-            with _despite_the_disk("the report"):
+            with despite_the_disk("the report"):
                 await asyncio.to_thread(self._outbox.keep, attempt.sync_id, self._failure_update(self._failed))
 
     def status(self) -> dict[str, Any]:
@@ -153,7 +154,9 @@ class Agent:
 
     async def _turn(self) -> None:
         """Poll control once, and do what follows from the answer."""
+        await self._sql_runs.look()
         await self._deliver()
+        await self._sql_runs.deliver(self._client)
         await self._rotate()
         waits = retries.told(self._failed, self._now()) is not None
         answer, took = await self._poll()
@@ -279,7 +282,7 @@ class Agent:
         await asyncio.sleep(retries.pause_before(self._failed, plan.generation, self._now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
-        with _despite_the_disk("that a sync begins"):
+        with despite_the_disk("that a sync begins"):
             await asyncio.to_thread(self._outbox.begin, plan)
         self._sync = SyncAttempt(plan, self._runtime, self._compiler, self._artifacts, self._client)
         try:
@@ -289,7 +292,7 @@ class Agent:
             return
         finally:
             self._sync = None
-            with _despite_the_disk("that a sync came to its end"):
+            with despite_the_disk("that a sync came to its end"):
                 await asyncio.to_thread(self._outbox.end)
         await self._report(plan, error)
         if error is None and before is not None and before.release_id != plan.release_id:
@@ -309,7 +312,7 @@ class Agent:
         try:
             await self._tell(plan.sync_id, update, plan.generation)
         except (NoAnswer, ControlRefused):
-            with _despite_the_disk("the report"):
+            with despite_the_disk("the report"):
                 await asyncio.to_thread(self._outbox.keep, plan.sync_id, update)
             faults.reach("edge.sync.report.after")
             raise
@@ -351,7 +354,7 @@ class Agent:
         waiting = await asyncio.to_thread(self._outbox.waiting)
         if waiting is not None:
             await self._tell(waiting.sync_id, waiting.update)
-            with _despite_the_disk("that a report was sent"):
+            with despite_the_disk("that a report was sent"):
                 await asyncio.to_thread(self._outbox.clear, waiting.sync_id)
 
     def _collect(self, keep: set[str]) -> None:
@@ -388,12 +391,3 @@ class Agent:
     def _now(self) -> datetime:
         """Return control's time, as far as it is known: control judges the times that this node names."""
         return datetime.now(UTC) + timedelta(seconds=self._client.skew)
-
-
-@contextmanager
-def _despite_the_disk(what: str) -> Iterator[None]:
-    """Log an error of the disk instead of raising it: without `what`, the next poll or the lease sorts things out."""
-    try:
-        yield
-    except OSError as error:
-        log.error("%s can't be kept on disk: %s", what, error)

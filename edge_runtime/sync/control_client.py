@@ -107,6 +107,10 @@ class ControlClient:
         """Return a new credential; the present one stays valid until the new one is used."""
         return (await self._typed("POST", "/v1/nodes/self/credential", None, wire.Rotated)).credential
 
+    async def sql_run(self, run: wire.SqlRun) -> None:
+        """Tell control of SQL that somebody has run on the node."""
+        await self._call("POST", "/v1/nodes/self/sql", run)
+
     async def join(self, join: wire.Join) -> wire.Joined:
         """Become a node; the session's credential is the join token."""
         return await self._typed("POST", "/v1/nodes", join, wire.Joined)

@@ -5,6 +5,7 @@ A node does one sync at a time, and doesn't poll while a report waits, so there 
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,3 +106,12 @@ def _read(file: Path, kind: type[T]) -> T | None:
     except OSError as error:
         log.error("%s can't be read, and is left out: %s", file, error)
     return None
+
+
+@contextlib.contextmanager
+def despite_the_disk(what: str) -> Iterator[None]:
+    """Log an error of the disk instead of raising it: without `what`, the next poll or the lease sorts things out."""
+    try:
+        yield
+    except OSError as error:
+        log.error("%s can't be kept on disk: %s", what, error)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import msgspec
+
 from control import wire
 from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.errors import title_of
@@ -323,7 +325,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         status = refusal.status
-        body = wire.problem_bytes(wire.Problem(refusal.code, title_of(refusal.code), status, refusal.message))
+        body = msgspec.json.encode(wire.Problem(refusal.code, title_of(refusal.code), status, refusal.message))
         head = b"content-type: application/problem+json\r\n"
         if refusal.retry_after:
             head += b"retry-after: %d\r\n" % refusal.retry_after

@@ -1,0 +1,178 @@
+"""Runs SQL on the libsql file of a node for `skerry-edge sql`, in one transaction, behind the fence of a worker.
+
+What a statement may touch is what a function's may (`sql.access`): not the runtime's own tables, and not the schema.
+The events come one by one, so that a result of any size passes through.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import msgspec
+from msgspec import Struct
+
+from edge_runtime import wal
+from edge_runtime.errors import CodedError
+from edge_runtime.oneshot.forked import forked_lines
+from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.allowlists import RANDOM, WRITE
+from edge_runtime.sql import database, values
+from edge_runtime.sql.database import LibsqlDatabase
+from edge_runtime.sql.libsql_connection import is_panic
+from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import GenerationRow
+from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of_error, failed_commit
+from edge_runtime.sql.tokenizer import TokenKind, tokenize
+
+TEMP_BYTES: Final = 1024 * 1024 * 1024
+"""Bytes of each temporary file, and of what one transaction may write to the log."""
+BATCH: Final = 64
+"""Rows that are passed on at once."""
+_READ_GENERATION: Final = load("read_generation")
+
+
+class SqlFailed(CodedError):
+    """The SQL can't be run. Nothing was changed, unless the code is `commit_unknown`."""
+
+
+class SqlEvent(Struct, omit_defaults=True):
+    """What happens: one of these has a value."""
+
+    waiting: bool = False
+    """The writer lock is waited for."""
+    committing: bool = False
+    """From here on the process must not be ended: nobody would know whether the writes are kept."""
+    columns: list[str] | None = None
+    """A statement begins to return rows."""
+    rows: list[list[Any]] | None = None
+    """Rows of it; a BLOB is {"$blob": base64}."""
+    changed: int | None = None
+    """A statement has ended, and has itself changed so many rows."""
+    done: bool = False
+    """All has ended well, and what was written is on disk."""
+    code: str = ""
+    message: str = ""
+
+
+def split(sql: str) -> list[str]:
+    """Return the statements, without empty ones."""
+    found, first = [], 0
+    tokens = tokenize(sql)
+    for at, token in enumerate(tokens):
+        if token.kind is TokenKind.SEMICOLON:
+            if at > first:
+                found.append(sql[tokens[first].start : tokens[at - 1].end])
+            first = at + 1
+    if first < len(tokens):
+        found.append(sql[tokens[first].start : tokens[-1].end])
+    return found
+
+
+def run(
+    state: Path, statements: Sequence[str], params: list[Any], *, write: bool, seconds: float
+) -> Iterator[SqlEvent]:
+    """Run the statements in one transaction, which reads alone unless `write`; yield what happens. Only one statement
+    may have `params`. The caller has one thread, and keeps the file open meanwhile (`database_guard`).
+
+    Raises: SqlFailed, when it can't be done; TimeoutError, when it took longer than `seconds`, before its COMMIT.
+    """
+    until = time.monotonic() + seconds
+    committing = False
+
+    def may_take() -> float | None:
+        return None if committing else max(0.0, until - time.monotonic())
+
+    event = SqlEvent()
+    for line in forked_lines(lambda out: _work(state, statements, params, write, out), may_take):
+        event = msgspec.json.decode(line, type=SqlEvent)
+        if event.code:
+            raise SqlFailed(event.code, event.message)
+        committing = committing or event.committing
+        yield event
+    if not event.done:
+        if committing:
+            raise SqlFailed("commit_unknown", "The process ended in its COMMIT: nobody knows whether it is kept.")
+        raise SqlFailed("sql_failed", "The process that ran the SQL ended; nothing was changed.")
+
+
+def _work(state: Path, statements: Sequence[str], params: list[Any], write: bool, out: BinaryIO) -> None:
+    def tell(event: SqlEvent) -> None:
+        out.write(msgspec.json.encode(event) + b"\n")
+        out.flush()
+
+    os.environ["SQLITE_TMPDIR"] = str(state / wal.TEMPORARY)
+    path = state / wal.FILE
+    fence.enclose([(path.parent, WRITE), (state / wal.TEMPORARY, WRITE), RANDOM])
+    try:
+        opened = database.connect_until_exit(path, "FULL")
+        fence.limit_files(TEMP_BYTES)
+        opened.file_limit_was_hit = fence.file_limit_was_hit
+        fence.seal("worker", opened.lock.fileno())
+        _run(opened, statements, params, write, tell)
+        tell(SqlEvent(done=True))
+    except database.DatabaseOpenError as error:
+        tell(SqlEvent(code="database_unfit", message=f"{error}."))
+    except CodedError as error:
+        tell(SqlEvent(code=error.code, message=error.message))
+
+
+def _run(opened: LibsqlDatabase, statements: Sequence[str], params: list[Any], write: bool, tell: Any) -> None:
+    """Raises: SqlError, SqlFailed."""
+    session = Session(opened)
+    if write:
+        tell(SqlEvent(waiting=True))
+        opened.lock.acquire()
+    try:
+        opened.set_query_only(not write)
+        opened.rows("BEGIN IMMEDIATE" if write else "BEGIN")
+        # What is known of the schema is of this transaction.
+        applied = opened.read(GenerationRow, _READ_GENERATION)
+        session.at(applied[0].applied if applied else 0)
+        for sql in statements:
+            _statement(opened, session.statement(sql), params, write, tell)
+        if write:
+            tell(SqlEvent(committing=True))
+            _commit(opened)
+    except ValueError as error:
+        raise SqlFailed(code_of_error(opened, error, "sql_failed"), f"{error}. Nothing was changed.") from None
+    finally:
+        opened.rollback()
+
+
+def _statement(opened: LibsqlDatabase, statement: PreparedStatement, params: list[Any], write: bool, tell: Any) -> None:
+    if statement.writes and not write:
+        raise SqlError("not_granted", "The statement writes: give --write and --reason.")
+    if len(params) != statement.count:
+        text = f"The statement takes {statement.count} parameters, and {len(params)} were given (--param)."
+        raise SqlError("sql_parameters", text)
+    bound, wide = values.bind(params, msgspec.json.encode({"params": params}))
+    try:
+        cursor = opened.connection.execute(statement.text(wide) if wide else statement.sql, bound)
+        columns = [column[0] for column in cursor.description or ()]
+        count = 0
+        if columns:
+            tell(SqlEvent(columns=columns))
+            while rows := cursor.fetchmany(BATCH):
+                count += len(rows)
+                tell(SqlEvent(rows=[[_shown(value) for value in row] for row in rows]))
+        # libsql's count for RETURNING is taken before the rows are written; but each of them comes back as a row.
+        tell(SqlEvent(changed=(count if columns else cursor.rowcount) if statement.writes else 0))
+    except BaseException as panic:
+        if not is_panic(panic):
+            raise
+        text = "A TEXT in the result is not valid UTF-8; select it as a BLOB (CAST (… AS BLOB))."
+        raise SqlError("sql_value", text) from None
+
+
+def _shown(value: values.Value) -> Any:
+    return {"$blob": value} if isinstance(value, bytes) else value
+
+
+def _commit(opened: LibsqlDatabase) -> None:
+    try:
+        opened.rows("COMMIT")
+    except ValueError as error:
+        code, text = failed_commit(opened, error)
+        raise SqlFailed(code, text) from None

@@ -1,0 +1,128 @@
+"""`skerry-edge sql`: rows of a node are looked at, exported and mended, and somebody is told."""
+
+import csv
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from edge_runtime.sync.sql_runs import FOLDER
+from tests.guests.build import guest
+from tests.integration.edge_runtime.cli.test_backup import texts, write
+from tests.integration.edge_runtime.cli.test_node import command
+from tests.support.edge import Node, node
+
+FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"}), "reader": (guest("sql"), {"sql": "read"})}
+NOTES = [
+    "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT, number INTEGER, data BLOB, CHECK (text <> ''));"
+    "CREATE TABLE child (note INTEGER REFERENCES notes DEFERRABLE INITIALLY DEFERRED)"
+]
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    """A node that serves, with a table of notes."""
+    async with node(tmp_path_factory.mktemp("served") / "state") as made:
+        await made.release(FUNCTIONS, NOTES)
+        yield made
+
+
+async def sql(edge: Node, *arguments: str) -> tuple[int, str, str]:
+    return await command("sql", "--state", str(edge.state.path), *arguments)
+
+
+async def change(edge: Node, statement: str, *arguments: str) -> None:
+    code, out, err = await sql(edge, statement, "--write", "--reason", "a test", *arguments)
+    assert code == 0, out + err
+
+
+async def shown(edge: Node, statement: str, *arguments: str) -> Any:
+    code, out, err = await sql(edge, statement, "--json", *arguments)
+    assert (code, err) == (0, ""), out
+    return json.loads(out)
+
+
+async def test_rows_are_shown_exported_and_mended_while_the_node_serves(served: Node) -> None:
+    large, text = 2**62 + 1, "a\x1b[2Jb"
+    values = ("--param", json.dumps(text), "--param", str(large), "--param", '{"$blob": "AP8="}')
+    await change(served, "INSERT INTO notes (text, number, data) VALUES (?, ?, ?)", *values)
+    await change(served, "INSERT INTO notes (text) VALUES ('x'), ('y')")
+    assert (await texts(served))[-2:] == ["x", "y"]
+    every = "SELECT text, number, data FROM notes ORDER BY id LIMIT 2"
+    found = await shown(served, every)
+    assert found["rows"] == [[text, large, {"$blob": "AP8="}], ["x", None, None]]
+    assert (found["columns"], found["changed"]) == (["text", "number", "data"], 0)
+    code, out, err = await sql(served, every, "--csv")
+    assert (code, err) == (0, "")
+    assert list(csv.reader(io.StringIO(out)))[:2] == [["text", "number", "data"], [text, str(large), "00ff"]]
+    code, out, err = await sql(served, every)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "text    number               data",
+        "------  -------------------  -------",
+        f"a\ufffd[2Jb  {large}  x'00ff'",
+        "x       NULL                 NULL",
+        "2 rows",
+    ]
+    code, out, err = await sql(served, "UPDATE notes SET text = 'z' WHERE text = 'x'", "--write", "--reason", "a test")
+    assert (code, out, err) == (0, "1 rows changed\n", "")
+    found = await shown(served, "DELETE FROM notes RETURNING text", "--write", "--reason", "a test")
+    assert (len(found["rows"]), found["changed"]) == (3, 3)
+
+
+async def test_a_result_of_any_size_is_exported(served: Node) -> None:
+    await change(
+        served,
+        "INSERT INTO notes (text) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000) "
+        "SELECT 'note ' || i FROM n",
+    )
+    code, out, err = await sql(served, "SELECT text FROM notes ORDER BY id", "--csv")
+    assert (code, err) == (0, "")
+    assert [row[0] for row in csv.reader(io.StringIO(out))][1:] == [f"note {i}" for i in range(1, 50_001)]
+    code, out, _ = await sql(served, "SELECT text FROM notes")
+    assert out.splitlines()[-1] == "50000 rows, 49000 of them not shown: use --csv or --json"
+    await change(served, "DELETE FROM notes")
+
+
+@pytest.mark.parametrize(
+    ("statement", "more", "code"),
+    [
+        ("DELETE FROM notes", (), "not_granted"),
+        ("CREATE TABLE more (x)", ("--write",), "sql_not_allowed"),
+        ("DROP TABLE notes", ("--write",), "sql_not_allowed"),
+        ("PRAGMA user_version = 1", ("--write",), "sql_not_allowed"),
+        ("COMMIT", ("--write",), "sql_not_allowed"),
+        ("ATTACH 'x.db' AS x", ("--write",), "sql_not_allowed"),
+        ("SELECT * FROM _skerry_release", (), "sql_closed"),
+        ("UPDATE _skerry_release SET number = 9", ("--write",), "sql_closed"),
+        ("UPDATE sqlite_schema SET sql = ''", ("--write",), "sql_failed"),
+        ("SELECT readfile('/etc/passwd')", (), "sql_closed"),
+        ("SELECT ?", (), "sql_parameters"),
+        ("INSERT INTO notes (text) VALUES ('kept?'); INSERT INTO notes (text) VALUES ('')", ("--write",), "constraint"),
+        ("INSERT INTO child VALUES (77)", ("--write",), "constraint_foreign_key"),
+        (f"INSERT INTO notes (text) VALUES ('kept?'); {ENDLESS}", ("--write", "--time-limit", "1"), "time_limit"),
+    ],
+)
+async def test_what_is_refused_changes_nothing(served: Node, statement: str, more: tuple[str, ...], code: str) -> None:
+    before = sorted((served.state.path / FOLDER).glob("*"))
+    reason = ("--reason", "a test") if "--write" in more else ()
+    status, out, _ = await sql(served, statement, "--json", *more, *reason)
+    assert status == 1
+    found = json.loads(out)["error"]["code"]
+    assert found.startswith(code) or (code == "sql_failed" and found == "sql_invalid"), found
+    assert await texts(served) == []
+    assert sorted((served.state.path / FOLDER).glob("*")) == before
+    # Calls may write.
+    await write(served, "after")
+    await change(served, "DELETE FROM notes")
+
+
+async def test_a_write_needs_a_reason(served: Node) -> None:
+    code, _, err = await sql(served, "DELETE FROM notes", "--write")
+    assert (code, "--reason" in err) == (2, True)

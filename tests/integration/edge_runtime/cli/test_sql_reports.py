@@ -1,0 +1,118 @@
+"""Somebody is told of SQL that was run by `skerry-edge sql`: the node's log, and control's audit log."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from control import wire
+from edge_runtime.sync.control_client import ControlRefused
+from edge_runtime.sync.sql_runs import FOLDER, SqlRunReports
+from tests.integration.edge_runtime.cli.test_backup import free, texts
+from tests.integration.edge_runtime.cli.test_node import command, start
+from tests.integration.edge_runtime.cli.test_sql import ENDLESS, FUNCTIONS, NOTES
+from tests.support.agents import Control, edge, joined
+from tests.support.control import until as settled
+from tests.support.edge import node
+from tests.support.edge_process import front_process
+
+
+async def test_rows_are_mended_while_the_node_does_not_run(tmp_path: Path) -> None:
+    """Also after a kill, when its log has to be recovered first."""
+    state = tmp_path / "state"
+    async with node(state) as made:
+        await made.release(FUNCTIONS, NOTES)
+    async with front_process(state) as front:
+        assert (await front.call("sql", b'{"sql": "INSERT INTO notes (text) VALUES (\'old\')"}'))[0] == 200
+        os.kill(front.pid, signal.SIGKILL)
+    await free(state)
+    update = ("UPDATE notes SET text = 'mended'", "--write", "--reason", "a test")
+    code, out, err = await command("sql", "--state", str(state), *update)
+    assert (code, out, err) == (0, "1 rows changed\n", "")
+    async with node(state) as made:
+        assert await texts(made) == ["mended"]
+
+
+async def test_control_is_told_who_has_changed_what(control: Control, tmp_path: Path) -> None:
+    await joined(control, tmp_path)
+    await control.call("POST", "schema-changes", {"name": "notes", "sql": NOTES[0]})
+    await control.release(functions={"sql": await control.push("sql", *FUNCTIONS["sql"])})
+    where = ("sql", "--state", str(tmp_path))
+    async with edge(tmp_path) as running:
+        await running.until(lambda s: s["at_target"] is True)
+        insert = "INSERT INTO notes (text) VALUES (?)"
+        mended = ("--write", "--reason", "ticket 7", "--param", "a secret")
+        assert (await command(*where, insert, *mended, SUDO_USER="ada"))[0] == 0
+        assert (await command(*where, "SELECT count(*) FROM notes"))[0] == 0
+
+    # The node need not run meanwhile.
+    async def told() -> bool:
+        rows = [e for e in (await control.call("GET", "audit"))["items"] if e["action"] == "node.sql"]
+        if len(rows) < 2:
+            return False
+        assert len(rows) == 2
+        read, changed = sorted((row["details"] for row in rows), key=lambda details: str(details["kind"]))
+        assert (read["kind"], read["rows"], read["statement"]) == ("read", "1", "SELECT count(*) FROM notes")
+        assert (changed["kind"], changed["rows"], changed["statement"]) == ("write", "1", insert)
+        assert changed["reason"] == "ticket 7"
+        assert changed["user"].endswith(f"(user id {os.getuid()}, by sudo from ada)")
+        assert "a secret" not in str(rows)
+        return True
+
+    async with edge(tmp_path):
+        await settled(told)
+        async with asyncio.timeout(60):
+            while list((tmp_path / FOLDER).iterdir()):
+                await asyncio.sleep(0.02)
+
+
+async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with node(state) as made:
+        await made.release(FUNCTIONS, NOTES)
+        process = await start("sql", "--state", str(state), ENDLESS, "--time-limit", "600")
+        reports = SqlRunReports(state)
+        async with asyncio.timeout(60):
+            while not list((state / FOLDER).glob("*.json")):
+                await asyncio.sleep(0.02)
+        await reports.look()
+        assert not reports._waiting
+        process.kill()
+        await process.communicate()
+        async with asyncio.timeout(60):
+            while not reports._waiting:
+                await reports.look()
+                await asyncio.sleep(0.02)
+        (run,) = reports._waiting.values()
+        assert (run.kind, run.rows, run.statement) == ("read", None, ENDLESS)
+
+
+class OldControl:
+    """Control of a version that doesn't know the message."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.asked = 0
+
+    async def sql_run(self, run: wire.SqlRun) -> None:
+        self.asked += 1
+        raise ControlRefused(self.status, "path_unknown", "there is nothing here")
+
+
+async def test_a_record_waits_for_a_control_that_knows_it(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with node(state) as made:
+        await made.release(FUNCTIONS, NOTES)
+        assert (await command("sql", "--state", str(state), "SELECT 1"))[0] == 0
+    reports, old = SqlRunReports(state), OldControl(404)
+    for _ in range(2):
+        await reports.look()
+        await reports.deliver(old)  # type: ignore[arg-type]
+    assert old.asked == 1
+    assert len(list((state / FOLDER).glob("*.json"))) == 1
+    reports, busy = SqlRunReports(state), OldControl(503)
+    await reports.look()
+    with contextlib.suppress(ControlRefused):
+        await reports.deliver(busy)  # type: ignore[arg-type]
+    assert (busy.asked, len(list((state / FOLDER).glob("*.json")))) == (1, 1)
