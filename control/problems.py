@@ -105,6 +105,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "unreachable": ProblemCode(0, "No answer came"),
     "usage": ProblemCode(0, "The command can't be run as it was given"),
     "not_converged": ProblemCode(0, "Nodes failed, or didn't arrive in time"),
+    "audit_broken": ProblemCode(0, "The audit log isn't whole"),
 }
 
 

@@ -1,32 +1,19 @@
-"""The logs: operators' writes (audit), syncs, refused authentications; newest first."""
+"""The logs: changes (audit), syncs, refused authentications; newest first."""
 
-from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from datetime import UTC, datetime
+from typing import Annotated, Literal, NamedTuple
 from uuid import UUID
+
+from msgspec import Meta
 
 from control import wire
 from control.api import pagination, responses
 from control.api.operations import ApiCall, Reply
 from control.api.pagination import Paging
+from control.audit_chain import AuditEntry, AuditSeal
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
-
-
-class AuditRow(NamedTuple):
-    """A row of the audit log."""
-
-    id: UUID
-    at: datetime
-    actor_kind: str
-    operator: str
-    address: str
-    call_id: str
-    action: str
-    subject: str
-    values_before: dict[str, Any]
-    values_after: dict[str, Any]
-    details: dict[str, Any]
 
 
 class SyncRow(NamedTuple):
@@ -49,11 +36,42 @@ class SyncRow(NamedTuple):
 
 
 SQL = queries.load("records")
-AUDIT = SQL.rows("audit", AuditRow)
+AUDIT_SQL = queries.load("audit")
+SEALED = AUDIT_SQL.rows("sealed", AuditEntry)
+SEALS = AUDIT_SQL.rows("seals", AuditSeal)
+NEWEST = AUDIT_SQL.rows("newest", AuditEntry)
+BY_INDEX = tuple(
+    (by, AUDIT_SQL.rows(f"newest_{name}", AuditEntry))
+    for by, name in (("target", "of_target"), ("actor", "of_actor"), ("action", "with_action"))
+)
+"""The query that reads only such rows by an index, for each filter; where several are given, the first of these."""
 AUTH_FAILURES = SQL.rows("auth_failures", responses.AuthFailure)
 NODES = SQL.value("nodes", UUID)
 SYNCS = SQL.rows("syncs", SyncRow)
 SYNC = SQL.rows("sync", SyncRow)
+
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+
+FilterText = Annotated[str, Meta(min_length=1, max_length=300)]
+FilterTime = Annotated[datetime, Meta(tz=True)]
+
+
+class AuditFilter(Paging, forbid_unknown_fields=True):
+    actor: FilterText | None = None
+    """The name of an operator, of a node, or of the part of control."""
+    target: FilterText | None = None
+    action: FilterText | None = None
+    since: FilterTime | None = None
+    """The time of the oldest row."""
+    until: FilterTime | None = None
+    """A time that is later than the newest row's."""
+
+
+class AfterSeal(Paging, forbid_unknown_fields=True):
+    after: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    """The number of a seal, after which the list begins."""
 
 
 class SyncFilter(Paging, forbid_unknown_fields=True):
@@ -65,6 +83,16 @@ class SyncFilter(Paging, forbid_unknown_fields=True):
 async def list_audit(call: ApiCall) -> Reply:
     """GET /v1/audit."""
     return await call.read(lambda conn: _audit(conn, call.query))
+
+
+async def list_sealed(call: ApiCall) -> Reply:
+    """GET /v1/audit/sealed: the rows that have a seal, by seal, time and id: the order in which they are hashed."""
+    return await call.read(lambda conn: _sealed(conn, call.query))
+
+
+async def list_seals(call: ApiCall) -> Reply:
+    """GET /v1/audit/seals."""
+    return await call.read(lambda conn: _seals(conn, call.query))
 
 
 async def list_auth_failures(call: ApiCall) -> Reply:
@@ -82,12 +110,35 @@ async def get_sync(call: ApiCall) -> Reply:
     return await call.read(lambda conn: _one_sync(conn, call.path["id"]))
 
 
-async def _audit(conn: Connection, paging: Paging) -> responses.Page[responses.AuditEntry]:
+async def _audit(conn: Connection, query: AuditFilter) -> responses.Page[AuditEntry]:
+    rows = next((rows for name, rows in BY_INDEX if getattr(query, name) is not None), NEWEST)
     return await pagination.fill(
-        lambda after, count: conn.fetch(AUDIT, *after, count),
-        pagination.each(lambda row: responses.AuditEntry(str(row.id), *row[1:])),
+        lambda after, count: conn.fetch(
+            rows, query.target, query.actor, query.action, *after, query.since or EARLIEST, count
+        ),
+        pagination.as_they_are,
         lambda row: (row.at, row.id),
-        _newest_first(paging.cursor),
+        pagination.read_cursor(query.cursor, (datetime, UUID)) or (query.until or LATEST, UUID(int=0)),
+        query.limit,
+    )
+
+
+async def _sealed(conn: Connection, paging: AfterSeal) -> responses.Page[AuditEntry]:
+    return await pagination.fill(
+        lambda after, count: conn.fetch(SEALED, *after, count),
+        pagination.as_they_are,
+        lambda row: (row.seal, row.at, row.id),
+        pagination.read_cursor(paging.cursor, (int, datetime, UUID)) or (paging.after, LATEST, UUID(int=0)),
+        paging.limit,
+    )
+
+
+async def _seals(conn: Connection, paging: AfterSeal) -> responses.Page[AuditSeal]:
+    return await pagination.fill(
+        lambda after, count: conn.fetch(SEALS, *after, count),
+        pagination.as_they_are,
+        lambda row: (row.number,),
+        pagination.read_cursor(paging.cursor, (int,)) or (paging.after,),
         paging.limit,
     )
 

@@ -267,29 +267,6 @@ class Sync(Struct):
     """Further attempts of the node at this generation that share this line: a node gets ten lines an hour."""
 
 
-class AuditEntry(Struct):
-    """A row of the audit log: a change, and who made it."""
-
-    id: str
-    at: datetime
-    actor_kind: str
-    """`operator`, `node`, or `control`: by itself, or a command that has the database's URL."""
-    actor: str
-    address: str
-    """The IP address of the client; '' where nothing was asked for over the network."""
-    call_id: str
-    """The X-Request-Id of the answer to the request; '' where there was none."""
-    action: str
-    target: str
-    """What was changed."""
-    before: dict[str, Any]
-    """The values that the change has changed, by name, as they were."""
-    after: dict[str, Any]
-    """The same values as they are since."""
-    details: dict[str, Any]
-    """Circumstances of the change, such as its reason."""
-
-
 class AuthFailure(Struct):
     """Refused authentications of one minute, address and reason (R 7.4)."""
 

@@ -1,9 +1,38 @@
-"""`skerry audit`: who did what, and who was refused."""
+"""`skerry audit`: who changed what, whether the record of it is whole, and who was refused."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import click
+import msgspec
 
+from control import audit_chain
+from control.audit_chain import AuditSeal, ChainBroken, WholeChain
 from control.cli.support import options, output
-from control.cli.support.client import path
+from control.cli.support.client import Client, Failure, Json, path
+
+UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+
+
+class TimeType(click.ParamType[datetime, str]):
+    """A date or a time of ISO 8601 (without an offset: this machine's), or how long ago it was, such as 2d or 30m."""
+
+    name = "time"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            if value[-1:] in UNITS and value[:-1].isdecimal():
+                return datetime.now(UTC) - timedelta(**{UNITS[value[-1]]: int(value[:-1])})
+            return datetime.fromisoformat(value).astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no time: 2026-11-27, 2026-11-27T18:00, or a time ago such as 2d, 3h, 30m", param, ctx
+            )
+
+
+TIME = TimeType()
 
 
 @click.group()
@@ -12,20 +41,61 @@ def command() -> None:
 
 
 @command.command("list")
+@click.option("--actor", help="Changes by this operator, node, or part of control.")
+@click.option("--target", help="Changes of this, such as a node's name, NAME@VERSION, GROUP/NUMBER.")
+@click.option("--action", help="Changes of this kind, such as release.create.")
+@click.option("--since", type=TIME, help="Not before this time (2026-11-27, 2026-11-27T18:00, or 2d, 3h, 30m ago).")
+@click.option("--until", type=TIME, help="Before this time.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
 @options.json_option
 @options.asynchronous
-async def list_audit(limit: int, as_json: bool) -> None:
-    """List what operators did, newest first."""
+async def list_audit(
+    actor: str | None,
+    target: str | None,
+    action: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List who changed what, newest first."""
+    times = {name: _rfc3339(time) for name, time in (("since", since), ("until", until)) if time is not None}
     async with options.client() as control:
-        found = await control.items(path("audit"), most=limit)
+        found = await control.items(path("audit"), most=limit, actor=actor, target=target, action=action, **times)
     if as_json:
         output.document(found)
         return
     output.table(
-        ["AT", "ACTOR", "ADDRESS", "ACTION", "TARGET"],
-        [[a["at"], a["actor"], a["address"], a["action"], a["target"]] for a in found],
-        "nothing yet",
+        ["AT", "ACTOR", "ADDRESS", "ACTION", "TARGET", "CHANGE"],
+        [[a["at"], _actor(a), a["address"], a["action"], a["target"], _change(a)] for a in found],
+        "nothing",
+    )
+
+
+@command.command()
+@click.option("--head", default="", metavar="HASH", help="A hash that an earlier run printed: it must be in the chain.")
+@options.json_option
+@options.asynchronous
+async def verify(head: str, as_json: bool) -> None:
+    """Check that no row of the audit log was removed, changed or added since it was sealed.
+
+    Every hash is computed here, from the rows that control sends. Whoever can write to the metadata database can also
+    make a new chain: keep the hash that this prints where they can't change it, and give it as --head the next time.
+    """
+    async with options.client() as control:
+        whole = await _verify(control, head)
+    if as_json:
+        output.document(msgspec.to_builtins(whole))
+        return
+    if whole.newest_at is None:
+        output.say("no row of the audit log has a seal yet: the first one is made within a minute")
+        return
+    output.say(f"whole: {whole.rows} rows under {whole.seals} seals, the newest made {whole.newest_at.isoformat()}")
+    if whole.cut_until is not None:
+        output.say(f"rows up to {whole.cut_until.isoformat()} were deleted by their age (SKERRY_LOG_RETENTION)")
+    output.say(f"head {whole.head}")
+    output.note(
+        "keep the head outside of control; `skerry audit verify --head HASH` then says whether it is still there"
     )
 
 
@@ -45,3 +115,51 @@ async def failures(limit: int, as_json: bool) -> None:
         [[a["minute"], a["address"], a["reason"], a["count"]] for a in found],
         "none",
     )
+
+
+async def _verify(control: Client, head: str) -> WholeChain:
+    """Raises: Failure audit_broken, when the log isn't whole."""
+
+    async def seals(after: int) -> AsyncIterator[AuditSeal]:
+        async for item in _each(control, "seals", after):
+            yield msgspec.convert(item, AuditSeal)
+
+    while True:
+        first = await control.get(path("audit", "seals"), limit=1)
+        try:
+            return await audit_chain.verify(seals, lambda after: _each(control, "sealed", after), head)
+        except ChainBroken as broken:
+            # Rows that were deleted by their age while they were read are no fault.
+            if (await control.get(path("audit", "seals"), limit=1))["items"] == first["items"]:
+                raise Failure(f"the audit log isn't whole: {broken}", code="audit_broken") from None
+
+
+async def _each(control: Client, what: str, after: int) -> AsyncIterator[Json]:
+    """All items of a list that begins after a seal, of which one page is held at a time."""
+    cursor = None
+    while True:
+        page = await control.get(path("audit", what), after=after, cursor=cursor, limit=1000)
+        for item in page["items"]:
+            yield item
+        cursor = page.get("next")
+        if cursor is None:
+            return
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
+
+
+def _actor(row: Json) -> str:
+    return row["actor"] if row["actor_kind"] == "operator" else f"{row['actor_kind']} {row['actor']}"
+
+
+def _change(row: Json) -> str:
+    """The values that differ, as text: name: before → after."""
+    before, after = row["before"], row["after"]
+    return ", ".join(f"{name}: {_value(before, name)} → {_value(after, name)}" for name in {**before, **after})
+
+
+def _value(values: Json, name: str) -> str:
+    value = values.get(name)
+    return "-" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,4 +1,4 @@
-"""What happens by the clock: offline nodes, warnings, expired syncs, the deletion of old logs, the store's sweep.
+"""What happens by the clock: offline nodes, warnings, expired syncs, seals, old logs, the store's sweep.
 
 One replica at a time does it, under a lease in the metadata database. Each step first reads which rows it concerns and
 then changes those that are still as they were read, so it seldom conflicts with syncs.
@@ -19,7 +19,7 @@ from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import ControlSettings
-from control.storage import audit_log, queries
+from control.storage import audit_log, audit_seals, queries
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
@@ -59,6 +59,10 @@ KEEP_EVERY = 3.0
 """Seconds after which a pass that goes on renews its lease."""
 SWEEP_PERIOD = 30.0
 SWEEP_LEASE = timedelta(minutes=1)
+SEAL_EVERY = 30.0
+"""Seconds between two times at which rows of the audit log are put under a seal."""
+SEAL_FOR = 1.0
+"""Seconds of a pass for it; rows that are left are sealed in the next pass."""
 RETENTION_EVERY = 600.0
 RETENTION_FOR = 2.0
 """Seconds of a pass for deleting old logs; what is left is deleted in the next pass, after states and syncs."""
@@ -93,6 +97,7 @@ class Monitor:
         self._holder = str(uuid4())
         self._next_retention = -math.inf
         """The loop's time of the next deletion of old logs: a wrong clock must not put it off."""
+        self._next_seals = -math.inf
         self._kept = 0.0
         """When the monitor's lease was last taken, in the loop's time."""
         self._ahead: dict[str, tuple[Lease, float]] = {}
@@ -117,6 +122,8 @@ class Monitor:
         now = self._clock.now()
         await self.look(now)
         passed = asyncio.get_running_loop().time()
+        if passed >= self._next_seals and await self.seal(now):
+            self._next_seals = passed + SEAL_EVERY
         if passed >= self._next_retention and await self.retention(now):
             self._next_retention = passed + RETENTION_EVERY
         return True
@@ -127,6 +134,12 @@ class Monitor:
             # A locked row that can't be left out is logged, and holds up no other step.
             with contextlib.suppress(Locked):
                 await step(now)
+
+    async def seal(self, now: datetime) -> bool:
+        """Put rows of the audit log under seals; return whether all have one."""
+        with contextlib.suppress(Locked):
+            return await audit_seals.seal(self._db, now, SEAL_FOR)
+        return False
 
     async def sweep(self) -> bool:
         """Sweep the artifact store, if this replica has or gets the lease; apart from `tick`, as it may take long."""
@@ -199,7 +212,6 @@ class Monitor:
         for query, time in (
             ("old_syncs", before),
             ("old_auth_failures", before),
-            ("old_audit", before),
             ("old_warnings", before),
             ("old_join_tokens", before),
             ("old_idempotency", now - KEPT_ANSWERS),
@@ -216,7 +228,10 @@ class Monitor:
                 # A locked row holds up no other kind of log.
                 done = False
             await self._keep()
-        return done
+        try:
+            return await audit_seals.cut(self._db, now, before, RETENTION_FOR) and done
+        except Locked:
+            return False
 
     async def _write(self, query: str, *arguments: object) -> str:
         return await self._db.transaction(lambda conn: conn.execute(SQL[query], *arguments))

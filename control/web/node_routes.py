@@ -5,6 +5,7 @@ from control.api import join_tokens, node_views, nodes, pagination, records, req
 from control.api.operations import Operation
 from control.api.request_input import INVENTORY_BODY
 from control.api.responses import Page
+from control.audit_chain import AuditEntry, AuditSeal
 
 NODE = "/v1/nodes/{node}"
 
@@ -118,11 +119,29 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET",
         "/v1/audit",
-        "What operators did, newest first",
+        "Who changed what, newest first",
         records.list_audit,
         "admin",
-        {200: Page[responses.AuditEntry]},
-        query=pagination.Paging,
+        {200: Page[AuditEntry]},
+        query=records.AuditFilter,
+    ),
+    Operation(
+        "GET",
+        "/v1/audit/sealed",
+        "The rows of the audit log that have a seal, in the order in which they are hashed",
+        records.list_sealed,
+        "admin",
+        {200: Page[AuditEntry]},
+        query=records.AfterSeal,
+    ),
+    Operation(
+        "GET",
+        "/v1/audit/seals",
+        "The seals over the audit log's rows, by number",
+        records.list_seals,
+        "admin",
+        {200: Page[AuditSeal]},
+        query=records.AfterSeal,
     ),
     Operation(
         "GET",

@@ -104,10 +104,6 @@ DELETE FROM syncs WHERE id IN (SELECT s.id FROM syncs AS s WHERE s.started_at < 
 DELETE FROM auth_failures WHERE (minute, address, reason) IN
     (SELECT f.minute, f.address, f.reason FROM auth_failures AS f WHERE f.minute < $1 LIMIT $2);
 
--- Delete old lines of the audit log.
--- name: old_audit
-DELETE FROM audit WHERE id IN (SELECT a.id FROM audit AS a WHERE a.at < $1 LIMIT $2);
-
 -- Delete warnings that were cleared long ago.
 -- name: old_warnings
 DELETE FROM warnings WHERE id IN (SELECT w.id FROM warnings AS w WHERE w.cleared_at < $1 LIMIT $2);

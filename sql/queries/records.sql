@@ -1,9 +1,3 @@
--- The audit log, newest first, before a time and id.
--- name: audit
-SELECT id, at, actor_kind, operator, address, call_id, action, subject, values_before, values_after, details FROM audit
-WHERE $1::timestamptz IS NULL OR (at, id) < ($1, $2::uuid)
-ORDER BY at DESC, id DESC LIMIT $3;
-
 -- Refused authentications, newest first, before a minute, address and reason.
 -- name: auth_failures
 SELECT minute, address, reason, count, first_at, last_at FROM auth_failures

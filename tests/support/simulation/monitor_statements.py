@@ -195,7 +195,13 @@ def _expired(t: Tables, now: datetime, limit: int) -> Rows:
     return [pick(s, "id", "node_id", "generation", "step", "lease_until") for s in found[:limit]]
 
 
-_OLD = ("syncs", "auth_failures", "audit", "warnings", "join_tokens", "idempotency", "leases", "batches", "credentials")
+_OLD = ("syncs", "auth_failures", "warnings", "join_tokens", "idempotency", "leases", "batches", "credentials")
+
+
+@statement("audit", "unsealed", "oldest_seal")
+def _seals(t: Tables, *_given: object) -> Rows:
+    """No row is sealed in a run."""
+    return []
 
 
 @statement("monitor", *(f"old_{kind}" for kind in _OLD))

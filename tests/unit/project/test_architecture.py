@@ -66,7 +66,7 @@ BEHIND = (
 """What the front imports neither itself nor through others."""
 
 PURE = (
-    *("control.manifests", "control.wire", "control.problems"),
+    *("control.audit_chain", "control.manifests", "control.wire", "control.problems"),
     *("control.sync.plan", "control.sync.requirements", "control.storage.owner_mark"),
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),

@@ -95,6 +95,7 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("POST", "/v1/schema-changes/{number}/revisions"): lambda: call(
             "POST", "/v1/schema-changes/1/revisions", revision
         ),
+        ("POST", "/v1/schema-changes/{number}/withdraw"): lambda: call("POST", "/v1/schema-changes/1/withdraw"),
         ("POST", "/v1/groups"): lambda: call("POST", "/v1/groups", {"name": "east"}),
         ("POST", "/v1/operators"): lambda: call("POST", "/v1/operators", {"name": "ci", "role": "deploy"}),
         ("DELETE", "/v1/operators/{name}"): lambda: call("DELETE", "/v1/operators/ci"),
@@ -167,3 +168,30 @@ async def test_a_row_has_what_the_change_changed(control: Control) -> None:
     await control.ok("DELETE", "/v1/operators/ci")
     row = await newest(control, "operator.revoke")
     assert (row["before"], row["after"]) == ({"role": "deploy"}, {})
+
+
+async def test_the_log_is_filtered_and_paged(control: Control) -> None:
+    deployer = await control.operator("deployer", "deploy")
+    begin = control.clock.now()
+    for number in range(5):
+        await control.ok("POST", "/v1/groups", {"name": f"by-admin-{number}"})
+        await control.ok("POST", "/v1/groups", {"name": f"by-deployer-{number}"}, token=deployer)
+    middle = (await control.items("/v1/audit?target=by-admin-2"))[0]["at"]
+
+    async def targets(query: str) -> list[str]:
+        return [row["target"] for row in await control.items(f"/v1/audit?limit=2&{query}")]
+
+    assert await targets("actor=deployer") == [f"by-deployer-{number}" for number in (4, 3, 2, 1, 0)]
+    assert await targets("target=by-admin-3") == ["by-admin-3"]
+    assert await targets("action=operator.create&actor=admin") == ["deployer"]
+    assert await targets("actor=deployer&target=by-admin-3") == []
+    assert await targets(f"action=group.create&since={middle}") == [
+        *("by-deployer-4", "by-admin-4", "by-deployer-3", "by-admin-3", "by-deployer-2", "by-admin-2"),
+    ]
+    start = begin.isoformat().replace("+00:00", "Z")
+    assert await targets(f"since={start}&until={middle}&actor=admin") == ["by-admin-1", "by-admin-0"]
+    for wrong in ("since=yesterday", "since=2026-11-27T12:00:00", "actor=", "operator=admin"):
+        reply = await control.call("GET", f"/v1/audit?{wrong}")
+        assert (reply.status, reply.code) == (422, "invalid_parameter"), wrong
+    for path in ("/v1/audit/sealed", "/v1/audit/seals"):
+        assert (await control.call("GET", path, token=deployer)).code == "role_insufficient"

@@ -140,6 +140,11 @@ def test_operators_and_their_roles(skerry: Shell, up: Up, monkeypatch: pytest.Mo
     assert "skerry operator add" in skerry.err
     monkeypatch.setenv("SKERRY_TOKEN", kept["token"])
     assert skerry.json("audit", "list", "--limit", "1")[0]["action"].startswith("operator.")
+    of_auditor = ("audit", "list", "--target", "auditor", "--actor", "admin", "--since", "1h")
+    assert [row["action"] for row in skerry.json(*of_auditor)] == ["operator.revoke", "operator.create"]
+    assert "role: - → read" in skerry(*of_auditor)
+    assert skerry.json(*of_auditor, "--until", "2d") == []
+    skerry("audit", "list", "--since", "soon", ends=2)
 
 
 def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 
+from control.storage import audit_seals
 from control.sync import monitor
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site, TestNode
@@ -154,8 +155,10 @@ async def test_what_is_left_of_old_logs_goes_in_the_next_passes(
 
         audit, tokens = await counts()
         assert tokens == 7
-        clock.advance(timedelta(days=3).total_seconds())
+        monkeypatch.setattr(audit_seals, "MOST", 2)
         passes = replica.services.monitor()
+        assert await passes.seal(clock.now())
+        clock.advance(timedelta(days=3).total_seconds())
         assert await passes.tick()
         # Some of each kind, so that none waits for another.
         assert await counts() == (audit - 2, tokens - 2)
@@ -193,6 +196,7 @@ async def test_old_logs_go_and_open_syncs_stay(control_site: Site) -> None:
             headers={"authorization": f"Bearer {replica.admin}", **key},
         ) as answer:
             assert answer.status == 201
+        await replica.services.monitor().seal(clock.now())
         before = await counts()
         assert before["syncs"] == 2
         assert all(before.values())

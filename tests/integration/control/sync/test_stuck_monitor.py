@@ -3,7 +3,6 @@
 import asyncio
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -101,11 +100,11 @@ async def test_a_step_of_the_monitor_that_waits_in_vain_holds_up_no_other_one(co
         clock.advance(3 * 86400.0)
         replica.services.heartbeats.confirmed(node.id, clock.now())
         await replica.services.heartbeats.flush()
-        old = "SELECT count(*) FROM audit"
+        old = "SELECT count(*) FROM idempotency"
         await replica.services.db.transaction(
             lambda conn: conn.execute(
-                "INSERT INTO audit (id, at, operator, action, subject, details) VALUES ($1, $2, '', '', '', '{}')",
-                uuid4(),
+                "INSERT INTO idempotency (operator, key, request_digest, status, created_at) "
+                "VALUES ('', '', '', 1, $1)",
                 clock.now() - timedelta(days=2),
             )
         )

@@ -1,0 +1,204 @@
+"""Seals over the audit log on real servers: made by the monitor, cut by retention, checked by `skerry audit verify`."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import pytest
+
+from control.cli.main import run as cli
+from control.storage import audit_log, audit_seals
+from control.storage.audit_log import Actor
+from tests.support.replica import Replica, SetClock, Site
+
+# The replica's own monitor stays out of it.
+pytestmark = pytest.mark.usefixtures("quiet")
+
+Verify = Callable[..., Any]
+
+
+@pytest.fixture
+def verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verify:
+    """Runs `skerry audit verify --json` against a replica; returns the JSON that it prints, of an error too."""
+
+    async def run(replica: Replica, head: str = "") -> Any:
+        monkeypatch.setenv("SKERRY_URL", replica.url)
+        monkeypatch.setenv("SKERRY_CA", str(replica.ca))
+        monkeypatch.setenv("SKERRY_TOKEN", replica.admin)
+        capsys.readouterr()
+        code = await asyncio.to_thread(cli, ["audit", "verify", "--json", "--head", head])
+        out, err = capsys.readouterr()
+        assert (code == 0) == bool(out), (code, out, err)
+        return orjson.loads(out or err)
+
+    return run
+
+
+async def execute(replica: Replica, sql: str, *arguments: object) -> str:
+    return await replica.services.db.transaction(lambda conn: conn.execute(sql, *arguments))
+
+
+async def groups(replica: Replica, *names: str) -> None:
+    for name in names:
+        assert (await replica.call("POST", "/v1/groups", {"name": name})).status == 201
+
+
+async def seals(replica: Replica) -> list[Any]:
+    found: list[Any] = (await replica.call("GET", "/v1/audit/seals?limit=1000")).json()["items"]
+    return found
+
+
+async def test_the_monitor_seals_what_has_no_seal(control_site: Site, verify: Verify) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        await groups(replica, "one", "two")
+        assert (await verify(replica))["seals"] == 0
+        passes = replica.services.monitor()
+        assert await passes.tick()
+        first = await verify(replica)
+        assert first["seals"] == 1
+        total = first["rows"]
+        assert total >= 3
+        await groups(replica, "three")
+        # A row whose transaction took long has an earlier time than rows that are sealed.
+        late = clock.now() - timedelta(minutes=5)
+        await replica.services.db.transaction(
+            lambda conn: audit_log.record(conn, late, Actor("control", "test"), "late", "row", {"half": 0.5})
+        )
+        clock.advance(31)
+        assert await passes.seal(clock.now())
+        second = await verify(replica, first["head"])
+        assert (second["seals"], second["rows"]) == (2, total + 2)
+        # Nothing new, no seal.
+        assert await passes.seal(clock.now())
+        assert (await verify(replica, second["head"])) == second
+
+
+@pytest.mark.parametrize(
+    ("fault", "wrong"),
+    [
+        ("DELETE FROM audit WHERE subject = 'two'", "removed"),
+        ("UPDATE audit SET operator = 'eve' WHERE subject = 'two'", "changed or replaced"),
+        ("UPDATE audit SET at = at + interval '1 microsecond' WHERE subject = 'two'", "changed or replaced"),
+        ("UPDATE audit SET values_after = '{\"group\": \"three\"}' WHERE subject = 'two'", "changed or replaced"),
+        ("UPDATE audit SET seal = 0 WHERE subject = 'two'", "removed"),
+        ("UPDATE audit SET seal = 7 WHERE subject = 'two'", "removed"),
+        (
+            "INSERT INTO audit (id, at, operator, action, subject, seal) "
+            "SELECT gen_random_uuid(), at, 'eve', 'group.create', 'three', seal FROM audit WHERE subject = 'two'",
+            "added",
+        ),
+        ("UPDATE audit_seals SET count = 1", "its hash is another one"),
+        ("DELETE FROM audit_seals", "which isn't there"),
+    ],
+)
+async def test_what_is_done_to_sealed_rows_shows(control_site: Site, verify: Verify, fault: str, wrong: str) -> None:
+    async with control_site.running(clock=SetClock()) as replica:
+        await groups(replica, "one", "two")
+        await replica.services.monitor().seal(replica.services.clock.now())
+        await verify(replica)
+        await execute(replica, fault)
+        told = (await verify(replica))["error"]
+        assert told["code"] == "audit_broken"
+        assert wrong in told["message"]
+        assert told["exit"] == 1
+
+
+async def test_the_head_shows_that_the_newest_rows_are_gone(control_site: Site, verify: Verify) -> None:
+    async with control_site.running(clock=SetClock()) as replica:
+        for name in ("one", "two"):
+            await groups(replica, name)
+            await replica.services.monitor().seal(replica.services.clock.now())
+        head = (await verify(replica))["head"]
+        await execute(replica, "DELETE FROM audit WHERE seal = 2")
+        await execute(replica, "DELETE FROM audit_seals WHERE number = 2")
+        await verify(replica)
+        assert "no seal has the hash" in (await verify(replica, head))["error"]["message"]
+
+
+async def test_retention_cuts_whole_seals_at_the_start(control_site: Site, verify: Verify) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock, log_retention=86400.0) as replica:
+        passes = replica.services.monitor()
+        heads = []
+        for name in ("one", "two", "three", "four"):
+            await groups(replica, name)
+            await passes.seal(clock.now())
+            heads.append((await verify(replica))["head"])
+            clock.advance(36000)
+        # The first two are older than a day. A row that has no seal stays, however old it is.
+        await replica.services.db.transaction(
+            lambda conn: audit_log.record(conn, clock.now() - timedelta(days=9), Actor("control", "test"), "old", "row")
+        )
+        assert await passes.retention(clock.now())
+        left = await seals(replica)
+        assert [one["number"] for one in left] == [2, 3, 4]
+        assert [one["cut_at"] is None for one in left] == [False, True, True]
+        for head in heads[1:]:
+            found = await verify(replica, head)
+            assert (found["seals"], found["rows"], found["cut_until"]) == (3, 2, left[0]["last_at"])
+        assert "no seal has the hash" in (await verify(replica, heads[0]))["error"]["message"]
+        kept = {row["action"] for row in (await replica.call("GET", "/v1/audit")).json()["items"]}
+        assert "old" in kept
+        # Rows that somebody else removes at the start are missed.
+        await execute(replica, "DELETE FROM audit WHERE seal = 3")
+        assert "removed" in (await verify(replica))["error"]["message"]
+        await execute(replica, "DELETE FROM audit_seals WHERE number < 4")
+        assert "weren't deleted by their age" in (await verify(replica))["error"]["message"]
+
+
+async def test_a_backlog_is_sealed_in_bounded_steps(
+    control_site: Site, verify: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running(clock=SetClock()) as replica:
+        await execute(
+            replica,
+            "INSERT INTO audit (id, at, operator, action, subject) SELECT gen_random_uuid(), "
+            "timestamptz '2026-11-27 12:00:00Z' + n * interval '1 second', 'ada', 'group.create', 'group-' || n::text "
+            "FROM generate_series(1, 10000) AS s (n)",
+        )
+        db, now = replica.services.db, replica.services.clock.now()
+        assert not await audit_seals.seal(db, now, 0.0)
+        assert [one["count"] for one in await seals(replica)] == [audit_seals.MOST]
+        while not await replica.services.monitor().seal(now):
+            pass
+        found = await verify(replica)
+        assert found["seals"] == 21
+        assert found["rows"] >= 10_000
+        assert await audit_seals.cut(db, now, now + timedelta(days=1), 60.0)
+        assert (await verify(replica))["rows"] == 0
+
+
+async def test_two_monitors_make_one_chain(control_site: Site, verify: Verify) -> None:
+    async with control_site.running(clock=SetClock()) as one, control_site.running(clock=SetClock()) as other:
+        for number in range(5):
+            await groups(one, f"group-{number}")
+            now = one.services.clock.now()
+            await asyncio.gather(one.services.monitor().seal(now), other.services.monitor().seal(now))
+        found = await verify(one)
+        assert found["seals"] == 5
+
+
+async def test_each_filter_reads_by_an_index(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await execute(
+            replica,
+            "INSERT INTO audit (id, at, operator, action, subject) SELECT gen_random_uuid(), "
+            "timestamptz '2026-11-27 12:00:00Z' + n * interval '1 second', 'ada-' || (n % 10)::text, "
+            "'verb-' || (n % 10)::text, 'group-' || (n % 10)::text FROM generate_series(1, 5000) AS s (n)",
+        )
+        await execute(replica, "ANALYZE audit")
+        at, id = replica.services.clock.now() + timedelta(days=1), uuid4()
+        for name, filters, index in (
+            ("newest", (None, None, None), "audit_by_time"),
+            ("newest_of_target", ("group-7", None, None), "audit_by_subject"),
+            ("newest_of_actor", (None, "ada-7", None), "audit_by_operator"),
+            ("newest_with_action", (None, None, "verb-7"), "audit_by_action"),
+        ):
+            sql, arguments = "EXPLAIN " + audit_seals.SQL[name], (*filters, at, id, at - timedelta(days=9999), 20)
+            plan = str(await replica.services.db.read(lambda conn, q=sql, a=arguments: conn.fetch(q, *a)))  # type: ignore[misc]
+            assert f"using {index}" in plan, (name, plan)
+            assert "Sort" not in plan, (name, plan)
