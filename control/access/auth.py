@@ -20,7 +20,8 @@ from control.storage.audit_log import Actor
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
-from control.sync.fleet_cache import CachedNode, Credential, FleetCache
+from control.sync.fleet_cache import FleetCache
+from control.sync.fleet_rows import CachedNode, Credential
 
 Role = Literal["read", "deploy", "admin"]
 ROLES: dict[str, int] = {"read": 1, "deploy": 2, "admin": 3}

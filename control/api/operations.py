@@ -168,6 +168,8 @@ async def answer(
         await services.auth.joining(scope)
     elif operation.role is not None:
         operator = await services.auth.operator(scope, operation.role)
+    if operation.role not in (None, "join"):
+        services.fleet.refuse_stale()
     path = {name: request_input.path_value(name, text) for name, text in parameters.items()}
     query = request_input.query_value(operation.query, scope)
     key = request_input.idempotency_key(scope) if operation.method in ("POST", "DELETE") and operator.name else ""

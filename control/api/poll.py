@@ -20,7 +20,8 @@ from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import ControlSettings
 from control.sync import plan, requirements
-from control.sync.fleet_cache import STALE_AFTER, CachedNode, Credential, FleetCache, Waiter
+from control.sync.fleet_cache import RESTORED, STALE, FleetCache, Waiter
+from control.sync.fleet_rows import CachedNode, Credential
 from control.sync.heartbeats import Heartbeats
 from control.sync.reconciler import Decision, NodeRequest
 from control.sync.write_batches import WriteBatches
@@ -179,12 +180,12 @@ class PollEndpoint:
         if fleet.closing:
             raise ProblemError("shutting_down", "this replica stops; poll again", retry_after=SHUTDOWN_RETRY)
         if not fleet.fresh:
-            raise ProblemError(
-                "database_unavailable", f"the targets couldn't be read for {STALE_AFTER:.0f} s; poll again"
-            )
+            raise ProblemError("database_unavailable", STALE)
         known = fleet.credentials.get(credential.id)
+        if known is None:
+            raise ProblemError("database_unavailable", RESTORED)
         node = fleet.nodes.get(credential.node_id)
-        if known is None or known.revoked_at is not None or node is None or node.removed:
+        if known.revoked_at is not None or node is None or node.removed:
             raise AuthError("credentials_invalid", "the node's credential was revoked", "revoked")
         return node
 

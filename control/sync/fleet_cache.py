@@ -4,25 +4,41 @@ The row of `epochs` says whether something was announced (a target, a move, a re
 rows that were announced, in one transaction: four times a second, and at once after a write of its own. So every
 replica knows of a change within half a second, and wakes the polls that it concerns. A node that isn't in the cache is
 looked up when it first polls.
+
+A database that was restored from a backup is noticed by the same reading: all is forgotten and read anew (ADR 36).
 """
 
 import asyncio
 import logging
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import NamedTuple
+from functools import partial
 
 from control.clock import Clock
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
-from control.storage import queries
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
+from control.sync import fleet_rows
+from control.sync.fleet_rows import (
+    CREDENTIALS_SINCE,
+    EPOCH,
+    GROUPS_BY_ID,
+    GROUPS_SINCE,
+    NODES_BY_ID,
+    NODES_SINCE,
+    OPERATORS_SINCE,
+    Announced,
+    CachedGroup,
+    CachedNode,
+    CachedOperator,
+    Credential,
+    Epoch,
+)
 from control.sync.node_state import NodeRow
+from control.sync.replica_mark import ReplicaMark
 from control.wire import Poll
 
 PERIOD = 0.25
@@ -37,94 +53,10 @@ FORGET_EVERY = 600.0
 """Seconds between two rounds of forgetting. A credential that ended is kept for at least one round, since a look-up
 that began before the end may still return it as valid."""
 
+STALE = f"the targets couldn't be read for {STALE_AFTER:.0f} s; ask again"
+RESTORED = "the metadata database was restored meanwhile; ask again"
+
 log = logging.getLogger("skerry.fleet")
-
-
-@dataclass(slots=True)
-class CachedGroup:
-    """A group and its target. When a group or a node is announced again, a new object takes its place."""
-
-    id: str
-    name: str
-    release_id: str | None
-    generation: int
-
-
-@dataclass(slots=True)
-class CachedNode:
-    """What a poll needs to know of its node."""
-
-    id: str
-    name: str
-    group_id: str
-    epoch: int
-    """Epoch of the last announcement of this node."""
-    generation: int
-    """Generation of the node's last move; its target's is the larger of this and its group's."""
-    confirmed_generation: int
-    digest: str
-    """Digest of what the node ran when it was last confirmed, or reported its inventory."""
-    capabilities_digest: str
-    """Digest of the stored capabilities; '' where the node sent them without a digest."""
-    removed: bool
-
-
-@dataclass(slots=True)
-class Credential:
-    """A node's credential."""
-
-    id: str
-    node_id: str
-    secret_hash: str
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    first_used_at: datetime | None
-    replaces: str | None
-    last: tuple[bytes, Poll] | None = None
-    """The node's last poll, as bytes and as parsed: at target, a node sends the same bytes again and again."""
-
-    def ended(self, now: datetime) -> bool:
-        """Whether it was revoked or has expired."""
-        return self.revoked_at is not None or (self.expires_at is not None and self.expires_at <= now)
-
-
-@dataclass(slots=True)
-class CachedOperator:
-    """An operator, who may have been revoked."""
-
-    id: str
-    name: str
-    role: str
-    secret_hash: str
-    revoked_at: datetime | None
-
-
-class Epoch(NamedTuple):
-    """The number of the last announcement, and the database's time."""
-
-    epoch: int
-    clock_timestamp: datetime
-
-
-class Announced(NamedTuple):
-    """The rows that were announced up to an epoch, or were looked up."""
-
-    groups: list[CachedGroup]
-    nodes: list[CachedNode]
-    credentials: list[Credential]
-    operators: list[CachedOperator]
-
-
-SQL = queries.load("fleet")
-EPOCH = SQL.rows("epoch", Epoch)
-GROUPS_SINCE = SQL.rows("groups_since", CachedGroup)
-GROUPS_BY_ID = SQL.rows("groups_by_id", CachedGroup)
-NODES_SINCE = SQL.rows("nodes_since", CachedNode)
-NODES_BY_ID = SQL.rows("nodes_by_id", CachedNode)
-CREDENTIALS_SINCE = SQL.rows("credentials_since", Credential)
-CREDENTIALS_BY_ID = SQL.rows("credentials_by_id", Credential)
-OPERATORS_SINCE = SQL.rows("operators_since", CachedOperator)
-OPERATORS_BY_ID = SQL.rows("operators_by_id", CachedOperator)
 
 
 class Waiter:
@@ -154,6 +86,7 @@ class FleetCache:
     def __init__(self, db: Database, clock: Clock, metrics: ControlMetrics) -> None:
         self._db = db
         self._clock = clock
+        self.mark = ReplicaMark(db, clock)
         self.loop = asyncio.get_running_loop()
         self.groups: dict[str, CachedGroup] = {}
         self.nodes: dict[str, CachedNode] = {}
@@ -169,6 +102,8 @@ class FleetCache:
         self._ended: set[str] = set()
         """Ids of credentials and nodes that had ended at the last round of forgetting."""
         self._forgot_at = self.loop.time()
+        self._restored = 0
+        """How often the database turned out to be restored."""
         self._reading = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._to_wake: list[str] = []
@@ -223,8 +158,12 @@ class FleetCache:
     async def refresh(self) -> None:
         """Read all that was committed before the call. Raises: ProblemError, when the database doesn't answer."""
         async with self._reading:
-            began, before = self.loop.time(), self._clock.now()
-            epoch, changes = await self._db.read(self._read)
+            began, before, mark = self.loop.time(), self._clock.now(), self.mark.committed
+            epoch, changes = await self._db.read(partial(self._read, mark))
+            while self._is_restored(epoch, mark):
+                self._forget_all(epoch)
+                mark = epoch.mark
+                epoch, changes = await self._db.read(partial(self._read, mark))
             self._clock.compare(epoch.clock_timestamp, before)
             self._read_at = began
             if changes is not None:
@@ -250,10 +189,36 @@ class FleetCache:
                 self._forgot_at = self.loop.time()
                 self.forget()
 
-    async def _read(self, conn: Connection) -> tuple[Epoch, Announced | None]:
-        """The epoch, and the rows that have changed since the last reading, or None where none have."""
-        epoch = await conn.one(EPOCH)
-        if epoch.epoch == self._epoch:
+    def refuse_stale(self) -> None:
+        """Raises: ProblemError, when the epochs weren't read for `STALE_AFTER`: what is in memory may be wrong."""
+        if not self.fresh:
+            raise ProblemError("database_unavailable", STALE)
+
+    def _is_restored(self, epoch: Epoch, mark: int) -> bool:
+        """Whether the database lacks what this replica has read, or its mark, which was `mark` before it was asked."""
+        return epoch.epoch < self._epoch or epoch.mark < mark
+
+    def _forget_all(self, epoch: Epoch) -> None:
+        """Forget what was read of a database that was restored since; until all is read anew, nothing is answered."""
+        log.warning(
+            "the metadata database was restored: it is at epoch %d, this replica was at %d; all is read anew",
+            epoch.epoch,
+            self._epoch,
+        )
+        self._restored += 1
+        self._epoch = -1
+        self._read_at = self.loop.time() - STALE_AFTER
+        self.mark.committed = epoch.mark
+        for known in (self.groups, self.nodes, self.credentials, self.verified, self.operators):
+            known.clear()
+        self._wake_slowly(self.waiters)
+
+    async def _read(self, mark: int, conn: Connection) -> tuple[Epoch, Announced | None]:
+        """The epoch, and the rows that have changed since the last reading; None where none have, and where the
+        database was restored, which should have the mark `mark`.
+        """
+        epoch = await conn.one(EPOCH, self.mark.name)
+        if epoch.epoch == self._epoch or self._is_restored(epoch, mark):
             return epoch, None
         found = Announced(
             await conn.fetch(GROUPS_SINCE, self._epoch),
@@ -288,7 +253,7 @@ class FleetCache:
                 self.waiters[node.id].wake()
         changed = {group.id for group in changes.groups}
         if changed:
-            self._wake_slowly(n for n in self.waiters if self.nodes[n].group_id in changed)
+            self._wake_slowly(n for n in self.waiters if n in self.nodes and self.nodes[n].group_id in changed)
 
     def forget(self) -> None:
         """Forget credentials and nodes that had ended a round ago; when one is asked for, it is looked up again."""
@@ -339,7 +304,10 @@ class FleetCache:
         return self.operators.get(operator_id)
 
     async def _find(self, ids: list[str]) -> dict[str, None]:
-        found = await self._db.read(lambda conn: _by_id(conn, ids))
+        restored = self._restored
+        found = await self._db.read(lambda conn: fleet_rows.by_id(conn, ids))
+        if restored != self._restored:
+            raise ProblemError("database_unavailable", RESTORED)
         # What a reading of the epochs has stored meanwhile may be newer.
         for group in found.groups:
             self.groups.setdefault(group.id, group)
@@ -357,12 +325,3 @@ class FleetCache:
             self._waking.cancel()
             await asyncio.gather(self._waking, return_exceptions=True)
         await self._unknown.stop()
-
-
-async def _by_id(conn: Connection, ids: list[str]) -> Announced:
-    """The credentials and operators of these ids, with the nodes and groups that they refer to."""
-    credentials = await conn.fetch(CREDENTIALS_BY_ID, ids)
-    operators = await conn.fetch(OPERATORS_BY_ID, ids)
-    nodes = await conn.fetch(NODES_BY_ID, [row.node_id for row in credentials])
-    groups = await conn.fetch(GROUPS_BY_ID, [row.group_id for row in nodes])
-    return Announced(groups, nodes, credentials, operators)

@@ -107,7 +107,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             ca_fingerprint=tls.fingerprint(pem) if pem else "",
         )
         await fleet.load()
-        nodes = (fleet.run, decisions.run, reports.run)
+        nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)
         bucket = (ownership.run, deletions.run)
         others = (heartbeats.run, failures.run, services.monitor().run)
         await stack.enter_async_context(_in_background(*nodes, *bucket, *others))

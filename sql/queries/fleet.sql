@@ -1,8 +1,15 @@
 -- What a replica caches: targets, credentials and operators, and the epoch that announces their changes.
 
--- The number of the last announcement, and the database's time, with which a replica compares its own.
+-- The number of the last announcement, the replica's mark (0 where there is none), and the database's time, with which
+-- a replica compares its own.
 -- name: epoch
-SELECT epoch, clock_timestamp() FROM epochs WHERE id = 1;
+SELECT epoch, coalesce((SELECT l.holder::int8 FROM leases l WHERE l.name = $1), 0) AS mark,
+    clock_timestamp() FROM epochs WHERE id = 1;
+
+-- Write a replica's mark, in a row of leases that nobody else writes.
+-- name: write_mark
+INSERT INTO leases (name, holder, expires_at) VALUES ($1, $2, $3)
+ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at;
 
 -- Groups that changed after an epoch.
 -- name: groups_since

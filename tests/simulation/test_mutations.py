@@ -11,7 +11,8 @@ import pytest
 
 from control import wire
 from control.sync import monitor, plan, reconciler, reports
-from control.sync.fleet_cache import CachedNode, FleetCache
+from control.sync.fleet_cache import FleetCache
+from control.sync.fleet_rows import CachedNode
 from control.sync.node_state import NodeRow
 from control.sync.write_batches import WriteBatches
 from edge_runtime.sync import plan_check, retries

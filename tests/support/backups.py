@@ -1,5 +1,8 @@
-"""Copies of a metadata database, which take its place later: a restore from a dump."""
+"""Copies of a metadata database, or of its rows, which take its place later: a restore from a dump."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -34,6 +37,36 @@ class Backups:
             await conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         finally:
             await conn.close()
+
+
+class RowBackup:
+    """The rows of all tables, copied, and put back in one transaction while control runs: none of its connections
+    breaks."""
+
+    def __init__(self, connection: Any) -> None:
+        """`connection` is asyncpg's own, of a superuser of PostgreSQL."""
+        self._connection = connection
+        self._tables: list[str] = []
+
+    async def take(self) -> None:
+        """Copy all rows as they are now."""
+        rows = await self._connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+        self._tables = [row["tablename"] for row in rows]
+        async with self._connection.transaction(isolation="repeatable_read"):
+            await self._connection.execute("DROP SCHEMA IF EXISTS kept CASCADE; CREATE SCHEMA kept")
+            for table in self._tables:
+                await self._connection.execute(f"CREATE TABLE kept.{table} AS TABLE public.{table}")
+
+    @asynccontextmanager
+    async def putting_back(self) -> AsyncIterator[None]:
+        """Have the copied rows and no others; COMMIT is at the end of the block."""
+        async with self._connection.transaction():
+            # Constraints between tables don't have to hold between two of these statements.
+            await self._connection.execute("SET LOCAL session_replication_role = replica")
+            await self._connection.execute(f"LOCK TABLE {', '.join(self._tables)} IN ACCESS EXCLUSIVE MODE")
+            for table in self._tables:
+                await self._connection.execute(f"DELETE FROM {table}; INSERT INTO {table} TABLE kept.{table}")
+            yield
 
 
 def _name(url: str) -> str:

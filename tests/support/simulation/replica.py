@@ -89,7 +89,7 @@ class Replica:
                 break
             except Exception:
                 await asyncio.sleep(1)  # as its service manager would start it again
-        for run in (fleet.run, services.decisions.run, services.reports.run, services.heartbeats.run):
+        for run in (fleet.run, fleet.mark.run, services.decisions.run, services.reports.run, services.heartbeats.run):
             process.spawn(run())
         monitor = Monitor(db, clock, metrics, SETTINGS, nothing)
         process.spawn(monitor._loop(monitor.tick, 2.0))

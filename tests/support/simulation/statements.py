@@ -64,8 +64,18 @@ def _node(row: dict[str, Any]) -> Row:
 
 
 @statement("fleet", "epoch")
-def _epoch(t: Tables) -> Rows:
-    return [Row(epoch=t["epochs"][1]["epoch"], clock_timestamp=t.now())]
+def _epoch(t: Tables, name: str) -> Rows:
+    mark = int(t["leases"][name]["holder"]) if name in t["leases"] else 0
+    return [Row(epoch=t["epochs"][1]["epoch"], mark=mark, clock_timestamp=t.now())]
+
+
+@statement("fleet", "write_mark")
+def _write_mark(t: Tables, name: str, count: str, until: datetime) -> int:
+    if name in t["leases"]:
+        t.update("leases", name, holder=count, expires_at=until)
+    else:
+        t.insert("leases", name=name, holder=count, expires_at=until)
+    return 1
 
 
 @statement("fleet", "groups_since")

@@ -154,15 +154,15 @@ class Troubles:
         server.up = True
 
     async def _restore(self) -> None:
-        """The metadata are restored from a backup that is a release old; control is stopped meanwhile."""
-        world = self._world
+        """The metadata are restored from a backup that is a release old; control is stopped meanwhile, or runs on."""
+        world, stopped = self._world, self._random.random() < 0.5
         backup = world.server.tables.backup()
         await asyncio.sleep(self._random.random() * 5)
         await world.operators.release_all(0)
         await asyncio.sleep(self._random.random() * 5)
         if self.on:
-            world.ledger.say("the metadata are restored from a backup")
-            for replica in world.replicas:
+            world.ledger.say(f"the metadata are restored from a backup{'' if stopped else ', control runs on'}")
+            for replica in world.replicas if stopped else ():
                 replica.process.kill()
                 self._restart(replica.name)
             await world.server.restore(backup)

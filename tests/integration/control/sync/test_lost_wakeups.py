@@ -66,7 +66,7 @@ class Gates:
         class HeldReads:
             async def read(_, work: Any) -> Any:
                 found = await read(work)
-                if work == services.fleet._read:
+                if getattr(work, "func", None) == services.fleet._read:
                     await self.read.passed()
                 return found
 

@@ -26,7 +26,7 @@ ONE = IDS[:1]
 TIMES = [NOW.isoformat()] * len(IDS)
 
 MAIN: dict[tuple[str, str], tuple[Any, ...]] = {
-    ("fleet", "epoch"): (),
+    ("fleet", "epoch"): ("mark x",),
     ("fleet", "groups_since"): (0,),
     ("fleet", "nodes_since"): (0,),
     ("fleet", "credentials_since"): (0,),

@@ -1,0 +1,133 @@
+"""The metadata are restored from a backup while control runs on: it goes by what the database says now."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from control.sync import fleet_cache
+from tests.support import deploy
+from tests.support.backups import RowBackup
+from tests.support.control import module, until
+from tests.support.replica import Replica, Site
+from tests.support.services import ServerUrls
+
+DEADLINE = 60.0
+"""Seconds; it takes less than one."""
+
+
+@pytest.fixture
+async def connections(services: ServerUrls, database_url: str) -> AsyncIterator[tuple[Any, Any]]:
+    """Two to the database, past the proxy that plays CockroachDB: rows are put back by what PostgreSQL alone has."""
+    if services.embedded is None:
+        pytest.skip("rows are put back by what PostgreSQL alone has")
+    url = urlunsplit(urlsplit(services.embedded.metadata_url)._replace(path=urlsplit(database_url).path))
+    made = await asyncpg.connect(url), await asyncpg.connect(url)
+    yield made
+    for each in made:
+        await each.close()
+
+
+@pytest.fixture
+def connection(connections: tuple[Any, Any]) -> Any:
+    return connections[0]
+
+
+async def marked(live: Replica) -> None:
+    """Wait until the replica has written its mark after all that it has read so far."""
+    mark = live.services.fleet.mark
+    count = mark.committed
+
+    async def written() -> bool:
+        return mark.committed >= count + 2
+
+    await until(written, DEADLINE)
+
+
+async def operator(live: Replica, name: str, role: str = "read") -> str:
+    return str((await deploy.ok(live, "POST", "/v1/operators", {"name": name, "role": role}))["token"])
+
+
+@pytest.mark.parametrize("passed", [0, 100], ids=["its epoch is lower", "its epoch has passed the replica's"])
+async def test_a_running_replica_goes_by_the_restored_rows(control_site: Site, connection: Any, passed: int) -> None:
+    async with control_site.running() as live:
+        for text in ("1", "2"):
+            await deploy.push(live, "f", module(text))
+        await deploy.release(live, functions={"f": 1})
+        revoked, node = await operator(live, "revoked"), await live.join("one")
+        held = await live.join("held")
+        for each in (node, held):
+            await each.sync()
+        assert (await live.call("GET", "/v1/nodes", token=revoked)).status == 200
+        backup = RowBackup(connection)
+        await backup.take()
+
+        await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+        made, joined = await operator(live, "made", "admin"), await live.join("two")
+        await deploy.release(live, functions={"f": 2})
+        for each in (node, held, joined):
+            await each.sync()
+            assert (await each.poll()).status == 204
+        assert (await live.call("GET", "/v1/nodes", token=revoked)).status == 401
+        assert (await live.call("GET", "/v1/nodes", token=made)).status == 200
+        poll = asyncio.create_task(held.ask(wait=25.0))
+        await marked(live)
+        async with backup.putting_back():
+            await connection.execute(f"UPDATE epochs SET epoch = epoch + {passed}")
+
+        async def answered(status: int, token: str) -> bool:
+            return (await live.call("GET", "/v1/nodes", token=token)).status == status
+
+        async def refused() -> bool:
+            return (await joined.ask()).status == 401
+
+        await until(lambda: answered(401, made), DEADLINE)
+        await until(lambda: answered(200, revoked), DEADLINE)
+        await until(refused, DEADLINE)
+        assert (await poll).status == 503, "the held poll was closed"
+        # What it runs is told again, since the database has forgotten it, and it goes back to the release of then.
+        [planned] = (await node.plan()).functions
+        assert planned.version == 1
+        await until(lambda: _answers(live, 200), DEADLINE)
+
+
+async def test_nothing_is_answered_until_all_is_read_anew(
+    control_site: Site, connections: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is in memory is refused for one reason alone.
+    monkeypatch.setattr(fleet_cache, "STALE_AFTER", 600.0)
+    connection, holder = connections
+    async with control_site.running() as live:
+        node = await live.join("one")
+        assert (await node.poll()).status == 204
+        backup = RowBackup(connection)
+        await backup.take()
+        await deploy.ok(live, "POST", "/v1/nodes/one/retry")
+        assert (await node.poll()).status == 204
+        async with holder.transaction():
+            async with backup.putting_back():
+                # With this table locked, a replica sees that the database was restored, but not who its operators are.
+                lock = asyncio.create_task(holder.execute("LOCK TABLE operators IN ACCESS EXCLUSIVE MODE"))
+
+                async def waits() -> Any:
+                    return await connection.fetchval(
+                        "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' AND pid = $1",
+                        holder.get_server_pid(),
+                    )
+
+                await until(waits, DEADLINE)
+            await lock
+            await until(lambda: _answers(live, 503), DEADLINE)
+            assert (await node.ask()).status == 503
+            assert (await live.call("GET", "/v1/nodes")).status == 503
+            assert await _answers(live, 503)
+        await until(lambda: _answers(live, 200), DEADLINE)
+        assert (await node.poll()).status == 204
+        assert (await live.call("GET", "/v1/nodes")).status == 200
+
+
+async def _answers(live: Replica, status: int) -> bool:
+    return (await live.call("GET", "/readyz", token="")).status == status
