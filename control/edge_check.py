@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -24,6 +24,15 @@ ANSWER_LIMIT = 1024 * 1024
 WAITING = 32
 """Checks that may wait for their turn."""
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
+
+
+class CheckedChange(NamedTuple):
+    """What the check of a schema change found."""
+
+    warnings: list[dict[str, str]]
+    """Statements that fail on some rows only, with a message for each."""
+    losses: list[dict[str, str]]
+    """What nodes can lose by it: a statement, a table and a message each."""
 
 
 class Checks:
@@ -44,10 +53,9 @@ class Checks:
 
     async def schema(
         self, earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | None = None
-    ) -> list[dict[str, str]]:
+    ) -> CheckedChange:
         """Try a schema change after the `earlier` ones (number, SQL), or in place of the one that it amends.
 
-        Returns statements that fail on some rows only, with a message for each.
         Raises: ProblemError schema_refused, with the statement that is wrong.
         """
         asked = {
@@ -59,8 +67,7 @@ class Checks:
         if not answer["ok"]:
             statement = f" The statement: {answer['statement']}" if answer.get("statement") else ""
             raise ProblemError("schema_refused", f"{answer['message']} [{answer['code']}]{statement}", field="sql")
-        found: list[dict[str, str]] = answer["warnings"]
-        return found
+        return CheckedChange(answer["warnings"], answer["losses"])
 
     async def reversal(self, earlier: list[tuple[int, str]], number: int) -> tuple[str, list[dict[str, str]]]:
         """Draft the change that reverses change `number`, one of the `earlier` ones (number, SQL), after them all.

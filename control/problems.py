@@ -69,6 +69,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "route_conflict": ProblemCode(409, "Two functions would have the same route"),
     "release_not_possible": ProblemCode(409, "The release can't be made as asked"),
     "nodes_unfit": ProblemCode(409, "Nodes can't run the release"),
+    "loss_not_allowed": ProblemCode(409, "Rows of nodes can be lost"),
     "history_mismatch": ProblemCode(409, "The node's schema history isn't this control plane's"),
     "last_admin": ProblemCode(409, "The last admin can't be revoked"),
     "artifact_too_large": ProblemCode(413, "The artifact is too large"),

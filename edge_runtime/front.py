@@ -22,6 +22,7 @@ from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.metrics import EdgeMetrics
+from edge_runtime.release import row_counter
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
@@ -176,6 +177,16 @@ class Front:
             group.create_task(self.verification.run())
             if self.agent is not None:
                 group.create_task(self.agent.run())
+                group.create_task(self._tell_rows())
+
+    async def _tell_rows(self) -> None:
+        # Here, because a front without an agent doesn't need it.
+        from edge_runtime.sync.row_count_reports import RowCountReports
+
+        def schema() -> int:
+            return self.manager.inventory.schema_version
+
+        await RowCountReports(self.settings.state, lambda: row_counter.count(self.processes), schema).run()
 
     def status(self) -> dict[str, Any]:
         """Return the document of /_skerry/status."""

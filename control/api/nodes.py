@@ -13,7 +13,7 @@ from control.problems import ProblemError
 from control.storage import idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility, requirements
+from control.sync import compatibility, losses, requirements
 from control.sync.node_state import clean
 
 
@@ -156,6 +156,8 @@ async def move(call: ApiCall) -> Reply:
         if group != node.group_id:
             if not call.body.allow_unfit:
                 await compatibility.refuse_move(conn, node.id, group, call.body.group)
+            if not call.body.allow_loss:
+                losses.refuse(await losses.of_move(conn, node.id, group), f"the move to group {call.body.group}")
             # Before the generation is taken, so that waiting for a locked node holds up no other decision.
             await conn.fetchval(LOCK, node.id)
             generation = await conn.fetchval(TAKE_GENERATION)

@@ -13,7 +13,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility
+from control.sync import compatibility, losses
 
 
 class GroupRow(NamedTuple):
@@ -89,6 +89,8 @@ Functions = dict[str, tuple[int, str]]
 Manifests = dict[str, dict[str, Any]]
 """The manifests of functions, by name."""
 
+NOTHING: losses.Found = {}
+
 MANIFEST_BYTES = 4 * wire.MIB
 """Bytes of the manifests of a release's functions together, at most."""
 
@@ -100,14 +102,16 @@ async def make(
     by: str,
     body: requests.NewRelease,
     capabilities: Sequence[compatibility.SameCapabilities] = (),
+    lost: losses.Found = NOTHING,
     *,
     plan: bool = False,
     keep_floor: bool = False,
 ) -> responses.MadeRelease:
     """Make a release, or with `plan` only return what it would be.
 
-    `capabilities`: those of the group's nodes. `keep_floor`: where `body` names no floor, keep that of the release
-    before. Raises: ProblemError, when the release can't be made, or a node can't run it and `body` doesn't allow that.
+    `capabilities`: those of the group's nodes. `lost`: what they can lose. `keep_floor`: where `body` names no floor,
+    keep that of the release before. Raises: ProblemError, when the release can't be made, or a node can't run it or can
+    lose rows by it and `body` doesn't allow that.
     """
     group = await find_group(conn, body.group)
     newest = await conn.fetchval(NEWEST_CHANGE)
@@ -129,6 +133,9 @@ async def make(
     unfit = compatibility.unfit(capabilities, granted)
     if not plan and not body.allow_unfit:
         compatibility.refuse(unfit, body.group)
+    losing = await losses.of_floors(conn, lost, old_floor, floor)
+    if not plan and not body.allow_loss:
+        losses.refuse(losing, f"this release of group {body.group}")
     changes = await _changes(conn, before, functions, old_floor, floor, granted)
     number = await conn.fetchval(NEXT_NUMBER, group.id)
     release_id = uuid4()
@@ -163,6 +170,7 @@ async def make(
         created_at=now,
         changes=changes,
         unfit=unfit,
+        losses=losing,
     )
 
 

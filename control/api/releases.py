@@ -14,7 +14,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility
+from control.sync import compatibility, losses
 
 
 class GroupListRow(NamedTuple):
@@ -46,10 +46,11 @@ async def create(call: ApiCall) -> Reply:
     """POST /v1/releases."""
     body = call.body
     capabilities = await call.services.db.read(lambda conn: compatibility.group_capabilities(conn, body.group))
+    lost = await call.services.db.read(lambda conn: losses.of_group(conn, body.group))
 
     async def work(conn: Connection, changed: Changed) -> responses.MadeRelease:
         now, by = call.services.clock.now(), call.operator.name
-        made = await make(conn, changed, now, by, body, capabilities, plan=call.query.plan)
+        made = await make(conn, changed, now, by, body, capabilities, lost, plan=call.query.plan)
         if not call.query.plan:
             await record(call, conn, made)
         return made
@@ -66,6 +67,7 @@ async def record(call: ApiCall, conn: Connection, made: responses.MadeRelease) -
         "reason": made.reason,
         "rollback_to": made.rollback_to,
         "unfit": made.unfit.count,
+        "losses": len(made.losses),
         "schema_floor": made.schema_floor,
     }
     changes = made.changes

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from control.wire import MOST_FUNCTIONS, Body, Manifest, Name, Number, Sha256, Text
+from control.wire import MOST_FUNCTIONS, Body, Manifest, Message, Name, Number, Sha256, Text
 
 
 class NewJoinToken(Body, frozen=True):
@@ -15,10 +15,19 @@ class NewJoinToken(Body, frozen=True):
     """A node whose disk was lost: it joins again, its new disk gets its identity, and its old credentials end."""
 
 
+class RowCounts(Message):
+    """``PUT /v1/nodes/self/row-counts``: about how many rows a node's tables have."""
+
+    counts: Annotated[dict[Text, Annotated[int, Meta(ge=0, le=10_001)]], Meta(max_length=200)]
+    """By table, in lower case; 10,001 for more than 10,000."""
+
+
 class MoveNode(Body, frozen=True):
     group: Name
     allow_unfit: bool = False
     """Move it also where it can't run the group's release."""
+    allow_loss: bool = False
+    """Move it also where the group's schema changes can lose rows that it has."""
 
 
 class NewVersion(Body, frozen=True):
@@ -37,6 +46,8 @@ class NewSchemaChange(Body, frozen=True):
 
 class AmendSchemaChange(Body, frozen=True):
     sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
+    allow_loss: bool = False
+    """Amend it also where nodes get the text without another release, and can lose rows by it."""
 
 
 class NewGroup(Body, frozen=True):
@@ -56,6 +67,8 @@ class NewRelease(Body, frozen=True):
     """The number of an earlier release of the group, whose functions and floor the new one gets."""
     allow_unfit: bool = False
     """Make it also where nodes of the group can't run it: those refuse it, and go on serving their old release."""
+    allow_loss: bool = False
+    """Make it also where its schema changes can lose rows that nodes have."""
     reason: Text = ""
 
 

@@ -7,6 +7,7 @@ from msgspec import Struct, field
 
 from control import wire
 from control.sync.compatibility import Unfit
+from control.sync.losses import LostRows
 
 T = TypeVar("T")
 
@@ -58,6 +59,8 @@ class SchemaChange(Struct):
     """When a plan first contained this revision, so that nodes may have applied it; null: never."""
     withdrawn: bool
     """It does nothing: the revision before it was withdrawn."""
+    losses: list[dict[str, str]] | None
+    """What nodes can lose by it: `statement`, `table` and `message` of each; null: it wasn't looked for."""
 
 
 class CheckWarning(Struct):
@@ -153,6 +156,8 @@ class Release(Struct):
 class MadeRelease(Release):
     changes: Changes
     unfit: Unfit
+    losses: list[LostRows]
+    """What nodes can lose by its schema changes."""
 
 
 class GroupRelease(Struct):

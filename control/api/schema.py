@@ -7,10 +7,12 @@ from msgspec.structs import asdict
 from control import wire
 from control.api import pagination, requests, responses
 from control.api.operations import ApiCall, Reply
+from control.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
+from control.sync import losses
 
 
 class NewestRevision(NamedTuple):
@@ -55,8 +57,8 @@ async def add(call: ApiCall) -> Reply:
             raise ProblemError(
                 "schema_conflict", f"the next number is {number}; look at what was registered meanwhile", field="number"
             )
-        warnings = await call.services.checks.schema(_texts(history), body.sql)
-        answer = await _insert(call, history, number, 1, body.name, body.sql, warnings)
+        checked = await call.services.checks.schema(_texts(history), body.sql)
+        answer = await _insert(call, history, number, 1, body.name, body.sql, checked)
         if answer is not None:
             return answer
     raise _moving()
@@ -81,8 +83,11 @@ async def amend(call: ApiCall) -> Reply:
             raise ProblemError(
                 "schema_conflict", f"revision {old.revision} of change {number} has this very text", field="sql"
             )
-        warnings = await call.services.checks.schema(_texts(history), sql, (number, old.sql))
-        answer = await _insert(call, history, number, old.revision + 1, old.name, sql, warnings)
+        checked = await call.services.checks.schema(_texts(history), sql, (number, old.sql))
+        if not call.body.allow_loss:
+            lost = await call.services.db.read(lambda conn: losses.of_amendment(conn, number, checked.losses))  # noqa: B023
+            losses.refuse(lost, f"this amendment of schema change {number}")
+        answer = await _insert(call, history, number, old.revision + 1, old.name, sql, checked)
         if answer is not None:
             return answer
     raise _moving()
@@ -120,7 +125,7 @@ async def withdraw(call: ApiCall) -> Reply:
                 f"(GET /v1/schema-changes/{number}/reversal drafts one)",
                 field="number",
             )
-        row = await _register(call, conn, number, newest.revision + 1, newest.name, WITHDRAWN, withdrawn=True)
+        row = await _register(call, conn, number, newest.revision + 1, newest.name, WITHDRAWN, [], withdrawn=True)
         before = {"revision": newest.revision, "checksum": newest.checksum}
         await call.audit(
             conn, "schema.withdraw", str(number), {"name": row.name}, before=before, after={"revision": row.revision}
@@ -189,7 +194,7 @@ async def _insert(
     revision: int,
     name: str,
     sql: str,
-    warnings: list[dict[str, str]],
+    checked: CheckedChange,
 ) -> Reply | None:
     """Register a change that was checked after `history`; None where the history is another one by now."""
     tried = [(row.number, row.revision) for row in history]
@@ -197,14 +202,16 @@ async def _insert(
     async def work(conn: Connection, _changed: Changed) -> responses.MadeSchemaChange:
         if [tuple(row) for row in await conn.fetch(NUMBERS)] != tried:
             raise _Moved
-        row = await _register(call, conn, number, revision, name, sql)
+        row = await _register(call, conn, number, revision, name, sql, checked.losses)
         action = "schema.add" if revision == 1 else "schema.amend"
         before = (
             {} if revision == 1 else {"name": name, "revision": revision - 1, "checksum": history[number - 1].checksum}
         )
         after = {"name": name, "revision": revision, "checksum": row.checksum}
         await call.audit(conn, action, str(number), before=before, after=after)
-        return responses.MadeSchemaChange(**asdict(row), warnings=[responses.CheckWarning(**w) for w in warnings])
+        return responses.MadeSchemaChange(
+            **asdict(row), warnings=[responses.CheckWarning(**w) for w in checked.warnings]
+        )
 
     try:
         return await call.write(work)
@@ -213,10 +220,18 @@ async def _insert(
 
 
 async def _register(
-    call: ApiCall, conn: Connection, number: int, revision: int, name: str, sql: str, *, withdrawn: bool = False
+    call: ApiCall,
+    conn: Connection,
+    number: int,
+    revision: int,
+    name: str,
+    sql: str,
+    found: list[dict[str, str]],
+    *,
+    withdrawn: bool = False,
 ) -> responses.SchemaChange:
     by, now = call.operator.name, call.services.clock.now()
-    return await conn.one(ADD, number, revision, name, sql, wire.schema_checksum(sql), by, now, withdrawn)
+    return await conn.one(ADD, number, revision, name, sql, wire.schema_checksum(sql), by, now, withdrawn, found)
 
 
 class _Moved(Exception):

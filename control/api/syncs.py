@@ -3,9 +3,10 @@
 from uuid import UUID
 
 from control import wire
+from control.api import requests
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
-from control.sync import plan
+from control.sync import losses, plan
 from control.sync.reports import SyncReport, unknown_sync
 
 
@@ -20,6 +21,16 @@ async def put(call: ApiCall) -> Reply:
     services = call.services
     services.heartbeats.seen(call.node_id, services.clock.now())
     return Reply(200, await services.reports.ask(SyncReport(sync_id, call.node_id, update)))
+
+
+async def tell_rows(call: ApiCall) -> Reply:
+    """PUT /v1/nodes/self/row-counts: what releases that can lose rows are shown with."""
+    body: requests.RowCounts = call.body
+    now = call.services.clock.now()
+    await call.services.databases.joins.transaction(
+        lambda conn: conn.execute(losses.SQL["tell"], call.node_id, body.counts, now)
+    )
+    return Reply(204)
 
 
 def _check(update: wire.SyncUpdate) -> None:

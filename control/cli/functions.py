@@ -54,6 +54,7 @@ command.add_command(authoring.build)
 @click.option("--schema", type=click.IntRange(min=0), metavar="N", help="The schema floor; the newest without it.")
 @options.group_option
 @options.unfit_option
+@options.loss_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -74,6 +75,7 @@ async def push(
     schema: int | None,
     group: str,
     allow_unfit: bool,
+    allow_loss: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -112,7 +114,7 @@ async def push(
         done: Json = {"version": version, "release": None}
         if not no_release:
             body: Json = {"group": group, "functions": {name: version["version"]}, "reason": reason}
-            body = releasing.allowing(body, allow_unfit)
+            body = releasing.allowing(body, allow_unfit, allow_loss)
             if schema is not None:
                 body["schema"] = schema
             done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)

@@ -181,12 +181,15 @@ async def _make_token(group: str, expires_in: int, rejoin: str | None, as_json: 
 @click.argument("node")
 @click.argument("group", type=options.NAME)
 @options.unfit_option
+@options.loss_option
 @options.json_option
 @options.asynchronous
-async def move(node: str, group: str, allow_unfit: bool, as_json: bool) -> None:
+async def move(node: str, group: str, allow_unfit: bool, allow_loss: bool, as_json: bool) -> None:
     """Move a node to another group, whose release is its target then."""
     async with options.client() as control:
-        moved = await control.post(path("nodes", node, "move"), releasing.allowing({"group": group}, allow_unfit))
+        moved = await control.post(
+            path("nodes", node, "move"), releasing.allowing({"group": group}, allow_unfit, allow_loss)
+        )
     if as_json:
         output.document(moved)
     else:

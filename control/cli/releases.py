@@ -82,6 +82,7 @@ async def show(number: int, group: str, as_json: bool) -> None:
 )
 @click.option("--plan", is_flag=True, help="Only show what it would change.")
 @options.unfit_option
+@options.loss_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -94,6 +95,7 @@ async def create(
     rollback_to: int | None,
     plan: bool,
     allow_unfit: bool,
+    allow_loss: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -104,7 +106,7 @@ async def create(
         raise click.UsageError("--rollback-to takes all of an earlier release: no --set, --remove or --schema with it")
     if plan and wait:
         raise click.UsageError("--plan makes no release, so there is nothing to --wait for")
-    body = releasing.allowing({"group": group, "reason": reason}, allow_unfit)
+    body = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss)
     if versions:
         body["functions"] = {name: _version(name, text) for name, text in versions}
     if remove:

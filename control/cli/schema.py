@@ -32,6 +32,8 @@ async def _release(
         output.say(f"schema change {change['number']} ({change['name']}), revision {change['revision']}, is registered")
         for warning in change["warnings"]:
             output.say(f"  on some data it fails: {warning['message']}: {warning['statement']}", style="yellow")
+        for loss in change.get("losses") or []:
+            output.say(f"  it can lose rows of nodes: {loss['message']}: {loss['statement']}", style="red")
     if not no_release:
         done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
@@ -50,6 +52,7 @@ def _check(no_release: bool, wait: bool) -> None:
 @click.option("--no-release", is_flag=True, help="Only register it: no node applies it yet.")
 @options.group_option
 @options.unfit_option
+@options.loss_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -61,6 +64,7 @@ async def add(
     no_release: bool,
     group: str,
     allow_unfit: bool,
+    allow_loss: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -76,7 +80,9 @@ async def add(
         body["number"] = number
     async with options.client() as control:
         change = await control.post(path("schema-changes"), body)
-        body = releasing.allowing({"group": group, "schema": change["number"], "reason": reason}, allow_unfit)
+        body = releasing.allowing(
+            {"group": group, "schema": change["number"], "reason": reason}, allow_unfit, allow_loss
+        )
         await _release(control, change, body, no_release, wait, within, as_json)
 
 
@@ -86,6 +92,7 @@ async def add(
 @click.option("--no-release", is_flag=True, help="Only register it: nodes get it with the next release.")
 @options.group_option
 @options.unfit_option
+@options.loss_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -96,6 +103,7 @@ async def amend(
     no_release: bool,
     group: str,
     allow_unfit: bool,
+    allow_loss: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -104,9 +112,10 @@ async def amend(
     """Give change NUMBER new SQL that leads to the same schema, for the nodes that could not apply the old one."""
     _check(no_release, wait)
     async with options.client() as control:
-        change = await control.post(path("schema-changes", number, "revisions"), {"sql": read_sql(file)})
+        new = releasing.allowing({"sql": read_sql(file)}, allow_unfit=False, allow_loss=allow_loss)
+        change = await control.post(path("schema-changes", number, "revisions"), new)
         body = {"group": group, "reason": reason or f"schema change {number} amended"}
-        body = releasing.allowing(body, allow_unfit)
+        body = releasing.allowing(body, allow_unfit, allow_loss)
         await _release(control, change, body, no_release, wait, within, as_json)
 
 

@@ -32,6 +32,15 @@ OPERATIONS: tuple[Operation, ...] = (
         body=wire.Join,
     ),
     Operation(
+        "PUT",
+        "/v1/nodes/self/row-counts",
+        "Tell how many rows the node's tables have",
+        syncs.tell_rows,
+        "node",
+        {204: None},
+        body=requests.RowCounts,
+    ),
+    Operation(
         "POST",
         "/v1/nodes/self/credential",
         "Rotate the node's credential",
@@ -57,7 +66,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nodes.move,
         "deploy",
         {200: responses.DetailedNode},
-        ("unknown_node", "unknown_group", "nodes_unfit"),
+        ("unknown_node", "unknown_group", "nodes_unfit", "loss_not_allowed"),
         body=requests.MoveNode,
     ),
     Operation(

@@ -24,7 +24,7 @@ from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database, schema_change, schema_record, shortages
+from edge_runtime.sql import database, row_counts, schema_change, schema_record, shortages
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
 from edge_runtime.sql.database import DatabaseOpenError, LibsqlDatabase
@@ -75,6 +75,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                 case frames.COMMIT:
                     commit(opened)
                     frames.send(sock, frame.request, frames.COMMITTED)
+                case frames.COUNT:
+                    frames.send_json(sock, frame.request, frames.COUNTED, row_counts.count(opened))
                 case frames.ABORT:
                     opened.rollback()
                     frames.send(sock, frame.request, frames.ABORTED)

@@ -41,6 +41,8 @@ COMMIT: Final = 6
 """Commit what was prepared; answered by COMMITTED or FAILED."""
 ABORT: Final = 7
 """Roll back what was prepared; answered by ABORTED."""
+COUNT: Final = 15
+"""Count the rows of the tables; answered by COUNTED (a JSON object: rows by table)."""
 # To a compiler
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
@@ -94,6 +96,7 @@ DAMAGED: Final = 37
 """The function's compiled code is damaged, and it runs on the interpreter; comes before the call's answer."""
 TRIED: Final = 35
 VERIFIED: Final = 36
+COUNTED: Final = 40
 APPLYING: Final = 39
 """What the applier is about to do, for people, as raw bytes; comes before the answer to APPLY, any number of times."""
 FIRST_STATUS: Final = 100

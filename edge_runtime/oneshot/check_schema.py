@@ -2,9 +2,10 @@
 have rows?
 
 It reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number", "sql"} | null}` on stdin; `amends` is the
-revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […]}`, or `{"ok": false, "code",
-"message", "statement"}`. `empty` lists the tables for which no row could be generated; `warnings` says where the change
-fails on generated rows in a way that depends on their values.
+revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […], "losses": […]}`, or
+`{"ok": false, "code", "message", "statement"}`. `empty` lists the tables for which no row could be generated;
+`warnings` says where the change fails on generated rows in a way that depends on their values; `losses` says which rows
+that nodes have before it the change can lose.
 
 With `{"earlier": …, "reverse": NUMBER}` it drafts the change that reverses one of the earlier ones, after them all, and
 prints `{"ok": true, "reversal": SQL, "kept": […]}`; `kept` lists the statements that can't be reversed.
@@ -14,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import orjson
@@ -24,11 +25,11 @@ from edge_runtime.oneshot import reversal
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database, schema_change
+from edge_runtime.sql import database, losses, row_counts, schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import DefinitionRow
+from edge_runtime.sql.rows import ColumnRow, DefinitionRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.sql.tokenizer import word
 
@@ -36,9 +37,20 @@ SECONDS: Final = 30.0
 """Seconds of wall-clock time for the whole check."""
 _SHOWN: Final = 2000
 _SCHEMA: Final = load("schema")
+_COLUMNS: Final = load("columns")
 
 _Schema = dict[tuple[str, str], tuple[str, tuple[str, ...]]]
 """By type and name of a definition: the name of its table, and the definition's tokens."""
+
+
+class _Tried(NamedTuple):
+    """What a change led to before it was undone."""
+
+    schema: _Schema
+    columns: dict[str, dict[str, str]]
+    """The declared type by table and column, in lower case."""
+    rows: dict[str, int]
+    """The number of rows by table."""
 
 
 class RegisteredChange(Struct):
@@ -113,18 +125,16 @@ def _answer(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, ob
     try:
         if request.reverse:
             return _reversal(opened, request)
-        warnings: list[dict[str, str]] = []
-        empty = _check(opened, request, warnings)
+        return {"ok": True, **_check(opened, request)}
     except SchemaChangeRefused as refused:
         return _refusal(refused)
-    return {"ok": True, "empty": empty, "warnings": warnings}
 
 
 def _refusal(refused: SchemaChangeRefused) -> dict[str, object]:
     return {"ok": False, "code": refused.code, "message": str(refused), "statement": refused.statement[:_SHOWN]}
 
 
-def _check(opened: LibsqlDatabase, request: SchemaCheckRequest, warnings: list[dict[str, str]]) -> list[str]:
+def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, object]:
     access_rules = AccessRules.read(opened)
     amends = request.amends
     opened.rows("BEGIN")
@@ -138,19 +148,31 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest, warnings: list[d
         _run_registered(opened, access_rules, amends)
         before = _schema(opened)
         opened.rollback()
-    after = _try(opened, access_rules, request.sql)
+    columns = _columns(opened)
+    tried = _try(opened, access_rules, request.sql)
     if before is not None:
-        _compare(before, after)
+        _compare(before, tried.schema)
+    lost = losses.find(schema_change.split(request.sql), columns, tried.columns)
+    warnings: list[dict[str, str]] = []
     opened.rows("PRAGMA foreign_keys = ON")
     empty = fill(opened)
     opened.rows("PRAGMA foreign_keys = OFF")
+    rows = row_counts.count(opened)
     try:
-        _try(opened, access_rules, request.sql)
+        left = _try(opened, access_rules, request.sql).rows
     except SchemaChangeRefused as refused:
         if _fails_on_any_row(refused):
             raise
         warnings.append({"statement": refused.statement[:_SHOWN], "message": str(refused)})
-    return empty
+    else:
+        # A trigger that was there before may delete rows as well.
+        fewer = {table for table in rows.keys() & left.keys() if left[table] < rows[table]}
+        lost += [
+            losses.FoundLoss("", table, f"on generated rows, {table} has fewer rows after it than before")
+            for table in sorted(fewer - {loss.table for loss in lost})
+        ]
+    told = [{"statement": loss.statement[:_SHOWN], "table": loss.table, "message": loss.message} for loss in lost]
+    return {"empty": empty, "warnings": warnings, "losses": told}
 
 
 def _reversal(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, object]:
@@ -180,8 +202,8 @@ def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: R
         ) from None
 
 
-def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> _Schema:
-    """Run the change, undo it, and return the schema that it led to.
+def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> _Tried:
+    """Run the change, undo it, and return what it led to.
 
     Raises: SchemaChangeRefused, when the change fails or may not do what it does.
     """
@@ -193,9 +215,16 @@ def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> _Schema
             raise SchemaChangeRefused("schema_closed", "It touches the runtime's own tables.")
         if orphans := schema_change.orphans(opened):
             raise SchemaChangeRefused("schema_invalid", f"After it, {orphans}")
-        return _schema(opened)
+        return _Tried(_schema(opened), _columns(opened), row_counts.count(opened))
     finally:
         opened.rollback()
+
+
+def _columns(opened: LibsqlDatabase) -> dict[str, dict[str, str]]:
+    return {
+        table.lower(): {column.name.lower(): column.type for column in opened.read(ColumnRow, _COLUMNS, (table,))}
+        for table in row_counts.tables(opened)
+    }
 
 
 def _schema(opened: LibsqlDatabase) -> _Schema:

@@ -6,11 +6,11 @@ What a statement made is read in the schema before and after it, and not in its 
 
 from typing import Final
 
-from edge_runtime.oneshot.sample_rows import quoted
 from edge_runtime.sql import schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.row_counts import quoted
 from edge_runtime.sql.rows import DefinitionRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
 from edge_runtime.sql.statement_parts import StatementParts, assigned, parts

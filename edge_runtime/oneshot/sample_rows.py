@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
+from edge_runtime.sql.row_counts import quoted
 from edge_runtime.sql.rows import ColumnRow, ForeignKeyRow, TableRow
 from edge_runtime.sql.tokenizer import TokenKind, tokenize
 from edge_runtime.sql.values import Row, Value
@@ -113,11 +114,6 @@ def _fill(opened: LibsqlDatabase, table: str, sql: str, parents: list[ForeignKey
         if count == ROWS:
             break
     return count
-
-
-def quoted(name: str) -> str:
-    """Return a name as SQL takes it whatever is in it."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _rows_of(opened: LibsqlDatabase, table: str, columns: list[str]) -> list[Row]:

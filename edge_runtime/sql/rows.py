@@ -54,7 +54,7 @@ class RootPageRow(NamedTuple):
 
 
 class TableRow(NamedTuple):
-    """`tables_to_fill`."""
+    """`tables_to_fill`, `tables_with_rows`."""
 
     name: str
     sql: str

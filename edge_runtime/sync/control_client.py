@@ -103,6 +103,10 @@ class ControlClient:
         """Tell control how a sync is going, or how it ended."""
         return await self._typed("PUT", f"/v1/syncs/{sync_id}", update, wire.SyncState)
 
+    async def tell_rows(self, counts: wire.Message) -> None:
+        """`PUT /v1/nodes/self/row-counts`."""
+        await self._call("PUT", "/v1/nodes/self/row-counts", counts)
+
     async def rotate(self) -> str:
         """Return a new credential; the present one stays valid until the new one is used."""
         return (await self._typed("POST", "/v1/nodes/self/credential", None, wire.Rotated)).credential

@@ -1,12 +1,14 @@
 -- The newest revision of each change, by number, after a number.
 -- name: changes
-SELECT DISTINCT ON (number) number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn
+SELECT DISTINCT ON (number) number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn,
+    losses
 FROM schema_changes
 WHERE number > $1 ORDER BY number, revision DESC LIMIT $2;
 
 -- The newest revisions of a change, up to a number of them, the newest first.
 -- name: revisions
-SELECT number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn FROM schema_changes
+SELECT number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses
+FROM schema_changes
 WHERE number = $1 ORDER BY revision DESC LIMIT $2;
 
 -- The number of each change and of its newest revision.
@@ -15,13 +17,14 @@ SELECT number, max(revision) AS revision FROM schema_changes GROUP BY number ORD
 
 -- Register a revision of a change.
 -- name: add
-INSERT INTO schema_changes (number, revision, name, sql, checksum, created_by, created_at, withdrawn)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-RETURNING number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn;
+INSERT INTO schema_changes (number, revision, name, sql, checksum, created_by, created_at, withdrawn, losses)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+RETURNING number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses;
 
 -- Lock all revisions of a change, the newest first: no plan gets one of them meanwhile.
 -- name: lock
-SELECT number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn FROM schema_changes
+SELECT number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses
+FROM schema_changes
 WHERE number = $1 ORDER BY revision DESC FOR NO KEY UPDATE;
 
 -- The first change after a number that wasn't withdrawn.

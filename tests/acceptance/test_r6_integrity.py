@@ -162,7 +162,12 @@ async def test_r6_2_an_error_in_the_middle_rolls_the_edge_back(live: Replica, fa
         assert (node["at_target"], node["schema_version"], node["state"]) == (False, 1, "online")
         # Writes go on, and the amended change arrives by itself.
         assert await edge.rows("add", "POST") == [[3]]
-        await ok(live, "POST", "/v1/schema-changes/2/revisions", {"sql": f"DELETE FROM items; {EXTRA}; {UNIQUE}"})
+        await ok(
+            live,
+            "POST",
+            "/v1/schema-changes/2/revisions",
+            {"sql": f"DELETE FROM items; {EXTRA}; {UNIQUE}", "allow_loss": True},
+        )
         await deploy.release(live)
         await edge.at_release(3)
         assert await edge.rows("show") == [[7]]

@@ -71,4 +71,6 @@ async def _fails(made: Cluster, load: Load, number: int) -> None:
 
     await made.until("the old release serves on", serves)
     assert load.highest == number - 1
-    await made.call("POST", f"/v1/schema-changes/{number}/revisions", {"sql": change(number, amended=True)})
+    await made.call(
+        "POST", f"/v1/schema-changes/{number}/revisions", {"sql": change(number, amended=True), "allow_loss": True}
+    )

@@ -112,7 +112,7 @@ async def _a_failure_that_control_could_not_hear_is_told_before_it_is_tried_agai
     status, _, body = await made.ask(f"/functions/{VERSION}")
     assert (status, body[:13]) == (200, b'{"version":%d,' % (number - 1)), body
     amended = f"UPDATE generation SET number = {number}; DELETE FROM twins; {FAILS}"
-    await made.call("POST", f"/v1/schema-changes/{number}/revisions", {"sql": amended})
+    await made.call("POST", f"/v1/schema-changes/{number}/revisions", {"sql": amended, "allow_loss": True})
     await made.call("POST", "/v1/nodes/edge-1/retry")
     await made.converged(number)
 

@@ -92,5 +92,11 @@ def unfit_option(function: F) -> F:
     )(function)
 
 
+def loss_option(function: F) -> F:
+    return click.option("--allow-loss", is_flag=True, help="Also where schema changes can lose rows that nodes have.")(
+        function
+    )
+
+
 def reason_option(function: F) -> F:
     return click.option("--reason", default="", help="Why, for the ones who read the list of releases later.")(function)

@@ -4,6 +4,9 @@ from control import manifests
 from control.cli.support import output, waiting
 from control.cli.support.client import Client, Json, path
 
+SHOWN = 5
+"""Nodes of a loss that are named."""
+
 
 async def create(control: Client, body: Json, *, wait: bool, within: float, as_json: bool) -> Json:
     """Make the release and show it. With `wait`, follow its nodes up to `within` seconds; the answer then has `nodes`.
@@ -18,9 +21,11 @@ async def create(control: Client, body: Json, *, wait: bool, within: float, as_j
     return release
 
 
-def allowing(body: Json, allow_unfit: bool) -> Json:
-    """Return `body`, with `allow_unfit` only where it is wished: an older control refuses a field it doesn't know."""
-    return {**body, "allow_unfit": True} if allow_unfit else body
+def allowing(body: Json, allow_unfit: bool, allow_loss: bool) -> Json:
+    """Return `body`, with `allow_unfit` and `allow_loss` only where they are wished: an older control refuses a field
+    that it doesn't know."""
+    wished = {"allow_unfit": allow_unfit, "allow_loss": allow_loss}
+    return {**body, **{name: True for name, wish in wished.items() if wish}}
 
 
 def show(release: Json, *, planned: bool = False) -> None:
@@ -35,7 +40,7 @@ def show(release: Json, *, planned: bool = False) -> None:
         output.say(f"  {line}", style=style)
     if not lines:
         output.say("  nothing changes")
-    for line in unfit(release.get("unfit") or {}):
+    for line in [*losses(release.get("losses") or []), *unfit(release.get("unfit") or {})]:
         output.say(f"  {line}", style="red")
 
 
@@ -57,6 +62,24 @@ def unfit(found: Json) -> list[str]:
     if others > 0:
         lines.append(f"! {others} other {'nodes' if others > 1 else 'node'} can't run it")
     return lines
+
+
+def losses(found: list[Json]) -> list[str]:
+    """Return a line for each loss of rows that the release can bring, with the numbers of rows that nodes told."""
+    return [f"! schema change {loss['change']}: {loss['message']}: {_rows(loss)}" for loss in found]
+
+
+def _rows(loss: Json) -> str:
+    """Say how many rows the nodes of a loss have, the ones with the most by name."""
+    named = [f"{node['name']} {_count(node['rows'])}" for node in loss["most"][:SHOWN]]
+    others = loss["nodes"] - len(named)
+    if others > 0:
+        named.append(f"{others} other{'s' if others > 1 else ''}")
+    return f"rows by node: {', '.join(named)}"
+
+
+def _count(rows: int | None) -> str:
+    return "unknown" if rows is None else "more than 10,000" if rows > 10_000 else str(rows)
 
 
 def _granted(item: Json) -> str:

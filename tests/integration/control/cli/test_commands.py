@@ -48,7 +48,8 @@ def test_a_schema_change_that_fails_on_the_data(skerry: Shell, tmp_path: Path) -
     # It serves its old release on.
     assert skerry("invoke", "counter", "bob") == '{"name":"bob","count":1}\n'
 
-    skerry("schema", "amend", str(number), str(amended), "--wait")
+    skerry("schema", "amend", str(number), str(amended), "--wait", ends=3)
+    skerry("schema", "amend", str(number), str(amended), "--allow-loss", "--wait")
     assert skerry.json("schema", "show", str(number))["revision"] == 2
     skerry("status", "--check")
     assert skerry("invoke", "counter", "eve") == '{"name":"eve","count":0}\n'

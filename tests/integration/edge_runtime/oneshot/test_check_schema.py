@@ -41,7 +41,8 @@ def checked(sql, earlier=SHOP, amends=None):
     ],
 )
 def test_a_good_change(sql):
-    assert checked(sql) == {"ok": True, "empty": [], "warnings": []}
+    answer = checked(sql)
+    assert (answer["ok"], answer["empty"], answer["warnings"]) == (True, [], [])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_the_program_reads_and_prints_json():
     earlier = [{"number": number, "sql": text} for number, text in enumerate(SHOP, 1)]
     good = run({"earlier": earlier, "sql": "CREATE TABLE x (y)", "amends": None})
     assert (good.returncode, good.stderr) == (0, b"")
-    assert orjson.loads(good.stdout) == {"ok": True, "empty": [], "warnings": []}
+    assert orjson.loads(good.stdout) == {"ok": True, "empty": [], "warnings": [], "losses": []}
     bad = run({"earlier": earlier, "sql": "CREATE TABLE users (y)"})
     assert bad.returncode == 0
     assert orjson.loads(bad.stdout)["code"] == "schema_invalid"
@@ -209,5 +210,26 @@ def test_hundreds_of_earlier_changes_are_quick():
     )
     started = time.monotonic()
     answer = checked("CREATE TABLE last (x)", [table.format(n, max(0, n - 1)) for n in range(400)])
-    assert answer == {"ok": True, "empty": [], "warnings": []}
+    assert answer == {"ok": True, "empty": [], "warnings": [], "losses": []}
     assert time.monotonic() - started < 20
+
+
+def test_what_nodes_can_lose_is_told():
+    sql = "DROP TABLE lines; ALTER TABLE users DROP COLUMN age"
+    assert [(loss["table"], loss["statement"]) for loss in checked(sql)["losses"]] == [
+        ("users", "ALTER TABLE users DROP COLUMN age"),
+        ("lines", "DROP TABLE lines;"),
+    ]
+
+
+def test_a_trigger_of_before_that_deletes_is_found_on_generated_rows():
+    trigger = "CREATE TRIGGER tidy AFTER UPDATE ON users BEGIN DELETE FROM lines; END"
+    [loss] = checked("UPDATE users SET age = age", [*SHOP, trigger])["losses"]
+    assert (loss["table"], loss["statement"]) == ("lines", "")
+    assert "fewer rows" in loss["message"]
+
+
+def test_an_amendment_is_compared_with_the_schema_before_the_change():
+    made = "CREATE TABLE more (x)"
+    amended = f"{made}; INSERT INTO more VALUES (1); DELETE FROM more"
+    assert checked(amended, [*SHOP, made], RegisteredChange(4, made))["losses"] == []

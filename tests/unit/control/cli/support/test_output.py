@@ -111,8 +111,9 @@ def test_who_can_not_run_a_release_is_shown(capsys: pytest.CaptureFixture[str]) 
 
 def test_an_older_control_is_sent_no_field_that_it_does_not_know() -> None:
     body: Json = {"group": "default"}
-    assert releasing.allowing(body, False) == body
-    assert releasing.allowing(body, True) == {"group": "default", "allow_unfit": True}
+    assert releasing.allowing(body, False, False) == body
+    assert releasing.allowing(body, True, False) == {**body, "allow_unfit": True}
+    assert releasing.allowing(body, False, True) == {**body, "allow_loss": True}
 
 
 @pytest.mark.parametrize(
@@ -147,4 +148,12 @@ def test_a_plan_shows_removals() -> None:
         "- gone@3 is removed",
         "- bare is removed",
         "+ schema change 4 more",
+    ]
+
+
+def test_what_can_be_lost_has_a_line_with_the_nodes_that_have_most() -> None:
+    most = [{"name": "a", "rows": 10_001}, {"name": "b", "rows": 3}, {"name": "c", "rows": None}]
+    loss: Json = {"change": 4, "message": "the table t is dropped", "nodes": 9, "most": most}
+    assert releasing.losses([loss]) == [
+        "! schema change 4: the table t is dropped: rows by node: a more than 10,000, b 3, c unknown, 6 others"
     ]

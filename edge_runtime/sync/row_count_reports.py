@@ -1,0 +1,89 @@
+"""Tells control about how many rows the node's tables have, so that a release which can lose rows is shown with them.
+
+It is no part of the inventory: the digest of what a node runs doesn't change with its rows, and no poll waits for it.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from control import wire
+from edge_runtime.sync import identity
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+
+PERIOD: Final = 3600.0
+"""Seconds between two counts."""
+SOON: Final = 300.0
+"""Seconds within which the rows are counted after the start and after a change of the schema: at a random time, so that
+the nodes of a release don't tell theirs at once."""
+LOOK: Final = 10.0
+"""Seconds between two looks at whether the schema has changed."""
+
+log = logging.getLogger("skerry.agent")
+
+
+class RowCountsOfNode(wire.Message):
+    """``PUT /v1/nodes/self/row-counts``."""
+
+    counts: dict[str, int]
+
+
+class RowCountReports:
+    """Counts now and then, and tells what has changed noticeably."""
+
+    def __init__(
+        self,
+        state: Path,
+        count: Callable[[], Awaitable[dict[str, int] | None]],
+        schema: Callable[[], int],
+        *,
+        soon: float = SOON,
+    ) -> None:
+        """`schema`: returns the node's schema version."""
+        self._state = state
+        self._count = count
+        self._schema = schema
+        self._soon = soon
+        self._told: dict[str, int] = {}
+        self._node_id = ""
+        """Whose rows were told: the machine may have joined again as another node."""
+
+    async def run(self) -> None:
+        """Count and tell until cancelled."""
+        loop = asyncio.get_running_loop()
+        version, due = -1, loop.time()
+        while True:
+            if self._schema() != version:
+                version = self._schema()
+                due = loop.time() + random.random() * self._soon  # noqa: S311
+            elif loop.time() >= due:
+                due = loop.time() + PERIOD * (0.75 + random.random() / 2)  # noqa: S311
+                await self._look()
+            await asyncio.sleep(min(LOOK, self._soon))
+
+    async def _look(self) -> None:
+        counted = await self._count()
+        if counted is None:
+            return
+        try:
+            who = await asyncio.to_thread(identity.read, self._state)
+            if self._node_id == who.node_id and not differ(self._told, counted):
+                return
+            ca = await asyncio.to_thread(identity.ca_path, self._state)
+            async with ControlClient(who.control_url, ca, who.next_credential or who.credential) as client:
+                await client.tell_rows(RowCountsOfNode(counted))
+        except (NoAnswer, ControlRefused, identity.NotJoined, ValueError, OSError) as error:
+            # The next time will do; an earlier version of control doesn't want to know.
+            log.debug("control wasn't told the numbers of rows: %s", error)
+            return
+        self._told, self._node_id = counted, who.node_id
+
+
+def differ(told: dict[str, int], counted: dict[str, int]) -> bool:
+    """Return whether the numbers are worth telling again: a table more or less, or one with twice or half the rows."""
+    if told.keys() != counted.keys():
+        return True
+    return any(2 * min(told[table], rows) <= max(told[table], rows) > 0 for table, rows in counted.items())
