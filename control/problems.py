@@ -64,6 +64,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "digest_mismatch": ProblemCode(409, "The bytes aren't those that were announced"),
     "upload_interrupted": ProblemCode(409, "The upload was given up before it ended"),
     "version_in_target": ProblemCode(409, "The version is part of a target"),
+    "version_needed": ProblemCode(409, "A rollback would need the version"),
     "schema_conflict": ProblemCode(409, "The schema has moved on"),
     "schema_planned": ProblemCode(409, "Nodes may have applied the schema change"),
     "route_conflict": ProblemCode(409, "Two functions would have the same route"),

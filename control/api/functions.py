@@ -56,6 +56,14 @@ class GroupName(NamedTuple):
     name: str
 
 
+class NeedingRelease(NamedTuple):
+    """A release that a rollback would go to, and the version of the function that it has."""
+
+    group_name: str
+    number: int
+    version: int
+
+
 class DeletedVersion(NamedTuple):
     """A version that was deleted, and the id of its artifact's row."""
 
@@ -72,12 +80,18 @@ ARTIFACT = SQL.rows("artifact", UsableArtifact)
 NEXT_VERSION = SQL.value("next_version", int)
 ADD = SQL.rows("add", VersionRow)
 GROUPS_WITH = SQL.rows("groups_with", GroupName)
+NEEDED_BY = SQL.rows("needed_by", NeedingRelease)
 DELETE = SQL.rows("delete", DeletedVersion)
+
+TOLD = 10
+"""Releases that a refusal names."""
 
 
 class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
     release: bool = False
     """Make releases without the function, for the groups whose target has it."""
+    force: bool = False
+    """Delete it also where a rollback would need it."""
 
 
 async def list_functions(call: ApiCall) -> Reply:
@@ -192,6 +206,8 @@ async def delete(call: ApiCall) -> Reply:
                 "version_in_target",
                 f"the target of {names} has it; make a release without it first, or ask with ?release=true",
             )
+        if not call.query.force:
+            await _refuse_needed(conn, name, version)
         subject = name if version is None else f"{name}@{version}"
         # Rows that may be locked are locked before the generation is taken, so waiting holds up no other decision.
         for row in groups:
@@ -212,6 +228,19 @@ async def delete(call: ApiCall) -> Reply:
     faults.reach("control.delete.rows.after")
     call.services.deletions.add(unused)
     return answer
+
+
+async def _refuse_needed(conn: Connection, name: str, version: int | None) -> None:
+    """Raises: ProblemError version_needed, when a release that a rollback would go to has the function or version."""
+    needing = await conn.fetch(NEEDED_BY, name, version, TOLD + 1)
+    if needing:
+        releases = [f"release {row.number} of group {row.group_name} ({name}@{row.version})" for row in needing[:TOLD]]
+        others = " and others" if len(needing) > TOLD else ""
+        raise ProblemError(
+            "version_needed",
+            f"{', '.join(releases)}{others} needs it: a rollback would go there, and couldn't any more. Keep it until "
+            "nodes run a newer release that is good, or ask with ?force=true",
+        )
 
 
 def _unknown_version(name: str, version: int) -> ProblemError:

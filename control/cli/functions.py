@@ -276,17 +276,19 @@ def _shown(field: str, value: object) -> object:
 @click.argument("name", type=options.NAME)
 @click.argument("version", type=int, required=False)
 @click.option("--release", is_flag=True, help="Take it out of the groups' releases first, by a new release of each.")
+@click.option("--force", is_flag=True, help="Also where a rollback would need it.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @options.json_option
 @options.asynchronous
-async def delete(name: str, version: int | None, release: bool, yes: bool, as_json: bool) -> None:
+async def delete(name: str, version: int | None, release: bool, force: bool, yes: bool, as_json: bool) -> None:
     """Delete one version of a function, or all of them; a version's number is never used again."""
     what = f"all versions of {name}" if version is None else f"{name}@{version}"
     if not yes:
         click.confirm(f"Delete {what}?", abort=True, err=True)
     where = path("functions", name) if version is None else path("functions", name, "versions", version)
     async with options.client() as control:
-        await control.delete(where, release="true" if release else None)
+        # Only where it is wished: an older control refuses a parameter that it doesn't know.
+        await control.delete(where, release="true" if release else None, force="true" if force else None)
     if as_json:
         output.document({"name": name, "version": version, "deleted": True})
     else:

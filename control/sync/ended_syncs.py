@@ -22,6 +22,8 @@ class EndedSyncs:
     statuses: list[str] = field(default_factory=list)
     codes: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
+    reached: set[str] = field(default_factory=set)
+    """Ids of releases that nodes have come to run."""
 
     def add(self, sync_id: str, status: str, code: str = "", message: str = "") -> None:
         """End a sync with `status`; a failure with its error."""
@@ -43,3 +45,5 @@ class EndedSyncs:
         """Write the ends."""
         if self.ids:
             await conn.execute(SQL["end_syncs"], self.ids, self.statuses, self.codes, self.messages, now)
+        if self.reached:
+            await conn.execute(SQL["mark_reached"], sorted(self.reached), now)

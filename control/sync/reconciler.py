@@ -269,8 +269,9 @@ class _PollBatch:
         if open_sync is not None:
             reached = open_sync.generation == node.target_generation
             self.ended.add(open_sync.id, "succeeded" if reached else "superseded")
-            if reached:
+            if reached and node.release_id is not None:
                 node.synced_at = self.now
+                self.ended.reached.add(node.release_id)
         if node.state == "syncing":
             node.enter("online", self.now)
         node.confirm(node.target_generation)

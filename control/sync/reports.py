@@ -144,6 +144,7 @@ class _ReportBatch:
         if result == "succeeded":
             node.confirm(sync.generation)
             node.synced_at = self.now
+            self.ended.reached.add(sync.release_id)
         elif not late:
             node.fail(error.code, error.message, self.now)
             node.failed_generation = sync.generation

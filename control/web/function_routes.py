@@ -73,7 +73,7 @@ OPERATIONS: tuple[Operation, ...] = (
         functions.delete,
         "deploy",
         {204: None},
-        ("unknown_function", "version_in_target"),
+        ("unknown_function", "version_in_target", "version_needed"),
         query=functions.DeletionQuery,
     ),
     Operation(
@@ -106,7 +106,7 @@ OPERATIONS: tuple[Operation, ...] = (
         functions.delete,
         "deploy",
         {204: None},
-        ("unknown_version", "version_in_target"),
+        ("unknown_version", "version_in_target", "version_needed"),
         query=functions.DeletionQuery,
     ),
 )

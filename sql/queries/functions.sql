@@ -39,6 +39,17 @@ RETURNING name, version, sha256, size, manifest, created_by, created_at;
 SELECT g.id, g.name FROM groups g JOIN release_functions f ON f.release_id = g.release_id
 WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) ORDER BY g.name;
 
+-- The releases that have this version, or any version, of the function, and that a rollback of their group would go to:
+-- the newest one before the target that a node has run.
+-- name: needed_by
+SELECT g.name AS group_name, r.number, f.version
+FROM release_functions f JOIN releases r ON r.id = f.release_id JOIN groups g ON g.id = r.group_id
+    JOIN releases t ON t.id = g.release_id
+WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) AND r.number = (
+    SELECT max(p.number) FROM releases p WHERE p.group_id = g.id AND p.number < t.number AND p.reached_at IS NOT NULL
+)
+ORDER BY g.name LIMIT $3;
+
 -- Delete a version, or all, of a function.
 -- name: delete
 DELETE FROM function_versions WHERE name = $1 AND ($2::int8 IS NULL OR version = $2)

@@ -132,6 +132,10 @@ SET status = u.status, ended_at = $5, error_code = u.code, error_message = u.mes
 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u (id, status, code, message)
 WHERE s.id = u.id::uuid AND s.status = 'running';
 
+-- Record that a node runs these releases, where that isn't known yet.
+-- name: mark_reached
+UPDATE releases SET reached_at = $2 WHERE id = ANY($1::text[]::uuid[]) AND reached_at IS NULL;
+
 -- Record results that were reported after their syncs had ended; of several, the first.
 -- name: late
 UPDATE syncs AS s SET late_status = u.status, late_at = $3

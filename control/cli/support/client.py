@@ -341,4 +341,5 @@ CURES = {
     "credentials_invalid": _LOGIN,
     "role_insufficient": "ask someone with a higher role, or an admin for a token of it (`skerry operator add`)",
     "version_in_target": "--release takes it out of the groups' releases first",
+    "version_needed": "--force deletes it all the same",
 }

@@ -85,6 +85,7 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
     version = {"sha256": sha256}
     sql = {"name": "notes", "sql": "CREATE TABLE notes (id INTEGER PRIMARY KEY)"}
     revision = {"sql": "CREATE TABLE notes (id INTEGER PRIMARY KEY);"}
+    run = {"id": str(uuid4()), "at": "2026-11-27T12:00:00Z", "user": "ada", "kind": "read", "statement": "SELECT 1"}
     joining = {"name": "n", "attempt": str(uuid4())}
     # In an order in which each finds what it needs.
     tries: dict[tuple[str, str], Callable[[], Awaitable[Reply]]] = {
@@ -103,6 +104,7 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("DELETE", "/v1/join-tokens/{id}"): lambda: call("DELETE", f"/v1/join-tokens/{unused}"),
         ("POST", "/v1/nodes"): lambda: call("POST", "/v1/nodes", joining, token=token),
         ("POST", "/v1/nodes/self/credential"): lambda: call("POST", "/v1/nodes/self/credential", token=node.credential),
+        ("POST", "/v1/nodes/self/sql"): lambda: call("POST", "/v1/nodes/self/sql", run, token=node.credential),
         ("POST", "/v1/nodes/{node}/move"): lambda: call("POST", "/v1/nodes/n/move", {"group": "east"}),
         ("POST", "/v1/nodes/{node}/retry"): lambda: call("POST", "/v1/nodes/n/retry"),
         ("POST", "/v1/nodes/{node}/revoke"): lambda: call("POST", "/v1/nodes/n/revoke"),
