@@ -1,7 +1,13 @@
 """Files that survive a kill and a loss of power: temporary file, fsync, rename, fsync of the folder."""
 
+import contextlib
 import os
+import stat
 from pathlib import Path
+
+
+class FileUnfit(Exception):
+    """A file can't be used as it is; the message says why, and nothing of what is in it."""
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -47,3 +53,41 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_private(path: Path, limit: int) -> bytes:
+    """Return the content, `limit` bytes at most, of a file that its owner alone may use.
+
+    Raises: FileUnfit; FileNotFoundError.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FileUnfit(f"{path} can't be opened: {error.strerror}") from None
+    try:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            raise FileUnfit(f"{path} is no regular file")
+        if info.st_uid != os.geteuid():
+            raise FileUnfit(f"{path} belongs to the user {info.st_uid}, and this node runs as {os.geteuid()}")
+        if info.st_mode & 0o077:
+            raise FileUnfit(
+                f"others may use {path} (its mode is {stat.S_IMODE(info.st_mode):04o}): make it `chmod 600`, and "
+                "change the values if others could have read them"
+            )
+        if info.st_size > limit:
+            raise FileUnfit(f"{path} has {info.st_size} bytes; {limit} are allowed")
+        return os.read(handle, limit)
+    finally:
+        os.close(handle)
+
+
+def stamp(path: Path, *, follow_symlinks: bool = False) -> tuple[int, ...]:
+    """Return numbers that are others once a file has changed; empty if there is no file."""
+    with contextlib.suppress(OSError):
+        info = os.stat(path, follow_symlinks=follow_symlinks)
+        # Times have the kernel's clock tick: two changes in one tick have the same, so other fields are compared, too.
+        return (info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode, info.st_uid)
+    return ()

@@ -33,6 +33,7 @@ from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
 from edge_runtime.web.app import EdgeApp
+from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
 
 log = logging.getLogger("skerry.front")
@@ -100,10 +101,10 @@ class Front:
         self.manager.committed = self.checkpoints.after_release
         self.verification = IntegrityCheck(self.manager, self.compiler, self.processes, state.artifacts)
         self.agent = make_agent(self.manager, self.compiler) if make_agent is not None else None
-        self.app = EdgeApp(
-            settings, self.pool, self.status, EdgeMetrics(self.pool, self.processes, self.checkpoints).text
-        )
-        self.server = EdgeServer(self.app, settings)
+        self.callers = Callers(settings.callers, certificates=False) if settings.callers is not None else None
+        metrics = EdgeMetrics(self.pool, self.processes, self.checkpoints, self.callers)
+        self.app = EdgeApp(settings, self.pool, self.status, metrics.text, self.callers)
+        self.server = EdgeServer(self.app, settings, self.callers)
         self._status = NodeStatus(
             self.pool,
             self.supervisor,
@@ -114,6 +115,7 @@ class Front:
             self.verification,
             self.checkpoints,
             self.server,
+            self.callers,
         )
         self.port = 0
         """Port of the local HTTP, once it is bound."""
@@ -128,7 +130,8 @@ class Front:
     async def run(self) -> None:
         """Serve until `stop`.
 
-        Raises: an ExceptionGroup of MachineUnfit, DatabaseUnfit or EdgeSettingsError, when the node can't serve.
+        Raises: FileUnfit or EdgeSettingsError, also in an ExceptionGroup, and one of MachineUnfit or DatabaseUnfit,
+        when the node can't serve.
         """
         settings = self.settings
         self.port = self.server.bind()

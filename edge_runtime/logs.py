@@ -37,6 +37,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if caller := getattr(record, "caller", ""):
+            line["caller"] = caller
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()
@@ -52,28 +54,6 @@ class Text(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, _format: str | None = None) -> str:
         return _time(record)
-
-
-class TokenBucket:
-    """Bytes that somebody may log: a token bucket of `burst` bytes, which fills by `rate` bytes a second."""
-
-    __slots__ = ("_at", "_burst", "_left", "_rate")
-
-    def __init__(self, burst: int, rate: int) -> None:
-        self._burst = burst
-        self._rate = rate
-        self._left = float(burst)
-        self._at = 0.0
-
-    def take(self, count: int, now: float) -> bool:
-        """Take `count` bytes at the time `now` (seconds, of any monotonic clock), and return whether so many were
-        left."""
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate) if self._at else self._left
-        self._at = now
-        if self._left < count:
-            return False
-        self._left -= count
-        return True
 
 
 class LogHandler(logging.Handler):

@@ -13,6 +13,7 @@ from edge_runtime.dispatch.served_functions import TIMES
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
+from edge_runtime.web.callers import Callers
 
 _BOUNDS: Final = (*map(str, TIMES), "+Inf")
 _UNKNOWN: Final = ""
@@ -20,7 +21,10 @@ _UNKNOWN: Final = ""
 
 
 class PoolCollector(Collector):
-    def __init__(self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule) -> None:
+    def __init__(
+        self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule, callers: Callers | None = None
+    ) -> None:
+        self._callers = callers
         self._pool = pool
         self._processes = processes
         self._checkpoints = checkpoints
@@ -58,6 +62,8 @@ class PoolCollector(Collector):
         yield left_out
         yield CounterMetricFamily("skerry_edge_log_dropped", "Lines of its log that were dropped", value=dropped())
         yield from self._functions()
+        if self._callers is not None:
+            yield self._calls_of(self._callers)
         yield GaugeMetricFamily("skerry_edge_waiting_calls", "Calls in the queue", value=pool.waiting)
         yield GaugeMetricFamily(
             "skerry_edge_running_calls", "Calls in workers", value=sum(len(link.jobs) for link in pool.links)
@@ -73,6 +79,17 @@ class PoolCollector(Collector):
         if pool.release is not None:
             yield GaugeMetricFamily("skerry_edge_release", "Number of the release", value=pool.release.number)
             yield GaugeMetricFamily("skerry_edge_generation", "Its generation", value=pool.release.generation)
+
+    def _calls_of(self, callers: Callers) -> Metric:
+        """Return how the calls of each caller in the file ended; calls of nobody in the file have no caller."""
+        made = CounterMetricFamily(
+            "skerry_edge_caller_calls", "Calls of callers by their outcome", labels=["caller", "function", "outcome"]
+        )
+        for caller in callers:
+            for (function, outcome), count in caller.counts.items():
+                made.add_metric([caller.name, function, outcome], count)
+        made.add_metric(["", _UNKNOWN, "caller_unknown"], callers.unknown)
+        return made
 
     def _functions(self) -> Iterable[Metric]:
         """Return the metrics of the functions that are served."""
@@ -90,9 +107,11 @@ class PoolCollector(Collector):
 
 
 class EdgeMetrics:
-    def __init__(self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule) -> None:
+    def __init__(
+        self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule, callers: Callers | None = None
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(PoolCollector(pool, processes, checkpoints))
+        self._registry.register(PoolCollector(pool, processes, checkpoints, callers))
 
     def text(self) -> bytes:
         """Return the metrics in the exposition format."""

@@ -52,9 +52,12 @@ class EdgeSettings:
     state: Path
     """The state directory."""
     listen: str = LISTEN
-    """HOST:PORT of the local HTTP; a host that isn't loopback needs a token."""
+    """HOST:PORT of the local HTTP; a host that isn't loopback needs a token or a file of callers."""
     token: str = field(default="", repr=False)
-    """If it isn't empty, callers must send it as `Authorization: Bearer`."""
+    """If it isn't empty, callers must send it as `Authorization: Bearer`; where there is a file of callers, it is good
+    for the node's own pages alone."""
+    callers: Path | None = None
+    """The file with the node's callers; without one all who may ask are one caller, without a name."""
     secrets: Path | None = None
     """The file with the values of functions' secrets; by default secrets.toml in the state directory."""
     http_networks: tuple[str, ...] = ()
@@ -110,10 +113,11 @@ class EdgeSettings:
     def __post_init__(self) -> None:
         host, _ = self.address
         _ = self.networks
-        if not self.token and not self.loopback:
+        if not self.token and self.callers is None and not self.loopback:
             raise EdgeSettingsError(
-                f"listen is {self.listen}, which others can reach: set SKERRY_EDGE_TOKEN (or SKERRY_EDGE_TOKEN_FILE) "
-                "to a secret that callers must send, or listen on 127.0.0.1"
+                f"listen is {self.listen}, which others can reach: set SKERRY_EDGE_CALLERS to a file of callers, or "
+                "SKERRY_EDGE_TOKEN (or SKERRY_EDGE_TOKEN_FILE) to a secret that callers must send, or listen on "
+                "127.0.0.1"
             )
         if self.token and len(self.token) < 16:
             raise EdgeSettingsError("the token is shorter than 16 characters: take a long random one")

@@ -16,6 +16,7 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import Secrets
+from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
 
 
@@ -32,6 +33,7 @@ class NodeStatus:
     verification: IntegrityCheck
     checkpoints: CheckpointSchedule
     server: EdgeServer
+    callers: Callers | None
 
     def document(self) -> dict[str, Any]:
         """Return the front's part of /_skerry/status; the agent makes the rest."""
@@ -69,6 +71,8 @@ class NodeStatus:
                 "refused": dict(pool.refusals),
             },
         }
+        if self.callers is not None:
+            own["callers"] = self.callers.status()
         own["database"] = self.checkpoints.status()
         if (error := self.manager.error()) is not None:
             own["error"] = error

@@ -16,7 +16,7 @@ from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest
 from edge_runtime.guests.host_functions import RecentCache
-from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
@@ -177,7 +177,7 @@ class Worker:
 
     def _know(self, key: bytes) -> "Known":
         """Decode a call's head."""
-        head = frames.decode_call(key)
+        head = call_head.decode_call(key)
         release = self._releases[head.serial]
         before = (
             head.method,
@@ -186,7 +186,9 @@ class Worker:
             [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
         )
         keeps = len(key) <= _KEPT_HEAD
-        after = (head.client, "http", head.script, head.route, head.params, key if keeps else b"")
+        scheme, caller, auth_type = head.via
+        kept = key if keeps else b""
+        after = (head.client, scheme, head.script, head.route, head.params, kept, caller, auth_type)
         entry = release.functions[head.function]
         grant, granted = wire.sql_grant(entry.local.manifest, head.method), entry.local.manifest.sql
         known = Known(entry, release.generation, grant, "" if grant == granted else head.method, before, after)

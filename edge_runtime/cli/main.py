@@ -4,6 +4,7 @@ import click
 
 from edge_runtime.cli.backup import backup
 from edge_runtime.cli.call import call
+from edge_runtime.cli.caller import caller
 from edge_runtime.cli.node import check, join_command, status
 from edge_runtime.cli.restore import restore
 from edge_runtime.cli.run import dev, run
@@ -25,6 +26,7 @@ main.add_command(call)
 main.add_command(backup)
 main.add_command(restore)
 main.add_command(sql)
+main.add_command(caller)
 
 if __name__ == "__main__":
     main(prog_name="skerry-edge")

@@ -96,10 +96,11 @@ def join_command(
 def status(listen: str, state: Path | None, as_json: bool) -> None:
     """What the running node serves, whether it is at its target, and if not why and until when.
 
-    Where the node has a token, SKERRY_EDGE_TOKEN or SKERRY_EDGE_TOKEN_FILE must say it here too.
+    Where the node has a token, SKERRY_EDGE_TOKEN or SKERRY_EDGE_TOKEN_FILE must say it here too. Where it has a file of
+    callers and no token, they must say that of a caller with `pages = true`.
 
-    Exits 0 if all is well, 1 if the node is not at its target, control can't be reached or its database takes no
-    writes, 3 if it doesn't run.
+    Exits 0 if all is well, 1 if the node is not at its target, control can't be reached, its database takes no writes
+    or its file of callers can't be used, 3 if it doesn't run.
     """
     try:
         document = read_status(listen, local_token())
@@ -122,7 +123,7 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
         click.echo(render(document), nl=False)
     # A node without an agent (without control) is well as long as it answers.
     away = document.get("control") and document.get("at_target") is not True
-    if document.get("error") or away or _database_ails(document):
+    if document.get("error") or away or _database_ails(document) or (document.get("callers") or {}).get("error"):
         sys.exit(1)
 
 
@@ -214,6 +215,8 @@ def render(document: dict[str, Any]) -> str:
         lines.append(f"next try   {document['next_attempt']}")
     if (document.get("secrets") or {}).get("error"):
         lines.append(f"secrets    {document['secrets']['error']}")
+    if (document.get("callers") or {}).get("error"):
+        lines.append(f"callers    {document['callers']['error']}; the callers that were read before stay in force")
     if _database_ails(document):
         lines.append(_database(document["database"]))
     if unfenced := (document.get("workers") or {}).get("unfenced"):

@@ -11,13 +11,15 @@ from typing import Any, Final
 import click
 
 from edge_runtime import logs
+from edge_runtime.files import FileUnfit
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.state import StateUnfit
 from edge_runtime.sync import identity
 
 OPTIONS: Final = {
-    "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a token, in SKERRY_EDGE_TOKEN or in the "
-    "file that SKERRY_EDGE_TOKEN_FILE names.",
+    "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a file of callers, or a token, in "
+    "SKERRY_EDGE_TOKEN or in the file that SKERRY_EDGE_TOKEN_FILE names.",
+    "callers": "TOML file with the callers that may ask, and what each may call; `skerry-edge caller add` makes it.",
     "hosts": "Name that the Host header may have besides localhost, where there is no token; may be repeated.",
     "secrets": "TOML file with the values of functions' secrets (default: secrets.toml in the state directory).",
     "http_networks": "Network, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public ones; "
@@ -49,6 +51,8 @@ OPTIONS: Final = {
     "start_wait": "Seconds to wait for the processes of an earlier run to let the state directory go.",
 }
 """A flag and a variable SKERRY_EDGE_… for each of these settings."""
+FILES: Final = ("callers", "secrets")
+"""Those that are paths of files."""
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,7 +66,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             name,
             envvar=f"SKERRY_EDGE_{name.upper()}",
             type=click.Path(path_type=Path)
-            if name == "secrets"
+            if name in FILES
             else {"int": int, "float": float}.get(getattr(field.type, "__name__", ""), str),
             multiple=many,
             default=() if many else default,
@@ -141,7 +145,7 @@ def _told() -> Iterator[None]:
     """What a person can do something about ends the command with a message, everything else with a traceback."""
     try:
         yield
-    except* (StateUnfit, EdgeSettingsError, identity.NotJoined, ImportError) as group:
+    except* (StateUnfit, EdgeSettingsError, FileUnfit, identity.NotJoined, ImportError) as group:
         raise click.ClickException(str(_first(group))) from None
     except* Exception as group:
         from edge_runtime.ipc.zygote_client import MachineUnfit

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from edge_runtime.dispatch.outcomes import Outcome
 from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.call_head import PLAIN, Via, encode_head
 
 Body = bytes | list[bytes | bytearray]
 """The body of a request, whole or in pieces: a large one isn't copied to put its pieces together."""
@@ -16,7 +17,7 @@ class Call:
 
     __slots__ = (
         "attempts", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name", "params",
-        "path", "query", "route", "script", "sent", "served", "short",
+        "path", "query", "route", "script", "sent", "served", "short", "via",
     )  # fmt: skip
 
     def __init__(
@@ -32,9 +33,10 @@ class Call:
         script: str = "",
         route: str = "",
         params: list[tuple[str, str]] | None = None,
+        via: Via = PLAIN,
     ) -> None:
         """`done` is called with the outcome, from within the dispatch: it must not raise. The rest is as in
-        `frames.CallHead`."""
+        `call_head.CallHead`."""
         self.name = name
         self.method = method
         self.path = path
@@ -47,6 +49,7 @@ class Call:
         self.script = script
         self.route = route
         self.params = params
+        self.via = via
         self.id = 0
         """Id of the attempt, another one each time that the call is dispatched; 0 while the call waits."""
         self.attempts = 0
@@ -69,10 +72,10 @@ class Call:
 
     def head(self, serial: int) -> bytes:
         """Return the head of the call's frame, for the set of modules `serial`."""
-        return frames.encode_head(
+        return encode_head(
             (
                 serial, self.served.index, self.method, self.path, self.query, self.headers, self.client, self.script,
-                self.route, self.params or (),
+                self.route, self.params or (), self.via,
             )
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.ipc import frames
-from edge_runtime.logs import TokenBucket
+from edge_runtime.token_bucket import TokenBucket
 
 guest_log = logging.getLogger("skerry.guest")
 log = logging.getLogger("skerry.calls")
@@ -27,28 +27,41 @@ class GuestLog:
         self.budget = TokenBucket(BURST, RATE)
         """What the calls of all functions may log."""
 
-    def write(self, served: ServedFunction, text: str) -> None:
-        """Log the lines of `text`, which a call of the function wrote."""
+    def write(self, served: ServedFunction, text: str, caller: str = "") -> None:
+        """Log the lines of `text`, which a call of the function wrote; `caller` is the call's, if it has one."""
         tally, now = served.tally, time.monotonic()
+        who, extra = _who(served, caller)
         lines = text.splitlines()
         for at, line in enumerate(lines):
             size = len(line) + LINE
             if not (tally.log.take(size, now) and self.budget.take(size, now)):
                 tally.log_dropped += len(lines) - at
                 break
-            guest_log.info("%s %d: %s", served.function.name, served.function.version, line)
+            guest_log.info("%s: %s", who, line, extra=extra)
         if tally.log_dropped and now - tally.log_told >= TOLD and tally.log_dropped != tally.log_said:
             tally.log_told, tally.log_said = now, tally.log_dropped
             text = "%s: %d lines of its log were left out since the start, because functions log too much"
             log.warning(text, served.function.name, tally.log_dropped)
 
-    def fault(self, served: ServedFunction, fault: frames.Fault) -> None:
+    def fault(self, served: ServedFunction, fault: frames.Fault, caller: str = "") -> None:
         """Log a call's fault, with what its guest wrote to stderr; faults of the client's making aren't logged."""
         if fault.log:
-            self.write(served, fault.log)
+            self.write(served, fault.log, caller)
         if fault.status < 500:
             return
         now, logged = time.monotonic(), served.tally.logged
         if now - logged.get(fault.code, -SILENT) >= SILENT:
             logged[fault.code] = now
-            log.warning("%s %d: %s [%s]", served.function.name, served.function.version, fault.message, fault.code)
+            who, extra = _who(served, caller)
+            log.warning("%s: %s [%s]", who, fault.message, fault.code, extra=extra)
+
+
+def shown_with(what: str, caller: str) -> str:
+    """Return how the log names something that a caller has asked for; without the caller if there is none."""
+    return f"{what} ({caller})" if caller else what
+
+
+def _who(served: ServedFunction, caller: str) -> tuple[str, dict[str, str] | None]:
+    """Return how a line names a function and the call's caller, and what the line has besides as a record."""
+    name = f"{served.function.name} {served.function.version}"
+    return shown_with(name, caller), {"caller": caller} if caller else None

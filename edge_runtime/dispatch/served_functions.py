@@ -7,7 +7,7 @@ from typing import Final
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Outcome, Refusal
 from edge_runtime.ipc import frames
-from edge_runtime.logs import TokenBucket
+from edge_runtime.token_bucket import TokenBucket
 
 SHORT: Final = 0.002
 """Seconds: calls of a function whose recent ones took less may queue in a worker behind others of that kind."""

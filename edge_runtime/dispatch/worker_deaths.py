@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.guest_log import shown_with
 from edge_runtime.dispatch.outcomes import KILL_CODES, blames, of_death
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
@@ -60,7 +61,8 @@ class WorkerDeaths:
     def _end(self, link: WorkerLink, call: Call, seen: progress_page.Seen, status: int | None) -> None:
         refusal = of_death(call.served.function, seen.state, link.killed, status, self._limits)
         what = "was ended by the front" if link.killed else how(status)
-        log.warning("worker %d %s: %s, %s", link.child.pid, what, call.name, link.killed or refusal.code)
+        shown = shown_with(call.name, call.via.caller)
+        log.warning("worker %d %s: %s, %s", link.child.pid, what, shown, link.killed or refusal.code)
         now = time.monotonic()
         if call.served.settle(call, refusal, now, blamed=blames(link.killed, seen.state, status)):
             text = "%s is cut off for %.0f s: its calls ended their processes again and again"

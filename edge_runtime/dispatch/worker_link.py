@@ -230,7 +230,7 @@ class WorkerLink:
             outcome, fault = outcomes.of_frame(kind, head, body, served.release)
             served.settle(job, outcome, now, took)
             if fault is not None:
-                self._hooks.log.fault(served, fault)
+                self._hooks.log.fault(served, fault, job.via.caller)
                 if fault.code == "function_unloadable":
                     self._hooks.damaged(served.function.sha256)
             job.end(outcome)
@@ -248,7 +248,7 @@ class WorkerLink:
                 self.take_back()
                 self._hooks.http(self, call, body)
             elif kind == frames.LOG:
-                self._hooks.log.write(call.served, body.decode(errors="replace"))
+                self._hooks.log.write(call.served, body.decode(errors="replace"), call.via.caller)
             elif kind == frames.DAMAGED:
                 self._hooks.damaged(call.served.function.sha256)
             else:

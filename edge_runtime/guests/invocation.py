@@ -27,6 +27,14 @@ class Request(Struct, frozen=True):
     """The values of the route's parameters, percent-decoded."""
     key: bytes = b""
     """A key that is equal for requests that differ in their bodies alone; empty where this isn't known."""
+    caller: str = ""
+    """Name of the caller in the node's file of callers; empty where the node has none."""
+    auth_type: str = ""
+    """How the caller has shown who it is: Bearer or Certificate; empty where there is no caller."""
+
+    def caller_variables(self) -> dict[str, str]:
+        """Return what a function's environment, or an Extism plug-in's config, says of the caller, if there is one."""
+        return {"AUTH_TYPE": self.auth_type, "REMOTE_USER": self.caller} if self.caller else {}
 
 
 class Response(Struct, frozen=True):

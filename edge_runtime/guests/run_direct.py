@@ -26,7 +26,10 @@ class Direct(Guest):
         """
         super().__init__(local.name, module, config, limits, [ALLOCATE, HANDLE])
         self._args = Strings([local.name])
-        self._environ = Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in settings.items()])
+        self._settings = dict(settings)
+        self._environ = _strings(settings)
+        self._by_caller = RecentCache[Strings]()
+        """The environments of callers' calls, by their names and how they showed who they are."""
         self._heads = RecentCache[bytes]()
 
     def call(self, request: Request, services: CallServices) -> Response:
@@ -34,7 +37,8 @@ class Direct(Guest):
         wasi, memory = host.wasi, host.memory
         head = self._heads.get(request.key) or self._head(request)
         host.serve(services)
-        wasi.begin(self._args, self._environ, b"", None, limits.log_bytes)
+        environ = self._environment(request) if request.caller else self._environ
+        wasi.begin(self._args, environ, b"", None, limits.log_bytes)
         try:
             program.open(memory)
             failed = True
@@ -63,12 +67,23 @@ class Direct(Guest):
             raise self.fault(error) from None
         return Response(status, head, body, wasi.stderr)
 
+    def _environment(self, request: Request) -> Strings:
+        """Return the environment of a caller's calls. The settings come last, as in WAGI."""
+        key = request.caller, request.auth_type
+        return self._by_caller.get(key) or self._by_caller.keep(
+            key, _strings({**request.caller_variables(), **self._settings})
+        )
+
     def _head(self, request: Request) -> bytes:
         try:
             head = direct.encode(request, self.name)
         except RequestUnfit as error:
             raise request_unfit(error) from None
         return self._heads.keep(request.key, head) if request.key else head
+
+
+def _strings(variables: Mapping[str, str]) -> Strings:
+    return Strings([f"{name}={value.encode().decode('latin-1')}" for name, value in variables.items()])
 
 
 def _check_room(memory: Memory, address: int, size: int) -> None:

@@ -61,7 +61,7 @@ class Extism(Guest):
         memory, wasi, plugin_host = self.host.memory, self.host.wasi, extism_host()
         blocks = plugin_host.blocks
         self.host.serve(services)
-        plugin_host.begin(services, self._config)
+        plugin_host.begin(services, self._config_of(request) if request.caller else self._config)
         wasi.begin(self._args, _NO_ENVIRONMENT, b"", None, limits.log_bytes)
         try:
             with program.open(memory, blocks.memory):
@@ -85,6 +85,11 @@ class Extism(Guest):
         except FAILURES as failure:
             raise self.fault(failure) from None
         return Response(200, self._head, body, wasi.stderr)
+
+    def _config_of(self, request: Request) -> dict[bytes, bytes]:
+        """Return the config of a caller's call. The settings come last, as in WAGI."""
+        variables = request.caller_variables().items()
+        return {**{name.encode(): value.encode() for name, value in variables}, **self._config}
 
     def _entry(self, request: Request) -> EntryPoint:
         """Return the function to call: the last part of the path names it; where that is empty, or the call came by a

@@ -11,7 +11,7 @@ import os
 import time
 from typing import Final
 
-from edge_runtime.logs import TokenBucket
+from edge_runtime.token_bucket import TokenBucket
 
 log = logging.getLogger("skerry.child")
 

@@ -25,7 +25,7 @@ HEAD_LIMIT: Final = 65_535
 
 # To a worker
 CALL: Final = 1
-"""Head: `CallHead` in msgpack; the raw bytes are the request's body."""
+"""Head: `call_head.CallHead` in msgpack; the raw bytes are the request's body."""
 RELEASE: Final = 2
 """`Load`: be ready to serve these functions too; answered by LOADED. Functions whose earlier version is loaded,
 and a few new ones, are loaded at once, others when they are called."""
@@ -275,36 +275,11 @@ class ChildSettings(Struct, frozen=True):
     """Bytes that a worker's loaded functions may take, with all else that it has allocated."""
 
 
-class CallHead(Struct, frozen=True, array_like=True):
-    """A call without its body: what it calls, and the request."""
-
-    serial: int
-    function: int
-    """Index in the release's functions."""
-    method: str
-    path: str
-    """The path behind the function's name, percent-encoded: empty, or beginning with a slash."""
-    query: bytes
-    """The query as it came, without the question mark."""
-    headers: list[tuple[bytes, bytes]]
-    """The headers in their order, names in lower case."""
-    client: str
-    """The client's address."""
-    script: str = ""
-    """The path before `path`: /functions/NAME, or a route's path up to its first parameter."""
-    route: str = ""
-    """The manifest's route that the call came by; empty if it came by none."""
-    params: list[tuple[str, str]] = []
-    """Names and values of the route's parameters, percent-decoded, as latin-1."""
-
-
 class ChildGone(ConnectionError):
     """The other side closed the socket in the middle of a frame, or before it had answered."""
 
 
 encode_json: Final = msgspec.json.encode
-encode_head: Final = msgspec.msgpack.Encoder().encode
-decode_call: Final = msgspec.msgpack.Decoder(CallHead).decode
 
 
 def pack(request: int, kind: int, head: bytes = b"", body: bytes = b"") -> bytes:

@@ -4,16 +4,15 @@ The file is TOML with a table for each function: `[orders]`, `API_KEY = "…"`. 
 `frames.Load`, `frames.Apply` and `frames.Try`, and in no log, error, status or `repr`.
 """
 
-import contextlib
-import os
 import re
-import stat
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from control import wire
+from edge_runtime import files
+from edge_runtime.files import FileUnfit
 from edge_runtime.ipc.frames import ChildFailure, LocalFunction
 
 FILE: Final = "secrets.toml"
@@ -29,26 +28,22 @@ Values = dict[str, dict[str, str]]
 """The values by function and name."""
 
 
-class SecretsUnfit(Exception):
-    """The file can't be used; the message says why, and never a value."""
-
-
 def parse(text: bytes, where: str) -> Values:
-    """Return the values in a file's content. Raises: SecretsUnfit, when it isn't as it must be."""
+    """Return the values in a file's content. Raises: FileUnfit, when it isn't as it must be."""
     try:
         tables = tomllib.loads(text.decode())
     except UnicodeDecodeError:
-        raise SecretsUnfit(f"{where} is not in UTF-8") from None
+        raise FileUnfit(f"{where} is not in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         # Without the error's own words: a value could be in them.
         at = _AT.search(str(error))
-        raise SecretsUnfit(f"{where} is no valid TOML{f' ({at[0]})' if at else ''}") from None
+        raise FileUnfit(f"{where} is no valid TOML{f' ({at[0]})' if at else ''}") from None
     for function, table in tables.items():
         if not isinstance(table, dict) or not wire.NAME.fullmatch(function):
-            raise SecretsUnfit(f"{where} must have a table for each function, [NAME]; {function[:63]} is none")
+            raise FileUnfit(f"{where} must have a table for each function, [NAME]; {function[:63]} is none")
         for name, value in table.items():
             if not isinstance(value, str) or "\0" in value or len(value) > VALUE_LIMIT:
-                raise SecretsUnfit(
+                raise FileUnfit(
                     f"in {where}, {name[:63]} of {function} must be a string of {VALUE_LIMIT} characters at most, "
                     "without NUL"
                 )
@@ -56,30 +51,9 @@ def parse(text: bytes, where: str) -> Values:
 
 
 def read(path: Path) -> Values:
-    """Return the values in a file, which its owner alone may be able to read. Raises: SecretsUnfit;
+    """Return the values in a file, which its owner alone may be able to read. Raises: FileUnfit;
     FileNotFoundError."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise SecretsUnfit(f"{path} can't be opened: {error.strerror}") from None
-    try:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise SecretsUnfit(f"{path} is no regular file")
-        if info.st_uid != os.geteuid():
-            raise SecretsUnfit(f"{path} belongs to the user {info.st_uid}, and this node runs as {os.geteuid()}")
-        if info.st_mode & 0o077:
-            raise SecretsUnfit(
-                f"others may use {path} (its mode is {stat.S_IMODE(info.st_mode):04o}): make it `chmod 600`, and "
-                "change the values if others could have read them"
-            )
-        if info.st_size > SIZE_LIMIT:
-            raise SecretsUnfit(f"{path} has {info.st_size} bytes; {SIZE_LIMIT} are allowed")
-        return parse(os.read(handle, SIZE_LIMIT), str(path))
-    finally:
-        os.close(handle)
+    return parse(files.read_private(path, SIZE_LIMIT), str(path))
 
 
 class Secrets:
@@ -94,12 +68,7 @@ class Secrets:
 
     def look(self) -> bool:
         """Read the file again if it has changed; return whether its values have."""
-        seen: tuple[int, ...] = ()
-        with contextlib.suppress(OSError):
-            info = os.stat(self.path, follow_symlinks=False)
-            # Times have the kernel's clock tick: two changes in one tick have the same, so other fields are compared,
-            # too.
-            seen = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_mode, info.st_uid)
+        seen = files.stamp(self.path)
         if seen == self._seen:
             return False
         before, self._seen = self._values, seen
@@ -108,7 +77,7 @@ class Secrets:
             self.error = ""
         except FileNotFoundError:
             self._values, self.error = {}, ""
-        except SecretsUnfit as unfit:
+        except FileUnfit as unfit:
             self.error = str(unfit)
         return self._values != before
 

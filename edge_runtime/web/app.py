@@ -8,12 +8,14 @@ from typing import Any, Final
 import orjson
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import Refusal, refused, release_changing
+from edge_runtime.dispatch.outcomes import Outcome, Refusal, refused, release_changing
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
+from edge_runtime.ipc.call_head import Via
 from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.web import site_policy
+from edge_runtime.web.callers import BEARER, CERTIFICATE, Caller, Callers
 from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange, too_large
 from edge_runtime.web.routes import Match, Table
@@ -31,9 +33,15 @@ class EdgeApp:
     """Decides who may ask, which function a request is for, and hands it to the pool as a call."""
 
     def __init__(
-        self, settings: EdgeSettings, pool: Pool, status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
+        self,
+        settings: EdgeSettings,
+        pool: Pool,
+        status: Callable[[], dict[str, Any]],
+        metrics: Callable[[], bytes],
+        callers: Callers | None = None,
     ) -> None:
         """`status` makes the document of /_skerry/status, `metrics` the text of /_skerry/metrics."""
+        self._callers = callers
         self._body_limit = settings.body_limit
         self._pool = pool
         self.submit = pool.submit
@@ -70,8 +78,9 @@ class EdgeApp:
         text = "No function's route is this path. There are /functions/NAME, and the node's own pages under /_skerry/."
         return refused("path_unknown", text)
 
-    def admit(self, exchange: Exchange) -> Refusal | None:
-        """Return why a request whose head has come is refused; None if it isn't."""
+    def admit(self, exchange: Exchange, certificate: bytes = b"") -> Refusal | None:
+        """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
+        client's, if it has shown one."""
         path = exchange.path
         if self._pool.release is not self._release:
             self._follow(self._pool.release)
@@ -86,8 +95,8 @@ class EdgeApp:
             if exchange.method not in ("GET", "HEAD"):
                 text = "The node's own pages are only read: GET or HEAD."
                 return refused("method_unknown", text, allow="GET, HEAD")
-            return None if path == HEALTH else self._stranger(exchange)
-        refusal = self._stranger(exchange)
+            return None if path == HEALTH else self._stranger(exchange, certificate, page=True)
+        refusal = self._stranger(exchange, certificate)
         if refusal is not None:
             return refusal
         match = self.resolve(exchange.method, path)
@@ -95,6 +104,9 @@ class EdgeApp:
             return match
         if exchange.length > self._body_limit:
             return too_large(self._body_limit)
+        caller: Caller | None = exchange.caller
+        if caller is not None and (refusal := caller.closed(match.function)) is not None:
+            return refusal
         exchange.target = match
         exchange.name = match.function
         if self._rules and not exchange.cors and match.function in self._rules:
@@ -110,19 +122,20 @@ class EdgeApp:
             else:
                 connection.answer(204, match, b"")
             return
-        pieces = exchange.pieces
+        pieces, caller, by_token = exchange.pieces, exchange.caller, exchange.auth_type == BEARER
         exchange.call = Call(
             match.function,
             exchange.method,
             match.path,
             exchange.query,
-            exchange.headers if self._token is None else [h for h in exchange.headers if h[0] != b"authorization"],
+            [h for h in exchange.headers if h[0] != b"authorization"] if by_token else exchange.headers,
             connection.client,
             pieces or b"",
-            connection.done,
+            connection.done if caller is None else self._counted(caller, match.function, connection),
             match.script,
             match.route,
             match.params,
+            connection.via if caller is None else Via(connection.via.scheme, caller.name, exchange.auth_type),
         )
         self.submit(exchange.call)
 
@@ -183,13 +196,30 @@ class EdgeApp:
             return
         connection.answer(200, b"content-type: %b\r\n" % kind, body)
 
-    def _stranger(self, exchange: Exchange) -> Refusal | None:
-        """Return why the client may not ask anything; None if it may."""
-        if self._token is not None:
-            scheme, _, token = (exchange.authorization or b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(b" "), self._token):
+    def _counted(self, caller: Caller, function: str, connection: HttpConnection) -> Callable[[Outcome], None]:
+        """Return what ends a caller's call: it is counted, and answered."""
+
+        def done(outcome: Outcome) -> None:
+            known = function if function in self._pool.functions else ""
+            caller.count(known, outcome.code if isinstance(outcome, Refusal) else "ok")
+            connection.done(outcome)
+
+        return done
+
+    def _stranger(self, exchange: Exchange, certificate: bytes, *, page: bool = False) -> Refusal | None:
+        """Return why the client may not ask anything, or not for one of the node's own pages; None if it may."""
+        if self._callers is not None:
+            if page and self._token is not None and hmac.compare_digest(_bearer(exchange), self._token):
+                return None
+            refusal = self._callers.admit(exchange, certificate, _bearer(exchange), page=page)
+            if refusal is not None or exchange.auth_type != CERTIFICATE:
+                return refusal
+            # A browser shows its certificate for the pages of other sites, too.
+        elif self._token is not None:
+            if not hmac.compare_digest(_bearer(exchange), self._token):
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return refused("token_needed", text)
+            exchange.auth_type = BEARER
             return None
         # Otherwise other sites' pages could call functions in a visitor's name, by a DNS name for this address.
         if not self._own(exchange.host or b""):
@@ -202,3 +232,9 @@ class EdgeApp:
         """Tell whether a host, with or without a port, is one of the node's."""
         host = host.lower()
         return host in self._hosts or host.rpartition(b":")[0] in self._hosts
+
+
+def _bearer(exchange: Exchange) -> bytes:
+    """Return the token that a request brings; empty if it brings none."""
+    scheme, _, token = (exchange.authorization or b"").partition(b" ")
+    return token.strip(b" ") if scheme.lower() == b"bearer" else b""

@@ -15,6 +15,7 @@ import msgspec
 from control import wire
 from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.errors import title_of
+from edge_runtime.ipc.call_head import PLAIN
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 from edge_runtime.web.site_policy import merged
@@ -51,8 +52,9 @@ log = logging.getLogger("skerry.front")
 class RequestHandler(Protocol):
     """Answers requests."""
 
-    def admit(self, exchange: Exchange) -> Refusal | None:
-        """Return why a request whose head has come is refused; None if it isn't."""
+    def admit(self, exchange: Exchange, certificate: bytes = b"") -> Refusal | None:
+        """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
+        client's, if it has shown one."""
 
     def run(self, exchange: Exchange, connection: "HttpConnection") -> None:
         """Answer a whole request whose turn it is: once, now or later, by `done` or `answer`."""
@@ -164,6 +166,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.client = ""
         """The client's address."""
+        self.via = PLAIN
+        """How its requests come to the node; the caller is not known here."""
         self.deadline = self._loop.time() + HEAD_WAIT
         """When whatever is waited for must have come (the loop's clock)."""
         self._running = False

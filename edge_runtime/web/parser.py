@@ -54,8 +54,9 @@ class Exchange:
     """A request on its connection, as far as it has come."""
 
     __slots__ = (
-        "authorization", "awaited", "call", "cors", "expects", "headers", "host", "keep", "length", "method", "name",
-        "old", "origin", "path", "pieces", "query", "refusal", "site", "size", "target", "whole",
+        "auth_type", "authorization", "awaited", "call", "caller", "cors", "expects", "headers", "host", "keep",
+        "length", "method", "name", "old", "origin", "path", "pieces", "query", "refusal", "site", "size", "target",
+        "whole",
     )  # fmt: skip
 
     def __init__(self, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -95,7 +96,9 @@ class Exchange:
         """Name of the function that is asked for; empty for the node's own pages."""
         self.target: Any = None
         self.call: Any = None
-        """`target` and `call` are the application's."""
+        self.caller: Any = None
+        self.auth_type = ""
+        """`target`, `call`, `caller` and `auth_type` are the application's."""
 
 
 class BodyMemory:

@@ -12,6 +12,7 @@ from typing import Final
 
 from edge_runtime.pauses import Pauses
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
+from edge_runtime.web.callers import Callers
 from edge_runtime.web.connection import HttpConnection, RequestHandler, Shared
 from edge_runtime.web.listener import Listener
 
@@ -33,18 +34,23 @@ _libc: Final = ctypes.CDLL(None)
 
 
 class EdgeServer:
-    def __init__(self, app: RequestHandler, settings: EdgeSettings) -> None:
+    def __init__(self, app: RequestHandler, settings: EdgeSettings, callers: Callers | None = None) -> None:
+        self._callers = callers
         self.shared = Shared(app, settings)
         self._settings = settings
         self._socket: socket.socket | None = None
         self._stopping = asyncio.Event()
+        self.look_now = asyncio.Event()
+        """Set it to have files that have changed read again at once."""
         self.limit = 0
         """Connections that there may be at once; known after `bind`."""
         self._listener: Listener | None = None
         self._made_room_at = 0.0
 
     def bind(self) -> int:
-        """Take the address; return its port. Raises: EdgeSettingsError."""
+        """Take the address; return its port. Raises: EdgeSettingsError; FileUnfit."""
+        if self._callers is not None:
+            self._callers.start()
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         kept = KEPT + KEPT_PER_WORKER * self._settings.workers
         self.limit = files - kept
@@ -78,6 +84,7 @@ class EdgeServer:
         listener.open()
         async with asyncio.TaskGroup() as group:
             sweep = group.create_task(self._sweep())
+            looking = group.create_task(self._look())
             try:
                 await self._stopping.wait()
                 listener.close()
@@ -87,6 +94,7 @@ class EdgeServer:
             finally:
                 listener.close()
                 sweep.cancel()
+                looking.cancel()
 
     def stop(self) -> None:
         """Have `run_until_stopped` come to its end."""
@@ -112,6 +120,14 @@ class EdgeServer:
             # Some of the ended ones are gone from `live` already; the others soon will be.
             left = self.limit - len(self.shared.live) - self._listener.coming
         return left
+
+    async def _look(self) -> None:
+        """Read files again that have changed: once a second, and at once after `look_now`."""
+        while self._callers is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.look_now.wait(), SWEEP)
+            self.look_now.clear()
+            await asyncio.to_thread(self._callers.look)
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

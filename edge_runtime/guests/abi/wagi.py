@@ -65,8 +65,8 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
         "PATH_INFO": path,
         # There are no files to which it could be translated; for programs that look at it, it says what WAGI says.
         "PATH_TRANSLATED": path,
-        "AUTH_TYPE": "",
-        "REMOTE_USER": "",
+        "AUTH_TYPE": request.auth_type,
+        "REMOTE_USER": request.caller,
         "QUERY_STRING": request.query,
         "REMOTE_ADDR": request.remote_address,
         "REMOTE_HOST": request.remote_address,

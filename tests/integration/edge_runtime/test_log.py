@@ -11,6 +11,7 @@ import pytest
 
 from edge_runtime import logs
 from edge_runtime.ipc import child_output
+from edge_runtime.token_bucket import TokenBucket
 from tests.guests.build import wat
 from tests.support.edge import node, until
 from tests.support.edge_process import front_process
@@ -135,7 +136,7 @@ async def test_what_functions_log_is_bounded_and_told(
         assert len(told) < 5
         logged = [r.getMessage() for r in caplog.records if r.name == "skerry.guest"]
         assert len(logged) == 101 - tallies["chatty"].log_dropped
-        edge.front.hooks.log.budget = logs.TokenBucket(1000, 1)
+        edge.front.hooks.log.budget = TokenBucket(1000, 1)
         with caplog.at_level("INFO"):
             assert (await edge.call("quiet"))[0] == 200
         assert tallies["quiet"].log_dropped == 1
@@ -143,7 +144,7 @@ async def test_what_functions_log_is_bounded_and_told(
 
 async def test_what_children_print_is_bounded_and_told(caplog: pytest.LogCaptureFixture) -> None:
     heard = child_output.ChildOutput()
-    heard._budget = logs.TokenBucket(50_000, 1)
+    heard._budget = TokenBucket(50_000, 1)
 
     def flood() -> None:
         with os.fdopen(os.dup(heard.write), "wb") as pipe:
@@ -152,7 +153,7 @@ async def test_what_children_print_is_bounded_and_told(caplog: pytest.LogCapture
 
     await asyncio.to_thread(flood)
     await until(lambda: heard._left_out == 250)
-    heard._budget = logs.TokenBucket(50_000, 1)
+    heard._budget = TokenBucket(50_000, 1)
     os.write(heard.write, b"the last\n")
     heard.started()
     await until(lambda: heard._left_out == 0)
@@ -162,13 +163,3 @@ async def test_what_children_print_is_bounded_and_told(caplog: pytest.LogCapture
         "250 lines that the zygote and its children printed were left out: too many",
         "the last",
     ]
-
-
-def test_a_budget_grows_again() -> None:
-    budget = logs.TokenBucket(100, 10)
-    assert budget.take(100, 1.0)
-    assert not budget.take(1, 1.0)
-    assert not budget.take(20, 2.0)
-    assert budget.take(20, 3.0)
-    assert budget.take(100, 1000.0)
-    assert not budget.take(100, 1001.0)

@@ -47,6 +47,10 @@ def test_a_token_opens_other_addresses_and_is_never_shown() -> None:
     assert "0123456789abcdef" not in repr(settings)
 
 
+def test_a_file_of_callers_opens_other_addresses() -> None:
+    assert not EdgeSettings(state=STATE, listen="0.0.0.0:80", callers=STATE / "callers.toml").loopback
+
+
 def test_every_setting_has_a_flag() -> None:
     assert set(OPTIONS) == {field.name for field in dataclasses.fields(EdgeSettings)} - {"state", "token"}
 

@@ -70,6 +70,7 @@ PURE = (
     *("control.sync.plan", "control.sync.requirements", "control.storage.owner_mark"),
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),
+    "edge_runtime.token_bucket",
     *("edge_runtime.ipc.http_messages", "edge_runtime.guests.http_json"),
     *("edge_runtime.sql.tokenizer", "edge_runtime.sql.values"),
 )

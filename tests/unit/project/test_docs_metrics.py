@@ -1,6 +1,7 @@
 """docs/operations.md names every metric that control and nodes have, as a scraper sees it, and no other."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from edge_runtime.dispatch.queues import FunctionQueue
 from edge_runtime.dispatch.served_functions import TIMES, ServedFunction, Tally
 from edge_runtime.ipc import frames
 from edge_runtime.metrics import PoolCollector
+from edge_runtime.web.callers import Callers
 from tests.unit.project.test_docs_settings import DOCS
 
 
@@ -43,7 +45,8 @@ def nodes() -> str:
         deaths=0,
         release=SimpleNamespace(number=1, generation=1),
     )
-    counts: Any = (SimpleNamespace(zygotes=1), SimpleNamespace(size=1, limit=2, made=3))
+    callers = Callers(Path(), certificates=False)
+    counts: Any = (SimpleNamespace(zygotes=1), SimpleNamespace(size=1, limit=2, made=3), callers)
     registry = CollectorRegistry()
     registry.register(PoolCollector(pool, *counts))
     return generate_latest(registry).decode()

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from control import wire
+from edge_runtime.files import FileUnfit
 from edge_runtime.ipc import frames
 from edge_runtime.release import secrets
-from edge_runtime.release.secrets import Secrets, SecretsUnfit
+from edge_runtime.release.secrets import Secrets
 
 VALUE = "a-value-that-nobody-may-see"
 
@@ -32,7 +33,7 @@ def test_a_private_file_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601, 0o777])
 def test_one_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> None:
-    with pytest.raises(SecretsUnfit, match="chmod 600"):
+    with pytest.raises(FileUnfit, match="chmod 600"):
         secrets.read(write(tmp_path / "s", f'[f]\nKEY = "{VALUE}"', mode))
 
 
@@ -41,11 +42,11 @@ def test_links_folders_pipes_and_other_peoples_files_are_refused(tmp_path: Path)
     (tmp_path / "link").symlink_to(real)
     os.mkfifo(tmp_path / "pipe", 0o600)
     for name in ("link", "pipe", "."):
-        with pytest.raises(SecretsUnfit):
+        with pytest.raises(FileUnfit):
             secrets.read(tmp_path / name)
     if os.geteuid() == 0:
         os.chown(real, 12345, 12345)
-        with pytest.raises(SecretsUnfit, match="12345"):
+        with pytest.raises(FileUnfit, match="12345"):
             secrets.read(real)
 
 
@@ -65,7 +66,7 @@ def test_links_folders_pipes_and_other_peoples_files_are_refused(tmp_path: Path)
     ],
 )
 def test_an_unfit_file_is_told_without_its_values(tmp_path: Path, text: str) -> None:
-    with pytest.raises(SecretsUnfit) as unfit:
+    with pytest.raises(FileUnfit) as unfit:
         secrets.read(write(tmp_path / "s", text))
     assert VALUE not in str(unfit.value)
     assert unfit.value.__context__ is None or unfit.value.__suppress_context__
