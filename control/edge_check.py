@@ -30,7 +30,8 @@ class CheckedChange(NamedTuple):
     """What the check of a schema change found."""
 
     warnings: list[dict[str, str]]
-    """Statements that fail on some rows only, with a message for each."""
+    """Statements that fail on some rows only, views and triggers that fail after it, tables it was tried without rows
+    of: a statement and a message each."""
     losses: list[dict[str, str]]
     """What nodes can lose by it: a statement, a table and a message each."""
 

@@ -70,7 +70,7 @@ class CheckWarning(Struct):
 
 class MadeSchemaChange(SchemaChange):
     warnings: list[CheckWarning]
-    """Statements that would fail on a node, depending on the rows of its tables."""
+    """What may fail on a node: statements, depending on the rows of its tables; views and triggers after it."""
 
 
 class Unreversed(Struct):

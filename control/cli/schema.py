@@ -31,7 +31,8 @@ async def _release(
     if not as_json:
         output.say(f"schema change {change['number']} ({change['name']}), revision {change['revision']}, is registered")
         for warning in change["warnings"]:
-            output.say(f"  on some data it fails: {warning['message']}: {warning['statement']}", style="yellow")
+            text = f"{warning['message']}: {warning['statement']}".removesuffix(": ")
+            output.say(f"  {text}", style="yellow")
         for loss in change.get("losses") or []:
             output.say(f"  it can lose rows of nodes: {loss['message']}: {loss['statement']}", style="red")
     if not no_release:

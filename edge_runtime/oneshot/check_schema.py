@@ -4,7 +4,8 @@ have rows?
 It reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number", "sql"} | null}` on stdin; `amends` is the
 revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […], "losses": […]}`, or
 `{"ok": false, "code", "message", "statement"}`. `empty` lists the tables for which no row could be generated;
-`warnings` says where the change fails on generated rows in a way that depends on their values; `losses` says which rows
+`warnings` says where the change fails on generated rows in a way that depends on their values, for which tables it was
+tried without rows, and which views and triggers fail after it; `losses` says which rows
 that nodes have before it the change can lose.
 
 With `{"earlier": …, "reverse": NUMBER}` it drafts the change that reverses one of the earlier ones, after them all, and
@@ -21,7 +22,7 @@ import msgspec
 import orjson
 from msgspec import Struct
 
-from edge_runtime.oneshot import reversal
+from edge_runtime.oneshot import rehearsal, reversal
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
@@ -31,7 +32,7 @@ from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ColumnRow, DefinitionRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused
-from edge_runtime.sql.tokenizer import word
+from edge_runtime.sql.tokenizer import name, tokenize, word
 
 SECONDS: Final = 30.0
 """Seconds of wall-clock time for the whole check."""
@@ -51,6 +52,7 @@ class _Tried(NamedTuple):
     """The declared type by table and column, in lower case."""
     rows: dict[str, int]
     """The number of rows by table."""
+    failures: rehearsal.Failures
 
 
 class RegisteredChange(Struct):
@@ -157,14 +159,24 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
     opened.rows("PRAGMA foreign_keys = ON")
     empty = fill(opened)
     opened.rows("PRAGMA foreign_keys = OFF")
-    rows = row_counts.count(opened)
+    rows, before_it = row_counts.count(opened), _rehearsed(opened)
+    named = {name(token) for token in tokenize(request.sql)}
+    if untried := sorted(table for table in empty if table.lower() in named):
+        message = f"no rows could be generated for {', '.join(untried)}: it is tried without rows there"
+        warnings.append({"statement": "", "message": message})
     try:
-        left = _try(opened, access_rules, request.sql).rows
+        tried = _try(opened, access_rules, request.sql, rehearse=True)
     except SchemaChangeRefused as refused:
         if _fails_on_any_row(refused):
             raise
-        warnings.append({"statement": refused.statement[:_SHOWN], "message": str(refused)})
+        warnings.append({"statement": refused.statement[:_SHOWN], "message": f"on some data it fails: {refused}"})
     else:
+        left = tried.rows
+        warnings += [
+            {"statement": statement[:_SHOWN], "message": f"after it, this fails: {error}"}
+            for statement, error in tried.failures.items()
+            if before_it.get(statement) != error
+        ]
         # A trigger that was there before may delete rows as well.
         fewer = {table for table in rows.keys() & left.keys() if left[table] < rows[table]}
         lost += [
@@ -202,8 +214,17 @@ def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: R
         ) from None
 
 
-def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> _Tried:
-    """Run the change, undo it, and return what it led to.
+def _rehearsed(opened: LibsqlDatabase) -> rehearsal.Failures:
+    """Return what fails of the views and triggers as they are."""
+    opened.rows("BEGIN")
+    try:
+        return rehearsal.run(opened)
+    finally:
+        opened.rollback()
+
+
+def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehearse: bool = False) -> _Tried:
+    """Run the change, undo it, and return what it led to; with `rehearse` also what fails of views and triggers then.
 
     Raises: SchemaChangeRefused, when the change fails or may not do what it does.
     """
@@ -215,7 +236,8 @@ def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> _Tried:
             raise SchemaChangeRefused("schema_closed", "It touches the runtime's own tables.")
         if orphans := schema_change.orphans(opened):
             raise SchemaChangeRefused("schema_invalid", f"After it, {orphans}")
-        return _Tried(_schema(opened), _columns(opened), row_counts.count(opened))
+        led_to = _Tried(_schema(opened), _columns(opened), row_counts.count(opened), {})
+        return led_to._replace(failures=rehearsal.run(opened)) if rehearse else led_to
     finally:
         opened.rollback()
 

@@ -233,3 +233,44 @@ def test_an_amendment_is_compared_with_the_schema_before_the_change():
     made = "CREATE TABLE more (x)"
     amended = f"{made}; INSERT INTO more VALUES (1); DELETE FROM more"
     assert checked(amended, [*SHOP, made], RegisteredChange(4, made))["losses"] == []
+
+
+VIEWS = "CREATE VIEW adults AS SELECT id FROM users WHERE age > 17; CREATE TABLE log (x, y)"
+LOGS = "CREATE TRIGGER logs AFTER {event} ON users BEGIN INSERT INTO log VALUES (1, 2); END"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "sql", "statement"),
+    [
+        ([], "DROP TABLE log", ""),
+        ([], "CREATE VIEW both AS SELECT missing FROM users", 'SELECT * FROM "both"'),
+        ([], "DROP TABLE lines; DROP TABLE orders; DROP TABLE users", 'SELECT * FROM "adults"'),
+        ([LOGS.format(event="INSERT")], "DROP TABLE log", 'INSERT OR REPLACE INTO "users"'),
+        ([LOGS.format(event="UPDATE OF age")], "DROP TABLE log", 'UPDATE "users"'),
+        ([LOGS.format(event="DELETE")], "DROP TABLE log", 'DELETE FROM "users"'),
+        ([], "CREATE TRIGGER t AFTER DELETE ON users BEGIN INSERT INTO log VALUES (1); END", 'DELETE FROM "users"'),
+        ([], "CREATE TRIGGER t INSTEAD OF DELETE ON adults BEGIN DELETE FROM gone; END", 'DELETE FROM "adults"'),
+        # Refusals are what these are for.
+        ([], "CREATE TRIGGER t BEFORE DELETE ON users BEGIN SELECT RAISE(ABORT, 'they stay'); END", ""),
+        ([], "CREATE TRIGGER t BEFORE UPDATE ON users BEGIN SELECT RAISE(ROLLBACK, 'they stay'); END", ""),
+        # What fails already isn't the change's fault.
+        (["CREATE VIEW broken AS SELECT missing FROM users"], "CREATE TABLE a (x)", ""),
+        ([], "CREATE TRIGGER t AFTER INSERT ON users BEGIN UPDATE users SET age = 3 WHERE id = new.id; END", ""),
+    ],
+)
+def test_views_and_triggers_are_run_once(earlier, sql, statement):
+    warnings = checked(sql, [*SHOP, VIEWS, *earlier])["warnings"]
+    assert [warning["statement"][: len(statement)] for warning in warnings] == [statement] * bool(statement), warnings
+    assert all(warning["message"].startswith("after it, this fails: ") for warning in warnings)
+
+
+def test_a_table_without_rows_is_told_where_the_change_names_it():
+    unfit = "CREATE TABLE strange (x CHECK (x = 'a very' || ' special' || ' value'))"
+    assert checked("CREATE TABLE other (y)", [unfit])["warnings"] == []
+    [warning] = checked("CREATE UNIQUE INDEX i ON Strange (x)", [unfit])["warnings"]
+    assert "no rows could be generated for strange" in warning["message"]
+
+
+def test_a_view_without_an_end_is_selected():
+    view = "CREATE VIEW n AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
+    assert checked(view)["warnings"] == []
