@@ -14,6 +14,7 @@ from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
+from control.sync import applied_revisions
 
 
 class FoundNode(NamedTuple):
@@ -53,10 +54,11 @@ class NodeListRow:
 
 @dataclass(frozen=True, slots=True)
 class DetailedNodeRow(NodeListRow):
-    """A node as it is shown alone: two columns more."""
+    """A node as it is shown alone: three columns more."""
 
     capabilities: dict[str, Any]
     protocol: int
+    schema_changes: list[dict[str, Any]]
 
 
 class RunFunction(NamedTuple):
@@ -180,7 +182,8 @@ async def describe(conn: Connection, id: UUID) -> responses.DetailedNode:
     """The node with this id, which exists."""
     row = await conn.one(NODE, id)
     node = msgspec.structs.asdict((await _describe(conn, [row]))[0])
-    return responses.DetailedNode(**node, capabilities=row.capabilities, protocol=row.protocol)
+    older = await applied_revisions.older(conn, row.schema_changes)
+    return responses.DetailedNode(**node, capabilities=row.capabilities, protocol=row.protocol, older_revisions=older)
 
 
 async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[responses.Node]:

@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct, field
 
 from control import wire
+from control.sync.applied_revisions import NodesOfRevision, OlderRevision
 from control.sync.compatibility import Unfit
 from control.sync.losses import LostRows
 
@@ -63,6 +64,11 @@ class SchemaChange(Struct):
     """What nodes can lose by it: `statement`, `table` and `message` of each; null: it wasn't looked for."""
 
 
+class ListedSchemaChange(SchemaChange):
+    nodes: list[NodesOfRevision]
+    """How many nodes have applied which revision, by what they last reported; the oldest revision first."""
+
+
 class CheckWarning(Struct):
     statement: str
     message: str
@@ -92,7 +98,7 @@ class ReversalDraft(Struct):
     kept: list[Unreversed]
 
 
-class SchemaChangeHistory(SchemaChange):
+class SchemaChangeHistory(ListedSchemaChange):
     revisions: list[SchemaChange] = field(default_factory=list)
     """The newest ten revisions, the oldest of them first."""
 
@@ -226,6 +232,8 @@ class DetailedNode(Node):
     capabilities: dict[str, Any]
     """What it can run, as it has sent it."""
     protocol: int
+    older_revisions: list[OlderRevision]
+    """The schema changes that it has applied in another revision than the newest."""
 
 
 class MadeJoinToken(Struct):

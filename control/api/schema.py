@@ -12,7 +12,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import losses
+from control.sync import applied_revisions, losses
 
 
 class NewestRevision(NamedTuple):
@@ -151,10 +151,11 @@ async def list_changes(call: ApiCall) -> Reply:
     paging = call.query
     after = pagination.read_cursor(paging.cursor, (int,)) or (0,)
 
-    async def work(conn: Connection) -> responses.Page[responses.SchemaChange]:
+    async def work(conn: Connection) -> responses.Page[responses.ListedSchemaChange]:
+        nodes = await applied_revisions.counts(conn)
         return await pagination.fill(
             lambda after, count: conn.fetch(CHANGES, *after, count),
-            pagination.as_they_are,
+            pagination.each(lambda row: responses.ListedSchemaChange(**asdict(row), nodes=nodes.get(row.number, []))),
             lambda row: (row.number,),
             after,
             paging.limit,
@@ -173,7 +174,8 @@ async def get_change(call: ApiCall) -> Reply:
         rows = (await conn.fetch(REVISIONS, number, SHOWN))[::-1]
         if not rows:
             raise _unknown(number)
-        return responses.SchemaChangeHistory(**asdict(rows[-1]), revisions=rows)
+        nodes = (await applied_revisions.counts(conn)).get(number, [])
+        return responses.SchemaChangeHistory(**asdict(rows[-1]), nodes=nodes, revisions=rows)
 
     return await call.read(work)
 

@@ -68,6 +68,10 @@ def _details(node: Json) -> list[tuple[str, object]]:
         ("last sync", output.ago(node["last_sync_at"])),
         ("generation", f"{node['generation']}, {target}"),
         ("schema", f"{node['schema_version']} (target {node['target_schema']})"),
+        *[
+            ("", f"change {c['number']} in revision {c['revision']}; the newest is {c['newest']}")
+            for c in node.get("older_revisions", [])
+        ],
         ("functions", output.functions(node["functions"])),
         ("failures", node["failures"]),
         ("folded syncs", f"{node['syncs_folded']} (attempts without a line of their own in `skerry syncs list`)"),

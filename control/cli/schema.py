@@ -189,12 +189,13 @@ async def list_changes(as_json: bool) -> None:
         output.document(found)
         return
     output.table(
-        ["NUMBER", "NAME", "REVISION", "CHECKSUM", "BY", "CREATED"],
+        ["NUMBER", "NAME", "REVISION", "NODES", "CHECKSUM", "BY", "CREATED"],
         [
             [
                 c["number"],
                 f"{c['name']} (withdrawn)" if c.get("withdrawn") else c["name"],
                 c["revision"],
+                _nodes(c),
                 c["checksum"][:12],
                 c["created_by"],
                 output.ago(c["created_at"]),
@@ -222,6 +223,7 @@ async def show(number: int, as_json: bool) -> None:
             ("revision", change["revision"]),
             ("checksum", change["checksum"]),
             ("created", f"{output.ago(change['created_at'])} by {change['created_by']}"),
+            ("nodes", _nodes(change)),
             ("in plans", f"since {output.ago(planned)}" if (planned := change.get("planned_at")) else "never"),
         ]
     )
@@ -229,3 +231,10 @@ async def show(number: int, as_json: bool) -> None:
     for revision in change.get("revisions", []):
         if revision["revision"] != change["revision"]:
             output.say(f"\n-- revision {revision['revision']}, {output.ago(revision['created_at'])}\n{revision['sql']}")
+
+
+def _nodes(change: Json) -> str:
+    """How many nodes have applied the change, and which revision of it, where that isn't the newest."""
+    nodes = {item["revision"]: item["nodes"] for item in change.get("nodes", [])}
+    newest = nodes.pop(change["revision"], 0)
+    return ", ".join([str(newest), *(f"{count} with revision {revision}" for revision, count in nodes.items())])

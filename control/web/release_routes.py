@@ -15,7 +15,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Schema changes, each in its newest revision",
         schema.list_changes,
         "read",
-        {200: Page[responses.SchemaChange]},
+        {200: Page[responses.ListedSchemaChange]},
         query=pagination.Paging,
     ),
     Operation(

@@ -28,7 +28,8 @@ ORDER BY n.name LIMIT $4;
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
     greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
-    n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at, n.capabilities, n.protocol
+    n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at, n.capabilities, n.protocol,
+    n.schema_changes
 FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.id = $1;

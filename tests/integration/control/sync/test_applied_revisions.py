@@ -1,0 +1,48 @@
+"""Operators see which revision of an amended schema change each node has."""
+
+import asyncio
+
+import orjson
+import pytest
+
+from control.cli.main import run as cli
+from tests.support import seeds
+from tests.support.replica import Site
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+async def test_a_node_that_has_an_older_revision_is_told(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with control_site.running() as replica:
+        early, late, removed = [await replica.join(name) for name in ("early", "late", "removed")]
+        await seeds.schema_change(replica, 1, "CREATE TABLE a (id INTEGER)")
+        await seeds.schema_change(replica, 2, "CREATE TABLE b (id INTEGER)")
+        await seeds.release(replica, schema=2)
+        await early.sync()
+        await removed.sync()
+        await seeds.schema_change(replica, 2, "CREATE TABLE b (id INTEGER);", revision=2)
+        await late.sync()
+        assert (await replica.call("DELETE", "/v1/nodes/removed")).status == 204
+
+        assert (await replica.node("early"))["older_revisions"] == [{"number": 2, "revision": 1, "newest": 2}]
+        assert (await replica.node("late"))["older_revisions"] == []
+        listed = (await replica.call("GET", "/v1/schema-changes")).json()["items"]
+        both, either = [{"revision": 1, "nodes": 2}], [{"revision": 1, "nodes": 1}, {"revision": 2, "nodes": 1}]
+        assert [change["nodes"] for change in listed] == [both, either]
+        assert (await replica.call("GET", "/v1/schema-changes/2")).json()["nodes"] == either
+
+        monkeypatch.setenv("SKERRY_URL", replica.url)
+        monkeypatch.setenv("SKERRY_CA", str(replica.ca))
+        monkeypatch.setenv("SKERRY_TOKEN", replica.admin)
+
+        async def said(*arguments: str) -> str:
+            assert await asyncio.to_thread(cli, list(arguments)) == 0
+            return capsys.readouterr().out
+
+        assert "change 2 in revision 1; the newest is 2" in await said("node", "show", "early")
+        assert "in revision" not in await said("node", "show", "late")
+        assert "1, 1 with revision 1" in await said("schema", "list")
+        assert "1, 1 with revision 1" in await said("schema", "show", "2")
+        assert orjson.loads(await said("schema", "list", "--json"))[1]["nodes"] == either
