@@ -1,0 +1,37 @@
+"""Every operation that writes leaves a row in the audit log, or has another log."""
+
+from control.web.routes import OPERATIONS
+
+AUDITED = frozenset(
+    {
+        ("DELETE", "/v1/functions/{name}"),
+        ("DELETE", "/v1/functions/{name}/versions/{version}"),
+        ("DELETE", "/v1/join-tokens/{id}"),
+        ("DELETE", "/v1/nodes/{node}"),
+        ("DELETE", "/v1/operators/{name}"),
+        ("POST", "/v1/artifact-store/resume"),
+        ("POST", "/v1/functions/{name}/versions"),
+        ("POST", "/v1/groups"),
+        ("POST", "/v1/join-tokens"),
+        ("POST", "/v1/nodes"),
+        ("POST", "/v1/nodes/self/credential"),
+        ("POST", "/v1/nodes/self/sql"),
+        ("POST", "/v1/nodes/{node}/move"),
+        ("POST", "/v1/nodes/{node}/retry"),
+        ("POST", "/v1/nodes/{node}/revoke"),
+        ("POST", "/v1/operators"),
+        ("POST", "/v1/releases"),
+        ("POST", "/v1/schema-changes"),
+        ("POST", "/v1/schema-changes/{number}/revisions"),
+        ("POST", "/v1/schema-changes/{number}/withdraw"),
+        ("PUT", "/v1/artifacts/{sha256}"),
+    }
+)
+"""Those that `tests/integration/control/api/test_audit.py` tries: each must leave a row."""
+LOGGED_ELSEWHERE = frozenset({("PUT", "/v1/syncs/{id}"), ("PUT", "/v1/nodes/self/row-counts")})
+"""What nodes report of themselves: the log of syncs, and the state of a node."""
+
+
+def test_every_operation_that_writes_is_tried_or_has_another_log() -> None:
+    writing = {(o.method, o.path) for o in OPERATIONS if o.method not in ("GET", "HEAD")}
+    assert writing == AUDITED | LOGGED_ELSEWHERE, "a new one is also to be tried in test_audit.py"
