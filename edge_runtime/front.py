@@ -35,6 +35,7 @@ from edge_runtime.status import NodeStatus
 from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
+from edge_runtime.web.tls_files import TlsFiles
 
 log = logging.getLogger("skerry.front")
 
@@ -101,10 +102,14 @@ class Front:
         self.manager.committed = self.checkpoints.after_release
         self.verification = IntegrityCheck(self.manager, self.compiler, self.processes, state.artifacts)
         self.agent = make_agent(self.manager, self.compiler) if make_agent is not None else None
-        self.callers = Callers(settings.callers, certificates=False) if settings.callers is not None else None
+        asks = settings.tls_client_ca is not None
+        self.callers = Callers(settings.callers, certificates=asks) if settings.callers is not None else None
+        self.tls_files: TlsFiles | None = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self.tls_files = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         metrics = EdgeMetrics(self.pool, self.processes, self.checkpoints, self.callers)
         self.app = EdgeApp(settings, self.pool, self.status, metrics.text, self.callers)
-        self.server = EdgeServer(self.app, settings, self.callers)
+        self.server = EdgeServer(self.app, settings, self.callers, self.tls_files)
         self._status = NodeStatus(
             self.pool,
             self.supervisor,
@@ -116,6 +121,7 @@ class Front:
             self.checkpoints,
             self.server,
             self.callers,
+            self.tls_files,
         )
         self.port = 0
         """Port of the local HTTP, once it is bound."""
@@ -223,6 +229,8 @@ async def _main(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
+    if front.callers is not None or front.tls_files is not None:
+        loop.add_signal_handler(signal.SIGHUP, front.server.look_now.set)
     # The objects made so far stay: a full collection needn't look at them each time.
     gc.collect()
     gc.freeze()

@@ -58,6 +58,12 @@ class EdgeSettings:
     for the node's own pages alone."""
     callers: Path | None = None
     """The file with the node's callers; without one all who may ask are one caller, without a name."""
+    tls_cert: Path | None = None
+    """PEM file with the certificate of the local HTTP and its chain; without one it is plain HTTP."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's key."""
+    tls_client_ca: Path | None = None
+    """PEM file with the authorities of callers' certificates; with one, clients are asked for theirs."""
     secrets: Path | None = None
     """The file with the values of functions' secrets; by default secrets.toml in the state directory."""
     http_networks: tuple[str, ...] = ()
@@ -121,6 +127,12 @@ class EdgeSettings:
             )
         if self.token and len(self.token) < 16:
             raise EdgeSettingsError("the token is shorter than 16 characters: take a long random one")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise EdgeSettingsError("tls_cert and tls_key go together: the certificate and its key")
+        if self.tls_client_ca is not None and (self.tls_cert is None or self.callers is None):
+            raise EdgeSettingsError(
+                "tls_client_ca is for the certificates of callers: it needs tls_cert and tls_key, and callers"
+            )
         if self.synchronous not in ("FULL", "NORMAL"):
             raise EdgeSettingsError(f"synchronous is {self.synchronous!r}; it can be FULL or NORMAL")
         if self.fence not in ("required", "partial"):

@@ -18,6 +18,7 @@ from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import Secrets
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
+from edge_runtime.web.tls_files import TlsFiles
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class NodeStatus:
     checkpoints: CheckpointSchedule
     server: EdgeServer
     callers: Callers | None
+    tls_files: TlsFiles | None
 
     def document(self) -> dict[str, Any]:
         """Return the front's part of /_skerry/status; the agent makes the rest."""
@@ -73,6 +75,8 @@ class NodeStatus:
         }
         if self.callers is not None:
             own["callers"] = self.callers.status()
+        if self.tls_files is not None:
+            own["tls"] = self.tls_files.status()
         own["database"] = self.checkpoints.status()
         if (error := self.manager.error()) is not None:
             own["error"] = error

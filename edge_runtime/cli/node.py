@@ -8,6 +8,7 @@ import os
 import pwd
 import re
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -92,18 +93,24 @@ def join_command(
     type=click.Path(file_okay=False, path_type=Path),
     help="The state directory, to say who the node is where it doesn't run.",
 )
+@click.option(
+    "--tls-cert",
+    envvar="SKERRY_EDGE_TLS_CERT",
+    type=click.Path(path_type=Path),
+    help="Its certificate, if it has one: the node is asked over TLS then.",
+)
 @JSON
-def status(listen: str, state: Path | None, as_json: bool) -> None:
+def status(listen: str, state: Path | None, tls_cert: Path | None, as_json: bool) -> None:
     """What the running node serves, whether it is at its target, and if not why and until when.
 
     Where the node has a token, SKERRY_EDGE_TOKEN or SKERRY_EDGE_TOKEN_FILE must say it here too. Where it has a file of
     callers and no token, they must say that of a caller with `pages = true`.
 
-    Exits 0 if all is well, 1 if the node is not at its target, control can't be reached, its database takes no writes
-    or its file of callers can't be used, 3 if it doesn't run.
+    Exits 0 if all is well, 1 if the node is not at its target, control can't be reached, its database takes no writes,
+    its file of callers or its certificate can't be used or the certificate has ended, 3 if it doesn't run.
     """
     try:
-        document = read_status(listen, local_token())
+        document = read_status(listen, local_token(), tls=tls_cert is not None)
     except EdgeSettingsError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
@@ -123,7 +130,7 @@ def status(listen: str, state: Path | None, as_json: bool) -> None:
         click.echo(render(document), nl=False)
     # A node without an agent (without control) is well as long as it answers.
     away = document.get("control") and document.get("at_target") is not True
-    if document.get("error") or away or _database_ails(document) or (document.get("callers") or {}).get("error"):
+    if document.get("error") or away or _database_ails(document) or _callers_lines(document):
         sys.exit(1)
 
 
@@ -156,8 +163,8 @@ def check(file: Path, as_json: bool) -> None:
             click.echo(f"  {key.replace('_', ' ')}: {told}")
 
 
-def read_status(listen: str, token: str) -> dict[str, Any]:
-    """Return the document of a node's /_skerry/status.
+def read_status(listen: str, token: str, *, tls: bool = False) -> dict[str, Any]:
+    """Return the document of a node's /_skerry/status, asked in plain HTTP or by `tls`.
 
     Raises: OSError, when no node answers; ValueError, when it refuses; EdgeSettingsError, when `listen` is no address.
     """
@@ -166,11 +173,16 @@ def read_status(listen: str, token: str) -> dict[str, Any]:
         raise EdgeSettingsError(f"listen is {listen!r}; it must be HOST:PORT, as in {LISTEN}")
     host = host.removeprefix("[").removesuffix("]")
     # A node that listens on all addresses answers on loopback, too.
-    connection = http.client.HTTPConnection(
-        {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host),  # noqa: S104
-        int(port),
-        timeout=STATUS_TIMEOUT,
-    )
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+    if tls:
+        # It is this machine's own node, perhaps with a certificate that has ended, as is to be told.
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, int(port), timeout=STATUS_TIMEOUT, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, int(port), timeout=STATUS_TIMEOUT)
     try:
         connection.request("GET", "/_skerry/status", headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
@@ -215,14 +227,26 @@ def render(document: dict[str, Any]) -> str:
         lines.append(f"next try   {document['next_attempt']}")
     if (document.get("secrets") or {}).get("error"):
         lines.append(f"secrets    {document['secrets']['error']}")
-    if (document.get("callers") or {}).get("error"):
-        lines.append(f"callers    {document['callers']['error']}; the callers that were read before stay in force")
+    lines += _callers_lines(document)
     if _database_ails(document):
         lines.append(_database(document["database"]))
     if unfenced := (document.get("workers") or {}).get("unfenced"):
         lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
     lines += [_function(function) for function in document.get("functions", [])]
     return "\n".join(lines) + "\n"
+
+
+def _callers_lines(document: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the file of callers and with the certificate."""
+    callers, tls = document.get("callers") or {}, document.get("tls") or {}
+    lines = []
+    if callers.get("error"):
+        lines.append(f"callers    {callers['error']}; the callers that were read before stay in force")
+    if tls.get("error"):
+        lines.append(f"tls        {tls['error']}; the certificate that was read before stays in use")
+    if tls.get("expired"):
+        lines.append(f"tls        the certificate ended at {tls['expires_at']}: clients refuse it")
+    return lines
 
 
 def _database_ails(document: dict[str, Any]) -> bool:

@@ -20,6 +20,9 @@ OPTIONS: Final = {
     "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a file of callers, or a token, in "
     "SKERRY_EDGE_TOKEN or in the file that SKERRY_EDGE_TOKEN_FILE names.",
     "callers": "TOML file with the callers that may ask, and what each may call; `skerry-edge caller add` makes it.",
+    "tls_cert": "PEM file with the certificate of the local HTTP and its chain; without one it is plain HTTP.",
+    "tls_key": "PEM file with the certificate's key.",
+    "tls_client_ca": "PEM file with the authorities of callers' certificates, for which clients are asked then.",
     "hosts": "Name that the Host header may have besides localhost, where there is no token; may be repeated.",
     "secrets": "TOML file with the values of functions' secrets (default: secrets.toml in the state directory).",
     "http_networks": "Network, as 10.0.0.0/8, to which names may lead functions' HTTP requests besides public ones; "
@@ -51,7 +54,7 @@ OPTIONS: Final = {
     "start_wait": "Seconds to wait for the processes of an earlier run to let the state directory go.",
 }
 """A flag and a variable SKERRY_EDGE_… for each of these settings."""
-FILES: Final = ("callers", "secrets")
+FILES: Final = ("callers", "tls_cert", "tls_key", "tls_client_ca", "secrets")
 """Those that are paths of files."""
 
 

@@ -18,6 +18,7 @@ class Via(NamedTuple):
 
 
 PLAIN: Final = Via("http", "", "")
+SECURE: Final = Via("https", "", "")
 
 
 class CallHead(Struct, frozen=True, array_like=True):

@@ -78,14 +78,14 @@ class EdgeApp:
         text = "No function's route is this path. There are /functions/NAME, and the node's own pages under /_skerry/."
         return refused("path_unknown", text)
 
-    def admit(self, exchange: Exchange, certificate: bytes = b"") -> Refusal | None:
+    def admit(self, exchange: Exchange, certificate: bytes | None = None) -> Refusal | None:
         """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
-        client's, if it has shown one."""
+        client's, empty where it has shown none, None where it comes in plain HTTP."""
         path = exchange.path
         if self._pool.release is not self._release:
             self._follow(self._pool.release)
         if exchange.site is not None or exchange.origin is not None:
-            refusal = self._of_page(exchange)
+            refusal = self._of_page(exchange, b"http://" if certificate is None else b"https://")
             if refusal is not None or exchange.target is not None:
                 return refusal
         if path.startswith(OWN):
@@ -151,13 +151,13 @@ class EdgeApp:
         self._table = Table({f.name: f.manifest.route for f in functions if f.manifest.route is not None})
         self._rules = site_policy.rules({f.name: f.manifest for f in functions})
 
-    def _of_page(self, exchange: Exchange) -> Refusal | None:
+    def _of_page(self, exchange: Exchange, scheme: bytes) -> Refusal | None:
         """Judge a request for which a web page may have asked the browser: return why it is refused, if it is.
 
         Of one that isn't, `cors` is set, and of a preflight `target`, the header lines of its answer. It comes before
         the question who asks: a preflight brings no token.
         """
-        origin, own = exchange.origin, b"http://" + (exchange.host or b"")
+        origin, own = exchange.origin, scheme + (exchange.host or b"")
         if not site_policy.foreign(exchange.site, origin, own) or exchange.path == HEALTH:
             return None
         if exchange.path.startswith(OWN):
@@ -206,12 +206,12 @@ class EdgeApp:
 
         return done
 
-    def _stranger(self, exchange: Exchange, certificate: bytes, *, page: bool = False) -> Refusal | None:
+    def _stranger(self, exchange: Exchange, certificate: bytes | None, *, page: bool = False) -> Refusal | None:
         """Return why the client may not ask anything, or not for one of the node's own pages; None if it may."""
         if self._callers is not None:
             if page and self._token is not None and hmac.compare_digest(_bearer(exchange), self._token):
                 return None
-            refusal = self._callers.admit(exchange, certificate, _bearer(exchange), page=page)
+            refusal = self._callers.admit(exchange, certificate or b"", _bearer(exchange), page=page)
             if refusal is not None or exchange.auth_type != CERTIFICATE:
                 return refusal
             # A browser shows its certificate for the pages of other sites, too.

@@ -108,10 +108,10 @@ class Callers:
         self._stamp = files.stamp(self.path)
         self._take(self._read())
 
-    def look(self) -> None:
-        """Read the file again if it has changed. May be called in a thread of its own."""
+    def look(self, *, anew: bool = False) -> None:
+        """Read the file again if it has changed, or `anew`. May be called in a thread of its own."""
         seen = files.stamp(self.path)
-        if seen == self._stamp:
+        if seen == self._stamp and not anew:
             return
         self._stamp = seen
         try:
@@ -164,8 +164,8 @@ class Callers:
             raise FileUnfit(f"{self.path} isn't there: `skerry-edge caller add` makes it") from None
         for entry in entries if not self._certificates else ():
             if entry.certificates:
-                text = "has certificate_sha256, and this node doesn't ask clients for certificates"
-                raise FileUnfit(f"{self.path}: {entry.name} {text}")
+                text = f"{self.path}: {entry.name} has certificate_sha256, and clients aren't asked for certificates"
+                raise FileUnfit(f"{text}: set SKERRY_EDGE_TLS_CLIENT_CA")
         return entries
 
     def _take(self, entries: list[CallerEntry]) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from control import wire
 from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
 from edge_runtime.errors import title_of
-from edge_runtime.ipc.call_head import PLAIN
+from edge_runtime.ipc.call_head import PLAIN, SECURE
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 from edge_runtime.web.site_policy import merged
@@ -52,9 +52,9 @@ log = logging.getLogger("skerry.front")
 class RequestHandler(Protocol):
     """Answers requests."""
 
-    def admit(self, exchange: Exchange, certificate: bytes = b"") -> Refusal | None:
+    def admit(self, exchange: Exchange, certificate: bytes | None) -> Refusal | None:
         """Return why a request whose head has come is refused; None if it isn't. `certificate` is the sha256 of the
-        client's, if it has shown one."""
+        client's, empty where it has shown none, None where it comes in plain HTTP."""
 
     def run(self, exchange: Exchange, connection: "HttpConnection") -> None:
         """Answer a whole request whose turn it is: once, now or later, by `done` or `answer`."""
@@ -117,11 +117,8 @@ class Shared:
         return len(idle)
 
     def set_unread(self, connection: "HttpConnection", count: int) -> None:
-        """Note how many bytes of a connection's answer are unread.
-
-        If they are too many for one function, or all together, the connections with the longest unread answers are
-        ended.
-        """
+        """Note how many bytes of a connection's answer are unread. If they are too many for one function, or all
+        together, the connections with the longest unread answers are ended."""
         name, more = connection.name, count - self.slow.get(connection, 0)
         self.unread += more
         of = self.unread_of.get(name, 0) + more
@@ -190,6 +187,10 @@ class HttpConnection(asyncio.Protocol):
         # What the system doesn't take at once counts as unread.
         self._transport.set_write_buffer_limits(0)
         self._shared.live.add(self)
+
+    def secure(self, certificate: bytes) -> None:
+        """The TLS handshake is done; `certificate` is the sha256 of the client's, empty if it has shown none."""
+        self.via, self._requests.certificate = SECURE, certificate
 
     def data_received(self, data: bytes) -> None:
         requests = self._requests

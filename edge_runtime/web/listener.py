@@ -17,6 +17,8 @@ BACKLOG: Final = 2048
 """Connections that the kernel keeps until they are accepted."""
 AT_ONCE: Final = 64
 """Connections that are accepted before other work gets the loop."""
+SECURE_AT_ONCE: Final = 4
+"""The same where each costs a TLS handshake."""
 PAUSE: Final = 0.1
 """Seconds until the next attempt, after the system has refused a connection."""
 QUIET: Final = 10.0
@@ -29,10 +31,16 @@ class Listener:
     """Accepts connections while it is open, all in the loop's thread."""
 
     def __init__(
-        self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol], room: Callable[[], int], limit: int
+        self,
+        sock: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        room: Callable[[], int],
+        limit: int,
+        at_once: int = AT_ONCE,
     ) -> None:
         """`room` returns how many more connections there may be. Once that was 0, `freed` must be called when there is
-        room again. `limit` is for the log."""
+        room again. `limit` is for the log, `at_once` as `AT_ONCE`."""
+        self._at_once = at_once
         self._socket = sock
         self._protocol = protocol
         self._room = room
@@ -90,10 +98,10 @@ class Listener:
 
     def _accept(self) -> None:
         """Accept the connections that wait."""
-        for _ in range(AT_ONCE):
+        for _ in range(self._at_once):
             if self._room() <= 0:
                 self._pause()
-                self._say(f"there are {self._limit} connections, as many as the limit of open files allows")
+                self._say(f"there are {self._limit} connections, as many as there may be")
                 return
             try:
                 sock, _ = self._socket.accept()

@@ -114,8 +114,11 @@ class BodyMemory:
 class Requests:
     """The requests of one connection: `feed` puts them into `exchanges`, from which the connection takes them."""
 
-    def __init__(self, memory: BodyMemory, admit: Callable[[Exchange], Refusal | None]) -> None:
-        """`admit` is called when a request's head has come, and returns why it is refused, or None."""
+    def __init__(self, memory: BodyMemory, admit: Callable[[Exchange, bytes | None], Refusal | None]) -> None:
+        """`admit` is called when a request's head has come, with `certificate`, and returns why it is refused, or
+        None."""
+        self.certificate: bytes | None = None
+        """sha256 of the certificate that the client has shown; empty if it has shown none, None in plain HTTP."""
         self.exchanges: deque[Exchange] = deque()
         """The requests in their order; the last may be incomplete."""
         self.heading = False
@@ -189,7 +192,7 @@ class Requests:
             return
         exchange = self._read_head(headers)
         self.exchanges.append(exchange)
-        exchange.refusal = self._admit(exchange)
+        exchange.refusal = self._admit(exchange, self.certificate)
 
     def on_body(self, piece: bytes) -> None:
         exchange = self.exchanges[-1]

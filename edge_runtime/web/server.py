@@ -14,7 +14,9 @@ from edge_runtime.pauses import Pauses
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.connection import HttpConnection, RequestHandler, Shared
-from edge_runtime.web.listener import Listener
+from edge_runtime.web.listener import AT_ONCE, SECURE_AT_ONCE, Listener
+from edge_runtime.web.tls_files import TlsFiles
+from edge_runtime.web.tls_stream import TlsStream
 
 KEPT: Final = 64
 """File descriptors that are kept for the front itself, besides those for its workers."""
@@ -22,6 +24,8 @@ KEPT_PER_WORKER: Final = 4
 """Descriptors for each worker: its socket, pidfd, its function's HTTP request, and a worker started in its place."""
 FEWEST: Final = 16
 """Connections that a node must be able to have at least."""
+SECURE_MOST: Final = 4096
+"""Connections over TLS that there may be at most: each has some 50 KB of buffers in OpenSSL."""
 SWEEP: Final = 1.0
 """Seconds between two looks at which connections are past their deadline."""
 
@@ -34,14 +38,22 @@ _libc: Final = ctypes.CDLL(None)
 
 
 class EdgeServer:
-    def __init__(self, app: RequestHandler, settings: EdgeSettings, callers: Callers | None = None) -> None:
+    def __init__(
+        self,
+        app: RequestHandler,
+        settings: EdgeSettings,
+        callers: Callers | None = None,
+        tls_files: TlsFiles | None = None,
+    ) -> None:
+        """Without `tls_files` it speaks plain HTTP."""
         self._callers = callers
+        self._tls = tls_files
         self.shared = Shared(app, settings)
         self._settings = settings
         self._socket: socket.socket | None = None
         self._stopping = asyncio.Event()
         self.look_now = asyncio.Event()
-        """Set it to have files that have changed read again at once."""
+        """Set it to have the files of callers and of TLS read again at once."""
         self.limit = 0
         """Connections that there may be at once; known after `bind`."""
         self._listener: Listener | None = None
@@ -51,6 +63,8 @@ class EdgeServer:
         """Take the address; return its port. Raises: EdgeSettingsError; FileUnfit."""
         if self._callers is not None:
             self._callers.start()
+        if self._tls is not None:
+            self._tls.start()
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         kept = KEPT + KEPT_PER_WORKER * self._settings.workers
         self.limit = files - kept
@@ -60,6 +74,8 @@ class EdgeServer:
                 f"{kept + FEWEST}: raise the limit (LimitNOFILE of a systemd unit, ulimit -n), or take fewer workers"
             )
             raise EdgeSettingsError(text)
+        if self._tls is not None:
+            self.limit = min(self.limit, SECURE_MOST)
         host, port = self._settings.address
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -79,7 +95,8 @@ class EdgeServer:
         """Serve until `stop`, then let running requests end for `stop_limit` seconds. `close` cuts off what is left."""
         assert self._socket is not None  # noqa: S101
         shared = self.shared
-        listener = self._listener = Listener(self._socket, lambda: HttpConnection(shared), self._room, self.limit)
+        at_once = AT_ONCE if self._tls is None else SECURE_AT_ONCE
+        listener = self._listener = Listener(self._socket, self._connection, self._room, self.limit, at_once)
         shared.removed = listener.freed
         listener.open()
         async with asyncio.TaskGroup() as group:
@@ -121,13 +138,21 @@ class EdgeServer:
             left = self.limit - len(self.shared.live) - self._listener.coming
         return left
 
+    def _connection(self) -> asyncio.Protocol:
+        if self._tls is None:
+            return HttpConnection(self.shared)
+        return TlsStream(HttpConnection(self.shared), self._tls)
+
     async def _look(self) -> None:
-        """Read files again that have changed: once a second, and at once after `look_now`."""
-        while self._callers is not None:
+        """Read files again that have changed, once a second, and all of them at once after `look_now`."""
+        parts = [part for part in (self._callers, self._tls) if part is not None]
+        while parts:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.look_now.wait(), SWEEP)
+            anew = self.look_now.is_set()
             self.look_now.clear()
-            await asyncio.to_thread(self._callers.look)
+            for part in parts:
+                await asyncio.to_thread(part.look, anew=anew)
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

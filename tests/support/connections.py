@@ -4,17 +4,20 @@ import asyncio
 import contextlib
 import functools
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from control.local.pki import Pki
 from edge_runtime.dispatch.outcomes import Answer, Refusal
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange
 from edge_runtime.web.server import EdgeServer
+from edge_runtime.web.tls_files import TlsFiles
 
 HEAD = b"content-type: text/plain\r\n"
 LIMIT = 60.0
@@ -40,7 +43,7 @@ class Echo:
         self.left: list[Exchange] = []
         self.at_once = True
 
-    def admit(self, asked: Exchange) -> Refusal | None:
+    def admit(self, asked: Exchange, certificate: bytes | None) -> Refusal | None:
         asked.name = asked.authorization.decode() if asked.authorization else ""
         return Refusal(403, "host_refused", "No.") if asked.path == b"/refused" else None
 
@@ -64,7 +67,9 @@ class Echo:
 class Site:
     """The front's HTTP server with `Echo` in the place of its functions; `site` starts and ends it."""
 
-    def __init__(self, app: Echo, server: EdgeServer, port: int) -> None:
+    def __init__(self, app: Echo, server: EdgeServer, port: int, context: ssl.SSLContext | None) -> None:
+        """`context` is the clients', where the server speaks TLS."""
+        self._context = context
         self.app = app
         self.server = server
         self.port = port
@@ -82,7 +87,10 @@ class Site:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        reader, writer = await asyncio.open_connection(sock=sock, limit=4096 if small else 65_536)
+        name = "localhost" if self._context is not None else None
+        reader, writer = await asyncio.open_connection(
+            sock=sock, limit=4096 if small else 65_536, ssl=self._context, server_hostname=name
+        )
         try:
             yield Client(reader, writer)
         finally:
@@ -122,14 +130,19 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def site(tmp_path: Path, **settings: Any) -> AsyncIterator[Site]:
-    """Run the front's HTTP server with `Echo` on a free port until the block ends; `settings` are the node's."""
+async def site(tmp_path: Path, pki: Pki | None = None, **settings: Any) -> AsyncIterator[Site]:
+    """Run the front's HTTP server with `Echo` on a free port until the block ends; `settings` are the node's. With a
+    `pki` it speaks TLS."""
     app = Echo()
-    server = EdgeServer(app, EdgeSettings(state=tmp_path, listen="127.0.0.1:0", **{"stop_limit": 2.0, **settings}))
+    made = EdgeSettings(state=tmp_path, listen="127.0.0.1:0", **{"stop_limit": 2.0, **settings})
+    tls_files = TlsFiles(pki.certificate, pki.key, None) if pki is not None else None
+    server = EdgeServer(app, made, None, tls_files)
     port = server.bind()
     running = asyncio.ensure_future(server.run_until_stopped())
+    while server._listener is None:
+        await asyncio.sleep(0)
     try:
-        yield Site(app, server, port)
+        yield Site(app, server, port, ssl.create_default_context(cafile=pki.ca) if pki is not None else None)
     finally:
         server.stop()
         async with asyncio.timeout(LIMIT):

@@ -24,7 +24,9 @@ given = json.loads(sys.argv[3])
 for name, limit in given["limits"].items():
     resource.setrlimit(getattr(resource, name), (limit, limit))
 logs.set_up("text")
-front.run(EdgeSettings(state=Path(sys.argv[1]), **given["settings"]))
+files = ("callers", "secrets", "tls_cert", "tls_key", "tls_client_ca")
+settings = {name: Path(value) if name in files else value for name, value in given["settings"].items()}
+front.run(EdgeSettings(state=Path(sys.argv[1]), **settings))
 """
 STARTED = b"serving on 127.0.0.1 port "
 

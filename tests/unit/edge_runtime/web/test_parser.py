@@ -24,7 +24,7 @@ class Asked(NamedTuple):
 
 
 def reader(limit: int = 1 << 30, body_limit: int = 1 << 20, refusal: Refusal | None = None) -> Requests:
-    return Requests(BodyMemory(limit, body_limit), lambda asked: refusal)
+    return Requests(BodyMemory(limit, body_limit), lambda asked, _: refusal)
 
 
 def body(asked: Exchange) -> bytes:
@@ -232,7 +232,7 @@ def test_small_chunks_are_put_together_and_large_ones_are_not_copied() -> None:
 
 def test_bodies_are_counted_one_by_one_and_together() -> None:
     memory = BodyMemory(1000, 600)
-    first, second, third = (Requests(memory, lambda asked: None) for _ in range(3))
+    first, second, third = (Requests(memory, lambda asked, _: None) for _ in range(3))
     first.feed(CHUNKED + b"258\r\n" + b"x" * 600)
     assert memory.held == 600
     second.feed(b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 500\r\n\r\n" + b"x" * 300)
@@ -258,7 +258,7 @@ def test_the_body_of_a_refused_request_is_not_kept() -> None:
 
 
 def test_a_fault_of_ours_is_no_request_that_is_refused() -> None:
-    def fail(asked: Exchange) -> None:
+    def fail(asked: Exchange, _: bytes | None) -> None:
         raise KeyError(asked.path)
 
     requests = Requests(BodyMemory(1 << 30, 1 << 20), fail)

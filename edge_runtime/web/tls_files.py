@@ -1,0 +1,180 @@
+"""The certificate of the local HTTP, and the authorities of clients' certificates: read at the start, and when they
+change."""
+
+import logging
+import os
+import ssl
+import stat
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from edge_runtime import files
+from edge_runtime.files import FileUnfit
+
+log = logging.getLogger("skerry.front")
+
+TOLD: Final = 10.0
+"""Seconds between two log lines about handshakes that failed."""
+_UTC_TIME: Final = 0x17
+_VERSION: Final = 0xA0
+
+
+class TlsFiles:
+    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
+        self.context: ssl.SSLContext
+        """What new connections get; set by `start`."""
+        self.error = ""
+        """Why the files can't be used as they are now, if so: the certificate that was read before is in use."""
+        self.failed = 0
+        """Handshakes that failed since the start."""
+        self._certificate = certificate
+        self._key = key
+        self._client_ca = client_ca
+        self._stamp: tuple[tuple[int, ...], ...] = ()
+        self._expires: float | None = None
+        """When the certificate in use ends (seconds since 1970); None where that can't be read."""
+        self._told_expired = False
+        self._told = float("-inf")
+
+    def start(self) -> None:
+        """Read the files for the first time. Raises: FileUnfit."""
+        self._stamp = self._stamps()
+        self.context, self._expires = self._read()
+        self._tell_expired()
+
+    def look(self, *, anew: bool = False) -> None:
+        """Read the files again if one has changed, or `anew`. May be called in a thread of its own."""
+        stamp = self._stamps()
+        if anew or stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                made, expires = self._read()
+                if expires is not None and expires <= time.time():
+                    raise FileUnfit(f"{self._certificate} ended at {_shown(expires)}")
+            except FileUnfit as unfit:
+                self.error = str(unfit)
+                log.error("TLS: %s; the certificate that was read before stays in use", self.error)
+            else:
+                # Connections that there are keep what they have.
+                self.context, self._expires, self.error, self._told_expired = made, expires, "", False
+                until = f", which is good until {_shown(expires)}" if expires is not None else ""
+                log.info("TLS: new connections get the certificate in %s%s", self._certificate, until)
+        self._tell_expired()
+
+    def note_failure(self, client: str, why: str) -> None:
+        """Count a handshake that failed, and log it, not too often."""
+        self.failed += 1
+        now = time.monotonic()
+        if now - self._told >= TOLD:
+            self._told = now
+            log.warning("a TLS handshake with %s failed, number %d so far: %s", client or "a client", self.failed, why)
+
+    def status(self) -> dict[str, Any]:
+        """Return the part of /_skerry/status about TLS."""
+        return {
+            "certificate": str(self._certificate),
+            "expires_at": _shown(self._expires) if self._expires is not None else None,
+            "expired": self._expired(),
+            "asks_clients": self._client_ca is not None,
+            "error": self.error or None,
+            "failed_handshakes": self.failed,
+        }
+
+    def _expired(self) -> bool:
+        return self._expires is not None and self._expires <= time.time()
+
+    def _tell_expired(self) -> None:
+        if self._expired() and not self._told_expired:
+            self._told_expired = True
+            assert self._expires is not None  # noqa: S101
+            text = "TLS: the certificate in %s ended at %s: clients refuse it. Put another one in its place"
+            log.error(text, self._certificate, _shown(self._expires))
+
+    def _stamps(self) -> tuple[tuple[int, ...], ...]:
+        paths = (self._certificate, self._key, *([self._client_ca] if self._client_ca is not None else []))
+        # Tools that renew certificates put links in place.
+        return tuple(files.stamp(path, follow_symlinks=True) for path in paths)
+
+    def _read(self) -> tuple[ssl.SSLContext, float | None]:
+        """Return what the files make, and when the certificate ends. Raises: FileUnfit."""
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        made.options |= ssl.OP_NO_RENEGOTIATION
+        made.set_alpn_protocols(["http/1.1"])
+        mode = _mode(self._key)
+        if mode & 0o007:
+            raise FileUnfit(f"others may use {self._key} (its mode is {mode:04o}): make it `chmod 600`")
+        try:
+            made.load_cert_chain(self._certificate, self._key, _no_password)
+        except OSError as error:
+            both = f"the certificate in {self._certificate} and the key in {self._key}"
+            raise FileUnfit(f"{both} can't be used, or aren't a pair: {_reason(error)}") from None
+        if self._client_ca is not None:
+            # A client without one may have a token.
+            made.verify_mode = ssl.CERT_OPTIONAL
+            # The file may name a client's own certificate in the place of its authority.
+            made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            try:
+                made.load_verify_locations(self._client_ca)
+            except OSError as error:
+                raise FileUnfit(f"{self._client_ca} has no certificates in PEM: {_reason(error)}") from None
+        return made, _end_of(self._certificate)
+
+
+def _mode(path: Path) -> int:
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except OSError as error:
+        raise FileUnfit(f"{path} can't be read: {error.strerror}") from None
+
+
+def _no_password() -> str:
+    raise FileUnfit("the key has a password, which a node can't be asked for: keep it without one, in a private file")
+
+
+def _reason(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or str(error)
+
+
+def _shown(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _end_of(path: Path) -> float | None:
+    """Return when the first certificate in a PEM file ends, in seconds since 1970; None where that can't be read."""
+    text = path.read_text(errors="replace")
+    start, end = text.find(ssl.PEM_HEADER), text.find(ssl.PEM_FOOTER)
+    try:
+        return _not_after(ssl.PEM_cert_to_DER_cert(text[start : end + len(ssl.PEM_FOOTER)]))
+    except (ValueError, IndexError):
+        return None
+
+
+def _not_after(der: bytes) -> float:
+    """Return the field notAfter of a certificate (RFC 5280, 4.1). Raises: ValueError; IndexError."""
+    _, certificate, _ = _element(der, 0)
+    _, at, _ = _element(der, certificate)
+    tag, _, end = _element(der, at)
+    # The version, which the oldest certificates lack, the serial number, the algorithm and the issuer come before.
+    for _ in range(2 + (tag == _VERSION)):
+        tag, _, end = _element(der, end)
+    _, at, _ = _element(der, end)
+    _, _, end = _element(der, at)
+    tag, at, end = _element(der, end)
+    text = der[at:end].decode("ascii")
+    if tag == _UTC_TIME:
+        text = ("19" if int(text[:2]) >= 50 else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """Return tag, begin and end of the content of the element that begins at `at`."""
+    tag, length = der[at], der[at + 1]
+    at += 2
+    if length & 0x80:
+        count = length & 0x7F
+        length = int.from_bytes(der[at : at + count])
+        at += count
+    return tag, at, at + length
