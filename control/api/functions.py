@@ -92,6 +92,8 @@ class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Make releases without the function, for the groups whose target has it."""
     force: bool = False
     """Delete it also where a rollback would need it."""
+    plan: bool = False
+    """Only answer what would be deleted, and which releases be made."""
 
 
 async def list_functions(call: ApiCall) -> Reply:
@@ -187,6 +189,12 @@ async def add_version(call: ApiCall) -> Reply:
         stored: Any = row.manifest
         return responses.Version(row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at)
 
+    async def plan(conn: Connection, changed: Changed) -> responses.VersionPlan:
+        made = await work(conn, changed)
+        return responses.VersionPlan(made, await releases.planned(call, conn, {name: made.version}))
+
+    if call.query.plan:
+        return await call.rehearse(plan)
     answer = await call.write(work)
     call.services.ownership.wake()
     return answer
@@ -197,7 +205,7 @@ async def delete(call: ApiCall) -> Reply:
     name, version = call.path["name"], call.path.get("version")
     unused: list[ArtifactKey] = []
 
-    async def work(conn: Connection, changed: Changed) -> None:
+    async def work(conn: Connection, changed: Changed) -> responses.DeletionPlan:
         now = call.services.clock.now()
         groups = await conn.fetch(GROUPS_WITH, name, version)
         if groups and not call.query.release:
@@ -216,15 +224,24 @@ async def delete(call: ApiCall) -> Reply:
         if not deleted:
             raise _unknown_function(name) if version is None else _unknown_version(name, version)
         unused[:] = await artifacts.release_unused(conn, [row.artifact_id for row in deleted], now)
+        made_releases = []
         for row in groups:
             release = requests.NewRelease(group=row.name, remove=[name], reason=f"{subject} was deleted")
             made = await release_making.make(conn, changed, now, call.operator.name, release, keep_floor=True)
             await releases.record(call, conn, made)
+            made_releases.append(made)
         before = {"versions": sorted(row.version for row in deleted)}
         await call.audit(conn, "function.delete", subject, before=before)
+        return responses.DeletionPlan(before["versions"], made_releases)
+
+    async def delete_all(conn: Connection, changed: Changed) -> None:
+        await work(conn, changed)
+
+    if call.query.plan:
+        return await call.rehearse(work)
 
     faults.reach("control.delete.rows.before")
-    answer = await call.write(work, status=204)
+    answer = await call.write(delete_all, status=204)
     faults.reach("control.delete.rows.after")
     call.services.deletions.add(unused)
     return answer

@@ -4,10 +4,12 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
+from msgspec import Struct
+
 from control import tokens, wire
 from control.access import auth, join_token_ends
 from control.access.auth import AuthError
-from control.api import node_views, responses
+from control.api import node_views, release_making, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import idempotency, queries
@@ -155,7 +157,7 @@ async def move(call: ApiCall) -> Reply:
         group = await node_views.group(conn, call.body.group)
         if group != node.group_id:
             if not call.body.allow_unfit:
-                await compatibility.refuse_move(conn, node.id, group, call.body.group)
+                compatibility.refuse(await compatibility.unfit_for(conn, node.id, group), call.body.group)
             if not call.body.allow_loss:
                 losses.refuse(await losses.of_move(conn, node.id, group), f"the move to group {call.body.group}")
             # Before the generation is taken, so that waiting for a locked node holds up no other decision.
@@ -168,6 +170,26 @@ async def move(call: ApiCall) -> Reply:
         return await node_views.describe(conn, node.id)
 
     return await call.write(work, status=200)
+
+
+class MoveQuery(Struct, forbid_unknown_fields=True):
+    group: wire.Name
+
+
+async def plan_move(call: ApiCall) -> Reply:
+    """GET /v1/nodes/{node}/move: what the move to a group would change for the node; nothing is refused for it."""
+    name: str = call.query.group
+
+    async def work(conn: Connection) -> responses.MovePlan:
+        node = await node_views.find(conn, call.path["node"])
+        group = await node_views.group(conn, name)
+        runs = await node_views.describe(conn, node.id)
+        before = {f.name: (f.version, f.sha256) for f in runs.functions}
+        changes = await release_making.changes_to(conn, before, runs.schema_version, name)
+        unfit = await compatibility.unfit_for(conn, node.id, group)
+        return responses.MovePlan(node.name, name, changes, unfit, await losses.of_move(conn, node.id, group))
+
+    return await call.read(work)
 
 
 async def revoke(call: ApiCall) -> Reply:

@@ -75,6 +75,14 @@ class Operation:
     """Bytes of its JSON body at most; the setting `body_limit` may allow fewer."""
 
 
+class _Undone(Exception):
+    """Ends the transaction of a rehearsal; `body` is its answer."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+
+
 @dataclass(frozen=True)
 class ApiCall:
     """One request, whose caller and input are checked."""
@@ -120,6 +128,18 @@ class ApiCall:
         body = await self.services.databases.writes.transaction(run)
         await self.services.fleet.announced()
         return Reply(status, body)
+
+    async def rehearse(self, work: Work) -> Reply:
+        """Run `work` in a transaction, undo all of it, and answer what it returned: for plans."""
+
+        async def run(conn: Connection) -> None:
+            raise _Undone(await work(conn, Changed()))
+
+        try:
+            await self.services.databases.writes.transaction(run)
+        except _Undone as undone:
+            return Reply(200, undone.body)
+        raise AssertionError("a rehearsal always ends by its exception")
 
     async def replayed(self, status: int = 201) -> Reply | None:
         """The reply that was kept under the call's idempotency key, or None."""

@@ -295,6 +295,12 @@ async def _changes(
     )
 
 
+async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> responses.Changes:
+    """How the release of a group differs from what a node runs: these functions and this schema version."""
+    after, floor = await _contents(conn, (await find_group(conn, group)).release_id)
+    return await _changes(conn, before, after, version, floor, await _manifests(conn, after))
+
+
 async def find_group(conn: Connection, name: str) -> GroupRow:
     """The group of this name. Raises: ProblemError unknown_group, when there is none."""
     row = await conn.fetchrow(GROUP, name)

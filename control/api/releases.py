@@ -1,13 +1,13 @@
 """Releases and groups: a release is what the nodes of a group should run. It is immutable."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from uuid import UUID, uuid4
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from control import wire
-from control.api import pagination, responses
+from control.api import pagination, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.api.release_making import FUNCTIONS, GROUP, RELEASE, ReleaseListRow, find_group, make
 from control.problems import ProblemError
@@ -39,7 +39,7 @@ class ReleaseQuery(pagination.Paging, forbid_unknown_fields=True):
 
 class PlanQuery(Struct, forbid_unknown_fields=True):
     plan: bool = False
-    """Only answer what the release would be and change."""
+    """Only answer what it would be and change; nothing is kept."""
 
 
 async def create(call: ApiCall) -> Reply:
@@ -58,6 +58,28 @@ async def create(call: ApiCall) -> Reply:
     if call.query.plan:
         return await call.read(lambda conn: work(conn, Changed()))
     return await call.write(work)
+
+
+class PlanFor(Struct, forbid_unknown_fields=True):
+    plan: bool = False
+    """Only answer what would be made, and what a release of `group` with it would change; nothing is kept."""
+    group: wire.Name | None = None
+    schema: Annotated[int, Meta(ge=0)] | None = None
+    """The floor of that release; if not given, the newest schema change."""
+
+
+async def planned(
+    call: ApiCall, conn: Connection, functions: dict[str, int] | None = None
+) -> responses.MadeRelease | None:
+    """What a release would be that the call's `PlanFor` asks for, after what was written in the transaction."""
+    query: PlanFor = call.query
+    if query.group is None:
+        return None
+    body = requests.NewRelease(group=query.group, functions=functions or {}, schema=query.schema)
+    capabilities = await compatibility.group_capabilities(conn, query.group)
+    lost = await losses.of_group(conn, query.group)
+    now, by = call.services.clock.now(), call.operator.name
+    return await make(conn, Changed(), now, by, body, capabilities, lost, plan=True)
 
 
 async def record(call: ApiCall, conn: Connection, made: responses.MadeRelease) -> None:

@@ -166,6 +166,41 @@ class MadeRelease(Release):
     """What nodes can lose by its schema changes."""
 
 
+class VersionPlan(Struct):
+    """What a push would make."""
+
+    version: Version
+    release: MadeRelease | None
+    """The release of the group that was asked for; null where none was."""
+
+
+class SchemaChangePlan(Struct):
+    """What a new schema change, or an amendment, would be."""
+
+    change: MadeSchemaChange
+    release: MadeRelease | None
+    """The release of the group that was asked for; null where none was."""
+
+
+class DeletionPlan(Struct):
+    """What a deletion would do."""
+
+    versions: list[int]
+    releases: list[MadeRelease]
+    """The releases without it that groups would get."""
+
+
+class MovePlan(Struct):
+    """What the move of a node would change for it."""
+
+    node: str
+    group: str
+    changes: Changes
+    unfit: Unfit
+    """The node, where it can't run the group's release."""
+    losses: list[LostRows]
+
+
 class GroupRelease(Struct):
     number: int
     generation: int

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from msgspec.structs import asdict
 
 from control import wire
-from control.api import pagination, requests, responses
+from control.api import pagination, releases, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.edge_check import CheckedChange
 from control.problems import ProblemError
@@ -84,7 +84,7 @@ async def amend(call: ApiCall) -> Reply:
                 "schema_conflict", f"revision {old.revision} of change {number} has this very text", field="sql"
             )
         checked = await call.services.checks.schema(_texts(history), sql, (number, old.sql))
-        if not call.body.allow_loss:
+        if not call.body.allow_loss and not call.query.plan:
             lost = await call.services.db.read(lambda conn: losses.of_amendment(conn, number, checked.losses))  # noqa: B023
             losses.refuse(lost, f"this amendment of schema change {number}")
         answer = await _insert(call, history, number, old.revision + 1, old.name, sql, checked)
@@ -215,8 +215,12 @@ async def _insert(
             **asdict(row), warnings=[responses.CheckWarning(**w) for w in checked.warnings]
         )
 
+    async def plan(conn: Connection, changed: Changed) -> responses.SchemaChangePlan:
+        made = await work(conn, changed)
+        return responses.SchemaChangePlan(made, await releases.planned(call, conn))
+
     try:
-        return await call.write(work)
+        return await (call.rehearse(plan) if call.query.plan else call.write(work))
     except _Moved:
         return None
 

@@ -52,6 +52,7 @@ command.add_command(authoring.build)
 @click.option("--response-limit", type=int, metavar="BYTES", help="Bytes that a response may have.")
 @click.option("--no-release", is_flag=True, help="Only upload: no node gets it yet.")
 @click.option("--schema", type=click.IntRange(min=0), metavar="N", help="The schema floor; the newest without it.")
+@options.plan_option
 @options.group_option
 @options.unfit_option
 @options.loss_option
@@ -73,6 +74,7 @@ async def push(
     response_limit: int | None,
     no_release: bool,
     schema: int | None,
+    plan: bool,
     group: str,
     allow_unfit: bool,
     allow_loss: bool,
@@ -85,9 +87,11 @@ async def push(
 
     What is uploaded is a project's FOLDER, whose function.toml says how it is named and built and what it may do, or
     the module FILE as function NAME. Other functions of the group's release stay; what the release changes is shown.
+    With --plan the module is uploaded, too, because control has to look at it; no version is made of it.
     """
     if no_release and wait:
         raise click.UsageError("--wait follows a release, and --no-release makes none")
+    options.check_plan(plan, wait)
     name, file, manifest = await _source(what, manifest_file, quiet=as_json)
     chosen = {
         "sql": sql,
@@ -108,7 +112,12 @@ async def push(
     check_manifest(manifest)
     async with options.client() as control:
         sha256 = await upload(control, file, quiet=as_json)
-        version = await control.post(path("functions", name, "versions"), {"sha256": sha256, "manifest": manifest})
+        where, pushed = path("functions", name, "versions"), {"sha256": sha256, "manifest": manifest}
+        if plan:
+            found = await control.post(where, pushed, plan="true", group=None if no_release else group, schema=schema)
+            releasing.show_plan(found, f"{name}@{found['version']['version']} would be made", as_json=as_json)
+            return
+        version = await control.post(where, pushed)
         if not as_json:
             output.say(f"{name}@{version['version']} is uploaded ({output.size(version['size'])}, {sha256[:12]})")
         done: Json = {"version": version, "release": None}
@@ -277,18 +286,25 @@ def _shown(field: str, value: object) -> object:
 @click.argument("version", type=int, required=False)
 @click.option("--release", is_flag=True, help="Take it out of the groups' releases first, by a new release of each.")
 @click.option("--force", is_flag=True, help="Also where a rollback would need it.")
+@options.plan_option
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @options.json_option
 @options.asynchronous
-async def delete(name: str, version: int | None, release: bool, force: bool, yes: bool, as_json: bool) -> None:
+async def delete(
+    name: str, version: int | None, release: bool, force: bool, plan: bool, yes: bool, as_json: bool
+) -> None:
     """Delete one version of a function, or all of them; a version's number is never used again."""
     what = f"all versions of {name}" if version is None else f"{name}@{version}"
-    if not yes:
+    if not yes and not plan:
         click.confirm(f"Delete {what}?", abort=True, err=True)
     where = path("functions", name) if version is None else path("functions", name, "versions", version)
     async with options.client() as control:
         # Only where it is wished: an older control refuses a parameter that it doesn't know.
-        await control.delete(where, release="true" if release else None, force="true" if force else None)
+        wished = {"release": release, "force": force, "plan": plan}
+        found = await control.delete(where, **{name: "true" for name, wish in wished.items() if wish})
+    if plan:
+        releasing.show_plan(found, f"{what}: would be deleted", as_json=as_json)
+        return
     if as_json:
         output.document({"name": name, "version": version, "deleted": True})
     else:

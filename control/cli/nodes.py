@@ -184,18 +184,21 @@ async def _make_token(group: str, expires_in: int, rejoin: str | None, as_json: 
 @command.command()
 @click.argument("node")
 @click.argument("group", type=options.NAME)
+@options.plan_option
 @options.unfit_option
 @options.loss_option
 @options.json_option
 @options.asynchronous
-async def move(node: str, group: str, allow_unfit: bool, allow_loss: bool, as_json: bool) -> None:
+async def move(node: str, group: str, plan: bool, allow_unfit: bool, allow_loss: bool, as_json: bool) -> None:
     """Move a node to another group, whose release is its target then."""
     async with options.client() as control:
-        moved = await control.post(
-            path("nodes", node, "move"), releasing.allowing({"group": group}, allow_unfit, allow_loss)
-        )
+        body = releasing.allowing({"group": group}, allow_unfit, allow_loss)
+        where = path("nodes", node, "move")
+        moved = await (control.get(where, group=group) if plan else control.post(where, body))
     if as_json:
         output.document(moved)
+    elif plan:
+        releasing.show_move(moved)
     else:
         output.say(f"{moved['name']} is in group {moved['group']} now (target generation {moved['target_generation']})")
 

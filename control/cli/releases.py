@@ -80,7 +80,7 @@ async def show(number: int, group: str, as_json: bool) -> None:
 @click.option(
     "--rollback-to", type=click.IntRange(min=1), metavar="N", help="An earlier release's functions and floor."
 )
-@click.option("--plan", is_flag=True, help="Only show what it would change.")
+@options.plan_option
 @options.unfit_option
 @options.loss_option
 @options.reason_option
@@ -104,8 +104,7 @@ async def create(
     """Make a release of a group: its newest one with the changes given, or an earlier one again."""
     if rollback_to is not None and (versions or remove or schema is not None):
         raise click.UsageError("--rollback-to takes all of an earlier release: no --set, --remove or --schema with it")
-    if plan and wait:
-        raise click.UsageError("--plan makes no release, so there is nothing to --wait for")
+    options.check_plan(plan, wait)
     body = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss)
     if versions:
         body["functions"] = {name: _version(name, text) for name, text in versions}

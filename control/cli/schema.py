@@ -29,16 +29,36 @@ async def _release(
 ) -> None:
     done: Json = {"change": change, "release": None}
     if not as_json:
-        output.say(f"schema change {change['number']} ({change['name']}), revision {change['revision']}, is registered")
-        for warning in change["warnings"]:
-            text = f"{warning['message']}: {warning['statement']}".removesuffix(": ")
-            output.say(f"  {text}", style="yellow")
-        for loss in change.get("losses") or []:
-            output.say(f"  it can lose rows of nodes: {loss['message']}: {loss['statement']}", style="red")
+        output.say(f"{_named(change)} is registered")
+        _show_findings(change)
     if not no_release:
         done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
         output.document(done)
+
+
+def _named(change: Json) -> str:
+    return f"schema change {change['number']} ({change['name']}), revision {change['revision']},"
+
+
+def _planned(no_release: bool, group: str) -> Json:
+    """Return the query that asks for a plan."""
+    return {"plan": "true", "group": None if no_release else group}
+
+
+def _show_plan(found: Json, as_json: bool) -> None:
+    releasing.show_plan(found, f"{_named(found['change'])} would be registered", as_json=as_json)
+    if not as_json:
+        _show_findings(found["change"])
+
+
+def _show_findings(change: Json) -> None:
+    """Print what the check of a schema change found."""
+    for warning in change["warnings"]:
+        text = f"{warning['message']}: {warning['statement']}".removesuffix(": ")
+        output.say(f"  {text}", style="yellow")
+    for loss in change.get("losses") or []:
+        output.say(f"  it can lose rows of nodes: {loss['message']}: {loss['statement']}", style="red")
 
 
 def _check(no_release: bool, wait: bool) -> None:
@@ -51,6 +71,7 @@ def _check(no_release: bool, wait: bool) -> None:
 @click.option("--name", help="What it is called; the file's name without it.")
 @click.option("--number", type=click.IntRange(min=1), help="The number it must get: refused if another came first.")
 @click.option("--no-release", is_flag=True, help="Only register it: no node applies it yet.")
+@options.plan_option
 @options.group_option
 @options.unfit_option
 @options.loss_option
@@ -63,6 +84,7 @@ async def add(
     name: str | None,
     number: int | None,
     no_release: bool,
+    plan: bool,
     group: str,
     allow_unfit: bool,
     allow_loss: bool,
@@ -76,10 +98,14 @@ async def add(
     Control tries it on a database with all changes before it, so SQL that can't apply is refused here.
     """
     _check(no_release, wait)
+    options.check_plan(plan, wait)
     body: Json = {"name": name or file.stem, "sql": read_sql(file)}
     if number is not None:
         body["number"] = number
     async with options.client() as control:
+        if plan:
+            _show_plan(await control.post(path("schema-changes"), body, **_planned(no_release, group)), as_json)
+            return
         change = await control.post(path("schema-changes"), body)
         body = releasing.allowing(
             {"group": group, "schema": change["number"], "reason": reason}, allow_unfit, allow_loss
@@ -91,6 +117,7 @@ async def add(
 @click.argument("number", type=click.IntRange(min=1))
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--no-release", is_flag=True, help="Only register it: nodes get it with the next release.")
+@options.plan_option
 @options.group_option
 @options.unfit_option
 @options.loss_option
@@ -102,6 +129,7 @@ async def amend(
     number: int,
     file: Path,
     no_release: bool,
+    plan: bool,
     group: str,
     allow_unfit: bool,
     allow_loss: bool,
@@ -112,9 +140,14 @@ async def amend(
 ) -> None:
     """Give change NUMBER new SQL that leads to the same schema, for the nodes that could not apply the old one."""
     _check(no_release, wait)
+    options.check_plan(plan, wait)
     async with options.client() as control:
         new = releasing.allowing({"sql": read_sql(file)}, allow_unfit=False, allow_loss=allow_loss)
-        change = await control.post(path("schema-changes", number, "revisions"), new)
+        where = path("schema-changes", number, "revisions")
+        if plan:
+            _show_plan(await control.post(where, new, **_planned(no_release, group)), as_json)
+            return
+        change = await control.post(where, new)
         body = {"group": group, "reason": reason or f"schema change {number} amended"}
         body = releasing.allowing(body, allow_unfit, allow_loss)
         await _release(control, change, body, no_release, wait, within, as_json)

@@ -133,8 +133,8 @@ def refuse(found: Unfit, group: str) -> None:
     )
 
 
-async def refuse_move(conn: Connection, node_id: UUID, group_id: UUID, group: str) -> None:
-    """Raises: ProblemError nodes_unfit, when the node can't run the release of the group that it is to be moved to."""
+async def unfit_for(conn: Connection, node_id: UUID, group_id: UUID) -> Unfit:
+    """The node, where it can't run the release of the group that it is to be moved to."""
     node = await conn.one(NODE_CAPABILITIES, node_id)
     manifests = dict(await conn.fetch(MANIFESTS, group_id))
-    refuse(unfit([SameCapabilities(node.capabilities, 1, [node.name])], manifests), group)
+    return unfit([SameCapabilities(node.capabilities, 1, [node.name])], manifests)

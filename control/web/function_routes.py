@@ -1,6 +1,6 @@
 """The operations on artifacts and functions."""
 
-from control.api import artifacts, bucket, functions, pagination, requests, responses
+from control.api import artifacts, bucket, functions, pagination, releases, requests, responses
 from control.api.operations import Operation
 from control.api.responses import Page
 
@@ -72,7 +72,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Delete a function with all its versions",
         functions.delete,
         "deploy",
-        {204: None},
+        {200: responses.DeletionPlan, 204: None},
         ("unknown_function", "version_in_target", "version_needed"),
         query=functions.DeletionQuery,
     ),
@@ -92,9 +92,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "Make a version of an uploaded artifact",
         functions.add_version,
         "deploy",
-        {201: responses.Version},
+        {200: responses.VersionPlan, 201: responses.Version},
         ("unknown_artifact", "module_refused", "manifest_unfit"),
         body=requests.NewVersion,
+        query=releases.PlanFor,
     ),
     Operation(
         "GET", VERSION, "A version", functions.get_version, "read", {200: responses.Version}, ("unknown_version",)
@@ -105,7 +106,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Delete a version",
         functions.delete,
         "deploy",
-        {204: None},
+        {200: responses.DeletionPlan, 204: None},
         ("unknown_version", "version_in_target", "version_needed"),
         query=functions.DeletionQuery,
     ),

@@ -70,6 +70,16 @@ OPERATIONS: tuple[Operation, ...] = (
         body=requests.MoveNode,
     ),
     Operation(
+        "GET",
+        NODE + "/move",
+        "What the move of a node would change",
+        nodes.plan_move,
+        "read",
+        {200: responses.MovePlan},
+        ("unknown_node", "unknown_group"),
+        query=nodes.MoveQuery,
+    ),
+    Operation(
         "POST", NODE + "/revoke", "Revoke a node's credentials", nodes.revoke, "admin", {204: None}, ("unknown_node",)
     ),
     Operation(

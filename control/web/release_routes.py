@@ -24,9 +24,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "Register a schema change",
         schema.add,
         "deploy",
-        {201: responses.MadeSchemaChange},
+        {200: responses.SchemaChangePlan, 201: responses.MadeSchemaChange},
         ("schema_conflict", "schema_refused", "check_unavailable"),
         body=requests.NewSchemaChange,
+        query=releases.PlanFor,
         body_limit=SQL_BODY,
     ),
     Operation(
@@ -44,9 +45,10 @@ OPERATIONS: tuple[Operation, ...] = (
         "Amend a schema change",
         schema.amend,
         "deploy",
-        {201: responses.MadeSchemaChange},
+        {200: responses.SchemaChangePlan, 201: responses.MadeSchemaChange},
         ("unknown_schema_change", "schema_conflict", "schema_refused", "loss_not_allowed", "check_unavailable"),
         body=requests.AmendSchemaChange,
+        query=releases.PlanFor,
         body_limit=SQL_BODY,
     ),
     Operation(

@@ -175,8 +175,8 @@ class Client:
     async def post(self, where: str, body: Json | None = None, **query: str | int | None) -> Json:
         return await self.call("POST", where, body=body, query=query)
 
-    async def delete(self, where: str, **query: str | int | None) -> None:
-        await self.call("DELETE", where, query=query)
+    async def delete(self, where: str, **query: str | int | None) -> Json:
+        return await self.call("DELETE", where, query=query)
 
     async def items(self, where: str, most: int | None = None, **query: str | int | None) -> list[Json]:
         """Return all items of a list, read page by page, or the first `most`."""

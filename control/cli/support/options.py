@@ -92,6 +92,16 @@ def unfit_option(function: F) -> F:
     )(function)
 
 
+def plan_option(function: F) -> F:
+    return click.option("--plan", is_flag=True, help="Only show what it would change.")(function)
+
+
+def check_plan(plan: bool, wait: bool) -> None:
+    """Raises: UsageError, when a plan is to be waited for."""
+    if plan and wait:
+        raise click.UsageError("--plan makes no release, so there is nothing to --wait for")
+
+
 def loss_option(function: F) -> F:
     return click.option("--allow-loss", is_flag=True, help="Also where schema changes can lose rows that nodes have.")(
         function

@@ -44,6 +44,27 @@ def show(release: Json, *, planned: bool = False) -> None:
         output.say(f"  {line}", style="red")
 
 
+def show_plan(found: Json, what: str, *, as_json: bool) -> None:
+    """Print what would be made, and the releases that would be made with it: `release`, or the list `releases`."""
+    if as_json:
+        output.document(found)
+        return
+    output.say(what)
+    for release in found.get("releases") or [found.get("release")]:
+        if release is not None:
+            show(release, planned=True)
+
+
+def show_move(found: Json) -> None:
+    """Print what the move of a node would change for it."""
+    output.say(f"{found['node']} would move to group {found['group']}")
+    lines = list(changes(found["changes"]))
+    for line, style in lines or [("nothing changes for it", "")]:
+        output.say(f"  {line}", style=style or None)
+    for line in [*losses(found["losses"]), *unfit(found["unfit"])]:
+        output.say(f"  {line}", style="red")
+
+
 def changes(changed: Json) -> list[tuple[str, str]]:
     """Return a line and its colour for everything that a release adds, changes and removes."""
     lines = [(f"+ {_text(item)}", "green") for item in changed.get("add", [])]

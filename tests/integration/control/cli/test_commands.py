@@ -238,3 +238,28 @@ def test_a_schema_change_is_withdrawn_or_reversed(skerry: Shell, tmp_path: Path)
     added = skerry.json("schema", "withdraw", number, "--add")
     assert (added["withdrawn"], added["added"]["sql"]) == (None, draft.read_text())
     assert "is withdrawn" in skerry("schema", "withdraw", str(added["added"]["number"]))
+
+
+def test_every_verb_that_makes_a_release_shows_its_plan(skerry: Shell, tmp_path: Path) -> None:
+    def everything() -> list[object]:
+        return [skerry.json(*verb, "list") for verb in (("function",), ("schema",), ("release",), ("node",))]
+
+    file = tmp_path / "plans.sql"
+    file.write_text("CREATE TABLE plans (name TEXT);")
+    skerry("group", "create", "plans")
+    before = everything()
+    assert "(plans), revision 1, would be registered" in skerry("schema", "add", str(file), "--plan")
+    number = str(len(skerry.json("schema", "list")))
+    file.write_text(skerry.json("schema", "show", number)["sql"] + " -- again")
+    said = skerry("schema", "amend", number, str(file), "--plan")
+    assert "revision" in said
+    assert "would be made" in said
+    visits = ROOT / "examples" / "visits"
+    planned = skerry("function", "push", "planned", str(visits / "visits.wasm"), "--plan")
+    assert "planned@1 would be made" in planned
+    assert "+ planned@1" in planned
+    name = skerry.json("function", "list")[0]["name"]
+    assert "would be deleted" in skerry("function", "delete", name, "--release", "--force", "--plan")
+    assert "edge-1 would move to group plans" in skerry("node", "move", "edge-1", "plans", "--plan")
+    skerry("schema", "add", str(file), "--plan", "--wait", ends=2)
+    assert everything()[:3] == before[:3]
