@@ -18,6 +18,8 @@ _FILE_LOCKS: Final = 0x4000_0000, 512
 """Offset and length of the bytes of the database file that SQLite locks."""
 _INDEX_LOCKS: Final = 120, 9
 """The same of the log's index."""
+_WRITE_LOCK: Final = 120, 1
+"""The byte of the index that the process locks which writes."""
 _FLOCK: Final = struct.Struct("@hhqqi0q")
 """The kernel's `struct flock`: type, whence, start, length, process."""
 
@@ -46,6 +48,25 @@ def users(database: Path) -> list[DatabaseUser]:
     return [DatabaseUser(pid, _name(pid)) for pid in sorted(found)]
 
 
+def lock_holder(database: Path) -> DatabaseUser | None:
+    """Return a process that keeps others from writing to the file, or from opening it; None where none does."""
+    holder = _holder(wal.index_of(database), *_WRITE_LOCK)
+    if holder is None:
+        # Readers share these; one that excludes them stands alone.
+        holder = _holder(database, *_FILE_LOCKS, fcntl.F_RDLCK)
+    return None if holder is None else DatabaseUser(holder, _name(holder))
+
+
+def parent(pid: int) -> int:
+    """Return the parent of a process, 0 where that isn't known."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return 0
+    # The name, in brackets, may have anything in it.
+    return int(stat.rpartition(")")[2].split()[1])
+
+
 def told(users: Iterable[DatabaseUser]) -> str:
     """Return the processes as a text for a person."""
     return ", ".join(map(str, users))
@@ -71,19 +92,19 @@ def _with_open(files: list[Path]) -> Iterator[int]:
                         break
 
 
-def _holder(path: Path, start: int, length: int) -> int | None:
-    """Return a process that holds a lock on these bytes of a file, 0 for one that can't be named; None if there is
-    none."""
+def _holder(path: Path, start: int, length: int, kind: int = fcntl.F_WRLCK) -> int | None:
+    """Return a process whose lock on these bytes of a file is in the way of one of this kind, 0 for one that can't be
+    named; None if there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
+        query = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+        found, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
     finally:
         os.close(descriptor)
-    return None if kind == fcntl.F_UNLCK else max(0, pid)
+    return None if found == fcntl.F_UNLCK else max(0, pid)
 
 
 def _name(pid: int) -> str:

@@ -119,6 +119,7 @@ CODES: Final[dict[str, ErrorCode]] = {
     "sql_parameters": ErrorCode(0, "The number of parameters isn't the statement's"),
     "sql_value": ErrorCode(0, "A parameter or a result can't be passed on exactly"),
     "sql_failed": ErrorCode(0, "SQLite failed while it ran the statement"),
+    "database_held": ErrorCode(503, "Another process holds the database"),
     "database_busy": ErrorCode(503, "The database was locked longer than a function waits"),
     "sql_out_of_memory": ErrorCode(507, "SQLite needed more memory than it may have"),
     "sql_disk_limit": ErrorCode(507, "The call had more temporary data on disk, or wrote more, than it may"),

@@ -12,6 +12,7 @@ import uvloop
 
 from edge_runtime import mapped_pages, threads, wal
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
+from edge_runtime.dispatch.foreign_lock import ForeignLock
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import Supervisor
@@ -151,6 +152,7 @@ class Front:
                         self.supervisor.run(),
                         self.checkpoints.run(),
                         self.fetches.run(),
+                        ForeignLock(self.pool, self.processes, settings.state.absolute() / wal.FILE).run(),
                         self.compiler.compilations.run(),
                         memory_watchdog.run(self.pool, settings.worker_memory),
                         disk_watchdog.run(self.pool, (settings.state / wal.TEMPORARY).resolve(), settings.temp_limit),

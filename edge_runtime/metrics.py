@@ -76,6 +76,9 @@ class PoolCollector(Collector):
         yield GaugeMetricFamily("skerry_edge_wal_bytes", "The database's write-ahead log", value=wal.size)
         yield GaugeMetricFamily("skerry_edge_wal_limit_bytes", "From which on writes are refused", value=wal.limit)
         yield CounterMetricFamily("skerry_edge_checkpoints", "Times that the log could begin anew", value=wal.made)
+        yield GaugeMetricFamily(
+            "skerry_edge_database_held", "1 while another program holds the database", value=int(bool(pool.held_by))
+        )
         if pool.release is not None:
             yield GaugeMetricFamily("skerry_edge_release", "Number of the release", value=pool.release.number)
             yield GaugeMetricFamily("skerry_edge_generation", "Its generation", value=pool.release.generation)

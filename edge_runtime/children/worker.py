@@ -20,7 +20,7 @@ from edge_runtime.ipc import call_head, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
-from edge_runtime.sql.call_sql import CallSql, CommitFailed, StaleRelease, WriteHeld
+from edge_runtime.sql.call_sql import CallSql, CommitFailed, DatabaseHeld, StaleRelease, WriteHeld
 from edge_runtime.sql.session import Session
 
 AT_ONCE: Final = 4
@@ -45,6 +45,8 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     fence.seal("worker", opened.lock.fileno())
     functions = Functions(settings.code_memory)
     worker = Worker(sock, progress_page.Mark(shared, slot), Claims(shared, slot), opened, functions)
+    # A call waits by itself, so that this process can say what it waits for (`CallSql`).
+    opened.rows("PRAGMA busy_timeout = 0")
     frames.send(sock, progress_page.NONE, frames.READY)
     worker.run()
 
@@ -116,7 +118,9 @@ class Worker:
                     self._forget(_decode_keep(frame.body))
                     frames.send(self._sock, request, frames.DONE)
                 case frames.QUERY_RELEASE:
+                    self._database.rows(f"PRAGMA busy_timeout = {database.BUSY_MS}")
                     frames.send_json(self._sock, request, frames.RELEASE_IS, database.settled(self._database))
+                    self._database.rows("PRAGMA busy_timeout = 0")
                 case _:
                     raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no worker knows")
 
@@ -156,7 +160,7 @@ class Worker:
             # The call has written nothing.
             denials.take(sql)
             frames.send(self._sock, request, frames.HELD if isinstance(stale, WriteHeld) else frames.STALE)
-        except CommitFailed as failed:
+        except (CommitFailed, DatabaseHeld) as failed:
             self._denied(request, sql)
             self._fault(request, failed.code, failed.message)
         except guest.GuestFault as fault:

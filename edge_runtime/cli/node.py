@@ -251,14 +251,16 @@ def _callers_lines(document: dict[str, Any]) -> list[str]:
 
 def _database_ails(document: dict[str, Any]) -> bool:
     database = document.get("database") or {"writes": "open", "checkpoint_error": None}
-    return database["writes"] == "refused" or database["checkpoint_error"] is not None
+    ails: bool = database["writes"] == "refused" or bool(database["checkpoint_error"] or database.get("held_by"))
+    return ails
 
 
 def _database(database: dict[str, Any]) -> str:
     refused = "; calls that may write are refused" if database["writes"] == "refused" else ""
     failed = f"; no checkpoint is made: {database['checkpoint_error']}" if database["checkpoint_error"] else ""
     have, may = database["wal_bytes"] >> 20, database["wal_limit"] >> 20
-    return f"database   its write-ahead log has {have} MiB of {may}{refused}{failed}"
+    held = f"; it is held by another program, {database['held_by']}" if database.get("held_by") else ""
+    return f"database   its write-ahead log has {have} MiB of {may}{refused}{failed}{held}"
 
 
 def _function(function: dict[str, Any]) -> str:

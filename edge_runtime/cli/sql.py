@@ -16,7 +16,7 @@ import click
 import orjson
 
 from control import wire
-from edge_runtime import wal
+from edge_runtime import database_users, wal
 from edge_runtime.cli.node import STATE, check_owner, fail
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
@@ -93,7 +93,8 @@ def sql(
                 elif event.changed is not None:
                     output.end(event.changed, write)
     except SqlFailed as failed:
-        raise output.fail(failed.code, failed.message) from None
+        holder = database_users.lock_holder(state / wal.FILE) if failed.code == "database_held" else None
+        raise output.fail(failed.code, failed.message + (f" It is held by {holder}." if holder else "")) from None
     except GuardFailed as failed:
         raise fail("database_unfit", f"the database can't be opened: {failed}", as_json) from None
     except TimeoutError:

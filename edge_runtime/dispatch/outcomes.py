@@ -28,7 +28,8 @@ LOCK_HELD: Final = "lock_held_too_long"
 LOCK_WAIT: Final = "writer_busy"
 CLIENT_GONE: Final = "client_gone"
 STUCK: Final = "stuck"
-KILL_CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE)
+HELD: Final = "database_held"
+KILL_CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE, HELD)
 """Reasons that are also the code of the refusal that the worker's call gets."""
 
 
@@ -129,6 +130,8 @@ def of_death(function: frames.LocalFunction, state: int, why: str, status: int |
     if why == LOCK_WAIT:
         text = f"{name} waited for the writer lock longer than {limits.lock_wait:g} s. Nothing was changed."
         return refused(why, text, 1)
+    if why == HELD:
+        return database_held("", f"{name} waited for it longer than {limits.lock_wait:g} s. Nothing was changed.")
     if why == CLIENT_GONE:
         return client_gone()
     overflow = ""
@@ -173,6 +176,12 @@ def queue_full(name: str = "", capacity: int = 0) -> Refusal:
     if name:
         return refused("queue_full", f"Too many calls of {name} are waiting, {capacity} of them; try again.", 1)
     return refused("queue_full", "Too many calls are waiting on this node; try again.", 1)
+
+
+def database_held(by: str, more: str) -> Refusal:
+    """A process that is none of the node's has the database locked: `by`, where it is known."""
+    who = f": {by}" if by else ". `skerry-edge status` names it"
+    return refused(HELD, f"Another process holds the node's database{who}. {more} Try again.", 1)
 
 
 def log_full() -> Refusal:

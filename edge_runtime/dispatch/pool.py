@@ -58,6 +58,8 @@ class Pool:
         """Whether a release is being applied, so that calls that would write must not wait in their workers."""
         self.pressure = Pressure.NONE
         """What the length of the write-ahead log lets calls do."""
+        self.held_by = ""
+        """Which process holds the database that is none of the node's, for a person; empty where none does."""
         self.worker_deaths = WorkerDeaths(limits, self._opened)
         self.watch: Callable[[], None] = _nothing
         """Called when there is something with a time limit: a call that waits, a job that runs."""
@@ -165,6 +167,9 @@ class Pool:
 
     def refuse(self, call: Call, refusal: Refusal) -> None:
         """End a call that waits, or was to wait."""
+        if self.held_by and refusal.code in ("queue_full", "queue_timeout"):
+            # The workers wait for that process.
+            refusal = outcomes.database_held(self.held_by, "Calls wait for it.")
         served = self.functions.get(call.name)
         if served is None and call.attempts:
             served = call.served

@@ -9,6 +9,7 @@ from typing import Final
 from edge_runtime.dispatch.call import Call, Order
 from edge_runtime.dispatch.outcomes import (
     CLIENT_GONE,
+    HELD,
     LOCK_HELD,
     LOCK_WAIT,
     STUCK,
@@ -84,6 +85,8 @@ class Watchdog:
                     link.take_back()
                 others = pool.waiting > 0 or len(link.jobs) > 1
                 why = overdue(job, link.seen(), link.since, now, others, pool.limits, self._pauses)
+            if why in (LOCK_HELD, LOCK_WAIT) and pool.held_by:
+                why = HELD
             if why:
                 link.kill(why)
         if pool.waiting:

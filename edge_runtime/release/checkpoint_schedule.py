@@ -114,6 +114,7 @@ class CheckpointSchedule:
             "wal_limit": self.limit,
             "writes": ("open", "waiting", "refused")[self._pool.pressure.value],
             "checkpoint_error": self.error or None,
+            "held_by": self._pool.held_by or None,
         }
 
     async def run(self) -> None:

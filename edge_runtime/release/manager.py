@@ -290,7 +290,12 @@ class ReleaseManager:
 
     async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         order = frames.Apply(plan, functions, self._secrets.of(functions), afresh=self._forged is not None)
-        inventory = await applier_process.prepare(applier, order, self._apply_limit)
+        try:
+            inventory = await applier_process.prepare(applier, order, self._apply_limit)
+        except SyncFailed as failed:
+            if failed.code == "database_held" and self._pool.held_by:
+                raise SyncFailed(failed.code, f"{failed.message} It is held by {self._pool.held_by}.") from None
+            raise
         if inventory != after(self._stored.inventory, plan):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)

@@ -7,6 +7,7 @@ touch.
 """
 
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -16,16 +17,21 @@ from control import faults, wire
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
+from edge_runtime.sql.database import LOCKED
 from edge_runtime.sql.libsql_connection import LibsqlCursor, is_panic
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import GenerationRow
 from edge_runtime.sql.session import PreparedStatement, Session, SqlError, code_of, code_of_error, failed_commit
+from edge_runtime.sql.values import Row
 from edge_runtime.sql.writer_lock import WriteProgress
 
 LIMITS: Final = ("sql_out_of_memory", "sql_disk_limit")
 """Codes for a statement that hit a limit. The caller of the function is told these codes too, not the guest alone."""
 DENIED: Final = ("not_granted", "sql_not_allowed", "sql_closed")
 _READ_GENERATION: Final = load("read_generation")
+HELD_WAIT: Final = 2.0
+"""Seconds that a call waits for a process that doesn't use the writer lock, and has the database locked."""
+HELD_PAUSE: Final = 0.005
 _FEW_ROWS: Final = 16
 """Rows that are fetched from libsql at once. The limit of bytes is checked after each fetch, and until then each row
 may be as large as SQLite's heap."""
@@ -50,6 +56,10 @@ class WriteHeld(StaleRelease):
 
 class CommitFailed(CodedError):
     """A COMMIT failed. Nothing that the call wrote was kept, unless the code is `frames.COMMIT_UNKNOWN`."""
+
+
+class DatabaseHeld(CodedError):
+    """A process that is none of the node's has the database locked, as a shell or a backup. Nothing was changed."""
 
 
 class CallSql:
@@ -92,7 +102,7 @@ class CallSql:
     def execute(self, request: bytes) -> bytes:
         """Run one statement and return its answer; errors of the statement are in the answer.
 
-        Raises: StaleRelease, at the first statement alone; WriteHeld, at the first one that writes.
+        Raises: DatabaseHeld, StaleRelease, at the first statement alone; WriteHeld, at the first one that writes.
         """
         try:
             sql, params = self._read(request)
@@ -207,8 +217,11 @@ class CallSql:
             if database.query_only is writes:
                 database.set_query_only(not writes)
             execute = database.connection.execute
-            execute("BEGIN IMMEDIATE" if writes else "BEGIN")
-            row = execute(_READ_GENERATION).fetchone()
+            try:
+                execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+                row = execute(_READ_GENERATION).fetchone()
+            except ValueError as error:
+                row = self._begin_again(error)
         except ValueError as error:
             self.rollback()
             raise SqlError(code_of(str(error), "sql_failed"), f"The transaction can't begin: {error}") from None
@@ -221,6 +234,38 @@ class CallSql:
             raise StaleRelease
         if applied != self._session.applied:
             self._session.at(applied)
+
+    def _begin_again(self, error: ValueError) -> Row | None:
+        """Begin the transaction that could not be begun for `error`, as soon as the process that has the database
+        locked lets it; this process doesn't loop meanwhile. Return the row of the release.
+
+        Raises: DatabaseHeld, when that takes too long; ValueError, for any other error.
+        """
+        database, watch, until = self._database, self._watch, time.monotonic() + HELD_WAIT
+        if watch is not None and str(error).startswith(LOCKED):
+            watch.waiting()
+        while str(error).startswith(LOCKED):
+            if time.monotonic() > until:
+                raise DatabaseHeld(
+                    "database_held",
+                    f"Another process has held the node's database for {HELD_WAIT:g} s; `skerry-edge status` names it. "
+                    "Nothing was changed. Try again.",
+                )
+            if database.in_transaction:
+                database.rows("ROLLBACK")
+            time.sleep(HELD_PAUSE)
+            try:
+                database.rows("BEGIN IMMEDIATE" if self._writes else "BEGIN")
+                row = next(iter(database.rows(_READ_GENERATION)), None)
+            except ValueError as again:
+                error = again
+                continue
+            if watch is not None:
+                watch.writing()
+                if not self._writes:
+                    watch.running()
+            return row
+        raise error
 
     def _run(self, statement: PreparedStatement, params: list[Any], request: bytes) -> bytes:
         if len(params) != statement.count:

@@ -29,6 +29,8 @@ FORMAT: Final = 1
 """Version of the runtime's own tables; written into the file."""
 BUSY_MS: Final = 5_000
 """Milliseconds that SQLite waits for a process that doesn't use the writer lock, as a backup or a shell."""
+LOCKED: Final = "database is locked"
+"""How SQLite's error begins where another process has the file locked."""
 HEAP_BYTES: Final = 128 * 1024 * 1024
 """Bytes of SQLite's memory in one process; a statement that needs more fails, and nothing else does."""
 WAL_BYTES: Final = 64 * 1024 * 1024
@@ -209,7 +211,7 @@ def _check_writable(database: LibsqlDatabase) -> None:
         database.rows(_WRITE_NOTHING)
     except ValueError as error:
         # Another process writes. Had the file been opened for reading alone, SQLite would have said so first.
-        if not str(error).startswith("database is locked"):
+        if not str(error).startswith(LOCKED):
             raise
     database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
 

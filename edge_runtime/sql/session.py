@@ -29,7 +29,7 @@ _CODES: Final = (
     ("CHECK constraint failed", "constraint_check"),
     ("NOT NULL constraint failed", "constraint_not_null"),
     ("FOREIGN KEY constraint failed", "constraint_foreign_key"),
-    ("database is locked", "database_busy"),
+    ("database is locked", "database_held"),
     ("database table is locked", "database_busy"),
     ("database or disk is full", "disk_full"),
     ("disk I/O error", "disk_failed"),

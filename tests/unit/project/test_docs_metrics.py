@@ -43,6 +43,7 @@ def nodes() -> str:
         waiting=0,
         links=set(),
         deaths=0,
+        held_by="",
         release=SimpleNamespace(number=1, generation=1),
     )
     callers = Callers(Path(), certificates=False)

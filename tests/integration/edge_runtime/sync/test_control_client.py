@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -70,7 +71,7 @@ async def test_an_answer_that_makes_no_sense_says_what_to_upgrade(control: FileS
 
 
 async def test_a_problem_of_control_keeps_its_code_and_words(control: FileServer, named: Pki) -> None:
-    body = wire.problem_bytes(wire.Problem("database_busy", "Busy", 503, "too many writes"))
+    body = msgspec.json.encode(wire.Problem("database_busy", "Busy", 503, "too many writes"))
     answering(control, web.Response(status=503, body=body, headers={"Retry-After": "7"}))
     with pytest.raises(ControlRefused) as caught:
         await poll(control, named)

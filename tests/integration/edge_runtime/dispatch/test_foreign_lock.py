@@ -1,0 +1,93 @@
+"""Another program that holds the database is told as that, with its name, and not as slow functions or overload."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_runtime import database_users, wal
+from edge_runtime.cli import node as node_commands
+from edge_runtime.errors import SyncFailed
+from tests.guests.build import guest
+from tests.integration.edge_runtime.cli.test_backup import holder
+from tests.integration.edge_runtime.cli.test_node import command
+from tests.support.edge import Node, node, until
+
+FUNCTIONS = {
+    "sql": (guest("sql"), {"sql": "write", "time_limit_ms": 1000}),
+    "reader": (guest("sql"), {"sql": "read", "time_limit_ms": 1000}),
+}
+INSERT = b"""{"sql":"INSERT INTO notes (text) VALUES ('x')"}"""
+COUNT = b'{"sql":"SELECT count(*) FROM notes"}'
+
+
+async def held(edge: Node) -> None:
+    """Wait until the node knows."""
+    async with asyncio.timeout(60):
+        while not edge.front.pool.held_by:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_program_that_holds_the_database_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "skerry.database")
+    async with node(tmp_path / "state", lock_wait=3.0, workers=3) as edge:
+        await edge.release(FUNCTIONS, ["CREATE TABLE notes (text TEXT)"])
+        deaths = edge.front.pool.deaths
+        async with holder(edge.state.path / wal.FILE, "BEGIN IMMEDIATE") as pid:
+            async with edge.http.post("/functions/sql", data=INSERT) as answer:
+                told = await answer.json(content_type=None)
+                # Longer than the function's own limit.
+                assert (answer.status, told["code"], answer.headers["Retry-After"]) == (503, "database_held", "1")
+            await held(edge)
+            name = f"process {pid} (python"
+            assert name in edge.front.pool.held_by
+            # No call waits for its turn behind another one and is told something else.
+            found = await asyncio.gather(*(edge.problem("sql", INSERT) for _ in range(5)))
+            assert set(found) == {(503, "database_held")}
+            assert (await edge.call("reader", COUNT))[0] == 200
+            shown = await asyncio.to_thread(node_commands.read_status, f"127.0.0.1:{edge.front.port}", "")
+            assert name in shown["database"]["held_by"]
+            assert name in node_commands.render(shown)
+            async with edge.http.get("/_skerry/metrics") as answer:
+                assert "skerry_edge_database_held 1.0" in await answer.text()
+            with pytest.raises(SyncFailed, match=f"It is held by process {pid}") as failed:
+                await edge.release(FUNCTIONS, ["CREATE TABLE more (x)"])
+            assert failed.value.code == "database_held"
+            mend = ("UPDATE notes SET text = 'y'", "--write", "--reason", "a test")
+            code, out, _ = await command("sql", "--json", "--state", str(edge.state.path), *mend)
+            error = json.loads(out)["error"]
+            assert (code, error["code"], name in error["message"]) == (1, "database_held", True), error
+        await until(lambda: not edge.front.pool.held_by)
+        assert (await edge.call("sql", INSERT))[0] == 200
+        edge.generation -= 1
+        await edge.release(FUNCTIONS, ["CREATE TABLE more (x)"])
+        assert edge.front.pool.functions["sql"].breaker.opened == 0
+        assert edge.front.pool.deaths - deaths <= 6
+    lines = [record.getMessage() for record in caplog.records if record.name == "skerry.database"]
+    assert sum("another process holds the database" in line and name in line for line in lines) == 1
+    assert sum("free again" in line for line in lines) == 1
+
+
+async def test_one_that_excludes_readers_is_named_too(tmp_path: Path) -> None:
+    path = tmp_path / "skerry.db"
+    async with holder(path, "PRAGMA user_version"):
+        assert database_users.lock_holder(path) is None
+    async with holder(path, "BEGIN EXCLUSIVE") as pid:
+        found = database_users.lock_holder(path)
+        assert found is not None
+        assert found.pid == pid
+
+
+async def test_quick_writes_of_others_do_no_harm(tmp_path: Path) -> None:
+    """A call begins as soon as the other one has ended, and its own limit doesn't run meanwhile."""
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS, ["CREATE TABLE notes (text TEXT)"])
+        async with holder(edge.state.path / wal.FILE, "BEGIN IMMEDIATE"):
+            writing = asyncio.ensure_future(edge.call("sql?sleep=500", INSERT))
+            began = time.monotonic()
+            while time.monotonic() - began < 0.8:
+                await asyncio.sleep(0.05)
+                assert not writing.done()
+        assert (await writing)[0] == 200
