@@ -123,6 +123,44 @@ async def test_a_web_page_must_be_of_the_nodes_origin(tmp_path: Path, origin: st
         assert status == 200 or orjson.loads(body)["code"] == "origin_refused"
 
 
+async def test_a_page_that_the_manifest_names_is_answered_by_cors(tmp_path: Path) -> None:
+    """The preflight by the node alone, and each answer, errors too, with the headers that let the page read it."""
+    page, token = "https://app.example", "a-long-enough-secret"
+    headers = {"Origin": page, "Sec-Fetch-Site": "cross-site", "Authorization": f"Bearer {token}"}
+    cors = {"origins": [page], "methods": ["POST"], "headers": ["Authorization"], "credentials": True, "max_age": 9}
+    async with node(tmp_path / "state", token=token, body_limit=100) as edge:
+        # This guest's answer is its body, header lines and all.
+        await edge.release({"raw": (guest("raw"), {"cors": cors}), "none": guest("raw")})
+        asked = {**headers, "Access-Control-Request-Method": "POST"}
+        del asked["Authorization"]
+        status, told, body = await edge.call("raw", method="OPTIONS", headers=asked)
+        assert (status, body) == (204, b"")
+        assert {name.lower(): value for name, value in told.items() if name.lower() != "date"} == {
+            "access-control-allow-origin": page,
+            "access-control-allow-credentials": "true",
+            "access-control-allow-methods": "POST",
+            "access-control-allow-headers": "Authorization",
+            "access-control-max-age": "9",
+            "vary": "origin, access-control-request-method, access-control-request-headers",
+        }
+        assert edge.front.pool.tallies["raw"].outcomes == {}
+        assert (await edge.call("none", method="OPTIONS", headers=asked))[0] == 403
+        own = b"Content-Type: text/plain\nAccess-Control-Allow-Origin: *\n\nanswer"
+        for sent, code in ((headers, 200), ({**headers, "Authorization": "Bearer x"}, 401)):
+            status, told, _ = await edge.call("raw", own, headers=sent)
+            assert status == code
+            assert told.getall("access-control-allow-origin") == [page]
+            assert told.getall("vary") == ["origin"]
+        status, told, _ = await edge.call("raw", b"x" * 101, headers=headers)
+        assert (status, told["access-control-allow-origin"]) == (413, page)
+        # Another method is refused, and so are those to whom the page doesn't belong.
+        assert (await edge.call("raw", method="PUT", headers=headers))[0] == 403
+        assert (await edge.call("none", headers=headers))[0] == 403
+        # A program's answer may be kept by a cache, which must not give it to that page.
+        status, told, _ = await edge.call("raw", own, headers={"Authorization": f"Bearer {token}"})
+        assert (status, told.getall("access-control-allow-origin"), told["vary"]) == (200, ["*"], "origin")
+
+
 async def test_a_node_with_a_token_asks_for_it(tmp_path: Path) -> None:
     token = "a-long-enough-secret"
     async with serving(tmp_path, token=token) as edge:
