@@ -185,6 +185,7 @@ class Front:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.manager.improve())
             group.create_task(self.manager.watch())
+            group.create_task(self.manager.steps.run())
             group.create_task(self.verification.run())
             if self.agent is not None:
                 group.create_task(self.agent.run())

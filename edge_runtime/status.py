@@ -78,6 +78,11 @@ class NodeStatus:
         if self.tls_files is not None:
             own["tls"] = self.tls_files.status()
         own["database"] = self.checkpoints.status()
+        steps = self.manager.steps
+        own["database"]["steps"] = {
+            "doing": steps.doing or None,
+            "error": None if steps.error is None else {"code": steps.error.code, "message": steps.error.message},
+        }
         if (error := self.manager.error()) is not None:
             own["error"] = error
         return own

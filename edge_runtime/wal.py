@@ -120,6 +120,13 @@ def cut(database: Path) -> None:
         os.close(descriptor)
 
 
+def committed(database: Path) -> int:
+    """Return the bytes of the log up to its last committed frame, for a process with a connection. Raises: OSError,
+    when the index can't be read."""
+    index = parse(os.pread(_keep(index_of(database)), INDEX_BYTES, 0))
+    return 0 if index is None else index.bytes
+
+
 def uncommitted(database: Path) -> int:
     """Return the bytes of the log's file behind its last committed frame, for a process with a connection: about as
     many as the open transaction has written there. Raises: OSError, when the files can't be read."""

@@ -5,11 +5,9 @@ before leaves the old release. Foreign keys aren't enforced meanwhile (rebuildin
 children), but are checked at the end.
 """
 
-import errno
 import functools
 import os
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -17,38 +15,29 @@ from typing import Final
 import msgspec
 
 from control import faults, wire
-from edge_runtime.children.worker_services import Ungranted
+from edge_runtime.children import change_failures, probe_call, stepwise
+from edge_runtime.children.plan_history import label_of, to_apply
+from edge_runtime.children.transactions import drop_uncommitted
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
-from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database, row_counts, schema_change, schema_record, shortages
 from edge_runtime.sql.access import AccessRules
-from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
 from edge_runtime.sql.database import DatabaseOpenError, LibsqlDatabase
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ChangeRow, NumberRow, ReleaseRow
-from edge_runtime.sql.session import Session, code_of, failed_commit
-from edge_runtime.wasmedge import Damaged, WasmEdgeError
+from edge_runtime.sql.rows import NumberRow
+from edge_runtime.sql.session import code_of, failed_commit
 
-HEAP_BYTES: Final = 48 * 1024 * 1024
-"""Bytes of SQLite's memory in an applier. With what else it has it takes 64 MB at most, however large a table is: what
-doesn't fit goes to temporary files."""
 NONE: Final[Mapping[str, Mapping[str, str]]] = {}
-NO_HTTP: Final = Ungranted("HTTP in a probe: a release's transaction can't wait for other servers")
-_SHOWN: Final = 300
-"""Characters of a statement or an answer that an error message shows."""
-
-_READ_RELEASE: Final = load("read_release")
-_READ_CHANGES: Final = load("read_changes")
 _INSERT_CHANGE: Final = load("insert_change")
 _DELETE_FUNCTIONS: Final = load("delete_functions")
 _INSERT_FUNCTION: Final = load("insert_function")
 _WRITE_RELEASE: Final = load("write_release")
 
 _decode_apply: Final = msgspec.json.Decoder(frames.Apply).decode
+_decode_advance: Final = msgspec.json.Decoder(frames.Advance).decode
 
 
 def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.ChildSettings) -> None:
@@ -59,7 +48,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
     except (DatabaseOpenError, OSError) as error:
         frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("database_unfit", str(error)))
         return
-    opened.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
+    opened.rows(f"PRAGMA hard_heap_limit = {change_failures.HEAP_BYTES}")
     fence.limit_files(fence.FILE_BYTES)
     opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("applier", opened.lock.fileno())
@@ -72,6 +61,12 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                     tell = functools.partial(_tell, sock, frame.request)
                     prepared = prepare(opened, order.plan, order.functions, order.secrets, tell, afresh=order.afresh)
                     frames.send_json(sock, frame.request, frames.PREPARED, prepared)
+                case frames.ADVANCE:
+                    stepwise.advance(opened, _decode_advance(frame.body), functools.partial(_tell, sock, frame.request))
+                    frames.send(sock, frame.request, frames.DONE)
+                case frames.FINISH:
+                    stepwise.finish(opened, functools.partial(_tell, sock, frame.request))
+                    frames.send(sock, frame.request, frames.DONE)
                 case frames.COMMIT:
                     commit(opened)
                     frames.send(sock, frame.request, frames.COMMITTED)
@@ -89,10 +84,6 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
 def _tell(sock: socket.socket, request: int, doing: str) -> None:
     """Tell the front what is about to be done, which it says if that takes too long."""
     frames.send(sock, request, frames.APPLYING, b"", doing.encode())
-
-
-def _tell_statement(tell: Callable[[str], None], of: str, statement: str) -> None:
-    tell(f"{of}, statement: {_shown(statement)}")
 
 
 def _no_one(_: str) -> None:
@@ -118,10 +109,11 @@ def prepare(
     faults.reach("edge.apply.before")
     try:
         opened.lock.acquire()
-        _drop_uncommitted(opened)
+        drop_uncommitted(opened)
         opened.rows("BEGIN IMMEDIATE")
-        changes = _to_apply(opened, plan, afresh)
+        changes = to_apply(opened, plan, afresh)
         _check_functions(plan, functions)
+        stepwise.give_up(opened, plan)
         _apply(opened, changes, tell)
         _record(opened, plan, changes, functions)
         if changes:
@@ -131,7 +123,9 @@ def prepare(
         for function in functions:
             if function.manifest.probe is not None:
                 tell(f"the probe of the function {function.name}")
-                _probe(opened, plan.generation, function, function.manifest.probe, secrets.get(function.name, {}))
+                probe_call.run(
+                    opened, plan.generation, function, function.manifest.probe, secrets.get(function.name, {})
+                )
         inventory = database.inventory(opened)
     except BaseException as error:
         opened.rollback()
@@ -142,15 +136,6 @@ def prepare(
         raise
     faults.reach("edge.apply.after")
     return inventory
-
-
-def _drop_uncommitted(opened: LibsqlDatabase) -> None:
-    """Make sure that a loss of power leaves what the file says now, or this release, but no earlier attempt."""
-    try:
-        opened.drop_uncommitted()
-    except OSError as error:
-        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "disk_failed"
-        raise SyncFailed(code, f"The write-ahead log can't be written: {error}. Look at the disk.") from None
 
 
 def commit(opened: LibsqlDatabase) -> None:
@@ -171,61 +156,6 @@ def commit(opened: LibsqlDatabase) -> None:
     faults.reach("edge.commit.after")
 
 
-def _to_apply(opened: LibsqlDatabase, plan: wire.Plan, afresh: bool) -> list[wire.PlannedChange]:
-    """Return the plan's schema changes that the file lacks. Those that it has must be the same ones.
-
-    (It has them if the answer to an earlier COMMIT was lost.)
-    """
-    release = opened.read(ReleaseRow, _READ_RELEASE)
-    if release and not afresh and plan.generation < release[0].generation:
-        raise SyncFailed(
-            "generation_lower",
-            f"The plan is of generation {plan.generation}, and the file is at {release[0].generation} already; was "
-            "control's metadata restored from a backup? Make a new release.",
-        )
-    applied = {number: (revision, checksum) for number, revision, checksum in opened.read(ChangeRow, _READ_CHANGES)}
-    version = start = max(applied, default=0)
-    lacking = []
-    for change in plan.schema_changes:
-        label = _label(change)
-        if wire.schema_checksum(change.sql) != change.checksum:
-            raise SyncFailed("schema_checksum_mismatch", f"The text of {label} is not what its checksum says.")
-        if change.number > plan.schema_floor:
-            raise SyncFailed(
-                "plan_invalid", f"The plan has {label}, and its release ends at change {plan.schema_floor}."
-            )
-        if change.number in applied:
-            revision, checksum = applied[change.number]
-            # A later revision leads to the same schema: the change was amended after this node had applied it.
-            if checksum != change.checksum and change.revision <= revision:
-                raise SyncFailed(
-                    "schema_history_mismatch",
-                    f"The file has another text of {label} than the plan: is it another node's, or was control's "
-                    "metadata restored from a backup?",
-                )
-        elif change.number != version + 1:
-            raise SyncFailed(
-                "schema_history_mismatch",
-                f"The file is at schema version {start}, so the plan must go on with change {version + 1}; it has "
-                f"{label}. Has the file been exchanged?",
-            )
-        else:
-            version = change.number
-            lacking.append(change)
-    if version < plan.schema_floor:
-        raise SyncFailed(
-            "schema_history_mismatch",
-            f"The file would be at schema version {version} after the plan's changes, and the release needs "
-            f"{plan.schema_floor}. Has the file been exchanged?",
-        )
-    return lacking
-
-
-def _label(change: wire.PlannedChange) -> str:
-    revision = f", revision {change.revision}" if change.revision > 1 else ""
-    return f"schema change {change.number} ({change.name}{revision})"
-
-
 def _check_functions(plan: wire.Plan, functions: list[LocalFunction]) -> None:
     planned = sorted((f.name, f.version, f.sha256, f.manifest_digest) for f in plan.functions)
     given = sorted((f.name, f.version, f.sha256, f.manifest_digest) for f in functions)
@@ -237,36 +167,10 @@ def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange], tell: Call
     if not changes:
         return
     access_rules = AccessRules.read(opened)
-    before = schema_change.own(opened)
+    stepwise.complete(opened, access_rules)
     for change in changes:
-        try:
-            schema_change.run(
-                opened, access_rules, change.sql, functools.partial(_tell_statement, tell, _label(change))
-            )
-        except schema_change.SchemaChangeRefused as refused:
-            statement = refused.statement
-            if refused.code in shortages.CODES.values():
-                raise _lacking(opened, change, refused) from None
-            at = f" Statement: {_shown(statement)}" if statement else ""
-            code = "schema_change_failed" if refused.code == "schema_invalid" else refused.code
-            raise SyncFailed(code, f"In {_label(change)}: {refused}{at}") from None
-        if schema_change.own(opened) != before:
-            raise SyncFailed("schema_closed", f"{_label(change)} touches the runtime's own tables; amend it.")
+        stepwise.flip(opened, access_rules, change, tell)
         _check_room(opened, change)
-
-
-def _lacking(
-    opened: LibsqlDatabase, change: wire.PlannedChange, refused: schema_change.SchemaChangeRefused
-) -> SyncFailed:
-    """Undo everything, and return the error of a change that lacked room or memory."""
-    log_bytes = shortages.written(opened)
-    opened.rollback()
-    text = shortages.told(opened, refused.code, refused.statement, log_bytes, HEAP_BYTES, fence.FILE_BYTES)
-    return SyncFailed(refused.code, f"In {_label(change)}: {refused} {text} Statement: {_shown(refused.statement)}")
-
-
-def _shown(statement: str) -> str:
-    return statement if len(statement) <= _SHOWN else statement[:_SHOWN] + " …"
 
 
 def _check_room(opened: LibsqlDatabase, change: wire.PlannedChange) -> None:
@@ -282,7 +186,7 @@ def _check_room(opened: LibsqlDatabase, change: wire.PlannedChange) -> None:
     if not fits(needed, free):
         raise SyncFailed(
             "disk_full",
-            f"After {_label(change)} the database needs {needed >> 20} MiB more, and a reserve of "
+            f"After {label_of(change)} the database needs {needed >> 20} MiB more, and a reserve of "
             f"{DISK_RESERVE >> 20} MiB, but its disk has only {free >> 20} MiB free; free some space, then "
             "`skerry node retry` or wait for the next attempt.",
         )
@@ -304,49 +208,3 @@ def _record(
         schema_record.record(opened)
     # As text: libsql would bind a generation above 31 bits as a REAL.
     opened.rows(_WRITE_RELEASE, (plan.release_id, plan.release_number, str(plan.generation), now))
-
-
-def _probe(
-    opened: LibsqlDatabase, generation: int, local: LocalFunction, probe: wire.Probe, secrets: Mapping[str, str]
-) -> None:
-    """Make the function's probe call in this transaction, and undo what it wrote."""
-    manifest = local.manifest
-    what = f"The probe of the function {local.name}, version {local.version}, failed:"
-    try:
-        function = guest.LoadedFunction.load(local, secrets)
-    except (Damaged, WasmEdgeError, OSError) as error:
-        raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
-    below, _, query = probe.path.partition("?")
-    sql = None
-    grant = wire.sql_grant(manifest, probe.method)
-    if grant != "none":
-        limits = SqlLimits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
-        read_only = "" if grant == manifest.sql else probe.method
-        sql = ProbeSql(Session(opened), grant, generation, limits=limits, method=read_only)
-    services = guest.CallServices(sql, None if manifest.http is None else NO_HTTP)
-    opened.rows("SAVEPOINT probe")
-    try:
-        answer = function.call(guest.Request(probe.method, below, query, (), probe.body.encode()), services)
-    except guest.GuestFault as fault:
-        _tell_log(local, fault.log)
-        raise SyncFailed("probe_failed", f"{what} {fault} ({fault.code})") from None
-    finally:
-        function.close()
-    if not opened.in_transaction:
-        raise SyncFailed("probe_failed", f"{what} its SQL ended the transaction; a probe must not use OR ROLLBACK.")
-    opened.rows("ROLLBACK TO probe")
-    opened.rows("RELEASE probe")
-    if answer.status != probe.status:
-        _tell_log(local, answer.log)
-        shown = answer.body[:_SHOWN].decode("utf-8", "replace")
-        raise SyncFailed(
-            "probe_failed",
-            f"{what} {probe.method} {probe.path} answered {answer.status} and should have answered {probe.status}. "
-            f"Body: {shown}",
-        )
-
-
-def _tell_log(local: LocalFunction, text: bytes) -> None:
-    """Print what a probe logged to the node's log. It isn't in the sync's error: a function's log stays on the node."""
-    for line in text.decode(errors="replace").splitlines():
-        print(f"{local.name} {local.version}, in its probe: {line}", file=sys.stderr, flush=True)

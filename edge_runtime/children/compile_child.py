@@ -16,7 +16,7 @@ from edge_runtime.aot_cache import Damaged, verify
 from edge_runtime.children.function_cache import allocated
 from edge_runtime.guests import guest
 from edge_runtime.guests.function_code import compile_artifact
-from edge_runtime.ipc import frames
+from edge_runtime.ipc import compiler_messages, frames
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import PROCESSOR, REBUILD
 from edge_runtime.wasmedge.errors import WasmEdgeError
@@ -39,16 +39,16 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.
         return
     match frame.kind:
         case frames.COMPILE:
-            _compile(sock, msgspec.json.decode(frame.body, type=frames.Compile))
+            _compile(sock, msgspec.json.decode(frame.body, type=compiler_messages.Compile))
         case frames.TRY:
-            _try(sock, msgspec.json.decode(frame.body, type=frames.Try))
+            _try(sock, msgspec.json.decode(frame.body, type=compiler_messages.Try))
         case frames.VERIFY:
-            _verify(sock, msgspec.json.decode(frame.body, type=frames.Verify))
+            _verify(sock, msgspec.json.decode(frame.body, type=compiler_messages.Verify))
         case _:
             raise RuntimeError(f"the front sent a frame of kind {frame.kind}, which no compiler knows")
 
 
-def _compile(sock: socket.socket, order: frames.Compile) -> None:
+def _compile(sock: socket.socket, order: compiler_messages.Compile) -> None:
     try:
         wasm = _read(order)
         # Before the wasm is parsed, so that it can't touch the AOT files of others.
@@ -63,10 +63,10 @@ def _compile(sock: socket.socket, order: frames.Compile) -> None:
     except OSError as error:
         frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("compile_io", str(error)))
     else:
-        frames.send_json(sock, 0, frames.COMPILED, frames.Compiled(made.digest))
+        frames.send_json(sock, 0, frames.COMPILED, compiler_messages.Compiled(made.digest))
 
 
-def _read(order: frames.Compile) -> bytes:
+def _read(order: compiler_messages.Compile) -> bytes:
     """Return the artifact's bytes. Raises: Lost, when they can't be read or have another sha256."""
     try:
         wasm = Path(order.artifact).read_bytes()
@@ -78,7 +78,7 @@ def _read(order: frames.Compile) -> bytes:
     return wasm
 
 
-def _try(sock: socket.socket, order: frames.Try) -> None:
+def _try(sock: socket.socket, order: compiler_messages.Try) -> None:
     """Load one function after the other, and tell the memory that each takes; stop at the first that can't be
     loaded."""
     for local in order.functions:
@@ -92,10 +92,10 @@ def _try(sock: socket.socket, order: frames.Try) -> None:
         # An instance on the interpreter has its own copy of the code.
         need = (allocated() - before) * (1 if local.aot else 2)
         function.close()
-        frames.send_json(sock, 0, frames.TRIED, frames.Tried(need))
+        frames.send_json(sock, 0, frames.TRIED, compiler_messages.Tried(need))
 
 
-def _verify(sock: socket.socket, order: frames.Verify) -> None:
+def _verify(sock: socket.socket, order: compiler_messages.Verify) -> None:
     """Check files, and tell which are missing or damaged."""
     damaged = []
     for path, digest in order.files:
@@ -103,4 +103,4 @@ def _verify(sock: socket.socket, order: frames.Verify) -> None:
             verify(Path(path), digest)
         except (Damaged, OSError):
             damaged.append(path)
-    frames.send_json(sock, 0, frames.VERIFIED, frames.Verified(damaged))
+    frames.send_json(sock, 0, frames.VERIFIED, compiler_messages.Verified(damaged))

@@ -36,13 +36,18 @@ QUERY_RELEASE: Final = 4
 # To an applier
 APPLY: Final = 5
 """`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: what it leads to) or FAILED,
-after APPLYING for each step."""
+after APPLYING for each statement."""
 COMMIT: Final = 6
 """Commit what was prepared; answered by COMMITTED or FAILED."""
 ABORT: Final = 7
 """Roll back what was prepared; answered by ABORTED."""
 COUNT: Final = 15
 """Count the rows of the tables; answered by COUNTED (a JSON object: rows by table)."""
+ADVANCE: Final = 17
+"""`Advance`: run the steps that come before a schema change's flip; answered by DONE or FAILED, after APPLYING now and
+then."""
+FINISH: Final = 16
+"""Run the steps that come after the flips of schema changes; answered as ADVANCE is."""
 # To a compiler
 COMPILE: Final = 8
 """`Compile`; answered by COMPILED (`Compiled`) or FAILED."""
@@ -143,7 +148,8 @@ class Load(Struct, frozen=True):
     """The front's number for this set of modules: a release gets another one when its AOT files get better."""
     release: LocalRelease
     secrets: dict[str, dict[str, str]] = {}
-    """By function: the values of the secrets that its manifest names. Only `Load`, `Apply` and `Try` have them."""
+    """By function: the values of the secrets that its manifest names. Only `Load`, `Apply`, `Advance` and `Try`
+    have them."""
     lacking: dict[str, "ChildFailure"] = {}
     """By function: why it can't be called although its module is there."""
 
@@ -164,6 +170,8 @@ class Stored(Struct, frozen=True):
     inventory: wire.Inventory
     durable: bool = True
     """Whether all of it is on disk, so that a loss of power changes nothing."""
+    unfinished: bool = False
+    """Whether there are steps of schema changes that come after their flips."""
 
 
 class Apply(Struct, frozen=True):
@@ -181,21 +189,19 @@ class Apply(Struct, frozen=True):
         return f"Apply({self.plan.sync_id}, release {self.plan.release_number})"
 
 
-class Compile(Struct, frozen=True):
-    """An artifact to be compiled."""
+class Advance(Struct, frozen=True):
+    """A plan whose first schema change has steps that run before its flip."""
 
-    artifact: str
-    """Path of the wasm."""
-    sha256: str
-    folder: str
-    """Path of an empty folder for the compiler alone, where its files go."""
-    level: int
-    """The level of optimization, as in `aot_cache`."""
+    plan: wire.Plan
+    generation: int
+    """Of the release that serves."""
+    serving: list[LocalFunction] = []
+    """Its functions, whose probes must pass after each step in a single transaction."""
+    secrets: dict[str, dict[str, str]] = {}
+    """The secrets as in `Load`, for the probes."""
 
-
-class Compiled(Struct, frozen=True):
-    digest: str
-    """sha256 of the AOT file in hex."""
+    def __repr__(self) -> str:
+        return f"Advance({self.plan.sync_id}, release {self.plan.release_number})"
 
 
 class Checkpoint(Struct, frozen=True):
@@ -212,34 +218,6 @@ class Checkpointed(Struct, frozen=True):
     """Frames in the log."""
     backfilled: int
     """Frames of them that were moved into the database file."""
-
-
-class Try(Struct, frozen=True):
-    """Functions to be loaded on trial."""
-
-    functions: list[LocalFunction]
-    secrets: dict[str, dict[str, str]] = {}
-    """The secrets as in `Load`."""
-
-    def __repr__(self) -> str:
-        return f"Try({self.functions!r})"
-
-
-class Tried(Struct, frozen=True):
-    bytes: int
-    """Bytes of memory that the function takes while it runs, besides its guest's memory."""
-
-
-class Verify(Struct, frozen=True):
-    """Files to be checked."""
-
-    files: list[tuple[str, str]]
-    """Path of each file, and the sha256 that it must have."""
-
-
-class Verified(Struct, frozen=True):
-    damaged: list[str]
-    """Paths of the files that can't be read, or have another sha256."""
 
 
 class ChildFailure(Struct, frozen=True):

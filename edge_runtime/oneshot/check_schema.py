@@ -26,8 +26,9 @@ from edge_runtime.oneshot import rehearsal, reversal
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database, losses, row_counts, schema_change
+from edge_runtime.sql import database, losses, row_counts, schema_change, unrolled_change
 from edge_runtime.sql.access import AccessRules
+from edge_runtime.sql.change_steps import ChangeSteps
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ColumnRow, DefinitionRow
@@ -152,9 +153,12 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
         opened.rollback()
     columns = _columns(opened)
     tried = _try(opened, access_rules, request.sql)
+    steps = unrolled_change.steps_of(request.sql)
+    if steps is not None:
+        _check_undo(opened, access_rules, steps)
     if before is not None:
         _compare(before, tried.schema)
-    lost = losses.find(schema_change.split(request.sql), columns, tried.columns)
+    lost = losses.find(unrolled_change.statements(request.sql), columns, tried.columns)
     warnings: list[dict[str, str]] = []
     opened.rows("PRAGMA foreign_keys = ON")
     empty = fill(opened)
@@ -205,7 +209,7 @@ def _reversal(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, 
 
 def _run_registered(opened: LibsqlDatabase, access_rules: AccessRules, change: RegisteredChange) -> None:
     try:
-        schema_change.run(opened, access_rules, change.sql)
+        unrolled_change.run(opened, access_rules, change.sql)
     except SchemaChangeRefused as refused:
         raise SchemaChangeRefused(
             "schema_history_broken",
@@ -231,7 +235,7 @@ def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehears
     opened.rows("BEGIN")
     try:
         own = schema_change.own(opened)
-        schema_change.run(opened, access_rules, sql)
+        unrolled_change.run(opened, access_rules, sql)
         if schema_change.own(opened) != own:
             raise SchemaChangeRefused("schema_closed", "It touches the runtime's own tables.")
         if orphans := schema_change.orphans(opened):
@@ -247,6 +251,24 @@ def _columns(opened: LibsqlDatabase) -> dict[str, dict[str, str]]:
         table.lower(): {column.name.lower(): column.type for column in opened.read(ColumnRow, _COLUMNS, (table,))}
         for table in row_counts.tables(opened)
     }
+
+
+def _check_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: ChangeSteps) -> None:
+    """Check that the steps before the flip can be taken back. Raises: SchemaChangeRefused, when they can't."""
+    opened.rows("BEGIN")
+    try:
+        before = _schema(opened)
+        unrolled_change.run_and_undo(opened, access_rules, steps)
+        after = _schema(opened)
+    finally:
+        opened.rollback()
+    different = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if different:
+        kind, name = different[0]
+        raise SchemaChangeRefused(
+            "schema_invalid",
+            f"After the steps before the flip and `undo` the schema isn't what it was: look at the {kind} {name}.",
+        )
 
 
 def _schema(opened: LibsqlDatabase) -> _Schema:

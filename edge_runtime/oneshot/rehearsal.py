@@ -9,9 +9,8 @@ from typing import Final
 
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.row_counts import quoted
 from edge_runtime.sql.rows import ColumnRow, DefinitionRow
-from edge_runtime.sql.tokenizer import tokenize, word
+from edge_runtime.sql.tokenizer import quoted, tokenize, word
 from edge_runtime.sql.values import Row
 
 _SCHEMA: Final = load("schema")

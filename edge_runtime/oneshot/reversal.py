@@ -6,14 +6,14 @@ What a statement made is read in the schema before and after it, and not in its 
 
 from typing import Final
 
-from edge_runtime.sql import schema_change
+from edge_runtime.sql import schema_change, unrolled_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.row_counts import quoted
 from edge_runtime.sql.rows import DefinitionRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
 from edge_runtime.sql.statement_parts import StatementParts, assigned, parts
+from edge_runtime.sql.tokenizer import quoted
 
 _SCHEMA: Final = load("schema")
 _NOTHING: Final = frozenset({"select", "values", "with", "analyze", "reindex"})
@@ -116,6 +116,10 @@ def draft(opened: LibsqlDatabase, access_rules: AccessRules, sql: str) -> tuple[
 
     Raises: SchemaChangeRefused, when the change fails.
     """
+    if unrolled_change.steps_of(sql) is not None:
+        unrolled_change.run(opened, access_rules, sql)
+        text = "A change with steps is reversed by one that is written for that, with steps of its own."
+        return "", [{"statement": "", "message": text}]
     reversal = Reversal(opened, access_rules)
     reversal.run(sql)
     return reversal.sql, reversal.kept

@@ -7,9 +7,8 @@ from typing import Final, NamedTuple
 
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.row_counts import quoted
 from edge_runtime.sql.rows import ColumnRow, ForeignKeyRow, TableRow
-from edge_runtime.sql.tokenizer import TokenKind, tokenize
+from edge_runtime.sql.tokenizer import TokenKind, quoted, tokenize
 from edge_runtime.sql.values import Row, Value
 
 ROWS: Final = 3

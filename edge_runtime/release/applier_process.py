@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import msgspec
@@ -57,6 +57,33 @@ async def prepare(applier: Child, order: frames.Apply, limit: float) -> wire.Inv
         failure = decode_failure(reply.body)
         raise SyncFailed(failure.code, failure.message)
     return _decode_inventory(reply.body)
+
+
+async def steps(
+    applier: Child, kind: int, order: frames.Advance | None, limit: float, tell: Callable[[str], None]
+) -> None:
+    """Have steps of schema changes run. `limit`: seconds for each thing of which `tell` is told that it begins.
+
+    Raises: SyncFailed, when a step fails.
+    """
+    doing = "nothing yet: another process had the writer lock"
+    try:
+        async with asyncio.timeout(limit) as timer:
+            reply = await applier.ask(kind, order, None)
+            while reply.kind == frames.APPLYING:
+                doing = reply.body.decode(errors="replace")
+                tell(doing)
+                timer.reschedule(asyncio.get_running_loop().time() + limit)
+                reply = await applier.answer()
+    except TimeoutError:
+        text = f"A step of a schema change took longer than {limit:g} s (apply_limit), and was undone. What ran then: "
+        raise SyncFailed("apply_timeout", text + doing) from None
+    except frames.ChildGone:
+        text = "The process that ran a step of a schema change died; what it had committed stays. What ran then: "
+        raise SyncFailed("applier_died", text + doing) from None
+    if reply.kind != frames.DONE:
+        failure = decode_failure(reply.body)
+        raise SyncFailed(failure.code, failure.message)
 
 
 async def abort(applier: Child) -> None:

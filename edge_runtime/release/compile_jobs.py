@@ -16,7 +16,7 @@ import msgspec
 
 from edge_runtime.aot_cache import AotFile, install, key, make_work_folder
 from edge_runtime.errors import SyncFailed
-from edge_runtime.ipc import frames
+from edge_runtime.ipc import compiler_messages, frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
 from edge_runtime.settings import processors
 
@@ -27,7 +27,7 @@ TRIES: Final = 3
 BEST_LIMIT: Final = 3600.0
 """Seconds for one artifact in the background."""
 
-_decode_compiled: Final = msgspec.json.Decoder(frames.Compiled).decode
+_decode_compiled: Final = msgspec.json.Decoder(compiler_messages.Compiled).decode
 
 
 class _Job:
@@ -123,7 +123,9 @@ class CompileJobs:
         limit = BEST_LIMIT if background else self._limit
         path = self._artifacts / f"{sha256}.wasm"
         try:
-            reply = await child.ask(frames.COMPILE, frames.Compile(str(path), sha256, str(work), level), limit)
+            reply = await child.ask(
+                frames.COMPILE, compiler_messages.Compile(str(path), sha256, str(work), level), limit
+            )
         except TimeoutError:
             text = f"artifact {sha256} wasn't compiled after {limit:g} s (compile_limit)"
             raise SyncFailed("compile_timeout", text) from None

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edge_runtime.ipc import frames
+from edge_runtime.ipc import compiler_messages, frames
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
@@ -24,7 +24,7 @@ AGAIN: Final = 60.0
 LIMIT: Final = 43_200.0
 """Seconds that a check may take: it gets only what others leave of processor and disk."""
 
-_decode_verified: Final = msgspec.json.Decoder(frames.Verified).decode
+_decode_verified: Final = msgspec.json.Decoder(compiler_messages.Verified).decode
 
 
 class IntegrityCheck:
@@ -62,7 +62,7 @@ class IntegrityCheck:
         if files:
             child = await self._processes.birth("compiler", background=True)
             with contextlib.closing(child):
-                reply = await child.ask(frames.VERIFY, frames.Verify(files), LIMIT)
+                reply = await child.ask(frames.VERIFY, compiler_messages.Verify(files), LIMIT)
             damaged = _decode_verified(reply.body).damaged
         for path in damaged:
             log.error("%s is damaged or gone: it is %s again", path, "made" if path in compiled else "fetched")

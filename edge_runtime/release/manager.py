@@ -28,6 +28,7 @@ from edge_runtime.ipc.zygote_client import Child, ZygoteClient, decode_failure
 from edge_runtime.release import applier_process, stored_release
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.secrets import Secrets
+from edge_runtime.release.step_runner import StepRunner, has_steps
 from edge_runtime.release.tamper_check import TamperCheck, after
 
 log = logging.getLogger("skerry.flip")
@@ -65,6 +66,7 @@ class ReleaseManager:
         self._tamper_check = tamper_check
         self._flip_limit = flip_limit
         self._apply_limit = apply_limit
+        self.steps = StepRunner(processes, apply_limit)
         self._one = asyncio.Lock()
         self._changed = asyncio.Event()
         self._stored = frames.Stored(None, wire.Inventory())
@@ -110,6 +112,8 @@ class ReleaseManager:
         nothing is served, and calls wait. Raises: DatabaseUnfit, when the file can't be read."""
         async with self._one:
             stored = await stored_release.stored(self._processes)
+            if stored.unfinished:
+                self.steps.unfinished.set()
             self._look_at_secrets()
             try:
                 self._believe(stored)
@@ -177,6 +181,16 @@ class ReleaseManager:
             log.error("secrets: %s", self._secrets.error)
         return changed
 
+    async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
+        """Run the steps that come before the flip to the plan's release, while the present one serves; `tell` is told
+        how far they have come. Raises: SyncFailed, when one fails; what was done stays, and is gone on from."""
+        if self._forged is not None or not (has_steps(plan) or self.steps.unfinished.is_set()):
+            return
+        release = self.release
+        serving = release.functions if release is not None else []
+        generation = release.generation if release is not None else 0
+        await self.steps.advance(frames.Advance(plan, generation, serving, self._secrets.of(serving)), tell)
+
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Move to the plan's release, of which `functions` are all functions with their code; return the inventory
         then.
@@ -207,6 +221,8 @@ class ReleaseManager:
                         await asyncio.to_thread(self._tamper_check.settle, self._stored)
                 raise
             self._changed.set()
+            if has_steps(plan):
+                self.steps.unfinished.set()
             if self._stored.durable:
                 await asyncio.to_thread(self._tamper_check.settle, self._stored)
             return inventory

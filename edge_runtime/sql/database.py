@@ -50,6 +50,8 @@ _WRITE_NOTHING: Final = load("write_nothing")
 _READ_RELEASE: Final = load("read_release")
 _READ_CHANGES: Final = load("read_changes")
 _READ_FUNCTIONS: Final = load("read_functions")
+_HAS_STEPS: Final = load("has_steps")
+_UNFINISHED: Final = load("unfinished_steps")
 
 
 class DatabaseOpenError(Exception):
@@ -282,7 +284,12 @@ def read_release(database: LibsqlDatabase) -> LocalRelease | None:
 def stored(database: LibsqlDatabase) -> Stored:
     """Return release and inventory, as of one moment."""
     with _snapshot(database):
-        return Stored(read_release(database), inventory(database))
+        return Stored(read_release(database), inventory(database), unfinished=_unfinished(database))
+
+
+def _unfinished(database: LibsqlDatabase) -> bool:
+    """Tell whether steps of schema changes are to be done that come after their flips."""
+    return database.rows(_HAS_STEPS) != [(0,)] and database.rows(_UNFINISHED) != [(0,)]
 
 
 def settled(database: LibsqlDatabase) -> Stored:

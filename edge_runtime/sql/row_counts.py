@@ -5,6 +5,7 @@ from typing import Final
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import NumberRow, TableRow
+from edge_runtime.sql.tokenizer import quoted
 
 MOST_ROWS: Final = 10_001
 """Rows of a table that are counted: this number means that there are more than 10,000."""
@@ -12,11 +13,6 @@ MOST_TABLES: Final = 200
 """Tables that are counted: the first so many that were made."""
 
 _TABLES: Final = load("tables_with_rows")
-
-
-def quoted(name: str) -> str:
-    """Return a name as SQL takes it whatever is in it."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def tables(opened: LibsqlDatabase) -> list[str]:

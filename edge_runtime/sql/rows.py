@@ -98,6 +98,32 @@ class SchemaRecordRow(NamedTuple):
     digest: str
 
 
+class StepRow(NamedTuple):
+    """`read_steps`: a step of a schema change."""
+
+    number: int
+    """The schema change."""
+    step: int
+    """From 1; 0 for what undoes the steps."""
+    name: str
+    """The schema change's name."""
+    checksum: str
+    """The schema change's."""
+    stage: str
+    """`before` or `after` the release's transaction, or `undo`."""
+    target: str
+    """The table whose rows are changed in batches; empty for a step in one transaction."""
+    key: str
+    sql: str
+    after: int | None
+    """The key up to which the rows are done; None before the first batch."""
+    start: int | None
+    """`after` as it was at first."""
+    bound: int | None
+    """The key of the last row that is to be done."""
+    done: int
+
+
 class NumberRow(NamedTuple):
     """One number, as of a PRAGMA or `table_bytes`."""
 
@@ -105,7 +131,7 @@ class NumberRow(NamedTuple):
 
 
 class NameRow(NamedTuple):
-    """`functions`, `modules`: a name in lower case; `table_names`: a table's."""
+    """`functions`, `modules`: a name in lower case; `table_names`: a table's; `integer_keys`: a column's, or empty."""
 
     name: str
 

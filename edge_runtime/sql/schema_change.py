@@ -38,7 +38,8 @@ _MADE_OF: Final = MODULES & {"fts3", "fts4", "fts4aux", "fts5", "fts5vocab", "rt
 
 
 _TEMPORARY: Final = load("temporary")
-_OWN: Final = tuple(load(name) for name in ("own_schema", "all_meta", "all_changes", "all_release", "all_functions"))
+_OWN_QUERIES: Final = ("own_schema", "all_meta", "all_changes", "all_release", "all_functions", "all_steps")
+_OWN: Final = tuple(load(name) for name in _OWN_QUERIES)
 
 
 class SchemaChangeRefused(CodedError):

@@ -58,6 +58,15 @@ def tokenize(sql: str) -> list[SqlToken]:
     ]
 
 
+def line_comments(sql: str) -> list[SqlToken]:
+    """Return the comments of the form `-- …` of `sql`, each without the end of its line."""
+    return [
+        SqlToken(TokenKind.OTHER, match.start(), match.end(), match.group())
+        for match in _PATTERN.finditer(sql)
+        if match.lastgroup == "SPACE" and match.group().startswith("--")
+    ]
+
+
 def word(token: SqlToken) -> str:
     """Return an unquoted word in lower case; empty for any other token."""
     return token.text.lower() if token.kind is TokenKind.NAME else ""
@@ -74,3 +83,8 @@ def name(token: SqlToken) -> str:
         inner = text[1:-1]
         return (inner if quote == "[" else inner.replace(quote * 2, quote)).lower()
     return ""
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'

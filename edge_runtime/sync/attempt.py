@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ RENEW_CAP = 20.0
 """Seconds between two messages at most by which a longer sync says that it is running: the node's heartbeat then."""
 RENEW_AGAIN = 2.0
 """Seconds until that is tried again, if control couldn't be told."""
+STEP_SHOWN = 64
+"""Characters of a step and of how far it has come, as the messages have room for."""
 
 log = logging.getLogger("skerry.agent")
 
@@ -37,6 +39,11 @@ class Runtime(Protocol):
 
     def forged(self) -> SyncFailed | None:
         """Return, once, the failure by which control learns that the libsql file can't be believed."""
+        ...
+
+    async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
+        """Run the steps of schema changes that come before the flip, telling how far they are. Raises: SyncFailed, when
+        one fails."""
         ...
 
     async def apply(self, plan: wire.Plan, functions: list[frames.LocalFunction]) -> wire.Inventory:
@@ -76,13 +83,15 @@ class SyncAttempt:
         self._client = client
         self._started_at = datetime.now(UTC)
         self._step = ""
+        self._done = ""
+        """How far the step has come, for people."""
 
     def status(self) -> dict[str, Any]:
         """Return the part `sync` of the node's status."""
         return {
             "id": self._plan.sync_id,
             "release": self._plan.release_number,
-            "step": self._step,
+            "step": self._shown,
             "started_at": text(self._started_at),
         }
 
@@ -119,6 +128,11 @@ class SyncAttempt:
             )
             self._end("compile")
 
+            if plan.schema_changes:
+                self._begin("batches")
+                await self._runtime.advance(plan, self._tell)
+                self._end("batches")
+
             self._begin("flip")
             await self._runtime.apply(plan, functions)
             self._end("flip")
@@ -146,8 +160,15 @@ class SyncAttempt:
             await asyncio.to_thread(self._compiler.collect, keep)
             await self._artifacts.fetch(self._client, planned, trusted)
 
+    @property
+    def _shown(self) -> str:
+        return f"{self._step}: {self._done}"[:STEP_SHOWN] if self._done else self._step
+
+    def _tell(self, done: str) -> None:
+        self._done = done
+
     def _begin(self, step: str) -> None:
-        self._step = step
+        self._step, self._done = step, ""
         faults.reach(f"edge.sync.{step}.before")
 
     def _end(self, step: str) -> None:
@@ -161,7 +182,7 @@ class SyncAttempt:
             await asyncio.sleep(pause)
             try:
                 state = await self._client.report(
-                    self._plan.sync_id, wire.SyncUpdate(status="running", step=self._step)
+                    self._plan.sync_id, wire.SyncUpdate(status="running", step=self._shown)
                 )
             except (NoAnswer, ControlRefused) as error:
                 log.warning("control can't be told that the sync goes on: %s", error.message)
@@ -169,7 +190,7 @@ class SyncAttempt:
                 continue
             lease = state.lease or lease
             pause = min(RENEW_CAP, lease / 3)
-            if retries.superseded(state) and self._step in ("fetch", "compile"):
+            if retries.superseded(state) and self._step in ("fetch", "compile", "batches"):
                 work.cancel()
 
 

@@ -22,6 +22,7 @@ def document() -> dict[str, object]:
         "abi": list(ABIS),
         # `plan_check.parse_manifest` refuses every other field.
         "manifest": list(wire.MANIFEST_FIELDS),
+        "schema": ["steps"],
     }
 
 

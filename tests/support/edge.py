@@ -48,7 +48,9 @@ class Node:
         Error: SyncFailed.
         """
         plan, local = self.plan(functions, changes, version=version)
-        inventory = await self.front.manager.apply(plan, await self.front.compiler.functions(local))
+        local = await self.front.compiler.functions(local)
+        await self.front.manager.advance(plan, lambda _: None)
+        inventory = await self.front.manager.apply(plan, local)
         self.changes = [*self.changes, *plan.schema_changes]
         return inventory
 

@@ -5,7 +5,7 @@ computed by the program's own function of an inventory and a plan.
 """
 
 import asyncio
-from collections.abc import Collection, Set
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -166,6 +166,9 @@ class SimulatedRuntime:
     def forged(self) -> SyncFailed | None:
         """The libsql file is what it should be."""
         return None
+
+    async def advance(self, plan: wire.Plan, tell: Callable[[str], None]) -> None:
+        """No simulated change has steps."""
 
     async def apply(self, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         """Commit the plan's release; raises `SyncFailed`, and nothing has changed."""

@@ -21,10 +21,10 @@ FIRST = ["CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", "INS
 
 CHILD = """
 import os, socket, sys
-from edge_runtime.children import applier
+from edge_runtime.children import applier, change_failures
 from edge_runtime.ipc import frames
 from edge_runtime.sandbox import fence
-applier.HEAP_BYTES = int(os.environ.get("HEAP", applier.HEAP_BYTES))
+change_failures.HEAP_BYTES = int(os.environ.get("HEAP", change_failures.HEAP_BYTES))
 fence.FILE_BYTES = int(os.environ.get("FILE", fence.FILE_BYTES))
 applier.serve(socket.socket(fileno=int(sys.argv[1])), None, 0, frames.ChildSettings(sys.argv[2], "NORMAL"))
 """

@@ -1,0 +1,202 @@
+"""Runs a step of a schema change in batches: each in a transaction of its own, together with its progress.
+
+So a process that is killed anywhere goes on where it was, and no row is changed twice. Writers take turns with the
+batches: the writer lock is held for a few milliseconds, and then let go for as long.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from control import faults
+from edge_runtime import wal
+from edge_runtime.sql import change_steps, schema_change
+from edge_runtime.sql.access import AccessRules
+from edge_runtime.sql.change_steps import ChangeStep
+from edge_runtime.sql.database import LibsqlDatabase
+from edge_runtime.sql.queries import load
+from edge_runtime.sql.rows import NameRow, StepRow
+from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
+from edge_runtime.sql.session import failed_commit
+from edge_runtime.sql.shortages import code_of_shortage
+from edge_runtime.sql.tokenizer import quoted, tokenize
+
+HELD: Final = 0.01
+"""Seconds for which a batch is to hold the writer lock: the number of its rows follows the time that the last one
+took."""
+FIRST: Final = 100
+LEAST: Final = 10
+MOST: Final = 20_000
+"""Rows of the first batch, of the smallest and of the largest."""
+REST: Final = 0.002
+"""Seconds between two batches at least; usually as long as the last one had the lock. Without a rest writers would
+starve: the kernel gives the lock to no one in turn."""
+TOLD: Final = 0.2
+"""Seconds between two messages of how far the step has come."""
+LOG_BYTES: Final = 32 * 1024 * 1024
+LOG_WAIT: Final = 5.0
+"""From so many bytes of the write-ahead log on a batch waits until the log has begun anew, for so many seconds at
+most."""
+
+_START: Final = load("start_step")
+_MOVE: Final = load("move_step")
+_END: Final = load("end_step")
+_KEYS: Final = load("integer_keys")
+_ROWIDS: Final = ("rowid", "oid", "_rowid_")
+
+
+def whole(
+    opened: LibsqlDatabase,
+    access_rules: AccessRules,
+    step: ChangeStep,
+    left: tuple[int | None, int | None] = (None, None),
+) -> None:
+    """Run a step at once, in the transaction that is open; `left`: the keys of what is left of it, above the one, up to
+    the other. Raises: SchemaChangeRefused."""
+    check_key(opened, step.table, step.key)
+    after, upto = left
+    if after is None or upto is None:
+        after, upto = _bounds(opened, step.table, step.key)
+    statements = _statements(access_rules, step.sql)
+    # Without rows too: a statement that can't be is found out.
+    for statement in statements:
+        _execute(opened, change_steps.bind(statement.sql, after, upto), statement.sql)
+
+
+def run(opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: Callable[[str], None]) -> None:
+    """Run what is left of a step. `tell` is called now and then with how far it has come, for people.
+
+    Raises: SchemaChangeRefused, when a statement is refused or fails; what was done before stays. ValueError, when
+    SQLite or the disk fails otherwise.
+    """
+    check_key(opened, row.target, row.key)
+    statements = _statements(access_rules, row.sql)
+    if row.after is not None and row.start is not None and row.bound is not None:
+        after, start, bound = row.after, row.start, row.bound
+    else:
+        after, bound = _bounds(opened, row.target, row.key)
+        start = after
+        _begin(opened)
+        opened.rows(_START, (str(after), str(start), str(bound), row.number, row.step))
+        _commit(opened)
+    size, told = FIRST, 0.0
+    while True:
+        if time.monotonic() - told > TOLD:
+            told = time.monotonic()
+            tell(f"{row.target[:40]}: {100 * (after - start) // max(1, bound - start)} %")
+        # Before the lock is taken: rows that come meanwhile are in this batch or in a later one.
+        upto = _edge(opened, row, after, bound, size)
+        began = _begin(opened)
+        try:
+            if upto is None:
+                opened.rows(_END, (row.number, row.step))
+            else:
+                for statement in statements:
+                    _execute(opened, change_steps.bind(statement.sql, after, upto), statement.sql)
+                opened.rows(_MOVE, (str(upto), row.number, row.step, str(after)))
+                if opened.rows("SELECT changes()") != [(1,)]:
+                    raise ValueError("the step's progress isn't what it was: does another applier run?")
+            faults.reach("edge.batch.before")
+        except BaseException:
+            opened.rollback()
+            raise
+        _commit(opened)
+        held = time.monotonic() - began
+        faults.reach("edge.batch.after")
+        if upto is None:
+            return
+        after = upto
+        size = int(min(MOST, max(LEAST, size * min(2.0, HELD / max(held, 1e-4)))))
+        time.sleep(max(REST, held))
+        _spare_the_log(opened)
+
+
+def check_key(opened: LibsqlDatabase, table: str, key: str) -> None:
+    """Check that a table can be walked by a key: its INTEGER PRIMARY KEY, or its rowid where it has none.
+
+    Raises: SchemaChangeRefused, when it can't.
+    """
+    found = opened.read(NameRow, _KEYS, (table,))
+    if not found:
+        raise SchemaChangeRefused(
+            "schema_invalid", f"Batches of {table} can't be made: there is no such table, or it has no rowids."
+        )
+    name = found[0].name
+    if key.lower() != name.lower() and key.lower() not in _ROWIDS:
+        right = f"its INTEGER PRIMARY KEY {name}" if name else "rowid, as it has no INTEGER PRIMARY KEY"
+        raise SchemaChangeRefused("schema_invalid", f"Batches of {table} must go by {right}, and not by {key}.")
+
+
+def _statements(access_rules: AccessRules, sql: str) -> list[SchemaStatement]:
+    """Raises: SchemaChangeRefused, when a schema change may not have one of the statements."""
+    statements = schema_change.split(sql)
+    for statement in statements:
+        text = change_steps.bind(statement.sql, 0, 0)
+        schema_change.check(SchemaStatement(text, tokenize(text)), access_rules.functions, access_rules.modules)
+    return statements
+
+
+def _bounds(opened: LibsqlDatabase, target: str, column: str) -> tuple[int, int]:
+    """Return the key below the first row, and that of the last row."""
+    key, table = quoted(column), quoted(target)
+    # Two queries: the least and the largest in one would be a scan of the table.
+    least = opened.rows(f"SELECT min({key}) FROM {table}")[0][0]  # noqa: S608
+    most = opened.rows(f"SELECT max({key}) FROM {table}")[0][0]  # noqa: S608
+    if not isinstance(least, int) or not isinstance(most, int):
+        return 0, 0
+    if least == -(2**63):
+        raise SchemaChangeRefused(
+            "schema_change_failed",
+            f"Batches of {target} can't be made: a row has the least {column} that there can be.",
+        )
+    return least - 1, most
+
+
+def _edge(opened: LibsqlDatabase, row: StepRow, after: int, bound: int, size: int) -> int | None:
+    """Return the last key of the next batch, None where no row is left."""
+    key, table = quoted(row.key), quoted(row.target)
+    found = opened.rows(
+        f"SELECT max(k) FROM (SELECT {key} AS k FROM {table} "  # noqa: S608
+        f"WHERE {key} > ({after}) AND {key} <= ({bound}) ORDER BY {key} LIMIT {size})"
+    )[0][0]
+    return found if isinstance(found, int) else None
+
+
+def _begin(opened: LibsqlDatabase) -> float:
+    """Take the writer lock and begin a transaction; return when the lock was had."""
+    opened.lock.acquire()
+    began = time.monotonic()
+    try:
+        opened.rows("BEGIN IMMEDIATE")
+    except BaseException:
+        opened.rollback()
+        raise
+    return began
+
+
+def _commit(opened: LibsqlDatabase) -> None:
+    """Commit, and let the writer lock go. Raises: ValueError, when that fails."""
+    try:
+        opened.rows("COMMIT")
+    except ValueError as error:
+        _, text = failed_commit(opened, error)
+        opened.rollback()
+        # It begins with SQLite's message, by which the error is known.
+        raise ValueError(f"{error}. {text}") from None
+    opened.lock.release()
+
+
+def _execute(opened: LibsqlDatabase, sql: str, shown: str) -> None:
+    try:
+        opened.rows(sql)
+    except ValueError as error:
+        raise SchemaChangeRefused(code_of_shortage(opened, error) or "schema_invalid", f"{error}.", shown) from None
+
+
+def _spare_the_log(opened: LibsqlDatabase) -> None:
+    """Wait while the log is long: writers would be made to wait for its checkpoint, or be refused."""
+    if opened.path is None:
+        return
+    end = time.monotonic() + LOG_WAIT
+    while wal.committed(opened.path) > LOG_BYTES and time.monotonic() < end:
+        time.sleep(0.02)

@@ -1,0 +1,1 @@
+SELECT * FROM _skerry_steps ORDER BY number, step

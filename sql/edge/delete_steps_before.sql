@@ -1,0 +1,1 @@
+DELETE FROM _skerry_steps WHERE number = ? AND stage <> 'after'

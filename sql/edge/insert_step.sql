@@ -1,0 +1,2 @@
+INSERT INTO _skerry_steps (number, step, name, checksum, stage, target, key, sql, done)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)
