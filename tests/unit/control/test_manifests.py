@@ -185,3 +185,15 @@ def test_the_methods_that_only_read_are_among_the_grants():
     before, after = {"sql": "write"}, msgspec.json.decode(wire.canonical(wire.completed(manifest(sql="write"))))
     assert manifests.differences(before, after) == {"read_only_methods": (None, ["GET", "HEAD"])}
     assert manifests.grants(after) == {"sql": "write", "read_only_methods": "GET, HEAD"}
+
+
+def test_what_web_pages_may_do_is_among_the_grants():
+    given = manifest(cors={"origins": ["https://a.example", "null"]}, navigation=True)
+    assert manifests.grants(msgspec.json.decode(wire.canonical(given))) == {
+        "cors": "GET|HEAD|POST from https://a.example, null",
+        "navigation": "links of other sites",
+    }
+    given = manifest(cors={"origins": ["https://a.example"], "methods": ["PUT"], "credentials": True})
+    stored = msgspec.json.decode(wire.canonical(given))
+    assert manifests.grants(stored) == {"cors": "PUT from https://a.example, with credentials"}
+    assert manifests.differences({}, stored) == {"cors": (None, stored["cors"])}
