@@ -42,6 +42,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     # Who asks
     "credentials_missing": ProblemCode(401, "No credentials were sent"),
     "credentials_invalid": ProblemCode(401, "The credentials aren't valid"),
+    "credential_expired": ProblemCode(401, "The node's credential has ended"),
     "token_expired": ProblemCode(401, "The join token has expired"),
     "token_used": ProblemCode(401, "The join token was used"),
     "token_revoked": ProblemCode(401, "The join token has ended"),

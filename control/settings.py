@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+LONGEST_RETURN = 100 * 365 * 86400.0
+"""Seconds of the setting `credential_return` at most."""
 TLS_MODES = ("require", "verify-ca", "verify-full")
 
 
@@ -66,6 +68,10 @@ class ControlSettings:
     """Time for one statement."""
     presigned_life: int = 3600
     sync_lease: float = 60.0
+    credential_life: float = 90 * 86400.0
+    """Age at which a node's credential ends: from then on it is good only to get its successor."""
+    credential_return: float = 365 * 86400.0
+    """Age from which on it isn't good for that either."""
     hold: float = 25.0
     """Time for which a poll is held at most."""
     offline_after: float = 75.0
@@ -128,6 +134,11 @@ def check(settings: ControlSettings) -> None:
     for name, kind in _KINDS.items():
         if name != "port" and kind in (int, float) and not getattr(settings, name) > 0:
             raise ControlSettingsError(f"SKERRY_{name.upper()} must be more than 0")
+    if not settings.credential_life <= settings.credential_return <= LONGEST_RETURN:
+        raise ControlSettingsError(
+            "SKERRY_CREDENTIAL_RETURN must be at least SKERRY_CREDENTIAL_LIFE, after which a node's credential is good "
+            f"only to return with, and at most {LONGEST_RETURN:.0f} s (100 years)"
+        )
 
 
 def check_metadata_url(url: str) -> None:
@@ -184,6 +195,8 @@ _KINDS: dict[str, type] = {
     "database_timeout": float,
     "presigned_life": int,
     "sync_lease": float,
+    "credential_life": float,
+    "credential_return": float,
     "hold": float,
     "offline_after": float,
     "overdue_after": float,

@@ -5,7 +5,7 @@ Who is refused learns a code that says no more than that; the reason goes to the
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from starlette.types import Scope
 from control import tokens
 from control.clock import Clock
 from control.problems import ProblemError
+from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.announcements import Changed
 from control.storage.audit_log import Actor
@@ -64,13 +65,20 @@ class Authenticator:
     """Checks the tokens of requests. For a known token it asks no database."""
 
     def __init__(
-        self, fleet: FleetCache, clock: Clock, first_polls: Database, join_tokens: Lookups[JoinTokenRow]
+        self,
+        fleet: FleetCache,
+        clock: Clock,
+        first_polls: Database,
+        join_tokens: Lookups[JoinTokenRow],
+        settings: ControlSettings,
     ) -> None:
         """`first_polls`: the connections for recording the first use of a credential."""
         self._fleet = fleet
         self._clock = clock
         self._first_polls = first_polls
         self._join_tokens = join_tokens
+        self._life = timedelta(seconds=settings.credential_life)
+        self._return = timedelta(seconds=settings.credential_return)
 
     async def operator(self, scope: Scope, role: Role) -> Principal:
         """The operator that asks, who must have `role` or a higher one. Raises: AuthError, when refused."""
@@ -88,8 +96,13 @@ class Authenticator:
             )
         return Principal(id, known.name, known.role)
 
-    async def node(self, scope: Scope) -> tuple[Credential, CachedNode]:
-        """The credential and the node that ask, both valid now. Raises: AuthError, when refused."""
+    async def node(
+        self, scope: Scope, now: datetime, ended: str = "credential_expired"
+    ) -> tuple[Credential, CachedNode]:
+        """The credential and the node that ask, both valid at `now`. Raises: AuthError, when refused.
+
+        `ended`: the code for a credential that has ended; '' where it is good for the call until its return limit.
+        """
         fleet = self._fleet
         authorization = b""
         for name, value in scope["headers"]:
@@ -102,11 +115,11 @@ class Authenticator:
             credential = await self._verify(scope, header)
         if credential.revoked_at is not None:
             raise _invalid("revoked")
-        if credential.expires_at is not None and credential.expires_at <= self._clock.now():
-            raise _invalid("expired")
         node = fleet.nodes.get(credential.node_id)
         if node is None or node.removed:
             raise _invalid("removed")
+        if now - credential.created_at >= self._life:
+            self._refuse_ended(credential, node, now, ended)
         if credential.first_used_at is None:
             credential.first_used_at = await self._first_use(credential, node.name, scope)
         return credential, node
@@ -121,6 +134,25 @@ class Authenticator:
         if token is None or not tokens.same(token.secret_hash, secret_hash):
             raise AuthError("credentials_invalid", "the join token isn't known", "join_token_unknown")
         refuse_ended(token.expires_at, token.revoked_at, self._clock.now())
+
+    def _refuse_ended(self, credential: Credential, node: CachedNode, now: datetime, code: str) -> None:
+        """Raises: AuthError, when a credential that has ended isn't good for a call."""
+        made = credential.created_at
+        if now - made >= self._return:
+            raise AuthError(
+                "credentials_invalid",
+                f"the credential ended at {made + self._life:%Y-%m-%d %H:%M} UTC, and a return was accepted until "
+                f"{made + self._return:%Y-%m-%d %H:%M}: make a token with `skerry node token --rejoin {node.name}`, "
+                "and run `skerry-edge join --again` with it on the node",
+                "return_expired",
+            )
+        if code:
+            raise AuthError(
+                code,
+                f"the credential ended at {made + self._life:%Y-%m-%d %H:%M} UTC: it is good only to get its successor "
+                f"(POST /v1/nodes/self/credential), until {made + self._return:%Y-%m-%d %H:%M}",
+                "expired",
+            )
 
     async def _verify(self, scope: Scope, header: bytes) -> Credential:
         """Check a node's token that isn't known yet, and remember the sha256 of its header."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from control import wire
 from control.api import pagination, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
+from control.settings import ControlSettings
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import applied_revisions
@@ -116,6 +117,7 @@ BY_ID = SQL.rows("by_id", FoundNode)
 BY_NAME = SQL.rows("by_name", FoundNode)
 NODES = SQL.rows("nodes", NodeListRow)
 NODE = SQL.rows("node", DetailedNodeRow)
+CREDENTIAL = SQL.optional("credential", datetime)
 FUNCTIONS = SQL.rows("functions", RunFunction)
 TARGETS = SQL.rows("targets", WantedFunction)
 WARNINGS = SQL.rows("warnings", WarningRow)
@@ -152,7 +154,7 @@ async def get_node(call: ApiCall) -> Reply:
     node = call.path["node"]
 
     async def work(conn: Connection) -> responses.DetailedNode:
-        return await describe(conn, (await find(conn, node)).id)
+        return await describe(conn, (await find(conn, node)).id, call.services.settings)
 
     return await call.read(work)
 
@@ -178,12 +180,23 @@ async def group(conn: Connection, name: str) -> UUID:
     return id
 
 
-async def describe(conn: Connection, id: UUID) -> responses.DetailedNode:
+async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> responses.DetailedNode:
     """The node with this id, which exists."""
     row = await conn.one(NODE, id)
     node = msgspec.structs.asdict((await _describe(conn, [row]))[0])
     older = await applied_revisions.older(conn, row.schema_changes)
-    return responses.DetailedNode(**node, capabilities=row.capabilities, protocol=row.protocol, older_revisions=older)
+    made = await conn.fetchval(CREDENTIAL, id)
+    credential = None
+    if made is not None:
+        ends, limit = (timedelta(seconds=age) for age in (settings.credential_life, settings.credential_return))
+        credential = responses.NodeCredential(made, made + ends, made + limit)
+    return responses.DetailedNode(
+        **node,
+        credential=credential,
+        capabilities=row.capabilities,
+        protocol=row.protocol,
+        older_revisions=older,
+    )
 
 
 async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[responses.Node]:

@@ -167,7 +167,7 @@ async def move(call: ApiCall) -> Reply:
             changed.nodes.add(str(node.id))
             before, after = {"group": node.group_name}, {"group": call.body.group}
             await call.audit(conn, "node.move", node.name, {"generation": generation}, before=before, after=after)
-        return await node_views.describe(conn, node.id)
+        return await node_views.describe(conn, node.id, call.services.settings)
 
     return await call.write(work, status=200)
 
@@ -183,7 +183,7 @@ async def plan_move(call: ApiCall) -> Reply:
     async def work(conn: Connection) -> responses.MovePlan:
         node = await node_views.find(conn, call.path["node"])
         group = await node_views.group(conn, name)
-        runs = await node_views.describe(conn, node.id)
+        runs = await node_views.describe(conn, node.id, call.services.settings)
         before = {f.name: (f.version, f.sha256) for f in runs.functions}
         changes = await release_making.changes_to(conn, before, runs.schema_version, name)
         unfit = await compatibility.unfit_for(conn, node.id, group)

@@ -71,6 +71,8 @@ class Operation:
     """The type of its JSON body; bytes: a stream that the handler reads."""
     query: Any = None
     """A struct of its query parameters."""
+    ended: str = "credential_expired"
+    """The code for a node whose credential has ended; '' where that is still good for this call."""
     body_limit: int = SMALL_BODY
     """Bytes of its JSON body at most; the setting `body_limit` may allow fewer."""
 
@@ -182,7 +184,7 @@ async def answer(
     """Check the caller, then the input, then run the operation. Raises: ProblemError, when it is refused or fails."""
     operator, node_id, credential_id = NOBODY, "", ""
     if operation.role == "node":
-        credential, node = await services.auth.node(scope)
+        credential, node = await services.auth.node(scope, services.clock.now(), operation.ended)
         node_id, credential_id = node.id, credential.id
     elif operation.role == "join":
         await services.auth.joining(scope)

@@ -82,7 +82,8 @@ class PollEndpoint:
         """The answer to one poll, or None where its client has gone. Raises: ProblemError, when it is refused."""
         if scope["method"] != "POST":
             raise ProblemError("method_not_allowed", f"{PATH} takes POST", allow="POST")
-        credential, _node = await self._auth.node(scope)
+        now = self._clock.now()
+        credential, _node = await self._auth.node(scope, now)
         message = await receive()
         if message["type"] == "http.request" and not message["more_body"]:
             raw = message["body"]
@@ -100,7 +101,7 @@ class PollEndpoint:
         while True:
             node = self._look(credential)
             group = fleet.groups[node.group_id]
-            kind, limit, now = "at_target", until, self._clock.now()
+            kind, limit = "at_target", until
             if not fleet.at_target(node, poll):
                 self._heartbeats.seen(node.id, now)
                 decision = await self._decisions.ask(
@@ -135,6 +136,7 @@ class PollEndpoint:
             if ended is HoldEnd.END:
                 self._metrics.poll(kind)
                 return NOTHING_TO_DO
+            now = self._clock.now()
 
     async def _rest(self, scope: Scope, message: Message, receive: Receive) -> bytes:
         """A body that comes in parts. The connection's limits bound its time: a timer for each would cost a tenth of a

@@ -263,7 +263,19 @@ class Node(Struct):
     sync: OpenSync | None
 
 
+class NodeCredential(Struct):
+    """A node's credential, without its secret."""
+
+    created_at: datetime
+    ends_at: datetime
+    """From then on it is good only to get its successor, which the node does by itself."""
+    return_until: datetime
+    """From then on it is good for nothing: the node must join again."""
+
+
 class DetailedNode(Node):
+    credential: NodeCredential | None
+    """The credential that it uses; null where all are revoked."""
     capabilities: dict[str, Any]
     """What it can run, as it has sent it."""
     protocol: int

@@ -66,6 +66,7 @@ def _details(node: Json) -> list[tuple[str, object]]:
         ("state", f"{node['state']} since {output.ago(node['state_since'])}"),
         ("seen", output.ago(node["last_seen_at"])),
         ("last sync", output.ago(node["last_sync_at"])),
+        ("credential", _credential(node["credential"])),
         ("generation", f"{node['generation']}, {target}"),
         ("schema", f"{node['schema_version']} (target {node['target_schema']})"),
         *[
@@ -85,6 +86,17 @@ def _details(node: Json) -> list[tuple[str, object]]:
         rows.append(("next attempt", output.ago(node["retry_at"])))
     rows += [("warning", f"{w['kind']}: {w['message']} (since {output.ago(w['since'])})") for w in node["warnings"]]
     return rows
+
+
+def _credential(credential: Json | None) -> str:
+    if credential is None:
+        return "none is valid: `skerry node token --rejoin` lets the node join again"
+    ends, limit = credential["ends_at"], credential["return_until"]
+    if output.passed(limit):
+        return f"ended {output.ago(ends)}; too old to return with: `skerry node token --rejoin` lets it join again"
+    if output.passed(ends):
+        return f"ended {output.ago(ends)}; the node may return with it until {limit}"
+    return f"ends {output.ago(ends)} ({ends}); the node renews it by itself, until {limit}"
 
 
 def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:

@@ -50,8 +50,8 @@ WOKEN_AT_ONCE = 64
 WAKE_PAUSE = 0.005
 """Seconds between two such groups of polls."""
 FORGET_EVERY = 600.0
-"""Seconds between two rounds of forgetting. A credential that ended is kept for at least one round, since a look-up
-that began before the end may still return it as valid."""
+"""Seconds between two rounds of forgetting. A revoked credential is kept for at least one round, since a look-up
+that began before may still return it as valid."""
 
 STALE = f"the targets couldn't be read for {STALE_AFTER:.0f} s; ask again"
 RESTORED = "the metadata database was restored meanwhile; ask again"
@@ -100,7 +100,7 @@ class FleetCache:
         self._epoch = -1
         self._read_at = -STALE_AFTER
         self._ended: set[str] = set()
-        """Ids of credentials and nodes that had ended at the last round of forgetting."""
+        """Ids of revoked credentials and removed nodes of the last round of forgetting."""
         self._forgot_at = self.loop.time()
         self._restored = 0
         """How often the database turned out to be restored."""
@@ -256,9 +256,11 @@ class FleetCache:
             self._wake_slowly(n for n in self.waiters if n in self.nodes and self.nodes[n].group_id in changed)
 
     def forget(self) -> None:
-        """Forget credentials and nodes that had ended a round ago; when one is asked for, it is looked up again."""
-        now = self._clock.now()
-        ended = {id for id, credential in self.credentials.items() if credential.ended(now)}
+        """Forget credentials that were revoked and nodes that were removed a round ago.
+
+        When one is asked for, it is looked up again.
+        """
+        ended = {id for id, credential in self.credentials.items() if credential.revoked_at is not None}
         ended |= {id for id, node in self.nodes.items() if node.removed and id not in self.waiters}
         for id in ended & self._ended:
             self.credentials.pop(id, None)

@@ -45,16 +45,12 @@ class Credential:
     id: str
     node_id: str
     secret_hash: str
-    expires_at: datetime | None
+    created_at: datetime
     revoked_at: datetime | None
     first_used_at: datetime | None
     replaces: str | None
     last: tuple[bytes, Poll] | None = None
     """The node's last poll, as bytes and as parsed: at target, a node sends the same bytes again and again."""
-
-    def ended(self, now: datetime) -> bool:
-        """Whether it was revoked or has expired."""
-        return self.revoked_at is not None or (self.expires_at is not None and self.expires_at <= now)
 
 
 @dataclass(slots=True)

@@ -95,7 +95,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             deletions=deletions,
             checks=Checks(settings.checks_at_once, settings.check_timeout),
             readiness=readiness,
-            auth=Authenticator(fleet, clock, databases.first_polls, join_tokens),
+            auth=Authenticator(fleet, clock, databases.first_polls, join_tokens, settings),
             join_tokens=join_tokens,
             failures=failures,
             fleet=fleet,

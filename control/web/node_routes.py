@@ -47,6 +47,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nodes.rotate,
         "node",
         {201: wire.Rotated},
+        ended="",
     ),
     Operation(
         "POST",
@@ -122,6 +123,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "node",
         {200: wire.SyncState},
         ("unknown_sync",),
+        # An edge that knows no ended credentials sends a report that waits before all else, and drops it for good by
+        # this code; only then it asks for another credential.
+        ended="unknown_sync",
         body=wire.SyncUpdate,
         body_limit=INVENTORY_BODY,
     ),

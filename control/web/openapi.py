@@ -126,6 +126,8 @@ def _responses(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         codes += WITH_DATABASE
     if operation.role is not None:
         codes += ["credentials_missing", "credentials_invalid", "role_insufficient"]
+    if operation.role == "node" and operation.ended:
+        codes.append(operation.ended)
     if operation.body is not None:
         codes += WITH_BODY
     if operation.body is not None or operation.method in ("POST", "DELETE"):
@@ -149,7 +151,7 @@ def _problems(codes: Sequence[str], by_type: dict[str, Any], *, head: bool = Fal
 
 def _poll(by_type: dict[str, Any]) -> dict[str, Any]:
     codes = [*ALWAYS, *WITH_DATABASE, *WITH_BODY, "invalid_body", "credentials_missing", "credentials_invalid"]
-    codes += ["role_insufficient", "commit_unknown", "history_mismatch"]
+    codes += ["credential_expired", "role_insufficient", "commit_unknown", "history_mismatch"]
     return {
         "summary": "Is there something to do? Held while there isn't",
         "operationId": "post-v1-poll",

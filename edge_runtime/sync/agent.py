@@ -22,13 +22,10 @@ from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, Syn
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Outbox, despite_the_disk
+from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.retries import FailedSync
 from edge_runtime.sync.sql_runs import SqlRunReports
 
-ROTATE_AFTER = timedelta(days=30)
-"""Age of a credential at which the node asks for another."""
-ROTATE_AGAIN = timedelta(hours=1)
-"""Time after a failed attempt to get another credential until the next one."""
 LOOK = 2.0
 """Seconds between two looks at whether the node was joined again, while control refuses it or can't be reached."""
 QUICK_ANSWERS = 3
@@ -55,10 +52,9 @@ class Agent:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._state = state
-        self._who = who
+        self._credential = OwnCredential(state, who, rotate_after)
         self._runtime = runtime
         self._compiler = compiler
-        self._rotate_after = rotate_after
         self._jitter = jitter
         self._artifacts = Artifacts(state)
         self._outbox = Outbox(state)
@@ -76,7 +72,6 @@ class Agent:
         self._heard_at: datetime | None = None
         self._at_target: bool | None = None
         self._sync: SyncAttempt | None = None
-        self._rotate_from = datetime.now(UTC)
         self._joined_again = False
 
     async def run(self) -> None:
@@ -85,9 +80,7 @@ class Agent:
         while True:
             who = self._who
             try:
-                client = ControlClient(
-                    who.control_url, identity.ca_path(self._state), who.next_credential or who.credential
-                )
+                client = ControlClient(who.control_url, identity.ca_path(self._state), self._credential.present)
             except (ValueError, OSError) as error:
                 await self._trouble(NoAnswer("identity_unusable", str(error)))
                 continue
@@ -100,7 +93,7 @@ class Agent:
         self._joined_again = False
         while not self._joined_again:
             try:
-                await self._turn()
+                await self._turn_with_a_credential()
             except (NoAnswer, ControlRefused) as error:
                 await self._trouble(error)
             except Exception as error:
@@ -152,12 +145,23 @@ class Agent:
 
     # Polls
 
+    async def _turn_with_a_credential(self) -> None:
+        """Take a turn; where control refuses the credential, look for another one, and take the turn again."""
+        for last in (False, False, True):
+            try:
+                await self._turn()
+                return
+            except ControlRefused as refusal:
+                if last or not await self._credential.exchanged(self._client, refusal, self._now()):
+                    raise
+
     async def _turn(self) -> None:
         """Poll control once, and do what follows from the answer."""
         await self._sql_runs.look()
         await self._deliver()
         await self._sql_runs.deliver(self._client)
-        await self._rotate()
+        if self._heard_at is not None:  # else control's time isn't known, and ours may be wrong
+            await self._credential.rotate_when_old(self._client, self._now())
         waits = retries.told(self._failed, self._now()) is not None
         answer, took = await self._poll()
         self._report_wanted = isinstance(answer, wire.Report)
@@ -199,14 +203,7 @@ class Agent:
             answer = await self._ask(poll)
         except Less:
             return wire.Report(), loop.time() - started
-        except ControlRefused as refusal:
-            if refusal.status == 401 and self._who.next_credential:
-                log.warning("the new credential is refused; the node goes back to the one that it had")
-                await self._keep(self._who.fallen_back())
-                return await self._poll()
-            raise
-        if self._who.next_credential:
-            await self._keep(self._who.promoted())
+        await self._credential.accepted(self._client, self._now())
         self._heard()
         return answer, loop.time() - started
 
@@ -244,12 +241,12 @@ class Agent:
         retry_after = error.retry_after if isinstance(error, ControlRefused) else None
         self._troubles += 1
         message = error.message
-        if status in (401, 403):
+        if status in (401, 403) and error.code != EXPIRED:
             message = (
-                f"control refuses this node's credential ({error.message}): an operator has revoked it or removed the "
-                f"node. It serves its last release on; to have it synced again, make a token with `skerry node token "
-                f"--rejoin {self._who.name}` (without --rejoin if the node was removed) and run `skerry-edge join "
-                f"--again --control {self._who.control_url} --state {self._state}`"
+                f"control refuses this node's credential ({error.message}): it is too old, or an operator has revoked "
+                f"it or removed the node. It serves its last release on; to have it synced again, make a token with "
+                f"`skerry node token --rejoin {self._who.name}` (without --rejoin if the node was removed) and run "
+                f"`skerry-edge join --again --control {self._who.control_url} --state {self._state}`"
             )
         pause = retries.pause_after(status, retry_after, self._troubles, self._jitter())
         if self._problem is None or self._problem["code"] != error.code:
@@ -263,14 +260,8 @@ class Agent:
 
     async def _look_for_another_identity(self) -> bool:
         """Tell whether the node has joined again while this process ran; it then goes on as the new node."""
-        try:
-            who = await asyncio.to_thread(identity.read, self._state)
-        except (identity.NotJoined, OSError):
+        if not await self._credential.joined_again():
             return False
-        if who == self._who:
-            return False
-        log.info("this node has joined again: it is %s (%s) of %s now", who.name, who.node_id, who.control_url)
-        self._who = who
         self._problem = None
         self._joined_again = True
         return True
@@ -363,25 +354,9 @@ class Agent:
 
     # Credentials and time
 
-    async def _rotate(self) -> None:
-        """Ask for another credential when the present one is old; both are kept until the new one was used."""
-        now = datetime.now(UTC)
-        if self._who.next_credential or now < max(self._who.credential_since + self._rotate_after, self._rotate_from):
-            return
-        self._rotate_from = now + ROTATE_AGAIN
-        try:
-            credential = await self._client.rotate()
-        except (NoAnswer, ControlRefused) as error:
-            # The present credential is good; the poll will find out whether control can be reached.
-            log.warning("there is no new credential yet: %s", error.message)
-            return
-        await self._keep(self._who.rotated(credential))
-        log.info("the node has got a new credential")
-
-    async def _keep(self, who: Identity) -> None:
-        await asyncio.to_thread(identity.write, self._state, who)
-        self._who = who
-        self._client.credential = who.next_credential or who.credential
+    @property
+    def _who(self) -> Identity:
+        return self._credential.who
 
     @property
     def _generation(self) -> int:

@@ -1,7 +1,7 @@
 """The node's identity: identity.json (0600) in the state directory, and the certificate of control's CA beside it."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +17,10 @@ class NotJoined(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """A joined node. `next_credential` was issued but not used yet; until it is used, `credential` stays valid."""
+    """A joined node. `next_credential` was issued but not used yet; until it is used, `credential` stays valid.
+
+    `credential_since` is control's time, as far as it was known.
+    """
 
     node_id: str
     name: str
@@ -31,9 +34,9 @@ class Identity:
         """Return the identity with a new credential that was issued."""
         return replace(self, next_credential=credential)
 
-    def promoted(self) -> Self:
-        """Return the identity after the new credential was used, which replaces the old one."""
-        return replace(self, credential=self.next_credential, next_credential="", credential_since=datetime.now(UTC))
+    def promoted(self, now: datetime) -> Self:
+        """Return the identity after the new credential was used, which replaces the old one, at `now` by control."""
+        return replace(self, credential=self.next_credential, next_credential="", credential_since=now)
 
     def fallen_back(self) -> Self:
         """Return the identity after the new credential was refused, which is dropped."""

@@ -12,7 +12,7 @@ import re
 import shutil
 import ssl
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 from uuid import uuid4
@@ -79,9 +79,9 @@ async def join(
     trusted = await _first_trust(base, fingerprint, ca, work)
     attempt = _attempt(work, f"{secret} {base} {name}")
     request = wire.Join(name=name, attempt=attempt.id, labels=dict(labels), capabilities=capabilities.document())
-    joined = await _ask(str(base), trusted, secret, request, pause)
+    joined, since = await _ask(str(base), trusted, secret, request, pause)
 
-    made = Identity(joined.node_id, name, joined.group, str(base), joined.credential, datetime.now(UTC))
+    made = Identity(joined.node_id, name, joined.group, str(base), joined.credential, since)
     if trusted is not None:
         files.write(state / "ca.pem", trusted.read_bytes(), 0o644)
     else:
@@ -181,8 +181,13 @@ def _attempt(work: Path, what: str) -> JoinAttempt:
     return made
 
 
-async def _ask(control_url: str, ca: Path | None, secret: str, request: wire.Join, pause: float) -> wire.Joined:
-    """Send the token; try the same attempt again if no answer comes, or if control can't answer now."""
+async def _ask(
+    control_url: str, ca: Path | None, secret: str, request: wire.Join, pause: float
+) -> tuple[wire.Joined, datetime]:
+    """Send the token, and return the answer with control's time.
+
+    The same attempt is made again if no answer comes, or if control can't answer now.
+    """
     try:
         opened = control_client.ControlClient(control_url, ca, secret)
     except (ValueError, OSError) as error:
@@ -190,7 +195,8 @@ async def _ask(control_url: str, ca: Path | None, secret: str, request: wire.Joi
     async with opened as session:
         for remaining in reversed(range(TRIES)):
             try:
-                return await session.join(request)
+                joined = await session.join(request)
+                return joined, datetime.now(UTC) + timedelta(seconds=session.skew)
             except control_client.NoAnswer as error:
                 if not remaining:
                     raise JoinFailed(error.code, f"{error.message}. The same command may be run again") from None

@@ -34,13 +34,13 @@ FROM nodes WHERE id = ANY($1::text[]::uuid[]);
 
 -- Credentials that changed after an epoch, with revoked ones: a held poll may use one.
 -- name: credentials_since
-SELECT id::text AS id, node_id::text AS node_id, secret_hash, expires_at, revoked_at, first_used_at,
+SELECT id::text AS id, node_id::text AS node_id, secret_hash, created_at, revoked_at, first_used_at,
     replaces::text AS replaces
 FROM credentials WHERE epoch > $1;
 
 -- Credentials by id.
 -- name: credentials_by_id
-SELECT id::text AS id, node_id::text AS node_id, secret_hash, expires_at, revoked_at, first_used_at,
+SELECT id::text AS id, node_id::text AS node_id, secret_hash, created_at, revoked_at, first_used_at,
     replaces::text AS replaces
 FROM credentials WHERE id = ANY($1::text[]::uuid[]);
 

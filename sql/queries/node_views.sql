@@ -34,6 +34,10 @@ FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.id = $1;
 
+-- When the credential was made that a node uses: a successor ends it at its own first use.
+-- name: credential
+SELECT created_at FROM credentials WHERE node_id = $1 AND revoked_at IS NULL ORDER BY created_at LIMIT 1;
+
 -- The functions that nodes reported.
 -- name: functions
 SELECT node_id, name, version, sha256, manifest_digest FROM node_functions

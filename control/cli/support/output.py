@@ -79,6 +79,11 @@ def ago(time: str | None, now: datetime | None = None) -> str:
     return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
 
 
+def passed(time: str) -> bool:
+    """Tell whether an RFC 3339 time has passed, by this machine's clock."""
+    return when(time) <= datetime.now(UTC)
+
+
 def span(seconds: float) -> str:
     """Return a duration as text: 0.4 s, 12 s, 3 min, 5 h, 2 d."""
     if seconds < 10:

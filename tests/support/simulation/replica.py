@@ -73,7 +73,7 @@ class Replica:
             databases=Databases(**dict.fromkeys(Databases.__dataclass_fields__, db)),
             **dict.fromkeys(("ownership", "deletions", "checks", "readiness", "join_tokens"), nothing),
             store=store,
-            auth=Authenticator(fleet, clock, db, nothing),
+            auth=Authenticator(fleet, clock, db, nothing, SETTINGS),
             failures=AuthFailures(db, clock),
             fleet=fleet,
             heartbeats=heartbeats,

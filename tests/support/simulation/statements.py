@@ -54,7 +54,7 @@ def time(text: str) -> datetime | None:
 # fleet: what replicas keep in memory
 
 _GROUP = ("id", "name", "release_id", "generation")
-_CREDENTIAL = ("id", "node_id", "secret_hash", "expires_at", "revoked_at", "first_used_at", "replaces")
+_CREDENTIAL = ("id", "node_id", "secret_hash", "created_at", "revoked_at", "first_used_at", "replaces")
 _OPERATOR = ("id", "name", "role", "secret_hash", "revoked_at")
 
 

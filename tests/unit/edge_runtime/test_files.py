@@ -2,7 +2,7 @@
 
 import stat
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ def test_a_damaged_identity_is_named_and_not_taken_for_none(tmp_path: Path, cont
 def test_a_new_credential_takes_the_old_ones_place_only_when_it_was_used() -> None:
     rotated = WHO.rotated("skn_new")
     assert (rotated.credential, rotated.next_credential) == ("skn_old", "skn_new")
-    promoted = rotated.promoted()
+    promoted = rotated.promoted(WHO.credential_since + timedelta(days=30))
     assert (promoted.credential, promoted.next_credential) == ("skn_new", "")
     assert promoted.credential_since > WHO.credential_since
     assert rotated.fallen_back() == WHO

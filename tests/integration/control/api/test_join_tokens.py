@@ -135,7 +135,7 @@ async def test_the_list_shows_each_token_and_its_state_and_no_secret(control: Co
     ]
     assert (found[3]["state"], found[3]["node"], found[3]["created_by"]) == ("used", "n1", "admin")
     for token in (expired, revoked, rejoin):
-        assert token["token"].split("_")[2].partition(".")[0] not in str(found)
+        assert token["token"].partition(".")[0][-43:] not in str(found)
     reader = await control.operator("reader", "deploy")
     assert (await control.call("GET", "/v1/join-tokens", token=reader)).code == "role_insufficient"
 

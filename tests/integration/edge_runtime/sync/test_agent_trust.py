@@ -1,13 +1,20 @@
 """The agent's credentials, which are exchanged, refused, taken away, and the authority that it trusts."""
 
 import asyncio
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
+from control import wire
 from edge_runtime.sync import identity
+from edge_runtime.sync.control_client import ControlClient, NoAnswer
 from edge_runtime.sync.join import join
 from tests.support.agents import Control, Edge, edge, joined
 from tests.support.releases import answers, first_release, push
+
+EMPTY = wire.Poll(generation=0, digest=wire.digest(wire.Inventory()))
 
 
 async def test_a_removed_node_serves_on_and_says_what_to_do(control: Control, node: Edge) -> None:
@@ -73,3 +80,90 @@ async def test_an_authority_that_was_damaged_does_not_keep_the_node_from_serving
         assert "join again" in own["error"]["message"]
         (tmp_path / "ca.pem").write_bytes(control.pki.ca.read_bytes())
         await node.until(lambda s: s["at_target"])
+
+
+def later(control: Control, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    """Have this many days passed for control. By the node's clock, which stays behind, its credential is young."""
+    clock = control.server.app.services.clock
+    monkeypatch.setattr(type(clock), "now", lambda _: datetime.now(UTC) + timedelta(days=days))
+
+
+async def test_a_node_that_was_offline_for_a_hundred_days_returns_by_itself(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+        await control.until(lambda n: n["at_target"])
+    later(control, monkeypatch, 100)
+    await push(control, 2)
+    async with edge(tmp_path) as node:
+        await answers(node, 2)
+        await node.until(lambda s: s["at_target"] and s["error"] is None)
+    assert identity.read(tmp_path).credential != before.credential
+    assert identity.read(tmp_path).next_credential == ""
+
+
+async def test_a_node_returns_whose_new_credential_got_lost_on_the_way(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await joined(control, tmp_path)
+    later(control, monkeypatch, 100)
+    real, lost = ControlClient.rotate, list[str]()
+
+    async def answer_lost(self: ControlClient) -> str:
+        lost.append(await real(self))
+        if len(lost) == 1:
+            raise NoAnswer("unreachable", "the connection broke after the request")
+        return lost[-1]
+
+    monkeypatch.setattr(ControlClient, "rotate", answer_lost)
+    async with edge(tmp_path) as node:
+        await node.until(lambda s: s["at_target"] and s["error"] is None)
+    assert identity.read(tmp_path).credential == lost[1]
+    assert lost[0] != before.credential
+
+
+async def test_a_node_returns_that_ended_between_using_a_new_credential_and_keeping_that(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = await joined(control, tmp_path)
+    async with ControlClient(who.control_url, identity.ca_path(tmp_path), who.credential) as session:
+        await session.poll(EMPTY)
+        session.credential = await session.rotate()
+        identity.write(tmp_path, who.rotated(session.credential))
+        await session.poll(EMPTY)  # for control the first one has ended; the file doesn't say so
+    later(control, monkeypatch, 100)
+    async with edge(tmp_path) as node:
+        await node.until(lambda s: s["at_target"] and s["error"] is None)
+    assert identity.read(tmp_path).credential not in (who.credential, session.credential)
+
+
+async def test_a_node_that_was_offline_for_too_long_says_how_it_joins_again(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await joined(control, tmp_path)
+    async with edge(tmp_path) as node:
+        await first_release(control)
+        await answers(node, 1)
+    later(control, monkeypatch, 400)
+    async with edge(tmp_path) as node:
+        own = await node.until(lambda s: s["error"])
+        assert own["error"]["code"] == "credentials_invalid"
+        assert "skerry node token --rejoin edge-1" in own["error"]["message"]
+        assert "skerry-edge join --again" in own["error"]["message"]
+        await answers(node, 1)
+        token = await control.join_token(rejoin="edge-1")
+        await join(tmp_path, control.url, token, "edge-1", {}, again=True)
+        await node.until(lambda s: s["at_target"] and s["error"] is None)
+
+
+async def test_a_credential_dated_by_a_clock_that_was_ahead_is_exchanged(control: Control, tmp_path: Path) -> None:
+    before = await joined(control, tmp_path)
+    identity.write(tmp_path, replace(before, credential_since=before.credential_since + timedelta(days=3650)))
+    async with edge(tmp_path):
+        async with asyncio.timeout(60):
+            while identity.read(tmp_path).credential == before.credential:
+                await asyncio.sleep(0.02)
+    assert identity.read(tmp_path).credential_since < before.credential_since + timedelta(days=1)

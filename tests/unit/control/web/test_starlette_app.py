@@ -83,7 +83,7 @@ def test_head_is_a_method_of_its_own(app: ControlApp) -> None:
 
 
 def test_who_is_refused_is_recorded_and_the_connection_ends(app: ControlApp) -> None:
-    app.services.auth = starlette_app.auth.Authenticator(None, SystemClock(), None, None)  # type: ignore[arg-type]
+    app.services.auth = starlette_app.auth.Authenticator(None, SystemClock(), None, None, SETTINGS)  # type: ignore[arg-type]
     status, headers, body = ask(app, "GET", "/v1/nodes")
     assert (status, body["code"], headers["connection"]) == (401, "credentials_missing", "close")
     assert app.services.failures.recorded == [("192.0.2.1", "missing")]  # type: ignore[attr-defined]

@@ -1,0 +1,98 @@
+"""The credential with which this node asks control: when it gets a successor, and which of two is used meanwhile.
+
+A successor is kept on disk beside the credential that it follows, and takes its place when control has accepted it. So
+no lost answer, and no end of the process at any point, leaves the node without a credential that is good.
+"""
+
+import asyncio
+import logging
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from edge_runtime.sync import identity
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+from edge_runtime.sync.identity import Identity
+
+ROTATE_AFTER = timedelta(days=30)
+"""Age of a credential at which the node asks for its successor; control ends it much later."""
+ROTATE_AGAIN = 3600.0
+"""Seconds from one such question to the next at least."""
+SLACK = timedelta(hours=1)
+"""A credential that is from further ahead than this was dated by a wrong clock."""
+EXPIRED = "credential_expired"
+"""Code of control's refusal of a credential that has ended and is good to get its successor."""
+
+log = logging.getLogger("skerry.agent")
+
+
+class OwnCredential:
+    """The node's identity and what becomes of its credential. Times are control's, not this machine's."""
+
+    def __init__(self, state: Path, who: Identity, rotate_after: timedelta) -> None:
+        self.who = who
+        self._state = state
+        self._rotate_after = rotate_after
+        self._rotate_from = 0.0
+
+    @property
+    def present(self) -> str:
+        """The credential to ask with."""
+        return self.who.next_credential or self.who.credential
+
+    async def rotate_when_old(self, client: ControlClient, now: datetime) -> None:
+        """Ask for a successor when the credential is old."""
+        since, passed = self.who.credential_since, asyncio.get_running_loop().time()
+        due = now >= since + self._rotate_after or since > now + SLACK
+        if self.who.next_credential or not due or passed < self._rotate_from:
+            return
+        self._rotate_from = passed + ROTATE_AGAIN
+        try:
+            await self.succeed(client, now)
+        except (NoAnswer, ControlRefused) as error:
+            # The present credential is good; the poll will find out whether control can be reached.
+            log.warning("there is no new credential yet: %s", error.message)
+
+    async def succeed(self, client: ControlClient, now: datetime) -> None:
+        """Get the successor of the credential that is used now. Raises: NoAnswer, ControlRefused."""
+        credential = await client.rotate()
+        # By asking with a successor the node has used it: what was before it is no good any more.
+        who = self.who.promoted(now) if self.who.next_credential else self.who
+        await self._keep(who.rotated(credential), client)
+        log.info("the node has got a new credential")
+
+    async def accepted(self, client: ControlClient, now: datetime) -> None:
+        """Control has answered a poll: a successor takes its predecessor's place."""
+        if self.who.next_credential:
+            await self._keep(self.who.promoted(now), client)
+
+    async def exchanged(self, client: ControlClient, refusal: ControlRefused, now: datetime) -> bool:
+        """Look for another credential than the refused one; tell whether there is one to ask with.
+
+        One that has ended gets its successor; a successor that control doesn't know is given up for the one before.
+        Raises: NoAnswer, ControlRefused, when there is no successor yet.
+        """
+        if refusal.code == EXPIRED:
+            await self.succeed(client, now)
+            return True
+        if refusal.status != 401 or not self.who.next_credential:
+            return False
+        log.warning("the new credential is refused; the node goes back to the one that it had")
+        await self._keep(self.who.fallen_back(), client)
+        return True
+
+    async def joined_again(self) -> bool:
+        """Take over the identity on disk; tell whether it is another one, because the node has joined again."""
+        try:
+            who = await asyncio.to_thread(identity.read, self._state)
+        except (identity.NotJoined, OSError):
+            return False
+        if who == self.who:
+            return False
+        log.info("this node has joined again: it is %s (%s) of %s now", who.name, who.node_id, who.control_url)
+        self.who = who
+        return True
+
+    async def _keep(self, who: Identity, client: ControlClient) -> None:
+        await asyncio.to_thread(identity.write, self._state, who)
+        self.who = who
+        client.credential = self.present

@@ -1,0 +1,116 @@
+"""A node's credential ends by its age: then it is good to return with, and in the end for nothing."""
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from control import wire
+from tests.support.control import Control, Joined, Reply, module
+from tests.support.replica import Site
+
+POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
+
+
+async def poll(control: Control, credential: str) -> Reply:
+    return await control.call("POST", "/v1/poll", POLL, token=credential)
+
+
+async def rotate(control: Control, credential: str) -> Reply:
+    return await control.call("POST", "/v1/nodes/self/credential", token=credential)
+
+
+@pytest.fixture
+async def node(control: Control) -> Joined:
+    joined = await control.join("n1")
+    assert (await poll(control, joined.credential)).status == 204
+    return joined
+
+
+async def test_from_its_end_on_a_credential_is_good_to_get_its_successor_alone(control: Control, node: Joined) -> None:
+    sha256 = await control.upload(module("1"))
+    control.clock.advance(days=89, hours=23)
+    assert (await poll(control, node.credential)).status == 204
+    control.clock.advance(hours=2)
+    for method, path, body in (("POST", "/v1/poll", POLL), ("GET", f"/v1/artifacts/{sha256}", None)):
+        refused = await control.call(method, path, body, token=node.credential)
+        assert (refused.status, refused.code) == (401, "credential_expired")
+        assert "/v1/nodes/self/credential" in refused.body["detail"]
+    new = await rotate(control, node.credential)
+    assert new.status == 201
+    assert (await poll(control, node.credential)).code == "credential_expired"
+    assert (await poll(control, new.body["credential"])).status == 204
+    assert (await poll(control, node.credential)).code == "credentials_invalid"
+    assert (await rotate(control, node.credential)).code == "credentials_invalid"
+
+
+async def test_a_rotation_whose_answer_is_lost_is_asked_for_again(control: Control, node: Joined) -> None:
+    control.clock.advance(days=100)
+    lost, new = [(await rotate(control, node.credential)).body["credential"] for _ in range(2)]
+    assert (await poll(control, new)).status == 204
+    for ended in (lost, node.credential):
+        assert (await poll(control, ended)).code == "credentials_invalid"
+
+
+async def test_a_successor_that_was_never_used_has_a_return_of_its_own(control: Control, node: Joined) -> None:
+    """The node was cut off between the answer and its next poll; asking with it ends what was before it."""
+    next_one = (await rotate(control, node.credential)).body["credential"]
+    control.clock.advance(days=100)
+    assert (await poll(control, next_one)).code == "credential_expired"
+    new = (await rotate(control, next_one)).body["credential"]
+    assert (await poll(control, new)).status == 204
+    assert (await rotate(control, node.credential)).code == "credentials_invalid"
+
+
+async def test_past_the_return_limit_nothing_is_accepted_and_the_way_back_is_told(
+    control: Control, node: Joined
+) -> None:
+    control.clock.advance(days=364, hours=23)
+    assert (await rotate(control, node.credential)).status == 201
+    control.clock.advance(hours=2)
+    for refused in (await rotate(control, node.credential), await poll(control, node.credential)):
+        assert (refused.status, refused.code) == (401, "credentials_invalid")
+        assert "skerry node token --rejoin n1" in refused.body["detail"]
+        assert "skerry-edge join --again" in refused.body["detail"]
+
+
+async def test_an_earlier_edge_drops_the_report_that_waits_and_asks_for_a_credential(
+    control: Control, node: Joined
+) -> None:
+    """It sends the report first, and goes on only when that is taken or refused for good (404, not 401)."""
+    control.clock.advance(days=100)
+    update = {"status": "failed", "error": {"code": "x", "message": "x"}}
+    reported = await control.call("PUT", f"/v1/syncs/{uuid4()}", update, token=node.credential)
+    assert (reported.status, reported.code) == (404, "unknown_sync")
+    assert (await rotate(control, node.credential)).status == 201
+
+
+async def test_a_shortened_life_is_that_of_present_credentials_too(control_site: Site) -> None:
+    day = 86400.0
+    async with control_site.running() as usual, control_site.running(credential_life=0.001) as strict:
+        node = await usual.join("n1")
+        assert (await node.poll()).status == 204
+        refused = await strict.call("POST", "/v1/poll", POLL, token=node.credential)
+        assert refused.json()["code"] == "credential_expired"
+        shown = (await usual.node("n1"))["credential"], (await strict.node("n1"))["credential"]
+        made = datetime.fromisoformat(shown[0]["created_at"])
+        assert [datetime.fromisoformat(each["ends_at"]) - made for each in shown] == [
+            timedelta(seconds=90 * day),
+            timedelta(milliseconds=1),
+        ]
+        assert datetime.fromisoformat(shown[0]["return_until"]) - made == timedelta(days=365)
+
+
+async def test_a_node_shows_the_credential_that_it_uses(control: Control, node: Joined) -> None:
+    async def shown() -> Any:
+        return (await control.ok("GET", "/v1/nodes/n1"))["credential"]
+
+    first = await shown()
+    control.clock.advance(days=30)
+    new = (await rotate(control, node.credential)).body["credential"]
+    assert await shown() == first, "the node has not used the other one yet"
+    assert (await poll(control, new)).status == 204
+    assert (await shown())["ends_at"] > first["ends_at"]
+    await control.ok("POST", "/v1/nodes/n1/revoke")
+    assert await shown() is None
