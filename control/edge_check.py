@@ -59,16 +59,32 @@ class Checks:
 
         Raises: ProblemError schema_refused, with the statement that is wrong.
         """
-        asked = {
-            "earlier": [{"number": number, "sql": text} for number, text in earlier],
-            "sql": sql,
-            "amends": None if amends is None else {"number": amends[0], "sql": amends[1]},
-        }
-        answer = await self._run(["schema"], orjson.dumps(asked), "schema_refused")
+        answer = await self._run(["schema"], orjson.dumps(_asked(earlier, sql, amends)), "schema_refused")
         if not answer["ok"]:
             statement = f" The statement: {answer['statement']}" if answer.get("statement") else ""
             raise ProblemError("schema_refused", f"{answer['message']} [{answer['code']}]{statement}", field="sql")
         return CheckedChange(answer["warnings"], answer["losses"])
+
+    async def probes(
+        self,
+        earlier: list[tuple[int, str]],
+        sql: str,
+        amends: tuple[int, str] | None,
+        probed: list[dict[str, Any]],
+    ) -> list[dict[str, str]]:
+        """Run probes of functions after a schema change, as `schema` takes it; return a warning for each that fails.
+
+        `probed`: of each function its name, version, manifest, and its artifact's file.
+        """
+        asked = {"change": _asked(earlier, sql, amends), "probes": probed}
+        answer = await self._run(["probes"], orjson.dumps(asked), "check_unavailable")
+        return [
+            {
+                "statement": "",
+                "message": f"the probe of {item['name']}@{item['version']} {item['message']}",
+            }
+            for item in answer["failing"]
+        ]
 
     async def reversal(self, earlier: list[tuple[int, str]], number: int) -> tuple[str, list[dict[str, str]]]:
         """Draft the change that reverses change `number`, one of the `earlier` ones (number, SQL), after them all.
@@ -136,6 +152,14 @@ class Checks:
         if unfenced and not self._warned:
             self._warned = True
             log.warning("checks of uploads run without a part of their fence: %.1000s", unfenced)
+
+
+def _asked(earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | None) -> dict[str, Any]:
+    return {
+        "earlier": [{"number": number, "sql": text} for number, text in earlier],
+        "sql": sql,
+        "amends": None if amends is None else {"number": amends[0], "sql": amends[1]},
+    }
 
 
 async def _communicate(child: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import applied_revisions, losses
+from control.sync import applied_revisions, losses, probed_functions
 
 
 class NewestRevision(NamedTuple):
@@ -57,7 +57,7 @@ async def add(call: ApiCall) -> Reply:
             raise ProblemError(
                 "schema_conflict", f"the next number is {number}; look at what was registered meanwhile", field="number"
             )
-        checked = await call.services.checks.schema(_texts(history), body.sql)
+        checked = await _check(call, _texts(history), body.sql)
         answer = await _insert(call, history, number, 1, body.name, body.sql, checked)
         if answer is not None:
             return answer
@@ -83,7 +83,7 @@ async def amend(call: ApiCall) -> Reply:
             raise ProblemError(
                 "schema_conflict", f"revision {old.revision} of change {number} has this very text", field="sql"
             )
-        checked = await call.services.checks.schema(_texts(history), sql, (number, old.sql))
+        checked = await _check(call, _texts(history), sql, (number, old.sql))
         if not call.body.allow_loss and not call.query.plan:
             lost = await call.services.db.read(lambda conn: losses.of_amendment(conn, number, checked.losses))  # noqa: B023
             losses.refuse(lost, f"this amendment of schema change {number}")
@@ -183,6 +183,16 @@ async def get_change(call: ApiCall) -> Reply:
 async def _history(conn: Connection) -> list[responses.SchemaChange]:
     """The newest revision of every change, by number."""
     return await conn.fetch(CHANGES, 0, 2**31)
+
+
+async def _check(
+    call: ApiCall, earlier: list[tuple[int, str]], sql: str, amends: tuple[int, str] | None = None
+) -> CheckedChange:
+    """Try the change, and the functions of releases after it. Raises: ProblemError schema_refused."""
+    services = call.services
+    checked = await services.checks.schema(earlier, sql, amends)
+    probes = await probed_functions.check(services.db, services.store, services.checks, earlier, sql, amends)
+    return checked._replace(warnings=checked.warnings + probes)
 
 
 def _texts(history: list[responses.SchemaChange]) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@ because its input is hostile.
 
     module FILE [--size-limit BYTES] [--memory-pages PAGES]
     schema                                                 (see check_schema.py)
+    probes                                                 (see check_probes.py)
 
 It prints one JSON object, `{"ok": true, …}` or `{"ok": false, "code": …, "message": …}`, and exits with status 0 for
 both; `unfenced` in the object lists the parts of the fence that this machine lacks. Status 2 is a wrong command line;
@@ -89,6 +90,10 @@ def main(argv: Sequence[str]) -> int:
         from edge_runtime.oneshot.check_schema import main as check_schema
 
         return check_schema(argv[1:])
+    if argv[:1] == ["probes"]:
+        from edge_runtime.oneshot.check_probes import main as check_probes
+
+        return check_probes(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m edge_runtime.oneshot.check")
     module = parser.add_subparsers(required=True).add_parser("module", help="a module that a node can run?")
     module.add_argument("file", type=Path)

@@ -140,11 +140,7 @@ def _refusal(refused: SchemaChangeRefused) -> dict[str, object]:
 def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, object]:
     access_rules = AccessRules.read(opened)
     amends = request.amends
-    opened.rows("BEGIN")
-    for change in sorted(request.earlier, key=lambda change: change.number):
-        if amends is None or change.number < amends.number:
-            _run_registered(opened, access_rules, change)
-    opened.rows("COMMIT")
+    history(opened, access_rules, request)
     before = None
     if amends is not None:
         opened.rows("BEGIN")
@@ -189,6 +185,18 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
         ]
     told = [{"statement": loss.statement[:_SHOWN], "table": loss.table, "message": loss.message} for loss in lost]
     return {"empty": empty, "warnings": warnings, "losses": told}
+
+
+def history(opened: LibsqlDatabase, access_rules: AccessRules, request: SchemaCheckRequest) -> None:
+    """Run all changes that come before the one that is checked.
+
+    Raises: SchemaChangeRefused, when one fails.
+    """
+    opened.rows("BEGIN")
+    for change in sorted(request.earlier, key=lambda change: change.number):
+        if request.amends is None or change.number < request.amends.number:
+            _run_registered(opened, access_rules, change)
+    opened.rows("COMMIT")
 
 
 def _reversal(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, object]:

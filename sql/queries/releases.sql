@@ -93,3 +93,12 @@ FROM releases r JOIN groups g ON g.id = r.group_id WHERE g.name = $1 AND r.numbe
 -- name: changes_between
 SELECT DISTINCT ON (number) number, name FROM schema_changes
 WHERE number > $1 AND number <= $2 ORDER BY number, revision DESC;
+
+-- The functions of groups' releases that have a probe, each version once.
+-- name: probed
+SELECT DISTINCT ON (v.name, v.version) v.name, v.version, v.sha256, v.size, v.artifact_id::text AS artifact_id,
+    v.manifest
+FROM groups AS g JOIN release_functions AS f ON f.release_id = g.release_id
+    JOIN function_versions AS v ON v.name = f.name AND v.version = f.version
+WHERE v.manifest ->> 'probe' IS NOT NULL
+ORDER BY v.name, v.version;

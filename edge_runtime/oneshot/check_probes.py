@@ -1,0 +1,159 @@
+"""`python -m edge_runtime.oneshot.check probes`: do the probes of functions still answer as they must, after a schema
+change?
+
+It reads `{"change": SchemaCheckRequest, "probes": [{"name", "version", "manifest", "file"}, …]}` on stdin and prints
+`{"ok": true, "failing": [{"name", "version", "message"}, …]}`. Each probe is run in a child of its own behind the fence
+of a worker, on the interpreter, on generated rows: before the change, and after it. Only one that answers before and
+fails after it is told: what it needs of a node's own rows isn't there. No guest runs where a part of the fence lacks.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import orjson
+from msgspec import Struct
+
+from control import wire
+from edge_runtime.children.warmup import rehearse
+from edge_runtime.guests import guest
+from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.oneshot.check_schema import SchemaCheckRequest, history
+from edge_runtime.oneshot.forked import run_forked
+from edge_runtime.oneshot.sample_rows import fill
+from edge_runtime.sandbox import fence
+from edge_runtime.sandbox.allowlists import RANDOM, READ
+from edge_runtime.sql import database, schema_change
+from edge_runtime.sql.access import AccessRules
+from edge_runtime.sql.call_sql import ProbeSql
+from edge_runtime.sql.database import LibsqlDatabase
+from edge_runtime.sql.session import Session
+from edge_runtime.wasmedge import WasmEdgeError
+
+SECONDS: Final = 20.0
+"""Seconds of wall-clock time for all probes together."""
+EACH: Final = 5.0
+"""Seconds for one probe, before and after the change."""
+
+
+class ProbedFunction(Struct):
+    """A function whose probe needs neither HTTP nor secrets."""
+
+    name: str
+    version: int
+    manifest: wire.Manifest
+    file: str
+    """Path of the artifact."""
+
+
+class ProbesCheckRequest(Struct):
+    change: SchemaCheckRequest
+    probes: list[ProbedFunction]
+
+
+def main(argv: Sequence[str]) -> int:
+    if argv:
+        sys.stderr.write("usage: python -m edge_runtime.oneshot.check probes < JSON\n")
+        return 2
+    try:
+        request = msgspec.json.decode(sys.stdin.buffer.read(), type=ProbesCheckRequest)
+    except msgspec.MsgspecError as error:
+        sys.stderr.write(f"check probes: stdin has no valid request: {error}\n")
+        return 2
+    failing: list[dict[str, object]] = []
+    if lacking := fence.lacking():
+        message = f"wasn't tried: this machine can't fence in what runs a function. {'. '.join(lacking)}"
+        failing = [{"name": probed.name, "version": probed.version, "message": message} for probed in request.probes]
+        request.probes.clear()
+    guest.prepare()
+    rehearse()
+    end = time.monotonic() + SECONDS
+    for probed in request.probes:
+        message = _run(request.change, probed, min(EACH, end - time.monotonic()))
+        if message:
+            failing.append({"name": probed.name, "version": probed.version, "message": message[:2000]})
+    sys.stdout.buffer.write(orjson.dumps({"ok": True, "failing": failing}) + b"\n")
+    return 0
+
+
+def _run(change: SchemaCheckRequest, probed: ProbedFunction, seconds: float) -> str:
+    """Return what is wrong with the probe, as the end of a sentence about it; '' where nothing is."""
+    if seconds <= 0:
+        return f"wasn't tried: all probes together took more than {SECONDS:.0f} s"
+    try:
+        answer, status = run_forked(lambda: _fenced(change, probed), seconds)
+    except TimeoutError:
+        return f"wasn't tried to its end: it took more than {seconds:.0f} s, where it runs without being compiled"
+    if os.WIFSIGNALED(status) or not answer:
+        return f"wasn't tried to its end: its process ended (status {status})"
+    failure = answer.decode(errors="replace").strip()
+    return f"fails after it: {failure}" if failure else ""
+
+
+def _fenced(change: SchemaCheckRequest, probed: ProbedFunction) -> bytes:
+    path = Path(probed.file).absolute()
+    fence.enclose([(path, READ), RANDOM])
+    with database.in_memory() as opened:
+        fence.seal("worker", opened.lock.fileno())
+        # With a line break, because an empty answer is that of a process that ended early.
+        return check(opened, change, probed).encode() + b"\n"
+
+
+def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunction) -> str:
+    """Return why the probe fails after the change, where it doesn't fail before; else ''."""
+    rules = AccessRules.read(opened)
+    history(opened, rules, change)
+    opened.rows("PRAGMA foreign_keys = ON")
+    fill(opened)
+    opened.rows("PRAGMA foreign_keys = OFF")
+    sha256 = hashlib.sha256(Path(probed.file).read_bytes()).hexdigest()
+    manifest = probed.manifest
+    local = LocalFunction(
+        probed.name, probed.version, sha256, manifest, wire.manifest_digest(manifest), wasm=probed.file
+    )
+    try:
+        function = guest.LoadedFunction.load(local)
+    except (WasmEdgeError, OSError) as error:
+        return f"the function can't be loaded: {error}"
+    opened.rows("BEGIN IMMEDIATE")
+    if _probe(opened, function, manifest):
+        return ""
+    if not opened.in_transaction:
+        return ""
+    try:
+        schema_change.run(opened, rules, change.sql)
+    except schema_change.SchemaChangeRefused:
+        # It fails on the generated rows: that was told.
+        return ""
+    return _probe(opened, function, manifest)
+
+
+def _probe(opened: LibsqlDatabase, function: guest.LoadedFunction, manifest: wire.Manifest) -> str:
+    """Run the probe in the transaction that is open, and undo what it wrote; return why it failed, or ''."""
+    probe = manifest.probe
+    assert probe is not None  # noqa: S101
+    below, _, query = probe.path.partition("?")
+    grant = wire.sql_grant(manifest, probe.method)
+    sql = None
+    if grant != "none":
+        sql = ProbeSql(Session(opened), grant, 0, method="" if grant == manifest.sql else probe.method)
+    opened.rows("SAVEPOINT probe")
+    try:
+        answer = function.call(
+            guest.Request(probe.method, below, query, (), probe.body.encode()), guest.CallServices(sql, None)
+        )
+    except guest.GuestFault as fault:
+        return f"{fault} ({fault.code})"
+    finally:
+        if opened.in_transaction:
+            opened.rows("ROLLBACK TO probe")
+            opened.rows("RELEASE probe")
+    if answer.status == probe.status:
+        return ""
+    shown = answer.body[:200].decode(errors="replace")
+    return f"{probe.method} {probe.path} answers {answer.status} in place of {probe.status}: {shown}"

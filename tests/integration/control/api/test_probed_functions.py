@@ -1,0 +1,46 @@
+"""A schema change is tried with the probes of the functions that groups' releases have: a failing one is a warning."""
+
+from typing import Any
+
+from tests.guests.version import version
+from tests.support.control import Control
+
+TABLES = "CREATE TABLE generation (number INTEGER NOT NULL); CREATE TABLE other (x)"
+PROBE = {"probe": {"path": "/"}, "sql": "read"}
+LOOPS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n, generation"
+
+
+async def warned(control: Control, sql: str, where: str = "/v1/schema-changes?plan=true") -> list[str]:
+    body = {"sql": sql} if "revisions" in where else {"name": "next", "sql": sql}
+    change: Any = (await control.ok("POST", where, body))["change"]
+    return [warning["message"] for warning in change["warnings"]]
+
+
+async def test_the_probes_of_releases_are_run_after_a_change(control: Control) -> None:
+    await control.ok("POST", "/v1/schema-changes", {"name": "tables", "sql": TABLES})
+    await control.push("asks", version(1), **PROBE)
+    await control.push("quiet", version(2), sql="read")
+    await control.push("afar", version(3), http={"hosts": ["example.org"]}, **PROBE)
+    await control.push("secret", version(4), secrets=["key"], **PROBE)
+    await control.push("fails", version(5, "SELECT nowhere FROM generation"), **PROBE)
+    drop = "DROP TABLE generation"
+    # In no release yet.
+    assert await warned(control, drop) == []
+    names = ("asks", "quiet", "afar", "secret", "fails")
+    await control.release(functions=dict.fromkeys(names, 1), allow_unfit=True)
+    await control.ok("POST", "/v1/groups", {"name": "north"})
+    await control.release(group="north", functions={"asks": 1})
+    # One warning, whatever the number of groups: another that fails did so before, and the others can't be run here.
+    [message] = await warned(control, drop)
+    assert message.startswith("the probe of asks@1 fails after it: GET / answers 500 in place of 200: ")
+    assert await warned(control, "DROP TABLE other") == []
+    amended = f"{TABLES}; CREATE TABLE IF NOT EXISTS generation (y)"
+    assert await warned(control, amended, "/v1/schema-changes/1/revisions?plan=true") == []
+
+
+async def test_a_probe_without_an_end_ends(control: Control) -> None:
+    await control.ok("POST", "/v1/schema-changes", {"name": "tables", "sql": TABLES})
+    await control.push("loops", version(1, LOOPS), **PROBE)
+    await control.release(functions={"loops": 1})
+    [message] = await warned(control, "CREATE TABLE more (x)")
+    assert "the probe of loops@1 wasn't tried to its end: it took more than 5 s" in message
