@@ -1,10 +1,12 @@
 """The log of the functions: what calls write to it, as far as each function and all of them together may."""
 
+import asyncio
 import logging
 import time
-from typing import Final
+from collections import deque
+from typing import Final, NamedTuple
 
-from edge_runtime.dispatch.served_functions import ServedFunction
+from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames
 from edge_runtime.token_bucket import TokenBucket
 
@@ -16,32 +18,79 @@ RATE: Final = 256 * 1024
 """Bytes that the calls of all functions together may log at once, and then per second."""
 LINE: Final = 100
 """Bytes that a line counts for besides its text."""
+AT_ONCE: Final = 200
+"""Lines that are logged before other work gets the loop: about a millisecond of it."""
+HELD: Final = 4 << 20
+"""Characters that may wait to be logged."""
 TOLD: Final = 10.0
 """Seconds between two lines about the lines that were left out of a function's log."""
 SILENT: Final = 1.0
 """Seconds in which a function's failures of one kind are logged once; the metrics count all of them."""
 
 
+class _Lines(NamedTuple):
+    """What a call wrote, as far as it isn't logged yet."""
+
+    served: ServedFunction
+    who: str
+    extra: dict[str, str] | None
+    left: deque[str]
+    size: int
+    """Characters of the whole text."""
+
+
 class GuestLog:
     def __init__(self) -> None:
         self.budget = TokenBucket(BURST, RATE)
         """What the calls of all functions may log."""
+        self._waiting: deque[_Lines] = deque()
+        self._held = 0
+        """Characters of the texts that wait."""
 
     def write(self, served: ServedFunction, text: str, caller: str = "") -> None:
-        """Log the lines of `text`, which a call of the function wrote; `caller` is the call's, if it has one."""
-        tally, now = served.tally, time.monotonic()
-        who, extra = _who(served, caller)
-        lines = text.splitlines()
-        for at, line in enumerate(lines):
-            size = len(line) + LINE
-            if not (tally.log.take(size, now) and self.budget.take(size, now)):
-                tally.log_dropped += len(lines) - at
-                break
-            guest_log.info("%s: %s", who, line, extra=extra)
+        """Log the lines of `text`, which a call of the function wrote; `caller` is the call's, if it has one.
+
+        Many lines are logged a few at a time: the loop's other work goes on in between.
+        """
+        lines = deque(text.splitlines())
+        if self._held + len(text) > HELD:
+            served.tally.log_dropped += len(lines)
+            self._tell(served.tally)
+            return
+        began = bool(self._waiting)
+        self._held += len(text)
+        self._waiting.append(_Lines(served, *_who(served, caller), lines, len(text)))
+        if not began:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Log the next lines, and the others in later turns of the loop."""
+        now, waiting, count = time.monotonic(), self._waiting, 0
+        while waiting and count < AT_ONCE:
+            served, who, extra, left, size = waiting[0]
+            tally = served.tally
+            while left and count < AT_ONCE:
+                count += 1
+                cost = len(left[0]) + LINE
+                if not (tally.log.take(cost, now) and self.budget.take(cost, now)):
+                    tally.log_dropped += len(left)
+                    left.clear()
+                    break
+                guest_log.info("%s: %s", who, left.popleft(), extra=extra)
+            if not left:
+                waiting.popleft()
+                self._held -= size
+                self._tell(tally)
+        if waiting:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _tell(self, tally: Tally) -> None:
+        """Log that lines were left out, now and then."""
+        now = time.monotonic()
         if tally.log_dropped and now - tally.log_told >= TOLD and tally.log_dropped != tally.log_said:
             tally.log_told, tally.log_said = now, tally.log_dropped
             text = "%s: %d lines of its log were left out since the start, because functions log too much"
-            log.warning(text, served.function.name, tally.log_dropped)
+            log.warning(text, tally.name, tally.log_dropped)
 
     def fault(self, served: ServedFunction, fault: frames.Fault, caller: str = "") -> None:
         """Log a call's fault, with what its guest wrote to stderr; faults of the client's making aren't logged."""

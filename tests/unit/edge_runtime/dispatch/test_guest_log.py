@@ -1,0 +1,70 @@
+"""The log of functions: a flood of lines is logged a few at a time, in order, and what is too much is left out."""
+
+import asyncio
+import logging
+
+import pytest
+
+from control import wire
+from edge_runtime.dispatch import guest_log
+from edge_runtime.dispatch.breaker import Breaker
+from edge_runtime.dispatch.guest_log import GuestLog
+from edge_runtime.dispatch.served_functions import ServedFunction, Tally
+from edge_runtime.ipc import frames
+
+
+def served(name: str) -> ServedFunction:
+    function = frames.LocalFunction(name, 1, "0" * 64, wire.Manifest(), "")
+    return ServedFunction(0, function, Tally(name), Breaker(), False, 5.0, 7)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "skerry.guest"]
+
+
+async def test_a_flood_of_lines_lets_others_have_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log, flood, other = GuestLog(), served("flood"), served("other")
+    written = [str(number) for number in range(2000)]
+    log.write(flood, "\n".join(written))
+    log.write(other, "mine", "till")
+    turns = [len(lines(caplog))]
+    while len(lines(caplog)) < 2001:
+        await asyncio.sleep(0)
+        turns.append(len(lines(caplog)))
+    assert max(after - before for before, after in zip([0, *turns], turns, strict=False)) <= guest_log.AT_ONCE
+    assert lines(caplog) == [*[f"flood 1: {number}" for number in written], "other 1 (till): mine"]
+    assert flood.tally.log_dropped == 0
+
+
+async def test_what_is_more_than_may_wait_is_left_out(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(guest_log, "HELD", 1000)
+    log, flood = GuestLog(), served("flood")
+    for _ in range(3):
+        log.write(flood, "a\n" * 400)
+    assert flood.tally.log_dropped == 800
+    while log._waiting:
+        await asyncio.sleep(0)
+    assert lines(caplog) == ["flood 1: a"] * 400
+    assert log._held == 0
+    # And there is room again.
+    log.write(flood, "again")
+    assert lines(caplog)[-1] == "flood 1: again"
+
+
+async def test_a_function_over_its_budget_costs_no_time(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log, flood = GuestLog(), served("flood")
+    for _ in range(20):
+        log.write(flood, "a\n" * 8000)
+    while log._waiting:
+        await asyncio.sleep(0)
+    logged = len(lines(caplog))
+    assert logged + flood.tally.log_dropped == 160_000
+    assert logged < 12_000
+    told = [record.getMessage() for record in caplog.records if record.name == "skerry.calls"]
+    assert len(told) == 1
+    assert "lines of its log were left out since the start" in told[0]
