@@ -130,7 +130,7 @@ async def make(
     await _check_size(conn, functions)
     granted = await _manifests(conn, functions)
     _check_routes(granted)
-    unfit = compatibility.unfit(capabilities, granted)
+    unfit = compatibility.unfit(capabilities, granted, await compatibility.stepped(conn, old_floor, floor))
     if not plan and not body.allow_unfit:
         compatibility.refuse(unfit, body.group)
     losing = await losses.of_floors(conn, lost, old_floor, floor)

@@ -1,6 +1,6 @@
 """Which nodes can't run a release, by their capabilities: checked before it is made, or before a node moves to it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -30,9 +30,10 @@ class WithoutDigest(NamedTuple):
 
 
 class NodeCapabilities(NamedTuple):
-    """A node's name and capabilities."""
+    """A node's name, schema version and capabilities."""
 
     name: str
+    schema_version: int
     capabilities: dict[str, Any]
 
 
@@ -50,6 +51,8 @@ COUNT = SQL.value("count", int)
 NAMES = SQL.value("names", str)
 WITHOUT_DIGEST = SQL.rows("without_digest", WithoutDigest)
 NODE_CAPABILITIES = SQL.rows("node_capabilities", NodeCapabilities)
+STEPPED = SQL.value("stepped", int)
+FLOOR = SQL.value("floor", int)
 MANIFESTS = SQL.rows("manifests", ManifestRow)
 
 NAMED = 20
@@ -63,7 +66,7 @@ class UnfitNode(Struct):
 
     name: str
     lacks: list[str]
-    """What the release's functions need and the node doesn't know, for people."""
+    """What the release needs and the node doesn't know, for people."""
 
 
 class Unfit(Struct):
@@ -105,9 +108,18 @@ async def group_capabilities(conn: Connection, group: str) -> list[SameCapabilit
     return kinds
 
 
-def unfit(kinds: Iterable[SameCapabilities], manifests: Mapping[str, Mapping[str, Any]]) -> Unfit:
-    """The nodes that can't run functions with these manifests."""
+async def stepped(conn: Connection, above: int, upto: int) -> list[str]:
+    """The schema changes in steps above one number, up to another, as texts."""
+    return [f"change {number}" for number in await conn.column(STEPPED, above, upto)]
+
+
+def unfit(
+    kinds: Iterable[SameCapabilities], manifests: Mapping[str, Mapping[str, Any]], changes: Sequence[str] = ()
+) -> Unfit:
+    """The nodes that can't run functions with these manifests, or apply these `stepped` changes."""
     needs = requirements.needs(manifests)
+    if changes:
+        needs[requirements.STEPS] = list(changes)
     found = Unfit(0, [])
     for same in kinds:
         lacking = [requirements.shown(need, needs[need]) for need in requirements.lacks(same.capabilities, needs)]
@@ -137,4 +149,5 @@ async def unfit_for(conn: Connection, node_id: UUID, group_id: UUID) -> Unfit:
     """The node, where it can't run the release of the group that it is to be moved to."""
     node = await conn.one(NODE_CAPABILITIES, node_id)
     manifests = dict(await conn.fetch(MANIFESTS, group_id))
-    return unfit([SameCapabilities(node.capabilities, 1, [node.name])], manifests)
+    changes = await stepped(conn, node.schema_version, await conn.fetchval(FLOOR, group_id))
+    return unfit([SameCapabilities(node.capabilities, 1, [node.name])], manifests, changes)

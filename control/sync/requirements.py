@@ -21,21 +21,26 @@ _STRUCTS: Final = {field.rpartition(".")[0] for field in wire.MANIFEST_FIELDS} -
 """The fields of a manifest that have fields of their own; the others hold values."""
 
 
+_KINDS: Final = {"abi": "the ABI", "manifest": "the manifest's field", "schema": "schema changes with"}
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Need:
-    """Something that a node must know to run a function."""
+    """Something that a node must know to run a function, or to apply a schema change."""
 
-    kind: Literal["abi", "manifest"]
+    kind: Literal["abi", "manifest", "schema"]
     """The list of a node's capabilities that must have it."""
     name: str
-    """An ABI, or the path of a field: ``http.hosts``."""
+    """An ABI, the path of a field (``http.hosts``), or what a schema change may have."""
 
     def __str__(self) -> str:
-        return f"the ABI {self.name}" if self.kind == "abi" else f"the manifest's field {self.name}"
+        return f"{_KINDS[self.kind]} {self.name}"
 
 
 Needs = Mapping[Need, Sequence[str]]
-"""What a release needs, and for each need the functions that have it."""
+"""What a release needs, and for each need the functions, or the schema changes, that have it."""
+STEPS: Final = Need("schema", "steps")
+"""What a node must know to apply a change with lines ``-- skerry: …``."""
 
 
 def check(field: str, value: object) -> None:
@@ -60,6 +65,9 @@ def needs(manifests: Mapping[str, Mapping[str, Any]]) -> dict[Need, list[str]]:
 def lacks(capabilities: Mapping[str, Any], needs: Iterable[Need]) -> list[Need]:
     """Those of `needs` that a node with these capabilities lacks; of a field that it lacks, not the fields within."""
     told = {kind: known for kind in ("abi", "manifest") if isinstance(known := capabilities.get(kind), list)}
+    if "manifest" in told:
+        # Versions that told their capabilities before there were steps.
+        told["schema"] = known if isinstance(known := capabilities.get("schema"), list) else []
     lacking = {need for need in needs if need.kind in told and need.name not in told[need.kind]}
     return sorted(need for need in lacking if Need(need.kind, need.name.rpartition(".")[0]) not in lacking)
 

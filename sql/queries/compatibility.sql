@@ -33,7 +33,19 @@ WHERE t.place <= $2 ORDER BY t.capabilities, t.name;
 
 -- A node's capabilities.
 -- name: node_capabilities
-SELECT name, capabilities FROM nodes WHERE id = $1;
+SELECT name, schema_version, capabilities FROM nodes WHERE id = $1;
+
+-- The schema changes above one number, up to another, that have steps.
+-- name: stepped
+SELECT n.number FROM (
+    SELECT DISTINCT ON (number) number, sql FROM schema_changes
+    WHERE number > $1 AND number <= $2 ORDER BY number, revision DESC
+) AS n
+WHERE n.sql LIKE '%-- skerry: %' ORDER BY n.number;
+
+-- The floor of a group's release, 0 without one.
+-- name: floor
+SELECT coalesce(max(r.schema_floor), 0) FROM groups AS g JOIN releases AS r ON r.id = g.release_id WHERE g.id = $1;
 
 -- The manifests of a group's release.
 -- name: manifests

@@ -91,6 +91,30 @@ async def test_a_move_is_refused_unless_allowed(control: Control) -> None:
     assert (await control.ok("POST", "/v1/nodes/old-1/move", {"group": "default"}))["group"] == "default"
 
 
+async def test_a_change_in_steps_needs_nodes_that_know_them(control: Control) -> None:
+    """Another node takes the lines for comments: it refuses the change, which has batches."""
+    known = capabilities.document()
+    await control.join("new", capabilities=known)
+    await control.join("old", capabilities={name: value for name, value in known.items() if name != "schema"})
+    await control.ok("POST", "/v1/groups", {"name": "other"})
+    await control.ok(
+        "POST", "/v1/schema-changes", {"name": "t", "sql": "CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER)"}
+    )
+    await control.release()
+    await control.ok(
+        "POST",
+        "/v1/schema-changes",
+        {"name": "t", "sql": "-- skerry: batch t by id\nUPDATE t SET n = 1 WHERE id > :after AND id <= :upto"},
+    )
+    unfit = {"count": 1, "nodes": [{"name": "old", "lacks": ["schema changes with steps (for change 2)"]}]}
+    assert (await control.ok("POST", "/v1/releases?plan=true", {}))["unfit"] == unfit
+    assert (await control.call("POST", "/v1/releases", {})).code == "nodes_unfit"
+    await control.release(group="other")
+    for name, status in (("old", 409), ("new", 200)):
+        assert (await control.call("POST", f"/v1/nodes/{name}/move", {"group": "other"})).status == status
+    await control.release(schema=1)
+
+
 async def test_of_many_some_are_named_and_all_are_counted(control: Control) -> None:
     await control.push("f", module("1"), http=HTTP)
     await control.services.db.transaction(add_nodes)

@@ -38,7 +38,7 @@ def test_later_changes_find_what_the_steps_lead_to() -> None:
         ),
         (TOTALS.replace("; ALTER TABLE items DROP COLUMN total", ""), "the table items"),
         (TOTALS.replace("-- skerry: undo", "-- skerry: undone"), "none of the steps"),
-        (TOTALS.replace("amount * 2 WHERE id > :after", "nothing * 2 WHERE id > :after"), "no such column: nothing"),
+        (TOTALS.replace("amount * 2 WHERE id > :after", "missing * 2 WHERE id > :after"), "no such column: missing"),
         (ADDED.replace("amount + 1000000", "NULL"), "NOT NULL"),
         (ADDED.replace("by id", "by rowids"), "must go by its INTEGER PRIMARY KEY id"),
         (ADDED.replace("amount + 1000000", "load_extension('x')"), "closed"),
