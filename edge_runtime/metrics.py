@@ -76,6 +76,11 @@ class PoolCollector(Collector):
         yield GaugeMetricFamily("skerry_edge_wal_bytes", "The database's write-ahead log", value=wal.size)
         yield GaugeMetricFamily("skerry_edge_wal_limit_bytes", "From which on writes are refused", value=wal.limit)
         yield CounterMetricFamily("skerry_edge_checkpoints", "Times that the log could begin anew", value=wal.made)
+        sizes = wal.sizes()
+        yield GaugeMetricFamily("skerry_edge_database_bytes", "The database file", value=sizes.file)
+        yield GaugeMetricFamily("skerry_edge_database_free_bytes", "Pages of it that hold nothing", value=sizes.free)
+        yield GaugeMetricFamily("skerry_edge_wal_file_bytes", "The log's file", value=sizes.log)
+        yield GaugeMetricFamily("skerry_edge_disk_free_bytes", "Free on the database's disk", value=sizes.disk_free)
         yield GaugeMetricFamily(
             "skerry_edge_database_held", "1 while another program holds the database", value=int(bool(pool.held_by))
         )

@@ -20,8 +20,11 @@ _MAGIC: Final = b"SQLite format 3\0"
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @STATE
+@click.option(
+    "--compact", "compactly", is_flag=True, help="Leave free pages out (VACUUM); takes longer, and more room."
+)
 @JSON
-def backup(file: Path, state: Path, as_json: bool) -> None:
+def backup(file: Path, state: Path, compactly: bool, as_json: bool) -> None:
     """Copy the node's database, as of one moment, to FILE, while the node serves or while it doesn't.
 
     The copy is one file, looked through (pages, foreign keys, schema) before it takes FILE's place: an earlier backup
@@ -30,7 +33,7 @@ def backup(file: Path, state: Path, as_json: bool) -> None:
     Exits 0 if the backup was made, with a warning where something in the database isn't as it should be; 1 if not.
     """
     check_owner(state, as_json)
-    from edge_runtime.oneshot.database_copy import CopyFailed, copy_served, sha256
+    from edge_runtime.oneshot.database_copy import CopyFailed, compact, copy_served, sha256
     from edge_runtime.oneshot.database_report import DatabaseUnread, report
     from edge_runtime.release.tamper_check import TamperCheck
 
@@ -43,6 +46,8 @@ def backup(file: Path, state: Path, as_json: bool) -> None:
         with _partial(file) as partial:
             copy = partial / file.name
             copy_served(database, copy)
+            if compactly:
+                compact(copy)
             found = report(copy, database)
             if found.faults:
                 text = f"the database is damaged, and no backup was made; {file} is as it was. {found.findings()[0]}"

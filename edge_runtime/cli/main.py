@@ -5,6 +5,7 @@ import click
 from edge_runtime.cli.backup import backup
 from edge_runtime.cli.call import call
 from edge_runtime.cli.caller import caller
+from edge_runtime.cli.check_database import check_database
 from edge_runtime.cli.node import check, join_command, status
 from edge_runtime.cli.restore import restore
 from edge_runtime.cli.run import dev, run
@@ -26,6 +27,7 @@ main.add_command(call)
 main.add_command(backup)
 main.add_command(restore)
 main.add_command(sql)
+main.add_command(check_database)
 main.add_command(caller)
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ def render(document: dict[str, Any]) -> str:
     if (document.get("secrets") or {}).get("error"):
         lines.append(f"secrets    {document['secrets']['error']}")
     lines += _callers_lines(document)
-    if _database_ails(document):
+    if "bytes" in document.get("database", {}) or _database_ails(document):
         lines.append(_database(document["database"]))
     if unfenced := (document.get("workers") or {}).get("unfenced"):
         lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
@@ -256,11 +256,17 @@ def _database_ails(document: dict[str, Any]) -> bool:
 
 
 def _database(database: dict[str, Any]) -> str:
+    def mib(name: str) -> int:
+        return int(database[name]) >> 20
+
+    size = ""
+    if "bytes" in database:
+        size = f"{mib('bytes')} MiB, {mib('free_bytes')} of them free; its disk has {mib('disk_free')} MiB free; "
     refused = "; calls that may write are refused" if database["writes"] == "refused" else ""
     failed = f"; no checkpoint is made: {database['checkpoint_error']}" if database["checkpoint_error"] else ""
-    have, may = database["wal_bytes"] >> 20, database["wal_limit"] >> 20
     held = f"; it is held by another program, {database['held_by']}" if database.get("held_by") else ""
-    return f"database   its write-ahead log has {have} MiB of {may}{refused}{failed}{held}"
+    log = f"its write-ahead log has {mib('wal_bytes')} MiB of {mib('wal_limit')}"
+    return f"database   {size}{log}{refused}{failed}{held}"
 
 
 def _function(function: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ from edge_runtime.oneshot.database_report import LIMIT
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
+from edge_runtime.sql.database import HEAP_BYTES
+from edge_runtime.sql.libsql_connection import open_file
 
 PIECE: Final = 4 * 1024 * 1024
 """Bytes that are copied at once. Each piece is written to the disk and dropped from memory, so that a copy of a large
@@ -87,6 +89,36 @@ def _index(database: Path) -> wal.Index | None:
     return None
 
 
+def compact(path: Path) -> None:
+    """Write a copy anew, without its free pages (VACUUM), in a process of its own behind the fence. It needs room for
+    as much again, twice.
+
+    Raises: CopyFailed, when that can't be done.
+    """
+    try:
+        _check_room(path.parent, 2 * path.stat().st_size)
+        why = _child(lambda: _vacuum(path), path)
+    except OSError as error:
+        why = str(error)
+    if why:
+        raise CopyFailed("copy_failed", f"The copy can't be written anew (VACUUM): {why}.")
+
+
+def _vacuum(path: Path) -> str:
+    """Return why the file can't be written anew, or an empty string."""
+    try:
+        connection = open_file(path)
+        fence.seal("worker")
+        for statement in (f"PRAGMA hard_heap_limit = {HEAP_BYTES}", "PRAGMA temp_store = FILE", "VACUUM"):
+            connection.execute(statement).fetchall()
+        connection.close()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
 def sha256(path: Path) -> str:
     """Return the digest of a file. Raises: OSError, when it can't be read."""
     with path.open("rb") as file:
@@ -146,6 +178,7 @@ def _join(path: Path, frames: int | None) -> None:
 
 def _child(work: Callable[[], str], path: Path) -> str:
     def fenced() -> bytes:
+        os.environ["SQLITE_TMPDIR"] = str(path.parent)
         fence.enclose([(path.parent, WRITE), RANDOM])
         return f"done:{work()}".encode()
 

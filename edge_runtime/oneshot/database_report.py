@@ -16,7 +16,7 @@ from edge_runtime.sql import database, schema_change, schema_record
 from edge_runtime.sql.database import BUSY_MS, FORMAT, HEAP_BYTES, LibsqlDatabase
 from edge_runtime.sql.libsql_connection import open_file
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import MetaRow, NumberRow
+from edge_runtime.sql.rows import MetaRow, NumberRow, SizeRow
 from edge_runtime.sql.writer_lock import WriterLock
 
 LIMIT: Final = 3600.0
@@ -26,6 +26,7 @@ SHOWN: Final = 20
 
 _HAS_META: Final = load("has_meta")
 _READ_META: Final = load("read_meta")
+_SIZES: Final = load("sizes")
 
 
 class DatabaseReport(Struct, frozen=True):
@@ -45,6 +46,10 @@ class DatabaseReport(Struct, frozen=True):
     pages: int
     free_pages: int
     """Pages that hold nothing; new rows come there before the file grows."""
+    recorded: bool
+    """Whether the file says what its schema should be; one of an earlier version does from its next release on."""
+    tables: list[tuple[str, int]]
+    """Tables and indexes with their bytes, the largest first; empty unless asked for."""
 
     def findings(self) -> list[str]:
         """Return what is wrong, a sentence each; nothing where the file is whole."""
@@ -60,7 +65,7 @@ class DatabaseUnread(CodedError):
     """The file can't be looked through."""
 
 
-def report(path: Path, called: Path) -> DatabaseReport:
+def report(path: Path, called: Path, *, sizes: bool = False) -> DatabaseReport:
     """Look a file through, in a process of its own behind the fence; others may use the file meanwhile. The caller has
     one thread, and sees to it that the file's log was recovered. Errors call the file `called`.
 
@@ -70,7 +75,7 @@ def report(path: Path, called: Path) -> DatabaseReport:
     def work() -> bytes:
         fence.enclose([(path.parent, WRITE), RANDOM])
         try:
-            return msgspec.json.encode(_report(path, called))
+            return msgspec.json.encode(_report(path, called, sizes))
         except DatabaseUnread as unread:
             return msgspec.json.encode([unread.code, unread.message])
         except ValueError as error:
@@ -89,7 +94,7 @@ def report(path: Path, called: Path) -> DatabaseReport:
     return found
 
 
-def _report(path: Path, called: Path) -> DatabaseReport:
+def _report(path: Path, called: Path, sizes: bool) -> DatabaseReport:
     """Raises: DatabaseUnread; ValueError, when SQLite can't read the file."""
     opened = LibsqlDatabase(open_file(path), WriterLock(os.memfd_create("writer.lock")), path)
     fence.seal("worker")
@@ -115,6 +120,8 @@ def _report(path: Path, called: Path) -> DatabaseReport:
         changed=differences.changed,
         missing=differences.missing,
         added=differences.added,
+        recorded=schema_record.is_recorded(opened),
+        tables=[(row.name, row.bytes) for row in opened.read(SizeRow, _SIZES)] if sizes else [],
         schema_digest=schema_record.digest(schema_record.definitions(opened)),
         page_bytes=opened.read(NumberRow, "PRAGMA page_size")[0].value,
         pages=opened.read(NumberRow, "PRAGMA page_count")[0].value,

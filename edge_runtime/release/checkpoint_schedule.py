@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from edge_runtime import wal
+from edge_runtime import database_sizes, wal
+from edge_runtime.database_sizes import DatabaseSizes
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
@@ -109,13 +110,26 @@ class CheckpointSchedule:
 
     def status(self) -> dict[str, Any]:
         """Return the part `database` of the node's status."""
+        sizes = self.sizes()
         return {
+            "bytes": sizes.file,
+            "free_bytes": sizes.free,
+            "disk_free": sizes.disk_free,
+            "wal_file": sizes.log,
             "wal_bytes": self.size,
             "wal_limit": self.limit,
             "writes": ("open", "waiting", "refused")[self._pool.pressure.value],
             "checkpoint_error": self.error or None,
             "held_by": self._pool.held_by or None,
         }
+
+    def sizes(self) -> DatabaseSizes:
+        """Return how large the database is; zeros where that can't be seen."""
+        try:
+            return database_sizes.read(self._database)
+        except OSError as error:
+            log.error("the database's size can't be read: %s", error)
+            return DatabaseSizes(0, 0, 0, 0)
 
     async def run(self) -> None:
         """Watch and work until cancelled."""

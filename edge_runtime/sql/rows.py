@@ -124,6 +124,13 @@ class StepRow(NamedTuple):
     done: int
 
 
+class SizeRow(NamedTuple):
+    """`sizes`: a table or an index."""
+
+    name: str
+    bytes: int
+
+
 class NumberRow(NamedTuple):
     """One number, as of a PRAGMA or `table_bytes`."""
 

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from control import wire
 from control.metrics import ControlMetrics
+from edge_runtime.database_sizes import DatabaseSizes
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.dispatch.queues import FunctionQueue
@@ -47,7 +48,11 @@ def nodes() -> str:
         release=SimpleNamespace(number=1, generation=1),
     )
     callers = Callers(Path(), certificates=False)
-    counts: Any = (SimpleNamespace(zygotes=1), SimpleNamespace(size=1, limit=2, made=3), callers)
+    counts: Any = (
+        SimpleNamespace(zygotes=1),
+        SimpleNamespace(size=1, limit=2, made=3, sizes=lambda: DatabaseSizes(4, 5, 6, 7)),
+        callers,
+    )
     registry = CollectorRegistry()
     registry.register(PoolCollector(pool, *counts))
     return generate_latest(registry).decode()

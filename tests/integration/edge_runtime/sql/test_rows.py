@@ -27,6 +27,7 @@ QUERIES: list[tuple[type[NamedTuple], str, tuple[Value, ...]]] = [
     (rows.ColumnRow, load("columns"), ("parent",)),
     (rows.ForeignKeyRow, load("parents"), ("child",)),
     (rows.DefinitionRow, load("schema"), ()),
+    (rows.SizeRow, load("sizes"), ()),
     (rows.SchemaRecordRow, load("read_schema_record"), ()),
     (rows.CheckpointRow, "PRAGMA wal_checkpoint", ()),
     (rows.ViolationRow, "PRAGMA foreign_key_check", ()),
