@@ -4,14 +4,17 @@ Who is refused learns a code that says no more than that; the reason goes to the
 """
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 from starlette.types import Scope
 
 from control import tokens
+from control.access import rights
+from control.access.rights import Grant, Rights, Role
 from control.clock import Clock
 from control.problems import ProblemError
 from control.settings import ControlSettings
@@ -23,10 +26,6 @@ from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync.fleet_cache import FleetCache
 from control.sync.fleet_rows import CachedNode, Credential
-
-Role = Literal["read", "deploy", "admin"]
-ROLES: dict[str, int] = {"read": 1, "deploy": 2, "admin": 3}
-"""A role may do everything that roles with a lower number may."""
 
 
 class JoinTokenRow(NamedTuple):
@@ -44,21 +43,37 @@ FIRST_USE = SQL.optional("first_use", UUID)
 REVOKE = SQL.value("revoke", str)
 
 
-@dataclass(frozen=True)
-class Principal:
-    """The operator, a person or a script, that a request is from."""
-
-    id: str
-    name: str
-    role: str
-
-
 class AuthError(ProblemError):
     """Refused credentials. `reason` goes to the record; the client learns no more than the code."""
 
     def __init__(self, code: str, detail: str, reason: str) -> None:
         super().__init__(code, detail)
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The operator, a person or a script, that a request is from."""
+
+    id: str
+    name: str
+    rights: Rights
+    expires_at: datetime | None = None
+
+    def need(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> None:
+        """Raises: AuthError, when the operator hasn't `role` for this group and these functions; None: for all."""
+        if not self.rights.allows(role, group, functions):
+            self.refuse(f"the role {Grant(role, group, None if functions is None else frozenset(functions))}")
+
+    def need_somewhere(self, role: Role, functions: Collection[str] = ()) -> None:
+        """Raises: AuthError, when the operator has `role` for no group, or not for these functions."""
+        if not self.rights.allows_somewhere(role, functions):
+            of = f" for {', '.join(sorted(functions))}" if functions else ""
+            self.refuse(f"the role {role}{of} in a group at least")
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raises: AuthError: what is asked for needs `what`."""
+        raise AuthError("role_insufficient", f"this needs {what}; {self.name} has {self.rights}", "role_insufficient")
 
 
 class Authenticator:
@@ -80,8 +95,8 @@ class Authenticator:
         self._life = timedelta(seconds=settings.credential_life)
         self._return = timedelta(seconds=settings.credential_return)
 
-    async def operator(self, scope: Scope, role: Role) -> Principal:
-        """The operator that asks, who must have `role` or a higher one. Raises: AuthError, when refused."""
+    async def operator(self, scope: Scope) -> Principal:
+        """The operator that asks. Raises: AuthError, when refused."""
         id, secret_hash = bearer(scope, "operator")
         known = await self._fleet.operator(id)
         if known is None:
@@ -90,11 +105,9 @@ class Authenticator:
             raise _invalid("wrong_secret")
         if known.revoked_at is not None:
             raise _invalid("revoked")
-        if ROLES[known.role] < ROLES[role]:
-            raise AuthError(
-                "role_insufficient", f"this needs the role {role}; {known.name} has {known.role}", "role_insufficient"
-            )
-        return Principal(id, known.name, known.role)
+        if known.expires_at is not None and known.expires_at <= self._clock.now():
+            raise AuthError("token_expired", f"the token of {known.name} ended at {known.expires_at}", "expired")
+        return Principal(id, known.name, rights.of_row(known.role, known.grants), known.expires_at)
 
     async def node(
         self, scope: Scope, now: datetime, ended: str = "credential_expired"

@@ -139,6 +139,7 @@ async def get_version(call: ApiCall) -> Reply:
 async def add_version(call: ApiCall) -> Reply:
     """POST /v1/functions/{name}/versions: the next number for bytes that are in the store."""
     name, body = call.path["name"], call.body
+    call.operator.need_somewhere("push", {name})
 
     async def work(conn: Connection, _changed: Changed) -> responses.Version:
         now = call.services.clock.now()

@@ -30,8 +30,9 @@ class ListedJoinToken(NamedTuple):
 
 
 class TokenUser(NamedTuple):
-    """The node that joined with a token; both are None while none has."""
+    """The group of a token, and the node that joined with it; `used_at` and `node` are None while none has."""
 
+    group_name: str
     used_at: datetime | None
     node: str | None
 
@@ -52,14 +53,17 @@ async def create(call: ApiCall) -> Reply:
         now = call.services.clock.now()
         rejoin, node_id = None, None
         if body.rejoin is not None:
-            node = await node_views.find(conn, body.rejoin, "rejoin")
+            node = await node_views.find(conn, call.operator, "admin", body.rejoin, "rejoin")
             rejoin, node_id = node.name, node.id
             # It stays in its group.
             group, name = node.group_id, node.group_name
         else:
+            call.operator.need("admin", body.group)
             group, name = await node_views.group(conn, body.group), body.group
         token = tokens.new_token("join")
         ends = now + timedelta(seconds=body.expires_in)
+        if call.operator.expires_at is not None:
+            ends = min(ends, call.operator.expires_at)
         await conn.execute(
             SQL["add"], token.id, token.secret_hash, group, call.operator.name, now, ends, rejoin, node_id
         )
@@ -84,9 +88,11 @@ async def list_tokens(call: ApiCall) -> Reply:
     now = call.services.clock.now()
     begin = pagination.read_cursor(call.query.cursor, (datetime, UUID)) or (None, None)
 
+    groups = call.operator.rights.groups("admin")
+
     async def work(conn: Connection) -> responses.Page[responses.JoinToken]:
         return await pagination.fill(
-            lambda after, count: conn.fetch(LISTED, *after, count),
+            lambda after, count: conn.fetch(LISTED, *after, groups, count),
             pagination.each(lambda row: _listed(row, now)),
             lambda row: (row.created_at, row.id),
             begin,
@@ -102,8 +108,9 @@ async def revoke(call: ApiCall) -> Reply:
 
     async def work(conn: Connection, _changed: Changed) -> None:
         row = await conn.fetchrow(USER, id)
-        if row is None:
+        if row is None or not call.operator.rights.allows("read", row.group_name):
             raise ProblemError("unknown_join_token", f"there is no join token {id}", field="id")
+        call.operator.need("admin", row.group_name)
         if row.used_at is not None:
             raise ProblemError(
                 "node_joined",

@@ -9,6 +9,8 @@ from uuid import UUID
 import msgspec
 
 from control import wire
+from control.access.auth import Principal
+from control.access.rights import Role
 from control.api import pagination, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
@@ -134,11 +136,17 @@ async def list_nodes(call: ApiCall) -> Reply:
     query = call.query
     after = pagination.read_cursor(query.cursor, (str,)) or ("",)
 
+    groups = call.operator.rights.groups("read")
+    if query.group is not None:
+        if not call.operator.rights.allows("read", query.group):
+            raise unknown_group(query.group)
+        groups = [query.group]
+
     async def work(conn: Connection) -> responses.Page[responses.Node]:
         if query.group is not None:
             await group(conn, query.group)
         return await pagination.fill(
-            lambda after, count: conn.fetch(NODES, *after, query.group, query.state, count),
+            lambda after, count: conn.fetch(NODES, *after, groups, query.state, count),
             lambda rows: _describe(conn, rows),
             lambda row: (row.name,),
             after,
@@ -154,21 +162,26 @@ async def get_node(call: ApiCall) -> Reply:
     node = call.path["node"]
 
     async def work(conn: Connection) -> responses.DetailedNode:
-        return await describe(conn, (await find(conn, node)).id, call.services.settings)
+        node_id = (await find(conn, call.operator, "read", node)).id
+        return await describe(conn, node_id, call.services.settings)
 
     return await call.read(work)
 
 
-async def find(conn: Connection, node: str, field: str = "node") -> FoundNode:
-    """A node by its id or name. Raises: ProblemError unknown_node, when there is none."""
+async def find(conn: Connection, operator: Principal, role: Role, node: str, field: str = "node") -> FoundNode:
+    """A node by its id or name, for whose group the operator must have `role`.
+
+    Raises: ProblemError unknown_node, when there is none that the operator may see; AuthError, without the role.
+    """
     try:
         row = await conn.fetchrow(BY_ID, UUID(node))
     except ValueError:
         row = None
     # A name may look like an id.
     row = row or await conn.fetchrow(BY_NAME, node)
-    if row is None:
+    if row is None or not operator.rights.allows("read", row.group_name):
         raise ProblemError("unknown_node", f"there is no node {node}", field=field)
+    operator.need(role, row.group_name)
     return row
 
 
@@ -176,8 +189,13 @@ async def group(conn: Connection, name: str) -> UUID:
     """The id of a group. Raises: ProblemError unknown_group, when there is none."""
     id = await conn.fetchval(GROUP, name)
     if id is None:
-        raise ProblemError("unknown_group", f"there is no group {name}", field="group")
+        raise unknown_group(name)
     return id
+
+
+def unknown_group(name: str) -> ProblemError:
+    """There is no such group, or none that the operator may see."""
+    return ProblemError("unknown_group", f"there is no group {name}", field="group")
 
 
 async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> responses.DetailedNode:

@@ -153,7 +153,8 @@ async def move(call: ApiCall) -> Reply:
     """POST /v1/nodes/{node}/move: to another group, whose release becomes the node's target."""
 
     async def work(conn: Connection, changed: Changed) -> responses.DetailedNode:
-        node = await node_views.find(conn, call.path["node"])
+        node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
+        call.operator.need("deploy", call.body.group)
         group = await node_views.group(conn, call.body.group)
         if group != node.group_id:
             if not call.body.allow_unfit:
@@ -165,6 +166,8 @@ async def move(call: ApiCall) -> Reply:
             generation = await conn.fetchval(TAKE_GENERATION)
             await conn.execute(SQL["move"], node.id, group, generation)
             changed.nodes.add(str(node.id))
+            # Who made them may have nothing to say in the new group.
+            await join_token_ends.end_for_node(conn, node.id, call.services.clock.now())
             before, after = {"group": node.group_name}, {"group": call.body.group}
             await call.audit(conn, "node.move", node.name, {"generation": generation}, before=before, after=after)
         return await node_views.describe(conn, node.id, call.services.settings)
@@ -181,7 +184,9 @@ async def plan_move(call: ApiCall) -> Reply:
     name: str = call.query.group
 
     async def work(conn: Connection) -> responses.MovePlan:
-        node = await node_views.find(conn, call.path["node"])
+        node = await node_views.find(conn, call.operator, "read", call.path["node"])
+        if not call.operator.rights.allows("read", name):
+            raise node_views.unknown_group(name)
         group = await node_views.group(conn, name)
         runs = await node_views.describe(conn, node.id, call.services.settings)
         before = {f.name: (f.version, f.sha256) for f in runs.functions}
@@ -196,7 +201,7 @@ async def revoke(call: ApiCall) -> Reply:
     """POST /v1/nodes/{node}/revoke: all credentials of the node, and its join tokens."""
 
     async def work(conn: Connection, changed: Changed) -> None:
-        node = await node_views.find(conn, call.path["node"])
+        node = await node_views.find(conn, call.operator, "admin", call.path["node"])
         now = call.services.clock.now()
         ended = await _revoke(conn, node.id, now)
         changed.credentials |= ended
@@ -210,7 +215,7 @@ async def retry(call: ApiCall) -> Reply:
     """POST /v1/nodes/{node}/retry: the node tries a failed generation again with its next poll."""
 
     async def work(conn: Connection, changed: Changed) -> None:
-        node = await node_views.find(conn, call.path["node"])
+        node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
         await conn.execute(SQL["retry"], node.id)
         changed.nodes.add(str(node.id))
         await call.audit(conn, "node.retry", node.name)
@@ -222,7 +227,7 @@ async def remove(call: ApiCall) -> Reply:
     """DELETE /v1/nodes/{node}: its credentials are revoked and its name is free; its logs stay."""
 
     async def work(conn: Connection, changed: Changed) -> None:
-        node = await node_views.find(conn, call.path["node"])
+        node = await node_views.find(conn, call.operator, "admin", call.path["node"])
         now = call.services.clock.now()
         ended = await _revoke(conn, node.id, now)
         changed.credentials |= ended

@@ -10,7 +10,8 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from control.access import auth
-from control.access.auth import Principal, Role
+from control.access.auth import Principal
+from control.access.rights import Rights, Role
 from control.api import request_input
 from control.api.request_input import SMALL_BODY
 from control.api.services import Services
@@ -26,7 +27,7 @@ Read = Callable[[Connection], Awaitable[Any]]
 Work = Callable[[Connection, Changed], Awaitable[Any]]
 Renew = Callable[[Connection, Changed, Any], Awaitable[Any]]
 
-NOBODY = Principal("", "", "")
+NOBODY = Principal("", "", Rights(()))
 """In place of an operator, where the caller is a node or anybody."""
 
 
@@ -62,7 +63,7 @@ class Operation:
     summary: str
     handler: Handler
     role: Role | Literal["node", "join"] | None
-    """Who may call it: operators of a role, nodes, joining nodes; None: anybody."""
+    """Who may call it: operators with a role, nodes, joining nodes; None: anybody."""
     answers: Mapping[int, Any]
     """The type of the body by status, for statuses that aren't problems; None: no body, bytes: it isn't JSON."""
     problems: tuple[str, ...] = ()
@@ -75,6 +76,9 @@ class Operation:
     """The code for a node whose credential has ended; '' where that is still good for this call."""
     body_limit: int = SMALL_BODY
     """Bytes of its JSON body at most; the setting `body_limit` may allow fewer."""
+    everywhere: bool = True
+    """Whether an operator needs the role for all groups. If not, one group is enough to call it, and the handler asks
+    for the role for the groups and functions that are touched, and shows no other group's."""
 
 
 class _Undone(Exception):
@@ -189,7 +193,11 @@ async def answer(
     elif operation.role == "join":
         await services.auth.joining(scope)
     elif operation.role is not None:
-        operator = await services.auth.operator(scope, operation.role)
+        operator = await services.auth.operator(scope)
+        if operation.everywhere:
+            operator.need(operation.role, None)
+        else:
+            operator.need_somewhere(operation.role)
     if operation.role not in (None, "join"):
         services.fleet.refuse_stale()
     path = {name: request_input.path_value(name, text) for name, text in parameters.items()}

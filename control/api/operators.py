@@ -1,11 +1,15 @@
-"""Operators: who may use the API, each with a token and a role."""
+"""Operators: who may use the API, each with a token, what it may, and until when."""
 
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from control import tokens
-from control.access import join_token_ends
-from control.api import pagination, responses
+from control.access import join_token_ends, rights
+from control.access.auth import Principal
+from control.access.rights import Grant, Rights
+from control.api import pagination, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries
@@ -13,25 +17,47 @@ from control.storage.announcements import Changed
 from control.storage.connection import Connection
 
 
-class OperatorRole(NamedTuple):
-    """An operator's id and role."""
+class ListedOperator(NamedTuple):
+    """An operator that wasn't revoked."""
+
+    name: str
+    role: str
+    grants: list[dict[str, Any]] | None
+    expires_at: datetime | None
+    created_at: datetime
+
+
+class OperatorRow(NamedTuple):
+    """`ListedOperator` with its id."""
 
     id: UUID
+    name: str
     role: str
+    grants: list[dict[str, Any]] | None
+    expires_at: datetime | None
+    created_at: datetime
 
 
 SQL = queries.load("operators")
 TAKEN = SQL.value("taken", bool)
-OPERATORS = SQL.rows("operators", responses.Operator)
-OPERATOR = SQL.rows("operator", OperatorRole)
+OPERATORS = SQL.rows("operators", ListedOperator)
+OPERATOR = SQL.rows("operator", OperatorRow)
 ADMINS = SQL.value("admins", int)
+GROUPS = SQL.value("groups", str)
 
 
 async def create(call: ApiCall) -> Reply:
     """POST /v1/operators. Only the token's hash is stored, so the same request again gets a new token."""
-    body = call.body
+    body: requests.NewOperator = call.body
+    if (body.role is None) == (body.grants is None):
+        raise ProblemError("invalid_body", "send either role, for all groups, or grants", field="grants")
+    given = Rights((Grant(body.role),)) if body.role is not None else _given(body.grants or [])
+    now = call.services.clock.now()
+    expires_at = None if body.expires_in is None else now + timedelta(seconds=body.expires_in)
+    _refuse_giving(call.operator, given, expires_at)
 
     async def work(conn: Connection, _changed: Changed) -> responses.MadeOperator:
+        await _check_groups(conn, given)
         if await conn.fetchval(TAKEN, body.name):
             raise ProblemError(
                 "name_taken",
@@ -39,41 +65,161 @@ async def create(call: ApiCall) -> Reply:
                 field="name",
             )
         token = tokens.new_token("operator")
-        now = call.services.clock.now()
+        column, role = rights.to_rows(given), rights.old_role(given)
         # Not announced: a replica looks up an operator that isn't in its cache.
-        await conn.execute(SQL["add"], token.id, body.name, body.role, token.secret_hash, now)
-        await call.audit(conn, "operator.create", body.name, after={"role": body.role})
-        return responses.MadeOperator(str(token.id), body.name, body.role, token.text)
+        await conn.execute(SQL["add"], token.id, body.name, role, column, expires_at, token.secret_hash, now)
+        await call.audit(conn, "operator.create", body.name, after={"grants": column, "expires_at": expires_at})
+        return responses.MadeOperator(str(token.id), body.name, _shown(given), expires_at, token.text)
 
     async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
-        token = tokens.new_token("operator", UUID(kept["id"]))
+        row = await _find(conn, call.operator, kept["name"])
+        token = tokens.new_token("operator", row.id)
         await conn.execute(SQL["renew"], token.id, token.secret_hash)
         changed.operators.add(str(token.id))
-        await call.audit(conn, "operator.renew", kept["name"])
-        return responses.MadeOperator(str(token.id), kept["name"], kept["role"], token.text)
+        await call.audit(conn, "operator.renew", row.name)
+        held = rights.of_row(row.role, row.grants)
+        return responses.MadeOperator(str(token.id), row.name, _shown(held), row.expires_at, token.text)
 
     return await call.write(work, renew=renew)
 
 
 async def list_operators(call: ApiCall) -> Reply:
-    """GET /v1/operators: those that can sign in."""
-    return await call.read(pagination.by_name(OPERATORS, call.query))
+    """GET /v1/operators: those that weren't revoked, and that the operator who asks may change."""
+    query, groups = call.query, call.operator.rights.groups("admin")
+    begin = pagination.read_cursor(query.cursor, (str,)) or ("",)
+
+    async def work(conn: Connection) -> responses.Page[responses.Operator]:
+        return await pagination.fill(
+            lambda after, count: conn.fetch(OPERATORS, *after, groups, count),
+            pagination.each(_listed),
+            lambda row: (row.name,),
+            begin,
+            query.limit,
+        )
+
+    return await call.read(work)
+
+
+async def change(call: ApiCall) -> Reply:
+    """POST /v1/operators/{name}/change: what the operator may, and until when; its token stays."""
+    body: requests.ChangeOperator = call.body
+    given = None if body.grants is None else _given(body.grants)
+    if body.endless and body.expires_in is not None:
+        raise ProblemError("invalid_body", "send either expires_in or endless", field="endless")
+
+    async def work(conn: Connection, changed: Changed) -> responses.Operator:
+        now = call.services.clock.now()
+        row = await _find(conn, call.operator, call.path["name"])
+        before = rights.of_row(row.role, row.grants)
+        after = before if given is None else given
+        expires_at = None if body.endless else row.expires_at
+        if body.expires_in is not None:
+            expires_at = now + timedelta(seconds=body.expires_in)
+        _refuse_giving(call.operator, after, expires_at)
+        await _check_groups(conn, after)
+        if not _stays(after, expires_at):
+            await _keep_an_admin(conn, row)
+        column = rights.to_rows(after)
+        await conn.execute(SQL["change"], row.id, rights.old_role(after), column, expires_at)
+        if after != before or _earlier(expires_at, row.expires_at):
+            # Join tokens that it couldn't make any more, or that would be good for longer than it is.
+            await join_token_ends.end_of_operator(conn, row.name, now)
+        changed.operators.add(str(row.id))
+        old: dict[str, Any] = {"grants": rights.to_rows(before), "expires_at": row.expires_at}
+        new: dict[str, Any] = {"grants": column, "expires_at": expires_at}
+        differ = [key for key in new if new[key] != old[key]]
+        was, becomes = ({key: values[key] for key in differ} for values in (old, new))
+        await call.audit(conn, "operator.change", row.name, before=was, after=becomes)
+        return responses.Operator(row.name, _shown(after), expires_at, row.created_at)
+
+    return await call.write(work, status=200)
 
 
 async def revoke(call: ApiCall) -> Reply:
     """DELETE /v1/operators/{name}."""
-    name = call.path["name"]
 
     async def work(conn: Connection, changed: Changed) -> None:
-        row = await conn.fetchrow(OPERATOR, name)
-        if row is None:
-            raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
-        if row.role == "admin" and await conn.fetchval(ADMINS) == 1:
-            raise ProblemError("last_admin", f"{name} is the last admin; make another one first", field="name")
+        row = await _find(conn, call.operator, call.path["name"])
+        await _keep_an_admin(conn, row)
         now = call.services.clock.now()
         await conn.execute(SQL["revoke"], row.id, now)
-        await join_token_ends.end_of_operator(conn, name, now)
+        await join_token_ends.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
-        await call.audit(conn, "operator.revoke", name, before={"role": row.role})
+        held = rights.of_row(row.role, row.grants)
+        await call.audit(conn, "operator.revoke", row.name, before={"grants": rights.to_rows(held)})
 
     return await call.write(work, status=204)
+
+
+async def _find(conn: Connection, by: Principal, name: str) -> OperatorRow:
+    """An operator that `by` may change.
+
+    Raises: ProblemError unknown_operator, when there is none; AuthError, when `by` isn't an admin of all its groups.
+    """
+    row = await conn.fetchrow(OPERATOR, name)
+    if row is None:
+        raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
+    held = rights.of_row(row.role, row.grants)
+    if not by.rights.may_give(held.grants):
+        by.refuse(f"the role admin for all groups of {name}")
+    return row
+
+
+def _given(grants: Sequence[requests.GivenGrant]) -> Rights:
+    """The rights in a body. Raises: ProblemError invalid_body, when functions come with another role than push."""
+    for number, grant in enumerate(grants):
+        if grant.functions is not None and grant.role != "push":
+            raise ProblemError(
+                "invalid_body",
+                f"the role {grant.role} is for all functions of a group; push alone is given for some of them",
+                field=f"grants[{number}].functions",
+            )
+    return Rights(
+        tuple(Grant(g.role, g.group, None if g.functions is None else frozenset(g.functions)) for g in grants)
+    )
+
+
+def _refuse_giving(by: Principal, given: Rights, expires_at: datetime | None) -> None:
+    """Raises: AuthError, when an operator would give more than it has."""
+    for grant in given.grants:
+        if not by.rights.may_give([grant]):
+            by.refuse(f"the role {Grant('admin', grant.group)}, to give {grant}")
+    if by.expires_at is not None and (expires_at is None or expires_at > by.expires_at):
+        by.refuse(f"a token that is good for longer, since that of {by.name} ends at {by.expires_at}")
+
+
+async def _check_groups(conn: Connection, given: Rights) -> None:
+    """Raises: ProblemError unknown_group, when a grant is for a group that doesn't exist."""
+    wanted = {g.group for g in given.grants if g.group is not None}
+    missing = wanted - set(await conn.column(GROUPS, sorted(wanted)))
+    if missing:
+        raise ProblemError("unknown_group", f"there is no group {', '.join(sorted(missing))}", field="grants")
+
+
+async def _keep_an_admin(conn: Connection, row: OperatorRow) -> None:
+    """Raises: ProblemError last_admin, when no admin of all groups would stay without this operator.
+
+    One whose end comes isn't one that stays.
+    """
+    if _stays(rights.of_row(row.role, row.grants), row.expires_at) and await conn.fetchval(ADMINS) == 1:
+        raise ProblemError(
+            "last_admin",
+            f"{row.name} is the last admin of all groups whose token doesn't end; make another one first",
+            field="name",
+        )
+
+
+def _stays(held: Rights, expires_at: datetime | None) -> bool:
+    return held.everywhere() == "admin" and expires_at is None
+
+
+def _earlier(end: datetime | None, other: datetime | None) -> bool:
+    return end is not None and (other is None or end < other)
+
+
+def _listed(row: ListedOperator) -> responses.Operator:
+    return responses.Operator(row.name, _shown(rights.of_row(row.role, row.grants)), row.expires_at, row.created_at)
+
+
+def _shown(held: Rights) -> list[responses.HeldGrant]:
+    return [responses.HeldGrant(**grant) for grant in rights.to_rows(held)]

@@ -7,6 +7,7 @@ from uuid import UUID
 from msgspec import Meta
 
 from control import wire
+from control.access.rights import Rights
 from control.api import pagination, responses
 from control.api.operations import ApiCall, Reply
 from control.api.pagination import Paging
@@ -102,12 +103,12 @@ async def list_auth_failures(call: ApiCall) -> Reply:
 
 async def list_syncs(call: ApiCall) -> Reply:
     """GET /v1/syncs."""
-    return await call.read(lambda conn: _syncs(conn, call.query))
+    return await call.read(lambda conn: _syncs(conn, call.query, call.operator.rights.groups("read")))
 
 
 async def get_sync(call: ApiCall) -> Reply:
     """GET /v1/syncs/{id}."""
-    return await call.read(lambda conn: _one_sync(conn, call.path["id"]))
+    return await call.read(lambda conn: _one_sync(conn, call.path["id"], call.operator.rights))
 
 
 async def _audit(conn: Connection, query: AuditFilter) -> responses.Page[AuditEntry]:
@@ -153,12 +154,12 @@ async def _auth_failures(conn: Connection, paging: Paging) -> responses.Page[res
     )
 
 
-async def _syncs(conn: Connection, query: SyncFilter) -> responses.Page[responses.Sync]:
+async def _syncs(conn: Connection, query: SyncFilter, groups: list[str] | None) -> responses.Page[responses.Sync]:
     node_ids = None
     if query.node is not None:
         node_ids = [str(id) for id in await conn.column(NODES, query.node, _as_id(query.node))]
     return await pagination.fill(
-        lambda after, count: conn.fetch(SYNCS, *after, node_ids, query.status, count),
+        lambda after, count: conn.fetch(SYNCS, *after, node_ids, query.status, groups, count),
         pagination.each(_sync),
         lambda row: (row.started_at, row.id),
         _newest_first(query.cursor),
@@ -166,9 +167,9 @@ async def _syncs(conn: Connection, query: SyncFilter) -> responses.Page[response
     )
 
 
-async def _one_sync(conn: Connection, id: str) -> responses.Sync:
+async def _one_sync(conn: Connection, id: str, rights: Rights) -> responses.Sync:
     row = await conn.fetchrow(SYNC, id)
-    if row is None:
+    if row is None or not rights.allows("read", row.group_name):
         raise ProblemError("unknown_sync", f"there is no sync {id}", field="id")
     return _sync(row)
 

@@ -9,6 +9,7 @@ import msgspec
 
 from control import manifests, wire
 from control.api import requests, responses
+from control.api.node_views import unknown_group
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -168,6 +169,7 @@ async def make(
         reason=body.reason,
         created_by=by,
         created_at=now,
+        floor_before=old_floor,
         changes=changes,
         unfit=unfit,
         losses=losing,
@@ -305,5 +307,5 @@ async def find_group(conn: Connection, name: str) -> GroupRow:
     """The group of this name. Raises: ProblemError unknown_group, when there is none."""
     row = await conn.fetchrow(GROUP, name)
     if row is None:
-        raise ProblemError("unknown_group", f"there is no group {name}", field="group")
+        raise unknown_group(name)
     return row

@@ -7,7 +7,10 @@ from uuid import UUID, uuid4
 from msgspec import Meta, Struct
 
 from control import wire
+from control.access.auth import Principal
+from control.access.rights import Grant
 from control.api import pagination, requests, responses
+from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply
 from control.api.release_making import FUNCTIONS, GROUP, RELEASE, ReleaseListRow, find_group, make
 from control.problems import ProblemError
@@ -45,12 +48,12 @@ class PlanQuery(Struct, forbid_unknown_fields=True):
 async def create(call: ApiCall) -> Reply:
     """POST /v1/releases."""
     body = call.body
+    call.operator.need("push", body.group, ())
     capabilities = await call.services.db.read(lambda conn: compatibility.group_capabilities(conn, body.group))
     lost = await call.services.db.read(lambda conn: losses.of_group(conn, body.group))
 
     async def work(conn: Connection, changed: Changed) -> responses.MadeRelease:
-        now, by = call.services.clock.now(), call.operator.name
-        made = await make(conn, changed, now, by, body, capabilities, lost, plan=call.query.plan)
+        made = await _make(call, conn, changed, body, capabilities, lost, plan=call.query.plan)
         if not call.query.plan:
             await record(call, conn, made)
         return made
@@ -76,10 +79,52 @@ async def planned(
     if query.group is None:
         return None
     body = requests.NewRelease(group=query.group, functions=functions or {}, schema=query.schema)
+    call.operator.need("push", query.group, ())
     capabilities = await compatibility.group_capabilities(conn, query.group)
     lost = await losses.of_group(conn, query.group)
-    now, by = call.services.clock.now(), call.operator.name
-    return await make(conn, Changed(), now, by, body, capabilities, lost, plan=True)
+    return await _make(call, conn, Changed(), body, capabilities, lost, plan=True)
+
+
+async def _make(
+    call: ApiCall,
+    conn: Connection,
+    changed: Changed,
+    body: requests.NewRelease,
+    capabilities: Sequence[compatibility.SameCapabilities],
+    lost: losses.Found,
+    *,
+    plan: bool,
+) -> responses.MadeRelease:
+    """Make or plan a release, which changes no more than the operator may in its group."""
+    operator = call.operator
+    deploys = operator.rights.allows("deploy", body.group)
+    made = await make(
+        conn,
+        changed,
+        call.services.clock.now(),
+        operator.name,
+        body,
+        capabilities,
+        lost,
+        plan=plan,
+        keep_floor=not deploys,
+    )
+    if not deploys:
+        _refuse_more(operator, made)
+    return made
+
+
+def _refuse_more(operator: Principal, made: responses.MadeRelease) -> None:
+    """Raises: AuthError, when a release does more than the role `push` allows the operator in its group."""
+    changes = made.changes
+    touched = {f.name for f in (*changes.add, *changes.remove)} | {f.name for f in changes.change}
+    more = [f"changes {n}" for n in sorted(touched) if not operator.rights.allows("push", made.group, {n})]
+    if made.schema_floor != made.floor_before:
+        more.append(f"moves the schema floor from {made.floor_before} to {made.schema_floor}")
+    if made.unfit.count and made.id is not None:
+        more.append(f"goes to {made.unfit.count} nodes that can't run it")
+    if more:
+        operator.refuse(f"the role {Grant('deploy', made.group)}, since the release {', and '.join(more)}")
 
 
 async def record(call: ApiCall, conn: Connection, made: responses.MadeRelease) -> None:
@@ -103,12 +148,13 @@ async def list_releases(call: ApiCall) -> Reply:
     """GET /v1/releases, newest first."""
     query = call.query
     after = pagination.read_cursor(query.cursor, (int, str)) or (2**62, "")
+    groups = call.operator.rights.groups("read") if query.group is None else [query.group]
 
     async def work(conn: Connection) -> responses.Page[responses.Release]:
         if query.group is not None:
-            await find_group(conn, query.group)
+            await _visible(conn, call.operator, query.group)
         return await pagination.fill(
-            lambda after, count: conn.fetch(RELEASES, *after, query.group, count),
+            lambda after, count: conn.fetch(RELEASES, *after, groups, count),
             lambda rows: _with_functions(conn, rows),
             lambda row: (row.generation, str(row.id)),
             after,
@@ -124,7 +170,7 @@ async def get_release(call: ApiCall) -> Reply:
     group, number = call.path["group"], call.path["number"]
 
     async def work(conn: Connection) -> responses.Release:
-        await find_group(conn, group)
+        await _visible(conn, call.operator, group)
         row = await conn.fetchrow(RELEASE, group, number)
         if row is None:
             raise ProblemError("unknown_release", f"group {group} has no release {number}", field="number")
@@ -151,6 +197,7 @@ async def list_groups(call: ApiCall) -> Reply:
     """GET /v1/groups."""
     paging = call.query
     after = pagination.read_cursor(paging.cursor, (str,)) or ("",)
+    groups = call.operator.rights.groups("read")
 
     async def describe(conn: Connection, rows: Sequence[GroupListRow]) -> list[responses.Group]:
         functions = await _functions(conn, [row.release_id for row in rows if row.release_id is not None])
@@ -165,7 +212,7 @@ async def list_groups(call: ApiCall) -> Reply:
 
     async def work(conn: Connection) -> responses.Page[responses.Group]:
         return await pagination.fill(
-            lambda after, count: conn.fetch(GROUPS, *after, count),
+            lambda after, count: conn.fetch(GROUPS, *after, groups, count),
             lambda rows: describe(conn, rows),
             lambda row: (row.name,),
             after,
@@ -174,6 +221,13 @@ async def list_groups(call: ApiCall) -> Reply:
         )
 
     return await call.read(work)
+
+
+async def _visible(conn: Connection, operator: Principal, group: str) -> None:
+    """Raises: ProblemError unknown_group, when there is no such group, or the operator may not see it."""
+    if not operator.rights.allows("read", group):
+        raise unknown_group(group)
+    await find_group(conn, group)
 
 
 async def _functions(conn: Connection, release_ids: list[UUID]) -> dict[UUID, list[responses.ReleaseFunction]]:

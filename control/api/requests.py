@@ -1,9 +1,10 @@
 """Bodies of the operators' requests. Durations are in seconds, sizes in bytes."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, field
 
+from control.access.rights import Role
 from control.wire import MOST_FUNCTIONS, Body, Manifest, Message, Name, Number, Sha256, Text
 
 
@@ -72,6 +73,32 @@ class NewRelease(Body, frozen=True):
     reason: Text = ""
 
 
+class GivenGrant(Body, frozen=True):
+    role: Role
+    group: Name | None = None
+    """None: for all groups."""
+    functions: Annotated[list[Name], Meta(min_length=1, max_length=MOST_FUNCTIONS)] | None = None
+    """Only with the role `push`: the functions that it is for; None: for all."""
+
+
+Grants = Annotated[list[GivenGrant], Meta(min_length=1, max_length=100)]
+ExpiresIn = Annotated[int, Meta(ge=60, le=3650 * 86400)]
+"""Seconds."""
+
+
 class NewOperator(Body, frozen=True):
     name: Name
-    role: Literal["read", "deploy", "admin"]
+    role: Role | None = None
+    """In place of `grants`: the role for all groups and functions."""
+    grants: Grants | None = None
+    expires_in: ExpiresIn | None = None
+    """None: the token doesn't end."""
+
+
+class ChangeOperator(Body, frozen=True):
+    """What is left out stays as it is."""
+
+    grants: Grants | None = None
+    expires_in: ExpiresIn | None = None
+    endless: bool = False
+    """The token doesn't end any more."""

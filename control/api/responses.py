@@ -160,6 +160,8 @@ class Release(Struct):
 
 
 class MadeRelease(Release):
+    floor_before: int
+    """The floor of the release before; 0 where there was none."""
     changes: Changes
     unfit: Unfit
     losses: list[LostRows]
@@ -338,16 +340,27 @@ class AuthFailure(Struct):
     last_at: datetime
 
 
+class HeldGrant(Struct):
+    role: str
+    group: str | None
+    """Null: for all groups."""
+    functions: list[str] | None
+    """The functions that the role `push` is for; null: for all."""
+
+
 class Operator(Struct):
     name: str
-    role: str
+    grants: list[HeldGrant]
+    expires_at: datetime | None
+    """When the token ends; null: it doesn't."""
     created_at: datetime
 
 
 class MadeOperator(Struct):
     id: str
     name: str
-    role: str
+    grants: list[HeldGrant]
+    expires_at: datetime | None
     token: str
     """The token's text, which is answered only once."""
 

@@ -1,52 +1,154 @@
-"""`skerry operator`: who may ask control for what."""
+"""`skerry operator`: who may ask control for what, and until when."""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
 
 import click
 
+from control import wire
+from control.access.rights import Role
 from control.cli.support import options, output
-from control.cli.support.client import path
+from control.cli.support.client import Json, path
+
+F = TypeVar("F", bound=Callable[..., Any])
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class GrantType(click.ParamType[Json, str]):
+    """A role, for all groups or, as ROLE@GROUP, for one."""
+
+    name = "role[@group]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Json:
+        if isinstance(value, dict):
+            return value
+        role, at, group = value.partition("@")
+        if role not in get_args(Role):
+            self.fail(f"{role!r} is no role: {', '.join(get_args(Role))}", param, ctx)
+        if at and not wire.NAME.fullmatch(group):
+            self.fail(f"{group!r} is no group's name", param, ctx)
+        return {"role": role, "group": group or None, "functions": None}
+
+
+class DurationType(click.ParamType[int, str]):
+    """A time in whole seconds, minutes, hours or days: 90d."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,9})([smhd])", value)
+        if found is None:
+            self.fail(f"{value!r} is no time: a number with s, m, h or d behind it, such as 90d", param, ctx)
+        return int(found[1]) * SECONDS[found[2]]
 
 
 @click.group()
 def command() -> None:
-    """Operators: people and scripts with a token and a role."""
+    """Operators: people and scripts with a token, roles, and perhaps an end."""
+
+
+def rights_options(function: F) -> F:
+    """What `add` and `change` have alike."""
+    function = click.option("--expires-in", type=DurationType(), help="When the token ends, from now: 90d, 12h.")(
+        function
+    )
+    function = click.option(
+        "--function",
+        "functions",
+        type=options.NAME,
+        multiple=True,
+        help="The functions that the role push is for; may be given again. Without it: all.",
+    )(function)
+    return click.option(
+        "--role",
+        "roles",
+        type=GrantType(),
+        multiple=True,
+        help="read looks; push pushes functions and releases them; deploy changes functions, schema, releases and "
+        "groups; admin also nodes and operators. With @GROUP, in that group alone. May be given again.",
+    )(function)
 
 
 @command.command()
 @click.argument("name", type=options.NAME)
-@click.option(
-    "--role",
-    type=click.Choice(["read", "deploy", "admin"]),
-    required=True,
-    help="read looks; deploy changes functions, schema, releases and groups too; admin also nodes and operators.",
-)
+@rights_options
 @options.json_option
 @options.asynchronous
-async def add(name: str, role: str, as_json: bool) -> None:
+async def add(
+    name: str, roles: tuple[Json, ...], functions: tuple[str, ...], expires_in: int | None, as_json: bool
+) -> None:
     """Add an operator and print the token, which is shown only once."""
+    if not roles:
+        raise click.UsageError("give a --role, such as read, or deploy@shops-north")
+    body: Json = {"name": name, "grants": _grants(roles, functions)}
+    if expires_in is not None:
+        body["expires_in"] = expires_in
     async with options.client() as control:
-        made = await control.post(path("operators"), {"name": name, "role": role})
+        made = await control.post(path("operators"), body)
     if as_json:
         output.document(made)
         return
     output.say(made["token"])
-    output.note(f"the token of {made['name']} ({made['role']}): control keeps only its hash, so store it now")
+    output.note(f"the token of {made['name']} ({_may(made)}): control keeps only its hash, so store it now")
+    if made["expires_at"] is not None:
+        output.note(f"it is good until {made['expires_at']}")
 
 
 @command.command("list")
 @options.json_option
 @options.asynchronous
 async def list_operators(as_json: bool) -> None:
-    """List the operators."""
+    """List the operators, what they may, and when they end."""
     async with options.client() as control:
         found = await control.items(path("operators"))
     if as_json:
         output.document(found)
         return
     output.table(
-        ["OPERATOR", "ROLE", "CREATED"],
-        [[o["name"], o["role"], output.ago(o.get("created_at"))] for o in found],
+        ["OPERATOR", "MAY", "ENDS", "CREATED"],
+        [[o["name"], _may(o), o["expires_at"] or "never", output.ago(o.get("created_at"))] for o in found],
         "no operators",
     )
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@rights_options
+@click.option("--no-end", is_flag=True, help="The token doesn't end any more.")
+@options.json_option
+@options.asynchronous
+async def change(
+    name: str,
+    roles: tuple[Json, ...],
+    functions: tuple[str, ...],
+    expires_in: int | None,
+    no_end: bool,
+    as_json: bool,
+) -> None:
+    """Change what an operator may, or when it ends; its token stays.
+
+    Roles take the place of those that it has. What isn't given stays as it is.
+    """
+    if no_end and expires_in is not None:
+        raise click.UsageError("--no-end and --expires-in say different things: give one of them")
+    body: Json = {}
+    if roles or functions:
+        body["grants"] = _grants(roles, functions)
+    if expires_in is not None:
+        body["expires_in"] = expires_in
+    if no_end:
+        body["endless"] = True
+    if not body:
+        raise click.UsageError("there is nothing to change: give --role, --expires-in or --no-end")
+    async with options.client() as control:
+        changed = await control.post(path("operators", name, "change"), body)
+    if as_json:
+        output.document(changed)
+    else:
+        output.say(f"{name}: {_may(changed)}; ends {changed['expires_at'] or 'never'}")
 
 
 @command.command()
@@ -55,7 +157,7 @@ async def list_operators(as_json: bool) -> None:
 @options.json_option
 @options.asynchronous
 async def revoke(name: str, yes: bool, as_json: bool) -> None:
-    """Revoke an operator's token."""
+    """Revoke an operator's token, and the join tokens that it made."""
     if not yes:
         click.confirm(f"Revoke the token of operator {name}?", abort=True, err=True)
     async with options.client() as control:
@@ -64,3 +166,20 @@ async def revoke(name: str, yes: bool, as_json: bool) -> None:
         output.document({"name": name, "revoked": True})
     else:
         output.say(f"{name}: the token is refused from now on")
+
+
+def _grants(roles: tuple[Json, ...], functions: tuple[str, ...]) -> list[Json]:
+    """The grants of a body. Raises: UsageError, when there are functions without the role that is given for them."""
+    if functions and not any(g["role"] == "push" for g in roles):
+        raise click.UsageError("--function is for the role push: give --role push, or push@GROUP")
+    return [{**g, "functions": list(functions)} if functions and g["role"] == "push" else g for g in roles]
+
+
+def _may(operator: Json) -> str:
+    """An operator's grants as they are given."""
+    return ", ".join(
+        g["role"]
+        + (f"@{g['group']}" if g["group"] else "")
+        + (f" ({' '.join(g['functions'])})" if g["functions"] else "")
+        for g in operator["grants"]
+    )

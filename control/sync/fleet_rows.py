@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from control.storage import queries
 from control.storage.connection import Connection
@@ -55,13 +55,15 @@ class Credential:
 
 @dataclass(slots=True)
 class CachedOperator:
-    """An operator, who may have been revoked."""
+    """An operator, who may have been revoked, or may have ended."""
 
     id: str
     name: str
     role: str
     secret_hash: str
     revoked_at: datetime | None
+    grants: list[dict[str, Any]] | None
+    expires_at: datetime | None
 
 
 class Epoch(NamedTuple):

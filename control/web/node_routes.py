@@ -20,6 +20,7 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: Page[responses.Node]},
         ("unknown_group",),
         query=node_views.NodeFilter,
+        everywhere=False,
     ),
     Operation(
         "POST",
@@ -58,8 +59,17 @@ OPERATIONS: tuple[Operation, ...] = (
         {204: None},
         body=wire.SqlRun,
     ),
-    Operation("GET", NODE, "A node", node_views.get_node, "read", {200: responses.DetailedNode}, ("unknown_node",)),
-    Operation("DELETE", NODE, "Remove a node", nodes.remove, "admin", {204: None}, ("unknown_node",)),
+    Operation(
+        "GET",
+        NODE,
+        "A node",
+        node_views.get_node,
+        "read",
+        {200: responses.DetailedNode},
+        ("unknown_node",),
+        everywhere=False,
+    ),
+    Operation("DELETE", NODE, "Remove a node", nodes.remove, "admin", {204: None}, ("unknown_node",), everywhere=False),
     Operation(
         "POST",
         NODE + "/move",
@@ -69,6 +79,7 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: responses.DetailedNode},
         ("unknown_node", "unknown_group", "nodes_unfit", "loss_not_allowed"),
         body=requests.MoveNode,
+        everywhere=False,
     ),
     Operation(
         "GET",
@@ -79,12 +90,27 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: responses.MovePlan},
         ("unknown_node", "unknown_group"),
         query=nodes.MoveQuery,
+        everywhere=False,
     ),
     Operation(
-        "POST", NODE + "/revoke", "Revoke a node's credentials", nodes.revoke, "admin", {204: None}, ("unknown_node",)
+        "POST",
+        NODE + "/revoke",
+        "Revoke a node's credentials",
+        nodes.revoke,
+        "admin",
+        {204: None},
+        ("unknown_node",),
+        everywhere=False,
     ),
     Operation(
-        "POST", NODE + "/retry", "Let a node try again now", nodes.retry, "deploy", {204: None}, ("unknown_node",)
+        "POST",
+        NODE + "/retry",
+        "Let a node try again now",
+        nodes.retry,
+        "deploy",
+        {204: None},
+        ("unknown_node",),
+        everywhere=False,
     ),
     Operation(
         "GET",
@@ -94,6 +120,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "admin",
         {200: Page[responses.JoinToken]},
         query=pagination.Paging,
+        everywhere=False,
     ),
     Operation(
         "DELETE",
@@ -103,6 +130,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "admin",
         {204: None},
         ("unknown_join_token", "node_joined"),
+        everywhere=False,
     ),
     Operation(
         "POST",
@@ -113,6 +141,7 @@ OPERATIONS: tuple[Operation, ...] = (
         {201: responses.MadeJoinToken},
         ("unknown_group", "unknown_node", "token_used"),
         body=requests.NewJoinToken,
+        everywhere=False,
     ),
     # Syncs and logs
     Operation(
@@ -129,7 +158,16 @@ OPERATIONS: tuple[Operation, ...] = (
         body=wire.SyncUpdate,
         body_limit=INVENTORY_BODY,
     ),
-    Operation("GET", "/v1/syncs/{id}", "A sync", records.get_sync, "read", {200: responses.Sync}, ("unknown_sync",)),
+    Operation(
+        "GET",
+        "/v1/syncs/{id}",
+        "A sync",
+        records.get_sync,
+        "read",
+        {200: responses.Sync},
+        ("unknown_sync",),
+        everywhere=False,
+    ),
     Operation(
         "GET",
         "/v1/syncs",
@@ -138,6 +176,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         {200: Page[responses.Sync]},
         query=records.SyncFilter,
+        everywhere=False,
     ),
     Operation(
         "GET",

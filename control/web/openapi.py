@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from control import wire
+from control.access.rights import ROLES
 from control.api.operations import Operation
 from control.api.request_input import path_types
 from control.problems import CODES
@@ -91,8 +92,9 @@ def _operation(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     if operation.role is not None:
         scheme = operation.role if operation.role in ("node", "join") else "operator"
         described["security"] = [{scheme: []}]
-        described["description"] = f"For: {operation.role}."
-    if operation.method in ("POST", "DELETE") and operation.role in ("read", "deploy", "admin"):
+        everywhere = " for all groups" if operation.role in ROLES and operation.everywhere else ""
+        described["description"] = f"For: {operation.role}{everywhere}."
+    if operation.method in ("POST", "DELETE") and operation.role in ROLES:
         described["parameters"].append(
             {
                 "name": "Idempotency-Key",
@@ -128,6 +130,8 @@ def _responses(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         codes += ["credentials_missing", "credentials_invalid", "role_insufficient"]
     if operation.role == "node" and operation.ended:
         codes.append(operation.ended)
+    if operation.role in ROLES:
+        codes.append("token_expired")
     if operation.body is not None:
         codes += WITH_BODY
     if operation.body is not None or operation.method in ("POST", "DELETE"):

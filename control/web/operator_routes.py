@@ -13,6 +13,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "admin",
         {200: Page[responses.Operator]},
         query=pagination.Paging,
+        everywhere=False,
     ),
     Operation(
         "POST",
@@ -21,8 +22,20 @@ OPERATIONS: tuple[Operation, ...] = (
         operators.create,
         "admin",
         {201: responses.MadeOperator},
-        ("name_taken",),
+        ("name_taken", "unknown_group"),
         body=requests.NewOperator,
+        everywhere=False,
+    ),
+    Operation(
+        "POST",
+        "/v1/operators/{name}/change",
+        "Change what an operator may, and until when",
+        operators.change,
+        "admin",
+        {200: responses.Operator},
+        ("unknown_operator", "unknown_group", "last_admin"),
+        body=requests.ChangeOperator,
+        everywhere=False,
     ),
     Operation(
         "DELETE",
@@ -32,5 +45,6 @@ OPERATIONS: tuple[Operation, ...] = (
         "admin",
         {204: None},
         ("unknown_operator", "last_admin"),
+        everywhere=False,
     ),
 )

@@ -17,6 +17,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         {200: Page[responses.ListedSchemaChange]},
         query=pagination.Paging,
+        everywhere=False,
     ),
     Operation(
         "POST",
@@ -38,6 +39,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         {200: responses.SchemaChangeHistory},
         ("unknown_schema_change",),
+        everywhere=False,
     ),
     Operation(
         "POST",
@@ -68,6 +70,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         {200: responses.ReversalDraft},
         ("unknown_schema_change", "schema_refused", "check_unavailable"),
+        everywhere=False,
     ),
     # Groups and releases
     Operation(
@@ -78,6 +81,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         {200: Page[responses.Group]},
         query=pagination.Paging,
+        everywhere=False,
     ),
     Operation(
         "POST",
@@ -98,13 +102,14 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: Page[responses.Release]},
         ("unknown_group",),
         query=releases.ReleaseQuery,
+        everywhere=False,
     ),
     Operation(
         "POST",
         "/v1/releases",
         "Make a release, or with plan say what it would change",
         releases.create,
-        "deploy",
+        "push",
         {200: responses.MadeRelease, 201: responses.MadeRelease},
         (
             "unknown_group",
@@ -119,6 +124,7 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         body=requests.NewRelease,
         query=releases.PlanQuery,
+        everywhere=False,
     ),
     Operation(
         "GET",
@@ -128,5 +134,6 @@ OPERATIONS: tuple[Operation, ...] = (
         "read",
         {200: responses.Release},
         ("unknown_group", "unknown_release"),
+        everywhere=False,
     ),
 )

@@ -46,8 +46,10 @@ FROM credentials WHERE id = ANY($1::text[]::uuid[]);
 
 -- Operators that changed after an epoch.
 -- name: operators_since
-SELECT id::text AS id, name, role, secret_hash, revoked_at FROM operators WHERE epoch > $1;
+SELECT id::text AS id, name, role, secret_hash, revoked_at, grants, expires_at
+FROM operators WHERE epoch > $1;
 
 -- Operators by id.
 -- name: operators_by_id
-SELECT id::text AS id, name, role, secret_hash, revoked_at FROM operators WHERE id = ANY($1::text[]::uuid[]);
+SELECT id::text AS id, name, role, secret_hash, revoked_at, grants, expires_at
+FROM operators WHERE id = ANY($1::text[]::uuid[]);

@@ -16,17 +16,19 @@ FROM join_tokens WHERE id = $1;
 -- name: use
 UPDATE join_tokens SET attempt = $2, node_id = $3, used_at = $4 WHERE id = $1 AND attempt IS NULL;
 
--- Join tokens, newest first, before a time and id.
+-- Join tokens, newest first, before a time and id; of some groups ($3), if given.
 -- name: listed
 SELECT t.id, g.name AS group_name, t.rejoin, t.rejoin_node, t.created_by, t.created_at, t.expires_at, t.used_at,
     t.revoked_at, n.name AS node
 FROM join_tokens t JOIN groups g ON g.id = t.group_id LEFT JOIN nodes n ON n.id = t.node_id
-WHERE $1::timestamptz IS NULL OR (t.created_at, t.id) < ($1, $2::uuid)
-ORDER BY t.created_at DESC, t.id DESC LIMIT $3;
+WHERE ($1::timestamptz IS NULL OR (t.created_at, t.id) < ($1, $2::uuid))
+    AND ($3::text[] IS NULL OR g.name = ANY($3::text[]))
+ORDER BY t.created_at DESC, t.id DESC LIMIT $4;
 
--- When a join token was used, and the node that joined with it.
+-- The group of a join token, when it was used, and the node that joined with it.
 -- name: user
-SELECT t.used_at, n.name AS node FROM join_tokens t LEFT JOIN nodes n ON n.id = t.node_id WHERE t.id = $1;
+SELECT g.name AS group_name, t.used_at, n.name AS node
+FROM join_tokens t JOIN groups g ON g.id = t.group_id LEFT JOIN nodes n ON n.id = t.node_id WHERE t.id = $1;
 
 -- Revoke a join token.
 -- name: revoke

@@ -14,9 +14,9 @@ INSERT INTO migrations (name, checksum, applied_at) VALUES ($1, $2, $3) ON CONFL
 -- name: default_group
 INSERT INTO groups (name, created_at) VALUES ('default', $1) ON CONFLICT (name) DO NOTHING;
 
--- How many admins can sign in.
+-- How many admins of all groups can sign in, and don't end.
 -- name: admins
-SELECT count(*) FROM operators WHERE role = 'admin' AND revoked_at IS NULL;
+SELECT count(*) FROM operators WHERE role = 'admin' AND revoked_at IS NULL AND expires_at IS NULL;
 
 -- An operator.
 -- name: operator
@@ -25,4 +25,5 @@ SELECT id, role, revoked_at FROM operators WHERE name = $1;
 -- Make an admin with a new token; an operator that exists gets the role and the token.
 -- name: put_admin
 INSERT INTO operators (id, name, role, secret_hash, created_at) VALUES ($1, $2, 'admin', $3, $4)
-ON CONFLICT (id) DO UPDATE SET role = 'admin', secret_hash = excluded.secret_hash, revoked_at = NULL;
+ON CONFLICT (id) DO UPDATE SET role = 'admin', grants = NULL, expires_at = NULL, secret_hash = excluded.secret_hash,
+    revoked_at = NULL;

@@ -12,7 +12,7 @@ WHERE n.id = $1 AND n.removed_at IS NULL;
 SELECT n.id, n.name, n.group_id, g.name AS group_name FROM nodes n JOIN groups g ON g.id = n.group_id
 WHERE n.name = $1 AND n.removed_at IS NULL;
 
--- Nodes by name, after a name; of one group ($2) and in one state ($3), if given.
+-- Nodes by name, after a name; of some groups ($2) and in one state ($3), if given.
 -- name: nodes
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
@@ -20,7 +20,7 @@ SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.j
     n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at
 FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
     LEFT JOIN node_presence p ON p.node_id = n.id
-WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text IS NULL OR g.name = $2) AND ($3::text IS NULL OR n.state = $3)
+WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) AND ($3::text IS NULL OR n.state = $3)
 ORDER BY n.name LIMIT $4;
 
 -- One node.

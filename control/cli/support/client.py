@@ -339,7 +339,7 @@ CURES = {
     "401": _LOGIN,
     "credentials_missing": _LOGIN,
     "credentials_invalid": _LOGIN,
-    "role_insufficient": "ask someone with a higher role, or an admin for a token of it (`skerry operator add`)",
+    "role_insufficient": "ask someone who has that role, or an admin to give it (`skerry operator change`)",
     "version_in_target": "--release takes it out of the groups' releases first",
     "version_needed": "--force deletes it all the same",
 }

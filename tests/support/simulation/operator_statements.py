@@ -230,6 +230,11 @@ def _move(t: Tables, id: UUID, group_id: UUID, generation: int) -> int:
     return 1
 
 
+@statement("join_tokens", "revoke_for_node")
+def _revoke_for_node(_t: Tables, _id: UUID, _now: datetime, _but: UUID | None) -> int:
+    return 0  # nodes have joined before a run begins
+
+
 @statement("nodes", "retry")
 def _retry(t: Tables, id: UUID) -> int:
     t.update("nodes", str(id), retry_at=None, failed_generation=0)

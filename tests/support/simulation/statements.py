@@ -55,7 +55,7 @@ def time(text: str) -> datetime | None:
 
 _GROUP = ("id", "name", "release_id", "generation")
 _CREDENTIAL = ("id", "node_id", "secret_hash", "created_at", "revoked_at", "first_used_at", "replaces")
-_OPERATOR = ("id", "name", "role", "secret_hash", "revoked_at")
+_OPERATOR = ("id", "name", "role", "secret_hash", "revoked_at", "grants", "expires_at")
 
 
 def _node(row: dict[str, Any]) -> Row:

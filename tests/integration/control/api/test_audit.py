@@ -96,6 +96,9 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("POST", "/v1/schema-changes/{number}/withdraw"): lambda: call("POST", "/v1/schema-changes/1/withdraw"),
         ("POST", "/v1/groups"): lambda: call("POST", "/v1/groups", {"name": "east"}),
         ("POST", "/v1/operators"): lambda: call("POST", "/v1/operators", {"name": "ci", "role": "deploy"}),
+        ("POST", "/v1/operators/{name}/change"): lambda: call(
+            "POST", "/v1/operators/ci/change", {"grants": [{"role": "read"}]}
+        ),
         ("DELETE", "/v1/operators/{name}"): lambda: call("DELETE", "/v1/operators/ci"),
         ("POST", "/v1/join-tokens"): lambda: call("POST", "/v1/join-tokens", {"group": "east"}),
         ("DELETE", "/v1/join-tokens/{id}"): lambda: call("DELETE", f"/v1/join-tokens/{unused}"),
@@ -163,9 +166,13 @@ async def test_a_row_has_what_the_change_changed(control: Control) -> None:
     row = await newest(control, "node.move")
     assert (row["before"], row["after"]) == ({"group": "default"}, {"group": "east"})
     await control.operator("ci", "deploy")
+    deploys, reads = ([{"role": role, "group": None, "functions": None}] for role in ("deploy", "read"))
+    await control.ok("POST", "/v1/operators/ci/change", {"grants": [{"role": "read"}]})
+    row = await newest(control, "operator.change")
+    assert (row["before"], row["after"]) == ({"grants": deploys}, {"grants": reads})
     await control.ok("DELETE", "/v1/operators/ci")
     row = await newest(control, "operator.revoke")
-    assert (row["before"], row["after"]) == ({"role": "deploy"}, {})
+    assert (row["before"], row["after"]) == ({"grants": reads}, {})
 
 
 async def test_the_log_is_filtered_and_paged(control: Control) -> None:

@@ -123,6 +123,20 @@ def test_a_function_is_deleted_with_its_place_in_the_release(skerry: Shell) -> N
     assert again["release"] is None
 
 
+def test_operators_of_a_group_with_an_end(skerry: Shell) -> None:
+    skerry("group", "create", "shops")
+    made = skerry.json(
+        "operator", "add", "ci", "--role", "push@shops", "--role", "read", "--function", "orders", "--expires-in", "90d"
+    )
+    pushes = {"role": "push", "group": "shops", "functions": ["orders"]}
+    assert made["grants"] == [pushes, {"role": "read", "group": None, "functions": None}]
+    assert "push@shops (orders), read" in skerry("operator", "list")
+    assert "never" in skerry("operator", "change", "ci", "--role", "deploy@shops", "--no-end")
+    [found] = [o for o in skerry.json("operator", "list") if o["name"] == "ci"]
+    assert (found["grants"], found["expires_at"]) == ([{"role": "deploy", "group": "shops", "functions": None}], None)
+    skerry("operator", "revoke", "ci", "--yes")
+
+
 def test_operators_and_their_roles(skerry: Shell, up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
     token = skerry.json("operator", "add", "auditor", "--role", "read")["token"]
     kept = json.loads((up.home / "cli.json").read_text())

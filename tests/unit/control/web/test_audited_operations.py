@@ -20,6 +20,7 @@ AUDITED = frozenset(
         ("POST", "/v1/nodes/{node}/retry"),
         ("POST", "/v1/nodes/{node}/revoke"),
         ("POST", "/v1/operators"),
+        ("POST", "/v1/operators/{name}/change"),
         ("POST", "/v1/releases"),
         ("POST", "/v1/schema-changes"),
         ("POST", "/v1/schema-changes/{number}/revisions"),

@@ -1,0 +1,93 @@
+"""What an operator may: pure rules.
+
+An operator has grants: each is a role, for one group or for all of them. A grant of `push` may name the functions that
+it is for. What concerns every group, as an operator for all of them or the deletion of a function, needs a grant for
+all groups.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+Role = Literal["read", "push", "deploy", "admin"]
+ROLES: dict[Role, int] = {"read": 1, "push": 2, "deploy": 3, "admin": 4}
+"""A role may do everything that roles with a lower number may."""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A role for a group and functions; None: for all."""
+
+    role: Role
+    group: str | None = None
+    functions: frozenset[str] | None = None
+    """Only with the role `push`."""
+
+    def __str__(self) -> str:
+        group = "" if self.group is None else f"@{self.group}"
+        return f"{self.role}{group}" + ("" if self.functions is None else f" ({', '.join(sorted(self.functions))})")
+
+
+@dataclass(frozen=True)
+class Rights:
+    """The grants of one operator."""
+
+    grants: tuple[Grant, ...]
+
+    def allows(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> bool:
+        """Whether the operator has `role` for a group, and for these functions of it; None: for all.
+
+        What the role `read` shows of a group isn't divided by functions.
+        """
+        found = [g for g in self.grants if ROLES[g.role] >= ROLES[role] and g.group in (None, group)]
+        if role == "read" or any(g.functions is None for g in found):
+            return bool(found)
+        named = frozenset[str]().union(*(g.functions or () for g in found))
+        return bool(found) and functions is not None and named.issuperset(functions)
+
+    def allows_somewhere(self, role: Role, functions: Collection[str] = ()) -> bool:
+        """Whether the operator has `role` for a group at least, and for these functions of it."""
+        return any(self.allows(role, g.group, functions) for g in self.grants)
+
+    def groups(self, role: Role) -> list[str] | None:
+        """The groups for which the operator has `role`; None: for all."""
+        if self.allows(role, None, ()):
+            return None
+        return sorted({g.group for g in self.grants if g.group is not None and self.allows(role, g.group, ())})
+
+    def may_give(self, grants: Iterable[Grant]) -> bool:
+        """Whether the operator may give these grants to others, or take them away: an admin of their groups may."""
+        return all(self.allows("admin", g.group) for g in grants)
+
+    def everywhere(self) -> Role | None:
+        """The highest role that the operator has for all groups and functions, or None."""
+        held = [role for role in ROLES if self.allows(role, None)]
+        return held[-1] if held else None
+
+    def __str__(self) -> str:
+        return ", ".join(str(g) for g in self.grants) or "no role"
+
+
+def of_row(role: str, grants: Iterable[Mapping[str, Any]] | None) -> Rights:
+    """The rights in a row of operators. One without grants, as earlier versions made them, has its role everywhere."""
+    if grants is None:
+        return Rights((Grant(cast(Role, role)),))
+    return Rights(
+        tuple(
+            Grant(g["role"], g["group"], None if g["functions"] is None else frozenset(g["functions"])) for g in grants
+        )
+    )
+
+
+def to_rows(rights: Rights) -> list[dict[str, Any]]:
+    """The column `grants` of a row of operators."""
+    return [
+        {"role": g.role, "group": g.group, "functions": None if g.functions is None else sorted(g.functions)}
+        for g in rights.grants
+    ]
+
+
+def old_role(rights: Rights) -> Role:
+    """The column `role`, by which control of the version before goes, which knows neither `push` nor groups."""
+    role = rights.everywhere()
+    return "read" if role is None or role == "push" else role

@@ -1,0 +1,85 @@
+"""Who may call each operation for operators, and a request of each, for tests that ask them all."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from tests.support.control import Joined
+
+
+class Rule(NamedTuple):
+    """Who may call an operation."""
+
+    role: str
+    where: str
+    """`all`: with the role for all groups; `any`: for a group at least; `group`: for the group of what is named."""
+    path: Callable[[str, Joined], str] = lambda group, node: ""
+    """The path, where it has parameters, by the group and a node of it."""
+    body: Callable[[str, Joined], Any] = lambda group, node: None
+    hidden: bool = False
+    """Whether what is in a group that the operator may not see isn't there for it (404), rather than refused."""
+
+
+SHA = "0" * 64
+RULES: dict[tuple[str, str], Rule] = {
+    ("PUT", "/v1/artifacts/{sha256}"): Rule("push", "any", lambda g, n: f"/v1/artifacts/{SHA}"),
+    ("HEAD", "/v1/artifacts/{sha256}"): Rule("push", "any", lambda g, n: f"/v1/artifacts/{SHA}"),
+    ("GET", "/v1/artifact-store"): Rule("read", "any"),
+    ("POST", "/v1/artifact-store/resume"): Rule("admin", "all"),
+    ("GET", "/v1/functions"): Rule("read", "any"),
+    ("DELETE", "/v1/functions/{name}"): Rule("deploy", "all", lambda g, n: "/v1/functions/none"),
+    ("GET", "/v1/functions/{name}/versions"): Rule("read", "any", lambda g, n: "/v1/functions/orders/versions"),
+    ("POST", "/v1/functions/{name}/versions"): Rule(
+        "push", "any", lambda g, n: "/v1/functions/orders/versions", lambda g, n: {"sha256": SHA}
+    ),
+    ("GET", "/v1/functions/{name}/versions/{version}"): Rule(
+        "read", "any", lambda g, n: "/v1/functions/orders/versions/1"
+    ),
+    ("DELETE", "/v1/functions/{name}/versions/{version}"): Rule(
+        "deploy", "all", lambda g, n: "/v1/functions/none/versions/1"
+    ),
+    ("GET", "/v1/schema-changes"): Rule("read", "any"),
+    ("POST", "/v1/schema-changes"): Rule("deploy", "all", body=lambda g, n: {"name": "x", "sql": "x", "number": 99}),
+    ("GET", "/v1/schema-changes/{number}"): Rule("read", "any", lambda g, n: "/v1/schema-changes/99"),
+    ("POST", "/v1/schema-changes/{number}/revisions"): Rule(
+        "deploy", "all", lambda g, n: "/v1/schema-changes/99/revisions", lambda g, n: {"sql": "x"}
+    ),
+    ("POST", "/v1/schema-changes/{number}/withdraw"): Rule(
+        "deploy", "all", lambda g, n: "/v1/schema-changes/99/withdraw"
+    ),
+    ("GET", "/v1/schema-changes/{number}/reversal"): Rule("read", "any", lambda g, n: "/v1/schema-changes/99/reversal"),
+    ("GET", "/v1/groups"): Rule("read", "any"),
+    ("POST", "/v1/groups"): Rule("deploy", "all", body=lambda g, n: {"name": "north"}),
+    ("GET", "/v1/releases"): Rule("read", "group", lambda g, n: f"/v1/releases?group={g}", hidden=True),
+    ("POST", "/v1/releases"): Rule("push", "group", body=lambda g, n: {"group": g, "functions": {"orders": 99}}),
+    ("GET", "/v1/releases/{group}/{number}"): Rule("read", "group", lambda g, n: f"/v1/releases/{g}/1", hidden=True),
+    ("GET", "/v1/nodes"): Rule("read", "group", lambda g, n: f"/v1/nodes?group={g}", hidden=True),
+    ("GET", "/v1/nodes/{node}"): Rule("read", "group", lambda g, n: f"/v1/nodes/{n.name}", hidden=True),
+    ("DELETE", "/v1/nodes/{node}"): Rule("admin", "group", lambda g, n: f"/v1/nodes/{n.name}", hidden=True),
+    ("GET", "/v1/nodes/{node}/move"): Rule(
+        "read", "group", lambda g, n: f"/v1/nodes/{n.name}/move?group={g}", hidden=True
+    ),
+    ("POST", "/v1/nodes/{node}/move"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/move", lambda g, n: {"group": g}, hidden=True
+    ),
+    ("POST", "/v1/nodes/{node}/revoke"): Rule("admin", "group", lambda g, n: f"/v1/nodes/{n.name}/revoke", hidden=True),
+    ("POST", "/v1/nodes/{node}/retry"): Rule("deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/retry", hidden=True),
+    ("GET", "/v1/join-tokens"): Rule("admin", "any"),
+    ("POST", "/v1/join-tokens"): Rule("admin", "group", body=lambda g, n: {"group": g}),
+    ("DELETE", "/v1/join-tokens/{id}"): Rule("admin", "any", lambda g, n: f"/v1/join-tokens/{uuid4()}"),
+    ("GET", "/v1/syncs"): Rule("read", "any"),
+    ("GET", "/v1/syncs/{id}"): Rule("read", "any", lambda g, n: f"/v1/syncs/{uuid4()}"),
+    ("GET", "/v1/audit"): Rule("admin", "all"),
+    ("GET", "/v1/audit/sealed"): Rule("admin", "all"),
+    ("GET", "/v1/audit/seals"): Rule("admin", "all"),
+    ("GET", "/v1/auth-failures"): Rule("admin", "all"),
+    ("GET", "/v1/operators"): Rule("admin", "any"),
+    ("POST", "/v1/operators"): Rule(
+        "admin", "group", body=lambda g, n: {"name": "reader", "grants": [{"role": "read", "group": g}]}
+    ),
+    ("DELETE", "/v1/operators/{name}"): Rule("admin", "any", lambda g, n: "/v1/operators/nobody"),
+    ("POST", "/v1/operators/{name}/change"): Rule(
+        "admin", "any", lambda g, n: "/v1/operators/nobody/change", lambda g, n: {"endless": True}
+    ),
+}
+"""Of every operation for operators. What a test asks for is refused later, or changes nothing that another needs."""
