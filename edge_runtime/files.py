@@ -80,6 +80,8 @@ def read_private(path: Path, limit: int) -> bytes:
         if info.st_size > limit:
             raise FileUnfit(f"{path} has {info.st_size} bytes; {limit} are allowed")
         return os.read(handle, limit)
+    except OSError as error:
+        raise FileUnfit(f"{path} can't be read: {error.strerror}") from None
     finally:
         os.close(handle)
 

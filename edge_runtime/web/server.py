@@ -152,7 +152,11 @@ class EdgeServer:
             anew = self.look_now.is_set()
             self.look_now.clear()
             for part in parts:
-                await asyncio.to_thread(part.look, anew=anew)
+                try:
+                    await asyncio.to_thread(part.look, anew=anew)
+                except Exception:
+                    # Whatever the machine is short of: calls go on with what was read before.
+                    log.exception("the files of callers and of TLS can't be looked at")
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -144,11 +144,11 @@ def _shown(seconds: float) -> str:
 
 def _end_of(path: Path) -> float | None:
     """Return when the first certificate in a PEM file ends, in seconds since 1970; None where that can't be read."""
-    text = path.read_text(errors="replace")
-    start, end = text.find(ssl.PEM_HEADER), text.find(ssl.PEM_FOOTER)
     try:
+        text = path.read_text(errors="replace")
+        start, end = text.find(ssl.PEM_HEADER), text.find(ssl.PEM_FOOTER)
         return _not_after(ssl.PEM_cert_to_DER_cert(text[start : end + len(ssl.PEM_FOOTER)]))
-    except (ValueError, IndexError):
+    except (OSError, ValueError, IndexError):
         return None
 
 
