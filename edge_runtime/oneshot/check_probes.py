@@ -28,10 +28,11 @@ from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, READ
-from edge_runtime.sql import database, schema_change
+from edge_runtime.sql import database, unrolled_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import ProbeSql
 from edge_runtime.sql.database import LibsqlDatabase
+from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import WasmEdgeError
 
@@ -126,8 +127,8 @@ def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunc
     if not opened.in_transaction:
         return ""
     try:
-        schema_change.run(opened, rules, change.sql)
-    except schema_change.SchemaChangeRefused:
+        unrolled_change.run(opened, rules, change.sql)
+    except SchemaChangeRefused:
         # It fails on the generated rows: that was told.
         return ""
     return _probe(opened, function, manifest)

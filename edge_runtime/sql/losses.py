@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from edge_runtime.sql.change_steps import PARAMETERS
 from edge_runtime.sql.schema_change import SchemaStatement
 from edge_runtime.sql.statement_parts import StatementParts, parts, top_level, within_trigger
 from edge_runtime.sql.tokenizer import SqlToken, name, word
@@ -67,11 +68,10 @@ class _Finder:
             for table, message in self._look(statement, parts(statement.tokens)):
                 self._found.append(FoundLoss(statement.sql, table, message))
         for table, sql in self._dropped.items():
-            copy = self._copies.get(table)
-            if copy is None or copy.source != table:
-                self._found.append(FoundLoss(sql, table, f"the table {table} is dropped with all its rows"))
+            if self._replaced(table):
+                self._found += self._narrowed(table, self._copies[table])
             else:
-                self._found += self._narrowed(table, copy)
+                self._found.append(FoundLoss(sql, table, f"the table {table} is dropped with all its rows"))
         return self._found
 
     def _look(self, statement: SchemaStatement, found: StatementParts) -> Iterator[tuple[str, str]]:
@@ -91,12 +91,20 @@ class _Finder:
                 self._added.add((table, found.renamed))
             case "drop column" if origin is not None and (table, found.column) not in self._added:
                 yield origin, f"the column {found.column} of {origin} is dropped with its values"
+            case "delete" if origin is not None and origin != table and self._replaced(origin):
+                # What is left of a table that was made anew: it counts as dropped.
+                self._dropped.setdefault(origin, statement.sql)
             case "delete" if origin is not None:
                 yield origin, f"rows of {origin} are deleted"
             case "insert" | "update" if found.replaces and origin is not None:
                 yield origin, f"rows of {origin} that are in the way are deleted"
             case "insert" if origin is None:
                 self._copied(statement, found)
+
+    def _replaced(self, origin: str) -> bool:
+        """Return whether the name of a table is by now that of another one, which was filled from it."""
+        copy = self._copies.get(origin)
+        return copy is not None and copy.source == origin
 
     def _rename(self, table: str, renamed: str) -> None:
         for known in (self._origin, self._copies):
@@ -124,10 +132,11 @@ class _Finder:
         if source is None:
             return
         copy = self._copies.setdefault(found.table, _Copy(source, statement.sql))
-        # Behind the table's name only ORDER BY keeps all rows; not with a LIMIT behind it.
+        # Behind the table's name only ORDER BY keeps all rows, not with a LIMIT behind it; and all batches together.
         rest = [word(token) for token in tokens[at + 1 :]]
         filtered = bool(rest) and (rest[0] != "order" or "limit" in rest or "union" in rest)
-        copy.partial |= filtered or word(tokens[1]) == "or" or word(tokens[select + 1]) == "distinct"
+        ignores, distinct = word(tokens[1]) == "or", word(tokens[select + 1]) == "distinct"
+        copy.partial |= distinct or ((filtered or ignores) and not _batch(tokens[at + 1 :]))
         items = list(_items(tokens[select + 1 + (word(tokens[select + 1]) in ("distinct", "all")) : start]))
         targets = [name(token) for token in tokens[found.after : select] if name(token)]
         if [len(item) == 1 and item[0].text == "*" for item in items] == [True]:
@@ -154,6 +163,12 @@ class _Finder:
                 yield FoundLoss(
                     copy.statement, table, f"the table {table} is made anew with numbers in its column {column} of text"
                 )
+
+
+def _batch(tokens: list[SqlToken]) -> bool:
+    """Return whether what follows a table's name in a SELECT takes the rows of one batch, and all of these."""
+    texts = [token.text.lower() for token in tokens]
+    return [*texts[:1], *texts[2:5], *texts[6:]] == ["where", ">", PARAMETERS[0], "and", "<", "=", PARAMETERS[1]]
 
 
 def _items(tokens: list[SqlToken]) -> Iterator[list[SqlToken]]:

@@ -30,6 +30,8 @@ def found(sql, after=None):
         "INSERT INTO books SELECT * FROM old; DROP TABLE old",
         "CREATE TRIGGER t AFTER INSERT ON books BEGIN INSERT INTO log VALUES (new.id); UPDATE log SET x = 1; END",
         "CREATE TABLE seen (x); CREATE TRIGGER t AFTER DELETE ON books BEGIN DELETE FROM seen WHERE x = old.id; END",
+        f"{NEW} INSERT OR IGNORE INTO b2 SELECT * FROM books WHERE id > :after AND id <= :upto;"
+        "ALTER TABLE books RENAME TO old; ALTER TABLE b2 RENAME TO books; DELETE FROM old WHERE id > 7; DROP TABLE old",
         "SELECT 1; ANALYZE; WITH a AS (SELECT 1) SELECT * FROM a",
     ],
 )
@@ -58,6 +60,12 @@ def test_what_keeps_all_rows(sql):
         (f"{NEW} INSERT INTO b2 SELECT * FROM log; {SWAP}", "books", "dropped with all its rows"),
         (f"{NEW} INSERT INTO b2 SELECT * FROM books WHERE year > 2000; {SWAP}", "books", "a part of its rows"),
         (f"{NEW} INSERT INTO b2 SELECT * FROM books ORDER BY id LIMIT 5; {SWAP}", "books", "a part of its rows"),
+        (
+            f"{NEW} INSERT INTO b2 SELECT * FROM books WHERE id > :after AND id <= :upto AND year > 1; {SWAP}",
+            "books",
+            "a part of its rows",
+        ),
+        (f"{NEW} ALTER TABLE books RENAME TO old; DELETE FROM old", "books", "rows of books are deleted"),
         (f"{NEW} INSERT INTO b2 SELECT DISTINCT * FROM books; {SWAP}", "books", "a part of its rows"),
         (f"{NEW} INSERT OR IGNORE INTO b2 SELECT * FROM books; {SWAP}", "books", "a part of its rows"),
         (f"{NEW} INSERT INTO b2 SELECT * FROM books, log; {SWAP}", "books", "a part of its rows"),
