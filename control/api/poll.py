@@ -21,7 +21,7 @@ from control.problems import ProblemError
 from control.settings import ControlSettings
 from control.sync import plan, requirements
 from control.sync.fleet_cache import RESTORED, STALE, FleetCache, Waiter
-from control.sync.fleet_rows import CachedNode, Credential
+from control.sync.fleet_rows import CachedGroup, CachedNode, Credential
 from control.sync.heartbeats import Heartbeats
 from control.sync.reconciler import Decision, NodeRequest
 from control.sync.write_batches import WriteBatches
@@ -29,6 +29,10 @@ from control.sync.write_batches import WriteBatches
 PATH = "/v1/poll"
 NOTHING_TO_DO = Reply(204, b"")
 """The answer where there is nothing to do, or not yet."""
+KEPT_ANSWERS = 1000
+"""Answers to nodes at their targets that are kept, for as many groups and generations."""
+RELEASE_HEADER = b"x-skerry-release"
+"""With the answer to a node at its target: the release's group, number and generation, with spaces between them."""
 KEPT_BYTES = 1024
 """Bytes of the largest poll that is kept parsed; the poll of a node at its target has some 200."""
 SPREAD = 0.25
@@ -76,6 +80,8 @@ class PollEndpoint:
         self._metrics = metrics
         self._clock = clock
         self._hold_limit = settings.hold
+        self._told: dict[tuple[str, int], Reply] = {}
+        """The answers to nodes at their targets, by group and generation."""
         self._body_limit = min(request_input.INVENTORY_BODY, settings.body_limit)
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply | None:
@@ -135,8 +141,21 @@ class PollEndpoint:
                 return None
             if ended is HoldEnd.END:
                 self._metrics.poll(kind)
-                return NOTHING_TO_DO
+                if kind != "at_target" or group.release_number is None:
+                    return NOTHING_TO_DO
+                return self._at_target(group, max(group.generation, node.generation))
             now = self._clock.now()
+
+    def _at_target(self, group: CachedGroup, generation: int) -> Reply:
+        """The answer to a node that is at its group's target, which tells it the release's number."""
+        key = (group.id, generation)
+        reply = self._told.get(key)
+        if reply is None:
+            if len(self._told) >= KEPT_ANSWERS:
+                self._told.clear()
+            told = f"{group.name} {group.release_number} {generation}".encode()
+            reply = self._told[key] = Reply(204, b"", ((RELEASE_HEADER, told),))
+        return reply
 
     async def _rest(self, scope: Scope, message: Message, receive: Receive) -> bytes:
         """A body that comes in parts. The connection's limits bound its time: a timer for each would cost a tenth of a

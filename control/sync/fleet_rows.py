@@ -17,6 +17,7 @@ class CachedGroup:
     name: str
     release_id: str | None
     generation: int
+    release_number: int | None
 
 
 @dataclass(slots=True)

@@ -208,10 +208,7 @@ def render(document: dict[str, Any]) -> str:
     if control := document.get("control"):
         heard = f", last heard at {control['heard_at']}" if control["heard_at"] else ""
         lines.append(f"control    {control['url']} {'answers' if control['reachable'] else 'does not answer'}{heard}")
-    if release := document.get("release"):
-        lines.append(f"release    {release['number']} (generation {release['generation']})")
-    else:
-        lines.append("release    none yet")
+    lines.append(f"release    {_release(document.get('release'), document.get('confirmed'))}")
     if "at_target" in document:
         at = {True: "yes", False: "no", None: "not known yet"}[document["at_target"]]
         lines.append(f"at target  {at}")
@@ -247,6 +244,18 @@ def _callers_lines(document: dict[str, Any]) -> list[str]:
     if tls.get("expired"):
         lines.append(f"tls        the certificate ended at {tls['expires_at']}: clients refuse it")
     return lines
+
+
+def _release(applied: dict[str, Any] | None, confirmed: dict[str, Any] | None) -> str:
+    """The release as control numbers it. A later one with the same functions and schema changes nothing here."""
+    if confirmed is None:
+        if applied is None:
+            return "none yet"
+        return f"{applied['number']} (generation {applied['generation']}), which control hasn't confirmed yet"
+    told = f"{confirmed['number']} of group {confirmed['group']} (generation {confirmed['generation']})"
+    if applied is None or applied["generation"] == confirmed["generation"]:
+        return told
+    return f"{told}, applied as release {applied['number']} (generation {applied['generation']})"
 
 
 def _database_ails(document: dict[str, Any]) -> bool:

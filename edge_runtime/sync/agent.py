@@ -19,7 +19,7 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import capabilities, identity, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, SyncAttempt, text
-from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, ToldRelease
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.outbox import Outbox, despite_the_disk
 from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
@@ -71,6 +71,8 @@ class Agent:
         self._next_attempt: datetime | None = None
         self._heard_at: datetime | None = None
         self._at_target: bool | None = None
+        self._confirmed: ToldRelease | None = None
+        """The release that control said the node is at, since the start and the last plan."""
         self._sync: SyncAttempt | None = None
         self._joined_again = False
 
@@ -127,7 +129,7 @@ class Agent:
             error = {"code": failed.code, "message": failed.message, "at": text(failed.at)}
         waits = [t for t in (self._next_attempt, failed.retry_at if failed else None) if t is not None]
         return {
-            "node": {"id": self._who.node_id, "name": self._who.name, "group": self._who.group},
+            "node": {"id": self._who.node_id, "name": self._who.name, "group": (self._confirmed or self._who).group},
             "control": {
                 "url": self._who.control_url,
                 "reachable": self._problem is None and self._heard_at is not None,
@@ -135,6 +137,7 @@ class Agent:
                 "error": self._problem,
             },
             "at_target": self._at_target,
+            "confirmed": self._confirmed and self._confirmed._asdict(),
             "sync": self._sync.status() if self._sync is not None else None,
             "error": error,
             "failed_generation": failed.generation if failed else None,
@@ -167,7 +170,7 @@ class Agent:
         self._report_wanted = isinstance(answer, wire.Report)
         match answer:
             case wire.Plan():
-                self._at_target = False
+                self._at_target, self._confirmed = False, None
                 if answer.generation == self._generation:
                     # That generation was completed once: whatever control misses now, this must not become a hot loop.
                     await self._breathe(took)
@@ -178,7 +181,7 @@ class Agent:
                 # If the poll said that the node waits, control may have answered 204 only for that reason.
                 if not waits:
                     self._failed = None
-                    self._at_target = True
+                    self._at_target, self._confirmed = True, self._client.release
                 await self._breathe(took)
 
     async def _poll(self) -> tuple[wire.Plan | wire.Report | None, float]:
@@ -262,7 +265,7 @@ class Agent:
         """Tell whether the node has joined again while this process ran; it then goes on as the new node."""
         if not await self._credential.joined_again():
             return False
-        self._problem = None
+        self._problem = self._confirmed = None
         self._joined_again = True
         return True
 

@@ -5,6 +5,7 @@ is sent to control alone, never along with a redirect or to a presigned URL, whi
 """
 
 import ipaddress
+import re
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -32,6 +33,8 @@ ANSWER_LIMIT = 64 * 1024 * 1024
 """Bytes that an answer of control may have."""
 PROBLEM_LIMIT = 64 * 1024
 """Bytes that an error of the artifact store may have."""
+RELEASE_HEADER = "X-Skerry-Release"
+"""With the answer to a poll of a node at its target: the release's group, number and generation."""
 
 T = TypeVar("T")
 
@@ -53,6 +56,14 @@ class ControlRefused(CodedError):
         """Seconds after which control wants to be asked again; None where it doesn't say."""
 
 
+class ToldRelease(NamedTuple):
+    """A release as control numbers it: by its group."""
+
+    group: str
+    number: int
+    generation: int
+
+
 class ControlClient:
     """An open session to one control; use it as an asynchronous context manager.
 
@@ -67,6 +78,8 @@ class ControlClient:
         self._session: aiohttp.ClientSession | None = None
         self.skew = 0.0
         """Seconds by which control's clock is ahead of ours, by its Date header."""
+        self.release: ToldRelease | None = None
+        """The release that the node is at, where the last answer said it."""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -166,6 +179,7 @@ class ControlClient:
         async with self._request(method, url, headers, body, wait + ANSWER_TIMEOUT, self._control_tls) as response:
             data = await read_limited(response, ANSWER_LIMIT)
             self._note_date(response.headers.get("Date"), sent)
+            self.release = told_release(response.headers.get(RELEASE_HEADER, ""))
             if response.status >= 300:
                 raise refusal(response, data, True)
             return response.status, data
@@ -201,6 +215,12 @@ class ControlClient:
         except ValueError:
             return
         self.skew = clock_skew(theirs, sent, datetime.now(UTC))
+
+
+def told_release(header: str) -> ToldRelease | None:
+    """Read what control says which release the node is at; None where it says nothing."""
+    told = re.fullmatch(r"([a-z0-9-]{1,63}) (\d{1,18}) (\d{1,18})", header)
+    return None if told is None else ToldRelease(told[1], int(told[2]), int(told[3]))
 
 
 def clock_skew(theirs: datetime, sent: datetime, received: datetime) -> float:

@@ -13,12 +13,13 @@ ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded
 
 -- Groups that changed after an epoch.
 -- name: groups_since
-SELECT id::text AS id, name, release_id::text AS release_id, generation FROM groups WHERE epoch > $1;
+SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number
+FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.epoch > $1;
 
 -- Groups by id.
 -- name: groups_by_id
-SELECT id::text AS id, name, release_id::text AS release_id, generation
-FROM groups WHERE id = ANY($1::text[]::uuid[]);
+SELECT g.id::text AS id, g.name, g.release_id::text AS release_id, g.generation, r.number AS release_number
+FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.id = ANY($1::text[]::uuid[]);
 
 -- Nodes that changed after an epoch.
 -- name: nodes_since

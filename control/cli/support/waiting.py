@@ -57,7 +57,8 @@ CURE = "`skerry status` says what each node runs and why it is late"
 
 def _tell(node: Json, what: str, release: Json, seconds: float) -> None:
     if what == "arrived":
-        output.say(f"  {node['name']} runs release {release['number']} after {output.span(seconds)}", style="green")
+        what = f"release {release['number']} of group {release['group']} (generation {release['generation']})"
+        output.say(f"  {node['name']} runs {what} after {output.span(seconds)}", style="green")
     else:
         output.say(f"  {node['name']} failed: {_error(node)}", style="red")
 

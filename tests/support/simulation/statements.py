@@ -58,6 +58,11 @@ _CREDENTIAL = ("id", "node_id", "secret_hash", "created_at", "revoked_at", "firs
 _OPERATOR = ("id", "name", "role", "secret_hash", "revoked_at", "grants", "expires_at")
 
 
+def _group(t: Tables, row: dict[str, Any]) -> Row:
+    release = t["releases"].get(row["release_id"])
+    return Row(pick(row, *_GROUP).items(), release_number=None if release is None else release["number"])
+
+
 def _node(row: dict[str, Any]) -> Row:
     names = ("id", "name", "group_id", "epoch", "generation", "confirmed_generation", "digest", "capabilities_digest")
     return Row(pick(row, *names).items(), removed=row["removed_at"] is not None)
@@ -80,12 +85,12 @@ def _write_mark(t: Tables, name: str, count: str, until: datetime) -> int:
 
 @statement("fleet", "groups_since")
 def _groups_since(t: Tables, epoch: int) -> Rows:
-    return [pick(row, *_GROUP) for row in t["groups"].values() if row["epoch"] > epoch]
+    return [_group(t, row) for row in t["groups"].values() if row["epoch"] > epoch]
 
 
 @statement("fleet", "groups_by_id")
 def _groups_by_id(t: Tables, ids: Sequence[str]) -> Rows:
-    return [pick(row, *_GROUP) for row in known(t, "groups", ids)]
+    return [_group(t, row) for row in known(t, "groups", ids)]
 
 
 @statement("fleet", "nodes_since")

@@ -7,12 +7,14 @@ import shlex
 import ssl
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from edge_runtime.cli.node import read_status, render
 from tests.support.up import LIMIT, ROOT, Shell, Up
 
 
@@ -86,6 +88,25 @@ def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: 
                 assert json.loads(response.read()) == json.loads(blocks["json"][0])
     assert blocks["c"][0] in (tmp_path / "notes" / "main.c").read_text()
     assert "notes" not in skerry("status")
+
+
+def test_wait_and_a_nodes_status_tell_the_same_release(skerry: Shell) -> None:
+    """Also where the node needs no change for a release, and so knows of it by the number alone."""
+    release = skerry.json("release", "create", "--reason", "nothing new", "--wait")
+    node = release["nodes"][0]
+    assert node["generation"] == release["generation"]
+    said = skerry("release", "create", "--reason", "nothing new again", "--wait")
+    [told] = re.findall(r"runs release (\d+ of group default \(generation \d+\)) after", said)
+    assert told.startswith(f"{release['number'] + 1} of group default ")
+    edge = json.loads((Path(os.environ["SKERRY_HOME"]) / "cli.json").read_text())["edge"]
+    listen = edge.removeprefix("http://")
+    deadline = time.monotonic() + LIMIT
+    while (status := render(read_status(listen, ""))) and f"release    {told}" not in status:
+        assert time.monotonic() < deadline, status
+        time.sleep(0.05)
+    # It says, too, by which number it came here.
+    assert re.search(r"applied as release \d+ \(generation \d+\)", status)
+    assert skerry.json("node", "show", node["name"])["generation"] == release["generation"] + 1
 
 
 def test_refusals_name_the_code_and_change_nothing(skerry: Shell, tmp_path: Path) -> None:
