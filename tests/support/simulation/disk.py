@@ -49,6 +49,10 @@ class DiskPath:
     def parent(self) -> "DiskPath":
         return DiskPath(self._disk, self._process, self._name.rpartition("/")[0])
 
+    def glob(self, _pattern: str) -> list["DiskPath"]:
+        """Nobody runs SQL on a node by hand in a run, so its folder of such records is empty."""
+        return []
+
     def exists(self) -> bool:
         return self._name in self._disk.files
 

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
-from edge_runtime.sync.control_client import ANSWER_TIMEOUT, ControlClient, NoAnswer, clock_skew, refusal
+from edge_runtime.sync.control_client import (
+    ANSWER_TIMEOUT,
+    RELEASE_HEADER,
+    ControlClient,
+    NoAnswer,
+    ToldRelease,
+    clock_skew,
+    refusal,
+    told_release,
+)
 from tests.support.simulation.loop import NodeTime, VirtualLoop
 from tests.support.simulation.processes import Process
 
@@ -171,6 +180,7 @@ class NodeClient(ControlClient):
     def __init__(self, network: Network, process: Process, credential: str) -> None:
         self.credential = credential
         self.skew = 0.0
+        self.release: ToldRelease | None = None
         self._network = network
         self._process = process
 
@@ -185,6 +195,7 @@ class NodeClient(ControlClient):
         sent = NodeTime.now(UTC)
         answer = await self._network.ask(self._process, method, path, self.credential, body, wait + ANSWER_TIMEOUT)
         self.skew = clock_skew(answer.date.replace(microsecond=0), sent, NodeTime.now(UTC))
+        self.release = told_release(answer.headers.get(RELEASE_HEADER, ""))
         if answer.status >= 300:
             raise refusal(answer, answer.body, True)  # type: ignore[arg-type]
         return answer.status, answer.body

@@ -15,6 +15,34 @@ def _group(t: Tables, name: str) -> list[dict[str, Any]]:
     return [row for row in t["groups"].values() if row["name"] == name]
 
 
+# losses: no schema change of a run can lose rows
+
+
+@statement("losses", "group_floor")
+def _losses_group_floor(t: Tables, name: str) -> Rows:
+    releases = t["releases"]
+    return [
+        Row(id=row["id"], schema_floor=releases[row["release_id"]]["schema_floor"] if row["release_id"] else 0)
+        for row in _group(t, name)
+    ]
+
+
+@statement("losses", "moved")
+def _losses_moved(t: Tables, id: UUID) -> Rows:
+    return [Row(**pick(row, "name", "schema_version"), counts=None) for row in known(t, "nodes", [str(id)])]
+
+
+@statement("losses", "floor")
+def _losses_floor(t: Tables, group_id: UUID) -> Rows:
+    release = t["releases"].get(t["groups"][str(group_id)]["release_id"])
+    return [Row(floor=0 if release is None else release["schema_floor"])]
+
+
+@statement("losses", "changes")
+def _losses_changes(t: Tables, *_between: int) -> Rows:
+    return []
+
+
 # releases
 
 
