@@ -201,7 +201,9 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     assert {group["name"]: group["nodes"] for group in skerry.json("group", "list")}["spare"] == 1
     assert skerry.json("node", "move", "edge-9", "default")["group"] == "default"
     skerry("node", "retry", "edge-9")
+    assert "ends in 90 d" in skerry("node", "show", "edge-9")
     skerry("node", "revoke", "edge-9")
+    assert "none is valid" in skerry("node", "show", "edge-9")
 
     # Its disk is lost: the same name again, with a token for it.
     rejoin = skerry.json("node", "token", "--rejoin", "edge-9")
