@@ -27,6 +27,7 @@ QUERIES: list[tuple[type[NamedTuple], str, tuple[Value, ...]]] = [
     (rows.ColumnRow, load("columns"), ("parent",)),
     (rows.ForeignKeyRow, load("parents"), ("child",)),
     (rows.DefinitionRow, load("schema"), ()),
+    (rows.StepRow, load("read_steps"), ()),
     (rows.SizeRow, load("sizes"), ()),
     (rows.SchemaRecordRow, load("read_schema_record"), ()),
     (rows.CheckpointRow, "PRAGMA wal_checkpoint", ()),
@@ -54,6 +55,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibsqlDatabase]
         opened.rows(load("insert_change"), (1, 1, "0" * 64, "first", "2026-01-01"))
         opened.rows(load("insert_function"), ("f", 1, "0" * 64, "{}", "0" * 64))
         schema_record.record(opened)
+        opened.rows(load("make_steps"))
+        opened.rows(load("insert_step"), (1, 1, "first", "0" * 64, "before", "parent", "a", "SELECT 1"))
         yield opened
 
 
