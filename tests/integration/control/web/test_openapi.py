@@ -33,7 +33,11 @@ CHECKS = [
 ]
 SECONDS = 200.0
 """A busy machine needs more than a minute; what comes after them isn't tried."""
-EXAMPLES = {"post-v1-schema-changes": 3, "post-v1-schema-changes-number-revisions": 3}
+EXAMPLES = {
+    "post-v1-schema-changes": 3,
+    "post-v1-schema-changes-number-revisions": 3,
+    "get-v1-schema-changes-number-reversal": 3,
+}
 """How many requests are made of operations that start a process; others get more."""
 KNOWN = {"name": "hello", "version": 1, "number": 1, "group": "default", "node": "n1"}
 """What there is, so that not every path is of something unknown."""
