@@ -68,7 +68,10 @@ async def create(call: ApiCall) -> Reply:
         column, role = rights.to_rows(given), rights.old_role(given)
         # Not announced: a replica looks up an operator that isn't in its cache.
         await conn.execute(SQL["add"], token.id, body.name, role, column, expires_at, token.secret_hash, now)
-        await call.audit(conn, "operator.create", body.name, after={"grants": column, "expires_at": expires_at})
+        after: dict[str, Any] = {"grants": _said(given)}
+        if expires_at is not None:
+            after["expires_at"] = expires_at
+        await call.audit(conn, "operator.create", body.name, after=after)
         return responses.MadeOperator(str(token.id), body.name, _shown(given), expires_at, token.text)
 
     async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
@@ -125,8 +128,8 @@ async def change(call: ApiCall) -> Reply:
             # Join tokens that it couldn't make any more, or that would be good for longer than it is.
             await join_token_ends.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
-        old: dict[str, Any] = {"grants": rights.to_rows(before), "expires_at": row.expires_at}
-        new: dict[str, Any] = {"grants": column, "expires_at": expires_at}
+        old: dict[str, Any] = {"grants": _said(before), "expires_at": row.expires_at}
+        new: dict[str, Any] = {"grants": _said(after), "expires_at": expires_at}
         differ = [key for key in new if new[key] != old[key]]
         was, becomes = ({key: values[key] for key in differ} for values in (old, new))
         await call.audit(conn, "operator.change", row.name, before=was, after=becomes)
@@ -146,7 +149,7 @@ async def revoke(call: ApiCall) -> Reply:
         await join_token_ends.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
         held = rights.of_row(row.role, row.grants)
-        await call.audit(conn, "operator.revoke", row.name, before={"grants": rights.to_rows(held)})
+        await call.audit(conn, "operator.revoke", row.name, before={"grants": _said(held)})
 
     return await call.write(work, status=204)
 
@@ -223,3 +226,8 @@ def _listed(row: ListedOperator) -> responses.Operator:
 
 def _shown(held: Rights) -> list[responses.HeldGrant]:
     return [responses.HeldGrant(**grant) for grant in rights.to_rows(held)]
+
+
+def _said(held: Rights) -> list[str]:
+    """Rights as the audit log has them."""
+    return [str(grant) for grant in held.grants]

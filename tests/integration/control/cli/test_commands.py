@@ -145,16 +145,29 @@ def test_a_function_is_deleted_with_its_place_in_the_release(skerry: Shell) -> N
 
 
 def test_operators_of_a_group_with_an_end(skerry: Shell) -> None:
-    skerry("group", "create", "shops")
+    skerry("group", "create", "branches")
     made = skerry.json(
-        "operator", "add", "ci", "--role", "push@shops", "--role", "read", "--function", "orders", "--expires-in", "90d"
+        "operator",
+        "add",
+        "ci",
+        "--role",
+        "push@branches",
+        "--role",
+        "read",
+        "--function",
+        "orders",
+        "--expires-in",
+        "90d",
     )
-    pushes = {"role": "push", "group": "shops", "functions": ["orders"]}
+    pushes = {"role": "push", "group": "branches", "functions": ["orders"]}
     assert made["grants"] == [pushes, {"role": "read", "group": None, "functions": None}]
-    assert "push@shops (orders), read" in skerry("operator", "list")
-    assert "never" in skerry("operator", "change", "ci", "--role", "deploy@shops", "--no-end")
+    assert "push@branches (orders), read" in skerry("operator", "list")
+    assert "never" in skerry("operator", "change", "ci", "--role", "deploy@branches", "--no-end")
     [found] = [o for o in skerry.json("operator", "list") if o["name"] == "ci"]
-    assert (found["grants"], found["expires_at"]) == ([{"role": "deploy", "group": "shops", "functions": None}], None)
+    assert (found["grants"], found["expires_at"]) == (
+        [{"role": "deploy", "group": "branches", "functions": None}],
+        None,
+    )
     skerry("operator", "revoke", "ci", "--yes")
 
 
@@ -178,7 +191,7 @@ def test_operators_and_their_roles(skerry: Shell, up: Up, monkeypatch: pytest.Mo
     assert skerry.json("audit", "list", "--limit", "1")[0]["action"].startswith("operator.")
     of_auditor = ("audit", "list", "--target", "auditor", "--actor", "admin", "--since", "1h")
     assert [row["action"] for row in skerry.json(*of_auditor)] == ["operator.revoke", "operator.create"]
-    assert "role: - → read" in skerry(*of_auditor)
+    assert 'grants: - → ["read"]' in skerry(*of_auditor)
     assert skerry.json(*of_auditor, "--until", "2d") == []
     skerry("audit", "list", "--since", "soon", ends=2)
 
