@@ -34,6 +34,8 @@ class CheckedChange(NamedTuple):
     of: a statement and a message each."""
     losses: list[dict[str, str]]
     """What nodes can lose by it: a statement, a table and a message each."""
+    stalls: list[dict[str, Any]]
+    """What holds writers up on large tables: a statement, a table, a message and microseconds for each row."""
 
 
 class Checks:
@@ -63,7 +65,7 @@ class Checks:
         if not answer["ok"]:
             statement = f" The statement: {answer['statement']}" if answer.get("statement") else ""
             raise ProblemError("schema_refused", f"{answer['message']} [{answer['code']}]{statement}", field="sql")
-        return CheckedChange(answer["warnings"], answer["losses"])
+        return CheckedChange(answer["warnings"], answer["losses"], answer["stalls"])
 
     async def probes(
         self,

@@ -80,6 +80,7 @@ class NodeStatus:
         own["database"] = self.checkpoints.status()
         steps = self.manager.steps
         own["database"]["steps"] = {
+            "unfinished": steps.busy,
             "doing": steps.doing or None,
             "error": None if steps.error is None else {"code": steps.error.code, "message": steps.error.message},
         }

@@ -23,6 +23,11 @@ def node(front: int) -> dict[str, int]:
     }
 
 
+def of_others(front: int, known: set[int]) -> list[int]:
+    """Bytes (PSS) of each process below the front but those that are known."""
+    return [_sizes(pid)["Pss:"] for pid in _tree(front) if pid not in known]
+
+
 def _tree(pid: int) -> Iterator[int]:
     """Return a process and all its descendants."""
     yield pid

@@ -14,7 +14,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility, losses
+from control.sync import compatibility, losses, stalls
 
 
 class GroupRow(NamedTuple):
@@ -104,15 +104,18 @@ async def make(
     body: requests.NewRelease,
     capabilities: Sequence[compatibility.SameCapabilities] = (),
     lost: losses.Found = NOTHING,
+    held: Sequence[stalls.ExpectedStall] = (),
     *,
     plan: bool = False,
     keep_floor: bool = False,
 ) -> responses.MadeRelease:
     """Make a release, or with `plan` only return what it would be.
 
-    `capabilities`: those of the group's nodes. `lost`: what they can lose. `keep_floor`: where `body` names no floor,
-    keep that of the release before. Raises: ProblemError, when the release can't be made, or a node can't run it or can
-    lose rows by it and `body` doesn't allow that.
+    `capabilities`: those of the group's nodes. `lost`: what they can lose. `held`: how long their writers would
+    wait. `keep_floor`: where `body` names no floor, keep that of the release before.
+
+    Raises: ProblemError, when the release can't be made, or a node can't run it, can lose rows by it or would have
+    its writers wait, and `body` doesn't allow that.
     """
     group = await find_group(conn, body.group)
     newest = await conn.fetchval(NEWEST_CHANGE)
@@ -137,6 +140,9 @@ async def make(
     losing = await losses.of_floors(conn, lost, old_floor, floor)
     if not plan and not body.allow_loss:
         losses.refuse(losing, f"this release of group {body.group}")
+    stalling = stalls.between(held, old_floor, floor)
+    if not plan and not body.allow_stall:
+        stalls.refuse(stalling, f"this release of group {body.group}")
     changes = await _changes(conn, before, functions, old_floor, floor, granted)
     number = await conn.fetchval(NEXT_NUMBER, group.id)
     release_id = uuid4()
@@ -173,6 +179,7 @@ async def make(
         changes=changes,
         unfit=unfit,
         losses=losing,
+        stalls=stalling,
     )
 
 

@@ -17,7 +17,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility, losses
+from control.sync import compatibility, losses, stalls
 
 
 class GroupListRow(NamedTuple):
@@ -51,9 +51,10 @@ async def create(call: ApiCall) -> Reply:
     call.operator.need("push", body.group, ())
     capabilities = await call.services.db.read(lambda conn: compatibility.group_capabilities(conn, body.group))
     lost = await call.services.db.read(lambda conn: losses.of_group(conn, body.group))
+    held = await call.services.db.read(lambda conn: stalls.of_group(conn, body.group))
 
     async def work(conn: Connection, changed: Changed) -> responses.MadeRelease:
-        made = await _make(call, conn, changed, body, capabilities, lost, plan=call.query.plan)
+        made = await _make(call, conn, changed, body, capabilities, lost, held, plan=call.query.plan)
         if not call.query.plan:
             await record(call, conn, made)
         return made
@@ -82,7 +83,8 @@ async def planned(
     call.operator.need("push", query.group, ())
     capabilities = await compatibility.group_capabilities(conn, query.group)
     lost = await losses.of_group(conn, query.group)
-    return await _make(call, conn, Changed(), body, capabilities, lost, plan=True)
+    held = await stalls.of_group(conn, query.group)
+    return await _make(call, conn, Changed(), body, capabilities, lost, held, plan=True)
 
 
 async def _make(
@@ -92,6 +94,7 @@ async def _make(
     body: requests.NewRelease,
     capabilities: Sequence[compatibility.SameCapabilities],
     lost: losses.Found,
+    held: Sequence[stalls.ExpectedStall],
     *,
     plan: bool,
 ) -> responses.MadeRelease:
@@ -106,6 +109,7 @@ async def _make(
         body,
         capabilities,
         lost,
+        held,
         plan=plan,
         keep_floor=not deploys,
     )

@@ -21,6 +21,10 @@ class RowCounts(Message):
 
     counts: Annotated[dict[Text, Annotated[int, Meta(ge=0, le=10_001)]], Meta(max_length=200)]
     """By table, in lower case; 10,001 for more than 10,000."""
+    estimates: Annotated[dict[Text, Annotated[int, Meta(ge=0, le=10**12)]], Meta(max_length=200)] = field(
+        default_factory=dict
+    )
+    """Of tables with more than 10,000 rows: how many about, by their keys."""
 
 
 class MoveNode(Body, frozen=True):
@@ -70,6 +74,8 @@ class NewRelease(Body, frozen=True):
     """Make it also where nodes of the group can't run it: those refuse it, and go on serving their old release."""
     allow_loss: bool = False
     """Make it also where its schema changes can lose rows that nodes have."""
+    allow_stall: bool = False
+    """Make it also where its schema changes would hold writers of a node up for more than a second."""
     reason: Text = ""
 
 

@@ -9,6 +9,7 @@ from control import wire
 from control.sync.applied_revisions import NodesOfRevision, OlderRevision
 from control.sync.compatibility import Unfit
 from control.sync.losses import LostRows
+from control.sync.stalls import ExpectedStall
 
 T = TypeVar("T")
 
@@ -62,6 +63,9 @@ class SchemaChange(Struct):
     """It does nothing: the revision before it was withdrawn."""
     losses: list[dict[str, str]] | None
     """What nodes can lose by it: `statement`, `table` and `message` of each; null: it wasn't looked for."""
+    stalls: list[dict[str, Any]] | None
+    """What holds writers up on large tables: `statement`, `table`, `message` and `us` (microseconds for each row) of
+    each; null: it wasn't looked for."""
 
 
 class ListedSchemaChange(SchemaChange):
@@ -166,6 +170,8 @@ class MadeRelease(Release):
     unfit: Unfit
     losses: list[LostRows]
     """What nodes can lose by its schema changes."""
+    stalls: list[ExpectedStall]
+    """What of its schema changes holds writers of nodes up for more than 0.1 s."""
 
 
 class VersionPlan(Struct):

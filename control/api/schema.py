@@ -31,6 +31,7 @@ SYNCED = SQL.value("synced", bool)
 NUMBERS = SQL.rows("numbers", NewestRevision)
 ADD = SQL.rows("add", responses.SchemaChange)
 
+NOTHING_FOUND = CheckedChange([], [], [])
 ATTEMPTS = 5
 """Times that a change is checked, when another one is registered meanwhile each time."""
 WITHDRAWN = "-- Withdrawn before any node had it: this change does nothing.\nSELECT 1;\n"
@@ -125,7 +126,9 @@ async def withdraw(call: ApiCall) -> Reply:
                 f"(GET /v1/schema-changes/{number}/reversal drafts one)",
                 field="number",
             )
-        row = await _register(call, conn, number, newest.revision + 1, newest.name, WITHDRAWN, [], withdrawn=True)
+        row = await _register(
+            call, conn, number, newest.revision + 1, newest.name, WITHDRAWN, NOTHING_FOUND, withdrawn=True
+        )
         before = {"revision": newest.revision, "checksum": newest.checksum}
         await call.audit(
             conn, "schema.withdraw", str(number), {"name": row.name}, before=before, after={"revision": row.revision}
@@ -214,7 +217,7 @@ async def _insert(
     async def work(conn: Connection, _changed: Changed) -> responses.MadeSchemaChange:
         if [tuple(row) for row in await conn.fetch(NUMBERS)] != tried:
             raise _Moved
-        row = await _register(call, conn, number, revision, name, sql, checked.losses)
+        row = await _register(call, conn, number, revision, name, sql, checked)
         action = "schema.add" if revision == 1 else "schema.amend"
         before = (
             {} if revision == 1 else {"name": name, "revision": revision - 1, "checksum": history[number - 1].checksum}
@@ -242,12 +245,14 @@ async def _register(
     revision: int,
     name: str,
     sql: str,
-    found: list[dict[str, str]],
+    found: CheckedChange,
     *,
     withdrawn: bool = False,
 ) -> responses.SchemaChange:
     by, now = call.operator.name, call.services.clock.now()
-    return await conn.one(ADD, number, revision, name, sql, wire.schema_checksum(sql), by, now, withdrawn, found)
+    checksum = wire.schema_checksum(sql)
+    row = number, revision, name, sql, checksum, by, now, withdrawn, found.losses, found.stalls
+    return await conn.one(ADD, *row)
 
 
 class _Moved(Exception):

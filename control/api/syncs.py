@@ -28,7 +28,7 @@ async def tell_rows(call: ApiCall) -> Reply:
     body: requests.RowCounts = call.body
     now = call.services.clock.now()
     await call.services.databases.joins.transaction(
-        lambda conn: conn.execute(losses.SQL["tell"], call.node_id, body.counts, now)
+        lambda conn: conn.execute(losses.SQL["tell"], call.node_id, body.counts, now, body.estimates)
     )
     return Reply(204)
 

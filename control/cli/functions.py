@@ -56,6 +56,7 @@ command.add_command(authoring.build)
 @options.group_option
 @options.unfit_option
 @options.loss_option
+@options.stall_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -78,6 +79,7 @@ async def push(
     group: str,
     allow_unfit: bool,
     allow_loss: bool,
+    allow_stall: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -123,7 +125,7 @@ async def push(
         done: Json = {"version": version, "release": None}
         if not no_release:
             body: Json = {"group": group, "functions": {name: version["version"]}, "reason": reason}
-            body = releasing.allowing(body, allow_unfit, allow_loss)
+            body = releasing.allowing(body, allow_unfit, allow_loss, allow_stall)
             if schema is not None:
                 body["schema"] = schema
             done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)

@@ -83,6 +83,7 @@ async def show(number: int, group: str, as_json: bool) -> None:
 @options.plan_option
 @options.unfit_option
 @options.loss_option
+@options.stall_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -96,6 +97,7 @@ async def create(
     plan: bool,
     allow_unfit: bool,
     allow_loss: bool,
+    allow_stall: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -105,7 +107,7 @@ async def create(
     if rollback_to is not None and (versions or remove or schema is not None):
         raise click.UsageError("--rollback-to takes all of an earlier release: no --set, --remove or --schema with it")
     options.check_plan(plan, wait)
-    body = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss)
+    body = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss, allow_stall)
     if versions:
         body["functions"] = {name: _version(name, text) for name, text in versions}
     if remove:

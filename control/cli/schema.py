@@ -75,6 +75,7 @@ def _check(no_release: bool, wait: bool) -> None:
 @options.group_option
 @options.unfit_option
 @options.loss_option
+@options.stall_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -88,6 +89,7 @@ async def add(
     group: str,
     allow_unfit: bool,
     allow_loss: bool,
+    allow_stall: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -108,7 +110,7 @@ async def add(
             return
         change = await control.post(path("schema-changes"), body)
         body = releasing.allowing(
-            {"group": group, "schema": change["number"], "reason": reason}, allow_unfit, allow_loss
+            {"group": group, "schema": change["number"], "reason": reason}, allow_unfit, allow_loss, allow_stall
         )
         await _release(control, change, body, no_release, wait, within, as_json)
 
@@ -121,6 +123,7 @@ async def add(
 @options.group_option
 @options.unfit_option
 @options.loss_option
+@options.stall_option
 @options.reason_option
 @options.wait_options
 @options.json_option
@@ -133,6 +136,7 @@ async def amend(
     group: str,
     allow_unfit: bool,
     allow_loss: bool,
+    allow_stall: bool,
     reason: str,
     wait: bool,
     within: float,
@@ -149,7 +153,7 @@ async def amend(
             return
         change = await control.post(where, new)
         body = {"group": group, "reason": reason or f"schema change {number} amended"}
-        body = releasing.allowing(body, allow_unfit, allow_loss)
+        body = releasing.allowing(body, allow_unfit, allow_loss, allow_stall)
         await _release(control, change, body, no_release, wait, within, as_json)
 
 

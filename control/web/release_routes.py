@@ -121,6 +121,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "route_conflict",
             "nodes_unfit",
             "loss_not_allowed",
+            "stall_not_allowed",
         ),
         body=requests.NewRelease,
         query=releases.PlanQuery,

@@ -71,7 +71,9 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                     commit(opened)
                     frames.send(sock, frame.request, frames.COMMITTED)
                 case frames.COUNT:
-                    frames.send_json(sock, frame.request, frames.COUNTED, row_counts.count(opened))
+                    counts = row_counts.count(opened)
+                    counted = frames.Counted(counts, row_counts.estimates(opened, counts))
+                    frames.send_json(sock, frame.request, frames.COUNTED, counted)
                 case frames.ABORT:
                     opened.rollback()
                     frames.send(sock, frame.request, frames.ABORTED)

@@ -42,7 +42,7 @@ COMMIT: Final = 6
 ABORT: Final = 7
 """Roll back what was prepared; answered by ABORTED."""
 COUNT: Final = 15
-"""Count the rows of the tables; answered by COUNTED (a JSON object: rows by table)."""
+"""Count the rows of the tables; answered by COUNTED (`Counted`)."""
 ADVANCE: Final = 17
 """`Advance`: run the steps that come before a schema change's flip; answered by DONE or FAILED, after APPLYING now and
 then."""
@@ -218,6 +218,15 @@ class Checkpointed(Struct, frozen=True):
     """Frames in the log."""
     backfilled: int
     """Frames of them that were moved into the database file."""
+
+
+class Counted(Struct, frozen=True):
+    """About how many rows tables have, by their names in lower case."""
+
+    counts: dict[str, int]
+    """As far as they were counted (`row_counts.MOST_ROWS`)."""
+    estimates: dict[str, int] = {}
+    """Of those that have more, by their keys."""
 
 
 class ChildFailure(Struct, frozen=True):

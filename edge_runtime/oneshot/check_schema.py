@@ -26,7 +26,7 @@ from edge_runtime.oneshot import rehearsal, reversal
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.oneshot.sample_rows import fill
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database, losses, row_counts, schema_change, unrolled_change
+from edge_runtime.sql import database, losses, row_counts, schema_change, stalls, unrolled_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.change_steps import ChangeSteps
 from edge_runtime.sql.database import LibsqlDatabase
@@ -154,6 +154,7 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
         _check_undo(opened, access_rules, steps)
     if before is not None:
         _compare(before, tried.schema)
+    held = stalls.find(unrolled_change.at_once(request.sql), columns)
     lost = losses.find(unrolled_change.statements(request.sql), columns, tried.columns)
     warnings: list[dict[str, str]] = []
     opened.rows("PRAGMA foreign_keys = ON")
@@ -184,7 +185,8 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
             for table in sorted(fewer - {loss.table for loss in lost})
         ]
     told = [{"statement": loss.statement[:_SHOWN], "table": loss.table, "message": loss.message} for loss in lost]
-    return {"empty": empty, "warnings": warnings, "losses": told}
+    stalling = [{**stall._asdict(), "statement": stall.statement[:_SHOWN]} for stall in held]
+    return {"empty": empty, "warnings": warnings, "losses": told, "stalls": stalling}
 
 
 def history(opened: LibsqlDatabase, access_rules: AccessRules, request: SchemaCheckRequest) -> None:

@@ -15,10 +15,10 @@ from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient
 LIMIT: Final = 60.0
 """Seconds that it may take; 200 tables of 10,000 rows take a tenth of one."""
 
-_decode: Final = msgspec.json.Decoder(dict[str, int]).decode
+_decode: Final = msgspec.json.Decoder(frames.Counted).decode
 
 
-async def count(processes: ZygoteClient) -> dict[str, int] | None:
+async def count(processes: ZygoteClient) -> frames.Counted | None:
     """Return about how many rows each table has, by its name in lower case; None where that can't be found out now."""
     try:
         child = await processes.birth("applier")

@@ -39,6 +39,11 @@ class StepRunner:
         self.error: SyncFailed | None = None
         """Why a step after a flip failed; None when none did, or it was done since."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether there may be steps after a flip that are to be done, or are being done."""
+        return self.unfinished.is_set() or self._one.locked()
+
     async def advance(self, order: frames.Advance, tell: Callable[[str], None]) -> None:
         """Run the steps before a flip, and what is left after earlier ones. Raises: SyncFailed, when one fails."""
         async with self._one, applier_process.started(self._processes) as applier:

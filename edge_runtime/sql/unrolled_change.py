@@ -43,6 +43,20 @@ def statements(sql: str) -> list[SchemaStatement]:
     return [statement for text in texts if tokenize(text) for statement in schema_change.split(text)]
 
 
+def at_once(sql: str) -> list[SchemaStatement]:
+    """Return the statements of a change that aren't in batches, but those that undo it: each runs in one piece.
+
+    Raises: SchemaChangeRefused, when one is incomplete.
+    """
+    steps = steps_of(sql)
+    if steps is None:
+        return schema_change.split(sql)
+    single = [step.sql for step in steps.steps if not step.table and step.stage == "before"]
+    later = [step.sql for step in steps.steps if not step.table and step.stage == "after"]
+    texts = [*single, steps.flip, *later]
+    return [statement for text in texts if tokenize(text) for statement in schema_change.split(text)]
+
+
 def run_and_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: ChangeSteps) -> None:
     """Run the steps before the flip, and what undoes them. Raises: SchemaChangeRefused, when a statement fails."""
     _run(opened, access_rules, steps, "before")

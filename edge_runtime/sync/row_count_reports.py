@@ -10,7 +10,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from msgspec import field
+
 from control import wire
+from edge_runtime.ipc import frames
 from edge_runtime.sync import identity
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 
@@ -29,6 +32,7 @@ class RowCountsOfNode(wire.Message):
     """``PUT /v1/nodes/self/row-counts``."""
 
     counts: dict[str, int]
+    estimates: dict[str, int] = field(default_factory=dict)
 
 
 class RowCountReports:
@@ -37,7 +41,7 @@ class RowCountReports:
     def __init__(
         self,
         state: Path,
-        count: Callable[[], Awaitable[dict[str, int] | None]],
+        count: Callable[[], Awaitable[frames.Counted | None]],
         schema: Callable[[], int],
         *,
         soon: float = SOON,
@@ -65,16 +69,17 @@ class RowCountReports:
             await asyncio.sleep(min(LOOK, self._soon))
 
     async def _look(self) -> None:
-        counted = await self._count()
-        if counted is None:
+        found = await self._count()
+        if found is None:
             return
+        counted = {**found.counts, **found.estimates}
         try:
             who = await asyncio.to_thread(identity.read, self._state)
             if self._node_id == who.node_id and not differ(self._told, counted):
                 return
             ca = await asyncio.to_thread(identity.ca_path, self._state)
             async with ControlClient(who.control_url, ca, who.next_credential or who.credential) as client:
-                await client.tell_rows(RowCountsOfNode(counted))
+                await client.tell_rows(RowCountsOfNode(found.counts, found.estimates))
         except (NoAnswer, ControlRefused, identity.NotJoined, ValueError, OSError) as error:
             # The next time will do; an earlier version of control doesn't want to know.
             log.debug("control wasn't told the numbers of rows: %s", error)

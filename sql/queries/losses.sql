@@ -41,5 +41,6 @@ SELECT coalesce(max(r.schema_floor), 0) FROM groups AS g JOIN releases AS r ON r
 
 -- Keep what a node tells.
 -- name: tell
-INSERT INTO node_row_counts (node_id, counts, told_at) VALUES ($1, $2, $3)
-ON CONFLICT (node_id) DO UPDATE SET counts = excluded.counts, told_at = excluded.told_at;
+INSERT INTO node_row_counts (node_id, counts, told_at, estimates) VALUES ($1, $2, $3, $4)
+ON CONFLICT (node_id) DO UPDATE SET
+    counts = excluded.counts, told_at = excluded.told_at, estimates = excluded.estimates;

@@ -1,13 +1,13 @@
 -- The newest revision of each change, by number, after a number.
 -- name: changes
 SELECT DISTINCT ON (number) number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn,
-    losses
+    losses, stalls
 FROM schema_changes
 WHERE number > $1 ORDER BY number, revision DESC LIMIT $2;
 
 -- The newest revisions of a change, up to a number of them, the newest first.
 -- name: revisions
-SELECT number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses
+SELECT number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses, stalls
 FROM schema_changes
 WHERE number = $1 ORDER BY revision DESC LIMIT $2;
 
@@ -17,13 +17,14 @@ SELECT number, max(revision) AS revision FROM schema_changes GROUP BY number ORD
 
 -- Register a revision of a change.
 -- name: add
-INSERT INTO schema_changes (number, revision, name, sql, checksum, created_by, created_at, withdrawn, losses)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-RETURNING number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses;
+INSERT INTO schema_changes (number, revision, name, sql, checksum, created_by, created_at, withdrawn, losses,
+    stalls)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+RETURNING number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses, stalls;
 
 -- Lock all revisions of a change, the newest first: no plan gets one of them meanwhile.
 -- name: lock
-SELECT number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses
+SELECT number, revision, name, sql, checksum, created_by, created_at, planned_at, withdrawn, losses, stalls
 FROM schema_changes
 WHERE number = $1 ORDER BY revision DESC FOR NO KEY UPDATE;
 

@@ -108,5 +108,11 @@ def loss_option(function: F) -> F:
     )
 
 
+def stall_option(function: F) -> F:
+    return click.option("--allow-stall", is_flag=True, help="Also where schema changes hold writers of nodes up.")(
+        function
+    )
+
+
 def reason_option(function: F) -> F:
     return click.option("--reason", default="", help="Why, for the ones who read the list of releases later.")(function)

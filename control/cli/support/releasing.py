@@ -1,5 +1,7 @@
 """Make a release and show what it changes, for `function push`, `schema add`, `schema amend`, `release create`."""
 
+import itertools
+
 from control import manifests
 from control.cli.support import output, waiting
 from control.cli.support.client import Client, Json, path
@@ -21,10 +23,10 @@ async def create(control: Client, body: Json, *, wait: bool, within: float, as_j
     return release
 
 
-def allowing(body: Json, allow_unfit: bool, allow_loss: bool) -> Json:
-    """Return `body`, with `allow_unfit` and `allow_loss` only where they are wished: an older control refuses a field
-    that it doesn't know."""
-    wished = {"allow_unfit": allow_unfit, "allow_loss": allow_loss}
+def allowing(body: Json, allow_unfit: bool, allow_loss: bool, allow_stall: bool = False) -> Json:
+    """Return `body`, with `allow_unfit`, `allow_loss` and `allow_stall` only where they are wished: an older control
+    refuses a field that it doesn't know."""
+    wished = {"allow_unfit": allow_unfit, "allow_loss": allow_loss, "allow_stall": allow_stall}
     return {**body, **{name: True for name, wish in wished.items() if wish}}
 
 
@@ -40,7 +42,8 @@ def show(release: Json, *, planned: bool = False) -> None:
         output.say(f"  {line}", style=style)
     if not lines:
         output.say("  nothing changes")
-    for line in [*losses(release.get("losses") or []), *unfit(release.get("unfit") or {})]:
+    found = losses(release.get("losses") or []), stalls(release.get("stalls") or []), unfit(release.get("unfit") or {})
+    for line in itertools.chain(*found):
         output.say(f"  {line}", style="red")
 
 
@@ -88,6 +91,17 @@ def unfit(found: Json) -> list[str]:
 def losses(found: list[Json]) -> list[str]:
     """Return a line for each loss of rows that the release can bring, with the numbers of rows that nodes told."""
     return [f"! schema change {loss['change']}: {loss['message']}: {_rows(loss)}" for loss in found]
+
+
+def stalls(found: list[Json]) -> list[str]:
+    """Return a line for each statement that holds writers of nodes up, with about how long by node."""
+    lines = []
+    for stall in found:
+        named = [f"{node['name']} about {node['seconds']:g} s" for node in stall["nodes"][:SHOWN]]
+        others = len(stall["nodes"]) - len(named)
+        more = f", {others} other{'s' if others > 1 else ''}" if others else ""
+        lines.append(f"! schema change {stall['change']}: {stall['message']}, writers wait: {', '.join(named)}{more}")
+    return lines
 
 
 def _rows(loss: Json) -> str:

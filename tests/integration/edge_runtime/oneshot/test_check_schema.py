@@ -178,7 +178,7 @@ def test_the_program_reads_and_prints_json():
     earlier = [{"number": number, "sql": text} for number, text in enumerate(SHOP, 1)]
     good = run({"earlier": earlier, "sql": "CREATE TABLE x (y)", "amends": None})
     assert (good.returncode, good.stderr) == (0, b"")
-    assert orjson.loads(good.stdout) == {"ok": True, "empty": [], "warnings": [], "losses": []}
+    assert orjson.loads(good.stdout) == {"ok": True, "empty": [], "warnings": [], "losses": [], "stalls": []}
     bad = run({"earlier": earlier, "sql": "CREATE TABLE users (y)"})
     assert bad.returncode == 0
     assert orjson.loads(bad.stdout)["code"] == "schema_invalid"
@@ -210,7 +210,7 @@ def test_hundreds_of_earlier_changes_are_quick():
     )
     started = time.monotonic()
     answer = checked("CREATE TABLE last (x)", [table.format(n, max(0, n - 1)) for n in range(400)])
-    assert answer == {"ok": True, "empty": [], "warnings": [], "losses": []}
+    assert answer == {"ok": True, "empty": [], "warnings": [], "losses": [], "stalls": []}
     assert time.monotonic() - started < 20
 
 

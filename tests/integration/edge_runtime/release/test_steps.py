@@ -98,7 +98,9 @@ async def test_what_comes_after_a_flip_goes_on_at_the_next_start(tmp_path: Path,
         async with asyncio.timeout(60):
             while await rows(edge, tables) != [["items"]]:
                 await asyncio.sleep(0.02)
-        await until(lambda: edge.front.status()["database"]["steps"] == {"doing": None, "error": None})
+        await until(
+            lambda: edge.front.status()["database"]["steps"] == {"unfinished": False, "doing": None, "error": None}
+        )
         # The next change finds nothing left to be done.
         await edge.release(FUNCTIONS, ["CREATE TABLE items_old (x)"])
 

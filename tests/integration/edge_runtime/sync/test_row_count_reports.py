@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from control import wire
+from edge_runtime.ipc import frames
 from edge_runtime.release import row_counter
 from edge_runtime.sync.row_count_reports import RowCountReports, differ
 from tests.support.agents import Control, Edge
@@ -28,10 +29,11 @@ async def test_a_real_node_tells_its_rows_and_control_shows_them(control: Contro
     counted = await row_counter.count(node.front.processes)
     assert counted is not None
     wanted = {"none": 0, "three": 3, "many": 10_001, "found": 1}
-    assert wanted.items() <= counted.items()
+    assert wanted.items() <= counted.counts.items()
+    assert counted.estimates == {"many": 20_000}
     assert wire.digest(node.front.manager.inventory) == before
 
-    async def count() -> dict[str, int] | None:
+    async def count() -> frames.Counted | None:
         return counted
 
     reports = RowCountReports(tmp_path, count, lambda: change["number"], soon=0.01)

@@ -1,0 +1,53 @@
+"""Which statements of a schema change hold writers up on a large table."""
+
+import pytest
+
+from edge_runtime.sql import schema_change, unrolled_change
+from edge_runtime.sql.stalls import find
+
+BEFORE = {"items": {}, "parts": {}}
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("CREATE UNIQUE INDEX IF NOT EXISTS i ON Items (n)", [("items", "an index on items is built")]),
+        ("CREATE INDEX i ON main.items (n)", []),
+        ("CREATE TABLE new (n); CREATE INDEX i ON new (n); UPDATE new SET n = 1; DROP TABLE new", []),
+        (
+            "DROP TABLE items; CREATE TABLE items (n); CREATE INDEX i ON items (n)",
+            [("items", "the table items is dropped")],
+        ),
+        ("ALTER TABLE items DROP COLUMN n", [("items", "a column of items is dropped, which writes each row anew")]),
+        (
+            "ALTER TABLE items ADD COLUMN n CHECK (n > 0)",
+            [("items", "each row of items is read for the new column's constraint")],
+        ),
+        ("ALTER TABLE items ADD COLUMN n DEFAULT 0", []),
+        (
+            "UPDATE items SET n = 1; DELETE FROM parts",
+            [("items", "each row of items is changed"), ("parts", "each row of parts is changed")],
+        ),
+        ("UPDATE items SET n = 1 WHERE id = 4", []),
+        (
+            "INSERT INTO new SELECT * FROM items; INSERT INTO items VALUES (1)",
+            [("items", "each row of items is copied")],
+        ),
+        ("ALTER TABLE items RENAME TO old; CREATE INDEX i ON old (n)", [("items", "an index on items is built")]),
+        ("CREATE TRIGGER t AFTER INSERT ON items BEGIN UPDATE parts SET n = 1; END", []),
+    ],
+)
+def test_statements_with_a_time_for_each_row(sql: str, found: list[tuple[str, str]]) -> None:
+    stalls = find(schema_change.split(sql), BEFORE)
+    assert [(stall.table, stall.message) for stall in stalls] == found
+    assert all(0.1 < stall.us < 10 for stall in stalls)
+
+
+def test_what_is_in_batches_or_undoes_does_not_count() -> None:
+    sql = (
+        "-- skerry: before\nALTER TABLE items ADD COLUMN total;\n"
+        "-- skerry: batch items by id\nUPDATE items SET total = 1 WHERE id > :after AND id <= :upto;\n"
+        "-- skerry: flip\nCREATE INDEX totals ON items (total);\n"
+        "-- skerry: undo\nALTER TABLE items DROP COLUMN total;"
+    )
+    assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE)] == ["an index on items is built"]
