@@ -69,8 +69,7 @@ def _newest_change(t: Tables) -> Rows:
 
 
 @statement("losses", "changes")
-@statement("compatibility", "stepped")
-def _no_changes(t: Tables, old: int, new: int) -> Rows:
+def _losing_changes(t: Tables, old: int, new: int) -> Rows:
     # What its schema changes can lose isn't looked for in a run.
     return []
 
@@ -219,34 +218,6 @@ def _without_digest(t: Tables, group_id: str, limit: int) -> Rows:
         for text, names in sorted(alike.items())
         for name in names[:limit]
     ]
-
-
-# losses and compatibility: the schema changes of a run lose nothing, and have no steps
-
-
-def _floor_of(t: Tables, group: dict[str, Any]) -> int:
-    return 0 if group["release_id"] is None else int(t["releases"][group["release_id"]]["schema_floor"])
-
-
-@statement("losses", "changes")
-def _losing_changes(_t: Tables, _above: int, _to: int) -> Rows:
-    return []
-
-
-@statement("losses", "group_floor")
-def _group_floor(t: Tables, name: str) -> Rows:
-    return [Row(id=row["id"], schema_floor=_floor_of(t, row)) for row in _group(t, name)]
-
-
-@statement("losses", "floor")
-@statement("compatibility", "floor")
-def _floor_of_group(t: Tables, id: UUID) -> Rows:
-    return [Row(coalesce=_floor_of(t, row)) for row in known(t, "groups", [str(id)])]
-
-
-@statement("losses", "moved")
-def _moved(t: Tables, id: UUID) -> Rows:
-    return [Row(pick(row, "name", "schema_version"), counts=None) for row in known(t, "nodes", [str(id)])]
 
 
 # What operators did, and the answers that they got
