@@ -184,6 +184,12 @@ def _of_group(t: Tables, group_id: str, digest: str | None = None) -> list[dict[
     )
 
 
+@statement("compatibility", "stepped")
+def _in_steps(t: Tables, *_between: int) -> Rows:
+    """No schema change of a run goes in steps."""
+    return []
+
+
 @statement("compatibility", "group")
 def _fitness_group(t: Tables, name: str) -> Rows:
     return [pick(row, "id") for row in _group(t, name)]
