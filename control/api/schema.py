@@ -177,7 +177,7 @@ async def get_change(call: ApiCall) -> Reply:
         rows = (await conn.fetch(REVISIONS, number, SHOWN))[::-1]
         if not rows:
             raise _unknown(number)
-        nodes = (await applied_revisions.counts(conn)).get(number, [])
+        nodes = (await applied_revisions.counts(conn, number)).get(number, [])
         return responses.SchemaChangeHistory(**asdict(rows[-1]), nodes=nodes, revisions=rows)
 
     return await call.read(work)
