@@ -15,7 +15,7 @@ def _group(t: Tables, name: str) -> list[dict[str, Any]]:
     return [row for row in t["groups"].values() if row["name"] == name]
 
 
-# losses: no schema change of a run can lose rows
+# losses and compatibility: no schema change of a run can lose rows, or has steps
 
 
 @statement("losses", "group_floor")
@@ -33,12 +33,14 @@ def _losses_moved(t: Tables, id: UUID) -> Rows:
 
 
 @statement("losses", "floor")
+@statement("compatibility", "floor")
 def _losses_floor(t: Tables, group_id: UUID) -> Rows:
     release = t["releases"].get(t["groups"][str(group_id)]["release_id"])
     return [Row(floor=0 if release is None else release["schema_floor"])]
 
 
 @statement("losses", "changes")
+@statement("compatibility", "stepped")
 def _losses_changes(t: Tables, *_between: int) -> Rows:
     return []
 
@@ -66,12 +68,6 @@ def _lock_group(t: Tables, id: UUID) -> int:
 @statement("releases", "newest_change")
 def _newest_change(t: Tables) -> Rows:
     return [Row(coalesce=max((number for number, _ in t["schema_changes"]), default=0))]
-
-
-@statement("losses", "changes")
-def _losing_changes(t: Tables, old: int, new: int) -> Rows:
-    # What its schema changes can lose isn't looked for in a run.
-    return []
 
 
 @statement("releases", "floor")
