@@ -15,7 +15,7 @@ def _group(t: Tables, name: str) -> list[dict[str, Any]]:
     return [row for row in t["groups"].values() if row["name"] == name]
 
 
-# losses and compatibility: no schema change of a run can lose rows, or has steps
+# losses and stalls: no schema change of a run can lose rows, or holds writers up
 
 
 @statement("losses", "group_floor")
@@ -40,7 +40,7 @@ def _losses_floor(t: Tables, group_id: UUID) -> Rows:
 
 
 @statement("losses", "changes")
-@statement("compatibility", "stepped")
+@statement("stalls", "changes")
 def _losses_changes(t: Tables, *_between: int) -> Rows:
     return []
 
