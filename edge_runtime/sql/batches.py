@@ -21,9 +21,9 @@ from edge_runtime.sql.session import failed_commit
 from edge_runtime.sql.shortages import code_of_shortage
 from edge_runtime.sql.tokenizer import quoted, tokenize
 
-HELD: Final = 0.01
+HELD: Final = 0.005
 """Seconds for which a batch is to hold the writer lock: the number of its rows follows the time that the last one
-took."""
+took. What it has written, the next writer's COMMIT must have synced."""
 FIRST: Final = 100
 LEAST: Final = 10
 MOST: Final = 20_000
