@@ -199,7 +199,7 @@ def _changes() -> Iterator[tuple[int, str, str]]:
 async def _change(control: Site, node: Edge, number: int, sql: str) -> None:
     """Register a change and release it; wait until the node has it, and all that comes after its flip."""
     await control.call("POST", "/v1/schema-changes", {"name": f"change-{number}", "sql": sql})
-    await control.call("POST", "/v1/releases", {"allow_loss": True, "allow_stall": True})
+    await control.call("POST", "/v1/releases", {"allow_loss": True, "allow_stall": sql == INDEX})
     deadline = time.monotonic() + CHANGE_LIMIT
     while True:
         status = await node.status()

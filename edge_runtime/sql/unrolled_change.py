@@ -1,14 +1,15 @@
 """Runs a schema change in one transaction, whatever steps it has, as the check of a change does."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from edge_runtime.sql import batches, change_steps, schema_change
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.change_steps import ChangeSteps, Stage, StepsInvalid
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
-from edge_runtime.sql.tokenizer import tokenize
+from edge_runtime.sql.statement_parts import parts
+from edge_runtime.sql.tokenizer import tokenize, word
 
 
 def steps_of(sql: str) -> ChangeSteps | None:
@@ -44,7 +45,8 @@ def statements(sql: str) -> list[SchemaStatement]:
 
 
 def at_once(sql: str) -> list[SchemaStatement]:
-    """Return the statements of a change that aren't in batches, but those that undo it: each runs in one piece.
+    """Return the statements of a change that aren't in batches, but those that undo it: each runs in one piece. The
+    DROP of a table that batches have emptied is left out.
 
     Raises: SchemaChangeRefused, when one is incomplete.
     """
@@ -54,7 +56,14 @@ def at_once(sql: str) -> list[SchemaStatement]:
     single = [step.sql for step in steps.steps if not step.table and step.stage == "before"]
     later = [step.sql for step in steps.steps if not step.table and step.stage == "after"]
     texts = [*single, steps.flip, *later]
-    return [statement for text in texts if tokenize(text) for statement in schema_change.split(text)]
+    found = [statement for text in texts if tokenize(text) for statement in schema_change.split(text)]
+    emptied = {step.table.lower() for step in steps.steps if step.table and word(tokenize(step.sql)[0]) == "delete"}
+    return [statement for statement in found if not _drops(statement, emptied)]
+
+
+def _drops(statement: SchemaStatement, tables: Set[str]) -> bool:
+    part = parts(statement.tokens)
+    return part.action == "drop" and part.kind == "table" and part.table in tables
 
 
 def run_and_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: ChangeSteps) -> None:

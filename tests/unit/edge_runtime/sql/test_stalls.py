@@ -51,3 +51,13 @@ def test_what_is_in_batches_or_undoes_does_not_count() -> None:
         "-- skerry: undo\nALTER TABLE items DROP COLUMN total;"
     )
     assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE)] == ["an index on items is built"]
+
+
+@pytest.mark.parametrize(("emptied", "found"), [("Old", []), ("parts", ["the table items is dropped"])])
+def test_an_emptied_table_is_dropped_at_once(emptied: str, found: list[str]) -> None:
+    sql = (
+        "-- skerry: flip\nALTER TABLE items RENAME TO old;\n"
+        f"-- skerry: batch {emptied} by id\nDELETE FROM {emptied} WHERE id > :after AND id <= :upto;\n"
+        "-- skerry: after\nDROP TABLE old;"
+    )
+    assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE)] == found
