@@ -41,6 +41,7 @@ SQL = queries.load("auth")
 JOIN_TOKENS = SQL.rows("join_tokens", JoinTokenRow)
 FIRST_USE = SQL.optional("first_use", UUID)
 REVOKE = SQL.value("revoke", str)
+OPERATOR_IS_VALID = SQL.value("operator_is_valid", bool)
 
 
 class AuthError(ProblemError):
@@ -211,6 +212,12 @@ def bearer(scope: Scope, kind: tokens.Kind) -> tuple[str, str]:
                 raise _invalid("malformed")
             return parsed
     raise AuthError("credentials_missing", "send the header 'Authorization: Bearer TOKEN'", "missing")
+
+
+async def refuse_revoked(conn: Connection, operator: Principal) -> None:
+    """Raises: AuthError, when an operator was revoked and this replica's memory doesn't have it yet."""
+    if not await conn.fetchval(OPERATOR_IS_VALID, operator.id):
+        raise _invalid("revoked")
 
 
 def refuse_ended(expires_at: datetime, revoked_at: datetime | None, now: datetime) -> None:

@@ -8,14 +8,12 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from control.access.auth import AuthError, Principal
 from control.storage import queries
 from control.storage.connection import Connection
 
 State = Literal["open", "used", "expired", "revoked"]
 
 SQL = queries.load("join_tokens")
-OPERATOR_IS_VALID = SQL.value("operator_is_valid", bool)
 
 
 def state(
@@ -37,12 +35,3 @@ async def end_for_node(conn: Connection, node_id: UUID, now: datetime, *, but: U
 async def end_of_operator(conn: Connection, operator: str, now: datetime) -> None:
     """End the tokens that an operator, by name, has made."""
     await conn.execute(SQL["revoke_of_operator"], operator, now)
-
-
-async def refuse_revoked(conn: Connection, operator: Principal) -> None:
-    """Raises: AuthError, when an operator was revoked and this replica hasn't heard of it yet.
-
-    What it makes now wouldn't end with it any more.
-    """
-    if not await conn.fetchval(OPERATOR_IS_VALID, operator.id):
-        raise AuthError("credentials_invalid", "the operator's token was revoked", "revoked")

@@ -49,7 +49,6 @@ async def create(call: ApiCall) -> Reply:
     fingerprint = call.services.ca_fingerprint
 
     async def work(conn: Connection, _changed: Changed) -> responses.MadeJoinToken:
-        await join_token_ends.refuse_revoked(conn, call.operator)
         now = call.services.clock.now()
         rejoin, node_id = None, None
         if body.rejoin is not None:
@@ -72,7 +71,6 @@ async def create(call: ApiCall) -> Reply:
         return responses.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, ends)
 
     async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> responses.MadeJoinToken:
-        await join_token_ends.refuse_revoked(conn, call.operator)
         token = tokens.new_token("join", UUID(kept["id"]))
         if await conn.fetchval(RENEW, token.id, token.secret_hash) is None:
             raise ProblemError("token_used", "the token that this request made was used or revoked; make another one")

@@ -117,6 +117,8 @@ class ApiCall:
         clock = self.services.clock
 
         async def run(conn: Connection) -> Any:
+            if self.operator.id:
+                await auth.refuse_revoked(conn, self.operator)
             changed = Changed()
             body = await idempotency.once(
                 conn,

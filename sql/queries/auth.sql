@@ -25,3 +25,7 @@ FROM unnest($1::text[]::timestamptz[], $2::text[], $3::text[], $4::text[]::int8[
     $6::text[]::timestamptz[]) AS f (minute, address, reason, count, first_at, last_at)
 ON CONFLICT (minute, address, reason) DO UPDATE SET count = auth_failures.count + excluded.count,
     last_at = greatest(auth_failures.last_at, excluded.last_at);
+
+-- Whether an operator can sign in.
+-- name: operator_is_valid
+SELECT EXISTS (SELECT 1 FROM operators WHERE id = $1 AND revoked_at IS NULL);

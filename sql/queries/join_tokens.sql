@@ -42,7 +42,3 @@ WHERE (node_id = $1 OR rejoin_node = $1) AND revoked_at IS NULL AND ($3::uuid IS
 -- Revoke the join tokens that an operator has made.
 -- name: revoke_of_operator
 UPDATE join_tokens SET revoked_at = $2 WHERE created_by = $1 AND revoked_at IS NULL;
-
--- Whether an operator can sign in.
--- name: operator_is_valid
-SELECT EXISTS (SELECT 1 FROM operators WHERE id = $1 AND revoked_at IS NULL);

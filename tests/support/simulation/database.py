@@ -153,11 +153,13 @@ class Server:
         process.step("database.end")
         return result
 
-    async def restore(self, backup: dict[str, dict[Key, dict[str, Any]]]) -> None:
-        """Have all rows as they were in a backup."""
+    async def restore(self, backup: dict[str, dict[Key, dict[str, Any]]]) -> set[Key]:
+        """Have all rows as they were in a backup; return the ids of the releases and syncs that there were."""
         async with self._one:
+            before = {*self.tables["releases"], *self.tables["syncs"]}
             self.tables.restore(backup)
             self.filled()
+            return before
 
     def filled(self) -> None:
         """The tables were filled otherwise than by transactions."""

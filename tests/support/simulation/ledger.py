@@ -43,6 +43,8 @@ class Ledger:
         """Digests that control has ever stored of each node."""
         self._results: defaultdict[str, set[str]] = defaultdict(set)
         """Results that the log has ever had of each sync."""
+        self.overwritten: set[str] = set()
+        """Ids of releases and syncs that there were when metadata were restored from a backup."""
         self._targets: dict[int, str] = {}
         """The release that each generation decided."""
         self._releases: dict[str, tuple[int, set[tuple[str, int, str]]]] = {}
@@ -149,7 +151,7 @@ class Ledger:
         """A replica sends an answer."""
         if answer.status == 201 and request.path == "/v1/releases":
             id = msgspec.json.decode(answer.body)["id"]
-            if id not in self.tables["releases"]:
+            if id not in self.tables["releases"] and id not in self.overwritten:
                 self.wrong(f"the release {id} was acknowledged, and isn't there")
         if answer.status != 200:
             if answer.status >= 300:
@@ -163,13 +165,13 @@ class Ledger:
             state = msgspec.json.decode(answer.body, type=wire.SyncState)
             if not self._results[id] & ({update.status, state.status} - {"running"}):
                 self.wrong(f"the result {update.status} of sync {id} was acknowledged, and the log hasn't got it")
-            if update.inventory is not None and not state.late:
+            if update.inventory is not None and not state.late and id in self.tables["syncs"]:
                 digest, node = wire.digest(update.inventory), self.tables["syncs"][id]["node_id"]
                 if digest not in self._reported[node] and state.status == update.status:
                     self.wrong(f"the report of sync {id} was acknowledged, and what the node runs wasn't stored")
         elif request.path == "/v1/poll" and b'"type":"plan"' in answer.body:
             planned = msgspec.json.decode(answer.body, type=wire.Plan)
-            if planned.sync_id not in self.tables["syncs"]:
+            if planned.sync_id not in self.tables["syncs"] and planned.sync_id not in self.overwritten:
                 self.wrong(f"a plan was sent whose sync {planned.sync_id} isn't in the log")
 
     # Nodes

@@ -165,4 +165,5 @@ class Troubles:
             for replica in world.replicas if stopped else ():
                 replica.process.kill()
                 self._restart(replica.name)
-            await world.server.restore(backup)
+            # What was committed before may be answered after.
+            world.ledger.overwritten |= await world.server.restore(backup)
