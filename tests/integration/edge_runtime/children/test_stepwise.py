@@ -276,12 +276,13 @@ def test_keys_of_all_kinds(opened: LibsqlDatabase, keys: str) -> None:
 class Steps:
     """An applier's process that runs steps; `run` returns whether it came to their end."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, faults: Path | None = None) -> None:
         mine, its = socket.socketpair()
         mine.settimeout(60)
         self.sock = mine
+        environment = {"SQLITE_TMPDIR": str(state)} | ({} if faults is None else {"SKERRY_FAULTS": str(faults)})
         command = [sys.executable, "-c", CHILD, str(its.fileno()), str(state)]
-        self.process = subprocess.Popen(command, pass_fds=[its.fileno()], cwd=ROOT, env={"SQLITE_TMPDIR": str(state)})
+        self.process = subprocess.Popen(command, pass_fds=[its.fileno()], cwd=ROOT, env=environment)
         its.close()
 
     def run(self, order: frames.Advance, kill_after: float | None) -> bool:
@@ -296,6 +297,24 @@ class Steps:
         self.process.wait(60)
         assert frame is None or frame.kind == frames.DONE, frame and msgspec.json.decode(frame.body)
         return frame is not None
+
+
+def test_killed_around_the_commit_of_a_batch_no_row_is_changed_twice(opened: LibsqlDatabase, path: Path) -> None:
+    """With the batch's rows its progress is there, or neither is."""
+    state = path.parent.parent
+    (state / "faults").mkdir()
+    order = frames.Advance(plan(2, changes([ADDED], 3)), 1)
+    done = []
+    for point in ("before", "after") * 4:
+        (state / "faults" / f"edge.batch.{point}").write_text("kill")
+        assert not Steps(state, state / "faults").run(order, None)
+        (changed,) = opened.rows("SELECT sum(amount > 1000000) FROM items")[0]
+        assert opened.rows('SELECT "after" FROM _skerry_steps WHERE step = 1') == [(changed,)]
+        done.append(changed)
+    assert done == sorted(done)
+    assert done[0] == 0 < done[1]
+    assert Steps(state).run(order, None)
+    assert opened.rows("SELECT count(*), sum(amount = id + 1000000) FROM items") == [(ROWS, ROWS)]
 
 
 def test_killed_anywhere_each_row_is_changed_once_beside_writers(path: Path) -> None:
