@@ -93,7 +93,7 @@ WHERE node_id = ANY($1::text[]::uuid[]) AND kind = 'overdue' AND cleared_at IS N
 -- Open syncs whose lease has passed.
 -- name: expired
 SELECT id::text AS id, node_id::text AS node_id, generation, step, lease_until
-FROM syncs WHERE status = 'running' AND lease_until <= $1 ORDER BY lease_until LIMIT $2;
+FROM syncs WHERE status = 'running' AND lease_until <= $1 ORDER BY lease_until, syncs.id LIMIT $2;
 
 -- Delete old lines of the log of syncs.
 -- name: old_syncs

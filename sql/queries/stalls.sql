@@ -21,4 +21,4 @@ WHERE n.stalls IS NOT NULL AND n.stalls <> '[]'::jsonb ORDER BY n.number;
 SELECT n.name, coalesce((c.estimates ->> $3::text)::int8, (c.counts ->> $3::text)::int8) AS rows
 FROM nodes AS n JOIN node_row_counts AS c ON c.node_id = n.id
 WHERE n.group_id = $1::text::uuid AND n.removed_at IS NULL AND n.schema_version < $2 AND c.counts ->> $3::text IS NOT NULL
-ORDER BY coalesce((c.estimates ->> $3::text)::int8, (c.counts ->> $3::text)::int8) DESC, n.name LIMIT $4;
+ORDER BY coalesce((c.estimates ->> $3::text)::int8, (c.counts ->> $3::text)::int8, 0) DESC, n.name LIMIT $4;

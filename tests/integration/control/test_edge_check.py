@@ -140,8 +140,10 @@ def test_a_check_that_ends_before_it_was_asked_has_failed(
 
 
 async def test_a_check_that_reads_nothing_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, """import os; os.close(0); print('{"ok": true, "warnings": [], "losses": []}')""")
-    assert await Checks(1, 30).schema([], "x" * 1_000_000) == ([], [])
+    pretend(
+        monkeypatch, """import os; os.close(0); print('{"ok": true, "warnings": [], "losses": [], "stalls": []}')"""
+    )
+    assert await Checks(1, 30).schema([], "x" * 1_000_000) == ([], [], [])
 
 
 async def test_what_the_fence_lacks_is_logged_once(

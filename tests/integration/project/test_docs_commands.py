@@ -35,7 +35,7 @@ AGAIN = [ROOT / "README.md", ROOT / "examples" / "README.md"]
 DROP = """\
 skerry release create --rollback-to 1 --wait
 echo 'DROP TABLE IF EXISTS notes; DROP TABLE IF EXISTS visits;' >.drop.sql
-skerry schema add .drop.sql --name drop --wait
+skerry schema add .drop.sql --name drop --allow-loss --wait
 """
 # The tutorial counts on a `skerry up` on which nothing else was done, so it comes first.
 PAGES = [

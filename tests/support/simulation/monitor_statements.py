@@ -198,7 +198,7 @@ def _expired(t: Tables, now: datetime, limit: int) -> Rows:
 _OLD = ("syncs", "auth_failures", "warnings", "join_tokens", "idempotency", "leases", "batches", "credentials")
 
 
-@statement("audit", "unsealed", "oldest_seal")
+@statement("audit", "oldest_seal")
 def _seals(t: Tables, *_given: object) -> Rows:
     """No row is sealed in a run."""
     return []

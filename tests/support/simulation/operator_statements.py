@@ -140,7 +140,8 @@ def _add_release(
     now: datetime,
 ) -> int:
     row = {"id": str(id), "group_id": str(group_id), "number": number, "generation": generation, "schema_floor": floor}
-    t.insert("releases", **row, rollback_to=rollback_to, reason=reason, created_by=by, created_at=now)
+    more = {"rollback_to": rollback_to, "reason": reason, "created_by": by, "created_at": now, "reached_at": None}
+    t.insert("releases", **row, **more)
     return 1
 
 

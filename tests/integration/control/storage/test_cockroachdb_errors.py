@@ -121,5 +121,5 @@ async def test_an_operator_is_told_and_asks_again_under_the_same_key(
             assert answer.headers["retry-after"]
         assert (await control.call("POST", "/v1/groups", body, key=key)).status == 201
         assert (await control.call("POST", "/v1/groups", body)).code == "name_taken"
-        created = [entry for entry in await control.items("/v1/audit") if entry["action"] == "group.create"]
+        created = [entry for entry in await control.items("/v1/audit") if entry["target"] == "apart"]
         assert len(created) == 1

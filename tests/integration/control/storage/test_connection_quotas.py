@@ -28,9 +28,9 @@ async def test_lists_that_wait_leave_the_rest_its_connections(
         token = (await replica.call("POST", "/v1/join-tokens", {})).json()["token"]
         async with (
             asyncio.timeout(SOON),
-            locked(control_site.settings.metadata_url, "LOCK TABLE audit IN ACCESS EXCLUSIVE MODE"),
+            locked(control_site.settings.metadata_url, "LOCK TABLE auth_failures IN ACCESS EXCLUSIVE MODE"),
         ):
-            lists = [asyncio.create_task(replica.call("GET", "/v1/audit")) for _ in range(40)]
+            lists = [asyncio.create_task(replica.call("GET", "/v1/auth-failures")) for _ in range(40)]
             # Half of all get a connection, and the others are told soon that there is none.
             half = replica.server.app._settings.database_connections // 2
             done, stuck = set(), set(lists)

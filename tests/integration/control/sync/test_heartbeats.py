@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from control.problems import ProblemError
-from control.sync import fleet_cache, heartbeats
+from control.sync import fleet_rows, heartbeats
 from control.sync.heartbeats import Heartbeats
 from tests.support import seeds
 from tests.support.replica import Replica, SetClock, Site
@@ -53,7 +53,7 @@ async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
                 answers = await asyncio.gather(*(node.ask() for node in nodes))
                 assert {answer.status for answer in answers} == {204}
             beside = {text for text in statements.texts if not text.startswith(("BEGIN", "COMMIT"))}
-            assert beside <= {fleet_cache.SQL["epoch"]}
+            assert beside <= {fleet_rows.SQL["epoch"], fleet_rows.SQL["write_mark"]}
             await replica.services.heartbeats.flush()
         assert len(statements.about("UPDATE node_presence")) == 1
         polls = (await replica.call("GET", "/metrics", token="")).body.decode()

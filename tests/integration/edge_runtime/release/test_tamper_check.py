@@ -14,7 +14,7 @@ from control import wire
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.frames import Stored
 from edge_runtime.ipc.zygote_client import ZygoteClient
-from edge_runtime.release import manager, stored_release
+from edge_runtime.release import applier_process, stored_release
 from edge_runtime.release.tamper_check import FILE, TamperCheck
 from edge_runtime.sql import database
 from tests.guests.build import guest
@@ -103,12 +103,12 @@ async def test_what_an_applier_says_is_not_what_is_believed(tmp_path: Path, monk
     async with node(tmp_path / "state") as edge:
         await edge.release(functions(1), FIRST)
         before = edge.front.manager.inventory
-        told = manager._decode_inventory
+        told = applier_process._decode_inventory
 
         def lie(body: bytes) -> wire.Inventory:
             return msgspec.structs.replace(told(body), schema_version=7)
 
-        monkeypatch.setattr(manager, "_decode_inventory", lie)
+        monkeypatch.setattr(applier_process, "_decode_inventory", lie)
         with pytest.raises(SyncFailed) as failed:
             await edge.release(functions(2))
         assert failed.value.code == "database_unverified"
