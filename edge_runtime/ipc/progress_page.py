@@ -141,10 +141,7 @@ class Mark:
 
     def writing(self) -> None:
         """Note that the call has got the writer lock."""
-        if self._waiting:
-            self._waiting = False
-            words, at = self._words, self._at
-            words[at + 1] += time.monotonic_ns() - words[at + 2]
+        self._count_waiting()
         self._enter(WRITING)
 
     def committing(self) -> None:
@@ -156,12 +153,20 @@ class Mark:
         self._enter(SENT)
 
     def running(self) -> None:
-        """Note that the call has let the writer lock go without a commit."""
+        """Note that the call has let the writer lock go without a commit, or waits for it no more."""
+        self._count_waiting()
         self._words[self._last] = RUNNING << 32 | self._request
 
     def end(self) -> None:
         """Note that the call's answer is sent."""
         self._words[self._last] = IDLE << 32 | self._request
+
+    def _count_waiting(self) -> None:
+        """Add the time since `waiting` to what the call has waited."""
+        if self._waiting:
+            self._waiting = False
+            words, at = self._words, self._at
+            words[at + 1] += time.monotonic_ns() - words[at + 2]
 
     def _enter(self, state: int) -> None:
         # The time comes first: a new state beside the old state's time would seem to have lasted long.

@@ -189,3 +189,16 @@ def test_time_without_its_pauses() -> None:
     assert pauses.passed(120.0, 140.0) == 15.0
     assert pauses.passed(133.0, 140.0) == 5.0
     assert pauses.passed(136.0, 140.0) == 4.0
+
+
+def test_a_call_that_gives_up_waiting_has_waited() -> None:
+    """As one does for which another process held the database for too long: its own limit doesn't count that time."""
+    opened = progress_page.open_page(progress_page.create())
+    mark = progress_page.Mark(opened, 3)
+    mark.start(9)
+    mark.waiting()
+    began = progress_page.read(opened, 3).since_ns
+    mark.running()
+    seen = progress_page.read(opened, 3)
+    assert (seen.state, seen.request) == (progress_page.RUNNING, 9)
+    assert 0 < seen.waited_ns <= time.monotonic_ns() - began
