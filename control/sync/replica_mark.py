@@ -16,7 +16,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.database import Database
 
-SQL = queries.load("fleet")
+WRITE = queries.load("fleet").optional("write_mark", str)
 
 PERIOD = 1.0
 """Seconds between two writes. A backup that is younger than that when it is restored shows by the epoch alone."""
@@ -39,11 +39,16 @@ class ReplicaMark:
         """The highest count that the database must have; one whose COMMIT was lost may be there as well."""
 
     async def write(self) -> None:
-        """Count up. Raises: ProblemError, when it isn't known to be written."""
+        """Count up, unless the metadata have a lower count than they must have.
+
+        Raises: ProblemError, when it isn't known to be written.
+        """
         self._count = count = self._count + 1
-        until = self._clock.now() + KEPT
-        await self._db.transaction(lambda conn: conn.execute(SQL["write_mark"], self.name, str(count), until))
-        self.committed = count
+        until, least = self._clock.now() + KEPT, self.committed
+        row = self.name, str(count), until, least
+        if await self._db.transaction(lambda conn: conn.fetchval(WRITE, *row)) is not None:
+            # Where the metadata were found to be restored meanwhile, `committed` is lower, and so was the row.
+            self.committed = count
 
     async def run(self) -> None:
         """Count up every `PERIOD` seconds until cancelled."""

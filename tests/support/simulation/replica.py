@@ -54,6 +54,15 @@ class Replica:
         self._risk = risk
         self._answered = answered
         self._app: ControlApp | None = None
+        self._fleet: FleetCache | None = None
+
+    def notices(self, backup: dict[str, dict[Any, dict[str, Any]]]) -> bool:
+        """Whether the process sees that a backup is restored: its mark was written since the backup was made, or it has
+        none yet and has read nothing."""
+        if self._fleet is None:
+            return True
+        kept = backup["leases"].get(self._fleet.mark.name)
+        return self._fleet.mark.committed > (0 if kept is None else int(kept["holder"]))
 
     @property
     def runs(self) -> bool:
@@ -62,7 +71,7 @@ class Replica:
 
     def start(self) -> None:
         """Start a process of it."""
-        self._app = None
+        self._app = self._fleet = None
         self.process = Process(self.name, self._risk)
         self.process.spawn(self._main(self.process))
 
@@ -96,6 +105,7 @@ class Replica:
                 break
             except Exception:
                 await asyncio.sleep(1)  # as its service manager would start it again
+        self._fleet = fleet
         for run in (fleet.run, fleet.mark.run, services.decisions.run, services.reports.run, services.heartbeats.run):
             process.spawn(run())
         monitor = _Monitor(db, clock, metrics, SETTINGS, nothing)

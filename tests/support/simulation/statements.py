@@ -75,12 +75,16 @@ def _epoch(t: Tables, name: str) -> Rows:
 
 
 @statement("fleet", "write_mark")
-def _write_mark(t: Tables, name: str, count: str, until: datetime) -> int:
+def _write_mark(t: Tables, name: str, count: str, until: datetime, least: int) -> Rows:
     if name in t["leases"]:
+        if int(t["leases"][name]["holder"]) < least:
+            return []
         t.update("leases", name, holder=count, expires_at=until)
-    else:
+    elif least == 0:
         t.insert("leases", name=name, holder=count, expires_at=until)
-    return 1
+    else:
+        return []
+    return [Row(name=name)]
 
 
 @statement("fleet", "groups_since")

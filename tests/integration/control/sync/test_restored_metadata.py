@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from control.sync import fleet_cache
+from control.sync.replica_mark import ReplicaMark
 from tests.support import deploy
 from tests.support.backups import RowBackup
 from tests.support.control import module, until
@@ -92,6 +93,28 @@ async def test_a_running_replica_goes_by_the_restored_rows(control_site: Site, c
         [planned] = (await node.plan()).functions
         assert planned.version == 1
         await until(lambda: _answers(live, 200), DEADLINE)
+
+
+async def test_a_mark_that_is_written_before_it_is_read_hides_nothing(
+    control_site: Site, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody looks and nobody else writes meanwhile.
+    monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
+    async with control_site.running() as live:
+        mark = ReplicaMark(live.services.databases.cache, live.services.clock)
+        for _ in range(3):
+            await mark.write()
+        assert mark.committed == 3
+        await connection.execute("UPDATE leases SET holder = '1' WHERE name = $1", mark.name)
+        await mark.write()
+        assert mark.committed == 3
+        assert await connection.fetchval("SELECT holder FROM leases WHERE name = $1", mark.name) == "1"
+        await connection.execute("DELETE FROM leases WHERE name = $1", mark.name)
+        await mark.write()
+        assert await connection.fetchval("SELECT holder FROM leases WHERE name = $1", mark.name) is None
+        mark.committed = 0  # as once the restore was seen
+        await mark.write()
+        assert mark.committed == 6
 
 
 async def test_nothing_is_answered_until_all_is_read_anew(
