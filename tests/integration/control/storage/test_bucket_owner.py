@@ -309,8 +309,8 @@ async def test_one_command_takes_a_bucket_over_on_purpose(
             assert told["before"] in held.reason
             await sweep_of_years(after, clock)
             assert len(await keys(bucket_url)) == 1
-            entry = (await after.call("GET", "/v1/audit")).json()["items"][0]
-            assert (entry["actor"], entry["action"]) == ("cli", "artifacts.take-over")
+            audit = (await after.call("GET", "/v1/audit")).json()["items"]
+            assert ("cli", "artifacts.take-over") in {(entry["actor"], entry["action"]) for entry in audit}
     with pytest.raises(ProblemError, match="store_not_owned"):
         async with control_site.running():
             pass
