@@ -14,12 +14,13 @@ from typing import Any, Protocol, TypeVar
 from control.problems import ProblemError
 from control.storage.database import UnknownCommit
 from control.storage.queries import Rows, Value
-from tests.support.simulation import monitor_statements, operator_statements
+from tests.support.simulation import fleet_statements, monitor_statements, operator_statements
 from tests.support.simulation.loop import VirtualLoop
 from tests.support.simulation.processes import Process
 from tests.support.simulation.statements import HANDLERS
 from tests.support.simulation.tables import Key, Row, Tables
 
+assert fleet_statements is not None
 assert monitor_statements is not None
 assert operator_statements is not None
 
