@@ -1,18 +1,14 @@
 """A change of release beside calls that take long: it waits for none that only reads, and others don't wait for it."""
 
 import asyncio
-import contextlib
 import dataclasses
-import random
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
 import pytest
-from aiohttp import web
 
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.errors import SyncFailed
@@ -20,6 +16,7 @@ from edge_runtime.ipc import frames, progress_page
 from tests.guests.build import guest
 from tests.guests.version import SQL, version
 from tests.support.edge import Node, node, until
+from tests.support.gate import gate
 
 FIRST = [
     "CREATE TABLE generation (number INTEGER)",
@@ -34,51 +31,6 @@ DONE = 'SQL {"sql":"SELECT name FROM done"}'
 READ: Mapping[str, Any] = {"sql": "read"}
 PATIENT: Mapping[str, Any] = {"lock_wait": 30.0, "lock_hold": 30.0, "queue_wait": 30.0}
 """On a busy machine no call is refused for its slowness."""
-
-
-class Gate:
-    """A server that functions ask: it answers a request once `open` is set."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.asked = 0
-        self.open = asyncio.Event()
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked += 1
-        await self.open.wait()
-        return web.Response(text="open")
-
-    def request(self, method: str = "GET") -> str:
-        """A line for the guest `fetch`."""
-        return orjson.dumps({"url": self.url, "method": method}).decode()
-
-    async def reached(self, times: int = 1) -> None:
-        await until(lambda: self.asked >= times)
-
-
-@contextlib.asynccontextmanager
-async def http_server(path: str, answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    """Its URL."""
-    app = web.Application()
-    app.router.add_route("*", path, answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}{path}"
-    finally:
-        await runner.cleanup()
-
-
-@contextlib.asynccontextmanager
-async def gate() -> AsyncIterator[Gate]:
-    made = Gate()
-    async with http_server("/", made.answer) as made.url:
-        try:
-            yield made
-        finally:
-            made.open.set()
 
 
 def functions(number: int, url: str) -> dict[str, Any]:
@@ -344,77 +296,6 @@ async def test_writers_that_wait_for_a_release_leave_room_for_readers(tmp_path: 
         (faults / "edge.apply.after.held").unlink()
         await releasing
         assert sorted([(await writer)[0] for writer in writers]) == [200] * 4 + [503] * 16
-
-
-async def test_no_call_mixes_releases(tmp_path: Path) -> None:
-    """Each release moves the number to another table, and drops the last one. Calls of every kind go on meanwhile: none
-    fails, each sees one release alone, and what was acknowledged is there once."""
-    chance = random.Random(27)
-    releases = 12
-    acknowledged: dict[str, int] = {}
-    seen: Counter[str] = Counter()
-
-    async def wait(request: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(int(request.query["ms"]) / 1000)
-        return web.Response(text="done")
-
-    def made(number: int, url: str) -> dict[str, Any]:
-        moved = version(number, f"SELECT number FROM at_{number}")
-        return {**functions(number, url), "version": (moved, READ), "slow": (guest("slow"), READ)}
-
-    def moves(number: int) -> list[str]:
-        return [
-            *schema(number),
-            f"CREATE TABLE at_{number} (number INTEGER)",
-            f"INSERT INTO at_{number} VALUES ({number})",
-            f"DROP TABLE IF EXISTS at_{number - 1}",
-        ]
-
-    settings = {**PATIENT, "workers": 6, "concurrency": 3, "flip_limit": 30.0}
-    async with http_server("/", wait) as url, node(tmp_path / "state", **settings) as edge:
-        await edge.release(made(1, url), [*FIRST, *moves(1)])
-        stop = asyncio.Event()
-
-        def http(method: str) -> str:
-            return orjson.dumps({"url": f"{url}?ms={chance.randrange(150)}", "method": method}).decode()
-
-        async def small() -> None:
-            assert len(set(await numbers(edge))) == 1
-
-        async def slow() -> None:
-            status, headers, body = await edge.call(f"slow?ms={chance.randrange(400)}")
-            assert status == 200, body
-            answer = orjson.loads(body)
-            assert {answer["first"], answer["second"]} == {int(headers["skerry-release"])}
-
-        async def late() -> None:
-            release, answers = await lines(edge, "reads", http(chance.choice(("GET", "POST"))), NUMBER)
-            assert answers[1]["rows"] == [[release]]
-
-        async def write() -> None:
-            name = f"w{seen['write']}"
-            insert = f"""SQL {{"sql":"INSERT INTO done SELECT '{name} ' || number FROM generation"}}"""
-            before = [http(chance.choice(("GET", "POST")))] if chance.random() < 0.5 else []
-            release, answers = await lines(edge, "writes", *before, insert)
-            assert answers[-1]["changes"] == 1
-            acknowledged[name] = release
-
-        async def client(kind: Callable[[], Awaitable[None]]) -> None:
-            while not stop.is_set():
-                seen[kind.__name__] += 1
-                await kind()
-                await asyncio.sleep(0.002)
-
-        async with asyncio.timeout(180), asyncio.TaskGroup() as group:
-            for kind in (small, small, small, slow, late, late, write, write, write):
-                group.create_task(client(kind))
-            for number in range(2, releases + 1):
-                await edge.release(made(number, url), moves(number))
-                assert await numbers(edge) == (number, number, number)
-            stop.set()
-        assert min(seen.values()) >= 3
-        rows = (await lines(edge, "reads", DONE))[1][0]["rows"]
-        assert sorted(row[0] for row in rows) == sorted(f"{name} {release}" for name, release in acknowledged.items())
 
 
 @pytest.mark.parametrize("point", ["edge.apply.after", "edge.commit.before", "edge.commit.after"])
