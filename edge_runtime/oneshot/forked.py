@@ -19,21 +19,7 @@ def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
 
     Raises: TimeoutError, when there is no answer after `seconds`; the child has been killed then.
     """
-    me = os.getpid()
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reading)
-            fence.die_with_parent(me)
-            with os.fdopen(writing, "wb") as out:
-                out.write(work())
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(0)
-    os.close(writing)
+    child, reading = _fork(lambda out: out.write(work()))
     deadline = time.monotonic() + seconds
     answer = b""
     try:
@@ -55,6 +41,26 @@ def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float 
 
     Raises: TimeoutError, when a line took longer; the child has been killed then.
     """
+    child, reading = _fork(work)
+    rest = b""
+    try:
+        while True:
+            if not select.select([reading], [], [], may_take())[0]:
+                raise TimeoutError("no answer in time")
+            piece = os.read(reading, 1 << 16)
+            if not piece:
+                return
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _fork(work: Callable[[BinaryIO], object]) -> tuple[int, int]:
+    """Have a child do `work`; return its id, and a descriptor for what it writes. Where `work` fails, the traceback is
+    on stderr."""
     me = os.getpid()
     reading, writing = os.pipe()
     child = os.fork()
@@ -70,17 +76,4 @@ def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float 
             sys.stderr.flush()
             os._exit(0)
     os.close(writing)
-    rest = b""
-    try:
-        while True:
-            if not select.select([reading], [], [], may_take())[0]:
-                raise TimeoutError("no answer in time")
-            piece = os.read(reading, 1 << 16)
-            if not piece:
-                return
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from lines
-    finally:
-        os.close(reading)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    return child, reading
