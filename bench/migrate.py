@@ -67,7 +67,8 @@ CREATE TRIGGER items_to_new AFTER UPDATE ON items BEGIN
     INSERT INTO items_new ({COLUMNS}) VALUES (new.id, new.customer, new.note, new.amount, new.made);
 END;
 -- skerry: batch items by id
-INSERT OR IGNORE INTO items_new ({COLUMNS}) SELECT {COLUMNS} FROM items WHERE id > :after AND id <= :upto;
+INSERT INTO items_new ({COLUMNS}) SELECT {COLUMNS} FROM items WHERE id > :after AND id <= :upto
+    ON CONFLICT (id) DO NOTHING;
 -- skerry: flip
 DROP TRIGGER items_to_new;
 ALTER TABLE items RENAME TO items_old;

@@ -5,8 +5,8 @@ It reads `{"earlier": [{"number", "sql"}, …], "sql": …, "amends": {"number",
 revision that `sql` replaces. It prints `{"ok": true, "empty": […], "warnings": […], "losses": […]}`, or
 `{"ok": false, "code", "message", "statement"}`. `empty` lists the tables for which no row could be generated;
 `warnings` says where the change fails on generated rows in a way that depends on their values, for which tables it was
-tried without rows, and which views and triggers fail after it; `losses` says which rows
-that nodes have before it the change can lose.
+tried without rows, which views and triggers fail after it, and which indexes and triggers a table made anew lacks;
+`losses` says which rows that nodes have before it the change can lose.
 
 With `{"earlier": …, "reverse": NUMBER}` it drafts the change that reverses one of the earlier ones, after them all, and
 prints `{"ok": true, "reversal": SQL, "kept": […]}`; `kept` lists the statements that can't be reversed.
@@ -15,7 +15,7 @@ prints `{"ok": true, "reversal": SQL, "kept": […]}`; `kept` lists the statemen
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -33,6 +33,7 @@ from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ColumnRow, DefinitionRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused
+from edge_runtime.sql.statement_parts import parts
 from edge_runtime.sql.tokenizer import name, tokenize, word
 
 SECONDS: Final = 30.0
@@ -152,15 +153,17 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
     steps = unrolled_change.steps_of(request.sql)
     if steps is not None:
         _check_undo(opened, access_rules, steps)
+    before_it = _schema(opened)
     if before is not None:
         _compare(before, tried.schema)
     held = stalls.find(unrolled_change.at_once(request.sql), columns)
-    lost = losses.find(unrolled_change.statements(request.sql), columns, tried.columns)
-    warnings: list[dict[str, str]] = []
+    lost = _losses(request.sql, steps, columns, tried.columns)
+    gone = sorted(_gone(request.sql, before_it, tried.schema))
+    warnings = [{"statement": "", "message": message} for message in gone]
     opened.rows("PRAGMA foreign_keys = ON")
     empty = fill(opened)
     opened.rows("PRAGMA foreign_keys = OFF")
-    rows, before_it = row_counts.count(opened), _rehearsed(opened)
+    rows, failed_before = row_counts.count(opened), _rehearsed(opened)
     named = {name(token) for token in tokenize(request.sql)}
     if untried := sorted(table for table in empty if table.lower() in named):
         message = f"no rows could be generated for {', '.join(untried)}: it is tried without rows there"
@@ -176,7 +179,7 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
         warnings += [
             {"statement": statement[:_SHOWN], "message": f"after it, this fails: {error}"}
             for statement, error in tried.failures.items()
-            if before_it.get(statement) != error
+            if failed_before.get(statement) != error
         ]
         # A trigger that was there before may delete rows as well.
         fewer = {table for table in rows.keys() & left.keys() if left[table] < rows[table]}
@@ -187,6 +190,36 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
     told = [{"statement": loss.statement[:_SHOWN], "table": loss.table, "message": loss.message} for loss in lost]
     stalling = [{**stall._asdict(), "statement": stall.statement[:_SHOWN]} for stall in held]
     return {"empty": empty, "warnings": warnings, "losses": told, "stalls": stalling}
+
+
+def _losses(
+    sql: str, steps: ChangeSteps | None, before: losses.Columns, after: losses.Columns
+) -> list[losses.FoundLoss]:
+    """Return what a change can lose, done or undone."""
+    if steps is None:
+        return losses.find(unrolled_change.statements(sql), before, after)
+    keys = {step.table.lower(): step.key.lower() for step in steps.steps if step.table}
+    lost = losses.find(unrolled_change.statements(sql), before, after, keys)
+    told = {(loss.statement, loss.table) for loss in lost}
+    return lost + [
+        loss._replace(message=f"where it is undone, {loss.message}")
+        for loss in losses.find(unrolled_change.undone(steps), before, before, keys)
+        if (loss.statement, loss.table) not in told
+    ]
+
+
+def _gone(sql: str, before: _Schema, after: _Schema) -> Iterator[str]:
+    """Yield which indexes and triggers went with a table that was dropped, where another one has its name now: what a
+    table made anew lacks, as no statement has dropped it."""
+    made = [parts(statement.tokens) for statement in unrolled_change.statements(sql)]
+    dropped = {(part.kind, part.table) for part in made if part.action == "drop"}
+    for (kind, called), (table, _) in before.items():
+        if (
+            kind in ("index", "trigger")
+            and ("table", table) in after
+            and not {(kind, called)} & (after.keys() | dropped)
+        ):
+            yield f"after it the {kind} {called} of {table} is gone with the table that had it: make it on the new one"
 
 
 def history(opened: LibsqlDatabase, access_rules: AccessRules, request: SchemaCheckRequest) -> None:

@@ -12,10 +12,10 @@ from control import faults
 from edge_runtime import wal
 from edge_runtime.sql import change_steps, schema_change
 from edge_runtime.sql.access import AccessRules
-from edge_runtime.sql.change_steps import ChangeStep
+from edge_runtime.sql.change_steps import ROWIDS, ChangeStep
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import NameRow, StepRow
+from edge_runtime.sql.rows import ColumnRow, NameRow, StepRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused, SchemaStatement
 from edge_runtime.sql.session import failed_commit
 from edge_runtime.sql.shortages import code_of_shortage
@@ -42,7 +42,7 @@ _START: Final = load("start_step")
 _MOVE: Final = load("move_step")
 _END: Final = load("end_step")
 _KEYS: Final = load("integer_keys")
-_ROWIDS: Final = ("rowid", "oid", "_rowid_")
+_COLUMNS: Final = load("columns")
 
 
 def whole(
@@ -122,8 +122,13 @@ def check_key(opened: LibsqlDatabase, table: str, key: str) -> None:
             "schema_invalid", f"Batches of {table} can't be made: there is no such table, or it has no rowids."
         )
     name = found[0].name
-    if key.lower() != name.lower() and key.lower() not in _ROWIDS:
-        right = f"its INTEGER PRIMARY KEY {name}" if name else "rowid, as it has no INTEGER PRIMARY KEY"
+    if key.lower() == name.lower():
+        return
+    taken = {column.name.lower() for column in opened.read(ColumnRow, _COLUMNS, (table,))}
+    # A column of that name is what SQL means by it, and may have any values.
+    free = [rowid for rowid in ROWIDS if rowid not in taken]
+    if key.lower() not in free:
+        right = f"its INTEGER PRIMARY KEY {name}" if name else f"{free[0]}, as it has no INTEGER PRIMARY KEY"
         raise SchemaChangeRefused("schema_invalid", f"Batches of {table} must go by {right}, and not by {key}.")
 
 

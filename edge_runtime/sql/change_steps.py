@@ -21,6 +21,8 @@ from edge_runtime.sql.tokenizer import SqlToken, TokenKind, line_comments, token
 
 PARAMETERS: Final = (":after", ":upto")
 """What a batch's statements have in place of the keys of one batch: above the one, up to the other."""
+ROWIDS: Final = ("rowid", "oid", "_rowid_")
+"""The names of a table's own key, where no column has them."""
 _DIRECTIVE: Final = re.compile(r"--\s*skerry\s*:(.*)", re.IGNORECASE | re.DOTALL)
 _MARK: Final = "-- skerry: "
 _FORMS: Final = "before, batch TABLE by KEY, flip, after, undo"

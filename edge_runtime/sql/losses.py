@@ -5,17 +5,20 @@ itself makes don't count, and neither do values of columns that it adds. An UPDA
 what its author has written: it counts only as UPDATE OR REPLACE.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from edge_runtime.sql.change_steps import PARAMETERS
+from edge_runtime.sql.change_steps import PARAMETERS, ROWIDS
 from edge_runtime.sql.schema_change import SchemaStatement
 from edge_runtime.sql.statement_parts import StatementParts, parts, top_level, within_trigger
 from edge_runtime.sql.tokenizer import SqlToken, name, word
 
 Columns = Mapping[str, Mapping[str, str]]
 """By table and column, in lower case: the declared type."""
+
+NO_KEYS: Final[Mapping[str, str]] = {}
 
 _KEEPING: Final = frozenset({"coalesce", "ifnull"})
 """Functions that leave every value as it is that isn't NULL."""
@@ -44,21 +47,27 @@ class _Copy:
     """Columns of the source whose values are copied as they are, and where to."""
 
 
-def find(statements: list[SchemaStatement], before: Columns, after: Columns) -> list[FoundLoss]:
-    """Return what the statements can lose, in their order; `before` and `after` are the schemas around them."""
-    return _Finder(before, after).find(statements)
+def find(
+    statements: list[SchemaStatement], before: Columns, after: Columns, keys: Mapping[str, str] = NO_KEYS
+) -> list[FoundLoss]:
+    """Return what the statements can lose, in their order; `before` and `after` are the schemas around them, and `keys`
+    the key by which batches go, by table, in lower case."""
+    return _Finder(before, after, keys).find(statements)
 
 
 class _Finder:
-    def __init__(self, before: Columns, after: Columns) -> None:
+    def __init__(self, before: Columns, after: Columns, keys: Mapping[str, str]) -> None:
         self._before = before
         self._after = after
+        self._keys = keys
         self._origin = {table: table for table in before}
         """Of the tables that were there before, by the name that each has now: the name that it had."""
         self._added: set[tuple[str, str]] = set()
         """Columns that the change has added so far, by the present name of their table."""
         self._copies: dict[str, _Copy] = {}
         """By the present name of the new table."""
+        self._lenient: set[str] = set()
+        """New tables of which a constraint leaves out rows, or deletes others, without an error."""
         self._dropped: dict[str, str] = {}
         """By the name that the table had before: the statement."""
         self._found: list[FoundLoss] = []
@@ -76,11 +85,16 @@ class _Finder:
 
     def _look(self, statement: SchemaStatement, found: StatementParts) -> Iterator[tuple[str, str]]:
         table, origin = found.table, self._origin.get(found.table)
+        copy = self._copies.get(table)
+        if copy is not None:
+            _changed_copy(copy, found)
         match found.action:
             case "drop" if found.kind == "table":
                 if self._origin.pop(table, None) is not None and origin is not None:
                     self._dropped[origin] = statement.sql
                 self._copies.pop(table, None)
+            case "create" if found.kind == "table" and _lenient(statement.tokens):
+                self._lenient.add(table)
             case "create" if found.kind == "trigger":
                 yield from self._triggered(statement.tokens, table)
             case "rename table":
@@ -132,22 +146,49 @@ class _Finder:
         if source is None:
             return
         copy = self._copies.setdefault(found.table, _Copy(source, statement.sql))
-        # Behind the table's name only ORDER BY keeps all rows, not with a LIMIT behind it; and all batches together.
-        rest = [word(token) for token in tokens[at + 1 :]]
-        filtered = bool(rest) and (rest[0] != "order" or "limit" in rest or "union" in rest)
-        ignores, distinct = word(tokens[1]) == "or", word(tokens[select + 1]) == "distinct"
-        copy.partial |= distinct or ((filtered or ignores) and not _batch(tokens[at + 1 :]))
         items = list(_items(tokens[select + 1 + (word(tokens[select + 1]) in ("distinct", "all")) : start]))
         targets = [name(token) for token in tokens[found.after : select] if name(token)]
         if [len(item) == 1 and item[0].text == "*" for item in items] == [True]:
             columns = list(self._before[source])
             copy.kept.update(zip(columns, targets or columns, strict=False))
-            return
-        targets = targets or list(self._after.get(found.table, {})) or [""] * len(items)
-        for item, target in zip(items, targets, strict=False):
-            column = _plain(item)
-            if column in self._before[source]:
-                copy.kept[column] = target
+        else:
+            targets = targets or list(self._after.get(found.table, {})) or [""] * len(items)
+            for item, target in zip(items, targets, strict=False):
+                column = _plain(item)
+                if column in self._before[source]:
+                    copy.kept[column] = target
+        # Behind the table's name only ORDER BY keeps all rows, not with a LIMIT behind it; and all batches together.
+        rest = [word(token) for token in tokens[at + 1 :]]
+        filtered = bool(rest) and (rest[0] != "order" or "limit" in rest or "union" in rest)
+        copy.partial |= (
+            word(tokens[select + 1]) == "distinct"
+            or found.replaces
+            or found.ignores
+            or found.table in self._lenient
+            or (filtered and not self._batch(source, copy, tokens[at + 1 :]))
+        )
+
+    def _batch(self, source: str, copy: _Copy, tokens: list[SqlToken]) -> bool:
+        """Return whether what follows a table's name in a SELECT takes the rows of one batch, and all of these but
+        those whose key the new table has already."""
+        texts = [token.text.lower() for token in tokens]
+        if [*texts[:1], *texts[2:5], *texts[6:9]] != ["where", ">", PARAMETERS[0], "and", "<", "=", PARAMETERS[1]]:
+            return False
+        key = self._keys.get(source, "")
+        keys = {key, *ROWIDS} if key else {name(tokens[1])}
+        if not {name(tokens[1]), name(tokens[5])} <= keys:
+            return False
+        conflict = tokens[9:]
+        if not conflict:
+            return True
+        words = [word(token) for token in conflict]
+        # A column of the new table isn't known where the statement names none: then it may have the same name.
+        known = {copy.kept[column] or column for column in keys if column in copy.kept}
+        return (
+            [*words[:2], *words[5:]] == ["on", "conflict", "do", "nothing"]
+            and [token.text for token in (conflict[2], conflict[4])] == ["(", ")"]
+            and name(conflict[3]) in known
+        )
 
     def _narrowed(self, table: str, copy: _Copy) -> Iterator[FoundLoss]:
         if copy.partial:
@@ -165,10 +206,26 @@ class _Finder:
                 )
 
 
-def _batch(tokens: list[SqlToken]) -> bool:
-    """Return whether what follows a table's name in a SELECT takes the rows of one batch, and all of these."""
-    texts = [token.text.lower() for token in tokens]
-    return [*texts[:1], *texts[2:5], *texts[6:]] == ["where", ">", PARAMETERS[0], "and", "<", "=", PARAMETERS[1]]
+def _changed_copy(copy: _Copy, found: StatementParts) -> None:
+    """Note what a statement does to a table that was filled before."""
+    match found.action:
+        case "delete":
+            copy.partial = True
+        case "insert" | "update" if found.replaces:
+            copy.partial = True
+        case "drop column":
+            copy.kept = {column: target for column, target in copy.kept.items() if target != found.column}
+        case "rename column":
+            renamed = {found.column: found.renamed}
+            copy.kept = {column: renamed.get(target, target) for column, target in copy.kept.items()}
+        case _:
+            pass
+
+
+def _lenient(tokens: list[SqlToken]) -> bool:
+    """Return whether a CREATE TABLE has a constraint that leaves rows out, or deletes others, without an error."""
+    words = [word(token) for token in tokens]
+    return any(pair in (("conflict", "ignore"), ("conflict", "replace")) for pair in itertools.pairwise(words))
 
 
 def _items(tokens: list[SqlToken]) -> Iterator[list[SqlToken]]:

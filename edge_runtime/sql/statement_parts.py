@@ -37,6 +37,8 @@ class StatementParts(NamedTuple):
     """The new name."""
     replaces: bool = False
     """It deletes rows that are in the way: REPLACE, INSERT OR REPLACE, UPDATE OR REPLACE."""
+    ignores: bool = False
+    """It leaves out rows that can't be: INSERT OR IGNORE, UPDATE OR IGNORE."""
     after: int = 0
     """Where the tokens behind the table's name begin."""
 
@@ -132,16 +134,16 @@ def _main_verb(tokens: list[SqlToken]) -> int:
 
 def _rows(tokens: list[SqlToken], at: int) -> StatementParts:
     verb = word(tokens[at])
-    replaces = verb == "replace"
+    replaces, ignores = verb == "replace", False
     at += 1
     if _word(tokens, at) == "or":
-        replaces = _word(tokens, at + 1) == "replace"
+        replaces, ignores = _word(tokens, at + 1) == "replace", _word(tokens, at + 1) == "ignore"
         at += 2
     if _word(tokens, at) in ("into", "from"):
         at += 1
     table, after = _table(tokens, at)
     action: Action = "update" if verb == "update" else "delete" if verb == "delete" else "insert"
-    return StatementParts(action, "table", table, replaces=replaces, after=after)
+    return StatementParts(action, "table", table, replaces=replaces, ignores=ignores, after=after)
 
 
 def _table(tokens: list[SqlToken], at: int) -> tuple[str, int]:

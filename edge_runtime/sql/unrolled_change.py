@@ -44,6 +44,15 @@ def statements(sql: str) -> list[SchemaStatement]:
     return [statement for text in texts if tokenize(text) for statement in schema_change.split(text)]
 
 
+def undone(steps: ChangeSteps) -> list[SchemaStatement]:
+    """Return the statements of the steps before the flip, with those that undo them.
+
+    Raises: SchemaChangeRefused, when one is incomplete.
+    """
+    texts = [*(step.sql for _, step in steps.of("before")), steps.undo]
+    return [statement for text in texts if tokenize(text) for statement in schema_change.split(text)]
+
+
 def at_once(sql: str) -> list[SchemaStatement]:
     """Return the statements of a change that aren't in batches, but those that undo it: each runs in one piece. The
     DROP of a table that batches have emptied is left out.

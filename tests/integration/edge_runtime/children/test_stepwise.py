@@ -58,7 +58,8 @@ CREATE TRIGGER items_new_au AFTER UPDATE ON items BEGIN
 END;
 CREATE TRIGGER items_new_ad AFTER DELETE ON items BEGIN DELETE FROM items_new WHERE id = old.id; END;
 -- skerry: batch items by id
-INSERT OR IGNORE INTO items_new SELECT id, amount, 'open' FROM items WHERE id > :after AND id <= :upto;
+INSERT INTO items_new SELECT id, amount, 'open' FROM items WHERE id > :after AND id <= :upto
+    ON CONFLICT (id) DO NOTHING;
 -- skerry: flip
 DROP TRIGGER items_new_ai; DROP TRIGGER items_new_au; DROP TRIGGER items_new_ad;
 ALTER TABLE items RENAME TO items_old; ALTER TABLE items_new RENAME TO items;

@@ -56,3 +56,80 @@ def test_an_amendment_leads_to_the_same_schema_with_other_steps() -> None:
     assert checked(TOTALS, amends=whole)["ok"]
     assert checked(whole, amends=TOTALS)["ok"]
     assert checked(ADDED, amends=TOTALS)["code"] == "schema_amendment_differs"
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "right"),
+    [
+        ('t ("rowid" TEXT, x)', "rowid", "oid, as it has no INTEGER PRIMARY KEY"),
+        ("t (id INTEGER PRIMARY KEY, OID TEXT, x)", "oid", "its INTEGER PRIMARY KEY id"),
+        ("t (id INTEGER PRIMARY KEY DESC, x)", "id", "rowid, as it has no INTEGER PRIMARY KEY"),
+        ("t (id INT PRIMARY KEY, x)", "id", "rowid, as it has no INTEGER PRIMARY KEY"),
+        ("t (a INTEGER, b INTEGER, x, PRIMARY KEY (a, b))", "a", "rowid, as it has no INTEGER PRIMARY KEY"),
+    ],
+)
+def test_batches_go_by_a_key_that_each_row_has(table: str, key: str, right: str) -> None:
+    change = "-- skerry: batch t by {0}\nUPDATE t SET x = 1 WHERE {0} > :after AND {0} <= :upto"
+    assert checked(change.format(key), f"CREATE TABLE {table}")["message"].endswith(
+        f"must go by {right}, and not by {key}."
+    )
+    assert checked(change.format(right.split()[-1 if "its" in right else 0].rstrip(",")), f"CREATE TABLE {table}")["ok"]
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ('"order" ("Größe" INTEGER PRIMARY KEY, x)', '"Größe"'),
+        ("[a b] (`by` INTEGER, x, PRIMARY KEY (`by` DESC))", "`by`"),
+        ('"say ""-- skerry: flip"" now" (x, y AS (x + 1) STORED)', "_rowid_"),
+        ("データ (表 INTEGER PRIMARY KEY AUTOINCREMENT, x INTEGER) STRICT", "表"),
+    ],
+)
+def test_batches_of_tables_and_keys_with_odd_names(table: str, key: str) -> None:
+    name = table[: table.index("(")].strip()
+    change = f"-- skerry: batch {name} by {key}\nUPDATE {name} SET x = x + 1 WHERE {key} > :after AND {key} <= :upto"
+    answer = checked(change, f"CREATE TABLE {table}")
+    assert (answer["ok"], answer.get("warnings"), answer.get("empty")) == (True, [], []), answer
+
+
+UNIQUE = ANEW.replace("state TEXT NOT NULL)", "state TEXT NOT NULL, UNIQUE (amount))")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        UNIQUE.replace("INSERT INTO items_new SELECT", "INSERT OR IGNORE INTO items_new SELECT").replace(
+            "ON CONFLICT (id) DO NOTHING", ""
+        ),
+        UNIQUE.replace("ON CONFLICT (id) DO NOTHING", "ON CONFLICT DO NOTHING"),
+        UNIQUE.replace("id > :after AND id <= :upto\n", "amount > :after AND amount <= :upto\n"),
+    ],
+)
+def test_a_table_made_anew_that_leaves_rows_out_without_an_error_can_lose_them(sql: str) -> None:
+    assert checked(UNIQUE)["losses"] == []
+    assert sql != UNIQUE
+    [loss] = checked(sql)["losses"]
+    assert (loss["table"], "a part of its rows" in loss["message"]) == ("items", True)
+
+
+def test_rows_that_are_lost_where_steps_are_undone_are_told() -> None:
+    assert checked(TOTALS)["losses"] == []
+    [loss] = checked(TOTALS.replace("-- skerry: undo\n", "-- skerry: undo\nDELETE FROM items WHERE amount < 0;"))[
+        "losses"
+    ]
+    assert loss["message"] == "where it is undone, rows of items are deleted"
+
+
+def test_indexes_and_triggers_that_a_table_made_anew_lacks_are_told() -> None:
+    made = "CREATE UNIQUE INDEX Per_Amount ON items (amount);"
+    made += "CREATE TRIGGER kept AFTER INSERT ON items BEGIN SELECT 1; END"
+    told = [warning["message"] for warning in checked(ANEW, made)["warnings"]]
+    assert told == [
+        "after it the index per_amount of items is gone with the table that had it: make it on the new one",
+        "after it the trigger kept of items is gone with the table that had it: make it on the new one",
+    ]
+    dropped = ANEW.replace("-- skerry: flip\n", "-- skerry: flip\nDROP INDEX per_amount; DROP TRIGGER Kept;")
+    assert checked(dropped, made)["warnings"] == []
+    again = ANEW.replace("DROP TABLE items_old;", f"DROP TABLE items_old; {made};", 1)
+    assert checked(again, made)["warnings"] == []
+    assert checked("DROP TABLE items", made)["warnings"] == []

@@ -10,8 +10,11 @@ NEW = "CREATE TABLE b2 (id INTEGER, title TEXT, year INTEGER);"
 SWAP = "DROP TABLE books; ALTER TABLE b2 RENAME TO books"
 
 
+BATCH = "WHERE id > :after AND id <= :upto"
+
+
 def found(sql, after=None):
-    return [(loss.table, loss.message) for loss in find(split(sql), BEFORE, after or BEFORE)]
+    return [(loss.table, loss.message) for loss in find(split(sql), BEFORE, after or BEFORE, {"books": "id"})]
 
 
 @pytest.mark.parametrize(
@@ -30,8 +33,11 @@ def found(sql, after=None):
         "INSERT INTO books SELECT * FROM old; DROP TABLE old",
         "CREATE TRIGGER t AFTER INSERT ON books BEGIN INSERT INTO log VALUES (new.id); UPDATE log SET x = 1; END",
         "CREATE TABLE seen (x); CREATE TRIGGER t AFTER DELETE ON books BEGIN DELETE FROM seen WHERE x = old.id; END",
-        f"{NEW} INSERT OR IGNORE INTO b2 SELECT * FROM books WHERE id > :after AND id <= :upto;"
+        f"{NEW} INSERT INTO b2 SELECT * FROM books {BATCH} ON CONFLICT (id) DO NOTHING;"
         "ALTER TABLE books RENAME TO old; ALTER TABLE b2 RENAME TO books; DELETE FROM old WHERE id > 7; DROP TABLE old",
+        f"CREATE TABLE b2 (no INTEGER, title, year); INSERT INTO b2 (year, title, no) SELECT year, title, id FROM books"
+        f" WHERE rowid > :after AND rowid <= :upto ON CONFLICT (no) DO NOTHING; {SWAP}",
+        f"{NEW} INSERT OR ABORT INTO b2 SELECT * FROM books; DELETE FROM t; UPDATE b2 SET title = ''; {SWAP}",
         "SELECT 1; ANALYZE; WITH a AS (SELECT 1) SELECT * FROM a",
     ],
 )
@@ -68,6 +74,37 @@ def test_what_keeps_all_rows(sql):
         (f"{NEW} ALTER TABLE books RENAME TO old; DELETE FROM old", "books", "rows of books are deleted"),
         (f"{NEW} INSERT INTO b2 SELECT DISTINCT * FROM books; {SWAP}", "books", "a part of its rows"),
         (f"{NEW} INSERT OR IGNORE INTO b2 SELECT * FROM books; {SWAP}", "books", "a part of its rows"),
+        (f"{NEW} REPLACE INTO b2 SELECT * FROM books; {SWAP}", "books", "a part of its rows"),
+        (f"{NEW} INSERT OR IGNORE INTO b2 SELECT * FROM books {BATCH}; {SWAP}", "books", "a part of its rows"),
+        (f"{NEW} INSERT OR REPLACE INTO b2 SELECT * FROM books {BATCH}; {SWAP}", "books", "a part of its rows"),
+        (
+            f"{NEW} INSERT INTO b2 SELECT * FROM books {BATCH} ON CONFLICT (title) DO NOTHING; {SWAP}",
+            "books",
+            "a part of its rows",
+        ),
+        (
+            f"{NEW} INSERT INTO b2 SELECT * FROM books {BATCH} ON CONFLICT DO NOTHING; {SWAP}",
+            "books",
+            "a part of its rows",
+        ),
+        (
+            f"{NEW} INSERT INTO b2 SELECT * FROM books WHERE year > :after AND year <= :upto; {SWAP}",
+            "books",
+            "a part of its rows",
+        ),
+        (
+            f"CREATE TABLE b2 (id, title UNIQUE ON CONFLICT IGNORE, year); INSERT INTO b2 SELECT * FROM books; {SWAP}",
+            "books",
+            "a part of its rows",
+        ),
+        (f"{NEW} INSERT INTO b2 SELECT * FROM books; DELETE FROM b2 WHERE id > 7; {SWAP}", "books", "a part of its"),
+        (f"{NEW} INSERT INTO b2 SELECT * FROM books; {SWAP}; DELETE FROM books WHERE id > 7", "books", "a part of its"),
+        (f"{NEW} INSERT INTO b2 SELECT * FROM books; REPLACE INTO b2 VALUES (1, 2, 3); {SWAP}", "books", "a part of"),
+        (
+            f"{NEW} INSERT INTO b2 SELECT * FROM books; ALTER TABLE b2 RENAME year TO y; ALTER TABLE b2 DROP y; {SWAP}",
+            "books",
+            "column year",
+        ),
         (f"{NEW} INSERT INTO b2 SELECT * FROM books, log; {SWAP}", "books", "a part of its rows"),
         (f"{NEW} INSERT INTO b2 (id, title) SELECT id, title FROM books; {SWAP}", "books", "column year"),
         (f"{NEW} INSERT INTO b2 SELECT id, substr(title, 1, 10), year FROM books; {SWAP}", "books", "column title"),
