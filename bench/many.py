@@ -36,6 +36,7 @@ from bench import result
 from bench.parts import cpu, modules, pss
 from bench.parts.given_releases import COMPILE_WAIT, Release
 from control import wire
+from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.ipc.frames import LocalFunction
 
 BAR = 1
@@ -190,8 +191,8 @@ async def _node(state: Path) -> AsyncIterator[Node]:
 def _release(generation: int, numbers: Sequence[int], state: Path) -> Release:
     """Put the modules' artifacts on the node's disk."""
     manifest: dict[str, Any] = {"abi": "direct"}
-    wanted = msgspec.convert(manifest, wire.Manifest)
-    digest = wire.manifest_digest(wanted)
+    wanted = msgspec.convert(manifest, Manifest)
+    digest = manifest_digest(wanted)
     functions = []
     for at, number in enumerate(numbers):
         sha256 = _artifact(number, state)

@@ -2,6 +2,6 @@
 
 `web` turns HTTP into operations, `api` has one module a resource, `sync` decides what a node is to do, `storage` reads
 and writes the metadata database and the artifact store, `local` starts all of it on one machine, `cli` is the command
-`skerry`. Control imports nothing of `edge_runtime`; the two meet in the messages of `control.wire` and the fault points
-of `control.faults`. Start with `control.web.app`.
+`skerry`. Control imports nothing of `edge_runtime`; the two meet in the messages of `control.wire`, the manifest of
+`control.manifest_fields` and the fault points of `control.faults`. Start with `control.web.app`.
 """

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from control import wire
+from control.manifest_fields import READ_ONLY_METHODS, Cors, HttpGrant, Manifest, Route, completed, sql_grant
 
 OWN_PATHS: Final = ("functions", "_skerry")
 """First segments of paths that belong to the node itself."""
@@ -34,8 +34,8 @@ class ManifestUnfit(ValueError):
         self.field = field
 
 
-def check(manifest: wire.Manifest) -> None:
-    """Check a manifest as its author gave it (`wire.completed` makes the stored one of it).
+def check(manifest: Manifest) -> None:
+    """Check a manifest as its author gave it (`completed` makes the stored one of it).
 
     Raises: ManifestUnfit, when a rule is broken. An empty `abi`, which isn't known yet, breaks none.
     """
@@ -50,15 +50,15 @@ def check(manifest: wire.Manifest) -> None:
         _check_route(manifest.route)
     if manifest.cors is not None:
         _check_cors(manifest.cors)
-    for method in wire.READ_ONLY_METHODS:
-        if manifest.navigation and wire.sql_grant(wire.completed(manifest), method) == "write":
+    for method in READ_ONLY_METHODS:
+        if manifest.navigation and sql_grant(completed(manifest), method) == "write":
             raise ManifestUnfit(
                 "navigation",
                 f"a link of any site could have the function write, as {method} isn't one of read_only_methods",
             )
 
 
-def _check_names(manifest: wire.Manifest) -> None:
+def _check_names(manifest: Manifest) -> None:
     for field, names in (("config", list(manifest.config)), ("secrets", manifest.secrets)):
         for name in names:
             if name in CGI_NAMES or name.startswith(CGI_PREFIXES):
@@ -75,7 +75,7 @@ def _check_names(manifest: wire.Manifest) -> None:
             raise ManifestUnfit("config", f"the value of {name} has a NUL, which no environment variable can hold")
 
 
-def _check_http(grant: wire.HttpGrant) -> None:
+def _check_http(grant: HttpGrant) -> None:
     for method in grant.methods:
         if method in TUNNELS:
             raise ManifestUnfit("http.methods", f"a node makes no {method} requests for functions")
@@ -100,7 +100,7 @@ def _check_http(grant: wire.HttpGrant) -> None:
                 raise ManifestUnfit("http.hosts", f"{pattern} names neither an IPv4 address nor a host") from None
 
 
-def _check_cors(cors: wire.Cors) -> None:
+def _check_cors(cors: Cors) -> None:
     if "*" in cors.origins and len(cors.origins) > 1:
         raise ManifestUnfit("cors.origins", "* is every origin: it stands alone")
     for origin in cors.origins:
@@ -116,7 +116,7 @@ def _check_cors(cors: wire.Cors) -> None:
             raise ManifestUnfit("cors.origins", f"browsers leave {port} out of {origin}, as it is the port of {scheme}")
 
 
-def _check_route(route: wire.Route) -> None:
+def _check_route(route: Route) -> None:
     segments = route.path.split("/")[1:]
     if segments[0] in OWN_PATHS:
         raise ManifestUnfit("route.path", f"paths under /{segments[0]} are the node's own")
@@ -136,7 +136,7 @@ def shape(path: str) -> tuple[str, ...]:
     )
 
 
-def conflict(routes: Mapping[str, wire.Route]) -> str:
+def conflict(routes: Mapping[str, Route]) -> str:
     """How routes of two of these functions conflict, as a sentence; '' where none do.
 
     Where two routes of different shapes match a request, the first segment that differs decides: literal before
@@ -159,7 +159,7 @@ def conflict(routes: Mapping[str, wire.Route]) -> str:
     return ""
 
 
-def _same_requests(one: str, first: wire.Route, other: str, second: wire.Route) -> str:
+def _same_requests(one: str, first: Route, other: str, second: Route) -> str:
     both = set(first.methods) & set(second.methods)
     if not first.methods or not second.methods:
         both = set(first.methods) | set(second.methods) or {"every method"}
@@ -184,13 +184,13 @@ def shown(grant: str, value: Any) -> str:
     if grant == "route":
         return f"{'|'.join(value.get('methods') or ['ANY'])} {value['path']}"
     if grant == "http":
-        given = msgspec.convert(value, wire.HttpGrant)
+        given = msgspec.convert(value, HttpGrant)
         return (
             f"{'|'.join(given.methods)} to {', '.join(given.hosts)} ({given.time_limit_ms} ms, {given.request_bytes} "
             f"bytes out, {given.response_bytes} in)"
         )
     if grant == "cors":
-        shared = msgspec.convert(value, wire.Cors)
+        shared = msgspec.convert(value, Cors)
         credentials = ", with credentials" if shared.credentials else ""
         return f"{'|'.join(shared.methods)} from {', '.join(shared.origins)}{credentials}"
     if grant == "navigation":

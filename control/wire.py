@@ -8,7 +8,7 @@ that an older control and a newer edge work together, and the other way round; o
 import hashlib
 import re
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
@@ -25,63 +25,11 @@ Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)")]
 """Names of nodes, groups and functions: lower case letters, digits and hyphens, 63 at most."""
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Uuid = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
-Method = Annotated[str, Meta(pattern=r"^[A-Z]{1,16}$(?!\n)")]
-HostPattern = Annotated[
-    str,
-    Meta(
-        pattern=r"^(http://)?((\*\.)?[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?$(?!\n)",
-        max_length=270,
-    ),
-]
-"""``host`` or ``host:port``: a name, ``*.name`` for every name below it, or an address; in lower case. It means https,
-where it doesn't begin with ``http://``; without a port the scheme's own."""
-ConfigName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,62}$(?!\n)")]
-RoutePath = Annotated[
-    str,
-    Meta(
-        pattern=r"^/(?:(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+|\{[a-z][a-z0-9_]{0,31}\})/)*"
-        r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]*|\{[a-z][a-z0-9_]{0,31}(?:\.\.\.)?\})$(?!\n)",
-        max_length=1024,
-    ),
-]
-"""Segments are literal or a parameter, ``/orders/{id}``; the last may be ``{name...}``, the rest of the path."""
-Origin = Annotated[
-    str,
-    Meta(
-        pattern=r"^(\*|null|[a-z][a-z0-9+.-]{0,30}://([a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.]{2,45}\])"
-        r"(:[1-9][0-9]{0,4})?)$(?!\n)",
-        max_length=300,
-    ),
-]
-"""Of a web page, as browsers write it: ``https://shop.example:8443``, in lower case; ``*`` is every page, ``null`` one
-of a file or in a sandbox."""
-HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)")]
 Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Generation = Annotated[int, Meta(ge=0, le=2**62)]
 Text = Annotated[str, Meta(max_length=2000)]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-
-_SHAPES = {
-    f"`str` matching regex {get_args(kind)[1].pattern!r}": shape
-    for kind, shape in (
-        (Name, "a name of lower case letters, digits and hyphens, 63 at most"),
-        (Method, "a method, in upper case"),
-        (HostPattern, "a host alone, as api.example, *.api.example or http://10.0.0.1:8080"),
-        (ConfigName, "a name of letters, digits, `_`, `-` and `.` that begins with a letter, 63 at most"),
-        (Origin, "an origin as https://shop.example (no path, in lower case), `null` or `*`"),
-        (HeaderName, "the name of a header"),
-        (RoutePath, "a path as /orders/{id} or /files/{rest...}"),
-    )
-}
-
-
-def unfit(error: msgspec.ValidationError) -> str:
-    """The error's text with words in place of the patterns that msgspec shows."""
-    text = str(error)
-    for pattern, shape in _SHAPES.items():
-        text = text.replace(pattern, shape)
-    return text
 
 
 class Message(Struct, omit_defaults=True):
@@ -90,124 +38,6 @@ class Message(Struct, omit_defaults=True):
 
 class Body(Struct, forbid_unknown_fields=True, frozen=True):
     """An operator's request: unknown fields are refused."""
-
-
-# What a version may do and how it is called
-
-SqlGrant = Literal["none", "read", "write"]
-READ_ONLY_METHODS: Final = ("GET", "HEAD")
-"""Methods of which HTTP says that they change nothing: browsers send them for any web page, without asking first."""
-
-
-class Probe(Body, frozen=True):
-    """A call made before a release is committed, in a transaction that is always rolled back."""
-
-    method: Method = "GET"
-    path: Annotated[str, Meta(pattern=r"^/", max_length=1024)] = "/"
-    body: Annotated[str, Meta(max_length=65536)] = ""
-    status: Annotated[int, Meta(ge=100, le=599)] = 200
-    """The status that the function must answer."""
-
-
-class HttpGrant(Body, frozen=True, omit_defaults=True):
-    """Which requests a function may have the node make for it."""
-
-    hosts: Annotated[list[HostPattern], Meta(min_length=1, max_length=64)]
-    methods: Annotated[tuple[Method, ...], Meta(min_length=1, max_length=16)] = ("GET", "HEAD")
-    request_bytes: Annotated[int, Meta(ge=0, le=64 * MIB)] = MIB
-    """Bytes of the largest request body."""
-    response_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = MIB
-    """Bytes of the largest answer body."""
-    time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
-    """Time limit of one request, from the look-up of the name to the last byte; the call's own limit goes on too."""
-
-
-class Route(Body, frozen=True, omit_defaults=True):
-    """A path of the node's HTTP that the function serves, beside ``/functions/NAME``, which every function has."""
-
-    path: RoutePath
-    methods: Annotated[list[Method], Meta(max_length=16)] = []
-    """Empty: every method."""
-
-
-class Cors(Body, frozen=True, omit_defaults=True):
-    """Which web pages of other origins may call a function and read its answers."""
-
-    origins: Annotated[list[Origin], Meta(min_length=1, max_length=64)]
-    methods: Annotated[tuple[Method, ...], Meta(min_length=1, max_length=16)] = ("GET", "HEAD", "POST")
-    headers: Annotated[tuple[HeaderName, ...], Meta(max_length=64)] = ("content-type",)
-    """Headers that the pages may send, besides those that every page may."""
-    credentials: bool = False
-    """Browsers send cookies and certificates too."""
-    max_age: Annotated[int, Meta(ge=0, le=86_400)] = 600
-    """Seconds for which a browser may remember what the pages may do."""
-
-
-class Manifest(Body, frozen=True, omit_defaults=True):
-    """What a version may use and how it is called. Immutable, as the version is; nothing is allowed by default."""
-
-    abi: Literal["", "wagi", "extism", "direct"] = ""
-    """Empty in an operator's request: the check of the module finds it. Stored, it is never empty."""
-    entry: Annotated[str, Meta(max_length=256)] = ""
-    """Extism: the export to call when the path names none."""
-    route: Route | None = None
-    sql: SqlGrant = "none"
-    read_only_methods: Annotated[tuple[Method, ...], Meta(max_length=16)] | None = None
-    """With `sql` "write": the methods whose calls only read the database. Not given, in an operator's request, it means
-    READ_ONLY_METHODS (`completed`); in a stored manifest it means none, as versions have it that are older than this
-    field."""
-    cors: Cors | None = None
-    navigation: bool = False
-    """Links of other sites may open it, by GET and HEAD."""
-    http: HttpGrant | None = None
-    config: Annotated[dict[ConfigName, Annotated[str, Meta(max_length=4096)]], Meta(max_length=1000)] = {}
-    """Given to the guest as environment variables, or in the way of its ABI."""
-    secrets: Annotated[list[ConfigName], Meta(max_length=64)] = []
-    """Names of secrets; each node has its own values, in a private file."""
-    time_limit_ms: Annotated[int, Meta(ge=10, le=60_000)] = 5_000
-    memory_pages: Annotated[int, Meta(ge=1, le=16_384)] = 1_024
-    response_limit: Annotated[int, Meta(ge=1, le=64 * MIB)] = 8 * MIB
-    log_bytes: Annotated[int, Meta(ge=0, le=MIB)] = 16 * 1024
-    """Bytes of a call's log; further ones are dropped."""
-    sql_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 65_536
-    """Rows of one statement's answer."""
-    sql_bytes: Annotated[int, Meta(ge=1, le=64 * MIB)] = 8 * MIB
-    """Bytes of one statement's answer, as JSON."""
-    concurrency: Annotated[int, Meta(ge=0, le=100)] = 0
-    """Workers that its calls may have at once; 0: the node's setting."""
-    queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    """Calls that may wait for a worker; 0: the node's setting."""
-    probe: Probe | None = None
-
-
-def completed(manifest: Manifest) -> Manifest:
-    """An author's manifest as a version stores it. `read_only_methods` is stored only where it says something, since a
-    node of an earlier version refuses a manifest with that field."""
-    methods = READ_ONLY_METHODS if manifest.read_only_methods is None else manifest.read_only_methods
-    return msgspec.structs.replace(manifest, read_only_methods=(methods or None) if manifest.sql == "write" else None)
-
-
-def sql_grant(manifest: Manifest, method: str) -> SqlGrant:
-    """What a call with this method may do in the database, by a stored manifest."""
-    if manifest.sql == "write" and method in (manifest.read_only_methods or ()):
-        return "read"
-    return manifest.sql
-
-
-def fields(kind: type[Struct]) -> list[str]:
-    """The paths of all fields of a struct, with those of structs within it: ``http``, ``http.hosts``."""
-    found: list[str] = []
-    for field in msgspec.structs.fields(kind):
-        within = [t for t in (field.type, *get_args(field.type)) if isinstance(t, type) and issubclass(t, Struct)]
-        found += [field.name, *(f"{field.name}.{name}" for type_ in within for name in fields(type_))]
-    return found
-
-
-MANIFEST_FIELDS: Final = tuple(fields(Manifest))
-"""The fields of a manifest that this version knows; a node refuses a release with any other field."""
-
-
-# Nodes
 
 
 class Join(Message):
@@ -366,11 +196,6 @@ class SqlRun(Message):
 def canonical(value: object) -> bytes:
     """JSON with sorted keys and without spaces: equal values give equal bytes."""
     return orjson.dumps(msgspec.to_builtins(value), option=orjson.OPT_SORT_KEYS)
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """sha256 of the canonical manifest without fields at their defaults, so that a new field changes no old digest."""
-    return hashlib.sha256(canonical(manifest)).hexdigest()
 
 
 def schema_checksum(sql: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 from uuid import UUID, uuid4
 
 from control import faults
-from control.api import responses
+from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries

@@ -1,6 +1,6 @@
 """The bucket of artifacts: its state, and the order to resume deletions."""
 
-from control.api import responses
+from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.storage import bucket_owner, queries

@@ -6,9 +6,11 @@ from uuid import UUID
 
 import msgspec
 
-from control import faults, manifests, wire
-from control.api import artifacts, pagination, release_making, releases, requests, responses
+from control import faults, manifests
+from control.api import artifacts, pagination, release_making, releases
+from control.api.bodies import release_responses, requests, responses
 from control.api.operations import ApiCall, Reply
+from control.manifest_fields import completed, manifest_digest
 from control.problems import ProblemError
 from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
@@ -72,7 +74,7 @@ class DeletedVersion(NamedTuple):
 
 
 SQL = queries.load("functions")
-FUNCTIONS = SQL.rows("functions", responses.Function)
+FUNCTIONS = SQL.rows("functions", release_responses.Function)
 HAS_VERSIONS = SQL.value("has_versions", bool)
 VERSIONS = SQL.rows("versions", VersionText)
 VERSION = SQL.rows("version", VersionText)
@@ -106,7 +108,7 @@ async def list_versions(call: ApiCall) -> Reply:
     name, paging = call.path["name"], call.query
     before = pagination.read_cursor(paging.cursor, (int,)) or (2**62,)
 
-    async def work(conn: Connection) -> responses.Page[responses.Version]:
+    async def work(conn: Connection) -> responses.Page[release_responses.Version]:
         if not await conn.fetchval(HAS_VERSIONS, name):
             raise _unknown_function(name)
 
@@ -127,7 +129,7 @@ async def get_version(call: ApiCall) -> Reply:
     """GET /v1/functions/{name}/versions/{version}."""
     name, version = call.path["name"], call.path["version"]
 
-    async def work(conn: Connection) -> responses.Version:
+    async def work(conn: Connection) -> release_responses.Version:
         row = await conn.fetchrow(VERSION, name, version)
         if row is None:
             raise _unknown_version(name, version)
@@ -141,7 +143,7 @@ async def add_version(call: ApiCall) -> Reply:
     name, body = call.path["name"], call.body
     call.operator.need_somewhere("push", {name})
 
-    async def work(conn: Connection, _changed: Changed) -> responses.Version:
+    async def work(conn: Connection, _changed: Changed) -> release_responses.Version:
         now = call.services.clock.now()
         artifact = await conn.fetchrow(ARTIFACT, body.sha256)
         if artifact is None:
@@ -168,10 +170,10 @@ async def add_version(call: ApiCall) -> Reply:
             manifests.check(asked)
         except manifests.ManifestUnfit as unfit:
             raise ProblemError("manifest_unfit", str(unfit), field=f"manifest.{unfit.field}") from None
-        kept = wire.completed(asked)
+        kept = completed(asked)
         version = await conn.fetchval(NEXT_VERSION, name, now)
         manifest = msgspec.to_builtins(kept)
-        digest = wire.manifest_digest(kept)
+        digest = manifest_digest(kept)
         row = await conn.one(
             ADD,
             name,
@@ -188,11 +190,13 @@ async def add_version(call: ApiCall) -> Reply:
         await call.audit(conn, "function.push", f"{name}@{version}", after=after)
         await bucket_owner.step(conn)
         stored: Any = row.manifest
-        return responses.Version(row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at)
+        return release_responses.Version(
+            row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at
+        )
 
-    async def plan(conn: Connection, changed: Changed) -> responses.VersionPlan:
+    async def plan(conn: Connection, changed: Changed) -> release_responses.VersionPlan:
         made = await work(conn, changed)
-        return responses.VersionPlan(made, await releases.planned(call, conn, {name: made.version}))
+        return release_responses.VersionPlan(made, await releases.planned(call, conn, {name: made.version}))
 
     if call.query.plan:
         return await call.rehearse(plan)
@@ -206,7 +210,7 @@ async def delete(call: ApiCall) -> Reply:
     name, version = call.path["name"], call.path.get("version")
     unused: list[ArtifactKey] = []
 
-    async def work(conn: Connection, changed: Changed) -> responses.DeletionPlan:
+    async def work(conn: Connection, changed: Changed) -> release_responses.DeletionPlan:
         now = call.services.clock.now()
         groups = await conn.fetch(GROUPS_WITH, name, version)
         if groups and not call.query.release:
@@ -233,7 +237,7 @@ async def delete(call: ApiCall) -> Reply:
             made_releases.append(made)
         before = {"versions": sorted(row.version for row in deleted)}
         await call.audit(conn, "function.delete", subject, before=before)
-        return responses.DeletionPlan(before["versions"], made_releases)
+        return release_responses.DeletionPlan(before["versions"], made_releases)
 
     async def delete_all(conn: Connection, changed: Changed) -> None:
         await work(conn, changed)
@@ -269,7 +273,9 @@ def _unknown_function(name: str) -> ProblemError:
     return ProblemError("unknown_function", f"there is no function {name}", field="name")
 
 
-def _version(row: VersionText) -> responses.Version:
+def _version(row: VersionText) -> release_responses.Version:
     """A version whose manifest goes into the answer as the JSON that is stored."""
     manifest: Any = msgspec.Raw(row.manifest.encode())
-    return responses.Version(row.name, row.version, row.sha256, row.size, manifest, row.created_by, row.created_at)
+    return release_responses.Version(
+        row.name, row.version, row.sha256, row.size, manifest, row.created_by, row.created_at
+    )

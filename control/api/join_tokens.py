@@ -6,7 +6,8 @@ from uuid import UUID
 
 from control import tokens
 from control.access import join_token_ends
-from control.api import node_views, pagination, responses
+from control.api import node_views, pagination
+from control.api.bodies import node_responses, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries
@@ -48,7 +49,7 @@ async def create(call: ApiCall) -> Reply:
     body = call.body
     fingerprint = call.services.ca_fingerprint
 
-    async def work(conn: Connection, _changed: Changed) -> responses.MadeJoinToken:
+    async def work(conn: Connection, _changed: Changed) -> node_responses.MadeJoinToken:
         now = call.services.clock.now()
         rejoin, node_id = None, None
         if body.rejoin is not None:
@@ -68,15 +69,15 @@ async def create(call: ApiCall) -> Reply:
         )
         after = {"group": name, "rejoin": rejoin, "expires_at": ends}
         await call.audit(conn, "join-token.create", str(token.id), after=after)
-        return responses.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, ends)
+        return node_responses.MadeJoinToken(str(token.id), _with(token.text, fingerprint), name, ends)
 
-    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> responses.MadeJoinToken:
+    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> node_responses.MadeJoinToken:
         token = tokens.new_token("join", UUID(kept["id"]))
         if await conn.fetchval(RENEW, token.id, token.secret_hash) is None:
             raise ProblemError("token_used", "the token that this request made was used or revoked; make another one")
         await call.audit(conn, "join-token.renew", kept["id"])
         text = _with(token.text, fingerprint)
-        return responses.MadeJoinToken(kept["id"], text, kept["group"], datetime.fromisoformat(kept["expires_at"]))
+        return node_responses.MadeJoinToken(kept["id"], text, kept["group"], datetime.fromisoformat(kept["expires_at"]))
 
     return await call.write(work, renew=renew)
 
@@ -88,7 +89,7 @@ async def list_tokens(call: ApiCall) -> Reply:
 
     groups = call.operator.rights.groups("admin")
 
-    async def work(conn: Connection) -> responses.Page[responses.JoinToken]:
+    async def work(conn: Connection) -> responses.Page[node_responses.JoinToken]:
         return await pagination.fill(
             lambda after, count: conn.fetch(LISTED, *after, groups, count),
             pagination.each(lambda row: _listed(row, now)),
@@ -121,8 +122,8 @@ async def revoke(call: ApiCall) -> Reply:
     return await call.write(work, status=204)
 
 
-def _listed(row: ListedJoinToken, now: datetime) -> responses.JoinToken:
-    return responses.JoinToken(
+def _listed(row: ListedJoinToken, now: datetime) -> node_responses.JoinToken:
+    return node_responses.JoinToken(
         id=str(row.id),
         group=row.group_name,
         rejoin=row.rejoin,

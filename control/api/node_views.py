@@ -11,7 +11,8 @@ import msgspec
 from control import wire
 from control.access.auth import Principal
 from control.access.rights import Role
-from control.api import pagination, responses
+from control.api import pagination
+from control.api.bodies import node_responses, release_responses, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.settings import ControlSettings
@@ -142,7 +143,7 @@ async def list_nodes(call: ApiCall) -> Reply:
             raise unknown_group(query.group)
         groups = [query.group]
 
-    async def work(conn: Connection) -> responses.Page[responses.Node]:
+    async def work(conn: Connection) -> responses.Page[node_responses.Node]:
         if query.group is not None:
             await group(conn, query.group)
         return await pagination.fill(
@@ -161,7 +162,7 @@ async def get_node(call: ApiCall) -> Reply:
     """GET /v1/nodes/{node}."""
     node = call.path["node"]
 
-    async def work(conn: Connection) -> responses.DetailedNode:
+    async def work(conn: Connection) -> node_responses.DetailedNode:
         node_id = (await find(conn, call.operator, "read", node)).id
         return await describe(conn, node_id, call.services.settings)
 
@@ -198,7 +199,7 @@ def unknown_group(name: str) -> ProblemError:
     return ProblemError("unknown_group", f"there is no group {name}", field="group")
 
 
-async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> responses.DetailedNode:
+async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> node_responses.DetailedNode:
     """The node with this id, which exists."""
     row = await conn.one(NODE, id)
     node = msgspec.structs.asdict((await _describe(conn, [row]))[0])
@@ -207,8 +208,8 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> res
     credential = None
     if made is not None:
         ends, limit = (timedelta(seconds=age) for age in (settings.credential_life, settings.credential_return))
-        credential = responses.NodeCredential(made, made + ends, made + limit)
-    return responses.DetailedNode(
+        credential = node_responses.NodeCredential(made, made + ends, made + limit)
+    return node_responses.DetailedNode(
         **node,
         credential=credential,
         capabilities=row.capabilities,
@@ -217,7 +218,7 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> res
     )
 
 
-async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[responses.Node]:
+async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[node_responses.Node]:
     ids = [str(row.id) for row in rows]
     releases = sorted({str(row.release_id) for row in rows if row.release_id is not None})
     runs = _by_node(await conn.fetch(FUNCTIONS, ids))
@@ -244,14 +245,14 @@ def _node(
     wanted: list[WantedFunction],
     warnings: list[WarningRow],
     syncs: list[OpenSyncRow],
-) -> responses.Node:
+) -> node_responses.Node:
     target_schema = row.schema_floor or 0
     at_target = row.release_id is None or (
         {function[1:] for function in runs} == {function[1:] for function in wanted}
         and row.schema_version >= target_schema
         and row.confirmed_generation >= row.target_generation
     )
-    return responses.Node(
+    return node_responses.Node(
         id=str(row.id),
         name=row.name,
         group=row.group_name,
@@ -266,13 +267,13 @@ def _node(
         at_target=at_target,
         schema_version=row.schema_version,
         target_schema=target_schema,
-        functions=[responses.ReleaseFunction(f.name, f.version, f.sha256) for f in runs],
+        functions=[release_responses.ReleaseFunction(f.name, f.version, f.sha256) for f in runs],
         failures=row.failures,
         syncs_folded=row.syncs_folded,
-        error=responses.NodeError(row.error_code, row.error_message, row.error_at) if row.error_code else None,
+        error=node_responses.NodeError(row.error_code, row.error_message, row.error_at) if row.error_code else None,
         retry_at=row.retry_at,
-        warnings=[responses.Warning(*warning[1:]) for warning in warnings],
-        sync=next((responses.OpenSync(str(s.id), s.status, s.step, s.started_at) for s in syncs), None),
+        warnings=[node_responses.Warning(*warning[1:]) for warning in warnings],
+        sync=next((node_responses.OpenSync(str(s.id), s.status, s.step, s.started_at) for s in syncs), None),
     )
 
 

@@ -9,7 +9,8 @@ from msgspec import Struct
 from control import tokens, wire
 from control.access import auth, join_token_ends
 from control.access.auth import AuthError
-from control.api import node_views, release_making, responses
+from control.api import node_views, release_making
+from control.api.bodies import node_responses, release_responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import idempotency, queries
@@ -152,7 +153,7 @@ async def sql_run(call: ApiCall) -> Reply:
 async def move(call: ApiCall) -> Reply:
     """POST /v1/nodes/{node}/move: to another group, whose release becomes the node's target."""
 
-    async def work(conn: Connection, changed: Changed) -> responses.DetailedNode:
+    async def work(conn: Connection, changed: Changed) -> node_responses.DetailedNode:
         node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
         call.operator.need("deploy", call.body.group)
         group = await node_views.group(conn, call.body.group)
@@ -183,7 +184,7 @@ async def plan_move(call: ApiCall) -> Reply:
     """GET /v1/nodes/{node}/move: what the move to a group would change for the node; nothing is refused for it."""
     name: str = call.query.group
 
-    async def work(conn: Connection) -> responses.MovePlan:
+    async def work(conn: Connection) -> release_responses.MovePlan:
         node = await node_views.find(conn, call.operator, "read", call.path["node"])
         if not call.operator.rights.allows("read", name):
             raise node_views.unknown_group(name)
@@ -192,7 +193,7 @@ async def plan_move(call: ApiCall) -> Reply:
         before = {f.name: (f.version, f.sha256) for f in runs.functions}
         changes = await release_making.changes_to(conn, before, runs.schema_version, name)
         unfit = await compatibility.unfit_for(conn, node.id, group)
-        return responses.MovePlan(node.name, name, changes, unfit, await losses.of_move(conn, node.id, group))
+        return release_responses.MovePlan(node.name, name, changes, unfit, await losses.of_move(conn, node.id, group))
 
     return await call.read(work)
 

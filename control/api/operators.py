@@ -9,7 +9,8 @@ from control import tokens
 from control.access import join_token_ends, rights
 from control.access.auth import Principal
 from control.access.rights import Grant, Rights
-from control.api import pagination, requests, responses
+from control.api import pagination
+from control.api.bodies import requests, responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.storage import queries

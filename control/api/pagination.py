@@ -16,7 +16,7 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-from control.api import responses
+from control.api.bodies import responses
 from control.problems import ProblemError
 from control.storage.connection import Connection
 from control.storage.queries import Rows

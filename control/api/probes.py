@@ -1,6 +1,6 @@
 """What anybody may ask: whether control is alive and ready, its counters, its CA."""
 
-from control.api import responses
+from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
 from control.metrics import CONTENT_TYPE
 from control.problems import ProblemError

@@ -8,7 +8,8 @@ from msgspec import Meta
 
 from control import wire
 from control.access.rights import Rights
-from control.api import pagination, responses
+from control.api import pagination
+from control.api.bodies import node_responses, responses
 from control.api.operations import ApiCall, Reply
 from control.api.pagination import Paging
 from control.audit_chain import AuditEntry, AuditSeal
@@ -154,7 +155,7 @@ async def _auth_failures(conn: Connection, paging: Paging) -> responses.Page[res
     )
 
 
-async def _syncs(conn: Connection, query: SyncFilter, groups: list[str] | None) -> responses.Page[responses.Sync]:
+async def _syncs(conn: Connection, query: SyncFilter, groups: list[str] | None) -> responses.Page[node_responses.Sync]:
     node_ids = None
     if query.node is not None:
         node_ids = [str(id) for id in await conn.column(NODES, query.node, _as_id(query.node))]
@@ -167,7 +168,7 @@ async def _syncs(conn: Connection, query: SyncFilter, groups: list[str] | None) 
     )
 
 
-async def _one_sync(conn: Connection, id: str, rights: Rights) -> responses.Sync:
+async def _one_sync(conn: Connection, id: str, rights: Rights) -> node_responses.Sync:
     row = await conn.fetchrow(SYNC, id)
     if row is None or not rights.allows("read", row.group_name):
         raise ProblemError("unknown_sync", f"there is no sync {id}", field="id")
@@ -185,9 +186,9 @@ def _newest_first(cursor: str | None) -> pagination.Position:
     return pagination.read_cursor(cursor, (datetime, UUID)) or (None, None)
 
 
-def _sync(row: SyncRow) -> responses.Sync:
+def _sync(row: SyncRow) -> node_responses.Sync:
     error = wire.SyncError(row.error_code, row.error_message) if row.error_code else None
-    return responses.Sync(
+    return node_responses.Sync(
         id=str(row.id),
         node=row.node,
         group=row.group_name,

@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 import msgspec
 
 from control import manifests, wire
-from control.api import requests, responses
+from control.api.bodies import release_responses, requests
 from control.api.node_views import unknown_group
+from control.manifest_fields import Route
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -108,7 +109,7 @@ async def make(
     *,
     plan: bool = False,
     keep_floor: bool = False,
-) -> responses.MadeRelease:
+) -> release_responses.MadeRelease:
     """Make a release, or with `plan` only return what it would be.
 
     `capabilities`: those of the group's nodes. `lost`: what they can lose. `held`: how long their writers would
@@ -164,13 +165,13 @@ async def make(
         )
         await conn.execute(SQL["set_target"], group.id, release_id, generation)
         changed.groups.add(str(group.id))
-    return responses.MadeRelease(
+    return release_responses.MadeRelease(
         id=None if plan else str(release_id),
         group=body.group,
         number=number,
         generation=generation,
         schema_floor=floor,
-        functions=[responses.ReleaseFunction(n, v, sha256) for n, (v, sha256) in sorted(functions.items())],
+        functions=[release_responses.ReleaseFunction(n, v, sha256) for n, (v, sha256) in sorted(functions.items())],
         rollback_to=body.rollback_to,
         reason=body.reason,
         created_by=by,
@@ -272,7 +273,7 @@ async def _check_size(conn: Connection, functions: Functions) -> None:
 def _check_routes(granted: Manifests) -> None:
     """Raises: ProblemError route_conflict, when two functions have the same route."""
     routes = {
-        name: msgspec.convert(manifest["route"], wire.Route)
+        name: msgspec.convert(manifest["route"], Route)
         for name, manifest in granted.items()
         if manifest.get("route") is not None
     }
@@ -283,28 +284,28 @@ def _check_routes(granted: Manifests) -> None:
 
 async def _changes(
     conn: Connection, before: Functions, after: Functions, old_floor: int, floor: int, granted: Manifests
-) -> responses.Changes:
+) -> release_responses.Changes:
     changes = await conn.fetch(CHANGES_BETWEEN, old_floor, floor)
     touched = sorted(name for name in after if after[name] != before.get(name))
     had = await _manifests(conn, {name: before[name] for name in touched if name in before})
-    return responses.Changes(
-        add=[responses.VersionOf(n, after[n][0]) for n in sorted(after.keys() - before.keys())],
+    return release_responses.Changes(
+        add=[release_responses.VersionOf(n, after[n][0]) for n in sorted(after.keys() - before.keys())],
         change=[
-            responses.Replaced(n, before[n][0], after[n][0])
+            release_responses.Replaced(n, before[n][0], after[n][0])
             for n in sorted(after.keys() & before.keys())
             if after[n] != before[n]
         ],
-        remove=[responses.VersionOf(n, before[n][0]) for n in sorted(before.keys() - after.keys())],
-        schema=[responses.NumberedChange(row.number, row.name) for row in changes],
+        remove=[release_responses.VersionOf(n, before[n][0]) for n in sorted(before.keys() - after.keys())],
+        schema=[release_responses.NumberedChange(row.number, row.name) for row in changes],
         grants=[
-            responses.ChangedGrant(name, grant, old, new)
+            release_responses.ChangedGrant(name, grant, old, new)
             for name in touched
             for grant, (old, new) in manifests.differences(had.get(name, {}), granted[name]).items()
         ],
     )
 
 
-async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> responses.Changes:
+async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> release_responses.Changes:
     """How the release of a group differs from what a node runs: these functions and this schema version."""
     after, floor = await _contents(conn, (await find_group(conn, group)).release_id)
     return await _changes(conn, before, after, version, floor, await _manifests(conn, after))

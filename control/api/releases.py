@@ -9,7 +9,8 @@ from msgspec import Meta, Struct
 from control import wire
 from control.access.auth import Principal
 from control.access.rights import Grant
-from control.api import pagination, requests, responses
+from control.api import pagination
+from control.api.bodies import release_responses, requests, responses
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply
 from control.api.release_making import FUNCTIONS, GROUP, RELEASE, ReleaseListRow, find_group, make
@@ -53,7 +54,7 @@ async def create(call: ApiCall) -> Reply:
     lost = await call.services.db.read(lambda conn: losses.of_group(conn, body.group))
     held = await call.services.db.read(lambda conn: stalls.of_group(conn, body.group))
 
-    async def work(conn: Connection, changed: Changed) -> responses.MadeRelease:
+    async def work(conn: Connection, changed: Changed) -> release_responses.MadeRelease:
         made = await _make(call, conn, changed, body, capabilities, lost, held, plan=call.query.plan)
         if not call.query.plan:
             await record(call, conn, made)
@@ -74,7 +75,7 @@ class PlanFor(Struct, forbid_unknown_fields=True):
 
 async def planned(
     call: ApiCall, conn: Connection, functions: dict[str, int] | None = None
-) -> responses.MadeRelease | None:
+) -> release_responses.MadeRelease | None:
     """What a release would be that the call's `PlanFor` asks for, after what was written in the transaction."""
     query: PlanFor = call.query
     if query.group is None:
@@ -97,7 +98,7 @@ async def _make(
     held: Sequence[stalls.ExpectedStall],
     *,
     plan: bool,
-) -> responses.MadeRelease:
+) -> release_responses.MadeRelease:
     """Make or plan a release, which changes no more than the operator may in its group."""
     operator = call.operator
     deploys = operator.rights.allows("deploy", body.group)
@@ -118,7 +119,7 @@ async def _make(
     return made
 
 
-def _refuse_more(operator: Principal, made: responses.MadeRelease) -> None:
+def _refuse_more(operator: Principal, made: release_responses.MadeRelease) -> None:
     """Raises: AuthError, when a release does more than the role `push` allows the operator in its group."""
     changes = made.changes
     touched = {f.name for f in (*changes.add, *changes.remove)} | {f.name for f in changes.change}
@@ -131,7 +132,7 @@ def _refuse_more(operator: Principal, made: responses.MadeRelease) -> None:
         operator.refuse(f"the role {Grant('deploy', made.group)}, since the release {', and '.join(more)}")
 
 
-async def record(call: ApiCall, conn: Connection, made: responses.MadeRelease) -> None:
+async def record(call: ApiCall, conn: Connection, made: release_responses.MadeRelease) -> None:
     """Record a release in the audit log, with the versions that it changed."""
     details = {
         "generation": made.generation,
@@ -154,7 +155,7 @@ async def list_releases(call: ApiCall) -> Reply:
     after = pagination.read_cursor(query.cursor, (int, str)) or (2**62, "")
     groups = call.operator.rights.groups("read") if query.group is None else [query.group]
 
-    async def work(conn: Connection) -> responses.Page[responses.Release]:
+    async def work(conn: Connection) -> responses.Page[release_responses.Release]:
         if query.group is not None:
             await _visible(conn, call.operator, query.group)
         return await pagination.fill(
@@ -173,7 +174,7 @@ async def get_release(call: ApiCall) -> Reply:
     """GET /v1/releases/{group}/{number}."""
     group, number = call.path["group"], call.path["number"]
 
-    async def work(conn: Connection) -> responses.Release:
+    async def work(conn: Connection) -> release_responses.Release:
         await _visible(conn, call.operator, group)
         row = await conn.fetchrow(RELEASE, group, number)
         if row is None:
@@ -187,12 +188,12 @@ async def create_group(call: ApiCall) -> Reply:
     """POST /v1/groups."""
     name = call.body.name
 
-    async def work(conn: Connection, _changed: Changed) -> responses.Group:
+    async def work(conn: Connection, _changed: Changed) -> release_responses.Group:
         if await conn.fetchrow(GROUP, name) is not None:
             raise ProblemError("name_taken", f"there is a group {name} already", field="name")
         await conn.execute(SQL["add_group"], uuid4(), name, call.services.clock.now())
         await call.audit(conn, "group.create", name)
-        return responses.Group(name, 0, None, 0)
+        return release_responses.Group(name, 0, None, 0)
 
     return await call.write(work)
 
@@ -203,18 +204,18 @@ async def list_groups(call: ApiCall) -> Reply:
     after = pagination.read_cursor(paging.cursor, (str,)) or ("",)
     groups = call.operator.rights.groups("read")
 
-    async def describe(conn: Connection, rows: Sequence[GroupListRow]) -> list[responses.Group]:
+    async def describe(conn: Connection, rows: Sequence[GroupListRow]) -> list[release_responses.Group]:
         functions = await _functions(conn, [row.release_id for row in rows if row.release_id is not None])
         items = []
         for row in rows:
             release = None
             if row.release_id is not None and row.number is not None and row.schema_floor is not None:
                 listed = functions.get(row.release_id, [])
-                release = responses.GroupRelease(row.number, row.generation, row.schema_floor, listed)
-            items.append(responses.Group(row.name, row.generation, release, row.nodes))
+                release = release_responses.GroupRelease(row.number, row.generation, row.schema_floor, listed)
+            items.append(release_responses.Group(row.name, row.generation, release, row.nodes))
         return items
 
-    async def work(conn: Connection) -> responses.Page[responses.Group]:
+    async def work(conn: Connection) -> responses.Page[release_responses.Group]:
         return await pagination.fill(
             lambda after, count: conn.fetch(GROUPS, *after, groups, count),
             lambda rows: describe(conn, rows),
@@ -234,18 +235,18 @@ async def _visible(conn: Connection, operator: Principal, group: str) -> None:
     await find_group(conn, group)
 
 
-async def _functions(conn: Connection, release_ids: list[UUID]) -> dict[UUID, list[responses.ReleaseFunction]]:
-    found: dict[UUID, list[responses.ReleaseFunction]] = {}
+async def _functions(conn: Connection, release_ids: list[UUID]) -> dict[UUID, list[release_responses.ReleaseFunction]]:
+    found: dict[UUID, list[release_responses.ReleaseFunction]] = {}
     for row in await conn.fetch(FUNCTIONS, [str(id) for id in release_ids]):
-        item = responses.ReleaseFunction(row.name, row.version, row.sha256)
+        item = release_responses.ReleaseFunction(row.name, row.version, row.sha256)
         found.setdefault(row.release_id, []).append(item)
     return found
 
 
-async def _with_functions(conn: Connection, rows: Sequence[ReleaseListRow]) -> list[responses.Release]:
+async def _with_functions(conn: Connection, rows: Sequence[ReleaseListRow]) -> list[release_responses.Release]:
     functions = await _functions(conn, [row.id for row in rows])
     return [
-        responses.Release(
+        release_responses.Release(
             id=str(row.id),
             group=row.group_name,
             number=row.number,

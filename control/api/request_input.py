@@ -11,6 +11,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope
 
 from control import wire
+from control.manifest_fields import unfit
 from control.problems import ProblemError
 from control.settings import ControlSettings
 
@@ -95,7 +96,7 @@ def _invalid(code: str, error: msgspec.ValidationError) -> ProblemError:
     where = _AT.search(text)
     named = _FIELD.search(text)
     path = [part for part in (where[1] if where else "", named[1] if named else "") if part]
-    return ProblemError(code, wire.unfit(error), field=".".join(path))
+    return ProblemError(code, unfit(error), field=".".join(path))
 
 
 class PathTypes(msgspec.Struct):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 from msgspec.structs import asdict
 
 from control import wire
-from control.api import pagination, releases, requests, responses
+from control.api import pagination, releases
+from control.api.bodies import release_responses, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.edge_check import CheckedChange
 from control.problems import ProblemError
@@ -23,13 +24,13 @@ class NewestRevision(NamedTuple):
 
 
 SQL = queries.load("schema")
-CHANGES = SQL.rows("changes", responses.SchemaChange)
-REVISIONS = SQL.rows("revisions", responses.SchemaChange)
-LOCK = SQL.rows("lock", responses.SchemaChange)
+CHANGES = SQL.rows("changes", release_responses.SchemaChange)
+REVISIONS = SQL.rows("revisions", release_responses.SchemaChange)
+LOCK = SQL.rows("lock", release_responses.SchemaChange)
 NEXT = SQL.optional("next", int)
 SYNCED = SQL.value("synced", bool)
 NUMBERS = SQL.rows("numbers", NewestRevision)
-ADD = SQL.rows("add", responses.SchemaChange)
+ADD = SQL.rows("add", release_responses.SchemaChange)
 
 NOTHING_FOUND = CheckedChange([], [], [])
 ATTEMPTS = 5
@@ -103,7 +104,7 @@ async def withdraw(call: ApiCall) -> Reply:
     number = call.path["number"]
     by_others = await call.services.db.read(lambda conn: conn.fetchval(SYNCED, number))
 
-    async def work(conn: Connection, _changed: Changed) -> responses.SchemaChange:
+    async def work(conn: Connection, _changed: Changed) -> release_responses.SchemaChange:
         # Locked, so that of this and a plan with the change one comes first, and the other sees it.
         revisions = await conn.fetch(LOCK, number)
         if not revisions:
@@ -146,7 +147,9 @@ async def draft_reversal(call: ApiCall) -> Reply:
         raise _unknown(number)
     sql, kept = await call.services.checks.reversal(_texts(history), number)
     name = f"reverses {number} {history[number - 1].name}"[:200]
-    return Reply(200, responses.ReversalDraft(number, name, sql, [responses.Unreversed(**item) for item in kept]))
+    return Reply(
+        200, release_responses.ReversalDraft(number, name, sql, [release_responses.Unreversed(**item) for item in kept])
+    )
 
 
 async def list_changes(call: ApiCall) -> Reply:
@@ -154,11 +157,13 @@ async def list_changes(call: ApiCall) -> Reply:
     paging = call.query
     after = pagination.read_cursor(paging.cursor, (int,)) or (0,)
 
-    async def work(conn: Connection) -> responses.Page[responses.ListedSchemaChange]:
+    async def work(conn: Connection) -> responses.Page[release_responses.ListedSchemaChange]:
         nodes = await applied_revisions.counts(conn)
         return await pagination.fill(
             lambda after, count: conn.fetch(CHANGES, *after, count),
-            pagination.each(lambda row: responses.ListedSchemaChange(**asdict(row), nodes=nodes.get(row.number, []))),
+            pagination.each(
+                lambda row: release_responses.ListedSchemaChange(**asdict(row), nodes=nodes.get(row.number, []))
+            ),
             lambda row: (row.number,),
             after,
             paging.limit,
@@ -173,17 +178,17 @@ async def get_change(call: ApiCall) -> Reply:
     """GET /v1/schema-changes/{number}."""
     number = call.path["number"]
 
-    async def work(conn: Connection) -> responses.SchemaChangeHistory:
+    async def work(conn: Connection) -> release_responses.SchemaChangeHistory:
         rows = (await conn.fetch(REVISIONS, number, SHOWN))[::-1]
         if not rows:
             raise _unknown(number)
         nodes = (await applied_revisions.counts(conn, number)).get(number, [])
-        return responses.SchemaChangeHistory(**asdict(rows[-1]), nodes=nodes, revisions=rows)
+        return release_responses.SchemaChangeHistory(**asdict(rows[-1]), nodes=nodes, revisions=rows)
 
     return await call.read(work)
 
 
-async def _history(conn: Connection) -> list[responses.SchemaChange]:
+async def _history(conn: Connection) -> list[release_responses.SchemaChange]:
     """The newest revision of every change, by number."""
     return await conn.fetch(CHANGES, 0, 2**31)
 
@@ -198,13 +203,13 @@ async def _check(
     return checked._replace(warnings=checked.warnings + probes)
 
 
-def _texts(history: list[responses.SchemaChange]) -> list[tuple[int, str]]:
+def _texts(history: list[release_responses.SchemaChange]) -> list[tuple[int, str]]:
     return [(row.number, row.sql) for row in history]
 
 
 async def _insert(
     call: ApiCall,
-    history: list[responses.SchemaChange],
+    history: list[release_responses.SchemaChange],
     number: int,
     revision: int,
     name: str,
@@ -214,7 +219,7 @@ async def _insert(
     """Register a change that was checked after `history`; None where the history is another one by now."""
     tried = [(row.number, row.revision) for row in history]
 
-    async def work(conn: Connection, _changed: Changed) -> responses.MadeSchemaChange:
+    async def work(conn: Connection, _changed: Changed) -> release_responses.MadeSchemaChange:
         if [tuple(row) for row in await conn.fetch(NUMBERS)] != tried:
             raise _Moved
         row = await _register(call, conn, number, revision, name, sql, checked)
@@ -224,13 +229,13 @@ async def _insert(
         )
         after = {"name": name, "revision": revision, "checksum": row.checksum}
         await call.audit(conn, action, str(number), before=before, after=after)
-        return responses.MadeSchemaChange(
-            **asdict(row), warnings=[responses.CheckWarning(**w) for w in checked.warnings]
+        return release_responses.MadeSchemaChange(
+            **asdict(row), warnings=[release_responses.CheckWarning(**w) for w in checked.warnings]
         )
 
-    async def plan(conn: Connection, changed: Changed) -> responses.SchemaChangePlan:
+    async def plan(conn: Connection, changed: Changed) -> release_responses.SchemaChangePlan:
         made = await work(conn, changed)
-        return responses.SchemaChangePlan(made, await releases.planned(call, conn))
+        return release_responses.SchemaChangePlan(made, await releases.planned(call, conn))
 
     try:
         return await (call.rehearse(plan) if call.query.plan else call.write(work))
@@ -248,7 +253,7 @@ async def _register(
     found: CheckedChange,
     *,
     withdrawn: bool = False,
-) -> responses.SchemaChange:
+) -> release_responses.SchemaChange:
     by, now = call.operator.name, call.services.clock.now()
     checksum = wire.schema_checksum(sql)
     row = number, revision, name, sql, checksum, by, now, withdrawn, found.losses, found.stalls

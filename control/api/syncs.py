@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from control import wire
-from control.api import requests
+from control.api.bodies import requests
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
 from control.sync import losses, plan

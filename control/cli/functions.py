@@ -9,9 +9,10 @@ import msgspec
 import orjson
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from control import manifests, wire
+from control import manifests
 from control.cli.support import authoring, options, output, project, releasing, toolchains
 from control.cli.support.client import Client, Json, path
+from control.manifest_fields import Manifest, unfit
 
 FILE = click.Path(exists=True, dir_okay=False)
 
@@ -187,9 +188,9 @@ def check_manifest(manifest: Json) -> None:
     Raises: UsageError, when control would refuse it.
     """
     try:
-        manifests.check(msgspec.convert(manifest, wire.Manifest))
+        manifests.check(msgspec.convert(manifest, Manifest))
     except msgspec.ValidationError as error:
-        raise click.UsageError(f"the manifest isn't valid: {wire.unfit(error)}") from error
+        raise click.UsageError(f"the manifest isn't valid: {unfit(error)}") from error
     except manifests.ManifestUnfit as error:
         raise click.UsageError(f"the manifest isn't valid: {error}") from error
 

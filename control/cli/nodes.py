@@ -2,9 +2,9 @@
 
 import click
 
-from control import wire
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
+from control.manifest_fields import MANIFEST_FIELDS
 
 
 @click.group()
@@ -107,7 +107,7 @@ def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     if isinstance(told.get("manifest"), list):
         known = values.pop("manifest")
-        unknown = [field for field in wire.MANIFEST_FIELDS if field not in known]
+        unknown = [field for field in MANIFEST_FIELDS if field not in known]
         rows.append(("manifest", f"all fields but {', '.join(unknown)}" if unknown else "all fields"))
     texts = [f"{name} {' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in values.items()]
     return [("capabilities", ", ".join(texts)), *rows]

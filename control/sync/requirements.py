@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from control import wire
+from control.manifest_fields import MANIFEST_FIELDS
 from control.problems import ProblemError
 
 LIMIT: Final = 16 * 1024
@@ -17,7 +18,7 @@ LIMIT: Final = 16 * 1024
 FUNCTIONS_SHOWN: Final = 3
 """Functions that a text names as having a need."""
 
-_STRUCTS: Final = {field.rpartition(".")[0] for field in wire.MANIFEST_FIELDS} - {""}
+_STRUCTS: Final = {field.rpartition(".")[0] for field in MANIFEST_FIELDS} - {""}
 """The fields of a manifest that have fields of their own; the others hold values."""
 
 

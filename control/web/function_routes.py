@@ -1,8 +1,9 @@
 """The operations on artifacts and functions."""
 
-from control.api import artifacts, bucket, functions, pagination, releases, requests, responses
+from control.api import artifacts, bucket, functions, pagination, releases
+from control.api.bodies import release_responses, requests, responses
+from control.api.bodies.responses import Page
 from control.api.operations import Operation
-from control.api.responses import Page
 
 ARTIFACT = "/v1/artifacts/{sha256}"
 STORE = ("store_unavailable", "store_refused", "store_full", "store_not_owned", "bucket_missing")
@@ -74,7 +75,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Functions",
         functions.list_functions,
         "read",
-        {200: Page[responses.Function]},
+        {200: Page[release_responses.Function]},
         query=pagination.Paging,
         everywhere=False,
     ),
@@ -84,7 +85,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Delete a function with all its versions",
         functions.delete,
         "deploy",
-        {200: responses.DeletionPlan, 204: None},
+        {200: release_responses.DeletionPlan, 204: None},
         ("unknown_function", "version_in_target", "version_needed"),
         query=functions.DeletionQuery,
     ),
@@ -94,7 +95,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Versions of a function, newest first",
         functions.list_versions,
         "read",
-        {200: Page[responses.Version]},
+        {200: Page[release_responses.Version]},
         ("unknown_function",),
         query=pagination.Paging,
         everywhere=False,
@@ -105,7 +106,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Make a version of an uploaded artifact",
         functions.add_version,
         "push",
-        {200: responses.VersionPlan, 201: responses.Version},
+        {200: release_responses.VersionPlan, 201: release_responses.Version},
         ("unknown_artifact", "module_refused", "manifest_unfit"),
         body=requests.NewVersion,
         query=releases.PlanFor,
@@ -117,7 +118,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "A version",
         functions.get_version,
         "read",
-        {200: responses.Version},
+        {200: release_responses.Version},
         ("unknown_version",),
         everywhere=False,
     ),
@@ -127,7 +128,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Delete a version",
         functions.delete,
         "deploy",
-        {200: responses.DeletionPlan, 204: None},
+        {200: release_responses.DeletionPlan, 204: None},
         ("unknown_version", "version_in_target", "version_needed"),
         query=functions.DeletionQuery,
     ),

@@ -1,10 +1,11 @@
 """The operations on nodes, and those that nodes call."""
 
 from control import wire
-from control.api import join_tokens, node_views, nodes, pagination, records, requests, responses, syncs
+from control.api import join_tokens, node_views, nodes, pagination, records, syncs
+from control.api.bodies import node_responses, release_responses, requests, responses
+from control.api.bodies.responses import Page
 from control.api.operations import Operation
 from control.api.request_input import INVENTORY_BODY
-from control.api.responses import Page
 from control.audit_chain import AuditEntry, AuditSeal
 
 NODE = "/v1/nodes/{node}"
@@ -17,7 +18,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Nodes",
         node_views.list_nodes,
         "read",
-        {200: Page[responses.Node]},
+        {200: Page[node_responses.Node]},
         ("unknown_group",),
         query=node_views.NodeFilter,
         everywhere=False,
@@ -65,7 +66,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "A node",
         node_views.get_node,
         "read",
-        {200: responses.DetailedNode},
+        {200: node_responses.DetailedNode},
         ("unknown_node",),
         everywhere=False,
     ),
@@ -76,7 +77,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Move a node to another group",
         nodes.move,
         "deploy",
-        {200: responses.DetailedNode},
+        {200: node_responses.DetailedNode},
         ("unknown_node", "unknown_group", "nodes_unfit", "loss_not_allowed"),
         body=requests.MoveNode,
         everywhere=False,
@@ -87,7 +88,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "What the move of a node would change",
         nodes.plan_move,
         "read",
-        {200: responses.MovePlan},
+        {200: release_responses.MovePlan},
         ("unknown_node", "unknown_group"),
         query=nodes.MoveQuery,
         everywhere=False,
@@ -118,7 +119,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Join tokens, newest first",
         join_tokens.list_tokens,
         "admin",
-        {200: Page[responses.JoinToken]},
+        {200: Page[node_responses.JoinToken]},
         query=pagination.Paging,
         everywhere=False,
     ),
@@ -138,7 +139,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Make a one-time token to join with",
         join_tokens.create,
         "admin",
-        {201: responses.MadeJoinToken},
+        {201: node_responses.MadeJoinToken},
         ("unknown_group", "unknown_node", "token_used"),
         body=requests.NewJoinToken,
         everywhere=False,
@@ -164,7 +165,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "A sync",
         records.get_sync,
         "read",
-        {200: responses.Sync},
+        {200: node_responses.Sync},
         ("unknown_sync",),
         everywhere=False,
     ),
@@ -174,7 +175,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "The log of syncs, newest first",
         records.list_syncs,
         "read",
-        {200: Page[responses.Sync]},
+        {200: Page[node_responses.Sync]},
         query=records.SyncFilter,
         everywhere=False,
     ),

@@ -1,8 +1,9 @@
 """The operations on operators."""
 
-from control.api import operators, pagination, requests, responses
+from control.api import operators, pagination
+from control.api.bodies import requests, responses
+from control.api.bodies.responses import Page
 from control.api.operations import Operation
-from control.api.responses import Page
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(

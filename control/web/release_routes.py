@@ -1,9 +1,10 @@
 """The operations on schema changes, groups and releases."""
 
-from control.api import pagination, releases, requests, responses, schema
+from control.api import pagination, releases, schema
+from control.api.bodies import release_responses, requests
+from control.api.bodies.responses import Page
 from control.api.operations import Operation
 from control.api.request_input import SQL_BODY
-from control.api.responses import Page
 
 CHANGES = "/v1/schema-changes"
 
@@ -15,7 +16,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Schema changes, each in its newest revision",
         schema.list_changes,
         "read",
-        {200: Page[responses.ListedSchemaChange]},
+        {200: Page[release_responses.ListedSchemaChange]},
         query=pagination.Paging,
         everywhere=False,
     ),
@@ -25,7 +26,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Register a schema change",
         schema.add,
         "deploy",
-        {200: responses.SchemaChangePlan, 201: responses.MadeSchemaChange},
+        {200: release_responses.SchemaChangePlan, 201: release_responses.MadeSchemaChange},
         ("schema_conflict", "schema_refused", "check_unavailable"),
         body=requests.NewSchemaChange,
         query=releases.PlanFor,
@@ -37,7 +38,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "A schema change and its revisions",
         schema.get_change,
         "read",
-        {200: responses.SchemaChangeHistory},
+        {200: release_responses.SchemaChangeHistory},
         ("unknown_schema_change",),
         everywhere=False,
     ),
@@ -47,7 +48,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Amend a schema change",
         schema.amend,
         "deploy",
-        {200: responses.SchemaChangePlan, 201: responses.MadeSchemaChange},
+        {200: release_responses.SchemaChangePlan, 201: release_responses.MadeSchemaChange},
         ("unknown_schema_change", "schema_conflict", "schema_refused", "loss_not_allowed", "check_unavailable"),
         body=requests.AmendSchemaChange,
         query=releases.PlanFor,
@@ -59,7 +60,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Withdraw the last schema change, if no plan has contained it",
         schema.withdraw,
         "deploy",
-        {201: responses.SchemaChange},
+        {201: release_responses.SchemaChange},
         ("unknown_schema_change", "schema_conflict", "schema_planned"),
     ),
     Operation(
@@ -68,7 +69,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Draft the schema change that reverses one",
         schema.draft_reversal,
         "read",
-        {200: responses.ReversalDraft},
+        {200: release_responses.ReversalDraft},
         ("unknown_schema_change", "schema_refused", "check_unavailable"),
         everywhere=False,
     ),
@@ -79,7 +80,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Groups and their releases",
         releases.list_groups,
         "read",
-        {200: Page[responses.Group]},
+        {200: Page[release_responses.Group]},
         query=pagination.Paging,
         everywhere=False,
     ),
@@ -89,7 +90,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Make a group",
         releases.create_group,
         "deploy",
-        {201: responses.Group},
+        {201: release_responses.Group},
         ("name_taken",),
         body=requests.NewGroup,
     ),
@@ -99,7 +100,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Releases, newest first",
         releases.list_releases,
         "read",
-        {200: Page[responses.Release]},
+        {200: Page[release_responses.Release]},
         ("unknown_group",),
         query=releases.ReleaseQuery,
         everywhere=False,
@@ -110,7 +111,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Make a release, or with plan say what it would change",
         releases.create,
         "push",
-        {200: responses.MadeRelease, 201: responses.MadeRelease},
+        {200: release_responses.MadeRelease, 201: release_responses.MadeRelease},
         (
             "unknown_group",
             "unknown_function",
@@ -133,7 +134,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "A release",
         releases.get_release,
         "read",
-        {200: responses.Release},
+        {200: release_responses.Release},
         ("unknown_group", "unknown_release"),
         everywhere=False,
     ),

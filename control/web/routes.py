@@ -2,7 +2,8 @@
 
 from functools import cache
 
-from control.api import probes, responses
+from control.api import probes
+from control.api.bodies import responses
 from control.api.operations import ApiCall, Operation, Reply, encode
 from control.web import function_routes, node_routes, openapi, operator_routes, release_routes
 

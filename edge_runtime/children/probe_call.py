@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from control import wire
+from control.manifest_fields import Probe, sql_grant
 from edge_runtime.children.worker_services import Ungranted
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests import guest
@@ -20,7 +20,7 @@ _SHOWN: Final = 300
 
 
 def run(
-    opened: LibsqlDatabase, generation: int, local: LocalFunction, probe: wire.Probe, secrets: Mapping[str, str]
+    opened: LibsqlDatabase, generation: int, local: LocalFunction, probe: Probe, secrets: Mapping[str, str]
 ) -> None:
     """Make the function's probe call in this transaction, and undo what it wrote.
 
@@ -34,7 +34,7 @@ def run(
         raise SyncFailed("probe_failed", f"{what} it can't be loaded: {error}.") from None
     below, _, query = probe.path.partition("?")
     sql = None
-    grant = wire.sql_grant(manifest, probe.method)
+    grant = sql_grant(manifest, probe.method)
     if grant != "none":
         limits = SqlLimits(answer_bytes=manifest.sql_bytes, rows=manifest.sql_rows)
         read_only = "" if grant == manifest.sql else probe.method

@@ -9,7 +9,7 @@ import mmap
 import os
 from typing import Final
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
@@ -33,7 +33,7 @@ def rehearse() -> None:
         os.write(descriptor, _NOTHING)
         digest = hashlib.sha256(_NOTHING).hexdigest()
         local = frames.LocalFunction(
-            "rehearsal", 1, digest, wire.Manifest(abi="wagi"), "", wasm=f"/proc/self/fd/{descriptor}"
+            "rehearsal", 1, digest, Manifest(abi="wagi"), "", wasm=f"/proc/self/fd/{descriptor}"
         )
         function = LoadedFunction.load(local)
         try:

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from control import faults, wire
+from control import faults
+from control.manifest_fields import SqlGrant, sql_grant
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
@@ -63,7 +64,7 @@ class Known(NamedTuple):
 
     entry: Entry
     generation: int
-    grant: wire.SqlGrant
+    grant: SqlGrant
     """What the call may do in the database."""
     read_only: str
     """The call's method, where that is why a function that may write only reads; else empty."""
@@ -194,7 +195,7 @@ class Worker:
         kept = key if keeps else b""
         after = (head.client, scheme, head.script, head.route, head.params, kept, caller, auth_type)
         entry = release.functions[head.function]
-        grant, granted = wire.sql_grant(entry.local.manifest, head.method), entry.local.manifest.sql
+        grant, granted = sql_grant(entry.local.manifest, head.method), entry.local.manifest.sql
         known = Known(entry, release.generation, grant, "" if grant == granted else head.method, before, after)
         return self._known.keep(key, known) if keeps else known
 

@@ -15,7 +15,7 @@ import click
 import msgspec
 import orjson
 
-from control import wire
+from control.manifest_fields import Manifest, completed, unfit
 from edge_runtime.cli.node import JSON, fail, show
 from edge_runtime.guests.invocation import Request, SingleCallResult
 from edge_runtime.oneshot.scratch_database import tidy
@@ -143,7 +143,7 @@ def _ascii(text: str) -> str:
 
 def _manifest(
     file: Path | None, database: Path | None, config: dict[str, str], secrets: list[str], time_limit: int | None
-) -> wire.Manifest:
+) -> Manifest:
     fields: dict[str, Any] = {}
     if file is not None:
         try:
@@ -163,9 +163,9 @@ def _manifest(
     if time_limit is not None:
         fields["time_limit_ms"] = time_limit
     try:
-        return wire.completed(msgspec.convert(fields, wire.Manifest))
+        return completed(msgspec.convert(fields, Manifest))
     except msgspec.ValidationError as error:
-        raise click.UsageError(f"the manifest isn't valid: {wire.unfit(error)}") from None
+        raise click.UsageError(f"the manifest isn't valid: {unfit(error)}") from None
 
 
 def _ask(single_call: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult:

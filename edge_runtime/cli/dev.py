@@ -25,6 +25,7 @@ import orjson
 from msgspec import Struct
 
 from control import wire
+from control.manifest_fields import completed, manifest_digest
 from edge_runtime import files, front
 from edge_runtime.aot_cache import QUICK
 from edge_runtime.dispatch.call import Call
@@ -203,12 +204,12 @@ class Driver:
             raise ModuleRefused(
                 "module_refused", f"The module speaks {found['abi']}, the manifest says {manifest.abi}."
             )
-        manifest = wire.completed(msgspec.structs.replace(manifest, abi=found["abi"]))
+        manifest = completed(msgspec.structs.replace(manifest, abi=found["abi"]))
         sha256 = hashlib.sha256(wasm).hexdigest()
         path = self._artifacts / f"{sha256}.wasm"
         if not path.exists():
             files.write(path, wasm)
-        return frames.LocalFunction(wanted.name, 1, sha256, manifest, wire.manifest_digest(manifest)), len(wasm)
+        return frames.LocalFunction(wanted.name, 1, sha256, manifest, manifest_digest(manifest)), len(wasm)
 
     def _collect(self, sha256: str) -> None:
         """Remove all artifacts but the last two."""

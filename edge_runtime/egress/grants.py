@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from control import wire
+from control.manifest_fields import HttpGrant
 from edge_runtime.ipc import http_messages
 from edge_runtime.ipc.http_messages import NotFetched
 
@@ -43,7 +43,7 @@ class Outgoing(NamedTuple):
     """The grant names this very host, so a connection to it is worth keeping."""
 
 
-def read(request: bytes, grant: wire.HttpGrant) -> Outgoing:
+def read(request: bytes, grant: HttpGrant) -> Outgoing:
     """Return the request in a function's parcel. Raises: NotFetched, when the grant or HTTP doesn't allow it."""
     head, data = http_messages.unpack(request)
     if len(head) > HEAD_LIMIT:

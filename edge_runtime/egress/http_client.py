@@ -19,7 +19,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from control import wire
+from control.manifest_fields import HttpGrant
 from edge_runtime.egress import grants
 from edge_runtime.egress.grants import Outgoing
 from edge_runtime.ipc import http_messages
@@ -151,9 +151,7 @@ class HttpClient:
             session, self._session = self._session, None
             await session.close()
 
-    async def fetch(
-        self, grant: wire.HttpGrant | None, request: bytes, sending: Callable[[], None] | None = None
-    ) -> bytes:
+    async def fetch(self, grant: HttpGrant | None, request: bytes, sending: Callable[[], None] | None = None) -> bytes:
         """Make the request of a parcel, and return the answer's parcel.
 
         `sending` is called before a request that can't be sent twice. Raises: NotFetched, when there is no answer.

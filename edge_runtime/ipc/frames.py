@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from control import wire
+from control.manifest_fields import Manifest
 
 HEADER: Final = struct.Struct("<IIHH")
 HEADER_BYTES: Final = HEADER.size
@@ -116,7 +117,7 @@ class LocalFunction(Struct, frozen=True):
     name: str
     version: int
     sha256: str
-    manifest: wire.Manifest
+    manifest: Manifest
     manifest_digest: str
     aot: str = ""
     """Path of the AOT file."""

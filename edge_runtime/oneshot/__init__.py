@@ -2,6 +2,6 @@
 call of a module.
 
 Control's upload check and the CLI start them as child processes, because their input is hostile. May import `children`,
-`guests`, `sql`, `sandbox`, `wasmedge`, `ipc`, `aot_cache`, `errors` and `control.wire`. Start with `check` and
-`single_call`, each a program; `check_schema` is `check`'s second command, and the other modules are their parts.
+`guests`, `sql`, `sandbox`, `wasmedge`, `ipc`, `aot_cache`, `errors`, `control.wire` and `control.manifest_fields`.
+Start with `check` and `single_call`, each a program; the other modules are their parts.
 """

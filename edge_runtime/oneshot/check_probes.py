@@ -19,7 +19,7 @@ import msgspec
 import orjson
 from msgspec import Struct
 
-from control import wire
+from control.manifest_fields import Manifest, manifest_digest, sql_grant
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.guests import guest
 from edge_runtime.ipc.frames import LocalFunction
@@ -47,7 +47,7 @@ class ProbedFunction(Struct):
 
     name: str
     version: int
-    manifest: wire.Manifest
+    manifest: Manifest
     file: str
     """Path of the artifact."""
 
@@ -114,9 +114,7 @@ def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunc
     opened.rows("PRAGMA foreign_keys = OFF")
     sha256 = hashlib.sha256(Path(probed.file).read_bytes()).hexdigest()
     manifest = probed.manifest
-    local = LocalFunction(
-        probed.name, probed.version, sha256, manifest, wire.manifest_digest(manifest), wasm=probed.file
-    )
+    local = LocalFunction(probed.name, probed.version, sha256, manifest, manifest_digest(manifest), wasm=probed.file)
     try:
         function = guest.LoadedFunction.load(local)
     except (WasmEdgeError, OSError) as error:
@@ -134,12 +132,12 @@ def check(opened: LibsqlDatabase, change: SchemaCheckRequest, probed: ProbedFunc
     return _probe(opened, function, manifest)
 
 
-def _probe(opened: LibsqlDatabase, function: guest.LoadedFunction, manifest: wire.Manifest) -> str:
+def _probe(opened: LibsqlDatabase, function: guest.LoadedFunction, manifest: Manifest) -> str:
     """Run the probe in the transaction that is open, and undo what it wrote; return why it failed, or ''."""
     probe = manifest.probe
     assert probe is not None  # noqa: S101
     below, _, query = probe.path.partition("?")
-    grant = wire.sql_grant(manifest, probe.method)
+    grant = sql_grant(manifest, probe.method)
     sql = None
     if grant != "none":
         sql = ProbeSql(Session(opened), grant, 0, method="" if grant == manifest.sql else probe.method)

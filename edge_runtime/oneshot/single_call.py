@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from control import wire
+from control.manifest_fields import Manifest, SqlGrant, manifest_digest, sql_grant
 from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder
 from edge_runtime.children.compile_child import DATA_BYTES
 from edge_runtime.children.warmup import rehearse
@@ -47,7 +47,7 @@ LIMIT: Final = 3600.0
 
 class SingleCallRequest(Struct):
     file: str
-    manifest: wire.Manifest
+    manifest: Manifest
     request: guest.Request
     cache: str
     """The folder of AOT files; empty where the module runs on the interpreter."""
@@ -125,8 +125,8 @@ def _look_at_fence(request: SingleCallRequest) -> None:
         sys.stderr.write(f"Warning: the function runs without a part of its fence: {lacking}\n")
 
 
-def _grant(request: SingleCallRequest) -> wire.SqlGrant:
-    return wire.sql_grant(request.manifest, request.request.method)
+def _grant(request: SingleCallRequest) -> SqlGrant:
+    return sql_grant(request.manifest, request.request.method)
 
 
 @contextmanager
@@ -150,11 +150,11 @@ def _local(request: SingleCallRequest, path: Path, wasm: bytes, aot: AotFile | N
     """
     manifest = _checked(request, wasm)
     sha256 = hashlib.sha256(wasm).hexdigest()
-    local = frames.LocalFunction(path.stem, 1, sha256, manifest, wire.manifest_digest(manifest), wasm=str(path))
+    local = frames.LocalFunction(path.stem, 1, sha256, manifest, manifest_digest(manifest), wasm=str(path))
     return local if aot is None else msgspec.structs.replace(local, aot=str(aot.path), aot_digest=aot.digest)
 
 
-def _checked(request: SingleCallRequest, wasm: bytes) -> wire.Manifest:
+def _checked(request: SingleCallRequest, wasm: bytes) -> Manifest:
     """Return the manifest with the ABI of the module in it.
 
     Raises: ModuleRefused, when no node can run the module, or its ABI isn't the manifest's.

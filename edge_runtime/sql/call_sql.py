@@ -13,7 +13,8 @@ from typing import Any, Final, NoReturn
 
 import orjson
 
-from control import faults, wire
+from control import faults
+from control.manifest_fields import SqlGrant
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
@@ -71,7 +72,7 @@ class CallSql:
     def __init__(
         self,
         session: Session,
-        grant: wire.SqlGrant,
+        grant: SqlGrant,
         generation: int,
         watch: WriteProgress | None = None,
         limits: SqlLimits = SqlLimits(),

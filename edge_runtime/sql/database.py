@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Self, TypeVar
 import msgspec
 
 from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime import wal
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
 from edge_runtime.sql.libsql_connection import LibsqlConnection, is_panic, open_file, open_in_memory
@@ -275,7 +276,7 @@ def read_release(database: LibsqlDatabase) -> LocalRelease | None:
             generation=generation,
             schema_version=changes[-1].number if changes else 0,
             functions=[
-                LocalFunction(name, version, sha256, msgspec.json.decode(manifest, type=wire.Manifest), manifest_digest)
+                LocalFunction(name, version, sha256, msgspec.json.decode(manifest, type=Manifest), manifest_digest)
                 for name, version, sha256, manifest, manifest_digest in database.read(FunctionRow, _READ_FUNCTIONS)
             ],
         )

@@ -9,6 +9,7 @@ import sys
 from typing import Final
 
 from control import wire
+from control.manifest_fields import MANIFEST_FIELDS
 
 ABIS: Final = ("wagi", "extism", "direct")
 
@@ -21,7 +22,7 @@ def document() -> dict[str, object]:
         "system": sys.platform,
         "abi": list(ABIS),
         # `plan_check.parse_manifest` refuses every other field.
-        "manifest": list(wire.MANIFEST_FIELDS),
+        "manifest": list(MANIFEST_FIELDS),
         "schema": ["steps"],
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.disk_space import DISK_RESERVE, fits
 from edge_runtime.errors import SyncFailed
 
@@ -13,7 +14,7 @@ AOT_GROWTH = 6
 """An AOT file is at most about this many times as large as its artifact."""
 
 
-def check_plan(plan: wire.Plan, generation: int) -> dict[str, wire.Manifest]:
+def check_plan(plan: wire.Plan, generation: int) -> dict[str, Manifest]:
     """Return the manifests of the plan's functions by name. Raises: SyncFailed, when a node at `generation` must not
     follow the plan."""
     if plan.generation < generation:
@@ -22,7 +23,7 @@ def check_plan(plan: wire.Plan, generation: int) -> dict[str, wire.Manifest]:
             f"control planned generation {plan.generation}, but this node has already completed {generation}; "
             "was control's metadata restored from a backup? Make a new release",
         )
-    manifests: dict[str, wire.Manifest] = {}
+    manifests: dict[str, Manifest] = {}
     for function in plan.functions:
         if function.name in manifests:
             raise SyncFailed("plan_invalid", f"the plan has function {function.name} twice; report this as a defect")
@@ -30,11 +31,11 @@ def check_plan(plan: wire.Plan, generation: int) -> dict[str, wire.Manifest]:
     return manifests
 
 
-def parse_manifest(name: str, manifest: Mapping[str, Any]) -> wire.Manifest:
+def parse_manifest(name: str, manifest: Mapping[str, Any]) -> Manifest:
     """Return the manifest of a function. Raises: SyncFailed, when it has a field that this node doesn't know: a limit
     or a grant would be lost."""
     try:
-        return msgspec.convert(manifest, wire.Manifest)
+        return msgspec.convert(manifest, Manifest)
     except msgspec.ValidationError as error:
         raise SyncFailed(
             "manifest_unknown",

@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
 
-from control import wire
+from control.manifest_fields import Route
 
 _NO_METHOD: Final = ""
 """Key of the function that takes every method."""
@@ -51,13 +51,13 @@ class _Node(Struct):
 class Table:
     """The routes of one release."""
 
-    def __init__(self, routes: Mapping[str, wire.Route]) -> None:
+    def __init__(self, routes: Mapping[str, Route]) -> None:
         """`routes` are by function. No two routes of one shape share a method: control has made sure of it."""
         self._root = _node()
         for function, route in routes.items():
             self._add(function, route)
 
-    def _add(self, function: str, route: wire.Route) -> None:
+    def _add(self, function: str, route: Route) -> None:
         node, params, rest = self._root, [], False
         for index, segment in enumerate(route.path.split("/")[1:]):
             if not segment.startswith("{"):

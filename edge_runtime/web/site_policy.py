@@ -9,7 +9,7 @@ that are no browsers send neither, and this module says nothing about them.
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from control import wire
+from control.manifest_fields import Manifest
 
 UNASKED: Final = (b"same-origin", b"none")
 """Values of Sec-Fetch-Site for requests that no other origin had sent; `none`: a person did, by the address bar."""
@@ -49,7 +49,7 @@ class PageRule:
 
     __slots__ = ("_cors", "_every", "_origins", "_preflight", "always", "navigation")
 
-    def __init__(self, manifest: wire.Manifest) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         cors = manifest.cors
         self.navigation = manifest.navigation
         self._cors = cors
@@ -84,7 +84,7 @@ class PageRule:
         return lines.removesuffix(_VARY) + self._preflight + (b"" if self._every else _VARY_PREFLIGHT)
 
 
-def rules(manifests: Mapping[str, wire.Manifest]) -> dict[str, PageRule]:
+def rules(manifests: Mapping[str, Manifest]) -> dict[str, PageRule]:
     """Return the rules of those functions whose manifests allow pages of other origins anything; by name."""
     return {name: PageRule(m) for name, m in manifests.items() if m.cors is not None or m.navigation}
 

@@ -14,7 +14,7 @@ import msgspec
 import orjson
 import pytest
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.guests.guest import Request
 from edge_runtime.oneshot.single_call import SingleCallRequest
 from tests.guests.build import guest
@@ -51,7 +51,7 @@ def taken(
 
 
 def asked(file: Path, cache: Path | None = None, database: Path | None = None) -> bytes:
-    manifest = wire.Manifest(sql="write" if database else "none")
+    manifest = Manifest(sql="write" if database else "none")
     return msgspec.json.encode(
         SingleCallRequest(str(file), manifest, Request("GET"), str(cache or ""), str(database or ""))
     )

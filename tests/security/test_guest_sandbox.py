@@ -19,14 +19,14 @@ ROOT = Path(edge_runtime.__file__).parents[1]
 
 RUN = """
 import resource, sys
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request, prepare
 from edge_runtime.wasmedge import Unsafe
 {before}
 try:
     prepare()
-    function = LoadedFunction.load(LocalFunction("f", 1, "", wire.Manifest(), "", sys.argv[1], sys.argv[2]))
+    function = LoadedFunction.load(LocalFunction("f", 1, "", Manifest(), "", sys.argv[1], sys.argv[2]))
     {during}
     print("answered", function.call(Request("POST", body=b"x")).status)
 except (Unsafe, GuestFault) as error:

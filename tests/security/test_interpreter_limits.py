@@ -16,11 +16,11 @@ LIMIT = 600 * 1024**2
 
 RUN = f"""
 import resource, sys
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.guests.guest import LoadedFunction, Request, prepare
 prepare()
-function = LoadedFunction.load(LocalFunction("f", 1, sys.argv[2], wire.Manifest(), "", wasm=sys.argv[1]))
+function = LoadedFunction.load(LocalFunction("f", 1, sys.argv[2], Manifest(), "", wasm=sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))
 function.call(Request("GET"))
 """

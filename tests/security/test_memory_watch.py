@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.dispatch import memory_watchdog
 from edge_runtime.dispatch.call import Call
 from tests.guests.build import guest, wat
@@ -39,7 +39,7 @@ def test_what_a_worker_may_have(tmp_path: Path) -> None:
 
     def call(pages: int, abi: Literal["wagi", "extism"] = "wagi") -> Call:
         made = Call("f", "POST", "", b"", [], "", b"", lambda outcome: None)
-        manifest = wire.Manifest(abi=abi, memory_pages=pages)
+        manifest = Manifest(abi=abi, memory_pages=pages)
         made.served = SimpleNamespace(function=SimpleNamespace(manifest=manifest))  # type: ignore[assignment]
         return made
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.guests.abi.detect import ModuleRefused, detect
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request
@@ -57,7 +57,7 @@ def test_it_is_refused_at_upload(evil: bytes) -> None:
 @pytest.mark.parametrize("compiled", [False, True], ids=["interpreted", "compiled"])
 def test_it_is_not_run_where_it_comes_all_the_same(evil: bytes, tmp_path: Path, compiled: bool) -> None:
     (tmp_path / "evil.wasm").write_bytes(evil)
-    sha256, manifest = hashlib.sha256(evil).hexdigest(), wire.Manifest()
+    sha256, manifest = hashlib.sha256(evil).hexdigest(), Manifest()
     if compiled:
         aot = compile_artifact(evil, tmp_path, QUICK)
         local = LocalFunction("f", 1, sha256, manifest, "", str(aot.path), aot.digest)

@@ -26,7 +26,7 @@ The heap of Debian's Python, which is no position-independent program, begins an
 
 RUN = f"""
 import ctypes, platform, struct, sys
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.guests.guest import GuestFault, LoadedFunction, Request, prepare
 from edge_runtime.wasmedge import Unsafe
@@ -72,7 +72,7 @@ if "alone" in sys.argv:
     print("canary", canary.raw.hex())
     sys.exit()
 prepare()
-function = LoadedFunction.load(LocalFunction("f", 1, "", wire.Manifest(), "", sys.argv[1], sys.argv[2]))
+function = LoadedFunction.load(LocalFunction("f", 1, "", Manifest(), "", sys.argv[1], sys.argv[2]))
 def call():
     try:
         function.call(Request("GET"))

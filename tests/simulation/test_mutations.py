@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from control import wire
+from control.manifest_fields import Manifest
 from control.sync import monitor, plan, reconciler, reports
 from control.sync.fleet_cache import FleetCache
 from control.sync.fleet_rows import CachedNode
@@ -28,7 +29,7 @@ async def _nothing(*_arguments: Any) -> None:
     pass
 
 
-def _any_generation(planned: wire.Plan, _generation: int) -> dict[str, wire.Manifest]:
+def _any_generation(planned: wire.Plan, _generation: int) -> dict[str, Manifest]:
     return {
         function.name: plan_check.parse_manifest(function.name, function.manifest) for function in planned.functions
     }

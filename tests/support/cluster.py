@@ -18,9 +18,9 @@ from uuid import uuid4
 import aiohttp
 import orjson
 
-from control import wire
 from control.clock import SystemClock
 from control.local import embedded, pki
+from control.manifest_fields import Manifest
 from control.storage import database, migrations
 from edge_runtime.sync.join import join
 from tests.guests.build import guest
@@ -135,7 +135,7 @@ class Cluster:
         async def work(conn: Any) -> None:
             now = SystemClock().now()
             store = self.services.artifacts_url
-            await seeds.add_versions(conn, store, now, VERSION, modules, wire.Manifest(sql="read"))
+            await seeds.add_versions(conn, store, now, VERSION, modules, Manifest(sql="read"))
             for number in numbers:
                 text = sql(number) if sql is not None else f"UPDATE generation SET number = {number}"
                 await seeds.add_change(conn, now, number, text)

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from control import wire
+from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.errors import CODES
 from edge_runtime.front import Front
 from edge_runtime.ipc import frames
@@ -70,9 +71,9 @@ class Node:
             path = self.state.artifacts / f"{sha256}.wasm"
             if not path.exists():
                 path.write_bytes(wasm)
-            wanted = msgspec.convert(dict(manifest), wire.Manifest)
+            wanted = msgspec.convert(dict(manifest), Manifest)
             number = version or self.generation
-            local.append(frames.LocalFunction(name, number, sha256, wanted, wire.manifest_digest(wanted)))
+            local.append(frames.LocalFunction(name, number, sha256, wanted, manifest_digest(wanted)))
         first = len(self.changes) + 1
         planned = [
             wire.PlannedChange(number, 1, f"change {number}", wire.schema_checksum(sql), sql)

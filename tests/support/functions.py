@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from control import wire
+from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.guest import CallLimits, LoadedFunction
 from edge_runtime.ipc.frames import LocalFunction
@@ -22,8 +22,8 @@ def compiled(wasm: bytes, folder: Path, level: int = QUICK) -> AotFile:
 
 def local(aot: AotFile, name: str = "f", **manifest: Any) -> LocalFunction:
     """Return a function version as a node has it; `manifest` are the fields of its manifest."""
-    made = wire.Manifest(**manifest)
-    return LocalFunction(name, 1, "", made, wire.manifest_digest(made), str(aot.path), aot.digest)
+    made = Manifest(**manifest)
+    return LocalFunction(name, 1, "", made, manifest_digest(made), str(aot.path), aot.digest)
 
 
 def function(

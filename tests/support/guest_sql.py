@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from control import wire
+from control.manifest_fields import SqlGrant
 from edge_runtime.sql import database
 from edge_runtime.sql.call_sql import CallSql, Session, SqlLimits
 from edge_runtime.sql.queries import load
@@ -22,10 +22,10 @@ class Calls:
         self.database = opened
         self.session = Session(opened)
 
-    def new(self, grant: wire.SqlGrant = "write", limits: SqlLimits | None = None, watch: Any = None) -> CallSql:
+    def new(self, grant: SqlGrant = "write", limits: SqlLimits | None = None, watch: Any = None) -> CallSql:
         return CallSql(self.session, grant, GENERATION, watch, limits or SqlLimits())
 
-    def one(self, sql: str, *params: Any, grant: wire.SqlGrant = "write") -> dict[str, Any]:
+    def one(self, sql: str, *params: Any, grant: SqlGrant = "write") -> dict[str, Any]:
         """The answer of a call of one statement, committed."""
         call = self.new(grant)
         answer = ask(call, sql, *params)

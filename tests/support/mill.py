@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.guests import guest
 from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.ipc import frames
@@ -117,9 +117,9 @@ def main(corpus: Path, folder: Path) -> Milled:
         path.write_bytes(wasm)
         return call(frames.LocalFunction("f", 1, hashlib.sha256(wasm).hexdigest(), manifest(index), "", wasm=str(path)))
 
-    def manifest(index: int) -> wire.Manifest:
+    def manifest(index: int) -> Manifest:
         abi: Any = judged[index].code
-        return wire.Manifest(memory_pages=32, abi=abi, entry="run" if abi == "extism" else "")
+        return Manifest(memory_pages=32, abi=abi, entry="run" if abi == "extism" else "")
 
     def call(local: frames.LocalFunction) -> End:
         try:

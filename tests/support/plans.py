@@ -9,6 +9,7 @@ from uuid import uuid4
 import msgspec
 
 from control import wire
+from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.ipc.frames import LocalFunction
 from tests.support.functions import compiled
 
@@ -23,7 +24,7 @@ def changes(sqls: Sequence[str], first: int = 1, revision: int = 1) -> list[wire
 
 def local(name: str, wasm: bytes, folder: Path | None = None, version: int = 1, **manifest: Any) -> LocalFunction:
     """A function version; compiled into `folder`, where one is given."""
-    wanted = msgspec.convert(manifest, wire.Manifest)
+    wanted = msgspec.convert(manifest, Manifest)
     sha256 = hashlib.sha256(wasm).hexdigest()
     path, digest = "", ""
     if folder is not None:
@@ -34,7 +35,7 @@ def local(name: str, wasm: bytes, folder: Path | None = None, version: int = 1, 
         version,
         sha256,
         wanted,
-        wire.manifest_digest(wanted),
+        manifest_digest(wanted),
         path,
         digest,
     )

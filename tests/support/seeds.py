@@ -11,6 +11,7 @@ import msgspec
 from control import tokens, wire
 from control.api import artifacts
 from control.local.seaweedfs import s3_client
+from control.manifest_fields import Manifest, manifest_digest
 from control.storage import queries
 from edge_runtime.oneshot.check import check_module
 from tests.support.replica import Replica, TestNode
@@ -20,7 +21,7 @@ async def function(replica: Replica, name: str, *, size: int = 100) -> int:
     """A new version of a function, whose artifact the store doesn't have; returns its number."""
     services = replica.services
     now = services.clock.now()
-    manifest = wire.Manifest()
+    manifest = Manifest()
 
     async def work(conn: Any) -> int:
         version: int = await conn.fetchval(
@@ -48,7 +49,7 @@ async def function(replica: Replica, name: str, *, size: int = 100) -> int:
             sha256,
             size,
             msgspec.to_builtins(manifest),
-            wire.manifest_digest(manifest),
+            manifest_digest(manifest),
             now,
         )
         return version
@@ -77,7 +78,7 @@ async def add_change(conn: Any, now: datetime, number: int, sql: str, *, revisio
 
 
 async def add_versions(
-    conn: Any, store_url: str, now: datetime, name: str, modules: Mapping[int, bytes], manifest: wire.Manifest
+    conn: Any, store_url: str, now: datetime, name: str, modules: Mapping[int, bytes], manifest: Manifest
 ) -> None:
     """Versions of a function, by their numbers, with their artifacts, as if each had been pushed and checked."""
     sql = queries.load("artifacts") | queries.load("functions")
@@ -91,7 +92,7 @@ async def add_versions(
             await conn.execute(sql["begin"], artifact, sha256, size, found["abi"], found["memory_pages"], now)
             await conn.execute(sql["set_ready"], artifact, now)
             assert await conn.fetchval(sql["next_version"], name, now) == number
-            fields, digest = msgspec.to_builtins(kept), wire.manifest_digest(kept)
+            fields, digest = msgspec.to_builtins(kept), manifest_digest(kept)
             await conn.execute(sql["add"], name, number, artifact, sha256, size, fields, digest, "test", now)
 
 

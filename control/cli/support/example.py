@@ -4,10 +4,10 @@ from pathlib import Path
 
 import msgspec
 
-from control import wire
 from control.cli.functions import check_manifest, read_manifest, upload
 from control.cli.support.authoring import examples
 from control.cli.support.client import Client, Failure, Json, path
+from control.manifest_fields import Manifest, manifest_digest
 
 FUNCTION = "hello"
 CHANGE = "greetings"
@@ -38,11 +38,11 @@ async def function_version(client: Client) -> Json:
     manifest = read_manifest(folder() / "manifest.json")
     check_manifest(manifest)
     sha256 = await upload(client, file, quiet=True)
-    digest = wire.manifest_digest(msgspec.convert(manifest, wire.Manifest))
+    digest = manifest_digest(msgspec.convert(manifest, Manifest))
     functions = [item["name"] for item in await client.items(path("functions"))]
     if FUNCTION in functions:
         for version in await client.items(path("functions", FUNCTION, "versions")):
-            there = wire.manifest_digest(msgspec.convert(version["manifest"], wire.Manifest))
+            there = manifest_digest(msgspec.convert(version["manifest"], Manifest))
             if version["sha256"] == sha256 and there == digest:
                 return version
     return await client.post(path("functions", FUNCTION, "versions"), {"sha256": sha256, "manifest": manifest})

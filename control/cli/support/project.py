@@ -17,6 +17,7 @@ import msgspec
 
 from control import manifests, wire
 from control.cli.support.client import Failure, Json
+from control.manifest_fields import Manifest, unfit
 
 FILE = "function.toml"
 SCHEMA = re.compile(r"(\d{1,9})_([^/]+)\.sql")
@@ -92,13 +93,13 @@ def read(folder: Path) -> Project:
     file = folder / FILE
     try:
         settings = msgspec.convert(tomllib.loads(file.read_text("utf-8")), ProjectFile)
-        manifests.check(msgspec.convert(settings.manifest, wire.Manifest))
+        manifests.check(msgspec.convert(settings.manifest, Manifest))
     except FileNotFoundError:
         raise ProjectInvalid(f"{folder} is no function's project: it has no {FILE}", cure=CURE) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProjectInvalid(f"{file} can't be read: {error}", cure=CURE) from None
     except msgspec.ValidationError as error:
-        raise ProjectInvalid(f"{file} isn't valid: {wire.unfit(error)}", cure=CURE) from None
+        raise ProjectInvalid(f"{file} isn't valid: {unfit(error)}", cure=CURE) from None
     except manifests.ManifestUnfit as error:
         raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
     return Project(

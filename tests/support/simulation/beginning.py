@@ -7,6 +7,7 @@ from uuid import uuid4
 import msgspec
 
 from control import tokens, wire
+from control.manifest_fields import Manifest, manifest_digest
 from tests.support.simulation.loop import START
 from tests.support.simulation.tables import Tables
 
@@ -30,9 +31,9 @@ def fill(t: Tables) -> str:
             artifact, sha256 = str(uuid4()), wire.schema_checksum(f"{name} {version}")
             kind = {"state": "ready", "abi": "wagi", "memory_pages": 1, "created_at": START, "state_since": START}
             t.insert("artifacts", id=artifact, sha256=sha256, size=100, **kind)
-            manifest = wire.Manifest(abi="wagi")
+            manifest = Manifest(abi="wagi")
             found = {"artifact_id": artifact, "sha256": sha256, "size": 100, **made}
-            found |= {"manifest": msgspec.to_builtins(manifest), "manifest_digest": wire.manifest_digest(manifest)}
+            found |= {"manifest": msgspec.to_builtins(manifest), "manifest_digest": manifest_digest(manifest)}
             t.insert("function_versions", name=name, version=version, **found)
     for number in range(1, CHANGES + 1):
         sql = f"CREATE TABLE t{number} (id INTEGER PRIMARY KEY)"

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from control.api import requests
+from control.api.bodies import requests
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import manifests, wire
+from control.manifest_fields import Manifest, Route, completed, manifest_digest, sql_grant
 
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT"])
 
 
-def manifest(**fields: Any) -> wire.Manifest:
-    return msgspec.convert(fields, wire.Manifest)
+def manifest(**fields: Any) -> Manifest:
+    return msgspec.convert(fields, Manifest)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_a_manifest_is_taken(fields):
     ],
 )
 def test_two_routes_conflict_where_a_request_could_be_either_ones(one, other, conflicts):
-    routes = {"f": wire.Route(one[0], one[1]), "g": wire.Route(other[0], other[1])}
+    routes = {"f": Route(one[0], one[1]), "g": Route(other[0], other[1])}
     said = manifests.conflict(routes)
     assert bool(said) is conflicts
     if conflicts:
@@ -167,22 +168,22 @@ def test_differences_are_those_of_grants_and_shown_to_people():
 @given(st.sampled_from(["none", "read", "write"]), st.none() | st.lists(METHODS, max_size=4), METHODS)
 def test_what_is_stored_says_by_itself_which_methods_read_only(sql, said, method):
     asked = manifest(sql=sql) if said is None else manifest(sql=sql, read_only_methods=said)
-    kept = wire.completed(asked)
+    kept = completed(asked)
     stored = msgspec.to_builtins(kept)
     # Nodes that don't know the field refuse it, so it is there only where it says something.
     assert ("read_only_methods" in stored) is (sql == "write" and said != [])
     reads = method in (("GET", "HEAD") if said is None else said)
-    assert wire.sql_grant(manifest(**stored), method) == ("read" if sql == "write" and reads else sql)
+    assert sql_grant(manifest(**stored), method) == ("read" if sql == "write" and reads else sql)
 
 
 def test_what_was_stored_before_there_were_methods_that_only_read_is_what_it_was():
     before = manifest(abi="wagi", sql="write", memory_pages=64)
-    assert wire.manifest_digest(before) == "d307f59f1cb65f336f87512fd0547278a071aa0648c86ca8076387c8ada1e430"
-    assert wire.sql_grant(before, "GET") == "write"
+    assert manifest_digest(before) == "d307f59f1cb65f336f87512fd0547278a071aa0648c86ca8076387c8ada1e430"
+    assert sql_grant(before, "GET") == "write"
 
 
 def test_the_methods_that_only_read_are_among_the_grants():
-    before, after = {"sql": "write"}, msgspec.json.decode(wire.canonical(wire.completed(manifest(sql="write"))))
+    before, after = {"sql": "write"}, msgspec.json.decode(wire.canonical(completed(manifest(sql="write"))))
     assert manifests.differences(before, after) == {"read_only_methods": (None, ["GET", "HEAD"])}
     assert manifests.grants(after) == {"sql": "write", "read_only_methods": "GET, HEAD"}
 

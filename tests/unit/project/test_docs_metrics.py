@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from control import wire
+from control.manifest_fields import Manifest
 from control.metrics import ControlMetrics
 from edge_runtime.database_sizes import DatabaseSizes
 from edge_runtime.dispatch.breaker import Breaker
@@ -32,7 +32,7 @@ def exported(text: str) -> set[str]:
 
 def nodes() -> str:
     tally = Tally("f")
-    function = frames.LocalFunction("f", 1, "0" * 64, wire.Manifest(), "")
+    function = frames.LocalFunction("f", 1, "0" * 64, Manifest(), "")
     served = ServedFunction(0, function, tally, Breaker(), False, 5.0, 7)
     for took in (0.003, 0.5):
         served.settle(object(), Answer(200, b"", b"", 7), 0.0, took)

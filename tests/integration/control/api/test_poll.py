@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from control import wire
+from control.manifest_fields import Manifest, manifest_digest
 from control.web import connection_limits
 from tests.support import seeds
 from tests.support.replica import Answered, Replica, SetClock, Site, plan_of
@@ -55,7 +56,7 @@ async def test_a_plan_and_the_way_to_the_target(control_site: Site) -> None:
         assert [(f.name, f.version) for f in plan.functions] == [("hello", 1), ("old", 1)]
         assert [(c.number, c.sql) for c in plan.schema_changes] == [(1, "CREATE TABLE a (x)")]
         assert plan.remove == []
-        assert plan.functions[0].manifest_digest == wire.manifest_digest(wire.Manifest())
+        assert plan.functions[0].manifest_digest == manifest_digest(Manifest())
         assert plan.functions[0].url.startswith(("http://127.0.0.1:", "https://127.0.0.1:"))
         shown = await replica.node("one")
         assert (shown["state"], shown["sync"]["id"], shown["at_target"]) == ("syncing", plan.sync_id, False)

@@ -3,11 +3,12 @@
 from typing import Any
 
 from control import wire
+from control.manifest_fields import MANIFEST_FIELDS
 from control.sync import compatibility
 from edge_runtime.sync import capabilities
 from tests.support.control import Control, module
 
-FIELDS = [field for field in wire.MANIFEST_FIELDS if not field.startswith("http")]
+FIELDS = [field for field in MANIFEST_FIELDS if not field.startswith("http")]
 OLD = {"abi": ["wagi"], "manifest": FIELDS, "python": "3.11.2"}
 HTTP = {"hosts": ["api.example"]}
 LACKS = ["the manifest's field http (for f)"]

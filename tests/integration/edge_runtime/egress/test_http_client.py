@@ -13,8 +13,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from control import wire
 from control.local import pki
+from control.manifest_fields import HttpGrant
 from control.web import tls
 from edge_runtime.egress import http_client
 from edge_runtime.egress.http_client import HttpClient, is_own, reachable
@@ -85,16 +85,16 @@ async def server(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-def grant(*hosts: str, **more: Any) -> wire.HttpGrant:
-    return wire.HttpGrant(list(hosts), **{"methods": ("GET", "POST", "HEAD"), "time_limit_ms": 10_000, **more})
+def grant(*hosts: str, **more: Any) -> HttpGrant:
+    return HttpGrant(list(hosts), **{"methods": ("GET", "POST", "HEAD"), "time_limit_ms": 10_000, **more})
 
 
-async def fetch(made: HttpClient, allowed: wire.HttpGrant, url: str, **more: Any) -> Any:
+async def fetch(made: HttpClient, allowed: HttpGrant, url: str, **more: Any) -> Any:
     _, parcel = http_json.to_front(orjson.dumps({"url": url, **more}))
     return orjson.loads(http_json.to_guest(await made.fetch(allowed, parcel)))
 
 
-async def failure(made: HttpClient, allowed: wire.HttpGrant | None, url: str, **more: Any) -> NotFetched:
+async def failure(made: HttpClient, allowed: HttpGrant | None, url: str, **more: Any) -> NotFetched:
     with pytest.raises(NotFetched) as error:
         await made.fetch(allowed, http_json.to_front(orjson.dumps({"url": url, **more}))[1])
     assert str(error.value)

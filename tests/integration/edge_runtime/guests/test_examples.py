@@ -6,7 +6,7 @@ import msgspec
 import orjson
 import pytest
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.guests.guest import CallLimits, CallServices, Request
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.sql import database
@@ -19,7 +19,7 @@ NAMES = ["hello", "visits"]
 
 
 def manifest(name):
-    return msgspec.json.decode((EXAMPLES / name / "manifest.json").read_bytes(), type=wire.Manifest)
+    return msgspec.json.decode((EXAMPLES / name / "manifest.json").read_bytes(), type=Manifest)
 
 
 def statements(script):

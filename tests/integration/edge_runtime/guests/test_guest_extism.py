@@ -5,7 +5,7 @@ import hashlib
 import orjson
 import pytest
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.guests.guest import CallLimits, CallServices, GuestFault, LoadedFunction, Request
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.wasmedge import BEST, LinkError, LoadError, Unsafe, memory
@@ -48,7 +48,7 @@ def uncompiled(wasm, folder):
     digest = hashlib.sha256(wasm).hexdigest()
     path = folder / f"{digest}.wasm"
     path.write_bytes(wasm)
-    return LocalFunction("f", 1, digest, wire.Manifest(abi="extism"), "", wasm=str(path))
+    return LocalFunction("f", 1, digest, Manifest(abi="extism"), "", wasm=str(path))
 
 
 @pytest.fixture(scope="module", params=["compiled", "at the best level", "on the interpreter"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
 from edge_runtime.guests.guest import LoadedFunction
 from edge_runtime.guests.invocation import GuestFault, Request
@@ -26,7 +26,7 @@ def load(request: pytest.FixtureRequest, tmp_path: Path) -> Load:
             return function(wasm, tmp_path)
         path = tmp_path / "module.wasm"
         path.write_bytes(wasm)
-        manifest = wire.Manifest()
+        manifest = Manifest()
         return LoadedFunction.load(
             LocalFunction("f", 1, hashlib.sha256(wasm).hexdigest(), manifest, "", wasm=str(path))
         )

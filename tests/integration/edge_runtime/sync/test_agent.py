@@ -10,6 +10,7 @@ import pytest
 
 from control import wire
 from control.local.pki import Pki
+from control.manifest_fields import MANIFEST_FIELDS
 from edge_runtime.aot_cache import key
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sync import attempt, capabilities, retries
@@ -196,7 +197,7 @@ async def test_a_node_tells_what_it_can_run_after_its_upgrade_and_a_release_wait
     control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = capabilities.document()
-    old = {**new, "manifest": [field for field in wire.MANIFEST_FIELDS if field != "secrets"]}
+    old = {**new, "manifest": [field for field in MANIFEST_FIELDS if field != "secrets"]}
     sent: list[wire.Poll] = []
     real = ControlClient.poll
 

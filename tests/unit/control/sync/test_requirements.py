@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import wire
+from control.manifest_fields import MANIFEST_FIELDS, Manifest, field_paths
 from control.problems import ProblemError
 from control.sync import compatibility, requirements
 from control.sync.requirements import Need
@@ -35,7 +36,7 @@ MANIFESTS = st.fixed_dictionaries(
         "queue": st.integers(0, 5),
         "probe": st.fixed_dictionaries({}, optional={"path": st.just("/"), "status": st.just(204)}),
     },
-).map(lambda manifest: msgspec.to_builtins(msgspec.convert(manifest, wire.Manifest)))
+).map(lambda manifest: msgspec.to_builtins(msgspec.convert(manifest, Manifest)))
 """As control keeps them."""
 
 
@@ -61,16 +62,16 @@ def older(kind: type[msgspec.Struct], lost: set[str], abis: set[str], above: str
 
 @given(
     MANIFESTS,
-    st.sets(st.sampled_from([field for field in wire.MANIFEST_FIELDS if field != "abi"]), max_size=3),
+    st.sets(st.sampled_from([field for field in MANIFEST_FIELDS if field != "abi"]), max_size=3),
     st.sets(ABIS, min_size=1),
 )
 def test_the_rule_is_what_a_nodes_check_of_a_plan_does(
     manifest: dict[str, Any], lost: set[str], abis: set[str]
 ) -> None:
-    version = older(wire.Manifest, lost, abis)
-    document = {"abi": sorted(abis), "manifest": list(wire.fields(version))}
+    version = older(Manifest, lost, abis)
+    document = {"abi": sorted(abis), "manifest": list(field_paths(version))}
     lacks = requirements.lacks(document, requirements.needs({"f": manifest}))
-    with mock.patch.object(wire, "Manifest", version):
+    with mock.patch.object(plan_check, "Manifest", version):
         if lacks:
             with pytest.raises(SyncFailed, match="the manifest of function f is not one that this node understands"):
                 plan_check.parse_manifest("f", manifest)
@@ -86,7 +87,7 @@ def test_a_node_of_this_version_lacks_nothing(manifests: dict[str, dict[str, Any
 def test_what_is_lacking_is_named_with_who_needs_it() -> None:
     new = {"abi": "direct", "http": {"hosts": ["a.example"], "retries": 3}, "cron": {"at": "noon"}}
     needs = requirements.needs({"new": new, "old": {"abi": "wagi"}, **{f"d{n}": {"abi": "direct"} for n in range(4)}})
-    document = {"abi": ["wagi"], "manifest": list(wire.MANIFEST_FIELDS)}
+    document = {"abi": ["wagi"], "manifest": list(MANIFEST_FIELDS)}
     lacks = requirements.lacks(document, needs)
     assert [requirements.shown(need, needs[need]) for need in lacks] == [
         "the ABI direct (for d0, d1, d2 and 2 others)",
@@ -94,7 +95,7 @@ def test_what_is_lacking_is_named_with_who_needs_it() -> None:
         "the manifest's field http.retries (for new)",
     ]
     # What is in a field that is lacking whole is lacking with it.
-    without_http = {"manifest": [field for field in wire.MANIFEST_FIELDS if not field.startswith("http")]}
+    without_http = {"manifest": [field for field in MANIFEST_FIELDS if not field.startswith("http")]}
     assert requirements.lacks(without_http, needs) == [Need("manifest", "cron"), Need("manifest", "http")]
 
 

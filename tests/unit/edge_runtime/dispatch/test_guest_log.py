@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.dispatch import guest_log
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.guest_log import GuestLog
@@ -15,7 +15,7 @@ from edge_runtime.ipc import frames
 
 
 def served(name: str) -> ServedFunction:
-    function = frames.LocalFunction(name, 1, "0" * 64, wire.Manifest(), "")
+    function = frames.LocalFunction(name, 1, "0" * 64, Manifest(), "")
     return ServedFunction(0, function, Tally(name), Breaker(), False, 5.0, 7)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.children.worker_services import KINDS
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.breaker import RULES, Breaker
@@ -15,7 +15,7 @@ from edge_runtime.dispatch.served_functions import SHORT, TIMES, ServedFunction,
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.settings import PoolLimits
 
-LOCAL = frames.LocalFunction("f", 1, "0" * 64, wire.Manifest(), "")
+LOCAL = frames.LocalFunction("f", 1, "0" * 64, Manifest(), "")
 
 LIMITS = PoolLimits(workers=1, lock_wait=10.0, lock_hold=2.0)
 

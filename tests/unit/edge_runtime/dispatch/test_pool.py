@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control import wire
+from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.dispatch.call import Body, Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome, Refusal
@@ -23,9 +23,9 @@ from edge_runtime.settings import PoolLimits
 
 WORKERS: Final = 3
 MANIFESTS: Final = {
-    "short": wire.Manifest(concurrency=2),
-    "one": wire.Manifest(concurrency=1, queue=3),
-    "writes": wire.Manifest(concurrency=3, sql="write"),
+    "short": Manifest(concurrency=2),
+    "one": Manifest(concurrency=1, queue=3),
+    "writes": Manifest(concurrency=3, sql="write"),
 }
 SPREAD: Final = 0.0015
 """Seconds of calls that are short, and not so quick that they keep to few workers."""
@@ -101,7 +101,7 @@ class World:
         self.outcomes: dict[bytes, list[Outcome]] = {}
         for slot in range(WORKERS):
             self.pool.links.add(PlayedLink(self, slot))
-        functions = [frames.LocalFunction(n, 1, n, m, wire.manifest_digest(m)) for n, m in MANIFESTS.items()]
+        functions = [frames.LocalFunction(n, 1, n, m, manifest_digest(m)) for n, m in MANIFESTS.items()]
         self.pool.serve(1, frames.LocalRelease("r", 1, 1, 0, functions))
         self.pool.let_go()
 

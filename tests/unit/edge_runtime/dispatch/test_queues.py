@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from control import wire
+from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.placement import Placement
 from edge_runtime.dispatch.queues import QUICK, FunctionQueue, Queues
@@ -96,14 +96,14 @@ def test_no_queue_is_served_twice_before_another_that_waits(names: list[str]) ->
         served.appendleft(name)
 
 
-def release(**manifests: wire.Manifest) -> frames.LocalRelease:
-    functions = [frames.LocalFunction(n, 1, n, m, wire.manifest_digest(m)) for n, m in manifests.items()]
+def release(**manifests: Manifest) -> frames.LocalRelease:
+    functions = [frames.LocalFunction(n, 1, n, m, manifest_digest(m)) for n, m in manifests.items()]
     return frames.LocalRelease("r", 1, 1, 0, functions)
 
 
 def test_a_queue_has_its_manifests_limits_or_the_nodes() -> None:
     queues = Queues(PoolLimits(4, concurrency=2, function_queue=7))
-    targets = queues.serve(release(a=wire.Manifest(), b=wire.Manifest(concurrency=9, queue=3)), {})
+    targets = queues.serve(release(a=Manifest(), b=Manifest(concurrency=9, queue=3)), {})
     assert [(q.concurrency, q.capacity) for q in map(queues.of, targets)] == [(2, 7), (4, 3)]
     # A function that is unknown as yet may wait too.
     assert queues.of("c").capacity == 7
@@ -111,10 +111,10 @@ def test_a_queue_has_its_manifests_limits_or_the_nodes() -> None:
 
 def test_a_version_keeps_its_breaker_and_a_function_its_queue() -> None:
     queues, tallies = Queues(PoolLimits(4)), {}
-    first = queues.serve(release(a=wire.Manifest(), b=wire.Manifest()), tallies)
+    first = queues.serve(release(a=Manifest(), b=Manifest()), tallies)
     queue = queues.of("b")
     assert queue.served is first["b"]
-    again = queues.serve(release(a=wire.Manifest(), b=wire.Manifest(time_limit_ms=99)), tallies)
+    again = queues.serve(release(a=Manifest(), b=Manifest(time_limit_ms=99)), tallies)
     assert again["a"].breaker is first["a"].breaker
     assert again["b"].breaker is not first["b"].breaker
     assert queues.of("b") is queue
@@ -122,7 +122,7 @@ def test_a_version_keeps_its_breaker_and_a_function_its_queue() -> None:
     assert again["b"].tally is first["b"].tally
     waiting = call("b")
     queues.add(queues.of("b"), waiting)
-    queues.serve(release(a=wire.Manifest()), tallies)
+    queues.serve(release(a=Manifest()), tallies)
     assert queues.of("b").served is None
     assert queues.clear(queues.of("b")) == [waiting]
 

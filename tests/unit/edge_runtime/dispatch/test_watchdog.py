@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.outcomes import CLIENT_GONE, LOCK_HELD, LOCK_WAIT, STUCK, TIME_LIMIT
@@ -24,7 +24,7 @@ NOW = 1000.0
 
 def call(limit_ms: int = 1000, gone: bool = False) -> Call:
     made = Call("f", "GET", "", b"", [], "", b"", lambda outcome: None)
-    function = frames.LocalFunction("f", 1, "", wire.Manifest(time_limit_ms=limit_ms), "")
+    function = frames.LocalFunction("f", 1, "", Manifest(time_limit_ms=limit_ms), "")
     made.served = ServedFunction(0, function, Tally("f"), Breaker(), True, limit_ms / 1000, 1)
     made.id = 7
     made.gone = gone

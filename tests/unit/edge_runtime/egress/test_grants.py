@@ -9,20 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import manifests, wire
+from control import manifests
+from control.manifest_fields import HttpGrant, Manifest
 from edge_runtime.egress import grants
 from edge_runtime.guests import http_json
 from edge_runtime.ipc import http_messages
 from edge_runtime.ipc.http_messages import NotFetched
 
-GRANT = wire.HttpGrant(["a.example", "http://b.example:8080", "*.c.example", "[::1]:99"], ("GET", "POST"), 100)
+GRANT = HttpGrant(["a.example", "http://b.example:8080", "*.c.example", "[::1]:99"], ("GET", "POST"), 100)
 
 
-def read(grant: wire.HttpGrant = GRANT, **asked: Any) -> grants.Outgoing:
+def read(grant: HttpGrant = GRANT, **asked: Any) -> grants.Outgoing:
     return grants.read(http_json.to_front(orjson.dumps(asked))[1], grant)
 
 
-def refused(grant: wire.HttpGrant = GRANT, **asked: Any) -> NotFetched:
+def refused(grant: HttpGrant = GRANT, **asked: Any) -> NotFetched:
     with pytest.raises(NotFetched) as error:
         read(grant, **asked)
     assert str(error.value)
@@ -182,7 +183,7 @@ def test_a_grant_allows_what_its_patterns_say(hosts: list[str], scheme: str, hos
 @given(st.text(max_size=80))
 def test_no_url_gets_past_the_pattern_of_another_host(text: str) -> None:
     """Whatever is put into a URL, what is fetched is of a host that the grant names."""
-    grant = wire.HttpGrant(["a.example"])
+    grant = HttpGrant(["a.example"])
     for url in (text, f"https://{text}", f"https://{text}a.example/", f"https://a.example{text}"):
         try:
             asked = read(grant, url=url)
@@ -196,8 +197,8 @@ def test_no_url_gets_past_the_pattern_of_another_host(text: str) -> None:
 
 def test_every_pattern_that_control_takes_can_be_met() -> None:
     for pattern in ("a.example", "*.a.example:8443", "http://10.0.0.1:80", "[::1]", "http://[fe80::1]:9"):
-        grant = msgspec.convert({"hosts": [pattern]}, wire.HttpGrant)
-        manifests.check(wire.Manifest(http=grant))
+        grant = msgspec.convert({"hosts": [pattern]}, HttpGrant)
+        manifests.check(Manifest(http=grant))
         scheme, _, rest = pattern.rpartition("://")
         read(grant, url=f"{scheme or 'https'}://{rest.replace('*', 'x')}/")
 

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from control import wire
+from control.manifest_fields import HttpGrant, Manifest
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.guests import http_json
@@ -52,7 +52,7 @@ class FakeLink:
 
 class FakeFunction:
     def __init__(self) -> None:
-        manifest = wire.Manifest(http=wire.HttpGrant(["a.example"]))
+        manifest = Manifest(http=HttpGrant(["a.example"]))
         self.function = frames.LocalFunction("f", 1, "", manifest, "")
         self.tally = Tally("f")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.files import FileUnfit
 from edge_runtime.ipc import frames
 from edge_runtime.release import secrets
@@ -23,7 +24,7 @@ def write(path: Path, text: str, mode: int = 0o600) -> Path:
 
 
 def function(name: str, *names: str) -> frames.LocalFunction:
-    return frames.LocalFunction(name, 1, "0" * 64, wire.Manifest(secrets=list(names)), "0" * 64)
+    return frames.LocalFunction(name, 1, "0" * 64, Manifest(secrets=list(names)), "0" * 64)
 
 
 def test_a_private_file_is_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control import wire
+from control.manifest_fields import HttpGrant, Manifest
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
 from edge_runtime.release.tamper_check import FILE, TamperCheck, after, digest
 from tests.support.plans import changes, local, plan
@@ -34,7 +35,7 @@ def stored(generation: int = 1, *functions: LocalFunction, changed: list[wire.Ap
 
 EMPTY = Stored(None, wire.Inventory(database_id="one"))
 FORGED_MANIFEST = msgspec.structs.replace(
-    local("hello", b"wasm", sql="read"), manifest=wire.Manifest(sql="write", http=wire.HttpGrant(["evil.org"]))
+    local("hello", b"wasm", sql="read"), manifest=Manifest(sql="write", http=HttpGrant(["evil.org"]))
 )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from control import wire
+from control.manifest_fields import Manifest
 from edge_runtime.disk_space import DISK_RESERVE
 from edge_runtime.errors import SyncFailed
 from edge_runtime.sync import plan_check
@@ -41,9 +42,7 @@ def test_a_lower_generation_is_refused_and_the_same_one_is_followed() -> None:
 
 def test_the_manifests_of_a_plan_are_typed() -> None:
     function = planned(manifest={"sql": "read", "time_limit_ms": 50})
-    assert plan_check.check_plan(plan(functions=[function]), 0) == {
-        "hello": wire.Manifest(sql="read", time_limit_ms=50)
-    }
+    assert plan_check.check_plan(plan(functions=[function]), 0) == {"hello": Manifest(sql="read", time_limit_ms=50)}
 
 
 @pytest.mark.parametrize("manifest", [{"grant_network": True}, {"sql": "admin"}, {"time_limit_ms": "5"}])

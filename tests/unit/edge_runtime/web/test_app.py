@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control import wire
+from control.manifest_fields import Cors, Manifest, Route
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.errors import CODES
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease
@@ -47,11 +47,11 @@ def test_where_it_listens_is_its_own_host(listen: str, host: bytes | None, code:
 # Requests of web pages. What is decided of them is in test_site_policy.py.
 
 FUNCTIONS = {
-    "open": wire.Manifest(cors=wire.Cors(["http://a.example"], methods=("GET", "POST"))),
-    "every": wire.Manifest(cors=wire.Cors(["*"])),
-    "page": wire.Manifest(navigation=True, route=wire.Route("/page", ["GET"])),
-    "put": wire.Manifest(cors=wire.Cors(["http://a.example"], methods=("PUT",)), route=wire.Route("/put", ["PUT"])),
-    "plain": wire.Manifest(),
+    "open": Manifest(cors=Cors(["http://a.example"], methods=("GET", "POST"))),
+    "every": Manifest(cors=Cors(["*"])),
+    "page": Manifest(navigation=True, route=Route("/page", ["GET"])),
+    "put": Manifest(cors=Cors(["http://a.example"], methods=("PUT",)), route=Route("/put", ["PUT"])),
+    "plain": Manifest(),
 }
 RELEASE = LocalRelease("", 1, 1, 0, [LocalFunction(name, 1, "", m, "") for name, m in FUNCTIONS.items()])
 SITE = b"sec-fetch-site"

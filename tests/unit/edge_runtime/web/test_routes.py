@@ -6,21 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import manifests, wire
+from control import manifests
+from control.manifest_fields import Route
 from edge_runtime.web.routes import Match, Table
 
 LITERALS = ["a", "b", ""]
 METHODS = ["GET", "HEAD", "POST"]
 
 
-def kinds(route: wire.Route) -> tuple[int, ...]:
+def kinds(route: Route) -> tuple[int, ...]:
     return tuple(
         (2 if segment.endswith("...}") else 1) if segment.startswith("{") else 0
         for segment in route.path.split("/")[1:]
     )
 
 
-def has(route: wire.Route, segments: list[str]) -> bool:
+def has(route: Route, segments: list[str]) -> bool:
     """Whether the path is one of the route's, by its definition."""
     pattern = route.path.split("/")[1:]
     for at, part in enumerate(pattern):
@@ -31,7 +32,7 @@ def has(route: wire.Route, segments: list[str]) -> bool:
     return len(pattern) == len(segments)
 
 
-def expected(routes: dict[str, wire.Route], method: str, segments: list[str]) -> str | list[str]:
+def expected(routes: dict[str, Route], method: str, segments: list[str]) -> str | list[str]:
     found = sorted((kinds(route), name) for name, route in routes.items() if has(route, segments))
     for _, group in itertools.groupby(found, key=lambda item: item[0]):
         names = [name for _, name in group]
@@ -44,13 +45,13 @@ def expected(routes: dict[str, wire.Route], method: str, segments: list[str]) ->
 
 
 @st.composite
-def some_route(draw: st.DrawFn) -> wire.Route:
+def some_route(draw: st.DrawFn) -> Route:
     parts = draw(st.lists(st.sampled_from(["a", "b", "{}"]), max_size=3))
     end = draw(st.sampled_from(["", "a", "{}", "{...}"]))
     if parts and end == "" and draw(st.booleans()):
         parts, end = parts[:-1], parts[-1]
     named = [f"{part[0]}p{at}{part[1:]}" if part[:1] == "{" else part for at, part in enumerate([*parts, end])]
-    return wire.Route("/" + "/".join(named), draw(st.lists(st.sampled_from(METHODS), max_size=2, unique=True)))
+    return Route("/" + "/".join(named), draw(st.lists(st.sampled_from(METHODS), max_size=2, unique=True)))
 
 
 PATHS = [list(path) for length in (1, 2, 3, 4) for path in itertools.product(["a", "b", "c", ""], repeat=length)]
@@ -58,7 +59,7 @@ PATHS = [list(path) for length in (1, 2, 3, 4) for path in itertools.product(["a
 
 @given(st.lists(some_route(), max_size=6))
 def test_the_matcher_finds_what_the_definition_says(listed):
-    routes: dict[str, wire.Route] = {}
+    routes: dict[str, Route] = {}
     for number, route in enumerate(listed):
         if not manifests.conflict({**routes, f"f{number}": route}):
             routes[f"f{number}"] = route
@@ -98,11 +99,11 @@ def test_two_routes_conflict_exactly_where_some_request_is_both_ones_equally(one
     ],
 )
 def test_a_match_says_script_path_and_parameters(route, path, script, rest, params):
-    assert Table({"f": wire.Route(route)}).match("GET", path) == Match("f", route, script, rest, params)
+    assert Table({"f": Route(route)}).match("GET", path) == Match("f", route, script, rest, params)
 
 
 def test_no_route_and_no_method_are_told_apart():
-    table = Table({"f": wire.Route("/a", ["GET"]), "g": wire.Route("/a", ["DELETE"])})
+    table = Table({"f": Route("/a", ["GET"]), "g": Route("/a", ["DELETE"])})
     assert table.match("GET", "/b") == []
     assert table.match("PUT", "/a") == ["DELETE", "GET", "HEAD"]
     assert table.match("HEAD", "/a") == Match("f", "/a", "/a", "", [])

@@ -4,7 +4,7 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from control import wire
+from control.manifest_fields import Cors, Manifest
 from edge_runtime.web import site_policy
 from edge_runtime.web.site_policy import PageRequest, PageRule
 
@@ -16,12 +16,12 @@ SITES = st.none() | st.sampled_from([b"same-origin", b"same-site", b"cross-site"
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "DELETE"])
 LISTED = st.lists(st.sampled_from(["https://a.example", "https://b.example:1", "null"]), min_size=1, max_size=3)
 CORS = st.builds(
-    wire.Cors,
+    Cors,
     origins=st.just(["*"]) | LISTED,
     methods=st.lists(METHODS, min_size=1).map(tuple),
     credentials=st.booleans(),
 )
-RULES = st.builds(wire.Manifest, cors=st.none() | CORS, navigation=st.booleans())
+RULES = st.builds(Manifest, cors=st.none() | CORS, navigation=st.booleans())
 ASKED = st.builds(
     PageRequest,
     METHODS,
@@ -42,10 +42,8 @@ def test_only_a_browser_can_be_foreign(site: bytes | None, origin: bytes | None)
 
 
 @given(ASKED, RULES)
-@example(PageRequest("GET", None, mode=b"navigate", destination=b"document"), wire.Manifest(navigation=True))
-def test_a_foreign_page_may_what_the_manifest_says_and_nothing_else(
-    asked: PageRequest, manifest: wire.Manifest
-) -> None:
+@example(PageRequest("GET", None, mode=b"navigate", destination=b"document"), Manifest(navigation=True))
+def test_a_foreign_page_may_what_the_manifest_says_and_nothing_else(asked: PageRequest, manifest: Manifest) -> None:
     denied = site_policy.denied(asked, PageRule(manifest), OWN)
     cors = manifest.cors
     named = (
@@ -66,8 +64,8 @@ def test_without_a_rule_no_foreign_page_may_anything(asked: PageRequest) -> None
 
 
 @given(CORS, st.sampled_from([b"https://a.example", b"https://b.example:1", b"null"]))
-def test_a_page_is_told_what_its_browser_looks_for(cors: wire.Cors, origin: bytes) -> None:
-    rule = PageRule(wire.Manifest(cors=cors))
+def test_a_page_is_told_what_its_browser_looks_for(cors: Cors, origin: bytes) -> None:
+    rule = PageRule(Manifest(cors=cors))
     if not rule.shares(origin):
         return
     for lines in (rule.lines(origin), rule.preflight(origin)):
@@ -99,14 +97,14 @@ LINES = st.lists(
 
 @given(LINES, st.booleans())
 def test_a_functions_own_word_on_who_may_read_it_does_not_count(lines: list[bytes], foreign: bool) -> None:
-    rule = PageRule(wire.Manifest(cors=wire.Cors(["https://a.example"])))
+    rule = PageRule(Manifest(cors=Cors(["https://a.example"])))
     ours = rule.lines(b"https://a.example") if foreign else rule.always
     kept = [line for line in lines if not (foreign and line.lower().startswith(site_policy._OURS))]
     assert site_policy.merged(b"".join(lines), ours) == b"".join(kept) + ours
 
 
 def test_rules_are_kept_of_those_functions_that_have_some() -> None:
-    manifests = {"a": wire.Manifest(), "b": wire.Manifest(navigation=True), "c": wire.Manifest(cors=wire.Cors(["*"]))}
+    manifests = {"a": Manifest(), "b": Manifest(navigation=True), "c": Manifest(cors=Cors(["*"]))}
     assert list(site_policy.rules(manifests)) == ["b", "c"]
     stored = msgspec.to_builtins(manifests["c"])
     assert stored == {"cors": {"origins": ["*"]}}

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control import wire
 from control.cli import nodes, status
 from control.cli.support import output, releasing, waiting
 from control.cli.support.client import Json
+from control.manifest_fields import MANIFEST_FIELDS
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
@@ -121,11 +121,11 @@ def test_an_older_control_is_sent_no_field_that_it_does_not_know() -> None:
     [
         ({}, [("capabilities", "not told yet")]),
         (
-            {"abi": ["wagi", "direct"], "python": "3.13.5", "manifest": list(wire.MANIFEST_FIELDS)},
+            {"abi": ["wagi", "direct"], "python": "3.13.5", "manifest": list(MANIFEST_FIELDS)},
             [("capabilities", "abi wagi direct, python 3.13.5, protocol 1"), ("manifest", "all fields")],
         ),
         (
-            {"manifest": [field for field in wire.MANIFEST_FIELDS if not field.startswith("secrets")]},
+            {"manifest": [field for field in MANIFEST_FIELDS if not field.startswith("secrets")]},
             [("capabilities", "protocol 1"), ("manifest", "all fields but secrets")],
         ),
         ({"manifest": 7}, [("capabilities", "manifest 7, protocol 1")]),

@@ -5,7 +5,8 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from control.access.rights import Role
-from control.wire import MOST_FUNCTIONS, Body, Manifest, Message, Name, Number, Sha256, Text
+from control.manifest_fields import Manifest
+from control.wire import MOST_FUNCTIONS, Body, Message, Name, Number, Sha256, Text
 
 
 class NewJoinToken(Body, frozen=True):

@@ -1,0 +1,125 @@
+"""Bodies of answers about nodes, their tokens and their syncs.
+
+Times are RFC 3339 in UTC; a value that is missing is null.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from control import wire
+from control.api.bodies.release_responses import ReleaseFunction
+from control.sync.applied_revisions import OlderRevision
+
+
+class NodeError(Struct):
+    code: str
+    message: str
+    at: datetime | None
+
+
+class Warning(Struct):
+    kind: str
+    message: str
+    since: datetime
+
+
+class OpenSync(Struct):
+    id: str
+    status: str
+    step: str
+    started_at: datetime
+
+
+class Node(Struct):
+    """A node: what it runs, what it should run, and its state (R 1.4, 5.4)."""
+
+    id: str
+    name: str
+    group: str
+    labels: dict[str, str]
+    state: str
+    state_since: datetime
+    joined_at: datetime
+    last_seen_at: datetime | None
+    last_sync_at: datetime | None
+    generation: int
+    """The generation of the last target that it was confirmed at."""
+    target_generation: int
+    at_target: bool
+    schema_version: int
+    target_schema: int
+    functions: list[ReleaseFunction]
+    failures: int
+    """How many syncs have failed so far (R 5.3)."""
+    syncs_folded: int
+    """How many attempts so far have no line of their own in the log of syncs."""
+    error: NodeError | None
+    retry_at: datetime | None
+    warnings: list[Warning]
+    sync: OpenSync | None
+
+
+class NodeCredential(Struct):
+    """A node's credential, without its secret."""
+
+    created_at: datetime
+    ends_at: datetime
+    """From then on it is good only to get its successor, which the node does by itself."""
+    return_until: datetime
+    """From then on it is good for nothing: the node must join again."""
+
+
+class DetailedNode(Node):
+    credential: NodeCredential | None
+    """The credential that it uses; null where all are revoked."""
+    capabilities: dict[str, Any]
+    """What it can run, as it has sent it."""
+    protocol: int
+    older_revisions: list[OlderRevision]
+    """The schema changes that it has applied in another revision than the newest."""
+
+
+class MadeJoinToken(Struct):
+    id: str
+    token: str
+    """The token's text, which is answered only once."""
+    group: str
+    expires_at: datetime
+
+
+class JoinToken(Struct):
+    """A join token, without its secret."""
+
+    id: str
+    group: str
+    rejoin: str | None
+    """The node that it lets join again, or null."""
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    state: str
+    """`open`, `used`, `expired` or `revoked`."""
+    node: str | None
+    """The node that joined with it, or null."""
+
+
+class Sync(Struct):
+    """A line of the log of syncs (R 6.4)."""
+
+    id: str
+    node: str
+    group: str
+    release: int | None
+    generation: int
+    status: str
+    step: str
+    started_at: datetime
+    lease_until: datetime
+    ended_at: datetime | None
+    error: wire.SyncError | None
+    late: str | None
+    """The result that was reported after the end, if one was."""
+    folded: int
+    """Further attempts of the node at this generation that share this line: a node gets ten lines an hour."""

@@ -1,0 +1,212 @@
+"""Bodies of answers about functions, schema changes, releases and groups.
+
+Times are RFC 3339 in UTC; a value that is missing is null.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct, field
+
+from control import wire
+from control.manifest_fields import Manifest
+from control.sync.applied_revisions import NodesOfRevision
+from control.sync.compatibility import Unfit
+from control.sync.losses import LostRows
+from control.sync.stalls import ExpectedStall
+
+
+class Function(Struct):
+    name: str
+    last_version: int
+    """The number of the newest version, which may have been deleted."""
+    created_at: datetime
+    versions: int
+
+
+class Version(Struct):
+    """A version of a function (R 2.2, 2.3)."""
+
+    name: str
+    version: int
+    sha256: wire.Sha256
+    size: int
+    manifest: Manifest
+    created_by: str
+    created_at: datetime
+
+
+class SchemaChange(Struct):
+    """The newest revision of a schema change (R 3.1, 3.2)."""
+
+    number: int
+    revision: int
+    name: str
+    sql: str
+    checksum: wire.Sha256
+    created_by: str
+    created_at: datetime
+    planned_at: datetime | None
+    """When a plan first contained this revision, so that nodes may have applied it; null: never."""
+    withdrawn: bool
+    """It does nothing: the revision before it was withdrawn."""
+    losses: list[dict[str, str]] | None
+    """What nodes can lose by it: `statement`, `table` and `message` of each; null: it wasn't looked for."""
+    stalls: list[dict[str, Any]] | None
+    """What holds writers up on large tables: `statement`, `table`, `message` and `us` (microseconds for each row) of
+    each; null: it wasn't looked for."""
+
+
+class ListedSchemaChange(SchemaChange):
+    nodes: list[NodesOfRevision]
+    """How many nodes have applied which revision, by what they last reported; the oldest revision first."""
+
+
+class CheckWarning(Struct):
+    statement: str
+    message: str
+
+
+class MadeSchemaChange(SchemaChange):
+    warnings: list[CheckWarning]
+    """What may fail on a node: statements, depending on the rows of its tables; views and triggers after it."""
+
+
+class Unreversed(Struct):
+    """A statement that can't be reversed."""
+
+    statement: str
+    message: str
+    """Why."""
+
+
+class ReversalDraft(Struct):
+    """A draft of the schema change that reverses another one; nothing is registered."""
+
+    number: int
+    name: str
+    """What the draft may be called."""
+    sql: str
+    """Empty where nothing can be reversed."""
+    kept: list[Unreversed]
+
+
+class SchemaChangeHistory(ListedSchemaChange):
+    revisions: list[SchemaChange] = field(default_factory=list)
+    """The newest ten revisions, the oldest of them first."""
+
+
+class VersionOf(Struct):
+    name: str
+    version: int
+
+
+class ReleaseFunction(VersionOf):
+    sha256: wire.Sha256
+
+
+class Replaced(Struct):
+    name: str
+    from_: int = field(name="from")
+    to: int
+
+
+class NumberedChange(Struct):
+    number: int
+    name: str
+
+
+class ChangedGrant(Struct):
+    """A grant that differs from before, as the manifests have it; null where there is none."""
+
+    name: str
+    grant: str
+    """The grant: `route`, `sql`, `http`, `secrets` or `config`."""
+    from_: Any = field(name="from")
+    to: Any
+
+
+class Changes(Struct):
+    """How a release differs from the one before it in its group."""
+
+    add: list[VersionOf]
+    change: list[Replaced]
+    remove: list[VersionOf]
+    schema: list[NumberedChange]
+    """The schema changes above the floor of the release before."""
+    grants: list[ChangedGrant]
+    """The grants that differ, of functions that are added or changed."""
+
+
+class Release(Struct):
+    id: str | None
+    """Null where the release is only planned."""
+    group: str
+    number: int
+    generation: int
+    schema_floor: int
+    functions: list[ReleaseFunction]
+    rollback_to: int | None
+    reason: str
+    created_by: str
+    created_at: datetime
+
+
+class MadeRelease(Release):
+    floor_before: int
+    """The floor of the release before; 0 where there was none."""
+    changes: Changes
+    unfit: Unfit
+    losses: list[LostRows]
+    """What nodes can lose by its schema changes."""
+    stalls: list[ExpectedStall]
+    """What of its schema changes holds writers of nodes up for more than 0.1 s."""
+
+
+class VersionPlan(Struct):
+    """What a push would make."""
+
+    version: Version
+    release: MadeRelease | None
+    """The release of the group that was asked for; null where none was."""
+
+
+class SchemaChangePlan(Struct):
+    """What a new schema change, or an amendment, would be."""
+
+    change: MadeSchemaChange
+    release: MadeRelease | None
+    """The release of the group that was asked for; null where none was."""
+
+
+class DeletionPlan(Struct):
+    """What a deletion would do."""
+
+    versions: list[int]
+    releases: list[MadeRelease]
+    """The releases without it that groups would get."""
+
+
+class MovePlan(Struct):
+    """What the move of a node would change for it."""
+
+    node: str
+    group: str
+    changes: Changes
+    unfit: Unfit
+    """The node, where it can't run the group's release."""
+    losses: list[LostRows]
+
+
+class GroupRelease(Struct):
+    number: int
+    generation: int
+    schema_floor: int
+    functions: list[ReleaseFunction]
+
+
+class Group(Struct):
+    name: str
+    generation: int
+    release: GroupRelease | None
+    nodes: int

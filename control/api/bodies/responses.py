@@ -1,0 +1,91 @@
+"""Bodies of answers about operators, artifacts and control itself, and the page of every list.
+
+Times are RFC 3339 in UTC; a value that is missing is null.
+"""
+
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from msgspec import Struct, field
+
+from control import wire
+
+T = TypeVar("T")
+
+
+class Page(Struct, Generic[T]):
+    """A page of a list; `next` is the cursor of the next page, or null."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class Artifact(Struct):
+    sha256: wire.Sha256
+    size: int
+    abi: str
+
+
+class AuthFailure(Struct):
+    """Refused authentications of one minute, address and reason (R 7.4)."""
+
+    minute: datetime
+    address: str
+    reason: str
+    count: int
+    first_at: datetime
+    last_at: datetime
+
+
+class HeldGrant(Struct):
+    role: str
+    group: str | None
+    """Null: for all groups."""
+    functions: list[str] | None
+    """The functions that the role `push` is for; null: for all."""
+
+
+class Operator(Struct):
+    name: str
+    grants: list[HeldGrant]
+    expires_at: datetime | None
+    """When the token ends; null: it doesn't."""
+    created_at: datetime
+
+
+class MadeOperator(Struct):
+    id: str
+    name: str
+    grants: list[HeldGrant]
+    expires_at: datetime | None
+    token: str
+    """The token's text, which is answered only once."""
+
+
+class Health(Struct, omit_defaults=True):
+    status: str
+    notes: list[str] = field(default_factory=list)
+    """What an operator should know, although control serves."""
+
+
+class ArtifactStore(Struct):
+    """The bucket of artifacts: which control owns it, and whether artifacts are deleted from it."""
+
+    bucket: str
+    owner: str | None
+    """The id of this control, which the bucket's mark has; null until it has a bucket."""
+    counter: int
+    """The number of the metadata's last step that made an artifact needed."""
+    state: str
+    """`owned`, or the code of the problem that keeps this replica from using the bucket."""
+    problem: str | None
+    deletions: str
+    """Whether artifacts are deleted: `on` or `held`."""
+    held_since: datetime | None
+    held_reason: str | None
+    sweep_problem: str | None
+    """Why the last sweep failed, or null."""
+    unknown_objects: int
+    """Objects that no row knows; each is deleted after SKERRY_UNKNOWN_OBJECTS_KEPT seconds."""
+    keeps_versions: bool
+    """Whether the bucket keeps old versions of deleted objects, so that deletions free no space."""
