@@ -159,9 +159,35 @@ async def test_ci_pushes_named_functions_to_its_group_and_nothing_else(fleet: Co
             assert what in text
             assert "needs the role deploy@north" in text
     assert "push@south" in await says("/v1/releases", {"group": "south", "functions": {"orders": 2}})
+    # What a push would change of a group is for those who may push there.
+    planned_push = "/v1/functions/orders/versions?plan=true&group="
+    assert "push@south" in await says(f"{planned_push}south", {"sha256": sha256})
+    assert (await fleet.call("POST", f"{planned_push}north", {"sha256": sha256}, token=ci)).status == 200
     # A rollback that changes no more than a push may is one.
     assert (await fleet.ok("POST", "/v1/releases", {"group": "north", "rollback_to": 1}, token=ci))["number"] == 3
     assert [r["number"] for r in await fleet.items("/v1/releases?group=north")] == [3, 2, 1], "nothing else was made"
+
+
+async def test_who_only_pushes_sends_a_release_to_no_node_that_cannot_run_it(fleet: Control) -> None:
+    ci = await operator(fleet, "ci", [{"role": "push", "group": "north", "functions": ["orders"]}])
+    await fleet.join("old", "north", capabilities={"abi": [], "manifest": [], "schema": []})
+    body = {"group": "north", "functions": {"orders": 1}, "allow_unfit": True}
+    assert (await fleet.ok("POST", "/v1/releases?plan=true", body, token=ci))["unfit"]["count"] == 1
+    reply = await fleet.call("POST", "/v1/releases", body, token=ci)
+    assert (reply.status, reply.code) == (403, "role_insufficient"), reply.body
+    assert "deploy@north" in reply.body["detail"]
+    assert len(await fleet.items("/v1/releases?group=north")) == 1
+
+
+async def test_a_plan_of_a_move_shows_no_group_that_the_operator_may_not_see(fleet: Control) -> None:
+    reader = await operator(fleet, "reader", [{"role": "read", "group": "north"}])
+    await fleet.join("n1", "north")
+    there, nowhere = [
+        await fleet.call("GET", f"/v1/nodes/n1/move?group={group}", token=reader) for group in ("south", "nowhere")
+    ]
+    assert (there.status, there.code) == (404, "unknown_group")
+    # Its refusal doesn't tell whether there is such a group.
+    assert there.body["detail"] == nowhere.body["detail"].replace("nowhere", "south")
 
 
 async def test_a_node_moves_between_groups_of_the_operator_alone(fleet: Control) -> None:

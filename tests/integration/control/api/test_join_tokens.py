@@ -98,6 +98,35 @@ async def test_an_operators_tokens_end_with_the_operator(control: Control) -> No
     assert (await join(control, kept["token"], "n2")).status == 201
 
 
+async def test_an_operators_tokens_end_where_it_ends_earlier_and_stay_where_it_ends_later(control: Control) -> None:
+    made_by = await control.ok("POST", "/v1/operators", {"name": "anna", "role": "admin", "expires_in": 7200})
+    token = await control.ok("POST", "/v1/join-tokens", {}, token=made_by["token"])
+    for later in ({"expires_in": 9000}, {"endless": True}):
+        await control.ok("POST", "/v1/operators/anna/change", later)
+        assert (await states(control))[token["id"]] == "open", later
+    # The token would be good for longer than who made it.
+    await control.ok("POST", "/v1/operators/anna/change", {"expires_in": 3600})
+    assert (await states(control))[token["id"]] == "revoked"
+    assert (await join(control, token["token"], "n2")).code == "token_revoked"
+
+
+async def test_an_admin_of_one_group_makes_and_revokes_no_tokens_of_another(control: Control) -> None:
+    for group in ("north", "south"):
+        await control.ok("POST", "/v1/groups", {"name": group})
+    await control.join("s1", "south")
+    token = await made(control, group="south")
+    admin, reader = {"role": "admin", "group": "north"}, {"role": "read", "group": "south"}
+    for name, grants, code, rejoin_code in (
+        ("blind", [admin], "unknown_join_token", "unknown_node"),
+        ("sees", [admin, reader], "role_insufficient", "role_insufficient"),
+    ):
+        by = (await control.ok("POST", "/v1/operators", {"name": name, "grants": grants}))["token"]
+        assert (await control.call("DELETE", f"/v1/join-tokens/{token['id']}", token=by)).code == code
+        assert (await control.call("POST", "/v1/join-tokens", {"rejoin": "s1"}, token=by)).code == rejoin_code
+    assert (await states(control))[token["id"]] == "open"
+    assert len(await control.items("/v1/join-tokens")) == 2, "that of s1 and this one"
+
+
 async def test_a_revoked_operator_changes_nothing_on_a_replica_that_has_not_heard_of_it(
     control_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,21 +112,36 @@ async def test_unused_rejoin_tokens_get_their_node_or_end(db: Database, monkeypa
         SELECT $1, id, $2, $3, $3::timestamptz + INTERVAL '1 day', $4 FROM groups
     """
     credential = """
-        INSERT INTO credentials (node_id, secret_hash, created_at, revoked_at) SELECT id, '', $1, $1 FROM nodes
-        WHERE name = 'revoked'
+        INSERT INTO credentials (node_id, secret_hash, created_at, revoked_at) SELECT id, '', $2, $3 FROM nodes
+        WHERE name = $1
     """
-    for name in ("n1", "revoked"):
+    use = """
+        UPDATE join_tokens SET attempt = 'a', used_at = $3, node_id = (SELECT id FROM nodes WHERE name = $2)
+        WHERE secret_hash = $1
+    """
+    for name in ("n1", "revoked", "rotated", "removed"):
         await execute(db, node, name, joined)
-    await execute(db, credential, CLOCK.now())
+    await execute(db, "UPDATE nodes SET removed_at = $1 WHERE name = 'removed'", late)
+    await execute(db, credential, "revoked", joined, CLOCK.now())
+    # A credential that ended before the token was made is nothing that has happened since.
+    await execute(db, credential, "rotated", joined, joined)
+    for name in ("n1", "rotated"):
+        await execute(db, credential, name, joined, None)
     for case, operator, at, rejoin in (
         ("bound", "admin", late, "n1"),
+        ("bound after a rotation", "admin", late, "rotated"),
         ("before the node", "admin", early, "n1"),
         ("node revoked", "admin", late, "revoked"),
+        ("node removed", "admin", late, "removed"),
         ("no such node", "admin", late, "n2"),
         ("no rejoin", "admin", late, None),
         ("operator revoked", "gone", late, None),
+        ("used", "admin", late, "n1"),
+        ("used by one that was revoked", "admin", late, None),
     ):
         await execute(db, token, case, operator, at, rejoin)
+    for case, name in (("used", "n1"), ("used by one that was revoked", "revoked")):
+        await execute(db, use, case, name, late)
     await migrations.migrate(db, CLOCK)
     rows = await execute(
         db,
@@ -135,9 +150,13 @@ async def test_unused_rejoin_tokens_get_their_node_or_end(db: Database, monkeypa
     )
     assert {row["secret_hash"]: (row["name"], row["revoked"]) for row in rows} == {
         "bound": ("n1", False),
+        "bound after a rotation": ("rotated", False),
         "before the node": (None, False),
         "node revoked": (None, False),
+        "node removed": (None, False),
         "no such node": (None, False),
         "no rejoin": (None, False),
         "operator revoked": (None, True),
+        "used": (None, False),
+        "used by one that was revoked": (None, True),
     }
