@@ -83,6 +83,20 @@ async def test_a_rejoin_token_without_a_node_is_refused(control: Control) -> Non
     assert (await control.call("POST", "/v1/poll", POLL, token=node.credential)).status == 204
 
 
+async def test_a_rejoin_token_is_for_its_node_alone_whoever_has_the_name_now(control: Control) -> None:
+    """Control of an earlier version, which runs beside this one for a while, removes a node and ends no token."""
+    await control.join("n1")
+    token = await made(control, rejoin="n1")
+    await control.ok("DELETE", "/v1/nodes/n1")
+    await control.services.db.transaction(
+        lambda conn: conn.execute("UPDATE join_tokens SET revoked_at = NULL WHERE id = $1", token["id"])
+    )
+    another = await control.join("n1")
+    refused = await join(control, token["token"], "n1")
+    assert (refused.status, refused.code) == (401, "token_used")
+    assert (await control.call("POST", "/v1/poll", POLL, token=another.credential)).status == 204
+
+
 async def test_an_operators_tokens_end_with_the_operator(control: Control) -> None:
     anna = await control.operator("anna", "admin")
     await control.join("n1")

@@ -75,10 +75,21 @@ def test_the_groups_are_those_that_are_allowed(held: Rights, role: Role) -> None
         assert held.allows(role, group, ()) is (listed is None or group in listed)
 
 
+@given(RIGHTS, ROLE, FUNCTIONS)
+def test_somewhere_is_one_of_the_groups(held: Rights, role: Role, functions: Any) -> None:
+    allowed = [held.allows(role, group, functions) for group in (None, "north", "south")]
+    assert held.allows_somewhere(role, functions) is any(allowed)
+
+
 @given(RIGHTS, RIGHTS, ROLE, GROUPS, NEEDED)
 def test_nobody_gives_more_than_it_has(giver: Rights, gift: Rights, role: Role, group: Any, functions: Any) -> None:
     if giver.may_give(gift.grants) and gift.allows(role, group, functions):
         assert giver.allows(role, group, functions)
+
+
+def test_only_an_admin_of_a_group_gives_rights_in_it() -> None:
+    """Whoever may deploy to a group lets nobody else do so."""
+    assert not Rights((Grant("admin", "north"), Grant("deploy", "south"))).may_give([Grant("read", "south")])
 
 
 @given(RIGHTS)
