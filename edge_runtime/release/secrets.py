@@ -67,9 +67,9 @@ class Secrets:
         self._seen: tuple[int, ...] | None = None
 
     def look(self) -> bool:
-        """Read the file again if it has changed; return whether its values have."""
+        """Read the file again if it has changed or couldn't be used; return whether its values have changed."""
         seen = files.stamp(self.path)
-        if seen == self._seen:
+        if seen == self._seen and not self.error:
             return False
         before, self._seen = self._values, seen
         try:

@@ -109,16 +109,18 @@ class Callers:
         self._take(self._read())
 
     def look(self, *, anew: bool = False) -> None:
-        """Read the file again if it has changed, or `anew`. May be called in a thread of its own."""
+        """Read the file again if it has changed or couldn't be used, or `anew`. May be called in a thread of its
+        own."""
         seen = files.stamp(self.path)
-        if seen == self._stamp and not anew:
+        if seen == self._stamp and not anew and not self.error:
             return
         self._stamp = seen
         try:
             entries = self._read()
         except FileUnfit as unfit:
+            if anew or str(unfit) != self.error:
+                log.error("callers: %s; the callers that were read before stay in force", unfit)
             self.error = str(unfit)
-            log.error("callers: %s; the callers that were read before stay in force", self.error)
             return
         self._take(entries)
         self.error = ""

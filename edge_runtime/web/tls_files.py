@@ -45,17 +45,19 @@ class TlsFiles:
         self._tell_expired()
 
     def look(self, *, anew: bool = False) -> None:
-        """Read the files again if one has changed, or `anew`. May be called in a thread of its own."""
+        """Read the files again if one has changed or couldn't be used, or `anew`. May be called in a thread of its
+        own."""
         stamp = self._stamps()
-        if anew or stamp != self._stamp:
+        if anew or self.error or stamp != self._stamp:
             self._stamp = stamp
             try:
                 made, expires = self._read()
                 if expires is not None and expires <= time.time():
                     raise FileUnfit(f"{self._certificate} ended at {_shown(expires)}")
             except FileUnfit as unfit:
+                if anew or str(unfit) != self.error:
+                    log.error("TLS: %s; the certificate that was read before stays in use", unfit)
                 self.error = str(unfit)
-                log.error("TLS: %s; the certificate that was read before stays in use", self.error)
             else:
                 # Connections that there are keep what they have.
                 self.context, self._expires, self.error, self._told_expired = made, expires, "", False

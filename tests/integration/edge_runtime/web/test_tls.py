@@ -190,6 +190,30 @@ async def test_a_certificate_that_has_ended_is_said_to_have(
             await serial(edge.front.port, authority)
 
 
+def test_files_that_cant_be_read_just_then_are_read_later(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = authority.issue("node").put(tmp_path, "node")
+    made = TlsFiles(certificate, key, None)
+    made.start()
+    before = made.context
+    authority.issue("node").put(tmp_path, "node")
+    with monkeypatch.context() as broken:
+
+        def fail(*_: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        broken.setattr(ssl.SSLContext, "load_cert_chain", fail)
+        made.look()
+        made.look()
+    assert "Too many open files" in made.error
+    assert caplog.text.count("Too many open files") == 1
+    assert made.context is before
+    made.look()
+    assert not made.error
+    assert made.context is not before
+
+
 def test_files_that_cant_be_used_end_the_start(tmp_path: Path, authority: Authority) -> None:
     certificate, key = authority.issue("node").put(tmp_path, "node")
     other, _ = authority.issue("other").put(tmp_path, "other")

@@ -96,6 +96,20 @@ def test_it_is_read_again_when_it_changes_and_used_on_when_it_gets_unfit(tmp_pat
     assert kept.lacking(wants)["f"].code == "secret_missing"
 
 
+def test_a_file_that_cant_be_read_just_then_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Secrets(write(tmp_path / "s", f'[f]\nKEY = "{VALUE}"'))
+    with monkeypatch.context() as broken:
+
+        def fail(*_: object) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        broken.setattr(os, "read", fail)
+        assert kept.look() is False
+    assert "can't be read" in kept.error
+    assert kept.look() is True
+    assert not kept.error
+
+
 def test_a_mode_that_changes_within_a_tick_of_the_clock_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,9 +66,11 @@ def test_a_file_that_cant_be_read_just_then_changes_nothing(
 
         broken.setattr(os, "read", fail)
         callers.look()
+        callers.look()
     assert "can't be read: Input/output error" in callers.error
+    assert caplog.text.count("can't be read") == 1
     assert found(callers).no_pages() is not None
-    callers.look(anew=True)
+    callers.look()
     assert callers.error == ""
     assert found(callers).no_pages() is None
     assert TOKEN.decode() not in caplog.text
