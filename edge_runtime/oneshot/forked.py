@@ -39,19 +39,27 @@ def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float 
     """Yield the lines that `work` writes in the child, as they come. `may_take` returns the seconds that the next one
     may take, None for any time. A child that hasn't ended when the generator is closed is killed.
 
-    Raises: TimeoutError, when a line took longer; the child has been killed then.
+    Raises: TimeoutError, when a line took longer; the child has been killed then, and all that it wrote was yielded.
     """
     child, reading = _fork(work)
-    rest = b""
+    rest = bytearray()
+    overdue = False
     try:
         while True:
-            if not select.select([reading], [], [], may_take())[0]:
-                raise TimeoutError("no answer in time")
+            if not overdue and not select.select([reading], [], [], may_take())[0]:
+                overdue = True
+                os.kill(child, signal.SIGKILL)
             piece = os.read(reading, 1 << 16)
             if not piece:
-                return
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from lines
+                break
+            *lines, last = piece.split(b"\n")
+            if lines:
+                yield bytes(rest) + lines[0]
+                yield from lines[1:]
+                rest.clear()
+            rest += last
+        if overdue:
+            raise TimeoutError("no answer in time")
     finally:
         os.close(reading)
         os.kill(child, signal.SIGKILL)

@@ -5,6 +5,7 @@ The events come one by one, so that a result of any size passes through.
 """
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,16 +85,28 @@ def run(
     def may_take() -> float | None:
         return None if committing else max(0.0, until - time.monotonic())
 
+    def work(out: BinaryIO) -> None:
+        if not write:
+            # Its transaction keeps the log from beginning anew, also while nobody reads what it has found.
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        _work(state, statements, params, write, out)
+
     event = SqlEvent()
-    for line in forked_lines(lambda out: _work(state, statements, params, write, out), may_take):
-        event = msgspec.json.decode(line, type=SqlEvent)
-        if event.code:
-            raise SqlFailed(event.code, event.message)
-        committing = committing or event.committing
-        yield event
+    try:
+        for line in forked_lines(work, may_take):
+            event = msgspec.json.decode(line, type=SqlEvent)
+            if event.code:
+                raise SqlFailed(event.code, event.message)
+            committing = committing or event.committing
+            yield event
+    except TimeoutError:
+        if not event.done and not committing:
+            raise
     if not event.done:
         if committing:
             raise SqlFailed("commit_unknown", "The process ended in its COMMIT: nobody knows whether it is kept.")
+        if time.monotonic() > until:
+            raise TimeoutError
         raise SqlFailed("sql_failed", "The process that ran the SQL ended; nothing was changed.")
 
 

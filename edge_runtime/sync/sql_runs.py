@@ -36,8 +36,9 @@ class SqlRunRecord:
 
     def __init__(self, state: Path, run: wire.SqlRun) -> None:
         """Keep the record; it is on disk when this returns. Raises: OSError, when it can't be kept."""
-        cut = msgspec.structs.replace
-        self._run = cut(run, statement=run.statement[:_SHOWN], reason=run.reason[:_REASON], user=run.user[:_USER])
+        texts = {"statement": (run.statement, _SHOWN), "reason": (run.reason, _REASON), "user": (run.user, _USER)}
+        kept = {name: _kept(text, most) for name, (text, most) in texts.items()}
+        self._run = msgspec.structs.replace(run, **kept)
         self._file = state / FOLDER / f"{run.at.strftime('%Y%m%dT%H%M%S.%f')}-{run.id}.json"
         files.make_folder(self._file.parent)
         # Locked before it has its name, so that nobody takes it for one whose command has ended.
@@ -103,6 +104,11 @@ class SqlRunReports:
                 if file not in self._waiting and (run := _ended(file)) is not None:
                     found.append((file, run))
         return iter(found)
+
+
+def _kept(text: str, most: int) -> str:
+    """Return the first characters of a text, as control takes them: it refuses what isn't UTF-8, and NUL."""
+    return text[:most].encode(errors="replace").decode().replace("\0", "\ufffd")
 
 
 def _ended(file: Path) -> wire.SqlRun | None:

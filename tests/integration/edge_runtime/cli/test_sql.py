@@ -1,9 +1,11 @@
 """`skerry-edge sql`: rows of a node are looked at, exported and mended, and somebody is told."""
 
+import asyncio
 import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import pytest_asyncio
 from edge_runtime.sync.sql_runs import FOLDER
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import texts, write
-from tests.integration.edge_runtime.cli.test_node import command
+from tests.integration.edge_runtime.cli.test_node import command, start
 from tests.support.edge import Node, node
 
 FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"}), "reader": (guest("sql"), {"sql": "read"})}
@@ -121,6 +123,31 @@ async def test_what_is_refused_changes_nothing(served: Node, statement: str, mor
     # Calls may write.
     await write(served, "after")
     await change(served, "DELETE FROM notes")
+
+
+async def test_nobody_who_reads_slowly_keeps_the_transaction_open(served: Node) -> None:
+    """The write-ahead log couldn't begin anew, and calls that write would be refused after a while."""
+    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) SELECT i FROM n"
+    process = await start("sql", "--state", str(served.state.path), rows, "--csv", "--time-limit", "1")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def running() -> int:
+        # One that has ended stays in the list until it is waited for.
+        states = [
+            Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+            for child in children.read_text().split()
+        ]
+        return sum(state != "Z" for state in states)
+
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        assert await process.stdout.readline() == b"i\r\n"
+        # What is left keeps the file open alone.
+        while running() > 1:
+            await asyncio.sleep(0.02)
+        assert process.returncode is None
+        _, err = await process.communicate()
+    assert (process.returncode, b"longer than 1 s" in err) == (1, True)
 
 
 async def test_a_write_needs_a_reason(served: Node) -> None:

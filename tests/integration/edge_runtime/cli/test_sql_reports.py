@@ -4,11 +4,14 @@ import asyncio
 import contextlib
 import os
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from control import wire
 from edge_runtime.sync.control_client import ControlRefused
-from edge_runtime.sync.sql_runs import FOLDER, SqlRunReports
+from edge_runtime.sync.sql_runs import FOLDER, SqlRunRecord, SqlRunReports
 from tests.integration.edge_runtime.cli.test_backup import free, texts
 from tests.integration.edge_runtime.cli.test_node import command, start
 from tests.integration.edge_runtime.cli.test_sql import ENDLESS, FUNCTIONS, NOTES
@@ -60,11 +63,22 @@ async def test_control_is_told_who_has_changed_what(control: Control, tmp_path: 
         assert "a secret" not in str(rows)
         return True
 
+    async def hidden() -> bool:
+        return statements(await control.call("GET", "audit"))[:1] == ["DELETE FROM notes -- \ufffd?"]
+
     async with edge(tmp_path):
         await settled(told)
+        # Control takes no NUL: whoever hides one in a comment is told of all the same.
+        run = wire.SqlRun(str(uuid4()), datetime.now(UTC), "ada", "write", "DELETE FROM notes -- \0\udcff", "\0")
+        SqlRunRecord(tmp_path, run).end(1)
+        await settled(hidden)
         async with asyncio.timeout(60):
             while list((tmp_path / FOLDER).iterdir()):
                 await asyncio.sleep(0.02)
+
+
+def statements(audit: Any) -> list[str]:
+    return [row["details"]["statement"] for row in audit["items"] if row["action"] == "node.sql"]
 
 
 async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(tmp_path: Path) -> None:

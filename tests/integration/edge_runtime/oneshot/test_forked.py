@@ -1,0 +1,67 @@
+"""What a child writes line by line, and what of it counts when its time is over."""
+
+import select
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+import msgspec
+import pytest
+
+from edge_runtime.oneshot import forked, sql_command
+from edge_runtime.oneshot.sql_command import SqlEvent, SqlFailed
+
+
+def test_lines_come_whole_however_long_they_are() -> None:
+    lines = [b"", b"a", b"b" * 1_000_000, b"", b"c" * 70_000, b"d"]
+
+    def work(out: BinaryIO) -> None:
+        out.write(b"\n".join(lines) + b"\n")
+
+    assert list(forked.forked_lines(work, lambda: None)) == lines
+
+
+def test_what_a_child_has_written_by_its_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(out: BinaryIO) -> None:
+        out.write(b"committing\n")
+        out.flush()
+        time.sleep(600)
+
+    def late(reading: list[int], *_: Any) -> tuple[list[int], list[int], list[int]]:
+        """Time is over just before something comes."""
+        select.select(reading, [], [])
+        return [], [], []
+
+    monkeypatch.setattr(forked, "select", SimpleNamespace(select=late))
+    lines = forked.forked_lines(work, lambda: 0.0)
+    assert next(lines) == b"committing"
+    with pytest.raises(TimeoutError):
+        next(lines)
+
+
+@pytest.mark.parametrize(
+    ("events", "end"),
+    [
+        ([SqlEvent(waiting=True)], TimeoutError),
+        ([SqlEvent(committing=True)], SqlFailed),
+        ([SqlEvent(committing=True), SqlEvent(done=True)], None),
+        ([SqlEvent(changed=0), SqlEvent(done=True)], None),
+    ],
+)
+def test_nobody_says_that_nothing_was_changed_who_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, events: list[SqlEvent], end: type[Exception] | None
+) -> None:
+    def lines(_work: Callable[[BinaryIO], None], _may_take: Callable[[], float | None]) -> Iterator[bytes]:
+        yield from map(msgspec.json.encode, events)
+        raise TimeoutError
+
+    monkeypatch.setattr(sql_command, "forked_lines", lines)
+    found = sql_command.run(Path("none"), ["SELECT 1"], [], write=True, seconds=1)
+    if end is None:
+        assert list(found) == events
+        return
+    with pytest.raises(end) as failed:
+        list(found)
+    assert getattr(failed.value, "code", "") in ("", "commit_unknown")
