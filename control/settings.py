@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+LEAST_STALL_LIMIT = 0.1
+"""Seconds of the setting `stall_limit` at least: what is expected to take less isn't told."""
 LONGEST_RETURN = 100 * 365 * 86400.0
 """Seconds of the setting `credential_return` at most."""
 TLS_MODES = ("require", "verify-ca", "verify-full")
@@ -68,6 +70,8 @@ class ControlSettings:
     """Time for one statement."""
     presigned_life: int = 3600
     sync_lease: float = 60.0
+    stall_limit: float = 1.0
+    """Time for which schema changes may hold the writers of a node up without being asked."""
     credential_life: float = 90 * 86400.0
     """Age at which a node's credential ends: from then on it is good only to get its successor."""
     credential_return: float = 365 * 86400.0
@@ -134,6 +138,8 @@ def check(settings: ControlSettings) -> None:
     for name, kind in _KINDS.items():
         if name != "port" and kind in (int, float) and not getattr(settings, name) > 0:
             raise ControlSettingsError(f"SKERRY_{name.upper()} must be more than 0")
+    if settings.stall_limit < LEAST_STALL_LIMIT:
+        raise ControlSettingsError(f"SKERRY_STALL_LIMIT must be at least {LEAST_STALL_LIMIT:g} s")
     if not settings.credential_life <= settings.credential_return <= LONGEST_RETURN:
         raise ControlSettingsError(
             "SKERRY_CREDENTIAL_RETURN must be at least SKERRY_CREDENTIAL_LIFE, after which a node's credential is good "
@@ -195,6 +201,7 @@ _KINDS: dict[str, type] = {
     "database_timeout": float,
     "presigned_life": int,
     "sync_lease": float,
+    "stall_limit": float,
     "credential_life": float,
     "credential_return": float,
     "hold": float,

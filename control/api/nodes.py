@@ -16,7 +16,8 @@ from control.problems import ProblemError
 from control.storage import idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility, losses, requirements
+from control.sync import compatibility, requirements
+from control.sync.effects import change_effects
 from control.sync.node_state import clean
 
 
@@ -160,8 +161,13 @@ async def move(call: ApiCall) -> Reply:
         if group != node.group_id:
             if not call.body.allow_unfit:
                 compatibility.refuse(await compatibility.unfit_for(conn, node.id, group), call.body.group)
-            if not call.body.allow_loss:
-                losses.refuse(await losses.of_move(conn, node.id, group), f"the move to group {call.body.group}")
+            change_effects.refuse(
+                await change_effects.of_move(conn, node.id, group),
+                f"the move to group {call.body.group}",
+                call.services.settings.stall_limit,
+                allow_loss=call.body.allow_loss,
+                allow_stall=call.body.allow_stall,
+            )
             # Before the generation is taken, so that waiting for a locked node holds up no other decision.
             await conn.fetchval(LOCK, node.id)
             generation = await conn.fetchval(TAKE_GENERATION)
@@ -193,7 +199,8 @@ async def plan_move(call: ApiCall) -> Reply:
         before = {f.name: (f.version, f.sha256) for f in runs.functions}
         changes = await release_making.changes_to(conn, before, runs.schema_version, name)
         unfit = await compatibility.unfit_for(conn, node.id, group)
-        return release_responses.MovePlan(node.name, name, changes, unfit, await losses.of_move(conn, node.id, group))
+        effects = await change_effects.of_move(conn, node.id, group)
+        return release_responses.MovePlan(effects.losses, effects.stalls, node.name, name, changes, unfit)
 
     return await call.read(work)
 

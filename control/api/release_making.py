@@ -15,7 +15,8 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility, losses, stalls
+from control.sync import compatibility
+from control.sync.effects import change_effects
 
 
 class GroupRow(NamedTuple):
@@ -91,8 +92,6 @@ Functions = dict[str, tuple[int, str]]
 Manifests = dict[str, dict[str, Any]]
 """The manifests of functions, by name."""
 
-NOTHING: losses.Found = {}
-
 MANIFEST_BYTES = 4 * wire.MIB
 """Bytes of the manifests of a release's functions together, at most."""
 
@@ -104,16 +103,17 @@ async def make(
     by: str,
     body: requests.NewRelease,
     capabilities: Sequence[compatibility.SameCapabilities] = (),
-    lost: losses.Found = NOTHING,
-    held: Sequence[stalls.ExpectedStall] = (),
+    found: change_effects.Found = change_effects.NOTHING,
+    stall_limit: float = 0.0,
     *,
     plan: bool = False,
     keep_floor: bool = False,
 ) -> release_responses.MadeRelease:
     """Make a release, or with `plan` only return what it would be.
 
-    `capabilities`: those of the group's nodes. `lost`: what they can lose. `held`: how long their writers would
-    wait. `keep_floor`: where `body` names no floor, keep that of the release before.
+    `capabilities`: those of the group's nodes. `found`: what schema changes can do to them. `stall_limit`: the seconds
+    for which it may hold the writers of a node up. `keep_floor`: where `body` names no floor, keep that of the release
+    before.
 
     Raises: ProblemError, when the release can't be made, or a node can't run it, can lose rows by it or would have
     its writers wait, and `body` doesn't allow that.
@@ -138,12 +138,10 @@ async def make(
     unfit = compatibility.unfit(capabilities, granted, await compatibility.stepped(conn, old_floor, floor))
     if not plan and not body.allow_unfit:
         compatibility.refuse(unfit, body.group)
-    losing = await losses.of_floors(conn, lost, old_floor, floor)
-    if not plan and not body.allow_loss:
-        losses.refuse(losing, f"this release of group {body.group}")
-    stalling = stalls.between(held, old_floor, floor)
-    if not plan and not body.allow_stall:
-        stalls.refuse(stalling, f"this release of group {body.group}")
+    effects = await change_effects.of_floors(conn, found, old_floor, floor)
+    if not plan:
+        what = f"this release of group {body.group}"
+        change_effects.refuse(effects, what, stall_limit, allow_loss=body.allow_loss, allow_stall=body.allow_stall)
     changes = await _changes(conn, before, functions, old_floor, floor, granted)
     number = await conn.fetchval(NEXT_NUMBER, group.id)
     release_id = uuid4()
@@ -179,8 +177,8 @@ async def make(
         floor_before=old_floor,
         changes=changes,
         unfit=unfit,
-        losses=losing,
-        stalls=stalling,
+        losses=effects.losses,
+        stalls=effects.stalls,
     )
 
 

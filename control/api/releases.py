@@ -18,7 +18,8 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import compatibility, losses, stalls
+from control.sync import compatibility
+from control.sync.effects import change_effects
 
 
 class GroupListRow(NamedTuple):
@@ -51,11 +52,10 @@ async def create(call: ApiCall) -> Reply:
     body = call.body
     call.operator.need("push", body.group, ())
     capabilities = await call.services.db.read(lambda conn: compatibility.group_capabilities(conn, body.group))
-    lost = await call.services.db.read(lambda conn: losses.of_group(conn, body.group))
-    held = await call.services.db.read(lambda conn: stalls.of_group(conn, body.group))
+    effects = await call.services.db.read(lambda conn: change_effects.of_group(conn, body.group))
 
     async def work(conn: Connection, changed: Changed) -> release_responses.MadeRelease:
-        made = await _make(call, conn, changed, body, capabilities, lost, held, plan=call.query.plan)
+        made = await _make(call, conn, changed, body, capabilities, effects, plan=call.query.plan)
         if not call.query.plan:
             await record(call, conn, made)
         return made
@@ -83,9 +83,8 @@ async def planned(
     body = requests.NewRelease(group=query.group, functions=functions or {}, schema=query.schema)
     call.operator.need("push", query.group, ())
     capabilities = await compatibility.group_capabilities(conn, query.group)
-    lost = await losses.of_group(conn, query.group)
-    held = await stalls.of_group(conn, query.group)
-    return await _make(call, conn, Changed(), body, capabilities, lost, held, plan=True)
+    effects = await change_effects.of_group(conn, query.group)
+    return await _make(call, conn, Changed(), body, capabilities, effects, plan=True)
 
 
 async def _make(
@@ -94,8 +93,7 @@ async def _make(
     changed: Changed,
     body: requests.NewRelease,
     capabilities: Sequence[compatibility.SameCapabilities],
-    lost: losses.Found,
-    held: Sequence[stalls.ExpectedStall],
+    effects: change_effects.Found,
     *,
     plan: bool,
 ) -> release_responses.MadeRelease:
@@ -109,8 +107,8 @@ async def _make(
         operator.name,
         body,
         capabilities,
-        lost,
-        held,
+        effects,
+        call.services.settings.stall_limit,
         plan=plan,
         keep_floor=not deploys,
     )

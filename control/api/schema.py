@@ -13,7 +13,9 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.sync import applied_revisions, losses, probed_functions
+from control.sync import applied_revisions, probed_functions
+from control.sync.effects import change_effects
+from control.sync.effects.change_effects import ChangeEffects
 
 
 class NewestRevision(NamedTuple):
@@ -60,7 +62,7 @@ async def add(call: ApiCall) -> Reply:
                 "schema_conflict", f"the next number is {number}; look at what was registered meanwhile", field="number"
             )
         checked = await _check(call, _texts(history), body.sql)
-        answer = await _insert(call, history, number, 1, body.name, body.sql, checked)
+        answer = await _insert(call, history, number, 1, body.name, body.sql, checked, ChangeEffects([], []))
         if answer is not None:
             return answer
     raise _moving()
@@ -86,10 +88,13 @@ async def amend(call: ApiCall) -> Reply:
                 "schema_conflict", f"revision {old.revision} of change {number} has this very text", field="sql"
             )
         checked = await _check(call, _texts(history), sql, (number, old.sql))
-        if not call.body.allow_loss and not call.query.plan:
-            lost = await call.services.db.read(lambda conn: losses.of_amendment(conn, number, checked.losses))  # noqa: B023
-            losses.refuse(lost, f"this amendment of schema change {number}")
-        answer = await _insert(call, history, number, old.revision + 1, old.name, sql, checked)
+        effects = await call.services.db.read(lambda conn: change_effects.of_amendment(conn, number, checked))  # noqa: B023
+        if not call.query.plan:
+            what, limit = f"this amendment of schema change {number}", call.services.settings.stall_limit
+            change_effects.refuse(
+                effects, what, limit, allow_loss=call.body.allow_loss, allow_stall=call.body.allow_stall
+            )
+        answer = await _insert(call, history, number, old.revision + 1, old.name, sql, checked, effects)
         if answer is not None:
             return answer
     raise _moving()
@@ -215,8 +220,10 @@ async def _insert(
     name: str,
     sql: str,
     checked: CheckedChange,
+    effects: ChangeEffects,
 ) -> Reply | None:
-    """Register a change that was checked after `history`; None where the history is another one by now."""
+    """Register a change that was checked after `history`; None where the history is another one by now. `effects`: on
+    nodes that get it without another release."""
     tried = [(row.number, row.revision) for row in history]
 
     async def work(conn: Connection, _changed: Changed) -> release_responses.MadeSchemaChange:
@@ -235,7 +242,8 @@ async def _insert(
 
     async def plan(conn: Connection, changed: Changed) -> release_responses.SchemaChangePlan:
         made = await work(conn, changed)
-        return release_responses.SchemaChangePlan(made, await releases.planned(call, conn))
+        release = await releases.planned(call, conn)
+        return release_responses.SchemaChangePlan(effects.losses, effects.stalls, made, release)
 
     try:
         return await (call.rehearse(plan) if call.query.plan else call.write(work))

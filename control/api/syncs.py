@@ -6,7 +6,8 @@ from control import wire
 from control.api.bodies import requests
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
-from control.sync import losses, plan
+from control.sync import plan
+from control.sync.effects import losses
 from control.sync.reports import SyncReport, unknown_sync
 
 

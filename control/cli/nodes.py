@@ -199,12 +199,15 @@ async def _make_token(group: str, expires_in: int, rejoin: str | None, as_json: 
 @options.plan_option
 @options.unfit_option
 @options.loss_option
+@options.stall_option
 @options.json_option
 @options.asynchronous
-async def move(node: str, group: str, plan: bool, allow_unfit: bool, allow_loss: bool, as_json: bool) -> None:
+async def move(
+    node: str, group: str, plan: bool, allow_unfit: bool, allow_loss: bool, allow_stall: bool, as_json: bool
+) -> None:
     """Move a node to another group, whose release is its target then."""
     async with options.client() as control:
-        body = releasing.allowing({"group": group}, allow_unfit, allow_loss)
+        body = releasing.allowing({"group": group}, allow_unfit, allow_loss, allow_stall)
         where = path("nodes", node, "move")
         moved = await (control.get(where, group=group) if plan else control.post(where, body))
     if as_json:

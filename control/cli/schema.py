@@ -59,6 +59,8 @@ def _show_findings(change: Json) -> None:
         output.say(f"  {text}", style="yellow")
     for loss in change.get("losses") or []:
         output.say(f"  it can lose rows of nodes: {loss['message']}: {loss['statement']}", style="red")
+    for stall in change.get("stalls") or []:
+        output.say(f"  it holds writers up where the table is large: {stall['message']}", style="yellow")
 
 
 def _check(no_release: bool, wait: bool) -> None:
@@ -146,7 +148,7 @@ async def amend(
     _check(no_release, wait)
     options.check_plan(plan, wait)
     async with options.client() as control:
-        new = releasing.allowing({"sql": read_sql(file)}, allow_unfit=False, allow_loss=allow_loss)
+        new = releasing.allowing({"sql": read_sql(file)}, False, allow_loss, allow_stall)
         where = path("schema-changes", number, "revisions")
         if plan:
             _show_plan(await control.post(where, new, **_planned(no_release, group)), as_json)

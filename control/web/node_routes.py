@@ -78,7 +78,7 @@ OPERATIONS: tuple[Operation, ...] = (
         nodes.move,
         "deploy",
         {200: node_responses.DetailedNode},
-        ("unknown_node", "unknown_group", "nodes_unfit", "loss_not_allowed"),
+        ("unknown_node", "unknown_group", "nodes_unfit", "loss_not_allowed", "stall_not_allowed"),
         body=requests.MoveNode,
         everywhere=False,
     ),

@@ -12,8 +12,9 @@ from control import wire
 from control.manifest_fields import Manifest
 from control.sync.applied_revisions import NodesOfRevision
 from control.sync.compatibility import Unfit
-from control.sync.losses import LostRows
-from control.sync.stalls import ExpectedStall
+from control.sync.effects.change_effects import ChangeEffects
+from control.sync.effects.losses import LostRows
+from control.sync.effects.stalls import ExpectedStall
 
 
 class Function(Struct):
@@ -171,8 +172,8 @@ class VersionPlan(Struct):
     """The release of the group that was asked for; null where none was."""
 
 
-class SchemaChangePlan(Struct):
-    """What a new schema change, or an amendment, would be."""
+class SchemaChangePlan(ChangeEffects):
+    """What a new schema change, or an amendment, would be, and what it can do to nodes whose release has it already."""
 
     change: MadeSchemaChange
     release: MadeRelease | None
@@ -187,7 +188,7 @@ class DeletionPlan(Struct):
     """The releases without it that groups would get."""
 
 
-class MovePlan(Struct):
+class MovePlan(ChangeEffects):
     """What the move of a node would change for it."""
 
     node: str
@@ -195,7 +196,6 @@ class MovePlan(Struct):
     changes: Changes
     unfit: Unfit
     """The node, where it can't run the group's release."""
-    losses: list[LostRows]
 
 
 class GroupRelease(Struct):

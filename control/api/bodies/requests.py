@@ -34,6 +34,8 @@ class MoveNode(Body, frozen=True):
     """Move it also where it can't run the group's release."""
     allow_loss: bool = False
     """Move it also where the group's schema changes can lose rows that it has."""
+    allow_stall: bool = False
+    """Move it also where these changes would hold its writers up for more than the setting `stall_limit`."""
 
 
 class NewVersion(Body, frozen=True):
@@ -54,6 +56,8 @@ class AmendSchemaChange(Body, frozen=True):
     sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
     allow_loss: bool = False
     """Amend it also where nodes get the text without another release, and can lose rows by it."""
+    allow_stall: bool = False
+    """Amend it also where it would hold the writers of such nodes up for more than the setting `stall_limit`."""
 
 
 class NewGroup(Body, frozen=True):
@@ -76,7 +80,7 @@ class NewRelease(Body, frozen=True):
     allow_loss: bool = False
     """Make it also where its schema changes can lose rows that nodes have."""
     allow_stall: bool = False
-    """Make it also where its schema changes would hold writers of a node up for more than a second."""
+    """Make it also where its schema changes would hold writers of a node up for more than the setting `stall_limit`."""
     reason: Text = ""
 
 

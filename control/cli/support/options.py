@@ -109,9 +109,9 @@ def loss_option(function: F) -> F:
 
 
 def stall_option(function: F) -> F:
-    return click.option("--allow-stall", is_flag=True, help="Also where schema changes hold writers of nodes up.")(
-        function
-    )
+    return click.option(
+        "--allow-stall", is_flag=True, help="Also where schema changes hold writers of nodes up for long."
+    )(function)
 
 
 def reason_option(function: F) -> F:

@@ -23,7 +23,7 @@ async def create(control: Client, body: Json, *, wait: bool, within: float, as_j
     return release
 
 
-def allowing(body: Json, allow_unfit: bool, allow_loss: bool, allow_stall: bool = False) -> Json:
+def allowing(body: Json, allow_unfit: bool, allow_loss: bool, allow_stall: bool) -> Json:
     """Return `body`, with `allow_unfit`, `allow_loss` and `allow_stall` only where they are wished: an older control
     refuses a field that it doesn't know."""
     wished = {"allow_unfit": allow_unfit, "allow_loss": allow_loss, "allow_stall": allow_stall}
@@ -53,6 +53,8 @@ def show_plan(found: Json, what: str, *, as_json: bool) -> None:
         output.document(found)
         return
     output.say(what)
+    for line in [*losses(found.get("losses") or []), *stalls(found.get("stalls") or [])]:
+        output.say(f"  {line}", style="red")
     for release in found.get("releases") or [found.get("release")]:
         if release is not None:
             show(release, planned=True)
@@ -64,7 +66,7 @@ def show_move(found: Json) -> None:
     lines = list(changes(found["changes"]))
     for line, style in lines or [("nothing changes for it", "")]:
         output.say(f"  {line}", style=style or None)
-    for line in [*losses(found["losses"]), *unfit(found["unfit"])]:
+    for line in [*losses(found["losses"]), *stalls(found.get("stalls") or []), *unfit(found["unfit"])]:
         output.say(f"  {line}", style="red")
 
 

@@ -18,8 +18,8 @@ def _group(t: Tables, name: str) -> list[dict[str, Any]]:
 # losses and stalls: no schema change of a run can lose rows, or holds writers up
 
 
-@statement("losses", "group_floor")
-def _losses_group_floor(t: Tables, name: str) -> Rows:
+@statement("registered_changes", "group_floor")
+def _group_floor(t: Tables, name: str) -> Rows:
     releases = t["releases"]
     return [
         Row(id=row["id"], schema_floor=releases[row["release_id"]]["schema_floor"] if row["release_id"] else 0)
@@ -27,21 +27,20 @@ def _losses_group_floor(t: Tables, name: str) -> Rows:
     ]
 
 
-@statement("losses", "moved")
-def _losses_moved(t: Tables, id: UUID) -> Rows:
-    return [Row(**pick(row, "name", "schema_version"), counts=None) for row in known(t, "nodes", [str(id)])]
+@statement("registered_changes", "moving")
+def _moving(t: Tables, id: UUID, group_id: UUID) -> Rows:
+    floor = _floor_of_group(t, group_id)[0]["floor"]
+    return [Row(**pick(row, "name", "schema_version"), schema_floor=floor) for row in known(t, "nodes", [str(id)])]
 
 
-@statement("losses", "floor")
 @statement("compatibility", "floor")
-def _losses_floor(t: Tables, group_id: UUID) -> Rows:
+def _floor_of_group(t: Tables, group_id: UUID) -> Rows:
     release = t["releases"].get(t["groups"][str(group_id)]["release_id"])
     return [Row(floor=0 if release is None else release["schema_floor"])]
 
 
-@statement("losses", "changes")
-@statement("stalls", "changes")
-def _losses_changes(t: Tables, *_between: int) -> Rows:
+@statement("registered_changes", "found")
+def _found(t: Tables, *_between: int) -> Rows:
     return []
 
 

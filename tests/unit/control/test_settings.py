@@ -51,6 +51,7 @@ def test_values_are_read_as_their_types(tmp_path: Path) -> None:
         ({"SKERRY_ARTIFACT_LIMIT": "0"}, "SKERRY_ARTIFACT_LIMIT"),
         ({"SKERRY_CREDENTIAL_LIFE": "0"}, "SKERRY_CREDENTIAL_LIFE"),
         ({"SKERRY_CREDENTIAL_LIFE": "100", "SKERRY_CREDENTIAL_RETURN": "99"}, "SKERRY_CREDENTIAL_RETURN"),
+        ({"SKERRY_STALL_LIMIT": "0.09"}, "SKERRY_STALL_LIMIT"),
         ({"SKERRY_CREDENTIAL_RETURN": "inf"}, "SKERRY_CREDENTIAL_RETURN"),
         ({"SKERRY_TLS_CERT": "/nowhere.pem"}, "SKERRY_TLS_KEY"),
         ({"SKERRY_CA_CERT": "/nowhere.pem"}, "SKERRY_CA_CERT"),

@@ -11,8 +11,9 @@ TABLE = "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT);"
 async def everything(control: Control) -> list[Any]:
     """What there is of all that a plan could change."""
     paths = ("functions", "schema-changes", "releases", "groups", "nodes")
-    # Control has rows of its own in the audit, at times of its own.
-    audit = [row for row in await control.items("/v1/audit") if row["actor_kind"] != "control"]
+    # Control has rows of its own in the audit, and seals all rows, at times of its own.
+    rows = await control.items("/v1/audit")
+    audit = [{**row, "seal": None} for row in rows if row["actor_kind"] != "control"]
     return [*[await control.items(f"/v1/{path}") for path in paths], audit]
 
 

@@ -111,9 +111,10 @@ def test_who_can_not_run_a_release_is_shown(capsys: pytest.CaptureFixture[str]) 
 
 def test_an_older_control_is_sent_no_field_that_it_does_not_know() -> None:
     body: Json = {"group": "default"}
-    assert releasing.allowing(body, False, False) == body
-    assert releasing.allowing(body, True, False) == {**body, "allow_unfit": True}
-    assert releasing.allowing(body, False, True) == {**body, "allow_loss": True}
+    assert releasing.allowing(body, False, False, False) == body
+    assert releasing.allowing(body, True, False, False) == {**body, "allow_unfit": True}
+    assert releasing.allowing(body, False, True, False) == {**body, "allow_loss": True}
+    assert releasing.allowing(body, False, False, True) == {**body, "allow_stall": True}
 
 
 @pytest.mark.parametrize(

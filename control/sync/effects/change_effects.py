@@ -1,0 +1,101 @@
+"""What schema changes can do to the nodes that a release, a move or an amendment brings them to, and what of that is
+refused unless it is allowed.
+
+A change is brought to nodes by the first release of their group whose floor includes it. A node without any schema
+change has no tables: it has nothing to lose, and nothing takes long there.
+"""
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from msgspec import Struct
+
+from control.edge_check import CheckedChange
+from control.problems import ProblemError
+from control.storage.connection import Connection
+from control.sync.effects import losses, registered_changes, stalls
+from control.sync.effects.losses import LostRows
+from control.sync.effects.stalls import ExpectedStall
+
+
+class ChangeEffects(Struct):
+    """What one or more schema changes can do to nodes."""
+
+    losses: list[LostRows]
+    """What nodes can lose."""
+    stalls: list[ExpectedStall]
+    """What holds writers of a node up for 0.1 s or more."""
+
+
+Found = Mapping[int, ChangeEffects]
+"""By the number of the schema change; changes with whose check nothing was found may be left out."""
+NOTHING: Found = {}
+
+
+async def of_group(conn: Connection, group: str) -> Found:
+    """What releases of a group can do whose floors are above the one that it has.
+
+    Read in a transaction of its own: the release's must not conflict with nodes that report meanwhile.
+    """
+    row = await registered_changes.group_floor(conn, group)
+    if row is None:
+        return NOTHING
+    return {
+        change.number: ChangeEffects(
+            await losses.of_groups(conn, [row.id], change.number, change.losses or []),
+            await stalls.of_groups(conn, [row.id], change.number, change.stalls or []),
+        )
+        for change in await registered_changes.between(conn, row.schema_floor, 2**31)
+    }
+
+
+async def of_floors(conn: Connection, found: Found, old: int, new: int) -> ChangeEffects:
+    """Those of `found` whose changes are above one floor of the group, up to another.
+
+    Raises: ProblemError database_busy, when there are others by now.
+    """
+    effects = ChangeEffects([], [])
+    for change in await registered_changes.between(conn, old, new):
+        if change.number not in found:
+            raise ProblemError(
+                "database_busy",
+                f"schema change {change.number} came to this release while it was being made; nothing was changed, try "
+                "again",
+            )
+        effects.losses += found[change.number].losses
+        effects.stalls += found[change.number].stalls
+    return effects
+
+
+async def of_move(conn: Connection, node_id: UUID, group_id: UUID) -> ChangeEffects:
+    """What the move to a group can do to a node."""
+    node = await registered_changes.moving(conn, node_id, group_id)
+    effects = ChangeEffects([], [])
+    if node.schema_version:
+        for change in await registered_changes.between(conn, node.schema_version, node.schema_floor):
+            effects.losses += await losses.of_node(conn, node_id, node.name, change.number, change.losses or [])
+            effects.stalls += await stalls.of_node(conn, node_id, node.name, change.number, change.stalls or [])
+    return effects
+
+
+async def of_amendment(conn: Connection, number: int, checked: CheckedChange) -> ChangeEffects:
+    """What another text of a change can do to the nodes that lack it and whose release has it already: they get the
+    newest text when they try again, without another release."""
+    groups = await registered_changes.groups_with(conn, number) if checked.losses or checked.stalls else []
+    return ChangeEffects(
+        await losses.of_groups(conn, groups, number, checked.losses),
+        await stalls.of_groups(conn, groups, number, checked.stalls),
+    )
+
+
+def refuse(effects: ChangeEffects, what: str, limit: float, *, allow_loss: bool, allow_stall: bool) -> None:
+    """Check that what is meant to be done (`what`: a release, a move, an amendment) may have these effects.
+
+    `limit`: the seconds for which it may hold the writers of a node up without `allow_stall`.
+
+    Raises: ProblemError loss_not_allowed or stall_not_allowed, when it may not.
+    """
+    if not allow_loss:
+        losses.refuse(effects.losses, what)
+    if not allow_stall:
+        stalls.refuse(effects.stalls, what, limit)

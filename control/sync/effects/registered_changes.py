@@ -1,0 +1,59 @@
+"""Registered schema changes with what their check found, and which of them a release, a move or an amendment brings to
+which nodes.
+"""
+
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from control.storage import queries
+from control.storage.connection import Connection
+
+
+class RegisteredFindings(NamedTuple):
+    """A schema change and what the check of its newest revision found."""
+
+    number: int
+    losses: list[dict[str, str]] | None
+    stalls: list[dict[str, Any]] | None
+
+
+class GroupFloor(NamedTuple):
+    """A group and the floor of its release, 0 without one."""
+
+    id: str
+    schema_floor: int
+
+
+class MovingNode(NamedTuple):
+    """A node that may be moved to a group: its name, its schema version, and the floor of the group's release."""
+
+    name: str
+    schema_version: int
+    schema_floor: int
+
+
+SQL = queries.load("registered_changes")
+FOUND = SQL.rows("found", RegisteredFindings)
+GROUP_FLOOR = SQL.rows("group_floor", GroupFloor)
+GROUPS_WITH = SQL.value("groups_with", str)
+MOVING = SQL.rows("moving", MovingNode)
+
+
+async def between(conn: Connection, above: int, upto: int) -> list[RegisteredFindings]:
+    """The changes above one number, up to another, with whose check something was found."""
+    return await conn.fetch(FOUND, above, upto)
+
+
+async def group_floor(conn: Connection, group: str) -> GroupFloor | None:
+    """The group of this name; None where there is none."""
+    return await conn.fetchrow(GROUP_FLOOR, group)
+
+
+async def groups_with(conn: Connection, number: int) -> list[str]:
+    """The ids of the groups whose releases include a change."""
+    return await conn.column(GROUPS_WITH, number)
+
+
+async def moving(conn: Connection, node_id: UUID, group_id: UUID) -> MovingNode:
+    """A node, and the floor of a group's release."""
+    return await conn.one(MOVING, node_id, group_id)
