@@ -199,6 +199,7 @@ async def add_version(call: ApiCall) -> Reply:
         return release_responses.VersionPlan(made, await releases.planned(call, conn, {name: made.version}))
 
     if call.query.plan:
+        await releases.check_unchecked(call, call.query.group)
         return await call.rehearse(plan)
     answer = await call.write(work)
     call.services.ownership.wake()

@@ -9,6 +9,7 @@ from msgspec import Struct
 from control import tokens, wire
 from control.access import auth, join_token_ends
 from control.access.auth import AuthError
+from control.access.rights import Role
 from control.api import node_views, release_making
 from control.api.bodies import node_responses, release_responses
 from control.api.operations import ApiCall, Reply
@@ -17,7 +18,7 @@ from control.storage import idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.sync import compatibility, requirements
-from control.sync.effects import change_effects
+from control.sync.effects import change_effects, unchecked_changes
 from control.sync.node_state import clean
 
 
@@ -153,6 +154,9 @@ async def sql_run(call: ApiCall) -> Reply:
 
 async def move(call: ApiCall) -> Reply:
     """POST /v1/nodes/{node}/move: to another group, whose release becomes the node's target."""
+    if kept := await call.replayed(200):
+        return kept
+    await _check_unchecked(call, "deploy", call.body.group)
 
     async def work(conn: Connection, changed: Changed) -> node_responses.DetailedNode:
         node = await node_views.find(conn, call.operator, "deploy", call.path["node"])
@@ -182,6 +186,19 @@ async def move(call: ApiCall) -> Reply:
     return await call.write(work, status=200)
 
 
+async def _check_unchecked(call: ApiCall, role: Role, group: str) -> None:
+    """Check schema changes that no version of control has checked and that the node gets by its move to a group."""
+
+    async def find(conn: Connection) -> tuple[UUID, UUID]:
+        node = await node_views.find(conn, call.operator, role, call.path["node"])
+        return node.id, await node_views.group(conn, group)
+
+    db = call.services.databases.writes
+    # Without the right to it, whoever asks is refused later.
+    if call.operator.rights.allows(role, group):
+        await unchecked_changes.check_for_move(db, call.services.checks, *await db.read(find))
+
+
 class MoveQuery(Struct, forbid_unknown_fields=True):
     group: wire.Name
 
@@ -189,6 +206,7 @@ class MoveQuery(Struct, forbid_unknown_fields=True):
 async def plan_move(call: ApiCall) -> Reply:
     """GET /v1/nodes/{node}/move: what the move to a group would change for the node; nothing is refused for it."""
     name: str = call.query.group
+    await _check_unchecked(call, "read", name)
 
     async def work(conn: Connection) -> release_responses.MovePlan:
         node = await node_views.find(conn, call.operator, "read", call.path["node"])

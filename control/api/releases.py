@@ -19,7 +19,7 @@ from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.sync import compatibility
-from control.sync.effects import change_effects
+from control.sync.effects import change_effects, unchecked_changes
 
 
 class GroupListRow(NamedTuple):
@@ -52,6 +52,7 @@ async def create(call: ApiCall) -> Reply:
     body = call.body
     call.operator.need("push", body.group, ())
     capabilities = await call.services.db.read(lambda conn: compatibility.group_capabilities(conn, body.group))
+    await check_unchecked(call, body.group)
     effects = await call.services.db.read(lambda conn: change_effects.of_group(conn, body.group))
 
     async def work(conn: Connection, changed: Changed) -> release_responses.MadeRelease:
@@ -71,6 +72,13 @@ class PlanFor(Struct, forbid_unknown_fields=True):
     group: wire.Name | None = None
     schema: Annotated[int, Meta(ge=0)] | None = None
     """The floor of that release; if not given, the newest schema change."""
+
+
+async def check_unchecked(call: ApiCall, group: str | None) -> None:
+    """Check schema changes that no version of control has checked and that a release of a group would bring to nodes:
+    before the transaction that makes or plans the release, since a check takes its time."""
+    if group is not None:
+        await unchecked_changes.check_for_group(call.services.databases.writes, call.services.checks, group)
 
 
 async def planned(

@@ -245,6 +245,8 @@ async def _insert(
         release = await releases.planned(call, conn)
         return release_responses.SchemaChangePlan(effects.losses, effects.stalls, made, release)
 
+    if call.query.plan:
+        await releases.check_unchecked(call, call.query.group)
     try:
         return await (call.rehearse(plan) if call.query.plan else call.write(work))
     except _Moved:

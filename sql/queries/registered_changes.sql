@@ -1,12 +1,29 @@
 -- Registered schema changes with what their check found, and whom they reach.
 
--- Schema changes above one number, up to another, whose check found something.
+-- Schema changes above one number, up to another, whose check found something or isn't known.
 -- name: found
 SELECT n.number, n.losses, n.stalls FROM (
     SELECT DISTINCT ON (number) number, losses, stalls FROM schema_changes
     WHERE number > $1 AND number <= $2 ORDER BY number, revision DESC
 ) AS n
-WHERE n.losses <> '[]'::jsonb OR n.stalls <> '[]'::jsonb ORDER BY n.number;
+WHERE n.losses IS NULL OR n.stalls IS NULL OR n.losses <> '[]'::jsonb OR n.stalls <> '[]'::jsonb ORDER BY n.number;
+
+-- The first of those whose check isn't known.
+-- name: unchecked
+SELECT n.number, n.revision FROM (
+    SELECT DISTINCT ON (number) number, revision, losses, stalls FROM schema_changes
+    WHERE number > $1 AND number <= $2 ORDER BY number, revision DESC
+) AS n
+WHERE n.losses IS NULL OR n.stalls IS NULL ORDER BY n.number LIMIT $3;
+
+-- The newest texts of the changes up to a number.
+-- name: texts
+SELECT DISTINCT ON (number) number, sql FROM schema_changes WHERE number <= $1 ORDER BY number, revision DESC;
+
+-- Keep what the check of a revision found that wasn't looked at when it was registered.
+-- name: keep
+UPDATE schema_changes SET losses = $3, stalls = $4
+WHERE number = $1 AND revision = $2 AND (losses IS NULL OR stalls IS NULL);
 
 -- A group and the floor of its release.
 -- name: group_floor

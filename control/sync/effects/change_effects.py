@@ -42,8 +42,8 @@ async def of_group(conn: Connection, group: str) -> Found:
         return NOTHING
     return {
         change.number: ChangeEffects(
-            await losses.of_groups(conn, [row.id], change.number, change.losses or []),
-            await stalls.of_groups(conn, [row.id], change.number, change.stalls or []),
+            await losses.of_groups(conn, [row.id], change.number, change.losses),
+            await stalls.of_groups(conn, [row.id], change.number, change.stalls),
         )
         for change in await registered_changes.between(conn, row.schema_floor, 2**31)
     }
@@ -73,8 +73,8 @@ async def of_move(conn: Connection, node_id: UUID, group_id: UUID) -> ChangeEffe
     effects = ChangeEffects([], [])
     if node.schema_version:
         for change in await registered_changes.between(conn, node.schema_version, node.schema_floor):
-            effects.losses += await losses.of_node(conn, node_id, node.name, change.number, change.losses or [])
-            effects.stalls += await stalls.of_node(conn, node_id, node.name, change.number, change.stalls or [])
+            effects.losses += await losses.of_node(conn, node_id, node.name, change.number, change.losses)
+            effects.stalls += await stalls.of_node(conn, node_id, node.name, change.number, change.stalls)
     return effects
 
 

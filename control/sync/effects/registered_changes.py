@@ -9,12 +9,20 @@ from control.storage import queries
 from control.storage.connection import Connection
 
 
-class RegisteredFindings(NamedTuple):
-    """A schema change and what the check of its newest revision found."""
+class StoredFindings(NamedTuple):
+    """A schema change and what the check of its newest revision found; None where that isn't known."""
 
     number: int
     losses: list[dict[str, str]] | None
     stalls: list[dict[str, Any]] | None
+
+
+class RegisteredFindings(NamedTuple):
+    """A schema change and what the check of its newest revision found; that it isn't known is among its losses."""
+
+    number: int
+    losses: list[dict[str, str]]
+    stalls: list[dict[str, Any]]
 
 
 class GroupFloor(NamedTuple):
@@ -32,16 +40,26 @@ class MovingNode(NamedTuple):
     schema_floor: int
 
 
+NOT_KNOWN = {
+    "statement": "",
+    "table": "",
+    "message": "an earlier version of control registered it without looking for losses and stalls, and its check fails "
+    "or hasn't come to it (control's log says why; --plan tries again): what it does to rows and calls isn't known",
+}
+
 SQL = queries.load("registered_changes")
-FOUND = SQL.rows("found", RegisteredFindings)
+FOUND = SQL.rows("found", StoredFindings)
 GROUP_FLOOR = SQL.rows("group_floor", GroupFloor)
 GROUPS_WITH = SQL.value("groups_with", str)
 MOVING = SQL.rows("moving", MovingNode)
 
 
 async def between(conn: Connection, above: int, upto: int) -> list[RegisteredFindings]:
-    """The changes above one number, up to another, with whose check something was found."""
-    return await conn.fetch(FOUND, above, upto)
+    """The changes above one number, up to another, whose check found something or isn't known."""
+    return [
+        RegisteredFindings(number, [*(losses or []), *([NOT_KNOWN] if None in (losses, stalls) else [])], stalls or [])
+        for number, losses, stalls in await conn.fetch(FOUND, above, upto)
+    ]
 
 
 async def group_floor(conn: Connection, group: str) -> GroupFloor | None:

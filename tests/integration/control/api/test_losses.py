@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from control.storage.connection import Connection
 from tests.support import deploy
 from tests.support.replica import Replica, Site, TestNode
 
@@ -104,17 +105,79 @@ async def test_an_amendment_that_nodes_get_without_a_release(control_site: Site)
         await deploy.ok(replica, "POST", revisions, {**amended, "allow_loss": True})
 
 
-async def test_a_change_of_a_version_that_didnt_look_is_let_through(control_site: Site) -> None:
+async def unchecked(replica: Replica, sql: str = DROP) -> None:
+    """Have all changes registered by a version that looked for nothing, the second one with this text."""
+
+    async def work(conn: Connection) -> None:
+        await conn.execute("UPDATE schema_changes SET losses = NULL, stalls = NULL")
+        await conn.execute("UPDATE schema_changes SET sql = $1 WHERE number = 2", sql)
+
+    await replica.services.databases.writes.transaction(work)
+
+
+async def test_a_change_of_a_version_that_didnt_look_is_checked(control_site: Site) -> None:
     async with control_site.running() as replica:
         await deploy.schema(replica, BOOKS)
         await deploy.release(replica)
         await with_rows(replica, "shop", books=3)
         await deploy.schema(replica, DROP)
-        await replica.services.databases.writes.transaction(
-            lambda conn: conn.execute("UPDATE schema_changes SET losses = NULL")
+        await unchecked(replica)
+        assert "the table books is dropped with all its rows (DROP TABLE books)" in await refused(replica)
+        kept = await deploy.items(replica, "/v1/schema-changes")
+        assert [change["stalls"] is None for change in kept] == [True, False]
+        assert [loss["table"] for loss in kept[1]["losses"]] == ["books"]
+        # What lies behind the floor has been decided; nothing asks for it.
+        assert kept[0]["losses"] is None
+        await deploy.release(replica, allow_loss=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/releases?plan=true", {}),
+        ("POST", "/v1/schema-changes?plan=true&group=default", {"name": "more", "sql": "CREATE TABLE more (x)"}),
+        ("GET", "/v1/nodes/shop/move?group=next", None),
+    ],
+)
+async def test_a_plan_has_such_a_change_checked(
+    control_site: Site, method: str, path: str, body: dict[str, Any] | None
+) -> None:
+    async with control_site.running() as replica:
+        await deploy.schema(replica, BOOKS)
+        await deploy.release(replica)
+        await with_rows(replica, "shop", books=3)
+        await deploy.schema(replica, DROP)
+        if method == "GET":
+            await deploy.ok(replica, "POST", "/v1/groups", {"name": "next"})
+            await deploy.release(replica, "next")
+        await unchecked(replica)
+        planned = await deploy.ok(replica, method, path, body)
+        [loss] = (planned.get("release") or planned)["losses"]
+        assert (loss["message"], loss["rows"]) == ("the table books is dropped with all its rows", 3)
+
+
+async def test_a_change_that_cant_be_checked_is_named_and_refused(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await deploy.schema(replica, BOOKS)
+        await deploy.release(replica)
+        await with_rows(replica, "shop", books=3)
+        await deploy.schema(replica, DROP)
+        await unchecked(replica, "PRAGMA foreign_keys = ON")
+        planned = await deploy.ok(replica, "POST", "/v1/releases?plan=true", {"group": "default"})
+        [loss] = planned["losses"]
+        assert (loss["change"], loss["nodes"], loss["rows"], loss["most"]) == (
+            2,
+            1,
+            None,
+            [{"name": "shop", "rows": None}],
         )
-        assert (await deploy.release(replica))["losses"] == []
-        assert (await deploy.items(replica, "/v1/schema-changes"))[1]["losses"] is None
+        detail = await refused(replica)
+        assert "schema change 2: an earlier version of control registered it without looking" in detail
+        assert "1 node with an unknown number of rows (shop: unknown)" in detail
+        await deploy.ok(replica, "POST", "/v1/groups", {"name": "next"})
+        await deploy.release(replica, "next")
+        assert "isn't known" in await refused(replica, "/v1/nodes/shop/move", group="next")
+        assert [loss["change"] for loss in (await deploy.release(replica, allow_loss=True))["losses"]] == [2]
 
 
 @pytest.mark.parametrize("counts", [{"a": -1}, {"a": 10_002}, {"\0": 1}, {str(n): 1 for n in range(201)}, {"a": "1"}])

@@ -1,0 +1,77 @@
+"""Schema changes that an earlier version of control registered, without looking for what is looked for now: they are
+checked when a release, a move or a plan first comes to them, and what is found is kept.
+"""
+
+import logging
+from typing import NamedTuple
+from uuid import UUID
+
+from control.edge_check import Checks
+from control.problems import ProblemError
+from control.storage import queries
+from control.storage.connection import Connection
+from control.storage.database import Database
+from control.sync.effects import registered_changes
+
+log = logging.getLogger("skerry.checks")
+
+MOST = 20
+"""Changes that are checked at once; each takes a process for some tenths of a second."""
+
+
+class UncheckedRevision(NamedTuple):
+    """The newest revision of a schema change, whose check isn't known."""
+
+    number: int
+    revision: int
+
+
+class ChangeText(NamedTuple):
+    """The newest text of a schema change."""
+
+    number: int
+    sql: str
+
+
+SQL = queries.load("registered_changes")
+UNCHECKED = SQL.rows("unchecked", UncheckedRevision)
+TEXTS = SQL.rows("texts", ChangeText)
+
+
+async def check_for_group(db: Database, checks: Checks, group: str) -> None:
+    """Check the changes above the floor of a group's release that aren't checked yet."""
+    floor = await db.read(lambda conn: registered_changes.group_floor(conn, group))
+    if floor is not None:
+        await _check(db, checks, floor.schema_floor, 2**31)
+
+
+async def check_for_move(db: Database, checks: Checks, node_id: UUID, group_id: UUID) -> None:
+    """Check the changes that the move to a group brings to a node and that aren't checked yet."""
+    node = await db.read(lambda conn: registered_changes.moving(conn, node_id, group_id))
+    if node.schema_version:
+        await _check(db, checks, node.schema_version, node.schema_floor)
+
+
+async def _check(db: Database, checks: Checks, above: int, upto: int) -> None:
+    """Check the first `MOST` of the changes above one number, up to another; one whose check fails stays unchecked."""
+
+    async def read(conn: Connection) -> tuple[list[UncheckedRevision], list[ChangeText]]:
+        found = await conn.fetch(UNCHECKED, above, upto, MOST)
+        return found, await conn.fetch(TEXTS, found[-1].number) if found else []
+
+    unchecked, texts = await db.read(read)
+    for change in unchecked:
+        earlier = [(text.number, text.sql) for text in texts if text.number < change.number]
+        sql = next(text.sql for text in texts if text.number == change.number)
+        try:
+            found = await checks.schema(earlier, sql)
+        except ProblemError as error:
+            log.warning(
+                "schema change %d was registered by an earlier version, and its check fails: %s [%s]",
+                change.number,
+                error.detail,
+                error.code,
+            )
+            continue
+        values = *change, found.losses, found.stalls
+        await db.transaction(lambda conn: conn.execute(SQL["keep"], *values))  # noqa: B023
