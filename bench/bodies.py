@@ -15,8 +15,8 @@ import uvloop
 
 from bench import result
 from bench.parts import cpu
+from bench.parts.pss import own_memory
 from bench.parts.servers import Alone, node_alone
-from bench.soak import own_memory
 from tests.guests.build import guest
 
 BAR = 1

@@ -22,6 +22,7 @@ import uvloop
 
 from bench import result
 from bench.parts import cpu
+from bench.parts.load import percentile
 from bench.parts.servers import Site, folder, site
 from bench.poll import ask, node_at_target
 from control import wire
@@ -177,7 +178,7 @@ async def _beside(control: Site, latencies: list[float], load: Load | None) -> f
     latencies.clear()
     await asyncio.sleep(SECONDS)
     taken = sorted(latencies)
-    p99 = taken[int(len(taken) * 0.99)]
+    p99 = percentile(taken, 0.99)
     count = 0
     if loader is not None:
         output, _ = await loader.communicate()

@@ -35,6 +35,7 @@ import uvloop
 from bench import result
 from bench.parts import cpu, modules, pss
 from bench.parts.given_releases import COMPILE_WAIT, Release
+from bench.parts.load import percentile
 from control import wire
 from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.ipc.frames import LocalFunction
@@ -157,7 +158,7 @@ async def _drawn(node: Node, numbers: Sequence[int], calls: int) -> list[float]:
 
 
 def _percentile(times: Sequence[float], part: float) -> float:
-    return round(sorted(times)[min(len(times) - 1, int(part * len(times)))] * 1000, 2)
+    return round(percentile(sorted(times), part) * 1000, 2)
 
 
 @asynccontextmanager

@@ -23,7 +23,8 @@ import uvloop
 
 from bench import result
 from bench.parts import cpu
-from bench.parts.load import WrongAnswer, request
+from bench.parts.bad_clients import BODY_BYTES
+from bench.parts.load import WrongAnswer, percentile, request
 from bench.parts.servers import node_alone
 from tests.guests.build import guest, wat
 
@@ -41,8 +42,6 @@ STUCK = 30.0
 BUSY = 4
 """Processes outside Skerry: as many as there are bad neighbours."""
 LIMIT_MS = 1000
-READ_MS = 900
-BODY_BYTES = 8_000_000
 BODY = bytes(range(256))
 TABLE = "CREATE TABLE generation (number INTEGER NOT NULL); INSERT INTO generation VALUES (1);"
 FLOODS = """
@@ -170,14 +169,14 @@ async def main() -> None:
             await loop.create_connection(lambda: Connection(calls), "127.0.0.1", served.port)
             for _ in range(CONNECTIONS)
         ]
-        p99["quiet"].append(_p99(await calls.run(SECONDS)))
+        p99["quiet"].append(percentile(await calls.run(SECONDS), 0.99))
         for _ in range(ROUNDS):
             async with bad(served.port, answers):
                 await calls.run(SETTLES)
-                p99["bad"].append(_p99(await calls.run(SECONDS)))
+                p99["bad"].append(percentile(await calls.run(SECONDS), 0.99))
             async with busy():
                 await calls.run(SETTLES)
-                p99["busy"].append(_p99(await calls.run(SECONDS)))
+                p99["busy"].append(percentile(await calls.run(SECONDS), 0.99))
         for transport, _ in made:
             transport.abort()
         status = await served.node.status()
@@ -189,10 +188,6 @@ async def main() -> None:
         "machine": machine,
     }
     result.write("neighbours", TIMES / ratio, BAR, details)
-
-
-def _p99(took: list[float]) -> float:
-    return took[int(0.99 * len(took))]
 
 
 if __name__ == "__main__":

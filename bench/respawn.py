@@ -23,7 +23,7 @@ import orjson
 import uvloop
 
 from bench import result
-from bench.parts import cpu
+from bench.parts import cpu, pss
 from bench.parts.servers import LIMIT, choose_port, edge, folder, process, site
 from control.cli.support.local import OTHER_PORTS
 from tests.guests.build import guest
@@ -125,14 +125,7 @@ async def _memory(http: aiohttp.ClientSession, workers: int) -> int:
         await asyncio.gather(*calls)
     there = await _workers(http)
     assert len(there["pids"]) == workers
-    return sum(_pss(pid) for pid in (there["zygote"], *there["pids"], *there["spares"]))
-
-
-def _pss(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"the kernel doesn't tell the PSS of process {pid}")
+    return sum(pss.share(pid) for pid in (there["zygote"], *there["pids"], *there["spares"]))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import uvloop
 from bench import result
 from bench.parts import cpu
 from bench.parts.load import MOST_SECONDS, Client, Expected, request
+from bench.parts.pss import own_memory
 from bench.parts.servers import Edge, Site, edge, folder, site
 from tests.guests.build import guest
 
@@ -136,16 +137,6 @@ def _take(front: int, zygote: int, workers: Sequence[int]) -> tuple[float, float
     memory = [own_memory(pid) for pid in workers]
     descriptors = sum(_descriptors(pid) for pid in (front, zygote, *workers))
     return own_memory(front), own_memory(zygote), sum(memory) / len(memory), descriptors
-
-
-def own_memory(pid: int) -> float:
-    """Return the MiB that are the process's alone; 0 once it has ended."""
-    kilobytes = 0
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(("Private_Clean:", "Private_Dirty:")):
-                kilobytes += int(line.split()[1])
-    return kilobytes / 1024
 
 
 def _descriptors(pid: int) -> int:

@@ -12,8 +12,8 @@ from collections import Counter
 
 import uvloop
 
-from bench.neighbours import BODY_BYTES, READ_MS
-
+BODY_BYTES = 8_000_000
+READ_MS = 900
 REQUESTS = {
     "loops": ("/functions/loops", b""),
     "floods": ("/functions/floods", b""),

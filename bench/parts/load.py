@@ -52,7 +52,12 @@ class Round:
 
     def percentile(self, part: float) -> float:
         """Seconds within which `part` (0 to 1) of the answers came."""
-        return self.latencies[min(len(self.latencies) - 1, int(part * len(self.latencies)))]
+        return percentile(self.latencies, part)
+
+
+def percentile(latencies: Sequence[float], part: float) -> float:
+    """Return the seconds within which `part` (0 to 1) of the answers came; `latencies` is sorted."""
+    return latencies[min(len(latencies) - 1, int(part * len(latencies)))]
 
 
 def request(path: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> bytes:

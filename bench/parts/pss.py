@@ -1,4 +1,4 @@
-"""The memory of a node: of its front and of all processes below it, each page counted once."""
+"""The memory of a node, of its front and of all processes below it, each page counted once; and of one process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ def node(front: int) -> dict[str, int]:
     Each is the sum of proportional shares (PSS). This process runs the same interpreter, and has its share of those
     pages; the total has them whole, as if nothing but the node were running.
     """
-    shares = {pid: _sizes(pid)["Pss:"] for pid in _tree(front)}
+    shares = {pid: share(pid) for pid in _tree(front)}
     zygote = next((pid for pid in shares if "edge_runtime.children.zygote" in _command(pid) and pid != front), 0)
     own = _sizes("self")
     shared = own["Pss:"] - own["Private_Clean:"] - own["Private_Dirty:"]
@@ -25,7 +25,18 @@ def node(front: int) -> dict[str, int]:
 
 def of_others(front: int, known: set[int]) -> list[int]:
     """Bytes (PSS) of each process below the front but those that are known."""
-    return [_sizes(pid)["Pss:"] for pid in _tree(front) if pid not in known]
+    return [share(pid) for pid in _tree(front) if pid not in known]
+
+
+def share(pid: int) -> int:
+    """Return the bytes (PSS) of a process; 0 once it has ended."""
+    return _sizes(pid)["Pss:"]
+
+
+def own_memory(pid: int) -> float:
+    """Return the MiB that are the process's alone; 0 once it has ended."""
+    sizes = _sizes(pid)
+    return (sizes["Private_Clean:"] + sizes["Private_Dirty:"]) / (1 << 20)
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -38,7 +49,7 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _sizes(pid: int | str) -> dict[str, int]:
-    """Return a process's bytes by their names in smaps_rollup; {} once it has ended."""
+    """Return a process's bytes by their names in smaps_rollup; 0 each once it has ended."""
     sizes = {"Pss:": 0, "Private_Clean:": 0, "Private_Dirty:": 0}
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
