@@ -14,14 +14,17 @@ import argparse
 import hashlib
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
+import msgspec
 import orjson
 
 from edge_runtime.guests.abi.detect import PAGES_LIMIT, SIZE_LIMIT, Detected, ModuleRefused, detect
 from edge_runtime.sandbox import fence
+
+R = TypeVar("R")
 
 CPU_SECONDS = 60
 FILE_BYTES = 256 * 1024 * 1024
@@ -87,13 +90,13 @@ def limit() -> None:
 def main(argv: Sequence[str]) -> int:
     limit()
     if argv[:1] == ["schema"]:
-        from edge_runtime.oneshot.check_schema import main as check_schema
+        from edge_runtime.oneshot import check_schema
 
-        return check_schema(argv[1:])
+        return _check_request(argv, check_schema.SchemaCheckRequest, check_schema.answer)
     if argv[:1] == ["probes"]:
-        from edge_runtime.oneshot.check_probes import main as check_probes
+        from edge_runtime.oneshot import check_probes
 
-        return check_probes(argv[1:])
+        return _check_request(argv, check_probes.ProbesCheckRequest, check_probes.answer)
     parser = argparse.ArgumentParser(prog="python -m edge_runtime.oneshot.check")
     module = parser.add_subparsers(required=True).add_parser("module", help="a module that a node can run?")
     module.add_argument("file", type=Path)
@@ -113,6 +116,22 @@ def main(argv: Sequence[str]) -> int:
     except ModuleRefused as refused:
         answer = {"ok": False, "code": refused.code, "message": str(refused)}
     sys.stdout.buffer.write(orjson.dumps(answer | ({"unfenced": lacking} if lacking else {})) + b"\n")
+    return 0
+
+
+def _check_request(argv: Sequence[str], kind: type[R], answer: Callable[[R], bytes]) -> int:
+    """Have the check that `argv` names answer the request on stdin, which is JSON of this kind; return the status to
+    exit with."""
+    if argv[1:]:
+        sys.stderr.write(f"usage: python -m edge_runtime.oneshot.check {argv[0]} < JSON\n")
+        return 2
+    try:
+        request = msgspec.json.decode(sys.stdin.buffer.read(), type=kind)
+    except msgspec.MsgspecError as error:
+        sys.stderr.write(f"check {argv[0]}: stdin has no valid request: {error}\n")
+        return 2
+    # The bytes are passed on as the check made them: whoever started it parses them.
+    sys.stdout.buffer.write(answer(request) + b"\n")
     return 0
 
 

@@ -9,13 +9,10 @@ fails after it is told: what it needs of a node's own rows isn't there. No guest
 
 import hashlib
 import os
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import orjson
 from msgspec import Struct
 
@@ -57,15 +54,8 @@ class ProbesCheckRequest(Struct):
     probes: list[ProbedFunction]
 
 
-def main(argv: Sequence[str]) -> int:
-    if argv:
-        sys.stderr.write("usage: python -m edge_runtime.oneshot.check probes < JSON\n")
-        return 2
-    try:
-        request = msgspec.json.decode(sys.stdin.buffer.read(), type=ProbesCheckRequest)
-    except msgspec.MsgspecError as error:
-        sys.stderr.write(f"check probes: stdin has no valid request: {error}\n")
-        return 2
+def answer(request: ProbesCheckRequest) -> bytes:
+    """Run the probes one after the other; return the answer as JSON."""
     failing: list[dict[str, object]] = []
     if lacking := fence.lacking():
         message = f"wasn't tried: this machine can't fence in what runs a function. {'. '.join(lacking)}"
@@ -78,8 +68,7 @@ def main(argv: Sequence[str]) -> int:
         message = _run(request.change, probed, min(EACH, end - time.monotonic()))
         if message:
             failing.append({"name": probed.name, "version": probed.version, "message": message[:2000]})
-    sys.stdout.buffer.write(orjson.dumps({"ok": True, "failing": failing}) + b"\n")
-    return 0
+    return orjson.dumps({"ok": True, "failing": failing})
 
 
 def _run(change: SchemaCheckRequest, probed: ProbedFunction, seconds: float) -> str:

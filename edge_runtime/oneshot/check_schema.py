@@ -14,11 +14,9 @@ prints `{"ok": true, "reversal": SQL, "kept": […]}`; `kept` lists the statemen
 
 import os
 import signal
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-import msgspec
 import orjson
 from msgspec import Struct
 
@@ -70,39 +68,26 @@ class SchemaCheckRequest(Struct):
     """The number of the earlier change to draft a reversal of; 0: check `sql`."""
 
 
-def main(argv: Sequence[str]) -> int:
-    if argv:
-        sys.stderr.write("usage: python -m edge_runtime.oneshot.check schema < JSON\n")
-        return 2
+def answer(request: SchemaCheckRequest) -> bytes:
+    """Return the answer, as JSON, of a child that makes it behind the fence; a deadline ends the child, since nothing
+    else stops a query of libsql's."""
     try:
-        request = msgspec.json.decode(sys.stdin.buffer.read(), type=SchemaCheckRequest)
-    except msgspec.MsgspecError as error:
-        sys.stderr.write(f"check schema: stdin has no valid request: {error}\n")
-        return 2
-    try:
-        answer = _guarded(request)
+        return _guarded(request)
     except SchemaChangeRefused as refused:
-        answer = orjson.dumps(_refusal(refused))
-    # The bytes are passed on as the child wrote them: whoever started the check parses them.
-    sys.stdout.buffer.write(answer + b"\n")
-    return 0
+        return orjson.dumps(_refusal(refused))
 
 
 def _guarded(request: SchemaCheckRequest) -> bytes:
-    """Return the answer of a child that makes it behind the fence; a deadline ends the child, since nothing else stops
-    a query of libsql's.
-
-    Raises: SchemaChangeRefused, when the check takes too long.
-    """
+    """Raises: SchemaChangeRefused, when the check takes too long."""
     try:
-        answer, status = run_forked(lambda: _fenced(request), SECONDS)
+        found, status = run_forked(lambda: _fenced(request), SECONDS)
     except TimeoutError:
         raise _slow() from None
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
         raise _slow()
-    if not answer:
+    if not found:
         raise RuntimeError(f"the child that checked the schema change ended without an answer (status {status})")
-    return answer
+    return found
 
 
 def _slow() -> SchemaChangeRefused:

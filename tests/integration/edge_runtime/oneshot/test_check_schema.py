@@ -191,7 +191,7 @@ def test_a_change_that_never_ends_or_fills_the_memory_is_refused():
     greedy = orjson.loads(run({"sql": "CREATE TABLE t AS " + endless + "SELECT x FROM c"}).stdout)
     assert (greedy["ok"], greedy["code"]) == (False, "apply_out_of_memory")
     assert "out of memory" in greedy["message"]
-    hurried = "from edge_runtime.oneshot import check_schema; check_schema.SECONDS = 0.5; check_schema.main([])"
+    hurried = "from edge_runtime.oneshot import check, check_schema; check_schema.SECONDS = 0.5; check.main(['schema'])"
     ran = run({"sql": endless + "SELECT count(*) FROM c"}, ["-c", hurried])
     slow = orjson.loads(ran.stdout)
     assert (slow["ok"], slow["code"], ran.stderr) == (False, "schema_too_slow", b"")
