@@ -44,6 +44,10 @@ LISTED = SQL.rows("listed", ListedJoinToken)
 USER = SQL.rows("user", TokenUser)
 
 
+class JoinTokenFilter(pagination.Paging, forbid_unknown_fields=True):
+    state: join_token_ends.State | None = None
+
+
 async def create(call: ApiCall) -> Reply:
     """POST /v1/join-tokens. Only the token's hash is stored, so the same request again gets a new token."""
     body = call.body
@@ -91,7 +95,7 @@ async def list_tokens(call: ApiCall) -> Reply:
 
     async def work(conn: Connection) -> responses.Page[node_responses.JoinToken]:
         return await pagination.fill(
-            lambda after, count: conn.fetch(LISTED, *after, groups, count),
+            lambda after, count: conn.fetch(LISTED, *after, groups, call.query.state, now, count),
             pagination.each(lambda row: _listed(row, now)),
             lambda row: (row.created_at, row.id),
             begin,

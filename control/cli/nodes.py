@@ -133,12 +133,15 @@ def token(context: click.Context, group: str, expires_in: int, rejoin: str | Non
 
 
 @token.command("list")
+@click.option(
+    "--state", type=click.Choice(["open", "used", "expired", "revoked"]), help="Only the tokens in this state."
+)
 @options.json_option
 @options.asynchronous
-async def list_tokens(as_json: bool) -> None:
+async def list_tokens(state: str | None, as_json: bool) -> None:
     """List the join tokens, newest first. Their secrets aren't shown: control doesn't have them."""
     async with options.client() as control:
-        found = await control.items(path("join-tokens"))
+        found = await control.items(path("join-tokens"), state=state)
     if as_json:
         output.document(found)
         return

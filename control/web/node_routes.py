@@ -120,7 +120,7 @@ OPERATIONS: tuple[Operation, ...] = (
         join_tokens.list_tokens,
         "admin",
         {200: Page[node_responses.JoinToken]},
-        query=pagination.Paging,
+        query=join_tokens.JoinTokenFilter,
         everywhere=False,
     ),
     Operation(

@@ -16,14 +16,17 @@ FROM join_tokens WHERE id = $1;
 -- name: use
 UPDATE join_tokens SET attempt = $2, node_id = $3, used_at = $4 WHERE id = $1 AND attempt IS NULL;
 
--- Join tokens, newest first, before a time and id; of some groups ($3), if given.
+-- Join tokens, newest first, before a time and id; of some groups ($3), and in a state ($4, at the time $5), if given.
 -- name: listed
 SELECT t.id, g.name AS group_name, t.rejoin, t.rejoin_node, t.created_by, t.created_at, t.expires_at, t.used_at,
     t.revoked_at, n.name AS node
 FROM join_tokens t JOIN groups g ON g.id = t.group_id LEFT JOIN nodes n ON n.id = t.node_id
 WHERE ($1::timestamptz IS NULL OR (t.created_at, t.id) < ($1, $2::uuid))
     AND ($3::text[] IS NULL OR g.name = ANY($3::text[]))
-ORDER BY t.created_at DESC, t.id DESC LIMIT $4;
+    AND ($4::text IS NULL OR $4::text = CASE WHEN t.used_at IS NOT NULL THEN 'used'
+        WHEN t.revoked_at IS NOT NULL OR (t.rejoin IS NOT NULL AND t.rejoin_node IS NULL) THEN 'revoked'
+        WHEN t.expires_at <= $5::timestamptz THEN 'expired' ELSE 'open' END)
+ORDER BY t.created_at DESC, t.id DESC LIMIT $6;
 
 -- The group of a join token, when it was used, and the node that joined with it.
 -- name: user

@@ -188,6 +188,25 @@ async def test_the_list_shows_each_token_and_its_state_and_no_secret(control: Co
     assert (await control.call("GET", "/v1/join-tokens", token=reader)).code == "role_insufficient"
 
 
+async def test_the_list_can_be_of_one_state(control: Control) -> None:
+    await control.join("n1")
+    await made(control, expires_in=60)
+    unbound = await made(control, rejoin="n1")
+    await control.services.db.transaction(
+        lambda conn: conn.execute("UPDATE join_tokens SET rejoin_node = NULL WHERE id = $1", unbound["id"])
+    )
+    control.clock.advance(seconds=60)
+    revoked = await made(control)
+    await control.ok("DELETE", f"/v1/join-tokens/{revoked['id']}")
+    await made(control)
+    every = await control.items("/v1/join-tokens")
+    assert sorted(token["state"] for token in every) == ["expired", "open", "revoked", "revoked", "used"]
+    for state in ("open", "used", "expired", "revoked"):
+        expected = [token for token in every if token["state"] == state]
+        assert await control.items(f"/v1/join-tokens?state={state}&limit=1") == expected
+    assert (await control.call("GET", "/v1/join-tokens?state=lost")).code == "invalid_parameter"
+
+
 async def test_a_revoked_token_stays_revoked_and_is_in_the_audit(control: Control) -> None:
     token = await control.ok("POST", "/v1/join-tokens", {}, key="same")
     for _ in range(2):

@@ -205,6 +205,8 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     skerry("node", "token", "revoke", unwanted["id"])
     listed = {token["id"]: token["state"] for token in skerry.json("node", "token", "list")}
     assert (listed[unwanted["id"]], listed[made["id"]]) == ("revoked", "open")
+    listed = [token["id"] for token in skerry.json("node", "token", "list", "--state", "revoked")]
+    assert (unwanted["id"] in listed, made["id"] in listed) == (True, False)
     join = [sys.executable, "-m", "edge_runtime.cli.main", "join", "--control", made["url"], "--name", "edge-9"]
     told = {**up.environment, "SKERRY_JOIN_TOKEN": made["token"]}
     subprocess.run([*join, "--state", str(tmp_path / "edge-9")], env=told, check=True, timeout=LIMIT)
