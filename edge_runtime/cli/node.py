@@ -45,7 +45,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, stable 
     required=True,
     help="The one-time token of `skerry node token`; better in SKERRY_JOIN_TOKEN, which other users can't see.",
 )
-@click.option("--name", default=None, help="The node's name (default: the host's).")
+@click.option(
+    "--name", default=None, help="The node's name (default: with --again the name that it has, else the host's)."
+)
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Told to control; may be repeated.")
 @click.option(
     "--ca",
@@ -75,7 +77,8 @@ def join_command(
             raise click.BadParameter(f"{label!r} isn't KEY=VALUE", param_hint="--label")
         pairs[key] = value
     try:
-        made = asyncio.run(join(state, control_url, token, name or _host_name(), pairs, ca=ca, again=again))
+        name = name or (_name_there(state) if again else None) or _host_name()
+        made = asyncio.run(join(state, control_url, token, name, pairs, ca=ca, again=again))
     except JoinFailed as failed:
         raise fail(failed.code, failed.message, as_json) from None
     if as_json:
@@ -328,6 +331,14 @@ def _who(state: Path | None) -> dict[str, Any]:
     except identity.NotJoined as error:
         return {"identity": str(error)}
     return {"node": who.name, "node_id": who.node_id, "control": who.control_url}
+
+
+def _name_there(state: Path) -> str | None:
+    """The name of the node that the state directory belongs to, if that can be read."""
+    try:
+        return identity.read(state).name
+    except identity.NotJoined:
+        return None
 
 
 def _host_name() -> str:

@@ -220,6 +220,12 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     skerry("node", "revoke", "edge-9")
     assert "none is valid" in skerry("node", "show", "edge-9")
 
+    # It joins again, under the name that it has.
+    told["SKERRY_JOIN_TOKEN"] = skerry.json("node", "token", "--rejoin", "edge-9")["token"]
+    again = [*join[: join.index("--name")], "--again", "--state", str(tmp_path / "edge-9")]
+    subprocess.run(again, env=told, check=True, timeout=LIMIT)
+    assert "ends in 90 d" in skerry("node", "show", "edge-9")
+
     # Its disk is lost: the same name again, with a token for it.
     rejoin = skerry.json("node", "token", "--rejoin", "edge-9")
     told["SKERRY_JOIN_TOKEN"] = rejoin["token"]
