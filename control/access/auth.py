@@ -37,11 +37,20 @@ class JoinTokenRow(NamedTuple):
     revoked_at: datetime | None
 
 
+class OperatorRights(NamedTuple):
+    """What an operator may, as it is stored, and until when."""
+
+    role: str
+    grants: list[dict[str, Any]] | None
+    expires_at: datetime | None
+
+
 SQL = queries.load("auth")
 JOIN_TOKENS = SQL.rows("join_tokens", JoinTokenRow)
 FIRST_USE = SQL.optional("first_use", UUID)
 REVOKE = SQL.value("revoke", str)
-OPERATOR_IS_VALID = SQL.value("operator_is_valid", bool)
+OPERATOR_RIGHTS = SQL.rows("operator_rights", OperatorRights)
+CREDENTIAL_IS_VALID = SQL.value("credential_is_valid", bool)
 
 
 class AuthError(ProblemError):
@@ -214,9 +223,23 @@ def bearer(scope: Scope, kind: tokens.Kind) -> tuple[str, str]:
     raise AuthError("credentials_missing", "send the header 'Authorization: Bearer TOKEN'", "missing")
 
 
-async def refuse_revoked(conn: Connection, operator: Principal) -> None:
-    """Raises: AuthError, when an operator was revoked and this replica's memory doesn't have it yet."""
-    if not await conn.fetchval(OPERATOR_IS_VALID, operator.id):
+async def refuse_changed(conn: Connection, operator: Principal) -> None:
+    """Ask the database whether an operator still is what it was when the request's head came.
+
+    It may have been changed since, or before, and this replica's memory doesn't have it yet.
+    Raises: AuthError, when it was revoked; ProblemError not_ready, when it has other rights or another end.
+    """
+    row = await conn.fetchrow(OPERATOR_RIGHTS, operator.id)
+    if row is None:
+        raise _invalid("revoked")
+    if (rights.of_row(row.role, row.grants), row.expires_at) != (operator.rights, operator.expires_at):
+        raise ProblemError("not_ready", f"what {operator.name} may was changed just now: nothing was done; ask again")
+
+
+async def refuse_revoked(conn: Connection, credential_id: str) -> None:
+    """Raises: AuthError, when a node's credential was revoked since the request's head came, or this replica's memory
+    doesn't have it yet."""
+    if not await conn.fetchval(CREDENTIAL_IS_VALID, credential_id):
         raise _invalid("revoked")
 
 

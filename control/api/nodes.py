@@ -115,6 +115,8 @@ async def rotate(call: ApiCall) -> Reply:
     node_id, old = call.node_id, call.credential_id
 
     async def work(conn: Connection) -> wire.Rotated:
+        # Who has a revoked credential may have asked before, and kept the body back.
+        await auth.refuse_revoked(conn, old)
         now = call.services.clock.now()
         revoked = await conn.column(REVOKE_UNUSED, node_id, old, now)
         credential = tokens.new_token("node")

@@ -118,7 +118,7 @@ class ApiCall:
 
         async def run(conn: Connection) -> Any:
             if self.operator.id:
-                await auth.refuse_revoked(conn, self.operator)
+                await auth.refuse_changed(conn, self.operator)
             changed = Changed()
             body = await idempotency.once(
                 conn,

@@ -26,6 +26,10 @@ FROM unnest($1::text[]::timestamptz[], $2::text[], $3::text[], $4::text[]::int8[
 ON CONFLICT (minute, address, reason) DO UPDATE SET count = auth_failures.count + excluded.count,
     last_at = greatest(auth_failures.last_at, excluded.last_at);
 
--- Whether an operator can sign in.
--- name: operator_is_valid
-SELECT EXISTS (SELECT 1 FROM operators WHERE id = $1 AND revoked_at IS NULL);
+-- What an operator that wasn't revoked may, and until when.
+-- name: operator_rights
+SELECT role, grants, expires_at FROM operators WHERE id = $1 AND revoked_at IS NULL;
+
+-- Whether a node's credential wasn't revoked.
+-- name: credential_is_valid
+SELECT EXISTS (SELECT 1 FROM credentials WHERE id = $1 AND revoked_at IS NULL);

@@ -48,9 +48,14 @@ def _found(t: Tables, *_between: int) -> Rows:
     return []
 
 
-@statement("auth", "operator_is_valid")
-def _operator_is_valid(t: Tables, _id: str) -> Rows:
-    return [Row(exists=True)]
+@statement("auth", "operator_rights")
+def _operator_rights(t: Tables, id: str) -> Rows:
+    return [pick(t["operators"][id], "role", "grants", "expires_at")]
+
+
+@statement("auth", "credential_is_valid")
+def _credential_is_valid(t: Tables, id: str) -> Rows:
+    return [Row(exists=t["credentials"][id]["revoked_at"] is None)]
 
 
 # releases

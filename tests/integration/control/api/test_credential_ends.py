@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from control import wire
+from control.sync import fleet_cache
 from tests.support.control import Control, Joined, Reply, module
 from tests.support.replica import Site
 
@@ -114,3 +115,18 @@ async def test_a_node_shows_the_credential_that_it_uses(control: Control, node: 
     assert (await shown())["ends_at"] > first["ends_at"]
     await control.ok("POST", "/v1/nodes/n1/revoke")
     assert await shown() is None
+
+
+async def test_a_revoked_credential_gets_no_successor_on_a_replica_that_has_not_heard_of_it(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who stole it would stay in by asking all the time."""
+    async with control_site.running() as one:
+        node = (await one.join("n1")).credential
+        monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
+        async with control_site.running() as other:
+            assert (await other.call("POST", "/v1/poll", POLL, token=node)).status == 204
+            assert (await one.call("POST", "/v1/nodes/n1/revoke")).status == 204
+            assert (await other.call("POST", "/v1/poll", POLL, token=node)).status == 204, "it hasn't heard of it"
+            refused = await other.call("POST", "/v1/nodes/self/credential", token=node)
+            assert (refused.status, refused.json()["code"]) == (401, "credentials_invalid")

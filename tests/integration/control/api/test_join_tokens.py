@@ -161,6 +161,29 @@ async def test_a_revoked_operator_changes_nothing_on_a_replica_that_has_not_hear
             assert (await one.call("GET", "/v1/join-tokens")).json()["items"] == []
 
 
+async def test_an_operator_given_less_does_no_more_on_a_replica_that_has_not_heard_of_it(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a join token, or an operator, that it makes there in this moment would outlive its rights."""
+    async with control_site.running() as one:
+        anna = (await one.call("POST", "/v1/operators", {"name": "anna", "role": "admin"})).json()["token"]
+        monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
+        async with control_site.running() as other:
+            assert (await other.call("GET", "/v1/operators", token=anna)).status == 200
+            less = {"grants": [{"role": "read"}]}
+            assert (await one.call("POST", "/v1/operators/anna/change", less)).status == 200
+            assert (await other.call("GET", "/v1/operators", token=anna)).status == 200, "it hasn't heard of it"
+            for path, body in (
+                ("/v1/join-tokens", {}),
+                ("/v1/operators", {"name": "bert", "role": "admin"}),
+                ("/v1/operators/anna/change", {"grants": [{"role": "admin"}]}),
+            ):
+                refused = await other.call("POST", path, body, token=anna)
+                assert (refused.status, refused.json()["code"]) == (503, "not_ready")
+                assert refused.headers["retry-after"] == "1"
+            assert (await one.call("GET", "/v1/join-tokens")).json()["items"] == []
+
+
 async def test_a_token_revoked_on_one_replica_is_refused_by_another_at_once(control_site: Site) -> None:
     async with control_site.running() as one, control_site.running() as other:
         token = (await one.call("POST", "/v1/join-tokens", {})).json()
