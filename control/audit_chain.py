@@ -6,13 +6,16 @@ Used by control, which makes seals, and by `skerry audit verify`, which computes
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from control import wire
+
+LATE = timedelta(minutes=10)
+"""How much earlier than rows that are sealed already a row's time may be: its transaction may have taken long."""
 
 JsonRow = Mapping[str, Any]
 """A row of the audit log as the API answers it (`AuditEntry`)."""
@@ -73,6 +76,10 @@ class WholeChain:
     """When the newest seal was made."""
     cut_until: datetime | None
     """The time of the newest row that was deleted because it was old; None where none was."""
+    late: int = 0
+    """Rows whose time is earlier, by more than `LATE`, than that of rows under seals before theirs."""
+    first_late: str = ""
+    """The id of the first of them."""
 
 
 class ChainBroken(Exception):
@@ -126,8 +133,9 @@ async def verify(
     Raises: ChainBroken, when a row or a seal was removed, changed, added or put elsewhere.
     """
     last: AuditSeal | None = None
-    seen = total = 0
-    newest_at = cut_until = None
+    seen = total = late = 0
+    newest_at = cut_until = newest_row = None
+    first_late = ""
     found = not head
     stream = rows(0)
     row = await anext(stream, None)
@@ -146,6 +154,8 @@ async def verify(
                 if row["seal"] < one.number:
                     raise ChainBroken(_stray(row))
                 hashed.add(row)
+                if newest_row is not None and datetime.fromisoformat(row["at"]) < newest_row - LATE:
+                    late, first_late = late + 1, first_late or row["id"]
                 row = await anext(stream, None)
             if one.cut_at is None:
                 _check_rows(one, hashed)
@@ -155,6 +165,7 @@ async def verify(
                     raise ChainBroken(f"seal {one.number}: its rows are said to be deleted, and some are there")
             found = found or one.hash == head
             last, newest_at = one, one.sealed_at
+            newest_row = one.last_at if newest_row is None else max(newest_row, one.last_at)
             seen, total = seen + 1, total + hashed.count
     if row is not None:
         raise ChainBroken(_stray(row))
@@ -163,7 +174,8 @@ async def verify(
             f"no seal has the hash {head}: seals were removed or made anew since it was noted, or it is so old that "
             "it was deleted with its rows"
         )
-    return WholeChain(seen, total, "" if last is None else last.hash, newest_at, cut_until)
+    head = "" if last is None else last.hash
+    return WholeChain(seen, total, head, newest_at, cut_until, late, first_late)
 
 
 def _check_seal(one: AuditSeal, last: AuditSeal | None) -> None:

@@ -55,6 +55,8 @@ SYNC = SQL.rows("sync", SyncRow)
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+LOWEST = -(2**63)
+"""Below every number that the database can have of a seal: whoever writes there may invent one below 0."""
 
 FilterText = Annotated[str, Meta(min_length=1, max_length=300)]
 FilterTime = Annotated[datetime, Meta(tz=True)]
@@ -130,7 +132,7 @@ async def _sealed(conn: Connection, paging: AfterSeal) -> responses.Page[AuditEn
         lambda after, count: conn.fetch(SEALED, *after, count),
         pagination.as_they_are,
         lambda row: (row.seal, row.at, row.id),
-        pagination.read_cursor(paging.cursor, (int, datetime, UUID)) or (paging.after, LATEST, UUID(int=0)),
+        pagination.read_cursor(paging.cursor, (int, datetime, UUID)) or (paging.after or LOWEST, LATEST, UUID(int=0)),
         paging.limit,
     )
 

@@ -1,5 +1,6 @@
 """`skerry audit`: who changed what, whether the record of it is whole, and who was refused."""
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,7 @@ from control.audit_chain import AuditSeal, ChainBroken, WholeChain
 from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
 
+LATE_MINUTES = int(audit_chain.LATE.total_seconds() // 60)
 UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
@@ -32,7 +34,20 @@ class TimeType(click.ParamType[datetime, str]):
             )
 
 
+class HashType(click.ParamType[str, str]):
+    """A hash that `skerry audit verify` has printed; '' for none."""
+
+    name = "hash"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = value.strip().lower()
+        if not re.fullmatch("(?:[0-9a-f]{64})?", text):
+            self.fail(f"{value!r} is no head: it is 64 hex digits, as an earlier run printed them", param, ctx)
+        return text
+
+
 TIME = TimeType()
+HASH = HashType()
 
 
 @click.group()
@@ -73,7 +88,9 @@ async def list_audit(
 
 
 @command.command()
-@click.option("--head", default="", metavar="HASH", help="A hash that an earlier run printed: it must be in the chain.")
+@click.option(
+    "--head", type=HASH, default="", metavar="HASH", help="A hash that an earlier run printed: it must be in the chain."
+)
 @options.json_option
 @options.asynchronous
 async def verify(head: str, as_json: bool) -> None:
@@ -93,6 +110,12 @@ async def verify(head: str, as_json: bool) -> None:
     output.say(f"whole: {whole.rows} rows under {whole.seals} seals, the newest made {whole.newest_at.isoformat()}")
     if whole.cut_until is not None:
         output.say(f"rows up to {whole.cut_until.isoformat()} were deleted by their age (SKERRY_LOG_RETENTION)")
+    if whole.late:
+        output.say(
+            f"{whole.late} rows have a time that is more than {LATE_MINUTES} minutes before that of rows sealed "
+            f"earlier: they were added later than they say, or a clock was wrong then. The first is {whole.first_late} "
+            "(`skerry audit list --json` has the ids)"
+        )
     output.say(f"head {whole.head}")
     output.note(
         "keep the head outside of control; `skerry audit verify --head HASH` then says whether it is still there"

@@ -42,11 +42,11 @@ WHERE ($1::text IS NULL OR subject = $1) AND ($2::text IS NULL OR operator = $2)
     AND (at, id) < ($4, $5::uuid) AND at >= $6
 ORDER BY at DESC, audit.id DESC LIMIT $7;
 
--- Rows that have a seal, by seal, time and id, after these.
+-- Rows that have a seal, by seal, time and id, after these; also a seal below 0, which control never gives.
 -- name: sealed
 SELECT id::text AS id, at, actor_kind, operator AS actor, address, call_id, action, subject AS target,
     values_before AS before, values_after AS after, details, seal
-FROM audit WHERE (seal, at, id) > ($1, $2, $3::uuid) ORDER BY audit.seal, audit.at, audit.id LIMIT $4;
+FROM audit WHERE seal <> 0 AND (seal, at, id) > ($1, $2, $3::uuid) ORDER BY audit.seal, audit.at, audit.id LIMIT $4;
 
 -- Seals by number, after a number.
 -- name: seals

@@ -91,6 +91,11 @@ async def test_the_monitor_seals_what_has_no_seal(control_site: Site, verify: Ve
             "SELECT gen_random_uuid(), at, 'eve', 'group.create', 'three', seal FROM audit WHERE subject = 'two'",
             "added",
         ),
+        (
+            "INSERT INTO audit (id, at, operator, action, subject, seal) "
+            "SELECT gen_random_uuid(), at, 'eve', 'group.create', 'three', -1 FROM audit WHERE subject = 'two'",
+            "names seal -1, which isn't there",
+        ),
         ("UPDATE audit_seals SET count = 1", "its hash is another one"),
         ("DELETE FROM audit_seals", "which isn't there"),
     ],
@@ -117,6 +122,31 @@ async def test_the_head_shows_that_the_newest_rows_are_gone(control_site: Site, 
         await execute(replica, "DELETE FROM audit_seals WHERE number = 2")
         await verify(replica)
         assert "no seal has the hash" in (await verify(replica, head))["error"]["message"]
+
+
+async def test_a_head_that_is_none_is_no_fault_of_the_log(control_site: Site, verify: Verify) -> None:
+    async with control_site.running(clock=SetClock()) as replica:
+        told = (await verify(replica, "c0ffee"))["error"]
+        assert (told["code"], told["exit"]) == ("usage", 2)
+        assert "'c0ffee' is no head: it is 64 hex digits" in told["message"]
+
+
+async def test_a_row_that_is_added_with_an_earlier_time_is_told(control_site: Site, verify: Verify) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
+        await groups(replica, "one")
+        assert await replica.services.monitor().seal(clock.now())
+        assert (await verify(replica))["late"] == 0
+        added = uuid4()
+        await execute(
+            replica,
+            "INSERT INTO audit (id, at, operator, action, subject) VALUES ($1, $2, 'eve', 'group.create', 'three')",
+            added,
+            clock.now() - timedelta(minutes=11),
+        )
+        assert await replica.services.monitor().seal(clock.now())
+        found = await verify(replica)
+        assert (found["late"], found["first_late"]) == (1, str(added))
 
 
 async def test_retention_cuts_whole_seals_at_the_start(control_site: Site, verify: Verify) -> None:
