@@ -242,10 +242,16 @@ class Requests:
             elif name == b"content-length":
                 exchange.length = int(value)
             elif name == b"authorization":
+                if exchange.authorization is not None:
+                    self._break(_invalid("it has two Authorization headers"))
                 exchange.authorization = value
             elif name == b"origin":
+                if exchange.origin is not None:
+                    self._break(_invalid("it has two Origin headers"))
                 exchange.origin = value
             elif name == b"sec-fetch-site":
+                if exchange.site is not None:
+                    self._break(_invalid("it has two Sec-Fetch-Site headers"))
                 exchange.site = value
             elif name == b"expect":
                 exchange.expects = not old and value.lower() == b"100-continue"

@@ -126,6 +126,15 @@ def test_a_request_that_names_a_host_in_its_line_is_for_that_host() -> None:
         (b"GET / HTTP/1.1\r\n\r\n", "it has 0 Host headers"),
         (b"GET / HTTP/1.1\r\nhost: a b\r\n\r\n", "its Host is no host and port"),
         (b"GET ftp://a/ HTTP/1.1\r\n" + HOST + b"\r\n", "its line has no path and no http URL"),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"origin: http://a\r\nOrigin: http://b\r\n\r\n", "two Origin headers"),
+        (
+            b"GET / HTTP/1.1\r\n" + HOST + b"sec-fetch-site: cross-site\r\nSEC-FETCH-SITE: none\r\n\r\n",
+            "two Sec-Fetch-Site headers",
+        ),
+        (
+            b"GET / HTTP/1.1\r\n" + HOST + b"authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
+            "two Authorization headers",
+        ),
         (b"GET http://a:99999/ HTTP/1.1\r\n" + HOST + b"\r\n", "its line has no path and no http URL"),
         (b"GET / HTTP/2.0\r\n" + HOST + b"\r\n", "HTTP/2.0"),
         (b"POST / HTTP/1.1\r\n" + HOST + b"content-length: 1\r\ncontent-length: 1\r\n\r\n", "Content-Length"),
