@@ -15,7 +15,8 @@ from uuid import UUID, uuid4
 Kind = Literal["node", "join", "operator"]
 PREFIXES: dict[Kind, str] = {"node": "skn", "join": "skj", "operator": "sko"}
 
-_TOKEN = re.compile(r"(sk[njo])_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})_([A-Za-z0-9_-]{43})(?:\.[0-9a-f]{64})?")
+ID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TOKEN = re.compile(rf"(sk[njo])_({ID.pattern})_([A-Za-z0-9_-]{{43}})(?:\.[0-9a-f]{{64}})?")
 """A join token may be followed by the fingerprint of control's CA."""
 
 

@@ -1,6 +1,7 @@
 """Files that survive a kill and a loss of power: temporary file, fsync, rename, fsync of the folder."""
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -65,6 +66,8 @@ def read_private(path: Path, limit: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileUnfit(f"{path} is a symbolic link: put the file itself there, or name the file") from None
         raise FileUnfit(f"{path} can't be opened: {error.strerror}") from None
     try:
         info = os.fstat(handle)

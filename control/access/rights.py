@@ -25,7 +25,7 @@ class Grant:
 
     def __str__(self) -> str:
         group = "" if self.group is None else f"@{self.group}"
-        return f"{self.role}{group}" + ("" if self.functions is None else f" ({', '.join(sorted(self.functions))})")
+        return f"{self.role}{group}" + (f" ({', '.join(sorted(self.functions))})" if self.functions else "")
 
 
 @dataclass(frozen=True)

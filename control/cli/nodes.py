@@ -2,6 +2,7 @@
 
 import click
 
+from control import tokens
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
 from control.manifest_fields import MANIFEST_FIELDS
@@ -165,11 +166,15 @@ async def list_tokens(state: str | None, as_json: bool) -> None:
 
 
 @token.command("revoke")
-@click.argument("id")
+@click.argument("token")
 @options.json_option
 @options.asynchronous
-async def revoke_token(id: str, as_json: bool) -> None:
-    """Revoke a join token, by its id in the list: no node can join with it any more."""
+async def revoke_token(token: str, as_json: bool) -> None:
+    """Revoke a join token, by its id in the list, or by itself: no node can join with it any more."""
+    # The secret in it goes into no URL, and so into no log.
+    id = (tokens.parse("join", token) or (token,))[0]
+    if not tokens.ID.fullmatch(id):
+        raise click.BadParameter("it is no join token, and no id of one: `skerry node token list` has the ids")
     async with options.client() as control:
         await control.delete(path("join-tokens", id))
     if as_json:

@@ -180,6 +180,6 @@ def _may(operator: Json) -> str:
     return ", ".join(
         g["role"]
         + (f"@{g['group']}" if g["group"] else "")
-        + (f" ({' '.join(g['functions'])})" if g["functions"] else "")
+        + (f" ({', '.join(g['functions'])})" if g["functions"] else "")
         for g in operator["grants"]
     )

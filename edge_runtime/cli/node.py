@@ -199,7 +199,10 @@ def read_status(listen: str, token: str, *, tls: bool = False) -> dict[str, Any]
     except orjson.JSONDecodeError:
         raise ValueError(f"what listens on {listen} is no node: it answered {answer.status}") from None
     if answer.status != 200 or not isinstance(document, dict):
-        raise ValueError(document.get("detail", str(document)) if isinstance(document, dict) else str(document))
+        why = str(document.get("detail", document) if isinstance(document, dict) else document)
+        if answer.status in (401, 403):
+            why += " Here, SKERRY_EDGE_TOKEN must have the node's token, or that of a caller with `pages = true`."
+        raise ValueError(why)
     return document
 
 

@@ -137,7 +137,9 @@ def _no_password() -> str:
 
 
 def _reason(error: OSError) -> str:
-    return getattr(error, "reason", None) or error.strerror or str(error)
+    reason = getattr(error, "reason", None) or error.strerror or str(error)
+    # OpenSSL's words for whatever is wrong with the form of a file.
+    return "one of them isn't in PEM, or isn't whole" if "PEM lib" in reason else reason
 
 
 def _shown(seconds: float) -> str:

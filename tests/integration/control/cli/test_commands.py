@@ -202,7 +202,10 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     made = skerry.json("node", "token", "--group", "spare")
     assert unwanted["id"] in skerry("node", "token", "list")
     assert unwanted["token"] not in skerry.out
-    skerry("node", "token", "revoke", unwanted["id"])
+    skerry("node", "token", "revoke", "nonsense", ends=2)
+    assert "`skerry node token list` has the ids" in skerry.err
+    assert unwanted["id"] in skerry("node", "token", "revoke", unwanted["token"])
+    assert unwanted["token"] not in skerry.out
     listed = {token["id"]: token["state"] for token in skerry.json("node", "token", "list")}
     assert (listed[unwanted["id"]], listed[made["id"]]) == ("revoked", "open")
     listed = [token["id"] for token in skerry.json("node", "token", "list", "--state", "revoked")]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.cli import node as node_command
 from edge_runtime.files import FileUnfit
 from edge_runtime.web import callers_file
 from tests.guests.build import guest
@@ -94,6 +95,11 @@ async def test_each_call_is_one_of_the_callers(tmp_path: Path, file: Path) -> No
             'skerry_edge_caller_calls_total{caller="",function="",outcome="caller_unknown"} 5.0',
         ):
             assert line in metrics.splitlines()
+        for token in ("", TILL):
+            with pytest.raises(
+                ValueError, match="Here, SKERRY_EDGE_TOKEN must have the node's token, or that of a caller"
+            ):
+                await asyncio.to_thread(node_command.read_status, f"127.0.0.1:{edge.front.port}", token)
 
 
 async def test_the_nodes_token_beside_a_file_is_for_its_pages_alone(tmp_path: Path, file: Path) -> None:
@@ -206,7 +212,8 @@ async def test_a_file_that_changes_is_in_force_while_calls_run(tmp_path: Path, f
 
 
 @pytest.mark.parametrize(
-    ("text", "mode", "said"), [("[[caller]]", 0o600, "caller 1: name"), ("", 0o640, "chmod 600"), ("", 0, "link")]
+    ("text", "mode", "said"),
+    [("[[caller]]", 0o600, "caller 1: name"), ("", 0o640, "chmod 600"), ("", 0, "a symbolic link")],
 )
 async def test_a_node_doesnt_start_on_a_bad_file(tmp_path: Path, text: str, mode: int, said: str) -> None:
     file = tmp_path / "callers.toml"

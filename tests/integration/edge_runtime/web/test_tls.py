@@ -137,7 +137,10 @@ async def test_a_certificate_is_exchanged_while_calls_run(tmp_path: Path, author
             await until(lambda: len(seen) > 3)
             connections = set(edge.front.server.shared.live)
             for bad, said in (
-                (lambda: (tmp_path / "node.pem").write_text("no certificate"), "can't be used"),
+                (
+                    lambda: (tmp_path / "node.pem").write_text("no certificate"),
+                    "one of them isn't in PEM, or isn't whole",
+                ),
                 (lambda: (tmp_path / "node.key").unlink(), "can't be read"),
                 (lambda: authority.issue("ended", timedelta(days=-1)).put(tmp_path, "node"), "ended at"),
                 (lambda: authority.issue("node").put(tmp_path, "node")[1].chmod(0o604), "chmod 600"),

@@ -25,6 +25,11 @@ def grants(draw: Any) -> Grant:
 RIGHTS = st.lists(grants(), max_size=4).map(lambda found: Rights(tuple(found)))
 
 
+def test_a_grant_that_is_asked_for_no_function_names_none() -> None:
+    assert str(Grant("push", "north", frozenset())) == "push@north"
+    assert str(Grant("push", "north", frozenset({"a", "b"}))) == "push@north (a, b)"
+
+
 @pytest.mark.parametrize(
     ("held", "role", "group", "functions", "allowed"),
     [
