@@ -6,7 +6,7 @@ Used by control, which makes seals, and by `skerry audit verify`, which computes
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -154,7 +154,7 @@ async def verify(
                 if row["seal"] < one.number:
                     raise ChainBroken(_stray(row))
                 hashed.add(row)
-                if newest_row is not None and datetime.fromisoformat(row["at"]) < newest_row - LATE:
+                if newest_row is not None and _utc(datetime.fromisoformat(row["at"])) < newest_row - LATE:
                     late, first_late = late + 1, first_late or row["id"]
                 row = await anext(stream, None)
             if one.cut_at is None:
@@ -165,7 +165,9 @@ async def verify(
                     raise ChainBroken(f"seal {one.number}: its rows are said to be deleted, and some are there")
             found = found or one.hash == head
             last, newest_at = one, one.sealed_at
-            newest_row = one.last_at if newest_row is None else max(newest_row, one.last_at)
+            # A time after the seal's own is nothing to compare others with.
+            before = min(_utc(one.last_at), one.sealed_at)
+            newest_row = before if newest_row is None else max(newest_row, before)
             seen, total = seen + 1, total + hashed.count
     if row is not None:
         raise ChainBroken(_stray(row))
@@ -176,6 +178,11 @@ async def verify(
         )
     head = "" if last is None else last.hash
     return WholeChain(seen, total, head, newest_at, cut_until, late, first_late)
+
+
+def _utc(time: datetime) -> datetime:
+    """A time as it is compared: one that the database has as infinite comes without an offset."""
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _check_seal(one: AuditSeal, last: AuditSeal | None) -> None:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 from uuid import UUID, uuid4
 
 from control import faults
+from control.access import auth
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
@@ -90,7 +91,13 @@ async def _while_connected(call: ApiCall, work: Coroutine[Any, Any, Reply]) -> R
 async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
     """Store the bytes in `file`, unless they are stored already."""
     services, sha256 = call.services, call.path["sha256"]
-    known = await services.db.transaction(lambda conn: _find_and_touch(conn, sha256, services.clock.now()))
+
+    async def find(conn: Connection) -> ReadyArtifact | None:
+        # The body may have taken minutes to come.
+        await auth.refuse_changed(conn, call.operator)
+        return await _find_and_touch(conn, sha256, services.clock.now())
+
+    known = await services.db.transaction(find)
     if known is not None and await _has_object(call, known.id, file):
         return Reply(200, responses.Artifact(sha256, known.size, known.abi))
     checked = await services.checks.module(

@@ -137,6 +137,7 @@ async def sql_run(call: ApiCall) -> Reply:
     run: wire.SqlRun = call.body
 
     async def work(conn: Connection) -> None:
+        await auth.refuse_revoked(conn, call.credential_id)
         node = await conn.one(NAME_AND_GROUP, call.node_id)
         texts = {"statement": run.statement, "reason": run.reason, "user": run.user}
         details = {name: clean(text) for name, text in texts.items() if text}

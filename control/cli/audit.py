@@ -13,6 +13,7 @@ from control.cli.support import options, output
 from control.cli.support.client import Client, Failure, Json, path
 
 LATE_MINUTES = int(audit_chain.LATE.total_seconds() // 60)
+UNSEALED_MINUTES = 5
 UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
 
@@ -101,9 +102,15 @@ async def verify(head: str, as_json: bool) -> None:
     """
     async with options.client() as control:
         whole = await _verify(control, head)
+        unsealed = await _unsealed(control)
     if as_json:
-        output.document(msgspec.to_builtins(whole))
+        output.document({**msgspec.to_builtins(whole), "unsealed": unsealed})
         return
+    if unsealed:
+        output.say(
+            f"rows that are older than {UNSEALED_MINUTES} minutes have no seal, so that a change of them wouldn't "
+            "show: control's monitor doesn't come to it; its log says why"
+        )
     if whole.newest_at is None:
         output.say("no row of the audit log has a seal yet: the first one is made within a minute")
         return
@@ -155,6 +162,13 @@ async def _verify(control: Client, head: str) -> WholeChain:
             # Rows that were deleted by their age while they were read are no fault.
             if (await control.get(path("audit", "seals"), limit=1))["items"] == first["items"]:
                 raise Failure(f"the audit log isn't whole: {broken}", code="audit_broken") from None
+
+
+async def _unsealed(control: Client) -> bool:
+    """Whether the newest row that should have a seal by now has none."""
+    until = datetime.now(UTC) - timedelta(minutes=UNSEALED_MINUTES)
+    newest = (await control.get(path("audit"), until=_rfc3339(until), limit=1))["items"]
+    return any(row["seal"] is None for row in newest)
 
 
 async def _each(control: Client, what: str, after: int) -> AsyncIterator[Json]:

@@ -1,6 +1,6 @@
 """A node's credential ends by its age: then it is good to return with, and in the end for nothing."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -128,5 +128,7 @@ async def test_a_revoked_credential_gets_no_successor_on_a_replica_that_has_not_
             assert (await other.call("POST", "/v1/poll", POLL, token=node)).status == 204
             assert (await one.call("POST", "/v1/nodes/n1/revoke")).status == 204
             assert (await other.call("POST", "/v1/poll", POLL, token=node)).status == 204, "it hasn't heard of it"
-            refused = await other.call("POST", "/v1/nodes/self/credential", token=node)
-            assert (refused.status, refused.json()["code"]) == (401, "credentials_invalid")
+            run = wire.SqlRun(str(uuid4()), datetime.now(UTC), "eve", "read", "SELECT 1")
+            for path, body in (("/v1/nodes/self/credential", None), ("/v1/nodes/self/sql", run)):
+                refused = await other.call("POST", path, body, token=node)
+                assert (refused.status, refused.json()["code"]) == (401, "credentials_invalid")

@@ -1,5 +1,6 @@
 """Join tokens: bound to their node, ended with it and with their operator, listed and revoked."""
 
+import hashlib
 from typing import Any
 from uuid import uuid4
 
@@ -7,7 +8,7 @@ import pytest
 
 from control import wire
 from control.sync import fleet_cache
-from tests.support.control import Control, Reply
+from tests.support.control import Control, Reply, module
 from tests.support.replica import Site
 
 POLL = {"generation": 0, "digest": wire.digest(wire.Inventory()), "inventory": {}}
@@ -158,6 +159,9 @@ async def test_a_revoked_operator_changes_nothing_on_a_replica_that_has_not_hear
             ):
                 refused = await other.call("POST", path, body, token=anna)
                 assert (refused.status, refused.json()["code"]) == (401, "credentials_invalid")
+            wasm = module("late")
+            refused = await other.call("PUT", f"/v1/artifacts/{hashlib.sha256(wasm).hexdigest()}", wasm, token=anna)
+            assert (refused.status, refused.json()["code"]) == (401, "credentials_invalid")
             assert (await one.call("GET", "/v1/join-tokens")).json()["items"] == []
 
 

@@ -136,17 +136,18 @@ async def test_a_row_that_is_added_with_an_earlier_time_is_told(control_site: Si
     async with control_site.running(clock=clock) as replica:
         await groups(replica, "one")
         assert await replica.services.monitor().seal(clock.now())
-        assert (await verify(replica))["late"] == 0
-        added = uuid4()
-        await execute(
-            replica,
-            "INSERT INTO audit (id, at, operator, action, subject) VALUES ($1, $2, 'eve', 'group.create', 'three')",
-            added,
-            clock.now() - timedelta(minutes=11),
-        )
-        assert await replica.services.monitor().seal(clock.now())
         found = await verify(replica)
-        assert (found["late"], found["first_late"]) == (1, str(added))
+        assert (found["late"], found["unsealed"]) == (0, False)
+        added = uuid4()
+        insert = "INSERT INTO audit (id, at, operator, action, subject) VALUES ($1, {}, 'eve', 'group.create', 'three')"
+        await execute(replica, insert.format("$2"), added, clock.now() - timedelta(minutes=11))
+        await execute(replica, insert.format("'infinity'"), uuid4())
+        assert (await verify(replica))["unsealed"], "nothing has put them under a seal"
+        for more in ("two", "four"):
+            assert await replica.services.monitor().seal(clock.now())
+            found = await verify(replica)
+            assert (found["late"], found["first_late"], found["unsealed"]) == (1, str(added), False)
+            await groups(replica, more)
 
 
 async def test_retention_cuts_whole_seals_at_the_start(control_site: Site, verify: Verify) -> None:
