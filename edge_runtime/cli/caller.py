@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from control import wire
 from edge_runtime import files
 from edge_runtime.cli.node import JSON, fail, show
 from edge_runtime.files import FileUnfit
@@ -69,6 +70,12 @@ def add(
         raise click.UsageError("give --function or --all-functions")
     if not (functions or all_functions or pages):
         raise click.UsageError("say what it may: --function NAME, --all-functions, --pages")
+    for word in (name, *functions):
+        if not wire.NAME.fullmatch(word):
+            raise click.UsageError(f"{word!r} is no name: lower case letters, digits and hyphens, 63 at most")
+    # It may be no number, or infinite.
+    if not 0 <= rate <= callers_file.MOST_RATE:
+        raise click.UsageError(f"--rate is calls a second, {callers_file.MOST_RATE} at most")
     if burst is not None and not rate:
         raise click.UsageError("--burst needs a --rate")
     token = "" if certificate else PREFIX + secrets.token_urlsafe(32)

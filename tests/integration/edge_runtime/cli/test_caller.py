@@ -31,10 +31,19 @@ async def test_callers_are_added_listed_and_removed(tmp_path: Path) -> None:
     assert Path(file).stat().st_mode & 0o777 == 0o600
     status, out, _ = await command("caller", "add", "prometheus", "--pages", "--json", SKERRY_EDGE_CALLERS=file)
     assert (status, json.loads(out)["token"][:4]) == (0, "skc_")
-    for again in ("till", "Till"):
-        status, _, err = await command("caller", "add", again, "--all-functions", "--file", file)
-        assert status == 1
-        assert "callers_unfit" in err
+    status, _, err = await command("caller", "add", "till", "--all-functions", "--file", file)
+    assert status == 1
+    assert "callers_unfit" in err
+    for wrong, said in (
+        (("Till", "--pages"), "'Till' is no name"),
+        (('a"', "--pages"), "is no name"),
+        (("a", "--function", "Orders"), "'Orders' is no name"),
+        (("a", "--pages", "--rate", "nan"), "--rate is calls a second"),
+        (("a", "--pages", "--rate", "inf"), "--rate is calls a second"),
+    ):
+        status, _, err = await command("caller", "add", *wrong, "--file", file)
+        assert status == 2
+        assert said in err
     status, out, _ = await command("caller", "list", "--file", file)
     assert out.splitlines() == [
         "till (by token): orders, 50 calls a second, 50 at once",
