@@ -8,7 +8,7 @@ children), but are checked at the end.
 import functools
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Final
 
@@ -115,13 +115,14 @@ def prepare(
         opened.rows("BEGIN IMMEDIATE")
         changes = to_apply(opened, plan, afresh)
         _check_functions(plan, functions)
+        texts = [change.sql for change in changes] + [row.sql for row in stepwise.stored(opened)]
+        before = schema_change.definitions(opened)
         stepwise.give_up(opened, plan)
         _apply(opened, changes, tell)
         _record(opened, plan, changes, functions)
         if changes:
             tell("the check of foreign keys")
-        if changes and (orphans := schema_change.orphans(opened)):
-            raise SyncFailed("foreign_key_violation", f"After the schema changes, {orphans} Amend the change.")
+            _check_foreign_keys(opened, schema_change.touched(texts, [*before, *schema_change.definitions(opened)]))
         for function in functions:
             if function.manifest.probe is not None:
                 tell(f"the probe of the function {function.name}")
@@ -173,6 +174,13 @@ def _apply(opened: LibsqlDatabase, changes: list[wire.PlannedChange], tell: Call
     for change in changes:
         stepwise.flip(opened, access_rules, change, tell)
         _check_room(opened, change)
+
+
+def _check_foreign_keys(opened: LibsqlDatabase, names: Set[str]) -> None:
+    """Check the rows that the change of tables with these names can have left without a parent; other tables aren't
+    read, as writers wait meanwhile."""
+    if orphans := schema_change.orphans(opened, schema_change.references(opened, names)):
+        raise SyncFailed("foreign_key_violation", f"After the schema changes, {orphans} Amend the change.")
 
 
 def _check_room(opened: LibsqlDatabase, change: wire.PlannedChange) -> None:

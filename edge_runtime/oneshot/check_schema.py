@@ -29,7 +29,7 @@ from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.change_steps import ChangeSteps
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ColumnRow, DefinitionRow
+from edge_runtime.sql.rows import ColumnRow
 from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.sql.statement_parts import parts
 from edge_runtime.sql.tokenizer import name, tokenize, word
@@ -37,7 +37,6 @@ from edge_runtime.sql.tokenizer import name, tokenize, word
 SECONDS: Final = 30.0
 """Seconds of wall-clock time for the whole check."""
 _SHOWN: Final = 2000
-_SCHEMA: Final = load("schema")
 _COLUMNS: Final = load("columns")
 
 _Schema = dict[tuple[str, str], tuple[str, tuple[str, ...]]]
@@ -53,6 +52,8 @@ class _Tried(NamedTuple):
     rows: dict[str, int]
     """The number of rows by table."""
     failures: rehearsal.Failures
+    references: dict[str, int]
+    """The tables whose foreign keys a node checks then, with the number of these."""
 
 
 class RegisteredChange(Struct):
@@ -141,7 +142,7 @@ def _check(opened: LibsqlDatabase, request: SchemaCheckRequest) -> dict[str, obj
     before_it = _schema(opened)
     if before is not None:
         _compare(before, tried.schema)
-    held = stalls.find(unrolled_change.at_once(request.sql), columns)
+    held = stalls.find(unrolled_change.at_once(request.sql), columns, tried.references)
     lost = _losses(request.sql, steps, columns, tried.columns)
     gone = sorted(_gone(request.sql, before_it, tried.schema))
     warnings = [{"statement": "", "message": message} for message in gone]
@@ -262,13 +263,15 @@ def _try(opened: LibsqlDatabase, access_rules: AccessRules, sql: str, *, rehears
     """
     opened.rows("BEGIN")
     try:
-        own = schema_change.own(opened)
+        own, definitions = schema_change.own(opened), schema_change.definitions(opened)
         unrolled_change.run(opened, access_rules, sql)
         if schema_change.own(opened) != own:
             raise SchemaChangeRefused("schema_closed", "It touches the runtime's own tables.")
         if orphans := schema_change.orphans(opened):
             raise SchemaChangeRefused("schema_invalid", f"After it, {orphans}")
-        led_to = _Tried(_schema(opened), _columns(opened), row_counts.count(opened), {})
+        names = schema_change.touched([sql], [*definitions, *schema_change.definitions(opened)])
+        references = schema_change.references(opened, names)
+        led_to = _Tried(_schema(opened), _columns(opened), row_counts.count(opened), {}, references)
         return led_to._replace(failures=rehearsal.run(opened)) if rehearse else led_to
     finally:
         opened.rollback()
@@ -302,7 +305,7 @@ def _check_undo(opened: LibsqlDatabase, access_rules: AccessRules, steps: Change
 def _schema(opened: LibsqlDatabase) -> _Schema:
     return {
         (row.type, row.name.lower()): (row.tbl_name.lower(), schema_change.normal(row.sql))
-        for row in opened.read(DefinitionRow, _SCHEMA)
+        for row in schema_change.definitions(opened)
     }
 
 

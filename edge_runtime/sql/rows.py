@@ -80,6 +80,13 @@ class ForeignKeyRow(NamedTuple):
     """Empty for the parent's primary key."""
 
 
+class ReferenceRow(NamedTuple):
+    """`foreign_keys`: a foreign key by its two tables."""
+
+    child: str
+    parent: str
+
+
 class DefinitionRow(NamedTuple):
     """`schema`."""
 

@@ -6,7 +6,7 @@ computed names, so its tokens show every name.
 """
 
 import sqlite3
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from typing import Final, NamedTuple
 
 from edge_runtime.errors import CodedError
@@ -14,9 +14,9 @@ from edge_runtime.sql.access import FUNCTIONS, INTERNAL, MODULES, AccessRules
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.libsql_connection import is_panic
 from edge_runtime.sql.queries import load
-from edge_runtime.sql.rows import ViolationRow
+from edge_runtime.sql.rows import DefinitionRow, ReferenceRow, ViolationRow
 from edge_runtime.sql.shortages import code_of_shortage
-from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name, tokenize, word
+from edge_runtime.sql.tokenizer import SqlToken, TokenKind, name, quoted, tokenize, word
 from edge_runtime.sql.values import Row
 
 VERBS: Final = frozenset(
@@ -37,6 +37,8 @@ _MADE_OF: Final = MODULES & {"fts3", "fts4", "fts4aux", "fts5", "fts5vocab", "rt
 """Virtual tables that keep their content in tables of the database (shadow tables)."""
 
 
+_SCHEMA: Final = load("schema")
+_FOREIGN_KEYS: Final = load("foreign_keys")
 _TEMPORARY: Final = load("temporary")
 _OWN_QUERIES: Final = ("own_schema", "all_meta", "all_changes", "all_release", "all_functions", "all_steps")
 _OWN: Final = tuple(load(name) for name in _OWN_QUERIES)
@@ -226,16 +228,48 @@ def own(opened: LibsqlDatabase) -> list[list[Row] | None]:
     return content
 
 
-def orphans(opened: LibsqlDatabase) -> str:
-    """Return how the rows violate foreign keys, as a sentence; empty where they don't."""
+def definitions(opened: LibsqlDatabase) -> list[DefinitionRow]:
+    """Return all that the schema has, but for what is SQLite's and the runtime's own."""
+    return opened.read(DefinitionRow, _SCHEMA)
+
+
+def touched(texts: Iterable[str], schema: Iterable[DefinitionRow]) -> set[str]:
+    """Return the names of all tables whose rows or definitions the texts can change, in lower case, and other names.
+
+    A statement names what it changes, or fires a trigger that does. `schema`: the definitions before and after them.
+    """
+    names = {name(token) for text in texts for token in tokenize(text)}
+    fired = [(row.name.lower(), row.tbl_name.lower(), row.sql if row.type == "trigger" else "") for row in schema]
+    while True:
+        # An index counts as its table.
+        reached = [item for item in fired if names & {item[0], item[1]}]
+        if not reached:
+            return names
+        fired = [item for item in fired if item not in reached]
+        names |= {table for _, table, _ in reached}
+        names |= {name(token) for _, _, sql in reached for token in tokenize(sql or "")}
+
+
+def references(opened: LibsqlDatabase, names: Set[str]) -> dict[str, int]:
+    """Return the tables whose rows can violate a foreign key, once the tables of these names were changed: those
+    themselves, and those that refer to them; of each the number of its foreign keys."""
+    keys = opened.read(ReferenceRow, _FOREIGN_KEYS)
+    children = {key.child for key in keys if names & {key.child.lower(), key.parent.lower()}}
+    return {child: sum(key.child == child for key in keys) for child in sorted(children)}
+
+
+def orphans(opened: LibsqlDatabase, tables: Iterable[str] | None = None) -> str:
+    """Return how the rows of these tables, or of all, violate foreign keys, as a sentence; empty where they don't."""
     first: ViolationRow | None = None
     count = 0
+    checks = [""] if tables is None else [f"({quoted(table)})" for table in tables]
     try:
-        cursor = opened.connection.execute("PRAGMA foreign_key_check")
-        # A few at a time: there may be as many as rows.
-        while rows := cursor.fetchmany(64):
-            first = first or ViolationRow._make(rows[0])
-            count += len(rows)
+        for of in checks:
+            cursor = opened.connection.execute(f"PRAGMA foreign_key_check{of}")
+            # A few at a time: there may be as many as rows.
+            while rows := cursor.fetchmany(64):
+                first = first or ViolationRow._make(rows[0])
+                count += len(rows)
     except ValueError as error:
         return f"the foreign keys can't be checked: {error}."
     if first is None:

@@ -45,6 +45,7 @@ class ExpectedStall(Struct):
 
     change: int
     statement: str
+    """Empty for the check of foreign keys behind the change."""
     table: str
     message: str
     seconds: float

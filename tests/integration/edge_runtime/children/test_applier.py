@@ -191,6 +191,51 @@ def test_a_schema_change_that_fails_changes_nothing(opened, capfd, sql, code, sa
     assert [c.revision for c in apply(opened, plan(2, amended)).schema_changes] == [1, 1, 1, 1, 2]
 
 
+FAMILY = (
+    "CREATE TABLE codes (id INTEGER PRIMARY KEY, code TEXT); CREATE UNIQUE INDEX by_code ON codes (code);"
+    "CREATE TABLE uses (id INTEGER PRIMARY KEY, code TEXT REFERENCES codes (code));"
+    "CREATE TABLE Ends (code TEXT, number INTEGER); CREATE VIEW ended AS SELECT code FROM Ends;"
+    "CREATE TRIGGER ends AFTER INSERT ON Ends BEGIN DELETE FROM codes WHERE code = new.code; END;"
+    "CREATE TRIGGER endings INSTEAD OF INSERT ON ended BEGIN INSERT INTO Ends VALUES (new.code, 1); END;"
+    "CREATE TABLE [far off] (item INTEGER REFERENCES nowhere (id));"
+    "INSERT INTO codes (code) VALUES ('a'), ('b'); INSERT INTO uses (code) VALUES ('a')"
+)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM CODES",
+        "UPDATE \"codes\" SET code = 'c' WHERE code = 'a'",
+        "INSERT INTO uses (code) VALUES ('c')",
+        "DROP TABLE codes",
+        "DROP INDEX by_code",
+        "INSERT INTO ends VALUES ('a', 1)",
+        "INSERT INTO ended VALUES ('a')",
+        "DROP TRIGGER endings; DROP VIEW ended; ALTER TABLE ends RENAME TO done; INSERT INTO done VALUES ('a', 1)",
+        "CREATE TRIGGER more AFTER UPDATE ON ends BEGIN DELETE FROM codes; END; INSERT INTO ends VALUES ('b', 1);"
+        "UPDATE ends SET number = 2; DROP TRIGGER more",
+        "DROP TRIGGER ends; CREATE TABLE fresh (id INTEGER PRIMARY KEY, code TEXT UNIQUE); DROP TABLE codes;"
+        "ALTER TABLE fresh RENAME TO codes",
+        "ALTER TABLE codes RENAME TO marks; DELETE FROM marks",
+        "CREATE TABLE more (code TEXT REFERENCES codes (code)); INSERT INTO more VALUES ('c')",
+    ],
+)
+def test_orphans_are_found_however_the_change_makes_them(opened, sql):
+    apply(opened, plan(1, changes([FAMILY])))
+    error = refused(opened, plan(2, changes([sql], 2)))
+    assert error.code == "foreign_key_violation", error
+
+
+def test_tables_that_a_change_leaves_alone_are_not_read(opened):
+    """Rows without parents in another table show that it isn't looked at."""
+    apply(opened, plan(1, changes([FAMILY])))
+    opened.rows("INSERT INTO uses (code) VALUES ('nowhere')")
+    apply(opened, plan(2, changes(["CREATE TABLE other (x)"], 2)))
+    error = refused(opened, plan(3, changes(["UPDATE codes SET code = code"], 3)))
+    assert error.code == "foreign_key_violation"
+
+
 def test_rebuilding_a_parent_keeps_its_children(opened):
     family = (
         "CREATE TABLE parent (id INTEGER PRIMARY KEY, n INTEGER);"

@@ -222,6 +222,15 @@ def test_what_nodes_can_lose_is_told():
     ]
 
 
+def test_the_check_of_foreign_keys_counts_where_a_node_makes_it():
+    family = [
+        "CREATE TABLE codes (code TEXT PRIMARY KEY); CREATE TABLE uses (code REFERENCES codes); CREATE TABLE alone (x)"
+    ]
+    told = [(stall["table"], stall["message"]) for stall in checked("ALTER TABLE codes ADD COLUMN n", family)["stalls"]]
+    assert told == [("uses", "the foreign keys of each row of uses are checked")]
+    assert checked("ALTER TABLE alone ADD COLUMN n", family)["stalls"] == []
+
+
 def test_a_trigger_of_before_that_deletes_is_found_on_generated_rows():
     trigger = "CREATE TRIGGER tidy AFTER UPDATE ON users BEGIN DELETE FROM lines; END"
     [loss] = checked("UPDATE users SET age = age", [*SHOP, trigger])["losses"]

@@ -26,6 +26,7 @@ QUERIES: list[tuple[type[NamedTuple], str, tuple[Value, ...]]] = [
     (rows.TableRow, load("tables_to_fill"), ()),
     (rows.ColumnRow, load("columns"), ("parent",)),
     (rows.ForeignKeyRow, load("parents"), ("child",)),
+    (rows.ReferenceRow, load("foreign_keys"), ()),
     (rows.DefinitionRow, load("schema"), ()),
     (rows.StepRow, load("read_steps"), ()),
     (rows.SizeRow, load("sizes"), ()),

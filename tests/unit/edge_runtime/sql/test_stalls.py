@@ -38,7 +38,7 @@ BEFORE = {"items": {}, "parts": {}}
     ],
 )
 def test_statements_with_a_time_for_each_row(sql: str, found: list[tuple[str, str]]) -> None:
-    stalls = find(schema_change.split(sql), BEFORE)
+    stalls = find(schema_change.split(sql), BEFORE, {})
     assert [(stall.table, stall.message) for stall in stalls] == found
     assert all(0.1 < stall.us < 10 for stall in stalls)
 
@@ -50,7 +50,7 @@ def test_what_is_in_batches_or_undoes_does_not_count() -> None:
         "-- skerry: flip\nCREATE INDEX totals ON items (total);\n"
         "-- skerry: undo\nALTER TABLE items DROP COLUMN total;"
     )
-    assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE)] == ["an index on items is built"]
+    assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE, {})] == ["an index on items is built"]
 
 
 @pytest.mark.parametrize(("emptied", "found"), [("Old", []), ("parts", ["the table items is dropped"])])
@@ -60,4 +60,18 @@ def test_an_emptied_table_is_dropped_at_once(emptied: str, found: list[str]) -> 
         f"-- skerry: batch {emptied} by id\nDELETE FROM {emptied} WHERE id > :after AND id <= :upto;\n"
         "-- skerry: after\nDROP TABLE old;"
     )
-    assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE)] == found
+    assert [stall.message for stall in find(unrolled_change.at_once(sql), BEFORE, {})] == found
+
+
+@pytest.mark.parametrize(
+    ("sql", "references", "found"),
+    [
+        ("ALTER TABLE Items RENAME TO things", {"Things": 2}, [("items", 3.4)]),
+        # Made anew.
+        ("CREATE TABLE n (x); DROP TABLE parts; ALTER TABLE n RENAME TO parts", {"parts": 1}, [("parts", 1.7)]),
+        ("CREATE TABLE fresh (item REFERENCES items)", {"fresh": 1}, []),
+    ],
+)
+def test_the_check_of_foreign_keys(sql: str, references: dict[str, int], found: list[tuple[str, float]]) -> None:
+    stalls = find(schema_change.split(sql), BEFORE, references)
+    assert [(stall.table, stall.us) for stall in stalls if "foreign keys" in stall.message] == found
