@@ -109,6 +109,18 @@ def test_who_can_not_run_a_release_is_shown(capsys: pytest.CaptureFixture[str]) 
     assert line in capsys.readouterr().out
 
 
+def test_what_holds_writers_up_is_shown_of_moves_and_amendments(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [{"name": f"n{number}", "rows": 10**6, "seconds": 2.2} for number in range(6)]
+    stalls = [{"change": 2, "message": "an index on items is built", "nodes": nodes}]
+    found: Json = {"losses": [], "stalls": stalls}
+    named = ", ".join(f"n{number} about 2.2 s" for number in range(5))
+    line = f"! schema change 2: an index on items is built, writers wait: {named}, 1 other"
+    releasing.show_move({**found, "node": "n", "group": "next", "changes": {}, "unfit": {}})
+    assert line in " ".join(capsys.readouterr().out.split())
+    releasing.show_plan({**found, "release": None}, "it would be registered", as_json=False)
+    assert line in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_older_control_is_sent_no_field_that_it_does_not_know() -> None:
     body: Json = {"group": "default"}
     assert releasing.allowing(body, False, False, False) == body
