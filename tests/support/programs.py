@@ -16,6 +16,7 @@ import orjson
 import psutil
 
 from control.local.process import Service
+from tests.support import forked_commands
 from tests.support.ports import free_port
 from tests.support.replica import Replica, Site
 
@@ -40,6 +41,10 @@ async def command(module: str, *arguments: str | Path, limit: float = DEADLINE, 
     """Run `python -m module` to its end, within `limit` seconds, with nothing of skerry's in the environment but what
     is given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
+    if module in forked_commands.MAINS and "SKERRY_FAULTS" not in environment:
+        words = [str(argument) for argument in arguments]
+        status, out, err = await forked_commands.run(module, words, {**kept, **environment}, Path.cwd(), limit)
+        return Done(status, out, err.decode())
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

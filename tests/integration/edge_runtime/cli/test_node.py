@@ -18,6 +18,7 @@ from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.sync.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
+from tests.support import programs
 from tests.support.agents import Control
 from tests.support.ports import free_port
 
@@ -26,11 +27,8 @@ DEADLINE = 60.0
 
 async def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
     """Status, stdout, stderr of `skerry-edge`."""
-    process = await start(*arguments, **environment)
-    async with asyncio.timeout(DEADLINE):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    done = await programs.command("edge_runtime.cli.main", *arguments, **environment)
+    return done.status, done.out.decode(), done.err
 
 
 async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
