@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import sys
 from asyncio.subprocess import PIPE
@@ -14,6 +15,7 @@ from typing import Any
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from edge_runtime import wal
 from edge_runtime.cli import node as node_commands
@@ -65,18 +67,26 @@ async def holder(path: Path, sql: str = "SELECT count(*) FROM sqlite_schema") ->
         await process.wait()
 
 
-@pytest.fixture
-async def stopped(tmp_path: Path) -> Path:
-    """The state directory of a node at release 2, with a backup of it at release 1 beside (`backup.db`)."""
-    state = tmp_path / "state"
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `stopped` is a copy of."""
+    folder = tmp_path_factory.mktemp("made")
+    state = folder / "state"
     async with node(state) as edge:
         await edge.release(FUNCTIONS, NOTES)
         await write(edge, "old")
-        code, _, err = await command("backup", str(tmp_path / "backup.db"), "--state", str(state))
+        code, _, err = await command("backup", str(folder / "backup.db"), "--state", str(state))
         assert (code, err) == (0, "")
         await write(edge, "new")
         await edge.release(FUNCTIONS, ["CREATE TABLE more (x)"])
-    return state
+    return folder
+
+
+@pytest.fixture
+def stopped(made: Path, tmp_path: Path) -> Path:
+    """The state directory of a node at release 2, with a backup of it at release 1 beside (`backup.db`)."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "state"
 
 
 async def restore(state: Path, *more: str, **environment: str) -> tuple[int, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+import pytest_asyncio
 
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
@@ -28,6 +29,14 @@ async def serving(path: Path, **settings: Any) -> AsyncIterator[Node]:
         yield edge
 
 
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def named(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    """A node that is also called `node.internal`."""
+    async with serving(tmp_path_factory.mktemp("named"), hosts=("Node.internal",)) as edge:
+        yield edge
+
+
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -44,14 +53,15 @@ async def serving(path: Path, **settings: Any) -> AsyncIterator[Node]:
         ("", 403),
     ],
 )
-async def test_on_loopback_the_host_is_checked(tmp_path: Path, host: str, status: int) -> None:
-    async with serving(tmp_path, hosts=("Node.internal",)) as edge, raw(edge) as connection:
+async def test_on_loopback_the_host_is_checked(named: Node, host: str, status: int) -> None:
+    async with raw(named) as connection:
         await connection.send(post("/functions/echo", b"x", host))
         answered, _, body = await connection.answer()
         assert answered == status
         assert status == 200 or orjson.loads(body)["code"] == "host_refused"
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
@@ -64,8 +74,8 @@ async def test_on_loopback_the_host_is_checked(tmp_path: Path, host: str, status
         ("", 403),
     ],
 )
-async def test_a_web_page_must_be_of_the_nodes_origin(tmp_path: Path, origin: str, status: int) -> None:
-    async with serving(tmp_path, hosts=("node.internal",)) as edge, raw(edge) as connection:
+async def test_a_web_page_must_be_of_the_nodes_origin(named: Node, origin: str, status: int) -> None:
+    async with raw(named) as connection:
         await connection.send(post("/functions/echo", b"x", more=f"origin: {origin}\r\n"))
         answered, _, body = await connection.answer()
         assert answered == status
