@@ -57,6 +57,12 @@ def lock_holder(database: Path) -> DatabaseUser | None:
     return None if holder is None else DatabaseUser(holder, _name(holder))
 
 
+def held(database: Path) -> str:
+    """Return, for a person, that another process holds the file, and which, as far as the system shows it."""
+    holder = lock_holder(database)
+    return f"another process holds the database: {holder}" if holder else "another process held the database"
+
+
 def parent(pid: int) -> int:
     """Return the parent of a process, 0 where that isn't known."""
     try:

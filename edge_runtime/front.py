@@ -14,10 +14,10 @@ from edge_runtime import mapped_pages, threads, wal
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
 from edge_runtime.dispatch.guest_log import GuestLog
+from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.supervisor import Supervisor
 from edge_runtime.dispatch.trial_load import TrialLoads
-from edge_runtime.dispatch.worker_link import Hooks
 from edge_runtime.egress.http_client import HttpClient
 from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.ipc import frames
@@ -70,7 +70,7 @@ class Front:
         self.processes = ZygoteClient(children, state.lock)
         self.fetches = RequestsInFlight(HttpClient(settings.networks))
         self.pool = Pool(settings.limits)
-        self.hooks = Hooks(GuestLog(), self.fetches.begin)
+        self.hooks = Hooks(GuestLog(), self.fetches.begin, named=self.pool.named)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
         self.supervisor = Supervisor(
             self.pool, self.processes, TrialLoads(self.processes, settings.code_memory), self.hooks

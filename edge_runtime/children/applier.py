@@ -23,12 +23,12 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.sandbox import fence
-from edge_runtime.sql import database, row_counts, schema_change, schema_record, shortages
+from edge_runtime.sql import database, row_counts, schema_change, schema_record
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.database import DatabaseOpenError, LibsqlDatabase
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import NumberRow
-from edge_runtime.sql.session import code_of, failed_commit
+from edge_runtime.sql.session import failed_commit
 
 NONE: Final[Mapping[str, Mapping[str, str]]] = {}
 _INSERT_CHANGE: Final = load("insert_change")
@@ -46,7 +46,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         # A release must be on disk once it is applied, whatever the setting for calls is.
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, "FULL", foreign_keys=False)
     except (DatabaseOpenError, OSError) as error:
-        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure("database_unfit", str(error)))
+        code = error.code if isinstance(error, DatabaseOpenError) else "database_unfit"
+        frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure(code, f"{error}."))
         return
     opened.rows(f"PRAGMA hard_heap_limit = {change_failures.HEAP_BYTES}")
     fence.limit_files(fence.FILE_BYTES)
@@ -61,11 +62,8 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                     tell = functools.partial(_tell, sock, frame.request)
                     prepared = prepare(opened, order.plan, order.functions, order.secrets, tell, afresh=order.afresh)
                     frames.send_json(sock, frame.request, frames.PREPARED, prepared)
-                case frames.ADVANCE:
-                    stepwise.advance(opened, _decode_advance(frame.body), functools.partial(_tell, sock, frame.request))
-                    frames.send(sock, frame.request, frames.DONE)
-                case frames.FINISH:
-                    stepwise.finish(opened, functools.partial(_tell, sock, frame.request))
+                case frames.ADVANCE | frames.FINISH:
+                    _steps(opened, frame, functools.partial(_tell, sock, frame.request))
                     frames.send(sock, frame.request, frames.DONE)
                 case frames.COMMIT:
                     commit(opened)
@@ -90,6 +88,17 @@ def _tell(sock: socket.socket, request: int, doing: str) -> None:
 
 def _no_one(_: str) -> None:
     """Nobody asks what is being done."""
+
+
+def _steps(opened: LibsqlDatabase, frame: frames.Frame, tell: Callable[[str], None]) -> None:
+    """Run steps of schema changes. Raises: SyncFailed, when one fails, or none can be run."""
+    try:
+        if frame.kind == frames.ADVANCE:
+            stepwise.advance(opened, _decode_advance(frame.body), tell)
+        else:
+            stepwise.finish(opened, tell)
+    except ValueError as error:
+        raise change_failures.of_libsql(opened, "The steps of a schema change can't be run", error) from None
 
 
 def prepare(
@@ -133,9 +142,8 @@ def prepare(
     except BaseException as error:
         opened.rollback()
         if isinstance(error, ValueError):
-            # An error of libsql; those of schema changes and probes are handled where they are run.
-            code = shortages.code_of_shortage(opened, error) or code_of(str(error), "apply_failed")
-            raise SyncFailed(code, f"The release can't be applied: {error}.") from None
+            # Those of schema changes and probes are handled where they are run.
+            raise change_failures.of_libsql(opened, "The release can't be applied", error) from None
         raise
     faults.reach("edge.apply.after")
     return inventory

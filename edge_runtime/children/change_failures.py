@@ -7,6 +7,7 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sql import shortages
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.schema_change import SchemaChangeRefused
+from edge_runtime.sql.session import code_of
 
 HEAP_BYTES: Final = 48 * 1024 * 1024
 """Bytes of SQLite's memory in an applier. With what else it has it takes 64 MB at most, however large a table is: what
@@ -27,6 +28,13 @@ def of_change(opened: LibsqlDatabase, label: str, refused: SchemaChangeRefused) 
     opened.rollback()
     code = "schema_change_failed" if refused.code == "schema_invalid" else refused.code
     return SyncFailed(code, f"In {label}: {refused}{more}{at}")
+
+
+def of_libsql(opened: LibsqlDatabase, what: str, error: ValueError) -> SyncFailed:
+    """Undo everything, and return the error of something else than a change's statement: `what`, and why."""
+    opened.rollback()
+    code = shortages.code_of_shortage(opened, error) or code_of(str(error), "apply_failed")
+    return SyncFailed(code, f"{what}: {error}.")
 
 
 def shown(statement: str) -> str:

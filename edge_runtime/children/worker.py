@@ -39,7 +39,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     try:
         opened = database.connect_until_exit(Path(settings.state) / database.FILE, settings.synchronous)
     except database.DatabaseOpenError as error:
-        frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure("database_unfit", str(error)))
+        frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure(error.code, error.message))
         return
     fence.limit_files(settings.temp_limit)
     opened.file_limit_was_hit = fence.file_limit_was_hit

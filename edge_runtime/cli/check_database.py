@@ -40,7 +40,8 @@ def check_database(state: Path, as_json: bool) -> None:
             found: DatabaseReport = report(database, database, sizes=True)
             sizes = database_sizes.read(database)
     except GuardFailed as failed:
-        raise fail("database_damaged", f"the database can't be opened: {failed}", as_json) from None
+        code = failed.code if failed.code == "database_held" else "database_damaged"
+        raise fail(code, f"the database can't be opened: {failed}", as_json) from None
     except DatabaseUnread as failed:
         raise fail(failed.code, failed.message, as_json) from None
     findings = found.findings()

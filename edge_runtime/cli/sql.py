@@ -96,7 +96,7 @@ def sql(
         holder = database_users.lock_holder(state / wal.FILE) if failed.code == "database_held" else None
         raise output.fail(failed.code, failed.message + (f" It is held by {holder}." if holder else "")) from None
     except GuardFailed as failed:
-        raise fail("database_unfit", f"the database can't be opened: {failed}", as_json) from None
+        raise fail(failed.code, f"the database can't be opened: {failed}", as_json) from None
     except TimeoutError:
         text = f"it took longer than {time_limit:g} s, and nothing was changed (--time-limit)"
         raise output.fail("time_limit", text) from None

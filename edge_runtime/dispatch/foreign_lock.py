@@ -31,6 +31,7 @@ class ForeignLock:
         self._holder: DatabaseUser | None = None
         self._since = 0.0
         self._logged = 0.0
+        pool.find_holder = self.find
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -41,7 +42,7 @@ class ForeignLock:
     def look(self, now: float) -> None:
         """Look once, at the time `now` of the monotonic clock."""
         holder = self._foreign()
-        if holder is None or (self._holder is not None and holder.pid != self._holder.pid):
+        if holder is None or self._holder is None or holder.pid != self._holder.pid:
             if self._pool.held_by:
                 log.info("the database is free again, after %.0f s", now - self._since)
             self._pool.held_by = ""
@@ -54,6 +55,10 @@ class ForeignLock:
             self._logged = now
             text = "another process holds the database, for %.0f s now: %s. Calls that need it get 503 (database_held)"
             log.error(text, now - self._since, holder)
+
+    def find(self) -> str:
+        """Return the process that holds the database just now, for a person; empty where none does."""
+        return str(self._foreign() or "")
 
     def _foreign(self) -> DatabaseUser | None:
         try:

@@ -104,11 +104,14 @@ def blames(why: str, state: int, status: int | None) -> bool:
     return state != progress_page.COMMITTING and not outside
 
 
-def of_death(function: frames.LocalFunction, state: int, why: str, status: int | None, limits: PoolLimits) -> Refusal:
+def of_death(
+    function: frames.LocalFunction, state: int, why: str, status: int | None, limits: PoolLimits, held_by: str
+) -> Refusal:
     """Return the refusal for a call whose worker died while it ran it.
 
     `state` is how far the call had come (`progress_page`), `why` the reason for which the front ended the worker (empty
-    where the front didn't), `status` the worker's exit status as from waitpid (None where nobody knows it).
+    where the front didn't), `status` the worker's exit status as from waitpid (None where nobody knows it), `held_by`
+    the process that holds the database and is none of the node's (empty where none does, or that isn't known).
     """
     name = function.name
     if state == progress_page.COMMITTING:
@@ -131,7 +134,7 @@ def of_death(function: frames.LocalFunction, state: int, why: str, status: int |
         text = f"{name} waited for the writer lock longer than {limits.lock_wait:g} s. Nothing was changed."
         return refused(why, text, 1)
     if why == HELD:
-        return database_held("", f"{name} waited for it longer than {limits.lock_wait:g} s. Nothing was changed.")
+        return database_held(held_by, f"{name} waited for it longer than {limits.lock_wait:g} s. Nothing was changed.")
     if why == CLIENT_GONE:
         return client_gone()
     overflow = ""
@@ -180,7 +183,7 @@ def queue_full(name: str = "", capacity: int = 0) -> Refusal:
 
 def database_held(by: str, more: str) -> Refusal:
     """A process that is none of the node's has the database locked: `by`, where it is known."""
-    who = f": {by}" if by else ". `skerry-edge status` names it"
+    who = f": {by}" if by else ""
     return refused(HELD, f"Another process holds the node's database{who}. {more} Try again.", 1)
 
 

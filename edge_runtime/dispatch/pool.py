@@ -35,6 +35,11 @@ def _nothing() -> None:
     """Nobody watches."""
 
 
+def _nobody() -> str:
+    """Nobody looks who holds the database."""
+    return ""
+
+
 class Pool:
     """Until the first `serve` all calls are held."""
 
@@ -59,8 +64,11 @@ class Pool:
         self.pressure = Pressure.NONE
         """What the length of the write-ahead log lets calls do."""
         self.held_by = ""
-        """Which process holds the database that is none of the node's, for a person; empty where none does."""
-        self.worker_deaths = WorkerDeaths(limits, self._opened)
+        """Which process that is none of the node's has held the database for a while, for a person; empty where none
+        has."""
+        self.find_holder: Callable[[], str] = _nobody
+        """Looks which process holds the database just now, with an answer as in `held_by`."""
+        self.worker_deaths = WorkerDeaths(limits, self._opened, self.holder)
         self.watch: Callable[[], None] = _nothing
         """Called when there is something with a time limit: a call that waits, a job that runs."""
         self._placement = Placement(limits.depth)
@@ -178,6 +186,15 @@ class Pool:
         else:
             served.settle(call, refusal, time.monotonic())
         call.end(refusal)
+
+    def holder(self) -> str:
+        """Return which process holds the database that is none of the node's, for a person; empty where none does."""
+        return self.held_by or self.find_holder()
+
+    def named(self, code: str, message: str) -> str:
+        """Return an error's message; with the process that holds the database, where that is the error."""
+        by = self.holder() if code == outcomes.HELD else ""
+        return f"{message} It is held by {by}." if by else message
 
     def _cut_off(self, call: Call, served: ServedFunction) -> bool:
         """Refuse the call, if the function's breaker doesn't let it go; return whether that is so."""

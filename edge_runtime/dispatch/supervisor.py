@@ -14,10 +14,11 @@ from typing import Any, Final
 import msgspec
 
 from edge_runtime.dispatch.call import Call, Order
+from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.trial_load import LoadFailed, TrialLoads
 from edge_runtime.dispatch.watchdog import Watchdog
-from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient

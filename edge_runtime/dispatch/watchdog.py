@@ -85,7 +85,7 @@ class Watchdog:
                     link.take_back()
                 others = pool.waiting > 0 or len(link.jobs) > 1
                 why = overdue(job, link.seen(), link.since, now, others, pool.limits, self._pauses)
-            if why in (LOCK_HELD, LOCK_WAIT) and pool.held_by:
+            if why in (LOCK_HELD, LOCK_WAIT) and pool.holder():
                 why = HELD
             if why:
                 link.kill(why)

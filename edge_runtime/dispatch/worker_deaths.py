@@ -8,7 +8,7 @@ from typing import Final
 
 from edge_runtime.dispatch.call import Call
 from edge_runtime.dispatch.guest_log import shown_with
-from edge_runtime.dispatch.outcomes import KILL_CODES, blames, of_death
+from edge_runtime.dispatch.outcomes import HELD, KILL_CODES, blames, of_death
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.zygote_client import how
@@ -25,12 +25,13 @@ async def _nothing_to_settle() -> None:
 
 
 class WorkerDeaths:
-    def __init__(self, limits: PoolLimits, opened: Callable[[Call], None]) -> None:
-        """`opened` is called with a call whose death has opened its function's breaker."""
+    def __init__(self, limits: PoolLimits, opened: Callable[[Call], None], holder: Callable[[], str]) -> None:
+        """`opened` is called with a call whose death has opened its function's breaker; `holder` is `Pool.holder`."""
         self.settle_commit: Callable[[], Awaitable[None]] = _nothing_to_settle
         """Sees to it that a COMMIT whose worker was killed in it is either kept or undone; it must not raise."""
         self._limits = limits
         self._opened = opened
+        self._holder = holder
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, link: WorkerLink, call: Call, seen: progress_page.Seen) -> None:
@@ -59,7 +60,8 @@ class WorkerDeaths:
         self._end(link, call, seen, status)
 
     def _end(self, link: WorkerLink, call: Call, seen: progress_page.Seen, status: int | None) -> None:
-        refusal = of_death(call.served.function, seen.state, link.killed, status, self._limits)
+        holder = self._holder() if link.killed == HELD else ""
+        refusal = of_death(call.served.function, seen.state, link.killed, status, self._limits, holder)
         what = "was ended by the front" if link.killed else how(status)
         shown = shown_with(call.name, call.via.caller)
         log.warning("worker %d %s: %s, %s", link.child.pid, what, shown, link.killed or refusal.code)

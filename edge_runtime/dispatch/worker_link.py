@@ -9,13 +9,11 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.call import Body, Call, Job, Order
-from edge_runtime.dispatch.guest_log import GuestLog
+from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.outcomes import refused
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
@@ -47,21 +45,6 @@ class Owner(Protocol):
 
     def lost(self, link: "WorkerLink", running: Call | None, waiting: list[Call], seen: progress_page.Seen) -> None:
         """The worker has ended. It was running one call, which had come as far as `seen` says; others waited."""
-
-
-def _nothing(*_: object) -> None:
-    """No part of the node listens."""
-
-
-@dataclass
-class Hooks:
-    """The parts of the node that see to what a running call asks for. None of them may raise."""
-
-    log: GuestLog
-    http: Callable[["WorkerLink", Call, bytes], None] = _nothing
-    """Called when the call asks for an HTTP request, with its parcel."""
-    damaged: Callable[[str], None] = _nothing
-    """Called with the sha256 of an artifact, when a worker couldn't load its compiled code any more."""
 
 
 class WorkerLink:
@@ -230,9 +213,7 @@ class WorkerLink:
             outcome, fault = outcomes.of_frame(kind, head, body, served.release)
             served.settle(job, outcome, now, took)
             if fault is not None:
-                self._hooks.log.fault(served, fault, job.via.caller)
-                if fault.code == "function_unloadable":
-                    self._hooks.damaged(served.function.sha256)
+                outcome = self._hooks.fault(job, outcome, fault)
             job.end(outcome)
         except Exception:
             self._unreadable("gave an answer that")

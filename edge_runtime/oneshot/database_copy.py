@@ -48,7 +48,8 @@ def copy_served(database: Path, target: Path) -> None:
                 _copy(wal.log_of(database), wal.log_of(target), log_bytes)
             guard.check()
     except GuardFailed as error:
-        raise CopyFailed("copy_failed", f"The database can't be copied: {error}.") from None
+        code = error.code if error.code == "database_held" else "copy_failed"
+        raise CopyFailed(code, f"The database can't be copied: {error}.") from None
     except OSError as error:
         raise CopyFailed("copy_failed", f"The database can't be copied to {target.parent}: {error}.") from None
     _join(target, 0 if index is None or not log_bytes else index.frames)

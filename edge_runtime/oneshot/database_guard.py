@@ -13,22 +13,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from edge_runtime import database_users
+from edge_runtime.errors import CodedError
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 
 BUSY: Final = 5.0
 """Seconds that the guard waits for a lock of another process."""
 _READY: Final = b"ready"
+_HELD: Final = b"held"
 
 
-class GuardFailed(Exception):
-    """The file can't be kept open; the message says why."""
+class GuardFailed(CodedError):
+    """The file can't be kept open; the message says why. The code is `database_held` where another process holds the
+    file, else `database_unfit`."""
 
 
 class DatabaseGuard:
     """The process that keeps the file open."""
 
-    def __init__(self, answers: int, orders: int) -> None:
+    def __init__(self, database: Path, answers: int, orders: int) -> None:
+        self._database = database
         self._answers = answers
         self._orders = orders
 
@@ -44,8 +49,11 @@ class DatabaseGuard:
     def expect(self) -> None:
         """Wait for the guard's answer. Raises: GuardFailed, when it isn't a good one."""
         answer = os.read(self._answers, 4096)
+        if answer == _HELD:
+            raise GuardFailed("database_held", database_users.held(self._database))
         if answer != _READY:
-            raise GuardFailed(answer.decode(errors="replace") or "the process that keeps the database open has ended")
+            why = answer.decode(errors="replace") or "the process that keeps the database open has ended"
+            raise GuardFailed("database_unfit", why)
 
 
 @contextlib.contextmanager
@@ -65,13 +73,14 @@ def guarded(database: Path, *, reading: bool) -> Iterator[DatabaseGuard]:
             fence.die_with_parent(parent)
             _keep_open(database, reading, listening, writing)
         except (sqlite3.Error, OSError) as error:
-            os.write(writing, f"{database}: {error}".encode())
+            held = isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            os.write(writing, _HELD if held else f"{database}: {error}".encode())
         finally:
             os._exit(0)
     os.close(writing)
     os.close(listening)
     try:
-        guard = DatabaseGuard(answers, orders)
+        guard = DatabaseGuard(database, answers, orders)
         guard.expect()
         yield guard
     finally:

@@ -126,7 +126,7 @@ def _work(state: Path, statements: Sequence[str], params: list[Any], write: bool
         _run(opened, statements, params, write, tell)
         tell(SqlEvent(done=True))
     except database.DatabaseOpenError as error:
-        tell(SqlEvent(code="database_unfit", message=f"{error}."))
+        tell(SqlEvent(code=error.code, message=f"{error}."))
     except CodedError as error:
         tell(SqlEvent(code=error.code, message=error.message))
 

@@ -12,6 +12,9 @@ from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import Child, NotBorn, ZygoteClient, decode_failure
 
+Named = Callable[[str, str], str]
+"""Returns an error's message, by its code and its message, as `Pool.named` does."""
+
 _decode_inventory: Final = msgspec.json.Decoder(wire.Inventory).decode
 
 
@@ -34,7 +37,7 @@ async def started(processes: ZygoteClient) -> AsyncIterator[Child]:
             child.close()
 
 
-async def prepare(applier: Child, order: frames.Apply, limit: float) -> wire.Inventory:
+async def prepare(applier: Child, order: frames.Apply, limit: float, named: Named) -> wire.Inventory:
     """Have a release prepared in `limit` seconds at most; return what it leads to. Raises: SyncFailed."""
     number = order.plan.release_number
     doing = "nothing yet: another process had the writer lock"
@@ -54,13 +57,12 @@ async def prepare(applier: Child, order: frames.Apply, limit: float) -> wire.Inv
         text = f"The process that applied release {number} died; nothing was changed. What ran then: {doing}"
         raise SyncFailed("applier_died", text) from None
     if reply.kind != frames.PREPARED:
-        failure = decode_failure(reply.body)
-        raise SyncFailed(failure.code, failure.message)
+        raise _failure(reply, named)
     return _decode_inventory(reply.body)
 
 
 async def steps(
-    applier: Child, kind: int, order: frames.Advance | None, limit: float, tell: Callable[[str], None]
+    applier: Child, kind: int, order: frames.Advance | None, limit: float, named: Named, tell: Callable[[str], None]
 ) -> None:
     """Have steps of schema changes run. `limit`: seconds for each thing of which `tell` is told that it begins.
 
@@ -82,8 +84,12 @@ async def steps(
         text = "The process that ran a step of a schema change died; what it had committed stays. What ran then: "
         raise SyncFailed("applier_died", text + doing) from None
     if reply.kind != frames.DONE:
-        failure = decode_failure(reply.body)
-        raise SyncFailed(failure.code, failure.message)
+        raise _failure(reply, named)
+
+
+def _failure(reply: frames.Frame, named: Named) -> SyncFailed:
+    failure = decode_failure(reply.body)
+    return SyncFailed(failure.code, named(failure.code, failure.message))
 
 
 async def abort(applier: Child) -> None:

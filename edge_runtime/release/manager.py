@@ -66,7 +66,7 @@ class ReleaseManager:
         self._tamper_check = tamper_check
         self._flip_limit = flip_limit
         self._apply_limit = apply_limit
-        self.steps = StepRunner(processes, apply_limit)
+        self.steps = StepRunner(processes, apply_limit, pool.named)
         self._one = asyncio.Lock()
         self._changed = asyncio.Event()
         self._stored = frames.Stored(None, wire.Inventory())
@@ -111,7 +111,7 @@ class ReleaseManager:
         """Serve the release that the libsql file holds, without any network. If it isn't the one that was committed,
         nothing is served, and calls wait. Raises: DatabaseUnfit, when the file can't be read."""
         async with self._one:
-            stored = await stored_release.stored(self._processes)
+            stored = await stored_release.stored(self._processes, self._pool.named)
             if stored.unfinished:
                 self.steps.unfinished.set()
             self._look_at_secrets()
@@ -262,7 +262,7 @@ class ReleaseManager:
             applier.kill()
             await applier.exited
             log.warning("the applier ended in the middle of a commit: the libsql file says how it ended")
-            in_file = await stored_release.until_answered(self._processes)
+            in_file = await stored_release.until_answered(self._processes, self._pool.named)
             self._believe(in_file)
             if in_file.release is None or (in_file.release.release_id, in_file.release.generation) != (
                 release.release_id,
@@ -306,12 +306,7 @@ class ReleaseManager:
 
     async def _prepare(self, applier: Child, plan: wire.Plan, functions: list[LocalFunction]) -> wire.Inventory:
         order = frames.Apply(plan, functions, self._secrets.of(functions), afresh=self._forged is not None)
-        try:
-            inventory = await applier_process.prepare(applier, order, self._apply_limit)
-        except SyncFailed as failed:
-            if failed.code == "database_held" and self._pool.held_by:
-                raise SyncFailed(failed.code, f"{failed.message} It is held by {self._pool.held_by}.") from None
-            raise
+        inventory = await applier_process.prepare(applier, order, self._apply_limit, self._pool.named)
         if inventory != after(self._stored.inventory, plan):
             text = "The libsql file would not hold what the plan says. Was it changed meanwhile, or by others?"
             raise SyncFailed("database_unverified", text)

@@ -27,10 +27,11 @@ def has_steps(plan: wire.Plan) -> bool:
 class StepRunner:
     """`run` must be running, for the steps after flips."""
 
-    def __init__(self, processes: ZygoteClient, limit: float) -> None:
+    def __init__(self, processes: ZygoteClient, limit: float, named: applier_process.Named) -> None:
         """`limit`: seconds that one step in a single transaction, or one batch, may take."""
         self._processes = processes
         self._limit = limit
+        self._named = named
         self._one = asyncio.Lock()
         self.unfinished = asyncio.Event()
         """Set while there may be steps after a flip that are to be done."""
@@ -47,7 +48,7 @@ class StepRunner:
     async def advance(self, order: frames.Advance, tell: Callable[[str], None]) -> None:
         """Run the steps before a flip, and what is left after earlier ones. Raises: SyncFailed, when one fails."""
         async with self._one, applier_process.started(self._processes) as applier:
-            await applier_process.steps(applier, frames.ADVANCE, order, self._limit, tell)
+            await applier_process.steps(applier, frames.ADVANCE, order, self._limit, self._named, tell)
 
     async def run(self) -> None:
         """Run the steps after flips until cancelled."""
@@ -57,7 +58,7 @@ class StepRunner:
             try:
                 async with self._one, applier_process.started(self._processes) as applier:
                     self.unfinished.clear()
-                    await applier_process.steps(applier, frames.FINISH, None, self._limit, self._tell)
+                    await applier_process.steps(applier, frames.FINISH, None, self._limit, self._named, self._tell)
             except SyncFailed as failed:
                 self.unfinished.set()
                 self.error = failed

@@ -9,6 +9,7 @@ import msgspec
 
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import NotBorn, ZygoteClient, decode_failure
+from edge_runtime.release.applier_process import Named
 
 log = logging.getLogger("skerry.flip")
 
@@ -23,7 +24,7 @@ class DatabaseUnfit(Exception):
     """No worker can open the libsql file; the message says why and what to do."""
 
 
-async def stored(processes: ZygoteClient) -> frames.Stored:
+async def stored(processes: ZygoteClient, named: Named) -> frames.Stored:
     """What the libsql file says. Raises: DatabaseUnfit."""
     why, tries = "", 0
     while tries < TRIES:
@@ -38,7 +39,8 @@ async def stored(processes: ZygoteClient) -> frames.Stored:
             try:
                 first = await asyncio.wait_for(child.answer(), LIMIT)
                 if first.kind == frames.FAILED:
-                    raise DatabaseUnfit(decode_failure(first.body).message)
+                    failure = decode_failure(first.body)
+                    raise DatabaseUnfit(named(failure.code, f"{failure.message}."))
                 reply = await child.ask(frames.QUERY_RELEASE, None, LIMIT)
                 return _decode(reply.body)
             except (frames.ChildGone, TimeoutError) as error:
@@ -47,11 +49,11 @@ async def stored(processes: ZygoteClient) -> frames.Stored:
     raise DatabaseUnfit(f"no worker could say which release the libsql file holds: {why}")
 
 
-async def until_answered(processes: ZygoteClient) -> frames.Stored:
+async def until_answered(processes: ZygoteClient, named: Named) -> frames.Stored:
     """The same, for as long as it takes."""
     while True:
         try:
-            return await stored(processes)
+            return await stored(processes, named)
         except DatabaseUnfit as error:
             log.error("calls that may write wait: %s", error)
             await asyncio.sleep(1.0)

@@ -247,11 +247,8 @@ class CallSql:
             watch.waiting()
         while str(error).startswith(LOCKED):
             if time.monotonic() > until:
-                raise DatabaseHeld(
-                    "database_held",
-                    f"Another process has held the node's database for {HELD_WAIT:g} s; `skerry-edge status` names it. "
-                    "Nothing was changed. Try again.",
-                )
+                text = f"Another process has held the node's database for {HELD_WAIT:g} s. Nothing was changed."
+                raise DatabaseHeld("database_held", f"{text} Try again.")
             if database.in_transaction:
                 database.rows("ROLLBACK")
             time.sleep(HELD_PAUSE)

@@ -18,6 +18,7 @@ import msgspec
 from control import wire
 from control.manifest_fields import Manifest
 from edge_runtime import wal
+from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
 from edge_runtime.sql.libsql_connection import LibsqlConnection, is_panic, open_file, open_in_memory
 from edge_runtime.sql.queries import load
@@ -55,8 +56,8 @@ _HAS_STEPS: Final = load("has_steps")
 _UNFINISHED: Final = load("unfinished_steps")
 
 
-class DatabaseOpenError(Exception):
-    """The libsql file can't be used as it is; the message says why and what to do."""
+class DatabaseOpenError(CodedError):
+    """The libsql file can't be used as it is, or now; the message says why and what to do."""
 
 
 class LibsqlDatabase:
@@ -142,7 +143,8 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
     Raises: DatabaseOpenError, when the file can't be used; OSError, when a file can't be made.
     """
     if synchronous not in SYNCHRONOUS:
-        raise DatabaseOpenError(f"synchronous is {synchronous}, and can be {' or '.join(SYNCHRONOUS)}")
+        text = f"synchronous is {synchronous}, and can be {' or '.join(SYNCHRONOUS)}"
+        raise DatabaseOpenError("database_unfit", text)
     lock = WriterLock.open(path.with_name(LOCK_NAME))
     try:
         path.touch(mode=0o600)
@@ -165,10 +167,14 @@ def connect(path: Path, synchronous: str = "FULL", *, foreign_keys: bool = True)
         _check_writable(database)
     except ValueError as error:
         lock.close()
-        raise DatabaseOpenError(f"{path} can't be opened: {error}") from None
+        if str(error).startswith(LOCKED):
+            text = f"{path} can't be opened: another process holds the database"
+            raise DatabaseOpenError("database_held", text) from None
+        raise DatabaseOpenError("database_unfit", f"{path} can't be opened: {error}") from None
     if format_ != FORMAT:
         database.close()
-        raise DatabaseOpenError(f"{path} has format {format_} of the runtime's tables, and this version knows {FORMAT}")
+        text = f"{path} has format {format_} of the runtime's tables, and this version knows {FORMAT}"
+        raise DatabaseOpenError("database_unfit", text)
     return database
 
 

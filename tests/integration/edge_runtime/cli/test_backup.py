@@ -30,7 +30,8 @@ NOTES = ["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); CREATE INDEX b
 HOLDER = """
 import sqlite3, sys
 held = sqlite3.connect(sys.argv[1], isolation_level=None)
-held.execute(sys.argv[2]).fetchall()
+for sql in sys.argv[2:]:
+    held.execute(sql).fetchall()
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -52,10 +53,11 @@ def rows(path: Path, sql: str = "SELECT text FROM notes ORDER BY id") -> list[st
 
 
 @contextlib.asynccontextmanager
-async def holder(path: Path, sql: str = "SELECT count(*) FROM sqlite_schema") -> AsyncIterator[int]:
+async def holder(path: Path, *sql: str) -> AsyncIterator[int]:
     """Another program that has the file open; its pid."""
+    statements = sql or ("SELECT count(*) FROM sqlite_schema",)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", HOLDER, str(path), sql, stdin=PIPE, stdout=PIPE
+        sys.executable, "-c", HOLDER, str(path), *statements, stdin=PIPE, stdout=PIPE
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from edge_runtime import database_users, wal
 from edge_runtime.cli import node as node_commands
 from edge_runtime.errors import SyncFailed
+from edge_runtime.sync import identity
+from edge_runtime.sync.identity import Identity
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import holder
 from tests.integration.edge_runtime.cli.test_node import command
@@ -19,6 +22,7 @@ FUNCTIONS = {
     "sql": (guest("sql"), {"sql": "write", "time_limit_ms": 1000}),
     "reader": (guest("sql"), {"sql": "read", "time_limit_ms": 1000}),
 }
+STEPS = "-- skerry: before\nALTER TABLE notes ADD COLUMN more\n-- skerry: flip\nCREATE TABLE more (x)"
 INSERT = b"""{"sql":"INSERT INTO notes (text) VALUES ('x')"}"""
 COUNT = b'{"sql":"SELECT count(*) FROM notes"}'
 
@@ -40,8 +44,9 @@ async def test_a_program_that_holds_the_database_is_named(tmp_path: Path, caplog
                 told = await answer.json(content_type=None)
                 # Longer than the function's own limit.
                 assert (answer.status, told["code"], answer.headers["Retry-After"]) == (503, "database_held", "1")
-            await held(edge)
             name = f"process {pid} (python"
+            assert name in told["detail"]
+            await held(edge)
             assert name in edge.front.pool.held_by
             # No call waits for its turn behind another one and is told something else.
             found = await asyncio.gather(*(edge.problem("sql", INSERT) for _ in range(5)))
@@ -52,22 +57,52 @@ async def test_a_program_that_holds_the_database_is_named(tmp_path: Path, caplog
             assert name in node_commands.render(shown)
             async with edge.http.get("/_skerry/metrics") as answer:
                 assert "skerry_edge_database_held 1.0" in await answer.text()
-            with pytest.raises(SyncFailed, match=f"It is held by process {pid}") as failed:
-                await edge.release(FUNCTIONS, ["CREATE TABLE more (x)"])
-            assert failed.value.code == "database_held"
+            for change in ("CREATE TABLE more (x)", STEPS):
+                with pytest.raises(SyncFailed, match=f"It is held by process {pid}") as failed:
+                    await edge.release(FUNCTIONS, [change])
+                assert failed.value.code == "database_held"
             mend = ("UPDATE notes SET text = 'y'", "--write", "--reason", "a test")
             code, out, _ = await command("sql", "--json", "--state", str(edge.state.path), *mend)
             error = json.loads(out)["error"]
             assert (code, error["code"], name in error["message"]) == (1, "database_held", True), error
         await until(lambda: not edge.front.pool.held_by)
         assert (await edge.call("sql", INSERT))[0] == 200
-        edge.generation -= 1
+        edge.generation -= 2
         await edge.release(FUNCTIONS, ["CREATE TABLE more (x)"])
         assert edge.front.pool.functions["sql"].breaker.opened == 0
         assert edge.front.pool.deaths - deaths <= 6
     lines = [record.getMessage() for record in caplog.records if record.name == "skerry.database"]
     assert sum("another process holds the database" in line and name in line for line in lines) == 1
     assert sum("free again" in line for line in lines) == 1
+
+
+async def test_a_call_whose_worker_is_ended_as_it_waits_is_told_the_name(tmp_path: Path) -> None:
+    async with node(tmp_path / "state", lock_wait=0.3) as edge:
+        await edge.release(FUNCTIONS, ["CREATE TABLE notes (text TEXT)"])
+        async with holder(edge.state.path / wal.FILE, "BEGIN IMMEDIATE") as pid:
+            async with edge.http.post("/functions/sql", data=INSERT) as answer:
+                told = await answer.json(content_type=None)
+            assert (told["code"], f"process {pid} (python" in told["detail"]) == ("database_held", True), told
+
+
+async def test_one_that_has_the_file_exclusively_at_the_start_is_named(tmp_path: Path) -> None:
+    """Nothing can be read then, neither by the node nor by the commands."""
+    state = tmp_path / "state"
+    async with node(state) as edge:
+        await edge.release(FUNCTIONS, ["CREATE TABLE notes (text TEXT)"])
+    identity.write(state, Identity("1", "edge-1", "default", "https://127.0.0.1:1", "secret", datetime.now(UTC)))
+    async with holder(state / wal.FILE, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE") as pid:
+        name = f"process {pid} (python"
+        code, _, err = await command("run", "--state", str(state), "--listen", "127.0.0.1:0", "--workers", "1")
+        *_, last = err.splitlines()
+        assert (code, "holds the database" in last, name in last) == (1, True, True), err
+        copy = str(tmp_path / "copy.db")
+        for verb in (("sql", "SELECT 1"), ("check-database",), ("backup", copy)):
+            code, out, _ = await command(*verb, "--json", "--state", str(state))
+            error = json.loads(out)["error"]
+            assert (code, error["code"], name in error["message"]) == (1, "database_held", True), error
+    async with node(state) as edge:
+        assert (await edge.call("sql", INSERT))[0] == 200
 
 
 async def test_one_that_excludes_readers_is_named_too(tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ async def test_a_file_that_was_forged_when_an_applier_died(tmp_path: Path, monke
         (folder / "edge.commit.before").write_text("kill")
         stored = stored_release.stored
 
-        async def forged(processes: ZygoteClient) -> Stored:
-            found = await stored(processes)
+        async def forged(processes: ZygoteClient, named: applier_process.Named) -> Stored:
+            found = await stored(processes, named)
             assert found.release is not None
             return Stored(msgspec.structs.replace(found.release, generation=77), found.inventory)
 

@@ -107,10 +107,16 @@ def test_every_kind_that_a_worker_counts_is_known() -> None:
     ],
 )
 def test_what_the_client_is_told(state: int, reason: str, status: Any, expected: tuple[int, str]) -> None:
-    told = outcomes.of_death(LOCAL, state, reason, status, LIMITS)
+    told = outcomes.of_death(LOCAL, state, reason, status, LIMITS, "")
     assert (told.status, told.code) == expected
     assert (told.retry_after > 0) == (told.status == 503)
     assert ("Nothing was changed" in told.message) == (told.code != "commit_unknown")
+
+
+def test_who_holds_the_database_is_told_where_it_is_known() -> None:
+    for by in ("process 4711 (sqlite3)", ""):
+        told = outcomes.of_death(LOCAL, progress_page.WAITING, outcomes.HELD, signal.SIGKILL, LIMITS, by)
+        assert (told.code, by in told.message) == ("database_held", True)
 
 
 @pytest.mark.parametrize(

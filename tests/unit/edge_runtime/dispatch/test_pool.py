@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from control.manifest_fields import Manifest, manifest_digest
 from edge_runtime.dispatch.call import Body, Call
 from edge_runtime.dispatch.guest_log import GuestLog
+from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.outcomes import TIME_LIMIT, Answer, Outcome, Refusal
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
-from edge_runtime.dispatch.worker_link import Hooks, WorkerLink
+from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.settings import PoolLimits
