@@ -66,6 +66,7 @@ class Front:
             settings.temp_limit,
             settings.fence,
             code_memory=settings.code_memory,
+            wal_limit=settings.wal_limit,
         )
         self.processes = ZygoteClient(children, state.lock)
         self.fetches = RequestsInFlight(HttpClient(settings.networks))

@@ -11,6 +11,7 @@ from typing import Final
 
 LISTEN: Final = "127.0.0.1:8087"
 MIB: Final = 1024 * 1024
+WAL_LIMIT: Final = 256 * MIB
 
 
 class EdgeSettingsError(Exception):
@@ -103,7 +104,7 @@ class EdgeSettings:
     """How long a call may hold the writer lock."""
     synchronous: str = "FULL"
     """FULL: what an answered call wrote is on disk. NORMAL: a loss of power may undo the last calls."""
-    wal_limit: int = 256 * MIB
+    wal_limit: int = WAL_LIMIT
     """Size of the database's write-ahead log from which on calls that may write are refused."""
     temp_limit: int = 1024 * MIB
     """Size of the temporary data that a call may have on disk, and of the write-ahead log in any case."""

@@ -50,6 +50,7 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
         frames.send_json(sock, 0, frames.FAILED, frames.ChildFailure(code, f"{error}."))
         return
     opened.rows(f"PRAGMA hard_heap_limit = {change_failures.HEAP_BYTES}")
+    opened.wal_limit = settings.wal_limit
     fence.limit_files(fence.FILE_BYTES)
     opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("applier", opened.lock.fileno())

@@ -167,6 +167,7 @@ def _run(opened: LibsqlDatabase, row: StepRow, label: str, tell: Tell, order: fr
     """
     access_rules = AccessRules.read(opened)
     try:
+        batches.spare_the_log(opened, label, tell)
         if row.target:
             # A loss of power may undo the last batches, with their progress.
             opened.rows("PRAGMA synchronous = NORMAL")

@@ -20,6 +20,7 @@ from edge_runtime import database_users, wal
 from edge_runtime.cli.node import STATE, check_owner, fail
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
+from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.sync.sql_runs import SqlRunRecord
 
 if TYPE_CHECKING:
@@ -43,6 +44,15 @@ _CONTROL: Final = dict.fromkeys((*range(32), *range(127, 160)), "�")
 @click.option("--json", "form", flag_value="json", help="A JSON document for each statement, one a line.")
 @click.option("--csv", "form", flag_value="csv", help="CSV with a head; a BLOB in hex, a NULL empty.")
 @click.option("--time-limit", type=click.FloatRange(0.1, 86_400), default=60.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--wal-limit",
+    envvar="SKERRY_EDGE_WAL_LIMIT",
+    type=click.IntRange(min=1),
+    default=WAL_LIMIT,
+    show_default=True,
+    metavar="BYTES",
+    help="The node's limit of its write-ahead log: nothing is written while the log has so much.",
+)
 def sql(
     statement: str | None,
     state: Path,
@@ -51,6 +61,7 @@ def sql(
     params: tuple[str, ...],
     form: str | None,
     time_limit: float,
+    wal_limit: int,
 ) -> None:
     """Run SQL on the node's database, while the node serves or while it doesn't. STATEMENT, or what comes on stdin, may
     be several statements with semicolons: they are one transaction.
@@ -83,7 +94,8 @@ def sql(
             guarded(state / wal.FILE, reading=False),
             _recorded(state, "write" if write else "read", text.strip(), reason.strip()) as count,
         ):
-            events = run(state, statements, [_value(p) for p in params], write=write, seconds=time_limit)
+            values = [_value(p) for p in params]
+            events = run(state, statements, values, write=write, seconds=time_limit, wal_limit=wal_limit)
             # What a transaction has written is shown once it is kept, what is read as it comes.
             for event in _noted(events, count, write=write) if not write else list(_noted(events, count, write=write)):
                 if event.columns is not None:

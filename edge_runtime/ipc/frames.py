@@ -261,6 +261,8 @@ class ChildSettings(Struct, frozen=True):
     """required: children must have every piece of their fence; partial: they have the pieces that the machine has."""
     code_memory: int = 256 * 1024 * 1024
     """Bytes that a worker's loaded functions may take, with all else that it has allocated."""
+    wal_limit: int = 256 * 1024 * 1024
+    """Bytes of the write-ahead log from which on nothing more should be written to it."""
 
 
 class ChildGone(ConnectionError):

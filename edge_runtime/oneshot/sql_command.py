@@ -29,6 +29,8 @@ from edge_runtime.sql.tokenizer import TokenKind, tokenize
 
 TEMP_BYTES: Final = 1024 * 1024 * 1024
 """Bytes of each temporary file, and of what one transaction may write to the log."""
+LOG_WAIT: Final = 5.0
+"""Seconds for which a transaction that writes waits while the write-ahead log is at its limit."""
 BATCH: Final = 64
 """Rows that are passed on at once."""
 _READ_GENERATION: Final = load("read_generation")
@@ -72,10 +74,11 @@ def split(sql: str) -> list[str]:
 
 
 def run(
-    state: Path, statements: Sequence[str], params: list[Any], *, write: bool, seconds: float
+    state: Path, statements: Sequence[str], params: list[Any], *, write: bool, seconds: float, wal_limit: int
 ) -> Iterator[SqlEvent]:
     """Run the statements in one transaction, which reads alone unless `write`; yield what happens. Only one statement
-    may have `params`. The caller has one thread, and keeps the file open meanwhile (`database_guard`).
+    may have `params`. None that writes begins while the write-ahead log has `wal_limit` bytes. The caller has one
+    thread, and keeps the file open meanwhile (`database_guard`).
 
     Raises: SqlFailed, when it can't be done; TimeoutError, when it took longer than `seconds`, before its COMMIT.
     """
@@ -89,7 +92,7 @@ def run(
         if not write:
             # Its transaction keeps the log from beginning anew, also while nobody reads what it has found.
             signal.setitimer(signal.ITIMER_REAL, seconds)
-        _work(state, statements, params, write, out)
+        _work(state, statements, params, write, wal_limit, out)
 
     event = SqlEvent()
     try:
@@ -110,7 +113,9 @@ def run(
         raise SqlFailed("sql_failed", "The process that ran the SQL ended; nothing was changed.")
 
 
-def _work(state: Path, statements: Sequence[str], params: list[Any], write: bool, out: BinaryIO) -> None:
+def _work(
+    state: Path, statements: Sequence[str], params: list[Any], write: bool, wal_limit: int, out: BinaryIO
+) -> None:
     def tell(event: SqlEvent) -> None:
         out.write(msgspec.json.encode(event) + b"\n")
         out.flush()
@@ -123,12 +128,27 @@ def _work(state: Path, statements: Sequence[str], params: list[Any], write: bool
         fence.limit_files(TEMP_BYTES)
         opened.file_limit_was_hit = fence.file_limit_was_hit
         fence.seal("worker", opened.lock.fileno())
+        if write:
+            _wait_for_log(path, wal_limit)
         _run(opened, statements, params, write, tell)
         tell(SqlEvent(done=True))
     except database.DatabaseOpenError as error:
         tell(SqlEvent(code=error.code, message=f"{error}."))
     except CodedError as error:
         tell(SqlEvent(code=error.code, message=error.message))
+
+
+def _wait_for_log(path: Path, limit: int) -> None:
+    """Wait while the write-ahead log is at its limit, as calls do. Raises: SqlFailed, when it stays so."""
+    until = time.monotonic() + LOG_WAIT
+    while (size := wal.committed(path)) >= limit:
+        if time.monotonic() > until:
+            text = (
+                f"The database's write-ahead log has {size >> 20} MiB, and its limit is {limit >> 20}: a "
+                "reader doesn't end, or the disk is slow. Nothing was changed; try again."
+            )
+            raise SqlFailed("wal_full", text)
+        time.sleep(0.02)
 
 
 def _run(opened: LibsqlDatabase, statements: Sequence[str], params: list[Any], write: bool, tell: Any) -> None:

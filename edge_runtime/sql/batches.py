@@ -37,6 +37,8 @@ LOG_BYTES: Final = 32 * 1024 * 1024
 LOG_WAIT: Final = 5.0
 """From so many bytes of the write-ahead log on a batch waits until the log has begun anew, for so many seconds at
 most."""
+FULL_WAIT: Final = 30.0
+"""Seconds that a step waits while the log has half of its limit or more; then it fails."""
 
 _START: Final = load("start_step")
 _MOVE: Final = load("move_step")
@@ -108,7 +110,7 @@ def run(opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: C
         after = upto
         size = int(min(MOST, max(LEAST, size * min(2.0, HELD / max(held, 1e-4)))))
         time.sleep(max(REST, held))
-        _spare_the_log(opened)
+        spare_the_log(opened, row.target[:40], tell)
 
 
 def check_key(opened: LibsqlDatabase, table: str, key: str) -> None:
@@ -198,10 +200,28 @@ def _execute(opened: LibsqlDatabase, sql: str, shown: str) -> None:
         raise SchemaChangeRefused(code_of_shortage(opened, error) or "schema_invalid", f"{error}.", shown) from None
 
 
-def _spare_the_log(opened: LibsqlDatabase) -> None:
-    """Wait while the log is long: writers would be made to wait for its checkpoint, or be refused."""
+def spare_the_log(opened: LibsqlDatabase, label: str, tell: Callable[[str], None]) -> None:
+    """Wait while the log is long: writers would be made to wait for its checkpoint, or be refused. The second half of
+    its limit is for calls.
+
+    Raises: SchemaChangeRefused, when it stays so long.
+    """
     if opened.path is None:
         return
-    end = time.monotonic() + LOG_WAIT
-    while wal.committed(opened.path) > LOG_BYTES and time.monotonic() < end:
+    half = opened.wal_limit // 2
+    began, told = time.monotonic(), False
+    while (size := wal.committed(opened.path)) > min(LOG_BYTES, half):
+        waited = time.monotonic() - began
+        if size < half:
+            if waited > LOG_WAIT:
+                return
+        elif waited > FULL_WAIT:
+            text = (
+                f"The write-ahead log has {size >> 20} MiB of {opened.wal_limit >> 20}, and can't begin anew: a reader "
+                "doesn't end, or the disk is slow. What was done before stays, and is gone on from."
+            )
+            raise SchemaChangeRefused("wal_full", text)
+        elif not told:
+            told = True
+            tell(f"{label}: waits, as the write-ahead log is long")
         time.sleep(0.02)

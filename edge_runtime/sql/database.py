@@ -20,6 +20,7 @@ from control.manifest_fields import Manifest
 from edge_runtime import wal
 from edge_runtime.errors import CodedError
 from edge_runtime.ipc.frames import LocalFunction, LocalRelease, Stored
+from edge_runtime.settings import WAL_LIMIT
 from edge_runtime.sql.libsql_connection import LibsqlConnection, is_panic, open_file, open_in_memory
 from edge_runtime.sql.queries import load
 from edge_runtime.sql.rows import ChangeRow, FunctionRow, MetaRow, ReleaseRow
@@ -70,6 +71,8 @@ class LibsqlDatabase:
         """None for a database in memory."""
         self.query_only = False
         """The value last given to `set_query_only`."""
+        self.wal_limit = WAL_LIMIT
+        """Bytes of the write-ahead log from which on nothing more should be written to it."""
         self.file_limit_was_hit: Callable[[], bool] = lambda: False
         """Returns whether a write has failed since its last call because this process may not write larger files."""
 

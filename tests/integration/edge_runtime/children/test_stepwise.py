@@ -14,10 +14,11 @@ import msgspec
 import pytest
 
 from control import wire
+from edge_runtime import wal
 from edge_runtime.children import applier, stepwise
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
-from edge_runtime.sql import database, schema_change, schema_record
+from edge_runtime.sql import batches, database, schema_change, schema_record
 from edge_runtime.sql.access import AccessRules
 from edge_runtime.sql.call_sql import CallSql
 from edge_runtime.sql.database import LibsqlDatabase
@@ -136,6 +137,22 @@ def test_a_column_is_filled_under_the_release_that_serves(opened: LibsqlDatabase
     assert database.inventory(opened).schema_version == 3
     assert steps(opened) == []
     assert opened.rows("PRAGMA legacy_alter_table") == [(0,)]
+
+
+def test_a_step_whose_log_stays_long_fails_and_is_gone_on_from(
+    opened: LibsqlDatabase, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "FULL_WAIT", 0.05)
+    made = plan(2, changes([ADDED], 3))
+    # No checkpointer is there, and a batch needs more than the half.
+    opened.wal_limit = 2 * wal.committed(path)
+    with pytest.raises(SyncFailed, match="can't begin anew") as failed:
+        advance(opened, made)
+    assert failed.value.code == "wal_full"
+    assert not opened.in_transaction
+    opened.wal_limit = database.WAL_LIMIT
+    advance(opened, made)
+    assert opened.rows("SELECT count(*) FROM items WHERE amount > 1000000") == [(ROWS,)]
 
 
 def test_a_table_is_made_anew_and_the_old_one_emptied_behind_the_flip(opened: LibsqlDatabase) -> None:

@@ -17,9 +17,11 @@ import orjson
 import pytest
 
 from edge_runtime import wal
+from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc.zygote_client import Child
 from edge_runtime.release import checkpoint_schedule
 from tests.guests.build import guest
+from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.edge import Node, node, until
 from tests.support.failing_calls import ALWAYS, FailingCalls
 
@@ -210,6 +212,67 @@ async def test_a_release_may_write_more_than_the_limit(tmp_path: Path) -> None:
             assert await write(edge) == (200, "")
         await until(lambda: edge.front.checkpoints.size < 1 << 20)
         assert await count(edge) == 25
+
+
+async def test_a_change_in_batches_leaves_half_of_the_log_to_calls(tmp_path: Path) -> None:
+    """It waits there, and goes on once the log is short."""
+    fill = [
+        "CREATE TABLE items (id INTEGER PRIMARY KEY, data BLOB, done INTEGER DEFAULT 0)",
+        "INSERT INTO items (data) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) "
+        "SELECT zeroblob(8000) FROM n",
+    ]
+    change = (
+        "-- skerry: batch items by id\n"
+        "UPDATE items SET done = done + 1, data = zeroblob(8001) WHERE id > :after AND id <= :upto"
+    )
+    async with notes(tmp_path, wal_limit=16 << 20) as edge:
+        await edge.release(FUNCTIONS, fill)
+        await until(lambda: edge.front.checkpoints.size < 1 << 20)
+        plan, _ = edge.plan(FUNCTIONS, [change])
+
+        async def advance() -> None:
+            while True:
+                try:
+                    return await edge.front.manager.advance(plan, told.append)
+                except SyncFailed as failed:
+                    # On a machine that is so busy that the reader below stays for half a minute.
+                    if failed.code != "wal_full":
+                        raise
+
+        told: list[str] = []
+        async with standing_reader(tmp_path):
+            advancing = asyncio.ensure_future(advance())
+            await until(lambda: advancing.done() or any("waits" in text for text in told))
+            edge.front.checkpoints.look()
+            # With the batch that has crossed the line.
+            assert edge.front.checkpoints.size < 12 << 20
+            assert edge.front.pool.pressure is wal.Pressure.NONE
+            assert await write(edge) == (200, "")
+            assert not advancing.done()
+        await advancing
+        _, _, body = await edge.call("reader", b'{"sql":"SELECT count(*), sum(done) FROM items"}')
+        assert orjson.loads(body)["rows"] == [[3000, 3000]]
+
+
+async def test_what_the_command_sql_writes_counts_for_the_limit(tmp_path: Path) -> None:
+    insert = "INSERT INTO notes (data) VALUES (zeroblob(17 << 20))"
+    async with notes(tmp_path, wal_limit=16 << 20) as edge:
+        path = str(edge.state.path)
+        mend = ("sql", insert, "--write", "--reason", "a test", "--json", "--state", path)
+        async with standing_reader(tmp_path):
+            assert (await command(*mend, SKERRY_EDGE_WAL_LIMIT=str(16 << 20)))[0] == 0
+            # The reader needs the log as it is.
+            async with asyncio.timeout(60):
+                while (found := await write(edge)) != (503, "wal_full"):
+                    assert found == (200, "")
+            code, out, _ = await command(*mend, SKERRY_EDGE_WAL_LIMIT=str(16 << 20))
+            assert (code, orjson.loads(out)["error"]["code"]) == (1, "wal_full"), out
+            reads = ("sql", "SELECT count(*) FROM notes", "--json", "--state", path)
+            assert (await command(*reads, SKERRY_EDGE_WAL_LIMIT=str(16 << 20)))[0] == 0
+        async with asyncio.timeout(60):
+            while await write(edge) != (200, ""):
+                await asyncio.sleep(0.05)
+        assert (await command(*mend, SKERRY_EDGE_WAL_LIMIT=str(16 << 20)))[0] == 0
 
 
 async def test_a_node_that_was_stopped_has_all_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
