@@ -23,6 +23,7 @@ KINDS: dict[str, list[dict[str, Any]]] = {
     "north-admin": [{"role": "admin", "group": "north"}],
     "ci": [{"role": "push", "group": "north", "functions": ["orders"]}],
     "mixed": [{"role": "read"}, {"role": "deploy", "group": "south"}],
+    "north-admin-south-deployer": [{"role": "admin", "group": "north"}, {"role": "deploy", "group": "south"}],
 }
 
 

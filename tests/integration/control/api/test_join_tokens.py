@@ -31,7 +31,9 @@ async def states(control: Control) -> dict[str, str]:
 async def test_a_rejoin_token_ends_with_what_happens_to_its_node(control: Control, ended: str) -> None:
     await control.ok("POST", "/v1/groups", {"name": "east"})
     await control.join("n1")
+    await control.join("n2")
     old = await made(control, rejoin="n1", expires_in=30 * 86400)
+    kept = [(await made(control, **body))["id"] for body in ({}, {"rejoin": "n2"})]
     if ended == "revoked":
         await control.ok("POST", "/v1/nodes/n1/revoke")
     elif ended == "rejoined":
@@ -43,7 +45,8 @@ async def test_a_rejoin_token_ends_with_what_happens_to_its_node(control: Contro
         another = await control.join("n1", "east")
     refused = await join(control, old["token"], "n1")
     assert (refused.status, refused.code) == (401, "token_revoked")
-    assert (await states(control))[old["id"]] == "revoked"
+    now = await states(control)
+    assert (now[old["id"]], [now[id] for id in kept]) == ("revoked", ["open", "open"])
     if ended == "replaced":
         assert (await control.call("POST", "/v1/poll", POLL, token=another.credential)).status == 204
 

@@ -62,6 +62,11 @@ class Applier:
             self.doing.append(frame.body.decode())
         return frame
 
+    def peak(self) -> int:
+        """The most memory that it has had, in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+
     def end(self) -> int:
         self.sock.close()
         return self.process.wait(60)
@@ -200,7 +205,14 @@ def test_a_change_that_needs_too_large_a_file_says_how_large_it_was(state):
 
 def test_of_orphans_without_number_the_first_is_told(state):
     family = "CREATE TABLE child (p INTEGER REFERENCES items (id)); INSERT INTO child SELECT value + 9 FROM {}"
-    sql = family.format("generate_series(1, 100000)")
-    failure = lacking(state, sql, HEAP=4 << 20)
+    sql = family.format("generate_series(1, 300000)")
+    child = Applier(state, HEAP=4 << 20)
+    assert child.ask(frames.ABORT).kind == frames.ABORTED
+    before = child.peak()
+    failed = child.ask(frames.APPLY, frames.Apply(plan(2, changes([sql], 3)), []))
+    failure = msgspec.json.decode(failed.body, type=frames.ChildFailure)
+    assert child.peak() - before < 24 << 20, "it has them all in memory"
     assert failure.code == "foreign_key_violation"
-    assert "100000 rows have no parent; the first is row 1 of child, which refers to items" in failure.message
+    assert "300000 rows have no parent; the first is row 1 of child, which refers to items" in failure.message
+    assert child.end() == 0
+    assert generation(state) == 1

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from edge_runtime import wal
+from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 from edge_runtime.sync.sql_runs import FOLDER
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import texts, write
@@ -153,3 +155,19 @@ async def test_nobody_who_reads_slowly_keeps_the_transaction_open(served: Node) 
 async def test_a_write_needs_a_reason(served: Node) -> None:
     code, _, err = await sql(served, "DELETE FROM notes", "--write")
     assert (code, "--reason" in err) == (2, True)
+
+
+async def test_a_write_waits_for_the_writer_lock(served: Node) -> None:
+    """As long as another writer has it, though SQLite itself would let it write."""
+    insert = ("INSERT INTO notes (text) VALUES ('late')", "--write", "--reason", "a test")
+    lock = WriterLock.open(served.state.path / wal.FILE.parent / LOCK_NAME)
+    try:
+        lock.acquire()
+        status, out, _ = await sql(served, *insert, "--json", "--time-limit", "1")
+        assert (status, json.loads(out)["error"]["code"]) == (1, "time_limit")
+        # Whoever only reads waits for nobody.
+        assert (await shown(served, "SELECT text FROM notes"))["rows"] == []
+    finally:
+        lock.close()
+    assert (await sql(served, *insert))[0] == 0
+    await change(served, "DELETE FROM notes")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from control import wire
 from edge_runtime.sync.control_client import ControlRefused
 from edge_runtime.sync.sql_runs import FOLDER, SqlRunRecord, SqlRunReports
@@ -37,7 +39,10 @@ async def test_rows_are_mended_while_the_node_does_not_run(tmp_path: Path) -> No
         assert await texts(made) == ["mended"]
 
 
-async def test_control_is_told_who_has_changed_what(control: Control, tmp_path: Path) -> None:
+async def test_control_is_told_who_has_changed_what(
+    control: Control, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the node's log."""
     await joined(control, tmp_path)
     await control.call("POST", "schema-changes", {"name": "notes", "sql": NOTES[0]})
     await control.release(functions={"sql": await control.push("sql", *FUNCTIONS["sql"])})
@@ -75,13 +80,24 @@ async def test_control_is_told_who_has_changed_what(control: Control, tmp_path: 
         async with asyncio.timeout(60):
             while list((tmp_path / FOLDER).iterdir()):
                 await asyncio.sleep(0.02)
+    assert f"by sudo from ada) (reason: ticket 7), 1 rows: {insert}" in caplog.text
+    assert "a secret" not in caplog.text
 
 
 def statements(audit: Any) -> list[str]:
     return [row["details"]["statement"] for row in audit["items"] if row["action"] == "node.sql"]
 
 
-async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(tmp_path: Path) -> None:
+def filtered(pid: int) -> list[bool]:
+    """Of a process's children, whether each may make the system calls of a list alone."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return ["\nSeccomp:\t2\n" in Path(f"/proc/{child}/status").read_text() for child in children]
+
+
+async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until then its SQL ran behind the fence."""
     state = tmp_path / "state"
     async with node(state) as made:
         await made.release(FUNCTIONS, NOTES)
@@ -92,6 +108,10 @@ async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(tmp_path
                 await asyncio.sleep(0.02)
         await reports.look()
         assert not reports._waiting
+        # One keeps the file open, one runs the SQL.
+        async with asyncio.timeout(60):
+            while filtered(process.pid) != [True, True]:
+                await asyncio.sleep(0.02)
         process.kill()
         await process.communicate()
         async with asyncio.timeout(60):
@@ -100,6 +120,7 @@ async def test_a_command_that_was_killed_is_told_of_with_an_unknown_end(tmp_path
                 await asyncio.sleep(0.02)
         (run,) = reports._waiting.values()
         assert (run.kind, run.rows, run.statement) == ("read", None, ENDLESS)
+        assert f"read by {run.user}, nobody knows how many rows: {ENDLESS}" in caplog.text
 
 
 class OldControl:

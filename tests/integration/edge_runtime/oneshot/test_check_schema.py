@@ -119,8 +119,8 @@ def test_an_earlier_change_that_fails_is_named():
     ],
 )  # fmt: skip
 def test_an_amendment_must_lead_to_the_same_schema(sql, ok):
-    # The changes after the amended one don't matter.
-    earlier = [*SHOP, "CREATE UNIQUE INDEX u ON users (state)", "CREATE TABLE later (x)"]
+    # The changes after the amended one don't matter: they aren't run.
+    earlier = [*SHOP, "CREATE UNIQUE INDEX u ON users (state)", "DROP INDEX u; CREATE TABLE more (x)"]
     answer = checked(sql, earlier, RegisteredChange(4, "CREATE UNIQUE INDEX u ON users (state)"))
     assert answer["ok"] is ok, answer
     if not ok:
@@ -162,6 +162,18 @@ def test_tables_are_filled_as_well_as_it_can():
             assert opened.rows(f"SELECT count(*) FROM {table}") == [(3,)], table
         assert opened.rows("SELECT count(*) >= 1 FROM child") == [(1,)]
         assert opened.rows("PRAGMA foreign_key_check") == []
+
+
+def test_generated_rows_have_their_parents():
+    """A column that is part of two foreign keys must fit both; else each change would be told to leave orphans."""
+    tables = [
+        "CREATE TABLE places (town INTEGER, street INTEGER, PRIMARY KEY (town, street))",
+        "CREATE TABLE towns (town INTEGER PRIMARY KEY)",
+        "CREATE TABLE houses (town INTEGER NOT NULL REFERENCES towns, street INTEGER NOT NULL, "
+        "FOREIGN KEY (town, street) REFERENCES places)",
+    ]
+    answer = checked("CREATE TABLE more (x)", tables)
+    assert (answer["ok"], answer["empty"], answer["warnings"]) == (True, [], [])
 
 
 def run(asked, program=("-m", "edge_runtime.oneshot.check", "schema")):
@@ -262,6 +274,13 @@ LOGS = "CREATE TRIGGER logs AFTER {event} ON users BEGIN INSERT INTO log VALUES 
         # Refusals are what these are for.
         ([], "CREATE TRIGGER t BEFORE DELETE ON users BEGIN SELECT RAISE(ABORT, 'they stay'); END", ""),
         ([], "CREATE TRIGGER t BEFORE UPDATE ON users BEGIN SELECT RAISE(ROLLBACK, 'they stay'); END", ""),
+        ([], "CREATE TRIGGER t AFTER INSERT ON users BEGIN UPDATE users SET age = 999 WHERE id = new.id; END", ""),
+        # What one of them does is undone before the next.
+        (
+            ["CREATE TRIGGER t AFTER DELETE ON lines BEGIN DELETE FROM users; END", LOGS.format(event="UPDATE OF age")],
+            "DROP TABLE log",
+            'UPDATE "users"',
+        ),
         # What fails already isn't the change's fault.
         (["CREATE VIEW broken AS SELECT missing FROM users"], "CREATE TABLE a (x)", ""),
         ([], "CREATE TRIGGER t AFTER INSERT ON users BEGIN UPDATE users SET age = 3 WHERE id = new.id; END", ""),
