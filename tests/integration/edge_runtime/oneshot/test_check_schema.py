@@ -200,7 +200,8 @@ def test_the_program_reads_and_prints_json():
 
 def test_a_change_that_never_ends_or_fills_the_memory_is_refused():
     endless = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) "
-    greedy = orjson.loads(run({"sql": "CREATE TABLE t AS " + endless + "SELECT x FROM c"}).stdout)
+    patient = "from edge_runtime.oneshot import check_schema; check_schema.SECONDS = 90; check_schema.main([])"
+    greedy = orjson.loads(run({"sql": "CREATE TABLE t AS " + endless + "SELECT x FROM c"}, ["-c", patient]).stdout)
     assert (greedy["ok"], greedy["code"]) == (False, "apply_out_of_memory")
     assert "out of memory" in greedy["message"]
     hurried = "from edge_runtime.oneshot import check, check_schema; check_schema.SECONDS = 0.5; check.main(['schema'])"
@@ -220,10 +221,11 @@ def test_hundreds_of_earlier_changes_are_quick():
         "CREATE TABLE a{0} (id INTEGER PRIMARY KEY, name TEXT NOT NULL, up INTEGER REFERENCES a{1} (id));"
         "CREATE INDEX i{0} ON a{0} (name); CREATE TRIGGER t{0} AFTER DELETE ON a{0} BEGIN SELECT 1; SELECT 2; END"
     )
-    started = time.monotonic()
+    # Of this process alone: the machine may be busy.
+    started = time.process_time()
     answer = checked("CREATE TABLE last (x)", [table.format(n, max(0, n - 1)) for n in range(400)])
     assert answer == {"ok": True, "empty": [], "warnings": [], "losses": [], "stalls": []}
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_what_nodes_can_lose_is_told():
@@ -277,8 +279,8 @@ LOGS = "CREATE TRIGGER logs AFTER {event} ON users BEGIN INSERT INTO log VALUES 
         ([], "CREATE TRIGGER t AFTER INSERT ON users BEGIN UPDATE users SET age = 999 WHERE id = new.id; END", ""),
         # What one of them does is undone before the next.
         (
-            ["CREATE TRIGGER t AFTER DELETE ON lines BEGIN DELETE FROM users; END", LOGS.format(event="UPDATE OF age")],
-            "DROP TABLE log",
+            ["CREATE TRIGGER t AFTER DELETE ON lines BEGIN DELETE FROM users; END"],
+            "CREATE TRIGGER u AFTER UPDATE ON users BEGIN INSERT INTO log VALUES (json('{'), 1); END",
             'UPDATE "users"',
         ),
         # What fails already isn't the change's fault.
