@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import pytest
+
+from control.problems import ProblemError
+from control.sync import probed_functions
 from tests.guests.version import version
 from tests.support.control import Control
 
@@ -44,3 +48,26 @@ async def test_a_probe_without_an_end_ends(control: Control) -> None:
     await control.release(functions={"loops": 1})
     [message] = await warned(control, "CREATE TABLE more (x)")
     assert "the probe of loops@1 wasn't tried to its end: it took more than 5 s" in message
+
+
+async def test_probes_that_are_not_run_are_told_and_refuse_no_change(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await control.ok("POST", "/v1/schema-changes", {"name": "tables", "sql": TABLES})
+    for number, name in enumerate(("one", "two"), 1):
+        await control.push(name, version(number), **PROBE)
+    await control.release(functions={"one": 1, "two": 1})
+    more = "CREATE TABLE more (x)"
+    assert await warned(control, more) == []
+    left = "1 of 2 probes weren't run after it: too many, or too large"
+    for bound, value in (("MOST", 1), ("BYTES", len(version(1)))):
+        with monkeypatch.context() as patch:
+            patch.setattr(probed_functions, bound, value)
+            assert await warned(control, more) == [left], bound
+
+    async def unavailable(*_: Any) -> Any:
+        raise ProblemError("check_unavailable", "too much is to be checked")
+
+    monkeypatch.setattr(control.services.checks, "probes", unavailable)
+    [message] = await warned(control, more)
+    assert message.startswith("the probes of functions couldn't be run after it: too much is to be checked")
