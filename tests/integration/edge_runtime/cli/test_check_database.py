@@ -14,7 +14,10 @@ from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.edge import node
 
 FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"})}
-NOTES = ["CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); CREATE INDEX by_text ON notes (text)"]
+NOTES = [
+    "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT); CREATE INDEX by_text ON notes (text);"
+    "CREATE INDEX by_length ON notes (length(text))"
+]
 FILL = (
     "INSERT INTO notes (text) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
     "SELECT printf('%0100d', i) FROM n"
@@ -63,6 +66,7 @@ async def test_a_database_is_looked_through_while_the_node_serves_and_after(tmp_
         opened.execute("CREATE TABLE by_hand (x REFERENCES notes)")
         opened.execute("INSERT INTO by_hand VALUES (777)")
         opened.execute("DROP INDEX by_text")
+        opened.execute("DROP INDEX by_length")
         opened.execute("CREATE INDEX by_text ON notes (text DESC)")
         opened.commit()
     code, out, err = await command(*check, "--json")
@@ -71,8 +75,9 @@ async def test_a_database_is_looked_through_while_the_node_serves_and_after(tmp_
     assert [finding[:40] for finding in found["findings"]] == [
         "Foreign keys are violated: 1 rows have n",
         "The index by_text isn't as the last rele",
+        "The index by_length is missing.",
     ]
     assert found["notes"] == ["The table by_hand is no release's."]
     damage(state / wal.FILE)
     code, out, err = await command(*check)
-    assert (code, "finding" in out or "database_damaged" in err) == (1, True)
+    assert (code, "Its pages are damaged" in out or "database_damaged" in err) == (1, True), out + err
