@@ -64,6 +64,11 @@ def index_of(database: Path) -> Path:
     return database.with_name(f"{database.name}-shm")
 
 
+def journal_of(database: Path) -> Path:
+    """Return where the pages are that a transaction has changed, of a file without a write-ahead log."""
+    return database.with_name(f"{database.name}-journal")
+
+
 def has_log(database: Path) -> bool:
     """Return whether there is a log that isn't empty: while the database is open, and after it wasn't closed in
     order."""

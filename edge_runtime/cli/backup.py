@@ -116,8 +116,7 @@ def _check_target(file: Path, database: Path, as_json: bool) -> None:
             raise fail("backup_target_unfit", f"{file} is something else than a database; it stays", as_json)
         if used := database_users.users(file):
             raise fail("backup_target_unfit", f"{file} is in use by {database_users.told(used)}", as_json)
-    for suffix in ("-wal", "-journal"):
-        beside = file.with_name(file.name + suffix)
+    for beside in (wal.log_of(file), wal.journal_of(file)):
         if beside.exists():
             text = f"{beside} is there, and would be taken for a part of the backup: move it away"
             raise fail("backup_target_unfit", text, as_json)

@@ -38,7 +38,8 @@ def restore(file: Path, state: Path, force: bool, as_json: bool) -> None:
     Exits 0 if it was restored, 1 if not.
     """
     check_owner(state, as_json)
-    state, file = state.absolute(), file.absolute()
+    # Of a link the file that it leads to: its log is beside that one.
+    state, file = state.absolute(), file.resolve()
     try:
         opened = State(state, STOP_WAIT)
     except StateUnfit as error:

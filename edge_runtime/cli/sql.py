@@ -89,13 +89,16 @@ def sql(
     if not (state / wal.FILE).exists():
         raise fail("database_missing", f"{state / wal.FILE} isn't there: the node has not run yet", as_json)
     output: _Output = _Json() if as_json else _Csv() if form == "csv" else _Table()
+    values = [_value(p) for p in params]
     try:
         with (
             guarded(state / wal.FILE, reading=False),
             _recorded(state, "write" if write else "read", text.strip(), reason.strip()) as count,
+            # Broken off by Ctrl-C, or by whoever reads the output, its process is ended before anything else.
+            contextlib.closing(
+                run(state, statements, values, write=write, seconds=time_limit, wal_limit=wal_limit)
+            ) as events,
         ):
-            values = [_value(p) for p in params]
-            events = run(state, statements, values, write=write, seconds=time_limit, wal_limit=wal_limit)
             # What a transaction has written is shown once it is kept, what is read as it comes.
             for event in _noted(events, count, write=write) if not write else list(_noted(events, count, write=write)):
                 if event.columns is not None:

@@ -56,8 +56,8 @@ def copy_served(database: Path, target: Path) -> None:
 
 
 def copy_unused(source: Path, target: Path) -> None:
-    """Copy a file that no process uses, with its log where it has one. `target` and the caller are as in
-    `copy_served`.
+    """Copy a file that no process uses, with its log where it has one, or the journal of a transaction that another
+    program didn't end. `target` and the caller are as in `copy_served`.
 
     Raises: CopyFailed, when that can't be done.
     """
@@ -68,6 +68,8 @@ def copy_unused(source: Path, target: Path) -> None:
         _copy(source, target)
         if log_bytes:
             _copy(log, wal.log_of(target))
+        if (journal := wal.journal_of(source)).exists():
+            _copy(journal, wal.journal_of(target))
     except OSError as error:
         raise CopyFailed("copy_failed", f"{source} can't be copied to {target.parent}: {error}.") from None
     _join(target, None if log_bytes else 0)

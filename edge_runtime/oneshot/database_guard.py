@@ -22,6 +22,8 @@ BUSY: Final = 5.0
 """Seconds that the guard waits for a lock of another process."""
 _READY: Final = b"ready"
 _HELD: Final = b"held"
+_LOOK: Final = b"?"
+_END: Final = b"!"
 
 
 class GuardFailed(CodedError):
@@ -43,7 +45,7 @@ class DatabaseGuard:
         Raises: GuardFailed, when it wasn't.
         """
         with contextlib.suppress(BrokenPipeError):
-            os.write(self._orders, b"?")
+            os.write(self._orders, _LOOK)
         self.expect()
 
     def expect(self) -> None:
@@ -84,13 +86,16 @@ def guarded(database: Path, *, reading: bool) -> Iterator[DatabaseGuard]:
         guard.expect()
         yield guard
     finally:
+        # Told, and not by closing the pipe: a child that was forked in the block may have it, and not have ended.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(orders, _END)
         os.close(orders)
         os.waitpid(pid, 0)
         os.close(answers)
 
 
 def _keep_open(database: Path, reading: bool, orders: int, answers: int) -> None:
-    """Be the guard, until `orders` is closed."""
+    """Be the guard, until `orders` says to end."""
     fence.enclose([(database.parent, WRITE), RANDOM])
     connection = sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=BUSY, isolation_level=None)
     fence.seal("checkpointer")
@@ -101,7 +106,7 @@ def _keep_open(database: Path, reading: bool, orders: int, answers: int) -> None
         connection.execute("BEGIN")
     connection.execute(looking).fetchall()
     os.write(answers, _READY)
-    while os.read(orders, 1):
+    while os.read(orders, 1) == _LOOK:
         if reading and not connection.in_transaction:
             raise sqlite3.OperationalError("the read transaction has ended")
         connection.execute(looking).fetchall()

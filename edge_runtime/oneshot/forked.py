@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import BinaryIO
 
 from edge_runtime.sandbox import fence
@@ -35,7 +35,7 @@ def run_forked(work: Callable[[], bytes], seconds: float) -> tuple[bytes, int]:
         os.close(reading)
 
 
-def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float | None]) -> Iterator[bytes]:
+def forked_lines(work: Callable[[BinaryIO], None], may_take: Callable[[], float | None]) -> Generator[bytes]:
     """Yield the lines that `work` writes in the child, as they come. `may_take` returns the seconds that the next one
     may take, None for any time. A child that hasn't ended when the generator is closed is killed.
 

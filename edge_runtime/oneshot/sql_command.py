@@ -7,7 +7,7 @@ The events come one by one, so that a result of any size passes through.
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -75,7 +75,7 @@ def split(sql: str) -> list[str]:
 
 def run(
     state: Path, statements: Sequence[str], params: list[Any], *, write: bool, seconds: float, wal_limit: int
-) -> Iterator[SqlEvent]:
+) -> Generator[SqlEvent]:
     """Run the statements in one transaction, which reads alone unless `write`; yield what happens. Only one statement
     may have `params`. None that writes begins while the write-ahead log has `wal_limit` bytes. The caller has one
     thread, and keeps the file open meanwhile (`database_guard`).

@@ -205,13 +205,28 @@ async def test_a_restored_node_serves_what_the_backup_has_whatever_was_in_the_lo
         assert edge.front.manager.release.number == 1
         assert await texts(edge) == ["old"]
         await write(edge, "after")
-    # What was there is whole, too, and can be put back.
-    kept = Path(found["kept"])
+    # What was there is whole, too, and can be put back, by a link to it as well: its log is beside the file itself.
+    kept = stopped.parent / "kept.db"
+    kept.symlink_to(found["kept"])
     code, out, err = await command("restore", str(kept), "--state", str(stopped))
     assert (code, err) == (0, "")
     assert "release 2 (generation 2), schema version 2" in out
     async with node(stopped) as edge:
         assert await texts(edge) == ["old", "new", "in the log"]
+
+
+async def test_what_another_program_did_not_commit_in_the_backup_is_not_restored(stopped: Path, tmp_path: Path) -> None:
+    file = tmp_path / "backup.db"
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000)"
+    change = f"INSERT INTO notes (text) {many} SELECT 'not kept ' || i FROM n"
+    script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA cache_size = 5'); "
+    script += "c.execute(sys.argv[2]); import os; os.kill(os.getpid(), 9)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(file), change)
+    assert await process.wait() == -9
+    assert wal.journal_of(file).stat().st_size
+    code, found = await restore(stopped)
+    assert (code, found.get("warnings")) == (0, []), found
+    assert rows(stopped / wal.FILE) == ["old"]
 
 
 async def test_nothing_is_restored_while_the_node_runs(tmp_path: Path) -> None:

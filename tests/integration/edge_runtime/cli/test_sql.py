@@ -4,6 +4,9 @@ import asyncio
 import csv
 import io
 import json
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from edge_runtime.sql.writer_lock import LOCK_NAME, WriterLock
 from edge_runtime.sync.sql_runs import FOLDER
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import texts, write
-from tests.integration.edge_runtime.cli.test_node import command, start
+from tests.integration.edge_runtime.cli.test_node import DEADLINE, command, start
 from tests.support.edge import Node, node
 
 FUNCTIONS = {"sql": (guest("sql"), {"sql": "write"}), "reader": (guest("sql"), {"sql": "read"})}
@@ -92,6 +95,43 @@ async def test_a_result_of_any_size_is_exported(served: Node) -> None:
     code, out, _ = await sql(served, "SELECT text FROM notes")
     assert out.splitlines()[-1] == "50000 rows, 49000 of them not shown: use --csv or --json"
     await change(served, "DELETE FROM notes")
+
+
+@pytest.mark.parametrize("how", ["its output isn't read on", "it is interrupted"])
+@pytest.mark.parametrize("form", ["--csv", "--json"])
+async def test_a_command_that_is_broken_off_ends(served: Node, how: str, form: str) -> None:
+    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i, 'some text' FROM n"
+    before = set((served.state.path / FOLDER).glob("*"))
+    process = await start("sql", "--state", str(served.state.path), rows, form)
+    assert process.stdout is not None
+    assert await process.stdout.readexactly(1000)
+    if how == "it is interrupted":
+        # It alone, and not its children, as a supervisor does.
+        process.send_signal(signal.SIGINT)
+    else:
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+    async with asyncio.timeout(DEADLINE):
+        await process.communicate()
+    assert process.returncode == 1
+    # What was shown is recorded.
+    [record] = set((served.state.path / FOLDER).glob("*")) - before
+    assert json.loads(record.read_bytes())["rows"] > 0
+
+
+async def test_a_child_that_has_not_ended_keeps_no_guard_from_ending(served: Node) -> None:
+    """As where Ctrl-C comes while the output is closed."""
+    script = "import os, sys, urllib.parse; from pathlib import Path\n"
+    script += "from edge_runtime.oneshot.database_guard import guarded\n"
+    script += "with guarded(Path(sys.argv[1]), reading=True) as guard:\n"
+    script += "    guard.check(); child = os.fork()\n    if not child: sys.stdin.read(); os._exit(0)\n"
+    script += "print('ended')"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(served.state.path / wal.FILE), stdin=PIPE, stdout=PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(DEADLINE):
+        assert await process.stdout.readline() == b"ended\n"
+        await process.communicate()
 
 
 @pytest.mark.parametrize(
