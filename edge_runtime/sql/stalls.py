@@ -77,9 +77,21 @@ def _look(tokens: list[SqlToken], part: StatementParts) -> Iterator[tuple[str, s
             yield part.table, "a column of {} is dropped, which writes each row anew", CHANGE_US
         case "add column" if has & {"check", "references", "generated"}:
             yield part.table, "each row of {} is read for the new column's constraint", READ_US
-        case "update" | "delete" if "where" not in has:
-            yield part.table, "each row of {} is changed", CHANGE_US
+        case "update" | "delete" if _all(tokens, words):
+            yield part.table, "each row of {} is changed" + (", perhaps" if "where" in has else ""), CHANGE_US
         case "insert":
             start = next((at for at, text in words if text == "from"), len(tokens))
-            if start + 1 < len(tokens) and "where" not in has:
-                yield name(tokens[start + 1]), "each row of {} is copied", CHANGE_US
+            if start + 1 < len(tokens) and _all(tokens, words):
+                message = "each row of {} is copied" + (", perhaps" if "where" in has else "")
+                yield name(tokens[start + 1]), message, CHANGE_US
+
+
+def _all(tokens: list[SqlToken], words: list[tuple[int, str]]) -> bool:
+    """Return whether a statement may be about most rows of its table: without a WHERE, or with one that asks for no
+    value, as `IS NULL` and `<>` do."""
+    where = next((at for at, text in words if text == "where"), len(tokens))
+    return not any(
+        word(token) == "in" or (token.text == "=" and tokens[at - 1].text not in ("<", ">", "!"))
+        for at, token in top_level(tokens)
+        if at > where
+    )

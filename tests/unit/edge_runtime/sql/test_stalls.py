@@ -28,7 +28,13 @@ BEFORE = {"items": {}, "parts": {}}
             "UPDATE items SET n = 1; DELETE FROM parts",
             [("items", "each row of items is changed"), ("parts", "each row of parts is changed")],
         ),
-        ("UPDATE items SET n = 1 WHERE id = 4", []),
+        ("UPDATE items SET n = 1 WHERE id = 4; DELETE FROM items WHERE id IN (1, 2) AND n <> 0", []),
+        ("UPDATE items SET n = 1 WHERE n IS NULL", [("items", "each row of items is changed, perhaps")]),
+        ("DELETE FROM items WHERE n >= (SELECT 1 WHERE 1 = 1)", [("items", "each row of items is changed, perhaps")]),
+        (
+            "INSERT INTO new SELECT * FROM items WHERE n != 3",
+            [("items", "each row of items is copied, perhaps")],
+        ),
         (
             "INSERT INTO new SELECT * FROM items; INSERT INTO items VALUES (1)",
             [("items", "each row of items is copied")],
