@@ -63,8 +63,8 @@ class NodeStatus:
             "connections": {
                 "open": len(self.server.shared.live),
                 "limit": self.server.limit,
-                "unread_bytes": self.server.shared.unread,
-                "given_up": self.server.shared.given_up,
+                "unread_bytes": self.server.shared.unread.bytes,
+                "given_up": self.server.shared.unread.given_up,
             },
             "calls": {
                 "waiting": pool.waiting,

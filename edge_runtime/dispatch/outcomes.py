@@ -33,13 +33,17 @@ KILL_CODES: Final = (TIME_LIMIT, MEMORY, TEMP, LOCK_HELD, LOCK_WAIT, CLIENT_GONE
 """Reasons that are also the code of the refusal that the worker's call gets."""
 
 
+AnswerBody = bytes | list[memoryview]
+"""What an answer's body is: whole, or a large one in pieces."""
+
+
 class Answer(NamedTuple):
     """What a function answered."""
 
     status: int
     head: bytes
     """Its header lines as they go out: `frames` says how."""
-    body: bytes | memoryview
+    body: AnswerBody
     release: int
     """Number of the release that the call ran on."""
 
@@ -59,6 +63,11 @@ class Refusal(NamedTuple):
 Outcome = Answer | Refusal
 
 
+def whole(body: AnswerBody) -> bytes:
+    """Return a body that may be in pieces in one."""
+    return body if isinstance(body, bytes) else b"".join(body)
+
+
 def refused(code: str, message: str, retry_after: int = 0, allow: str = "") -> Refusal:
     """Return a refusal with the status that belongs to its code (`errors.CODES`)."""
     return Refusal(status_of(code), code, message, retry_after, allow)
@@ -68,7 +77,7 @@ _decode_fault: Final = msgspec.json.Decoder(frames.Fault).decode
 _decode_denied: Final = msgspec.json.Decoder(dict[str, int]).decode
 
 
-def of_frame(kind: int, head: bytes, body: bytes | memoryview, release: int) -> tuple[Outcome, frames.Fault | None]:
+def of_frame(kind: int, head: bytes, body: AnswerBody, release: int) -> tuple[Outcome, frames.Fault | None]:
     """Return the outcome that a worker's last frame about a call stands for, and the fault where it is one.
 
     Raises: ValueError, when no honest worker sends such a frame.
@@ -77,7 +86,7 @@ def of_frame(kind: int, head: bytes, body: bytes | memoryview, release: int) -> 
         raise ValueError(f"an answer with the status {kind}")
     if kind >= frames.FIRST_STATUS:
         return Answer(kind, head, body, release), None
-    fault = _decode_fault(body)
+    fault = _decode_fault(whole(body))
     if not 400 <= fault.status < STATUSES:
         raise ValueError(f"a fault with the status {fault.status}")
     return Refusal(fault.status, fault.code, fault.message, int(fault.status == 503)), fault

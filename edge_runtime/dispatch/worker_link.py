@@ -14,21 +14,19 @@ from typing import Final, Protocol
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.call import Body, Call, Job, Order
 from edge_runtime.dispatch.hooks import Hooks
-from edge_runtime.dispatch.outcomes import refused
+from edge_runtime.dispatch.incoming_frames import FrameTooLong, IncomingFrames
+from edge_runtime.dispatch.outcomes import AnswerBody, refused, whole
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.zygote_client import Child, decode_failure
 
 log = logging.getLogger("skerry.pool")
 
-_BUFFER: Final = 256 * 1024
 _SMALL: Final = 65_536
 _AGAIN: Final = 0.02
 """Seconds between two looks at a dead worker's socket."""
 _AT_ONCE: Final = 16
 """Pieces of what waits to be sent that one system call is given."""
-_FRAME_LIMIT: Final = 128 * 1024 * 1024
-"""Bytes, more than any answer has. A worker that announces a longer frame was taken over."""
 _MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED, frames.DAMAGED))
 """Kinds of frames about a call that goes on."""
 
@@ -83,13 +81,7 @@ class WorkerLink:
         self._loop = loop
         self._sock = child.sock
         self._fileno = child.sock.fileno()
-        self._in = bytearray(_BUFFER)
-        self._view = memoryview(self._in)
-        self._have = 0
-        self._large: bytearray | None = None
-        """What has come of a frame that is larger than the buffer, its header included."""
-        self._whole = 0
-        """Bytes of that frame."""
+        self._incoming = IncomingFrames()
         self._out: deque[memoryview] = deque()
         self._held: list[bytes] | None = None
         """Frames that go out together, while those that came together are handled."""
@@ -165,7 +157,7 @@ class WorkerLink:
 
     # What the worker says
 
-    def receive(self, request: int, kind: int, head: bytes, body: bytes | memoryview) -> None:
+    def receive(self, request: int, kind: int, head: bytes, body: AnswerBody) -> None:
         """Handle a frame of the worker."""
         jobs = self.jobs
         if request == progress_page.NONE:
@@ -177,22 +169,22 @@ class WorkerLink:
             return
         job = jobs[0]
         if kind in _MEANWHILE and isinstance(job, Call):
-            self._meanwhile(job, kind, bytes(body))
+            self._meanwhile(job, kind, whole(body))
             return
         self._answered(job, kind, head, body)
 
-    def _about_itself(self, kind: int, body: bytes | memoryview) -> None:
+    def _about_itself(self, kind: int, body: AnswerBody) -> None:
         """Handle a frame that is about no job: the worker is ready, or says why it can't be."""
         if kind != frames.FAILED:
             if not self.ready.done():
                 self.ready.set_result(None)
             return
         try:
-            log.error("worker %d: %s", self.child.pid, decode_failure(body).message)
+            log.error("worker %d: %s", self.child.pid, decode_failure(whole(body)).message)
         except Exception:
             self._unreadable("said what")
 
-    def _answered(self, job: Job, kind: int, head: bytes, body: bytes | memoryview) -> None:
+    def _answered(self, job: Job, kind: int, head: bytes, body: AnswerBody) -> None:
         """The worker has done its first job: end it."""
         self.jobs.popleft()
         self.replied = job.id
@@ -204,7 +196,7 @@ class WorkerLink:
         self._owner.freed(self, job, stale=kind == frames.STALE, held=kind == frames.HELD)
         if isinstance(job, Order):
             if not job.answer.done():
-                job.answer.set_result(frames.Frame(job.id, kind, head, bytes(body)))
+                job.answer.set_result(frames.Frame(job.id, kind, head, whole(body)))
             return
         if kind in (frames.STALE, frames.HELD):
             return
@@ -320,61 +312,28 @@ class WorkerLink:
             self._loop.call_later(_AGAIN, self._exited, None)
 
     def _readable(self) -> None:
-        large = self._large
         try:
-            target = self._view[self._have :] if large is None else self._view[: self._whole - len(large)]
-            got = self._sock.recv_into(target)
+            came = self._incoming.receive(self._sock)
         except BlockingIOError:
             return
+        except FrameTooLong:
+            self._lost()
+            self.child.kill()
+            return
         except OSError:
-            got = 0
-        if not got:
+            came = None
+        if came is None:
             self._lost()
             return
-        if large is None:
-            self._have += got
-            # Each answer makes room for another call: all go out in one system call, which wakes the worker once.
-            held: list[bytes] = []
-            self._held = held
-            try:
-                self._frames()
-            finally:
-                self._held = None
-            if held and not self.ended.done():
-                self._write(b"".join(held))
-            return
-        # The buffer grows by what comes: room for all of it at once would hold the loop up.
-        large += target[:got]
-        if len(large) == self._whole:
-            self._large = None
-            _, request, kind, head = frames.HEADER.unpack_from(large)
-            split = frames.HEADER_BYTES + head
-            view = memoryview(large)
-            # The body of an answer isn't copied again; other large frames are rare.
-            body = view[split:] if kind >= frames.FIRST_STATUS else bytes(view[split:])
-            self.receive(request, kind, bytes(view[frames.HEADER_BYTES : split]), body)
-
-    def _frames(self) -> None:
-        """Handle the whole frames in the buffer, and keep the rest."""
-        data, view, have, at = self._in, self._view, self._have, 0
-        while have - at >= frames.HEADER_BYTES:
-            length, request, kind, head = frames.HEADER.unpack_from(data, at)
-            start = at + frames.HEADER_BYTES
-            end = start + length
-            if length > _FRAME_LIMIT:
-                self._lost()
-                self.child.kill()
-                return
-            if end > have:
-                if end - at > _BUFFER:
-                    self._large, self._whole, self._have = bytearray(view[at:have]), end - at, 0
+        # Each answer makes room for another call: all go out in one system call, which wakes the worker once.
+        held: list[bytes] = []
+        self._held = held
+        try:
+            for request, kind, head, body in came:
+                self.receive(request, kind, head, body)
+                if self.ended.done():
                     return
-                break
-            split = start + head
-            at = end
-            self.receive(request, kind, bytes(view[start:split]), bytes(view[split:end]))
-            if self.ended.done():
-                return
-        if at:
-            data[: have - at] = data[at:have]
-        self._have = have - at
+        finally:
+            self._held = None
+        if held:
+            self._write(b"".join(held))

@@ -331,9 +331,9 @@ class Reader:
                     self._at = end
                     return Frame(request, kind, pending[start:split], pending[split:end])
                 if end - len(pending) > 65_536:
-                    rest = bytearray(length)
+                    rest = memoryview(bytearray(length))
                     rest[: have - HEADER_BYTES] = pending[start:]
-                    self._fill(memoryview(rest)[have - HEADER_BYTES :])
+                    self._fill(rest[have - HEADER_BYTES :])
                     self._pending, self._at = b"", 0
                     return Frame(request, kind, bytes(rest[:head]), bytes(rest[head:]))
             got = self._receive(_CHUNK)

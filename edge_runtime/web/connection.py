@@ -4,21 +4,19 @@ What a connection may cost in time and memory is bounded, whatever its client se
 """
 
 import asyncio
-import http
-import logging
-import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import msgspec
-
-from control import wire
-from edge_runtime.dispatch.outcomes import Answer, Outcome, Refusal, refused
-from edge_runtime.errors import title_of
+from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal, refused
 from edge_runtime.ipc.call_head import PLAIN, SECURE
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.web import answer_head
+from edge_runtime.web.answer_head import BODILESS, CONTINUE, STATUS_LINES
+from edge_runtime.web.heap import Heap
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 from edge_runtime.web.site_policy import merged
+from edge_runtime.web.unread_answers import UnreadAnswers
 
 HEAD_WAIT: Final = 10.0
 """Seconds that a request's head may take to come, the first one counted from the connection's begin."""
@@ -26,8 +24,6 @@ KEEP_ALIVE: Final = 75.0
 """Seconds that a connection may be idle between two requests."""
 UNREAD_WAIT: Final = 30.0
 """Seconds within which a client must read some of an answer that waits for it."""
-TOLD: Final = 10.0
-"""Seconds between two log lines about answers that are given up."""
 IDLE: Final = 1.0
 """Seconds without a request after which a connection may be ended because others need its place."""
 LINGER: Final = 2.0
@@ -35,18 +31,9 @@ LINGER: Final = 2.0
 reset, and the client might not see the answer."""
 CROWD: Final = 8
 """Requests that may wait for their turn while more is read from the connection."""
-BODILESS: Final = (204, 304)
-"""Statuses of answers without a body and without Content-Length."""
 LAST: Final = (400, 401, 408, 413, 431)
 """Statuses of refusals after which nothing more is read from the connection."""
 NEVER: Final = float("inf")
-
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-PHRASES: Final = {status.value: status.phrase for status in http.HTTPStatus} | {499: "Client Closed Request"}
-STATUS_LINES: Final = [f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode() for status in range(600)]
-
-
-log = logging.getLogger("skerry.front")
 
 
 class RequestHandler(Protocol):
@@ -70,23 +57,12 @@ class Shared:
         self.app = app
         self.memory = BodyMemory(settings.body_memory, settings.body_limit)
         self.body_wait = settings.body_wait
-        self.answer_memory = settings.answer_memory
         self.live: set[HttpConnection] = set()
         """The connections that there are."""
         self.removed: Callable[[], None] = lambda: None
         """Called when a connection has ended."""
-        self.slow: dict[HttpConnection, int] = {}
-        """Bytes of answers that clients haven't read, the longest unread answer first."""
-        self.unread = 0
-        """Bytes of all unread answers together."""
-        self.unread_of: dict[str, int] = {}
-        """Bytes of unread answers by the name of their function."""
-        self.given_up = 0
-        """Answers given up since the start because too much was unread."""
-        self._told = float("-inf")
-        """When the log last told of an answer that was given up."""
-        self.passed = 0
-        """Bytes of request bodies and large answers that have passed since memory was last returned to the system."""
+        self.unread = UnreadAnswers(settings.answer_memory)
+        self.heap = Heap()
         self.date = b""
         """The Date header line."""
         self.stopping = False
@@ -104,7 +80,7 @@ class Shared:
     def remove(self, connection: "HttpConnection") -> None:
         """Note that a connection has ended."""
         self.live.discard(connection)
-        self.set_unread(connection, 0)
+        self.unread.note(connection, 0)
         self.removed()
         if self.stopping and not self.live:
             self.empty.set()
@@ -115,38 +91,6 @@ class Shared:
         for connection in idle:
             connection.abort()
         return len(idle)
-
-    def set_unread(self, connection: "HttpConnection", count: int) -> None:
-        """Note how many bytes of a connection's answer are unread. If they are too many for one function, or all
-        together, the connections with the longest unread answers are ended."""
-        name, more = connection.name, count - self.slow.get(connection, 0)
-        self.unread += more
-        of = self.unread_of.get(name, 0) + more
-        if of:
-            self.unread_of[name] = of
-        else:
-            self.unread_of.pop(name, None)
-        if not count:
-            self.slow.pop(connection, None)
-            return
-        self.slow[connection] = count
-        # One function's answers may have half of the memory, so that others' answers aren't given up for them.
-        while self.unread_of.get(name, 0) > self.answer_memory // 2:
-            oldest = next(c for c in self.slow if c.name == name)
-            if oldest is connection:
-                break
-            self._give_up(oldest)
-        while self.unread > self.answer_memory:
-            self._give_up(next(iter(self.slow)))
-
-    def _give_up(self, connection: "HttpConnection") -> None:
-        self.given_up += 1
-        now = time.monotonic()
-        if now - self._told >= TOLD:
-            self._told = now
-            text = "an answer of %s is given up, since clients leave %d MiB of answers unread; it is number %d so far"
-            log.warning(text, connection.name or "the node", self.unread >> 20, self.given_up)
-        connection.abort()
 
 
 class HttpConnection(asyncio.Protocol):
@@ -173,6 +117,12 @@ class HttpConnection(asyncio.Protocol):
         """Reading from the client is paused."""
         self._unread = False
         """The client hasn't read all of an answer yet."""
+        self._paused = False
+        """The transport has something that it couldn't send yet."""
+        self._rest: deque[memoryview] = deque()
+        """Pieces of the answer that the transport doesn't have yet."""
+        self._last: Exchange | None = None
+        """The request whose answer ends the connection, while `_rest` isn't written."""
         self._ended = False
         """The client has closed its side: it sends no more."""
         self._over = False
@@ -213,10 +163,11 @@ class HttpConnection(asyncio.Protocol):
         if self._running:
             # Whether the client still reads can't be seen: it gets an answer, but others may come first.
             self._app.leave(exchanges[0])
-        return bool(exchanges) and not self._over
+        return bool(exchanges or self._rest) and not self._over
 
     def connection_lost(self, error: Exception | None) -> None:
         self._over = True
+        self._drop_rest()
         self._shared.remove(self)
         running = self._exchanges.popleft() if self._running else None
         self._forget()
@@ -227,26 +178,44 @@ class HttpConnection(asyncio.Protocol):
             self._app.leave(running)
 
     def pause_writing(self) -> None:
-        self._unread = True
-        self.name = self._answered
-        self.deadline = self._loop.time() + UNREAD_WAIT
-        self._hold()
-        self._shared.set_unread(self, self._transport.get_write_buffer_size())
+        self._paused = True
+        self._note_unread()
 
     def resume_writing(self) -> None:
+        self._paused = False
+        if self._rest:
+            self._write_more()
+        else:
+            self._note_read()
+
+    def _note_unread(self) -> None:
+        """The client has yet to read some of the answer: nothing more is read from it meanwhile."""
+        if not self._unread:
+            self._unread = True
+            self.name = self._answered
+            self._hold()
+        self.deadline = self._loop.time() + UNREAD_WAIT
+        self._shared.unread.note(self, self._left())
+
+    def _note_read(self) -> None:
+        """All of the answer has gone out."""
         self._unread = False
-        self._shared.set_unread(self, 0)
+        self._shared.unread.note(self, 0)
         self.deadline = self._loop.time() + (LINGER if self._over else KEEP_ALIVE)
         self._advance()
+
+    def _left(self) -> int:
+        """Return how many bytes of the answer haven't gone out."""
+        return self._transport.get_write_buffer_size() + sum(map(len, self._rest))
 
     # The server calls these
 
     def late(self, now: float) -> None:
         """Act on the deadline, which has passed."""
         if self._unread:
-            left = self._transport.get_write_buffer_size()
-            if 0 < left < self._shared.slow.get(self, 0):
-                self._shared.set_unread(self, left)
+            left = self._left()
+            if 0 < left < self._shared.unread.of_connection.get(self, 0):
+                self._shared.unread.note(self, left)
                 self.deadline = now + UNREAD_WAIT
                 return
         elif self._exchanges and not self._over:
@@ -264,14 +233,15 @@ class HttpConnection(asyncio.Protocol):
 
     def stop(self) -> None:
         """Take no more requests."""
-        if not (self._exchanges or self._over):
+        if not (self._exchanges or self._rest or self._over):
             self._over = True
             self._transport.close()
 
     def abort(self) -> None:
         """End the connection at once."""
         self._over = True
-        self._shared.set_unread(self, 0)
+        self._drop_rest()
+        self._shared.unread.note(self, 0)
         self._transport.abort()
 
     # Answers
@@ -329,18 +299,9 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(outcome)
 
     def _refuse(self, refusal: Refusal) -> None:
-        status = refusal.status
-        body = msgspec.json.encode(wire.Problem(refusal.code, title_of(refusal.code), status, refusal.message))
-        head = b"content-type: application/problem+json\r\n"
-        if refusal.retry_after:
-            head += b"retry-after: %d\r\n" % refusal.retry_after
-        if refusal.allow:
-            head += b"allow: %b\r\n" % refusal.allow.encode()
-        if status == 401:
-            head += b"www-authenticate: Bearer\r\n"
-        self.answer(status, head, body, last=status in LAST)
+        self.answer(refusal.status, *answer_head.of_refusal(refusal), last=refusal.status in LAST)
 
-    def answer(self, status: int, head: bytes, body: bytes | memoryview, *, last: bool = False) -> None:
+    def answer(self, status: int, head: bytes, body: AnswerBody, *, last: bool = False) -> None:
         """Write the answer to the request whose turn it is; with `last`, nothing more is read after it.
 
         `head` consists of whole header lines; none is about the connection, nor about the length if there is a body.
@@ -349,7 +310,7 @@ class HttpConnection(asyncio.Protocol):
         exchange = exchanges.popleft()
         self._running = False
         shared.memory.held -= exchange.size
-        shared.passed += exchange.size
+        shared.heap.passed += exchange.size
         if self._over:
             return
         if exchange.cors:
@@ -357,8 +318,9 @@ class HttpConnection(asyncio.Protocol):
         self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
         keep = exchange.keep and exchange.whole and not (last or shared.stopping or (self._ended and not exchanges))
         without = exchange.method == "HEAD"
+        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
         # Only the function can know the length that a GET's answer would have, so a HEAD's has none of ours.
-        length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % len(body)
+        length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % size
         if keep and not exchange.old:
             end = b"\r\n"
         else:
@@ -367,18 +329,55 @@ class HttpConnection(asyncio.Protocol):
         start = b"".join((STATUS_LINES[status], shared.date, head, length, end))
         if not length or without:
             transport.write(start)
-        elif len(body) <= PIECE:
-            transport.write(start + body)
+        elif isinstance(body, bytes):
+            if size <= PIECE:
+                transport.write(start + body)
+            else:
+                shared.heap.passed += size
+                transport.writelines((start, body))
         else:
-            shared.passed += len(body)
-            transport.writelines((start, body))
+            shared.heap.passed += size
+            self._rest.extend(body)
+            self._note_unread()
+            self._write_more(start)
         if self._over:
             # The answer was given up at once, because too much is unread.
             return
-        if not keep:
+        if not keep and self._rest:
+            self._last = exchange
+        elif not keep:
             self._close(exchange)
         elif exchanges or self._requests.broken is not None:
             self._loop.call_soon(self._advance)
+
+    def _write_more(self, start: bytes = b"") -> None:
+        """Write the next piece of the answer; the others when others have had the loop, and the client has read."""
+        rest = self._rest
+        if self._paused or not rest:
+            # The transport will tell when it has sent what it has; or the answer was given up.
+            return
+        self._transport.writelines((start, rest.popleft()) if start else (rest.popleft(),))
+        if rest:
+            if not self._paused:
+                self._note_unread()
+                self._loop.call_soon(self._write_more)
+            return
+        if not self._paused:
+            self._unread = False
+            self._shared.unread.note(self, 0)
+        last, self._last = self._last, None
+        if last is not None:
+            self._close(last)
+        elif not self._exchanges and (self._ended or self._shared.stopping):
+            self._over = True
+            self._transport.close()
+        elif not self._paused:
+            self._note_read()
+
+    def _drop_rest(self) -> None:
+        """Write no more of the answer."""
+        self._rest.clear()
+        self._last = None
 
     def _close(self, last: Exchange) -> None:
         """Note that the last answer is written, and end the connection once the client has it."""

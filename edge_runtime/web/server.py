@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import resource
 import socket
@@ -29,12 +28,7 @@ SECURE_MOST: Final = 4096
 SWEEP: Final = 1.0
 """Seconds between two looks at which connections are past their deadline."""
 
-TRIM_AFTER: Final = 16 * 1024 * 1024
-"""Bytes of bodies that have passed, after which the allocator is told to return freed memory to the system."""
-
 log = logging.getLogger("skerry.front")
-
-_libc: Final = ctypes.CDLL(None)
 
 
 class EdgeServer:
@@ -95,6 +89,7 @@ class EdgeServer:
         """Serve until `stop`, then let running requests end for `stop_limit` seconds. `close` cuts off what is left."""
         assert self._socket is not None  # noqa: S101
         shared = self.shared
+        shared.heap.keep()
         at_once = AT_ONCE if self._tls is None else SECURE_AT_ONCE
         listener = self._listener = Listener(self._socket, self._connection, self._room, self.limit, at_once)
         shared.removed = listener.freed
@@ -163,7 +158,7 @@ class EdgeServer:
         pauses, due = Pauses(), loop.time()
         while True:
             self.shared.date = f"date: {formatdate(time.time(), usegmt=True)}\r\n".encode()
-            self._give_back()
+            self.shared.heap.look(held=bool(self.shared.memory.held or self.shared.unread.bytes))
             now = loop.time()
             if self._listener is not None:
                 self._listener.look(now)
@@ -176,14 +171,3 @@ class EdgeServer:
                 connection.late(now)
             due = loop.time() + SWEEP
             await asyncio.sleep(SWEEP)
-
-    def _give_back(self) -> None:
-        """Return the memory of freed bodies to the system.
-
-        glibc keeps a freed block if one that is in use lies behind it: hundreds of MB after a crowd of clients.
-        """
-        shared = self.shared
-        if shared.passed >= TRIM_AFTER:
-            # If bodies are still held, look again soon: they will leave room as well.
-            shared.passed = TRIM_AFTER if shared.memory.held or shared.unread else 0
-            _libc.malloc_trim(0)

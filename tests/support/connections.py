@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 
 from control.local.pki import Pki
+from edge_runtime.dispatch.incoming_frames import BUFFER
 from edge_runtime.dispatch.outcomes import Answer, Refusal
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.web.connection import HttpConnection
@@ -61,7 +62,9 @@ class Echo:
         large = {b"/large": 800_000, b"/larger": 4_000_000}.get(asked.path)
         body = b"large" * large if large else b"".join(asked.pieces)
         status = int(asked.query or 200)
-        connection.done(Answer(status, HEAD, body if status == 200 else b"", 7))
+        # As what comes from workers.
+        pieces = [memoryview(body)[at : at + BUFFER] for at in range(0, len(body), BUFFER)]
+        connection.done(Answer(status, HEAD, b"" if status != 200 else pieces if len(body) > BUFFER else body, 7))
 
 
 class Site:

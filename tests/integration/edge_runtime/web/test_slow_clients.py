@@ -15,14 +15,14 @@ from tests.support.edge import until
 async def test_a_client_that_does_not_read_has_one_answer_waiting(tmp_path: Path) -> None:
     async with site(tmp_path) as edge, edge.client(small=True) as client:
         client.send(post("/large") * 5)
-        await until(lambda: bool(edge.server.shared.slow))
+        await until(lambda: bool(edge.server.shared.unread.of_connection))
         await asyncio.sleep(0.1)
         assert len(edge.app.runs) == 1
-        assert 0 < sum(edge.server.shared.slow.values()) <= 4_000_000
+        assert 0 < sum(edge.server.shared.unread.of_connection.values()) <= 4_000_000
         for _ in range(5):
             assert (await client.answer())[2] == b"large" * 800_000
         assert len(edge.app.runs) == 5
-        await until(lambda: not edge.server.shared.slow)
+        await until(lambda: not edge.server.shared.unread.of_connection)
         client.send(post(body=b"still"))
         assert (await client.answer())[2] == b"still"
 
@@ -35,9 +35,9 @@ async def test_answers_that_wait_have_a_limit_together(tmp_path: Path) -> None:
             client = await stack.enter_async_context(edge.client(small=True))
             client.send(post("/large"))
             await until(lambda number=number: len(edge.app.runs) == number + 1)
-            assert sum(edge.server.shared.slow.values()) <= 4_000_000
+            assert sum(edge.server.shared.unread.of_connection.values()) <= 4_000_000
             clients.append(client)
-        await until(lambda: len(edge.server.shared.live) == len(edge.server.shared.slow) < 6)
+        await until(lambda: len(edge.server.shared.live) == len(edge.server.shared.unread.of_connection) < 6)
         # Those that had waited longest were given up; the last one gets its own.
         assert (await clients[-1].answer())[2] == b"large" * 800_000
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
@@ -52,23 +52,25 @@ async def test_one_functions_answers_do_not_cost_those_of_others(
         shared = edge.server.shared
         other = await stack.enter_async_context(edge.client(small=True))
         other.send(post("/larger", more="authorization: other\r\n"))
-        await until(lambda: shared.unread_of.keys() == {"other"})
+        await until(lambda: shared.unread.of_function.keys() == {"other"})
         clients = []
         for number in range(2, 6):
             client = await stack.enter_async_context(edge.client(small=True))
             client.send(post("/larger", more="authorization: greedy\r\n"))
             await until(lambda number=number: len(edge.app.runs) == number)
             clients.append(client)
-        await until(lambda: shared.given_up == 2 and len(shared.live) == len(shared.slow))
-        assert 0 < shared.unread_of["greedy"] <= 40_000_000
-        assert shared.unread == sum(shared.unread_of.values()) == sum(shared.slow.values())
+        await until(lambda: shared.unread.given_up == 2 and len(shared.live) == len(shared.unread.of_connection))
+        assert 0 < shared.unread.of_function["greedy"] <= 40_000_000
+        assert (
+            shared.unread.bytes == sum(shared.unread.of_function.values()) == sum(shared.unread.of_connection.values())
+        )
         # The one that has waited longest of all has its answer, and so has the last.
         for client in (other, clients[-1]):
             assert (await client.answer())[2] == b"large" * 4_000_000
         told = [r.getMessage() for r in caplog.records if "is given up" in r.getMessage()]
         assert len(told) == 1
         assert told[0].startswith("an answer of greedy is given up, since clients leave")
-    assert (shared.unread, shared.unread_of) == (0, {})
+    assert (shared.unread.bytes, shared.unread.of_function) == (0, {})
 
 
 @on_uvloop
@@ -78,7 +80,7 @@ async def test_a_client_that_reads_nothing_any_more_is_given_up(
     """No time passes here, however busy the machine is: the waits are said to be over."""
     monkeypatch.setattr("edge_runtime.web.server.SWEEP", 0.05)
     async with site(tmp_path) as edge, edge.client(small=True) as stuck, edge.client(small=True) as slow:
-        waiting = edge.server.shared.slow
+        waiting = edge.server.shared.unread.of_connection
         stuck.send(post("/larger"))
         await until(lambda: len(waiting) == 1)
         slow.send(post("/larger"))
@@ -93,7 +95,7 @@ async def test_a_client_that_reads_nothing_any_more_is_given_up(
         left = int((await slow.head())[1][b"content-length"])
         for _ in range(2):
             before = waiting[other]
-            while other._transport.get_write_buffer_size() >= before:
+            while other._left() >= before:
                 left -= len(await slow.reader.readexactly(100_000))
             # The one that took something has its time again.
             other.deadline = 0.0

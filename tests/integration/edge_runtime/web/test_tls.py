@@ -274,10 +274,10 @@ async def test_what_clients_dont_read_is_bounded_over_tls_too(tmp_path: Path, pk
             client = await stack.enter_async_context(edge.client(small=True))
             client.send(post("/large") * 3)
             await until(lambda number=number: len(edge.app.runs) == number + 1)
-            await until(lambda: bool(shared.slow))
+            await until(lambda: bool(shared.unread.of_connection))
         # One answer of each is made, and no other before it is read; what is encrypted counts.
-        await until(lambda: shared.given_up >= 3)
-        assert 0 < shared.unread <= 4_000_000
+        await until(lambda: shared.unread.given_up >= 3)
+        assert 0 < shared.unread.bytes <= 4_000_000
         assert len(edge.app.runs) == 5
         for _ in range(3):
             assert (await client.answer())[2] == b"large" * 800_000
