@@ -12,8 +12,8 @@ from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal,
 from edge_runtime.ipc.call_head import PLAIN, SECURE
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.web import answer_head
+from edge_runtime.web.allocator import Allocator
 from edge_runtime.web.answer_head import BODILESS, CONTINUE, STATUS_LINES
-from edge_runtime.web.heap import Heap
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 from edge_runtime.web.site_policy import merged
 from edge_runtime.web.unread_answers import UnreadAnswers
@@ -62,7 +62,7 @@ class Shared:
         self.removed: Callable[[], None] = lambda: None
         """Called when a connection has ended."""
         self.unread = UnreadAnswers(settings.answer_memory)
-        self.heap = Heap()
+        self.allocator = Allocator()
         self.date = b""
         """The Date header line."""
         self.stopping = False
@@ -310,7 +310,7 @@ class HttpConnection(asyncio.Protocol):
         exchange = exchanges.popleft()
         self._running = False
         shared.memory.held -= exchange.size
-        shared.heap.passed += exchange.size
+        shared.allocator.passed += exchange.size
         if self._over:
             return
         if exchange.cors:
@@ -333,10 +333,10 @@ class HttpConnection(asyncio.Protocol):
             if size <= PIECE:
                 transport.write(start + body)
             else:
-                shared.heap.passed += size
+                shared.allocator.passed += size
                 transport.writelines((start, body))
         else:
-            shared.heap.passed += size
+            shared.allocator.passed += size
             self._rest.extend(body)
             self._note_unread()
             self._write_more(start)

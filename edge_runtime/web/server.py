@@ -89,7 +89,7 @@ class EdgeServer:
         """Serve until `stop`, then let running requests end for `stop_limit` seconds. `close` cuts off what is left."""
         assert self._socket is not None  # noqa: S101
         shared = self.shared
-        shared.heap.keep()
+        shared.allocator.keep()
         at_once = AT_ONCE if self._tls is None else SECURE_AT_ONCE
         listener = self._listener = Listener(self._socket, self._connection, self._room, self.limit, at_once)
         shared.removed = listener.freed
@@ -158,7 +158,7 @@ class EdgeServer:
         pauses, due = Pauses(), loop.time()
         while True:
             self.shared.date = f"date: {formatdate(time.time(), usegmt=True)}\r\n".encode()
-            self.shared.heap.look(held=bool(self.shared.memory.held or self.shared.unread.bytes))
+            self.shared.allocator.look(held=bool(self.shared.memory.held or self.shared.unread.bytes))
             now = loop.time()
             if self._listener is not None:
                 self._listener.look(now)

@@ -93,13 +93,18 @@ async def test_a_client_that_reads_nothing_any_more_is_given_up(
             return edge.server.shared.live == {other}
 
         left = int((await slow.head())[1][b"content-length"])
+        loop = asyncio.get_running_loop()
         for _ in range(2):
-            before = waiting[other]
-            while other._left() >= before:
+            before, other.deadline = waiting[other], loop.time() + 1000
+            while waiting[other] >= before:
                 left -= len(await slow.reader.readexactly(100_000))
             # The one that took something has its time again.
-            other.deadline = 0.0
-            await until(lambda before=before: waiting[other] < before and given_up())
+            assert other.deadline <= loop.time() + UNREAD_WAIT
+            await until(given_up)
+        # Also where it has taken but a part of what the socket was given.
+        edge.server.shared.unread.note(other, other._left() + 1)
+        other.late(now := loop.time())
+        assert (other.deadline, waiting[other]) == (now + UNREAD_WAIT, other._left())
         await slow.reader.readexactly(left)
 
 

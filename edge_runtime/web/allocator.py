@@ -19,7 +19,7 @@ _M_MMAP_THRESHOLD: Final = -3
 _libc: Final = ctypes.CDLL(None)
 
 
-class Heap:
+class Allocator:
     """glibc keeps a freed block if one that is in use lies behind it: hundreds of MB after a crowd of clients."""
 
     def __init__(self) -> None:
