@@ -101,6 +101,27 @@ async def test_a_line_that_cannot_be_made_or_written_costs_nothing_else(
         os.close(full)
 
 
+def test_lines_that_come_together_go_out_together(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write costs the loop's thread a hand-over of the interpreter."""
+    writes: list[bytes] = []
+    go_on = threading.Event()
+
+    def write(descriptor: int, data: memoryview) -> int:
+        writes.append(bytes(data))
+        go_on.wait(60)
+        return len(data)
+
+    monkeypatch.setattr(logs.os, "write", write)
+    writer = logs.LogHandler(pipe[1])
+    for number in range(100):
+        writer.handle(record(f"{number:02}"))
+    go_on.set()
+    writer.flush()
+    assert b"".join(writes) == b"".join(b"%02d\n" % number for number in range(100))
+    # The first may have gone out before the others came.
+    assert len(writes) <= 2
+
+
 async def test_a_node_serves_where_nobody_reads_its_log(tmp_path: Path) -> None:
     names = [f"chatty-{number}" for number in range(3)]
     async with node(tmp_path / "state") as edge:

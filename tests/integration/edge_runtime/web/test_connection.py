@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.dispatch.incoming_frames import BUFFER
 from tests.support.connections import on_uvloop, post, site
 from tests.support.edge import until
 
@@ -241,3 +242,33 @@ async def test_nothing_holds_an_ended_connection_or_its_bodies(tmp_path: Path) -
                 await until(lambda ended=ended: ended() is None)
     finally:
         gc.enable()
+
+
+@on_uvloop
+@pytest.mark.parametrize(
+    ("more", "goes"), [("", False), ("connection: close\r\n", False), ("", True)], ids=["kept", "last", "half closed"]
+)
+async def test_a_large_answer_is_given_to_the_system_piece_by_piece(tmp_path: Path, more: str, goes: bool) -> None:
+    """So that the calls of others go on in between; all of it comes, and what was sent behind it is answered then."""
+    async with site(tmp_path) as edge, edge.client() as client:
+        edge.app.at_once = False
+        client.send(post("/larger", more=more))
+        await until(lambda: len(edge.app.runs) == 1)
+        edge.app.answer(0)
+        # Nothing was awaited, so that no other piece could go out.
+        connection = edge.app.runs[0][1]
+        assert connection._transport.get_write_buffer_size() < BUFFER
+        assert connection._left() > 20_000_000 - 2 * BUFFER
+        assert edge.server.shared.unread.bytes == connection._left()
+        if goes:
+            client.writer.write_eof()
+        elif not more:
+            client.send(post(body=b"next"))
+        assert (await client.answer())[2] == b"large" * 4_000_000
+        if not (goes or more):
+            await until(lambda: len(edge.app.runs) == 2)
+            edge.app.answer(1)
+            assert (await client.answer())[2] == b"next"
+        else:
+            assert await client.end() == b""
+        await until(lambda: edge.server.shared.unread.bytes == 0)
