@@ -33,11 +33,11 @@ async def test_status_and_words_are_those_of_a_fresh_process(tmp_path: Path, arg
 
 
 async def test_a_command_that_takes_too_long_is_killed_and_the_next_ones_answer(tmp_path: Path) -> None:
-    pipe = tmp_path / "module.wasm"
+    pipe = tmp_path / "body"
     os.mkfifo(pipe)
     with pytest.raises(TimeoutError):
         # It waits for bytes that never come.
-        await run("call", str(pipe), limit=0.2)
+        await run("call", __file__, "--body-file", str(pipe), limit=0.2)
     done = await asyncio.gather(*(run("--version") for _ in range(3)))
     assert [status for status, _, _ in done] == [0, 0, 0]
     # Nobody is left who would read.
