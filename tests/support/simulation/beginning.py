@@ -38,6 +38,7 @@ def fill(t: Tables) -> str:
     for number in range(1, CHANGES + 1):
         sql = f"CREATE TABLE t{number} (id INTEGER PRIMARY KEY)"
         change = {"number": number, "revision": 1, "name": f"change {number}", "sql": sql}
+        change |= {"losses": [], "stalls": []}
         t.insert("schema_changes", **change, checksum=wire.schema_checksum(sql), **made, planned_at=None)
     return token.text
 
