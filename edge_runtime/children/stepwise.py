@@ -5,7 +5,8 @@ that did it. Only the first change that a file lacks can go ahead so: later ones
 hasn't run ahead runs in the flip, wholly, as on a node that was offline or is new.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from control import faults, wire
@@ -40,6 +41,17 @@ def stored(opened: LibsqlDatabase) -> list[StepRow]:
     return opened.read(StepRow, _READ) if opened.read(NumberRow, _HAS)[0].value else []
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Have errors of libsql that nothing in the block has judged end the sync. Raises: SyncFailed."""
+    try:
+        yield
+    except ValueError as error:
+        text = f"The steps of schema changes can't be run: {error}."
+        raise SyncFailed(code_of(str(error), "apply_failed"), text) from None
+
+
+@_told()
 def advance(opened: LibsqlDatabase, order: frames.Advance, tell: Tell) -> None:
     """Run the steps that come before the flip of the plan's first change, and those after the flips of earlier ones.
 
@@ -59,6 +71,7 @@ def advance(opened: LibsqlDatabase, order: frames.Advance, tell: Tell) -> None:
             _run(opened, row, f"{plan_history.label_of(change)}, {steps.title(row.step)}", tell, order)
 
 
+@_told()
 def finish(opened: LibsqlDatabase, tell: Tell) -> None:
     """Run the steps that come after the flips of changes that the file has. Raises: SyncFailed, when one fails."""
     opened.lock.acquire()

@@ -126,12 +126,16 @@ def _check_target(file: Path, database: Path, as_json: bool) -> None:
 def _partial(file: Path) -> Iterator[Path]:
     """Make a folder beside FILE for what isn't whole yet; one that a killed backup left is made anew.
 
-    Raises: BlockingIOError, when another backup uses it; OSError.
+    Raises: BlockingIOError, when another backup uses it; OSError, also when it is another user's, or a link.
     """
     folder = file.with_name(f".{file.name}.partial")
     folder.mkdir(mode=0o700, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        made = os.fstat(handle)
+        if made.st_uid != os.geteuid() or made.st_mode & 0o077:
+            # Whoever made it could read the copy.
+            raise OSError(f"{folder} is open to others: remove it")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for left in folder.iterdir():
             left.unlink()

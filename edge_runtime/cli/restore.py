@@ -49,7 +49,7 @@ def restore(file: Path, state: Path, force: bool, as_json: bool) -> None:
 
 
 def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
-    """Raises: click's, when it can't be done; nothing was changed then."""
+    """Raises: click's, when it can't be done; nothing was changed then, unless the text says otherwise."""
     from edge_runtime.oneshot.database_copy import CopyFailed, copy_unused
     from edge_runtime.oneshot.database_report import DatabaseUnread, report
     from edge_runtime.release.tamper_check import TamperCheck
@@ -82,8 +82,6 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
         witness.announce_restore(found.stored)
         faults.reach("edge.restore.announced")
         kept = _exchange(state, prepared)
-        faults.reach("edge.restore.exchanged")
-        witness.settle(found.stored)
     except (CopyFailed, DatabaseUnread) as failed:
         raise fail(failed.code, f"{failed.message} Nothing was changed.", as_json) from None
     except OSError as error:
@@ -91,6 +89,16 @@ def _restore(file: Path, state: State, force: bool, as_json: bool) -> None:
         raise fail("restore_failed", text, as_json) from None
     finally:
         shutil.rmtree(prepared, ignore_errors=True)
+    faults.reach("edge.restore.exchanged")
+    try:
+        files.sync_folder(state.path)
+    except OSError as error:
+        # The witness has both digests, so the node believes either.
+        text = (
+            f"the backup is in the database's place, but a loss of power may undo that: {error}. What was there is kept"
+        )
+        raise fail("restore_failed", f"{text} in {kept}", as_json) from None
+    witness.settle(found.stored)
     old = kept / wal.FILE.name
     if not old.exists():
         shutil.rmtree(kept, ignore_errors=True)
@@ -120,7 +128,6 @@ def _exchange(state: State, prepared: Path) -> Path:
     except OSError:
         kept.rename(prepared)
         raise
-    files.sync_folder(state.path)
     return kept
 
 

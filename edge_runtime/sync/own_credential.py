@@ -61,9 +61,13 @@ class OwnCredential:
         log.info("the node has got a new credential")
 
     async def accepted(self, client: ControlClient, now: datetime) -> None:
-        """Control has answered a poll: a successor takes its predecessor's place."""
+        """Control has answered a poll: a successor takes its predecessor's place, now or with a later answer."""
         if self.who.next_credential:
-            await self._keep(self.who.promoted(now), client)
+            try:
+                await self._keep(self.who.promoted(now), client)
+            except NoAnswer as error:
+                # Both are on disk already, in this order.
+                log.warning("the new credential is used, and the old one kept, too: %s", error.message)
 
     async def exchanged(self, client: ControlClient, refusal: ControlRefused, now: datetime) -> bool:
         """Look for another credential than the refused one; tell whether there is one to ask with.
@@ -93,6 +97,11 @@ class OwnCredential:
         return True
 
     async def _keep(self, who: Identity, client: ControlClient) -> None:
-        await asyncio.to_thread(identity.write, self._state, who)
+        """Raises: NoAnswer, when the disk doesn't take it: nothing has changed then."""
+        try:
+            await asyncio.to_thread(identity.write, self._state, who)
+        except OSError as error:
+            text = f"the node's credential can't be written to {self._state}: {error}"
+            raise NoAnswer("identity_unusable", text) from None
         self.who = who
         client.credential = self.present

@@ -25,6 +25,7 @@ from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
 from tests.guests.build import guest
 from tests.integration.edge_runtime.children.test_applier_process import CHILD, ROOT
+from tests.integration.edge_runtime.cli.test_backup import HOLDER
 from tests.support.guest_sql import ask
 from tests.support.plans import changes, local, plan
 
@@ -315,6 +316,22 @@ class Steps:
         self.process.wait(60)
         assert frame is None or frame.kind == frames.DONE, frame and msgspec.json.decode(frame.body)
         return frame is not None
+
+
+def test_another_program_that_holds_the_database_is_told_as_that(opened: LibsqlDatabase, path: Path) -> None:
+    opened.rows("PRAGMA busy_timeout = 0")
+    order = frames.Advance(plan(2, changes([TOTALS], 3)), 1)
+    command = [sys.executable, "-c", HOLDER, str(path), "BEGIN IMMEDIATE"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(SyncFailed, match="database is locked") as failed:
+            stepwise.advance(opened, order, lambda _: None)
+        assert failed.value.code == "database_held"
+        other.stdin.close()
+        other.wait(60)
+    stepwise.advance(opened, order, lambda _: None)
 
 
 def test_killed_around_the_commit_of_a_batch_no_row_is_changed_twice(opened: LibsqlDatabase, path: Path) -> None:

@@ -17,8 +17,9 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from edge_runtime import wal
+from edge_runtime import files, wal
 from edge_runtime.cli import node as node_commands
+from edge_runtime.cli.restore import restore as restore_command
 from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_node import command
 from tests.support.agents import Control, edge, joined
@@ -312,6 +313,45 @@ async def test_a_restore_that_is_killed_leaves_the_one_or_the_other(
         assert await texts(edge) == (["old"] if point == "exchanged" else ["old", "new"])
     assert (await restore(stopped))[0] == 0
     async with node(stopped) as edge:
+        assert await texts(edge) == ["old"]
+
+
+@pytest.mark.parametrize("planted", ["link", "open"])
+async def test_nobody_can_have_a_backup_made_where_others_read_it(stopped: Path, tmp_path: Path, planted: str) -> None:
+    folder, elsewhere = tmp_path / ".new.db.partial", tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    (elsewhere / "kept").touch()
+    if planted == "link":
+        folder.symlink_to(elsewhere)
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    code, _, err = await command("backup", str(tmp_path / "new.db"), "--state", str(stopped))
+    assert (code, "can't be written" in err) == (1, True)
+    assert (elsewhere / "kept").exists()
+    assert not (tmp_path / "new.db").exists()
+
+
+async def test_a_restore_that_may_not_be_on_disk_is_not_said_to_have_changed_nothing(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = files.sync_folder
+
+    def fail(folder: Path) -> None:
+        if list(stopped.glob("db.before-*")):
+            raise OSError(5, "Input/output error")
+        real(folder)
+
+    monkeypatch.setattr(files, "sync_folder", fail)
+    assert restore_command.callback is not None
+    with pytest.raises(node_commands.click.exceptions.Exit):
+        restore_command.callback(tmp_path / "backup.db", stopped, force=False, as_json=False)
+    told = capsys.readouterr()
+    assert "Input/output error" in told.err + told.out
+    assert "nothing was changed" not in told.err + told.out
+    monkeypatch.undo()
+    async with node(stopped) as edge:
+        assert edge.front.manager.error() is None
         assert await texts(edge) == ["old"]
 
 

@@ -14,6 +14,7 @@ from control import wire
 from control.local.pki import Pki
 from edge_runtime import files
 from edge_runtime.sync import artifacts as artifacts_module
+from edge_runtime.sync import identity
 from edge_runtime.sync.control_client import ControlClient, NoAnswer
 from edge_runtime.sync.outbox import Outbox
 from tests.support.agents import Control, Edge, change_plans, edge, joined, running_control
@@ -74,6 +75,29 @@ async def test_a_disk_that_takes_nothing_costs_no_report(
     async with edge(tmp_path) as node:
         await answers(node, 2)
         await node.until(lambda s: s["at_target"])
+
+
+async def test_a_new_credential_that_cannot_be_kept_holds_up_no_sync(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await joined(control, tmp_path)
+    who = identity.read(tmp_path)
+    async with ControlClient(who.control_url, identity.ca_path(tmp_path), who.credential) as session:
+        identity.write(tmp_path, who.rotated(await session.rotate()))
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(identity, "write", refused)
+        async with edge(tmp_path) as node:
+            await first_release(control)
+            await answers(node, 1)
+            own = await node.until(lambda s: s["at_target"])
+            assert own["control"]["error"] is None
+    assert identity.read(tmp_path).next_credential
+    async with edge(tmp_path) as node:
+        await node.until(lambda s: s["at_target"] and not identity.read(tmp_path).next_credential)
 
 
 async def test_a_report_that_cannot_be_removed_is_told_once(control: Control, tmp_path: Path) -> None:
