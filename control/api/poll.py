@@ -80,8 +80,8 @@ class PollEndpoint:
         self._metrics = metrics
         self._clock = clock
         self._hold_limit = settings.hold
-        self._told: dict[tuple[str, int], Reply] = {}
-        """The answers to nodes at their targets, by group and generation."""
+        self._told: dict[tuple[str, int | None, int], Reply] = {}
+        """The answers to nodes at their targets, by group, release and generation."""
         self._body_limit = min(request_input.INVENTORY_BODY, settings.body_limit)
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply | None:
@@ -148,7 +148,8 @@ class PollEndpoint:
 
     def _at_target(self, group: CachedGroup, generation: int) -> Reply:
         """The answer to a node that is at its group's target, which tells it the release's number."""
-        key = (group.id, generation)
+        # Metadata that were restored may give a generation to another release.
+        key = (group.id, group.release_number, generation)
         reply = self._told.get(key)
         if reply is None:
             if len(self._told) >= KEPT_ANSWERS:

@@ -1,5 +1,6 @@
 """Schema changes: numbered without a gap, tried before they are taken, amended by revisions (R 3.1, 3.2)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec.structs import asdict
@@ -163,12 +164,18 @@ async def list_changes(call: ApiCall) -> Reply:
     after = pagination.read_cursor(paging.cursor, (int,)) or (0,)
 
     async def work(conn: Connection) -> responses.Page[release_responses.ListedSchemaChange]:
-        nodes = await applied_revisions.counts(conn)
+        counts = await applied_revisions.counts(conn)
+
+        async def describe(
+            rows: Sequence[release_responses.SchemaChange],
+        ) -> list[release_responses.ListedSchemaChange]:
+            return [
+                release_responses.ListedSchemaChange(**asdict(row), nodes=await counts.of(row.number)) for row in rows
+            ]
+
         return await pagination.fill(
             lambda after, count: conn.fetch(CHANGES, *after, count),
-            pagination.each(
-                lambda row: release_responses.ListedSchemaChange(**asdict(row), nodes=nodes.get(row.number, []))
-            ),
+            describe,
             lambda row: (row.number,),
             after,
             paging.limit,
@@ -187,7 +194,7 @@ async def get_change(call: ApiCall) -> Reply:
         rows = (await conn.fetch(REVISIONS, number, SHOWN))[::-1]
         if not rows:
             raise _unknown(number)
-        nodes = (await applied_revisions.counts(conn, number)).get(number, [])
+        nodes = await (await applied_revisions.counts(conn)).of(number)
         return release_responses.SchemaChangeHistory(**asdict(rows[-1]), nodes=nodes, revisions=rows)
 
     return await call.read(work)

@@ -191,6 +191,8 @@ async def withdraw(number: int, file: Path | None, register: bool, as_json: bool
         added = None
         if register and draft["sql"] and not draft["kept"]:
             added = await control.post(path("schema-changes"), {"name": draft["name"], "sql": draft["sql"]})
+    if file is not None and draft["sql"]:
+        file.write_text(draft["sql"], "utf-8")
     if as_json:
         output.document({"withdrawn": None, "draft": draft, "added": added})
     else:
@@ -199,7 +201,7 @@ async def withdraw(number: int, file: Path | None, register: bool, as_json: bool
 
 
 def _show_draft(draft: Json, added: Json | None, file: Path | None) -> None:
-    """Print or write the draft; what isn't SQL goes to stderr, so that stdout can be kept in a file."""
+    """Print the draft, unless it is in `file`; what isn't SQL goes to stderr, so that stdout can be kept in a file."""
     output.note(f"schema change {draft['number']} is in plans already: it can't be withdrawn, only reversed")
     for kept in draft["kept"]:
         output.note(f"  not reversed, {kept['message']}: {kept['statement']}")
@@ -208,7 +210,6 @@ def _show_draft(draft: Json, added: Json | None, file: Path | None) -> None:
     elif added is not None:
         output.say(f"schema change {added['number']} ({added['name']}) is registered: a release brings it to nodes")
     elif file is not None:
-        file.write_text(draft["sql"], "utf-8")
         output.note(
             f"{file} reverses {'the rest of ' if draft['kept'] else ''}it: look at it, then `skerry schema add`"
         )

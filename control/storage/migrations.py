@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -33,6 +33,8 @@ class KnownOperator(NamedTuple):
 
     id: UUID
     role: str
+    grants: list[dict[str, Any]] | None
+    expires_at: datetime | None
     revoked_at: datetime | None
 
 
@@ -123,8 +125,8 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
         token = tokens.new_token("operator", None if known is None else known.id)
         await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, now)
         action = "operator.create" if known is None else "operator.renew"
-        before = None if known is None else {"role": known.role, "revoked_at": known.revoked_at}
-        after = {"role": "admin", "revoked_at": None}
+        before = None if known is None else dict(zip(known._fields[1:], known[1:], strict=True))
+        after = {"role": "admin", "grants": None, "expires_at": None, "revoked_at": None}
         await audit_log.record(conn, now, ACTOR, action, name, before=before, after=after)
         await Changed(operators={str(token.id)}).announce(conn)
         return token.text

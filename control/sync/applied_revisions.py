@@ -18,7 +18,6 @@ class NodesAtVersion(NamedTuple):
 class NodesOfChange(NamedTuple):
     """How many nodes have applied a revision of a schema change."""
 
-    number: int
     revision: int
     nodes: int
 
@@ -50,24 +49,27 @@ REVISIONS = SQL.rows("revisions", NodesOfChange)
 AMENDED = SQL.rows("amended", NewestOfChange)
 
 
-async def counts(conn: Connection, number: int | None = None) -> dict[int, list[NodesOfRevision]]:
-    """For each change that nodes have applied, or for `number` alone, how many nodes have which revision.
+class RevisionCounts:
+    """How many nodes have applied which revision of changes."""
 
-    The oldest revision is the first.
-    """
-    amended = [row.number for row in await conn.fetch(AMENDED) if number in (None, row.number)]
-    versions = await conn.fetch(VERSIONS)
-    newest = max((row.schema_version for row in versions), default=0)
-    wanted = range(1, newest + 1) if number is None else range(number, min(number, newest) + 1)
-    found = {
-        one: [NodesOfRevision(1, sum(row.nodes for row in versions if row.schema_version >= one))] for one in wanted
-    }
-    if amended:
-        # What nodes applied is only read where it may differ: that takes a second for 200,000 nodes and a change.
-        found |= {one: [] for one in amended}
-        for row in sorted(await conn.fetch(REVISIONS, [str(one) for one in amended])):
-            found[row.number].append(NodesOfRevision(row.revision, row.nodes))
-    return found
+    def __init__(self, conn: Connection, amended: list[NewestOfChange], versions: list[NodesAtVersion]) -> None:
+        self._conn = conn
+        self._amended = {row.number for row in amended}
+        self._versions = versions
+
+    async def of(self, number: int) -> list[NodesOfRevision]:
+        """The numbers of nodes by revision, the oldest first; none where no node has applied the change."""
+        if number in self._amended:
+            # What nodes applied is only read where it may differ: that takes a second for 200,000 nodes.
+            rows = sorted(await self._conn.fetch(REVISIONS, number))
+            return [NodesOfRevision(row.revision, row.nodes) for row in rows]
+        nodes = sum(row.nodes for row in self._versions if row.schema_version >= number)
+        return [NodesOfRevision(1, nodes)] if nodes else []
+
+
+async def counts(conn: Connection) -> RevisionCounts:
+    """Read what the counts of all changes go by."""
+    return RevisionCounts(conn, await conn.fetch(AMENDED), await conn.fetch(VERSIONS))
 
 
 async def older(conn: Connection, schema_changes: list[dict[str, Any]]) -> list[OlderRevision]:

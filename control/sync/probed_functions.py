@@ -57,8 +57,9 @@ async def check(
             with tempfile.TemporaryDirectory(prefix="skerry-probes-") as folder:
                 asked = [await _fetched(store, row, Path(folder)) for row in chosen]
                 warnings = await checks.probes(earlier, sql, amends, asked)
-        except ProblemError as error:
-            return [_warning(f"the probes of functions couldn't be run after it: {error.detail} [{error.code}]")]
+        except (ProblemError, OSError) as error:
+            why = f"{error.detail} [{error.code}]" if isinstance(error, ProblemError) else str(error)
+            return [_warning(f"the probes of functions couldn't be run after it: {why}")]
     if left := len(found) - len(chosen):
         warnings.append(_warning(f"{left} of {len(found)} probes weren't run after it: too many, or too large"))
     return warnings

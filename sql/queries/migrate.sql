@@ -20,7 +20,7 @@ SELECT count(*) FROM operators WHERE role = 'admin' AND revoked_at IS NULL AND e
 
 -- An operator.
 -- name: operator
-SELECT id, role, revoked_at FROM operators WHERE name = $1;
+SELECT id, role, grants, expires_at, revoked_at FROM operators WHERE name = $1;
 
 -- Make an admin with a new token; an operator that exists gets the role and the token.
 -- name: put_admin

@@ -1,5 +1,7 @@
 """A schema change is tried with the probes of the functions that groups' releases have: a failing one is a warning."""
 
+import errno
+import os
 from typing import Any
 
 import pytest
@@ -71,3 +73,18 @@ async def test_probes_that_are_not_run_are_told_and_refuse_no_change(
     monkeypatch.setattr(control.services.checks, "probes", unavailable)
     [message] = await warned(control, more)
     assert message.startswith("the probes of functions couldn't be run after it: too much is to be checked")
+
+
+async def test_a_disk_without_room_for_probes_refuses_no_change(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await control.ok("POST", "/v1/schema-changes", {"name": "tables", "sql": TABLES})
+    await control.push("asks", version(1), **PROBE)
+    await control.release(functions={"asks": 1})
+
+    def full(*_: Any, **_more: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(probed_functions.tempfile, "TemporaryDirectory", full)
+    [message] = await warned(control, "CREATE TABLE more (x)")
+    assert message == "the probes of functions couldn't be run after it: [Errno 28] No space left on device"

@@ -296,7 +296,8 @@ def test_a_schema_change_is_withdrawn_or_reversed(skerry: Shell, tmp_path: Path)
     skerry("schema", "withdraw", number, "--output", str(draft), ends=3)
     assert draft.read_text() == 'DROP TABLE "clubs";\n'
     assert skerry("schema", "withdraw", number, ends=3) == draft.read_text()
-    added = skerry.json("schema", "withdraw", number, "--add")
+    draft.unlink()
+    added = skerry.json("schema", "withdraw", number, "--add", "--output", str(draft))
     assert (added["withdrawn"], added["added"]["sql"]) == (None, draft.read_text())
     assert "is withdrawn" in skerry("schema", "withdraw", str(added["added"]["number"]))
 

@@ -72,11 +72,15 @@ async def test_the_first_admin_is_made_once_and_can_be_made_again(db: Database) 
     assert parsed == (row["id"], row["secret_hash"])
     assert (row["name"], row["role"]) == ("admin", "admin")
     assert await migrations.make_admin(db, CLOCK) is None
+    await execute(db, "UPDATE operators SET role = 'read', grants = '[]', expires_at = $1", CLOCK.now())
     again = await migrations.make_admin(db, CLOCK, again=True)
     assert again is not None
     assert again != token
     [row] = await execute(db, "SELECT id::text AS id, secret_hash FROM operators")
     assert tokens.parse("operator", again) == (row["id"], row["secret_hash"])
+    [row] = await execute(db, "SELECT values_before, values_after FROM audit WHERE action = 'operator.renew'")
+    assert (row["values_before"]["role"], row["values_before"]["grants"]) == ("read", [])
+    assert row["values_after"] == {"role": "admin", "grants": None, "expires_at": None}
 
 
 async def test_what_cockroachdb_alone_knows_is_for_it_alone(db: Database) -> None:

@@ -1,11 +1,14 @@
 """Operators see which revision of an amended schema change each node has."""
 
 import asyncio
+from typing import Any
 
 import orjson
 import pytest
 
 from control.cli.main import run as cli
+from control.storage.connection import AsyncpgConnection
+from control.sync import applied_revisions
 from tests.support import seeds
 from tests.support.replica import Site
 
@@ -46,3 +49,24 @@ async def test_a_node_that_has_an_older_revision_is_told(
         assert "1, 1 with revision 1" in await said("schema", "list")
         assert "1, 1 with revision 1" in await said("schema", "show", "2")
         assert orjson.loads(await said("schema", "list", "--json"))[1]["nodes"] == either
+
+
+async def test_a_page_counts_for_its_own_changes_alone(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each amended change all nodes are read: a list of many would take longer than a statement may."""
+    asked = []
+    real = AsyncpgConnection.fetch
+
+    async def fetch(self: AsyncpgConnection, query: Any, *given: Any) -> Any:
+        if query is applied_revisions.REVISIONS:
+            asked.append(given)
+        return await real(self, query, *given)
+
+    monkeypatch.setattr(AsyncpgConnection, "fetch", fetch)
+    async with control_site.running() as replica:
+        for number in (1, 2, 3):
+            for revision in (1, 2):
+                sql = f"CREATE TABLE t{number} (id INTEGER)" + ";" * revision
+                await seeds.schema_change(replica, number, sql, revision=revision)
+        page = (await replica.call("GET", "/v1/schema-changes?limit=1")).json()
+        assert [change["number"] for change in page["items"]] == [1]
+        assert asked == [(1,)]

@@ -121,3 +121,4 @@ def test_rights_as_texts() -> None:
     held = Rights((Grant("read"), Grant("push", "north", frozenset(("b", "a")))))
     assert str(held) == "read, push@north (a, b)"
     assert str(Rights(())) == "no role"
+    assert str(Grant("push", "north", frozenset())) == "push@north"
