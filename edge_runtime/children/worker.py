@@ -12,6 +12,7 @@ import msgspec
 
 from control import faults
 from control.manifest_fields import SqlGrant, sql_grant
+from edge_runtime import malloc
 from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
@@ -34,6 +35,10 @@ _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
 
 
+KEPT_BLOCK = 32 * 1024 * 1024
+"""Bytes up to which freed blocks are kept while large bodies come; a body is one block here."""
+
+
 def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.ChildSettings) -> None:
     """Serve the front until it closes the socket."""
     try:
@@ -41,6 +46,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     except database.DatabaseOpenError as error:
         frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure(error.code, error.message))
         return
+    malloc.keep(KEPT_BLOCK)
     fence.limit_files(settings.temp_limit)
     opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("worker", opened.lock.fileno())
@@ -92,7 +98,7 @@ class Worker:
         self._calls = 0
         self._releases: dict[int, ServedRelease] = {}
         """The sets of modules, by the front's serial."""
-        self._reader = frames.Reader(sock)
+        self._reader = frames.Reader(sock, malloc.trim)
         self._denials = Denials()
         self._ungranted = guest.CallServices(self._denials.sql, self._denials.http)
         self._known = RecentCache[Known]()

@@ -5,9 +5,11 @@ bytes. The head of a call is in msgpack; a message named here in backquotes is J
 SOCK_STREAM socketpair with the front.
 """
 
+import select
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -292,9 +294,13 @@ class Frame(Struct, frozen=True):
 class Reader:
     """Reads frames from a blocking socket, on the children's side."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, quiet: Callable[[], None] | None = None) -> None:
+        """`quiet` is called when nothing has come for a second after a large frame."""
         self._sock = sock
         self._receive = sock.recv
+        self._quiet = quiet
+        self._large = False
+        """A large frame has come since `quiet` was called."""
         self._pending = b""
         self._at = 0
         """Bytes of `_pending` that have been read."""
@@ -334,14 +340,23 @@ class Reader:
                     rest = memoryview(bytearray(length))
                     rest[: have - HEADER_BYTES] = pending[start:]
                     self._fill(rest[have - HEADER_BYTES :])
-                    self._pending, self._at = b"", 0
+                    self._pending, self._at, self._large = b"", 0, True
                     return Frame(request, kind, bytes(rest[:head]), bytes(rest[head:]))
+            if self._large and self._quiet is not None and not self._comes():
+                self._large = False
+                self._quiet()
             got = self._receive(_CHUNK)
             if not got:
                 if have:
                     raise ChildGone("the front closed the socket in the middle of a frame")
                 return None
             self._pending, self._at = (pending[at:] + got if have else got), 0
+
+    def _comes(self) -> bool:
+        """Wait a second for something to come; return whether it does."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(1000))
 
     def _fill(self, view: memoryview) -> None:
         while view:

@@ -1,22 +1,15 @@
 """The allocator of this process: memory of bodies is used again while bodies pass, and returned to the system after."""
 
-import ctypes
 from typing import Final
 
-KEEP: Final = 64 * 1024 * 1024
-"""Bytes of free memory at the end of the heap that the allocator keeps. By itself it returns more than a few hundred
-KB at once, and each page that it takes again costs more than to copy what comes into it."""
+from edge_runtime import malloc
+
 LARGEST: Final = 1024 * 1024
-"""Bytes from which on a block is asked of the system, and returned to it when it is freed. Bodies come in smaller
-pieces."""
+"""Bytes up to which freed blocks are kept. Bodies come in smaller pieces."""
 TRIM_AFTER: Final = 16 * 1024 * 1024
 """Bytes of bodies that have passed, after which free memory is returned to the system."""
 LOOKS: Final = 30
 """Looks after which it is returned even if bodies go on passing."""
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
-
-_libc: Final = ctypes.CDLL(None)
 
 
 class Allocator:
@@ -32,8 +25,7 @@ class Allocator:
 
     def keep(self) -> None:
         """Have the allocator keep free memory from here on, until `look` returns it."""
-        _libc.mallopt(_M_TRIM_THRESHOLD, KEEP)
-        _libc.mallopt(_M_MMAP_THRESHOLD, LARGEST)
+        malloc.keep(LARGEST)
 
     def look(self, *, held: bool) -> None:
         """Return free memory, if bodies have passed and no more do. To be called once a second; `held` tells whether
@@ -46,4 +38,4 @@ class Allocator:
             return
         self.passed = self._before = TRIM_AFTER if held else 0
         self._looks = 0
-        _libc.malloc_trim(0)
+        malloc.trim()

@@ -55,3 +55,29 @@ def test_a_call_comes_out_as_it_went_in() -> None:
     head = call_head.decode_call(call_head.encode_head(given))
     assert (head.serial, head.function, head.method, head.path, head.query, head.client) == (*given[:5], given[6])
     assert head.headers == given[5]
+
+
+def test_a_reader_tells_when_it_is_quiet_after_a_large_frame() -> None:
+    told = threading.Event()
+    times: list[None] = []
+
+    def quiet() -> None:
+        times.append(None)
+        told.set()
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reader = frames.Reader(theirs, quiet)
+        with ours:
+            ours.sendall(frames.pack(1, 100))
+            assert reader.next() == frames.Frame(1, 100, b"", b"")
+            got: list[int] = []
+            reading = threading.Thread(target=lambda: got.extend(f.request for f in iter(reader.next, None)))
+            reading.start()
+            # The rest of it comes when the reader waits for it.
+            frames.send(ours, 2, 100, b"", b"z" * 200_000)
+            assert told.wait(60)
+            ours.sendall(frames.pack(3, 100))
+        reading.join()
+    assert got == [2, 3]
+    assert len(times) == 1
