@@ -223,7 +223,7 @@ class _Csv(_Output):
         self._writer.writerow(columns)
 
     def rows(self, rows: list[list[Any]]) -> None:
-        self._writer.writerows([_hex(value) for value in row] for row in rows)
+        self._writer.writerows([_plain(value) for value in row] for row in rows)
 
     def end(self, changed: int, write: bool) -> None:
         if write:
@@ -257,13 +257,16 @@ class _Table(_Output):
         self._columns = []
 
 
-def _hex(value: Any) -> Any:
-    return base64.b64decode(value["$blob"]).hex() if isinstance(value, dict) else value
+def _plain(value: Any) -> Any:
+    """Return a value that isn't JSON's own as text: bytes in hex, Inf or -Inf."""
+    if not isinstance(value, dict):
+        return value
+    return base64.b64decode(value["$blob"]).hex() if "$blob" in value else value["$real"]
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "NULL"
-    text = f"x'{_hex(value)}'" if isinstance(value, dict) else str(value)
+    text = f"x'{_plain(value)}'" if isinstance(value, dict) and "$blob" in value else str(_plain(value))
     text = text.translate(_CONTROL)
     return text if len(text) <= CELL else text[: CELL - 1] + "…"

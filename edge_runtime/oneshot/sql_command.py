@@ -4,6 +4,7 @@ What a statement may touch is what a function's may (`sql.access`): not the runt
 The events come one by one, so that a result of any size passes through.
 """
 
+import math
 import os
 import signal
 import time
@@ -200,7 +201,10 @@ def _statement(opened: LibsqlDatabase, statement: PreparedStatement, params: lis
 
 
 def _shown(value: values.Value) -> Any:
-    return {"$blob": value} if isinstance(value, bytes) else value
+    """Return a value as JSON has it, which has neither bytes nor infinite numbers."""
+    if isinstance(value, bytes):
+        return {"$blob": value}
+    return {"$real": "Inf" if value > 0 else "-Inf"} if isinstance(value, float) and math.isinf(value) else value
 
 
 def _commit(opened: LibsqlDatabase) -> None:

@@ -71,6 +71,8 @@ def _look(tokens: list[SqlToken], part: StatementParts) -> Iterator[tuple[str, s
             on = next((at for at, text in words if text == "on"), len(tokens))
             if on + 1 < len(tokens):
                 yield name(tokens[on + 1]), "an index on {} is built", INDEX_US
+        case "other" if word(tokens[0]) == "reindex" and len(tokens) > 1:
+            yield name(tokens[-1]), "the indexes of {} are built anew", INDEX_US
         case "drop" if part.kind == "table":
             yield part.table, "the table {} is dropped", DROP_US
         case "drop column":
@@ -79,7 +81,8 @@ def _look(tokens: list[SqlToken], part: StatementParts) -> Iterator[tuple[str, s
             yield part.table, "each row of {} is read for the new column's constraint", READ_US
         case "update" | "delete" if _all(tokens, words):
             yield part.table, "each row of {} is changed" + (", perhaps" if "where" in has else ""), CHANGE_US
-        case "insert":
+        case "insert" | "create" if part.kind == "table":
+            # Also CREATE TABLE … AS SELECT.
             start = next((at for at, text in words if text == "from"), len(tokens))
             if start + 1 < len(tokens) and _all(tokens, words):
                 message = "each row of {} is copied" + (", perhaps" if "where" in has else "")

@@ -26,6 +26,8 @@ log = logging.getLogger("skerry.sql")
 FOLDER: Final = Path("outbox", "sql")
 AGAIN: Final = 3600.0
 """Seconds until control is asked again that doesn't know this message: it is of an earlier version."""
+SOON: Final = 60.0
+"""Seconds until control is asked again that could not take a record."""
 _SHOWN: Final = 8000
 _REASON: Final = 2000
 _USER: Final = 400
@@ -86,6 +88,11 @@ class SqlRunReports:
             try:
                 await client.sql_run(run)
             except ControlRefused as refusal:
+                if refusal.status >= 500:
+                    # It may be this record alone: the node's polls go on.
+                    self._not_before = time.monotonic() + SOON
+                    log.warning("control can't take the record of SQL %s now: %s", run.id, refusal.message)
+                    return
                 if not retries.final(refusal.status):
                     raise
                 if refusal.status in (404, 405):

@@ -77,6 +77,10 @@ async def test_rows_are_shown_exported_and_mended_while_the_node_serves(served: 
         "x       NULL                 NULL",
         "2 rows",
     ]
+    infinite = "SELECT 9e999 AS a, -9e999 AS b"
+    assert (await shown(served, infinite))["rows"] == [[{"$real": "Inf"}, {"$real": "-Inf"}]]
+    assert (await sql(served, infinite, "--csv"))[1].split() == ["a,b", "Inf,-Inf"]
+    assert (await sql(served, infinite))[1].splitlines()[2] == "Inf  -Inf"
     code, out, err = await sql(served, "UPDATE notes SET text = 'z' WHERE text = 'x'", "--write", "--reason", "a test")
     assert (code, out, err) == (0, "1 rows changed\n", "")
     found = await shown(served, "DELETE FROM notes RETURNING text", "--write", "--reason", "a test")

@@ -1,7 +1,6 @@
 """Somebody is told of SQL that was run by `skerry-edge sql`: the node's log, and control's audit log."""
 
 import asyncio
-import contextlib
 import os
 import signal
 from datetime import UTC, datetime
@@ -146,8 +145,14 @@ async def test_a_record_waits_for_a_control_that_knows_it(tmp_path: Path) -> Non
         await reports.deliver(old)  # type: ignore[arg-type]
     assert old.asked == 1
     assert len(list((state / FOLDER).glob("*.json"))) == 1
+    # What it can't take now holds up no poll, either: the agent polls after it has told of SQL.
     reports, busy = SqlRunReports(state), OldControl(503)
     await reports.look()
-    with contextlib.suppress(ControlRefused):
+    for _ in range(2):
         await reports.deliver(busy)  # type: ignore[arg-type]
     assert (busy.asked, len(list((state / FOLDER).glob("*.json")))) == (1, 1)
+    # A credential that is refused is the agent's matter.
+    reports = SqlRunReports(state)
+    await reports.look()
+    with pytest.raises(ControlRefused):
+        await reports.deliver(OldControl(401))  # type: ignore[arg-type]
