@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames
@@ -28,15 +28,45 @@ SILENT: Final = 1.0
 """Seconds in which a function's failures of one kind are logged once; the metrics count all of them."""
 
 
-class _Lines(NamedTuple):
-    """What a call wrote, as far as it isn't logged yet."""
+class _Lines:
+    """What a call wrote, of which some isn't logged yet. It is cut into lines one after the other: most of what floods
+    the log is never logged."""
 
-    served: ServedFunction
-    who: str
-    extra: dict[str, str] | None
-    left: deque[str]
-    size: int
-    """Characters of the whole text."""
+    __slots__ = ("_at", "_text", "extra", "served", "who")
+
+    def __init__(self, served: ServedFunction, who: str, extra: dict[str, str] | None, text: str) -> None:
+        self.served = served
+        self.who = who
+        self.extra = extra
+        self._text = text
+        self._at = 0
+        """Where the next line begins."""
+
+    def __len__(self) -> int:
+        """Return the characters of the whole text."""
+        return len(self._text)
+
+    @property
+    def over(self) -> bool:
+        """Whether no line is left."""
+        return self._at >= len(self._text)
+
+    def next(self) -> str | None:
+        """Return the next line, None behind the last. A line ends with LF, or CR LF."""
+        text, at = self._text, self._at
+        if at >= len(text):
+            return None
+        end = text.find("\n", at)
+        if end < 0:
+            end = len(text)
+        self._at = end + 1
+        return text[at : end - 1 if end > at and text[end - 1] == "\r" else end]
+
+    def leave(self) -> int:
+        """Return how many lines are left, and leave them out."""
+        text, at = self._text, self._at
+        self._at = len(text)
+        return text.count("\n", at) + (at < len(text) and text[-1] != "\n")
 
 
 class GuestLog:
@@ -52,14 +82,14 @@ class GuestLog:
 
         Many lines are logged a few at a time: the loop's other work goes on in between.
         """
-        lines = deque(text.splitlines())
+        lines = _Lines(served, *_who(served, caller), text)
         if self._held + len(text) > HELD:
-            served.tally.log_dropped += len(lines)
+            served.tally.log_dropped += lines.leave()
             self._tell(served.tally)
             return
         began = bool(self._waiting)
         self._held += len(text)
-        self._waiting.append(_Lines(served, *_who(served, caller), lines, len(text)))
+        self._waiting.append(lines)
         if not began:
             self._turn()
 
@@ -67,19 +97,18 @@ class GuestLog:
         """Log the next lines, and the others in later turns of the loop."""
         now, waiting, count = time.monotonic(), self._waiting, 0
         while waiting and count < AT_ONCE:
-            served, who, extra, left, size = waiting[0]
-            tally = served.tally
-            while left and count < AT_ONCE:
+            lines = waiting[0]
+            tally = lines.served.tally
+            while count < AT_ONCE and (line := lines.next()) is not None:
                 count += 1
-                cost = len(left[0]) + LINE
+                cost = len(line) + LINE
                 if not (tally.log.take(cost, now) and self.budget.take(cost, now)):
-                    tally.log_dropped += len(left)
-                    left.clear()
+                    tally.log_dropped += 1 + lines.leave()
                     break
-                guest_log.info("%s: %s", who, left.popleft(), extra=extra)
-            if not left:
+                guest_log.info("%s: %s", lines.who, line, extra=lines.extra)
+            if lines.over:
                 waiting.popleft()
-                self._held -= size
+                self._held -= len(lines)
                 self._tell(tally)
         if waiting:
             asyncio.get_running_loop().call_soon(self._turn)

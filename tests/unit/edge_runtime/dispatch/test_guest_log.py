@@ -5,6 +5,8 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from control.manifest_fields import Manifest
 from edge_runtime.dispatch import guest_log
@@ -73,3 +75,14 @@ async def test_a_function_over_its_budget_costs_no_time(
     told = [record.getMessage() for record in caplog.records if record.name == "skerry.calls"]
     assert len(told) == 1
     assert "lines of its log were left out since the start" in told[0]
+
+
+@given(st.text(st.sampled_from("ab\n\r\u2028"), max_size=30), st.integers(0, 10))
+def test_a_text_is_cut_into_lines_one_after_the_other(text: str, taken: int) -> None:
+    expected = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    cut = guest_log._Lines(served("flood"), "flood 1", None, text)
+    found = [line for _ in range(taken) if (line := cut.next()) is not None]
+    assert found == expected[:taken]
+    assert cut.over == (taken >= len(expected))
+    assert cut.leave() == len(expected[taken:])
+    assert cut.over
