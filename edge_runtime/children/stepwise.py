@@ -83,6 +83,7 @@ def finish(opened: LibsqlDatabase, tell: Tell) -> None:
     for row in stored(opened):
         if row.stage == "after" and not row.done and row.number in applied:
             _run(opened, row, f"schema change {row.number} ({row.name}), step {row.step}", tell)
+    _check_foreign_keys(opened, applied, tell)
     _forget_done(opened, applied)
 
 
@@ -242,6 +243,23 @@ def _probe_serving(opened: LibsqlDatabase, label: str, order: frames.Advance, te
             except SyncFailed as failed:
                 text = f"After {label}, under the release that serves until the flip: {failed.message}"
                 raise SyncFailed(failed.code, text) from None
+
+
+def _check_foreign_keys(opened: LibsqlDatabase, applied: Mapping[int, object], tell: Tell) -> None:
+    """Check the rows that the steps after a flip can have left without a parent, once all of them are done: what the
+    flip could leave was checked there. Raises: SyncFailed, also at each later attempt until the rows are mended."""
+    done = [row for row in stored(opened) if row.number in applied and row.stage == "after"]
+    for number in sorted({row.number for row in done}):
+        mine = [row for row in done if row.number == number]
+        label = f"schema change {number} ({mine[0].name})"
+        tell(f"{label}, the check of foreign keys")
+        names = schema_change.touched([row.sql for row in mine], schema_change.definitions(opened))
+        if orphans := schema_change.orphans(opened, schema_change.references(opened, names)):
+            raise SyncFailed(
+                "foreign_key_violation",
+                f"After the steps of {label}, {orphans} Mend the rows (`skerry-edge sql --write`), or register a "
+                "change that does.",
+            )
 
 
 def _forget_done(opened: LibsqlDatabase, applied: Mapping[int, object]) -> None:
