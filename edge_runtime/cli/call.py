@@ -112,6 +112,7 @@ def call(
     except UnicodeEncodeError:
         raise click.UsageError("the path and the query must be percent-encoded") from None
     single_call = {
+        "parent": os.getpid(),
         "file": str(file),
         "manifest": manifest,
         "request": request,

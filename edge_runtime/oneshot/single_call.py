@@ -54,6 +54,8 @@ class SingleCallRequest(Struct):
     database: str = ""
     """Path of the libsql file for the call's SQL; empty where it has none."""
     secrets: dict[str, str] = {}
+    parent: int = 0
+    """Id of the process with whose end this one is ended; 0 where there is none."""
     fence: str = "required"
     """`required`: every part of the fence must be there. `partial`: as much of it as this machine has."""
 
@@ -65,6 +67,8 @@ class NoHttp:
 
 def main() -> int:
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=SingleCallRequest)
+    if request.parent:
+        fence.die_with_parent(request.parent)
     try:
         result = run(request)
     except ModuleRefused as refused:

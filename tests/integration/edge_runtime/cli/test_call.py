@@ -1,6 +1,8 @@
 """`skerry-edge call`: one call of a module without a server, as the command."""
 
+import asyncio
 import sqlite3
+import sys
 from pathlib import Path
 
 import orjson
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 
 from edge_runtime.cli.main import main
 from tests.guests.build import EXAMPLES, example, guest, wat
+from tests.support.edge import until
 from tests.support.programs import Done, command
 
 
@@ -212,3 +215,22 @@ def test_a_wrong_call_is_told(arguments, told):
     done = CliRunner().invoke(main, ["call", __file__, *arguments])
     assert done.exit_code == 2
     assert told in done.output
+
+
+async def test_nothing_runs_on_when_the_command_is_killed(tmp_path):
+    file = tmp_path / "module.wasm"
+    file.write_bytes(guest("loop"))
+    arguments = ("-m", "edge_runtime.cli.main", "call", str(file), "--interpret", "--time-limit", "60000")
+    command = await asyncio.create_subprocess_exec(sys.executable, *arguments)
+    children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
+    found: list[str] = []
+
+    def runs() -> bool:
+        """A child runs the guest: it uses the processor after it has entered its fence."""
+        found[:] = children.read_text().split()
+        return bool(found) and "Seccomp:\t2" in Path(f"/proc/{found[0]}/status").read_text()
+
+    await until(runs)
+    command.kill()
+    await command.wait()
+    await until(lambda: not Path(f"/proc/{found[0]}").exists())
