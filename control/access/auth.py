@@ -193,12 +193,17 @@ class Authenticator:
         return credential
 
     async def _first_use(self, credential: Credential, name: str, scope: Scope) -> datetime:
-        """Record the first use of a node's credential, which ends the one that it replaces; return its time."""
+        """Record the first use of a node's credential, which ends the one that it replaces; return its time.
+
+        Raises: AuthError, when it was revoked and this replica's memory doesn't have it yet.
+        """
         now = self._clock.now()
 
         async def record(conn: Connection) -> None:
-            used = await conn.fetchval(FIRST_USE, credential.id, now)
-            if used is not None and credential.replaces is not None:
+            if await conn.fetchval(FIRST_USE, credential.id, now) is None:
+                # Used before, or ended meanwhile by another request for a successor: then it ends no other.
+                await refuse_revoked(conn, credential.id)
+            elif credential.replaces is not None:
                 revoked = await conn.column(REVOKE, credential.replaces, now)
                 actor = Actor("node", name, address(scope), scope["request_id"].decode())
                 before, after = {"credentials": [*revoked, credential.id]}, {"credentials": [credential.id]}

@@ -93,7 +93,8 @@ def _announce(t: Tables, *ids: Sequence[str]) -> Rows:
 
 @statement("auth", "first_use")
 def _first_use(t: Tables, id: str, now: datetime) -> Rows:
-    found = [row for row in known(t, "credentials", [id]) if row["first_used_at"] is None]
+    good = [row for row in known(t, "credentials", [id]) if row["revoked_at"] is None]
+    found = [row for row in good if row["first_used_at"] is None]
     for row in found:
         t.update("credentials", row["id"], first_used_at=now)
     return [pick(row, "id") for row in found]

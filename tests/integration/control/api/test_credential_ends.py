@@ -132,3 +132,22 @@ async def test_a_revoked_credential_gets_no_successor_on_a_replica_that_has_not_
             for path, body in (("/v1/nodes/self/credential", None), ("/v1/nodes/self/sql", run)):
                 refused = await other.call("POST", path, body, token=node)
                 assert (refused.status, refused.json()["code"]) == (401, "credentials_invalid")
+
+
+async def test_a_successor_that_was_given_up_ends_no_other_where_that_is_not_known_yet(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated request for a successor has ended the first one, unused. Else no credential of the node was good."""
+    path = "/v1/nodes/self/credential"
+    async with control_site.running() as one:
+        node = (await one.join("n1")).credential
+        assert (await one.call("POST", "/v1/poll", POLL, token=node)).status == 204
+        first = (await one.call("POST", path, token=node)).json()["credential"]
+        monkeypatch.setattr(fleet_cache, "PERIOD", 1e6)
+        async with control_site.running() as other:
+            assert await other.services.fleet.credential(first.split("_")[1]) is not None
+            second = (await one.call("POST", path, token=node)).json()["credential"]
+            assert (await other.call("POST", "/v1/poll", POLL, token=first)).status == 401
+        async with control_site.running() as fresh:
+            for good in (node, second):
+                assert (await fresh.call("POST", "/v1/poll", POLL, token=good)).status == 204
