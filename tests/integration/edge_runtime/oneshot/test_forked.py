@@ -58,7 +58,7 @@ def test_nobody_says_that_nothing_was_changed_who_does_not_know(
         raise TimeoutError
 
     monkeypatch.setattr(sql_command, "forked_lines", lines)
-    found = sql_command.run(Path("none"), ["SELECT 1"], [], write=True, seconds=1)
+    found = sql_command.run(Path("none"), ["SELECT 1"], [], write=True, seconds=1, wal_limit=1)
     if end is None:
         assert list(found) == events
         return
