@@ -7,7 +7,7 @@ import pytest
 from tests.support.simulation import runs
 
 SEEDS = int(os.environ.get("SKERRY_TEST_SEEDS", "25"))
-FIRST = 1000
+FIRST = 500
 """Those below are in tests/simulation."""
 
 

@@ -12,7 +12,7 @@ from tests.support import by_wasmtime
 from tests.support.generated import KINDS, Generated, generated
 from tests.support.mill import End, Milled, mill
 
-COUNT = int(os.environ.get("SKERRY_TEST_MODULES", "1000"))
+COUNT = int(os.environ.get("SKERRY_TEST_MODULES", "400"))
 SEED = os.environ.get("SKERRY_TEST_SEED", "skerry")
 
 pytestmark = pytest.mark.timeout(900)

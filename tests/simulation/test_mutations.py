@@ -1,6 +1,6 @@
 """The simulator finds what is broken on purpose: each way to break the program fails within some seeds.
 
-That the properties hold for a thousand seeds says nothing unless a program that breaks its promises is caught.
+That the properties hold for hundreds of seeds says nothing unless a program that breaks its promises is caught.
 """
 
 import asyncio
