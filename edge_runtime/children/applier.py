@@ -63,8 +63,11 @@ def serve(sock: socket.socket, _page: memoryview, _slot: int, settings: frames.C
                     tell = functools.partial(_tell, sock, frame.request)
                     prepared = prepare(opened, order.plan, order.functions, order.secrets, tell, afresh=order.afresh)
                     frames.send_json(sock, frame.request, frames.PREPARED, prepared)
-                case frames.ADVANCE | frames.FINISH:
-                    _steps(opened, frame, functools.partial(_tell, sock, frame.request))
+                case frames.ADVANCE:
+                    stepwise.advance(opened, _decode_advance(frame.body), functools.partial(_tell, sock, frame.request))
+                    frames.send(sock, frame.request, frames.DONE)
+                case frames.FINISH:
+                    stepwise.finish(opened, functools.partial(_tell, sock, frame.request))
                     frames.send(sock, frame.request, frames.DONE)
                 case frames.COMMIT:
                     commit(opened)
@@ -89,17 +92,6 @@ def _tell(sock: socket.socket, request: int, doing: str) -> None:
 
 def _no_one(_: str) -> None:
     """Nobody asks what is being done."""
-
-
-def _steps(opened: LibsqlDatabase, frame: frames.Frame, tell: Callable[[str], None]) -> None:
-    """Run steps of schema changes. Raises: SyncFailed, when one fails, or none can be run."""
-    try:
-        if frame.kind == frames.ADVANCE:
-            stepwise.advance(opened, _decode_advance(frame.body), tell)
-        else:
-            stepwise.finish(opened, tell)
-    except ValueError as error:
-        raise change_failures.of_libsql(opened, "The steps of a schema change can't be run", error) from None
 
 
 def prepare(

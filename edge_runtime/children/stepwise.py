@@ -42,49 +42,48 @@ def stored(opened: LibsqlDatabase) -> list[StepRow]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Have errors of libsql that nothing in the block has judged end the sync. Raises: SyncFailed."""
+def _judged(opened: LibsqlDatabase) -> Iterator[None]:
+    """Undo what is open at an error of libsql that nothing in the block has judged. Raises: SyncFailed, for it."""
     try:
         yield
     except ValueError as error:
-        text = f"The steps of schema changes can't be run: {error}."
-        raise SyncFailed(code_of(str(error), "apply_failed"), text) from None
+        raise change_failures.of_libsql(opened, "The steps of schema changes can't be run", error) from None
 
 
-@_told()
 def advance(opened: LibsqlDatabase, order: frames.Advance, tell: Tell) -> None:
     """Run the steps that come before the flip of the plan's first change, and those after the flips of earlier ones.
 
     Raises: SyncFailed, when one fails; what was done before it stays, and is gone on from.
     """
     finish(opened, tell)
-    with transaction(opened):
-        lacking = plan_history.to_apply(opened, order.plan, afresh=False)
-        give_up(opened, order.plan)
-        if not lacking or (steps := parse(opened, lacking[0])) is None:
-            return
-        change = lacking[0]
-        if all(row.number != change.number for row in stored(opened)):
-            _keep(opened, change, steps)
-    for row in stored(opened):
-        if row.number == change.number and row.stage == "before" and not row.done:
-            _run(opened, row, f"{plan_history.label_of(change)}, {steps.title(row.step)}", tell, order)
+    with _judged(opened):
+        with transaction(opened):
+            lacking = plan_history.to_apply(opened, order.plan, afresh=False)
+            give_up(opened, order.plan)
+            if not lacking or (steps := parse(opened, lacking[0])) is None:
+                return
+            change = lacking[0]
+            if all(row.number != change.number for row in stored(opened)):
+                _keep(opened, change, steps)
+        for row in stored(opened):
+            if row.number == change.number and row.stage == "before" and not row.done:
+                _run(opened, row, f"{plan_history.label_of(change)}, {steps.title(row.step)}", tell, order)
 
 
-@_told()
 def finish(opened: LibsqlDatabase, tell: Tell) -> None:
     """Run the steps that come after the flips of changes that the file has. Raises: SyncFailed, when one fails."""
-    opened.lock.acquire()
-    try:
-        drop_uncommitted(opened)
-    finally:
-        opened.lock.release()
-    applied = plan_history.applied(opened)
-    for row in stored(opened):
-        if row.stage == "after" and not row.done and row.number in applied:
-            _run(opened, row, f"schema change {row.number} ({row.name}), step {row.step}", tell)
-    _check_foreign_keys(opened, applied, tell)
-    _forget_done(opened, applied)
+    with _judged(opened):
+        opened.lock.acquire()
+        try:
+            drop_uncommitted(opened)
+        finally:
+            opened.lock.release()
+        applied = plan_history.applied(opened)
+        for row in stored(opened):
+            if row.stage == "after" and not row.done and row.number in applied:
+                _run(opened, row, f"schema change {row.number} ({row.name}), step {row.step}", tell)
+        _check_foreign_keys(opened, applied, tell)
+        _forget_done(opened, applied)
 
 
 def complete(opened: LibsqlDatabase, access_rules: AccessRules) -> None:
