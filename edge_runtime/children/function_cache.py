@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from edge_runtime import malloc
 from edge_runtime.aot_cache import Damaged, memory_estimate
 from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
@@ -114,7 +115,7 @@ class Functions:
             self._unload(min((each for each in self._loaded.values() if each is not but), key=lambda each: each.used))
             unloaded = True
         if unloaded:
-            libc.malloc_trim(0)
+            malloc.trim()
 
     def _unload(self, entry: Entry) -> None:
         if entry.function is not None:

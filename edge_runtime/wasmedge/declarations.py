@@ -130,7 +130,6 @@ void *mmap(void *, size_t, int, int, int, long);
 int munmap(void *, size_t);
 void *memset(void *, int, size_t);
 int madvise(void *, size_t, int);
-int malloc_trim(size_t);
 struct mallinfo2 {
     size_t arena; size_t ordblks; size_t smblks; size_t hblks; size_t hblkhd;
     size_t usmblks; size_t fsmblks; size_t uordblks; size_t fordblks; size_t keepcost;
