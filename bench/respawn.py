@@ -125,7 +125,9 @@ async def _memory(http: aiohttp.ClientSession, workers: int) -> int:
         await asyncio.gather(*calls)
     there = await _workers(http)
     assert len(there["pids"]) == workers
-    return sum(pss.share(pid) for pid in (there["zygote"], *there["pids"], *there["spares"]))
+    shares = [pss.share(pid) for pid in (there["zygote"], *there["pids"], *there["spares"])]
+    assert all(shares), "one of them has ended"
+    return sum(shares)
 
 
 if __name__ == "__main__":
