@@ -28,15 +28,13 @@ from edge_runtime.sql.session import Session
 AT_ONCE: Final = 4
 """If a release adds at most so many functions, they are loaded before they are called: perhaps somebody waits for
 them."""
+_KEPT_BLOCK: Final = 32 * 1024 * 1024
+"""Bytes up to which freed blocks are kept while large bodies come; a body is one block here."""
 _KEPT_HEAD: Final = 2048
 """Bytes that a call's head may have to be kept, decoded, for later calls with the same head."""
 
 _decode_load: Final = msgspec.json.Decoder(frames.Load).decode
 _decode_keep: Final = msgspec.json.Decoder(frames.Keep).decode
-
-
-KEPT_BLOCK = 32 * 1024 * 1024
-"""Bytes up to which freed blocks are kept while large bodies come; a body is one block here."""
 
 
 def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.ChildSettings) -> None:
@@ -46,7 +44,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     except database.DatabaseOpenError as error:
         frames.send_json(sock, progress_page.NONE, frames.FAILED, frames.ChildFailure(error.code, error.message))
         return
-    malloc.keep(KEPT_BLOCK)
+    malloc.keep(_KEPT_BLOCK)
     fence.limit_files(settings.temp_limit)
     opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("worker", opened.lock.fileno())
