@@ -275,7 +275,8 @@ class ZygoteClient:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
+            # Ctrl-C is for the front alone. A session of its own would be a share of the processors of its own, too.
+            process_group=0,
         )
 
     def _news(self, control: socket.socket, ended: asyncio.Future[None]) -> None:
