@@ -25,6 +25,15 @@ from tests.support.replica import SetClock
 BAR = 1
 LIMITS = {"start": 5.0, "release": 1.0, "quiet_pass": 0.2, "offline": 15.0, "overdue": 60.0}
 """Seconds."""
+LEFT = {
+    "offline": "SELECT EXISTS (SELECT FROM node_presence WHERE NOT offline)",
+    "overdue": "SELECT EXISTS (SELECT FROM node_presence WHERE NOT overdue)",
+}
+"""Whether there are nodes yet of which it isn't recorded."""
+LOOK = 0.25
+"""Seconds between two looks whether all is recorded."""
+STUCK = 300.0
+"""Seconds within which it must be."""
 
 
 async def main() -> None:
@@ -35,7 +44,7 @@ async def main() -> None:
         try:
             clock = SetClock(SystemClock().now())
             await many_nodes.add(connection, clock.now())
-            taken = await _measure(site, clock)
+            taken = await _measure(site, clock, connection)
         finally:
             await connection.close()
     ratio = min(LIMITS[name] / seconds for name, seconds in taken.items())
@@ -43,7 +52,7 @@ async def main() -> None:
     result.write("growth", ratio, BAR, {**details, "nodes": many_nodes.NODES, "machine": machine})
 
 
-async def _measure(site: replica.Site, clock: SetClock) -> dict[str, float]:
+async def _measure(site: replica.Site, clock: SetClock, connection: Any) -> dict[str, float]:
     taken = {}
     began = time.monotonic()
     async with site.running(clock=clock) as started:
@@ -61,7 +70,10 @@ async def _measure(site: replica.Site, clock: SetClock) -> dict[str, float]:
         for name, seconds in (("offline", 100.0), ("overdue", 300.0)):
             clock.advance(seconds)
             began = time.monotonic()
-            await passes.look(clock.now())
+            # The replica's own monitor records it, beside which another one would be in its way.
+            async with asyncio.timeout(STUCK):
+                while await connection.fetchval(LEFT[name]):
+                    await asyncio.sleep(LOOK)
             taken[name] = time.monotonic() - began
     return taken
 
