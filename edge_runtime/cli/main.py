@@ -1,34 +1,46 @@
 """`skerry-edge`: a node's commands. They exit with 0: well, 1: not, 2: wrong call, 3: the node does not run."""
 
+import importlib
+
 import click
 
-from edge_runtime.cli.backup import backup
-from edge_runtime.cli.call import call
-from edge_runtime.cli.caller import caller
-from edge_runtime.cli.check_database import check_database
-from edge_runtime.cli.node import check, join_command, status
-from edge_runtime.cli.restore import restore
-from edge_runtime.cli.run import dev, run
-from edge_runtime.cli.sql import sql
+COMMANDS = {
+    "join": "node:join_command",
+    "run": "run:run",
+    "dev": "run:dev",
+    "status": "node:status",
+    "check": "node:check",
+    "call": "call:call",
+    "backup": "backup:backup",
+    "restore": "restore:restore",
+    "sql": "sql:sql",
+    "check-database": "check_database:check_database",
+    "caller": "caller:caller",
+}
+"""The module of this folder that has the command, and its name there."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """The group of commands. It imports a command's module when the command is used: what serves functions must not
+    have the database's library, which some others need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        found = getattr(importlib.import_module(f"edge_runtime.cli.{module}"), name)
+        assert isinstance(found, click.Command)  # noqa: S101
+        return found
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="skerry")
 def main() -> None:
     """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
 
-
-main.add_command(join_command)
-main.add_command(run)
-main.add_command(dev)
-main.add_command(status)
-main.add_command(check)
-main.add_command(call)
-main.add_command(backup)
-main.add_command(restore)
-main.add_command(sql)
-main.add_command(check_database)
-main.add_command(caller)
 
 if __name__ == "__main__":
     main(prog_name="skerry-edge")

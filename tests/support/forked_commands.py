@@ -20,6 +20,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import click
+
 MAINS = {"control.cli": "control.cli.__main__", "edge_runtime.cli.main": "edge_runtime.cli.__main__"}
 """By what follows ``python -m``: the module whose `main` runs the program."""
 _REQUEST_BYTES = 1 << 20
@@ -92,9 +94,13 @@ def _template() -> socket.socket:
 
 def serve(descriptor: int) -> None:
     """Fork a command for each request, until the test process closes its end. It returns in no command."""
+    from control.cli.main import skerry
+    from edge_runtime.cli.main import main as skerry_edge
+
     requests = socket.socket(fileno=descriptor)
-    for name in MAINS.values():
-        importlib.import_module(name.replace("__main__", "main"))
+    for group in (skerry, skerry_edge):
+        for name in group.list_commands(click.Context(group)):
+            group.get_command(click.Context(group), name)
     gc.collect()
     gc.freeze()
     while True:

@@ -11,7 +11,9 @@ from edge_runtime.children import zygote
 def test_the_front_maps_no_wasmedge_and_no_libsql() -> None:
     """Each costs memory, and nothing that parses what others made belongs into the process that is on the network."""
     code = """
-import sys
+import sys, click
+from edge_runtime.cli.main import main
+main.get_command(click.Context(main), "run")
 from edge_runtime.sync import agent
 from edge_runtime import front
 mapped = open("/proc/self/maps").read()
