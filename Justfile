@@ -60,6 +60,10 @@ picture: setup
 errors: setup
     @.venv/bin/python -m scripts.errors_page
 
+# make the modules of C declarations again, of edge_runtime's headers
+bindings: setup
+    @.venv/bin/python -m scripts.bindings
+
 # the long versions: of the tests that kill processes, cut the power and fail system calls, and of generated modules; `--all` fails every call (hours)
 faults *ARGS: setup
     @SKERRY_TEST_KILLS=200 SKERRY_TEST_RELEASES=50 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 SKERRY_TEST_SEEDS=5000 \

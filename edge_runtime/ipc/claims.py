@@ -8,24 +8,14 @@ elsewhere. Python has no atomic operation between processes; libc's semaphores a
 
 from typing import Any, Final
 
-import cffi
-
-from edge_runtime.ipc import progress_page
+from edge_runtime.ipc import progress_page, semaphores_h
 
 CLAIMS: Final = 64
 """Semaphores of a worker; a call has the one at its id modulo this number."""
 ROOM: Final = 40
 """Frames that a worker may have unread at most, so that no two of them share a semaphore."""
 
-_ffi: Final = cffi.FFI()
-_ffi.cdef(
-    """
-    typedef union { char size[32]; long align; } sem_t;  // of every 64-bit Linux
-    int sem_init(sem_t *sem, int shared, unsigned int value);
-    int sem_post(sem_t *sem);
-    int sem_trywait(sem_t *sem);
-    """
-)
+_ffi: Final[Any] = semaphores_h.ffi
 _libc: Final[Any] = _ffi.dlopen(None)
 _BYTES: Final = _ffi.sizeof("sem_t") * CLAIMS
 

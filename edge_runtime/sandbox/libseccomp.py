@@ -1,7 +1,7 @@
 """seccomp filters, by libseccomp: which system calls a process may make, and with which arguments.
 
-libseccomp is called through cffi's ABI mode, because its Python bindings either need a compiler or have had no release
-for years. Source: seccomp.h of libseccomp 2.5. A call that is allowed whatever its arguments costs next to nothing,
+libseccomp is called through cffi's ABI mode (its declarations are in seccomp.h), because its Python bindings either
+need a compiler or have had no release for years. A call that is allowed whatever its arguments costs next to nothing,
 because the kernel caches that answer; a rule on arguments is evaluated at each call.
 """
 
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-import cffi
+from edge_runtime.sandbox import seccomp_h
 
 LIBRARY: Final = "libseccomp.so.2"
 _API: Final = 3
@@ -45,16 +45,7 @@ class Rule(NamedTuple):
     action: int = ALLOW
 
 
-_ffi: Final[Any] = cffi.FFI()
-_ffi.cdef("""
-struct scmp_arg_cmp { unsigned int arg; int op; uint64_t datum_a; uint64_t datum_b; };
-void *seccomp_init(uint32_t);
-int seccomp_attr_set(void *, int, uint32_t);
-int seccomp_rule_add_array(void *, uint32_t, int, unsigned int, const struct scmp_arg_cmp *);
-int seccomp_syscall_resolve_name(const char *);
-int seccomp_load(void *);
-unsigned int seccomp_api_get(void);
-""")
+_ffi: Final[Any] = seccomp_h.ffi
 _EQ: Final = 4
 _MASKED_EQ: Final = 7
 _TSYNC: Final = 4
