@@ -24,10 +24,8 @@ from edge_runtime.sql.tokenizer import quoted, tokenize
 HELD: Final = 0.005
 """Seconds for which a batch is to hold the writer lock: the number of its rows follows the time that the last one
 took. What it has written, the next writer's COMMIT must have synced."""
-FIRST: Final = 100
-LEAST: Final = 10
 MOST: Final = 20_000
-"""Rows of the first batch, of the smallest and of the largest."""
+"""Rows of the largest batch. The first is one row: nobody knows how large they are."""
 REST: Final = 0.002
 """Seconds between two batches at least; usually as long as the last one had the lock. Without a rest writers would
 starve: the kernel gives the lock to no one in turn."""
@@ -81,7 +79,7 @@ def run(opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: C
         _begin(opened)
         opened.rows(_START, (str(after), str(start), str(bound), row.number, row.step))
         _commit(opened)
-    size, told = FIRST, 0.0
+    size, told = 1, 0.0
     while True:
         if time.monotonic() - told > TOLD:
             told = time.monotonic()
@@ -108,7 +106,7 @@ def run(opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: C
         if upto is None:
             return
         after = upto
-        size = int(min(MOST, max(LEAST, size * min(2.0, HELD / max(held, 1e-4)))))
+        size = int(min(MOST, max(1, size * min(2.0, HELD / max(held, 1e-4)))))
         time.sleep(max(REST, held))
         spare_the_log(opened, row.target[:40], tell)
 

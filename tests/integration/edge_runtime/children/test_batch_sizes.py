@@ -1,0 +1,41 @@
+"""How many rows a batch has: writers wait for one, whatever the size of the rows."""
+
+from pathlib import Path
+
+import pytest
+
+from control import faults
+from edge_runtime.children import applier, stepwise
+from edge_runtime.ipc import frames
+from edge_runtime.sql import database
+from tests.support.plans import changes, plan
+
+PHOTOS = "CREATE TABLE photos (id INTEGER PRIMARY KEY, seen INTEGER NOT NULL DEFAULT 0, photo BLOB NOT NULL)"
+ROWS = 40
+FILL = f"INSERT INTO photos (photo) SELECT zeroblob(1000000) FROM generate_series(1, {ROWS})"
+SEEN = """
+-- skerry: batch photos by id
+UPDATE photos SET seen = seen + 1 WHERE id > :after AND id <= :upto
+"""
+
+
+def test_the_first_batch_is_a_row_and_the_next_at_most_twice_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred rows of a megabyte would hold writers up for a second."""
+    (tmp_path / "db").mkdir()
+    done = [0]
+    with database.connect(tmp_path / "db" / "skerry.db", "FULL", foreign_keys=False) as opened:
+        applier.prepare(opened, plan(1, changes([PHOTOS, FILL])), [])
+        applier.commit(opened)
+
+        def reach(point: str) -> None:
+            if point == "edge.batch.after":
+                done.append(opened.rows("SELECT count(*) FROM photos WHERE seen = 1")[0][0])
+
+        monkeypatch.setattr(faults, "reach", reach)
+        stepwise.advance(opened, frames.Advance(plan(2, changes([SEEN], 3)), 1, []), lambda _: None)
+    sizes = [after - before for before, after in zip(done, done[1:], strict=False)]
+    assert sizes[0] == 1
+    assert all(size <= 2 * before for before, size in zip(sizes, sizes[1:], strict=False)), sizes
+    assert done[-1] == ROWS
