@@ -47,7 +47,7 @@ def find(
         part = parts(statement.tokens)
         found += [
             FoundStall(statement.sql, origin[table], message.format(origin[table]), us)
-            for table, message, us in _look(statement.tokens, part)
+            for table, message, us in _look(statement.tokens, part, origin)
             if table in origin
         ]
         if part.action == "rename table" and part.table in origin:
@@ -62,8 +62,9 @@ def find(
     return found
 
 
-def _look(tokens: list[SqlToken], part: StatementParts) -> Iterator[tuple[str, str, float]]:
-    """Yield tables that the statement goes through, what it does to each, and the microseconds for each row."""
+def _look(tokens: list[SqlToken], part: StatementParts, tables: Mapping[str, str]) -> Iterator[tuple[str, str, float]]:
+    """Yield tables that the statement goes through, what it does to each, and the microseconds for each row; `tables`:
+    those that there are."""
     words = [(at, word(token)) for at, token in top_level(tokens)]
     has = {text for _, text in words}
     match part.action:
@@ -71,8 +72,13 @@ def _look(tokens: list[SqlToken], part: StatementParts) -> Iterator[tuple[str, s
             on = next((at for at, text in words if text == "on"), len(tokens))
             if on + 1 < len(tokens):
                 yield name(tokens[on + 1]), "an index on {} is built", INDEX_US
-        case "other" if word(tokens[0]) == "reindex" and len(tokens) > 1:
-            yield name(tokens[-1]), "the indexes of {} are built anew", INDEX_US
+        case "other" if word(tokens[0]) == "reindex":
+            if len(tokens) > 1 and name(tokens[-1]) in tables:
+                yield name(tokens[-1]), "the indexes of {} are built anew", INDEX_US
+            else:
+                # All there are, those of a collation, or an index whose table isn't known here.
+                for table in tables:
+                    yield table, "the indexes of {} are built anew, perhaps", INDEX_US
         case "drop" if part.kind == "table":
             yield part.table, "the table {} is dropped", DROP_US
         case "drop column":

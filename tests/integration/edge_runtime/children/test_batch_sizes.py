@@ -1,5 +1,6 @@
 """How many rows a batch has: writers wait for one, whatever the size of the rows."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_first_batch_is_a_row_and_the_next_at_most_twice_as_many(
 
         monkeypatch.setattr(faults, "reach", reach)
         stepwise.advance(opened, frames.Advance(plan(2, changes([SEEN], 3)), 1, []), lambda _: None)
-    sizes = [after - before for before, after in zip(done, done[1:], strict=False)]
+    sizes = [after - before for before, after in itertools.pairwise(done)]
     assert sizes[0] == 1
-    assert all(size <= 2 * before for before, size in zip(sizes, sizes[1:], strict=False)), sizes
+    assert all(size <= 2 * before for before, size in itertools.pairwise(sizes)), sizes
     assert done[-1] == ROWS

@@ -42,6 +42,16 @@ BEFORE = {"items": {}, "parts": {}}
         ("CREATE TABLE new AS SELECT n FROM items; DROP TABLE new", [("items", "each row of items is copied")]),
         ("CREATE TABLE new (n, id REFERENCES items)", []),
         ("REINDEX main.items", [("items", "the indexes of items are built anew")]),
+        *(
+            (
+                sql,
+                [
+                    ("items", "the indexes of items are built anew, perhaps"),
+                    ("parts", "the indexes of parts are built anew, perhaps"),
+                ],
+            )
+            for sql in ("REINDEX", "REINDEX nocase", "REINDEX items_by_name")
+        ),
         ("ALTER TABLE items RENAME TO old; CREATE INDEX i ON old (n)", [("items", "an index on items is built")]),
         ("CREATE TRIGGER t AFTER INSERT ON items BEGIN UPDATE parts SET n = 1; END", []),
     ],
