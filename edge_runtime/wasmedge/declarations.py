@@ -29,7 +29,7 @@ def _open() -> Any:
         raise LibraryMissing(f"{LIBRARY} can't be loaded ({error}). {install}") from None
     try:
         version = ffi.string(opened.WasmEdge_VersionGet()).decode()
-    except AttributeError:
+    except ffi.error:
         raise LibraryMissing(f"{LIBRARY} is not WasmEdge's library. {install}") from None
     if version != VERSION:
         # The struct layouts and the hazards that this binding guards against are those of one version.

@@ -139,16 +139,22 @@ async def test_r6_1_control_opens_a_sync_in_one_transaction(
         assert (after["state"], after["syncs"]) == ("syncing", "running")
 
 
+async def failure(edge: EdgeProgram, code: str) -> Any:
+    """Wait until the node's sync has failed so. A poll that control couldn't answer is told by the node as well."""
+
+    async def failed() -> Any:
+        error = (await edge.status())["error"]
+        return error if error and error["code"] == code else None
+
+    return await until(failed, f"the sync has failed: {code}")
+
+
 async def test_r6_2_an_error_in_the_middle_rolls_the_edge_back(live: Replica, faults: Faults, tmp_path: Path) -> None:
     async with running_edge(live, tmp_path, faults) as edge:
         # Its last statement fails on this node's data.
         await next_release(live, f"{EXTRA}; {UNIQUE}")
 
-        async def failed() -> Any:
-            return (await edge.status())["error"]
-
-        error = await until(failed, "the sync has failed")
-        assert error["code"] == "schema_change_failed"
+        error = await failure(edge, "schema_change_failed")
         assert UNIQUE in error["message"]
         assert await edge.file(*FILE) == OLD
         await serves_old(edge)
@@ -190,11 +196,7 @@ async def test_r6_2_a_kill_before_the_commit_rolls_the_edge_back(live: Replica, 
         await deploy.push(live, "show", version(3, "SELECT x FROM extra"), sql="read")
         await deploy.release(live, functions={"show": 3})
         await faults.reached("edge.commit.before")
-
-        async def failed() -> Any:
-            return (await edge.status())["error"]
-
-        assert (await until(failed, "the sync has failed"))["code"] == "applier_died"
+        await failure(edge, "applier_died")
         assert (await edge.status())["release"]["number"] == 2
         assert await edge.rows("show") == [[7]]
         await ok(live, "POST", "/v1/nodes/edge-1/retry")
