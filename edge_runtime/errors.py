@@ -114,8 +114,8 @@ CODES: Final[dict[str, ErrorCode]] = {
     # SQL of a function
     "not_granted": ErrorCode(0, "The function's manifest doesn't grant this"),
     "sql_invalid": ErrorCode(0, "SQLite doesn't understand the statement"),
-    "sql_not_allowed": ErrorCode(0, "This isn't one statement that a function may run"),
-    "sql_closed": ErrorCode(0, "The statement touches what is closed to functions"),
+    "sql_not_allowed": ErrorCode(0, "This isn't one statement that may be run here"),
+    "sql_closed": ErrorCode(0, "The statement touches what is closed"),
     "sql_parameters": ErrorCode(0, "The number of parameters isn't the statement's"),
     "sql_value": ErrorCode(0, "A parameter or a result can't be passed on exactly"),
     "sql_failed": ErrorCode(0, "SQLite failed while it ran the statement"),

@@ -150,7 +150,7 @@ def examine(
             elif opcode in _CALLS:
                 _check_call(p4)
             elif opcode in _REFUSED:
-                raise AccessDenied(f"It does what a function may not do ({opcode}).")
+                raise AccessDenied(f"It does what SQL may not do here ({opcode}).")
             elif opcode == "Insert":
                 sets_last_id = sets_last_id or bool(p5 & _SETS_LAST_ID)
             elif opcode == "VUpdate":
@@ -162,7 +162,7 @@ def examine(
             raise AccessDenied("It opens another database.")
         if schema == 0:
             if page in access_rules.own:
-                raise AccessDenied("It touches the runtime's own tables (_skerry_…), which are closed to functions.")
+                raise AccessDenied("It touches the runtime's own tables (_skerry_…), which are closed.")
             if opcode in _WRITES:
                 if page in access_rules.shadow:
                     raise AccessDenied("It writes what a virtual table keeps, which that table alone writes.")
@@ -192,7 +192,7 @@ def _check_call(p4: str | int | None) -> None:
     match = _CALL.fullmatch(str(p4))
     function = match[1].lower() if match else str(p4)
     if function not in FUNCTIONS:
-        raise AccessDenied(f"It calls {function}(), which is closed to functions.")
+        raise AccessDenied(f"It calls {function}(), which is closed.")
 
 
 def _check_names(access_rules: AccessRules, tokens: Iterable[SqlToken], virtual: bool, written: set[int]) -> None:
@@ -208,7 +208,7 @@ def _check_names(access_rules: AccessRules, tokens: Iterable[SqlToken], virtual:
     for token in tokens:
         named = name(token)
         if virtual and access_rules.closed_module(named):
-            raise AccessDenied(f"It uses {named}, which is closed to functions.")
+            raise AccessDenied(f"It uses {named}, which is closed.")
         # A string can be a table's name only where a table to be written is named.
         is_name = token.kind is not TokenKind.STRING or before in _BEFORE_TARGET
         if is_name and named.startswith(INTERNAL) and not access_rules.sqlite.isdisjoint(written):

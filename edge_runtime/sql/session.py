@@ -151,7 +151,7 @@ class Session:
         if verb not in VERBS or (explains and verb == "explain"):
             raise SqlError(
                 "sql_not_allowed",
-                f"A function may run SELECT, INSERT, UPDATE, DELETE, REPLACE, WITH, VALUES and EXPLAIN, and not "
+                "SELECT, INSERT, UPDATE, DELETE, REPLACE, WITH, VALUES and EXPLAIN may be run here, and not "
                 f"{body[0].text[:40] if body else 'nothing'}.",
             )
         if self._access_rules is None:
@@ -164,7 +164,7 @@ class Session:
             raise SqlError(code_of(str(error), "sql_invalid"), str(error)) from None
         if explains and not plan and effects.virtual:
             # Its EXPLAIN would show addresses of this process.
-            raise SqlError("sql_closed", "EXPLAIN of a virtual table is closed to functions; use EXPLAIN QUERY PLAN.")
+            raise SqlError("sql_closed", "EXPLAIN of a virtual table is closed; use EXPLAIN QUERY PLAN.")
         return PreparedStatement(
             sql,
             tuple(parameters),
