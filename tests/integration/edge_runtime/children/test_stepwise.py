@@ -1,16 +1,11 @@
 """Schema changes in steps: what runs before the flip, in it and behind it, and each row exactly once."""
 
-import random
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from control import wire
@@ -24,7 +19,6 @@ from edge_runtime.sql.call_sql import CallSql
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
 from tests.guests.build import guest
-from tests.integration.edge_runtime.children.test_applier_process import CHILD, ROOT
 from tests.integration.edge_runtime.cli.test_backup import HOLDER
 from tests.support.guest_sql import ask
 from tests.support.plans import changes, local, plan
@@ -292,32 +286,6 @@ def test_keys_of_all_kinds(opened: LibsqlDatabase, keys: str) -> None:
     assert opened.rows("SELECT n FROM t") == [(1,)] * 5
 
 
-class Steps:
-    """An applier's process that runs steps; `run` returns whether it came to their end."""
-
-    def __init__(self, state: Path, faults: Path | None = None) -> None:
-        mine, its = socket.socketpair()
-        mine.settimeout(60)
-        self.sock = mine
-        environment = {"SQLITE_TMPDIR": str(state)} | ({} if faults is None else {"SKERRY_FAULTS": str(faults)})
-        command = [sys.executable, "-c", CHILD, str(its.fileno()), str(state)]
-        self.process = subprocess.Popen(command, pass_fds=[its.fileno()], cwd=ROOT, env=environment)
-        its.close()
-
-    def run(self, order: frames.Advance, kill_after: float | None) -> bool:
-        reader = frames.Reader(self.sock)
-        frames.send_json(self.sock, 1, frames.ADVANCE, order)
-        first = True
-        while (frame := reader.next()) is not None and frame.kind == frames.APPLYING:
-            if first and kill_after is not None:
-                threading.Timer(kill_after, self.process.kill).start()
-            first = False
-        self.sock.close()
-        self.process.wait(60)
-        assert frame is None or frame.kind == frames.DONE, frame and msgspec.json.decode(frame.body)
-        return frame is not None
-
-
 def test_another_program_that_holds_the_database_is_told_as_that(opened: LibsqlDatabase, path: Path) -> None:
     opened.rows("PRAGMA busy_timeout = 0")
     order = frames.Advance(plan(2, changes([TOTALS], 3)), 1)
@@ -332,67 +300,3 @@ def test_another_program_that_holds_the_database_is_told_as_that(opened: LibsqlD
         other.stdin.close()
         other.wait(60)
     stepwise.advance(opened, order, lambda _: None)
-
-
-def test_killed_around_the_commit_of_a_batch_no_row_is_changed_twice(opened: LibsqlDatabase, path: Path) -> None:
-    """With the batch's rows its progress is there, or neither is."""
-    state = path.parent.parent
-    (state / "faults").mkdir()
-    order = frames.Advance(plan(2, changes([ADDED], 3)), 1)
-    done = []
-    for point in ("before", "after") * 4:
-        (state / "faults" / f"edge.batch.{point}").write_text("kill")
-        assert not Steps(state, state / "faults").run(order, None)
-        (changed,) = opened.rows("SELECT sum(amount > 1000000) FROM items")[0]
-        assert opened.rows('SELECT "after" FROM _skerry_steps WHERE step = 1') == [(changed,)]
-        done.append(changed)
-    assert done == sorted(done)
-    assert done[0] == 0 < done[1]
-    assert Steps(state).run(order, None)
-    assert opened.rows("SELECT count(*), sum(amount = id + 1000000) FROM items") == [(ROWS, ROWS)]
-
-
-def test_killed_anywhere_each_row_is_changed_once_beside_writers(path: Path) -> None:
-    """The batch adds to each row, so that a row that is done twice, or never, shows; rows behind the bound, which come
-    later, aren't its own."""
-    rows = 40_000
-    with database.connect(path, "FULL", foreign_keys=False) as made:
-        fill = FILL.replace(str(ROWS), str(rows))
-        applier.prepare(made, plan(1, changes([ITEMS, fill, "CREATE TABLE log (n INTEGER)"])), [])
-        applier.commit(made)
-    chance = random.Random(4)
-    stop = threading.Event()
-    written: list[int] = []
-
-    def write() -> None:
-        with database.connect(path, "NORMAL") as other:
-            while not stop.is_set():
-                other.lock.acquire()
-                other.rows("BEGIN IMMEDIATE")
-                other.rows("INSERT INTO items (amount) VALUES (0)")
-                other.rows("INSERT INTO log VALUES (?)", (len(written),))
-                other.rows("COMMIT")
-                other.lock.release()
-                written.append(1)
-                time.sleep(0.001)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    order = frames.Advance(plan(2, changes([ADDED], 4)), 1)
-    kills = 0
-    try:
-        while not Steps(path.parent.parent).run(order, chance.uniform(0.0, 0.03) if kills < 8 else None):
-            kills += 1
-    finally:
-        stop.set()
-        writer.join()
-    assert kills >= 3
-    with database.connect(path) as made:
-        assert made.rows("PRAGMA integrity_check") == [("ok",)]
-        assert made.rows(f"SELECT count(*), sum(amount = id + 1000000) FROM items WHERE id <= {rows}") == [(rows, rows)]
-        (bound,) = made.rows("SELECT bound FROM _skerry_steps WHERE step = 1")[0]
-        late = made.rows(
-            "SELECT count(*), sum(amount = CASE WHEN id <= ? THEN 1000000 ELSE 0 END) FROM items WHERE id > ?",
-            (bound, rows),
-        )[0]
-        assert late[0] == late[1] == len(written) == made.rows("SELECT count(*) FROM log")[0][0]
