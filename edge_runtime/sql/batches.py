@@ -26,6 +26,10 @@ HELD: Final = 0.005
 took. What it has written, the next writer's COMMIT must have synced."""
 MOST: Final = 20_000
 """Rows of the largest batch. The first is one row: nobody knows how large they are."""
+LEAST: Final = 10
+BRIEF: Final = 0.05
+"""A batch of so few rows isn't made smaller while it takes less than so many seconds: what takes time then may be the
+COMMIT or a busy machine, and batches of one row would take hours."""
 REST: Final = 0.002
 """Seconds between two batches at least; usually as long as the last one had the lock. Without a rest writers would
 starve: the kernel gives the lock to no one in turn."""
@@ -106,9 +110,16 @@ def run(opened: LibsqlDatabase, access_rules: AccessRules, row: StepRow, tell: C
         if upto is None:
             return
         after = upto
-        size = int(min(MOST, max(1, size * min(2.0, HELD / max(held, 1e-4)))))
+        size = next_size(size, held)
         time.sleep(max(REST, held))
         spare_the_log(opened, row.target[:40], tell)
+
+
+def next_size(size: int, held: float) -> int:
+    """Return how many rows the batch has that follows one of `size` rows, which had the lock for `held` seconds: at
+    most twice as many."""
+    least = LEAST if held < BRIEF else 1
+    return min(MOST, 2 * size, max(least, int(size * HELD / max(held, 1e-6))))
 
 
 def check_key(opened: LibsqlDatabase, table: str, key: str) -> None:

@@ -1,7 +1,7 @@
 """WasmEdge's library and libc, opened by the declarations in wasmedge.h (cffi's ABI mode, which needs no compiler).
 
-A `WasmEdge_Value` has 32 bytes: 16 of value, 8 of type, 8 of padding. Host
-functions see values as words of 32 bits, `VALUE_WORDS` apart, so that an i32 is read by one index and no masking.
+A `WasmEdge_Value` has 32 bytes: 16 of value, 8 of type, 8 of padding. Host functions see values as words of 32 bits,
+`VALUE_WORDS` apart, so that an i32 is read by one index and no masking.
 """
 
 from typing import Any
