@@ -29,7 +29,23 @@ Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Generation = Annotated[int, Meta(ge=0, le=2**62)]
 Text = Annotated[str, Meta(max_length=2000)]
 
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+OUTCOMES = (
+    *("other", "answer_5xx", "guest_trap", "guest_exit", "guest_error", "entry_unknown", "guest_http_failed"),
+    *("guest_vars_full", "guest_memory_full", "guest_response_invalid", "guest_call_invalid", "guest_unlinkable"),
+    *("worker_crashed", "time_limit", "lock_held_too_long", "writer_busy", "memory_limit", "response_too_large"),
+    *("commit_unknown", "commit_failed", "transaction_ended", "constraint_unique", "constraint_check"),
+    *("constraint_not_null", "constraint_foreign_key", "database_held", "database_busy", "sql_out_of_memory"),
+    *("sql_disk_limit", "sql_request_too_large", "sql_too_many_rows", "sql_answer_too_large", "disk_full"),
+    *("disk_failed", "secret_missing", "secrets_unfit", "function_uncompiled", "function_unloadable"),
+    *("request_unfit", "head_too_large", "queue_full", "queue_timeout", "circuit_open", "wal_full"),
+    *("release_changing", "release_changed", "node_stopping", "client_gone", "internal", "function_unknown"),
+)
+"""How a call can end but "ok", by its number in `FunctionNumbers`: the node's error codes, `answer_5xx` (its function
+answered with a status of 500 or more), and whatever else there is. It only grows, at its end."""
 
 
 class Message(Struct, omit_defaults=True):
@@ -106,6 +122,60 @@ class Poll(Message):
     capabilities: dict[str, Any] | None = None
     """Sent with `inventory`; as in `Join`."""
     protocol: Number = PROTOCOL
+    numbers: bytes = b""
+    """What was counted since the numbers before: `Numbers` in msgpack, or nothing."""
+
+
+class FunctionNumbers(Struct, array_like=True):
+    """How calls of one function of one release ended, and how long they took; 48 bytes at most."""
+
+    index: Annotated[int, Meta(ge=0, lt=MOST_FUNCTIONS)]
+    """The function's place in its release, whose functions are sorted by name."""
+    release: Number
+    """Number of the release."""
+    outcomes: Annotated[list[Count], Meta(max_length=2 * len(OUTCOMES))]
+    """Pairs of a place in `OUTCOMES` and the number of calls that ended so; calls that ended well aren't there."""
+    seconds: Annotated[bytes, Meta(max_length=64)]
+    """The times of all calls, from their arrival to their end (`sketch.pack`): so their sum is the number of calls."""
+
+
+class NodeNumbers(Struct, array_like=True):
+    """How the node itself is: what is there now, and under `worker_deaths` and after what happened since the numbers
+    before."""
+
+    database: Count = 0
+    """Bytes of the database file."""
+    wal: Count = 0
+    """Bytes of its write-ahead log."""
+    disk_free: Count = 0
+    """Bytes that are free on the database's disk."""
+    memory: Count = 0
+    """Bytes of memory that all processes of the node have, what they share counted once."""
+    certificate_ends: Count = 0
+    """Unix seconds when the certificate of its local HTTPS ends; 0 where it has none."""
+    credential_ends: Count = 0
+    """Unix seconds when its credential ends; 0 where that isn't known."""
+    edge: Annotated[str, Meta(max_length=32)] = ""
+    """Version of the node's software."""
+    worker_deaths: Count = 0
+    """Workers that ended."""
+    log_dropped: Count = 0
+    """Lines of its log that were dropped."""
+    failed_syncs: Count = 0
+    """Syncs that failed."""
+
+
+class Numbers(Struct, array_like=True):
+    """What a node counted in a while, sent with polls until one was answered: then the next has the sequence after."""
+
+    sequence: Count
+    """Grows from one to the next within one `Poll.boot_id`; the same one again is to be counted once."""
+    seconds: Annotated[float, Meta(ge=0, le=2**31)]
+    """How long the while was."""
+    functions: Annotated[list[FunctionNumbers], Meta(max_length=2 * MOST_FUNCTIONS)]
+    """Only those that were called."""
+    node: NodeNumbers | None = None
+    """About once a minute."""
 
 
 class PlannedChange(Message):

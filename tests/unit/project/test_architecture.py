@@ -19,8 +19,8 @@ MOST = 20
 Graph = dict[str, set[str]]
 """Each module of ours, and the modules that it imports: ours by their full names, others by their first two parts."""
 
-SHARED = {"control.wire", "control.manifest_fields", "control.faults"}
-"""The messages, the manifest and the fault points: where control and the edge meet, and nowhere else."""
+SHARED = {"control.wire", "control.manifest_fields", "control.faults", "control.sketch"}
+"""Messages, manifest, fault points, times of calls: where control and the edge meet, and nowhere else."""
 
 # What each folder may import of its own package, beside itself and the modules at the package's top.
 LAW: dict[str, set[str]] = {
@@ -67,6 +67,7 @@ BEHIND = (
 
 PURE = (
     *("control.audit_chain", "control.manifest_fields", "control.manifests", "control.wire", "control.problems"),
+    "control.sketch",
     *("control.sync.plan", "control.sync.requirements", "control.storage.owner_mark"),
     *("edge_runtime.dispatch.breaker", "edge_runtime.sync.plan_check", "edge_runtime.sync.retries"),
     *("edge_runtime.web.routes", "edge_runtime.web.site_policy", "edge_runtime.disk_space"),

@@ -1,0 +1,155 @@
+"""How long calls took, as a histogram that adds up over functions, minutes and nodes. Pure.
+
+Each bound is 2**(1/8) times the one before, so a quantile is within 4.5 % of the truth whatever the times are, and the
+sum of two histograms is as exact as each. Nodes make them, control adds them up, and both read quantiles of them.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Final
+
+BOUNDS: Final = tuple(2.0 ** (i / 8 - 17) for i in range(176))
+"""Upper bounds of the buckets in seconds, from 7.6 µs to 29.3 s, eight an octave."""
+LONGER: Final = len(BOUNDS)
+"""The bucket of what took longer than the last bound."""
+LONGEST_PACKED: Final = 4096
+"""Bytes that `unpack` takes at most; what `pack` makes is far shorter."""
+MOST: Final = 2**48
+"""The largest count of a bucket that `unpack` takes."""
+
+Counts = dict[int, int]
+"""How many calls took as long as a bucket says, by the bucket: 0 to `LONGER`."""
+
+_COARSEST: Final = 8
+"""How often the resolution can be halved: by then all bounded times from 7.6 µs on are one bucket."""
+
+
+def bucket(seconds: float) -> int:
+    """Return the bucket of a time; what isn't a number counts as longer than all bounds."""
+    return bisect_left(BOUNDS, seconds) if seconds == seconds else LONGER
+
+
+def add(into: Counts, other: Mapping[int, int]) -> None:
+    """Add the counts of `other` to those of `into`."""
+    for index, count in other.items():
+        into[index] = into.get(index, 0) + count
+
+
+def quantile(counts: Mapping[int, int], q: float) -> float | None:
+    """Return the time in seconds that the share `q` (0 to 1) of all calls didn't exceed; None where there are no calls.
+
+    It is the geometric middle of the bucket in which that call lies; the last bound where it took longer than that.
+    """
+    left = q * sum(counts.values())
+    index = None
+    for index in sorted(counts):
+        left -= counts[index]
+        if left <= 0:
+            break
+    return None if index is None else middle(index)
+
+
+def middle(index: int) -> float:
+    """Return the geometric middle of a bucket, in seconds: of the last one, its lower bound."""
+    return float(2.0 ** ((min(index, LONGER) - 0.5) / 8 - 17)) if index < LONGER else BOUNDS[-1]
+
+
+def pack(counts: Mapping[int, int], limit: int) -> bytes:
+    """Return counts as `limit` bytes at most: a byte that says how often the resolution was halved, then for each
+    bucket that has calls its distance from the one before and its count, in LEB128.
+
+    The resolution is halved until the rest fits; how many calls there were stays exact. Raises: ValueError, when even
+    the coarsest is too long, which 25 bytes never are.
+    """
+    filled = {index: count for index, count in counts.items() if count > 0}
+    for halved in range(_COARSEST + 1):
+        # Two bytes a bucket is the least that it takes.
+        packed = _pack(_coarse(filled, halved), halved) if len(filled) * 2 < limit or halved else b""
+        if packed and len(packed) <= limit:
+            return packed
+    raise ValueError(f"these counts take more than {limit} bytes")
+
+
+def unpack(packed: bytes) -> Counts:
+    """Return the counts that `pack` made these bytes of; each in the middle of the buckets that were put together.
+
+    Raises: ValueError, when `pack` didn't make them; it says what is wrong.
+    """
+    if not packed:
+        raise ValueError("a histogram without its first byte")
+    if len(packed) > LONGEST_PACKED:
+        raise ValueError(f"a histogram of {len(packed)} bytes, and {LONGEST_PACKED} is the most")
+    halved = packed[0]
+    if halved > _COARSEST:
+        raise ValueError(f"a histogram whose resolution was halved {halved} times")
+    numbers = packed[1:] if packed.isascii() else _numbers(packed[1:])
+    if len(numbers) % 2:
+        raise ValueError("a histogram that ends before the count of a bucket")
+    gaps, counts = numbers[::2], numbers[1::2]
+    if 0 in gaps[1:] or 0 in counts:
+        raise ValueError("a histogram that has a bucket twice, or an empty one")
+    indices = list(accumulate(gaps))
+    top = _top(halved)
+    if indices and indices[-1] > top:
+        raise ValueError(f"a histogram with the bucket {indices[-1]}, and {top} is the last")
+    if halved:
+        return {_fine(index, halved): count for index, count in zip(indices, counts, strict=True)}
+    return dict(zip(indices, counts, strict=True))
+
+
+def _top(halved: int) -> int:
+    """Return the bucket of what took longer, at a resolution."""
+    return LONGER if not halved else -(-(LONGER - 1) >> halved) + 1
+
+
+def _coarse(counts: Counts, halved: int) -> Counts:
+    """Put buckets together: 2**halved each that end at one bound of the coarser histogram."""
+    if not halved:
+        return counts
+    made: Counts = {}
+    for index, count in counts.items():
+        coarse = _top(halved) if index >= LONGER else -(-index >> halved)
+        made[coarse] = made.get(coarse, 0) + count
+    return made
+
+
+def _fine(index: int, halved: int) -> int:
+    """Return the middle one of the buckets that were put together as `index`."""
+    if index == 0 or index == _top(halved):
+        return index and LONGER
+    first, last = ((index - 1) << halved) + 1, min(index << halved, LONGER - 1)
+    return (first + last) // 2
+
+
+def _pack(counts: Counts, halved: int) -> bytes:
+    packed = bytearray((halved,))
+    before = 0
+    for index in sorted(counts):
+        for number in (index - before, counts[index]):
+            while number > 127:
+                packed.append(number & 127 | 128)
+                number >>= 7
+            packed.append(number)
+        before = index
+    return bytes(packed)
+
+
+def _numbers(packed: bytes) -> list[int]:
+    """Read LEB128. Raises: ValueError, when a number isn't whole, or larger than `MOST`."""
+    numbers = []
+    number = shift = 0
+    for byte in packed:
+        number |= (byte & 127) << shift
+        if byte > 127:
+            shift += 7
+            if shift > 56:
+                raise ValueError("a histogram with a number that is too long")
+        elif number > MOST:
+            raise ValueError(f"a histogram with a count above {MOST}")
+        else:
+            numbers.append(number)
+            number = shift = 0
+    if shift:
+        raise ValueError("a histogram that ends in the middle of a number")
+    return numbers
