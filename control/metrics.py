@@ -84,7 +84,7 @@ class ControlMetrics:
         counted[-1] += seconds
 
     def poll(self, answer: str) -> None:
-        """Count a poll: `at_target`, `plan`, `report`, or `waits` (until it tries a failed target again)."""
+        """Count a poll: `at_target`, `plan`, `report`, `watch`, or `waits` (until it retries a failed target)."""
         self._counts.polls[answer] += 1
 
     def sync(self, status: str, count: int = 1) -> None:

@@ -14,8 +14,10 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the nodes' protocol. A node sends its version, and control answers with messages that it knows."""
+WATCH_PROTOCOL = 2
+"""The first version whose nodes know `Watch`. A node of version 1 sends no version."""
 
 MIB = 1024 * 1024
 MOST_FUNCTIONS, MOST_CHANGES = 1000, 10_000  # of a release; of the schema, since a node reports all that it applied
@@ -65,7 +67,7 @@ class Join(Message):
     labels: dict[str, str] = {}
     capabilities: dict[str, Any] = {}
     """What the node can run; a release's needs are compared with `abi` and `manifest` (its fields)."""
-    protocol: Number = PROTOCOL
+    protocol: Number = 1
 
 
 class Joined(Message):
@@ -121,7 +123,9 @@ class Poll(Message):
     """Changes with the capabilities and the protocol; control only compares it."""
     capabilities: dict[str, Any] | None = None
     """Sent with `inventory`; as in `Join`."""
-    protocol: Number = PROTOCOL
+    protocol: Number = 1
+    watching: Annotated[str, Meta(max_length=64)] = ""
+    """The digest of the last `Watch`; '' where nobody watches the node, as far as it knows."""
     numbers: bytes = b""
     """What was counted since the numbers before: `Numbers` in msgpack, or nothing."""
 
@@ -220,7 +224,53 @@ class Report(Message, tag="report"):
     """Control doesn't know one of the digests: poll again, with inventory and capabilities."""
 
 
-Answer = Plan | Report
+class Question(Message):
+    """What an operator wants to see of a node's records, as they come and of those that are there.
+
+    A node leaves out a question of a kind or level that it doesn't know.
+    """
+
+    id: str
+    """Of the watch, which never changes; to be sent along with what answers it."""
+    since: datetime
+    """Records from this time on, by control's clock."""
+    kind: str = "lines"
+    """`lines`, that functions and the node itself have logged, or `calls`, that were slow or failed."""
+    history: bool = False
+    """Whether somebody waits for the end of what is there already: it is to be told."""
+    follow: bool = True
+    """Whether records are wanted that are made later, too."""
+    limit: int = 1000
+    """Records at most of those that are there: the newest, or the slowest calls."""
+    rate: float = 0.0
+    """Records a second that the node may send at first; each batch's answer tells it anew."""
+    level: str = "debug"
+    """The least level: `debug`, `info`, `warning` or `error`."""
+    function: str = ""
+    """Only this function's records; '' for all."""
+    call: str = ""
+    """Only the records of the call with this id; '' for all."""
+    failed: bool = False
+    """Only calls that failed."""
+    slowest: bool = False
+    """The slowest calls rather than the newest."""
+
+
+class Watch(Message, tag="watch"):
+    """Who watches the node has changed: `questions` are all that there are now. Poll on, with this `digest`."""
+
+    digest: str
+    questions: list[Question] = []
+
+
+class BatchTaken(Message):
+    """The answer to a batch of records."""
+
+    rate: float
+    """Records a second that the node may send of this watch from now on."""
+
+
+Answer = Plan | Report | Watch
 
 
 class SyncError(Message):

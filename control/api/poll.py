@@ -134,6 +134,11 @@ class PollEndpoint:
                     continue
             if kind == "at_target":
                 self._heartbeats.confirmed(node.id, now)
+            if (poll.watching or fleet.watches.alive) and poll.protocol >= wire.WATCH_PROTOCOL:
+                told = fleet.watches.answer(node, poll.watching)
+                if told is not None:
+                    self._metrics.poll("watch")
+                    return operations.json_reply(200, told)
             ended = HoldEnd.END
             if until and until > (time := loop.time()):
                 ended = await self._hold(credential, max(limit - time, 0.01), receive)

@@ -20,9 +20,11 @@ class Changed:
     nodes: set[str] = field(default_factory=set)
     credentials: set[str] = field(default_factory=set)
     operators: set[str] = field(default_factory=set)
+    watches: bool = False
+    """Whether a watch began or ended: replicas read all of them with every announcement."""
 
     async def announce(self, conn: Connection) -> None:
-        """Give the rows the next epoch; without rows, do nothing. Only COMMIT may follow."""
+        """Give the rows the next epoch; without a change, do nothing. Only COMMIT may follow."""
         ids = (self.groups, self.nodes, self.credentials, self.operators)
-        if any(ids):
+        if any(ids) or self.watches:
             await conn.fetchval(ANNOUNCE, *(sorted(rows) for rows in ids))

@@ -30,6 +30,7 @@ from control.sync.fleet_rows import (
     NODES_BY_ID,
     NODES_SINCE,
     OPERATORS_SINCE,
+    WATCHES,
     Announced,
     CachedGroup,
     CachedNode,
@@ -39,6 +40,7 @@ from control.sync.fleet_rows import (
 )
 from control.sync.node_state import NodeRow
 from control.sync.replica_mark import ReplicaMark
+from control.sync.watches import Watches, WatchRow
 from control.wire import Poll
 
 PERIOD = 0.25
@@ -96,6 +98,8 @@ class FleetCache:
         self.operators: dict[str, CachedOperator] = {}
         self.waiters: dict[str, Waiter] = {}
         """Held polls by node."""
+        self.watches = Watches()
+        """Who watches which nodes."""
         self.closing = False
         self._epoch = -1
         self._read_at = -STALE_AFTER
@@ -211,6 +215,7 @@ class FleetCache:
         self.mark.committed = epoch.mark
         for known in (self.groups, self.nodes, self.credentials, self.verified, self.operators):
             known.clear()
+        self.watches = Watches()
         self._wake_slowly(self.waiters)
 
     async def _read(self, mark: int, conn: Connection) -> tuple[Epoch, Announced | None]:
@@ -226,6 +231,7 @@ class FleetCache:
             await conn.fetch(NODES_SINCE, self._epoch) if self._epoch >= 0 else [],
             await conn.fetch(CREDENTIALS_SINCE, self._epoch) if self._epoch >= 0 else [],
             await conn.fetch(OPERATORS_SINCE, self._epoch),
+            await conn.fetch(WATCHES, self._clock.now()),
         )
         # Nodes and groups that they refer to may have been made without an announcement.
         missing = {row.node_id for row in found.credentials} - self.nodes.keys() - {row.id for row in found.nodes}
@@ -254,6 +260,16 @@ class FleetCache:
         changed = {group.id for group in changes.groups}
         if changed:
             self._wake_slowly(n for n in self.waiters if n in self.nodes and self.nodes[n].group_id in changed)
+
+        if changes.watches is not None:
+            self.take_watches(changes.watches)
+
+    def take_watches(self, rows: list[WatchRow]) -> None:
+        """Take over all watches that there are now, and wake the held polls of the nodes that a change concerns."""
+        changed = self.watches.take(rows)
+        if changed:
+            known = self.nodes
+            self._wake_slowly(n for n in self.waiters if n in known and any(w.concerns(known[n]) for w in changed))
 
     def forget(self) -> None:
         """Forget credentials that were revoked and nodes that were removed a round ago.

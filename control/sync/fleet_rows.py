@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from control.storage import queries
 from control.storage.connection import Connection
+from control.sync.watches import WatchRow
 from control.wire import Poll
 
 
@@ -82,6 +83,8 @@ class Announced(NamedTuple):
     nodes: list[CachedNode]
     credentials: list[Credential]
     operators: list[CachedOperator]
+    watches: list[WatchRow] | None = None
+    """All that there are now; None where they weren't asked for."""
 
 
 SQL = queries.load("fleet")
@@ -93,6 +96,7 @@ NODES_BY_ID = SQL.rows("nodes_by_id", CachedNode)
 CREDENTIALS_SINCE = SQL.rows("credentials_since", Credential)
 CREDENTIALS_BY_ID = SQL.rows("credentials_by_id", Credential)
 OPERATORS_SINCE = SQL.rows("operators_since", CachedOperator)
+WATCHES = SQL.rows("watches", WatchRow)
 OPERATORS_BY_ID = SQL.rows("operators_by_id", CachedOperator)
 
 

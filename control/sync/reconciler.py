@@ -65,7 +65,7 @@ class NodeRequest:
     capabilities_digest: str = ""
     """'' where the node's version sends its capabilities only when it joins."""
     capabilities: dict[str, object] | None = None
-    protocol: int = wire.PROTOCOL
+    protocol: int = 1
 
 
 @dataclass(frozen=True, slots=True)

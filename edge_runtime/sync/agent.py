@@ -64,6 +64,8 @@ class Agent:
         self._capabilities = capabilities.document()
         self._capabilities_digest = capabilities.digest(self._capabilities)
         self._report_wanted = False
+        self._watching = ""
+        """The digest of the last `wire.Watch`."""
         self._quick = 0
         self._troubles = 0
         self._failed: FailedSync | None = None
@@ -177,6 +179,9 @@ class Agent:
                 await self._follow(answer)
             case wire.Report():
                 await self._breathe(took)
+            case wire.Watch():
+                self._watching = answer.digest
+                await self._breathe(took)
             case None:
                 # If the poll said that the node waits, control may have answered 204 only for that reason.
                 if not waits:
@@ -184,7 +189,7 @@ class Agent:
                     self._at_target, self._confirmed = True, self._client.release
                 await self._breathe(took)
 
-    async def _poll(self) -> tuple[wire.Plan | wire.Report | None, float]:
+    async def _poll(self) -> tuple[wire.Answer | None, float]:
         """Poll control; return its answer and the seconds that it took."""
         now = self._now()
         self._runtime.less.clear()
@@ -199,6 +204,8 @@ class Agent:
             inventory=inventory if self._report_wanted else None,
             capabilities_digest=self._capabilities_digest,
             capabilities=self._capabilities if self._report_wanted else None,
+            protocol=wire.PROTOCOL,
+            watching=self._watching,
         )
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -210,7 +217,7 @@ class Agent:
         self._heard()
         return answer, loop.time() - started
 
-    async def _ask(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    async def _ask(self, poll: wire.Poll) -> wire.Answer | None:
         """Return control's answer to a poll. Raises: Less, when the node meanwhile has less than the poll says."""
         asking = asyncio.ensure_future(self._client.poll(poll))
         finding = asyncio.ensure_future(self._runtime.less.wait())

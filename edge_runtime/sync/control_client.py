@@ -38,7 +38,7 @@ RELEASE_HEADER = "X-Skerry-Release"
 
 T = TypeVar("T")
 
-_ANSWER: msgspec.json.Decoder[wire.Plan | wire.Report] = msgspec.json.Decoder(wire.Plan | wire.Report)
+_ANSWER: msgspec.json.Decoder[wire.Answer] = msgspec.json.Decoder(wire.Answer)
 
 
 class NoAnswer(CodedError):
@@ -96,7 +96,7 @@ class ControlClient:
         if self._session is not None:
             await self._session.close()
 
-    async def poll(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    async def poll(self, poll: wire.Poll) -> wire.Answer | None:
         """Poll control, which holds the poll for up to `poll.wait` seconds; return None if there is nothing to do
         (204)."""
         status, body = await self._call("POST", "/v1/poll", poll, wait=poll.wait)

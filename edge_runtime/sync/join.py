@@ -78,7 +78,9 @@ async def join(
     work = _prepare(state, name, again)
     trusted = await _first_trust(base, fingerprint, ca, work)
     attempt = _attempt(work, f"{secret} {base} {name}")
-    request = wire.Join(name=name, attempt=attempt.id, labels=dict(labels), capabilities=capabilities.document())
+    request = wire.Join(
+        name=name, attempt=attempt.id, labels=dict(labels), capabilities=capabilities.document(), protocol=wire.PROTOCOL
+    )
     joined, since = await _ask(str(base), trusted, secret, request, pause)
 
     made = Identity(joined.node_id, name, joined.group, str(base), joined.credential, since)

@@ -58,3 +58,8 @@ FROM operators WHERE epoch > $1;
 -- name: operators_by_id
 SELECT id::text AS id, name, role, secret_hash, revoked_at, grants, expires_at
 FROM operators WHERE id = ANY($1::text[]::uuid[]);
+
+-- The watches that are alive at $1, the oldest first.
+-- name: watches
+SELECT id::text AS id, viewer, node_id::text AS node_id, group_ids, question, rate FROM watches
+WHERE expires_at > $1 ORDER BY made_at, id;

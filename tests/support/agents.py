@@ -221,7 +221,7 @@ def change_plans(monkeypatch: pytest.MonkeyPatch, change: Callable[[wire.Plan], 
     """Have `change` change each plan that control answers a poll with, before the node sees it."""
     real = ControlClient.poll
 
-    async def changed(self: ControlClient, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    async def changed(self: ControlClient, poll: wire.Poll) -> wire.Answer | None:
         answer = await real(self, poll)
         if isinstance(answer, wire.Plan):
             change(answer)

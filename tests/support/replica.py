@@ -118,6 +118,8 @@ class TestNode:
     failed: wire.FailedGeneration | None = None
     capabilities: dict[str, Any] | None = None
     """None: of a version that tells them only when it joins."""
+    protocol: int = 1
+    watching: str = ""
 
     def __post_init__(self) -> None:
         if self.inventory is None:
@@ -133,6 +135,8 @@ class TestNode:
             inventory=self.inventory if report else None,
             capabilities_digest="" if self.capabilities is None else capabilities.digest(self.capabilities),
             capabilities=self.capabilities if report else None,
+            protocol=self.protocol,
+            watching=self.watching,
         )
         return await self.replica.call("POST", "/v1/poll", poll, token=self.credential)
 

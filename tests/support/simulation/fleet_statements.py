@@ -81,6 +81,12 @@ def _operators_by_id(t: Tables, ids: Sequence[str]) -> Rows:
     return [pick(row, *_OPERATOR) for row in known(t, "operators", ids)]
 
 
+@statement("fleet", "watches")
+def _watches(t: Tables, now: datetime) -> Rows:
+    names = ("id", "viewer", "node_id", "group_ids", "question", "rate")
+    return [pick(row, *names) for row in t["watches"].values() if row["expires_at"] > now]
+
+
 @statement("announce", "announce")
 def _announce(t: Tables, *ids: Sequence[str]) -> Rows:
     epoch = t["epochs"][1]["epoch"] + 1

@@ -121,7 +121,7 @@ class WatchedClient(NodeClient):
         super().__init__(network, process, credential)
         self._node = node
 
-    async def poll(self, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    async def poll(self, poll: wire.Poll) -> wire.Answer | None:
         self._node.watch.polls(self._node)
         return await super().poll(poll)
 

@@ -25,6 +25,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "audit": ("id",),
     "idempotency": ("operator", "key"),
     "leases": ("name",),
+    "watches": ("id",),
 }
 """The tables that the statements of a run use, in an order in which rows can be inserted, and their primary keys."""
 

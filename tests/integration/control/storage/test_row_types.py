@@ -25,6 +25,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "int2": (int,),
     "int4": (int,),
     "int8": (int,),
+    "float8": (float,),
     "text": (str,),
     "timestamptz": (datetime,),
     "uuid": (UUID,),

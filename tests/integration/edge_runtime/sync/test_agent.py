@@ -201,7 +201,7 @@ async def test_a_node_tells_what_it_can_run_after_its_upgrade_and_a_release_wait
     sent: list[wire.Poll] = []
     real = ControlClient.poll
 
-    async def watched(self: ControlClient, poll: wire.Poll) -> wire.Plan | wire.Report | None:
+    async def watched(self: ControlClient, poll: wire.Poll) -> wire.Answer | None:
         sent.append(poll)
         return await real(self, poll)
 

@@ -49,7 +49,7 @@ def answering(control: FileServer, response: web.Response, path: str = "/v1/poll
     control.answer[path] = lambda _: response
 
 
-async def poll(control: FileServer, pki: Pki, url: str = "") -> wire.Plan | wire.Report | None:
+async def poll(control: FileServer, pki: Pki, url: str = "") -> wire.Answer | None:
     async with ControlClient(url or control.url, pki.ca, "skn_secret") as session:
         return await session.poll(POLL)
 
