@@ -131,8 +131,13 @@ class ProblemError(Exception):
         """The methods that the path takes, with method_not_allowed."""
         self.retry_after = 1 if retry_after is None and self.status == 503 else retry_after
 
+    @property
+    def title(self) -> str:
+        """What all messages with the code have in common."""
+        return CODES[self.code].title
+
     def body(self) -> bytes:
         """The answer's body (RFC 9457)."""
         return msgspec.json.encode(
-            wire.Problem(self.code, CODES[self.code].title, self.status, detail=self.detail, field=self.field)
+            wire.Problem(self.code, self.title, self.status, detail=self.detail, field=self.field)
         )

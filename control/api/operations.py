@@ -1,6 +1,7 @@
 """From an HTTP request to a typed call, whose caller and input are checked, and from its result to an HTTP reply."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ Handler = Callable[["ApiCall"], Awaitable["Reply"]]
 Read = Callable[[Connection], Awaitable[Any]]
 Work = Callable[[Connection, Changed], Awaitable[Any]]
 Renew = Callable[[Connection, Changed, Any], Awaitable[Any]]
+
+log = logging.getLogger("skerry.control")
 
 NOBODY = Principal("", "", Rights(()))
 """In place of an operator, where the caller is a node or anybody."""
@@ -94,7 +97,6 @@ class ApiCall:
     """One request, whose caller and input are checked."""
 
     services: Services
-    operation: Operation
     path: Mapping[str, Any]
     query: Any
     body: Any
@@ -220,7 +222,6 @@ async def answer(
     digest = idempotency.digest(operation.method, scope["path"], scope["query_string"], raw) if key else ""
     call = ApiCall(
         services,
-        operation,
         path,
         query,
         body,
@@ -271,3 +272,10 @@ def refusal(error: ProblemError) -> Reply:
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return prepared(Reply(error.status, error.body(), tuple(headers)))
+
+
+def internal(scope: Scope) -> ProblemError:
+    """The problem to answer for a fault of control's own, which is being handled; the fault is logged."""
+    request_id = scope["request_id"].decode()
+    log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+    return ProblemError("internal", f"this is a fault of control; its log has more about request {request_id}")

@@ -71,7 +71,7 @@ class ControlApp:
                     starlette_app.count_refusal(self.services, scope, error)
                 reply = operations.refusal(error)
             except Exception:
-                reply = operations.refusal(starlette_app.internal(scope))
+                reply = operations.refusal(operations.internal(scope))
             if reply is None:
                 return None
             status = reply.status

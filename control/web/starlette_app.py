@@ -1,6 +1,5 @@
 """The Starlette application that serves every operation but the poll: routes, path parameters, errors, lifespan."""
 
-import logging
 import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -18,10 +17,9 @@ from control.access.auth import AuthError
 from control.api import operations
 from control.api.operations import Operation, Reply
 from control.api.services import Services
+from control.console import console_routes
 from control.problems import ProblemError
 from control.web.routes import OPERATIONS
-
-log = logging.getLogger("skerry.control")
 
 
 class Endpoint:
@@ -40,7 +38,7 @@ class Endpoint:
         except ProblemError:
             raise
         except Exception as error:
-            raise internal(scope) from error
+            raise operations.internal(scope) from error
         await reply(scope, receive, send)
 
 
@@ -56,16 +54,9 @@ class OperationRoute(Route):
 def starlette(lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]) -> Starlette:
     """The application; `lifespan` sets its `state.services`."""
     handlers: dict[Any, Any] = {AuthError: _refused, ProblemError: _problem, HTTPException: _not_routed}
-    made = Starlette(routes=_routes(), exception_handlers=handlers, lifespan=lifespan)
+    made = Starlette(routes=[*_routes(), *console_routes.routes()], exception_handlers=handlers, lifespan=lifespan)
     made.router.redirect_slashes = False
     return made
-
-
-def internal(scope: Scope) -> ProblemError:
-    """The problem to answer for a fault of control's own, which is being handled; the fault is logged."""
-    request_id = scope["request_id"].decode()
-    log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
-    return ProblemError("internal", f"this is a fault of control; its log has more about request {request_id}")
 
 
 def count_refusal(services: Services, scope: Scope, error: AuthError) -> None:
@@ -83,13 +74,17 @@ def _routes() -> list[OperationRoute]:
     ]
 
 
-async def _problem(_request: Request, error: ProblemError) -> Reply:
-    return operations.refusal(error)
+async def _problem(request: Request, error: ProblemError) -> Reply:
+    return (
+        console_routes.problem_page(request, error)
+        if console_routes.is_of_console(request.scope)
+        else operations.refusal(error)
+    )
 
 
 async def _refused(request: Request, error: AuthError) -> Reply:
     count_refusal(request.app.state.services, request.scope, error)
-    return operations.refusal(error)
+    return await _problem(request, error)
 
 
 async def _not_routed(request: Request, error: HTTPException) -> Reply:
@@ -98,4 +93,4 @@ async def _not_routed(request: Request, error: HTTPException) -> Reply:
         pattern = request.scope["endpoint"].pattern
         allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
         return operations.refusal(ProblemError("method_not_allowed", f"{pattern} takes {allowed}", allow=allowed))
-    return operations.refusal(ProblemError("no_such_path", "there is nothing here; /openapi.json has all paths"))
+    return await _problem(request, ProblemError("no_such_path", "there is nothing here; /openapi.json has all paths"))

@@ -54,6 +54,10 @@ def test_the_wheel_has_the_sql_and_finds_it_there(wheel, tmp_path):
         assert ours
         assert {p.name: p.read_bytes() for p in (tmp_path / "site" / place).glob("*.sql")} == ours
 
+    for folder in ("templates", "static"):
+        ours = {p.name: p.read_bytes() for p in (ROOT / "control/console" / folder).iterdir()}
+        assert {p.name: p.read_bytes() for p in (tmp_path / "site/control/console" / folder).iterdir()} == ours
+
     for name in ("kernel.wat", "kernel.wasm"):
         here, there = (folder / "edge_runtime" / "guests" / "abi" / name for folder in (ROOT, tmp_path / "site"))
         assert there.read_bytes() == here.read_bytes()

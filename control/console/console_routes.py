@@ -1,0 +1,121 @@
+"""All pages of the console, and how a request comes to one: the visitor, the form, the page's role, and its answer."""
+
+import re
+from itertools import groupby
+
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from control.api import operations
+from control.api.operations import Reply
+from control.api.services import Services
+from control.console import assets, theme, visits
+from control.console.visits import ConsolePage, Visit
+from control.problems import ProblemError
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+SECURITY: tuple[tuple[bytes, bytes], ...] = (
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    # Not no-referrer: browsers would send the origin of a form as `null`.
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+"""What the answers at the console's addresses have, whatever they are."""
+PAGES: tuple[ConsolePage, ...] = (*theme.PAGES,)
+
+
+class ConsoleEndpoint:
+    """What is at an address of the console's: an ASGI application."""
+
+    def __init__(self, pattern: str, by_method: dict[str, ConsolePage]) -> None:
+        self.pattern = pattern
+        self._by_method = by_method
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. Raises: ProblemError, which `problem_page` makes a page of."""
+        page = self._by_method.get(scope["method"])
+        if page is None:
+            allowed = ", ".join(sorted(self._by_method))
+            raise ProblemError("method_not_allowed", f"{self.pattern} takes {allowed}", allow=allowed)
+        services: Services = scope["app"].state.services
+        try:
+            reply = await page.handler(await _visit(services, page, scope, receive))
+        except ProblemError:
+            raise
+        except Exception as error:
+            raise operations.internal(scope) from error
+        await guarded(reply)(scope, receive, send)
+
+
+class AssetEndpoint:
+    """The console's own files."""
+
+    pattern = "/static/{digest}/{name}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. Raises: ProblemError."""
+        if scope["method"] != "GET":
+            raise ProblemError("method_not_allowed", f"{self.pattern} takes GET", allow="GET")
+        encodings = b",".join(value for name, value in scope["headers"] if name == b"accept-encoding")
+        takes_gzip = re.search(rb"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", encodings) is not None
+        reply = assets.answer(**scope["path_params"], takes_gzip=takes_gzip)
+        await guarded(reply)(scope, receive, send)
+
+
+def guarded(reply: Reply) -> Reply:
+    """The answer with the headers of all answers at the console's addresses."""
+    return Reply(reply.status, reply.body, (*reply.headers, *SECURITY))
+
+
+def routes() -> list[Route]:
+    """The routes of all pages, fixed paths before patterns."""
+    by_path = sorted(PAGES, key=lambda page: (page.path.count("{"), page.path))
+    found = groupby(by_path, key=lambda page: page.path)
+    made = [Route(path, ConsoleEndpoint(path, {page.method: page for page in pages})) for path, pages in found]
+    made.append(Route(AssetEndpoint.pattern, AssetEndpoint()))
+    for route in made:
+        # Starlette would match a path that ends with a line break.
+        route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
+    return made
+
+
+def is_of_console(scope: Scope) -> bool:
+    """Whether a request's answer, also a refusal, is a page: at the console's addresses, and for browsers where there
+    is nothing."""
+    endpoint = scope.get("endpoint")
+    if endpoint is not None:
+        return isinstance(endpoint, ConsoleEndpoint | AssetEndpoint)
+    accepts = b",".join(value for name, value in scope["headers"] if name == b"accept")
+    return b"text/html" in accepts and not scope["path"].startswith("/v1/")
+
+
+def problem_page(request: Request, error: ProblemError) -> Reply:
+    """The page for a request that is refused or fails, with the API's status and code."""
+    services: Services = request.app.state.services
+    visit = Visit(services, {}, QueryParams(), QueryParams(), request.scope, request.receive)
+    kept = [pair for pair in operations.refusal(error).headers if pair[0] in (b"retry-after", b"allow")]
+    call_id = request.scope["request_id"].decode()
+    return guarded(visit.html("problem.html", error.status, tuple(kept), error=error, call_id=call_id))
+
+
+async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: Receive) -> Visit:
+    """Check who asks, then the form. Raises: ProblemError."""
+    operator, form, raw = operations.NOBODY, QueryParams(), b""
+    if page.role is not None:
+        operator = await services.auth.operator(scope)
+        if page.everywhere:
+            operator.need(page.role, None)
+        else:
+            operator.need_somewhere(page.role)
+        services.fleet.refuse_stale()
+    if page.method == "POST":
+        form, raw = await visits.form(services, scope, receive)
+    query = QueryParams(scope["query_string"])
+    return Visit(services, scope["path_params"], query, form, scope, receive, operator, raw=raw)

@@ -1,0 +1,76 @@
+"""Charts, bars and cells as SVG. Shapes have attributes and classes alone: the pages' policy takes no style."""
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+LEAST = 0.35
+"""Per cent of a bar that a part has at least, if it isn't nothing."""
+
+
+def cell(kind: str, x: int = 0, y: int = 0) -> str:
+    """A node in the grid, 6 by 6. Each standing has a shape of its own, so that none is told by its colour alone."""
+    if kind == "ok":
+        return f'<path class="k-ok" d="M{x + 0.5},{y + 0.5}h5v5h-5z"/>'
+    if kind == "fail":
+        return f'<path class="k-fail" d="M{x},{y}h6v6h-6z"/>'
+    if kind == "off":
+        return f'<path class="k-off" d="M{x + 1},{y + 1}h4v4h-4z"/>'
+    if kind == "sync":
+        triangle = f'<path class="k-sync" d="M{x + 0.3},{y + 5.7}v-5.4l5.4,5.4z"/>'
+        return f'<path class="k-syncbg" d="M{x},{y}h6v6h-6z"/>{triangle}'
+    return f'<path class="k-waitbg" d="M{x},{y}h6v6h-6z"/><path class="k-wait" d="M{x + 0.5},{y + 3.2}h5v2.3h-5z"/>'
+
+
+def key(kind: str) -> Markup:
+    """A cell alone, for a key."""
+    return Markup(f'<svg viewBox="0 0 6 6" aria-hidden="true">{cell(kind)}</svg>')
+
+
+def bar(parts: Sequence[tuple[str, int]], label: str, cls: str = "", total: int | None = None) -> Markup:
+    """A bar of parts, each a kind and a count; `label` says it in words."""
+    total = total or sum(count for _, count in parts) or 1
+    widths = [(kind, max(LEAST, count / total * 100) if count else 0.0) for kind, count in parts]
+    over = sum(width for _, width in widths) - 100
+    if over > 0:
+        widest = max(range(len(widths)), key=lambda at: widths[at][1])
+        widths[widest] = (widths[widest][0], widths[widest][1] - over)
+    x, shapes = 0.0, []
+    for kind, width in widths:
+        if width > 0:
+            shapes.append(f'<rect class="x-{kind}" stroke="none" x="{x:.2f}" width="{width:.2f}" height="8"/>')
+            x += width
+            if x < 99.9:
+                shapes.append(f'<rect class="x-gap" x="{x - 0.1:.2f}" width=".2" height="8"/>')
+    head = Markup('<svg class="bar {}" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" aria-label="{}">')
+    return head.format(cls, label) + Markup("".join(shapes) + "</svg>")
+
+
+def spark(values: Sequence[float], label: str, *, top: float | None = None, fail: bool = False) -> Markup:
+    """A line of values without axes; `label` says it in words."""
+    points = _points(values, 88, 20, top)
+    area, line = (" ar--fail", " ln--fail") if fail else ("", "")
+    head = Markup('<svg class="spark" viewBox="0 0 88 20" preserveAspectRatio="none" role="img" aria-label="{}">')
+    shapes = f'<path class="ar{area}" d="M0,20L{points}L88,20z"/><polyline class="ln{line}" points="{points}"/></svg>'
+    return head.format(label) + Markup(shapes)
+
+
+def plot(series: Sequence[tuple[Sequence[float], str]], label: str, *, top: float | None = None) -> Markup:
+    """Lines of values, each with its class ('' for the first), over one scale whose top is `top`."""
+    top = top or max((value for values, _ in series for value in values), default=0.0) or 1.0
+    shapes = ['<line class="gl" x1="0" x2="600" y1="0" y2="0"/><line class="gl" x1="0" x2="600" y1="50" y2="50"/>']
+    for values, cls in series:
+        points = _points(values, 600, 100, top)
+        if not cls:
+            shapes.append(f'<path class="ar" d="M0,100L{points}L600,100z"/>')
+        shapes.append(f'<polyline class="ln {cls}" points="{points}"/>')
+    head = Markup('<svg viewBox="0 0 600 100" preserveAspectRatio="none" role="img" aria-label="{}">')
+    return head.format(label) + Markup("".join(shapes) + "</svg>")
+
+
+def _points(values: Sequence[float], width: int, height: int, top: float | None) -> str:
+    top = top or max(values, default=0.0) or 1.0
+    step = width / max(1, len(values) - 1)
+    return " ".join(
+        f"{at * step:.1f},{height - 1 - min(value, top) / top * (height - 2):.1f}" for at, value in enumerate(values)
+    )

@@ -1,0 +1,55 @@
+"""From a template to an answer: Jinja2 with escaping always on."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from control.api.operations import Reply
+from control.console import assets, drawings, formats
+
+PAGE = ((b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store"))
+
+
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    written = (formats.num, formats.share, formats.rate, formats.size, formats.duration, formats.plural)
+    made.filters.update({f.__name__: f for f in (*written, formats.clock, formats.sha, formats.cut)})
+    made.globals.update({f.__name__: f for f in (drawings.bar, drawings.spark, drawings.key, drawings.plot)})
+    made.globals["asset"] = assets.address
+    return made
+
+
+_TEMPLATES = _environment()
+
+
+def text(template: str, now: datetime, values: Mapping[str, Any]) -> str:
+    """A template with these values; a page, or a part of one. `ago` in it writes times beside `now`."""
+    return _TEMPLATES.get_template(template).render(values, now=now, ago=partial(formats.ago, now=now))
+
+
+def part(template: str, macro: str, now: datetime, **values: Any) -> str:
+    """What a template's macro makes, as a page has it, with `values` as its arguments."""
+    module = _TEMPLATES.get_template(template).make_module({"now": now, "ago": partial(formats.ago, now=now)})
+    return str(getattr(module, macro)(**values))
+
+
+def page(body: str, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+    """The answer with a page."""
+    raw = body.encode()
+    return Reply(status, raw, (*PAGE, (b"content-length", b"%d" % len(raw)), *headers))
+
+
+def redirect(to: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+    """The answer after which a browser gets the page at another address of the console's."""
+    return Reply(303, b"", ((b"location", to.encode()), (b"content-length", b"0"), *headers))

@@ -1,0 +1,148 @@
+// What the server can't do: live parts, keys, times that go on, copying. Without it each page reads and each form sends.
+(() => {
+  "use strict"
+  const root = document.documentElement
+  root.classList.add("scripted")
+  const ahead = Date.now() - Date.parse(document.querySelector("meta[name=now]").content)
+  const now = () => Date.now() - ahead
+  const store = (() => { try { localStorage.length; return localStorage } catch { return null } })()
+  const kept = (name) => store?.getItem(name) === "1"
+  const keep = (name, on) => store?.setItem(name, on ? "1" : "0")
+
+  // Times beside now: 14 s ago. `t` shows all as they are.
+  const relative = (s) => s < 60 ? `${Math.floor(s)} s` : s < 7200 ? `${Math.floor(s / 60)} min`
+    : s < 172800 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 86400)} d`
+  const times = (within = document) => {
+    for (const time of within.querySelectorAll("time[data-ago]")) {
+      const seconds = (now() - Date.parse(time.dateTime)) / 1000
+      const text = kept("absolute") ? time.title : seconds < 0 ? `in ${relative(-seconds)}` : `${relative(seconds)} ago`
+      if (time.textContent !== text) time.textContent = text
+    }
+  }
+  setInterval(times, 1000)
+  times()
+
+  // Live parts: one stream a page, closed while nobody can see it. What has the focus, a selection or the pointer waits.
+  const chip = document.getElementById("live"), waiting = new Map()
+  let source = null, stopped = false, retry = 0, again = 0, heard = 0, age = 0, lost = 0
+  const busy = (part) => part.contains(document.activeElement) || part.matches(":hover:has(a, button, input, summary)")
+    || (getSelection()?.isCollapsed === false && getSelection().containsNode(part, true))
+  const put = () => {
+    for (const [id, html] of waiting) {
+      const part = document.getElementById(id)
+      if (part && busy(part)) continue
+      waiting.delete(id)
+      if (!part) continue
+      const made = document.createElement("template")
+      made.innerHTML = html
+      const fresh = made.content.firstElementChild
+      if (!fresh) continue
+      part.replaceWith(fresh)
+      htmx.process(fresh)
+      times(fresh)
+    }
+  }
+  const show = () => {
+    if (!chip) return
+    const stale = age + (Date.now() - heard) / 1000
+    const [kind, text] = stopped ? ["gone", "Stopped"]
+      : !source || source.readyState !== 1 ? ["gone", lost ? `Not connected, again in ${Math.max(0, Math.ceil((again - Date.now()) / 1000))} s` : "Connecting"]
+      : age >= 5 ? ["stale", `Stale, ${relative(stale)} old`] : ["", "Live"]
+    chip.className = `live ${kind}`
+    if (chip.lastElementChild.textContent !== text) chip.lastElementChild.textContent = text
+  }
+  const close = () => { source?.close(); source = null; clearTimeout(retry) }
+  const gone = (wait) => {
+    close()
+    lost += 1
+    again = Date.now() + wait
+    retry = setTimeout(open, wait)
+    show()
+  }
+  const open = () => {
+    close()
+    if (!chip || stopped || document.hidden) return show()
+    source = new EventSource(`/live?page=${encodeURIComponent(location.pathname + location.search)}`)
+    const beat = (seconds) => { heard = Date.now(); age = seconds; lost = 0; show() }
+    source.addEventListener("parts", (e) => {
+      const told = JSON.parse(e.data)
+      for (const [id, html] of Object.entries(told.parts)) waiting.set(id, html)
+      beat(told.age)
+      put()
+    })
+    source.addEventListener("beat", (e) => beat(JSON.parse(e.data)))
+    source.addEventListener("title", (e) => { document.title = JSON.parse(e.data) })
+    source.addEventListener("reload", () => location.reload())
+    source.addEventListener("bye", (e) => gone(JSON.parse(e.data)))
+    // Every replica's end, and every refusal; by itself the browser would not come again after a refusal.
+    source.onerror = () => gone(Math.min(30000, 1000 * 2 ** Math.min(lost, 5)) * (0.75 + Math.random() / 2))
+    heard = Date.now()
+    show()
+  }
+  setInterval(() => {
+    put()
+    // Three heartbeats: a connection that nothing comes through any more.
+    if (source?.readyState === 1 && Date.now() - heard > 45000) gone(1000)
+    show()
+  }, 1000)
+  document.addEventListener("visibilitychange", () => document.hidden ? close() : open())
+  addEventListener("pagehide", close)
+  addEventListener("pageshow", (e) => { if (e.persisted) open() })
+  const stop = () => { stopped = !stopped; stopped ? close() : open(); show() }
+
+  document.addEventListener("click", async (e) => {
+    const copy = e.target.closest("[data-copy]")
+    if (copy) {
+      await navigator.clipboard?.writeText(copy.parentElement.querySelector("pre").textContent)
+      copy.lastElementChild.textContent = "Copied"
+    }
+    if (e.target.closest("#live")) stop()
+  })
+  const count = () => {
+    const boxes = [...document.querySelectorAll("input[name=node]")]
+    for (const box of boxes) box.closest("tr").classList.toggle("sel", box.checked)
+    const shown = document.querySelector("[data-count]")
+    if (shown) shown.textContent = boxes.filter((b) => b.checked).length
+  }
+  document.addEventListener("change", (e) => {
+    if (e.target.matches("[data-all]"))
+      for (const box of document.querySelectorAll("input[name=node]")) box.checked = e.target.checked
+    count()
+  })
+  count()
+  document.addEventListener("htmx:afterSettle", () => { count(); times() })
+
+  // Keys. None while typing, none with Ctrl, Alt or Meta, and none where they are turned off.
+  const pages = { o: "/", n: "/nodes", r: "/releases", f: "/functions", s: "/schema", a: "/audit" }
+  let goes = false
+  const row = (step) => {
+    const rows = [...document.querySelectorAll("tbody tr:has(th[scope=row] a)")]
+    const here = rows.findIndex((r) => r.contains(document.activeElement))
+    rows[Math.min(rows.length - 1, Math.max(0, here + step))]?.querySelector("th[scope=row] a").focus()
+  }
+  const acts = {
+    "/": () => document.getElementById("q")?.focus(),
+    "D": () => document.querySelector("#theme button")?.click(),
+    "t": () => { keep("absolute", !kept("absolute")); times() },
+    ".": stop,
+    "j": () => row(1),
+    "k": () => row(-1),
+    "x": () => document.activeElement.closest("tr")?.querySelector("input[name=node]")?.click(),
+    "?": () => { const keys = document.getElementById("keys"); keys && (keys.open ? keys.close() : keys.showModal()) },
+  }
+  document.addEventListener("keydown", (e) => {
+    if (e.ctrlKey || e.metaKey || e.altKey || e.target.matches("input:not([type=checkbox]), select, textarea")) return
+    const off = kept("no-keys") && e.key !== "?"
+    const link = goes && document.querySelector(`.nav--main a[href="${pages[e.key]}"]`)
+    goes = e.key === "g" && !off
+    if (off) return
+    if (link) { e.preventDefault(); link.click() }
+    else if (acts[e.key]) { e.preventDefault(); acts[e.key]() }
+  })
+  const keysOff = document.getElementById("keys-off")
+  if (keysOff) {
+    keysOff.checked = kept("no-keys")
+    keysOff.addEventListener("change", () => keep("no-keys", keysOff.checked))
+  }
+  open()
+})()

@@ -1,0 +1,154 @@
+"""A request of a page: who it is from, what it asks for, and what a page can do with it.
+
+Pages read and change nothing by themselves: they ask the operations of the API, as the operator who is signed in.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, Literal, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.datastructures import QueryParams
+from starlette.types import Receive, Scope
+
+from control.access.auth import Principal
+from control.access.rights import Rights, Role
+from control.api import operations, request_input
+from control.api.operations import ApiCall, Reply
+from control.api.services import Services
+from control.console import rendering
+from control.problems import ProblemError
+from control.storage import idempotency
+
+T = TypeVar("T")
+ShowPage = Callable[["Visit"], Awaitable[Reply]]
+
+FORM_BYTES = 256 * 1024
+"""Bytes of a form at most."""
+FIELDS = 2000
+"""Fields of a form at most."""
+FORM_TYPE = b"application/x-www-form-urlencoded"
+THEMES = ("system", "light", "dark")
+THEME_COOKIE = "skerry-theme"
+
+
+@dataclass(frozen=True)
+class ConsolePage:
+    """A method of an address of the console's."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: ShowPage
+    role: Role | None = "read"
+    """The role that an operator needs; None: anybody may, signed in or not."""
+    everywhere: bool = False
+    """Whether the role is needed for all groups. If not, one group is enough, and the operations that the page asks say
+    for which."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request of a page, whose visitor is known."""
+
+    services: Services
+    path: Mapping[str, str]
+    """The parameters in the path."""
+    query: QueryParams
+    form: QueryParams
+    """The fields of a POST."""
+    scope: Scope
+    receive: Receive
+    operator: Principal = operations.NOBODY
+    """With the name '' where nobody is signed in."""
+    form_token: str = ""
+    """What each form has to send back."""
+    raw: bytes = field(default=b"", repr=False)
+    """The form as it came."""
+
+    @property
+    def rights(self) -> Rights:
+        """What the operator may."""
+        return self.operator.rights
+
+    @property
+    def address(self) -> str:
+        """The path with its query, as a browser shows it."""
+        query = self.scope["query_string"].decode("latin-1")
+        return f"{self.scope['path']}?{query}" if query else str(self.scope["path"])
+
+    @property
+    def theme(self) -> str:
+        """`light`, `dark`, or `system` where the operator has chosen neither."""
+        found = cookie(self.scope, THEME_COOKIE)
+        return found if found in THEMES else "system"
+
+    async def ask(
+        self,
+        operation: operations.Handler,
+        path: Mapping[str, Any] | None = None,
+        query: Any = None,
+        body: Any = None,
+        *,
+        key: str = "",
+    ) -> Any:
+        """The body of what an operation of the API answers the operator.
+
+        `key`: the idempotency key of a change, so that sending a form twice does it once.
+        Raises: ProblemError, as the operation does.
+        """
+        digest = idempotency.digest("POST", self.scope["path"], msgspec.json.encode((path, body)), b"") if key else ""
+        call = ApiCall(
+            self.services, path or {}, query, body, self.scope, self.receive, self.operator, "", "", key, digest
+        )
+        return (await operation(call)).body
+
+    async def items(
+        self, operation: operations.Handler, type: type[T], query: Any, path: Mapping[str, Any] | None = None
+    ) -> tuple[list[T], str | None]:
+        """A page of one of the API's lists, and the cursor of the next page."""
+        found = await self.ask(operation, path, query)
+        return [msgspec.json.decode(item, type=type) for item in found.items], found.next
+
+    def html(
+        self, template: str, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = (), **values: Any
+    ) -> Reply:
+        """The answer with a page of this template."""
+        values |= {"visit": self, "key": form_key()}
+        return rendering.page(rendering.text(template, self.services.clock.now(), values), status, headers)
+
+
+def form_key() -> str:
+    """An idempotency key for the forms of a page."""
+    return secrets.token_urlsafe(12)
+
+
+def cookie(scope: Scope, name: str) -> str:
+    """The value of a cookie, or ''."""
+    for header, value in scope["headers"]:
+        if header == b"cookie":
+            jar: SimpleCookie = SimpleCookie()
+            try:
+                jar.load(value.decode("latin-1"))
+            except CookieError:
+                continue
+            if name in jar:
+                return jar[name].value
+    return ""
+
+
+async def form(services: Services, scope: Scope, receive: Receive) -> tuple[QueryParams, bytes]:
+    """The fields of a POST, and its bytes. Raises: ProblemError, when it isn't a form, or too large."""
+    for name, value in scope["headers"]:
+        if name == b"content-type" and value.partition(b";")[0].strip().lower() != FORM_TYPE:
+            raise ProblemError("unsupported_media_type", f"send a form, as {FORM_TYPE.decode()}")
+    raw = await request_input.read_body(services.settings, scope, receive, FORM_BYTES)
+    try:
+        fields = parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=FIELDS, strict_parsing=bool(raw))
+    except ValueError:
+        raise ProblemError("invalid_body", f"this isn't a form of at most {FIELDS} fields") from None
+    if any("\x00" in text for pair in fields for text in pair):
+        raise ProblemError("invalid_body", "there is a NUL character in the form")
+    return QueryParams(fields), raw
