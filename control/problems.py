@@ -46,6 +46,8 @@ CODES: Final[dict[str, ProblemCode]] = {
     "token_expired": ProblemCode(401, "The token has expired"),
     "token_used": ProblemCode(401, "The join token was used"),
     "token_revoked": ProblemCode(401, "The join token has ended"),
+    "session_ended": ProblemCode(401, "The session has ended"),
+    "form_refused": ProblemCode(403, "The form isn't one that this page may send"),
     "role_insufficient": ProblemCode(403, "The operator's role doesn't allow this"),
     # What is asked for
     "unknown_node": ProblemCode(404, "There is no such node"),

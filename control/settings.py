@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LEAST_STALL_LIMIT = 0.1
 """Seconds of the setting `stall_limit` at least: what is expected to take less isn't told."""
+LEAST_IDLE = 120.0
+"""Seconds of the setting `session_idle` at least: the last use of a session is recorded once a minute."""
 LONGEST_RETURN = 100 * 365 * 86400.0
 """Seconds of the setting `credential_return` at most."""
 TLS_MODES = ("require", "verify-ca", "verify-full")
@@ -76,6 +78,14 @@ class ControlSettings:
     """Age at which a node's credential ends: from then on it is good only to get its successor."""
     credential_return: float = 365 * 86400.0
     """Age from which on it isn't good for that either."""
+    public_url: str = ""
+    """``https://HOST:PORT`` at which browsers reach control; '' where it is what they send as Host."""
+    session_life: float = 12 * 3600.0
+    """Age at which a session ends, whether it is used or not."""
+    session_idle: float = 2 * 3600.0
+    """Time without a request after which a session of the console ends."""
+    session_stay: float = 7 * 86400.0
+    """Age at which a session of the console ends whose browser was told to stay signed in; idle or not."""
     hold: float = 25.0
     """Time for which a poll is held at most."""
     offline_after: float = 75.0
@@ -140,6 +150,10 @@ def check(settings: ControlSettings) -> None:
             raise ControlSettingsError(f"SKERRY_{name.upper()} must be more than 0")
     if settings.stall_limit < LEAST_STALL_LIMIT:
         raise ControlSettingsError(f"SKERRY_STALL_LIMIT must be at least {LEAST_STALL_LIMIT:g} s")
+    if settings.public_url:
+        _check_public_url(settings.public_url)
+    if settings.session_idle < LEAST_IDLE:
+        raise ControlSettingsError(f"SKERRY_SESSION_IDLE must be at least {LEAST_IDLE:g} s")
     if not settings.credential_life <= settings.credential_return <= LONGEST_RETURN:
         raise ControlSettingsError(
             "SKERRY_CREDENTIAL_RETURN must be at least SKERRY_CREDENTIAL_LIFE, after which a node's credential is good "
@@ -166,6 +180,15 @@ def _check_store_url(variable: str, url: str) -> None:
         raise ControlSettingsError(f"{variable} must begin with https:// (or http:// on loopback) and name a host")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ControlSettingsError(f"{variable}: plain http to {parts.hostname} is refused; use https")
+
+
+def _check_public_url(url: str) -> None:
+    parts = urlsplit(url)
+    https = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    if not https or not parts.hostname or "@" in parts.netloc or parts.path or parts.query or parts.fragment:
+        raise ControlSettingsError(
+            f"SKERRY_PUBLIC_URL must be https://HOST or https://HOST:PORT (http on loopback only), not {url!r}"
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -204,6 +227,10 @@ _KINDS: dict[str, type] = {
     "stall_limit": float,
     "credential_life": float,
     "credential_return": float,
+    "public_url": str,
+    "session_life": float,
+    "session_idle": float,
+    "session_stay": float,
     "hold": float,
     "offline_after": float,
     "overdue_after": float,

@@ -4,8 +4,8 @@ Who is refused learns a code that says no more than that; the reason goes to the
 """
 
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
@@ -69,6 +69,10 @@ class Principal:
     name: str
     rights: Rights
     expires_at: datetime | None = None
+    session_id: str = ""
+    """The session in which it asks; '' where it asks by its token."""
+    signed_in: Mapping[str, str] = field(default_factory=dict)
+    """What the audit log has of that session; empty where it asks by its token."""
 
     def need(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> None:
         """Raises: AuthError, when the operator hasn't `role` for this group and these functions; None: for all."""

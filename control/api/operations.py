@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from control.access import auth
+from control.access import auth, sessions
 from control.access.auth import Principal
 from control.access.rights import Rights, Role
 from control.api import request_input
@@ -121,6 +121,7 @@ class ApiCall:
         async def run(conn: Connection) -> Any:
             if self.operator.id:
                 await auth.refuse_changed(conn, self.operator)
+                await sessions.refuse_signed_out(conn, self.operator)
             changed = Changed()
             body = await idempotency.once(
                 conn,
@@ -177,6 +178,8 @@ class ApiCall:
         """
         kind: Literal["operator", "node"] = "node" if node else "operator"
         call_id = self.scope["request_id"].decode()
+        if self.operator.signed_in:
+            details = {**(details or {}), "session": dict(self.operator.signed_in)}
         actor = Actor(kind, node or self.operator.name, auth.address(self.scope), call_id)
         now = self.services.clock.now()
         await audit_log.record(conn, now, actor, action, target, details, before=before, after=after)
@@ -197,7 +200,7 @@ async def answer(
     elif operation.role == "join":
         await services.auth.joining(scope)
     elif operation.role is not None:
-        operator = await services.auth.operator(scope)
+        operator = await services.sessions.operator(scope)
         if operation.everywhere:
             operator.need(operation.role, None)
         else:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from control.access.auth import Authenticator, JoinTokenRow
 from control.access.auth_failures import AuthFailures
+from control.access.sessions import Sessions
 from control.clock import Clock
 from control.edge_check import Checks
 from control.metrics import ControlMetrics
@@ -60,6 +61,7 @@ class Services:
     checks: Checks
     readiness: Readiness
     auth: Authenticator
+    sessions: Sessions
     join_tokens: Lookups[JoinTokenRow]
     failures: AuthFailures
     fleet: FleetCache

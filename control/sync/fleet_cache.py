@@ -115,6 +115,11 @@ class FleetCache:
         self._unknown = Lookups[None]("unknown credentials", self._find)
         metrics.watch(lambda: len(self.waiters), lambda: len(self.nodes), lambda: self.loop.time() - self._read_at)
 
+    @property
+    def epoch(self) -> int:
+        """The number of the last announcement that was read; -1 before the first."""
+        return self._epoch
+
     # Targets
 
     @property

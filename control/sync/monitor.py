@@ -69,6 +69,8 @@ RETENTION_FOR = 2.0
 DROP_LIMIT = 1.0
 """Seconds that the end of the process waits for the leases to be given back; they expire in any case."""
 KEPT_LEASES = timedelta(days=1)
+KEPT_SESSIONS = timedelta(days=1)
+"""How much longer than it can be good a session is kept."""
 KEPT_CREDENTIALS = timedelta(days=35)
 """Longer than a join token is valid: its credentials show whether it was used."""
 
@@ -93,6 +95,7 @@ class Monitor:
         self._clock = clock
         self._metrics = metrics
         self._settings = settings
+        self._sessions_kept = timedelta(seconds=max(settings.session_life, settings.session_stay)) + KEPT_SESSIONS
         self._sweep = sweep
         self._holder = str(uuid4())
         self._next_retention = -math.inf
@@ -217,6 +220,7 @@ class Monitor:
             ("old_idempotency", now - KEPT_ANSWERS),
             ("old_leases", now - KEPT_LEASES),
             ("old_batches", now - KEPT_ANSWERS),
+            ("old_sessions", now - self._sessions_kept),
             ("old_credentials", now - KEPT_CREDENTIALS),
         ):
             try:

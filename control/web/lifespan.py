@@ -9,6 +9,7 @@ from functools import partial
 from control.access import auth
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
+from control.access.sessions import Sessions
 from control.api.services import Databases, Services
 from control.clock import Clock
 from control.edge_check import Checks
@@ -85,6 +86,9 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             Reports(clock, targets, settings.sync_lease).write,
             fault="control.result",
         )
+        authenticator = Authenticator(fleet, clock, databases.first_polls, join_tokens, settings)
+        sessions = Sessions(fleet, clock, authenticator, databases.cache, databases.writes, background, settings)
+        stack.push_async_callback(sessions.stop)
         pem = settings.ca_cert.read_bytes() if settings.ca_cert is not None else b""
         services = Services(
             settings=settings,
@@ -95,7 +99,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             deletions=deletions,
             checks=Checks(settings.checks_at_once, settings.check_timeout),
             readiness=readiness,
-            auth=Authenticator(fleet, clock, databases.first_polls, join_tokens, settings),
+            auth=authenticator,
+            sessions=sessions,
             join_tokens=join_tokens,
             failures=failures,
             fleet=fleet,
@@ -109,7 +114,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         await fleet.load()
         nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)
         bucket = (ownership.run, deletions.run)
-        others = (heartbeats.run, failures.run, services.monitor().run)
+        others = (heartbeats.run, failures.run, sessions.run, services.monitor().run)
         await stack.enter_async_context(_in_background(*nodes, *bucket, *others))
         yield services
 

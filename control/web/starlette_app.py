@@ -60,7 +60,9 @@ def starlette(lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 def count_refusal(services: Services, scope: Scope, error: AuthError) -> None:
-    """Record refused credentials."""
+    """Record refused credentials; that a browser has none yet isn't recorded."""
+    if not error.reason:
+        return
     services.failures.record(auth.address(scope), error.reason)
     services.metrics.auth_failure(error.reason)
 

@@ -121,6 +121,10 @@ DELETE FROM leases WHERE name IN (SELECT l.name FROM leases AS l WHERE l.expires
 -- name: old_join_tokens
 DELETE FROM join_tokens WHERE id IN (SELECT t.id FROM join_tokens AS t WHERE t.expires_at < $1 LIMIT $2);
 
+-- Delete sessions that were begun long ago.
+-- name: old_sessions
+DELETE FROM sessions WHERE id IN (SELECT s.id FROM sessions AS s WHERE s.made_at < $1 LIMIT $2);
+
 -- Delete records of the last batches of counts of replicas that are gone.
 -- name: old_batches
 DELETE FROM auth_failure_batches WHERE replica IN

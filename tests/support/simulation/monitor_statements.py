@@ -195,7 +195,10 @@ def _expired(t: Tables, now: datetime, limit: int) -> Rows:
     return [pick(s, "id", "node_id", "generation", "step", "lease_until") for s in found[:limit]]
 
 
-_OLD = ("syncs", "auth_failures", "warnings", "join_tokens", "idempotency", "leases", "batches", "credentials")
+_OLD = (
+    *("syncs", "auth_failures", "warnings", "join_tokens", "idempotency", "leases", "batches", "sessions"),
+    "credentials",
+)
 
 
 @statement("audit", "oldest_seal")

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
+from control.access.sessions import Sessions
 from control.api.services import Databases, Services
 from control.metrics import ControlMetrics
 from control.settings import ControlSettings
@@ -83,13 +84,15 @@ class Replica:
         store = Store(nothing, nothing, "run", SETTINGS)
         reconciler, reports = Reconciler(clock, targets, store, lease), Reports(clock, targets, lease)
         written = (db, fleet, heartbeats, metrics)
+        operators = Authenticator(fleet, clock, db, nothing, SETTINGS)
         services = Services(
             settings=SETTINGS,
             clock=clock,
             databases=Databases(**dict.fromkeys(Databases.__dataclass_fields__, db)),
             **dict.fromkeys(("ownership", "deletions", "checks", "readiness", "join_tokens"), nothing),
             store=store,
-            auth=Authenticator(fleet, clock, db, nothing, SETTINGS),
+            auth=operators,
+            sessions=Sessions(fleet, clock, operators, db, db, db, SETTINGS),
             failures=AuthFailures(db, clock),
             fleet=fleet,
             heartbeats=heartbeats,

@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from control.access.sessions import Sessions
 from control.clock import SystemClock
 from control.metrics import ControlMetrics
 from control.settings import ControlSettings
@@ -83,7 +84,9 @@ def test_head_is_a_method_of_its_own(app: ControlApp) -> None:
 
 
 def test_who_is_refused_is_recorded_and_the_connection_ends(app: ControlApp) -> None:
-    app.services.auth = starlette_app.auth.Authenticator(None, SystemClock(), None, None, SETTINGS)  # type: ignore[arg-type]
+    clock = SystemClock()
+    operators = starlette_app.auth.Authenticator(None, clock, None, None, SETTINGS)  # type: ignore[arg-type]
+    app.services.sessions = Sessions(None, clock, operators, None, None, None, SETTINGS)  # type: ignore[arg-type]
     status, headers, body = ask(app, "GET", "/v1/nodes")
     assert (status, body["code"], headers["connection"]) == (401, "credentials_missing", "close")
     assert app.services.failures.recorded == [("192.0.2.1", "missing")]  # type: ignore[attr-defined]

@@ -1,0 +1,85 @@
+"""Which forms of the console are taken: those of its own pages, sent by the browser that was shown them. Pure.
+
+Other sites can have a browser send a form here, with the cookie. A form is taken where the browser says that a page of
+control's own origin sent it, in headers that no page can set, and where it has the token that only the page shown to
+this session has. Each alone would do against most sites.
+"""
+
+import hmac
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from starlette.types import Scope
+
+from control.problems import ProblemError
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+_SHOWN = 100
+"""Characters of a header that a message shows."""
+
+
+def check(scope: Scope, form_token: str, given: Iterable[str], public_url: str = "") -> None:
+    """Check a POST of the console, before anything is done.
+
+    `form_token` is the session's, `given` the values of the form's field for it; `public_url` is where browsers reach
+    control, '' where that is what they say in Host.
+    Raises: ProblemError form_refused, when another page sent it, or another session was shown it.
+    """
+    check_origin(scope, public_url)
+    values = list(given)
+    if len(values) != 1 or not hmac.compare_digest(values[0].encode(), form_token.encode()):
+        raise ProblemError(
+            "form_refused",
+            "the form is of another session, or of before you signed in: open the page again, and send it from there",
+        )
+
+
+def check_origin(scope: Scope, public_url: str = "") -> None:
+    """Raises: ProblemError form_refused, when the browser doesn't say that a page of control's own sent the request."""
+    site, origin, host = (_header(scope, name) for name in (b"sec-fetch-site", b"origin", b"host"))
+    if site not in (None, "same-origin"):
+        raise ProblemError("form_refused", f"a page of another site had the browser send it ({site[:_SHOWN]})")
+    if origin is None or host is None:
+        raise ProblemError("form_refused", "the browser doesn't say which page sent it, by the headers Origin and Host")
+    if public_url:
+        own = [public_url]
+    else:
+        # Without TLS of its own control listens on loopback alone, perhaps behind a proxy that has it.
+        own = [f"{scheme}://{host}" for scheme in ("https", "http") if scheme == "https" or scope["scheme"] == "http"]
+    sent = _parts(origin)
+    if sent is None or sent not in [_parts(url) for url in own]:
+        raise ProblemError(
+            "form_refused",
+            f"a page of {origin[:_SHOWN]} sent it, and control's own are those of {own[0][:_SHOWN]}; where a proxy "
+            "gives control another name, set SKERRY_PUBLIC_URL",
+        )
+
+
+def own_path(text: str) -> str:
+    """`text` where it is a path of this server, perhaps with a query, and else `/`: where to go after signing in."""
+    if not text.startswith("/") or len(text) > 2000 or any(c <= " " or c == "\\" or c > "~" for c in text):
+        return "/"
+    parts = urlsplit(text)
+    if parts.scheme or parts.netloc or text.startswith("//") or parts.path.startswith(("/sign-in", "/sign-out")):
+        return "/"
+    return text
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    """The value of a header; None where there is none. Raises: ProblemError form_refused, when there are two."""
+    found = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+    if len(found) > 1:
+        raise ProblemError("form_refused", f"there are two headers {wanted.decode()}, and it isn't known which is true")
+    return found[0] if found else None
+
+
+def _parts(url: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of an origin; None where it is none, as `null` is none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        return None
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port is None or parts.path.strip("/") or parts.query:
+        return None
+    return parts.scheme, parts.hostname, port

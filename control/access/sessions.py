@@ -1,0 +1,362 @@
+"""Sessions: who has signed in, in a browser at the console or by `skerry login`, and until when.
+
+A session is named by a secret that the browser has as a cookie and `skerry` sends as a token; only its sha256 is
+stored. It ends by its age, by standing idle, by signing out, and with its operator. A replica keeps the sessions that
+are used at it in memory, each beside the operator as the fleet cache had it when the session was read. What concerns a
+session is announced as a change of its operator, whereupon the cache has another object, and the session is read again.
+So a request asks no database, and an end is known at every replica as soon as an operator's is.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from starlette.types import Scope
+
+from control import tokens
+from control.access import auth, rights
+from control.access.auth import Authenticator, AuthError, Principal
+from control.clock import Clock
+from control.log_throttle import Outage
+from control.problems import ProblemError
+from control.settings import ControlSettings
+from control.storage import audit_log, queries
+from control.storage.announcements import Changed
+from control.storage.audit_log import Actor
+from control.storage.batched_lookups import Lookups
+from control.storage.connection import Connection
+from control.storage.database import Database
+from control.sync.fleet_cache import FleetCache
+from control.sync.fleet_rows import CachedOperator
+
+UsedIn = Literal["console", "cli"]
+SignedInBy = Literal["token", "code", "provider"]
+
+COOKIE = "__Host-skerry"
+"""A browser takes a cookie of such a name only from its own host by https, for all paths and no other host."""
+TOUCH_AFTER = timedelta(seconds=60)
+"""How old the recorded time of a session's last use gets before it is recorded again."""
+FLUSH_EVERY = 5.0
+"""Seconds between two writes of these times."""
+LAST_FLUSH = 2.0
+"""Seconds for what is left when the replica stops."""
+MOST_KNOWN = 10_000
+"""Sessions that a replica keeps in memory; with more, all are read again."""
+
+log = logging.getLogger("skerry.sessions")
+
+
+class SessionRow(NamedTuple):
+    """A session, as it is stored."""
+
+    id: str
+    secret_hash: str
+    operator_id: str
+    used_in: str
+    signed_in_by: str
+    stays: bool
+    made_at: datetime
+    last_used_at: datetime
+    ended_at: datetime | None
+
+
+SQL = queries.load("sessions")
+SESSIONS = SQL.rows("sessions", SessionRow)
+END = SQL.optional("end", UUID)
+IS_OPEN = SQL.value("is_open", bool)
+
+
+@dataclass(slots=True)
+class _Known:
+    """A session in memory. It is as it was read while the fleet cache has this very object of its operator."""
+
+    row: SessionRow
+    operator: CachedOperator
+
+
+@dataclass(frozen=True)
+class ConsoleSession:
+    """A session that is good."""
+
+    id: str
+    """Which session it is, for the audit log. The secret isn't in here."""
+    operator: Principal
+    form_token: str
+    """What each form of a page that this session is shown must send back."""
+    ends_at: datetime
+    """When it ends at the latest."""
+    known: _Known = field(repr=False, compare=False)
+    """What this replica had of it in memory when it was asked for."""
+
+
+class Sessions:
+    """Begins, checks and ends sessions. For a session that is known at this replica, a check asks no database."""
+
+    def __init__(
+        self,
+        fleet: FleetCache,
+        clock: Clock,
+        operators: Authenticator,
+        lookups: Database,
+        writes: Database,
+        background: Database,
+        settings: ControlSettings,
+    ) -> None:
+        """`lookups`, `writes`, `background`: connections for reading sessions, for sign-ins, and for last uses."""
+        self._fleet = fleet
+        self._clock = clock
+        self._operators = operators
+        self._writes = writes
+        self._background = background
+        self._life = timedelta(seconds=settings.session_life)
+        self._stay = timedelta(seconds=settings.session_stay)
+        self._idle = timedelta(seconds=settings.session_idle)
+        self._known: dict[str, _Known] = {}
+        self._used: dict[str, datetime] = {}
+        """When sessions were last used, where that isn't written yet."""
+        self._outage = Outage(log, "the last uses of sessions can't be recorded yet")
+
+        async def find(ids: list[str]) -> dict[str, SessionRow]:
+            return {row.id: row for row in await lookups.read(lambda conn: conn.fetch(SESSIONS, ids))}
+
+        self._rows = Lookups("sessions", find)
+
+    # Who asks
+
+    async def operator(self, scope: Scope) -> Principal:
+        """The operator that asks by a token, or by what `skerry login` has got. Raises: AuthError, when refused."""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                scheme, _, text = value.decode("latin-1").partition(" ")
+                if scheme.lower() == "bearer" and text.strip().startswith(tokens.PREFIXES["session"]):
+                    return (await self._check("cli", text.strip())).operator
+                break
+        return await self._operators.operator(scope)
+
+    async def signed_in(self, scope: Scope) -> ConsoleSession:
+        """The session of the browser that asks.
+
+        Raises: AuthError credentials_missing, when it has none (which isn't recorded as a refusal), credentials_invalid
+        or session_ended, when its session isn't good; ProblemError, when control can't know now.
+        """
+        self._fleet.refuse_stale()
+        text = cookie(scope, COOKIE)
+        if text is None:
+            raise AuthError("credentials_missing", "sign in first, at /sign-in", "")
+        return await self._check("console", text)
+
+    def holds(self, session: ConsoleSession) -> bool:
+        """Whether a session is still as it was when it was asked for: for answers that go on for long.
+
+        Where it isn't, its operator may have other rights, or this replica can't know: `signed_in` says what is so.
+        """
+        known = session.known
+        if self._known.get(session.id) is not known or not self._is_current(known) or not self._fleet.fresh:
+            return False
+        return self._clock.now() < min(session.ends_at, self._idle_at(known.row))
+
+    async def _check(self, used_in: UsedIn, text: str) -> ConsoleSession:
+        parsed = tokens.parse("session", text)
+        if parsed is None:
+            raise _invalid("malformed")
+        id, secret_hash = parsed
+        known = self._known.get(id)
+        now = self._clock.now()
+        if known is None or not self._is_current(known) or now >= self._idle_at(known.row):
+            # Where it has stood idle here, it may have been used at another replica.
+            known = await self._read(id)
+        if known is None:
+            raise _invalid("unknown")
+        row, operator = known.row, known.operator
+        if not tokens.same(row.secret_hash, secret_hash) or row.used_in != used_in:
+            raise _invalid("wrong_secret")
+        if operator.revoked_at is not None:
+            raise _invalid("revoked")
+        if row.ended_at is not None:
+            raise _ended("it was ended by signing out")
+        ends_at = self._ends_at(known)
+        if now >= ends_at:
+            raise _ended(f"it was good until {ends_at:%Y-%m-%d %H:%M} UTC")
+        if now >= self._idle_at(row):
+            raise _ended(f"nothing was asked for in it for {self._idle.total_seconds() / 60:.0f} minutes")
+        if now - row.last_used_at >= TOUCH_AFTER:
+            self._used[id] = now
+            known.row = row._replace(last_used_at=now)
+        said = {"in": row.used_in, "by": row.signed_in_by, "session": id}
+        held = rights.of_row(operator.role, operator.grants)
+        principal = Principal(operator.id, operator.name, held, operator.expires_at, id, said)
+        return ConsoleSession(id, principal, form_token(text), ends_at, known)
+
+    async def _read(self, id: str) -> _Known | None:
+        """The session as it is stored, beside its operator; kept in memory where both are of the same time."""
+        while True:
+            epoch = self._fleet.epoch
+            row = await self._rows.find(id)
+            if row is None:
+                self._known.pop(id, None)
+                return None
+            operator = await self._fleet.operator(row.operator_id)
+            if operator is None:
+                return None
+            if id in self._used:
+                row = row._replace(last_used_at=max(row.last_used_at, self._used[id]))
+            if epoch == self._fleet.epoch:
+                if len(self._known) >= MOST_KNOWN:
+                    self._known.clear()
+                known = self._known[id] = _Known(row, operator)
+                return known
+            # Something was announced meanwhile, which may have been this session's end.
+
+    def _is_current(self, known: _Known) -> bool:
+        return self._fleet.operators.get(known.operator.id) is known.operator
+
+    def _ends_at(self, known: _Known) -> datetime:
+        row, end = known.row, known.operator.expires_at
+        own = row.made_at + (self._stay if row.stays else self._life)
+        return own if end is None else min(own, end)
+
+    def _idle_at(self, row: SessionRow) -> datetime:
+        """When a session has stood idle for too long, if it isn't used until then."""
+        if row.stays or row.used_in == "cli":
+            return row.made_at + self._stay + self._life
+        return row.last_used_at + self._idle
+
+    # Beginning and ending
+
+    async def begin(
+        self,
+        scope: Scope,
+        operator: Principal,
+        used_in: UsedIn,
+        by: SignedInBy,
+        *,
+        stays: bool = False,
+        details: Mapping[str, object] | None = None,
+    ) -> str:
+        """Begin a session of an operator that was recognised, and return its secret, for its owner alone.
+
+        `details` are put into the audit log. Raises: ProblemError, when the operator was changed meanwhile.
+        """
+        return await self._writes.transaction(
+            lambda conn: self.add(conn, scope, operator, used_in, by, stays=stays, details=details)
+        )
+
+    async def add(
+        self,
+        conn: Connection,
+        scope: Scope,
+        operator: Principal,
+        used_in: UsedIn,
+        by: SignedInBy,
+        *,
+        stays: bool = False,
+        details: Mapping[str, object] | None = None,
+    ) -> str:
+        """As `begin`, in the caller's transaction."""
+        await auth.refuse_changed(conn, operator)
+        token, now = tokens.new_token("session"), self._clock.now()
+        await conn.execute(SQL["begin"], token.id, token.secret_hash, operator.id, used_in, by, stays, now)
+        said = {"in": used_in, "by": by, "session": str(token.id), **(details or {})}
+        await audit_log.record(conn, now, _actor(scope, operator), "session.begin", operator.name, said)
+        return token.text
+
+    async def end(self, scope: Scope, operator: Principal) -> None:
+        """End the session in which an operator asks, at every replica. One that has ended already is left as it is."""
+
+        async def work(conn: Connection) -> None:
+            now = self._clock.now()
+            if await conn.fetchval(END, operator.session_id, now) is not None:
+                said = dict(operator.signed_in)
+                await audit_log.record(conn, now, _actor(scope, operator), "session.end", operator.name, said)
+                changed = Changed()
+                changed.operators.add(operator.id)
+                await changed.announce(conn)
+
+        await self._writes.transaction(work)
+        await self._fleet.announced()
+
+    # Beside the requests
+
+    async def flush(self) -> None:
+        """Write when sessions were last used."""
+        while self._used:
+            written = dict(sorted(self._used.items()))
+            columns = list(written), [at.isoformat() for at in written.values()]
+            await self._background.transaction(partial(_record_uses, *columns))
+            self._used = {id: at for id, at in self._used.items() if written.get(id) != at}
+
+    async def run(self) -> None:
+        """Flush every few seconds until cancelled, and once more then."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_EVERY)
+                try:
+                    await self.flush()
+                    self._outage.worked()
+                except ProblemError as error:
+                    self._outage.failed(error.detail)
+        finally:
+            try:
+                async with asyncio.timeout(LAST_FLUSH):
+                    await self.flush()
+            except (ProblemError, TimeoutError):
+                log.warning("the last uses of %d sessions were not recorded", len(self._used))
+
+    async def stop(self) -> None:
+        """End the look-up under way."""
+        await self._rows.stop()
+
+
+async def refuse_signed_out(conn: Connection, operator: Principal) -> None:
+    """Raises: AuthError, when the session in which an operator asks was ended since the request's head came, or this
+    replica's memory doesn't have it yet."""
+    if operator.session_id and not await conn.fetchval(IS_OPEN, operator.session_id):
+        raise _ended("it was ended by signing out")
+
+
+def form_token(secret: str) -> str:
+    """The token of the forms of whoever has this secret. Who sees it in a page can't make the secret of it."""
+    return hashlib.sha256(b"form of " + secret.encode()).hexdigest()
+
+
+def cookie(scope: Scope, name: str) -> str | None:
+    """The value of a cookie; None where there is none. Raises: AuthError, when the browser sends two of that name."""
+    found = []
+    for header, value in scope["headers"]:
+        if header == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                key, _, text = pair.strip().partition("=")
+                if key == name:
+                    found.append(text)
+    if len(found) > 1:
+        raise _invalid("two_cookies")
+    return found[0] if found else None
+
+
+def set_cookie(name: str, value: str, *, seconds: float | None = None) -> tuple[bytes, bytes]:
+    """The header that gives a browser a cookie; it keeps it until it is closed, or for `seconds` (0: no longer)."""
+    age = "" if seconds is None else f"; Max-Age={seconds:.0f}"
+    text = f"{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax{age}"
+    return b"set-cookie", text.encode("ascii")
+
+
+def _actor(scope: Scope, operator: Principal) -> Actor:
+    return Actor("operator", operator.name, auth.address(scope), scope["request_id"].decode())
+
+
+async def _record_uses(ids: list[str], times: list[str], conn: Connection) -> None:
+    await conn.execute(SQL["used"], ids, times)
+
+
+def _invalid(reason: str) -> AuthError:
+    return AuthError("credentials_invalid", "the session isn't known, or was revoked: sign in again", reason)
+
+
+def _ended(why: str) -> AuthError:
+    return AuthError("session_ended", f"the session has ended: {why}. Sign in again", "session_ended")
