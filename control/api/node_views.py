@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
 
 from control import wire
 from control.access.auth import Principal
@@ -19,6 +20,7 @@ from control.settings import ControlSettings
 from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import applied_revisions
+from control.sync.standing import Standing, standing
 
 
 class FoundNode(NamedTuple):
@@ -75,16 +77,6 @@ class RunFunction(NamedTuple):
     manifest_digest: str
 
 
-class WantedFunction(NamedTuple):
-    """A function of a release."""
-
-    release_id: UUID
-    name: str
-    version: int
-    sha256: str
-    manifest_digest: str
-
-
 class WarningRow(NamedTuple):
     """An open warning."""
 
@@ -122,7 +114,6 @@ NODES = SQL.rows("nodes", NodeListRow)
 NODE = SQL.rows("node", DetailedNodeRow)
 CREDENTIAL = SQL.optional("credential", datetime)
 FUNCTIONS = SQL.rows("functions", RunFunction)
-TARGETS = SQL.rows("targets", WantedFunction)
 WARNINGS = SQL.rows("warnings", WarningRow)
 OPEN_SYNCS = SQL.rows("open_syncs", OpenSyncRow)
 
@@ -130,6 +121,9 @@ OPEN_SYNCS = SQL.rows("open_syncs", OpenSyncRow)
 class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     group: wire.Name | None = None
     state: Literal["online", "offline", "syncing"] | None = None
+    standing: Standing | None = None
+    error: Annotated[str, Meta(max_length=64)] | None = None
+    """The code of the error with which a failing node's last sync ended."""
 
 
 async def list_nodes(call: ApiCall) -> Reply:
@@ -147,7 +141,7 @@ async def list_nodes(call: ApiCall) -> Reply:
         if query.group is not None:
             await group(conn, query.group)
         return await pagination.fill(
-            lambda after, count: conn.fetch(NODES, *after, groups, query.state, count),
+            lambda after, count: conn.fetch(NODES, *after, groups, query.state, query.standing, query.error, count),
             lambda rows: _describe(conn, rows),
             lambda row: (row.name,),
             after,
@@ -220,18 +214,13 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> nod
 
 async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[node_responses.Node]:
     ids = [str(row.id) for row in rows]
-    releases = sorted({str(row.release_id) for row in rows if row.release_id is not None})
     runs = _by_node(await conn.fetch(FUNCTIONS, ids))
-    wanted: dict[UUID, list[WantedFunction]] = {}
-    for function in await conn.fetch(TARGETS, releases):
-        wanted.setdefault(function.release_id, []).append(function)
     warnings = _by_node(await conn.fetch(WARNINGS, ids))
     syncs = _by_node(await conn.fetch(OPEN_SYNCS, ids))
     return [
         _node(
             row,
             runs.get(row.id, []),
-            [] if row.release_id is None else wanted.get(row.release_id, []),
             warnings.get(row.id, []),
             syncs.get(row.id, []),
         )
@@ -242,16 +231,11 @@ async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[node_
 def _node(
     row: NodeListRow,
     runs: list[RunFunction],
-    wanted: list[WantedFunction],
     warnings: list[WarningRow],
     syncs: list[OpenSyncRow],
 ) -> node_responses.Node:
     target_schema = row.schema_floor or 0
-    at_target = row.release_id is None or (
-        {function[1:] for function in runs} == {function[1:] for function in wanted}
-        and row.schema_version >= target_schema
-        and row.confirmed_generation >= row.target_generation
-    )
+    at_target = row.release_id is None or row.confirmed_generation >= row.target_generation
     return node_responses.Node(
         id=str(row.id),
         name=row.name,
@@ -265,6 +249,7 @@ def _node(
         generation=row.confirmed_generation,
         target_generation=row.target_generation,
         at_target=at_target,
+        standing=standing(row.state, at_target=at_target, error_code=row.error_code),
         schema_version=row.schema_version,
         target_schema=target_schema,
         functions=[release_responses.ReleaseFunction(f.name, f.version, f.sha256) for f in runs],

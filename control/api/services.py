@@ -21,6 +21,7 @@ from control.sync.monitor import Monitor
 from control.sync.reconciler import Decision, NodeRequest
 from control.sync.reports import SyncReport
 from control.sync.write_batches import WriteBatches
+from control.telemetry.fleet_summary import FleetReader
 from control.wire import SyncState
 
 
@@ -70,6 +71,8 @@ class Services:
     """Decides what polling nodes must do."""
     reports: WriteBatches[SyncReport, SyncState]
     """Takes the nodes' reports of their syncs."""
+    standings: FleetReader
+    """How many nodes stand how, for those who look at the whole fleet."""
     metrics: ControlMetrics
     ca_pem: bytes
     """The CA that nodes are to trust; empty where there is none to give out."""

@@ -3,9 +3,11 @@
 import click
 
 from control import tokens
+from control.cli import status
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
 from control.manifest_fields import MANIFEST_FIELDS
+from control.sync.standing import STANDINGS
 
 
 @click.group()
@@ -16,22 +18,26 @@ def command() -> None:
 @command.command("list")
 @click.option("--group", type=options.NAME, help="Only the nodes of this group.")
 @click.option("--state", type=click.Choice(["online", "offline", "syncing"]), help="Only the nodes in this state.")
+@click.option("--standing", type=click.Choice(STANDINGS), help="Only the nodes that stand so.")
+@click.option("--error", metavar="CODE", help="Only the nodes that are failing with this code.")
 @options.json_option
 @options.asynchronous
-async def list_nodes(group: str | None, state: str | None, as_json: bool) -> None:
+async def list_nodes(
+    group: str | None, state: str | None, standing: str | None, error: str | None, as_json: bool
+) -> None:
     """List the nodes."""
     async with options.client() as control:
-        nodes = await control.items(path("nodes"), group=group, state=state)
+        nodes = await control.items(path("nodes"), group=group, state=state, standing=standing, error=error)
     if as_json:
         output.document(nodes)
         return
     output.table(
-        ["NODE", "GROUP", "STATE", "SEEN", "GENERATION", "SCHEMA", "FUNCTIONS"],
+        ["NODE", "GROUP", "STANDING", "SEEN", "GENERATION", "SCHEMA", "FUNCTIONS"],
         [
             [
                 node["name"],
                 node["group"],
-                node["state"],
+                status.standing(node),
                 output.ago(node["last_seen_at"]),
                 node["generation"],
                 node["schema_version"],
@@ -64,6 +70,7 @@ def _details(node: Json) -> list[tuple[str, object]]:
         ("node", f"{node['name']} ({node['id']})"),
         ("group", node["group"]),
         ("labels", " ".join(f"{key}={value}" for key, value in node["labels"].items())),
+        ("standing", status.standing(node)),
         ("state", f"{node['state']} since {output.ago(node['state_since'])}"),
         ("seen", output.ago(node["last_seen_at"])),
         ("last sync", output.ago(node["last_sync_at"])),

@@ -48,14 +48,10 @@ def well(node: Json) -> bool:
 
 
 def standing(node: Json) -> str:
-    """Say in a word or two how far a node is: `at target`, `failing`, `syncing`, `behind`."""
-    if node["at_target"]:
-        return "at target"
-    if node["error"]:
-        return "failing"
-    if node["state"] == "syncing":
-        return f"syncing ({node['sync']['step'] or 'started'})" if node["sync"] else "syncing"
-    return "behind"
+    """Say how a node stands: control's word, and of a sync the step."""
+    word = str(node["standing"]).replace("_", " ")
+    step = node["sync"]["step"] or "started" if node["sync"] and word == "syncing" else ""
+    return f"{word} ({step})" if step else word
 
 
 def trouble(node: Json) -> list[str]:
@@ -84,11 +80,10 @@ def _show(groups: list[Json], nodes: list[Json]) -> None:
         output.say(f"group {group['name']}: {told}", style="bold")
         members = [node for node in nodes if node["group"] == group["name"]]
         output.table(
-            ["NODE", "STATE", "RUNS", "FUNCTIONS", "SCHEMA", "SEEN", "LAST SYNC"],
+            ["NODE", "STANDING", "FUNCTIONS", "SCHEMA", "SEEN", "LAST SYNC"],
             [
                 [
                     node["name"],
-                    node["state"],
                     standing(node),
                     output.functions(node["functions"]),
                     node["schema_version"],

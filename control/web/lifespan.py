@@ -27,6 +27,7 @@ from control.sync.reconciler import Decision, NodeRequest, Reconciler
 from control.sync.reports import Reports, SyncReport
 from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
+from control.telemetry.fleet_summary import FleetReader
 from control.web import tls
 from control.wire import SyncState
 
@@ -67,6 +68,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         heartbeats = Heartbeats(background, clock, metrics)
         failures = AuthFailures(background, clock)
         deletions = Deletions(background, store, ownership, clock, settings.unknown_objects_kept)
+        standings = FleetReader(databases.lists, clock)
+        stack.push_async_callback(standings.stop)
         targets = Targets()
         reconciler = Reconciler(clock, targets, store, settings.sync_lease)
         decisions: WriteBatches[NodeRequest, Decision] = WriteBatches(
@@ -107,6 +110,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             heartbeats=heartbeats,
             decisions=decisions,
             reports=reports,
+            standings=standings,
             metrics=metrics,
             ca_pem=pem,
             ca_fingerprint=tls.fingerprint(pem) if pem else "",

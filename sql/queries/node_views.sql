@@ -12,7 +12,8 @@ WHERE n.id = $1 AND n.removed_at IS NULL;
 SELECT n.id, n.name, n.group_id, g.name AS group_name FROM nodes n JOIN groups g ON g.id = n.group_id
 WHERE n.name = $1 AND n.removed_at IS NULL;
 
--- Nodes by name, after a name; of some groups ($2) and in one state ($3), if given.
+-- Nodes by name, after a name; of some groups ($2), in one state ($3), of one standing ($4), failing with one code ($5),
+-- if given.
 -- name: nodes
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
@@ -21,7 +22,16 @@ SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.j
 FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) AND ($3::text IS NULL OR n.state = $3)
-ORDER BY n.name LIMIT $4;
+    AND ($4::text IS NULL OR $4 = CASE
+        WHEN n.error_code <> '' AND g.release_id IS NOT NULL
+            AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'failing'
+        WHEN n.state <> 'online' THEN n.state
+        WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
+        ELSE 'at_target'
+    END)
+    AND ($5::text IS NULL OR (n.error_code = $5 AND g.release_id IS NOT NULL
+        AND n.confirmed_generation < greatest(n.generation, g.generation)))
+ORDER BY n.name LIMIT $6;
 
 -- One node.
 -- name: node
@@ -42,12 +52,6 @@ SELECT created_at FROM credentials WHERE node_id = $1 AND revoked_at IS NULL ORD
 -- name: functions
 SELECT node_id, name, version, sha256, manifest_digest FROM node_functions
 WHERE node_id = ANY($1::text[]::uuid[]) ORDER BY node_id, name;
-
--- The functions of releases.
--- name: targets
-SELECT f.release_id, f.name, f.version, f.sha256, coalesce(v.manifest_digest, '') AS manifest_digest
-FROM release_functions f LEFT JOIN function_versions v ON v.name = f.name AND v.version = f.version
-WHERE f.release_id = ANY($1::text[]::uuid[]);
 
 -- Open warnings of nodes.
 -- name: warnings

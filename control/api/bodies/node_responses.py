@@ -11,6 +11,7 @@ from msgspec import Struct
 from control import wire
 from control.api.bodies.release_responses import ReleaseFunction
 from control.sync.applied_revisions import OlderRevision
+from control.sync.standing import Standing
 
 
 class NodeError(Struct):
@@ -48,6 +49,8 @@ class Node(Struct):
     """The generation of the last target that it was confirmed at."""
     target_generation: int
     at_target: bool
+    standing: Standing
+    """How it stands, in one word: the first of these that is true of it."""
     schema_version: int
     target_schema: int
     functions: list[ReleaseFunction]

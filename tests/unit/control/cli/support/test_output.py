@@ -54,6 +54,7 @@ def node(**changes: object) -> Json:
         "generation": 5,
         "target_generation": 5,
         "at_target": True,
+        "standing": "at_target",
         "error": None,
         "retry_at": None,
         "failures": 0,
@@ -87,8 +88,10 @@ def test_where_a_node_stands_towards_a_release(changes: Json, expected: str) -> 
 def test_status_says_why() -> None:
     assert status.trouble(node()) == []
     assert status.well(node())
-    failing = node(at_target=False, error=error(1), failures=3, retry_at=NOW.isoformat())
+    failing = node(at_target=False, standing="failing", error=error(1), failures=3, retry_at=NOW.isoformat())
     assert status.standing(failing) == "failing"
+    assert status.standing(node()) == "at target"
+    assert status.standing(node(standing="syncing", sync={"step": "fetch"})) == "syncing (fetch)"
     assert "no [compile_failed]" in status.trouble(failing)[0]
     assert "skerry node retry edge-1" in status.trouble(failing)[1]
     late = node(warnings=[{"kind": "overdue", "message": "no sync for 6 min", "since": NOW.isoformat()}])

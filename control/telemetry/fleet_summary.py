@@ -1,0 +1,357 @@
+"""How many nodes stand how: what `/metrics`, the console and `skerry status --watch` show of the whole fleet.
+
+It is read only while somebody looks: a reading that is young enough serves everybody who asks meanwhile. The database
+counts, so a reading costs this process the same for any fleet: 42 ms of the database's CPU at 200,000 nodes.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Generic, NamedTuple, TypeVar
+
+from control.clock import Clock
+from control.storage import queries
+from control.storage.connection import Connection
+from control.storage.database import Database
+from control.sync.standing import STANDINGS, Standing, standing
+
+PERIOD = 1.0
+"""Seconds between the beginnings of two readings, at least."""
+REST = 20
+"""And as many times as long as the last reading took: it takes a twentieth of the time at most."""
+EXAMPLES = 5
+"""Names of nodes that are read of a cause."""
+MOST_CAUSES = 100
+"""Causes of which a text and names are read: a node may fail with any code."""
+
+
+class TargetedGroup(NamedTuple):
+    """A group, the number of its release and of the one before; None where there is none."""
+
+    id: str
+    name: str
+    release: int | None
+    earlier_release: int | None
+
+
+class CountRow(NamedTuple):
+    """How many nodes of a group are alike."""
+
+    group_id: str
+    state: str
+    at_target: bool
+    at_earlier: bool
+    error_code: str
+    nodes: int
+
+
+class OverdueRow(NamedTuple):
+    """How many overdue nodes of a group are alike."""
+
+    group_id: str
+    state: str
+    at_target: bool
+    has_error: bool
+    nodes: int
+
+
+class ExampleRow(NamedTuple):
+    """A node that fails."""
+
+    group_id: str
+    error_code: str
+    name: str
+    error_message: str
+    error_at: datetime | None
+
+
+class GridRow(NamedTuple):
+    """The nodes of a group: a letter of each, and their names with spaces between them."""
+
+    group_id: str
+    letters: str
+    names: str
+
+
+SQL = queries.load("fleet_summary")
+GROUPS = SQL.rows("groups", TargetedGroup)
+COUNTS = SQL.rows("counts", CountRow)
+OVERDUE = SQL.rows("overdue", OverdueRow)
+EXAMPLE_NODES = SQL.rows("examples", ExampleRow)
+GRID = SQL.rows("grid", GridRow)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why nodes fail."""
+
+    code: str
+    text: str
+    """The message of one of them, lately; '' where there are more than `MOST_CAUSES`."""
+    at: datetime | None
+    """When that one failed."""
+    groups: dict[str, int]
+    """How many nodes fail so, by group."""
+    examples: tuple[str, ...]
+    """Names of some of them."""
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes fail so."""
+        return sum(self.groups.values())
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """How the nodes of a group stand; removed ones aren't counted."""
+
+    name: str
+    release: int | None
+    """The number of the group's release; None where it has none."""
+    counts: dict[tuple[Standing, int | None], int]
+    """How many nodes there are, by standing and by the number of the release that they run. That is known of nodes that
+    run the group's release or the one before; None: another one, none, or not known."""
+    overdue: dict[Standing, int]
+    """How many of them are overdue, by standing."""
+    causes: tuple[Cause, ...]
+    """Of those that are failing, by code: the most frequent one first."""
+
+    @cached_property
+    def standings(self) -> dict[Standing, int]:
+        """How many nodes stand how: each standing, in the order of `STANDINGS`."""
+        return _by_standing(self.counts.items())
+
+    @cached_property
+    def nodes(self) -> int:
+        """How many nodes the group has."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class FleetSummary:
+    """How the nodes of some groups stand, at one moment."""
+
+    read_at: datetime
+    groups: tuple[GroupSummary, ...]
+    """By name. A group without nodes is there too."""
+
+    def of(self, names: Collection[str] | None) -> "FleetSummary":
+        """The summary of these groups alone; None: of all."""
+        if names is None:
+            return self
+        return replace(self, groups=tuple(group for group in self.groups if group.name in names))
+
+    @cached_property
+    def nodes(self) -> int:
+        """How many nodes there are."""
+        return sum(group.nodes for group in self.groups)
+
+    @cached_property
+    def standings(self) -> dict[Standing, int]:
+        """How many nodes stand how: each standing, in the order of `STANDINGS`."""
+        return _by_standing(item for group in self.groups for item in group.counts.items())
+
+    @cached_property
+    def overdue(self) -> int:
+        """How many nodes are overdue."""
+        return sum(n for group in self.groups for n in group.overdue.values())
+
+    @cached_property
+    def causes(self) -> tuple[Cause, ...]:
+        """Why nodes fail, over all groups: the most frequent cause first."""
+        found: dict[str, Cause] = {}
+        for cause in (cause for group in self.groups for cause in group.causes):
+            known = found.get(cause.code)
+            found[cause.code] = cause if known is None else _merged(known, cause)
+        return tuple(sorted(found.values(), key=lambda cause: (-cause.nodes, cause.code)))
+
+
+@dataclass(frozen=True)
+class GroupGrid:
+    """A group's nodes in a fixed order: by their label `site`, then by name."""
+
+    letters: str
+    """A letter of `standing.LETTERS` for each node."""
+    joined: str
+    """Their names, with spaces between them."""
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of the nodes, in the order of their letters."""
+        return self.joined.split(" ") if self.joined else []
+
+
+@dataclass(frozen=True)
+class FleetGrid:
+    """How each node stands, at one moment: some bytes a node."""
+
+    read_at: datetime
+    groups: dict[str, GroupGrid]
+    """By name, in this order. A group without nodes is there too."""
+
+    def of(self, names: Collection[str] | None) -> "FleetGrid":
+        """The grid of these groups alone; None: of all."""
+        if names is None:
+            return self
+        return replace(self, groups={name: grid for name, grid in self.groups.items() if name in names})
+
+
+class FleetReader:
+    """A replica's readings, which everybody who looks shares."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._summary = _Shared(self._read_summary)
+        self._grid = _Shared(self._read_grid)
+
+    async def summary(self) -> FleetSummary:
+        """How many nodes stand how, as it was read at most `PERIOD` ago, or where a reading takes longer than a
+        twentieth of that, 20 times as long as it takes. Raises: ProblemError, when the database doesn't answer.
+        """
+        return await self._summary.get()
+
+    async def grid(self) -> FleetGrid:
+        """How each node stands, likewise: 0.6 s of the database's time at 200,000 nodes, 20 ms at 10,000."""
+        return await self._grid.get()
+
+    @property
+    def last(self) -> FleetSummary | None:
+        """The last reading of the summary, however old it is; None where there was none."""
+        return self._summary.value
+
+    async def stop(self) -> None:
+        """End the readings that are under way."""
+        await self._summary.stop()
+        await self._grid.stop()
+
+    async def _read_summary(self) -> FleetSummary:
+        read_at = self._clock.now()
+
+        async def work(conn: Connection) -> FleetSummary:
+            groups = await conn.fetch(GROUPS)
+            counts = await conn.fetch(COUNTS)
+            overdue = await conn.fetch(OVERDUE)
+            failing = [row for row in counts if _standing(row) == "failing"]
+            failing.sort(key=lambda row: (-row.nodes, row.group_id, row.error_code))
+            causes = dict.fromkeys((row.group_id, row.error_code) for row in failing)
+            asked = list(causes)[:MOST_CAUSES]
+            ids, codes = [group_id for group_id, _ in asked], [code for _, code in asked]
+            examples = await conn.fetch(EXAMPLE_NODES, ids, codes, EXAMPLES) if asked else []
+            return _summary(read_at, groups, counts, overdue, examples)
+
+        return await self._db.read(work)
+
+    async def _read_grid(self) -> FleetGrid:
+        read_at = self._clock.now()
+
+        async def work(conn: Connection) -> FleetGrid:
+            groups = await conn.fetch(GROUPS)
+            by_id = {row.group_id: GroupGrid(row.letters, row.names) for row in await conn.fetch(GRID)}
+            none = GroupGrid("", "")
+            return FleetGrid(read_at, {g.name: by_id.get(g.id, none) for g in sorted(groups, key=lambda g: g.name)})
+
+        return await self._db.read(work)
+
+
+T = TypeVar("T")
+
+
+class _Shared(Generic[T]):
+    """A value that is read when somebody asks for it and the last reading is too old; all who wait share one."""
+
+    def __init__(self, read: Callable[[], Awaitable[T]]) -> None:
+        self._read = read
+        self._reading: asyncio.Task[T] | None = None
+        self._old_at = -math.inf
+        """The loop's time from which on the value is read anew."""
+        self.value: T | None = None
+
+    async def get(self) -> T:
+        """The value. Raises what the reading raises, to everybody who waits for it."""
+        if self.value is not None and asyncio.get_running_loop().time() < self._old_at:
+            return self.value
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._run())
+        return await asyncio.shield(self._reading)
+
+    async def _run(self) -> T:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self.value = await self._read()
+        self._old_at = began + max(PERIOD, REST * (loop.time() - began))
+        return self.value
+
+    async def stop(self) -> None:
+        """End the reading that is under way."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+
+def _standing(row: CountRow) -> Standing:
+    return standing(row.state, at_target=row.at_target, error_code=row.error_code)
+
+
+def _by_standing(counts: Iterable[tuple[tuple[Standing, int | None], int]]) -> dict[Standing, int]:
+    found = dict.fromkeys(STANDINGS, 0)
+    for (stands, _), nodes in counts:
+        found[stands] += nodes
+    return found
+
+
+def _merged(one: Cause, other: Cause) -> Cause:
+    """The same cause in other groups: with the text and the time of the newer one."""
+    newer = max(one, other, key=lambda cause: (cause.at is not None, cause.at.timestamp() if cause.at else 0.0))
+    examples = tuple(sorted((*one.examples, *other.examples)))[:EXAMPLES]
+    return replace(newer, groups=one.groups | other.groups, examples=examples)
+
+
+def _summary(
+    read_at: datetime,
+    groups: list[TargetedGroup],
+    counts: list[CountRow],
+    overdue: list[OverdueRow],
+    examples: list[ExampleRow],
+) -> FleetSummary:
+    failing: dict[tuple[str, str], int] = {}
+    by_group: dict[str, dict[tuple[Standing, int | None], int]] = {group.id: {} for group in groups}
+    late: dict[str, dict[Standing, int]] = {group.id: {} for group in groups}
+    shown: dict[tuple[str, str], list[ExampleRow]] = {}
+    known = {group.id: group for group in groups}
+    for row in counts:
+        stands, group = _standing(row), known[row.group_id]
+        release = group.release if row.at_target else group.earlier_release if row.at_earlier else None
+        mine = by_group[row.group_id]
+        mine[stands, release] = mine.get((stands, release), 0) + row.nodes
+        if stands == "failing":
+            cause = row.group_id, row.error_code
+            failing[cause] = failing.get(cause, 0) + row.nodes
+    for who in overdue:
+        stands = standing(who.state, at_target=who.at_target, error_code="some" if who.has_error else "")
+        late[who.group_id][stands] = late[who.group_id].get(stands, 0) + who.nodes
+    for example in examples:
+        shown.setdefault((example.group_id, example.error_code), []).append(example)
+    causes: dict[str, list[Cause]] = {}
+    for (group_id, code), nodes in sorted(failing.items(), key=lambda item: (-item[1], item[0])):
+        some = sorted(shown.get((group_id, code), []), key=lambda row: row.name)
+        newest = max(some, key=lambda row: row.error_at.timestamp() if row.error_at else 0.0, default=None)
+        causes.setdefault(group_id, []).append(
+            Cause(
+                code,
+                newest.error_message if newest else "",
+                newest.error_at if newest else None,
+                {known[group_id].name: nodes},
+                tuple(row.name for row in some),
+            )
+        )
+    return FleetSummary(
+        read_at,
+        tuple(
+            GroupSummary(g.name, g.release, by_group[g.id], late[g.id], tuple(causes.get(g.id, ())))
+            for g in sorted(groups, key=lambda g: g.name)
+        ),
+    )

@@ -1,0 +1,64 @@
+-- How many nodes stand how. A node is at its target when its group has no release, or when it was confirmed at the
+-- generation of its target. Removed nodes aren't counted.
+
+-- All groups, each with the number of its release, and the release before that.
+-- name: groups
+SELECT g.id::text AS id, g.name, r.number AS release, e.number AS earlier_release
+FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
+    LEFT JOIN releases AS e ON e.group_id = g.id AND e.number = r.number - 1;
+
+-- Nodes by group, state, whether they are at their target, whether they run the release before that, and the code of
+-- their last sync's error. All columns of nodes are in the index nodes_by_standing, and they are counted before they
+-- are joined: that takes a third of the time.
+-- name: counts
+SELECT n.group_id::text AS group_id, n.state,
+    g.release_id IS NULL OR n.confirmed_generation >= greatest(n.generation, g.generation) AS at_target,
+    coalesce(n.confirmed_generation >= greatest(n.generation, e.generation), false) AS at_earlier, n.error_code,
+    sum(n.nodes)::int8 AS nodes
+FROM (
+    SELECT m.group_id, m.error_code, m.state, m.confirmed_generation, m.generation, count(*) AS nodes
+    FROM nodes AS m WHERE m.removed_at IS NULL
+    GROUP BY m.group_id, m.error_code, m.state, m.confirmed_generation, m.generation
+) AS n JOIN groups AS g ON g.id = n.group_id LEFT JOIN releases AS r ON r.id = g.release_id
+    LEFT JOIN releases AS e ON e.group_id = g.id AND e.number = r.number - 1
+GROUP BY 1, 2, 3, 4, 5;
+
+-- Overdue nodes, by the same.
+-- name: overdue
+SELECT n.group_id::text AS group_id, n.state,
+    g.release_id IS NULL OR n.confirmed_generation >= greatest(n.generation, g.generation) AS at_target,
+    n.error_code <> '' AS has_error, count(*) AS nodes
+FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id JOIN groups AS g ON g.id = n.group_id
+WHERE p.overdue = true AND n.removed_at IS NULL
+GROUP BY 1, 2, 3, 4;
+
+-- Some failing nodes of each of these causes: one element of each array for each cause, its group and its code.
+-- name: examples
+SELECT c.group_id, c.error_code, f.name, f.error_message, f.error_at
+FROM unnest($1::text[], $2::text[]) AS c (group_id, error_code), LATERAL (
+    SELECT n.name, n.error_message, n.error_at
+    FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+    WHERE n.group_id = c.group_id::uuid AND n.error_code = c.error_code AND n.removed_at IS NULL
+        AND g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation)
+    LIMIT $3
+) AS f;
+
+-- A letter for each node's standing, and the nodes' names with spaces between them, by group, in the order of the label
+-- `site` and the name.
+-- name: grid
+SELECT s.group_id::text AS group_id, string_agg(s.letter, '' ORDER BY s.site, s.name) AS letters,
+    string_agg(s.name, ' ' ORDER BY s.site, s.name) AS names
+FROM (
+    SELECT n.group_id, n.name, coalesce(n.labels ->> 'site', '') AS site,
+        CASE
+            WHEN n.error_code <> '' AND g.release_id IS NOT NULL
+                AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'f'
+            WHEN n.state = 'offline' THEN 'o'
+            WHEN n.state = 'syncing' THEN 's'
+            WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'b'
+            ELSE 't'
+        END AS letter
+    FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+    WHERE n.removed_at IS NULL
+) AS s
+GROUP BY s.group_id;

@@ -1,0 +1,179 @@
+"""How many nodes stand how: by group, standing, release and cause, and that list, filter, counts and grid agree."""
+
+import asyncio
+from collections import Counter
+from itertools import product
+from typing import Any
+
+import pytest
+
+from control.sync.standing import LETTERS, STANDINGS
+from control.telemetry import fleet_summary
+from tests.support.replica import Replica, Site
+
+# The replica's own monitor would see to the nodes that are written here.
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+@pytest.fixture(autouse=True)
+def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reading is kept, so that what was written is seen."""
+    monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
+    monkeypatch.setattr(fleet_summary, "REST", 0)
+
+
+async def group(replica: Replica, name: str, releases: int) -> None:
+    """A group with so many releases, of the generations 10, 20 and so on."""
+
+    async def work(conn: Any) -> None:
+        now = replica.services.clock.now()
+        await conn.execute("INSERT INTO groups (name, created_at) VALUES ($1, $2)", name, now)
+        for number in range(1, releases + 1):
+            await conn.execute(
+                "INSERT INTO releases (group_id, number, generation, schema_floor, reason, created_by, created_at)"
+                " SELECT id, $2, $3, 0, '', 'test', $4 FROM groups WHERE name = $1",
+                *(name, number, number * 10, now),
+            )
+        await conn.execute(
+            "UPDATE groups SET generation = $2, release_id ="
+            " (SELECT r.id FROM releases AS r WHERE r.group_id = groups.id AND r.number = $3) WHERE name = $1",
+            *(name, releases * 10, releases),
+        )
+
+    await replica.services.db.transaction(work)
+
+
+async def node(replica: Replica, name: str, group: str, **columns: Any) -> None:
+    """A node with these columns, and the label `site`."""
+    now = replica.services.clock.now()
+    state, confirmed = columns.get("state", "online"), columns.get("confirmed", 0)
+    code, overdue = columns.get("code", ""), columns.get("overdue", False)
+
+    async def work(conn: Any) -> None:
+        await conn.execute(
+            "INSERT INTO nodes (name, group_id, labels, generation, state, state_since, joined_at,"
+            " confirmed_generation, error_code, error_message, error_at, removed_at)"
+            " SELECT $1, id, $2, $3, $4, $5, $5, $6, $7, $8, $9, $10 FROM groups WHERE name = $11",
+            *(name, {"site": columns.get("site", "")}, columns.get("generation", 0), state, now, confirmed),
+            *(code, f"{name} failed" if code else "", now if code else None),
+            *(now if columns.get("removed") else None, group),
+        )
+        await conn.execute(
+            "INSERT INTO node_presence (node_id, last_seen_at, confirmed_at, overdue)"
+            " SELECT id, $2, $2, $3 FROM nodes WHERE name = $1",
+            *(name, now, overdue),
+        )
+
+    await replica.services.db.transaction(work)
+
+
+async def listed(replica: Replica, query: str = "") -> list[Any]:
+    answer = await replica.call("GET", f"/v1/nodes?limit=1000{query}")
+    assert answer.status == 200, answer.body
+    return list(answer.json()["items"])
+
+
+async def test_list_filter_counts_and_grid_agree_on_each_combination(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await group(replica, "shops", 2)
+        await group(replica, "idle", 0)
+        codes, confirmed = ("", "disk_full", "compile_failed"), (0, 10, 20)
+        kinds = list(product(("shops", "idle"), ("online", "offline", "syncing"), codes, confirmed, (False, True)))
+        for number, (where, state, code, generation, overdue) in enumerate(kinds):
+            more: Any = {"state": state, "code": code, "confirmed": generation, "overdue": overdue}
+            await node(replica, f"n{number}", where, **more)
+        await node(replica, "gone", "shops", code="disk_full", removed=True, overdue=True)
+        found = await listed(replica)
+        assert len(found) == len(kinds)
+        summary = await replica.services.standings.summary()
+        assert summary.nodes == len(kinds)
+        assert list(summary.standings) == list(STANDINGS)
+        assert summary.standings == {s: Counter(n["standing"] for n in found)[s] for s in STANDINGS}
+        assert min(summary.standings.values()) > 0
+        for seen in summary.groups:
+            mine = [n for n in found if n["group"] == seen.name]
+            assert seen.standings == {s: Counter(n["standing"] for n in mine)[s] for s in STANDINGS}
+            codes_of = Counter(n["error"]["code"] for n in mine if n["standing"] == "failing")
+            assert {cause.code: cause.nodes for cause in seen.causes} == codes_of
+        for stands in STANDINGS:
+            filtered = await listed(replica, f"&standing={stands}")
+            assert {n["name"] for n in filtered} == {n["name"] for n in found if n["standing"] == stands}
+        failing = [n for n in found if n["standing"] == "failing" and n["error"]["code"] == "disk_full"]
+        assert [n["name"] for n in await listed(replica, "&error=disk_full")] == [n["name"] for n in failing]
+        late = {f"n{number}" for number, kind in enumerate(kinds) if kind[4]}
+        assert summary.overdue == len(late)
+        by_name = {n["name"]: n["standing"] for n in found}
+        overdue = Counter(by_name[name] for name in late)
+        assert sum((Counter(seen.overdue) for seen in summary.groups), Counter()) == overdue
+        grid = await replica.services.standings.grid()
+        cells = {
+            name: LETTERS[letter]
+            for seen in grid.groups.values()
+            for name, letter in zip(seen.names, seen.letters, strict=True)
+        }
+        assert cells == by_name
+
+
+async def test_releases_are_counted_by_the_number_that_nodes_run(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await group(replica, "shops", 3)
+        await node(replica, "now", "shops", confirmed=30)
+        await node(replica, "before", "shops", confirmed=20)
+        await node(replica, "long-ago", "shops", confirmed=10)
+        await node(replica, "moved-and-there", "shops", confirmed=31, generation=31)
+        await node(replica, "moved-and-not-there", "shops", confirmed=29, generation=31)
+        (shops,) = (await replica.services.standings.summary()).of(["shops"]).groups
+        assert shops.release == 3
+        assert shops.counts == {("at_target", 3): 2, ("behind", 2): 1, ("behind", None): 2}
+
+
+async def test_causes_are_told_with_a_text_and_names_over_all_groups(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        for name in ("east", "west"):
+            await group(replica, name, 1)
+        for number in range(7):
+            await node(replica, f"e{number}", "east", code="disk_full")
+        await node(replica, "w0", "west", code="disk_full")
+        await node(replica, "w1", "west", code="compile_failed")
+        summary = await replica.services.standings.summary()
+        disk, compiling = summary.causes
+        assert (disk.code, disk.nodes, disk.groups) == ("disk_full", 8, {"east": 7, "west": 1})
+        assert len(disk.examples) == 5
+        assert disk.text.endswith(" failed")
+        assert (compiling.nodes, compiling.examples, compiling.text) == (1, ("w1",), "w1 failed")
+        (west,) = summary.of(["west"]).groups
+        assert [(cause.code, cause.nodes) for cause in west.causes] == [("compile_failed", 1), ("disk_full", 1)]
+
+
+async def test_the_grid_is_ordered_by_group_site_and_name(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await group(replica, "west", 1)
+        await group(replica, "east", 1)
+        await node(replica, "a", "west", site="oslo", confirmed=10)
+        await node(replica, "b", "west", site="bergen")
+        await node(replica, "c", "west", site="bergen", state="offline")
+        await node(replica, "d", "west", confirmed=10, state="syncing")
+        grid = await replica.services.standings.grid()
+        assert list(grid.groups) == ["default", "east", "west"]
+        west = grid.groups["west"]
+        assert (west.names, west.letters) == (["d", "b", "c", "a"], "sbot")
+        assert (grid.groups["east"].names, grid.groups["east"].letters) == ([], "")
+        assert list(grid.of(["east"]).groups) == ["east"]
+
+
+async def test_all_who_look_share_one_reading(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_summary, "PERIOD", 3600.0)
+    async with control_site.running() as replica:
+        standings = replica.services.standings
+        assert standings.last is None
+        found = await asyncio.gather(*(standings.summary() for _ in range(100)))
+        assert all(one is found[0] for one in found)
+        assert await standings.summary() is found[0] is standings.last
+
+
+async def test_a_reading_takes_a_twentieth_of_the_time_at_most(control_site: Site, monkeypatch: Any) -> None:
+    """Where it takes longer than `PERIOD` / 20: here always."""
+    monkeypatch.setattr(fleet_summary, "REST", 1e9)
+    async with control_site.running() as replica:
+        first = await replica.services.standings.summary()
+        assert await replica.services.standings.summary() is first
