@@ -39,15 +39,16 @@ LAW: dict[str, set[str]] = {
     "edge_runtime.sql": {"ipc"},
     "edge_runtime.guests": {"ipc", "wasmedge"},
     "edge_runtime.children": {"guests", "ipc", "sandbox", "sql", "wasmedge"},
-    "edge_runtime.oneshot": {"children", "guests", "ipc", "sandbox", "sql", "wasmedge"},
-    "edge_runtime.sync": {"ipc"},
-    "edge_runtime.dispatch": {"ipc"},
-    "edge_runtime.web": {"dispatch", "ipc"},
-    "edge_runtime.egress": {"dispatch", "ipc"},
-    "edge_runtime.release": {"dispatch", "ipc"},
+    "edge_runtime.oneshot": {"children", "guests", "ipc", "sandbox", "sql", "telemetry", "wasmedge"},
+    "edge_runtime.telemetry": {"ipc"},
+    "edge_runtime.sync": {"ipc", "telemetry"},
+    "edge_runtime.dispatch": {"ipc", "telemetry"},
+    "edge_runtime.web": {"dispatch", "ipc", "telemetry"},
+    "edge_runtime.egress": {"dispatch", "ipc", "telemetry"},
+    "edge_runtime.release": {"dispatch", "ipc", "telemetry"},
     "edge_runtime.cli": {
         *("children", "dispatch", "egress", "guests", "ipc", "oneshot", "release"),
-        *("sandbox", "sql", "sync", "wasmedge", "web"),
+        *("sandbox", "sql", "sync", "telemetry", "wasmedge", "web"),
     },
 }
 # Modules at a package's top that put its folders together: they import folders, and no folder but `cli` imports them.
@@ -58,6 +59,7 @@ FRONT = (
     "edge_runtime.dispatch",
     "edge_runtime.egress",
     "edge_runtime.release",
+    "edge_runtime.telemetry",
     "edge_runtime.front",
 )
 """The process on the network. It maps neither WasmEdge nor libsql, and parses nothing that others made."""
