@@ -75,6 +75,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "nodes_unfit": ProblemCode(409, "Nodes can't run the release"),
     "loss_not_allowed": ProblemCode(409, "Rows of nodes can be lost"),
     "stall_not_allowed": ProblemCode(409, "Calls that write would wait for long"),
+    "plan_changed": ProblemCode(409, "The plan is another one by now"),
     "history_mismatch": ProblemCode(409, "The node's schema history isn't this control plane's"),
     "last_admin": ProblemCode(409, "The last admin must stay"),
     "artifact_too_large": ProblemCode(413, "The artifact is too large"),

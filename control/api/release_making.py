@@ -16,7 +16,7 @@ from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.sync import compatibility
-from control.sync.effects import change_effects
+from control.sync.effects import change_effects, plan_digests
 
 
 class GroupRow(NamedTuple):
@@ -115,8 +115,8 @@ async def make(
     for which it may hold the writers of a node up. `keep_floor`: where `body` names no floor, keep that of the release
     before.
 
-    Raises: ProblemError, when the release can't be made, or a node can't run it, can lose rows by it or would have
-    its writers wait, and `body` doesn't allow that.
+    Raises: ProblemError, when the release can't be made, or isn't the one of the plan that `body` names, or a node
+    can't run it, can lose rows by it or would have its writers wait, and `body` doesn't allow that.
     """
     group = await find_group(conn, body.group)
     newest = await conn.fetchval(NEWEST_CHANGE)
@@ -136,14 +136,16 @@ async def make(
     granted = await _manifests(conn, functions)
     _check_routes(granted)
     unfit = compatibility.unfit(capabilities, granted, await compatibility.stepped(conn, old_floor, floor))
-    if not plan and not body.allow_unfit:
-        compatibility.refuse(unfit, body.group)
     effects = await change_effects.of_floors(conn, found, old_floor, floor)
-    if not plan:
-        what = f"this release of group {body.group}"
-        change_effects.refuse(effects, what, stall_limit, allow_loss=body.allow_loss, allow_stall=body.allow_stall)
     changes = await _changes(conn, before, functions, old_floor, floor, granted)
     number = await conn.fetchval(NEXT_NUMBER, group.id)
+    digest = _digest(body.group, number, functions, floor, changes, unfit, effects)
+    if not plan:
+        what = f"this release of group {body.group}"
+        plan_digests.refuse_other(body.plan_digest, digest, what)
+        if not body.allow_unfit:
+            compatibility.refuse(unfit, body.group)
+        change_effects.refuse(effects, what, stall_limit, allow_loss=body.allow_loss, allow_stall=body.allow_stall)
     release_id = uuid4()
     if not plan:
         # Before the generation is taken, so that waiting for a locked group holds up no other decision.
@@ -179,7 +181,22 @@ async def make(
         unfit=unfit,
         losses=effects.losses,
         stalls=effects.stalls,
+        plan_digest=digest,
     )
+
+
+def _digest(
+    group: str,
+    number: int,
+    functions: Functions,
+    floor: int,
+    changes: release_responses.Changes,
+    unfit: compatibility.Unfit,
+    effects: change_effects.ChangeEffects,
+) -> str:
+    """The digest of all that a plan of a release shows, but the generation, which other groups' releases take too."""
+    losses, stalls = plan_digests.of_losses(effects.losses), plan_digests.of_stalls(effects.stalls)
+    return plan_digests.digest(group, number, sorted(functions.items()), floor, changes, unfit.count, losses, stalls)
 
 
 async def lock(conn: Connection, group_id: UUID) -> None:
@@ -298,9 +315,19 @@ async def _changes(
         grants=[
             release_responses.ChangedGrant(name, grant, old, new)
             for name in touched
+            # A version's manifest goes when it is deleted, and may be missing here of releases that were.
+            if name in granted and (name in had or name not in before)
             for grant, (old, new) in manifests.differences(had.get(name, {}), granted[name]).items()
         ],
     )
+
+
+async def changes_by(conn: Connection, release: ReleaseListRow) -> tuple[release_responses.Changes, int]:
+    """How a release differs from the one before it in its group, and the floor of that one."""
+    earlier = await conn.fetchrow(RELEASE, release.group_name, release.number - 1)
+    before, old_floor = await _contents(conn, None if earlier is None else earlier.id)
+    after, floor = await _contents(conn, release.id)
+    return await _changes(conn, before, after, old_floor, floor, await _manifests(conn, after)), old_floor
 
 
 async def changes_to(conn: Connection, before: Functions, version: int, group: str) -> release_responses.Changes:

@@ -5,6 +5,7 @@ from typing import Annotated, NamedTuple
 from uuid import UUID, uuid4
 
 from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from control import wire
 from control.access.auth import Principal
@@ -13,7 +14,7 @@ from control.api import pagination
 from control.api.bodies import release_responses, requests, responses
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply
-from control.api.release_making import FUNCTIONS, GROUP, RELEASE, ReleaseListRow, find_group, make
+from control.api.release_making import FUNCTIONS, GROUP, RELEASE, ReleaseListRow, changes_by, find_group, make
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -36,6 +37,10 @@ class GroupListRow(NamedTuple):
 SQL = queries.load("releases")
 GROUPS = SQL.rows("groups", GroupListRow)
 RELEASES = SQL.rows("releases", ReleaseListRow)
+RETRY = SQL.value("retry", str)
+
+MOST_RETRIED = 10_000
+"""Nodes that one request lets try again; another one does so with further ones."""
 
 
 class ReleaseQuery(pagination.Paging, forbid_unknown_fields=True):
@@ -180,14 +185,38 @@ async def get_release(call: ApiCall) -> Reply:
     """GET /v1/releases/{group}/{number}."""
     group, number = call.path["group"], call.path["number"]
 
-    async def work(conn: Connection) -> release_responses.Release:
+    async def work(conn: Connection) -> release_responses.DetailedRelease:
         await _visible(conn, call.operator, group)
-        row = await conn.fetchrow(RELEASE, group, number)
-        if row is None:
-            raise ProblemError("unknown_release", f"group {group} has no release {number}", field="number")
-        return (await _with_functions(conn, [row]))[0]
+        row = await _release(conn, group, number)
+        changes, floor_before = await changes_by(conn, row)
+        found = (await _with_functions(conn, [row]))[0]
+        return release_responses.DetailedRelease(**asdict(found), floor_before=floor_before, changes=changes)
 
     return await call.read(work)
+
+
+async def retry(call: ApiCall) -> Reply:
+    """POST /v1/releases/{group}/{number}/retry: the group's failing nodes try again with their next poll."""
+    group, number = call.path["group"], call.path["number"]
+    if not call.operator.rights.allows("read", group):
+        raise unknown_group(group)
+    call.operator.need("deploy", group)
+
+    async def work(conn: Connection, changed: Changed) -> release_responses.ReleaseRetry:
+        found = await find_group(conn, group)
+        row = await _release(conn, group, number)
+        if row.id != found.release_id:
+            raise ProblemError(
+                "release_not_possible",
+                f"release {number} isn't the target of group {group} any more: its nodes try the newest one",
+                field="number",
+            )
+        ids = await conn.column(RETRY, found.id, MOST_RETRIED)
+        changed.nodes.update(ids)
+        await call.audit(conn, "release.retry", f"{group}/{number}", {"nodes": len(ids)})
+        return release_responses.ReleaseRetry(len(ids))
+
+    return await call.write(work, status=200)
 
 
 async def create_group(call: ApiCall) -> Reply:
@@ -232,6 +261,14 @@ async def list_groups(call: ApiCall) -> Reply:
         )
 
     return await call.read(work)
+
+
+async def _release(conn: Connection, group: str, number: int) -> ReleaseListRow:
+    """Raises: ProblemError unknown_release, when there is none."""
+    row = await conn.fetchrow(RELEASE, group, number)
+    if row is None:
+        raise ProblemError("unknown_release", f"group {group} has no release {number}", field="number")
+    return row
 
 
 async def _visible(conn: Connection, operator: Principal, group: str) -> None:

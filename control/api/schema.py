@@ -15,7 +15,7 @@ from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.sync import applied_revisions, probed_functions
-from control.sync.effects import change_effects
+from control.sync.effects import change_effects, plan_digests
 from control.sync.effects.change_effects import ChangeEffects
 
 
@@ -92,6 +92,7 @@ async def amend(call: ApiCall) -> Reply:
         effects = await call.services.db.read(lambda conn: change_effects.of_amendment(conn, number, checked))  # noqa: B023
         if not call.query.plan:
             what, limit = f"this amendment of schema change {number}", call.services.settings.stall_limit
+            plan_digests.refuse_other(call.body.plan_digest, _digest(number, old.revision + 1, sql, effects), what)
             change_effects.refuse(
                 effects, what, limit, allow_loss=call.body.allow_loss, allow_stall=call.body.allow_stall
             )
@@ -250,7 +251,8 @@ async def _insert(
     async def plan(conn: Connection, changed: Changed) -> release_responses.SchemaChangePlan:
         made = await work(conn, changed)
         release = await releases.planned(call, conn)
-        return release_responses.SchemaChangePlan(effects.losses, effects.stalls, made, release)
+        digest = _digest(number, revision, sql, effects)
+        return release_responses.SchemaChangePlan(effects.losses, effects.stalls, made, release, digest)
 
     if call.query.plan:
         await releases.check_unchecked(call, call.query.group)
@@ -258,6 +260,12 @@ async def _insert(
         return await (call.rehearse(plan) if call.query.plan else call.write(work))
     except _Moved:
         return None
+
+
+def _digest(number: int, revision: int, sql: str, effects: ChangeEffects) -> str:
+    """The digest of what the plan of a schema change shows."""
+    losses, stalls = plan_digests.of_losses(effects.losses), plan_digests.of_stalls(effects.stalls)
+    return plan_digests.digest(number, revision, wire.schema_checksum(sql), losses, stalls)
 
 
 async def _register(

@@ -68,8 +68,25 @@ async def show(number: int, group: str, as_json: bool) -> None:
             ("created", f"{output.ago(found['created_at'])} by {found['created_by']}"),
             ("reason", reason(found)),
             *(("function", f"{f['name']}@{f['version']} {f['sha256'][:12]}") for f in found["functions"]),
+            # Control of an earlier version doesn't answer them.
+            *(("change", line) for line, _ in releasing.changes(found.get("changes", {}))),
         ]
     )
+
+
+@command.command()
+@click.argument("number", type=click.IntRange(min=1))
+@options.group_option
+@options.json_option
+@options.asynchronous
+async def retry(number: int, group: str, as_json: bool) -> None:
+    """Let the failing nodes of a group try its newest release again now, without waiting for their next attempt."""
+    async with options.client() as control:
+        found = await control.post(path("releases", group, number, "retry"))
+    if as_json:
+        output.document(found)
+    else:
+        output.say(f"{found['nodes']} failing nodes of group {group} try release {number} again with their next poll")
 
 
 @command.command()

@@ -89,6 +89,17 @@ SELECT r.id, g.name AS group_name, r.number, r.generation, r.schema_floor, r.rol
     r.created_at
 FROM releases r JOIN groups g ON g.id = r.group_id WHERE g.name = $1 AND r.number = $2;
 
+-- Let so many failing nodes of a group try again at once.
+-- name: retry
+UPDATE nodes SET retry_at = NULL, failed_generation = 0
+WHERE id IN (
+    SELECT n.id FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
+    WHERE g.id = $1 AND n.removed_at IS NULL AND n.error_code <> '' AND n.failed_generation > 0
+        AND n.confirmed_generation < greatest(n.generation, g.generation)
+    LIMIT $2
+)
+RETURNING id::text AS id;
+
 -- Schema changes above one number, up to another, under their newest names.
 -- name: changes_between
 SELECT DISTINCT ON (number) number, name FROM schema_changes

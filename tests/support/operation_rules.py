@@ -53,6 +53,9 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/releases"): Rule("read", "group", lambda g, n: f"/v1/releases?group={g}", hidden=True),
     ("POST", "/v1/releases"): Rule("push", "group", body=lambda g, n: {"group": g, "functions": {"orders": 99}}),
     ("GET", "/v1/releases/{group}/{number}"): Rule("read", "group", lambda g, n: f"/v1/releases/{g}/1", hidden=True),
+    ("POST", "/v1/releases/{group}/{number}/retry"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/releases/{g}/1/retry", hidden=True
+    ),
     ("GET", "/v1/nodes"): Rule("read", "group", lambda g, n: f"/v1/nodes?group={g}", hidden=True),
     ("GET", "/v1/nodes/{node}"): Rule("read", "group", lambda g, n: f"/v1/nodes/{n.name}", hidden=True),
     ("DELETE", "/v1/nodes/{node}"): Rule("admin", "group", lambda g, n: f"/v1/nodes/{n.name}", hidden=True),

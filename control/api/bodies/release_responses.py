@@ -153,15 +153,25 @@ class Release(Struct):
     created_at: datetime
 
 
-class MadeRelease(Release):
+class DetailedRelease(Release):
     floor_before: int
     """The floor of the release before; 0 where there was none."""
     changes: Changes
+
+
+class MadeRelease(DetailedRelease):
     unfit: Unfit
     losses: list[LostRows]
     """What nodes can lose by its schema changes."""
     stalls: list[ExpectedStall]
     """What of its schema changes holds writers of nodes up for more than 0.1 s."""
+    plan_digest: wire.Sha256
+    """What a request can send as its `plan_digest`, to have this done or nothing."""
+
+
+class ReleaseRetry(Struct):
+    nodes: int
+    """How many failing nodes try again with their next poll."""
 
 
 class VersionPlan(Struct):
@@ -178,6 +188,8 @@ class SchemaChangePlan(ChangeEffects):
     change: MadeSchemaChange
     release: MadeRelease | None
     """The release of the group that was asked for; null where none was."""
+    plan_digest: wire.Sha256
+    """What an amendment can send as its `plan_digest`, to have this done or nothing."""
 
 
 class DeletionPlan(Struct):

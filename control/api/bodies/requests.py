@@ -58,6 +58,8 @@ class AmendSchemaChange(Body, frozen=True):
     """Amend it also where nodes get the text without another release, and can lose rows by it."""
     allow_stall: bool = False
     """Amend it also where it would hold the writers of such nodes up for more than the setting `stall_limit`."""
+    plan_digest: Sha256 | None = None
+    """The digest of a plan that was shown: where the amendment would do something else, it is refused."""
 
 
 class NewGroup(Body, frozen=True):
@@ -82,6 +84,8 @@ class NewRelease(Body, frozen=True):
     allow_stall: bool = False
     """Make it also where its schema changes would hold writers of a node up for more than the setting `stall_limit`."""
     reason: Text = ""
+    plan_digest: Sha256 | None = None
+    """The digest of a plan that was shown: where the release would be another one, it isn't made."""
 
 
 class GivenGrant(Body, frozen=True):

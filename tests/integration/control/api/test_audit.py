@@ -107,6 +107,7 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("POST", "/v1/nodes/self/sql"): lambda: call("POST", "/v1/nodes/self/sql", run, token=node.credential),
         ("POST", "/v1/nodes/{node}/move"): lambda: call("POST", "/v1/nodes/n/move", {"group": "east"}),
         ("POST", "/v1/nodes/{node}/retry"): lambda: call("POST", "/v1/nodes/n/retry"),
+        ("POST", "/v1/releases/{group}/{number}/retry"): lambda: call("POST", "/v1/releases/default/1/retry"),
         ("POST", "/v1/nodes/{node}/revoke"): lambda: call("POST", "/v1/nodes/n/revoke"),
         ("DELETE", "/v1/nodes/{node}"): lambda: call("DELETE", "/v1/nodes/n"),
         ("DELETE", "/v1/functions/{name}/versions/{version}"): lambda: call(

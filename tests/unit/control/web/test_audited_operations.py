@@ -22,6 +22,7 @@ AUDITED = frozenset(
         ("POST", "/v1/operators"),
         ("POST", "/v1/operators/{name}/change"),
         ("POST", "/v1/releases"),
+        ("POST", "/v1/releases/{group}/{number}/retry"),
         ("POST", "/v1/schema-changes"),
         ("POST", "/v1/schema-changes/{number}/revisions"),
         ("POST", "/v1/schema-changes/{number}/withdraw"),
