@@ -67,6 +67,9 @@ class ControlMetrics:
         )
         self._held = Gauge("skerry_held_polls", "Polls that wait for a new target", registry=registry)
         self._nodes = Gauge("skerry_nodes", "Nodes that have asked this replica since its start", registry=registry)
+        self._streams = Gauge(
+            "skerry_console_streams", "Pages of the console that are sent what changes", registry=registry
+        )
         self._age = Gauge(
             "skerry_fleet_age_seconds", "Since the targets were last read from the database", registry=registry
         )
@@ -76,6 +79,10 @@ class ControlMetrics:
         self._held.set_function(held)
         self._nodes.set_function(nodes)
         self._age.set_function(age)
+
+    def watch_streams(self, streams: Callable[[], float]) -> None:
+        """Set the function that each scrape calls: how many pages of the console are live."""
+        self._streams.set_function(streams)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request. `route` is a route's pattern and not a path, of which clients can make any number."""

@@ -98,6 +98,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "store_full": ProblemCode(507, "The artifact store has no room"),
     "spool_full": ProblemCode(507, "Control's disk has no room for the upload"),
     "check_unavailable": ProblemCode(503, "The check couldn't be run"),
+    "too_many_streams": ProblemCode(503, "Too many live pages are open"),
     "not_ready": ProblemCode(503, "Control isn't ready"),
     "shutting_down": ProblemCode(503, "Control is stopping"),
     "internal": ProblemCode(500, "Control made a mistake"),

@@ -37,8 +37,7 @@ class BareServer(ControlServer):
     def __init__(self, settings: ControlSettings) -> None:
         super().__init__(settings, tame=True)
         # What the server asks of an application besides its requests.
-        nothing = SimpleNamespace(fleet=SimpleNamespace(close=lambda: None))
-        self.app = SimpleNamespace(lifespan=_nothing, services=nothing)  # type: ignore[assignment]
+        self.app = SimpleNamespace(lifespan=_nothing, close=lambda: None)  # type: ignore[assignment]
         self.config.app = echo
 
 

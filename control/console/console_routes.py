@@ -1,6 +1,9 @@
 """All pages of the console, and how a request comes to one: the visitor, the form, the page's role, and its answer."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from itertools import groupby
 
 from starlette.datastructures import QueryParams
@@ -11,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from control.api import operations
 from control.api.operations import Reply
 from control.api.services import Services
-from control.console import assets, theme, visits
+from control.console import assets, live, theme, visits
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -28,7 +31,19 @@ SECURITY: tuple[tuple[bytes, bytes], ...] = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 """What the answers at the console's addresses have, whatever they are."""
-PAGES: tuple[ConsolePage, ...] = (*theme.PAGES,)
+
+
+def find(path: str) -> tuple[ConsolePage, Mapping[str, str]] | None:
+    """The page that GET of a path shows, with the parameters in the path; None: there is none."""
+    for route in routes():
+        match = route.path_regex.match(path)
+        if match is not None and isinstance(route.app, ConsoleEndpoint):
+            page = route.app.by_method.get("GET")
+            return None if page is None else (page, match.groupdict())
+    return None
+
+
+PAGES: tuple[ConsolePage, ...] = (*theme.PAGES, live.page(find))
 
 
 class ConsoleEndpoint:
@@ -36,13 +51,13 @@ class ConsoleEndpoint:
 
     def __init__(self, pattern: str, by_method: dict[str, ConsolePage]) -> None:
         self.pattern = pattern
-        self._by_method = by_method
+        self.by_method = by_method
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. Raises: ProblemError, which `problem_page` makes a page of."""
-        page = self._by_method.get(scope["method"])
+        page = self.by_method.get(scope["method"])
         if page is None:
-            allowed = ", ".join(sorted(self._by_method))
+            allowed = ", ".join(sorted(self.by_method))
             raise ProblemError("method_not_allowed", f"{self.pattern} takes {allowed}", allow=allowed)
         services: Services = scope["app"].state.services
         try:
@@ -71,9 +86,10 @@ class AssetEndpoint:
 
 def guarded(reply: Reply) -> Reply:
     """The answer with the headers of all answers at the console's addresses."""
-    return Reply(reply.status, reply.body, (*reply.headers, *SECURITY))
+    return replace(reply, headers=(*reply.headers, *SECURITY))
 
 
+@cache
 def routes() -> list[Route]:
     """The routes of all pages, fixed paths before patterns."""
     by_path = sorted(PAGES, key=lambda page: (page.path.count("{"), page.path))
@@ -107,15 +123,14 @@ def problem_page(request: Request, error: ProblemError) -> Reply:
 
 async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: Receive) -> Visit:
     """Check who asks, then the form. Raises: ProblemError."""
-    operator, form, raw = operations.NOBODY, QueryParams(), b""
+    who, form, raw = visits.Visitor(operations.NOBODY), QueryParams(), b""
     if page.role is not None:
-        operator = await services.auth.operator(scope)
-        if page.everywhere:
-            operator.need(page.role, None)
-        else:
-            operator.need_somewhere(page.role)
-        services.fleet.refuse_stale()
+        who = await visits.visitor(services, scope)
     if page.method == "POST":
         form, raw = await visits.form(services, scope, receive)
     query = QueryParams(scope["query_string"])
-    return Visit(services, scope["path_params"], query, form, scope, receive, operator, raw=raw)
+    visit = Visit(services, scope["path_params"], query, form, scope, receive, who.operator, who.form_token, raw)
+    visit.check_role(page)
+    if page.role is not None:
+        services.fleet.refuse_stale()
+    return visit

@@ -19,12 +19,13 @@ from control.access.rights import Rights, Role
 from control.api import operations, request_input
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
-from control.console import rendering
+from control.console import hub, rendering
 from control.problems import ProblemError
 from control.storage import idempotency
 
 T = TypeVar("T")
 ShowPage = Callable[["Visit"], Awaitable[Reply]]
+ShowParts = Callable[["Visit"], Awaitable[hub.Make]]
 
 FORM_BYTES = 256 * 1024
 """Bytes of a form at most."""
@@ -47,6 +48,17 @@ class ConsolePage:
     everywhere: bool = False
     """Whether the role is needed for all groups. If not, one group is enough, and the operations that the page asks say
     for which."""
+    live: ShowParts | None = None
+    """What makes the page's live parts, where it has any. They are the same for all who have the same rights, so no
+    form is in them."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who asks for a page."""
+
+    operator: Principal
+    form_token: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,21 @@ class Visit:
         found = cookie(self.scope, THEME_COOKIE)
         return found if found in THEMES else "system"
 
+    @property
+    def hub(self) -> hub.Hub:
+        """The replica's streams."""
+        found: hub.Hub = self.scope["app"].state.hub
+        return found
+
+    def check_role(self, page: ConsolePage) -> None:
+        """Raises: AuthError, when the operator hasn't the page's role."""
+        if page.role is None:
+            return
+        if page.everywhere:
+            self.operator.need(page.role, None)
+        else:
+            self.operator.need_somewhere(page.role)
+
     async def ask(
         self,
         operation: operations.Handler,
@@ -118,6 +145,11 @@ class Visit:
         """The answer with a page of this template."""
         values |= {"visit": self, "key": form_key()}
         return rendering.page(rendering.text(template, self.services.clock.now(), values), status, headers)
+
+
+async def visitor(services: Services, scope: Scope) -> Visitor:
+    """Who asks, by the token of an operator. Raises: AuthError, when nobody is signed in."""
+    return Visitor(await services.auth.operator(scope))
 
 
 def form_key() -> str:

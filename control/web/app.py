@@ -15,6 +15,7 @@ from control.api import operations, poll
 from control.api.poll import PollEndpoint
 from control.api.services import Services
 from control.clock import Clock, SystemClock
+from control.console.hub import Hub
 from control.problems import ProblemError
 from control.settings import ControlSettings, check
 from control.web import lifespan, starlette_app
@@ -101,10 +102,18 @@ class ControlApp:
         async with lifespan.running(self._settings, self._clock) as services:
             self.serve_with(services)
             yield
+            await self.hub.stop()
+
+    def close(self) -> None:
+        """Answer every held poll and end every live page now, and hold no other one: the replica stops."""
+        self.services.fleet.close()
+        self.hub.close()
 
     def serve_with(self, services: Services) -> None:
         """Answer requests with these services."""
         self.services = self._starlette.state.services = services
+        self.hub = self._starlette.state.hub = Hub()
+        services.metrics.watch_streams(lambda: self.hub.streams)
         self._polls = PollEndpoint(
             services.auth,
             services.fleet,

@@ -110,7 +110,7 @@ class ControlServer(uvicorn.Server):
         When the metadata database doesn't answer, it takes up to ten, most of them for writes that are left.
         """
         self._listener.close()
-        self.app.services.fleet.close()
+        self.app.close()
         state = self.server_state
         for connection in list(state.connections):
             connection.shutdown()

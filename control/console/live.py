@@ -1,0 +1,89 @@
+"""GET /live: the stream of a page's live parts, as server-sent events."""
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from starlette.datastructures import QueryParams
+from starlette.types import Receive, Scope, Send
+
+from control.api.operations import Reply
+from control.console import visits
+from control.console.hub import Stream
+from control.console.visits import ConsolePage, Visit
+from control.problems import ProblemError
+
+Find = Callable[[str], tuple[ConsolePage, Mapping[str, str]] | None]
+"""The page at a path, with the parameters in the path, or None."""
+
+HEADERS = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-store"),
+    # For proxies that would keep events back.
+    (b"x-accel-buffering", b"no"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveReply(Reply):
+    """An answer that goes on until the reader leaves, may look no more, or the replica stops."""
+
+    visit: Visit
+    key: Hashable
+    stream: Stream
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events; the server's `send` says nothing of a reader that has left, `receive` does."""
+        tasks = [asyncio.create_task(self._send(send)), asyncio.create_task(_left(receive))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.visit.hub.leave(self.key, self.stream)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": list(self.headers)})
+        async with aclosing(self.stream.events()) as events:
+            async for event in events:
+                if not await self._may_look():
+                    break
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _may_look(self) -> bool:
+        """Whether the operator is still signed in, with the same rights. Memory knows it; no database is asked."""
+        visit = self.visit
+        try:
+            return (await visits.visitor(visit.services, visit.scope)).operator.rights == visit.rights
+        except ProblemError:
+            return False
+
+
+def page(find: Find) -> ConsolePage:
+    """The page of the streams; `find` finds the pages that they are of."""
+
+    async def open_stream(visit: Visit) -> Reply:
+        """GET /live?page=/nodes?group=shops"""
+        wanted = visit.query.get("page", "")
+        parts = urlsplit(wanted)
+        shown, parameters = find(parts.path) or (None, {})
+        if shown is None or shown.live is None:
+            raise ProblemError("invalid_parameter", f"the page {wanted[:200]} isn't live", field="page")
+        visit.check_role(shown)
+        looked_at = replace(visit, path=parameters, query=QueryParams(parts.query))
+        key = (parts.path, tuple(sorted(looked_at.query.multi_items())), visit.rights)
+        make = await shown.live(looked_at)
+        stream = visit.hub.open(key, visit.operator.name, make)
+        return LiveReply(200, headers=HEADERS, visit=looked_at, key=key, stream=stream)
+
+    return ConsolePage("GET", "/live", open_stream)
+
+
+async def _left(receive: Receive) -> None:
+    """Wait until the reader has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
