@@ -5,16 +5,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
+from urllib.parse import quote
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from control.access import forms
+from control.access.auth import AuthError
 from control.api import operations
 from control.api.operations import Reply
 from control.api.services import Services
-from control.console import assets, live, theme, visits
+from control.console import assets, live, overview, rendering, theme, visits
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -22,7 +25,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-SECURITY: tuple[tuple[bytes, bytes], ...] = (
+SECURITY: rendering.Headers = (
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     # Not no-referrer: browsers would send the origin of a form as `null`.
@@ -43,7 +46,7 @@ def find(path: str) -> tuple[ConsolePage, Mapping[str, str]] | None:
     return None
 
 
-PAGES: tuple[ConsolePage, ...] = (*theme.PAGES, live.page(find))
+PAGES: tuple[ConsolePage, ...] = (*overview.PAGES, *theme.PAGES, live.page(find))
 
 
 class ConsoleEndpoint:
@@ -62,6 +65,10 @@ class ConsoleEndpoint:
         services: Services = scope["app"].state.services
         try:
             reply = await page.handler(await _visit(services, page, scope, receive))
+        except AuthError as error:
+            if error.status != 401 or page.method != "GET" or page.path == live.PATH:
+                raise
+            reply = rendering.redirect(f"{visits.SIGN_IN}?next={quote(visits.address(scope), safe='/')}")
         except ProblemError:
             raise
         except Exception as error:
@@ -118,18 +125,21 @@ def problem_page(request: Request, error: ProblemError) -> Reply:
     visit = Visit(services, {}, QueryParams(), QueryParams(), request.scope, request.receive)
     kept = [pair for pair in operations.refusal(error).headers if pair[0] in (b"retry-after", b"allow")]
     call_id = request.scope["request_id"].decode()
-    return guarded(visit.html("problem.html", error.status, tuple(kept), error=error, call_id=call_id))
+    return guarded(visit.html_alone("problem.html", error.status, tuple(kept), error=error, call_id=call_id))
 
 
 async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: Receive) -> Visit:
     """Check who asks, then the form. Raises: ProblemError."""
-    who, form, raw = visits.Visitor(operations.NOBODY), QueryParams(), b""
+    who, form = visits.Visitor(operations.NOBODY), QueryParams()
     if page.role is not None:
         who = await visits.visitor(services, scope)
     if page.method == "POST":
-        form, raw = await visits.form(services, scope, receive)
-    query = QueryParams(scope["query_string"])
-    visit = Visit(services, scope["path_params"], query, form, scope, receive, who.operator, who.form_token, raw)
+        form = await visits.form(services, scope, receive)
+        if who.session is not None:
+            forms.check(scope, who.session.form_token, form.getlist("form_token"), services.settings.public_url)
+        elif page.role is None:
+            forms.check_origin(scope, services.settings.public_url)
+    visit = Visit(services, scope["path_params"], QueryParams(scope["query_string"]), form, scope, receive, who)
     visit.check_role(page)
     if page.role is not None:
         services.fleet.refuse_stale()

@@ -22,7 +22,7 @@ def cell(kind: str, x: int = 0, y: int = 0) -> str:
     return f'<path class="k-waitbg" d="M{x},{y}h6v6h-6z"/><path class="k-wait" d="M{x + 0.5},{y + 3.2}h5v2.3h-5z"/>'
 
 
-def key(kind: str) -> Markup:
+def key_cell(kind: str) -> Markup:
     """A cell alone, for a key."""
     return Markup(f'<svg viewBox="0 0 6 6" aria-hidden="true">{cell(kind)}</svg>')
 

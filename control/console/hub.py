@@ -34,7 +34,8 @@ RETURN_MS = (500, 3000)
 """Milliseconds after which a browser comes again when the replica stops: at least, at most."""
 
 Parts = Mapping[str, str]
-"""Parts of a page by their id, each an element with that id. The part `title` is the page's title, in words."""
+"""Parts of a page by their id, each an element with that id. `title` is the page's title, and `kind` what the page is:
+where that changes, it is loaded again."""
 Make = Callable[[], Awaitable[Parts]]
 
 _BESIDE_NOW = re.compile(r"(<time [^>]*data-ago>)[^<]*")
@@ -80,9 +81,10 @@ class Stream:
                 pass
             self._woken.clear()
             parts, self._waiting = self._waiting, {}
-            title = parts.pop("title", None)
-            if title is not None:
-                yield b"event: title\ndata: %s\n\n" % title.partition(b":")[2]
+            for name in ("title", "kind"):
+                said = parts.pop(name, None)
+                if said is not None:
+                    yield b"event: %s\ndata: %s\n\n" % (name.encode(), said.partition(b":")[2])
             if parts:
                 data = b'{"age":%.1f,"parts":{%s}}' % (self._age, b",".join(parts.values()))
                 yield b"event: parts\ndata: %s\n\n" % data

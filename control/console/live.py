@@ -10,14 +10,15 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
 from control.api.operations import Reply
-from control.console import visits
-from control.console.hub import Stream
+from control.console import rendering, visits
+from control.console.hub import Parts, Stream
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 Find = Callable[[str], tuple[ConsolePage, Mapping[str, str]] | None]
 """The page at a path, with the parameters in the path, or None."""
 
+PATH = "/live"
 HEADERS = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
@@ -57,6 +58,9 @@ class LiveReply(Reply):
     async def _may_look(self) -> bool:
         """Whether the operator is still signed in, with the same rights. Memory knows it; no database is asked."""
         visit = self.visit
+        session = visit.visitor.session
+        if session is not None:
+            return visit.services.sessions.holds(session)
         try:
             return (await visits.visitor(visit.services, visit.scope)).operator.rights == visit.rights
         except ProblemError:
@@ -77,10 +81,15 @@ def page(find: Find) -> ConsolePage:
         looked_at = replace(visit, path=parameters, query=QueryParams(parts.query))
         key = (parts.path, tuple(sorted(looked_at.query.multi_items())), visit.rights)
         make = await shown.live(looked_at)
-        stream = visit.hub.open(key, visit.operator.name, make)
+
+        async def make_all() -> Parts:
+            beside = rendering.parts("navigation.html", visit.now, fleet=await visit.fleet())
+            return {"nav-nodes": beside("nodes"), "nav-groups": beside("groups"), **await make()}
+
+        stream = visit.hub.open(key, visit.operator.name, make_all)
         return LiveReply(200, headers=HEADERS, visit=looked_at, key=key, stream=stream)
 
-    return ConsolePage("GET", "/live", open_stream)
+    return ConsolePage("GET", PATH, open_stream)
 
 
 async def _left(receive: Receive) -> None:

@@ -1,6 +1,6 @@
 """From a template to an answer: Jinja2 with escaping always on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 
 from control.api.operations import Reply
-from control.console import assets, drawings, formats
+from control.console import assets, drawings, fleet_grid, formats
 
-PAGE = ((b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store"))
+Headers = tuple[tuple[bytes, bytes], ...]
+PAGE: Headers = ((b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store"))
 
 
 def _environment() -> jinja2.Environment:
@@ -25,7 +26,9 @@ def _environment() -> jinja2.Environment:
     )
     written = (formats.num, formats.share, formats.rate, formats.size, formats.duration, formats.plural)
     made.filters.update({f.__name__: f for f in (*written, formats.clock, formats.sha, formats.cut)})
-    made.globals.update({f.__name__: f for f in (drawings.bar, drawings.spark, drawings.key, drawings.plot)})
+    made.filters["words"] = fleet_grid.WORDS.__getitem__
+    made.filters["standings_said"] = fleet_grid.said
+    made.globals.update({f.__name__: f for f in (drawings.bar, drawings.spark, drawings.key_cell, drawings.plot)})
     made.globals["asset"] = assets.address
     return made
 
@@ -38,18 +41,22 @@ def text(template: str, now: datetime, values: Mapping[str, Any]) -> str:
     return _TEMPLATES.get_template(template).render(values, now=now, ago=partial(formats.ago, now=now))
 
 
-def part(template: str, macro: str, now: datetime, **values: Any) -> str:
-    """What a template's macro makes, as a page has it, with `values` as its arguments."""
-    module = _TEMPLATES.get_template(template).make_module({"now": now, "ago": partial(formats.ago, now=now)})
-    return str(getattr(module, macro)(**values))
+def parts(template: str, now: datetime, **values: Any) -> Callable[..., str]:
+    """Makes parts of pages: the function takes the name of a macro in the template, and its arguments."""
+    module = _TEMPLATES.get_template(template).make_module(values | {"now": now, "ago": partial(formats.ago, now=now)})
+
+    def made(macro: str, **arguments: Any) -> str:
+        return str(getattr(module, macro)(**arguments)).strip()
+
+    return made
 
 
-def page(body: str, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+def page(body: str, status: int = 200, headers: Headers = ()) -> Reply:
     """The answer with a page."""
     raw = body.encode()
     return Reply(status, raw, (*PAGE, (b"content-length", b"%d" % len(raw)), *headers))
 
 
-def redirect(to: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+def redirect(to: str, headers: Headers = ()) -> Reply:
     """The answer after which a browser gets the page at another address of the console's."""
     return Reply(303, b"", ((b"location", to.encode()), (b"content-length", b"0"), *headers))

@@ -5,8 +5,8 @@ Pages read and change nothing by themselves: they ask the operations of the API,
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
@@ -14,14 +14,17 @@ import msgspec
 from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope
 
-from control.access.auth import Principal
+from control.access import sessions
+from control.access.auth import AuthError, Principal
 from control.access.rights import Rights, Role
+from control.access.sessions import ConsoleSession
 from control.api import operations, request_input
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.console import hub, rendering
 from control.problems import ProblemError
 from control.storage import idempotency
+from control.telemetry.fleet_summary import FleetSummary
 
 T = TypeVar("T")
 ShowPage = Callable[["Visit"], Awaitable[Reply]]
@@ -32,6 +35,7 @@ FORM_BYTES = 256 * 1024
 FIELDS = 2000
 """Fields of a form at most."""
 FORM_TYPE = b"application/x-www-form-urlencoded"
+SIGN_IN = "/sign-in"
 THEMES = ("system", "light", "dark")
 THEME_COOKIE = "skerry-theme"
 
@@ -58,7 +62,8 @@ class Visitor:
     """Who asks for a page."""
 
     operator: Principal
-    form_token: str = ""
+    session: ConsoleSession | None = None
+    """None where the browser, or a script, sends an operator's token itself."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,18 @@ class Visit:
     """The fields of a POST."""
     scope: Scope
     receive: Receive
-    operator: Principal = operations.NOBODY
-    """With the name '' where nobody is signed in."""
-    form_token: str = ""
-    """What each form has to send back."""
-    raw: bytes = field(default=b"", repr=False)
-    """The form as it came."""
+    visitor: Visitor = Visitor(operations.NOBODY)
+    """With an operator of the name '' where nobody is signed in."""
+
+    @property
+    def operator(self) -> Principal:
+        """Who asks."""
+        return self.visitor.operator
+
+    @property
+    def form_token(self) -> str:
+        """What each form has to send back, in the field `form_token`."""
+        return self.visitor.session.form_token if self.visitor.session else ""
 
     @property
     def rights(self) -> Rights:
@@ -88,14 +99,21 @@ class Visit:
     @property
     def address(self) -> str:
         """The path with its query, as a browser shows it."""
-        query = self.scope["query_string"].decode("latin-1")
-        return f"{self.scope['path']}?{query}" if query else str(self.scope["path"])
+        return address(self.scope)
 
     @property
     def theme(self) -> str:
         """`light`, `dark`, or `system` where the operator has chosen neither."""
-        found = cookie(self.scope, THEME_COOKIE)
+        try:
+            found = sessions.cookie(self.scope, THEME_COOKIE)
+        except AuthError:
+            return "system"
         return found if found in THEMES else "system"
+
+    @property
+    def now(self) -> datetime:
+        """The time."""
+        return self.services.clock.now()
 
     @property
     def hub(self) -> hub.Hub:
@@ -139,17 +157,33 @@ class Visit:
         found = await self.ask(operation, path, query)
         return [msgspec.json.decode(item, type=type) for item in found.items], found.next
 
-    def html(
-        self, template: str, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = (), **values: Any
-    ) -> Reply:
-        """The answer with a page of this template."""
-        values |= {"visit": self, "key": form_key()}
-        return rendering.page(rendering.text(template, self.services.clock.now(), values), status, headers)
+    async def html(self, template: str, status: int = 200, *, kind: str = "", **values: Any) -> Reply:
+        """The answer with a page of this template, beside the navigation.
+
+        `kind`: what the page is, where one address shows one of several; it is loaded again when that changes.
+        """
+        values |= {"visit": self, "key": form_key(), "kind": kind, "fleet": await self.fleet()}
+        return rendering.page(rendering.text(template, self.now, values), status)
+
+    def html_alone(self, template: str, status: int = 200, headers: rendering.Headers = (), **values: Any) -> Reply:
+        """The answer with a page without the navigation, which asks nothing of the database."""
+        values |= {"visit": self, "key": form_key(), "kind": ""}
+        return rendering.page(rendering.text(template, self.now, values), status, headers)
+
+    async def fleet(self) -> FleetSummary | None:
+        """How the nodes of the operator's groups stand; None where that can't be read now."""
+        try:
+            return (await self.services.standings.summary()).of(self.rights.groups("read"))
+        except ProblemError:
+            return None
 
 
 async def visitor(services: Services, scope: Scope) -> Visitor:
-    """Who asks, by the token of an operator. Raises: AuthError, when nobody is signed in."""
-    return Visitor(await services.auth.operator(scope))
+    """Who asks: whoever is signed in, or sends a token. Raises: AuthError, when nobody is."""
+    if any(name == b"authorization" for name, _ in scope["headers"]):
+        return Visitor(await services.sessions.operator(scope))
+    session = await services.sessions.signed_in(scope)
+    return Visitor(session.operator, session)
 
 
 def form_key() -> str:
@@ -157,22 +191,14 @@ def form_key() -> str:
     return secrets.token_urlsafe(12)
 
 
-def cookie(scope: Scope, name: str) -> str:
-    """The value of a cookie, or ''."""
-    for header, value in scope["headers"]:
-        if header == b"cookie":
-            jar: SimpleCookie = SimpleCookie()
-            try:
-                jar.load(value.decode("latin-1"))
-            except CookieError:
-                continue
-            if name in jar:
-                return jar[name].value
-    return ""
+def address(scope: Scope) -> str:
+    """The path of a request with its query."""
+    query = scope["query_string"].decode("latin-1")
+    return f"{scope['path']}?{query}" if query else str(scope["path"])
 
 
-async def form(services: Services, scope: Scope, receive: Receive) -> tuple[QueryParams, bytes]:
-    """The fields of a POST, and its bytes. Raises: ProblemError, when it isn't a form, or too large."""
+async def form(services: Services, scope: Scope, receive: Receive) -> QueryParams:
+    """The fields of a POST. Raises: ProblemError, when it isn't a form, or too large."""
     for name, value in scope["headers"]:
         if name == b"content-type" and value.partition(b";")[0].strip().lower() != FORM_TYPE:
             raise ProblemError("unsupported_media_type", f"send a form, as {FORM_TYPE.decode()}")
@@ -183,4 +209,4 @@ async def form(services: Services, scope: Scope, receive: Receive) -> tuple[Quer
         raise ProblemError("invalid_body", f"this isn't a form of at most {FIELDS} fields") from None
     if any("\x00" in text for pair in fields for text in pair):
         raise ProblemError("invalid_body", "there is a NUL character in the form")
-    return QueryParams(fields), raw
+    return QueryParams(fields)

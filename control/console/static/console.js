@@ -72,7 +72,7 @@
     })
     source.addEventListener("beat", (e) => beat(JSON.parse(e.data)))
     source.addEventListener("title", (e) => { document.title = JSON.parse(e.data) })
-    source.addEventListener("reload", () => location.reload())
+    source.addEventListener("kind", (e) => { if (JSON.parse(e.data) !== root.dataset.kind) location.reload() })
     source.addEventListener("bye", (e) => gone(JSON.parse(e.data)))
     // Every replica's end, and every refusal; by itself the browser would not come again after a refusal.
     source.onerror = () => gone(Math.min(30000, 1000 * 2 ** Math.min(lost, 5)) * (0.75 + Math.random() / 2))

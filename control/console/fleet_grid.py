@@ -1,0 +1,112 @@
+"""The fleet as a grid: a cell for each node, a block for each hundred, in an order in which a node keeps its place.
+
+What is at its target is one shape under lines, so the markup grows with what isn't well, and not with the fleet.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from markupsafe import Markup
+
+from control.console import drawings
+from control.console.formats import num
+from control.sync.standing import LETTERS, STANDINGS, Standing
+from control.telemetry.fleet_summary import FleetGrid, GroupGrid
+
+BLOCK = 100
+"""Nodes of a block."""
+MOST_BLOCKS = 300
+"""Blocks that are drawn. Of a larger fleet those are left out that are all at their target, then the last ones."""
+KINDS: dict[Standing, str] = {
+    "failing": "fail",
+    "offline": "off",
+    "syncing": "sync",
+    "behind": "wait",
+    "at_target": "ok",
+}
+"""What each standing is called in the style sheet."""
+WORDS: dict[Standing, str] = {standing: standing.replace("_", " ") for standing in STANDINGS}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A hundred nodes of a group, or the last ones."""
+
+    id: str
+    number: int
+    """From 1."""
+    name: str
+    """What it says, in words."""
+    fails: bool
+    """Whether one of its nodes is failing."""
+    drawing: Markup
+
+
+@dataclass(frozen=True)
+class GroupBlocks:
+    """The blocks of a group that are drawn."""
+
+    blocks: list[Block]
+    left_out: int
+
+
+def draw(grid: FleetGrid) -> dict[str, GroupBlocks]:
+    """The blocks of each group."""
+    total = sum(math.ceil(len(group.letters) / BLOCK) for group in grid.groups.values())
+    found, room = {}, MOST_BLOCKS
+    for name, group in grid.groups.items():
+        blocks = _blocks(name, group, room, all_of_them=total <= MOST_BLOCKS)
+        room -= len(blocks)
+        found[name] = GroupBlocks(blocks, math.ceil(len(group.letters) / BLOCK) - len(blocks))
+    return found
+
+
+def said(standings: Mapping[Standing, int]) -> str:
+    """How many nodes stand how, in words, the worst first."""
+    counts = ((standings[standing], WORDS[standing]) for standing in STANDINGS)
+    return ", ".join(f"{num(count)} {word}" for count, word in counts if count) or "no nodes"
+
+
+def names_in(group: GroupGrid, number: int) -> list[str]:
+    """The names of the nodes in a block; empty where there is no such block."""
+    return group.names[(number - 1) * BLOCK : number * BLOCK] if number > 0 else []
+
+
+def _blocks(name: str, group: GroupGrid, room: int, *, all_of_them: bool) -> list[Block]:
+    found: list[Block] = []
+    for at in range(0, len(group.letters), BLOCK):
+        letters = group.letters[at : at + BLOCK]
+        if len(found) >= room:
+            break
+        if all_of_them or letters.strip("t"):
+            number = at // BLOCK + 1
+            words = f"{name} {num(at + 1)} to {num(at + len(letters))}: {_words(letters)}"
+            found.append(Block(f"b-{name}-{number}", number, words, "f" in letters, _drawing(letters)))
+    return found
+
+
+@lru_cache(8192)
+def _words(letters: str) -> str:
+    """How many nodes stand how, the worst first."""
+    counts = ((letters.count(letter), WORDS[standing]) for letter, standing in LETTERS.items() if letter != "t")
+    return ", ".join(f"{count} {word}" for count, word in counts if count) or "all at target"
+
+
+@lru_cache(8192)
+def _drawing(letters: str) -> Markup:
+    count, rows = len(letters), math.ceil(len(letters) / 10)
+    last = count % 10 * 6
+    ground = f"M0,0h60v{rows * 6}h-60z"
+    if last:
+        ground = f"M0,0h60v{(rows - 1) * 6}h-{60 - last}v6h-{last}z" if rows > 1 else f"M0,0h{last}v6h-{last}z"
+    upright = "".join(f"M{at * 6},0v{rows * 6}" for at in range(11))
+    lines = upright + "".join(f"M0,{at * 6}h60" for at in range(rows + 1))
+    cells = "".join(
+        drawings.cell(KINDS[LETTERS[letter]], at % 10 * 6, at // 10 * 6)
+        for at, letter in enumerate(letters)
+        if letter != "t"
+    )
+    head = f'<svg viewBox="0 0 60 {rows * 6}" aria-hidden="true"><path class="k-ok" d="{ground}"/>'
+    return Markup(f'{head}<path class="k-line" d="{lines}"/>{cells}</svg>')

@@ -1,0 +1,143 @@
+"""GET /: what is wrong now and why, the fleet at a glance, releases in flight, what happened last.
+
+With no node yet it shows the three commands that lead to a first answer, until the first node joins.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+from control.api import records, releases
+from control.api.bodies import node_responses, release_responses
+from control.api.operations import Reply
+from control.audit_chain import AuditEntry
+from control.console import fleet_grid, rendering
+from control.console.fleet_grid import GroupBlocks
+from control.console.formats import num, plural
+from control.console.hub import Make, Parts
+from control.console.visits import ConsolePage, Visit
+from control.telemetry.fleet_summary import FleetGrid, FleetSummary, GroupSummary
+
+EVENTS = 10
+"""What happened last: so many."""
+FIRST_RUN, OVERVIEW = "first-run", "overview"
+"""What the page is, with no node and with some."""
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something that happened, as a line."""
+
+    at: datetime
+    kind: str
+    text: str
+    link: str = ""
+    """The page of what it is about."""
+    about: str = ""
+    """The text of the link."""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the page shows."""
+
+    fleet: FleetSummary
+    grid: dict[str, GroupBlocks]
+    in_flight: list[GroupSummary]
+    happened: list[Happening]
+
+    @property
+    def headline(self) -> str:
+        """Whether something is wrong, and how much, in a sentence."""
+        failing, offline = self.fleet.standings["failing"], self.fleet.standings["offline"]
+        if failing:
+            return f"{plural(failing, 'node')} failing" + (f", {num(offline)} offline" if offline else "")
+        return f"{plural(offline, 'node')} offline" if offline else "Nothing is wrong"
+
+
+async def show(visit: Visit) -> Reply:
+    """GET /"""
+    shown = await _read(visit)
+    if not shown.fleet.nodes:
+        groups = visit.rights.groups("read")
+        host = next((v.decode("latin-1") for name, v in visit.scope["headers"] if name == b"host"), "")
+        url = f"{visit.scope['scheme']}://{host}"
+        return await visit.html("first_run.html", kind=FIRST_RUN, group=groups[0] if groups else "default", url=url)
+    return await visit.html("overview.html", kind=OVERVIEW, shown=shown)
+
+
+async def live(visit: Visit) -> Make:
+    """The parts of the page that change."""
+
+    async def make() -> Parts:
+        shown = await _read(visit)
+        if not shown.fleet.nodes:
+            return {"kind": FIRST_RUN}
+        made = rendering.parts("overview_parts.html", visit.now, visit=visit, shown=shown)
+        whole = {name: made(name) for name in ("say", "stand", "wrong", "flight", "events")}
+        groups = {f"g-{group.name}": made("group", group=group) for group in shown.fleet.groups}
+        blocks = {b.id: made("block", block=b) for group in shown.grid.values() for b in group.blocks}
+        return {"kind": OVERVIEW, "title": f"{shown.headline} · Overview · Skerry", **whole, **groups, **blocks}
+
+    return make
+
+
+async def _read(visit: Visit) -> Overview:
+    groups = visit.rights.groups("read")
+    services = visit.services
+    summary, grid = await asyncio.gather(services.standings.summary(), services.standings.grid())
+    fleet = summary.of(groups)
+    if not fleet.nodes:
+        return Overview(fleet, {}, [], [])
+    return Overview(
+        fleet, _draw(grid, groups), [group for group in fleet.groups if _in_flight(group)], await _happened(visit)
+    )
+
+
+_drawn: tuple[FleetGrid, dict[str, GroupBlocks]] | None = None
+
+
+def _draw(grid: FleetGrid, groups: list[str] | None) -> dict[str, GroupBlocks]:
+    """The blocks of these groups. What was drawn last for all groups is kept: most look at the same."""
+    global _drawn
+    if groups is not None:
+        return fleet_grid.draw(grid.of(groups))
+    if _drawn is None or _drawn[0] is not grid:
+        _drawn = grid, fleet_grid.draw(grid)
+    return _drawn[1]
+
+
+def _in_flight(group: GroupSummary) -> bool:
+    """Whether some of a group's nodes that can be reached aren't at its release yet."""
+    return group.release is not None and any(group.standings[standing] for standing in ("failing", "syncing", "behind"))
+
+
+async def _happened(visit: Visit) -> list[Happening]:
+    """The newest of what is in the logs that the operator may read."""
+    failed, _ = await visit.items(
+        records.list_syncs, node_responses.Sync, records.SyncFilter(None, EVENTS, None, "failed")
+    )
+    found = [
+        Happening(
+            sync.ended_at or sync.started_at,
+            "fail",
+            f"failed its sync to release {sync.release}" if sync.release else "failed its sync",
+            f"/nodes/{sync.node}",
+            sync.node,
+            sync.error.code if sync.error else "",
+        )
+        for sync in failed
+    ]
+    if visit.rights.allows("admin", None):
+        entries, _ = await visit.items(records.list_audit, AuditEntry, records.AuditFilter(None, EVENTS))
+        found += [Happening(e.at, "info", f"{e.actor}: {e.action} {e.target}") for e in entries]
+    else:
+        made, _ = await visit.items(
+            releases.list_releases, release_responses.Release, releases.ReleaseQuery(None, EVENTS)
+        )
+        found += [Happening(r.created_at, "info", f"{r.created_by} made release {r.group}/{r.number}") for r in made]
+    return sorted(found, key=lambda happening: happening.at, reverse=True)[:EVENTS]
+
+
+PAGES = (ConsolePage("GET", "/", show, live=live),)

@@ -1,0 +1,110 @@
+"""The overview of a real control: what it says, to whom, and that it goes on by itself."""
+
+from tests.support.console import live, page
+from tests.support.replica import Replica, Site, TestNode
+
+MARKUP = "<img src=x onerror=alert(1)>'\"&"
+
+
+async def release(replica: Replica, group: str) -> None:
+    """A release that nodes have something to do for."""
+    for path, body in (
+        ("schema-changes", {"name": "first", "sql": "CREATE TABLE t (a)"}),
+        ("releases", {"group": group}),
+    ):
+        answer = await replica.call("POST", f"/v1/{path}", body)
+        assert answer.status == 201, answer.body
+
+
+async def fails(node: TestNode, code: str, message: str) -> None:
+    """Have a node begin a sync, and report that it failed."""
+    plan = await node.plan()
+    answer = await node.report(plan.sync_id, "failed", error={"code": code, "message": message})
+    assert answer.status == 200, answer.body
+
+
+async def test_from_no_node_to_the_overview_by_itself(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        shown = await page(replica, "/")
+        assert shown.status == 200
+        assert "No node has joined yet" in shown.words
+        assert f"skerry-edge join --control {replica.url}" in shown.words
+        async with live(replica, "/") as stream:
+            await stream.until(lambda s: s.parts.get("kind") == "first-run")
+            await replica.join("edge-1")
+            await stream.until(lambda s: s.parts["kind"] == "overview")
+        shown = await page(replica, "/")
+        assert shown.part("say") == "Nothing is wrong 1 of 1 node at target, in 1 group"
+        assert "<title>Nothing is wrong · Overview · Skerry</title>" in shown.text
+
+
+async def test_what_is_wrong_is_said_first_by_cause_and_without_markup(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = [await replica.join(f"edge-{number}") for number in range(3)]
+        await release(replica, "default")
+        async with live(replica, "/") as stream:
+            await stream.until(lambda s: "wrong" in s.parts)
+            await fails(nodes[0], "disk_full", MARKUP)
+            await fails(nodes[1], "disk_full", MARKUP)
+            await stream.until(lambda s: "2 nodes failing" in s.parts["say"])
+            assert stream.parts["title"] == "2 nodes failing · Overview · Skerry"
+            assert MARKUP not in stream.parts["wrong"]
+        shown = await page(replica, "/")
+        assert shown.part("say") == "2 nodes failing of 3 nodes in 1 group"
+        assert "disk_full in default &lt;img src=x onerror=alert(1)&gt;&#39;&#34;&amp;" in shown.part("wrong")
+        assert "<img" not in shown.text
+        assert "edge-0, edge-1" in shown.part("wrong").replace(" ,", ",")
+        assert shown.part("flight").startswith("Releases in flight default 1 0 of 3 at target")
+        assert "edge-1 failed its sync to release 1 disk_full" in shown.part("events")
+        assert "admin: release.create default/1" in shown.part("events")
+        # The node that isn't well is a cell of its own, those at their target aren't.
+        assert shown.text.count('class="k-fail"') == 2 + 1, "two cells, and the key's"
+
+
+async def test_an_operator_of_a_group_sees_that_group_alone(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await replica.call("POST", "/v1/groups", {"name": "shops"})
+        await replica.join("edge-1")
+        other = await replica.join("shop-1", "shops")
+        await release(replica, "shops")
+        await fails(other, "disk_full", "secret of shops")
+        grants = [{"role": "read", "group": "default"}]
+        made = await replica.call("POST", "/v1/operators", {"name": "one", "grants": grants})
+        token = made.json()["token"]
+        shown = await page(replica, "/", token=token)
+        assert shown.part("say") == "Nothing is wrong 1 of 1 node at target, in 1 group"
+        assert "shop" not in shown.text
+        async with live(replica, "/", token=token) as stream:
+            await stream.until(lambda s: "wrong" in s.parts)
+            assert not [text for text in stream.parts.values() if "shop" in text]
+            # With another right, or none, the stream ends at once, and the browser asks again.
+            await replica.call("DELETE", "/v1/operators/one")
+            await replica.join("edge-2")
+            await stream.until(lambda s: s.ended)
+        assert (await page(replica, "/", token=token)).status == 303
+
+
+async def test_the_end_of_a_replica_is_told_to_pages(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await replica.join("edge-1")
+        async with live(replica, "/") as stream, live(replica, "/") as other:
+            await stream.until(lambda s: "say" in s.parts)
+            await other.until(lambda s: "say" in s.parts)
+            assert replica.server.app.hub.streams == 2
+            assert b"skerry_console_streams 2.0" in replica.services.metrics.render()
+            replica.server.app.close()
+            await stream.until(lambda s: s.ended)
+            await other.until(lambda s: s.ended)
+            assert stream.events[-1] == other.events[-1] == "bye"
+            assert (await page(replica, "/live?page=/")).status == 503
+
+
+async def test_who_is_not_signed_in_is_sent_there(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        for path, at in (("/", "/"), ("/?a=b&c", "/%3Fa%3Db%26c")):
+            shown = await page(replica, path, token="")
+            assert (shown.status, shown.headers["location"]) == (303, f"/sign-in?next={at}")
+        shown = await page(replica, "/live?page=/", token="")
+        assert (shown.status, shown.headers["content-type"]) == (401, "text/html; charset=utf-8")
+        shown = await page(replica, "/live?page=/theme")
+        assert shown.status == 422
