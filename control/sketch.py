@@ -13,10 +13,15 @@ BOUNDS: Final = tuple(2.0 ** (i / 8 - 17) for i in range(176))
 """Upper bounds of the buckets in seconds, from 7.6 µs to 29.3 s, eight an octave."""
 LONGER: Final = len(BOUNDS)
 """The bucket of what took longer than the last bound."""
+FOLDED: Final = tuple(2.0**i for i in (-11, -10, -9, -8, -7, -6, -5, -4, -3, -2, 0, 2))
+"""The bounds that metrics show, in seconds: some of `BOUNDS`, from 0.5 ms to 4 s."""
 LONGEST_PACKED: Final = 4096
 """Bytes that `unpack` takes at most; what `pack` makes is far shorter."""
 MOST: Final = 2**48
 """The largest count of a bucket that `unpack` takes."""
+
+_FOLDS: Final = tuple(bisect_left(FOLDED, bound) for bound in (*BOUNDS, float("inf")))
+"""By bucket: which of `FOLDED` is the first that all of its times are below."""
 
 Counts = dict[int, int]
 """How many calls took as long as a bucket says, by the bucket: 0 to `LONGER`."""
@@ -34,6 +39,14 @@ def add(into: Counts, other: Mapping[int, int]) -> None:
     """Add the counts of `other` to those of `into`."""
     for index, count in other.items():
         into[index] = into.get(index, 0) + count
+
+
+def fold(counts: Mapping[int, int]) -> list[int]:
+    """Return how many calls took up to each bound of `FOLDED`, and how many there were, as metrics have them."""
+    folded = [0] * (len(FOLDED) + 1)
+    for index, count in counts.items():
+        folded[_FOLDS[min(max(index, 0), LONGER)]] += count
+    return list(accumulate(folded))
 
 
 def quantile(counts: Mapping[int, int], q: float) -> float | None:

@@ -74,6 +74,8 @@ class Joined(Message):
     node_id: str
     credential: str
     group: str
+    credential_life: float = 0.0
+    """Seconds from now to the credential's end; 0 where control doesn't say."""
 
 
 class AppliedChange(Message):
@@ -299,6 +301,8 @@ class SyncState(Message):
 
 class Rotated(Message):
     credential: str
+    credential_life: float = 0.0
+    """As in `Joined`."""
 
 
 class SqlRun(Message):

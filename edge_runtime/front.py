@@ -6,7 +6,7 @@ import logging
 import resource
 import signal
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import uvloop
 
@@ -23,6 +23,7 @@ from edge_runtime.egress.in_flight import RequestsInFlight
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.metrics import EdgeMetrics
+from edge_runtime.own_numbers import OwnNumbers
 from edge_runtime.release import row_counter
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.release.compiler import Compiler
@@ -33,20 +34,14 @@ from edge_runtime.release.tamper_check import TamperCheck
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
+from edge_runtime.telemetry.node_agent import NodeAgent
+from edge_runtime.telemetry.poll_numbers import PollNumbers
 from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
 
 log = logging.getLogger("skerry.front")
-
-
-class NodeAgent(Protocol):
-    """Keeps the node at its target: the sync agent, or the driver of `skerry-edge dev`."""
-
-    async def run(self) -> None: ...
-
-    def status(self) -> dict[str, Any]: ...
 
 
 MakeAgent = Callable[[ReleaseManager, Compiler], NodeAgent]
@@ -109,7 +104,12 @@ class Front:
         self.tls_files: TlsFiles | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.tls_files = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        metrics = EdgeMetrics(self.pool, self.processes, self.checkpoints, self.callers)
+        if self.agent is not None:
+            own = OwnNumbers(self.pool, self.checkpoints, self.agent, self.tls_files)
+            self.agent.numbers = PollNumbers(self.pool.counted, self.pool.release_number, own.measure)
+        metrics = EdgeMetrics(
+            self.pool, self.processes, self.checkpoints, self.callers, agent=self.agent, tls_files=self.tls_files
+        )
         self.app = EdgeApp(settings, self.pool, self.status, metrics.text, self.callers)
         self.server = EdgeServer(self.app, settings, self.callers, self.tls_files)
         self._status = NodeStatus(

@@ -1,55 +1,72 @@
 """The node's metrics in the text format of Prometheus, collected when they are asked for."""
 
+import platform
+import time
 from collections.abc import Iterable
-from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from control.sketch import FOLDED, fold
 from edge_runtime.dispatch.pool import Pool
-from edge_runtime.dispatch.served_functions import TIMES
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
+from edge_runtime.own_numbers import VERSION
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
+from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.web.callers import Callers
+from edge_runtime.web.tls_files import TlsFiles
 
-_BOUNDS: Final = (*map(str, TIMES), "+Inf")
+_BOUNDS: Final = (*map(str, FOLDED), "+Inf")
 _UNKNOWN: Final = ""
 """Value of the label `function` for calls of names that aren't functions of the release."""
 
 
 class PoolCollector(Collector):
     def __init__(
-        self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule, callers: Callers | None = None
+        self,
+        pool: Pool,
+        processes: ZygoteClient,
+        checkpoints: CheckpointSchedule,
+        callers: Callers | None = None,
+        *,
+        agent: NodeAgent | None = None,
+        tls_files: TlsFiles | None = None,
     ) -> None:
         self._callers = callers
+        self._agent = agent
+        self._tls_files = tls_files
+        self._started = time.monotonic()
         self._pool = pool
         self._processes = processes
         self._checkpoints = checkpoints
 
     def collect(self) -> Iterable[Metric]:
         pool = self._pool
-        calls = CounterMetricFamily("skerry_edge_calls", "Calls by their outcome", labels=["function", "outcome"])
+        calls = CounterMetricFamily(
+            "skerry_edge_calls", "Calls that ended, by how they did", labels=["function", "outcome"]
+        )
         seconds = HistogramMetricFamily(
-            "skerry_edge_call_seconds", "Time of calls in workers that they didn't end", labels=["function"]
+            "skerry_edge_call_seconds", "Time of calls, from their arrival to their end", labels=["function"]
         )
         denied = CounterMetricFamily(
             "skerry_edge_denied", "Uses of what a function's manifest doesn't grant", labels=["function", "kind"]
         )
         recent = GaugeMetricFamily(
-            "skerry_edge_recent_seconds", "Time of a call, as the recent ones took", labels=["function"]
+            "skerry_edge_recent_seconds", "Time of a call in its worker, a moving mean", labels=["function"]
         )
         left_out = CounterMetricFamily(
-            "skerry_edge_function_log_dropped", "Lines of its log that were left out", labels=["function"]
+            "skerry_edge_function_log_dropped", "Lines that were left out, as it logs too much", labels=["function"]
         )
         for tally in pool.tallies.values():
             left_out.add_metric([tally.name], tally.log_dropped)
-            for outcome, count in tally.outcomes.items():
+            counts = tally.all
+            for outcome, count in counts.outcomes.items():
                 calls.add_metric([tally.name, outcome], count)
-            counts = zip(_BOUNDS, accumulate(tally.times), strict=True)
-            seconds.add_metric([tally.name], list(counts), tally.total)
+            buckets = zip(_BOUNDS, fold(counts.times), strict=True)
+            seconds.add_metric([tally.name], list(buckets), counts.total)
             recent.add_metric([tally.name], tally.recent)
             for kind, times in tally.denied.items():
                 denied.add_metric([tally.name, kind], times)
@@ -60,33 +77,80 @@ class PoolCollector(Collector):
         yield recent
         yield denied
         yield left_out
-        yield CounterMetricFamily("skerry_edge_log_dropped", "Lines of its log that were dropped", value=dropped())
+        yield CounterMetricFamily("skerry_edge_log_dropped", "Lines of the node's log that were lost", value=dropped())
         yield from self._functions()
+        yield from self._node()
         if self._callers is not None:
             yield self._calls_of(self._callers)
-        yield GaugeMetricFamily("skerry_edge_waiting_calls", "Calls in the queue", value=pool.waiting)
+        yield GaugeMetricFamily("skerry_edge_waiting_calls", "Calls that wait for a worker", value=pool.waiting)
         yield GaugeMetricFamily(
-            "skerry_edge_running_calls", "Calls in workers", value=sum(len(link.jobs) for link in pool.links)
+            "skerry_edge_running_calls", "Calls that workers have", value=sum(len(link.jobs) for link in pool.links)
         )
         usable = sum(link.usable and not link.spare for link in pool.links)
         yield GaugeMetricFamily("skerry_edge_workers", "Workers that are fit for calls", value=usable)
-        yield CounterMetricFamily("skerry_edge_worker_deaths", "Workers that ended", value=pool.deaths)
+        yield CounterMetricFamily(
+            "skerry_edge_worker_deaths", "Workers that ended, whatever the reason", value=pool.deaths
+        )
         yield CounterMetricFamily("skerry_edge_zygotes", "Zygotes that were started", value=self._processes.zygotes)
         wal = self._checkpoints
-        yield GaugeMetricFamily("skerry_edge_wal_bytes", "The database's write-ahead log", value=wal.size)
-        yield GaugeMetricFamily("skerry_edge_wal_limit_bytes", "From which on writes are refused", value=wal.limit)
-        yield CounterMetricFamily("skerry_edge_checkpoints", "Times that the log could begin anew", value=wal.made)
+        yield GaugeMetricFamily("skerry_edge_wal_bytes", "Size of the database's write-ahead log", value=wal.size)
+        yield GaugeMetricFamily(
+            "skerry_edge_wal_limit_bytes", "Size of the log from which on writes are refused", value=wal.limit
+        )
+        yield CounterMetricFamily(
+            "skerry_edge_checkpoints", "Times that the whole log was moved into the file", value=wal.made
+        )
         sizes = wal.sizes()
-        yield GaugeMetricFamily("skerry_edge_database_bytes", "The database file", value=sizes.file)
-        yield GaugeMetricFamily("skerry_edge_database_free_bytes", "Pages of it that hold nothing", value=sizes.free)
-        yield GaugeMetricFamily("skerry_edge_wal_file_bytes", "The log's file", value=sizes.log)
+        yield GaugeMetricFamily("skerry_edge_database_bytes", "Size of the database file", value=sizes.file)
+        yield GaugeMetricFamily(
+            "skerry_edge_database_free_bytes", "Part of the file that holds nothing", value=sizes.free
+        )
+        yield GaugeMetricFamily(
+            "skerry_edge_wal_file_bytes", "Size of the file that has the write-ahead log", value=sizes.log
+        )
         yield GaugeMetricFamily("skerry_edge_disk_free_bytes", "Free on the database's disk", value=sizes.disk_free)
         yield GaugeMetricFamily(
             "skerry_edge_database_held", "1 while another program holds the database", value=int(bool(pool.held_by))
         )
         if pool.release is not None:
-            yield GaugeMetricFamily("skerry_edge_release", "Number of the release", value=pool.release.number)
-            yield GaugeMetricFamily("skerry_edge_generation", "Its generation", value=pool.release.generation)
+            yield GaugeMetricFamily(
+                "skerry_edge_release", "Number of the release that is served", value=pool.release.number
+            )
+            yield GaugeMetricFamily(
+                "skerry_edge_generation", "Generation of the release that is served", value=pool.release.generation
+            )
+
+    def _node(self) -> Iterable[Metric]:
+        """Return the metrics of the node itself: its software, how it gets on with control, and what will end."""
+        build = GaugeMetricFamily("skerry_edge_build_info", "1; the labels say what runs", labels=["version", "python"])
+        build.add_metric([VERSION, platform.python_version()], 1)
+        yield build
+        if self._agent is not None:
+            facts = self._agent.facts()
+            since = self._started if facts.heard is None else facts.heard
+            yield GaugeMetricFamily(
+                "skerry_edge_at_target",
+                "1 where control said last that the node is at its target",
+                value=facts.at_target,
+            )
+            yield GaugeMetricFamily(
+                "skerry_edge_control_answer_age_seconds",
+                "Time since control last answered a poll, or since the start",
+                value=max(0.0, time.monotonic() - since),
+            )
+            yield CounterMetricFamily("skerry_edge_failed_syncs", "Syncs that failed", value=facts.failed_syncs)
+            if facts.credential_ends is not None:
+                yield GaugeMetricFamily(
+                    "skerry_edge_credential_expiry_timestamp_seconds",
+                    "When the node's credential ends",
+                    value=facts.credential_ends,
+                )
+        if self._tls_files is not None and self._tls_files.expires is not None:
+            yield GaugeMetricFamily(
+                "skerry_edge_certificate_expiry_timestamp_seconds",
+                "When the certificate of the local HTTPS ends",
+                value=self._tls_files.expires,
+            )
 
     def _calls_of(self, callers: Callers) -> Metric:
         """Return how the calls of each caller in the file ended; calls of nobody in the file have no caller."""
@@ -101,10 +165,16 @@ class PoolCollector(Collector):
 
     def _functions(self) -> Iterable[Metric]:
         """Return the metrics of the functions that are served."""
-        waiting = GaugeMetricFamily("skerry_edge_function_waiting", "Calls in its queue", labels=["function"])
-        running = GaugeMetricFamily("skerry_edge_function_running", "Calls in workers", labels=["function"])
-        is_open = GaugeMetricFamily("skerry_edge_circuit_open", "1 while it is cut off", labels=["function"])
-        opened = CounterMetricFamily("skerry_edge_circuit_opened", "Times it was cut off", labels=["function"])
+        waiting = GaugeMetricFamily(
+            "skerry_edge_function_waiting", "Calls of it that wait for a worker", labels=["function"]
+        )
+        running = GaugeMetricFamily(
+            "skerry_edge_function_running", "Calls of it that workers have", labels=["function"]
+        )
+        is_open = GaugeMetricFamily("skerry_edge_circuit_open", "1 while the function is cut off", labels=["function"])
+        opened = CounterMetricFamily(
+            "skerry_edge_circuit_opened", "Times that the function was cut off", labels=["function"]
+        )
         for name, served in self._pool.functions.items():
             queue = self._pool.queues.of(name)
             waiting.add_metric([name], len(queue.calls))
@@ -116,10 +186,17 @@ class PoolCollector(Collector):
 
 class EdgeMetrics:
     def __init__(
-        self, pool: Pool, processes: ZygoteClient, checkpoints: CheckpointSchedule, callers: Callers | None = None
+        self,
+        pool: Pool,
+        processes: ZygoteClient,
+        checkpoints: CheckpointSchedule,
+        callers: Callers | None = None,
+        *,
+        agent: NodeAgent | None = None,
+        tls_files: TlsFiles | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(PoolCollector(pool, processes, checkpoints, callers))
+        self._registry.register(PoolCollector(pool, processes, checkpoints, callers, agent=agent, tls_files=tls_files))
 
     def text(self) -> bytes:
         """Return the metrics in the exposition format."""

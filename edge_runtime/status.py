@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from control.sketch import quantile
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.dispatch.supervisor import Supervisor
@@ -16,6 +17,7 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import Secrets
+from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
@@ -100,7 +102,8 @@ class NodeStatus:
             "best": self.compiler.is_best(local),
             "lost": local.sha256 in self.compiler.lost,
             "recent_ms": round(tally.recent * 1000, 3),
-            "calls": dict(tally.outcomes),
+            "calls": tally.outcomes,
+            "releases": [_calls(counts) for counts in reversed(tally.counts.values())],
             "denied": dict(tally.denied),
             "error": msgspec.to_builtins(lacking) if lacking is not None else None,
         }
@@ -117,3 +120,15 @@ class NodeStatus:
                 },
             }
         return shown
+
+
+def _calls(counts: CallCounts) -> dict[str, Any]:
+    """Return how the calls of a function went on one release."""
+    median, slow = quantile(counts.times, 0.5), quantile(counts.times, 0.99)
+    return {
+        "release": counts.release,
+        "calls": counts.calls,
+        "errors": counts.failed,
+        "p50_ms": None if median is None else round(median * 1000, 3),
+        "p99_ms": None if slow is None else round(slow * 1000, 3),
+    }

@@ -19,6 +19,8 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.sandbox import fence
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.telemetry.node_agent import AgentFacts
+from edge_runtime.telemetry.poll_numbers import PollNumbers
 
 COMPILE_WAIT = 3600.0
 
@@ -36,6 +38,7 @@ class Given:
     def __init__(self, runtime: ReleaseManager, compiler: Compiler) -> None:
         self._runtime = runtime
         self._compiler = compiler
+        self.numbers = PollNumbers()
         compiler.best = QUICK
 
     async def run(self) -> None:
@@ -49,6 +52,9 @@ class Given:
 
     def status(self) -> dict[str, Any]:
         return {}
+
+    def facts(self) -> AgentFacts:
+        return AgentFacts()
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ async def join(call: ApiCall) -> Reply:
             node=node.name,
         )
         await changed.announce(conn)
-        return wire.Joined(str(node_id), credential.text, node.group_name)
+        return wire.Joined(str(node_id), credential.text, node.group_name, call.services.settings.credential_life)
 
     answer = Reply(201, await call.services.databases.joins.transaction(work))
     await call.services.fleet.announced()
@@ -125,7 +125,7 @@ async def rotate(call: ApiCall) -> Reply:
         before, after = {"credentials": sorted({old, *revoked})}, {"credentials": [old, str(credential.id)]}
         await call.audit(conn, "node.rotate", name, before=before, after=after, node=name)
         await Changed(credentials=set(revoked)).announce(conn)
-        return wire.Rotated(credential.text)
+        return wire.Rotated(credential.text, call.services.settings.credential_life)
 
     answer = Reply(201, await call.services.databases.joins.transaction(work))
     await call.services.fleet.announced()

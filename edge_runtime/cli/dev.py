@@ -38,6 +38,8 @@ from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.sync.plan_check import parse_manifest
+from edge_runtime.telemetry.node_agent import AgentFacts
+from edge_runtime.telemetry.poll_numbers import PollNumbers
 
 LINE_LIMIT = 64 * 1024 * 1024
 """Bytes of a line on stdin, which has the whole schema in it."""
@@ -120,9 +122,13 @@ class Driver:
         self._compiler = compiler
         self._before = ""
         """sha256 of the artifact that was served before: a compiler may still be working on it."""
+        self.numbers = PollNumbers()
 
     def status(self) -> dict[str, Any]:
         return {}
+
+    def facts(self) -> AgentFacts:
+        return AgentFacts()
 
     async def run(self) -> None:
         """Serve what stdin asks for, until cancelled; at its end ask the process to stop."""

@@ -16,8 +16,8 @@ class Call:
     """A request to a function. It ends once, always, with an `Outcome`."""
 
     __slots__ = (
-        "attempts", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name", "params",
-        "path", "query", "route", "script", "sent", "served", "short", "via",
+        "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name",
+        "params", "path", "query", "route", "script", "sent", "served", "short", "via",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +52,8 @@ class Call:
         self.via = via
         self.id = 0
         """Id of the attempt, another one each time that the call is dispatched; 0 while the call waits."""
+        self.began = 0.0
+        """When it came to the pool (monotonic clock, seconds)."""
         self.attempts = 0
         """How often the call was dispatched."""
         self.deadline = 0.0

@@ -63,6 +63,14 @@ class Refusal(NamedTuple):
 Outcome = Answer | Refusal
 
 
+def name_of(outcome: Outcome) -> str:
+    """Return how an outcome is counted: "ok", the code of a refusal, or "answer_5xx" where the function itself answered
+    with a status of 500 or more, so that nothing it wrote was kept."""
+    if isinstance(outcome, Refusal):
+        return outcome.code
+    return "ok" if outcome.status < 500 else "answer_5xx"
+
+
 def whole(body: AnswerBody) -> bytes:
     """Return a body that may be in pieces in one."""
     return body if isinstance(body, bytes) else b"".join(body)

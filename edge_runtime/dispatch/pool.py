@@ -23,6 +23,7 @@ from edge_runtime.dispatch.worker_deaths import WorkerDeaths
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.settings import PoolLimits
+from edge_runtime.telemetry.call_counts import CallCounts
 from edge_runtime.wal import Pressure
 
 ATTEMPTS: Final = 20
@@ -79,6 +80,10 @@ class Pool:
 
     # Calls
 
+    def counted(self) -> list[CallCounts]:
+        """Return the counts of calls, by function and release."""
+        return [counts for tally in self.tallies.values() for counts in tally.counts.values()]
+
     @property
     def waiting(self) -> int:
         """Calls in the queues."""
@@ -86,6 +91,7 @@ class Pool:
 
     def submit(self, call: Call) -> None:
         """Take a call; its outcome comes, whatever happens."""
+        call.began = time.monotonic()
         served = self.functions.get(call.name)
         if served is None:
             if self.hold is Hold.ALL:
@@ -300,6 +306,10 @@ class Pool:
         self.feed()
 
     # Releases
+
+    def release_number(self) -> int | None:
+        """Return the number of the release that is served."""
+        return None if self.release is None else self.release.number
 
     def serve(self, serial: int, release: frames.LocalRelease) -> None:
         """Dispatch to these modules from now on, in the workers that have loaded them."""

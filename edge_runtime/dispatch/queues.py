@@ -88,6 +88,7 @@ class Queues:
         """Return the functions of a new release by name, which their queues serve now; a version keeps its breaker."""
         limits = self._limits
         made = {}
+        places = {name: place for place, name in enumerate(sorted(f.name for f in release.functions))}
         for index, f in enumerate(release.functions):
             queue = self.of(f.name)
             manifest, before = f.manifest, queue.served
@@ -103,6 +104,7 @@ class Queues:
                 manifest.time_limit_ms / 1000,
                 release.number,
                 manifest.read_only_methods or (),
+                places[f.name],
             )
         for name, queue in list(self._queues.items()):
             if name not in made:

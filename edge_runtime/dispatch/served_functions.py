@@ -2,11 +2,13 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
+from control.sketch import BOUNDS
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Outcome, Refusal
 from edge_runtime.ipc import frames
+from edge_runtime.telemetry.call_counts import CallCounts, total
 from edge_runtime.token_bucket import TokenBucket
 
 SHORT: Final = 0.002
@@ -18,8 +20,16 @@ _OUTLIER: Final = 4.0
 LOG_BURST: Final = 1 << 20
 LOG_RATE: Final = 64 * 1024
 """Bytes that the calls of one function may log at once, and then per second."""
-TIMES: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-"""Upper bounds of the histogram of call times, in seconds."""
+RELEASES: Final = 2
+"""Releases of which a function's calls are counted apart: the newest ones."""
+MOST_RELEASES: Final = 4
+"""The same while there are calls that control hasn't been told of."""
+
+
+class EndedCall(Protocol):
+    """A call, as far as it is counted."""
+
+    began: float
 
 
 @dataclass(slots=True)
@@ -27,14 +37,12 @@ class Tally:
     """What is counted of a function, over all its versions, since the front started."""
 
     name: str
-    outcomes: dict[str, int] = field(default_factory=dict)
-    """Calls by the code of their refusal, "ok" for answers."""
+    counts: dict[int, CallCounts] = field(default_factory=dict)
+    """How the calls ended on each of the newest releases that have the function, by the release's number."""
+    earlier: CallCounts = field(default_factory=lambda: CallCounts(0, 0))
+    """The same on all releases before."""
     recent: float = 0.0
     """Seconds that recent calls took in a worker, the newest ones counting most; 0 before the first."""
-    total: float = 0.0
-    """Seconds that all calls took in workers."""
-    times: list[int] = field(default_factory=lambda: [0] * (len(TIMES) + 1))
-    """Calls by the time that they took: up to each bound of `TIMES`, and longer."""
     denied: dict[str, int] = field(default_factory=dict)
     """Uses of what the manifest doesn't grant, by kind."""
     logged: dict[str, float] = field(default_factory=dict)
@@ -48,6 +56,31 @@ class Tally:
     """Dropped lines that the node's log has told of so far."""
     log_told: float = float("-inf")
     """When the node's log last told of dropped lines."""
+
+    def of_release(self, index: int, release: int) -> CallCounts:
+        """Return the counts of a release's calls, which are this function's newest; `index` as in `CallCounts`."""
+        counts = self.counts.pop(release, None)
+        if counts is None or counts.index != index:
+            if counts is not None:
+                self.earlier.add(counts)
+            counts = CallCounts(index, release)
+        while len(self.counts) >= RELEASES:
+            oldest = next(iter(self.counts))
+            if not self.counts[oldest].all_told and len(self.counts) < MOST_RELEASES:
+                break
+            self.earlier.add(self.counts.pop(oldest))
+        self.counts[release] = counts
+        return counts
+
+    @property
+    def all(self) -> CallCounts:
+        """All calls since the front started."""
+        return total((self.earlier, *self.counts.values()))
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """All calls since the front started, by how they ended."""
+        return self.all.outcomes
 
     def deny(self, kind: str, times: int = 1) -> None:
         self.denied[kind] = self.denied.get(kind, 0) + times
@@ -75,6 +108,13 @@ class ServedFunction:
     """Number of the release."""
     read_only: tuple[str, ...] = ()
     """The methods by which its calls only read, although it may write."""
+    place: int = 0
+    """The function's place among those of its release, sorted by name."""
+    counts: CallCounts = field(init=False)
+    """How its calls ended, on this release."""
+
+    def __post_init__(self) -> None:
+        self.counts = self.tally.of_release(self.place, self.release)
 
     def has(self, route: str) -> bool:
         """Tell whether the release gives the function this route."""
@@ -82,21 +122,24 @@ class ServedFunction:
         return given is not None and given.path == route
 
     def settle(
-        self, call: object, outcome: Outcome, now: float, took: float | None = None, *, blamed: bool = False
+        self, call: EndedCall, outcome: Outcome, now: float, took: float | None = None, *, blamed: bool = False
     ) -> bool:
         """Count the end of a call, and let the breaker know; return whether that has opened the breaker.
 
         `took` is the time in seconds that a worker needed for its answer, None where the call ended without one;
         `blamed`: the call killed its worker.
         """
-        tally, breaker = self.tally, self.breaker
-        kind = outcome.code if isinstance(outcome, Refusal) else "ok"
-        tally.outcomes[kind] = tally.outcomes.get(kind, 0) + 1
+        tally, breaker, counts = self.tally, self.breaker, self.counts
+        # As `name_of` says it: this is the way of each call.
+        kind = outcome.code if isinstance(outcome, Refusal) else "ok" if outcome.status < 500 else "answer_5xx"
+        seconds = now - call.began
+        outcomes, times, bucket = counts.outcomes, counts.times, bisect_left(BOUNDS, seconds)
+        outcomes[kind] = outcomes.get(kind, 0) + 1
+        times[bucket] = times.get(bucket, 0) + 1
+        counts.total += seconds
         if took is not None:
             recent = tally.recent
             tally.recent = recent + (min(took, recent * _OUTLIER) - recent) * _WEIGHT if recent else took
-            tally.total += took
-            tally.times[bisect_left(TIMES, took)] += 1
             breaker.calls += 1
             if not breaker.closed:
                 breaker.ended(call, now)

@@ -25,6 +25,8 @@ from edge_runtime.sync.outbox import Outbox, despite_the_disk
 from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.retries import FailedSync
 from edge_runtime.sync.sql_runs import SqlRunReports
+from edge_runtime.telemetry.node_agent import AgentFacts
+from edge_runtime.telemetry.poll_numbers import PollNumbers
 
 LOOK = 2.0
 """Seconds between two looks at whether the node was joined again, while control refuses it or can't be reached."""
@@ -77,6 +79,11 @@ class Agent:
         """The release that control said the node is at, since the start and the last plan."""
         self._sync: SyncAttempt | None = None
         self._joined_again = False
+        self._failed_syncs = 0
+        self._answered: float | None = None
+        """When control last answered a poll (monotonic clock, seconds)."""
+        self.numbers = PollNumbers()
+        """What polls tell of the node's calls and of itself."""
 
     async def run(self) -> None:
         """Poll and sync until cancelled."""
@@ -148,6 +155,10 @@ class Agent:
             "report_waits": self._outbox.waits,
         }
 
+    def facts(self) -> AgentFacts:
+        """Return what metrics have of it."""
+        return AgentFacts(self._at_target is True, self._answered, self._failed_syncs, self._who.credential_ends)
+
     # Polls
 
     async def _turn_with_a_credential(self) -> None:
@@ -191,6 +202,7 @@ class Agent:
 
     async def _poll(self) -> tuple[wire.Answer | None, float]:
         """Poll control; return its answer and the seconds that it took."""
+        numbers = await self.numbers.next()
         now = self._now()
         self._runtime.less.clear()
         inventory = self._runtime.inventory
@@ -199,13 +211,16 @@ class Agent:
             digest=wire.digest(inventory),
             boot_id=self._boot_id,
             # The first poll, also after trouble, isn't held: the node's status shows the answer.
-            wait=0.0 if self._at_target is None or self._troubles else retries.hold(self._failed, now),
+            wait=self.numbers.hold(
+                0.0 if self._at_target is None or self._troubles else retries.hold(self._failed, now)
+            ),
             failed=retries.told(self._failed, now),
             inventory=inventory if self._report_wanted else None,
             capabilities_digest=self._capabilities_digest,
             capabilities=self._capabilities if self._report_wanted else None,
             protocol=wire.PROTOCOL,
             watching=self._watching,
+            numbers=numbers,
         )
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -213,6 +228,11 @@ class Agent:
             answer = await self._ask(poll)
         except Less:
             return wire.Report(), loop.time() - started
+        except ControlRefused as refusal:
+            if retries.final(refusal.status):
+                self.numbers.refused(numbers)
+            raise
+        self.numbers.answered(numbers)
         await self._credential.accepted(self._client, self._now())
         self._heard()
         return answer, loop.time() - started
@@ -238,6 +258,7 @@ class Agent:
         self._problem = None
         self._next_attempt = None
         self._heard_at = datetime.now(UTC)
+        self._answered = asyncio.get_running_loop().time()
 
     async def _breathe(self, took: float) -> None:
         """Pause if control answers at once, one time after the other: that must not become a hot loop."""
@@ -326,6 +347,7 @@ class Agent:
         )
 
     def _fail(self, generation: int, error: SyncFailed) -> FailedSync:
+        self._failed_syncs += 1
         failed = self._failed = retries.failure(self._failed, generation, error, self._now(), self._jitter())
         log.error(
             "the sync to generation %d failed (%s): %s; next attempt at %s",

@@ -78,6 +78,8 @@ class ControlClient:
         self._session: aiohttp.ClientSession | None = None
         self.skew = 0.0
         """Seconds by which control's clock is ahead of ours, by its Date header."""
+        self.credential_life = 0.0
+        """Seconds for which the credential of `rotate` is good; 0 where control doesn't say."""
         self.release: ToldRelease | None = None
         """The release that the node is at, where the last answer said it."""
 
@@ -122,7 +124,9 @@ class ControlClient:
 
     async def rotate(self) -> str:
         """Return a new credential; the present one stays valid until the new one is used."""
-        return (await self._typed("POST", "/v1/nodes/self/credential", None, wire.Rotated)).credential
+        rotated = await self._typed("POST", "/v1/nodes/self/credential", None, wire.Rotated)
+        self.credential_life = rotated.credential_life
+        return rotated.credential
 
     async def sql_run(self, run: wire.SqlRun) -> None:
         """Tell control of SQL that somebody has run on the node."""

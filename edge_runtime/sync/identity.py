@@ -29,10 +29,17 @@ class Identity:
     credential: str
     credential_since: datetime
     next_credential: str = ""
+    credential_life: float = 0.0
+    """Seconds for which a credential is good, as control said last; 0 where it never did."""
 
-    def rotated(self, credential: str) -> Self:
-        """Return the identity with a new credential that was issued."""
-        return replace(self, next_credential=credential)
+    @property
+    def credential_ends(self) -> float | None:
+        """When the credential ends (Unix seconds); None where that isn't known."""
+        return self.credential_since.timestamp() + self.credential_life if self.credential_life > 0 else None
+
+    def rotated(self, credential: str, life: float = 0.0) -> Self:
+        """Return the identity with a new credential that was issued; `life` as `credential_life`."""
+        return replace(self, next_credential=credential, credential_life=life or self.credential_life)
 
     def promoted(self, now: datetime) -> Self:
         """Return the identity after the new credential was used, which replaces the old one, at `now` by control."""

@@ -83,7 +83,9 @@ async def join(
     )
     joined, since = await _ask(str(base), trusted, secret, request, pause)
 
-    made = Identity(joined.node_id, name, joined.group, str(base), joined.credential, since)
+    made = Identity(
+        joined.node_id, name, joined.group, str(base), joined.credential, since, credential_life=joined.credential_life
+    )
     if trusted is not None:
         files.write(state / "ca.pem", trusted.read_bytes(), 0o644)
     else:

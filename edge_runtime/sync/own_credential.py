@@ -57,7 +57,7 @@ class OwnCredential:
         credential = await client.rotate()
         # By asking with a successor the node has used it: what was before it is no good any more.
         who = self.who.promoted(now) if self.who.next_credential else self.who
-        await self._keep(who.rotated(credential), client)
+        await self._keep(who.rotated(credential, client.credential_life), client)
         log.info("the node has got a new credential")
 
     async def accepted(self, client: ControlClient, now: datetime) -> None:

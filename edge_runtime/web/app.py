@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.outcomes import Outcome, Refusal, refused, release_changing
+from edge_runtime.dispatch.outcomes import Outcome, Refusal, name_of, refused, release_changing
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.queues import Hold
 from edge_runtime.ipc.call_head import Via
@@ -201,7 +201,7 @@ class EdgeApp:
 
         def done(outcome: Outcome) -> None:
             known = function if function in self._pool.functions else ""
-            caller.count(known, outcome.code if isinstance(outcome, Refusal) else "ok")
+            caller.count(known, name_of(outcome))
             connection.done(outcome)
 
         return done

@@ -27,21 +27,21 @@ class TlsFiles:
         """What new connections get; set by `start`."""
         self.error = ""
         """Why the files can't be used as they are now, if so: the certificate that was read before is in use."""
+        self.expires: float | None = None
+        """When the certificate in use ends (seconds since 1970); None where that can't be read."""
         self.failed = 0
         """Handshakes that failed since the start."""
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
         self._stamp: tuple[tuple[int, ...], ...] = ()
-        self._expires: float | None = None
-        """When the certificate in use ends (seconds since 1970); None where that can't be read."""
         self._told_expired = False
         self._told = float("-inf")
 
     def start(self) -> None:
         """Read the files for the first time. Raises: FileUnfit."""
         self._stamp = self._stamps()
-        self.context, self._expires = self._read()
+        self.context, self.expires = self._read()
         self._tell_expired()
 
     def look(self, *, anew: bool = False) -> None:
@@ -60,7 +60,7 @@ class TlsFiles:
                 self.error = str(unfit)
             else:
                 # Connections that there are keep what they have.
-                self.context, self._expires, self.error, self._told_expired = made, expires, "", False
+                self.context, self.expires, self.error, self._told_expired = made, expires, "", False
                 until = f", which is good until {_shown(expires)}" if expires is not None else ""
                 log.info("TLS: new connections get the certificate in %s%s", self._certificate, until)
         self._tell_expired()
@@ -77,7 +77,7 @@ class TlsFiles:
         """Return the part of /_skerry/status about TLS."""
         return {
             "certificate": str(self._certificate),
-            "expires_at": _shown(self._expires) if self._expires is not None else None,
+            "expires_at": _shown(self.expires) if self.expires is not None else None,
             "expired": self._expired(),
             "asks_clients": self._client_ca is not None,
             "error": self.error or None,
@@ -85,14 +85,14 @@ class TlsFiles:
         }
 
     def _expired(self) -> bool:
-        return self._expires is not None and self._expires <= time.time()
+        return self.expires is not None and self.expires <= time.time()
 
     def _tell_expired(self) -> None:
         if self._expired() and not self._told_expired:
             self._told_expired = True
-            assert self._expires is not None  # noqa: S101
+            assert self.expires is not None  # noqa: S101
             text = "TLS: the certificate in %s ended at %s: clients refuse it. Put another one in its place"
-            log.error(text, self._certificate, _shown(self._expires))
+            log.error(text, self._certificate, _shown(self.expires))
 
     def _stamps(self) -> tuple[tuple[int, ...], ...]:
         paths = (self._certificate, self._key, *([self._client_ca] if self._client_ca is not None else []))

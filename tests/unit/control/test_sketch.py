@@ -60,6 +60,13 @@ def test_adding_is_exact(one, other):
     assert total == {i: one.get(i, 0) + other.get(i, 0) for i in one.keys() | other.keys()}
 
 
+@given(times)
+def test_metrics_count_exactly_at_their_bounds(seconds):
+    assert set(sketch.FOLDED) <= set(sketch.BOUNDS)
+    expected = [sum(s <= bound for s in seconds) for bound in (*sketch.FOLDED, math.inf)]
+    assert sketch.fold(of(seconds)) == expected
+
+
 @given(counts)
 def test_what_fits_comes_back_as_it_was(given_counts):
     assert sketch.unpack(sketch.pack(given_counts, sketch.LONGEST_PACKED)) == given_counts

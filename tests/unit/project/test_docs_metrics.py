@@ -5,18 +5,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from control.manifest_fields import Manifest
 from control.metrics import ControlMetrics
+from control.sketch import FOLDED
 from edge_runtime.database_sizes import DatabaseSizes
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
 from edge_runtime.dispatch.queues import FunctionQueue
-from edge_runtime.dispatch.served_functions import TIMES, ServedFunction, Tally
+from edge_runtime.dispatch.served_functions import ServedFunction, Tally
 from edge_runtime.ipc import frames
 from edge_runtime.metrics import PoolCollector
+from edge_runtime.telemetry.node_agent import AgentFacts
 from edge_runtime.web.callers import Callers
 from tests.unit.project.test_docs_settings import DOCS
 
@@ -35,7 +38,7 @@ def nodes() -> str:
     function = frames.LocalFunction("f", 1, "0" * 64, Manifest(), "")
     served = ServedFunction(0, function, tally, Breaker(), False, 5.0, 7)
     for took in (0.003, 0.5):
-        served.settle(object(), Answer(200, b"", b"", 7), 0.0, took)
+        served.settle(SimpleNamespace(began=1.0), Answer(200, b"", b"", 7), 1.0 + took, took)
     pool: Any = SimpleNamespace(
         tallies={"f": tally},
         refusals={},
@@ -54,7 +57,9 @@ def nodes() -> str:
         callers,
     )
     registry = CollectorRegistry()
-    registry.register(PoolCollector(pool, *counts))
+    agent: Any = SimpleNamespace(facts=lambda: AgentFacts(at_target=True, credential_ends=2.0))
+    tls_files: Any = SimpleNamespace(expires=3.0)
+    registry.register(PoolCollector(pool, *counts, agent=agent, tls_files=tls_files))
     return generate_latest(registry).decode()
 
 
@@ -68,6 +73,12 @@ def test_every_metric_is_documented_and_no_other() -> None:
 def test_the_times_of_calls_are_a_histogram() -> None:
     (family,) = (f for f in text_string_to_metric_families(nodes()) if f.name == "skerry_edge_call_seconds")
     buckets = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
-    assert list(buckets) == [*map(str, TIMES), "+Inf"]
-    assert (buckets["0.002"], buckets["0.005"], buckets["0.2"], buckets["0.5"], buckets["+Inf"]) == (0, 1, 1, 2, 2)
-    assert {s.value for s in family.samples if s.name.endswith("_sum")} == {0.503}
+    assert list(buckets) == [*map(str, FOLDED), "+Inf"]
+    assert (buckets["0.001953125"], buckets["0.00390625"], buckets["0.25"], buckets["1.0"], buckets["+Inf"]) == (
+        0,
+        1,
+        1,
+        2,
+        2,
+    )
+    assert [s.value for s in family.samples if s.name.endswith("_sum")] == [pytest.approx(0.503)]

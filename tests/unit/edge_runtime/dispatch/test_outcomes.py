@@ -1,17 +1,19 @@
 """What a worker's frame is for its call, its function's counts and its breaker; and what no worker says."""
 
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from control import sketch
 from control.manifest_fields import Manifest
 from edge_runtime.children.worker_services import KINDS
 from edge_runtime.dispatch import outcomes
 from edge_runtime.dispatch.breaker import RULES, Breaker
 from edge_runtime.dispatch.outcomes import Answer, Refusal
-from edge_runtime.dispatch.served_functions import SHORT, TIMES, ServedFunction, Tally
+from edge_runtime.dispatch.served_functions import SHORT, ServedFunction, Tally
 from edge_runtime.ipc import frames, progress_page
 from edge_runtime.settings import PoolLimits
 
@@ -24,38 +26,54 @@ def served() -> ServedFunction:
     return ServedFunction(0, LOCAL, Tally("f"), Breaker(), False, 5.0, 7)
 
 
+def call(began: float = 10.0) -> Any:
+    return SimpleNamespace(began=began)
+
+
 def fault(status: Any) -> bytes:
     return msgspec.json.encode({"code": "guest_trap", "message": "It trapped.", "status": status})
 
 
 def test_an_answer_and_a_fault_are_outcomes_and_are_counted() -> None:
-    made, call = served(), object()
+    made, one = served(), call(9.9)
     answered, none = outcomes.of_frame(201, b"h", b"x", 7)
     assert (answered, none) == (Answer(201, b"h", b"x", 7), None)
-    assert not made.settle(call, answered, 10.0, 0.0015)
+    assert not made.settle(one, answered, 10.0, 0.0015)
     assert made.tally.outcomes == {"ok": 1}
-    assert made.tally.times == [int(bound == 0.002) for bound in (*TIMES, None)]
+    # Its waiting counts, too; but not in what decides where calls go.
+    assert made.counts.times == {sketch.bucket(0.1): 1}
+    assert made.tally.recent == 0.0015
     refused, found = outcomes.of_frame(frames.FAULT, b"", fault(503), 7)
     assert refused == Refusal(503, "guest_trap", "It trapped.", 1)
     assert found == frames.Fault("guest_trap", "It trapped.", 503)
-    assert not made.settle(call, refused, 11.0, 60.0)
+    assert not made.settle(one, refused, 71.0, 60.0)
     assert made.tally.outcomes == {"ok": 1, "guest_trap": 1}
-    assert made.tally.times[-1] == 1
+    assert made.counts.times[sketch.LONGER] == 1
+    assert made.counts.total == pytest.approx(61.2)
     assert made.breaker.calls == 2
 
 
-def test_a_refusal_without_a_worker_takes_no_time_and_lets_another_call_try() -> None:
-    made, call = served(), object()
+def test_a_function_that_answers_5xx_has_failed() -> None:
+    made = served()
+    for status in (200, 404, 499, 500, 503):
+        made.settle(call(), Answer(status, b"", b"", 7), 10.0, 0.001)
+    assert made.tally.outcomes == {"ok": 3, "answer_5xx": 2}
+    assert (made.counts.calls, made.counts.failed) == (5, 2)
+
+
+def test_a_refusal_without_a_worker_lets_another_call_try() -> None:
+    made, one = served(), call()
     for _ in range(RULES[0][0]):
-        opened = made.settle(object(), Refusal(502, "worker_crashed", "x"), 10.0, blamed=True)
+        opened = made.settle(call(), Refusal(502, "worker_crashed", "x"), 10.0, blamed=True)
     assert opened
-    assert made.breaker.left(call, 100.0) == 0
+    assert made.breaker.left(one, 100.0) == 0
     assert made.breaker.left(object(), 100.0) > 0
-    assert not made.settle(call, Refusal(499, "client_gone", "x"), 100.0)
-    another = object()
+    assert not made.settle(one, Refusal(499, "client_gone", "x"), 100.0)
+    another = call(100.0)
     assert made.breaker.left(another, 100.0) == 0
     assert made.tally.outcomes == {"worker_crashed": RULES[0][0], "client_gone": 1}
-    assert (made.tally.total, sum(made.tally.times)) == (0.0, 0)
+    assert made.tally.recent == 0.0
+    assert sum(made.counts.times.values()) == RULES[0][0] + 1
     # That one is answered, and so ends the cut.
     assert not made.settle(another, Answer(200, b"", b"", 7), 100.5, 0.5)
     assert made.breaker.closed
@@ -145,7 +163,7 @@ def test_one_call_that_was_held_up_leaves_a_function_short() -> None:
     made = served()
 
     def took(seconds: float) -> None:
-        made.settle(object(), Answer(200, b"", b"", 7), 0.0, seconds)
+        made.settle(call(), Answer(200, b"", b"", 7), 10.0 + seconds, seconds)
 
     for _ in range(10):
         took(0.0001)
@@ -155,4 +173,4 @@ def test_one_call_that_was_held_up_leaves_a_function_short() -> None:
         took(1.0)
     assert not made.tally.short
     assert made.tally.recent > SHORT
-    assert made.tally.total == pytest.approx(11.001)
+    assert made.counts.total == pytest.approx(11.001)

@@ -1,0 +1,102 @@
+"""How the calls of one function of one release ended, and how long they took.
+
+Counts only grow. What has been told to control is remembered, so that each call is told once, however late that is.
+"""
+
+from collections.abc import Iterable
+from typing import Final, TypeVar
+
+import msgspec
+
+from control import sketch, wire
+
+ROW_BYTES: Final = 48
+"""Bytes that a function's numbers take at most: 64 in a poll, in base64."""
+SKETCH_BYTES: Final = 25
+"""Bytes of them that are left for the times, at least: any times fit."""
+GOOD: Final = ("ok", "client_gone")
+"""Outcomes that are no failure: a client that goes away is none of the function's."""
+
+_Key = TypeVar("_Key")
+_NUMBERS: Final = {code: number for number, code in enumerate(wire.OUTCOMES)}
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class CallCounts:
+    __slots__ = ("_told_outcomes", "_told_times", "index", "outcomes", "release", "times", "total")
+
+    def __init__(self, index: int, release: int) -> None:
+        self.index = index
+        """The function's place among those of its release, sorted by name."""
+        self.release = release
+        """Number of the release."""
+        self.outcomes: dict[str, int] = {}
+        """Calls by how they ended: "ok", "answer_5xx" where the function itself answered so, or an error's code."""
+        self.times: sketch.Counts = {}
+        """Calls by how long they took, from their arrival to their end."""
+        self.total = 0.0
+        """Seconds that all calls took together."""
+        self._told_outcomes: dict[str, int] = {}
+        self._told_times: sketch.Counts = {}
+
+    @property
+    def calls(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def failed(self) -> int:
+        return sum(count for outcome, count in self.outcomes.items() if outcome not in GOOD)
+
+    def add(self, other: "CallCounts") -> None:
+        """Add what another one has counted."""
+        for outcome, count in other.outcomes.items():
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + count
+        sketch.add(self.times, other.times)
+        self.total += other.total
+
+    @property
+    def all_told(self) -> bool:
+        """Whether control has been told of all calls."""
+        return self.times == self._told_times
+
+    def take(self) -> wire.FunctionNumbers | None:
+        """Return what wasn't told yet, and count it as told; None if there is nothing."""
+        times = _more(self.times, self._told_times)
+        if not times:
+            return None
+        outcomes = _more(self.outcomes, self._told_outcomes)
+        self._told_times, self._told_outcomes = dict(self.times), dict(self.outcomes)
+        return row(self.index, self.release, outcomes, times)
+
+
+def total(counts: Iterable[CallCounts]) -> CallCounts:
+    """Return several counts as one."""
+    made = CallCounts(0, 0)
+    for one in counts:
+        made.add(one)
+    return made
+
+
+def row(index: int, release: int, outcomes: dict[str, int], times: sketch.Counts) -> wire.FunctionNumbers:
+    """Return counts as control is told them, in `ROW_BYTES`: outcomes that don't fit are `other`, the seldom ones
+    first, and times are told less finely."""
+    numbered: dict[int, int] = {}
+    for outcome, count in outcomes.items():
+        if outcome != "ok":
+            number = _NUMBERS.get(outcome, 0)
+            numbered[number] = numbered.get(number, 0) + count
+    often = sorted(numbered.items(), key=lambda pair: -pair[1])
+    for kept in range(len(often), -1, -1):
+        pairs = dict(often[:kept])
+        if kept < len(often):
+            pairs[0] = pairs.get(0, 0) + sum(count for _, count in often[kept:])
+        made = wire.FunctionNumbers(index, release, [n for pair in pairs.items() for n in pair], b"")
+        left = ROW_BYTES - len(_encode(made))
+        if left >= SKETCH_BYTES or not kept:
+            break
+    made.seconds = sketch.pack(times, left)
+    return made
+
+
+def _more(now: dict[_Key, int], before: dict[_Key, int]) -> dict[_Key, int]:
+    return {key: more for key, count in now.items() if (more := count - before.get(key, 0)) > 0}

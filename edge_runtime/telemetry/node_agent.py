@@ -1,0 +1,32 @@
+"""What the front knows of the part that keeps the node at its target."""
+
+from typing import Any, NamedTuple, Protocol
+
+from edge_runtime.telemetry.poll_numbers import PollNumbers
+
+
+class AgentFacts(NamedTuple):
+    """What the agent knows of control and of itself, as numbers."""
+
+    at_target: bool = False
+    """Whether control said last that the node is at its target."""
+    heard: float | None = None
+    """When control last answered (monotonic clock, seconds); None where it hasn't since the start."""
+    failed_syncs: int = 0
+    """Syncs that failed since the start."""
+    credential_ends: float | None = None
+    """When the node's credential ends (Unix seconds); None where that isn't known."""
+
+
+class NodeAgent(Protocol):
+    """Keeps the node at its target: the sync agent, or the driver of `skerry-edge dev`."""
+
+    numbers: PollNumbers
+    """What polls tell of calls."""
+
+    async def run(self) -> None: ...
+
+    def status(self) -> dict[str, Any]:
+        """Return its part of /_skerry/status."""
+
+    def facts(self) -> AgentFacts: ...

@@ -1,0 +1,139 @@
+"""What the next poll tells control of the node's calls and of the node itself (docs/adr/0045).
+
+About once a minute what was counted since becomes a message, and for two minutes after a change of release each 5 s: a
+release that fails everywhere must show soon. A message goes with each poll until one was answered, and meanwhile
+counting goes on; so nothing is lost, and nothing but counts is kept, while control doesn't answer.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from control import wire
+from edge_runtime.telemetry.call_counts import CallCounts
+
+log = logging.getLogger("skerry.agent")
+
+PERIOD: Final = 60.0
+"""Seconds from one message to the next, give or take `SPREAD` of them."""
+SOON: Final = 5.0
+"""The same for a while after a change of release."""
+SOON_FOR: Final = 120.0
+"""Seconds after a change of release."""
+SPREAD: Final = 0.25
+NODE_PERIOD: Final = 55.0
+"""Seconds from one message with the node's own numbers to the next, at least."""
+AT_ONCE: Final = 50
+"""Functions of which the numbers are made before other work gets the loop."""
+MOST: Final = 2 * wire.MOST_FUNCTIONS
+"""Functions in a message; others are in the next one."""
+
+
+def _none() -> None:
+    """No release is served."""
+
+
+class PollNumbers:
+    def __init__(
+        self,
+        counted: Callable[[], list[CallCounts]] = list,
+        release: Callable[[], int | None] = _none,
+        measure: Callable[[], Awaitable[wire.NodeNumbers]] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """`counted` returns the counts of all functions, `release` the number of the release that is served (None where
+        there is none), `measure` how the node itself is, with what was counted since the start. Without them, polls
+        tell nothing."""
+        self._counted = counted
+        self._release = release
+        self._measure = measure
+        self._clock = clock
+        self._jitter = jitter
+        self._sequence = 0
+        self._open = b""
+        """The message that no answered poll has carried yet; empty where there is none."""
+        self._since = clock()
+        """When the last message was made."""
+        self._due = self._since + self._soon(PERIOD)
+        self._served: int | None = None
+        """The release that was served at the last poll."""
+        self._polled = False
+        self._soon_until = float("-inf")
+        self._node_at = float("-inf")
+        self._node = wire.NodeNumbers()
+        """The node's own numbers as they were told last."""
+
+    async def next(self) -> bytes:
+        """Return what the next poll is to carry; empty if nothing is due."""
+        now, release = self._clock(), self._release()
+        if release != self._served and self._polled:
+            self._soon_until = now + SOON_FOR
+            self._due = min(self._due, now + self._soon(SOON))
+        self._served, self._polled = release, True
+        if not self._open and now >= self._due:
+            await self._close(now)
+        return self._open
+
+    def hold(self, wait: float) -> float:
+        """Return for how long control may hold the next poll, which would wait for `wait` seconds: a poll whose answer
+        brings the next message in time is cheaper than a connection that is ended and made anew."""
+        now = self._clock()
+        return min(wait, max(0.1, self._due - now)) if now < self._soon_until else wait
+
+    def answered(self, numbers: bytes) -> None:
+        """A poll that carried these numbers was answered."""
+        if numbers and numbers == self._open:
+            self._open = b""
+
+    def refused(self, numbers: bytes) -> None:
+        """Control refuses a poll that carried these numbers for what is in it. Whatever it is: polls must go on, so the
+        numbers are given up."""
+        if numbers and numbers == self._open:
+            log.warning("control refuses a poll with what this node has counted: the counts of a minute are given up")
+            self._open = b""
+
+    def _soon(self, seconds: float) -> float:
+        return seconds * (1 - SPREAD + 2 * SPREAD * self._jitter())
+
+    async def _close(self, now: float) -> None:
+        """Make a message of what was counted since the last one, if there is anything."""
+        functions: list[wire.FunctionNumbers] = []
+        for number, counts in enumerate(self._counted(), 1):
+            if len(functions) == MOST:
+                break
+            taken = counts.take()
+            if taken is not None:
+                functions.append(taken)
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        node = await self._own(now)
+        since, self._since = self._since, now
+        self._due = now + self._soon(SOON if now < self._soon_until else PERIOD)
+        if functions or node is not None:
+            self._sequence += 1
+            numbers = wire.Numbers(self._sequence, round(now - since, 3), functions, node)
+            self._open = msgspec.msgpack.encode(numbers)
+
+    async def _own(self, now: float) -> wire.NodeNumbers | None:
+        """Return the node's own numbers, if it is time for them."""
+        if self._measure is None or now - self._node_at < NODE_PERIOD:
+            return None
+        try:
+            found = await self._measure()
+        except Exception:
+            log.exception("the node's own numbers can't be made")
+            return None
+        self._node_at, before, self._node = now, self._node, found
+        return msgspec.structs.replace(
+            found,
+            worker_deaths=max(0, found.worker_deaths - before.worker_deaths),
+            log_dropped=max(0, found.log_dropped - before.log_dropped),
+            failed_syncs=max(0, found.failed_syncs - before.failed_syncs),
+        )

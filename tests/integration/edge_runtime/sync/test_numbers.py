@@ -1,0 +1,121 @@
+"""A node's polls tell real control of its calls and of itself: soon after a release, once, and however late."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from control import sketch, wire
+from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+from edge_runtime.telemetry import poll_numbers
+from tests.support.agents import DEADLINE, Control, Edge
+from tests.support.releases import answers, first_release
+
+
+class Polls:
+    """The numbers that polls carried and that control answered, each once; `lose` may have an answer be lost."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: list[bytes] = []
+        self.answered: dict[int, wire.Numbers] = {}
+        self.lose: Callable[[], Exception | None] = lambda: None
+        real = ControlClient.poll
+
+        async def poll(client: ControlClient, asked: wire.Poll) -> wire.Plan | wire.Report | None:
+            if asked.numbers:
+                self.sent.append(asked.numbers)
+            answer = await real(client, asked)
+            if asked.numbers and (error := self.lose()) is not None:
+                raise error
+            if asked.numbers:
+                numbers = msgspec.msgpack.decode(asked.numbers, type=wire.Numbers)
+                assert self.answered.setdefault(numbers.sequence, numbers) == numbers
+            return answer
+
+        monkeypatch.setattr(ControlClient, "poll", poll)
+        monkeypatch.setattr(poll_numbers, "SOON", 0.2)
+
+    @property
+    def calls(self) -> dict[int, int]:
+        """Calls that control was told of, by release."""
+        found: dict[int, int] = {}
+        for numbers in self.answered.values():
+            for function in numbers.functions:
+                calls = sum(sketch.unpack(function.seconds).values())
+                found[function.release] = found.get(function.release, 0) + calls
+        return found
+
+    async def until(self, condition: Callable[["Polls"], object]) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while not condition(self):
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def polls(monkeypatch: pytest.MonkeyPatch) -> Polls:
+    return Polls(monkeypatch)
+
+
+def counted(node: Edge) -> int:
+    return sum(counts.calls for counts in node.front.pool.counted())
+
+
+async def test_control_is_told_of_each_call_soon_after_a_release(polls: Polls, control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    for _ in range(5):
+        assert (await node.call("hello"))[0] == 200
+    await polls.until(lambda p: p.calls.get(1) == counted(node))
+    (function,) = next(n for n in polls.answered.values() if n.functions).functions
+    assert function.index == 0
+    own = next(n.node for n in polls.answered.values() if n.node is not None)
+    assert own.database > 0
+    assert own.disk_free > 0
+    assert own.memory > 10 << 20
+    assert own.credential_ends > 0
+    (told,) = (await node.status())["functions"]
+    (release,) = told["releases"]
+    assert (release["release"], release["calls"]) == (1, counted(node))
+    assert 0 < release["p50_ms"] <= release["p99_ms"]
+
+
+async def test_a_lost_answer_or_an_absent_control_loses_no_call(polls: Polls, control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    lost = [NoAnswer("timed_out", "no answer"), NoAnswer("unreachable", "no answer"), None]
+    polls.lose = lambda: lost.pop(0) if lost else None
+    await node.call("hello")
+    await polls.until(lambda p: not lost)
+    assert polls.sent[0] == polls.sent[1] == polls.sent[2]
+    await control.stop()
+    for _ in range(7):
+        assert (await node.call("hello"))[0] == 200
+    await node.until(lambda s: not s["control"]["reachable"])
+    await control.start()
+    await polls.until(lambda p: p.calls.get(1) == counted(node))
+
+
+async def test_a_control_that_refuses_the_numbers_still_gets_polls(polls: Polls, control: Control, node: Edge) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    refusals = [ControlRefused(413, "body_too_large", "the body is too large")]
+    polls.lose = lambda: refusals.pop() if refusals else None
+    await node.call("hello")
+    await polls.until(lambda p: not refusals)
+    await node.call("hello")
+    await polls.until(lambda p: p.calls.get(1, 0) >= 1)
+
+
+async def test_metrics_say_how_the_node_gets_on_with_control(control: Control, node: Edge, tmp_path: Path) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await node.until(lambda s: s["at_target"])
+    async with node.http.get("/_skerry/metrics") as answer:
+        text = await answer.text()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values["skerry_edge_at_target"] == "1.0"
+    assert 0 <= float(values["skerry_edge_control_answer_age_seconds"]) < DEADLINE
+    assert values["skerry_edge_failed_syncs_total"] == "0.0"
+    assert float(values["skerry_edge_credential_expiry_timestamp_seconds"]) > 1.7e9
