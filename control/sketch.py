@@ -17,8 +17,8 @@ FOLDED: Final = tuple(2.0**i for i in (-11, -10, -9, -8, -7, -6, -5, -4, -3, -2,
 """The bounds that metrics show, in seconds: some of `BOUNDS`, from 0.5 ms to 4 s."""
 LONGEST_PACKED: Final = 4096
 """Bytes that `unpack` takes at most; what `pack` makes is far shorter."""
-MOST: Final = 2**48
-"""The largest count of a bucket that `unpack` takes."""
+MOST: Final = 2**48 - 1
+"""The largest count of a bucket."""
 
 _FOLDS: Final = tuple(bisect_left(FOLDED, bound) for bound in (*BOUNDS, float("inf")))
 """By bucket: which of `FOLDED` is the first that all of its times are below."""
@@ -28,6 +28,8 @@ Counts = dict[int, int]
 
 _COARSEST: Final = 8
 """How often the resolution can be halved: by then all bounded times from 7.6 µs on are one bucket."""
+_LONGEST_NUMBER: Final = 7
+"""Bytes of a number at most, in LEB128."""
 
 
 def bucket(seconds: float) -> int:
@@ -70,22 +72,25 @@ def middle(index: int) -> float:
 
 def pack(counts: Mapping[int, int], limit: int) -> bytes:
     """Return counts as `limit` bytes at most: a byte that says how often the resolution was halved, then for each
-    bucket that has calls its distance from the one before and its count, in LEB128.
+    bucket that has calls, in LEB128, twice its count; or, where it isn't the bucket after the one before, twice its
+    count and one, and then how many buckets it is after.
 
     The resolution is halved until the rest fits; how many calls there were stays exact. Raises: ValueError, when even
     the coarsest is too long, which 25 bytes never are.
     """
-    filled = {index: count for index, count in counts.items() if count > 0}
+    filled = {index: min(count, MOST) for index, count in counts.items() if count > 0}
     for halved in range(_COARSEST + 1):
-        # Two bytes a bucket is the least that it takes.
-        packed = _pack(_coarse(filled, halved), halved) if len(filled) * 2 < limit or halved else b""
-        if packed and len(packed) <= limit:
-            return packed
+        coarse = _coarse(filled, halved)
+        # A byte for each bucket is the least that it takes.
+        if len(coarse) < limit:
+            packed = _packed(coarse, halved)
+            if len(packed) <= limit:
+                return packed
     raise ValueError(f"these counts take more than {limit} bytes")
 
 
 def unpack(packed: bytes) -> Counts:
-    """Return the counts that `pack` made these bytes of; each in the middle of the buckets that were put together.
+    """Return the counts that `pack` made these bytes of. Calls of buckets that were put together are spread over them.
 
     Raises: ValueError, when `pack` didn't make them; it says what is wrong.
     """
@@ -96,19 +101,42 @@ def unpack(packed: bytes) -> Counts:
     halved = packed[0]
     if halved > _COARSEST:
         raise ValueError(f"a histogram whose resolution was halved {halved} times")
-    numbers = packed[1:] if packed.isascii() else _numbers(packed[1:])
-    if len(numbers) % 2:
-        raise ValueError("a histogram that ends before the count of a bucket")
-    gaps, counts = numbers[::2], numbers[1::2]
-    if 0 in gaps[1:] or 0 in counts:
-        raise ValueError("a histogram that has a bucket twice, or an empty one")
-    indices = list(accumulate(gaps))
+    counts: Counts = {}
     top = _top(halved)
-    if indices and indices[-1] > top:
-        raise ValueError(f"a histogram with the bucket {indices[-1]}, and {top} is the last")
-    if halved:
-        return {_fine(index, halved): count for index, count in zip(indices, counts, strict=True)}
-    return dict(zip(indices, counts, strict=True))
+    index, count, number, shift = -1, 0, 0, 0
+    for byte in packed[1:]:
+        if byte > 127:
+            number |= (byte & 127) << shift
+            shift += 7
+            if shift >= 7 * _LONGEST_NUMBER:
+                raise ValueError("a histogram with a number that is too long")
+            continue
+        number |= byte << shift
+        if count:
+            # How many buckets after the one before this one is.
+            gap = number
+        elif number & 1:
+            count, number, shift = number >> 1, 0, 0
+            if not count:
+                break
+            continue
+        else:
+            count, gap = number >> 1, 1
+        index += gap
+        if not count or not gap or index > top:
+            break
+        if halved:
+            _spread(counts, index, halved, count)
+        else:
+            counts[index] = count
+        count = number = shift = 0
+    else:
+        if count or shift:
+            raise ValueError("a histogram that ends in the middle of a bucket")
+        return counts
+    if index > top:
+        raise ValueError(f"a histogram with the bucket {index}, and {top} is the last")
+    raise ValueError("a histogram that has a bucket twice, or an empty one")
 
 
 def _top(halved: int) -> int:
@@ -127,42 +155,31 @@ def _coarse(counts: Counts, halved: int) -> Counts:
     return made
 
 
-def _fine(index: int, halved: int) -> int:
-    """Return the middle one of the buckets that were put together as `index`."""
+def _spread(counts: Counts, index: int, halved: int, count: int) -> None:
+    """Spread the calls of a coarser bucket evenly over those that were put together."""
     if index == 0 or index == _top(halved):
-        return index and LONGER
-    first, last = ((index - 1) << halved) + 1, min(index << halved, LONGER - 1)
-    return (first + last) // 2
+        counts[index and LONGER] = count
+        return
+    first = ((index - 1) << halved) + 1
+    width = min(index << halved, LONGER - 1) + 1 - first
+    each, rest = divmod(count, width)
+    if each:
+        for fine in range(first, first + width):
+            counts[fine] = each
+    for number in range(rest):
+        fine = first + (2 * number + 1) * width // (2 * rest)
+        counts[fine] = each + 1
 
 
-def _pack(counts: Counts, halved: int) -> bytes:
+def _packed(counts: Counts, halved: int) -> bytes:
     packed = bytearray((halved,))
-    before = 0
+    before = -1
     for index in sorted(counts):
-        for number in (index - before, counts[index]):
+        gap, twice = index - before, counts[index] << 1
+        for number in (twice,) if gap == 1 else (twice | 1, gap):
             while number > 127:
                 packed.append(number & 127 | 128)
                 number >>= 7
             packed.append(number)
         before = index
     return bytes(packed)
-
-
-def _numbers(packed: bytes) -> list[int]:
-    """Read LEB128. Raises: ValueError, when a number isn't whole, or larger than `MOST`."""
-    numbers = []
-    number = shift = 0
-    for byte in packed:
-        number |= (byte & 127) << shift
-        if byte > 127:
-            shift += 7
-            if shift > 56:
-                raise ValueError("a histogram with a number that is too long")
-        elif number > MOST:
-            raise ValueError(f"a histogram with a count above {MOST}")
-        else:
-            numbers.append(number)
-            number = shift = 0
-    if shift:
-        raise ValueError("a histogram that ends in the middle of a number")
-    return numbers

@@ -304,7 +304,17 @@ def _function(function: dict[str, Any]) -> str:
         left = breaker["seconds_left"]
         until = f"for {max(1.0, left):.0f} s" if left else "until its next call ends well"
         notes += f" (cut off {until}: its calls ended their processes)"
-    return f"function   {function['name']} version {function['version']}{notes}"
+    told = [f"function   {function['name']} version {function['version']}{notes}"]
+    told += [_release_calls(release) for release in function.get("releases", []) if release["calls"]]
+    return "\n".join(told)
+
+
+def _release_calls(release: dict[str, Any]) -> str:
+    """How a function's calls went on one release."""
+    return (
+        f"             release {release['release']}: {release['calls']} calls, {release['errors']} errors, "
+        f"p50 {release['p50_ms']:g} ms, p99 {release['p99_ms']:g} ms"
+    )
 
 
 def _counts(times: dict[str, int]) -> str:

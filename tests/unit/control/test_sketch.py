@@ -80,7 +80,9 @@ def test_what_does_not_fit_gets_coarser_and_no_call_is_lost(given_counts, limit)
     assert sum(found.values()) == sum(given_counts.values())
     assert found.get(sketch.LONGER, 0) == given_counts.get(sketch.LONGER, 0)
     assert found.get(0, 0) == given_counts.get(0, 0)
-    assert sketch.pack(found, limit) == packed or len(sketch.pack(found, limit)) <= limit
+    if packed[0] <= 3:
+        # The bounds of metrics are bounds of the coarser ones, too.
+        assert sketch.fold(found) == sketch.fold(given_counts)
 
 
 @given(st.lists(st.integers(0, sketch.LONGER), min_size=1, max_size=60), st.integers(SMALLEST, 60))
@@ -89,6 +91,7 @@ def test_each_call_stays_within_the_resolution_that_the_first_byte_says(indices,
         given_counts = dict.fromkeys(indices, 1)
         packed = sketch.pack(given_counts, limit)
         off = 2 ** packed[0] - 1
+        assert sum(sketch.unpack(packed).values()) == len(given_counts)
         assert any(abs(found - index) <= off for found in sketch.unpack(packed))
 
 
@@ -98,7 +101,7 @@ def test_a_usual_minute_loses_little():
         seconds = [rng.lognormvariate(math.log(0.002), 0.5) for _ in range(calls)]
         found = sketch.unpack(sketch.pack(of(seconds), 40))
         for q in (0.5, 0.99):
-            assert sketch.quantile(found, q) == pytest.approx(sketch.quantile(of(seconds), q), rel=0.35)
+            assert sketch.quantile(found, q) == pytest.approx(sketch.quantile(of(seconds), q), rel=0.2)
 
 
 @given(st.binary(max_size=200))
@@ -113,13 +116,14 @@ def test_hostile_bytes_are_refused_or_bounded(packed):
     [
         (b"", "without its first byte"),
         (b"\x09", "halved 9 times"),
-        (b"\0\1", "before the count"),
-        (b"\0\1\x80", "middle of a number"),
-        (b"\0\1\0", "an empty one"),
-        (b"\0\1\1\0\1", "a bucket twice"),
-        (b"\0\x7f\1\x7f\1", "the bucket 254"),
-        (b"\0\1" + b"\xff" * 9 + b"\1", "too long"),
-        (b"\0\1" + b"\xff" * 7 + b"\1", "above"),
+        (b"\0\3", "middle of a bucket"),
+        (b"\0\x80", "middle of a bucket"),
+        (b"\0\0", "an empty one"),
+        (b"\0\1\5", "an empty one"),
+        (b"\0\2\3\0", "a bucket twice"),
+        (b"\0\3\x7f\3\x7f", "the bucket 253"),
+        (b"\3" + b"\2" * 25, "the bucket 24"),
+        (b"\0" + b"\xff" * 7 + b"\1", "too long"),
         (bytes(sketch.LONGEST_PACKED + 1), "is the most"),
     ],
 )
