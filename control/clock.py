@@ -2,7 +2,7 @@
 
 A machine's clock may be wrong, for a moment or for long. Every replica compares its clock with the database's, which
 all replicas share, and goes by the database's while the two differ by more than `AHEAD`. Times that a wrong clock has
-stored further ahead than that are corrected (`control.sync.future_times`).
+stored further ahead than that are corrected (`control.sync.passes.future_times`).
 """
 
 import logging

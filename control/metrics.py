@@ -65,6 +65,9 @@ class ControlMetrics:
         self._retries = Counter(
             "skerry_database_retries", "Transactions run again after a serialization conflict", registry=registry
         )
+        self._webhooks = Counter(
+            "skerry_webhook_attempts", "Attempts to send messages to webhooks, by result", ["result"], registry=registry
+        )
         self._held = Gauge("skerry_held_polls", "Polls that wait for a new target", registry=registry)
         self._nodes = Gauge("skerry_nodes", "Nodes that have asked this replica since its start", registry=registry)
         self._streams = Gauge(
@@ -101,6 +104,10 @@ class ControlMetrics:
     def auth_failure(self, reason: str) -> None:
         """Count a refused authentication."""
         self._auth_failures.labels(reason).inc()
+
+    def webhook(self, result: str) -> None:
+        """Count an attempt to send a message: `delivered`, `failed` (it is tried again), or `given_up`."""
+        self._webhooks.labels(result).inc()
 
     def retried(self) -> None:
         """Count a transaction that is run again after a conflict."""

@@ -59,6 +59,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "unknown_release": ProblemCode(404, "There is no such release"),
     "unknown_sync": ProblemCode(404, "There is no such sync"),
     "unknown_operator": ProblemCode(404, "There is no such operator"),
+    "unknown_webhook": ProblemCode(404, "There is no such webhook"),
     "unknown_join_token": ProblemCode(404, "There is no such join token"),
     "unknown_ca": ProblemCode(404, "This control plane has no CA to give out"),
     # What is in the way
@@ -77,10 +78,12 @@ CODES: Final[dict[str, ProblemCode]] = {
     "stall_not_allowed": ProblemCode(409, "Calls that write would wait for long"),
     "plan_changed": ProblemCode(409, "The plan is another one by now"),
     "history_mismatch": ProblemCode(409, "The node's schema history isn't this control plane's"),
+    "too_many_webhooks": ProblemCode(409, "There are as many webhooks as there may be"),
     "last_admin": ProblemCode(409, "The last admin must stay"),
     "artifact_too_large": ProblemCode(413, "The artifact is too large"),
     "module_refused": ProblemCode(422, "The module can't run on a node"),
     "manifest_unfit": ProblemCode(422, "The manifest can't be kept as it is"),
+    "webhook_refused": ProblemCode(422, "No message would ever be sent to the webhook"),
     "schema_refused": ProblemCode(422, "The schema change can't be applied"),
     # Not now
     "database_busy": ProblemCode(503, "Too much is asked of the metadata database at once"),

@@ -2,11 +2,13 @@
 
 import ipaddress
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from control.addresses import Network
 
 LEAST_STALL_LIMIT = 0.1
 """Seconds of the setting `stall_limit` at least: what is expected to take less isn't told."""
@@ -91,6 +93,8 @@ class ControlSettings:
     offline_after: float = 75.0
     overdue_after: float = 300.0
     log_retention: float = 90 * 86400.0
+    webhook_networks: tuple[Network, ...] = ()
+    """Networks to which messages of webhooks may be sent besides public addresses, also by plain http."""
 
     def store_address(self) -> StoreAddress:
         """`artifacts_url` in its parts."""
@@ -114,7 +118,7 @@ def from_environment(environ: Mapping[str, str]) -> ControlSettings:
         try:
             values[name] = kind(text)
         except ValueError:
-            wanted = {int: "a whole number", float: "a number of seconds"}.get(kind, "valid")
+            wanted = _WANTED.get(kind, "valid")
             raise ControlSettingsError(f"{variable} must be {wanted}, not {text!r}") from None
     for name in ("metadata_url", "artifacts_url"):
         if name not in values:
@@ -199,7 +203,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-_KINDS: dict[str, type] = {
+def networks(text: str) -> tuple[Network, ...]:
+    """Networks with commas between them. Raises: ValueError, when one of them isn't a network."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+
+
+_WANTED: dict[Callable[[str], object], str] = {
+    int: "a whole number",
+    float: "a number of seconds",
+    networks: "networks such as 10.0.0.0/8, with commas between them",
+}
+_KINDS: dict[str, Callable[[str], object]] = {
     "metadata_url": str,
     "artifacts_url": str,
     "artifacts_public_url": str,
@@ -235,4 +249,5 @@ _KINDS: dict[str, type] = {
     "offline_after": float,
     "overdue_after": float,
     "log_retention": float,
+    "webhook_networks": networks,
 }

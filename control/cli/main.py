@@ -26,6 +26,7 @@ VERBS = {
     "group": "control.cli.groups",
     "operator": "control.cli.operators",
     "invoke": "control.cli.invoke",
+    "webhook": "control.cli.webhooks",
     "syncs": "control.cli.syncs",
     "audit": "control.cli.audit",
     "artifacts": "control.cli.artifacts",

@@ -17,6 +17,9 @@ SQL = queries.load("idempotency")
 KEPT_ANSWERS = timedelta(days=1)
 """How long an answer is kept; the monitor deletes older ones."""
 
+SECRETS = ("token", "secret")
+"""Fields of an answer that are never kept."""
+
 
 class AnswerRow(NamedTuple):
     """An answer that was kept, and the digest of the request that it answered."""
@@ -66,7 +69,8 @@ async def once(
 ) -> Any:
     """Run `work(conn)` and keep what it returns; the same request again gets what was kept.
 
-    The field `token` of an answer isn't kept: `renew(conn, kept)` makes a new token for what the first request made.
+    The fields `token` and `secret` of an answer aren't kept: `renew(conn, kept)` makes a new token for what the first
+    request made, or reads the secret again.
     Raises: ProblemError idempotency_key_used, when the key came with another request.
     """
     if not key:
@@ -75,6 +79,8 @@ async def once(
     if kept is not None:
         return kept.response if renew is None else await renew(conn, kept.response)
     result = msgspec.to_builtins(await work(conn))
-    public = {name: value for name, value in result.items() if name != "token"} if isinstance(result, dict) else result
+    public = (
+        {name: value for name, value in result.items() if name not in SECRETS} if isinstance(result, dict) else result
+    )
     await conn.execute(SQL["keep"], operator, key, request_digest, status, public, now)
     return result

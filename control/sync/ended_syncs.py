@@ -38,7 +38,7 @@ class EndedSyncs:
         after = f" after the step {sync.step!r}" if sync.step else ""
         message = f"nothing was heard of the sync{after}; its lease ended {late:.0f} s ago"
         self.add(sync.id, "expired", EXPIRED, message)
-        node.fail(EXPIRED, message, now)
+        node.fail(EXPIRED, message, now, sync.generation)
         node.enter("online", now)
 
     async def save(self, conn: Connection, now: datetime) -> None:

@@ -1,4 +1,4 @@
-"""What happens by the clock: offline nodes, warnings, expired syncs, seals, old logs, the store's sweep.
+"""What happens by the clock: offline nodes, warnings, expired syncs, arrivals, seals, old logs, the store's sweep.
 
 One replica at a time does it, under a lease in the metadata database. Each step first reads which rows it concerns and
 then changes those that are still as they were read, so it seldom conflicts with syncs.
@@ -11,32 +11,24 @@ import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple
-from uuid import uuid4
 
-from control.clock import AHEAD, Clock
+from control.clock import Clock
 from control.log_throttle import Outage
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
 from control.settings import ControlSettings
-from control.storage import audit_log, audit_seals, queries
-from control.storage.audit_log import Actor
+from control.storage import audit_seals, queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
 from control.storage.idempotency import KEPT_ANSWERS
 from control.storage.queries import Value
-from control.sync import future_times, node_state
+from control.sync import node_state
 from control.sync.ended_syncs import EndedSyncs
-from control.sync.liveness import Work, confirmed, heard, overdue, silent
+from control.sync.leases import Leases
 from control.sync.node_state import RunningSync
-
-
-class Lease(NamedTuple):
-    """Which replica has a lease, and until when."""
-
-    holder: str
-    expires_at: datetime
-
+from control.sync.passes import future_times
+from control.sync.passes.arrivals import Arrivals
+from control.sync.passes.liveness import Work, confirmed, heard, overdue, silent
 
 SQL = queries.load("monitor")
 EXPIRED = SQL.rows("expired", RunningSync)
@@ -44,9 +36,6 @@ UNSEEN = SQL.value("unseen", str)
 SEEN_AGAIN = SQL.value("seen_again", str)
 OVERDUE = SQL.value("overdue", str)
 OVERDUE_NO_MORE = SQL.value("overdue_no_more", str)
-LEASE_ROW = SQL.rows("lease", Lease)
-TAKE_LEASE = SQL.optional("take_lease", str)
-TAKE_OVER_LEASE = SQL.optional("take_over_lease", str)
 
 PERIOD = 2.0
 """Seconds between two passes."""
@@ -74,8 +63,6 @@ KEPT_SESSIONS = timedelta(days=1)
 KEPT_CREDENTIALS = timedelta(days=35)
 """Longer than a join token is valid: its credentials show whether it was used."""
 
-ACTOR = Actor("control", "monitor")
-
 log = logging.getLogger("skerry.monitor")
 
 
@@ -97,14 +84,13 @@ class Monitor:
         self._settings = settings
         self._sessions_kept = timedelta(seconds=max(settings.session_life, settings.session_stay)) + KEPT_SESSIONS
         self._sweep = sweep
-        self._holder = str(uuid4())
+        self._leases = Leases(db, clock)
+        self._arrivals = Arrivals(db)
         self._next_retention = -math.inf
         """The loop's time of the next deletion of old logs: a wrong clock must not put it off."""
         self._next_seals = -math.inf
         self._kept = 0.0
         """When the monitor's lease was last taken, in the loop's time."""
-        self._ahead: dict[str, tuple[Lease, float]] = {}
-        """Leases that end too late to be true, by name: as they were first seen, and when, in the loop's time."""
         self._outage = Outage(log, "the monitor can't work, and tries again")
 
     async def run(self) -> None:
@@ -116,7 +102,7 @@ class Monitor:
         finally:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DROP_LIMIT):
-                    await self._try(self._drop)
+                    await self._try(self._leases.give_back)
 
     async def tick(self) -> bool:
         """Make a pass, if this replica has or gets the lease; return whether it did. Raises: ProblemError."""
@@ -133,7 +119,8 @@ class Monitor:
 
     async def look(self, now: datetime) -> None:
         """Make stored states and warnings what they should be at `now`; two replicas may do it at once."""
-        for step in (partial(future_times.correct, self._db, self._settings), self.expire, self.states, self.warnings):
+        correct = partial(future_times.correct, self._db, self._settings)
+        for step in (correct, self.expire, self.states, self.warnings, self._arrivals.look):
             # A locked row that can't be left out is logged, and holds up no other step.
             with contextlib.suppress(Locked):
                 await step(now)
@@ -244,46 +231,13 @@ class Monitor:
         """Take or renew a lease; return whether this replica has it."""
         if name == "monitor":
             self._kept = asyncio.get_running_loop().time()
-        now = self._clock.now()
-        arguments = (name, self._holder, now + lease, now)
-        if await self._db.transaction(lambda conn: conn.fetchval(TAKE_LEASE, *arguments)) is not None:
-            self._ahead.pop(name, None)
-            return True
-        held = await self._db.read(lambda conn: conn.fetchrow(LEASE_ROW, name))
-        if held is None or not self._is_dead(name, held, now, lease):
-            return False
-        log.warning("the lease %s is taken over: its replica is gone, and its clock was ahead", name)
-        taken = (name, self._holder, now + lease, *held)
-
-        async def take_over(conn: Connection) -> bool:
-            if await conn.fetchval(TAKE_OVER_LEASE, *taken) is None:
-                return False
-            before, after = {"holder": held.holder}, {"holder": self._holder}
-            await audit_log.record(conn, now, ACTOR, "lease.take-over", name, before=before, after=after)
-            return True
-
-        return await self._db.transaction(take_over)
-
-    def _is_dead(self, name: str, held: Lease, now: datetime, lease: timedelta) -> bool:
-        """Whether a lease ends too late to be true, and hasn't changed for as long as a lease lasts."""
-        if held.expires_at <= now + lease + AHEAD:
-            self._ahead.pop(name, None)
-            return False
-        passed = asyncio.get_running_loop().time()
-        known = self._ahead.get(name)
-        if known is None or known[0] != held:
-            self._ahead[name] = (held, passed)
-            return False
-        return passed - known[1] >= lease.total_seconds()
+        return await self._leases.take(name, lease)
 
     async def _keep(self) -> None:
         """Renew the monitor's lease in a pass that takes long."""
         passed = asyncio.get_running_loop().time()
         if passed - self._kept >= KEEP_EVERY:
             await self._take("monitor", LEASE)
-
-    async def _drop(self) -> None:
-        await self._write("drop_leases", self._holder)
 
     async def _loop(self, step: Callable[[], Awaitable[object]], period: float) -> None:
         while True:

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from control import wire
-from control.storage import queries
+from control.storage import events, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 
@@ -57,6 +57,8 @@ class NodeRow:
     """Set by `tell`: the capabilities to store."""
     was_at_target: bool = False
     """Set by `report`: the node was confirmed at its target with what it ran before."""
+    failed_anew: bool = False
+    """Set by `fail`: the failure is another one than the node's last."""
 
     def report(self, inventory: wire.Inventory, digest: str) -> None:
         """The node runs `inventory`, whose digest is `digest`."""
@@ -91,8 +93,10 @@ class NodeRow:
         self.error_code = self.error_message = ""
         self.error_at = None
 
-    def fail(self, code: str, message: str, now: datetime) -> None:
-        """Count one more failed sync (R 5.3)."""
+    def fail(self, code: str, message: str, now: datetime, generation: int) -> None:
+        """Count one more failed sync (R 5.3), of the target of `generation`."""
+        # The failures of a node that tries again and again are one event, until its error is another one.
+        self.failed_anew |= clean(code) != self.error_code or self.failed_generation not in (0, generation)
         self.failures += 1
         self.error_code = clean(code)
         self.error_message = clean(message)
@@ -219,6 +223,9 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
         for row in rows
     ]
     await conn.execute(SQL["save_nodes"], *(list(column) for column in zip(*values, strict=True)))
+    failed = [(row.error_at, _failure(row)) for row in rows if row.failed_anew and row.error_at is not None]
+    if failed:
+        await events.record(conn, failed[0][0], "sync.failed", [failure for _, failure in failed])
     reported = [(row.id, row.reported) for row in rows if row.reported is not None]
     if not reported:
         return
@@ -237,6 +244,12 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
 
 
 _ID = operator.attrgetter("id")
+
+
+def _failure(row: NodeRow) -> dict[str, str | None]:
+    """What the event of a failed sync says of its node."""
+    message = row.error_message[: events.LONGEST_TEXT]
+    return {"node_id": row.id, "release_id": row.release_id, "code": row.error_code, "message": message}
 
 
 @lru_cache(maxsize=64)

@@ -285,7 +285,7 @@ class _PollBatch:
             self.ended.add(open_sync.id, "failed", code, mismatch)
             node.enter("online", self.now)
         if node.failed_generation != target or node.error_code != code:
-            node.fail(code, mismatch, self.now)
+            node.fail(code, mismatch, self.now, target)
             node.failed_generation = target
             sync = NewSync(str(uuid4()), node.id, node.release_id or "", str(target))
             self.refused.append((sync, code, mismatch))

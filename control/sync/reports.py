@@ -146,7 +146,7 @@ class _ReportBatch:
             node.synced_at = self.now
             self.ended.reached.add(sync.release_id)
         elif not late:
-            node.fail(error.code, error.message, self.now)
+            node.fail(error.code, error.message, self.now, sync.generation)
             node.failed_generation = sync.generation
             node.retry_at = node_state.clamped(update.retry_at, self.now)
         if late:

@@ -28,6 +28,8 @@ from control.sync.reports import Reports, SyncReport
 from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
 from control.telemetry.fleet_summary import FleetReader
+from control.telemetry.webhook_client import WebhookClient
+from control.telemetry.webhook_sender import WebhookSender
 from control.web import tls
 from control.wire import SyncState
 
@@ -118,7 +120,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         await fleet.load()
         nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)
         bucket = (ownership.run, deletions.run)
-        others = (heartbeats.run, failures.run, sessions.run, services.monitor().run)
+        webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks))
+        others = (heartbeats.run, failures.run, sessions.run, services.monitor().run, webhooks.run)
         await stack.enter_async_context(_in_background(*nodes, *bucket, *others))
         yield services
 

@@ -5,7 +5,7 @@ from functools import cache
 from control.api import probes
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Operation, Reply, encode
-from control.web import function_routes, node_routes, openapi, operator_routes, release_routes
+from control.web import function_routes, node_routes, openapi, operator_routes, release_routes, webhook_routes
 
 
 async def describe(call: ApiCall) -> Reply:
@@ -24,6 +24,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *release_routes.OPERATIONS,
     *node_routes.OPERATIONS,
     *operator_routes.OPERATIONS,
+    *webhook_routes.OPERATIONS,
     # For everybody
     Operation("GET", "/v1/ca", "The CA's certificate", probes.ca, None, {200: bytes}, ("unknown_ca",)),
     Operation("GET", "/healthz", "Is the process alive?", probes.healthz, None, {200: responses.Health}),

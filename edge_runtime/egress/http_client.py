@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from control.addresses import Address, Network, is_own, is_public
 from control.manifest_fields import HttpGrant
 from edge_runtime.egress import grants
 from edge_runtime.egress.grants import Outgoing
@@ -33,9 +34,6 @@ HEADERS_LIMIT: Final = 256
 HEADER_BYTES_LIMIT: Final = 65_536
 """Bytes of an answer's header names and values together."""
 _PIECE: Final = 65_536
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class AddressRefused(OSError):
@@ -52,20 +50,7 @@ def reachable(host: str, address: Address, networks: Sequence[Network]) -> bool:
         return address.is_loopback
     if any(address in network for network in networks):
         return True
-    site_local = address.version == 6 and address.is_site_local
-    return address.is_global and not address.is_multicast and not address.is_reserved and not site_local
-
-
-def is_own(address: Address) -> bool:
-    """Tell whether the address is one of this machine's. Nothing is sent."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(address), 9))
-            return ipaddress.ip_address(str(probe.getsockname()[0])) == address
-    except OSError:
-        # There is no route to the address.
-        return False
+    return is_public(address)
 
 
 def _why(error: Exception) -> str:

@@ -81,6 +81,11 @@ RULES: dict[tuple[str, str], Rule] = {
         "admin", "group", body=lambda g, n: {"name": "reader", "grants": [{"role": "read", "group": g}]}
     ),
     ("DELETE", "/v1/operators/{name}"): Rule("admin", "any", lambda g, n: "/v1/operators/nobody"),
+    ("GET", "/v1/webhooks"): Rule("admin", "all"),
+    ("POST", "/v1/webhooks"): Rule("admin", "all", body=lambda g, n: {"name": "chat", "url": "ftp://x"}),
+    ("DELETE", "/v1/webhooks/{name}"): Rule("admin", "all", lambda g, n: "/v1/webhooks/none"),
+    ("POST", "/v1/webhooks/{name}/test"): Rule("admin", "all", lambda g, n: "/v1/webhooks/none/test"),
+    ("GET", "/v1/webhook-deliveries"): Rule("admin", "all"),
     ("POST", "/v1/operators/{name}/change"): Rule(
         "admin", "any", lambda g, n: "/v1/operators/nobody/change", lambda g, n: {"endless": True}
     ),

@@ -5,6 +5,7 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from control.access.rights import Role
+from control.event_kinds import EventKind
 from control.manifest_fields import Manifest
 from control.wire import MOST_FUNCTIONS, Body, Message, Name, Number, Sha256, Text
 
@@ -117,3 +118,15 @@ class ChangeOperator(Body, frozen=True):
     expires_in: ExpiresIn | None = None
     endless: bool = False
     """The token doesn't end any more."""
+
+
+class NewWebhook(Body, frozen=True):
+    """``POST /v1/webhooks``."""
+
+    name: Name
+    url: Annotated[str, Meta(min_length=1, max_length=2000)]
+    """``https://…``; to networks that `SKERRY_WEBHOOK_NETWORKS` names also ``http://…``."""
+    kinds: Annotated[list[EventKind], Meta(max_length=20)] = field(default_factory=list)
+    """The kinds of events that it gets; none: all."""
+    secret: Annotated[str, Meta(max_length=200)] | None = None
+    """``whsec_`` and 24 to 64 bytes as base64; without it, control makes one."""

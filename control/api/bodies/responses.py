@@ -89,3 +89,56 @@ class ArtifactStore(Struct):
     """Objects that no row knows; each is deleted after SKERRY_UNKNOWN_OBJECTS_KEPT seconds."""
     keeps_versions: bool
     """Whether the bucket keeps old versions of deleted objects, so that deletions free no space."""
+
+
+class ListedWebhook(Struct):
+    """A URL that events are sent to."""
+
+    name: str
+    url: str
+    kinds: list[str]
+    """The kinds of events that it gets; none: all."""
+    created_by: str
+    created_at: datetime
+    ended_at: datetime | None
+    """When its receiver answered that it is gone (410), after which it gets nothing more; null where it hasn't."""
+    waiting: int
+    """Messages that wait to be sent, or to be sent again."""
+    given_up: int
+    """Messages of the last seven days that were given up."""
+
+
+class MadeWebhook(Struct):
+    name: str
+    url: str
+    kinds: list[str]
+    secret: str | None
+    """The secret that messages are signed with, which is answered only once; null where the request had it."""
+
+
+class WebhookTest(Struct):
+    """The message that a test sends."""
+
+    id: str
+
+
+class WebhookDelivery(Struct):
+    """A message to a webhook, and what became of it."""
+
+    id: str
+    """The message's id, its `webhook-id`: the same for all webhooks that get it."""
+    webhook: str
+    kind: str
+    times: int
+    """How many things happened that the message tells."""
+    created_at: datetime
+    state: str
+    """`waiting`, `delivered` or `given_up`."""
+    attempts: int
+    next_at: datetime | None
+    """When it is sent next; null where it has ended."""
+    ended_at: datetime | None
+    status: int | None
+    """The receiver's last answer; null without one."""
+    error: str
+    """Why the last attempt failed, or why the message was given up."""

@@ -211,3 +211,67 @@ def _seals(t: Tables, *_given: object) -> Rows:
 def _old(t: Tables, before: datetime, limit: int) -> int:
     """A run lasts minutes, and what goes is a day old at least."""
     return 0
+
+
+# events and arrivals
+
+
+@statement("events", "record")
+def _record_event(t: Tables, *_: Any) -> int:
+    """There is no webhook in a run."""
+    return 0
+
+
+@statement("arrivals", "under_way")
+def _under_way(t: Tables) -> Rows:
+    found = []
+    for group in t["groups"].values():
+        release = t["releases"].get(group["release_id"])
+        if release is not None and release["arrived_at"] is None:
+            ids = Row(id=release["id"], group_id=group["id"], group_name=group["name"])
+            failed = release["failed_at"] is not None
+            found.append(Row(ids.items(), **pick(release, "number", "created_at"), failed=failed))
+    return found
+
+
+def _standing_of(t: Tables, group_id: str, made: datetime) -> list[tuple[dict[str, Any], str]]:
+    """The nodes of a group, each with what it counts as."""
+    generation = t["groups"][group_id]["generation"]
+
+    def counts_as(n: dict[str, Any]) -> str:
+        if n["confirmed_generation"] >= max(n["generation"], generation):
+            return "arrived"
+        if n["error_code"] and n["error_at"] >= made:
+            return "failed"
+        return "away" if n["state"] == "offline" else "under way"
+
+    members = (n for n in t["nodes"].values() if n["group_id"] == group_id and n["removed_at"] is None)
+    return [(n, counts_as(n)) for n in members]
+
+
+@statement("arrivals", "standing")
+def _standing(t: Tables, group_id: str, made: datetime) -> Rows:
+    found = [as_what for _, as_what in _standing_of(t, group_id, made)]
+    return [Row(nodes=len(found), **{name: found.count(name) for name in ("arrived", "failed", "away")})]
+
+
+@statement("arrivals", "codes")
+def _codes(t: Tables, group_id: str, made: datetime) -> Rows:
+    codes = [n["error_code"] for n, as_what in _standing_of(t, group_id, made) if as_what == "failed"]
+    return [
+        Row(code=code, nodes=codes.count(code)) for code in sorted(set(codes), key=lambda c: (-codes.count(c), c))[:5]
+    ]
+
+
+def _mark(column: str) -> Callable[[Tables, str, datetime], Rows]:
+    def answer(t: Tables, id: str, now: datetime) -> Rows:
+        if t["releases"][id][column] is not None:
+            return []
+        t.update("releases", id, **{column: now})
+        return [pick(t["releases"][id], "number")]
+
+    return answer
+
+
+statement("arrivals", "mark_arrived")(_mark("arrived_at"))
+statement("arrivals", "mark_failed")(_mark("failed_at"))

@@ -19,8 +19,9 @@ MOST = 20
 Graph = dict[str, set[str]]
 """Each module of ours, and the modules that it imports: ours by their full names, others by their first two parts."""
 
-SHARED = {"control.wire", "control.manifest_fields", "control.faults", "control.sketch"}
-"""Messages, manifest, fault points, times of calls: where control and the edge meet, and nowhere else."""
+SHARED = {"control.wire", "control.manifest_fields", "control.faults", "control.sketch", "control.addresses"}
+"""Messages, manifest, fault points, times of calls, public addresses: where control and the edge meet, and nowhere
+else."""
 
 # What each folder may import of its own package, beside itself and the modules at the package's top.
 LAW: dict[str, set[str]] = {

@@ -114,6 +114,11 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
             "DELETE", "/v1/functions/f/versions/1?release=true"
         ),
         ("DELETE", "/v1/functions/{name}"): lambda: delete_function(control),
+        ("POST", "/v1/webhooks"): lambda: call(
+            "POST", "/v1/webhooks", {"name": "chat", "url": "https://example.com/x"}
+        ),
+        ("POST", "/v1/webhooks/{name}/test"): lambda: call("POST", "/v1/webhooks/chat/test"),
+        ("DELETE", "/v1/webhooks/{name}"): lambda: call("DELETE", "/v1/webhooks/chat"),
         ("POST", "/v1/artifact-store/resume"): lambda: call("POST", "/v1/artifact-store/resume"),
     }
     assert set(tries) == AUDITED

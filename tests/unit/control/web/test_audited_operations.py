@@ -26,6 +26,9 @@ AUDITED = frozenset(
         ("POST", "/v1/schema-changes"),
         ("POST", "/v1/schema-changes/{number}/revisions"),
         ("POST", "/v1/schema-changes/{number}/withdraw"),
+        ("DELETE", "/v1/webhooks/{name}"),
+        ("POST", "/v1/webhooks"),
+        ("POST", "/v1/webhooks/{name}/test"),
         ("PUT", "/v1/artifacts/{sha256}"),
     }
 )

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import uuid4
 
-from control.storage import queries
+from control.event_kinds import EventKind
+from control.storage import events, queries
 from control.storage.connection import Connection
 
 
@@ -51,6 +52,8 @@ async def silent(since: datetime, now: datetime, ids: list[str], conn: Connectio
         await conn.execute(SQL["change_states"], online, "offline", now)
     if settled:
         await conn.execute(SQL["set_offline"], settled, True)
+    told = [node.id for node in nodes if node.state != "syncing" and not node.removed]
+    await _tell(conn, now, "node.offline", told)
     return len(settled), online
 
 
@@ -63,6 +66,7 @@ async def heard(since: datetime, now: datetime, ids: list[str], conn: Connection
         await conn.execute(SQL["change_states"], offline, "online", now)
     if settled:
         await conn.execute(SQL["set_offline"], settled, False)
+    await _tell(conn, now, "node.online", [node.id for node in nodes if not node.removed])
     return len(settled), offline
 
 
@@ -75,6 +79,7 @@ async def overdue(since: datetime, now: datetime, ids: list[str], conn: Connecti
         await conn.execute(SQL["warn"], [str(uuid4()) for _ in late], [node.id for node in late], messages, now)
     if nodes:
         await conn.execute(SQL["set_overdue"], [node.id for node in nodes], True)
+    await _tell(conn, now, "node.overdue", [node.id for node in late])
     return len(nodes), [node.id for node in late]
 
 
@@ -84,4 +89,10 @@ async def confirmed(since: datetime, now: datetime, ids: list[str], conn: Connec
     if again:
         await conn.execute(SQL["clear_warnings"], again, now)
         await conn.execute(SQL["set_overdue"], again, False)
+    await _tell(conn, now, "node.caught_up", again)
     return len(again), again
+
+
+async def _tell(conn: Connection, now: datetime, kind: EventKind, ids: list[str]) -> None:
+    """Record an event of these nodes."""
+    await events.record(conn, now, kind, [{"node_id": id} for id in ids])

@@ -1,0 +1,180 @@
+"""Webhooks: URLs that events are sent to, and what became of each message. For admins of all groups alone: the URL of a
+receiver may hold a secret of its own, and messages tell of every group.
+"""
+
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+from uuid import UUID, uuid4
+
+from control import wire
+from control.api import pagination
+from control.api.bodies import requests, responses
+from control.api.operations import ApiCall, Reply
+from control.api.pagination import Paging
+from control.api.records import LATEST
+from control.problems import ProblemError
+from control.storage import queries
+from control.storage.announcements import Changed
+from control.storage.connection import Connection
+from control.telemetry import webhook_client, webhook_messages, webhook_signature
+
+MOST = 50
+"""Webhooks at most: each message is written once for each of them."""
+
+
+class WebhookRow(NamedTuple):
+    """A webhook, as one operation works on it."""
+
+    id: str
+    name: str
+    url: str
+    secret: str
+    kinds: list[str]
+    created_by: str
+    created_at: datetime
+    ended_at: datetime | None
+
+
+class DeliveryRow(NamedTuple):
+    """A message to a webhook."""
+
+    webhook_id: str
+    webhook: str
+    id: str
+    kind: str
+    times: int
+    created_at: datetime
+    state: str
+    attempts: int
+    next_at: datetime
+    ended_at: datetime | None
+    status: int
+    error: str
+
+
+SQL = queries.load("webhooks")
+TAKEN = SQL.value("taken", bool)
+NUMBER = SQL.value("number", int)
+NAMED = SQL.rows("named", WebhookRow)
+WEBHOOKS = SQL.rows("webhooks", responses.ListedWebhook)
+DELIVERIES = SQL.rows("deliveries", DeliveryRow)
+
+
+class DeliveryFilter(Paging, forbid_unknown_fields=True):
+    webhook: wire.Name | None = None
+    """The name of a webhook."""
+    state: Literal["waiting", "delivered", "given_up"] | None = None
+
+
+async def create(call: ApiCall) -> Reply:
+    """POST /v1/webhooks. The same request again gets the same secret."""
+    body: requests.NewWebhook = call.body
+    try:
+        host = webhook_client.check_url(body.url, call.services.settings.webhook_networks)
+    except ValueError as error:
+        raise ProblemError("webhook_refused", f"the URL can't be used: {error}", field="url") from None
+    if body.secret is not None:
+        try:
+            webhook_signature.key(body.secret)
+        except ValueError as error:
+            raise ProblemError("invalid_body", str(error), field="secret") from None
+    made = body.secret is None
+    secret = body.secret or webhook_signature.new_secret()
+    kinds: list[str] = sorted(set(body.kinds))
+
+    async def work(conn: Connection, _changed: Changed) -> responses.MadeWebhook:
+        if await conn.fetchval(TAKEN, body.name):
+            raise ProblemError("name_taken", f"there is a webhook {body.name} already", field="name")
+        number = await conn.fetchval(NUMBER)
+        if number >= MOST:
+            raise ProblemError("too_many_webhooks", f"there are {number} webhooks already; remove one first")
+        if not number:
+            # What was left of events when the last webhook was removed is old news.
+            await conn.execute(SQL["forget_events"])
+        now, by = call.services.clock.now(), call.operator.name
+        await conn.execute(SQL["add"], uuid4(), body.name, body.url, secret, kinds, by, now)
+        # Of the URL the host alone: receivers' URLs often hold a secret.
+        await call.audit(conn, "webhook.create", body.name, after={"host": host, "kinds": kinds})
+        return responses.MadeWebhook(body.name, body.url, kinds, secret if made else None)
+
+    async def renew(conn: Connection, _changed: Changed, kept: dict[str, Any]) -> responses.MadeWebhook:
+        row = await _find(conn, kept["name"])
+        return responses.MadeWebhook(row.name, row.url, row.kinds, row.secret if made else None)
+
+    return await call.write(work, renew=renew)
+
+
+async def list_webhooks(call: ApiCall) -> Reply:
+    """GET /v1/webhooks."""
+    return await call.read(pagination.by_name(WEBHOOKS, call.query))
+
+
+async def remove(call: ApiCall) -> Reply:
+    """DELETE /v1/webhooks/{name}: with its messages, those that wait too."""
+
+    async def work(conn: Connection, _changed: Changed) -> None:
+        row = await _find(conn, call.path["name"])
+        await conn.execute(SQL["remove"], row.id)
+        await call.audit(conn, "webhook.remove", row.name, before={"kinds": row.kinds})
+
+    return await call.write(work, status=204)
+
+
+async def test(call: ApiCall) -> Reply:
+    """POST /v1/webhooks/{name}/test: a message of the kind webhook.test, sent as all others are."""
+
+    async def work(conn: Connection, _changed: Changed) -> responses.WebhookTest:
+        row = await _find(conn, call.path["name"])
+        if row.ended_at is not None:
+            raise ProblemError(
+                "webhook_refused",
+                f"the receiver of {row.name} has said that it is gone: remove the webhook, and add it again",
+                field="name",
+            )
+        id = await webhook_messages.deliver_test(conn, row.id, call.operator.name, call.services.clock.now())
+        await call.audit(conn, "webhook.test", row.name, {"message": id})
+        return responses.WebhookTest(id)
+
+    return await call.write(work)
+
+
+async def list_deliveries(call: ApiCall) -> Reply:
+    """GET /v1/webhook-deliveries: what became of messages, newest first."""
+    query: DeliveryFilter = call.query
+    begin = pagination.read_cursor(query.cursor, (datetime, UUID, UUID)) or (LATEST, UUID(int=0), UUID(int=0))
+
+    async def work(conn: Connection) -> responses.Page[responses.WebhookDelivery]:
+        return await pagination.fill(
+            lambda after, count: conn.fetch(
+                DELIVERIES, after[0], str(after[1]), str(after[2]), query.webhook, query.state, count
+            ),
+            pagination.each(_delivery),
+            lambda row: (row.created_at, UUID(row.id), UUID(row.webhook_id)),
+            begin,
+            query.limit,
+        )
+
+    return await call.read(work)
+
+
+async def _find(conn: Connection, name: str) -> WebhookRow:
+    row = await conn.fetchrow(NAMED, name)
+    if row is None:
+        raise ProblemError("unknown_webhook", f"there is no webhook {name}", field="name")
+    return row
+
+
+def _delivery(row: DeliveryRow) -> responses.WebhookDelivery:
+    return responses.WebhookDelivery(
+        id=row.id,
+        webhook=row.webhook,
+        kind=row.kind,
+        times=row.times,
+        created_at=row.created_at,
+        state=row.state,
+        attempts=row.attempts,
+        next_at=row.next_at if row.state == "waiting" else None,
+        ended_at=row.ended_at,
+        status=row.status or None,
+        error=row.error,
+    )

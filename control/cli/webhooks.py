@@ -1,0 +1,178 @@
+"""`skerry webhook`: URLs that events are sent to, and what became of each message."""
+
+import asyncio
+from typing import IO
+
+import click
+
+from control.cli.support import options, output
+from control.cli.support.client import Client, Failure, Json, path
+from control.event_kinds import KINDS
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at whether a test message was sent."""
+
+
+@click.group()
+def command() -> None:
+    """Webhooks: URLs that events are sent to as signed JSON."""
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.argument("url")
+@click.option(
+    "--event",
+    "kinds",
+    type=click.Choice(KINDS),
+    multiple=True,
+    help="A kind of event that it gets; may be given again. Without it: all.",
+)
+@click.option(
+    "--secret-file",
+    type=click.File("r"),
+    metavar="FILE",
+    help="A file with the secret to sign with (- is stdin): whsec_ and 24 to 64 bytes as base64. Without it, control "
+    "makes one.",
+)
+@options.json_option
+@options.asynchronous
+async def add(name: str, url: str, kinds: tuple[str, ...], secret_file: IO[str] | None, as_json: bool) -> None:
+    """Add a webhook and print the secret that its messages are signed with, which is shown only once."""
+    body: Json = {"name": name, "url": url, "kinds": list(kinds)}
+    if secret_file is not None:
+        body["secret"] = secret_file.read().strip()
+    async with options.client() as control:
+        made = await control.post(path("webhooks"), body)
+    if as_json:
+        output.document(made)
+        return
+    if made["secret"] is not None:
+        output.say(made["secret"])
+        output.note(
+            f"the secret of {name}, which isn't shown again: give it to the receiver, which checks messages by it"
+        )
+    output.note(f"try it: skerry webhook test {name}")
+
+
+@command.command("list")
+@options.json_option
+@options.asynchronous
+async def list_webhooks(as_json: bool) -> None:
+    """List the webhooks, and how many of their messages wait and were given up."""
+    async with options.client() as control:
+        found = await control.items(path("webhooks"))
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["WEBHOOK", "URL", "EVENTS", "STATE", "WAITING", "GIVEN UP", "CREATED"],
+        [
+            [
+                w["name"],
+                w["url"],
+                ", ".join(w["kinds"]) or "all",
+                "ended by its receiver (410)" if w["ended_at"] else "on",
+                w["waiting"],
+                w["given_up"],
+                output.ago(w["created_at"]),
+            ]
+            for w in found
+        ],
+        "no webhooks",
+    )
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.json_option
+@options.asynchronous
+async def remove(name: str, yes: bool, as_json: bool) -> None:
+    """Remove a webhook, with the messages that wait for it."""
+    if not yes:
+        click.confirm(f"Remove the webhook {name}, with the messages that wait for it?", abort=True, err=True)
+    async with options.client() as control:
+        await control.delete(path("webhooks", name))
+    if as_json:
+        output.document({"name": name, "removed": True})
+    else:
+        output.say(f"{name}: removed")
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.option(
+    "--timeout",
+    "within",
+    type=click.FloatRange(min=1),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for its first attempt.",
+)
+@options.json_option
+@options.asynchronous
+async def test(name: str, within: float, as_json: bool) -> None:
+    """Send a message to a webhook, and say what its receiver answered."""
+    async with options.client() as control:
+        made = await control.post(path("webhooks", name, "test"))
+        try:
+            async with asyncio.timeout(within):
+                found = await _attempted(control, name, made["id"])
+        except TimeoutError:
+            raise Failure(
+                f"no attempt was made within {within:g} s",
+                cure=f"Look at `skerry webhook deliveries --webhook {name}` later, and at control's logs.",
+            ) from None
+    if as_json:
+        output.document(found)
+    elif found["state"] == "delivered":
+        output.say(f"{name}: delivered, the receiver answered {found['status']}")
+    if found["state"] != "delivered":
+        raise Failure(f"{name}: {found['error']}", cure="It is tried again for a day, at growing intervals.")
+
+
+@command.command()
+@click.option("--webhook", type=options.NAME, help="Messages to this webhook.")
+@click.option(
+    "--state", type=click.Choice(["waiting", "delivered", "given-up"]), help="Messages that are in this state."
+)
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.json_option
+@options.asynchronous
+async def deliveries(webhook: str | None, state: str | None, limit: int, as_json: bool) -> None:
+    """List messages and what became of them, newest first: what was given up is listed for seven days."""
+    state = None if state is None else state.replace("-", "_")
+    async with options.client() as control:
+        found = await control.items(path("webhook-deliveries"), most=limit, webhook=webhook, state=state)
+    if as_json:
+        output.document(found)
+        return
+    output.table(
+        ["AT", "WEBHOOK", "EVENT", "TIMES", "STATE", "ATTEMPTS", "NEXT", "LAST ANSWER", "MESSAGE"],
+        [
+            [
+                d["created_at"],
+                d["webhook"],
+                d["kind"],
+                d["times"],
+                d["state"].replace("_", " "),
+                d["attempts"],
+                output.ago(d["next_at"]) if d["next_at"] else "-",
+                d["error"] or d["status"],
+                d["id"],
+            ]
+            for d in found
+        ],
+        "no messages",
+    )
+
+
+async def _attempted(control: Client, webhook: str, id: str) -> Json:
+    """The delivery of a message, once an attempt was made."""
+    while True:
+        found = await control.items(path("webhook-deliveries"), most=100, webhook=webhook)
+        for delivery in found:
+            if delivery["id"] == id and (delivery["attempts"] or delivery["state"] != "waiting"):
+                return delivery
+        await asyncio.sleep(LOOK_EVERY)

@@ -1,0 +1,99 @@
+"""When a release has arrived at all nodes of its group, or no node is on its way to it any more and some have failed.
+
+The monitor looks: often in a release's first minute, and less often the longer it takes, so that a release which waits
+for a node that is away costs a large group little.
+"""
+
+import asyncio
+from datetime import datetime
+from typing import NamedTuple
+
+from control.storage import events, queries
+from control.storage.connection import Connection
+from control.storage.database import Database
+
+SHARE = 0.05
+"""A release is looked at again after this share of its age, so its arrival is told late by that at most."""
+LONGEST_PAUSE = 60.0
+"""Seconds between two looks at most."""
+
+
+class ReleaseUnderWay(NamedTuple):
+    """A group's release that hasn't arrived at all its nodes."""
+
+    id: str
+    group_id: str
+    group_name: str
+    number: int
+    created_at: datetime
+    failed: bool
+    """Whether that it failed was told."""
+
+
+class GroupStanding(NamedTuple):
+    """How many nodes a group has; those that run its target, and of the others those that failed and that are away."""
+
+    nodes: int
+    arrived: int
+    failed: int
+    away: int
+
+
+class CodeCount(NamedTuple):
+    """How many nodes have an error with a code."""
+
+    code: str
+    nodes: int
+
+
+SQL = queries.load("arrivals")
+UNDER_WAY = SQL.rows("under_way", ReleaseUnderWay)
+STANDING = SQL.rows("standing", GroupStanding)
+CODES = SQL.rows("codes", CodeCount)
+MARK_ARRIVED = SQL.optional("mark_arrived", int)
+MARK_FAILED = SQL.optional("mark_failed", int)
+
+
+class Arrivals:
+    """Looks after the releases that are under way."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._next: dict[str, float] = {}
+        """When each release is looked at again, in the loop's time."""
+
+    async def look(self, now: datetime) -> None:
+        """Record which releases have arrived or failed since the last look. Raises: ProblemError."""
+        passed = asyncio.get_running_loop().time()
+        releases = await self._db.read(lambda conn: conn.fetch(UNDER_WAY))
+        self._next = {release.id: self._next.get(release.id, passed) for release in releases}
+        for release in releases:
+            if self._next[release.id] <= passed:
+                age = (now - release.created_at).total_seconds()
+                self._next[release.id] = passed + min(max(age * SHARE, 0.0), LONGEST_PAUSE)
+                await self._look_at(release, now)
+
+    async def _look_at(self, release: ReleaseUnderWay, now: datetime) -> None:
+        arguments = release.group_id, release.created_at
+        standing = await self._db.read(lambda conn: conn.one(STANDING, *arguments))
+        if not standing.nodes:
+            return
+        body = {"group": release.group_name, "release": release.number, **standing._asdict()}
+        if standing.arrived == standing.nodes:
+
+            async def arrived(conn: Connection) -> None:
+                if await conn.fetchval(MARK_ARRIVED, release.id, now) is not None:
+                    await events.record(conn, now, "release.arrived", [body])
+
+            await self._db.transaction(arrived)
+        elif standing.failed and standing.arrived + standing.failed + standing.away == standing.nodes:
+            if release.failed:
+                return
+            codes = await self._db.read(lambda conn: conn.fetch(CODES, *arguments))
+
+            async def failed(conn: Connection) -> None:
+                if await conn.fetchval(MARK_FAILED, release.id, now) is not None:
+                    told = {**body, "codes": {row.code: row.nodes for row in codes}}
+                    await events.record(conn, now, "release.failed", [told])
+
+            await self._db.transaction(failed)

@@ -1,0 +1,196 @@
+"""Sends one message of a webhook: an HTTP POST that leads nowhere inside unless that is allowed.
+
+A name's addresses are looked up for each attempt, each of them is checked, and the connection goes to one of those that
+were checked: a name that changes meanwhile (DNS rebinding) gains nothing. No redirect is followed, no proxy used, no
+cookie kept, and nothing of the answer's body is read.
+"""
+
+import asyncio
+import ipaddress
+import re
+import socket
+import ssl
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from control.addresses import Address, Network, is_own, is_public
+
+TIME_LIMIT = 15.0
+"""Seconds for an attempt: names, connection, TLS, and the answer's head."""
+LOOKUPS = 64
+"""Threads that wait for name servers. Each webhook has one attempt at a time, so a slow server holds up its own."""
+LONGEST_URL = 2000
+GONE = 410
+"""The status by which a receiver says that it wants no more messages."""
+
+
+_HOST = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}")
+
+
+class InsideRefused(OSError):
+    """A URL leads to an address that isn't allowed."""
+
+
+class Attempt(NamedTuple):
+    """How an attempt ended."""
+
+    error: str
+    """Why it failed; '' where it succeeded."""
+    status: int = 0
+    """The answer's; 0 where none came."""
+    wait: float = 0.0
+    """Seconds for which the receiver asks not to be tried again."""
+
+
+def check_url(url: str, networks: Sequence[Network]) -> str:
+    """Check what can be checked of a webhook's URL without its names; return its host.
+
+    Raises: ValueError, with a reason, when no message would ever be sent to it.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise ValueError(f"it isn't a URL: {error}") from None
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url or len(url) > LONGEST_URL:
+        raise ValueError(f"a URL has at most {LONGEST_URL} characters of ASCII, and neither blanks nor backslashes")
+    if parts.scheme not in ("https", "http") or not host or port == 0:
+        raise ValueError("it must begin with https:// and name a host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("it must not have a user or a password: messages are signed, that is how they are known")
+    if parts.scheme == "http" and not networks:
+        raise ValueError("plain http is for networks that SKERRY_WEBHOOK_NETWORKS names; use https")
+    if not _HOST.fullmatch(host):
+        raise ValueError("its host is no name and no address")
+    if ":" in host or host.replace(".", "").isdigit():
+        # The client looks up no name for these, so that this is their only check.
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError("its host is no name and no address") from None
+        _check(host, address, networks, plain=parts.scheme == "http")
+    return host
+
+
+def _check(host: str, address: Address, networks: Sequence[Network], *, plain: bool) -> None:
+    """Raises: ValueError, when messages may not be sent to this address of `host`."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    address = address if mapped is None else mapped
+    if any(address in network for network in networks):
+        return
+    where = f"{host} leads to {address}" if str(address) != host else host
+    if plain:
+        raise ValueError(f"{where}: plain http is for networks that SKERRY_WEBHOOK_NETWORKS names; use https")
+    if not is_public(address) or is_own(address):
+        raise ValueError(f"{where}, which isn't public, and SKERRY_WEBHOOK_NETWORKS doesn't name its network")
+
+
+class _Resolver(AbstractResolver):
+    """Looks up names, and refuses those that lead inside."""
+
+    def __init__(self, networks: Sequence[Network], plain: bool) -> None:
+        self._networks = networks
+        self._plain = plain
+        self._threads = ThreadPoolExecutor(LOOKUPS, "skerry-webhook-lookup")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Raises: InsideRefused, when one of the addresses isn't allowed; OSError, when the name has none."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._look_up, host, port, family)
+
+    def _look_up(self, host: str, port: int, family: int) -> list[ResolveResult]:
+        found: list[ResolveResult] = []
+        for kind, _, protocol, _, place in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
+            address = ipaddress.ip_address(str(place[0]).partition("%")[0])
+            try:
+                _check(host, address, self._networks, plain=self._plain)
+            except ValueError as error:
+                raise InsideRefused(str(error)) from None
+            flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            found.append(
+                ResolveResult(hostname=host, host=str(place[0]), port=port, family=kind, proto=protocol, flags=flags)
+            )
+        return found
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class WebhookClient:
+    """An HTTP client, open as an asynchronous context manager."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        """Messages may go to `networks` besides public addresses. The system's CAs are trusted."""
+        self._networks = networks
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        """By scheme."""
+
+    async def __aenter__(self) -> Self:
+        for scheme in ("https", "http"):
+            connector = aiohttp.TCPConnector(
+                limit=0,
+                force_close=True,
+                use_dns_cache=False,
+                resolver=_Resolver(self._networks, plain=scheme == "http"),
+                ssl=ssl.create_default_context(),
+            )
+            self._sessions[scheme] = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+                headers={"user-agent": "skerry", "content-type": "application/json"},
+                skip_auto_headers=("accept-encoding",),
+            )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    async def post(self, url: str, headers: dict[str, str], body: bytes) -> Attempt:
+        """Send a message; the texts of the attempt have nothing of the URL but its host."""
+        try:
+            host = check_url(url, self._networks)
+        except ValueError as error:
+            return Attempt(str(error))
+        session = self._sessions[url.partition(":")[0].lower()]
+        try:
+            async with (
+                asyncio.timeout(TIME_LIMIT),
+                session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
+            ):
+                status, wait = answer.status, _seconds(answer.headers.get("retry-after", ""))
+        except TimeoutError:
+            return Attempt(f"{host} hadn't answered after {TIME_LIMIT:g} s")
+        except aiohttp.ClientConnectorDNSError as error:
+            if isinstance(error.os_error, InsideRefused):
+                return Attempt(str(error.os_error))
+            return Attempt(f"{host} has no address: {error.os_error}")
+        except aiohttp.ClientConnectorCertificateError as error:
+            return Attempt(f"the certificate of {host} isn't trusted: {error.certificate_error}")
+        except aiohttp.ClientResponseError as error:
+            # Its own text has the URL.
+            return Attempt(f"the answer of {host} isn't HTTP as it must be ({error.message.partition(':')[0]})")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Attempt(f"the request to {host} failed: {str(error) or type(error).__name__}")
+        if 200 <= status < 300:
+            return Attempt("", status)
+        if 300 <= status < 400:
+            return Attempt(f"{host} answered {status}, a redirect, which isn't followed: use the URL behind it", status)
+        return Attempt(f"{host} answered {status}", status, wait)
+
+
+def _seconds(retry_after: str) -> float:
+    return float(retry_after) if retry_after.isascii() and retry_after.isdecimal() and len(retry_after) < 9 else 0.0
