@@ -62,6 +62,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "unknown_webhook": ProblemCode(404, "There is no such webhook"),
     "unknown_join_token": ProblemCode(404, "There is no such join token"),
     "unknown_ca": ProblemCode(404, "This control plane has no CA to give out"),
+    "watch_ended": ProblemCode(410, "Nobody watches the node's records any more"),
     # What is in the way
     "name_taken": ProblemCode(409, "The name is in use"),
     "node_joined": ProblemCode(409, "A node has joined with the token"),
@@ -86,6 +87,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "webhook_refused": ProblemCode(422, "No message would ever be sent to the webhook"),
     "schema_refused": ProblemCode(422, "The schema change can't be applied"),
     # Not now
+    "too_many_watches": ProblemCode(503, "Too many views of nodes' records are open"),
     "database_busy": ProblemCode(503, "Too much is asked of the metadata database at once"),
     "database_locked": ProblemCode(503, "Another transaction holds what this one needs"),
     "database_read_only": ProblemCode(503, "The metadata database takes no writes"),

@@ -22,6 +22,7 @@ from control.sync.reconciler import Decision, NodeRequest
 from control.sync.reports import SyncReport
 from control.sync.write_batches import WriteBatches
 from control.telemetry.fleet_summary import FleetReader
+from control.telemetry.live_records import LiveRecords
 from control.wire import SyncState
 
 
@@ -73,6 +74,8 @@ class Services:
     """Takes the nodes' reports of their syncs."""
     standings: FleetReader
     """How many nodes stand how, for those who look at the whole fleet."""
+    live: LiveRecords
+    """Who watches nodes' records on this replica."""
     metrics: ControlMetrics
     ca_pem: bytes
     """The CA that nodes are to trust; empty where there is none to give out."""

@@ -179,6 +179,17 @@ class FleetCache:
                 self._epoch = epoch.epoch
                 self._take(changes)
 
+    async def refresh_watches(self) -> None:
+        """Read all watches: their ends by time aren't announced. Raises: ProblemError, as `refresh`."""
+        async with self._reading:
+            self.take_watches(await self._db.read(lambda conn: conn.fetch(WATCHES, self._clock.now())))
+
+    async def caught_up(self) -> None:
+        """Wait until what was announced before the call is read, or a second has passed."""
+        began = self.loop.time()
+        while self._read_at < began and self.loop.time() < began + 1.0:  # noqa: ASYNC110
+            await asyncio.sleep(PERIOD / 5)
+
     async def run(self) -> None:
         """Follow the changes until cancelled."""
         outage = Outage(log, "the epochs can't be read")

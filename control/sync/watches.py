@@ -19,6 +19,8 @@ class WatchRow(NamedTuple):
     id: str
     viewer: str
     """The name of the replica that has the operator's connection."""
+    operator: str
+    """The operator's name."""
     node_id: str | None
     """The node that is watched; None for all nodes of the groups."""
     group_ids: list[str] | None
@@ -38,11 +40,12 @@ class WatchedNode(Protocol):
 class CachedWatch:
     """A watch in memory."""
 
-    __slots__ = ("group_ids", "id", "node_id", "question", "rate", "viewer")
+    __slots__ = ("group_ids", "id", "node_id", "operator", "question", "rate", "viewer")
 
     def __init__(self, row: WatchRow) -> None:
         self.id = row.id
         self.viewer = row.viewer
+        self.operator = row.operator
         self.node_id = row.node_id
         self.group_ids = None if row.group_ids is None else frozenset(row.group_ids)
         self.question = msgspec.convert({**row.question, "id": row.id, "rate": row.rate}, wire.Question)

@@ -1,5 +1,7 @@
-"""What the fleet's numbers are: how many nodes stand how, and what their functions' calls cost. It knows no HTTP.
+"""What nodes tell of themselves: how many stand how, what their functions' calls cost, their records as they come; and
+events, sent to URLs. It knows no HTTP of control's own.
 
 May import: `storage`, `sync` and the modules at the top of `control`. Start with `fleet_summary` (how many nodes stand
-how, which is read only while somebody looks) and `webhook_sender` (events, sent to URLs).
+how, which is read only while somebody looks), `webhook_sender` (events), or `live_records` (who watches nodes' records
+on this replica, and the records that come for them), then `viewer` (what an operator gets of them).
 """

@@ -28,6 +28,7 @@ from control.sync.reports import Reports, SyncReport
 from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
 from control.telemetry.fleet_summary import FleetReader
+from control.telemetry.live_records import LiveRecords
 from control.telemetry.webhook_client import WebhookClient
 from control.telemetry.webhook_sender import WebhookSender
 from control.web import tls
@@ -113,6 +114,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             decisions=decisions,
             reports=reports,
             standings=standings,
+            live=LiveRecords(background, databases.writes, fleet, clock),
             metrics=metrics,
             ca_pem=pem,
             ca_fingerprint=tls.fingerprint(pem) if pem else "",
@@ -121,7 +123,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)
         bucket = (ownership.run, deletions.run)
         webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks))
-        others = (heartbeats.run, failures.run, sessions.run, services.monitor().run, webhooks.run)
+        others = (heartbeats.run, failures.run, sessions.run, services.live.run, services.monitor().run, webhooks.run)
         await stack.enter_async_context(_in_background(*nodes, *bucket, *others))
         yield services
 

@@ -1,7 +1,7 @@
 """The operations on nodes, and those that nodes call."""
 
 from control import wire
-from control.api import join_tokens, node_views, nodes, pagination, records, syncs
+from control.api import join_tokens, logs, node_views, nodes, pagination, records, syncs
 from control.api.bodies import node_responses, release_responses, requests, responses
 from control.api.bodies.responses import Page
 from control.api.operations import Operation
@@ -143,6 +143,29 @@ OPERATIONS: tuple[Operation, ...] = (
         ("unknown_group", "unknown_node", "token_used"),
         body=requests.NewJoinToken,
         everywhere=False,
+    ),
+    # Records, as they come
+    Operation(
+        "GET",
+        "/v1/logs",
+        "What nodes have logged, and their slow and failed calls, as they come",
+        logs.watch,
+        "read",
+        {200: bytes},
+        ("unknown_node", "unknown_group", "too_many_watches"),
+        query=logs.LogFilter,
+        everywhere=False,
+    ),
+    Operation(
+        "POST",
+        "/v1/nodes/self/watches/{id}",
+        "Send records that somebody watches",
+        logs.take,
+        "node",
+        {200: wire.BatchTaken},
+        ("watch_ended",),
+        query=logs.BatchHead,
+        body=bytes,
     ),
     # Syncs and logs
     Operation(

@@ -19,7 +19,10 @@ WITH_BODY = ("malformed_json", "body_incomplete", "body_timeout", "body_too_larg
 BINARY = {
     "/v1/ca": "application/x-pem-file",
     "/metrics": "text/plain",
+    "/v1/logs": "application/x-ndjson",
+    "/v1/nodes/self/watches/{id}": "application/x-ndjson",
 }
+"""Media types of bodies that aren't one JSON value, by path; others are modules."""
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def _operation(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
             }
         )
     if operation.body is bytes:
-        described["requestBody"] = {"required": True, "content": {"application/wasm": {}}}
+        described["requestBody"] = {"required": True, "content": {BINARY.get(operation.path, "application/wasm"): {}}}
     elif operation.body is not None:
         content = {"application/json": {"schema": by_type[_key(operation.body)]}}
         described["requestBody"] = {"required": True, "content": content}

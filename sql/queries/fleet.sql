@@ -61,5 +61,5 @@ FROM operators WHERE id = ANY($1::text[]::uuid[]);
 
 -- The watches that are alive at $1, the oldest first.
 -- name: watches
-SELECT id::text AS id, viewer, node_id::text AS node_id, group_ids, question, rate FROM watches
+SELECT id::text AS id, viewer, operator, node_id::text AS node_id, group_ids, question, rate FROM watches
 WHERE expires_at > $1 ORDER BY made_at, id;

@@ -111,7 +111,7 @@ class Control:
                 method, self.url + path, data=body, headers=sent, allow_redirects=False
             ) as response:
                 content = await response.read()
-                is_json = "json" in response.headers.get("content-type", "")
+                is_json = "/json" in (kind := response.headers.get("content-type", "")) or "+json" in kind
                 found = orjson.loads(content) if is_json and content else content
                 return Reply(response.status, found, response.headers)
 

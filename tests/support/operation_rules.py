@@ -71,6 +71,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/join-tokens"): Rule("admin", "group", body=lambda g, n: {"group": g}),
     ("DELETE", "/v1/join-tokens/{id}"): Rule("admin", "any", lambda g, n: f"/v1/join-tokens/{uuid4()}"),
     ("GET", "/v1/syncs"): Rule("read", "any"),
+    ("GET", "/v1/logs"): Rule("read", "group", lambda g, n: f"/v1/logs?group={g}&limit=1", hidden=True),
     ("GET", "/v1/syncs/{id}"): Rule("read", "any", lambda g, n: f"/v1/syncs/{uuid4()}"),
     ("GET", "/v1/audit"): Rule("admin", "all"),
     ("GET", "/v1/audit/sealed"): Rule("admin", "all"),

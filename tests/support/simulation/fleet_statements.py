@@ -83,7 +83,7 @@ def _operators_by_id(t: Tables, ids: Sequence[str]) -> Rows:
 
 @statement("fleet", "watches")
 def _watches(t: Tables, now: datetime) -> Rows:
-    names = ("id", "viewer", "node_id", "group_ids", "question", "rate")
+    names = ("id", "viewer", "operator", "node_id", "group_ids", "question", "rate")
     return [pick(row, *names) for row in t["watches"].values() if row["expires_at"] > now]
 
 

@@ -26,6 +26,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "int4": (int,),
     "int8": (int,),
     "float8": (float,),
+    "bytea": (bytes,),
     "text": (str,),
     "timestamptz": (datetime,),
     "uuid": (UUID,),

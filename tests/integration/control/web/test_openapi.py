@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from control.api import logs
 from control.local.pki import Pki
 from control.problems import CODES
 from control.web import openapi, routes
@@ -43,7 +44,7 @@ KNOWN = {"name": "hello", "version": 1, "number": 1, "group": "default", "node":
 """What there is, so that not every path is of something unknown."""
 
 
-@schemathesis.serializer("application/wasm")
+@schemathesis.serializer("application/wasm", "application/x-ndjson")
 def as_it_is(ctx: Any, value: Any) -> dict[str, Any]:
     """A binary body, for requests."""
     return {"data": value if isinstance(value, bytes) else str(value).encode()}
@@ -118,7 +119,11 @@ def try_out(url: str, ca: str, document: dict[str, Any], tokens: dict[str, str])
 @pytest.mark.timeout(480)
 # Control shuffles what it wakes up, in another thread than the one that draws examples.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
-async def test_the_server_does_what_the_document_says(database_url: str, bucket_url: str, pki: Pki) -> None:
+async def test_the_server_does_what_the_document_says(
+    database_url: str, bucket_url: str, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Views of logs would be open until their client goes.
+    monkeypatch.setattr(logs, "_ended", lambda *_: "watch_ended")
     async with running(database_url, bucket_url, pki, hold=0.05) as control:
         await control.push("hello", module("1"))
         await control.ok("POST", "/v1/schema-changes", {"name": "t", "sql": "CREATE TABLE t (id INTEGER);"})

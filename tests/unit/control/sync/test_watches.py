@@ -12,7 +12,7 @@ SINCE = "2026-11-28T06:00:00Z"
 
 
 def row(id: str, node: str | None = None, groups: list[str] | None = None, **question: Any) -> WatchRow:
-    return WatchRow(id, "replica", node, groups, {"since": SINCE, **question}, 5.0)
+    return WatchRow(id, "replica", "admin", node, groups, {"since": SINCE, **question}, 5.0)
 
 
 def node(id: str, group: str) -> Any:

@@ -33,8 +33,14 @@ AUDITED = frozenset(
     }
 )
 """Those that `tests/integration/control/api/test_audit.py` tries: each must leave a row."""
-LOGGED_ELSEWHERE = frozenset({("PUT", "/v1/syncs/{id}"), ("PUT", "/v1/nodes/self/row-counts")})
-"""What nodes report of themselves: the log of syncs, and the state of a node."""
+LOGGED_ELSEWHERE = frozenset(
+    {
+        ("PUT", "/v1/syncs/{id}"),
+        ("PUT", "/v1/nodes/self/row-counts"),
+        ("POST", "/v1/nodes/self/watches/{id}"),
+    }
+)
+"""What nodes report of themselves: the log of syncs, the state of a node, and records of its own log."""
 
 
 def test_every_operation_that_writes_is_tried_or_has_another_log() -> None:

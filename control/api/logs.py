@@ -1,0 +1,135 @@
+"""What nodes have logged, and their slow and failed calls, as they come: operators watch, nodes send."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.types import Receive
+
+from control import wire
+from control.access import auth, rights
+from control.api import request_input
+from control.api.operations import ApiCall, Reply
+from control.api.services import Services
+from control.telemetry import record_lines
+from control.telemetry.viewer import Ask, Viewer
+
+OLDEST = timedelta(days=30)
+"""How old records are at most that are looked for where no time is given."""
+
+Level = Literal["debug", "info", "warning", "error"]
+Count = Annotated[int, Meta(ge=0, le=2**31)]
+
+
+class LogFilter(msgspec.Struct, forbid_unknown_fields=True):
+    kind: record_lines.Kind = "lines"
+    """Lines of the log, or calls that were slow or failed."""
+    node: wire.Name | None = None
+    """A node's name or id."""
+    group: wire.Name | None = None
+    function: wire.Name | None = None
+    level: Level = "debug"
+    """The least level."""
+    call: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$(?!\n)")] | None = None
+    """The id of a call."""
+    since: Annotated[datetime, Meta(tz=True)] | None = None
+    """The time of the oldest record."""
+    follow: bool = False
+    """Go on with what comes later; without `since`, with that alone."""
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+    """Records of each node that are there already at most: the newest."""
+    failed: bool = False
+    """Failed calls alone."""
+    slowest: bool = False
+    """The slowest calls rather than the newest."""
+
+
+class BatchHead(msgspec.Struct, forbid_unknown_fields=True):
+    sampled: Count = 0
+    """Records that the node has left out since the last batch, to keep its rate."""
+    left_out: Count = 0
+    """Older records than those that it sends, which were asked for too."""
+    done: bool = False
+    """This is the last of what was there already."""
+
+
+async def watch(call: ApiCall) -> Reply:
+    """GET /v1/logs: records as lines of JSON, until the client goes."""
+    services, query, operator = call.services, call.query, call.operator
+    now = services.clock.now()
+    live_alone = query.follow and query.since is None
+    question = wire.Question(
+        id="",
+        since=query.since or (now if live_alone else now - OLDEST),
+        kind=query.kind,
+        history=not live_alone,
+        follow=query.follow,
+        limit=query.limit,
+        level=query.level,
+        function=query.function or "",
+        call=query.call or "",
+        failed=query.failed,
+        slowest=query.slowest,
+    )
+    groups = operator.rights.groups("read")
+    ask = Ask(operator.name, lambda: _ended(services, operator), groups, query.node, query.group, question)
+    viewer = await services.live.begin(ask, lambda conn: auth.refuse_changed(conn, operator))
+    # A proxy that collects answers would keep lines for itself.
+    headers = (
+        (b"content-type", b"application/x-ndjson"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+    )
+    return Reply(200, _stream(services, viewer, call.receive), headers)
+
+
+async def take(call: ApiCall) -> Reply:
+    """POST /v1/nodes/self/watches/{id}: a batch of records, as lines of JSON."""
+    services = call.services
+    live, node = services.live, services.fleet.nodes[call.node_id]
+    watch = await live.watch_of(call.path["id"], node)
+    raw = await request_input.read_body(services.settings, call.scope, call.receive, record_lines.BATCH_BYTES)
+    encoding = next((value for name, value in call.scope["headers"] if name == b"content-encoding"), b"")
+    kind = watch.question.kind
+
+    def check() -> record_lines.CheckedLines:
+        return record_lines.check(record_lines.unpack(raw, encoding), kind, node.name)
+
+    # Packed, a small body may be a large one.
+    small = len(raw) <= request_input.BIG_BODY / (8 if encoding else 1)
+    found = check() if small else await asyncio.to_thread(check)
+    head: BatchHead = call.query
+    rate = live.take(watch, node, found, sampled=head.sampled, left_out=head.left_out, done=head.done)
+    return Reply(200, wire.BatchTaken(rate))
+
+
+async def _stream(services: Services, viewer: Viewer, receive: Receive) -> AsyncIterator[bytes]:
+    """What the operator gets. The server says that the client has gone by `receive` alone: sending goes on into the
+    void."""
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    gone = asyncio.ensure_future(left())
+    try:
+        async for piece in viewer.pieces(gone, lambda: services.live.silent(viewer)):
+            yield piece
+    finally:
+        gone.cancel()
+        services.live.leave(viewer)
+
+
+def _ended(services: Services, operator: auth.Principal) -> str:
+    """Why an operator may see no more, as an error's code; '' while it may."""
+    known = services.fleet.operators.get(operator.id)
+    if known is None:
+        return "watch_ended"
+    if known.revoked_at is not None:
+        return "credentials_invalid"
+    if known.expires_at is not None and known.expires_at <= services.clock.now():
+        return "token_expired"
+    return "" if rights.of_row(known.role, known.grants) == operator.rights else "role_insufficient"

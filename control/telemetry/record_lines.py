@@ -1,0 +1,136 @@
+"""Records as nodes send them: bytes that anybody with a node's credential may have made.
+
+What is none of the known records, or larger than one may be, is left out and counted. The node's name is set here, so a
+node can't speak for another.
+"""
+
+import zlib
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from control.problems import ProblemError
+
+LINE_BYTES = 64 * 1024
+"""Bytes of a line."""
+BATCH_BYTES = 1024 * 1024
+"""Bytes of a batch, unpacked."""
+MOST_PARTS = 100
+"""Statements and requests of a call."""
+
+Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z$(?!\n)")]
+Short = Annotated[str, Meta(max_length=128)]
+Message = Annotated[str, Meta(max_length=32 * 1024)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class LogRecord(Struct, tag_field="kind", tag="log", omit_defaults=True):
+    """A line that a function has logged."""
+
+    t: Time
+    level: Short
+    message: Message
+    function: Short = ""
+    version: Count = 0
+    release: Count = 0
+    call: Short = ""
+    node: str = ""
+
+
+class NodeLogRecord(Struct, tag_field="kind", tag="node", omit_defaults=True):
+    """A line of the node's own log."""
+
+    t: Time
+    level: Short
+    message: Message
+    node: str = ""
+
+
+class StatementTimes(Struct, omit_defaults=True):
+    """A statement of a call: its text without values, how often it ran, and its seconds in all."""
+
+    statement: Annotated[str, Meta(max_length=8000)]
+    count: Count = 1
+    seconds: Seconds = 0.0
+
+
+class RequestTime(Struct, omit_defaults=True):
+    """An HTTP request of a call, and its seconds."""
+
+    host: Annotated[str, Meta(max_length=300)] = ""
+    url: Annotated[str, Meta(max_length=2000)] = ""
+    method: Short = ""
+    status: Count = 0
+    seconds: Seconds = 0.0
+
+
+class CallRecord(Struct, tag_field="kind", tag="call", omit_defaults=True):
+    """A call that was slow, or failed."""
+
+    t: Time
+    function: Short = ""
+    version: Count = 0
+    release: Count = 0
+    call: Short = ""
+    node: str = ""
+    method: Short = ""
+    path: Annotated[str, Meta(max_length=8000)] = ""
+    outcome: Short = ""
+    status: Count = 0
+    seconds: Seconds = 0.0
+    times: Annotated[dict[Short, Seconds], Meta(max_length=32)] = {}
+    sql: Annotated[list[StatementTimes], Meta(max_length=MOST_PARTS)] = []
+    http: Annotated[list[RequestTime], Meta(max_length=MOST_PARTS)] = []
+
+
+Kind = Literal["lines", "calls"]
+_DECODERS: dict[str, "msgspec.json.Decoder[LogRecord | NodeLogRecord] | msgspec.json.Decoder[CallRecord]"] = {
+    "lines": msgspec.json.Decoder(LogRecord | NodeLogRecord),
+    "calls": msgspec.json.Decoder(CallRecord),
+}
+_encode = msgspec.json.Encoder().encode
+
+
+class CheckedLines(NamedTuple):
+    """The lines of a batch, each a record in JSON with its end, and how many weren't such."""
+
+    lines: list[bytes]
+    invalid: int
+
+
+def unpack(raw: bytes, encoding: bytes) -> bytes:
+    """A batch's bytes as they were before `encoding`, a Content-Encoding. Raises: ProblemError."""
+    if encoding in (b"", b"identity"):
+        return raw
+    if encoding not in (b"gzip", b"deflate"):
+        raise ProblemError("unsupported_media_type", "a batch is sent as it is, or with gzip or deflate")
+    # 32: the format is told by its first bytes.
+    unpacking = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    try:
+        found = unpacking.decompress(raw, BATCH_BYTES + 1)
+    except zlib.error as error:
+        raise ProblemError("invalid_body", f"the batch can't be unpacked: {error}") from None
+    if len(found) > BATCH_BYTES:
+        raise ProblemError("body_too_large", f"a batch has {BATCH_BYTES} bytes at most, unpacked")
+    return found
+
+
+def check(raw: bytes, kind: str, node: str) -> CheckedLines:
+    """The records of a question's kind in a batch of the node of this name."""
+    decode = _DECODERS[kind].decode
+    lines, invalid = [], 0
+    for line in raw.split(b"\n"):
+        if not line:
+            continue
+        try:
+            if len(line) > LINE_BYTES:
+                raise ValueError
+            record = decode(line)
+        except (ValueError, RecursionError):  # also msgspec's errors, and that of bytes that aren't UTF-8
+            invalid += 1
+            continue
+        record.node = node
+        lines.append(_encode(record) + b"\n")
+    return CheckedLines(lines, invalid)

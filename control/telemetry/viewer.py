@@ -1,0 +1,259 @@
+"""One operator's view of nodes' records: what has come and isn't sent yet, and what must be said beside it.
+
+A view is bounded in bytes. Where its reader is slow, the oldest records go, and the reader is told how many; records
+that were left out before, because they were too many, are told apart from these.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from control import wire
+from control.telemetry.fair_rates import NodeRates, level
+
+BUFFER_BYTES = 1024 * 1024
+"""Bytes of records that wait for their reader."""
+PIECE_BYTES = 64 * 1024
+"""Bytes that are handed to the reader at a time."""
+TOGETHER = 0.02
+"""Seconds in which records come together before they are handed over."""
+HEARTBEAT = 5.0
+"""Seconds after which an empty line is sent where there is nothing else: so both sides see the other one go."""
+LOOK = 0.25
+"""Seconds between two looks at whether the view is to end."""
+TELL_EVERY = 1.0
+"""Seconds between two notices of the same kind."""
+HISTORY_SECONDS = 10.0
+"""Seconds for which nodes are waited for that are to tell what is there already."""
+BUDGET = 2000.0
+"""Records a second of all nodes together."""
+LEAST_RATE = 0.05
+"""Records a second that a node may send at least."""
+NAMED = 20
+"""Nodes that a notice names."""
+
+
+class Ask(NamedTuple):
+    """What an operator wants to see, whose rights were checked."""
+
+    operator: str
+    """The operator's name."""
+    may: Callable[[], str]
+    """Asked again and again: why the view must end, as an error's code; '' while the operator may go on."""
+    groups: list[str] | None
+    """The names of the groups that the operator may see; None for all."""
+    node: str | None = None
+    """The name or id of the node that is watched; None for all nodes of the groups."""
+    group: str | None = None
+    """The name of the group that is watched; None for all that the operator may see."""
+    question: wire.Question | None = None
+    """The question; its id, rate, and where it has none its time, are set here."""
+
+
+class Nodes(NamedTuple):
+    """The nodes that a view is about, as they were when it began."""
+
+    asked: int
+    """Those that could be asked."""
+    offline: int
+    too_old: int
+    offline_names: list[str]
+    """The first ones of those that are offline."""
+    too_old_names: list[str]
+
+
+class Notice(msgspec.Struct, tag_field="kind", tag="notice", omit_defaults=True):
+    """What is said beside the records."""
+
+    notice: str
+    """`begin`, `offline`, `too_old`, `history` (all was told that was there already), `silent` (nodes that didn't tell
+    that), `left_out` (older records than those that were told), `sampled` (at the nodes), `dropped` (for a slow
+    reader), `invalid` (lines that weren't records), or `end`."""
+    message: str
+    count: int = 0
+    nodes: list[str] = []
+    code: str = ""
+    """With `end`: why, as an error's code."""
+
+
+def notice(kind: str, message: str, count: int = 0, nodes: list[str] | None = None, code: str = "") -> bytes:
+    """A notice as a line."""
+    return msgspec.json.encode(Notice(kind, message, count, nodes or [], code)) + b"\n"
+
+
+class Viewer:
+    """A view. Records are `put`; its reader takes `pieces`."""
+
+    def __init__(self, id: str, question: wire.Question, ask: Ask, nodes: Nodes) -> None:
+        self.id = id
+        self.question = question
+        self.kind = question.kind
+        self.may = ask.may
+        self.nodes = nodes
+        self.rates = NodeRates(question.limit)
+        self.rate = max(LEAST_RATE, BUDGET / max(1, nodes.asked))
+        """Records a second that each node may send."""
+        self.told_rate = self.rate
+        """The rate that other replicas were told."""
+        self.ended = ""
+        """Why the view has to end, as an error's code."""
+        self.answered: set[str] = set()
+        """Ids of the nodes that have told all that they had."""
+        self.begun = False
+        """Whether somebody reads."""
+        self._loop = asyncio.get_running_loop()
+        self.made_at = self._loop.time()
+        self._queue: deque[tuple[bytes, int]] = deque()
+        self._size = 0
+        self._counts = dict.fromkeys(("dropped", "sampled", "left_out", "invalid"), 0)
+        self._told_at = 0.0
+        self._shared_at = self.made_at
+        self._event = asyncio.Event()
+
+    def put(self, lines: bytes, count: int) -> None:
+        """Records as lines, for the reader; the oldest go where they are too many."""
+        queue = self._queue
+        queue.append((lines, count))
+        self._size += len(lines)
+        while self._size > BUFFER_BYTES:
+            gone, number = queue.popleft()
+            self._size -= len(gone)
+            self._counts["dropped"] += number
+        self._event.set()
+
+    def count(self, what: str, number: int) -> None:
+        """Count records that aren't shown: `sampled`, `left_out` or `invalid`; the reader is told soon."""
+        if number:
+            self._counts[what] += number
+            self._event.set()
+
+    def done(self, node_id: str) -> None:
+        """A node has told all that it had when it was asked."""
+        self.answered.add(node_id)
+        self._event.set()
+
+    def end(self, code: str) -> None:
+        """Have the view end; what is not yet read isn't shown any more where the operator may not see it."""
+        if not self.ended:
+            self.ended = code
+            if code != "shutting_down":
+                self._queue.clear()
+                self._size = 0
+            self._event.set()
+
+    def share(self) -> None:
+        """Set the nodes' rate by what they had to send since the last time, once a second."""
+        now = self._loop.time()
+        passed = now - self._shared_at
+        if passed >= 1.0:
+            self._shared_at = now
+            demands = self.rates.demands(passed, now)
+            if demands:
+                self.rate = max(LEAST_RATE, level(demands, BUDGET))
+
+    async def pieces(self, gone: "asyncio.Future[Any]", names: Callable[[], Any]) -> AsyncIterator[bytes]:
+        """What is sent to the reader, until the view ends or `gone` is done.
+
+        `names` finds the names of the nodes that haven't told what they had (a coroutine).
+        """
+        self.begun = True
+        gone.add_done_callback(lambda _: self._event.set())
+        for line in self._beginning():
+            yield line
+        waits = self.question.history
+        heard = self._loop.time()
+        while not gone.done():
+            for piece in self._take():
+                heard = self._loop.time()
+                yield piece
+                if gone.done():
+                    return
+            now = self._loop.time()
+            if self.ended:
+                for line in self._untold(now, last=True):
+                    yield line
+                yield notice("end", END_TEXTS.get(self.ended, "the view has ended"), code=self.ended)
+                return
+            if waits and not self._queue and self._told_all(now):
+                for line in self._untold(now, last=True):
+                    yield line
+                waits = False
+                missing = self.nodes.asked - len(self.answered)
+                if missing > 0:
+                    text = f"{missing} nodes didn't answer within {HISTORY_SECONDS:.0f} s"
+                    yield notice("silent", text, missing, await names())
+                yield notice("history", "all that was there already has been told", len(self.answered))
+                if not self.question.follow:
+                    return
+                continue
+            if now - heard >= HEARTBEAT:
+                heard = now
+                yield b"\n"
+            await self._wait()
+
+    def _beginning(self) -> list[bytes]:
+        nodes = self.nodes
+        lines = [notice("begin", f"{nodes.asked} nodes are asked", nodes.asked)]
+        if nodes.offline:
+            lines.append(notice("offline", "nodes are offline and were not asked", nodes.offline, nodes.offline_names))
+        if nodes.too_old:
+            text = "nodes have a version of skerry-edge that can't be asked"
+            lines.append(notice("too_old", text, nodes.too_old, nodes.too_old_names))
+        return [b"".join(lines)]
+
+    def _told_all(self, now: float) -> bool:
+        return len(self.answered) >= self.nodes.asked or now - self.made_at >= HISTORY_SECONDS
+
+    def _take(self) -> list[bytes]:
+        """What waits, in pieces of a size that the connection takes at once, and how many records are missing."""
+        self._event.clear()
+        now = self._loop.time()
+        pieces = self._untold(now)
+        parts, size = [], 0
+        # One piece: what comes while it is sent may push out what is left here, and only that is counted.
+        while self._queue and size < PIECE_BYTES:
+            lines, _ = self._queue.popleft()
+            self._size -= len(lines)
+            parts.append(lines)
+            size += len(lines)
+        if parts:
+            pieces.append(b"".join(parts))
+        return pieces
+
+    def _untold(self, now: float, *, last: bool = False) -> list[bytes]:
+        """Notices of records that are missing, where it is time for them."""
+        if not any(self._counts.values()) or (now - self._told_at < TELL_EVERY and not last):
+            return []
+        self._told_at = now
+        told = [notice(what, COUNT_TEXTS[what], number) for what, number in self._counts.items() if number]
+        self._counts = dict.fromkeys(self._counts, 0)
+        return [b"".join(told)]
+
+    async def _wait(self) -> None:
+        """Wait until there is something to send, or to look at whether the view ends."""
+        if self._queue:
+            return
+        try:
+            async with asyncio.timeout(LOOK):
+                await self._event.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(TOGETHER)
+
+
+COUNT_TEXTS = {
+    "dropped": "records were dropped, because they were read too slowly",
+    "sampled": "records were left out evenly, because there are too many",
+    "left_out": "older records were left out",
+    "invalid": "lines of nodes weren't records",
+}
+END_TEXTS = {
+    "shutting_down": "this replica of control stops; ask again",
+    "credentials_invalid": "the operator's token was revoked",
+    "token_expired": "the operator's token has ended",
+    "role_insufficient": "what the operator may was changed; ask again",
+    "watch_ended": "control has lost the view; ask again",
+}

@@ -1,0 +1,279 @@
+"""An operator watches what nodes log: through one replica and through two, as much as there is room for."""
+
+import asyncio
+import zlib
+from typing import Any
+
+import pytest
+
+from tests.support.live import asked, encoded, joined, record, send, viewing
+from tests.support.replica import Site, TestNode
+
+
+async def test_lines_of_nodes_come_through_either_replica(control_site: Site) -> None:
+    async with control_site.running() as one, control_site.running() as other:
+        near, far = await joined(one, "near"), await joined(other, "far")
+        async with viewing(one, follow=True) as view:
+            assert (await view.notice("begin"))["count"] == 2
+            for node in (near, far):
+                (question,) = await asked(node)
+                assert (question.kind, question.follow, question.history) == ("lines", True, False)
+                answer = await send(node, question.id, record(1, message=f"hello from {node.id}"))
+                assert answer.status == 200, answer
+                assert answer.json()["rate"] > 10
+            lines = [await view.until(lambda line: line["kind"] == "log") for _ in range(2)]
+            assert {(line["node"], line["message"]) for line in lines} == {
+                (name, f"hello from {node.id}") for name, node in (("near", near), ("far", far))
+            }
+            assert {(line["level"], line["function"], line["version"], line["call"]) for line in lines} == {
+                ("info", "orders", 3, "ab-1")
+            }
+        # The operator has gone: both are told so.
+        assert await asked(near) == []
+        assert await asked(far) == []
+        assert (await send(far, question.id, record(2))).status == 410
+        assert (await send(near, question.id, record(2))).json()["code"] == "watch_ended"
+
+
+async def test_what_was_there_is_told_to_its_end(control_site: Site) -> None:
+    async with control_site.running() as one:
+        nodes = [await joined(one, name) for name in ("a", "b")]
+        async with viewing(one, level="warning", function="orders", limit=50) as view:
+            await view.notice("begin")
+            for node in nodes:
+                (question,) = await asked(node)
+                assert (question.history, question.follow, question.limit) == (True, False, 50)
+                assert (question.level, question.function) == ("warning", "orders")
+                await send(node, question.id, record(1, "error"), done=True, left_out=4)
+            lines = await view.rest()
+        assert [line["kind"] for line in lines].count("log") == 2
+        left_out = sum(line["count"] for line in lines if line.get("notice") == "left_out")
+        assert left_out == 8
+        assert (lines[-1]["notice"], lines[-1]["count"]) == ("history", 2)
+        assert await asked(nodes[0]) == []
+
+
+async def test_nodes_that_cannot_be_asked_are_named(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.telemetry.viewer.HISTORY_SECONDS", 0.5)
+    async with control_site.running() as one:
+        silent, gone = await joined(one, "silent"), await joined(one, "gone")
+        assert silent
+        old = await one.join("old")
+        await old.poll()
+        await one.services.databases.background.transaction(
+            lambda conn: conn.execute("UPDATE nodes SET state = 'offline' WHERE id = $1::text::uuid", gone.id)
+        )
+        async with viewing(one) as view:
+            lines = {line["notice"]: line for line in await view.rest()}
+        assert (lines["begin"]["count"], lines["offline"]["nodes"], lines["too_old"]["nodes"]) == (1, ["gone"], ["old"])
+        assert (lines["silent"]["nodes"], lines["history"].get("count", 0)) == (["silent"], 0)
+
+
+async def test_what_isnt_a_record_is_left_out_and_counted(control_site: Site) -> None:
+    async with control_site.running() as one:
+        node = await joined(one, "honest")
+        async with viewing(one, follow=True) as view:
+            (question,) = await asked(node)
+            wrong = [
+                b"not JSON",
+                b'{"kind":"log"}',
+                b'{"kind":"notice","notice":"end","message":"x"}',
+                encoded(record(1, t="now")).strip(),
+                encoded(record(1, message="x" * 70_000)).strip(),
+                b"\xff\xfe",
+                b"[" * 100_000,
+                encoded({**record(1), "kind": "call"}).strip(),
+            ]
+            good = encoded(record(1, node="another", message="mine", unknown=1))
+            answer = await send(node, question.id, raw=b"\n".join(wrong) + b"\n" + good)
+            assert answer.status == 200
+            line = await view.message("mine")
+            assert (line["node"], "unknown" in line) == ("honest", False)
+            assert (await view.notice("invalid"))["count"] == len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("raw", "encoding", "status"),
+    [
+        (zlib.compress(b"\n" * 50_000_000), "deflate", 413),
+        (b"not packed", "gzip", 422),
+        (b"x", "br", 415),
+        (b"x" * 1_100_000, "", 413),
+    ],
+)
+async def test_a_batch_is_bounded_before_and_after_it_is_unpacked(
+    control_site: Site, raw: bytes, encoding: str, status: int
+) -> None:
+    async with control_site.running() as one:
+        node = await joined(one, "node")
+        async with viewing(one, follow=True) as view:
+            (question,) = await asked(node)
+            assert (await send(node, question.id, raw=raw, encoding=encoding)).status == status
+            assert (await send(node, question.id, record(1), encoding="deflate")).status == 200
+            await view.message("line 1")
+
+
+async def test_a_node_gets_its_share_of_the_budget_and_no_more(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control.telemetry.viewer.BUDGET", 100.0)
+    async with control_site.running() as one, control_site.running() as other:
+        nodes = [await joined(one, "busy"), await joined(one, "quiet"), await joined(other, "far")]
+        async with viewing(one, follow=True, limit=1) as view:
+            ids = [(await asked(node))[0].id for node in nodes]
+            rates: dict[int, float] = {}
+
+            async def write(at: int, lines: int) -> None:
+                # It doesn't care for the rate that it is told.
+                for turn in range(16):
+                    answer = await send(nodes[at], ids[at], *(record(turn) for _ in range(lines)))
+                    assert answer.status == 200, answer
+                    rates[at] = answer.json()["rate"]
+                    await asyncio.sleep(0.25)
+
+            begun = asyncio.get_running_loop().time()
+            await asyncio.gather(write(0, 500), write(1, 2), write(2, 500))
+            seconds = asyncio.get_running_loop().time() - begun
+            await send(nodes[1], ids[1], record(0, message="last"))
+            await view.message("last")
+            shown: dict[str, int] = {}
+            for line in view.seen:
+                if line["kind"] == "log":
+                    shown[line["node"]] = shown.get(line["node"], 0) + 1
+            await view.notice("sampled")
+            sampled = sum(line["count"] for line in view.seen if line.get("notice") == "sampled")
+        # The quiet node loses nothing, the others share what is left.
+        assert shown["quiet"] == 33
+        assert 30 < rates[0] < 60
+        for name in ("busy", "far"):
+            assert 20 <= shown[name] <= 100 * (seconds + 4), shown
+        assert sampled > 10_000
+
+
+async def test_a_slow_reader_gets_the_newest_and_is_told_how_many_it_missed(control_site: Site) -> None:
+    async with control_site.running() as one:
+        node = await joined(one, "node")
+        async with viewing(one, follow=True, limit=10_000) as view:
+            (question,) = await asked(node)
+            # 28 MB, of which 1 MiB waits in control, and some in the buffers of the connection.
+            for turn in range(70):
+                records = [record(turn * 100 + n, message="x" * 4000) for n in range(100)]
+                assert (await send(node, question.id, *records)).status == 200
+            (viewer,) = one.services.live.viewers.values()
+            assert viewer._size <= 1024 * 1024
+            await send(node, question.id, record(0, message="newest"))
+            await view.message("newest")
+
+            def missed() -> int:
+                return sum(line["count"] for line in view.seen if line.get("notice") in ("dropped", "sampled"))
+
+            def shown() -> int:
+                return sum(line["kind"] == "log" for line in view.seen)
+
+            await view.until(lambda line: shown() + missed() >= 7001)
+        assert shown() + missed() == 7001
+        assert missed() > 0
+
+
+async def move(replica: Any, node: str, group: str) -> None:
+    answer = await replica.call("POST", f"/v1/nodes/{node}/move", {"group": group})
+    assert answer.status == 200, answer
+
+
+async def operator(replica: Any, name: str, *grants: dict[str, Any]) -> str:
+    answer = await replica.call("POST", "/v1/operators", {"name": name, "grants": list(grants)})
+    assert answer.status == 201, answer
+    return str(answer.json()["token"])
+
+
+async def test_an_operator_sees_its_groups_alone(control_site: Site) -> None:
+    async with control_site.running() as one:
+        for group in ("mine", "theirs"):
+            assert (await one.call("POST", "/v1/groups", {"name": group})).status == 201
+        mine, theirs = await joined(one, "mine-1", "mine"), await joined(one, "theirs-1", "theirs")
+        token = await operator(one, "reader", {"role": "read", "group": "mine", "functions": None})
+        for query in ("node=theirs-1", "group=theirs"):
+            assert (await one.call("GET", f"/v1/logs?{query}", token=token)).status == 404
+        async with viewing(one, token=token, follow=True) as view:
+            assert (await view.notice("begin"))["count"] == 1
+            (question,) = await asked(mine)
+            assert (await theirs.ask()).status == 204
+            assert (await send(theirs, question.id, record(1))).status == 410
+            await send(mine, question.id, record(1))
+            await view.message("line 1")
+            await move(one, "mine-1", "theirs")
+            assert await asked(mine) == []
+            assert (await send(mine, question.id, record(2))).status == 410
+
+
+@pytest.mark.parametrize("how", ["revoked", "changed"])
+async def test_a_view_ends_with_what_the_operator_may(control_site: Site, how: str) -> None:
+    async with control_site.running() as one, control_site.running() as other:
+        node = await joined(one, "node")
+        token = await operator(one, "reader", {"role": "read", "group": None, "functions": None})
+        async with viewing(one, token=token, follow=True) as view:
+            (question,) = await asked(node)
+            if how == "revoked":
+                assert (await other.call("DELETE", "/v1/operators/reader")).status == 204
+            else:
+                grants = [{"role": "read", "group": "default", "functions": None}]
+                assert (await other.call("POST", "/v1/operators/reader/change", {"grants": grants})).status == 200
+            end = (await view.rest())[-1]
+            assert (end["notice"], end["code"]) == (
+                "end",
+                "credentials_invalid" if how == "revoked" else "role_insufficient",
+            )
+            assert await asked(node) == []
+            assert (await send(node, question.id, record(1))).status == 410
+
+
+async def test_a_replica_that_stops_ends_its_views(control_site: Site) -> None:
+    async with control_site.running() as one:
+        node = await joined(one, "node")
+        async with control_site.running() as other, viewing(other, follow=True) as view:
+            (question,) = await asked(node)
+            other.server.should_exit = True
+            end = (await view.rest())[-1]
+            assert (end["notice"], end["code"]) == ("end", "shutting_down")
+            assert await asked(node) == []
+            assert (await send(node, question.id, record(1))).status == 410
+
+
+async def test_views_are_bounded(control_site: Site) -> None:
+    async with control_site.running() as one:
+        token = await operator(one, "reader", {"role": "read", "group": None, "functions": None})
+        opened: list[Any] = []
+        try:
+            for _ in range(8):
+                opened.append(viewing(one, token=token, follow=True))
+                await opened[-1].__aenter__()
+            refused = await one.session.get(
+                f"{one.url}/v1/logs?follow=true", headers={"authorization": f"Bearer {token}"}
+            )
+            assert (refused.status, (await refused.json())["code"]) == (503, "too_many_watches")
+            async with viewing(one, follow=True) as view:
+                await view.notice("begin")
+        finally:
+            for view in opened:
+                await view.__aexit__(None, None, None)
+
+
+async def test_a_watch_that_nobody_reads_ends(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.telemetry.live_records.UNREAD", 0.2)
+    from control.telemetry.viewer import Ask
+
+    async with control_site.running() as one:
+        node = await joined(one, "node")
+        await one.services.live.begin(Ask("admin", lambda: "", None))
+        await asked(node)
+        assert await asked(node) == []
+
+
+async def test_a_node_is_asked_by_its_id_too(control_site: Site) -> None:
+    async with control_site.running() as one:
+        node, other = await joined(one, "node"), await joined(one, "other")
+        assert isinstance(other, TestNode)
+        async with viewing(one, follow=True, node=node.id) as view:
+            assert (await view.notice("begin"))["count"] == 1
+            await asked(node)
+            assert (await other.ask()).status == 204
