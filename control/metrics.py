@@ -68,6 +68,11 @@ class ControlMetrics:
         self._webhooks = Counter(
             "skerry_webhook_attempts", "Attempts to send messages to webhooks, by result", ["result"], registry=registry
         )
+        # What is there from the start shows its first increase, too.
+        for status in ("opened", "succeeded", "failed", "expired", "superseded", "late"):
+            self._syncs.labels(status)
+        for result in ("delivered", "failed", "given_up"):
+            self._webhooks.labels(result)
         self._held = Gauge("skerry_held_polls", "Polls that wait for a new target", registry=registry)
         self._nodes = Gauge("skerry_nodes", "Nodes that have asked this replica since its start", registry=registry)
         self._streams = Gauge(
