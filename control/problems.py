@@ -47,6 +47,10 @@ CODES: Final[dict[str, ProblemCode]] = {
     "token_used": ProblemCode(401, "The join token was used"),
     "token_revoked": ProblemCode(401, "The join token has ended"),
     "session_ended": ProblemCode(401, "The session has ended"),
+    "login_pending": ProblemCode(403, "Nobody has allowed the login yet"),
+    "login_refused": ProblemCode(403, "The login was refused"),
+    "login_ended": ProblemCode(403, "The login has ended"),
+    "too_many_tries": ProblemCode(429, "Too many tries"),
     "form_refused": ProblemCode(403, "The form isn't one that this page may send"),
     "role_insufficient": ProblemCode(403, "The operator's role doesn't allow this"),
     # What is asked for
@@ -61,6 +65,8 @@ CODES: Final[dict[str, ProblemCode]] = {
     "unknown_operator": ProblemCode(404, "There is no such operator"),
     "unknown_webhook": ProblemCode(404, "There is no such webhook"),
     "unknown_join_token": ProblemCode(404, "There is no such join token"),
+    "unknown_login": ProblemCode(404, "There is no such login"),
+    "unknown_session": ProblemCode(404, "There is no such session"),
     "unknown_ca": ProblemCode(404, "This control plane has no CA to give out"),
     "watch_ended": ProblemCode(410, "Nobody watches the node's records any more"),
     # What is in the way

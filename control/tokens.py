@@ -1,4 +1,4 @@
-"""Tokens of operators, joining nodes, nodes, and of sessions.
+"""Tokens of operators, joining nodes, nodes, of sessions, and of logins that wait.
 
 A token is ``KIND_ID_SECRET``: the id finds its row in the database, the secret is 256 random bits, of which only the
 sha256 is stored.
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID, uuid4
 
-Kind = Literal["node", "join", "operator", "session"]
-PREFIXES: dict[Kind, str] = {"node": "skn", "join": "skj", "operator": "sko", "session": "sks"}
+Kind = Literal["node", "join", "operator", "session", "login"]
+PREFIXES: dict[Kind, str] = {"node": "skn", "join": "skj", "operator": "sko", "session": "sks", "login": "skl"}
 
 ID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_TOKEN = re.compile(rf"(sk[njos])_({ID.pattern})_([A-Za-z0-9_-]{{43}})(?:\.[0-9a-f]{{64}})?")
+_TOKEN = re.compile(rf"(sk[njosl])_({ID.pattern})_([A-Za-z0-9_-]{{43}})(?:\.[0-9a-f]{{64}})?")
 """A join token may be followed by the fingerprint of control's CA."""
 
 

@@ -62,6 +62,14 @@ class AuthError(ProblemError):
 
 
 @dataclass(frozen=True)
+class Since:
+    """Since when somebody is signed in, and whether they chose to stay so: a session by way of theirs is as old."""
+
+    made_at: datetime
+    stays: bool
+
+
+@dataclass(frozen=True)
 class Principal:
     """The operator, a person or a script, that a request is from."""
 
@@ -73,6 +81,8 @@ class Principal:
     """The session in which it asks; '' where it asks by its token."""
     signed_in: Mapping[str, str] = field(default_factory=dict)
     """What the audit log has of that session; empty where it asks by its token."""
+    since: Since | None = None
+    """How old that session is; None where it asks by its token."""
 
     def need(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> None:
         """Raises: AuthError, when the operator hasn't `role` for this group and these functions; None: for all."""
@@ -111,7 +121,16 @@ class Authenticator:
 
     async def operator(self, scope: Scope) -> Principal:
         """The operator that asks. Raises: AuthError, when refused."""
-        id, secret_hash = bearer(scope, "operator")
+        return await self._operator(*bearer(scope, "operator"))
+
+    async def operator_of(self, text: str) -> Principal:
+        """The operator whose token somebody typed. Raises: AuthError, when it isn't good."""
+        parsed = tokens.parse("operator", text)
+        if parsed is None:
+            raise _invalid("malformed")
+        return await self._operator(*parsed)
+
+    async def _operator(self, id: str, secret_hash: str) -> Principal:
         known = await self._fleet.operator(id)
         if known is None:
             raise _invalid("unknown")

@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 from uuid import UUID
 
 from starlette.types import Scope
 
 from control import tokens
 from control.access import auth, rights
-from control.access.auth import Authenticator, AuthError, Principal
+from control.access.auth import Authenticator, AuthError, Principal, Since
 from control.clock import Clock
 from control.log_throttle import Outage
 from control.problems import ProblemError
@@ -190,7 +190,9 @@ class Sessions:
             known.row = row._replace(last_used_at=now)
         said = {"in": row.used_in, "by": row.signed_in_by, "session": id}
         held = rights.of_row(operator.role, operator.grants)
-        principal = Principal(operator.id, operator.name, held, operator.expires_at, id, said)
+        principal = Principal(
+            operator.id, operator.name, held, operator.expires_at, id, said, Since(row.made_at, row.stays)
+        )
         return ConsoleSession(id, principal, form_token(text), ends_at, known)
 
     async def _read(self, id: str) -> _Known | None:
@@ -229,23 +231,9 @@ class Sessions:
 
     # Beginning and ending
 
-    async def begin(
-        self,
-        scope: Scope,
-        operator: Principal,
-        used_in: UsedIn,
-        by: SignedInBy,
-        *,
-        stays: bool = False,
-        details: Mapping[str, object] | None = None,
-    ) -> str:
-        """Begin a session of an operator that was recognised, and return its secret, for its owner alone.
-
-        `details` are put into the audit log. Raises: ProblemError, when the operator was changed meanwhile.
-        """
-        return await self._writes.transaction(
-            lambda conn: self.add(conn, scope, operator, used_in, by, stays=stays, details=details)
-        )
+    async def begin(self, scope: Scope, operator: Principal, used_in: UsedIn, by: SignedInBy, **more: Any) -> str:
+        """`add` in a transaction of its own."""
+        return await self._writes.transaction(lambda conn: self.add(conn, scope, operator, used_in, by, **more))
 
     async def add(
         self,
@@ -256,15 +244,34 @@ class Sessions:
         by: SignedInBy,
         *,
         stays: bool = False,
+        since: Since | None = None,
         details: Mapping[str, object] | None = None,
     ) -> str:
-        """As `begin`, in the caller's transaction."""
+        """Begin a session of an operator that was recognised, and return its secret, for its owner alone.
+
+        `since`: of the session by way of which it is begun. `details` are put into the audit log.
+        Raises: AuthError or ProblemError, when the operator was changed meanwhile.
+        """
         await auth.refuse_changed(conn, operator)
         token, now = tokens.new_token("session"), self._clock.now()
-        await conn.execute(SQL["begin"], token.id, token.secret_hash, operator.id, used_in, by, stays, now)
+        made_at, stays = (now, stays) if since is None else (since.made_at, since.stays)
+        await conn.execute(SQL["begin"], token.id, token.secret_hash, operator.id, used_in, by, stays, made_at, now)
         said = {"in": used_in, "by": by, "session": str(token.id), **(details or {})}
         await audit_log.record(conn, now, _actor(scope, operator), "session.begin", operator.name, said)
         return token.text
+
+    async def principal(self, operator_id: str) -> Principal:
+        """The operator with an id, for a new session of it. Raises: AuthError, when it isn't good any more."""
+        found = await self._fleet.operator(operator_id)
+        if found is None or found.revoked_at is not None:
+            raise _invalid("revoked")
+        if found.expires_at is not None and found.expires_at <= self._clock.now():
+            raise AuthError("token_expired", f"the token of {found.name} ended at {found.expires_at}", "expired")
+        return Principal(found.id, found.name, rights.of_row(found.role, found.grants), found.expires_at)
+
+    async def end_of(self, secret: str) -> datetime:
+        """When what `skerry login` has got ends at the latest."""
+        return (await self._check("cli", secret)).ends_at
 
     async def end(self, scope: Scope, operator: Principal) -> None:
         """End the session in which an operator asks, at every replica. One that has ended already is left as it is."""
@@ -318,6 +325,11 @@ async def refuse_signed_out(conn: Connection, operator: Principal) -> None:
     replica's memory doesn't have it yet."""
     if operator.session_id and not await conn.fetchval(IS_OPEN, operator.session_id):
         raise _ended("it was ended by signing out")
+
+
+def signed_in_by(text: str) -> SignedInBy:
+    """How somebody signed in, as it is stored."""
+    return next(by for by in get_args(SignedInBy) if by == text)
 
 
 def form_token(secret: str) -> str:

@@ -1,4 +1,4 @@
-"""Operators: who may use the API, each with a token, what it may, and until when."""
+"""Operators: who may use the API, each with a token, what it may, and until when; and how people sign in as them."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -9,6 +9,7 @@ from control import tokens
 from control.access import join_token_ends, rights
 from control.access.auth import Principal
 from control.access.rights import Grant, Rights
+from control.access.sign_ins import INTERVAL
 from control.api import pagination
 from control.api.bodies import requests, responses
 from control.api.operations import ApiCall, Reply
@@ -153,6 +154,38 @@ async def revoke(call: ApiCall) -> Reply:
         await call.audit(conn, "operator.revoke", row.name, before={"grants": _said(held)})
 
     return await call.write(work, status=204)
+
+
+# What `skerry console`, `skerry login` and `skerry logout` ask
+
+
+async def make_code(call: ApiCall) -> Reply:
+    """POST /v1/sign-in-codes. A code is stored as a hash alone, and isn't kept under an idempotency key."""
+    code, ends_at = await call.services.sign_ins.make_code(call.scope, call.operator)
+    return Reply(201, responses.SignInCode(code, ends_at))
+
+
+async def begin_login(call: ApiCall) -> Reply:
+    """POST /v1/logins, by anybody: the device authorization request of RFC 8628."""
+    body: requests.NewLogin = call.body
+    begun = await call.services.sign_ins.begin_login(call.scope, body.machine)
+    made = responses.BegunLogin(begun.secret, begun.code, "/login", begun.ends_at, INTERVAL)
+    return Reply(201, made)
+
+
+async def take_login(call: ApiCall) -> Reply:
+    """POST /v1/logins/token, by whoever has the secret of the login: the device access token request."""
+    body: requests.WaitingToken = call.body
+    token, operator, ends_at = await call.services.sign_ins.take_login(call.scope, body.device_code)
+    return Reply(200, responses.TakenLogin(token, operator.name, ends_at))
+
+
+async def end_session(call: ApiCall) -> Reply:
+    """DELETE /v1/sessions/self."""
+    if not call.operator.session_id:
+        raise ProblemError("unknown_session", "this is an operator's token, and no session that could be ended")
+    await call.services.sessions.end(call.scope, call.operator)
+    return Reply(204)
 
 
 async def _find(conn: Connection, by: Principal, name: str) -> OperatorRow:

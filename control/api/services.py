@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from control.access.auth import Authenticator, JoinTokenRow
 from control.access.auth_failures import AuthFailures
 from control.access.sessions import Sessions
+from control.access.sign_ins import SignIns
 from control.clock import Clock
 from control.edge_check import Checks
 from control.metrics import ControlMetrics
@@ -64,6 +65,7 @@ class Services:
     readiness: Readiness
     auth: Authenticator
     sessions: Sessions
+    sign_ins: SignIns
     join_tokens: Lookups[JoinTokenRow]
     failures: AuthFailures
     fleet: FleetCache

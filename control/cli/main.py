@@ -13,10 +13,14 @@ import click
 from control.cli.support import output
 from control.cli.support.client import Failure
 
+# Each verb's module, and what it is called there, where that isn't `command`.
 VERBS = {
     "up": "control.cli.up",
     "serve": "control.cli.serve",
     "migrate": "control.cli.migrate",
+    "login": "control.cli.signing_in:login",
+    "logout": "control.cli.signing_in:logout",
+    "console": "control.cli.signing_in:console",
     "status": "control.cli.status",
     "node": "control.cli.nodes",
     "function": "control.cli.functions",
@@ -40,10 +44,10 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = VERBS.get(cmd_name)
-        if module is None:
+        if cmd_name not in VERBS:
             return None
-        found = getattr(__import__(module, fromlist=["command"]), "command")  # noqa: B009
+        module, _, name = VERBS[cmd_name].partition(":")
+        found = getattr(__import__(module, fromlist=["command"]), name or "command")
         assert isinstance(found, click.Command)  # noqa: S101
         return found
 
@@ -53,7 +57,8 @@ class Verbs(click.Group):
 def skerry() -> None:
     """Functions and data at the edge, brought to their release by a central control plane.
 
-    Control is found by SKERRY_URL, SKERRY_TOKEN and SKERRY_CA, or by what `skerry up` left in SKERRY_HOME (.skerry).
+    Control is found by SKERRY_URL, SKERRY_TOKEN and SKERRY_CA, by what `skerry up` left in SKERRY_HOME (.skerry), or by
+    what `skerry login` keeps.
     """
 
 

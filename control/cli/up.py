@@ -16,9 +16,9 @@ from pathlib import Path
 import aiohttp
 import click
 
-from control.cli import migrate
+from control.cli import migrate, signing_in
 from control.cli.support import example, local, options, output, waiting
-from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, RequestRefused, home, path
+from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, Json, RequestRefused, home, path
 from control.local import embedded, pki
 from control.local.process import ServiceError, read_settings, write_settings
 
@@ -77,9 +77,9 @@ class Up:
             metadata_url, artifacts_url = await self._services(stack)
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch())
-                await self._everything(stack, metadata_url, artifacts_url)
+                client = await self._everything(stack, metadata_url, artifacts_url)
                 if not demo:
-                    self._tell_what_next()
+                    self._tell_what_next(client.url, await client.post(path("sign-in-codes")))
                     self._step_now, self.serving = "serving", True
                     await asyncio.Event().wait()
                 watch.cancel()
@@ -124,7 +124,7 @@ class Up:
             told.append(f"PostgreSQL at {_place(services.metadata_url)}, SeaweedFS at {_place(services.artifacts_url)}")
             return services.metadata_url, services.artifacts_url
 
-    async def _everything(self, stack: AsyncExitStack, metadata_url: str, artifacts_url: str) -> None:
+    async def _everything(self, stack: AsyncExitStack, metadata_url: str, artifacts_url: str) -> Client:
         async with self._step("certificates") as told:
             keys = pki.ensure(self._home.pki)
             told.append(f"a CA of our own, {keys.fingerprint[:16]}…")
@@ -155,6 +155,7 @@ class Up:
             if new and status != 200:
                 raise Failure(f"{call} answered {status}: {text}")
             told.append(f"{call} answers {text}" if status == 200 else f"{call} answers {status} {text}")
+        return client
 
     async def _start_control(
         self, stack: AsyncExitStack, held: int, settings: dict[str, str], url: str, ca: Path
@@ -224,7 +225,14 @@ class Up:
         self._home.keep(example=True)
         return True
 
-    def _tell_what_next(self) -> None:
+    def _tell_what_next(self, url: str, made: Json) -> None:
+        output.say(
+            f"the console is at {signing_in.console_url(url)}: type the code {made['code']} there (once, within five "
+            "minutes; `skerry console` makes another)"
+        )
+        output.say(
+            f"its certificate is of a CA of our own: your browser asks about it, or trusts {self._home.pki}/ca.pem"
+        )
         output.say(
             f"ready in {output.span(time.monotonic() - self._began)}. Try next, in another terminal, in this folder:",
             "green",

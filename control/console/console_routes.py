@@ -17,7 +17,7 @@ from control.access.auth import AuthError
 from control.api import operations
 from control.api.operations import Reply
 from control.api.services import Services
-from control.console import assets, live, overview, rendering, theme, visits
+from control.console import assets, live, overview, rendering, sign_in_pages, theme, visits
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -46,7 +46,7 @@ def find(path: str) -> tuple[ConsolePage, Mapping[str, str]] | None:
     return None
 
 
-PAGES: tuple[ConsolePage, ...] = (*overview.PAGES, *theme.PAGES, live.page(find))
+PAGES: tuple[ConsolePage, ...] = (*sign_in_pages.PAGES, *overview.PAGES, *theme.PAGES, live.page(find))
 
 
 class ConsoleEndpoint:

@@ -207,6 +207,8 @@ class Monitor:
             ("old_idempotency", now - KEPT_ANSWERS),
             ("old_leases", now - KEPT_LEASES),
             ("old_batches", now - KEPT_ANSWERS),
+            ("old_codes", now - KEPT_ANSWERS),
+            ("old_logins", now - KEPT_ANSWERS),
             ("old_sessions", now - self._sessions_kept),
             ("old_credentials", now - KEPT_CREDENTIALS),
         ):

@@ -10,6 +10,7 @@ from control.access import auth
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
 from control.access.sessions import Sessions
+from control.access.sign_ins import SignIns
 from control.api.services import Databases, Services
 from control.clock import Clock
 from control.edge_check import Checks
@@ -95,6 +96,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         authenticator = Authenticator(fleet, clock, databases.first_polls, join_tokens, settings)
         sessions = Sessions(fleet, clock, authenticator, databases.cache, databases.writes, background, settings)
         stack.push_async_callback(sessions.stop)
+        sign_ins = SignIns(sessions, clock, databases.cache, databases.writes)
+        stack.push_async_callback(sign_ins.stop)
         pem = settings.ca_cert.read_bytes() if settings.ca_cert is not None else b""
         services = Services(
             settings=settings,
@@ -107,6 +110,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             readiness=readiness,
             auth=authenticator,
             sessions=sessions,
+            sign_ins=sign_ins,
             join_tokens=join_tokens,
             failures=failures,
             fleet=fleet,

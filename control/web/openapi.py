@@ -134,7 +134,7 @@ def _responses(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     if operation.role == "node" and operation.ended:
         codes.append(operation.ended)
     if operation.role in ROLES:
-        codes.append("token_expired")
+        codes += ["token_expired", "session_ended"]
     if operation.body is not None:
         codes += WITH_BODY
     if operation.body is not None or operation.method in ("POST", "DELETE"):

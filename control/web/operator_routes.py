@@ -1,4 +1,4 @@
-"""The operations on operators."""
+"""The operations on operators, and on signing in."""
 
 from control.api import operators, pagination
 from control.api.bodies import requests, responses
@@ -46,6 +46,49 @@ OPERATIONS: tuple[Operation, ...] = (
         "admin",
         {204: None},
         ("unknown_operator", "last_admin"),
+        everywhere=False,
+    ),
+    # Signing in
+    Operation(
+        "POST",
+        "/v1/sign-in-codes",
+        "Make a code for signing in at the console",
+        operators.make_code,
+        "read",
+        {201: responses.SignInCode},
+        everywhere=False,
+    ),
+    Operation(
+        "POST",
+        "/v1/logins",
+        "Begin a login of a command line",
+        operators.begin_login,
+        None,
+        {201: responses.BegunLogin},
+        ("too_many_tries",),
+        body=requests.NewLogin,
+    ),
+    Operation(
+        "POST",
+        "/v1/logins/token",
+        "Was the login allowed?",
+        operators.take_login,
+        None,
+        {200: responses.TakenLogin},
+        (
+            *("login_pending", "login_refused", "login_ended"),
+            *("credentials_invalid", "token_expired", "session_ended"),
+        ),
+        body=requests.WaitingToken,
+    ),
+    Operation(
+        "DELETE",
+        "/v1/sessions/self",
+        "End the session in which one asks",
+        operators.end_session,
+        "read",
+        {204: None},
+        ("unknown_session",),
         everywhere=False,
     ),
 )

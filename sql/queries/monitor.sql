@@ -125,6 +125,14 @@ DELETE FROM join_tokens WHERE id IN (SELECT t.id FROM join_tokens AS t WHERE t.e
 -- name: old_sessions
 DELETE FROM sessions WHERE id IN (SELECT s.id FROM sessions AS s WHERE s.made_at < $1 LIMIT $2);
 
+-- Delete codes for signing in that were made long ago.
+-- name: old_codes
+DELETE FROM sign_in_codes WHERE code_hash IN (SELECT c.code_hash FROM sign_in_codes AS c WHERE c.made_at < $1 LIMIT $2);
+
+-- Delete logins that were begun long ago.
+-- name: old_logins
+DELETE FROM logins WHERE id IN (SELECT l.id FROM logins AS l WHERE l.made_at < $1 LIMIT $2);
+
 -- Delete records of the last batches of counts of replicas that are gone.
 -- name: old_batches
 DELETE FROM auth_failure_batches WHERE replica IN

@@ -9,7 +9,7 @@ FROM sessions WHERE id = ANY($1::text[]::uuid[]);
 -- Add a session.
 -- name: begin
 INSERT INTO sessions (id, secret_hash, operator_id, used_in, signed_in_by, stays, made_at, last_used_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $7);
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- End a session; answers no row where it had ended.
 -- name: end

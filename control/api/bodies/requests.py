@@ -130,3 +130,12 @@ class NewWebhook(Body, frozen=True):
     """The kinds of events that it gets; none: all."""
     secret: Annotated[str, Meta(max_length=200)] | None = None
     """``whsec_`` and 24 to 64 bytes as base64; without it, control makes one."""
+
+
+class NewLogin(Body, frozen=True):
+    machine: Annotated[str, Meta(min_length=1, max_length=100)]
+    """The name of the machine that it is for, which whoever allows it is shown."""
+
+
+class WaitingToken(Body, frozen=True):
+    device_code: Annotated[str, Meta(min_length=1, max_length=200)]

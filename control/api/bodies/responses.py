@@ -62,6 +62,33 @@ class MadeOperator(Struct):
     """The token's text, which is answered only once."""
 
 
+class SignInCode(Struct):
+    code: str
+    """To be typed at `/sign-in`, once."""
+    expires_at: datetime
+
+
+class BegunLogin(Struct):
+    """As RFC 8628 has it; times are RFC 3339 here."""
+
+    device_code: str
+    """The secret with which one asks whether the login was allowed."""
+    user_code: str
+    """To be typed at `verification_path` by somebody who is signed in there."""
+    verification_path: str
+    expires_at: datetime
+    interval: int
+    """Seconds between two questions."""
+
+
+class TakenLogin(Struct):
+    token: str
+    """A token of the operator who allowed it, which is answered only once."""
+    operator: str
+    expires_at: datetime
+    """When it ends at the latest."""
+
+
 class Health(Struct, omit_defaults=True):
     status: str
     notes: list[str] = field(default_factory=list)

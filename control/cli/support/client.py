@@ -11,6 +11,7 @@ import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,8 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 import orjson
+
+from control.cli.support import logins
 
 ATTEMPTS = 5
 """Times that a call is tried while control can't be reached or answers 503."""
@@ -32,6 +35,7 @@ CHUNK = 1024 * 1024
 HOME_FILE = "cli.json"
 """The file in SKERRY_HOME in which `skerry up` leaves URL, token and CA for the commands."""
 CA_CURE = "set SKERRY_CA to the file with control's CA"
+SIGN_IN_CURE = "sign in with `skerry login`, or set SKERRY_TOKEN to an operator's token"
 AGAIN = "start `skerry up` again: it writes the file anew"
 
 Json = dict[str, Any]
@@ -106,29 +110,55 @@ def read_home_file() -> dict[str, str]:
 
 
 def connection_settings() -> ConnectionSettings:
-    """Read SKERRY_URL, SKERRY_TOKEN and SKERRY_CA, or without a URL what `skerry up` left in SKERRY_HOME.
+    """Read SKERRY_URL, SKERRY_TOKEN and SKERRY_CA; what isn't set comes from what `skerry login` keeps of that control.
 
-    A local installation's token never goes to the control that SKERRY_URL names.
+    Without a URL it is the control that `skerry up` left in SKERRY_HOME, or the one of the newest login. A token that
+    is kept never goes to another control than its own.
 
-    Raises: NotConnected, when neither names a control, or the URL isn't https.
+    Raises: NotConnected, when no control is named, there is no token for it, or the URL isn't https.
     """
     url, token, ca = (os.environ.get(name, "") for name in ("SKERRY_URL", "SKERRY_TOKEN", "SKERRY_CA"))
     edge = os.environ.get("SKERRY_EDGE_URL", "")
-    if not url:
-        local = read_home_file()
-        if "url" not in local or "token" not in local:
-            raise NotConnected(
-                f"no control to talk to: SKERRY_URL isn't set and {home() / HOME_FILE} isn't there",
-                cure="set SKERRY_URL, SKERRY_TOKEN and SKERRY_CA, or start a local one with `skerry up`",
-            )
+    local = {} if url else read_home_file()
+    if "url" in local and "token" in local:
         url, token, ca = local["url"], token or local["token"], ca or local.get("ca", "")
         edge = edge or local.get("edge", "")
     elif not token:
-        raise NotConnected("SKERRY_URL is set but SKERRY_TOKEN isn't", cure="set SKERRY_TOKEN to an operator's token")
+        login = find_login(url)
+        if login is None and url:
+            raise NotConnected(f"SKERRY_URL is set, and there is no token for {url}", cure=SIGN_IN_CURE)
+        if login is None:
+            raise NotConnected(
+                f"no control to talk to: SKERRY_URL isn't set and {home() / HOME_FILE} isn't there",
+                cure="sign in with `skerry login https://…`, or start a local one with `skerry up`; a script sets "
+                "SKERRY_URL, SKERRY_TOKEN and SKERRY_CA",
+            )
+        if datetime.fromisoformat(login.ends_at) <= datetime.now(UTC):
+            raise NotConnected(f"the login at {login.url} ended at {login.ends_at}", cure="run `skerry login` again")
+        url, token, ca = login.url, login.token, ca or login.ca
+    elif not url:
+        raise NotConnected(
+            "SKERRY_TOKEN is set but SKERRY_URL isn't", cure="set SKERRY_URL to the control that it is of"
+        )
+    check_url(url)
+    return ConnectionSettings(url.rstrip("/"), token, Path(ca) if ca else None, edge)
+
+
+def check_url(url: str) -> None:
+    """Raises: NotConnected, when a URL of control isn't https, or http on loopback."""
     parts = urlsplit(url)
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
-        raise NotConnected(f"SKERRY_URL must be an https URL, not {url!r}")
-    return ConnectionSettings(url.rstrip("/"), token, Path(ca) if ca else None, edge)
+        raise NotConnected(f"control's URL must be an https URL, not {url!r}", cure="set SKERRY_URL to it")
+
+
+def find_login(url: str = "") -> logins.Login | None:
+    """What `skerry login` keeps of a control, or of the newest login. Raises: NotConnected, when it can't be read."""
+    try:
+        return logins.find(url.rstrip("/"))
+    except (OSError, ValueError) as error:
+        raise NotConnected(
+            f"{logins.file()} can't be read: {error}", cure="remove it and run `skerry login`"
+        ) from error
 
 
 def is_loopback(host: str) -> bool:
@@ -334,11 +364,14 @@ def _seconds(retry_after: str | None) -> float:
         return 0
 
 
-_LOGIN = "set SKERRY_TOKEN to a valid operator's token (an admin makes one: `skerry operator add`)"
+_LOGIN = (
+    "run `skerry login`, or set SKERRY_TOKEN to a valid operator's token (an admin makes one: `skerry operator add`)"
+)
 CURES = {
     "401": _LOGIN,
     "credentials_missing": _LOGIN,
     "credentials_invalid": _LOGIN,
+    "session_ended": "run `skerry login`",
     "role_insufficient": "ask someone who has that role, or an admin to give it (`skerry operator change`)",
     "version_in_target": "--release takes it out of the groups' releases first",
     "version_needed": "--force deletes it all the same",

@@ -197,7 +197,7 @@ def _expired(t: Tables, now: datetime, limit: int) -> Rows:
 
 _OLD = (
     *("syncs", "auth_failures", "warnings", "join_tokens", "idempotency", "leases", "batches", "sessions"),
-    "credentials",
+    *("codes", "logins", "credentials"),
 )
 
 

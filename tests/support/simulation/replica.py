@@ -89,7 +89,9 @@ class Replica:
             settings=SETTINGS,
             clock=clock,
             databases=Databases(**dict.fromkeys(Databases.__dataclass_fields__, db)),
-            **dict.fromkeys(("ownership", "deletions", "checks", "readiness", "join_tokens", "live"), nothing),
+            **dict.fromkeys(
+                ("ownership", "deletions", "checks", "readiness", "join_tokens", "live", "sign_ins"), nothing
+            ),
             store=store,
             auth=operators,
             sessions=Sessions(fleet, clock, operators, db, db, db, SETTINGS),

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from control import tokens
 
 
-@pytest.mark.parametrize("kind", ["node", "join", "operator", "session"])
+@pytest.mark.parametrize("kind", ["node", "join", "operator", "session", "login"])
 def test_a_token_is_read_as_what_it_is(kind: tokens.Kind) -> None:
     token = tokens.new_token(kind)
     parsed = tokens.parse(kind, token.text)
     assert parsed == (str(token.id), token.secret_hash)
-    others: list[tokens.Kind] = ["node", "join", "operator", "session"]
+    others: list[tokens.Kind] = ["node", "join", "operator", "session", "login"]
     assert all(tokens.parse(other, token.text) is None for other in others if other != kind)
 
 

@@ -1,20 +1,26 @@
 """`skerry up` itself: its steps, what it says, and what ends and comes back."""
 
+import asyncio
 import json
+import re
 import shlex
 import signal
 import socket
+import ssl
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import psutil
 import pytest
 
+from control.access.sessions import COOKIE
 from control.cli.support import local
 from control.local.process import ServiceError
+from tests.support.console_browser import ConsoleBrowser
 from tests.support.up import LIMIT, ROOT, Shell, Up, make_home
 
 
@@ -52,6 +58,25 @@ def test_the_commands_that_it_prints_work(up: Up, skerry: Shell) -> None:
     assert "edge-1 runs release" in outputs[2]
     assert outputs[4] == '{"name":"ada","count":1}\n'
     assert "- visits@1 is removed" in outputs[5]
+
+
+def test_the_code_that_it_prints_signs_in_at_the_console(up: Up) -> None:
+    line = r"the console is at (https://127\.0\.0\.1:\d+)/sign-in\?by=code: type the code (\S+) there"
+    found = re.search(line, up.output)
+    assert found, up.output
+
+    async def sign_in(url: str, code: str) -> ConsoleBrowser:
+        context = ssl.create_default_context(cafile=str(up.home / "pki" / "ca.pem"))
+        connector, jar = aiohttp.TCPConnector(ssl=context), aiohttp.DummyCookieJar()
+        async with aiohttp.ClientSession(connector=connector, cookie_jar=jar) as session:
+            browser = ConsoleBrowser(url, session)
+            await browser.open("/sign-in?by=code")
+            await browser.send("/sign-in", code=code)
+            return browser
+
+    browser = asyncio.run(sign_in(found[1], found[2]))
+    assert COOKIE in browser.cookies
+    assert "edge-1" in browser.shown.text or "1 node" in browser.shown.words
 
 
 def test_a_second_up_is_told_that_it_is_the_second(up: Up) -> None:

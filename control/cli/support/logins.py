@@ -1,0 +1,61 @@
+"""What `skerry login` keeps: for each control the token of a session, in the user's folder, for this user alone."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+
+@dataclass(frozen=True)
+class Login:
+    """A session at a control."""
+
+    url: str
+    token: str
+    operator: str
+    ends_at: str
+    """When it ends at the latest, in RFC 3339."""
+    ca: str
+    """The file of control's CA; '' for the system's CAs."""
+
+
+def file() -> Path:
+    """Where logins are kept: XDG_CONFIG_HOME, or .config in the user's folder."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "skerry" / "logins.json"
+
+
+def read() -> list[Login]:
+    """All logins, the newest last. Raises: OSError or ValueError, when the file can't be read or isn't what it was."""
+    try:
+        kept = orjson.loads(file().read_bytes())
+    except FileNotFoundError:
+        return []
+    try:
+        return [Login(**one) for one in kept]
+    except TypeError as error:
+        raise ValueError(f"{file()} isn't what `skerry login` writes") from error
+
+
+def find(url: str = "") -> Login | None:
+    """The login at a control, or the newest one; None where there is none. Raises as `read`."""
+    found = [one for one in read() if url in ("", one.url)]
+    return found[-1] if found else None
+
+
+def keep(login: Login) -> None:
+    """Keep a login in the place of one at the same control. Raises: OSError."""
+    _write([*(one for one in read() if one.url != login.url), login])
+
+
+def forget(url: str) -> None:
+    """Forget the login at a control. Raises: OSError."""
+    _write([one for one in read() if one.url != url])
+
+
+def _write(logins: list[Login]) -> None:
+    # Imported here: most commands only read.
+    from control.local.process import write_private
+
+    file().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(file(), orjson.dumps([asdict(one) for one in logins], option=orjson.OPT_INDENT_2).decode())

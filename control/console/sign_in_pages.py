@@ -1,0 +1,134 @@
+"""Signing in and out: by an operator's token, by a code of `skerry console`, and allowing what `skerry login` asks for.
+
+The page to sign in has no session yet, so its form has the token of a cookie that it was sent with. A browser that
+keeps no such cookie is told so, and a form of another site can't sign anybody in.
+"""
+
+import contextlib
+import secrets
+from urllib.parse import quote, urlencode
+
+from control.access import auth, forms, sessions
+from control.access.auth import AuthError
+from control.access.sessions import COOKIE
+from control.api.operations import Reply
+from control.console import rendering, visits
+from control.console.visits import SIGN_IN, ConsolePage, Visit
+from control.problems import ProblemError
+
+VISIT_COOKIE = "__Host-skerry-sign-in"
+"""The cookie that the form for signing in is bound to."""
+NO_COOKIES = (
+    "the browser didn't send back the cookie that this page gave it. Cookies must be allowed, and the page must come "
+    "by https; some browsers keep none of http://127.0.0.1"
+)
+
+
+async def show(visit: Visit) -> Reply:
+    """GET /sign-in?next=&by=code"""
+    with contextlib.suppress(ProblemError):
+        await visits.visitor(visit.services, visit.scope)
+        return rendering.redirect(forms.own_path(visit.query.get("next", "/")))
+    return _page(visit, visit.query.get("next", "/"), by_code=visit.query.get("by") == "code")
+
+
+async def sign_in(visit: Visit) -> Reply:
+    """POST /sign-in: `token` or `code`, and `next`, the page to show then."""
+    services, form = visit.services, visit.form
+    to = forms.own_path(form.get("next", "/"))
+    by_code = "code" in form
+    stays = form.get("stays") == "on"
+    try:
+        own = sessions.cookie(visit.scope, VISIT_COOKIE)
+        if own is None:
+            return _page(visit, to, by_code=by_code, error=ProblemError("form_refused", NO_COOKIES))
+        forms.check(visit.scope, sessions.form_token(own), form.getlist("visit_token"), services.settings.public_url)
+        services.fleet.refuse_stale()
+        if by_code:
+            secret = await services.sign_ins.use_code(visit.scope, form["code"], stays=stays)
+        else:
+            operator = await services.auth.operator_of(form.get("token", "").strip())
+            secret = await services.sessions.begin(visit.scope, operator, "console", "token", stays=stays)
+    except AuthError as error:
+        if error.reason:
+            services.failures.record(auth.address(visit.scope), error.reason)
+            services.metrics.auth_failure(error.reason)
+        return _page(visit, to, by_code=by_code, error=error)
+    except ProblemError as error:
+        return _page(visit, to, by_code=by_code, error=error)
+    return await signed_in(visit, secret, to, stays=stays)
+
+
+async def signed_in(visit: Visit, secret: str, to: str, *, stays: bool) -> Reply:
+    """The answer to whoever has signed in. The session that the browser had before ends."""
+    with contextlib.suppress(ProblemError):
+        before = await visit.services.sessions.signed_in(visit.scope)
+        await visit.services.sessions.end(visit.scope, before.operator)
+    seconds = visit.services.settings.session_stay if stays else None
+    given = sessions.set_cookie(COOKIE, secret, seconds=seconds), sessions.set_cookie(VISIT_COOKIE, "", seconds=0)
+    return rendering.redirect(to, given)
+
+
+async def sign_out(visit: Visit) -> Reply:
+    """POST /sign-out."""
+    await visit.services.sessions.end(visit.scope, visit.operator)
+    return rendering.redirect(SIGN_IN, (sessions.set_cookie(COOKIE, "", seconds=0),))
+
+
+async def ask_code(visit: Visit) -> Reply:
+    """GET /login: asks for the code of `skerry login`."""
+    return visit.html_alone("login.html", waiting=None, done="", error=None)
+
+
+async def answer_login(visit: Visit) -> Reply:
+    """POST /login: `code` shows what waits; `id` and `answer` allow it or refuse it."""
+    sign_ins, session = visit.services.sign_ins, visit.visitor.session
+    if session is None:
+        raise ProblemError("unknown_session", "a login is allowed in a browser, by somebody who has signed in there")
+    waiting, done = None, ""
+    try:
+        if "answer" in visit.form:
+            allow = visit.form["answer"] == "allow"
+            await sign_ins.answer_login(visit.scope, visit.form.get("id", ""), session, allow=allow)
+            done = "allowed" if allow else "refused"
+        else:
+            waiting = await sign_ins.find_login(visit.scope, visit.form.get("code", ""))
+    except ProblemError as error:
+        if error.status >= 500 or isinstance(error, AuthError):
+            raise
+        return visit.html_alone("login.html", error.status, waiting=None, done="", error=error)
+    return visit.html_alone("login.html", waiting=waiting, done=done, error=None, ends_at=session.ends_at)
+
+
+def _page(visit: Visit, to: str, *, by_code: bool, error: ProblemError | None = None) -> Reply:
+    try:
+        own = sessions.cookie(visit.scope, VISIT_COOKIE)
+    except AuthError:
+        own = None
+    own = own or secrets.token_urlsafe(32)
+    to = forms.own_path(to)
+    other = urlencode({"next": to} if by_code else {"next": to, "by": "code"}, quote_via=quote)
+    host = next((value.decode("latin-1") for name, value in visit.scope["headers"] if name == b"host"), "")
+    return visit.html_alone(
+        "sign_in.html",
+        200 if error is None else error.status,
+        # Also where the browser has it: from now on it keeps it for an hour.
+        (sessions.set_cookie(VISIT_COOKIE, own, seconds=3600),),
+        by_code=by_code,
+        other=f"{SIGN_IN}?{other}",
+        next=to,
+        host=host,
+        visit_token=sessions.form_token(own),
+        error=error,
+        stay_days=visit.services.settings.session_stay / 86400,
+        life_hours=visit.services.settings.session_life / 3600,
+    )
+
+
+PAGES = (
+    ConsolePage("GET", SIGN_IN, show, role=None),
+    ConsolePage("POST", SIGN_IN, sign_in, role=None),
+    ConsolePage("POST", "/sign-out", sign_out),
+    ConsolePage("GET", "/login", ask_code),
+    ConsolePage("POST", "/login", answer_login),
+)

@@ -1,0 +1,287 @@
+"""Signing in and out at the console, as a browser does it, and what others can't do with it."""
+
+import re
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from control.access import sign_ins
+from control.access.sessions import COOKIE
+from control.console.sign_in_pages import VISIT_COOKIE
+from control.local.pki import Pki
+from tests.support.console_browser import ConsoleBrowser
+from tests.support.control import Control, running
+
+
+@pytest.fixture
+async def control(long_waits: None, database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    async with running(database_url, bucket_url, pki) as found:
+        yield found
+
+
+@pytest.fixture
+async def browser(control: Control) -> AsyncIterator[ConsoleBrowser]:
+    connector = control.session.connector
+    # Its cookies are kept by the test's rules.
+    async with aiohttp.ClientSession(
+        connector=connector, connector_owner=False, cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+        yield ConsoleBrowser(control.url, session)
+
+
+def another(browser: ConsoleBrowser) -> ConsoleBrowser:
+    return ConsoleBrowser(browser.url, browser.session)
+
+
+async def test_who_asks_for_a_page_signs_in_and_gets_it(control: Control, browser: ConsoleBrowser) -> None:
+    shown = await browser.open("/?range=1h")
+    assert (shown.status, browser.at) == (200, f"{control.url}/sign-in?next=/%3Frange%3D1h")
+    assert "no-store" in shown.headers["cache-control"]
+    shown = await browser.send("/sign-in", token=f" {control.token} ")
+    assert (shown.status, browser.at) == (200, f"{control.url}/?range=1h")
+    assert "admin" in shown.words
+    assert set(browser.cookies) == {COOKIE}
+    assert control.token not in shown.text
+    # Who is signed in isn't asked again.
+    await browser.open("/sign-in?next=/login")
+    assert browser.at == f"{control.url}/login"
+
+
+async def test_signing_out_ends_the_session_itself(control: Control, browser: ConsoleBrowser) -> None:
+    await browser.sign_in(control.token)
+    kept = dict(browser.cookies)
+    await browser.send("/sign-out")
+    assert (browser.cookies.keys(), browser.at) == ({VISIT_COOKIE}, f"{control.url}/sign-in")
+    thief = another(browser)
+    thief.cookies = kept
+    await thief.open("/")
+    assert thief.at.startswith(f"{control.url}/sign-in?")
+
+
+async def test_a_wrong_token_tells_nothing_and_is_counted(control: Control, browser: ConsoleBrowser) -> None:
+    revoked = await control.operator("gone", "read")
+    await control.ok("DELETE", "/v1/operators/gone")
+    told = set()
+    for token in ("sko_nothing", revoked, control.token[:-4] + "AAAA", ""):
+        shown = await browser.sign_in(token)
+        assert shown.status == 401
+        told.add(re.search(r"<p class=\"small wrap\">(.*?)</p>", shown.text)[1])  # type: ignore[index]
+        assert COOKIE not in browser.cookies
+    assert len(told) == 1
+    await control.services.failures.flush()
+    failures = {row["reason"]: row["count"] for row in await control.items("/v1/auth-failures")}
+    assert failures == {"malformed": 2, "revoked": 1, "wrong_secret": 1}
+
+
+@pytest.mark.parametrize("to", ["https://evil.example/", "//evil.example", "/\\evil.example", "/sign-in", "/sign-out"])
+async def test_signing_in_leads_to_no_other_place(control: Control, browser: ConsoleBrowser, to: str) -> None:
+    await browser.open("/sign-in")
+    await browser.send("/sign-in", token=control.token, next=to)
+    assert browser.at == f"{control.url}/"
+    await browser.send("/sign-out")
+    await browser.session.get(control.url)
+    shown = await browser.open(f"/sign-in?next={to}")
+    assert 'name="next" value="/"' in shown.text
+
+
+async def test_no_other_site_signs_anybody_in(control: Control, browser: ConsoleBrowser) -> None:
+    """Nor has them send a form, whatever of the cookies it could put into the browser."""
+    await browser.open("/sign-in")
+    for headers in (
+        {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {},
+    ):
+        shown = await browser.send("/sign-in", headers=headers, token=control.token)
+        assert (shown.status, COOKIE in browser.cookies) == (403, False)
+    # A form that was made for another browser.
+    other = another(browser)
+    await other.open("/sign-in")
+    other.cookies = dict(browser.cookies)
+    shown = await other.send("/sign-in", token=control.token)
+    assert (shown.status, COOKIE in other.cookies) == (403, False)
+    # Without cookies the page says what is wrong.
+    lost = another(browser)
+    await lost.open("/sign-in")
+    lost.cookies.clear()
+    shown = await lost.send("/sign-in", token=control.token)
+    assert (shown.status, COOKIE in lost.cookies) == (403, False)
+    assert "Cookies must be allowed" in shown.words
+
+
+async def test_signing_in_makes_a_new_session_whatever_the_browser_had(
+    control: Control, browser: ConsoleBrowser
+) -> None:
+    """A session that somebody put there before isn't the one that is signed in."""
+    await browser.sign_in(control.token)
+    first = browser.cookies[COOKIE]
+    token = await control.operator("anna", "read")
+    victim = another(browser)
+    await victim.open("/sign-in")
+    victim.cookies[COOKIE] = first
+    shown = await victim.send("/sign-in", token=token)
+    assert victim.cookies[COOKIE] != first
+    assert "anna" in shown.words
+    # The one before was ended.
+    await browser.open("/")
+    assert "/sign-in" in browser.at
+
+
+async def test_every_form_of_the_console_needs_its_sessions_token_and_origin(
+    control: Control, browser: ConsoleBrowser
+) -> None:
+    await browser.sign_in(control.token)
+    await browser.open("/login")
+    shown = await browser.send("/sign-out", form_token="0" * 64)
+    assert (shown.status, COOKIE in browser.cookies) == (403, True)
+    await browser.open("/login")
+    shown = await browser.send(
+        "/sign-out", headers={"origin": "https://sibling.127.0.0.1", "sec-fetch-site": "same-site"}
+    )
+    assert (shown.status, COOKIE in browser.cookies) == (403, True)
+    assert (await browser.open("/login")).status == 200
+
+
+async def test_staying_signed_in_is_chosen(control: Control, browser: ConsoleBrowser) -> None:
+    await browser.open("/sign-in")
+    await browser.send("/sign-in", token=control.token, stays="on")
+    other = another(browser)
+    await other.sign_in(control.token)
+    control.clock.advance(hours=13)
+    assert (await browser.open("/")).status == 200
+    assert browser.at == f"{control.url}/"
+    await other.open("/")
+    assert "/sign-in" in other.at
+
+
+async def test_a_code_signs_in_once(control: Control, browser: ConsoleBrowser) -> None:
+    token = await control.operator("anna", "deploy")
+    made = await control.ok("POST", "/v1/sign-in-codes", token=token)
+    assert re.fullmatch(r"[B-Z]{4}-[B-Z]{4}", made["code"])
+    rows = await control.services.db.read(lambda conn: conn.fetch("SELECT c::text AS c FROM sign_in_codes AS c"))
+    assert made["code"].replace("-", "") not in str(rows)
+    shown = await browser.open("/sign-in?by=code")
+    assert 'name="token"' not in shown.text
+    shown = await browser.send("/sign-in", code=made["code"].lower().replace("-", " "))
+    assert (browser.at, "anna" in shown.words) == (f"{control.url}/", True)
+    other = another(browser)
+    await other.open("/sign-in?by=code")
+    shown = await other.send("/sign-in", code=made["code"])
+    assert (shown.status, COOKIE in other.cookies) == (401, False)
+    actions = [(r["action"], r["details"].get("by")) for r in await control.items("/v1/audit?actor=anna")]
+    assert actions == [("session.begin", "code"), ("code.create", None)]
+
+
+async def test_a_code_ends_and_its_operator_ends_it(control: Control, browser: ConsoleBrowser) -> None:
+    token = await control.operator("anna", "read")
+    old = await control.ok("POST", "/v1/sign-in-codes", token=token)
+    control.clock.advance(minutes=5, seconds=1)
+    new = await control.ok("POST", "/v1/sign-in-codes", token=token)
+    await browser.open("/sign-in?by=code")
+    assert (await browser.send("/sign-in", code=old["code"])).status == 401
+    await control.ok("DELETE", "/v1/operators/anna")
+    assert (await browser.send("/sign-in", code=new["code"])).status == 401
+    assert COOKIE not in browser.cookies
+
+
+async def test_codes_cannot_be_found_by_trying(control: Control, browser: ConsoleBrowser) -> None:
+    made = await control.ok("POST", "/v1/sign-in-codes")
+    await browser.open("/sign-in?by=code")
+    for _ in range(sign_ins.TRIES[0]):
+        shown = await browser.send("/sign-in", code=sign_ins.new_code())
+        assert shown.status == 401
+    shown = await browser.send("/sign-in", code=made["code"])
+    assert (shown.status, COOKIE in browser.cookies) == (429, False)
+    assert "too_many_tries" in shown.text
+    # Tokens go on.
+    await browser.sign_in(control.token)
+    assert COOKIE in browser.cookies
+
+
+async def login(control: Control) -> dict[str, str]:
+    made: dict[str, str] = await control.ok("POST", "/v1/logins", {"machine": "<b>anna's laptop</b>"}, token="")
+    return made
+
+
+async def take(control: Control, made: dict[str, str]) -> tuple[int, str, str]:
+    """Status, code of a problem, and token."""
+    reply = await control.call("POST", "/v1/logins/token", {"device_code": made["device_code"]}, token="")
+    return reply.status, "" if reply.status == 200 else reply.code, reply.body.get("token", "")
+
+
+async def test_a_login_is_allowed_by_whoever_types_its_code(control: Control, browser: ConsoleBrowser) -> None:
+    token = await control.operator("anna", "deploy")
+    made = await login(control)
+    assert await take(control, made) == (403, "login_pending", "")
+    await browser.open(made["verification_path"])
+    await browser.send("/sign-in", token=token)
+    assert browser.at == f"{control.url}/login"
+    shown = await browser.send("/login", code=made["user_code"])
+    assert "&lt;b&gt;anna&#39;s laptop" in shown.text
+    assert "127.0.0.1" in shown.words
+    assert await take(control, made) == (403, "login_pending", "")
+    shown = await browser.send("/login", answer="allow")
+    assert "The login is allowed" in shown.words
+    status, _, got = await take(control, made)
+    assert status == 200
+    assert (await control.call("GET", "/v1/groups", token=got)).status == 200
+    assert await take(control, made) == (403, "login_ended", "")
+    assert (await browser.send("/login", answer="allow")).status == 404
+    # Both are of one sign-in, and end apart.
+    await browser.open("/login")
+    await browser.send("/sign-out")
+    assert (await control.call("GET", "/v1/groups", token=got)).status == 200
+    await control.ok("DELETE", "/v1/sessions/self", token=got)
+    assert (await control.call("GET", "/v1/groups", token=got)).code == "session_ended"
+    assert (await control.call("DELETE", "/v1/sessions/self", token=token)).code == "unknown_session"
+    actions = [row["action"] for row in await control.items("/v1/audit?actor=anna")]
+    assert actions == ["session.end", "session.end", "session.begin", "login.allow", "session.begin"]
+
+
+async def test_a_login_that_is_refused_or_too_late_gives_nothing(control: Control, browser: ConsoleBrowser) -> None:
+    await browser.sign_in(control.token)
+    made = await login(control)
+    await browser.open("/login")
+    await browser.send("/login", code=made["user_code"])
+    await browser.send("/login", answer="refuse")
+    assert await take(control, made) == (403, "login_refused", "")
+    late = await login(control)
+    control.clock.advance(minutes=11)
+    assert await take(control, late) == (403, "login_ended", "")
+    await browser.open("/login")
+    assert (await browser.send("/login", code=late["user_code"])).status == 404
+    for code in ("", "x", "BBBB-BBBB"):
+        assert (await browser.send("/login", code=code)).status == 404
+    reply = await control.call("POST", "/v1/logins/token", {"device_code": made["device_code"][:-4] + "AAAA"}, token="")
+    assert reply.code == "credentials_invalid"
+
+
+async def test_logins_and_codes_make_nobody_stay_signed_in(control: Control, browser: ConsoleBrowser) -> None:
+    """A session by way of another one is as old as that."""
+    await browser.sign_in(control.token)
+    control.clock.advance(hours=1)
+    for hour in range(6):
+        made = await login(control)
+        await browser.open("/login")
+        await browser.send("/login", code=made["user_code"])
+        await browser.send("/login", answer="allow")
+        token = (await take(control, made))[2]
+        code = (await control.ok("POST", "/v1/sign-in-codes", token=token))["code"]
+        browser = another(browser)
+        await browser.open("/sign-in?by=code")
+        await browser.send("/sign-in", code=code, stays="on")
+        assert COOKIE in browser.cookies, hour
+        control.clock.advance(minutes=110)
+    assert (await control.call("GET", "/v1/groups", token=token)).code == "session_ended"
+    await browser.open("/")
+    assert "/sign-in" in browser.at
+
+
+async def test_logins_are_begun_only_so_often(control: Control) -> None:
+    for _ in range(sign_ins.BEGINS[0]):
+        await login(control)
+    reply = await control.call("POST", "/v1/logins", {"machine": "x"}, token="")
+    assert (reply.status, reply.code) == (429, "too_many_tries")
+    assert int(reply.headers["retry-after"]) > 0
