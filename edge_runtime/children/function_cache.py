@@ -12,6 +12,7 @@ from edge_runtime import malloc
 from edge_runtime.aot_cache import Damaged, memory_estimate
 from edge_runtime.guests import guest
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.slowest import Slowest
 from edge_runtime.sql.call_sql import SqlLimits
 from edge_runtime.wasmedge import WasmEdgeError
 from edge_runtime.wasmedge.declarations import libc
@@ -27,7 +28,7 @@ Key = tuple[str, str, str, bytes, str]
 class Entry:
     """A function of a release as a worker has it, loaded or not."""
 
-    __slots__ = ("function", "key", "lacking", "local", "secrets", "sql", "used")
+    __slots__ = ("function", "key", "lacking", "local", "secrets", "slowest", "sql", "used")
 
     def __init__(
         self, key: Key, local: frames.LocalFunction, secrets: dict[str, str], lacking: frames.ChildFailure | None
@@ -40,6 +41,8 @@ class Entry:
         """Why the function can't be called, whatever its code is; None if it can."""
         self.sql = SqlLimits(answer_bytes=local.manifest.sql_bytes, rows=local.manifest.sql_rows)
         self.function: guest.LoadedFunction | None = None
+        self.slowest = Slowest()
+        """Which of this worker's calls of it are slow."""
         self.used = 0
         """Number of the worker's call by which the function was last called."""
 

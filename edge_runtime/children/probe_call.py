@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from control.manifest_fields import Probe, sql_grant
+from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.worker_services import Ungranted
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests import guest
 from edge_runtime.ipc.frames import LocalFunction
-from edge_runtime.sql.call_sql import ProbeSql, SqlLimits
+from edge_runtime.sql.call_sql import SqlLimits
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import Damaged, WasmEdgeError

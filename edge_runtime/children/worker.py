@@ -5,7 +5,9 @@ ends the worker, and the front starts another one.
 """
 
 import socket
+from functools import lru_cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -18,12 +20,13 @@ from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest
 from edge_runtime.guests.host_functions import RecentCache
-from edge_runtime.ipc import call_head, frames, progress_page
+from edge_runtime.ipc import call_head, call_times, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.sandbox import fence
 from edge_runtime.sql import database
 from edge_runtime.sql.call_sql import CallSql, CommitFailed, DatabaseHeld, StaleRelease, WriteHeld
 from edge_runtime.sql.session import Session
+from edge_runtime.sql.tokenizer import without_values
 
 AT_ONCE: Final = 4
 """If a release adds at most so many functions, they are loaded before they are called: perhaps somebody waits for
@@ -54,6 +57,12 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     opened.rows("PRAGMA busy_timeout = 0")
     frames.send(sock, progress_page.NONE, frames.READY)
     worker.run()
+
+
+@lru_cache(128)
+def _shown(statement: str) -> str:
+    """Return what may be shown of a statement."""
+    return without_values(statement)[: call_times.TEXT]
 
 
 class ServedRelease(NamedTuple):
@@ -98,6 +107,7 @@ class Worker:
         """The sets of modules, by the front's serial."""
         self._reader = frames.Reader(sock, malloc.trim)
         self._denials = Denials()
+        self._steps = call_times.StepClock()
         self._ungranted = guest.CallServices(self._denials.sql, self._denials.http)
         self._known = RecentCache[Known]()
         """Decoded heads by their bytes: many calls have the same head, byte for byte."""
@@ -107,7 +117,7 @@ class Worker:
         next_frame, take, end = self._reader.next, self._claims.take, self._mark.end
         while (frame := next_frame()) is not None:
             request = frame.request
-            if frame.kind == frames.CALL:
+            if frame.kind == frames.CALL or frame.kind == frames.CALL_TIMED:
                 # Otherwise the front has taken the call back.
                 if take(request):
                     self._call(request, frame)
@@ -131,6 +141,8 @@ class Worker:
 
     def _call(self, request: int, frame: frames.Frame) -> None:
         """Run one call and answer it. Before the answer is sent, its transaction is committed or undone."""
+        steps = self._steps
+        steps.begin()
         key = frame.head
         entry, generation, grant, read_only, before, after = self._known.get(key) or self._know(key)
         function, manifest, denials = entry.function, entry.local.manifest, self._denials
@@ -148,9 +160,11 @@ class Worker:
         services = self._ungranted
         if grant != "none" or manifest.http is not None:
             if grant != "none":
-                sql = CallSql(self._session, grant, generation, self._mark, entry.sql, read_only)
+                sql = CallSql(self._session, grant, generation, self._mark, entry.sql, read_only, steps)
             sending = None if sql is None else sql.sending
-            http = denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request, sending)
+            http = (
+                denials.http if manifest.http is None else FrontHttp(self._sock, self._reader, request, sending, steps)
+            )
             services = guest.CallServices(denials.sql if sql is None else sql, http)
         guest_request = guest.Request(*(*before, frame.body, *after))
         self._mark.start(request)
@@ -182,7 +196,15 @@ class Worker:
                 self._denied(request, sql)
             if answer.log:
                 frames.send(self._sock, request, frames.LOG, b"", answer.log)
-            frames.send(self._sock, request, answer.status, answer.head, answer.body)
+            ended, slowest, times = perf_counter(), entry.slowest, b""
+            took = ended - steps.began
+            if (
+                ((took > slowest.bar or ended > slowest.until) and slowest.add(took, ended))
+                or frame.kind == frames.CALL_TIMED
+                or answer.status >= 500
+            ):
+                times = self._times(request, ended)
+            frames.send(self._sock, request, answer.status, answer.head, answer.body, times)
 
     def _know(self, key: bytes) -> "Known":
         """Decode a call's head."""
@@ -211,7 +233,11 @@ class Worker:
 
     def _fault(self, request: int, code: str, message: str, log: bytes = b"") -> None:
         fault = frames.Fault(code, message, status_of(code), log.decode(errors="replace"))
-        frames.send_json(self._sock, request, frames.FAULT, fault)
+        frames.send_json(self._sock, request, frames.FAULT, fault, self._times(request, perf_counter()))
+
+    def _times(self, request: int, ended: float) -> bytes:
+        """Return the frame that tells where the time of a call went."""
+        return frames.pack(request, frames.TIMES, b"", self._steps.encode(ended, _shown))
 
     def _load(self, load: frames.Load) -> list[frames.ChildFailure]:
         """Be ready for a set of modules; return the functions that couldn't be loaded.

@@ -2,10 +2,13 @@
 
 import socket
 from collections.abc import Callable
+from time import perf_counter
 from typing import Final
+from urllib.parse import urlsplit
 
 from edge_runtime.guests import http_json
-from edge_runtime.ipc import frames, http_messages
+from edge_runtime.ipc import call_times, frames, http_messages
+from edge_runtime.ipc.call_times import StepClock
 from edge_runtime.ipc.http_messages import NotFetched
 from edge_runtime.sql.call_sql import CallSql
 
@@ -17,9 +20,16 @@ class FrontHttp:
     """HTTP of one call: the front makes the request, and the worker waits."""
 
     def __init__(
-        self, sock: socket.socket, reader: frames.Reader, request: int, sending: Callable[[], None] | None = None
+        self,
+        sock: socket.socket,
+        reader: frames.Reader,
+        request: int,
+        sending: Callable[[], None] | None = None,
+        steps: StepClock | None = None,
     ) -> None:
-        """`sending` is called before a request that can't be sent twice; what it raises ends the call."""
+        """`sending` is called before a request that can't be sent twice; what it raises ends the call. `steps` notes
+        how long each request takes."""
+        self._steps = steps or StepClock()
         self._sending = sending
         self._sock = sock
         self._reader = reader
@@ -28,13 +38,24 @@ class FrontHttp:
     def fetch(self, request: bytes) -> bytes:
         """Make a request; return the answer, or the error, as the guest gets it. Raises: ChildGone."""
         try:
-            method, parcel = http_json.to_front(request)
+            method, url, parcel = http_json.to_front(request)
         except NotFetched as error:
             return http_messages.refused(error.code, str(error))
         if self._sending is not None and method not in http_messages.REPEATABLE:
             self._sending()
+        began = perf_counter()
         frames.send(self._sock, self._request, frames.HTTP, b"", parcel)
-        return http_json.to_guest(self._reader.answer(self._request, frames.HTTP_ANSWER))
+        answer = self._reader.answer(self._request, frames.HTTP_ANSWER)
+        self._steps.add(call_times.HTTP, began, _host(url))
+        return http_json.to_guest(answer)
+
+
+def _host(url: str) -> str:
+    """Return the host of a URL, and nothing else of it; empty where it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 class Ungranted:

@@ -7,6 +7,7 @@ from edge_runtime.dispatch.outcomes import Outcome
 from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.call_head import PLAIN, Via, encode_head
+from edge_runtime.ipc.call_times import CallTimes
 
 Body = bytes | list[bytes | bytearray]
 """The body of a request, whole or in pieces: a large one isn't copied to put its pieces together."""
@@ -17,7 +18,7 @@ class Call:
 
     __slots__ = (
         "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name",
-        "params", "path", "query", "route", "script", "sent", "served", "short", "via",
+        "params", "path", "query", "route", "script", "sent", "served", "short", "timed", "times", "via",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +67,10 @@ class Call:
         """The function that the call was last dispatched to; unset before the first attempt."""
         self.short = False
         """Whether the function's recent calls were short when this one was dispatched."""
+        self.timed = False
+        """Whether its worker is to tell `times` however long it takes."""
+        self.times: CallTimes | None = None
+        """Where its time went in its worker; None where the worker hasn't told."""
 
     @property
     def writes(self) -> bool:

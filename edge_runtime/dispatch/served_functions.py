@@ -1,5 +1,6 @@
 """The functions of the current release as calls see them, and what is counted of each function."""
 
+import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -8,7 +9,9 @@ from control.sketch import BOUNDS
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Outcome, Refusal
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.call_times import CallTimes
 from edge_runtime.telemetry.call_counts import CallCounts, total
+from edge_runtime.telemetry.call_records import MOST_NOTED, NotedCall
 from edge_runtime.token_bucket import TokenBucket
 
 SHORT: Final = 0.002
@@ -27,9 +30,13 @@ MOST_RELEASES: Final = 4
 
 
 class EndedCall(Protocol):
-    """A call, as far as it is counted."""
+    """A call that has ended, as far as it is counted and noted."""
 
     began: float
+    method: str
+    script: str
+    path: str
+    times: CallTimes | None
 
 
 @dataclass(slots=True)
@@ -43,6 +50,12 @@ class Tally:
     """The same on all releases before."""
     recent: float = 0.0
     """Seconds that recent calls took in a worker, the newest ones counting most; 0 before the first."""
+    slow: float = 0.0
+    """Seconds: calls that took longer are among the slowest ones of the hour, as far as is known."""
+    noted: list[NotedCall] = field(default_factory=list)
+    """Calls that were slow or failed, of which `CallRecords` has yet to make records."""
+    unnoted: int = 0
+    """Such calls that were left out, since the last record."""
     denied: dict[str, int] = field(default_factory=dict)
     """Uses of what the manifest doesn't grant, by kind."""
     logged: dict[str, float] = field(default_factory=dict)
@@ -137,6 +150,17 @@ class ServedFunction:
         outcomes[kind] = outcomes.get(kind, 0) + 1
         times[bucket] = times.get(bucket, 0) + 1
         counts.total += seconds
+        if kind != "ok" or seconds > tally.slow:
+            if len(tally.noted) < MOST_NOTED:
+                at, path, local = time.time(), call.script + call.path, self.function
+                tally.noted.append(
+                    NotedCall(
+                        at, now, local.version, self.release, call.method, path, kind, outcome.status, seconds, took,
+                        call.times,
+                    )
+                )  # fmt: skip
+            else:
+                tally.unnoted += 1
         if took is not None:
             recent = tally.recent
             tally.recent = recent + (min(took, recent * _OUTLIER) - recent) * _WEIGHT if recent else took

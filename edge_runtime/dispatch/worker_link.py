@@ -16,7 +16,7 @@ from edge_runtime.dispatch.call import Body, Call, Job, Order
 from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.incoming_frames import FrameTooLong, IncomingFrames
 from edge_runtime.dispatch.outcomes import AnswerBody, refused, whole
-from edge_runtime.ipc import frames, progress_page
+from edge_runtime.ipc import call_times, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.ipc.zygote_client import Child, decode_failure
 
@@ -27,7 +27,7 @@ _AGAIN: Final = 0.02
 """Seconds between two looks at a dead worker's socket."""
 _AT_ONCE: Final = 16
 """Pieces of what waits to be sent that one system call is given."""
-_MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED, frames.DAMAGED))
+_MEANWHILE: Final = frozenset((frames.LOG, frames.HTTP, frames.DENIED, frames.DAMAGED, frames.TIMES))
 """Kinds of frames about a call that goes on."""
 
 
@@ -94,7 +94,7 @@ class WorkerLink:
         """Give the worker a call, after the jobs that it has."""
         self._give(call)
         self._claims.offer(call.id)
-        self.send(call.id, frames.CALL, head, call.body)
+        self.send(call.id, frames.CALL_TIMED if call.timed else frames.CALL, head, call.body)
 
     def order(self, kind: int, body: bytes) -> Order:
         """Ask something of the worker, after the jobs that it has."""
@@ -222,6 +222,8 @@ class WorkerLink:
                 self._hooks.http(self, call, body)
             elif kind == frames.LOG:
                 self._hooks.log.write(call.served, body.decode(errors="replace"), call.via.caller)
+            elif kind == frames.TIMES:
+                call.times = call_times.decode(body)
             elif kind == frames.DAMAGED:
                 self._hooks.damaged(call.served.function.sha256)
             else:

@@ -31,8 +31,8 @@ class _HttpRequest(Struct, forbid_unknown_fields=True):
 _decode: Final = msgspec.json.Decoder(_HttpRequest).decode
 
 
-def to_front(request: bytes) -> tuple[str, bytes]:
-    """Return the method of a guest's request, and the message to the front.
+def to_front(request: bytes) -> tuple[str, str, bytes]:
+    """Return the method of a guest's request, its URL, and the message to the front.
 
     Raises: NotFetched, when the request isn't JSON of the form above.
     """
@@ -42,9 +42,8 @@ def to_front(request: bytes) -> tuple[str, bytes]:
         raise NotFetched("http_request_invalid", f"The request isn't as it must be: {error}") from None
     body = decoded.body
     data = b"" if body is None else body.encode() if isinstance(body, str) else body.bytes_
-    return decoded.method, http_messages.parcel(
-        msgspec.json.encode(Asked(decoded.method, decoded.url, decoded.headers)), data
-    )
+    head = msgspec.json.encode(Asked(decoded.method, decoded.url, decoded.headers))
+    return decoded.method, decoded.url, http_messages.parcel(head, data)
 
 
 def to_guest(answer: bytes) -> bytes:

@@ -36,6 +36,8 @@ FORGET: Final = 3
 """`Keep`: unload the functions of the other serials; answered by DONE."""
 QUERY_RELEASE: Final = 4
 """Tell which release the libsql file holds; answered by RELEASE_IS (`Stored`) or FAILED."""
+CALL_TIMED: Final = 18
+"""As CALL, and the front wants to know where the time goes: TIMES comes before the answer."""
 # To an applier
 APPLY: Final = 5
 """`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: what it leads to) or FAILED,
@@ -99,6 +101,9 @@ HTTP: Final = 32
 """The guest of the call asks for an HTTP request: as raw bytes its parcel (`http_messages`). HTTP_ANSWER answers it."""
 DENIED: Final = 33
 """What the call's grants denied it: as raw bytes a JSON object, times by kind; comes before the answer."""
+TIMES: Final = 41
+"""Where the call's time went: `call_times.CallTimes` in msgpack; comes before the answer of a call that was slow or
+failed, or that the front wants to know it of."""
 CHECKPOINTED: Final = 34
 DAMAGED: Final = 37
 """The function's compiled code is damaged, and it runs on the interpreter; comes before the call's answer."""
@@ -366,9 +371,12 @@ class Reader:
             view = view[got:]
 
 
-def send(sock: socket.socket, request: int, kind: int, head: bytes = b"", body: bytes = b"") -> None:
-    """Send a frame on a blocking socket; a large body isn't copied."""
-    header = _pack(len(head) + len(body), request, kind, len(head))
+def send(
+    sock: socket.socket, request: int, kind: int, head: bytes = b"", body: bytes = b"", before: bytes = b""
+) -> None:
+    """Send a frame on a blocking socket; a large body isn't copied. `before`: whole frames that go out before it, in
+    the same write."""
+    header = before + _pack(len(head) + len(body), request, kind, len(head))
     if len(body) < 65_536:
         sock.sendall(b"".join((header, head, body)))
     else:
@@ -376,5 +384,5 @@ def send(sock: socket.socket, request: int, kind: int, head: bytes = b"", body: 
         sock.sendall(body)
 
 
-def send_json(sock: socket.socket, request: int, kind: int, value: Any) -> None:
-    send(sock, request, kind, b"", encode_json(value))
+def send_json(sock: socket.socket, request: int, kind: int, value: Any, before: bytes = b"") -> None:
+    send(sock, request, kind, b"", encode_json(value), before)

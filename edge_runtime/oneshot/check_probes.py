@@ -17,6 +17,7 @@ import orjson
 from msgspec import Struct
 
 from control.manifest_fields import Manifest, manifest_digest, sql_grant
+from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.guests import guest
 from edge_runtime.ipc.frames import LocalFunction
@@ -27,7 +28,6 @@ from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, READ
 from edge_runtime.sql import database, unrolled_change
 from edge_runtime.sql.access import AccessRules
-from edge_runtime.sql.call_sql import ProbeSql
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.schema_change import SchemaChangeRefused
 from edge_runtime.sql.session import Session

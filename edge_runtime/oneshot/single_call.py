@@ -22,6 +22,7 @@ from msgspec import Struct
 from control.manifest_fields import Manifest, SqlGrant, manifest_digest, sql_grant
 from edge_runtime.aot_cache import QUICK, AotFile, find, install, make_work_folder
 from edge_runtime.children.compile_child import DATA_BYTES
+from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest
@@ -34,7 +35,6 @@ from edge_runtime.oneshot.check import check_module
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import PROCESSOR, RANDOM, READ, REBUILD, WRITE
-from edge_runtime.sql.call_sql import ProbeSql
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import WasmEdgeError

@@ -9,6 +9,7 @@ touch.
 import contextlib
 import time
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -16,6 +17,8 @@ import orjson
 from control import faults
 from control.manifest_fields import SqlGrant
 from edge_runtime.errors import CodedError
+from edge_runtime.ipc import call_times
+from edge_runtime.ipc.call_times import StepClock
 from edge_runtime.ipc.frames import COMMIT_UNKNOWN
 from edge_runtime.sql import values
 from edge_runtime.sql.database import LOCKED
@@ -77,8 +80,10 @@ class CallSql:
         watch: WriteProgress | None = None,
         limits: SqlLimits = SqlLimits(),
         method: str = "",
+        steps: StepClock | None = None,
     ) -> None:
-        """`method`: the call's, where that is why a function that may write has the grant `read`; else empty."""
+        """`method`: the call's, where that is why a function that may write has the grant `read`; else empty. `steps`
+        notes how long each statement takes, each wait and the COMMIT."""
         self._session = session
         self._database = session.database
         self._grant = grant
@@ -86,6 +91,7 @@ class CallSql:
         self._watch = watch
         self._limits = limits
         self._method = method
+        self._steps = steps or StepClock()
         self._begun = False
         self._writes = False
         """Whether the call's transaction is under the writer lock."""
@@ -111,8 +117,12 @@ class CallSql:
                 self._begin()
             if self._ended:
                 raise SqlError("transaction_ended", f"An error ended the call's transaction: {self._ended}")
-            statement = self._session.statements.get(sql) or self._session.statement(sql)
-            return self._run(statement, params, request)
+            began = perf_counter()
+            try:
+                statement = self._session.statements.get(sql) or self._session.statement(sql)
+                return self._run(statement, params, request)
+            finally:
+                self._steps.add(call_times.SQL, began, sql)
         except SqlError as error:
             if error.code in DENIED:
                 self.denied[error.code] = self.denied.get(error.code, 0) + 1
@@ -152,7 +162,7 @@ class CallSql:
         if self._ended:
             self.rollback()
             raise CommitFailed(self._ended_code, f"An error ended the call's transaction: {self._ended}")
-        writes = self._writes
+        writes, began = self._writes, perf_counter()
         try:
             if writes:
                 if self._watch is not None:
@@ -173,6 +183,9 @@ class CallSql:
             if self._watch is not None and code != COMMIT_UNKNOWN:
                 self._watch.running()
             raise CommitFailed(code, text) from None
+        finally:
+            if writes:
+                self._steps.add(call_times.COMMIT, began)
         self._begun = False
         if writes:
             self._database.lock.release()
@@ -211,18 +224,22 @@ class CallSql:
         try:
             # While a release is applied, a call that has sent nothing reads beside it, until it would write.
             if writes and (self._sent or watch is None or not watch.applying):
+                began = perf_counter()
                 writes = database.lock.acquire(watch, patient=self._sent)
+                self._steps.add(call_times.LOCK, began)
             elif writes:
                 writes = False
             self._begun, self._writes = True, writes
             if database.query_only is writes:
                 database.set_query_only(not writes)
-            execute = database.connection.execute
+            execute, began = database.connection.execute, perf_counter()
             try:
                 execute("BEGIN IMMEDIATE" if writes else "BEGIN")
                 row = execute(_READ_GENERATION).fetchone()
             except ValueError as error:
                 row = self._begin_again(error)
+            finally:
+                self._steps.add(call_times.SQL, began, "BEGIN")
         except ValueError as error:
             self.rollback()
             raise SqlError(code_of(str(error), "sql_failed"), f"The transaction can't begin: {error}") from None
@@ -374,22 +391,3 @@ class CallSql:
         if statement.writes:
             self._ended = why
             self._database.connection.execute("ROLLBACK")
-
-
-class ProbeSql(CallSql):
-    """The SQL of a probe (a trial call of a new release). It runs inside the applier's transaction, and neither begins
-    nor ends it."""
-
-    def _begin(self) -> None:
-        self._begun, self._writes = True, self._grant == "write"
-        self._session.forget()
-
-    def _undo(self, statement: PreparedStatement, why: str) -> None:
-        if statement.writes:
-            self._ended = why
-
-    def commit(self) -> None:
-        raise RuntimeError("a probe is never kept")
-
-    def rollback(self) -> None:
-        self._begun = False

@@ -46,6 +46,7 @@ _PATTERN: Final = re.compile(
     """,
     re.VERBOSE,
 )
+_VALUES: Final = (TokenKind.STRING, TokenKind.BLOB, TokenKind.NUMBER)
 _KINDS: Final = {kind.name: kind for kind in TokenKind}
 
 
@@ -65,6 +66,20 @@ def line_comments(sql: str) -> list[SqlToken]:
         for match in _PATTERN.finditer(sql)
         if match.lastgroup == "SPACE" and match.group().startswith("--")
     ]
+
+
+def without_values(sql: str) -> str:
+    """Return a statement, or the beginning of one, with `?` in the place of each value that is written in it, without
+    comments, and with single spaces."""
+    made: list[str] = []
+    end = 0
+    for token in tokenize(sql):
+        value = token.kind in _VALUES or (token.kind is TokenKind.OTHER and token.text[0] in "'\"`[")
+        if made and token.start > end:
+            made.append(" ")
+        made.append("?" if value else token.text)
+        end = token.end
+    return "".join(made)
 
 
 def word(token: SqlToken) -> str:

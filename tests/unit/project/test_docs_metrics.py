@@ -38,7 +38,8 @@ def nodes() -> str:
     function = frames.LocalFunction("f", 1, "0" * 64, Manifest(), "")
     served = ServedFunction(0, function, tally, Breaker(), False, 5.0, 7)
     for took in (0.003, 0.5):
-        served.settle(SimpleNamespace(began=1.0), Answer(200, b"", b"", 7), 1.0 + took, took)
+        call: Any = SimpleNamespace(began=1.0, method="GET", script="", path="", times=None)
+        served.settle(call, Answer(200, b"", b"", 7), 1.0 + took, took)
     pool: Any = SimpleNamespace(
         tallies={"f": tally},
         refusals={},

@@ -90,13 +90,13 @@ def grant(*hosts: str, **more: Any) -> HttpGrant:
 
 
 async def fetch(made: HttpClient, allowed: HttpGrant, url: str, **more: Any) -> Any:
-    _, parcel = http_json.to_front(orjson.dumps({"url": url, **more}))
+    _, _, parcel = http_json.to_front(orjson.dumps({"url": url, **more}))
     return orjson.loads(http_json.to_guest(await made.fetch(allowed, parcel)))
 
 
 async def failure(made: HttpClient, allowed: HttpGrant | None, url: str, **more: Any) -> NotFetched:
     with pytest.raises(NotFetched) as error:
-        await made.fetch(allowed, http_json.to_front(orjson.dumps({"url": url, **more}))[1])
+        await made.fetch(allowed, http_json.to_front(orjson.dumps({"url": url, **more}))[2])
     assert str(error.value)
     return error.value
 

@@ -34,7 +34,7 @@ def test_what_comes_while_an_answer_is_waited_for_is_kept_in_its_order(
     def answering() -> None:
         asked = frames.Reader(front).next()
         assert asked is not None
-        assert (asked.request, asked.kind, asked.body) == (7, frames.HTTP, http_json.to_front(ASKED)[1])
+        assert (asked.request, asked.kind, asked.body) == (7, frames.HTTP, http_json.to_front(ASKED)[2])
         frames.send(front, 8, frames.CALL, b"h", big)
         # An answer to another request is none to this one.
         frames.send(front, 9, frames.HTTP_ANSWER, b"", b"other")

@@ -20,7 +20,7 @@ GRANT = HttpGrant(["a.example", "http://b.example:8080", "*.c.example", "[::1]:9
 
 
 def read(grant: HttpGrant = GRANT, **asked: Any) -> grants.Outgoing:
-    return grants.read(http_json.to_front(orjson.dumps(asked))[1], grant)
+    return grants.read(http_json.to_front(orjson.dumps(asked))[2], grant)
 
 
 def refused(grant: HttpGrant = GRANT, **asked: Any) -> NotFetched:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime.sql.schema_change import SchemaChangeRefused, normal, split
-from edge_runtime.sql.tokenizer import TokenKind, name, tokenize
+from edge_runtime.sql.tokenizer import TokenKind, name, tokenize, without_values
 
 SOUP = [
     "'",
@@ -164,3 +164,29 @@ def test_definitions_are_the_same_but_for_how_they_are_written():
     assert normal(written) == normal("create table t(A integer, [b] text default 'A b')")
     assert normal(written) != normal("create table t(A integer, [b] text default 'a b')")
     assert normal(written) != normal("create table t(A integer, [b] blob default 'A b')")
+
+
+@pytest.mark.parametrize(
+    ("sql", "shown"),
+    [
+        ("SELECT 1", "SELECT ?"),
+        (
+            "select  a.b,c\n from t -- by ada\n where x='it''s' /* 5 */ and y=x'00ff'",
+            "select a.b,c from t where x=? and y=?",
+        ),
+        ('INSERT INTO "a b" VALUES (?1, :n, 0x1F, -2.5e3)', 'INSERT INTO "a b" VALUES (?1, :n, ?, -?)'),
+        ("SELECT 'never ends", "SELECT ?"),
+        ('SELECT "never ends', "SELECT ?"),
+        ("", ""),
+    ],
+)
+def test_values_are_taken_out_of_what_is_shown(sql, shown):
+    assert without_values(sql) == shown
+
+
+@given(st.text(max_size=200), st.integers(0, 50))
+def test_no_string_is_shown_wherever_a_statement_is_cut(text, cut):
+    secret = "qZ9" + text.replace("'", "''") + "Zq9"
+    statement = f"UPDATE t SET a = '{secret}' WHERE b = 1"
+    shown = without_values(statement[: len(statement) - cut])
+    assert "qZ9" not in shown

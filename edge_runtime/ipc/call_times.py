@@ -1,0 +1,135 @@
+"""Where a call's time went in its worker: what it waited for, and what it had done, step by step.
+
+A worker notes the steps of each call, and tells the front those of calls that were slow or failed, and where the front
+has asked. A step is SQL (a statement, or the beginning of the transaction), a wait for the writer lock, an HTTP request
+or the COMMIT; what is between the steps is the guest's own time.
+"""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+LOCK: Final = 0
+SQL: Final = 1
+HTTP: Final = 2
+COMMIT: Final = 3
+KINDS: Final = ("lock", "sql", "http", "commit")
+"""The kinds of steps, by their numbers."""
+
+MOST: Final = 64
+"""Steps of a call that are noted one by one; of the others, how many there were and how long they took together."""
+MOST_TEXTS: Final = 64
+"""Different texts of those others that are told apart."""
+KEPT: Final = 4096
+"""Characters of a text that are kept while the call runs."""
+TEXT: Final = 300
+"""Characters of a text."""
+LONGEST: Final = 256 * 1024
+"""Bytes of what a worker tells; an honest one tells less."""
+
+Micros = Annotated[int, Meta(ge=0, le=2**40)]
+Place = Annotated[int, Meta(ge=0, lt=MOST + MOST_TEXTS + 1)]
+Kind = Annotated[int, Meta(ge=0, lt=len(KINDS))]
+
+
+class Step(Struct, array_like=True, frozen=True):
+    kind: Kind
+    start: Micros
+    """Microseconds from the call's start in its worker."""
+    micros: Micros
+    """How long it took, in microseconds."""
+    text: Place
+    """Its place in `CallTimes.texts`."""
+
+
+class Steps(Struct, array_like=True, frozen=True):
+    """Steps that aren't told one by one."""
+
+    kind: Kind
+    count: Annotated[int, Meta(ge=1, le=2**40)]
+    micros: Micros
+    """How long they took together."""
+    text: Place
+
+
+class CallTimes(Struct, array_like=True, frozen=True):
+    """What a worker tells of a call that has ended."""
+
+    micros: Micros
+    """From the call's start in its worker to its end, in microseconds."""
+    steps: Annotated[list[Step], Meta(max_length=MOST)]
+    """In the order of their ends."""
+    others: Annotated[list[Steps], Meta(max_length=MOST_TEXTS + len(KINDS))]
+    texts: Annotated[list[Annotated[str, Meta(max_length=TEXT)]], Meta(max_length=MOST + MOST_TEXTS + 1)]
+    """The statements, without values in them, and the hosts of HTTP requests; the steps have their places."""
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(CallTimes).decode
+
+
+class StepClock:
+    """Notes the steps of one call after the other, in a worker."""
+
+    __slots__ = ("_others", "_steps", "began")
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        """When the call began (`perf_counter`, seconds)."""
+        self._steps: list[tuple[int, float, float, str]] = []
+        self._others: dict[tuple[int, str], tuple[int, float]] = {}
+
+    def begin(self) -> None:
+        """Note that a call begins."""
+        if self._steps:
+            self._steps.clear()
+            self._others.clear()
+        self.began = perf_counter()
+
+    def add(self, kind: int, began: float, text: str = "") -> None:
+        """Note a step that ends now; `began` as `perf_counter` said."""
+        ended = perf_counter()
+        if len(self._steps) < MOST:
+            self._steps.append((kind, began, ended, text[:KEPT]))
+            return
+        others, key = self._others, (kind, text[:KEPT])
+        if key not in others and len(others) >= MOST_TEXTS:
+            key = kind, ""
+        count, seconds = others.get(key, (0, 0.0))
+        others[key] = count + 1, seconds + ended - began
+
+    def encode(self, ended: float, shown: Callable[[str], str]) -> bytes:
+        """Return the `CallTimes` of the call, which ended then; `shown` makes what may be shown of a statement."""
+        places: dict[str, int] = {}
+
+        def place(kind: int, text: str) -> int:
+            found = (shown(text) if kind == SQL else text)[:TEXT]
+            return places.setdefault(found, len(places))
+
+        steps = [
+            Step(kind, _micros(start - self.began), _micros(end - start), place(kind, text))
+            for kind, start, end, text in self._steps
+        ]
+        others = [
+            Steps(kind, count, _micros(seconds), place(kind, text))
+            for (kind, text), (count, seconds) in self._others.items()
+        ]
+        return _encode(CallTimes(_micros(ended - self.began), steps, others, list(places)))
+
+
+def decode(told: bytes) -> CallTimes:
+    """Return what a worker tells. Raises: ValueError, when no honest worker tells that."""
+    if len(told) > LONGEST:
+        raise ValueError(f"times of a call in {len(told)} bytes")
+    found = _decode(told)
+    places = [step.text for step in found.steps] + [steps.text for steps in found.others]
+    if places and max(places) >= len(found.texts):
+        raise ValueError("a step of a call with a text that isn't there")
+    return found
+
+
+def _micros(seconds: float) -> int:
+    return max(0, round(seconds * 1e6))
