@@ -95,6 +95,14 @@ class ControlSettings:
     log_retention: float = 90 * 86400.0
     webhook_networks: tuple[Network, ...] = ()
     """Networks to which messages of webhooks may be sent besides public addresses, also by plain http."""
+    otlp_url: str = ""
+    """``http(s)://HOST:PORT`` of the collector that gets traces by OTLP over HTTP; '': no traces; http on loopback."""
+    otlp_headers_file: Path | None = field(default=None, repr=False)
+    """A file of headers that the collector asks for, ``NAME: VALUE`` a line."""
+    otlp_ca: Path | None = None
+    """The CA that the collector's certificate must be of; None: those of the system."""
+    trace_share: float = 1.0
+    """Which share of requests and syncs is traced, where traces are sent: more than 0, at most 1."""
 
     def store_address(self) -> StoreAddress:
         """`artifacts_url` in its parts."""
@@ -133,17 +141,21 @@ def from_environment(environ: Mapping[str, str]) -> ControlSettings:
 def check(settings: ControlSettings) -> None:
     """Raises: ControlSettingsError, when settings can't work or aren't safe. Its message contains no secret."""
     check_metadata_url(settings.metadata_url)
-    _check_store_url("SKERRY_ARTIFACTS_URL", settings.artifacts_url)
+    _check_url("SKERRY_ARTIFACTS_URL", settings.artifacts_url)
     address = settings.store_address()
     if not (address.key and address.secret and address.bucket) or "/" in address.bucket:
         raise ControlSettingsError("SKERRY_ARTIFACTS_URL must be http(s)://KEY:SECRET@HOST:PORT/BUCKET")
     if settings.artifacts_public_url:
-        _check_store_url("SKERRY_ARTIFACTS_PUBLIC_URL", settings.artifacts_public_url)
+        _check_url("SKERRY_ARTIFACTS_PUBLIC_URL", settings.artifacts_public_url)
     if settings.artifacts_delivery not in ("presigned", "control"):
         raise ControlSettingsError("SKERRY_ARTIFACTS_DELIVERY must be 'presigned' or 'control'")
+    if settings.otlp_url:
+        _check_url("SKERRY_OTLP_URL", settings.otlp_url)
+    if settings.trace_share > 1:
+        raise ControlSettingsError("SKERRY_TRACE_SHARE must be at most 1, which is everything")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ControlSettingsError("SKERRY_TLS_CERT and SKERRY_TLS_KEY belong together: set both or none")
-    for name in ("tls_cert", "tls_key", "ca_cert"):
+    for name in ("tls_cert", "tls_key", "ca_cert", "otlp_headers_file", "otlp_ca"):
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             raise ControlSettingsError(f"SKERRY_{name.upper()}: there is no file {path}")
@@ -178,7 +190,7 @@ def check_metadata_url(url: str) -> None:
         )
 
 
-def _check_store_url(variable: str, url: str) -> None:
+def _check_url(variable: str, url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ControlSettingsError(f"{variable} must begin with https:// (or http:// on loopback) and name a host")
@@ -210,7 +222,7 @@ def networks(text: str) -> tuple[Network, ...]:
 
 _WANTED: dict[Callable[[str], object], str] = {
     int: "a whole number",
-    float: "a number of seconds",
+    float: "a number",
     networks: "networks such as 10.0.0.0/8, with commas between them",
 }
 _KINDS: dict[str, Callable[[str], object]] = {
@@ -250,4 +262,8 @@ _KINDS: dict[str, Callable[[str], object]] = {
     "overdue_after": float,
     "log_retention": float,
     "webhook_networks": networks,
+    "otlp_url": str,
+    "otlp_headers_file": Path,
+    "otlp_ca": Path,
+    "trace_share": float,
 }

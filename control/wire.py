@@ -220,6 +220,8 @@ class Plan(Message, tag="plan"):
     """All functions of the release, those that the node has included."""
     remove: list[str] = []
     """Names that the node runs and the release lacks."""
+    traceparent: str = ""
+    """The span of this sync, where it is traced; to be sent with what the node tells of it (W3C Trace Context)."""
 
 
 class Report(Message, tag="report"):

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from control import manifests, wire
+from control import manifests, tracing, wire
 from control.api.bodies import release_responses, requests
 from control.api.node_views import unknown_group
 from control.manifest_fields import Route
@@ -153,7 +153,17 @@ async def make(
     generation = await conn.fetchval(NEXT_GENERATION if plan else TAKE_GENERATION)
     if not plan:
         await conn.execute(
-            SQL["add"], release_id, group.id, number, generation, floor, body.rollback_to, body.reason, by, now
+            SQL["add"],
+            release_id,
+            group.id,
+            number,
+            generation,
+            floor,
+            body.rollback_to,
+            body.reason,
+            by,
+            now,
+            tracing.current(),
         )
         names = sorted(functions)
         await conn.execute(

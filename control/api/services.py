@@ -24,6 +24,7 @@ from control.sync.reports import SyncReport
 from control.sync.write_batches import WriteBatches
 from control.telemetry.fleet_summary import FleetReader
 from control.telemetry.live_records import LiveRecords
+from control.tracing import Tracing
 from control.wire import SyncState
 
 
@@ -79,6 +80,8 @@ class Services:
     live: LiveRecords
     """Who watches nodes' records on this replica."""
     metrics: ControlMetrics
+    tracing: Tracing | None
+    """What makes and sends traces; None where none are sent."""
     ca_pem: bytes
     """The CA that nodes are to trust; empty where there is none to give out."""
     ca_fingerprint: str

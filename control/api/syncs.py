@@ -1,14 +1,36 @@
 """Reports of nodes about their syncs."""
 
+import logging
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from control import wire
 from control.api.bodies import requests
 from control.api.operations import ApiCall, Reply
+from control.api.services import Services
 from control.problems import ProblemError
+from control.storage import queries
 from control.sync import plan
 from control.sync.effects import losses
 from control.sync.reports import SyncReport, unknown_sync
+
+
+class TracedSync(NamedTuple):
+    """A sync that has ended, and the traced request that made its release."""
+
+    started_at: datetime
+    ended_at: datetime
+    error_code: str
+    traceparent: str
+    number: int
+    group_name: str
+    node: str
+
+
+TRACED = queries.load("syncs").rows("traced", TracedSync)
+
+log = logging.getLogger("skerry.control")
 
 
 async def put(call: ApiCall) -> Reply:
@@ -21,7 +43,10 @@ async def put(call: ApiCall) -> Reply:
     _check(update)
     services = call.services
     services.heartbeats.seen(call.node_id, services.clock.now())
-    return Reply(200, await services.reports.ask(SyncReport(sync_id, call.node_id, update)))
+    state = await services.reports.ask(SyncReport(sync_id, call.node_id, update))
+    if services.tracing is not None and update.status == state.status != "running" and not state.late:
+        await _trace(services, sync_id)
+    return Reply(200, state)
 
 
 async def tell_rows(call: ApiCall) -> Reply:
@@ -32,6 +57,22 @@ async def tell_rows(call: ApiCall) -> Reply:
         lambda conn: conn.execute(losses.SQL["tell"], call.node_id, body.counts, now, body.estimates)
     )
     return Reply(204)
+
+
+async def _trace(services: Services, sync_id: str) -> None:
+    """Make the span of a sync that has ended, if it is traced. A database that doesn't answer costs the span alone."""
+    if services.tracing is None or not services.tracing.is_sync_traced(sync_id):
+        return
+    try:
+        sync = await services.databases.joins.read(lambda conn: conn.fetchrow(TRACED, sync_id))
+    except ProblemError as problem:
+        log.warning("the sync %s can't be traced: %s", sync_id, problem.detail)
+        return
+    if sync is not None:
+        times, release = (sync.started_at, sync.ended_at), f"{sync.group_name} {sync.number}"
+        services.tracing.sync_ended(
+            sync_id, sync.traceparent, times, sync.error_code, node=sync.node, release=release, sync=sync_id
+        )
 
 
 def _check(update: wire.SyncUpdate) -> None:

@@ -45,6 +45,8 @@ class TargetRelease:
     number: int
     schema_floor: int
     functions: tuple[TargetFunction, ...]
+    traceparent: str = ""
+    """The span of the request that made it, where that was traced."""
 
 
 @dataclass(frozen=True, slots=True)

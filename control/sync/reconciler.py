@@ -5,7 +5,7 @@ was decided (R 6.1). The message of a plan is made after COMMIT.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
@@ -22,6 +22,7 @@ from control.sync.ended_syncs import EndedSyncs
 from control.sync.node_state import NodeRow, RunningSync
 from control.sync.targets import Targets
 from control.sync.write_batches import Committed, NodeLocked, Written
+from control.tracing import untraced
 
 LINES = 10
 """Lines that a node gets in the log of syncs for one generation, in `WINDOW`. Its further attempts take the newest of
@@ -102,12 +103,20 @@ Outcome = Decision | ProblemError
 class Reconciler:
     """Decides batches of polls; `write` and `finish` are used by `WriteBatches`."""
 
-    def __init__(self, clock: Clock, targets: Targets, store: Store, lease: float) -> None:
-        """`lease`: seconds for which nothing need be heard of a sync."""
+    def __init__(
+        self,
+        clock: Clock,
+        targets: Targets,
+        store: Store,
+        lease: float,
+        sync_parent: Callable[[str, str], str] = untraced,
+    ) -> None:
+        """`lease`: seconds for which nothing need be heard of a sync. `sync_parent` is that of `Tracing`."""
         self._clock = clock
         self._targets = targets
         self._store = store
         self._lease = lease
+        self._sync_parent = sync_parent
 
     async def write(self, requests: list[NodeRequest], careful: bool, conn: Connection) -> Written[Decision]:
         """Decide for these nodes and write what was decided, in the transaction of `conn`."""
@@ -170,6 +179,7 @@ class Reconciler:
             ],
             functions=functions,
             remove=list(opened.work.remove),
+            traceparent=self._sync_parent(opened.release.traceparent, opened.sync_id),
         )
         return replace(decision, message=message)
 

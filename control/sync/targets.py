@@ -27,6 +27,7 @@ class ReleaseHead(NamedTuple):
     id: str
     number: int
     schema_floor: int
+    traceparent: str
 
 
 SQL = queries.load("poll")
@@ -52,8 +53,9 @@ class Targets:
             functions: dict[str, list[plan.TargetFunction]] = {}
             for row in await conn.fetch(RELEASE_FUNCTIONS, unknown):
                 functions.setdefault(row.release_id, []).append(plan.TargetFunction(*row[1:]))
-            for id, number, floor in await conn.fetch(RELEASES, unknown):
-                found[id] = plan.TargetRelease(id, number, floor, tuple(functions.get(id, ())))
+            for head in await conn.fetch(RELEASES, unknown):
+                own = tuple(functions.get(head.id, ()))
+                found[head.id] = plan.TargetRelease(head.id, head.number, head.schema_floor, own, head.traceparent)
             if len(self._releases.keys() | found.keys()) > KEPT:
                 self._releases.clear()
             self._releases.update(found)

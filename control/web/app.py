@@ -61,7 +61,10 @@ class ControlApp:
                     await send(message)
 
                 try:
-                    return await self._starlette(scope, receive, send_identified)
+                    if self.services.tracing is None:
+                        return await self._starlette(scope, receive, send_identified)
+                    with self.services.tracing.request(scope, lambda: status):
+                        return await self._starlette(scope, receive, send_identified)
                 finally:
                     if "endpoint" in scope:
                         route = scope["endpoint"].pattern

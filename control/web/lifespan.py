@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+from control import tracing
 from control.access import auth
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
@@ -32,6 +33,7 @@ from control.telemetry.fleet_summary import FleetReader
 from control.telemetry.live_records import LiveRecords
 from control.telemetry.webhook_client import WebhookClient
 from control.telemetry.webhook_sender import WebhookSender
+from control.tracing import Tracing
 from control.web import tls
 from control.wire import SyncState
 
@@ -75,7 +77,11 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         standings = FleetReader(databases.lists, clock)
         stack.push_async_callback(standings.stop)
         targets = Targets()
-        reconciler = Reconciler(clock, targets, store, settings.sync_lease)
+        traces = Tracing(settings, fleet.mark.name) if settings.otlp_url else None
+        if traces is not None:
+            stack.push_async_callback(traces.close)
+        parent = tracing.untraced if traces is None else traces.sync_parent
+        reconciler = Reconciler(clock, targets, store, settings.sync_lease, parent)
         decisions: WriteBatches[NodeRequest, Decision] = WriteBatches(
             databases.batches,
             fleet,
@@ -120,6 +126,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             standings=standings,
             live=LiveRecords(background, databases.writes, fleet, clock),
             metrics=metrics,
+            tracing=traces,
             ca_pem=pem,
             ca_fingerprint=tls.fingerprint(pem) if pem else "",
         )

@@ -2,7 +2,7 @@
 
 -- Releases by id.
 -- name: releases
-SELECT id::text AS id, number, schema_floor FROM releases WHERE id = ANY($1::text[]::uuid[]);
+SELECT id::text AS id, number, schema_floor, traceparent FROM releases WHERE id = ANY($1::text[]::uuid[]);
 
 -- The functions of releases, with their manifests and artifacts.
 -- name: release_functions

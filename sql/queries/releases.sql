@@ -62,8 +62,9 @@ UPDATE generations SET generation = generation + 1 WHERE id = 1 RETURNING genera
 
 -- Add a release.
 -- name: add
-INSERT INTO releases (id, group_id, number, generation, schema_floor, rollback_to, reason, created_by, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9);
+INSERT INTO releases (id, group_id, number, generation, schema_floor, rollback_to, reason, created_by, created_at,
+    traceparent)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- Add the functions of a release.
 -- name: add_functions

@@ -141,3 +141,10 @@ UPDATE releases SET reached_at = $2 WHERE id = ANY($1::text[]::uuid[]) AND reach
 UPDATE syncs AS s SET late_status = u.status, late_at = $3
 FROM unnest($1::text[], $2::text[]) AS u (id, status)
 WHERE s.id = u.id::uuid AND s.late_status IS NULL;
+
+-- A sync that has ended, where the request that made its release was traced.
+-- name: traced
+SELECT s.started_at, s.ended_at, s.error_code, r.traceparent, r.number, g.name AS group_name, n.name AS node
+FROM syncs AS s JOIN releases AS r ON r.id = s.release_id JOIN groups AS g ON g.id = r.group_id
+    JOIN nodes AS n ON n.id = s.node_id
+WHERE s.id = $1::text::uuid AND s.ended_at IS NOT NULL AND r.traceparent != '';

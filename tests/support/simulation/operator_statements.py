@@ -146,10 +146,12 @@ def _add_release(
     reason: str,
     by: str,
     now: datetime,
+    traceparent: str,
 ) -> int:
     row = {"id": str(id), "group_id": str(group_id), "number": number, "generation": generation, "schema_floor": floor}
     more = {"rollback_to": rollback_to, "reason": reason, "created_by": by, "created_at": now, "reached_at": None}
     more |= {"arrived_at": None, "failed_at": None}
+    more["traceparent"] = traceparent
     t.insert("releases", **row, **more)
     return 1
 

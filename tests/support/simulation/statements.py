@@ -57,7 +57,7 @@ def time(text: str) -> datetime | None:
 
 @statement("poll", "releases")
 def _releases(t: Tables, ids: Sequence[str]) -> Rows:
-    return [pick(row, "id", "number", "schema_floor") for row in known(t, "releases", ids)]
+    return [pick(row, "id", "number", "schema_floor", "traceparent") for row in known(t, "releases", ids)]
 
 
 @statement("poll", "release_functions")

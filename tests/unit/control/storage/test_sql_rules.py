@@ -167,3 +167,9 @@ def test_only_the_files_of_sql_have_sql() -> None:
         f"{path.name}: {match[0]}" for path in control.glob("*.py") for match in verb.finditer(path.read_text("utf-8"))
     }
     assert found == set()
+
+
+def test_files_of_the_schema_are_numbered_without_gaps_or_doubles() -> None:
+    """Two of one number would be applied in the order of the rest of their names, which nobody looks at."""
+    numbers = [int(path.name[:4]) for path in sorted((queries.folder() / "schema").glob("*.sql"))]
+    assert numbers == list(range(1, len(numbers) + 1))

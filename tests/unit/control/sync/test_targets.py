@@ -21,7 +21,7 @@ class Conn:
         if query is targets.RELEASE_FUNCTIONS:
             return []
         self.asked += ids
-        return [query.row(id, 1, 0) for id in ids]
+        return [query.row(id, 1, 0, "") for id in ids]
 
 
 async def test_a_release_that_was_known_is_answered_though_others_took_its_place_meanwhile() -> None:

@@ -36,6 +36,7 @@ class OnlyCounters:
         self.failures = Failures()
         self.settings = SETTINGS
         self.clock = SystemClock()
+        self.tracing = None
         self.auth = self.fleet = self.heartbeats = self.decisions = None
 
 

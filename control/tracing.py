@@ -1,0 +1,239 @@
+"""Traces of requests, statements and syncs by OpenTelemetry, sent to a collector where SKERRY_OTLP_URL is set (ADR 47).
+
+A trace is one tree of spans over processes. Polls have none: they are most of what a replica does. OpenTelemetry's
+SDK is imported only where traces are sent. A thread of its own sends them; what a collector doesn't take is dropped.
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from starlette.types import Scope
+
+from control.settings import ControlSettings, ControlSettingsError
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer
+
+LAST_SEND: Final = 2.0
+"""Seconds for the spans that are left when the replica stops."""
+
+_TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e][\x20-\x7e]*)\Z")
+_SYNCS: Final = "/v1/syncs/"
+_OFF: AbstractContextManager[None] = nullcontext()
+
+
+class _Traced:
+    """The request that runs, which is traced: what its statements' spans are made with, until it ends."""
+
+    __slots__ = ("span", "tracer")
+
+    def __init__(self, tracer: "Tracer", span: "Span") -> None:
+        self.tracer = tracer
+        self.span = span
+
+
+_current: ContextVar[_Traced | None] = ContextVar("traced", default=None)
+
+
+class Tracing:
+    """Makes the spans of one replica, and sends them."""
+
+    def __init__(self, settings: ControlSettings, instance: str) -> None:
+        """`instance` tells the replicas apart. Raises: ControlSettingsError, when the file of headers is wrong."""
+        from control.otlp import Spans
+
+        certificate = str(settings.otlp_ca) if settings.otlp_ca is not None else None
+        self._spans = Spans(settings.otlp_url, certificate, read_headers(settings.otlp_headers_file), instance)
+        self._tracer = self._spans.tracer
+        self._share = settings.trace_share
+
+    @contextmanager
+    def request(self, scope: Scope, status: Callable[[], int]) -> Iterator[None]:
+        """Trace a request, if it is one of those that are traced: statements within the block are spans below it.
+
+        `status` tells the status of the answer at the block's end; 0 where there was none.
+        """
+        parent = _parent(scope)
+        if not self._is_traced(scope, parent):
+            yield
+            return
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        attributes = {"http.request.method": scope["method"], "url.path": scope["path"]}
+        span = self._tracer.start_span(scope["method"], _context(parent), SpanKind.SERVER, attributes)
+        span.set_attribute("skerry.request_id", scope["request_id"].decode())
+        token = _current.set(_Traced(self._tracer, span))
+        try:
+            yield
+        finally:
+            _current.reset(token)
+            route, answered = getattr(scope.get("endpoint"), "pattern", ""), status()
+            if route:
+                span.set_attribute("http.route", route)
+                span.update_name(f"{scope['method']} {route}")
+            if answered:
+                span.set_attribute("http.response.status_code", answered)
+            if not answered or answered >= 500:
+                span.set_attribute("error.type", str(answered or "none"))
+                span.set_status(Status(StatusCode.ERROR))
+            span.end()
+
+    def is_sync_traced(self, sync_id: str) -> bool:
+        """Whether this sync is one of those that are traced, if its release is; all replicas find the same."""
+        return UUID(sync_id).int >> 96 < self._share * 2**32
+
+    def sync_parent(self, release: str, sync_id: str) -> str:
+        """The `traceparent` that a node gets with the plan of a sync; '' where it isn't traced.
+
+        `release` is the `traceparent` of the request that made the release, or ''.
+        """
+        if not release or not self.is_sync_traced(sync_id):
+            return ""
+        return f"00-{release[3:35]}-{span_of_sync(sync_id):016x}-01"
+
+    def sync_ended(self, sync_id: str, parent: str, times: tuple[datetime, datetime], error: str, **of: str) -> None:
+        """Make the span of a sync that ended, with its start and end, below the request that made its release.
+
+        `parent` is the `traceparent` of that; `error` is the sync's code, or ''; `of` says whose it is.
+        """
+        from opentelemetry.trace import Status, StatusCode
+
+        self._spans.ids.next_span = span_of_sync(sync_id)
+        context = _context(_parsed(parent.encode()))
+        attributes = {f"skerry.{name}": value for name, value in of.items()}
+        span = self._tracer.start_span("sync", context, attributes=attributes, start_time=_nanoseconds(times[0]))
+        if error:
+            span.set_attribute("error.type", error)
+            span.set_status(Status(StatusCode.ERROR, error))
+        span.end(_nanoseconds(times[1]))
+
+    async def close(self) -> None:
+        """Send what is left, for `LAST_SEND` at most."""
+        await asyncio.to_thread(self._spans.close, LAST_SEND)
+
+    def _is_traced(self, scope: Scope, parent: "_Parent | None") -> bool:
+        """Decide by control's own share: what callers wish costs them nothing, and the collector much.
+
+        A release is always traced, since its syncs are part of its trace; what a node says of a sync is if the sync is.
+        """
+        path: str = scope["path"]
+        if path.startswith(_SYNCS) and scope["method"] == "PUT":
+            try:
+                sync_id = str(UUID(path.removeprefix(_SYNCS)))
+            except ValueError:
+                return False
+            known = parent is not None and parent.sampled and parent.span == span_of_sync(sync_id)
+            return known and self.is_sync_traced(sync_id)
+        return (path == "/v1/releases" and scope["method"] == "POST") or random.random() < self._share  # noqa: S311
+
+
+class _Parent:
+    """A span of another process, as `traceparent` names it."""
+
+    __slots__ = ("sampled", "span", "trace")
+
+    def __init__(self, trace: int, span: int, *, sampled: bool) -> None:
+        self.trace = trace
+        self.span = span
+        self.sampled = sampled
+
+
+def statement(name: str, text: str = "") -> AbstractContextManager[object]:
+    """Make a block a span of the request that runs, if that is traced. `text` is SQL, without values."""
+    traced = _current.get()
+    # A task that was begun by a request may live longer than it.
+    if traced is None or not traced.span.is_recording():
+        return _OFF
+    return _statement(traced, name, text)
+
+
+def untraced(_release: str, _sync_id: str) -> str:
+    """Return '' in the place of `Tracing.sync_parent`, where no traces are sent."""
+    return ""
+
+
+def current() -> str:
+    """The `traceparent` of the request that runs; '' where it isn't traced."""
+    traced = _current.get()
+    if traced is None:
+        return ""
+    at = traced.span.get_span_context()
+    return f"00-{at.trace_id:032x}-{at.span_id:016x}-01"
+
+
+def span_of_sync(sync_id: str) -> int:
+    """The id of a sync's span, which is made of the sync's: so whoever knows the sync can make spans below it."""
+    return UUID(sync_id).int & (2**64 - 1) or 1
+
+
+def read_headers(path: Path | None) -> dict[str, str]:
+    """Read the file of headers for the collector, `NAME: VALUE` a line. Raises: ControlSettingsError, when it is wrong;
+    the message has no value."""
+    if path is None:
+        return {}
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ControlSettingsError(f"SKERRY_OTLP_HEADERS_FILE: {path} can't be read: {type(error).__name__}") from None
+    headers = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            match = _HEADER.match(line.strip())
+            if match is None:
+                raise ControlSettingsError(
+                    f"SKERRY_OTLP_HEADERS_FILE: line {number} of {path} must be NAME: VALUE in ASCII"
+                )
+            headers[match[1]] = match[2]
+    return headers
+
+
+@contextmanager
+def _statement(traced: _Traced, name: str, text: str) -> Iterator[None]:
+    from opentelemetry.trace import SpanKind, set_span_in_context
+
+    attributes = {"db.system.name": "postgresql", **({"db.query.text": text} if text else {})}
+    span = traced.tracer.start_span(name, set_span_in_context(traced.span), SpanKind.CLIENT, attributes)
+    try:
+        yield
+    except Exception as error:
+        span.set_attribute("error.type", getattr(error, "sqlstate", None) or type(error).__name__)
+        raise
+    finally:
+        span.end()
+
+
+def _parent(scope: Scope) -> _Parent | None:
+    found = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return _parsed(found[0]) if len(found) == 1 else None
+
+
+def _parsed(text: bytes) -> _Parent | None:
+    match = _TRACEPARENT.match(text)
+    if match is None:
+        return None
+    trace, span = int(match[1], 16), int(match[2], 16)
+    return _Parent(trace, span, sampled=bool(int(match[3], 16) & 1)) if trace and span else None
+
+
+def _context(parent: _Parent | None) -> "Context":
+    from opentelemetry.context import Context
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+    if parent is None:
+        return Context()
+    context = SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    return set_span_in_context(NonRecordingSpan(context), Context())
+
+
+def _nanoseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1e9)
