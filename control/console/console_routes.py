@@ -18,6 +18,7 @@ from control.api import operations
 from control.api.operations import Reply
 from control.api.services import Services
 from control.console import assets, live, overview, rendering, sign_in_pages, theme, visits
+from control.console.pages import release_forms, release_pages
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -46,7 +47,14 @@ def find(path: str) -> tuple[ConsolePage, Mapping[str, str]] | None:
     return None
 
 
-PAGES: tuple[ConsolePage, ...] = (*sign_in_pages.PAGES, *overview.PAGES, *theme.PAGES, live.page(find))
+PAGES: tuple[ConsolePage, ...] = (
+    *sign_in_pages.PAGES,
+    *overview.PAGES,
+    *release_pages.PAGES,
+    *release_forms.PAGES,
+    *theme.PAGES,
+    live.page(find),
+)
 
 
 class ConsoleEndpoint:

@@ -8,8 +8,10 @@ from typing import Any
 
 import jinja2
 
+from control import manifests
 from control.api.operations import Reply
 from control.console import assets, drawings, fleet_grid, formats
+from control.sync.effects import losses
 
 Headers = tuple[tuple[bytes, bytes], ...]
 PAGE: Headers = ((b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store"))
@@ -29,7 +31,8 @@ def _environment() -> jinja2.Environment:
     made.filters["words"] = fleet_grid.WORDS.__getitem__
     made.filters["standings_said"] = fleet_grid.said
     made.globals.update({f.__name__: f for f in (drawings.bar, drawings.spark, drawings.key_cell, drawings.plot)})
-    made.globals["asset"] = assets.address
+    made.filters["rows_said"] = losses.said
+    made.globals |= {"asset": assets.address, "shown": manifests.shown}
     return made
 
 

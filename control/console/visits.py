@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -100,6 +100,12 @@ class Visit:
     def address(self) -> str:
         """The path with its query, as a browser shows it."""
         return address(self.scope)
+
+    def address_with(self, **fields: str) -> str:
+        """The path with its query, without a cursor, and with these fields."""
+        kept = [(name, text) for name, text in self.query.multi_items() if name != "cursor" and name not in fields]
+        query = urlencode([*kept, *fields.items()])
+        return f"{self.scope['path']}?{query}" if query else str(self.scope["path"])
 
     @property
     def theme(self) -> str:

@@ -103,7 +103,7 @@ def refuse(losses: Sequence[LostRows], what: str) -> None:
 def told(loss: LostRows) -> str:
     """The nodes of a loss and their rows, as text."""
     total = "an unknown number of rows" if loss.rows is None else f"{loss.rows} rows"
-    named = [f"{node.name}: {_number(node.rows)}" for node in loss.most]
+    named = [f"{node.name}: {said(node.rows)}" for node in loss.most]
     names = f" ({listed(named, SHOWN, max(loss.nodes, len(named)))})" if named else ""
     return f"{loss.nodes} {'nodes' if loss.nodes > 1 else 'node'} with {total}{names}"
 
@@ -112,7 +112,8 @@ def _statement(loss: LostRows) -> str:
     return f" ({' '.join(loss.statement[:200].split())})" if loss.statement else ""
 
 
-def _number(rows: int | None) -> str:
+def said(rows: int | None) -> str:
+    """How many rows a node has of a table, as it told it, as text."""
     return "unknown" if rows is None else "more than 10,000" if rows > 10_000 else str(rows)
 
 
