@@ -1,5 +1,6 @@
 """Functions and their versions (R 2.2, 2.3), and the deletion of what only they use (R 2.4)."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -16,6 +17,22 @@ from control.storage import bucket_owner, queries
 from control.storage.announcements import Changed
 from control.storage.artifact_deletions import ArtifactKey
 from control.storage.connection import Connection
+
+
+class ListedFunction(NamedTuple):
+    """A function, as it is listed."""
+
+    name: str
+    last_version: int
+    created_at: datetime
+    versions: int
+
+
+class GroupsOfFunction(NamedTuple):
+    """How many groups' newest releases have a function."""
+
+    name: str
+    groups: int
 
 
 class VersionText(NamedTuple):
@@ -74,7 +91,11 @@ class DeletedVersion(NamedTuple):
 
 
 SQL = queries.load("functions")
-FUNCTIONS = SQL.rows("functions", release_responses.Function)
+FUNCTIONS = SQL.rows("functions", ListedFunction)
+FUNCTION = SQL.rows("function", ListedFunction)
+IN_TARGETS = SQL.rows("in_targets", GroupsOfFunction)
+TARGETS = SQL.rows("targets", release_responses.FunctionTarget)
+WITH_ARTIFACT = SQL.rows("with_artifact", release_responses.ReleaseFunction)
 HAS_VERSIONS = SQL.value("has_versions", bool)
 VERSIONS = SQL.rows("versions", VersionText)
 VERSION = SQL.rows("version", VersionText)
@@ -85,8 +106,10 @@ GROUPS_WITH = SQL.rows("groups_with", GroupName)
 NEEDED_BY = SQL.rows("needed_by", NeedingRelease)
 DELETE = SQL.rows("delete", DeletedVersion)
 
+MOST_TARGETS = 100
+"""Groups that are named with a function."""
 TOLD = 10
-"""Releases that a refusal names."""
+"""Releases that a refusal names, and versions that have an artifact."""
 
 
 class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,7 +123,45 @@ class DeletionQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 async def list_functions(call: ApiCall) -> Reply:
     """GET /v1/functions."""
-    return await call.read(pagination.by_name(FUNCTIONS, call.query))
+    begin = pagination.read_cursor(call.query.cursor, (str,)) or ("",)
+    groups = call.operator.rights.groups("read")
+
+    async def describe(conn: Connection, rows: Sequence[ListedFunction]) -> list[release_responses.Function]:
+        found = dict(await conn.fetch(IN_TARGETS, [row.name for row in rows], groups))
+        return [release_responses.Function(*row, groups=found.get(row.name, 0)) for row in rows]
+
+    async def work(conn: Connection) -> responses.Page[release_responses.Function]:
+        return await pagination.fill(
+            lambda after, count: conn.fetch(FUNCTIONS, *after, count),
+            lambda rows: describe(conn, rows),
+            lambda row: (row.name,),
+            begin,
+            call.query.limit,
+        )
+
+    return await call.read(work)
+
+
+async def get_function(call: ApiCall) -> Reply:
+    """GET /v1/functions/{name}."""
+    name = call.path["name"]
+    groups = call.operator.rights.groups("read")
+
+    async def work(conn: Connection) -> release_responses.DetailedFunction:
+        row = await conn.fetchrow(FUNCTION, name)
+        if row is None:
+            raise _unknown_function(name)
+        found = dict(await conn.fetch(IN_TARGETS, [name], groups))
+        targets = await conn.fetch(TARGETS, name, groups, MOST_TARGETS)
+        return release_responses.DetailedFunction(*row, groups=found.get(name, 0), targets=targets)
+
+    return await call.read(work)
+
+
+async def with_artifact(call: ApiCall) -> Reply:
+    """The versions whose artifact's sha256 begins with the path's `sha256`, as whoever looks for one wants to know."""
+    begin = call.path["sha256"]
+    return await call.read(lambda conn: conn.fetch(WITH_ARTIFACT, begin, begin + "g", TOLD))
 
 
 async def list_versions(call: ApiCall) -> Reply:

@@ -1,5 +1,6 @@
-"""What anybody may ask: whether control is alive and ready, its counters, its CA."""
+"""What control says of itself: whether it is alive and ready, its counters, its CA, its settings."""
 
+from control import settings_in_force
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
 from control.metrics import CONTENT_TYPE
@@ -23,6 +24,11 @@ async def readyz(call: ApiCall) -> Reply:
 async def metrics(call: ApiCall) -> Reply:
     """GET /metrics, for Prometheus."""
     return Reply(200, call.services.metrics.render(), ((b"content-type", CONTENT_TYPE.encode()),))
+
+
+async def settings(call: ApiCall) -> Reply:
+    """GET /v1/settings: those of the replica that answers."""
+    return Reply(200, responses.Page(settings_in_force.in_force(call.services.settings)))
 
 
 async def ca(call: ApiCall) -> Reply:

@@ -14,7 +14,7 @@ from control.api.operations import ApiCall, Reply
 from control.api.pagination import Paging
 from control.audit_chain import AuditEntry, AuditSeal
 from control.problems import ProblemError
-from control.storage import queries
+from control.storage import audit_seals, queries
 from control.storage.connection import Connection
 
 
@@ -97,6 +97,11 @@ async def list_sealed(call: ApiCall) -> Reply:
 async def list_seals(call: ApiCall) -> Reply:
     """GET /v1/audit/seals."""
     return await call.read(lambda conn: _seals(conn, call.query))
+
+
+async def newest_seal(call: ApiCall) -> Reply:
+    """The newest seal, or None where there is none yet."""
+    return await call.read(lambda conn: conn.fetchrow(audit_seals.NEWEST_SEAL))
 
 
 async def list_auth_failures(call: ApiCall) -> Reply:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from msgspec.structs import asdict
 
 from control import wire
-from control.api import pagination, releases
+from control.api import pagination, release_making, releases
 from control.api.bodies import release_responses, requests, responses
 from control.api.operations import ApiCall, Reply
 from control.edge_check import CheckedChange
@@ -185,6 +185,11 @@ async def list_changes(call: ApiCall) -> Reply:
         )
 
     return await call.read(work)
+
+
+async def count_changes(call: ApiCall) -> Reply:
+    """The number of the newest change, which is how many there are; 0 where there is none."""
+    return await call.read(lambda conn: conn.fetchval(release_making.NEWEST_CHANGE))
 
 
 async def get_change(call: ApiCall) -> Reply:

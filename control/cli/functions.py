@@ -229,8 +229,8 @@ async def list_functions(as_json: bool) -> None:
         output.document(found)
         return
     output.table(
-        ["FUNCTION", "LAST VERSION", "VERSIONS", "CREATED"],
-        [[f["name"], f["last_version"], f["versions"], output.ago(f["created_at"])] for f in found],
+        ["FUNCTION", "LAST VERSION", "VERSIONS", "GROUPS", "CREATED"],
+        [[f["name"], f["last_version"], f["versions"], f.get("groups"), output.ago(f["created_at"])] for f in found],
         "no functions: `skerry function push NAME FILE` uploads one",
     )
 

@@ -34,6 +34,7 @@ VERBS = {
     "syncs": "control.cli.syncs",
     "audit": "control.cli.audit",
     "artifacts": "control.cli.artifacts",
+    "settings": "control.cli.settings",
 }
 
 

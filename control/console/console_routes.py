@@ -18,7 +18,18 @@ from control.api import operations
 from control.api.operations import Reply
 from control.api.services import Services
 from control.console import assets, live, overview, rendering, sign_in_pages, theme, visits
-from control.console.pages import release_forms, release_pages
+from control.console.pages import (
+    audit_page,
+    function_pages,
+    go_to,
+    join_token_pages,
+    operator_pages,
+    release_forms,
+    release_pages,
+    schema_forms,
+    schema_pages,
+    settings_page,
+)
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
@@ -52,6 +63,14 @@ PAGES: tuple[ConsolePage, ...] = (
     *overview.PAGES,
     *release_pages.PAGES,
     *release_forms.PAGES,
+    *function_pages.PAGES,
+    *schema_pages.PAGES,
+    *schema_forms.PAGES,
+    *audit_page.PAGES,
+    *operator_pages.PAGES,
+    *join_token_pages.PAGES,
+    *settings_page.PAGES,
+    *go_to.PAGES,
     *theme.PAGES,
     live.page(find),
 )

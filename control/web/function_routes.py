@@ -80,6 +80,16 @@ OPERATIONS: tuple[Operation, ...] = (
         everywhere=False,
     ),
     Operation(
+        "GET",
+        FUNCTION,
+        "A function, and the groups whose newest release has it",
+        functions.get_function,
+        "read",
+        {200: release_responses.DetailedFunction},
+        ("unknown_function",),
+        everywhere=False,
+    ),
+    Operation(
         "DELETE",
         FUNCTION,
         "Delete a function with all its versions",

@@ -5,6 +5,7 @@ from functools import cache
 from control.api import probes
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Operation, Reply, encode
+from control.settings_in_force import SettingInForce
 from control.web import function_routes, node_routes, openapi, operator_routes, release_routes, webhook_routes
 
 
@@ -25,6 +26,14 @@ OPERATIONS: tuple[Operation, ...] = (
     *node_routes.OPERATIONS,
     *operator_routes.OPERATIONS,
     *webhook_routes.OPERATIONS,
+    Operation(
+        "GET",
+        "/v1/settings",
+        "The settings that the replica which answers has, without secrets",
+        probes.settings,
+        "admin",
+        {200: responses.Page[SettingInForce]},
+    ),
     # For everybody
     Operation("GET", "/v1/ca", "The CA's certificate", probes.ca, None, {200: bytes}, ("unknown_ca",)),
     Operation("GET", "/healthz", "Is the process alive?", probes.healthz, None, {200: responses.Health}),

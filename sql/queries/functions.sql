@@ -4,6 +4,33 @@ SELECT f.name, f.last_version, f.created_at, count(*) AS versions
 FROM functions f JOIN function_versions v ON v.name = f.name
 WHERE f.name > $1 GROUP BY f.name, f.last_version, f.created_at ORDER BY f.name LIMIT $2;
 
+-- One function, if it has versions.
+-- name: function
+SELECT f.name, f.last_version, f.created_at, count(*) AS versions
+FROM functions f JOIN function_versions v ON v.name = f.name
+WHERE f.name = $1 GROUP BY f.name, f.last_version, f.created_at;
+
+-- How many groups' newest releases have each of these functions; of these groups ($2), if given.
+-- name: in_targets
+SELECT f.name, count(*) AS groups
+FROM groups AS g JOIN release_functions AS f ON f.release_id = g.release_id
+WHERE f.name = ANY($1::text[]) AND ($2::text[] IS NULL OR g.name = ANY($2::text[]))
+GROUP BY f.name;
+
+-- Groups whose newest release has the function; of these groups ($2), if given.
+-- name: targets
+SELECT g.name AS "group", r.number AS release, f.version
+FROM groups AS g JOIN releases AS r ON r.id = g.release_id JOIN release_functions AS f ON f.release_id = r.id
+WHERE f.name = $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[]))
+ORDER BY g.name LIMIT $3;
+
+-- Versions whose artifact's sha256 is from $1 on, and before $2.
+-- name: with_artifact
+SELECT v.name, v.version, v.sha256
+FROM artifacts AS a JOIN function_versions AS v ON v.artifact_id = a.id
+WHERE a.sha256 >= $1 AND a.sha256 < $2
+ORDER BY v.name, v.version DESC LIMIT $3;
+
 -- Whether the function has a version.
 -- name: has_versions
 SELECT EXISTS (SELECT 1 FROM function_versions WHERE name = $1);

@@ -27,6 +27,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/artifact-store"): Rule("read", "any"),
     ("POST", "/v1/artifact-store/resume"): Rule("admin", "all"),
     ("GET", "/v1/functions"): Rule("read", "any"),
+    ("GET", "/v1/functions/{name}"): Rule("read", "any", lambda g, n: "/v1/functions/orders"),
     ("DELETE", "/v1/functions/{name}"): Rule("deploy", "all", lambda g, n: "/v1/functions/none"),
     ("GET", "/v1/functions/{name}/versions"): Rule("read", "any", lambda g, n: "/v1/functions/orders/versions"),
     ("POST", "/v1/functions/{name}/versions"): Rule(
@@ -80,6 +81,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/audit/seals"): Rule("admin", "all"),
     ("GET", "/v1/auth-failures"): Rule("admin", "all"),
     ("GET", "/v1/operators"): Rule("admin", "any"),
+    ("GET", "/v1/settings"): Rule("admin", "all"),
     ("POST", "/v1/operators"): Rule(
         "admin", "group", body=lambda g, n: {"name": "reader", "grants": [{"role": "read", "group": g}]}
     ),

@@ -23,6 +23,21 @@ class Function(Struct):
     """The number of the newest version, which may have been deleted."""
     created_at: datetime
     versions: int
+    groups: int = 0
+    """How many groups' newest releases have it, of those groups that the operator who asks may see."""
+
+
+class FunctionTarget(Struct):
+    """A group whose newest release has a function."""
+
+    group: str
+    release: int
+    version: int
+
+
+class DetailedFunction(Function):
+    targets: list[FunctionTarget] = field(default_factory=list)
+    """The first 100 of these groups, by name."""
 
 
 class Version(Struct):

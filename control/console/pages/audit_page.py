@@ -1,0 +1,87 @@
+"""The audit log: who changed what, whether its rows are sealed, and who was refused. For admins of all groups."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from control.api import pagination, records, request_input
+from control.api.bodies.responses import AuthFailure
+from control.api.operations import Reply
+from control.audit_chain import AuditEntry, AuditSeal
+from control.console.visits import ConsolePage, Visit
+
+SHOWN = 50
+"""Rows of a page."""
+REFUSALS = 20
+"""Refused authentications that are shown: the newest ones."""
+FILTERS = ("actor", "target", "action", "since", "until")
+
+
+async def show(visit: Visit) -> Reply:
+    """GET /audit?actor=&target=&action=&since=&until="""
+    given = {name: visit.query.get(name, "").strip() or None for name in FILTERS}
+    wanted = {**given, "cursor": visit.query.get("cursor") or None, "limit": SHOWN}
+    for name in ("since", "until"):
+        wanted[name] = _time(given[name])
+    query = request_input.convert(wanted, records.AuditFilter, "invalid_parameter", strict=False)
+    found, next = await visit.items(records.list_audit, AuditEntry, query)
+    seal: AuditSeal | None = await visit.ask(records.newest_seal)
+    refused, _ = await visit.items(records.list_auth_failures, AuthFailure, pagination.Paging(limit=REFUSALS))
+    filters = {name: text for name, text in given.items() if text}
+    return await visit.html(
+        "audit.html",
+        rows=[(entry, page_of(entry), _said(entry)) for entry in found],
+        next=next,
+        seal=seal,
+        refused=refused,
+        filters=filters,
+        command=" ".join(["skerry audit list", *(f"--{name} {wanted[name]}" for name in filters)]),
+    )
+
+
+def page_of(entry: AuditEntry) -> str:
+    """The page of what was changed; '' where there is none."""
+    kind, target = entry.action.partition(".")[0], entry.target
+    if kind == "release" and "/" in target:
+        return f"/releases/{target}"
+    if kind == "function":
+        return f"/functions/{target.partition('@')[0]}"
+    if kind == "schema" and target.isdecimal():
+        return f"/schema/{target}"
+    if kind in ("node", "operator") and entry.action not in ("node.remove", "operator.revoke"):
+        return f"/{kind}s/{target}"
+    return ""
+
+
+def _time(text: str | None) -> str | None:
+    """A time of the form as the API takes it: one without an offset is in UTC."""
+    if text is None:
+        return None
+    text = text.replace(" ", "T") + ("T00:00" if len(text) == 10 else "")
+    parts = text.partition("T")[2]
+    zoned = text.endswith("Z") or "+" in parts or "-" in parts
+    return (text + ":00" if len(parts) == 5 else text) + ("" if zoned else "Z")
+
+
+def _said(entry: AuditEntry) -> str:
+    """What was changed from what to what, and the circumstances."""
+    found = []
+    for name in sorted({*entry.before, *entry.after}):
+        before, after = (_value(values, name) for values in (entry.before, entry.after))
+        found.append(
+            f"{name}: {before} → {after}" if before and after else f"{name}: {before + ' ended' if before else after}"
+        )
+    found += [
+        f"{name}: {_value(entry.details, name)}" for name in entry.details if entry.details[name] not in (None, "", 0)
+    ]
+    return "; ".join(found)
+
+
+def _value(values: Mapping[str, Any], name: str) -> str:
+    if name not in values or values[name] is None:
+        return ""
+    value = values[name]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+PAGES = (ConsolePage("GET", "/audit", show, "admin", everywhere=True),)

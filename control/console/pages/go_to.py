@@ -1,0 +1,123 @@
+"""GET /go?q=: from a name, a number, a code or a digest to its page; where it may mean several, a list of these."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from control.api import functions, pagination, releases, schema
+from control.api.bodies.release_responses import Function, Release, ReleaseFunction
+from control.api.operations import Reply
+from control.console import rendering
+from control.console.visits import ConsolePage, Visit
+from control.problems import CODES, ProblemError
+
+LONGEST = 200
+"""Characters of what is looked for."""
+SHOWN = 20
+"""Matches of a kind that are listed."""
+LEAST_DIGEST = 6
+"""Figures of a sha256 that may find one."""
+
+
+@dataclass(frozen=True)
+class MeantPage:
+    """A page that may be meant."""
+
+    kind: str
+    text: str
+    page: str
+    exact: bool = True
+    """Whether it is what was asked for, and not only begins with it or has it in its name."""
+
+
+async def show(visit: Visit) -> Reply:
+    """GET /go?q="""
+    wanted = visit.query.get("q", "").strip()[:LONGEST]
+    if not wanted:
+        return rendering.redirect("/")
+    found = [match for matches in await asyncio.gather(*(look(visit, wanted) for look in LOOKS)) for match in matches]
+    exact = [match for match in found if match.exact]
+    meant = exact or found
+    pages = {match.page for match in meant}
+    if len(pages) == 1:
+        return rendering.redirect(pages.pop())
+    return await visit.html(
+        "go_to.html", wanted=wanted, found=sorted(found, key=lambda m: (not m.exact, m.kind, m.text))
+    )
+
+
+async def _nodes_and_groups(visit: Visit, wanted: str) -> list[MeantPage]:
+    grid = (await visit.services.standings.grid()).of(visit.rights.groups("read"))
+    lower, found = wanted.lower(), []
+    for group, nodes in grid.groups.items():
+        if lower in group:
+            found.append(MeantPage("group", group, f"/releases?group={group}", group == lower))
+        if lower in nodes.joined:
+            names = [name for name in nodes.names if lower in name]
+            # The one that is meant is among them, however many there are.
+            names.sort(key=lambda name: (name != lower, not name.startswith(lower), name))
+            found += [MeantPage("node", name, f"/nodes/{name}", name == lower) for name in names[:SHOWN]]
+    return sorted(found, key=lambda match: (not match.exact, match.text))[: 2 * SHOWN]
+
+
+async def _functions(visit: Visit, wanted: str) -> list[MeantPage]:
+    name, _, version = wanted.lower().partition("@")
+    names, _ = await visit.items(functions.list_functions, Function, pagination.Paging(limit=1000))
+    query = f"?version={version}" if version.isdecimal() and version.isascii() else ""
+    meant = [f.name for f in names if name in f.name]
+    found = [MeantPage("function", each, f"/functions/{each}{query}", each == name) for each in meant]
+    return sorted(found, key=lambda match: (not match.exact, match.text))[:SHOWN]
+
+
+async def _releases(visit: Visit, wanted: str) -> list[MeantPage]:
+    """`group/number`, also `group 42`."""
+    parts = re.fullmatch(r"([a-z0-9][a-z0-9-]{0,62})[/ ]([1-9][0-9]{0,8})", wanted.lower())
+    if parts is None:
+        return []
+    try:
+        found: Release = await visit.ask(releases.get_release, {"group": parts[1], "number": int(parts[2])})
+    except ProblemError as error:
+        if error.status != 404:
+            raise
+        return []
+    page = f"/releases/{found.group}/{found.number}"
+    return [MeantPage("release", f"{found.group} {found.number}", page)]
+
+
+async def _schema(visit: Visit, wanted: str) -> list[MeantPage]:
+    """The number of a schema change."""
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", wanted) or int(wanted) > await visit.ask(schema.count_changes):
+        return []
+    return [MeantPage("schema change", wanted, f"/schema/{wanted}")]
+
+
+async def _codes(visit: Visit, wanted: str) -> list[MeantPage]:
+    """The code of an error with which nodes fail, or that there is."""
+    summary = (await visit.services.standings.summary()).of(visit.rights.groups("read"))
+    code = wanted.lower()
+    known = {cause.code: cause.nodes for cause in summary.causes}
+    if code in known or code in CODES:
+        nodes = known.get(code, 0)
+        return [MeantPage("error", f"{code}, {nodes} failing", f"/nodes?error={quote(code)}")]
+    return [
+        MeantPage("error", f"{one}, {nodes} failing", f"/nodes?error={quote(one)}", exact=False)
+        for one, nodes in known.items()
+        if code in one
+    ][:SHOWN]
+
+
+async def _artifacts(visit: Visit, wanted: str) -> list[MeantPage]:
+    """The first figures of a sha256."""
+    digest = wanted.lower()
+    if not re.fullmatch(rf"[0-9a-f]{{{LEAST_DIGEST},64}}", digest):
+        return []
+    found: list[ReleaseFunction] = await visit.ask(functions.with_artifact, {"sha256": digest})
+    return [
+        MeantPage("artifact", f"{f.name}@{f.version} {f.sha256[:12]}", f"/functions/{f.name}?version={f.version}")
+        for f in found
+    ]
+
+
+LOOKS = (_nodes_and_groups, _functions, _releases, _schema, _codes, _artifacts)
+PAGES = (ConsolePage("GET", "/go", show),)

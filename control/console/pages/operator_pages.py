@@ -1,0 +1,159 @@
+"""Operators: who may use control, what, and until when. A token is shown once, in the answer that made it."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from control.api import operators, pagination, request_input
+from control.api.bodies.requests import ChangeOperator, NewOperator
+from control.api.bodies.responses import HeldGrant, MadeOperator, Operator
+from control.api.operations import Reply
+from control.console import rendering
+from control.console.pages import confirming
+from control.console.pages.release_pages import path_of
+from control.console.visits import ConsolePage, Visit
+from control.problems import ProblemError
+
+SHOWN = 100
+"""Operators of a page of the list."""
+# An operator may be called `new`.
+EVERY, NEW, ONE = "/operators", "/make-operator", "/operators/{name}"
+SECONDS = {"m": 60, "h": 3600, "d": 86400}
+_GRANT = re.compile(r"([a-z]+)(?:@([^\s@]+))?(?:\s*\(([^()]*)\))?")
+_TIME = re.compile(r"(\d{1,6})\s*([mhd])")
+
+
+def written(grant: HeldGrant) -> str:
+    """A grant as the form takes it: a line `role@group (function, function)`."""
+    functions = f" ({', '.join(grant.functions)})" if grant.functions else ""
+    return grant.role + (f"@{grant.group}" if grant.group else "") + functions
+
+
+async def show_list(visit: Visit) -> Reply:
+    """GET /operators: those that the operator who asks may change."""
+    query = pagination.Paging(visit.query.get("cursor") or None, SHOWN)
+    found, next = await visit.items(operators.list_operators, Operator, query)
+    rows = [(operator, [written(grant) for grant in operator.grants]) for operator in found]
+    return await visit.html("operators.html", rows=rows, next=next)
+
+
+async def show_new(visit: Visit) -> Reply:
+    """GET /make-operator"""
+    return await visit.html("operator_new.html", error=None, fields=visit.query)
+
+
+async def make(visit: Visit) -> Reply:
+    """POST /make-operator: the page with the token."""
+    key = confirming.form_key(visit)
+    try:
+        wanted = {"name": visit.form.get("name", "").strip(), "grants": _grants(visit), "expires_in": _expiry(visit)}
+        body = request_input.convert(wanted, NewOperator, "invalid_body")
+        found = await visit.ask(operators.create, {}, None, body, key=key)
+    except ProblemError as error:
+        if error.status not in (404, 409, 422):
+            raise
+        return await visit.html("operator_new.html", error.status, error=error, fields=visit.form)
+    made = msgspec.convert(found, MadeOperator)
+    return await visit.html("operator_made.html", made=made, grants=[written(grant) for grant in made.grants])
+
+
+async def show_one(visit: Visit) -> Reply:
+    """GET /operators/{name}: what it may, and a form for something else."""
+    return await _show_one(visit)
+
+
+async def change(visit: Visit) -> Reply:
+    """POST /operators/{name}"""
+    key, path = confirming.form_key(visit), path_of(visit)
+    ends = visit.form.get("ends", "")
+    try:
+        wanted: dict[str, Any] = {"grants": _grants(visit), "endless": ends == "never"}
+        if ends == "in":
+            wanted["expires_in"] = _expiry(visit)
+        body = request_input.convert(wanted, ChangeOperator, "invalid_body")
+        await visit.ask(operators.change, path, None, body, key=key)
+    except ProblemError as error:
+        if error.status not in (409, 422) and error.code != "unknown_group":
+            raise
+        return await _show_one(visit, error)
+    return rendering.redirect(f"/operators/{path['name']}")
+
+
+async def show_revoke(visit: Visit) -> Reply:
+    """GET /operators/{name}/revoke"""
+    return await visit.html("operator_revoke.html", operator=await _operator(visit), error=None)
+
+
+async def revoke(visit: Visit) -> Reply:
+    """POST /operators/{name}/revoke"""
+    key, path = confirming.form_key(visit), path_of(visit)
+    try:
+        confirming.refuse_untyped(visit, str(path["name"]))
+        await visit.ask(operators.revoke, path, key=key)
+    except ProblemError as error:
+        if error.status not in (409, 422):
+            raise
+        return await visit.html("operator_revoke.html", error.status, operator=await _operator(visit), error=error)
+    return rendering.redirect("/operators")
+
+
+async def _show_one(visit: Visit, error: ProblemError | None = None) -> Reply:
+    operator = await _operator(visit)
+    grants = "\n".join(written(grant) for grant in operator.grants)
+    status = error.status if error else 200
+    return await visit.html("operator.html", status, operator=operator, grants=grants, fields=visit.form, error=error)
+
+
+async def _operator(visit: Visit) -> Operator:
+    """The operator of the path. Raises: ProblemError unknown_operator, also where the visitor may not change it."""
+    name, cursor = path_of(visit)["name"], None
+    while True:
+        found, cursor = await visit.items(operators.list_operators, Operator, pagination.Paging(cursor, 1000))
+        for operator in found:
+            if operator.name == name:
+                return operator
+        if cursor is None:
+            raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
+
+
+def _grants(visit: Visit) -> list[dict[str, Any]]:
+    """What the lines of a form give. Raises: ProblemError invalid_body, when a line is no grant."""
+    found = []
+    for line in visit.form.get("grants", "").splitlines():
+        if not line.strip():
+            continue
+        match = _GRANT.fullmatch(line.strip())
+        if match is None:
+            raise ProblemError(
+                "invalid_body",
+                f"{line.strip()[:100]!r} isn't written as role, role@group or push@group (function)",
+                field="grants",
+            )
+        names = None if match[3] is None else [name.strip() for name in match[3].split(",")]
+        found.append({"role": match[1], "group": match[2], "functions": names})
+    return found
+
+
+def _expiry(visit: Visit) -> int | None:
+    """The seconds of a time as 90d, or None where none is given. Raises: ProblemError invalid_body."""
+    text = visit.form.get("expires_in", "").strip()
+    if not text:
+        return None
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ProblemError(
+            "invalid_body", f"{text[:50]!r} is no time: a number with m, h or d, as 90d", field="expires_in"
+        )
+    return int(match[1]) * SECONDS[match[2]]
+
+
+PAGES = (
+    ConsolePage("GET", EVERY, show_list, "admin"),
+    ConsolePage("GET", NEW, show_new, "admin"),
+    ConsolePage("POST", NEW, make, "admin"),
+    ConsolePage("GET", ONE, show_one, "admin"),
+    ConsolePage("POST", ONE, change, "admin"),
+    ConsolePage("GET", f"{ONE}/revoke", show_revoke, "admin"),
+    ConsolePage("POST", f"{ONE}/revoke", revoke, "admin"),
+)

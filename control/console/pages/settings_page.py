@@ -1,0 +1,16 @@
+"""The settings in force of the replica that answers: names, values, where each is from. No secret is among them."""
+
+from control import settings_in_force
+from control.api import probes
+from control.api.bodies.responses import Page
+from control.api.operations import Reply
+from control.console.visits import ConsolePage, Visit
+
+
+async def show(visit: Visit) -> Reply:
+    """GET /settings"""
+    found: Page[settings_in_force.SettingInForce] = await visit.ask(probes.settings)
+    return await visit.html("settings.html", settings=found.items)
+
+
+PAGES = (ConsolePage("GET", "/settings", show, "admin", everywhere=True),)

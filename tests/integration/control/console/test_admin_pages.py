@@ -1,0 +1,161 @@
+"""Audit, operators, join tokens and settings in the console: what they show, to whom, and what their forms do."""
+
+import re
+from typing import Any
+
+from control import settings_in_force
+from tests.support import deploy
+from tests.support.console import ShownPage, page, send
+from tests.support.replica import Replica, Site
+
+KEY = "k" * 12
+MARKUP = "<img src=x onerror=alert(1)>'\"&"
+
+
+async def ok(replica: Replica, path: str, body: object) -> Any:
+    return await deploy.ok(replica, "POST", path, body)
+
+
+def token_of(shown: ShownPage) -> str:
+    found = re.search(r"sk[oj]_[A-Za-z0-9_.-]+", shown.text)
+    assert found, shown.words
+    return found[0]
+
+
+async def test_operators_are_made_changed_and_revoked(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await ok(replica, "/v1/groups", {"name": "shops"})
+        assert "admin" in (await page(replica, "/operators")).words
+        fields = {"key": KEY, "name": "ci", "grants": "push@shops (orders, stock)\nread", "expires_in": "90d"}
+        made = await send(replica, "/make-operator", **fields)
+        assert made.status == 200
+        assert made.headers["cache-control"] == "no-store"
+        token = token_of(made)
+        assert (await replica.call("GET", "/v1/groups", token=token)).status == 200
+        held = next(o for o in await deploy.items(replica, "/v1/operators") if o["name"] == "ci")
+        assert held["grants"] == [
+            {"role": "push", "group": "shops", "functions": ["orders", "stock"]},
+            {"role": "read", "group": None, "functions": None},
+        ]
+        # The token is in that answer alone, and the second click makes a new one of the same operator.
+        assert token not in (await page(replica, "/operators/ci")).text
+        again = token_of(await send(replica, "/make-operator", **fields))
+        assert (await replica.call("GET", "/v1/groups", token=again)).status == 200
+        assert len(await deploy.items(replica, "/v1/operators")) == 2
+        shown = await page(replica, "/operators/ci")
+        assert "push@shops (orders, stock)\nread" in shown.text
+        # What is wrong is said at the form, which keeps what was written.
+        for wrong, status, text in (
+            ({"grants": "king"}, 422, "Invalid enum value"),
+            ({"grants": MARKUP}, 422, "isn&#39;t written as role"),
+            ({"grants": "read@nowhere"}, 404, "there is no group nowhere"),
+            ({"grants": "deploy (orders)"}, 422, "push alone is given"),
+            ({"name": "ci"}, 409, "name_taken"),
+            ({"expires_in": "soon"}, 422, "is no time"),
+        ):
+            shown = await send(replica, "/make-operator", **{**fields, "key": f"{KEY}2", "name": "two", **wrong})
+            assert (shown.status, text in shown.text) == (status, True), (wrong, shown.words)
+            assert "<img" not in shown.text
+        changed = await send(replica, "/operators/ci", key=f"{KEY}3", grants="deploy@shops", ends="never")
+        assert (changed.status, changed.headers["location"]) == (303, "/operators/ci")
+        held = next(o for o in await deploy.items(replica, "/v1/operators") if o["name"] == "ci")
+        assert (held["grants"][0]["role"], held["expires_at"]) == ("deploy", None)
+        assert (await page(replica, "/operators/nobody")).status == 404
+
+        untyped = await send(replica, "/operators/ci/revoke", key=f"{KEY}4", typed="c")
+        assert (untyped.status, "type ci to confirm it" in untyped.words) == (422, True)
+        assert (await replica.call("GET", "/v1/groups", token=again)).status == 200
+        revoked = await send(replica, "/operators/ci/revoke", key=f"{KEY}5", typed="ci")
+        assert revoked.status == 303
+        assert (await replica.call("GET", "/v1/groups", token=again)).status == 401
+        last = await send(replica, "/operators/admin/revoke", key=f"{KEY}6", typed="admin")
+        assert (last.status, "last_admin" in last.words) == (409, True)
+
+
+async def test_an_admin_of_a_group_sees_and_gives_no_more_than_that(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await ok(replica, "/v1/groups", {"name": "shops"})
+        grants = [{"role": "admin", "group": "shops"}]
+        token = (await ok(replica, "/v1/operators", {"name": "boss", "grants": grants}))["token"]
+        await ok(replica, "/v1/operators", {"name": "other", "role": "read"})
+        shown = await page(replica, "/operators", token=token)
+        assert ("boss" in shown.words, "other" in shown.words) == (True, False)
+        assert (await page(replica, "/operators/other", token=token)).status == 404
+        for path in ("/audit", "/settings"):
+            assert (await page(replica, path, token=token)).status == 403, path
+        refused = await send(replica, "/make-operator", token=token, key=KEY, name="more", grants="admin")
+        assert refused.status == 403
+        refused = await send(replica, "/operators/other/revoke", token=token, key=KEY, typed="other")
+        assert refused.status == 403
+        made = await send(replica, "/make-operator", token=token, key=f"{KEY}1", name="more", grants="read@shops")
+        assert made.status == 200
+        reader = token_of(made)
+        for path in ("/operators", "/make-operator", "/join-tokens", "/audit", "/settings", "/operators/boss"):
+            assert (await page(replica, path, token=reader)).status == 403, path
+        assert "Audit needs the role admin" in (await page(replica, "/releases", token=reader)).words
+
+
+async def test_join_tokens_are_made_and_revoked(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await ok(replica, "/v1/groups", {"name": "shops"})
+        made = await send(replica, "/join-tokens/new", key=KEY, group="shops", hours="2")
+        assert made.status == 200
+        assert f"skerry-edge join --control {replica.url}" in made.words
+        token = token_of(made)
+        listed = (await deploy.items(replica, "/v1/join-tokens"))[0]
+        assert (listed["group"], listed["state"]) == ("shops", "open")
+        shown = await page(replica, "/join-tokens?state=open")
+        assert listed["id"][:8] in shown.words
+        assert token not in shown.text
+        path = f"/join-tokens/{listed['id']}/revoke"
+        assert (await send(replica, path, key=f"{KEY}1", typed="x")).status == 422
+        assert (await deploy.items(replica, "/v1/join-tokens"))[0]["state"] == "open"
+        assert (await send(replica, path, key=f"{KEY}2", typed=listed["id"][:8])).status == 303
+        assert (await deploy.items(replica, "/v1/join-tokens"))[0]["state"] == "revoked"
+        for wrong, status in (({"group": "nowhere"}, 404), ({"hours": "9999"}, 422), ({"hours": "x"}, 422)):
+            fields = {"key": f"{KEY}3", "group": "shops", "hours": "1", **wrong}
+            assert (await send(replica, "/join-tokens/new", **fields)).status == status, wrong
+        assert (await page(replica, "/join-tokens?state=lost")).status == 422
+        assert (await page(replica, "/join-tokens/x/revoke")).status == 422
+
+
+async def test_the_audit_log_with_filters_that_are_the_address(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        for number in range(3):
+            await ok(replica, "/v1/groups", {"name": f"shops-{number}"})
+        await ok(replica, "/v1/schema-changes", {"name": MARKUP, "sql": "CREATE TABLE t (a)"})
+        await ok(replica, "/v1/releases", {"reason": MARKUP})
+        shown = await page(replica, "/audit")
+        assert shown.status == 200
+        assert "<img" not in shown.text
+        assert "release.create default/1" in shown.words
+        assert '<a href="/releases/default/1">' in shown.text
+        shown = await page(replica, "/audit?action=group.create&target=shops-1")
+        table = shown.words[shown.words.index("What changed") : shown.words.index("Seals")]
+        assert ("shops-1" in table, "shops-2" in table) == (True, False)
+        assert "skerry audit list --target shops-1 --action group.create" in shown.words
+        shown = await page(replica, "/audit?since=2100-01-01")
+        assert "No row is so" in shown.words
+        shown = await page(replica, "/audit?until=2100-01-01+10%3A00&actor=admin")
+        assert "shops-1" in shown.words
+        for wrong in ("since=yesterday", "cursor=x", f"actor={'a' * 301}"):
+            assert (await page(replica, f"/audit?{wrong}")).status == 422, wrong
+        await replica.call("GET", "/v1/groups", token="sko_wrong")
+        await replica.services.failures.flush()
+        assert "malformed" in (await page(replica, "/audit")).words
+
+
+async def test_settings_are_shown_without_secrets(control_site: Site) -> None:
+    async with control_site.running(hold=7.0) as replica:
+        shown = await page(replica, "/settings")
+        assert "SKERRY_HOLD 7 program" in shown.words
+        assert "SKERRY_OFFLINE_AFTER 75 default" in shown.words
+        settings = replica.services.settings
+        address = settings.store_address()
+        secrets = [address.key, address.secret, settings.metadata_url.split("@")[0].rpartition("//")[2]]
+        assert not [secret for secret in secrets if len(secret) > 3 and secret in shown.text]
+        listed = await deploy.items(replica, "/v1/settings")
+        assert [s["name"] for s in listed] == sorted(s["name"] for s in listed)
+        given = {"SKERRY_HOLD": "7"}
+        origins = {s.name: s.origin for s in settings_in_force.in_force(settings, given)}
+        assert (origins["SKERRY_HOLD"], origins["SKERRY_BIND"]) == ("environment", "default")
