@@ -141,8 +141,6 @@ class Worker:
 
     def _call(self, request: int, frame: frames.Frame) -> None:
         """Run one call and answer it. Before the answer is sent, its transaction is committed or undone."""
-        steps = self._steps
-        steps.begin()
         key = frame.head
         entry, generation, grant, read_only, before, after = self._known.get(key) or self._know(key)
         function, manifest, denials = entry.function, entry.local.manifest, self._denials
@@ -157,8 +155,11 @@ class Worker:
                 return
             function = loaded
         sql = None
-        services = self._ungranted
+        services, steps = self._ungranted, None
         if grant != "none" or manifest.http is not None:
+            # What a call takes that is granted nothing is all its guest's, and the front knows it.
+            steps = self._steps
+            steps.clear()
             if grant != "none":
                 sql = CallSql(self._session, grant, generation, self._mark, entry.sql, read_only, steps)
             sending = None if sql is None else sql.sending
@@ -181,7 +182,7 @@ class Worker:
             frames.send(self._sock, request, frames.HELD if isinstance(stale, WriteHeld) else frames.STALE)
         except (CommitFailed, DatabaseHeld) as failed:
             self._denied(request, sql)
-            self._fault(request, failed.code, failed.message)
+            self._fault(request, failed.code, failed.message, steps=steps)
         except guest.GuestFault as fault:
             code = fault.code
             if sql is not None:
@@ -190,21 +191,24 @@ class Worker:
                     # The guest failed because it ran into a limit: that is what the caller should know.
                     code = sql.limit_code
             self._denied(request, sql)
-            self._fault(request, code, fault.message, fault.log)
+            self._fault(request, code, fault.message, fault.log, steps)
         else:
             if denials.any or (sql is not None and sql.denied):
                 self._denied(request, sql)
             if answer.log:
                 frames.send(self._sock, request, frames.LOG, b"", answer.log)
-            ended, slowest, times = perf_counter(), entry.slowest, b""
-            took = ended - steps.began
-            if (
-                ((took > slowest.bar or ended > slowest.until) and slowest.add(took, ended))
-                or frame.kind == frames.CALL_TIMED
-                or answer.status >= 500
-            ):
-                times = self._times(request, ended)
-            frames.send(self._sock, request, answer.status, answer.head, answer.body, times)
+            if steps is not None:
+                ended, slowest = perf_counter(), entry.slowest
+                took = ended - self._mark.started
+                if (
+                    ((took > slowest.bar or ended > slowest.until) and slowest.add(took, ended))
+                    or frame.kind == frames.CALL_TIMED
+                    or answer.status >= 500
+                ):
+                    times = self._times(request, ended, steps)
+                    frames.send(self._sock, request, answer.status, answer.head, answer.body, times)
+                    return
+            frames.send(self._sock, request, answer.status, answer.head, answer.body)
 
     def _know(self, key: bytes) -> "Known":
         """Decode a call's head."""
@@ -231,13 +235,16 @@ class Worker:
         if denied:
             frames.send(self._sock, request, frames.DENIED, b"", denied)
 
-    def _fault(self, request: int, code: str, message: str, log: bytes = b"") -> None:
+    def _fault(
+        self, request: int, code: str, message: str, log: bytes = b"", steps: call_times.StepClock | None = None
+    ) -> None:
         fault = frames.Fault(code, message, status_of(code), log.decode(errors="replace"))
-        frames.send_json(self._sock, request, frames.FAULT, fault, self._times(request, perf_counter()))
+        times = b"" if steps is None else self._times(request, perf_counter(), steps)
+        frames.send_json(self._sock, request, frames.FAULT, fault, times)
 
-    def _times(self, request: int, ended: float) -> bytes:
+    def _times(self, request: int, ended: float, steps: call_times.StepClock) -> bytes:
         """Return the frame that tells where the time of a call went."""
-        return frames.pack(request, frames.TIMES, b"", self._steps.encode(ended, _shown))
+        return frames.pack(request, frames.TIMES, b"", steps.encode(self._mark.started, ended, _shown))
 
     def _load(self, load: frames.Load) -> list[frames.ChildFailure]:
         """Be ready for a set of modules; return the functions that couldn't be loaded.

@@ -135,30 +135,42 @@ class ServedFunction:
         return given is not None and given.path == route
 
     def settle(
-        self, call: EndedCall, outcome: Outcome, now: float, took: float | None = None, *, blamed: bool = False
+        self,
+        call: EndedCall,
+        outcome: Outcome,
+        now: float,
+        took: float | None = None,
+        *,
+        blamed: bool = False,
+        ran: float | None = None,
     ) -> bool:
         """Count the end of a call, and let the breaker know; return whether that has opened the breaker.
 
         `took` is the time in seconds that a worker needed for its answer, None where the call ended without one;
-        `blamed`: the call killed its worker.
+        `blamed`: the call killed its worker; `ran`: the time in seconds for which a worker ran it that then ended.
         """
         tally, breaker, counts = self.tally, self.breaker, self.counts
         # As `name_of` says it: this is the way of each call.
         kind = outcome.code if isinstance(outcome, Refusal) else "ok" if outcome.status < 500 else "answer_5xx"
         seconds = now - call.began
         outcomes, times, bucket = counts.outcomes, counts.times, bisect_left(BOUNDS, seconds)
-        outcomes[kind] = outcomes.get(kind, 0) + 1
-        times[bucket] = times.get(bucket, 0) + 1
+        try:
+            outcomes[kind] += 1
+        except KeyError:
+            outcomes[kind] = 1
+        try:
+            times[bucket] += 1
+        except KeyError:
+            times[bucket] = 1
         counts.total += seconds
         if kind != "ok" or seconds > tally.slow:
             if len(tally.noted) < MOST_NOTED:
-                at, path, local = time.time(), call.script + call.path, self.function
-                tally.noted.append(
-                    NotedCall(
-                        at, now, local.version, self.release, call.method, path, kind, outcome.status, seconds, took,
-                        call.times,
-                    )
+                # Not the call: its body may be large.
+                made = NotedCall(
+                    time.time(), now, self.function, self.release, call.method, call.script + call.path, kind,
+                    outcome.status, seconds, ran if took is None else took, call.times,
                 )  # fmt: skip
+                tally.noted.append(made)
             else:
                 tally.unnoted += 1
         if took is not None:

@@ -66,7 +66,8 @@ class WorkerDeaths:
         shown = shown_with(call.name, call.via.caller)
         log.warning("worker %d %s: %s, %s", link.child.pid, what, shown, link.killed or refusal.code)
         now = time.monotonic()
-        if call.served.settle(call, refusal, now, blamed=blames(link.killed, seen.state, status)):
+        blamed = blames(link.killed, seen.state, status)
+        if call.served.settle(call, refusal, now, blamed=blamed, ran=max(0.0, now - link.since)):
             text = "%s is cut off for %.0f s: its calls ended their processes again and again"
             log.error(text, call.name, call.served.breaker.until - now)
             self._opened(call)

@@ -72,25 +72,22 @@ _decode: Final = msgspec.msgpack.Decoder(CallTimes).decode
 
 
 class StepClock:
-    """Notes the steps of one call after the other, in a worker."""
+    """Notes the steps of one call after the other, in a worker. Times are `perf_counter`'s, in seconds."""
 
-    __slots__ = ("_others", "_steps", "began")
+    __slots__ = ("_others", "_steps")
 
     def __init__(self) -> None:
-        self.began = 0.0
-        """When the call began (`perf_counter`, seconds)."""
         self._steps: list[tuple[int, float, float, str]] = []
         self._others: dict[tuple[int, str], tuple[int, float]] = {}
 
-    def begin(self) -> None:
-        """Note that a call begins."""
+    def clear(self) -> None:
+        """Forget the steps of the call before."""
         if self._steps:
             self._steps.clear()
             self._others.clear()
-        self.began = perf_counter()
 
     def add(self, kind: int, began: float, text: str = "") -> None:
-        """Note a step that ends now; `began` as `perf_counter` said."""
+        """Note a step that ends now."""
         ended = perf_counter()
         if len(self._steps) < MOST:
             self._steps.append((kind, began, ended, text[:KEPT]))
@@ -101,8 +98,9 @@ class StepClock:
         count, seconds = others.get(key, (0, 0.0))
         others[key] = count + 1, seconds + ended - began
 
-    def encode(self, ended: float, shown: Callable[[str], str]) -> bytes:
-        """Return the `CallTimes` of the call, which ended then; `shown` makes what may be shown of a statement."""
+    def encode(self, began: float, ended: float, shown: Callable[[str], str]) -> bytes:
+        """Return the `CallTimes` of the call, which began and ended then; `shown` makes what may be shown of a
+        statement."""
         places: dict[str, int] = {}
 
         def place(kind: int, text: str) -> int:
@@ -110,14 +108,14 @@ class StepClock:
             return places.setdefault(found, len(places))
 
         steps = [
-            Step(kind, _micros(start - self.began), _micros(end - start), place(kind, text))
+            Step(kind, _micros(start - began), _micros(end - start), place(kind, text))
             for kind, start, end, text in self._steps
         ]
         others = [
             Steps(kind, count, _micros(seconds), place(kind, text))
             for (kind, text), (count, seconds) in self._others.items()
         ]
-        return _encode(CallTimes(_micros(ended - self.began), steps, others, list(places)))
+        return _encode(CallTimes(_micros(ended - began), steps, others, list(places)))
 
 
 def decode(told: bytes) -> CallTimes:

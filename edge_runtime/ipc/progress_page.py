@@ -105,6 +105,12 @@ class Mark:
         self._last = self._at + WORDS - 1
         self._request = NONE
         self._waiting = False
+        self._started_ns = 0
+
+    @property
+    def started(self) -> float:
+        """When the call was started (monotonic clock, seconds)."""
+        return self._started_ns / 1e9
 
     def clear(self) -> None:
         """Reset the slot: no call has been started."""
@@ -123,7 +129,7 @@ class Mark:
         words, at = self._words, self._at
         # No request, as long as the times may be those of either call.
         words[self._last] = NONE
-        words[at] = time.monotonic_ns()
+        words[at] = self._started_ns = time.monotonic_ns()
         words[at + 1] = 0
         self._request = request
         self._waiting = False

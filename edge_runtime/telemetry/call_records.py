@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from edge_runtime.ipc import call_times
 from edge_runtime.ipc.call_times import CallTimes
+from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.slowest import Slowest
 from edge_runtime.telemetry import records
 from edge_runtime.token_bucket import TokenBucket
@@ -37,7 +38,7 @@ class NotedCall(NamedTuple):
     """When it ended (Unix seconds)."""
     now: float
     """The same on the monotonic clock."""
-    version: int
+    function: LocalFunction
     release: int
     method: str
     path: str
@@ -47,7 +48,7 @@ class NotedCall(NamedTuple):
     seconds: float
     """From its arrival to its end."""
     took: float | None
-    """Of these, in its worker; None where no worker has answered it."""
+    """Of these, in its worker; None where no worker has run it, or that isn't known."""
     times: CallTimes | None
 
 
@@ -117,18 +118,18 @@ class CallRecords:
                 function.unnoted += not wanted
             if wanted:
                 left_out, function.unnoted = function.unnoted, 0
-                self._put(records.encode(record(function.name, call, self.node, left_out)))
+                self._put(records.encode(record(call, self.node, left_out)))
         function.slow = kept.slowest.bar
 
 
-def record(function: str, call: NotedCall, node: str = "", left_out: int = 0) -> dict[str, Any]:
+def record(call: NotedCall, node: str = "", left_out: int = 0) -> dict[str, Any]:
     """Return the record of a call. `left_out`: calls of the function before it that have none, though they failed."""
     times, statements, requests = _times(call)
     made: dict[str, Any] = {
         "t": records.time_text(call.at),
         "kind": records.CALL,
-        "function": function,
-        "version": call.version,
+        "function": call.function.name,
+        "version": call.function.version,
         "release": call.release,
         "node": node,
         "method": call.method,
@@ -153,8 +154,10 @@ def _times(call: NotedCall) -> tuple[dict[str, float], list[dict[str, Any]], lis
     made = {"queue": round(call.seconds - took, 6)}
     told = call.times
     if told is None:
-        # What it did in its worker isn't known.
-        return ({**made, "worker": round(took, 6)} if took else made), [], []
+        manifest = call.function.manifest
+        # Without a grant there is nothing that a call could wait for; else what it did in its worker isn't known.
+        where = "guest" if manifest.sql == "none" and manifest.http is None else "worker"
+        return ({**made, where: round(took, 6)} if took else made), [], []
     totals = dict.fromkeys(call_times.KINDS, 0.0)
     by_text: dict[tuple[int, str], tuple[int, float]] = {}
     steps = [(s.kind, 1, s.micros, s.text) for s in told.steps] + [

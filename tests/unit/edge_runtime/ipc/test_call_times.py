@@ -15,13 +15,12 @@ from edge_runtime.ipc.slowest import HOUR, Slowest
 
 def test_steps_come_as_they_were():
     clock = StepClock()
-    clock.begin()
     began = perf_counter()
     clock.add(LOCK, began)
     clock.add(SQL, began, "SELECT 'secret'")
     clock.add(HTTP, began, "example.org")
     clock.add(COMMIT, began)
-    told = call_times.decode(clock.encode(perf_counter(), lambda sql: sql.replace("'secret'", "?")))
+    told = call_times.decode(clock.encode(began, perf_counter(), lambda sql: sql.replace("'secret'", "?")))
     assert [(step.kind, told.texts[step.text]) for step in told.steps] == [
         (LOCK, ""),
         (SQL, "SELECT ?"),
@@ -30,16 +29,16 @@ def test_steps_come_as_they_were():
     ]
     assert all(0 <= step.start + step.micros <= told.micros + 1 for step in told.steps)
     # The next call's are its own.
-    clock.begin()
-    assert call_times.decode(clock.encode(perf_counter(), str)).steps == []
+    clock.clear()
+    assert call_times.decode(clock.encode(began, perf_counter(), str)).steps == []
 
 
 def test_a_call_of_many_statements_is_told_in_bounds():
     clock = StepClock()
-    clock.begin()
+    began = perf_counter()
     for number in range(10_000):
         clock.add(SQL, perf_counter(), f"SELECT {number % 500} " + "x" * 10_000)
-    raw = clock.encode(perf_counter(), str)
+    raw = clock.encode(began, perf_counter(), str)
     told = call_times.decode(raw)
     assert len(raw) < call_times.LONGEST
     assert (len(told.steps), len(told.others)) == (MOST, MOST_TEXTS + 1)

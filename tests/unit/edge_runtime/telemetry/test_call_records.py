@@ -6,14 +6,17 @@ from typing import Any
 import orjson
 import pytest
 
+from control.manifest_fields import Manifest
 from edge_runtime.dispatch.served_functions import Tally
 from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, CallTimes, Step, Steps
+from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.slowest import HOUR
 from edge_runtime.telemetry.call_records import BURST, BURST_OF_ALL, CallRecords, NotedCall, record
 
 
 def noted(**changed: Any) -> NotedCall:
-    call = NotedCall(1e9, 100.0, 3, 12, "GET", "/functions/f/a", "ok", 200, 0.5, 0.4, None)
+    function = LocalFunction(changed.pop("name", "f"), 3, "0" * 64, Manifest(sql=changed.pop("sql", "write")), "")
+    call = NotedCall(1e9, 100.0, function, 12, "GET", "/functions/f/a", "ok", 200, 0.5, 0.4, None)
     return call._replace(**changed)
 
 
@@ -25,7 +28,7 @@ def test_a_record_says_where_the_time_went():
         Step(COMMIT, 0, 20_000, 0),
     ]
     times = CallTimes(400_000, [*steps, Step(HTTP, 0, 30_000, 3)], [Steps(SQL, 9, 9000, 1)], ["", "A", "B", "host"])
-    made = record("f", noted(times=times), "edge-1")
+    made = record(noted(times=times), "edge-1")
     assert made == {
         "t": "2001-09-09T01:46:40.000Z",
         "kind": "call",
@@ -46,15 +49,16 @@ def test_a_record_says_where_the_time_went():
 
 
 def test_a_call_whose_worker_told_nothing_or_that_had_none():
-    assert record("f", noted())["times"] == {"queue": 0.1, "worker": 0.4}
-    refused = record("f", noted(outcome="queue_full", status=503, took=None))
+    assert record(noted())["times"] == {"queue": 0.1, "worker": 0.4}
+    assert record(noted(sql="none"))["times"] == {"queue": 0.1, "guest": 0.4}
+    refused = record(noted(outcome="queue_full", status=503, took=None))
     assert refused["times"] == {"queue": 0.5}
     assert "sql" not in refused
 
 
 def test_a_worker_that_tells_absurd_times_makes_no_absurd_record():
     times = CallTimes(2**40, [Step(SQL, 0, 2**40, 0)] * 60, [Steps(COMMIT, 2**40, 2**40, 0)], ["X"])
-    made = record("f", noted(times=times, path="/" + "x" * 100_000))
+    made = record(noted(times=times, path="/" + "x" * 100_000))
     assert all(0 <= seconds <= 0.5 for seconds in made["times"].values())
     assert made["times"]["guest"] == 0
     assert len(orjson.dumps(made)) < 1500
@@ -108,7 +112,7 @@ def test_failed_calls_are_bounded_and_what_is_left_out_is_said():
     assert len(world.made) == BURST
     assert failing.unnoted == 1000 - BURST
     # Another function's are there all the same.
-    world.calls(other, 1, lambda n: noted(outcome="time_limit", status=504))
+    world.calls(other, 1, lambda n: noted(name="g", outcome="time_limit", status=504))
     assert world.made[-1]["function"] == "g"
     world.calls(failing, 1, lambda n: noted(outcome="guest_trap", status=502, now=101.0))
     assert world.made[-1]["left_out"] == 1000 - BURST
