@@ -25,10 +25,13 @@ from control.sync.fleet_rows import CachedGroup, CachedNode, Credential
 from control.sync.heartbeats import Heartbeats
 from control.sync.reconciler import Decision, NodeRequest
 from control.sync.write_batches import WriteBatches
+from control.telemetry.ingest import NumbersIngest
 
 PATH = "/v1/poll"
 NOTHING_TO_DO = Reply(204, b"")
 """The answer where there is nothing to do, or not yet."""
+COUNTED = Reply(204, b"", ((b"connection", b"close"),))
+"""The same of a replica that stops, which has counted what the poll told of calls."""
 KEPT_ANSWERS = 1000
 """Answers to nodes at their targets that are kept, for as many groups and generations."""
 RELEASE_HEADER = b"x-skerry-release"
@@ -69,6 +72,7 @@ class PollEndpoint:
         fleet: FleetCache,
         heartbeats: Heartbeats,
         decisions: WriteBatches[NodeRequest, Decision],
+        numbers: NumbersIngest,
         metrics: ControlMetrics,
         clock: Clock,
         settings: ControlSettings,
@@ -77,6 +81,7 @@ class PollEndpoint:
         self._fleet = fleet
         self._heartbeats = heartbeats
         self._decisions = decisions
+        self._numbers = numbers
         self._metrics = metrics
         self._clock = clock
         self._hold_limit = settings.hold
@@ -104,7 +109,13 @@ class PollEndpoint:
         loop, until = fleet.loop, 0.0
         if poll.wait:
             until = loop.time() + min(poll.wait, self._hold_limit) * (1 - random.random() * SPREAD)  # noqa: S311
+        if poll.numbers:
+            node = self._look(credential)
+            self._numbers.take(node, fleet.groups[node.group_id].release_number or 0, poll, now)
         while True:
+            if fleet.closing and poll.numbers:
+                # Other than by a refusal the node learns that they are counted, and doesn't tell another replica.
+                return COUNTED
             node = self._look(credential)
             group = fleet.groups[node.group_id]
             kind, limit = "at_target", until

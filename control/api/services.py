@@ -23,6 +23,8 @@ from control.sync.reconciler import Decision, NodeRequest
 from control.sync.reports import SyncReport
 from control.sync.write_batches import WriteBatches
 from control.telemetry.fleet_summary import FleetReader
+from control.telemetry.group_numbers import NumbersKeeper
+from control.telemetry.ingest import NumbersIngest
 from control.telemetry.live_records import LiveRecords
 from control.tracing import Tracing
 from control.wire import SyncState
@@ -75,6 +77,10 @@ class Services:
     """Decides what polling nodes must do."""
     reports: WriteBatches[SyncReport, SyncState]
     """Takes the nodes' reports of their syncs."""
+    numbers: NumbersIngest
+    """Takes what nodes tell of calls and of themselves."""
+    numbers_kept: NumbersKeeper
+    """Sums up what is stored of that, and deletes what is old."""
     standings: FleetReader
     """How many nodes stand how, for those who look at the whole fleet."""
     live: LiveRecords
@@ -89,7 +95,14 @@ class Services:
 
     def monitor(self) -> Monitor:
         """A monitor, which isn't running yet."""
-        return Monitor(self.databases.background, self.clock, self.metrics, self.settings, sweep=self.deletions.sweep)
+        return Monitor(
+            self.databases.background,
+            self.clock,
+            self.metrics,
+            self.settings,
+            sweep=self.deletions.sweep,
+            tidy=self.numbers_kept.work,
+        )
 
     @property
     def db(self) -> Database:

@@ -76,8 +76,11 @@ class Monitor:
         metrics: ControlMetrics,
         settings: ControlSettings,
         sweep: Callable[[], Awaitable[None]],
+        tidy: Callable[[datetime, float], Awaitable[bool]],
     ) -> None:
-        """`sweep` finishes what kills left behind in the artifact store."""
+        """`sweep` finishes what kills left behind in the artifact store. `tidy` sums old numbers up and deletes them,
+        within so many seconds, and returns whether nothing is left.
+        """
         self._db = db
         self._clock = clock
         self._metrics = metrics
@@ -86,6 +89,7 @@ class Monitor:
         self._sweep = sweep
         self._leases = Leases(db, clock)
         self._arrivals = Arrivals(db)
+        self._tidy = tidy
         self._next_retention = -math.inf
         """The loop's time of the next deletion of old logs: a wrong clock must not put it off."""
         self._next_seals = -math.inf
@@ -221,6 +225,8 @@ class Monitor:
                 # A locked row holds up no other kind of log.
                 done = False
             await self._keep()
+        done = await self._tidy(now, RETENTION_FOR) and done
+        await self._keep()
         try:
             return await audit_seals.cut(self._db, now, before, RETENTION_FOR) and done
         except Locked:

@@ -122,6 +122,7 @@ class ControlApp:
             services.fleet,
             services.heartbeats,
             services.decisions,
+            services.numbers,
             services.metrics,
             services.clock,
             services.settings,

@@ -30,6 +30,8 @@ from control.sync.reports import Reports, SyncReport
 from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
 from control.telemetry.fleet_summary import FleetReader
+from control.telemetry.group_numbers import NumbersKeeper
+from control.telemetry.ingest import NumbersIngest
 from control.telemetry.live_records import LiveRecords
 from control.telemetry.webhook_client import WebhookClient
 from control.telemetry.webhook_sender import WebhookSender
@@ -76,6 +78,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         deletions = Deletions(background, store, ownership, clock, settings.unknown_objects_kept)
         standings = FleetReader(databases.lists, clock)
         stack.push_async_callback(standings.stop)
+        numbers = NumbersIngest(background, clock)
         targets = Targets()
         traces = Tracing(settings, fleet.mark.name) if settings.otlp_url else None
         if traces is not None:
@@ -123,6 +126,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             heartbeats=heartbeats,
             decisions=decisions,
             reports=reports,
+            numbers=numbers,
+            numbers_kept=NumbersKeeper(background),
             standings=standings,
             live=LiveRecords(background, databases.writes, fleet, clock),
             metrics=metrics,
@@ -134,7 +139,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)
         bucket = (ownership.run, deletions.run)
         webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks))
-        others = (heartbeats.run, failures.run, sessions.run, services.live.run, services.monitor().run, webhooks.run)
+        ours = (heartbeats.run, numbers.run, failures.run, sessions.run)
+        others = (*ours, services.live.run, services.monitor().run, webhooks.run)
         await stack.enter_async_context(_in_background(*nodes, *bucket, *others))
         yield services
 

@@ -19,6 +19,7 @@ from control.sync.reconciler import Reconciler
 from control.sync.reports import Reports
 from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
+from control.telemetry.ingest import NumbersIngest
 from control.web.app import ControlApp
 from tests.support.simulation.database import Database, Server
 from tests.support.simulation.loop import Clock, VirtualLoop
@@ -43,6 +44,11 @@ class _Monitor(Monitor):
     async def seal(self, now: datetime) -> bool:
         """No row of the audit is sealed in a run."""
         return True
+
+
+async def _nothing_old(now: datetime, seconds: float) -> bool:
+    """No numbers are stored in a run."""
+    return True
 
 
 class Replica:
@@ -92,6 +98,8 @@ class Replica:
             **dict.fromkeys(
                 ("ownership", "deletions", "checks", "readiness", "join_tokens", "live", "sign_ins"), nothing
             ),
+            **dict.fromkeys(("standings", "numbers_kept"), nothing),
+            numbers=NumbersIngest(db, clock),
             store=store,
             auth=operators,
             sessions=Sessions(fleet, clock, operators, db, db, db, SETTINGS),
@@ -115,7 +123,7 @@ class Replica:
         self._fleet = fleet
         for run in (fleet.run, fleet.mark.run, services.decisions.run, services.reports.run, services.heartbeats.run):
             process.spawn(run())
-        monitor = _Monitor(db, clock, metrics, SETTINGS, nothing)
+        monitor = _Monitor(db, clock, metrics, SETTINGS, sweep=nothing, tidy=_nothing_old)
         process.spawn(monitor._loop(monitor.tick, 2.0))
         app = ControlApp(SETTINGS, clock)
         app.serve_with(services)

@@ -27,7 +27,7 @@ class NoDatabase:
 
     def __init__(self) -> None:
         self.metrics, self.settings, self.clock = ControlMetrics(), SETTINGS, SystemClock()
-        self.auth = self.fleet = self.heartbeats = self.decisions = self.tracing = None
+        self.auth = self.fleet = self.heartbeats = self.decisions = self.tracing = self.numbers = None
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class OnlyCounters:
         self.settings = SETTINGS
         self.clock = SystemClock()
         self.tracing = None
-        self.auth = self.fleet = self.heartbeats = self.decisions = None
+        self.auth = self.fleet = self.heartbeats = self.decisions = self.numbers = None
 
 
 @pytest.fixture

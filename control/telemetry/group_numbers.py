@@ -1,0 +1,193 @@
+"""Calls by group, minute and hour, in the database: written, read, summed up by hour, and deleted when they are old.
+
+Minutes are kept for 48 hours, each replica's apart, and hours for 90 days. The key begins with the group, so groups
+don't get in each other's way.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from functools import partial
+from typing import NamedTuple
+
+from control.storage import queries
+from control.storage.connection import Connection
+from control.storage.database import Database, Locked
+from control.telemetry import tallies
+from control.telemetry.tallies import Tallies
+
+
+class MinuteRow(NamedTuple):
+    """What a replica has counted of a group in a minute."""
+
+    group_id: str
+    minute: datetime
+    replica: str
+    body: bytes
+
+
+class HourRow(NamedTuple):
+    """The calls of a group in an hour."""
+
+    group_id: str
+    hour: datetime
+    body: bytes
+
+
+class Span(NamedTuple):
+    """The calls of a group in a minute or an hour, as far as they are known."""
+
+    group_id: str
+    begins: datetime
+    seconds: int
+    counted: Tallies
+
+
+SQL = queries.load("numbers")
+MINUTES = SQL.rows("minutes", MinuteRow)
+HOURS = SQL.rows("hours", HourRow)
+WITHOUT_HOUR = SQL.value("without_hour", str)
+GROUPS = SQL.value("groups", str)
+
+MINUTES_KEPT = timedelta(hours=48)
+HOURS_KEPT = timedelta(days=90)
+SUMMED_AFTER = timedelta(minutes=15)
+"""From the end of an hour until it is summed up: replicas keep what they can't write for ten minutes."""
+BY_MINUTE = timedelta(minutes=90)
+"""Hours that ended longer ago than this are read by hour."""
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+LIMIT = 500
+"""Rows that one statement deletes."""
+AT_ONCE = 50
+"""Rows that one transaction writes."""
+
+log = logging.getLogger("skerry.numbers")
+
+
+async def write(db: Database, replica: str, minute: datetime, counted: Mapping[str, Tallies]) -> None:
+    """Write what a replica has counted in a minute, by group. Raises: ProblemError."""
+    rows = [(group_id, minute, replica, tallies.encode(found)) for group_id, found in sorted(counted.items())]
+    for start in range(0, len(rows), AT_ONCE):
+
+        async def work(conn: Connection, part: list[tuple[str, datetime, str, bytes]]) -> None:
+            for row in part:
+                await conn.execute(SQL["write_minute"], *row)
+
+        await db.transaction(partial(work, part=rows[start : start + AT_ONCE]))
+
+
+async def read(
+    db: Database,
+    groups: Collection[str],
+    since: datetime,
+    until: datetime,
+    unwritten: Mapping[datetime, Mapping[str, Tallies]],
+    replica: str,
+    function: str = "",
+) -> list[Span]:
+    """The calls of groups, given by id, from `since` on and before `until`, in the order of time: of long ago by hour,
+    else by minute. `unwritten`: what the replica that asks hasn't written for good yet. Raises: ProblemError.
+    """
+    ids = sorted(groups)
+    cut = _hour(until - BY_MINUTE)
+    # Taken before the database is asked: what is written meanwhile is left out of the answer.
+    mine = [
+        Span(group_id, minute, 60, _of(found, function))
+        for minute, by_group in unwritten.items()
+        for group_id, found in by_group.items()
+        if group_id in groups and since <= minute < until
+    ]
+    known = {(span.group_id, span.begins) for span in mine}
+
+    async def work(conn: Connection) -> tuple[list[HourRow], list[MinuteRow]]:
+        hours = await conn.fetch(HOURS, ids, _hour(since), cut) if since < cut else []
+        return hours, await conn.fetch(MINUTES, ids, max(since, cut), until)
+
+    hours, minutes = await db.read(work)
+    found = []
+    for number, hour in enumerate(hours):
+        found.append(Span(hour.group_id, hour.hour, 3600, _read(hour.body, function)))
+        if number % 10 == 9:
+            await asyncio.sleep(0)
+    for number, row in enumerate(minutes):
+        if row.replica != replica or (row.group_id, row.minute) not in known:
+            found.append(Span(row.group_id, row.minute, 60, _read(row.body, function)))
+        if number % 10 == 9:
+            await asyncio.sleep(0)
+    return sorted((*found, *mine), key=lambda span: span.begins)
+
+
+def _read(body: bytes, function: str = "") -> Tallies:
+    try:
+        return tallies.decode(body, function)
+    except ValueError as error:
+        # Of another version of control, or damaged: others can be shown all the same.
+        log.warning("%s", error)
+        return {}
+
+
+def _of(found: Tallies, function: str) -> Tallies:
+    copied: Tallies = {}
+    tallies.add(copied, {key: tally for key, tally in found.items() if function in ("", key[0])})
+    return copied
+
+
+def _hour(time: datetime) -> datetime:
+    return time.replace(minute=0, second=0, microsecond=0)
+
+
+class NumbersKeeper:
+    """Sums up hours and deletes what is old; the monitor has it work, on one replica at a time."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._summed: datetime | None = None
+        """The last hour that is summed up for all groups."""
+
+    async def work(self, now: datetime, seconds: float) -> bool:
+        """Work for so many seconds at most; return whether nothing is left. Raises: ProblemError."""
+        end = asyncio.get_running_loop().time() + seconds
+        try:
+            return await self._sum_up(now, end) and await self._delete(now, end)
+        except Locked:
+            return False
+
+    async def _sum_up(self, now: datetime, end: float) -> bool:
+        last = _hour(now - SUMMED_AFTER) - HOUR
+        hour = _hour(now - MINUTES_KEPT) + HOUR if self._summed is None else self._summed + HOUR
+        while hour <= last:
+            for group_id in await self._db.read(partial(_without, hour)):
+                await self._sum_up_hour(group_id, hour)
+                if asyncio.get_running_loop().time() >= end:
+                    return False
+            self._summed = hour
+            hour += HOUR
+        return True
+
+    async def _sum_up_hour(self, group_id: str, hour: datetime) -> None:
+        found: Tallies = {}
+        rows = await self._db.read(lambda conn: conn.fetch(MINUTES, [group_id], hour, hour + HOUR))
+        for number, row in enumerate(rows):
+            tallies.add(found, _read(row.body))
+            if number % 10 == 9:
+                await asyncio.sleep(0)
+        if found:
+            body = tallies.encode(found)
+            await self._db.transaction(lambda conn: conn.execute(SQL["write_hour"], group_id, hour, body))
+
+    async def _delete(self, now: datetime, end: float) -> bool:
+        for group_id in await self._db.read(lambda conn: conn.column(GROUPS)):
+            for query, before in (("delete_minutes", now - MINUTES_KEPT), ("delete_hours", now - HOURS_KEPT)):
+                while await self._db.transaction(partial(_delete, query, group_id, before)) == f"DELETE {LIMIT}":
+                    if asyncio.get_running_loop().time() >= end:
+                        return False
+        return True
+
+
+async def _without(hour: datetime, conn: Connection) -> list[str]:
+    return await conn.column(WITHOUT_HOUR, hour)
+
+
+async def _delete(query: str, group_id: str, before: datetime, conn: Connection) -> str:
+    return await conn.execute(SQL[query], group_id, before, LIMIT)

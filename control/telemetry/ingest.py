@@ -1,0 +1,263 @@
+"""What nodes tell with their polls of calls and of themselves: taken in memory, written once a minute.
+
+A poll's way touches no database: what it brings is added to sums in this replica's memory. Each minute that is over is
+written as one row a group; a group of which numbers come quicker, as after a change of release, is written each
+`HURRY` seconds. So a kill -9 loses what came in the last minute, and SIGTERM loses nothing.
+"""
+
+import asyncio
+import logging
+from datetime import datetime, timedelta
+from uuid import uuid4
+
+import msgspec
+
+from control import sketch, wire
+from control.clock import Clock
+from control.log_throttle import Outage
+from control.problems import ProblemError
+from control.storage.database import Database
+from control.sync.fleet_rows import CachedNode
+from control.telemetry import group_numbers, tallies
+from control.telemetry.node_numbers import NodesTold
+from control.telemetry.release_functions import ReleaseFunctions
+from control.telemetry.tallies import CallTally, Tallies
+
+HURRY = 5.0
+"""Seconds between two looks at what is to be written."""
+SHORT = 30.0
+"""Numbers of fewer seconds than this are of a group whose release has just changed."""
+KEPT = timedelta(minutes=10)
+"""For how long minutes that can't be written are kept; hours are summed up later than that."""
+LAST_FLUSH = 2.0
+"""Seconds for what is left when the replica stops."""
+LONGEST = 512 * 1024
+"""Bytes of a node's numbers."""
+CALLS_A_SECOND = 200_000
+"""More calls than a node can have."""
+SLACK, LONGEST_WHILE = 60.0, 90 * 86400.0
+"""Seconds that a node's clock may be wrong by, and the longest while that is believed."""
+MOST_EVENTS = 1_000_000
+"""Of worker deaths, dropped lines and failed syncs: as many as are believed at once."""
+COST, COST_OF_FUNCTION, ALLOWED = 0.5, 0.002, 10.0
+"""Seconds for which a node's numbers count, and each function of them; a node may be so far ahead of the time. A node
+sends some each 5 s at most."""
+WAITING = 5000
+"""Functions' numbers that may wait for the names of their release's functions."""
+
+log = logging.getLogger("skerry.numbers")
+_decode = msgspec.msgpack.Decoder(wire.Numbers).decode
+
+
+class _Told:
+    """What a node sent last."""
+
+    __slots__ = ("boot_id", "free_at", "sequence")
+
+    def __init__(self) -> None:
+        self.boot_id = ""
+        self.sequence = -1
+        self.free_at = 0.0
+
+
+class NumbersIngest:
+    """Takes nodes' numbers; `run` writes them."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self.replica = str(uuid4())
+        self.nodes = NodesTold(db, clock)
+        self._names = ReleaseFunctions(db)
+        self._told: dict[str, _Told] = {}
+        self._minutes: dict[datetime, dict[str, Tallies]] = {}
+        """What came in minutes that aren't written for good, by minute and group."""
+        self._minute = datetime.min.replace(tzinfo=clock.now().tzinfo)
+        self._current: dict[str, Tallies] = {}
+        self._totals: dict[str, Tallies] = {}
+        """By group, since the start, but for the minutes that aren't over: of the newest two releases."""
+        self._hurried: set[str] = set()
+        self._waiting: list[tuple[str, wire.FunctionNumbers, float]] = []
+        self.taken = self.again = self.refused = 0
+        """How often numbers were counted, were known already, and were refused, wholly or in part."""
+        self._refusals = Outage(log, "numbers of nodes are refused, and their polls answered all the same")
+        self._outage = Outage(log, "numbers of nodes can't be written yet")
+
+    def take(self, node: CachedNode, newest: int, poll: wire.Poll, now: datetime) -> None:
+        """Count what a poll brings; what is wrong is logged, and no reason to refuse the poll.
+
+        `newest`: the number of the newest release of the node's group that is known here; 0 where it has none.
+        """
+        try:
+            self._take(node, newest, poll, now)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            self._refuse(node.name, str(error))
+
+    def _take(self, node: CachedNode, newest: int, poll: wire.Poll, now: datetime) -> None:
+        if len(poll.numbers) > LONGEST:
+            raise ValueError(f"{len(poll.numbers)} bytes, and {LONGEST} is the most")
+        numbers = _decode(poll.numbers)
+        told = self._told.get(node.id)
+        if told is None:
+            told = self._told[node.id] = _Told()
+        elif told.boot_id == poll.boot_id and numbers.sequence <= told.sequence:
+            self.again += 1
+            return
+        time = self._loop.time()
+        if told.free_at > time + ALLOWED:
+            raise ValueError("more of them than a node has to tell")
+        told.free_at = max(told.free_at, time) + COST + COST_OF_FUNCTION * len(numbers.functions)
+        told.boot_id, told.sequence = poll.boot_id, numbers.sequence
+        self.taken += 1
+        if numbers.node is not None:
+            self.nodes.take(node, numbers.node, MOST_EVENTS)
+        if poll.generation < node.generation:
+            # It was moved and isn't at its new group's release yet: these are of its old group's.
+            return
+        if now >= self._minute + timedelta(minutes=1):
+            self._turn(now)
+        if numbers.seconds < SHORT:
+            self._hurried.add(node.group_id)
+        most = CALLS_A_SECOND * (min(numbers.seconds, LONGEST_WHILE) + SLACK)
+        wrong = ""
+        for function in numbers.functions:
+            try:
+                # This replica may not have heard of the newest release yet.
+                if function.release > newest + 1:
+                    raise ValueError(f"its group has no release {function.release}")
+                names = self._names.get(node.group_id, function.release, time)
+                if names is None:
+                    self._wait(node.group_id, function, most)
+                else:
+                    self._count(node.group_id, names, function, most)
+            except ValueError as error:
+                wrong = str(error)
+        if wrong:
+            raise ValueError(wrong)
+
+    def _count(self, group_id: str, names: tuple[str, ...], function: wire.FunctionNumbers, most: float) -> None:
+        """Add a function's calls to the current minute. Raises: ValueError, when they can't be true."""
+        if function.index >= len(names):
+            raise ValueError(f"the release {function.release} has no function number {function.index}")
+        times = sketch.unpack(function.seconds)
+        calls = sum(times.values())
+        if calls > most:
+            raise ValueError(f"{calls} calls are more than a node can have in that time")
+        pairs = function.outcomes
+        if len(pairs) % 2 or sum(pairs[1::2]) > calls:
+            raise ValueError("more calls that failed than calls")
+        current = self._current.get(group_id)
+        if current is None:
+            current = self._current[group_id] = {}
+        key = names[function.index], function.release
+        tally = current.get(key)
+        if tally is None:
+            tally = current[key] = CallTally()
+        sketch.add(tally.times, times)
+        for code, count in zip(pairs[::2], pairs[1::2], strict=True):
+            name = wire.OUTCOMES[code if code < len(wire.OUTCOMES) else 0]
+            tally.outcomes[name] = tally.outcomes.get(name, 0) + count
+
+    def _wait(self, group_id: str, function: wire.FunctionNumbers, most: float) -> None:
+        if len(self._waiting) >= WAITING:
+            raise ValueError("too many numbers wait for their releases to be read")
+        self._waiting.append((group_id, function, most))
+
+    def _refuse(self, name: str, why: str) -> None:
+        self.refused += 1
+        self._refusals.failed(f"{name}: {why}")
+
+    def _turn(self, now: datetime) -> None:
+        """Begin another minute. The clock may have gone back: then the last one goes on."""
+        for group_id, counted in self._current.items():
+            total = self._totals.setdefault(group_id, {})
+            tallies.add(total, counted)
+            newest = sorted({release for _, release in total})[-2:]
+            for key in [key for key in total if key[1] not in newest]:
+                del total[key]
+        self._minute = now.replace(second=0, microsecond=0)
+        self._current = self._minutes[self._minute] = {}
+
+    # For those who look
+
+    def unwritten(self) -> dict[datetime, dict[str, Tallies]]:
+        """What isn't in the database for good yet, by minute and group; nobody may change it."""
+        return self._minutes
+
+    def totals(self) -> dict[str, Tallies]:
+        """All calls since the start of the replica, by group: of the newest two releases of each."""
+        found: dict[str, Tallies] = {}
+        for source in (self._totals, self._current):
+            for group_id, counted in source.items():
+                tallies.add(found.setdefault(group_id, {}), counted)
+        for total in found.values():
+            newest = sorted({release for _, release in total})[-2:]
+            for key in [key for key in total if key[1] not in newest]:
+                del total[key]
+        return found
+
+    # Writing
+
+    async def run(self) -> None:
+        """Write what is due until cancelled, and then all that is left."""
+        try:
+            while True:
+                await asyncio.sleep(HURRY)
+                await self._try(self._clock.now(), everything=False)
+        finally:
+            try:
+                async with asyncio.timeout(LAST_FLUSH):
+                    await self._try(self._clock.now(), everything=True)
+            except TimeoutError:
+                log.warning("numbers of %d minutes were not written before the end", len(self._minutes))
+
+    async def _try(self, now: datetime, *, everything: bool) -> None:
+        try:
+            await self.resolve()
+            await self.write(now, everything=everything)
+            await self.nodes.write_if_due(self._loop.time())
+            self._outage.worked()
+        except ProblemError as problem:
+            self._outage.failed(problem.detail)
+        except Exception:
+            log.exception("numbers of nodes could not be written")
+        self._refusals.worked()
+        for minute in [minute for minute in self._minutes if minute < now - KEPT and minute != self._minute]:
+            log.warning("the numbers of %s couldn't be written for %s, and are dropped", minute, KEPT)
+            del self._minutes[minute]
+
+    async def resolve(self) -> None:
+        """Read the functions of releases that were unknown, and count what waited for them. Raises: ProblemError."""
+        time, now = self._loop.time(), self._clock.now()
+        await self._names.read({(group_id, function.release) for group_id, function, _ in self._waiting}, time)
+        waiting, self._waiting = self._waiting, []
+        if waiting and now >= self._minute + timedelta(minutes=1):
+            self._turn(now)
+        for group_id, function, most in waiting:
+            names = self._names.get(group_id, function.release, time)
+            if names is None:
+                self._waiting.append((group_id, function, most))
+                continue
+            try:
+                self._count(group_id, names, function, most)
+            except ValueError as error:
+                self._refuse("a node", str(error))
+        if len(self._told) > 1000:
+            past = time - 3600
+            self._told = {id: told for id, told in self._told.items() if told.free_at > past}
+
+    async def write(self, now: datetime, *, everything: bool = False) -> None:
+        """Write the minutes that are over, and groups whose numbers come quickly. Raises: ProblemError."""
+        if now >= self._minute + timedelta(minutes=1) and self._current:
+            self._turn(now)
+        for minute in sorted(self._minutes):
+            over = minute < self._minute
+            counted = self._minutes[minute]
+            due = counted if over or everything else {id: counted[id] for id in self._hurried if id in counted}
+            if due:
+                await group_numbers.write(self._db, self.replica, minute, due)
+            if over:
+                del self._minutes[minute]
+            else:
+                self._hurried.clear()

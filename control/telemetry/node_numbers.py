@@ -1,0 +1,126 @@
+"""What nodes tell of themselves: the last of each is kept in the database, written at most once a minute and node."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from control import wire
+from control.clock import Clock
+from control.storage import queries
+from control.storage.connection import Connection
+from control.storage.database import Database
+from control.sync.fleet_rows import CachedNode
+from control.sync.node_state import clean
+
+PERIOD = 60.0
+"""Seconds between two times at which what nodes told is written."""
+STATEMENT = 500
+"""Nodes in one statement."""
+LATELY = timedelta(hours=1)
+"""What was told longer ago isn't counted for the groups: the node is away, or was removed."""
+MOST_VERSIONS = 20
+"""Versions of the edge that are told apart, by how many nodes have them."""
+
+
+class NodeTold(NamedTuple):
+    """What a node told of itself last. The ends are unix seconds, 0 where there is none."""
+
+    told_at: datetime
+    database_bytes: int
+    wal_bytes: int
+    disk_free_bytes: int
+    memory_bytes: int
+    certificate_ends: int
+    credential_ends: int
+    edge: str
+
+
+class GroupToldRow(NamedTuple):
+    """What the nodes of a group that have one version of the edge told lately."""
+
+    group_id: str
+    edge: str
+    nodes: int
+    database_sum: int
+    database_max: int
+    wal_max: int
+    disk_free_min: int
+    memory_sum: int
+    certificate_ends_min: int
+    credential_ends_min: int
+
+
+SQL = queries.load("numbers")
+OF_NODE = SQL.rows("of_node", NodeTold)
+OF_GROUPS = SQL.rows("of_groups", GroupToldRow)
+
+
+@dataclass(slots=True)
+class Events:
+    """What happened on the nodes of a group since this replica's start."""
+
+    worker_deaths: int = 0
+    log_dropped: int = 0
+    failed_syncs: int = 0
+
+
+class NodesTold:
+    """What was told since it was last written."""
+
+    def __init__(self, db: Database, clock: Clock) -> None:
+        self._db = db
+        self._clock = clock
+        self._latest: dict[str, tuple[str, wire.NodeNumbers]] = {}
+        """By node: its group and what it told."""
+        self._due = 0.0
+        self.events: dict[str, Events] = {}
+        """By group."""
+
+    def take(self, node: CachedNode, numbers: wire.NodeNumbers, most: int) -> None:
+        """Take what a node tells; `most`: how many events are believed."""
+        self._latest[node.id] = node.group_id, numbers
+        if numbers.worker_deaths or numbers.log_dropped or numbers.failed_syncs:
+            events = self.events.setdefault(node.group_id, Events())
+            events.worker_deaths += min(numbers.worker_deaths, most)
+            events.log_dropped += min(numbers.log_dropped, most)
+            events.failed_syncs += min(numbers.failed_syncs, most)
+
+    async def write_if_due(self, time: float) -> None:
+        """Write what was told, if it wasn't written for `PERIOD`; `time` is the loop's. Raises: ProblemError."""
+        if time >= self._due:
+            self._due = time + PERIOD
+            await self.write()
+
+    async def write(self) -> None:
+        """Write what was told; what couldn't be written is kept. Raises: ProblemError."""
+        while self._latest:
+            ids = sorted(self._latest)[:STATEMENT]
+            part = {id: self._latest[id] for id in ids}
+            rows = [
+                (
+                    *(id, group_id, str(n.database), str(n.wal), str(n.disk_free), str(n.memory)),
+                    *(str(n.certificate_ends), str(n.credential_ends), clean(n.edge)),
+                )
+                for id, (group_id, n) in part.items()
+            ]
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            now = self._clock.now()
+
+            async def work(conn: Connection, columns: list[list[str]] = columns, now: datetime = now) -> None:
+                await conn.execute(SQL["write_nodes"], *columns, now)
+
+            await self._db.transaction(work)
+            for id, told in part.items():
+                if self._latest.get(id) is told:
+                    del self._latest[id]
+            await asyncio.sleep(0)
+
+    async def of_node(self, conn: Connection, node_id: str) -> NodeTold | None:
+        """What a node told last, as it is written; None where it told nothing."""
+        return await conn.fetchrow(OF_NODE, node_id)
+
+    async def of_groups(self) -> list[GroupToldRow]:
+        """What the nodes of each group told lately, by version of the edge. Raises: ProblemError."""
+        since = self._clock.now() - LATELY
+        return await self._db.read(lambda conn: conn.fetch(OF_GROUPS, since))
