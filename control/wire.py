@@ -348,4 +348,6 @@ class Problem(Struct, omit_defaults=True):
     status: int
     detail: str = ""
     field: str = ""
+    call: str = ""
+    """The id of the call that it answers: X-Request-Id."""
     type: str = "about:blank"

@@ -35,7 +35,9 @@ from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
 from edge_runtime.telemetry.node_agent import NodeAgent
+from edge_runtime.telemetry.node_log import RingHandler
 from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.ring import FOLDER, Ring
 from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
@@ -53,7 +55,10 @@ class Front:
     Without an agent it serves the release that the state directory has, and nothing changes that.
     """
 
-    def __init__(self, settings: EdgeSettings, state: State, make_agent: MakeAgent | None = None) -> None:
+    def __init__(
+        self, settings: EdgeSettings, state: State, make_agent: MakeAgent | None = None, node: str = ""
+    ) -> None:
+        """`node` is the node's name; empty where it isn't a fleet's."""
         self.settings = settings
         children = frames.ChildSettings(
             str(state.path),
@@ -66,7 +71,8 @@ class Front:
         self.processes = ZygoteClient(children, state.lock)
         self.fetches = RequestsInFlight(HttpClient(settings.networks))
         self.pool = Pool(settings.limits)
-        self.hooks = Hooks(GuestLog(), self.fetches.begin, named=self.pool.named)
+        self.ring = Ring(state.path / FOLDER, settings.records_limit, settings.records_age, node)
+        self.hooks = Hooks(GuestLog(self.ring.put, node), self.fetches.begin, named=self.pool.named)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
         self.supervisor = Supervisor(
             self.pool, self.processes, TrialLoads(self.processes, settings.code_memory), self.hooks
@@ -108,7 +114,13 @@ class Front:
             own = OwnNumbers(self.pool, self.checkpoints, self.agent, self.tls_files)
             self.agent.numbers = PollNumbers(self.pool.counted, self.pool.release_number, own.measure)
         metrics = EdgeMetrics(
-            self.pool, self.processes, self.checkpoints, self.callers, agent=self.agent, tls_files=self.tls_files
+            self.pool,
+            self.processes,
+            self.checkpoints,
+            self.callers,
+            agent=self.agent,
+            tls_files=self.tls_files,
+            ring=self.ring,
         )
         self.app = EdgeApp(settings, self.pool, self.status, metrics.text, self.callers)
         self.server = EdgeServer(self.app, settings, self.callers, self.tls_files)
@@ -124,6 +136,7 @@ class Front:
             self.server,
             self.callers,
             self.tls_files,
+            self.ring,
         )
         self.port = 0
         """Port of the local HTTP, once it is bound."""
@@ -143,6 +156,9 @@ class Front:
         """
         settings = self.settings
         self.port = self.server.bind()
+        kept = RingHandler(self.ring.put, asyncio.get_running_loop().call_soon_threadsafe, self.ring.node)
+        logging.getLogger().addHandler(kept)
+        self.ring.start()
         try:
             await threads.start()
             async with asyncio.TaskGroup() as group:
@@ -176,6 +192,8 @@ class Front:
                 processes.cancel()
         finally:
             self.server.close()
+            logging.getLogger().removeHandler(kept)
+            self.ring.close()
 
     async def _change(self) -> None:
         """Serve the release that the node has, then newer ones and better code, until cancelled."""
@@ -208,22 +226,26 @@ class Front:
 
 
 def run(
-    settings: EdgeSettings, make_agent: MakeAgent | None = None, begin: Callable[[Front], None] = lambda front: None
+    settings: EdgeSettings,
+    make_agent: MakeAgent | None = None,
+    begin: Callable[[Front], None] = lambda front: None,
+    node: str = "",
 ) -> None:
-    """Run a node until SIGTERM or SIGINT; a second signal kills it. `begin` gets the front before it runs.
+    """Run a node until SIGTERM or SIGINT; a second signal kills it. `begin` gets the front before it runs; `node` as of
+    `Front`.
 
     Raises: StateUnfit, when the state directory can't be used, and as `Front.run`.
     """
     with State(settings.state, settings.start_wait) as state:
         _more_files()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_main(settings, state, make_agent, begin))
+            runner.run(_main(settings, state, make_agent, begin, node))
 
 
 async def _main(
-    settings: EdgeSettings, state: State, make_agent: MakeAgent | None, begin: Callable[[Front], None]
+    settings: EdgeSettings, state: State, make_agent: MakeAgent | None, begin: Callable[[Front], None], node: str
 ) -> None:
-    front = Front(settings, state, make_agent)
+    front = Front(settings, state, make_agent, node)
     begin(front)
     loop = asyncio.get_running_loop()
 

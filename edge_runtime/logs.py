@@ -12,12 +12,16 @@ import threading
 import time
 from datetime import UTC, datetime
 from queue import SimpleQueue
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
+from edge_runtime.redaction import RedactedRecord, redact
+
 Format = Literal["text", "json"]
 
+FIELDS: Final = ("function", "version", "release", "call", "caller", "node")
+"""What a line may have besides, which JSON has in fields of its own: of which call it is."""
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 QUEUE_BYTES: Final = 1 << 20
@@ -39,11 +43,14 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if caller := getattr(record, "caller", ""):
-            line["caller"] = caller
+        own = record.__dict__
+        line |= {name: own[name] for name in FIELDS if name in own}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()
+
+    def formatException(self, caught: Any) -> str:
+        return redact(super().formatException(caught))
 
 
 class Text(logging.Formatter):
@@ -53,6 +60,9 @@ class Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return one line, with control characters escaped: text of guests and clients can't control a terminal."""
         return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().formatMessage(record))
+
+    def formatException(self, caught: Any) -> str:
+        return redact(super().formatException(caught))
 
     def formatTime(self, record: logging.LogRecord, _format: str | None = None) -> str:
         return _time(record)
@@ -139,6 +149,7 @@ def dropped() -> int:
 
 def set_up(form: Format, *, debug: bool = False) -> None:
     """Set the log of this process up."""
+    logging.setLogRecordFactory(RedactedRecord)
     handler = LogHandler()
     handler.setFormatter(JsonLines() if form == "json" else Text())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)

@@ -16,6 +16,7 @@ from edge_runtime.logs import dropped
 from edge_runtime.own_numbers import VERSION
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.telemetry.node_agent import NodeAgent
+from edge_runtime.telemetry.ring import Ring
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.tls_files import TlsFiles
 
@@ -34,10 +35,12 @@ class PoolCollector(Collector):
         *,
         agent: NodeAgent | None = None,
         tls_files: TlsFiles | None = None,
+        ring: Ring | None = None,
     ) -> None:
         self._callers = callers
         self._agent = agent
         self._tls_files = tls_files
+        self._ring = ring
         self._started = time.monotonic()
         self._pool = pool
         self._processes = processes
@@ -78,6 +81,11 @@ class PoolCollector(Collector):
         yield denied
         yield left_out
         yield CounterMetricFamily("skerry_edge_log_dropped", "Lines of the node's log that were lost", value=dropped())
+        if self._ring is not None:
+            text = "Lines of its records that were dropped"
+            yield CounterMetricFamily("skerry_edge_records_dropped", text, value=self._ring.lost)
+            text = "1 while its records can't be written"
+            yield GaugeMetricFamily("skerry_edge_records_failing", text, value=int(bool(self._ring.trouble)))
         yield from self._functions()
         yield from self._node()
         if self._callers is not None:
@@ -194,9 +202,12 @@ class EdgeMetrics:
         *,
         agent: NodeAgent | None = None,
         tls_files: TlsFiles | None = None,
+        ring: Ring | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(PoolCollector(pool, processes, checkpoints, callers, agent=agent, tls_files=tls_files))
+        self._registry.register(
+            PoolCollector(pool, processes, checkpoints, callers, agent=agent, tls_files=tls_files, ring=ring)
+        )
 
     def text(self) -> bytes:
         """Return the metrics in the exposition format."""

@@ -112,6 +112,10 @@ class EdgeSettings:
     """required: run no function if the machine lacks a piece of the workers' fence. partial: run with what it has."""
     worker_memory: int = 512 * MIB
     """Memory that a worker may have besides that of the guest that it runs."""
+    records_limit: int = 64 * MIB
+    """Size of the files that keep what functions and the node have logged."""
+    records_age: float = 7 * 86_400.0
+    """How long that is kept."""
     stop_limit: float = 10.0
     """How long running calls may hold up the end of the node."""
     start_wait: float = 15.0
@@ -149,6 +153,7 @@ class EdgeSettings:
             ("body_memory", 1, 1024 * 1024 * MIB),
             ("answer_memory", 1, 1024 * 1024 * MIB),
             ("wal_limit", 16 * MIB, 16 * 1024 * MIB),
+            ("records_limit", MIB, 1024 * 1024 * MIB),
             ("temp_limit", 2 * self.wal_limit, 64 * 1024 * MIB),
         ):
             if not least <= getattr(self, name) <= most:
@@ -159,6 +164,8 @@ class EdgeSettings:
         ):  # fmt: skip
             if not 0 < getattr(self, name) <= 86_400:
                 raise EdgeSettingsError(f"{name} is {getattr(self, name)} s; it must be above 0, and a day at most")
+        if not 60 <= self.records_age <= 10 * 365 * 86_400:
+            raise EdgeSettingsError(f"records_age is {self.records_age} s; it can be a minute to ten years")
         if not host:
             raise EdgeSettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
 

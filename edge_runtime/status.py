@@ -18,6 +18,7 @@ from edge_runtime.release.integrity_check import IntegrityCheck
 from edge_runtime.release.manager import ReleaseManager
 from edge_runtime.release.secrets import Secrets
 from edge_runtime.telemetry.call_counts import CallCounts
+from edge_runtime.telemetry.ring import Ring
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
@@ -38,6 +39,7 @@ class NodeStatus:
     server: EdgeServer
     callers: Callers | None
     tls_files: TlsFiles | None
+    ring: Ring
 
     def document(self) -> dict[str, Any]:
         """Return the front's part of /_skerry/status; the agent makes the rest."""
@@ -79,6 +81,7 @@ class NodeStatus:
             own["callers"] = self.callers.status()
         if self.tls_files is not None:
             own["tls"] = self.tls_files.status()
+        own["records"] = {"dropped": self.ring.lost, "error": self.ring.trouble or None}
         own["database"] = self.checkpoints.status()
         steps = self.manager.steps
         own["database"]["steps"] = {

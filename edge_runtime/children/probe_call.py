@@ -10,6 +10,7 @@ from edge_runtime.children.worker_services import Ungranted
 from edge_runtime.errors import SyncFailed
 from edge_runtime.guests import guest
 from edge_runtime.ipc.frames import LocalFunction
+from edge_runtime.ipc.log_levels import shown
 from edge_runtime.sql.call_sql import SqlLimits
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
@@ -65,5 +66,5 @@ def run(
 
 def _tell_log(local: LocalFunction, text: bytes) -> None:
     """Print what a probe logged to the node's log. It isn't in the sync's error: a function's log stays on the node."""
-    for line in text.decode(errors="replace").splitlines():
+    for line in shown(text.decode(errors="replace")).splitlines():
         print(f"{local.name} {local.version}, in its probe: {line}", file=sys.stderr, flush=True)

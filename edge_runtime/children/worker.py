@@ -19,7 +19,7 @@ from edge_runtime.children.function_cache import Entry, Functions
 from edge_runtime.children.worker_services import Denials, FrontHttp
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest
-from edge_runtime.guests.host_functions import RecentCache
+from edge_runtime.guests.host_functions import RecentCache, host
 from edge_runtime.ipc import call_head, call_times, frames, progress_page
 from edge_runtime.ipc.claims import Claims
 from edge_runtime.sandbox import fence
@@ -52,6 +52,7 @@ def serve(sock: socket.socket, shared: memoryview, slot: int, settings: frames.C
     opened.file_limit_was_hit = fence.file_limit_was_hit
     fence.seal("worker", opened.lock.fileno())
     functions = Functions(settings.code_memory)
+    host().wasi.copy = progress_page.LogPage(shared, slot)
     worker = Worker(sock, progress_page.Mark(shared, slot), Claims(shared, slot), opened, functions)
     # A call waits by itself, so that this process can say what it waits for (`CallSql`).
     opened.rows("PRAGMA busy_timeout = 0")
@@ -182,7 +183,7 @@ class Worker:
             frames.send(self._sock, request, frames.HELD if isinstance(stale, WriteHeld) else frames.STALE)
         except (CommitFailed, DatabaseHeld) as failed:
             self._denied(request, sql)
-            self._fault(request, failed.code, failed.message, steps=steps)
+            self._fault(request, failed.code, failed.message, host().wasi.stderr, steps)
         except guest.GuestFault as fault:
             code = fault.code
             if sql is not None:
@@ -238,7 +239,9 @@ class Worker:
     def _fault(
         self, request: int, code: str, message: str, log: bytes = b"", steps: call_times.StepClock | None = None
     ) -> None:
-        fault = frames.Fault(code, message, status_of(code), log.decode(errors="replace"))
+        if log:
+            frames.send(self._sock, request, frames.LOG, b"", log)
+        fault = frames.Fault(code, message, status_of(code))
         times = b"" if steps is None else self._times(request, perf_counter(), steps)
         frames.send_json(self._sock, request, frames.FAULT, fault, times)
 

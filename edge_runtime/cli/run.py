@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,6 +15,10 @@ from edge_runtime.files import FileUnfit
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
 from edge_runtime.state import StateUnfit
 from edge_runtime.sync import identity
+
+if TYPE_CHECKING:
+    from edge_runtime.release.compiler import Compiler
+    from edge_runtime.release.manager import ReleaseManager
 
 OPTIONS: Final = {
     "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a file of callers, or a token, in "
@@ -50,6 +54,8 @@ OPTIONS: Final = {
     "synchronous": "FULL: what a call answered is on disk. NORMAL: a loss of power may undo the last calls.",
     "fence": "required: run nothing where this machine lacks a piece of the workers' fence. partial: run all the same.",
     "worker_memory": "Bytes of memory that a worker may have besides its guest's.",
+    "records_limit": "Bytes of the files that keep what functions and the node have logged.",
+    "records_age": "Seconds for which that is kept.",
     "stop_limit": "Seconds that running calls may hold up the end of the node.",
     "start_wait": "Seconds to wait for the processes of an earlier run to let the state directory go.",
 }
@@ -109,7 +115,10 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
         from edge_runtime import front
         from edge_runtime.sync import agent
 
-        front.run(settings, lambda manager, compiler: agent.Agent(state, who, manager, compiler))
+        def make_agent(manager: "ReleaseManager", compiler: "Compiler") -> agent.Agent:
+            return agent.Agent(state, who, manager, compiler)
+
+        front.run(settings, make_agent, node=who.name)
 
 
 @click.command()

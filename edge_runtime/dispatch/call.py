@@ -18,7 +18,7 @@ class Call:
 
     __slots__ = (
         "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name",
-        "params", "path", "query", "route", "script", "sent", "served", "short", "timed", "times", "via",
+        "params", "path", "query", "request_id", "route", "script", "sent", "served", "short", "timed", "times", "via",
     )  # fmt: skip
 
     def __init__(
@@ -35,6 +35,7 @@ class Call:
         route: str = "",
         params: list[tuple[str, str]] | None = None,
         via: Via = PLAIN,
+        request_id: bytes = b"",
     ) -> None:
         """`done` is called with the outcome, from within the dispatch: it must not raise. The rest is as in
         `call_head.CallHead`."""
@@ -51,6 +52,9 @@ class Call:
         self.route = route
         self.params = params
         self.via = via
+        self.request_id = request_id
+        """The id by which its answer, its error and the lines of its log name it. Its worker isn't told, nor its guest
+        unless the manifest asks for it: calls with the same head share what was made of that."""
         self.id = 0
         """Id of the attempt, another one each time that the call is dispatched; 0 while the call waits."""
         self.began = 0.0

@@ -4,10 +4,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from edge_runtime.dispatch.served_functions import ServedFunction, Tally
-from edge_runtime.ipc import frames
+from edge_runtime.dispatch.call import Call
+from edge_runtime.dispatch.served_functions import Tally
+from edge_runtime.ipc import frames, log_levels
+from edge_runtime.redaction import redact
+from edge_runtime.telemetry import records
 from edge_runtime.token_bucket import TokenBucket
 
 guest_log = logging.getLogger("skerry.guest")
@@ -24,6 +28,7 @@ HELD: Final = 4 << 20
 """Characters that may wait to be logged."""
 TOLD: Final = 10.0
 """Seconds between two lines about the lines that were left out of a function's log."""
+_LEVELS: Final = {level: getattr(logging, level.upper()) for level in records.LEVELS}
 SILENT: Final = 1.0
 """Seconds in which a function's failures of one kind are logged once; the metrics count all of them."""
 
@@ -32,12 +37,13 @@ class _Lines:
     """What a call wrote, of which some isn't logged yet. It is cut into lines one after the other: most of what floods
     the log is never logged."""
 
-    __slots__ = ("_at", "_text", "extra", "served", "who")
+    __slots__ = ("_at", "_text", "fields", "tally", "who")
 
-    def __init__(self, served: ServedFunction, who: str, extra: dict[str, str] | None, text: str) -> None:
-        self.served = served
+    def __init__(self, tally: Tally, who: str, fields: dict[str, Any], text: str) -> None:
+        """`who` is the function's and the call's name for people, `fields` are the same for records."""
+        self.tally = tally
         self.who = who
-        self.extra = extra
+        self.fields = fields
         self._text = text
         self._at = 0
         """Where the next line begins."""
@@ -70,19 +76,31 @@ class _Lines:
 
 
 class GuestLog:
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[bytes], None] | None = None, node: str = "") -> None:
+        """`keep` is given each line as a record (`telemetry.records`); `node` is the node's name."""
         self.budget = TokenBucket(BURST, RATE)
         """What the calls of all functions may log."""
+        self._keep = keep
+        self._node = node
         self._waiting: deque[_Lines] = deque()
         self._held = 0
         """Characters of the texts that wait."""
 
-    def write(self, served: ServedFunction, text: str, caller: str = "") -> None:
-        """Log the lines of `text`, which a call of the function wrote; `caller` is the call's, if it has one.
+    def write(self, call: Call, written: bytes, *, cut: bool = False) -> None:
+        """Log what a call, which was dispatched, wrote to its log; `cut`: it was ended while it wrote.
 
         Many lines are logged a few at a time: the loop's other work goes on in between.
         """
-        lines = _Lines(served, *_who(served, caller), text)
+        if not written:
+            return
+        served = call.served
+        # All of it at once: a value may have been written in pieces, and have lines.
+        cut = cut or len(written) >= served.function.manifest.log_bytes
+        text = redact(written.decode(errors="replace"), cut=cut)
+        fields = fields_of(call)
+        if self._node:
+            fields["node"] = self._node
+        lines = _Lines(served.tally, shown_with(f"{call.name} {served.function.version}", call), fields, text)
         if self._held + len(text) > HELD:
             served.tally.log_dropped += lines.leave()
             self._tell(served.tally)
@@ -96,16 +114,24 @@ class GuestLog:
     def _turn(self) -> None:
         """Log the next lines, and the others in later turns of the loop."""
         now, waiting, count = time.monotonic(), self._waiting, 0
+        moment = records.time_text(time.time())
         while waiting and count < AT_ONCE:
             lines = waiting[0]
-            tally = lines.served.tally
+            tally = lines.tally
             while count < AT_ONCE and (line := lines.next()) is not None:
                 count += 1
                 cost = len(line) + LINE
                 if not (tally.log.take(cost, now) and self.budget.take(cost, now)):
                     tally.log_dropped += 1 + lines.leave()
                     break
-                guest_log.info("%s: %s", lines.who, line, extra=lines.extra)
+                level, text = log_levels.split(line)
+                guest_log.log(_LEVELS[level], "%s: %s", lines.who, text, extra=lines.fields)
+                if self._keep is not None:
+                    self._keep(
+                        records.encode(
+                            {"t": moment, "kind": records.LOG, "level": level, **lines.fields, "message": text}
+                        )
+                    )
             if lines.over:
                 waiting.popleft()
                 self._held -= len(lines)
@@ -119,27 +145,31 @@ class GuestLog:
         if tally.log_dropped and now - tally.log_told >= TOLD and tally.log_dropped != tally.log_said:
             tally.log_told, tally.log_said = now, tally.log_dropped
             text = "%s: %d lines of its log were left out since the start, because functions log too much"
-            log.warning(text, tally.name, tally.log_dropped)
+            log.warning(text, tally.name, tally.log_dropped, extra={"function": tally.name})
 
-    def fault(self, served: ServedFunction, fault: frames.Fault, caller: str = "") -> None:
-        """Log a call's fault, with what its guest wrote to stderr; faults of the client's making aren't logged."""
-        if fault.log:
-            self.write(served, fault.log, caller)
+    def fault(self, call: Call, fault: frames.Fault) -> None:
+        """Log a call's fault; faults of the client's making aren't logged."""
         if fault.status < 500:
             return
-        now, logged = time.monotonic(), served.tally.logged
+        now, logged = time.monotonic(), call.served.tally.logged
         if now - logged.get(fault.code, -SILENT) >= SILENT:
             logged[fault.code] = now
-            who, extra = _who(served, caller)
-            log.warning("%s: %s [%s]", who, fault.message, fault.code, extra=extra)
+            who = shown_with(f"{call.name} {call.served.function.version}", call)
+            log.warning("%s: %s [%s]", who, fault.message, fault.code, extra=fields_of(call))
 
 
-def shown_with(what: str, caller: str) -> str:
-    """Return how the log names something that a caller has asked for; without the caller if there is none."""
-    return f"{what} ({caller})" if caller else what
+def shown_with(what: str, call: Call) -> str:
+    """Return how the log names something that a call has asked for: with its caller and its id, where it has them."""
+    caller, request_id = call.via.caller, call.request_id
+    return f"{what}{f' ({caller})' if caller else ''}{f' {request_id.decode()}' if request_id else ''}"
 
 
-def _who(served: ServedFunction, caller: str) -> tuple[str, dict[str, str] | None]:
-    """Return how a line names a function and the call's caller, and what the line has besides as a record."""
-    name = f"{served.function.name} {served.function.version}"
-    return shown_with(name, caller), {"caller": caller} if caller else None
+def fields_of(call: Call) -> dict[str, Any]:
+    """Return what a record says of a call that was dispatched, beside its own text."""
+    served = call.served
+    fields = {"function": call.name, "version": served.function.version, "release": served.release}
+    if call.request_id:
+        fields["call"] = call.request_id.decode()
+    if call.via.caller:
+        fields["caller"] = call.via.caller
+    return fields

@@ -11,6 +11,7 @@ from edge_runtime.dispatch.call import Body, Call
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.outcomes import Outcome, Refusal
 from edge_runtime.ipc import frames
+from edge_runtime.redaction import redact
 
 
 class HttpAsker(Protocol):
@@ -45,11 +46,11 @@ class Hooks:
 
     def fault(self, call: Call, outcome: Outcome, fault: frames.Fault) -> Outcome:
         """Log a call's fault, and have done what it asks for; return the call's outcome."""
-        message = self.named(fault.code, fault.message)
+        message = redact(self.named(fault.code, fault.message))
         if message != fault.message and isinstance(outcome, Refusal):
             fault = msgspec.structs.replace(fault, message=message)
             outcome = outcome._replace(message=message)
-        self.log.fault(call.served, fault, call.via.caller)
+        self.log.fault(call, fault)
         if fault.code == "function_unloadable":
             self.damaged(call.served.function.sha256)
         return outcome

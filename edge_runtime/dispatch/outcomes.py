@@ -58,6 +58,8 @@ class Refusal(NamedTuple):
     """Seconds after which it makes sense to ask again; 0 where the response doesn't say."""
     allow: str = ""
     """The methods that a route takes, where the request's isn't one of them."""
+    release: int = 0
+    """Number of the release that the call ran on; 0 where it didn't run."""
 
 
 Outcome = Answer | Refusal
@@ -97,7 +99,7 @@ def of_frame(kind: int, head: bytes, body: AnswerBody, release: int) -> tuple[Ou
     fault = _decode_fault(whole(body))
     if not 400 <= fault.status < STATUSES:
         raise ValueError(f"a fault with the status {fault.status}")
-    return Refusal(fault.status, fault.code, fault.message, int(fault.status == 503)), fault
+    return Refusal(fault.status, fault.code, fault.message, int(fault.status == 503), release=release), fault
 
 
 def denials(body: bytes) -> dict[str, int]:

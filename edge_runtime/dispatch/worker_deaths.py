@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from edge_runtime.dispatch.call import Call
-from edge_runtime.dispatch.guest_log import shown_with
+from edge_runtime.dispatch.guest_log import fields_of, shown_with
 from edge_runtime.dispatch.outcomes import HELD, KILL_CODES, blames, of_death
 from edge_runtime.dispatch.worker_link import WorkerLink
 from edge_runtime.ipc import progress_page
@@ -63,8 +63,9 @@ class WorkerDeaths:
         holder = self._holder() if link.killed == HELD else ""
         refusal = of_death(call.served.function, seen.state, link.killed, status, self._limits, holder)
         what = "was ended by the front" if link.killed else how(status)
-        shown = shown_with(call.name, call.via.caller)
-        log.warning("worker %d %s: %s, %s", link.child.pid, what, shown, link.killed or refusal.code)
+        refusal = refusal._replace(release=call.served.release)
+        shown, fields = shown_with(call.name, call), fields_of(call)
+        log.warning("worker %d %s: %s, %s", link.child.pid, what, shown, link.killed or refusal.code, extra=fields)
         now = time.monotonic()
         blamed = blames(link.killed, seen.state, status)
         if call.served.settle(call, refusal, now, blamed=blamed, ran=max(0.0, now - link.since)):

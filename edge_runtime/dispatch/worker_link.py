@@ -221,7 +221,7 @@ class WorkerLink:
                 self.take_back()
                 self._hooks.http(self, call, body)
             elif kind == frames.LOG:
-                self._hooks.log.write(call.served, body.decode(errors="replace"), call.via.caller)
+                self._hooks.log.write(call, body)
             elif kind == frames.TIMES:
                 call.times = call_times.decode(body)
             elif kind == frames.DAMAGED:
@@ -251,6 +251,8 @@ class WorkerLink:
                     job.answer.set_exception(frames.ChildGone("the worker ended"))
             elif job is jobs[0] and job.id == seen.request:
                 running = job
+                # What it wrote is lost with the worker, but for this copy.
+                self._hooks.log.write(job, progress_page.log(self._page, self.child.slot), cut=True)
             else:
                 waiting.append(job)
         self._owner.lost(self, running, waiting, seen)

@@ -16,6 +16,7 @@ from edge_runtime.guests.extism_memory import Blocks
 from edge_runtime.guests.host_functions import NOTHING, not_granted
 from edge_runtime.guests.invocation import CallServices, GuestFault
 from edge_runtime.guests.wasi import Wasi
+from edge_runtime.ipc.log_levels import PREFIXES
 from edge_runtime.wasmedge import HostFunction, HostModule
 
 VARS_LIMIT: Final = 1024 * 1024
@@ -70,8 +71,10 @@ class ExtismHost:
         return 0
 
     def _log(self, level: str) -> Callable[[int], None]:
+        prefix = PREFIXES[level]
+
         def log(message: int) -> None:
-            self._wasi.log(b"%s: %s\n" % (level.encode(), self.blocks.read(message)))
+            self._wasi.log(prefix, self.blocks.read(message))
             self.blocks.free(message)
 
         return log

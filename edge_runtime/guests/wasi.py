@@ -65,6 +65,12 @@ class GuestMemory(Protocol):
     def write(self, start: int, data: bytes) -> None: ...
 
 
+class LogCopy(Protocol):
+    """A copy of what the running call wrote to stderr, outside this process."""
+
+    def add(self, text: bytes | memoryview) -> None: ...
+
+
 class Strings:
     """Strings as args_get and environ_get return them: their bytes, each string ended by NUL, and the offset of
     each."""
@@ -85,6 +91,8 @@ class Wasi:
     def __init__(self, memory: GuestMemory) -> None:
         self._memory = memory
         self._stdout, self._stderr = bytearray(), bytearray()
+        self.copy: LogCopy | None = None
+        """Where stderr is written too; None where nobody reads it if this process dies."""
         self._closed: set[int] = set()
         self.begin(Strings(()), Strings(()), b"", 0, 0)
 
@@ -113,11 +121,19 @@ class Wasi:
         """What the guest wrote to stderr, cut at its limit."""
         return bytes(self._stderr)
 
-    def log(self, line: bytes) -> None:
-        """Add a line of the host's own to stderr."""
-        kept = line[: self._stderr_room]
+    def log(self, prefix: bytes, message: bytes) -> None:
+        """Add lines to stderr, each with the prefix of its level (`log_levels`), and on a line of its own."""
+        start = b"" if self._stderr.endswith(b"\n") or not self._stderr else b"\n"
+        lines = prefix + message.removesuffix(b"\n").replace(b"\n", b"\n" + prefix)
+        self._keep(b"%b%b\n" % (start, lines))
+
+    def _keep(self, text: bytes | memoryview) -> None:
+        """Add what the guest wrote to stderr, as far as there is room; and to the copy that outlives this process."""
+        kept = text[: self._stderr_room]
         self._stderr_room -= len(kept)
         self._stderr += kept
+        if self.copy is not None and len(kept):
+            self.copy.add(kept)
 
     def functions(self) -> dict[str, tuple[tuple[str, str], Callable[..., int | None]]]:
         """Return every function with its signature, for a host module."""
@@ -279,9 +295,7 @@ class Wasi:
                     raise OutputTooLarge(f"it wrote more than {self._stdout_limit} bytes to stdout")
                 self._stdout += memory.buffer[start:end]
             else:
-                kept = min(length, self._stderr_room)
-                self._stderr_room -= kept
-                self._stderr += memory.buffer[start : start + kept]
+                self._keep(memory.buffer[start:end])
             written += length
         _U32.pack_into(memory.buffer, result, written & 0xFFFFFFFF)
         return SUCCESS

@@ -251,8 +251,6 @@ class Fault(Struct, frozen=True):
     code: str
     message: str
     status: int
-    log: str = ""
-    """What the guest wrote to stderr."""
 
 
 class ChildSettings(Struct, frozen=True):

@@ -18,7 +18,11 @@ WORDS: Final = 4
 for the writer lock, since when it is in its state (all in ns of the monotonic clock, which processes share), and state
 and request id in one word. (`struct` won't do: it clears what it is about to write, and a reader may come in between.)
 One more word is the front's: whether a release is being applied."""
-SLOT_BYTES: Final = mmap.PAGESIZE
+LOG_AT: Final = mmap.PAGESIZE
+"""Bytes from a slot's start to its log: a word with the number of bytes that the running call has written to stderr,
+and the last `LOG_BYTES` of them, the byte N at N modulo `LOG_BYTES`."""
+LOG_BYTES: Final = 16 * 1024
+SLOT_BYTES: Final = LOG_AT + mmap.PAGESIZE + LOG_BYTES
 SLOTS: Final = 128
 """Workers that there may be at once."""
 CLAIMS_AT: Final = 1024
@@ -39,6 +43,10 @@ LOADING: Final = 5
 """The called function is being loaded: nothing of it runs yet."""
 SENT: Final = 6
 """The call runs, may write, and, before its first SQL, sends or has sent an HTTP request that can't be sent twice."""
+
+
+_LOG_WORD: Final = LOG_AT // 8
+_LOG_TEXT: Final = LOG_AT + 8
 
 
 class Seen(NamedTuple):
@@ -91,6 +99,20 @@ def clear(words: memoryview, slot: int) -> None:
     Mark(words, slot).clear()
 
 
+def log(words: memoryview, slot: int) -> bytes:
+    """Return what the call that a dead worker ran has written to stderr, or the last of it. The worker may have been
+    taken over: the bytes are anything."""
+    written = words[slot * _STRIDE + _LOG_WORD]
+    start = slot * SLOT_BYTES + _LOG_TEXT
+    text = bytes(words.cast("B")[start : start + LOG_BYTES])
+    if written <= LOG_BYTES:
+        return text[:written]
+    at = written % LOG_BYTES
+    text = text[at:] + text[:at]
+    # Its first line is a part of one.
+    return text[text.find(b"\n") + 1 :]
+
+
 def set_applying(words: memoryview, slot: int, applying: bool) -> None:
     """Tell the worker of a slot whether a release is being applied."""
     words[slot * _STRIDE + WORDS] = applying
@@ -115,12 +137,13 @@ class Mark:
     def clear(self) -> None:
         """Reset the slot: no call has been started."""
         self._words[self._last] = NONE
-        for word in (*range(self._at, self._last), self._last + 1):
+        for word in (*range(self._at, self._last), self._last + 1, self._at + _LOG_WORD):
             self._words[word] = 0
 
     def loading(self, request: int) -> None:
         """Note that the function of call `request` is about to be loaded; `start` or, if that fails, `end` follows."""
         self._words[self._last] = NONE
+        self._words[self._at + _LOG_WORD] = 0
         self._request = request
         self._enter(LOADING)
 
@@ -131,6 +154,7 @@ class Mark:
         words[self._last] = NONE
         words[at] = self._started_ns = time.monotonic_ns()
         words[at + 1] = 0
+        words[at + _LOG_WORD] = 0
         self._request = request
         self._waiting = False
         words[self._last] = RUNNING << 32 | request
@@ -178,3 +202,24 @@ class Mark:
         # The time comes first: a new state beside the old state's time would seem to have lasted long.
         self._words[self._at + 2] = time.monotonic_ns()
         self._words[self._last] = state << 32 | self._request
+
+
+class LogPage:
+    """The log of a worker's own slot, for writing."""
+
+    def __init__(self, words: memoryview, slot: int) -> None:
+        self._words = words
+        self._count = slot * _STRIDE + _LOG_WORD
+        start = slot * SLOT_BYTES + _LOG_TEXT
+        self._text = words.cast("B")[start : start + LOG_BYTES]
+
+    def add(self, text: bytes | memoryview) -> None:
+        """Note that the running call has written this to stderr."""
+        written, size = self._words[self._count], len(text)
+        kept = text[-LOG_BYTES:]
+        at = (written + size - len(kept)) % LOG_BYTES
+        first = kept[: LOG_BYTES - at]
+        self._text[at : at + len(first)] = first
+        if len(first) < len(kept):
+            self._text[: len(kept) - len(first)] = kept[len(first) :]
+        self._words[self._count] = written + size

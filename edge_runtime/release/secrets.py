@@ -14,6 +14,7 @@ from control import wire
 from edge_runtime import files
 from edge_runtime.files import FileUnfit
 from edge_runtime.ipc.frames import ChildFailure, LocalFunction
+from edge_runtime.redaction import redact
 
 FILE: Final = "secrets.toml"
 """Name of the file in the state directory, if the setting names no other file."""
@@ -74,6 +75,7 @@ class Secrets:
         before, self._seen = self._values, seen
         try:
             self._values = read(self.path)
+            redact.know(self._values)
             self.error = ""
         except FileNotFoundError:
             self._values, self.error = {}, ""

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from control import wire
 from edge_runtime.errors import SyncFailed
+from edge_runtime.redaction import redact
 
 HOLD = 25.0
 """How long a poll asks control to hold it (control holds no longer)."""
@@ -66,7 +67,8 @@ def failure(
     attempts = previous.attempts + 1 if previous is not None and same else 1
     cost = min(HELD_CAP, error.held * HELD_FACTOR) * (1.0 - jitter / 4)
     wait = timedelta(seconds=max(cost, backoff(attempts, jitter, RETRY_BASE, RETRY_CAP)))
-    return FailedSync(generation, attempts, now + wait, error.code, error.message, now)
+    # The message may have text of a function in it, as what its probe answered.
+    return FailedSync(generation, attempts, now + wait, error.code, redact(error.message), now)
 
 
 def crashed(generation: int, release: int, crashes: int, now: datetime, jitter: float) -> FailedSync | None:

@@ -84,6 +84,9 @@ class Ring:
         self._looked = float("-inf")
         """When files that are too old were last looked for (monotonic clock, seconds)."""
         self._thread = threading.Thread(target=self._run, name="ring", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write; lines that were put before wait for it."""
         self._thread.start()
 
     def put(self, line: bytes) -> None:
@@ -103,7 +106,8 @@ class Ring:
         """Write what waits, within `CLOSE_LIMIT`, and let the folder go."""
         self._closing.set()
         self._wake.set()
-        self._thread.join(CLOSE_LIMIT)
+        if self._thread.ident is not None:
+            self._thread.join(CLOSE_LIMIT)
 
     @property
     def lost(self) -> int:

@@ -14,6 +14,8 @@ from edge_runtime.dispatch.queues import Hold
 from edge_runtime.ipc.call_head import Via
 from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.telemetry import call_ids
+from edge_runtime.telemetry.call_ids import HEADER, TRACE
 from edge_runtime.web import site_policy
 from edge_runtime.web.callers import BEARER, CERTIFICATE, Caller, Callers
 from edge_runtime.web.connection import HttpConnection
@@ -22,6 +24,8 @@ from edge_runtime.web.routes import Match, Table
 from edge_runtime.web.site_policy import PageRequest, PageRule
 
 log = logging.getLogger("skerry.front")
+
+Headers = list[tuple[bytes, bytes]]
 
 FUNCTIONS: Final = b"/functions/"
 OWN: Final = b"/_skerry/"
@@ -49,6 +53,8 @@ class EdgeApp:
         self._release: LocalRelease | None = None
         """The release whose routes are in the table."""
         self._table = Table({})
+        self._wanting: frozenset[str] = frozenset()
+        """Its functions that get the headers `call_ids.TRACE`."""
         self._rules: dict[str, PageRule] = {}
         """What functions of that release let web pages of other origins do, where it is anything."""
         self._pages: dict[bytes, tuple[bytes, Callable[[], bytes]]] = {
@@ -109,6 +115,7 @@ class EdgeApp:
             return refusal
         exchange.target = match
         exchange.name = match.function
+        exchange.release = self._release.number if self._release is not None else 0
         if self._rules and not exchange.cors and match.function in self._rules:
             exchange.cors = self._rules[match.function].always
         return None
@@ -122,13 +129,18 @@ class EdgeApp:
             else:
                 connection.answer(204, match, b"")
             return
-        pieces, caller, by_token = exchange.pieces, exchange.caller, exchange.auth_type == BEARER
+        pieces, caller, headers = exchange.pieces, exchange.caller, exchange.headers
+        request_id = exchange.request_id = exchange.request_id or call_ids.made()
+        if exchange.auth_type == BEARER:
+            headers = [header for header in headers if header[0] != b"authorization"]
+        if exchange.traced or self._wanting:
+            headers = self._traced(exchange, match.function, headers)
         exchange.call = Call(
             match.function,
             exchange.method,
             match.path,
             exchange.query,
-            [h for h in exchange.headers if h[0] != b"authorization"] if by_token else exchange.headers,
+            headers,
             connection.client,
             pieces or b"",
             connection.done if caller is None else self._counted(caller, match.function, connection),
@@ -136,8 +148,16 @@ class EdgeApp:
             match.route,
             match.params,
             connection.via if caller is None else Via(connection.via.scheme, caller.name, exchange.auth_type),
+            request_id,
         )
         self.submit(exchange.call)
+
+    def _traced(self, exchange: Exchange, function: str, headers: Headers) -> Headers:
+        """Return a call's headers without those that are other ones for each call; or, if the function's manifest asks
+        for them, with the id that the call has."""
+        if function not in self._wanting:
+            return [header for header in headers if header[0] not in TRACE]
+        return [(HEADER, exchange.request_id), *(header for header in headers if header[0] != HEADER)]
 
     def leave(self, exchange: Exchange) -> None:
         """Note that the client of a running request has gone."""
@@ -149,6 +169,7 @@ class EdgeApp:
         self._release = release
         functions = release.functions if release is not None else []
         self._table = Table({f.name: f.manifest.route for f in functions if f.manifest.route is not None})
+        self._wanting = frozenset(f.name for f in functions if f.manifest.trace_headers)
         self._rules = site_policy.rules({f.name: f.manifest for f in functions})
 
     def _of_page(self, exchange: Exchange, scheme: bytes) -> Refusal | None:

@@ -11,9 +11,10 @@ from typing import Final, Protocol
 from edge_runtime.dispatch.outcomes import Answer, AnswerBody, Outcome, Refusal, refused
 from edge_runtime.ipc.call_head import PLAIN, SECURE
 from edge_runtime.settings import EdgeSettings
+from edge_runtime.telemetry import call_ids
 from edge_runtime.web import answer_head
 from edge_runtime.web.allocator import Allocator
-from edge_runtime.web.answer_head import BODILESS, CONTINUE, STATUS_LINES
+from edge_runtime.web.answer_head import BODILESS, CLOSES, CONTINUE, KEEPS, LAST, STATUS_LINES
 from edge_runtime.web.parser import PIECE, BodyMemory, Exchange, Requests
 from edge_runtime.web.site_policy import merged
 from edge_runtime.web.unread_answers import UnreadAnswers
@@ -31,8 +32,6 @@ LINGER: Final = 2.0
 reset, and the client might not see the answer."""
 CROWD: Final = 8
 """Requests that may wait for their turn while more is read from the connection."""
-LAST: Final = (400, 401, 408, 413, 431)
-"""Statuses of refusals after which nothing more is read from the connection."""
 NEVER: Final = float("inf")
 
 
@@ -299,7 +298,10 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(outcome)
 
     def _refuse(self, refusal: Refusal) -> None:
-        self.answer(refusal.status, *answer_head.of_refusal(refusal), last=refusal.status in LAST)
+        exchange = self._exchanges[0]
+        exchange.request_id = exchange.request_id or call_ids.made()
+        head, body = answer_head.of_refusal(refusal, exchange.request_id, refusal.release or exchange.release)
+        self.answer(refusal.status, head, body, last=refusal.status in LAST)
 
     def answer(self, status: int, head: bytes, body: AnswerBody, *, last: bool = False) -> None:
         """Write the answer to the request whose turn it is; with `last`, nothing more is read after it.
@@ -313,20 +315,17 @@ class HttpConnection(asyncio.Protocol):
         shared.allocator.passed += exchange.size
         if self._over:
             return
-        if exchange.cors:
-            head = merged(head, exchange.cors)
+        head = merged(head, exchange.cors) if exchange.cors else head
         self.deadline = self._loop.time() + (HEAD_WAIT if self._requests.heading else KEEP_ALIVE)
         keep = exchange.keep and exchange.whole and not (last or shared.stopping or (self._ended and not exchanges))
         without = exchange.method == "HEAD"
         size = len(body) if isinstance(body, bytes) else sum(map(len, body))
         # Only the function can know the length that a GET's answer would have, so a HEAD's has none of ours.
         length = b"" if status in BODILESS or (without and not body) else b"content-length: %d\r\n" % size
-        if keep and not exchange.old:
-            end = b"\r\n"
-        else:
-            end = b"connection: keep-alive\r\n\r\n" if keep else b"connection: close\r\n\r\n"
+        end = b"\r\n" if keep and not exchange.old else KEEPS if keep else CLOSES
         self._answered = exchange.name
-        start = b"".join((STATUS_LINES[status], shared.date, head, length, end))
+        request_id = b"x-request-id: %b\r\n" % (exchange.request_id or call_ids.made())
+        start = b"".join((STATUS_LINES[status], shared.date, head, request_id, length, end))
         if not length or without:
             transport.write(start)
         elif isinstance(body, bytes):

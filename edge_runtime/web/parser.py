@@ -19,6 +19,7 @@ from httptools import (
 )
 
 from edge_runtime.dispatch.outcomes import Refusal, refused
+from edge_runtime.telemetry.call_ids import FITS, HEADER, TRACE
 
 HEAD_BYTES: Final = 32 * 1024
 """Limit of a request's line and headers, in bytes."""
@@ -29,7 +30,7 @@ PIPELINED: Final = 32
 PIECE: Final = 64 * 1024
 """Bytes up to which small pieces of a body are put together."""
 
-_MATTER: Final = frozenset(
+_MATTER: Final = TRACE.union(
     (b"host", b"content-length", b"authorization", b"transfer-encoding", b"expect", b"origin", b"sec-fetch-site")
 )
 """The headers that the node itself looks at."""
@@ -55,8 +56,8 @@ class Exchange:
 
     __slots__ = (
         "auth_type", "authorization", "awaited", "call", "caller", "cors", "expects", "headers", "host", "keep",
-        "length", "method", "name", "old", "origin", "path", "pieces", "query", "refusal", "site", "size", "target",
-        "whole",
+        "length", "method", "name", "old", "origin", "path", "pieces", "query", "refusal", "release", "request_id",
+        "site", "size", "target", "traced", "whole",
     )  # fmt: skip
 
     def __init__(self, method: str, path: bytes, query: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -73,6 +74,10 @@ class Exchange:
         """The Origin header: the origin of the web page that asks, if one does."""
         self.site: bytes | None = None
         """The header Sec-Fetch-Site: how the web page that has a browser ask relates to the URL."""
+        self.request_id = b""
+        """The client's id for the request, or ours; empty until it is needed."""
+        self.traced = False
+        """It has one of the headers `call_ids.TRACE`."""
         self.cors = b""
         """Header lines that the answer gets for web pages of other origins."""
         self.length = 0
@@ -94,6 +99,8 @@ class Exchange:
         """Whether the rest of the body is waited for: all requests before this one are answered."""
         self.name = ""
         """Name of the function that is asked for; empty for the node's own pages."""
+        self.release = 0
+        """Number of the release that was served when it came; 0 for the node's own pages, and before there is one."""
         self.target: Any = None
         self.call: Any = None
         self.caller: Any = None
@@ -253,6 +260,10 @@ class Requests:
                 if exchange.site is not None:
                     self._break(_invalid("it has two Sec-Fetch-Site headers"))
                 exchange.site = value
+            elif name in TRACE:
+                exchange.traced = True
+                if name == HEADER and not exchange.request_id and FITS.fullmatch(value):
+                    exchange.request_id = value
             elif name == b"expect":
                 exchange.expects = not old and value.lower() == b"100-continue"
             elif chunked or old or value.lower() != b"chunked":

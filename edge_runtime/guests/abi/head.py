@@ -20,7 +20,8 @@ class ResponseInvalid(ValueError):
 
 class Head(NamedTuple):
     lines: bytes
-    """The header lines, each ended by CR LF, without Status, Content-Length and Date."""
+    """The header lines, each ended by CR LF, without Status, Content-Length, Date and
+    X-Request-Id."""
     status: str | None
     """The value of Status."""
     length: int | None
@@ -42,10 +43,10 @@ _NAME: Final = re.compile(_TOKEN + b"+")
 _VALUE: Final = re.compile(_TEXT + b"*")
 _SPECIAL: Final = re.compile(
     rb"^(status|content-length|date|content-type|location|connection|keep-alive|te|trailer|transfer-encoding|upgrade"
-    rb"|skerry-release):(.*)\r\n",
+    rb"|skerry-release|x-request-id):(.*)\r\n",
     re.IGNORECASE | re.MULTILINE,
 )
-_TAKEN: Final = (b"status", b"content-length", b"date")
+_TAKEN: Final = (b"status", b"content-length", b"date", b"x-request-id")
 """Removed from the lines: the server writes its own."""
 _SEEN: Final = (*_TAKEN, b"content-type", b"location")
 """The other headers of `_SPECIAL` are about the connection or the release, and refused: they are the server's to
@@ -73,7 +74,7 @@ def parse(block: bytes) -> Head:
         name = match[1].lower()
         if name not in _SEEN:
             raise ResponseInvalid(f"it wrote the header {match[1].decode()}, which is for the server to write")
-        if name in values:
+        if name in values and name != b"x-request-id":
             raise ResponseInvalid(f"it wrote {match[1].decode()} twice")
         values[name] = match[2].strip(b" \t").decode("latin-1")
         if name in _TAKEN:

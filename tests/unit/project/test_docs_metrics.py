@@ -60,7 +60,8 @@ def nodes() -> str:
     registry = CollectorRegistry()
     agent: Any = SimpleNamespace(facts=lambda: AgentFacts(at_target=True, credential_ends=2.0))
     tls_files: Any = SimpleNamespace(expires=3.0)
-    registry.register(PoolCollector(pool, *counts, agent=agent, tls_files=tls_files))
+    ring: Any = SimpleNamespace(lost=1, trouble="")
+    registry.register(PoolCollector(pool, *counts, agent=agent, tls_files=tls_files, ring=ring))
     return generate_latest(registry).decode()
 
 

@@ -40,7 +40,7 @@ def test_a_plugin_by_the_official_pdk(wasm, tmp_path):
         assert call("echo", body).body == body
     assert call("count_vowels", "hello, wörld EIO".encode()).body == b'{"count":5,"begun":7}'
     answer = call("everything")
-    assert (answer.body, answer.log) == (b"config, this is var a", b"warn: a warning\n")
+    assert (answer.body, answer.log) == (b"config, this is var a", b"<4>a warning\n")
     with pytest.raises(GuestFault, match="returned 3"):
         call("fail")
     loaded.close()

@@ -123,14 +123,14 @@ def test_a_loop_over_a_var_needs_no_more_memory(load):
 
 def test_everything_logged_is_in_the_call_s_log(every):
     answer = call(every, "logs")
-    assert answer.log == (b"trace: one\ndebug: two\ninfo: three\nwarn: four\nerror: 0\ninfo: \nstdout\nstderr\n"), (
+    assert answer.log == (b"<7>one\n<7>two\n<6>three\n<4>four\n<3>0\n<6>\nstdout\nstderr\n"), (
         "levels, stdout and stderr, in their order"
     )
 
 
 def test_the_log_has_a_bound(load):
     loaded = load(limits=CallLimits(log_bytes=20))
-    assert call(loaded, "logs").log == b"trace: one\ndebug: tw"
+    assert call(loaded, "logs").log == b"<7>one\n<7>two\n<6>thr"
 
 
 def test_config_and_secrets(aot):
@@ -311,7 +311,7 @@ def test_a_start_section_runs_first_and_may_call_the_host(load, aot):
     )
     for loaded in (load(wasm), LoadedFunction.load(uncompiled(wasm, aot))):
         answer = call(loaded, "run")
-        assert (answer.body, answer.log) == (b"9", b"info: x\n")
+        assert (answer.body, answer.log) == (b"9", b"<6>x\n")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_an_answer_and_a_fault_are_outcomes_and_are_counted() -> None:
     assert made.counts.times == {sketch.bucket(0.1): 1}
     assert made.tally.recent == 0.0015
     refused, found = outcomes.of_frame(frames.FAULT, b"", fault(503), 7)
-    assert refused == Refusal(503, "guest_trap", "It trapped.", 1)
+    assert refused == Refusal(503, "guest_trap", "It trapped.", 1, release=7)
     assert found == frames.Fault("guest_trap", "It trapped.", 503)
     assert not made.settle(one, refused, 71.0, 60.0)
     assert made.tally.outcomes == {"ok": 1, "guest_trap": 1}

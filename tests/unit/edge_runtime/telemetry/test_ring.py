@@ -53,6 +53,7 @@ def soon(monkeypatch) -> None:
 @contextlib.contextmanager
 def opened(folder: Path, limit: int = MIB, age: float = DAY) -> Iterator[ring.Ring]:
     made = ring.Ring(folder, limit, age, "n1")
+    made.start()
     try:
         yield made
     finally:
@@ -262,6 +263,7 @@ from edge_runtime.telemetry import records, ring
 ring.RETRY, ring.TOLD = 0.02, 0.0
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
 made = ring.Ring(Path(sys.argv[1]), 1 << 20, 1e9)
+made.start()
 for n in range(100):
     made.put(records.encode({"t": records.time_text(time.time()), "n": n, "message": "x" * 100}))
 while not made.trouble:
@@ -303,6 +305,7 @@ import sys, time
 from pathlib import Path
 from edge_runtime.telemetry import records, ring
 made, n = ring.Ring(Path(sys.argv[1]), 1 << 24, 1e9), int(sys.argv[2])
+made.start()
 while True:
     n += 1
     made.put(records.encode({"t": records.time_text(time.time()), "n": n, "message": "x" * 150}))

@@ -155,6 +155,7 @@ def test_a_follower_reads_what_comes_once(tmp_path) -> None:
 
 def test_a_follower_misses_nothing_while_the_ring_goes_round(tmp_path) -> None:
     kept = ring.Ring(tmp_path, 16 * 20_000, 1e9)
+    kept.start()
     follower, seen = Follower(tmp_path), []
     try:
         for n in range(3000):

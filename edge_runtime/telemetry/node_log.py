@@ -1,0 +1,50 @@
+"""Puts the node's own warnings and errors into the ring, beside what its functions wrote."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from edge_runtime.logs import FIELDS
+from edge_runtime.telemetry import records
+
+ELSEWHERE: Final = ("skerry.guest", "skerry.ring")
+"""Logs whose lines get into the ring by themselves."""
+_LEVELS: Final = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
+MESSAGE: Final = 8192
+"""Characters of a message that are kept."""
+
+
+class RingHandler(logging.Handler):
+    def __init__(self, put: Callable[[bytes], None], later: Callable[..., object], node: str) -> None:
+        """Made in the loop's thread, in which `put` may be called; `later` has the loop call what other threads log."""
+        super().__init__(logging.WARNING)
+        self._put = put
+        self._later = later
+        self._node = node
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name in ELSEWHERE:
+            return
+        try:
+            line = self._line(record)
+            if threading.get_ident() == self._thread:
+                self._put(line)
+            else:
+                self._later(self._put, line)
+        except Exception:  # noqa: S110
+            # The log itself has the line; and this one may not be the cause of more. (The loop may have ended.)
+            pass
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        level = next((name for least, name in _LEVELS if record.levelno >= least), "debug")
+        text = record.getMessage()[:MESSAGE]
+        if record.exc_info and record.exc_info[0] is not None:
+            text = f"{text} ({record.exc_info[0].__name__}; the node's log has the traceback)"
+        own = record.__dict__
+        fields = {"t": records.time_text(record.created), "kind": records.NODE, "level": level}
+        fields |= {name: own[name] for name in FIELDS if name in own}
+        if self._node:
+            fields["node"] = self._node
+        return records.encode({**fields, "message": text})
