@@ -124,6 +124,18 @@ class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     standing: Standing | None = None
     error: Annotated[str, Meta(max_length=64)] | None = None
     """The code of the error with which a failing node's last sync ended."""
+    label: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    """KEY=VALUE, or KEY alone: nodes that have the label."""
+    find: Annotated[str, Meta(min_length=1, max_length=63)] | None = None
+    """A part of the name."""
+    release: wire.Number | None = None
+    """The number of the release of its group that a node runs."""
+    overdue: bool = False
+    """Only nodes that are overdue."""
+    unseen: Annotated[int, Meta(ge=1, le=10 * 365 * 86400)] | None = None
+    """Seconds for which a node wasn't heard of, at least."""
+    names: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,63}(,[a-z0-9-]{1,63}){0,999}$(?!\n)")] | None = None
+    """Names of nodes, with commas between them, 1,000 at most: these alone."""
 
 
 async def list_nodes(call: ApiCall) -> Reply:
@@ -136,12 +148,26 @@ async def list_nodes(call: ApiCall) -> Reply:
         if not call.operator.rights.allows("read", query.group):
             raise unknown_group(query.group)
         groups = [query.group]
+    key, is_pair, value = (query.label or "").partition("=")
+    filters = (
+        groups,
+        query.state,
+        query.standing,
+        query.error,
+        key or None,
+        value if is_pair else None,
+        query.find,
+        query.release,
+        query.overdue,
+        None if query.unseen is None else call.services.clock.now() - timedelta(seconds=query.unseen),
+        None if query.names is None else query.names.split(","),
+    )
 
     async def work(conn: Connection) -> responses.Page[node_responses.Node]:
         if query.group is not None:
             await group(conn, query.group)
         return await pagination.fill(
-            lambda after, count: conn.fetch(NODES, *after, groups, query.state, query.standing, query.error, count),
+            lambda after, count: conn.fetch(NODES, *after, *filters, count),
             lambda rows: _describe(conn, rows),
             lambda row: (row.name,),
             after,

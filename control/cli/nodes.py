@@ -1,5 +1,7 @@
 """`skerry node`: the edge locations."""
 
+from typing import Any
+
 import click
 
 from control import tokens
@@ -20,14 +22,18 @@ def command() -> None:
 @click.option("--state", type=click.Choice(["online", "offline", "syncing"]), help="Only the nodes in this state.")
 @click.option("--standing", type=click.Choice(STANDINGS), help="Only the nodes that stand so.")
 @click.option("--error", metavar="CODE", help="Only the nodes that are failing with this code.")
+@click.option("--label", metavar="KEY=VALUE", help="Only the nodes with this label; KEY alone: of any value.")
+@click.option("--find", metavar="TEXT", help="Only the nodes with this in their names.")
+@click.option("--release", type=click.IntRange(1), metavar="N", help="Only the nodes that run their group's release N.")
+@click.option("--overdue", is_flag=True, help="Only the nodes that are overdue.")
+@click.option("--unseen", type=click.IntRange(1), metavar="SECONDS", help="Only the nodes unseen for so long.")
 @options.json_option
 @options.asynchronous
-async def list_nodes(
-    group: str | None, state: str | None, standing: str | None, error: str | None, as_json: bool
-) -> None:
+async def list_nodes(overdue: bool, as_json: bool, **filters: Any) -> None:
     """List the nodes."""
     async with options.client() as control:
-        nodes = await control.items(path("nodes"), group=group, state=state, standing=standing, error=error)
+        query: dict[str, Any] = {**filters, "overdue": "true" if overdue else None}
+        nodes = await control.items(path("nodes"), **query)
     if as_json:
         output.document(nodes)
         return

@@ -17,7 +17,18 @@ from control.access.auth import AuthError
 from control.api import operations
 from control.api.operations import Reply
 from control.api.services import Services
-from control.console import assets, live, overview, rendering, sign_in_pages, theme, visits
+from control.console import (
+    assets,
+    live,
+    node_acts,
+    node_detail,
+    node_list,
+    overview,
+    rendering,
+    sign_in_pages,
+    theme,
+    visits,
+)
 from control.console.pages import (
     audit_page,
     function_pages,
@@ -61,6 +72,9 @@ def find(path: str) -> tuple[ConsolePage, Mapping[str, str]] | None:
 PAGES: tuple[ConsolePage, ...] = (
     *sign_in_pages.PAGES,
     *overview.PAGES,
+    *node_list.PAGES,
+    *node_detail.PAGES,
+    *node_acts.PAGES,
     *release_pages.PAGES,
     *release_forms.PAGES,
     *function_pages.PAGES,

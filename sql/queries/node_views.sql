@@ -13,7 +13,8 @@ SELECT n.id, n.name, n.group_id, g.name AS group_name FROM nodes n JOIN groups g
 WHERE n.name = $1 AND n.removed_at IS NULL;
 
 -- Nodes by name, after a name; of some groups ($2), in one state ($3), of one standing ($4), failing with one code ($5),
--- if given.
+-- with a label ($6) of one value ($7), with a part of the name ($8), that run their group's release of a number ($9), that
+-- are overdue ($10), that weren't seen since a time ($11), with one of these names ($12), if given.
 -- name: nodes
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
@@ -31,7 +32,14 @@ WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = A
     END)
     AND ($5::text IS NULL OR (n.error_code = $5 AND g.release_id IS NOT NULL
         AND n.confirmed_generation < greatest(n.generation, g.generation)))
-ORDER BY n.name LIMIT $6;
+    AND ($6::text IS NULL OR (n.labels ->> $6 IS NOT NULL AND ($7::text IS NULL OR n.labels ->> $6 = $7)))
+    AND ($8::text IS NULL OR strpos(n.name, $8) > 0)
+    AND ($9::int8 IS NULL OR (n.confirmed_generation >= n.generation AND $9 = (
+        SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation)))
+    AND (NOT $10::bool OR p.overdue)
+    AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
+    AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
+ORDER BY n.name LIMIT $13;
 
 -- One node.
 -- name: node

@@ -10,7 +10,10 @@ from typing import Any
 
 import aiohttp
 
-from tests.support.replica import Replica
+from tests.support.replica import Replica, TestNode
+
+MARKUP = "<img src=x onerror=alert(1)>'\"&"
+"""What a node may have in its labels and errors."""
 
 
 @dataclass
@@ -103,3 +106,20 @@ async def live(control: Replica, path: str, *, token: str | None = None) -> Asyn
     ):
         assert answer.status == 200, await answer.text()
         yield LivePage(answer)
+
+
+async def release(replica: Replica, group: str) -> None:
+    """A release that nodes have something to do for."""
+    for path, body in (
+        ("schema-changes", {"name": "first", "sql": "CREATE TABLE t (a)"}),
+        ("releases", {"group": group}),
+    ):
+        answer = await replica.call("POST", f"/v1/{path}", body)
+        assert answer.status == 201, answer.body
+
+
+async def fails(node: TestNode, code: str, message: str) -> None:
+    """Have a node begin a sync, and report that it failed."""
+    plan = await node.plan()
+    answer = await node.report(plan.sync_id, "failed", error={"code": code, "message": message})
+    assert answer.status == 200, answer.body

@@ -36,7 +36,7 @@
       const made = document.createElement("template")
       made.innerHTML = html
       const fresh = made.content.firstElementChild
-      if (!fresh) continue
+      if (!fresh || (fresh.dataset.same && fresh.dataset.same === part.dataset.same)) continue
       part.replaceWith(fresh)
       htmx.process(fresh)
       times(fresh)
@@ -99,14 +99,14 @@
     if (e.target.closest("#live")) stop()
   })
   const count = () => {
-    const boxes = [...document.querySelectorAll("input[name=node]")]
+    const boxes = [...document.querySelectorAll("td input[name=node]")]
     for (const box of boxes) box.closest("tr").classList.toggle("sel", box.checked)
     const shown = document.querySelector("[data-count]")
     if (shown) shown.textContent = boxes.filter((b) => b.checked).length
   }
   document.addEventListener("change", (e) => {
     if (e.target.matches("[data-all]"))
-      for (const box of document.querySelectorAll("input[name=node]")) box.checked = e.target.checked
+      for (const box of document.querySelectorAll("td input[name=node]")) box.checked = e.target.checked
     count()
   })
   count()
@@ -127,7 +127,7 @@
     ".": stop,
     "j": () => row(1),
     "k": () => row(-1),
-    "x": () => document.activeElement.closest("tr")?.querySelector("input[name=node]")?.click(),
+    "x": () => document.activeElement.closest("tr")?.querySelector("td input[name=node]")?.click(),
     "?": () => { const keys = document.getElementById("keys"); keys && (keys.open ? keys.close() : keys.showModal()) },
   }
   document.addEventListener("keydown", (e) => {

@@ -1,26 +1,7 @@
 """The overview of a real control: what it says, to whom, and that it goes on by itself."""
 
-from tests.support.console import live, page
-from tests.support.replica import Replica, Site, TestNode
-
-MARKUP = "<img src=x onerror=alert(1)>'\"&"
-
-
-async def release(replica: Replica, group: str) -> None:
-    """A release that nodes have something to do for."""
-    for path, body in (
-        ("schema-changes", {"name": "first", "sql": "CREATE TABLE t (a)"}),
-        ("releases", {"group": group}),
-    ):
-        answer = await replica.call("POST", f"/v1/{path}", body)
-        assert answer.status == 201, answer.body
-
-
-async def fails(node: TestNode, code: str, message: str) -> None:
-    """Have a node begin a sync, and report that it failed."""
-    plan = await node.plan()
-    answer = await node.report(plan.sync_id, "failed", error={"code": code, "message": message})
-    assert answer.status == 200, answer.body
+from tests.support.console import MARKUP, fails, live, page, release
+from tests.support.replica import Site
 
 
 async def test_from_no_node_to_the_overview_by_itself(control_site: Site) -> None:

@@ -1,0 +1,102 @@
+"""GET /nodes/{node}: what a node should run beside what it runs, how it came there, and what is wrong with it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from control.api import node_views, records, releases
+from control.api.bodies import node_responses, release_responses
+from control.api.operations import Reply
+from control.api.request_input import path_value
+from control.console import rendering
+from control.console.hub import Make, Parts
+from control.console.visits import ConsolePage, Visit
+from control.problems import ProblemError
+
+SYNCS = 20
+"""Syncs that are shown."""
+PARTS = ("state", "trouble", "facts", "target", "syncs")
+"""What of the page changes while it is open."""
+
+
+@dataclass(frozen=True)
+class FunctionLine:
+    """A function of a node: what it runs and what it should run; None: none."""
+
+    name: str
+    runs: release_responses.ReleaseFunction | None
+    target: release_responses.ReleaseFunction | None
+
+    @property
+    def act(self) -> Literal["same", "change", "add", "remove"]:
+        """What is to be done."""
+        if self.runs is None:
+            return "add"
+        if self.target is None:
+            return "remove"
+        return (
+            "same" if (self.runs.version, self.runs.sha256) == (self.target.version, self.target.sha256) else "change"
+        )
+
+
+@dataclass(frozen=True)
+class NodePage:
+    """What the page shows."""
+
+    node: node_responses.DetailedNode
+    release: int | None
+    """The number of its group's release."""
+    functions: list[FunctionLine]
+    """Those to remove first, then by name."""
+    syncs: list[node_responses.Sync]
+    more_syncs: bool
+
+
+async def show(visit: Visit) -> Reply:
+    """GET /nodes/{node}"""
+    shown = await _read(visit)
+    may = {role: visit.rights.allows(role, shown.node.group) for role in ("deploy", "admin")}
+    done = visit.query.get("done", "")
+    done = done if done in ("retry", "move", "revoke") else ""
+    return await visit.html("node_detail.html", kind="node", shown=shown, may=may, done=done)
+
+
+async def live(visit: Visit) -> Make:
+    """The parts of the page that change."""
+
+    async def make() -> Parts:
+        try:
+            shown = await _read(visit)
+        except ProblemError as error:
+            if error.code != "unknown_node":
+                raise
+            return {"kind": "removed"}
+        made = rendering.parts("node_detail_parts.html", visit.now, visit=visit, shown=shown)
+        title = f"{shown.node.standing.replace('_', ' ')} · {shown.node.name} · Skerry"
+        return {"kind": "node", "title": title, **{name: made(name) for name in PARTS}}
+
+    return make
+
+
+async def _read(visit: Visit) -> NodePage:
+    name = path_value("node", visit.path["node"])
+    node: node_responses.DetailedNode = await visit.ask(node_views.get_node, {"node": name})
+    fleet = await visit.fleet()
+    number = next((group.release for group in fleet.groups if group.name == node.group), None) if fleet else None
+    wanted: list[release_responses.ReleaseFunction] = []
+    if number is not None:
+        release = await visit.ask(releases.get_release, {"group": node.group, "number": number})
+        wanted = release.functions
+    query = records.SyncFilter(limit=SYNCS, node=node.id)
+    syncs, more = await visit.items(records.list_syncs, node_responses.Sync, query)
+    return NodePage(node, number, _compared(node.functions, wanted), syncs, more is not None)
+
+
+def _compared(
+    runs: list[release_responses.ReleaseFunction], wanted: list[release_responses.ReleaseFunction]
+) -> list[FunctionLine]:
+    mine, target = {f.name: f for f in runs}, {f.name: f for f in wanted}
+    lines = [FunctionLine(name, mine.get(name), target.get(name)) for name in sorted(mine.keys() | target.keys())]
+    return sorted(lines, key=lambda line: line.act != "remove")
+
+
+PAGES = (ConsolePage("GET", "/nodes/{node}", show, live=live),)
