@@ -4,22 +4,20 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+CELLS = {
+    "ok": '<path class="k-ok" d="M.5.5h5v5h-5z"/>',
+    "fail": '<path class="k-fail" d="M0,0h6v6h-6z"/>',
+    "off": '<path class="k-off" d="M1,1h4v4h-4z"/>',
+    "sync": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-sync" d="M.3,5.7v-5.4l5.4,5.4z"/>',
+    "wait": '<path class="k-waitbg" d="M0,0h6v6h-6z"/><path class="k-wait" d="M.5,3.2h5v2.3h-5z"/>',
+}
 LEAST = 0.35
 """Per cent of a bar that a part has at least, if it isn't nothing."""
 
 
-def cell(kind: str, x: int = 0, y: int = 0) -> str:
+def cell(kind: str) -> Markup:
     """A node in the grid, 6 by 6. Each standing has a shape of its own, so that none is told by its colour alone."""
-    if kind == "ok":
-        return f'<path class="k-ok" d="M{x + 0.5},{y + 0.5}h5v5h-5z"/>'
-    if kind == "fail":
-        return f'<path class="k-fail" d="M{x},{y}h6v6h-6z"/>'
-    if kind == "off":
-        return f'<path class="k-off" d="M{x + 1},{y + 1}h4v4h-4z"/>'
-    if kind == "sync":
-        triangle = f'<path class="k-sync" d="M{x + 0.3},{y + 5.7}v-5.4l5.4,5.4z"/>'
-        return f'<path class="k-syncbg" d="M{x},{y}h6v6h-6z"/>{triangle}'
-    return f'<path class="k-waitbg" d="M{x},{y}h6v6h-6z"/><path class="k-wait" d="M{x + 0.5},{y + 3.2}h5v2.3h-5z"/>'
+    return Markup(CELLS[kind])
 
 
 def key_cell(kind: str) -> Markup:

@@ -1,16 +1,16 @@
 """The fleet as a grid: a cell for each node, a block for each hundred, in an order in which a node keeps its place.
 
-What is at its target is one shape under lines, so the markup grows with what isn't well, and not with the fleet.
+What is at its target is one shape, and each run of cells that isn't is a line, so the markup stays small for any fleet.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from markupsafe import Markup
 
-from control.console import drawings
 from control.console.formats import num
 from control.sync.standing import LETTERS, STANDINGS, Standing
 from control.telemetry.fleet_summary import FleetGrid, GroupGrid
@@ -96,17 +96,29 @@ def _words(letters: str) -> str:
 
 @lru_cache(8192)
 def _drawing(letters: str) -> Markup:
+    """A block: its ground, and over it a line along each run of cells of a kind. The lines are as high as a cell, and
+    painted with the patterns of sprite.html, so a block takes some hundred bytes at worst."""
     count, rows = len(letters), math.ceil(len(letters) / 10)
     last = count % 10 * 6
     ground = f"M0,0h60v{rows * 6}h-60z"
     if last:
         ground = f"M0,0h60v{(rows - 1) * 6}h-{60 - last}v6h-{last}z" if rows > 1 else f"M0,0h{last}v6h-{last}z"
-    upright = "".join(f"M{at * 6},0v{rows * 6}" for at in range(11))
-    lines = upright + "".join(f"M0,{at * 6}h60" for at in range(rows + 1))
     cells = "".join(
-        drawings.cell(KINDS[LETTERS[letter]], at % 10 * 6, at // 10 * 6)
-        for at, letter in enumerate(letters)
-        if letter != "t"
+        f'<path stroke="url(#k-{KINDS[standing]})" d="{_runs(letters, letter)}"/>'
+        for letter, standing in LETTERS.items()
+        if letter != "t" and letter in letters
     )
-    head = f'<svg viewBox="0 0 60 {rows * 6}" aria-hidden="true"><path class="k-ok" d="{ground}"/>'
-    return Markup(f'{head}<path class="k-line" d="{lines}"/>{cells}</svg>')
+    head = f'<svg viewBox="0 0 60 {rows * 6}" aria-hidden="true"><path fill="url(#k-ok)" d="{ground}"/>'
+    return Markup(f"{head}{cells}</svg>")
+
+
+def _runs(letters: str, letter: str) -> str:
+    """A path along the middle of each row, over the cells of this letter."""
+    made, at = "", (0, 0)
+    for row in range(0, len(letters), 10):
+        y = row // 10 * 6 + 3
+        for run in re.finditer(f"{letter}+", letters[row : row + 10]):
+            x, length = run.start() * 6, (run.end() - run.start()) * 6
+            made += f"m{x - at[0]},{y - at[1]}h{length}"
+            at = x + length, y
+    return made

@@ -57,7 +57,8 @@ async def show_one(visit: Visit) -> Reply:
 
 def _may(manifest: Manifest) -> str:
     """What a version may do, in words."""
-    return "; ".join(f"{grant} {text}" for grant, text in manifests.grants(msgspec.to_builtins(manifest)).items())
+    stored = msgspec.json.decode(msgspec.json.encode(manifest))
+    return "; ".join(f"{grant} {text}" for grant, text in manifests.grants(stored).items())
 
 
 async def _version(visit: Visit, name: str, wanted: str) -> Version:
