@@ -66,6 +66,8 @@ class Cluster:
         """Numbers of releases that control has acknowledged."""
         self.pushed: dict[int, str] = {}
         """Their artifacts."""
+        self.control_address = self.local_address = self.token = ""
+        """HOST:PORT of control and of the node's local HTTP, and an admin's token."""
         self._api = api
         self._http = http
 
@@ -332,6 +334,7 @@ async def _running(
         control = Supervised("control", ["control.cli", "serve"], serve, folder, held.fileno())
         front = Supervised("front", [*run, "--workers", str(workers)], faults, folder, held.fileno())
         made = Cluster(folder, services, control, front, api, http)
+        made.control_address, made.local_address, made.token = url, local, token or ""
         supervising = [asyncio.ensure_future(control.run())]
         try:
             made_token = await made.call("POST", "/v1/join-tokens", {})

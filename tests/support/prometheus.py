@@ -16,7 +16,8 @@ from control.local.process import Service
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ROOT / ".skerry" / "debian" / "usr" / "bin"
+PLACE = ROOT / ".skerry" / "debian"
+PROGRAMS = PLACE / "usr" / "bin"
 ALERTS = ROOT / "docs" / "alerts"
 WINDOW = 10
 """Seconds of the windows in a test's copy of the rules."""
@@ -110,7 +111,7 @@ async def prometheus(
             ]
             try:
                 for server, command, address in zip(servers, commands, (other, own), strict=True):
-                    process = server.spawn(command, cwd=folder, env={})
+                    process = server.spawn(command, cwd=PLACE, env={})
                     await server.run_until_ready(process, functools.partial(_ready, http, f"http://{address}/-/ready"))
                 yield Prometheus(http, f"http://{own}")
             finally:
