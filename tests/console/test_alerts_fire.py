@@ -3,8 +3,11 @@ real node, a real Prometheus and Alertmanager, and a receiver of what the Alertm
 
 import asyncio
 import contextlib
+import itertools
 import os
+import re
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -317,6 +320,28 @@ async def test_a_message_to_a_webhook_is_given_up(watched: Watched) -> None:
         await watched.fires("SkerryWebhookGivenUp")
     await made.call("DELETE", "/v1/webhooks/gone")
     await watched.ends("SkerryWebhookGivenUp")
+
+
+def panels() -> Iterator[tuple[str, str]]:
+    """Title and query of each panel of the dashboard, for all nodes and functions."""
+    for panel in orjson.loads((ALERTS / "dashboard.json").read_bytes())["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"].replace("$__rate_interval", "1m")
+            yield panel["title"], re.sub(r"\$\w+", ".*", query)
+
+
+async def test_each_panel_of_the_dashboard_shows_something(watched: Watched) -> None:
+    calls = itertools.cycle((f"{SLOW}?ms=1", "none"))
+    # Nothing is denied here, and only the test of guesses has some refused.
+    empty = [(title, query) for title, query in panels() if not re.search("denied|auth_failures", query)]
+    async with repeating(lambda: watched.call(next(calls))):
+        end = time.monotonic() + LIMIT
+        while empty and time.monotonic() < end:
+            await asyncio.sleep(1)
+            empty = [(title, query) for title, query in empty if not await watched.prometheus.query(query)]
+    assert empty == []
+    for _, query in panels():
+        await watched.prometheus.query(query)
 
 
 def alerts() -> Iterator[str]:
