@@ -88,11 +88,18 @@ class StepClock:
 
     def add(self, kind: int, began: float, text: str = "") -> None:
         """Note a step that ends now."""
-        ended = perf_counter()
+        steps = self._steps
+        if len(steps) < MOST and len(text) <= KEPT:
+            steps.append((kind, began, perf_counter(), text))
+        else:
+            self._add(kind, began, perf_counter(), text[:KEPT])
+
+    def _add(self, kind: int, began: float, ended: float, text: str) -> None:
+        """Note a step of a long text, or one of many."""
         if len(self._steps) < MOST:
-            self._steps.append((kind, began, ended, text[:KEPT]))
+            self._steps.append((kind, began, ended, text))
             return
-        others, key = self._others, (kind, text[:KEPT])
+        others, key = self._others, (kind, text)
         if key not in others and len(others) >= MOST_TEXTS:
             key = kind, ""
         count, seconds = others.get(key, (0, 0.0))
