@@ -34,6 +34,7 @@ from edge_runtime.release.tamper_check import TamperCheck
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
+from edge_runtime.telemetry.call_records import CallRecords
 from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.telemetry.node_log import RingHandler
 from edge_runtime.telemetry.poll_numbers import PollNumbers
@@ -73,6 +74,7 @@ class Front:
         self.pool = Pool(settings.limits)
         self.ring = Ring(state.path / FOLDER, settings.records_limit, settings.records_age, node)
         self.hooks = Hooks(GuestLog(self.ring.put, node), self.fetches.begin, named=self.pool.named)
+        self.call_records = CallRecords(self.pool.tallies.values, self.ring.put, node)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
         self.supervisor = Supervisor(
             self.pool, self.processes, TrialLoads(self.processes, settings.code_memory), self.hooks
@@ -169,6 +171,7 @@ class Front:
                         self.supervisor.run(),
                         self.checkpoints.run(),
                         self.fetches.run(),
+                        self.call_records.run(),
                         ForeignLock(self.pool, self.processes, settings.state.absolute() / wal.FILE).run(),
                         self.compiler.compilations.run(),
                         memory_watchdog.run(self.pool, settings.worker_memory),
@@ -193,6 +196,7 @@ class Front:
         finally:
             self.server.close()
             logging.getLogger().removeHandler(kept)
+            self.call_records.make()
             self.ring.close()
 
     async def _change(self) -> None:

@@ -33,6 +33,7 @@ class EndedCall(Protocol):
     """A call that has ended, as far as it is counted and noted."""
 
     began: float
+    request_id: bytes
     method: str
     script: str
     path: str
@@ -167,8 +168,8 @@ class ServedFunction:
             if len(tally.noted) < MOST_NOTED:
                 # Not the call: its body may be large.
                 made = NotedCall(
-                    time.time(), now, self.function, self.release, call.method, call.script + call.path, kind,
-                    outcome.status, seconds, ran if took is None else took, call.times,
+                    time.time(), now, self.function, self.release, call.request_id, call.method,
+                    call.script + call.path, kind, outcome.status, seconds, ran if took is None else took, call.times,
                 )  # fmt: skip
                 tally.noted.append(made)
             else:

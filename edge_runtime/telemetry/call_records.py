@@ -14,6 +14,7 @@ from edge_runtime.ipc import call_times
 from edge_runtime.ipc.call_times import CallTimes
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.slowest import Slowest
+from edge_runtime.redaction import redact
 from edge_runtime.telemetry import records
 from edge_runtime.token_bucket import TokenBucket
 
@@ -40,6 +41,8 @@ class NotedCall(NamedTuple):
     """The same on the monotonic clock."""
     function: LocalFunction
     release: int
+    request_id: bytes
+    """The call's id."""
     method: str
     path: str
     outcome: str
@@ -74,16 +77,17 @@ class CallRecords:
         self,
         functions: Callable[[], Iterable[NotingFunction]],
         put: Callable[[bytes], None],
+        node: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`functions` returns all functions that are counted; `put` takes each record, a line of JSON."""
+        """`functions` returns all functions that are counted; `put` takes each record, a line of JSON; `node` is the
+        node's name."""
         self._functions = functions
         self._put = put
         self._clock = clock
         self._kept: dict[str, _Kept] = {}
         self._all = TokenBucket(BURST_OF_ALL, RATE_OF_ALL)
-        self.node = ""
-        """The node's name; empty where it has none."""
+        self._node = node
 
     async def run(self) -> None:
         """Make records until cancelled."""
@@ -118,7 +122,7 @@ class CallRecords:
                 function.unnoted += not wanted
             if wanted:
                 left_out, function.unnoted = function.unnoted, 0
-                self._put(records.encode(record(call, self.node, left_out)))
+                self._put(records.encode(record(call, self._node, left_out)))
         function.slow = kept.slowest.bar
 
 
@@ -131,9 +135,10 @@ def record(call: NotedCall, node: str = "", left_out: int = 0) -> dict[str, Any]
         "function": call.function.name,
         "version": call.function.version,
         "release": call.release,
+        "call": call.request_id.decode(),
         "node": node,
         "method": call.method,
-        "path": call.path[:PATH],
+        "path": redact(call.path)[:PATH],
         "outcome": call.outcome,
         "status": call.status,
         "seconds": round(call.seconds, 6),
@@ -172,7 +177,7 @@ def _times(call: NotedCall) -> tuple[dict[str, float], list[dict[str, Any]], lis
     made |= {kind: round(min(seconds, took), 6) for kind, seconds in totals.items()}
     longest = sorted(by_text.items(), key=lambda item: -item[1][1])
     statements = [
-        {"statement": text, "count": count, "seconds": round(seconds, 6)}
+        {"statement": redact(text), "count": count, "seconds": round(seconds, 6)}
         for (kind, text), (count, seconds) in longest
         if kind == call_times.SQL
     ]

@@ -38,7 +38,7 @@ def nodes() -> str:
     function = frames.LocalFunction("f", 1, "0" * 64, Manifest(), "")
     served = ServedFunction(0, function, tally, Breaker(), False, 5.0, 7)
     for took in (0.003, 0.5):
-        call: Any = SimpleNamespace(began=1.0, method="GET", script="", path="", times=None)
+        call: Any = SimpleNamespace(began=1.0, request_id=b"", method="GET", script="", path="", times=None)
         served.settle(call, Answer(200, b"", b"", 7), 1.0 + took, took)
     pool: Any = SimpleNamespace(
         tallies={"f": tally},

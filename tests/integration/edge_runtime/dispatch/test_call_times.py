@@ -1,7 +1,7 @@
 """Where a call's time went, told by real workers: of slow calls, of failed ones, and where the front asks."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import orjson
@@ -10,7 +10,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from edge_runtime.ipc.progress_page import WRITING
-from edge_runtime.telemetry.call_records import CallRecords
+from edge_runtime.telemetry.search import LineFilter, search
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
 
@@ -19,16 +19,21 @@ INSERT = b"""{"sql":"INSERT INTO notes (text) VALUES ('written out')"}"""
 
 
 class Records:
-    """The records of a node's calls."""
+    """The records of a node's calls, as they go to its ring."""
 
     def __init__(self, edge: Node) -> None:
         self.edge = edge
         self._made: list[Any] = []
-        self._records = CallRecords(edge.front.pool.tallies.values, lambda line: self._made.append(orjson.loads(line)))
+        edge.front.ring.taps.append(self._tap)
+
+    def _tap(self, line: bytes) -> None:
+        record = orjson.loads(line)
+        if record["kind"] == "call":
+            self._made.append(record)
 
     def take(self) -> list[Any]:
         """Those that are new."""
-        self._records.make()
+        self.edge.front.call_records.make()
         made, self._made[:] = list(self._made), []
         return made
 
@@ -74,8 +79,10 @@ async def edge(tmp_path_factory: pytest.TempPathFactory, site: str) -> AsyncIter
 
 
 @pytest.fixture
-def records(edge: Node) -> Records:
-    return Records(edge)
+def records(edge: Node) -> Iterator[Records]:
+    made = Records(edge)
+    yield made
+    edge.front.ring.taps.remove(made._tap)
 
 
 async def test_sql_commit_and_guest_of_a_call(records: Records) -> None:
@@ -168,3 +175,17 @@ async def test_a_worker_that_tells_nonsense_is_ended(edge: Node) -> None:
     link.receive(link.jobs[0].id, frames.TIMES, b"", b"nonsense")
     assert link.killed == "unreadable"
     assert (await call)[0] == 502
+
+
+async def test_the_nodes_ring_has_slow_and_failed_calls_by_their_ids(edge: Node) -> None:
+    headers = {"X-Request-Id": "of-a-test.1"}
+    assert (await edge.call("trap", b"", headers=headers))[0] == 502
+    wanted = LineFilter(kind="call", call="of-a-test.1")
+
+    def found() -> list[bytes]:
+        return search(edge.front.ring.folder, wanted).lines
+
+    await until(found)
+    (line,) = found()
+    made = orjson.loads(line)
+    assert (made["outcome"], made["call"], list(made["times"])) == ("guest_trap", "of-a-test.1", ["queue", "guest"])

@@ -27,7 +27,7 @@ def served() -> ServedFunction:
 
 
 def call(began: float = 10.0) -> Any:
-    return SimpleNamespace(began=began, method="GET", script="/functions/f", path="", times=None)
+    return SimpleNamespace(began=began, request_id=b"", method="GET", script="/functions/f", path="", times=None)
 
 
 def fault(status: Any) -> bytes:

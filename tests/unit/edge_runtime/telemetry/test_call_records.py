@@ -16,7 +16,7 @@ from edge_runtime.telemetry.call_records import BURST, BURST_OF_ALL, CallRecords
 
 def noted(**changed: Any) -> NotedCall:
     function = LocalFunction(changed.pop("name", "f"), 3, "0" * 64, Manifest(sql=changed.pop("sql", "write")), "")
-    call = NotedCall(1e9, 100.0, function, 12, "GET", "/functions/f/a", "ok", 200, 0.5, 0.4, None)
+    call = NotedCall(1e9, 100.0, function, 12, b"ab-1", "GET", "/functions/f/a", "ok", 200, 0.5, 0.4, None)
     return call._replace(**changed)
 
 
@@ -35,6 +35,7 @@ def test_a_record_says_where_the_time_went():
         "function": "f",
         "version": 3,
         "release": 12,
+        "call": "ab-1",
         "node": "edge-1",
         "method": "GET",
         "path": "/functions/f/a",
@@ -72,7 +73,7 @@ class World:
         self.made: list[Any] = []
         self.now = 100.0
         put = lambda line: self.made.append(orjson.loads(line))  # noqa: E731
-        self.records = CallRecords(lambda: self.tallies, put, lambda: self.now)
+        self.records = CallRecords(lambda: self.tallies, put, "", lambda: self.now)
 
     def calls(self, tally: Tally, count: int, make: Callable[[int], NotedCall]) -> None:
         for number in range(count):
