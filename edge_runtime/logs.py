@@ -59,7 +59,7 @@ class Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return one line, with control characters escaped: text of guests and clients can't control a terminal."""
-        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], super().formatMessage(record))
+        return printable(super().formatMessage(record))
 
     def formatException(self, caught: Any) -> str:
         return redact(super().formatException(caught))
@@ -140,6 +140,11 @@ class LogHandler(logging.Handler):
             except OSError:
                 return False
         return True
+
+
+def printable(text: str) -> str:
+    """Return a line with its control characters escaped, those that end lines included."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def dropped() -> int:

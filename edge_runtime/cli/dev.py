@@ -71,7 +71,7 @@ def run(settings: EdgeSettings, *, fresh: bool) -> None:
         shutil.rmtree(settings.state / "db", ignore_errors=True)
     guests = logging.getLogger("skerry.guest")
     guests.addHandler(_GuestLog())
-    guests.setLevel(logging.INFO)
+    guests.setLevel(logging.DEBUG)
     guests.propagate = False
     # Each call is reported anyway.
     logging.getLogger("skerry.calls").setLevel(logging.CRITICAL)
@@ -88,7 +88,8 @@ def tell(event: str, **told: Any) -> None:
 
 class _GuestLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tell("log", text=record.getMessage())
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        tell("log", text=level + record.getMessage())
 
 
 def _watch(made: front.Front) -> None:

@@ -9,6 +9,7 @@ COMMANDS = {
     "run": "run:run",
     "dev": "run:dev",
     "status": "node:status",
+    "logs": "logs:logs",
     "check": "node:check",
     "call": "call:call",
     "backup": "backup:backup",

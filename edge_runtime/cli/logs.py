@@ -1,0 +1,116 @@
+"""`skerry-edge logs`: what a node has kept of its functions' logs and of its own, read on the node itself."""
+
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import orjson
+
+from edge_runtime.cli.node import STATE, check_owner, fail
+from edge_runtime.logs import printable
+from edge_runtime.telemetry import records
+from edge_runtime.telemetry.ring import FOLDER
+from edge_runtime.telemetry.search import MOST, Follower, LineFilter, search
+
+LINES: Final = 100
+"""Lines that are shown where nothing says from when on."""
+PAUSE: Final = 0.2
+"""Seconds between two looks for new lines."""
+_AGO: Final = re.compile(r"(\d{1,9})([smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+LEVELS: Final = {**{level: level for level in records.LEVELS}, "warn": "warning"}
+
+
+class Moment(click.ParamType[float]):
+    """A time, as Unix seconds: so long ago (`10m`), or as RFC 3339 writes it."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = _AGO.fullmatch(value)
+        if found:
+            return time.time() - int(found[1]) * _SECONDS[found[2]]
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except (ValueError, OverflowError, OSError):
+            self.fail(f"{value!r} is neither as 30s, 10m, 2h or 7d nor a time as 2026-11-28T06:00:00Z", param, ctx)
+
+
+@click.command("logs")
+@STATE
+@click.option("--follow", "-f", is_flag=True, help="Go on with lines as they come, until Ctrl-C.")
+@click.option("--since", type=Moment(), metavar="TIME", help="From then on: 10m (ago), or 2026-11-28T06:00:00Z.")
+@click.option("--until", type=Moment(), metavar="TIME", help="Before then, likewise.")
+@click.option("--function", "function", default="", help="Of this function.")
+@click.option("--level", type=click.Choice(sorted(LEVELS)), default="debug", help="This level, and those above it.")
+@click.option("--call", "request_id", default="", metavar="ID", help="Of the call with this x-request-id.")
+@click.option("--kind", type=click.Choice(["", *records.KINDS]), default="", help="Functions', calls', the node's.")
+@click.option("--lines", "-n", type=click.IntRange(1, MOST), help=f"The last so many (default: {LINES}, or {MOST}).")
+@click.option("--json", "as_json", is_flag=True, help="Print each line as it is kept: one JSON object.")
+def logs(
+    state: Path,
+    follow: bool,
+    since: float | None,
+    until: float | None,
+    function: str,
+    level: str,
+    request_id: str,
+    kind: str,
+    lines: int | None,
+    as_json: bool,
+) -> None:
+    """Show what the node in this state directory has kept of its functions' logs and of its own, whether it runs or
+    not: the last 100 lines, or with --since or --call all, 10,000 at most.
+
+    Exits 0, also where nothing is found.
+    """
+    if os.geteuid():
+        check_owner(state, as_json)
+    folder = state / FOLDER
+    wanted = LineFilter(since, until, kind, function, "" if level == "debug" else LEVELS[level], request_id)
+    narrow = since is not None or until is not None or request_id
+    try:
+        # From before the search, so that no line gets lost between both; those that both have are shown once.
+        follower = Follower(folder) if follow else None
+        found = search(folder, wanted, lines or (MOST if narrow else LINES))
+        if found.more and narrow:
+            click.echo(f"There are older lines too; these are the last {len(found.lines)}.", err=True)
+        show_lines(found.lines, as_json)
+        if follower is not None:
+            _follow(follower, wanted, set(found.lines[-LINES:]), as_json)
+    except OSError as error:
+        raise fail("state_unusable", f"the records in {folder} can't be read: {error}", as_json) from None
+
+
+def _follow(follower: Follower, wanted: LineFilter, shown: set[bytes], as_json: bool) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            show_lines((line for line in follower.lines(wanted) if line not in shown), as_json)
+            shown = set()
+            time.sleep(PAUSE)
+
+
+def show_lines(lines: Iterable[bytes], as_json: bool) -> None:
+    """Print lines of the ring."""
+    for line in lines:
+        sys.stdout.write((line.decode() if as_json else text_of(orjson.loads(line))) + "\n")
+    sys.stdout.flush()
+
+
+def text_of(record: dict[str, Any]) -> str:
+    """Return a record in a line for people. What functions and clients wrote can't control a terminal."""
+    who = " ".join(str(record[name]) for name in ("function", "version", "call") if record.get(name))
+    message = record.get("message", "")
+    if record.get("kind") == records.CALL:
+        seconds = record.get("seconds")
+        took = f" after {seconds:.3f} s" if isinstance(seconds, int | float) else ""
+        message = f"{record.get('method')} {record.get('path')}: {record.get('status')} {record.get('outcome')}{took}"
+    level = str(record.get("level", record.get("kind", ""))).upper()
+    return printable(f"{record.get('t')} {level:7} {who or 'node'}: {message}")
