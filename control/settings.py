@@ -82,6 +82,18 @@ class ControlSettings:
     """Age from which on it isn't good for that either."""
     public_url: str = ""
     """``https://HOST:PORT`` at which browsers reach control; '' where it is what they send as Host."""
+    oidc_issuer: str = ""
+    """The issuer of an OpenID provider at which operators may sign in; '' for none."""
+    oidc_name: str = ""
+    """What the page for signing in calls it; '' for the issuer's host."""
+    oidc_client_id: str = ""
+    oidc_client_secret: Path | None = None
+    """The file with the client's secret; None for a client that has none."""
+    oidc_scopes: str = "openid profile email"
+    oidc_groups_claim: str = "groups"
+    """The claim that has the groups of whoever signs in."""
+    oidc_grants: Path | None = None
+    """The file with the grants of each group (`control.access.group_grants`)."""
     session_life: float = 12 * 3600.0
     """Age at which a session ends, whether it is used or not."""
     session_idle: float = 2 * 3600.0
@@ -155,7 +167,8 @@ def check(settings: ControlSettings) -> None:
         raise ControlSettingsError("SKERRY_TRACE_SHARE must be at most 1, which is everything")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ControlSettingsError("SKERRY_TLS_CERT and SKERRY_TLS_KEY belong together: set both or none")
-    for name in ("tls_cert", "tls_key", "ca_cert", "otlp_headers_file", "otlp_ca"):
+    files = ("tls_cert", "tls_key", "ca_cert", "otlp_headers_file", "otlp_ca", "oidc_client_secret", "oidc_grants")
+    for name in files:
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             raise ControlSettingsError(f"SKERRY_{name.upper()}: there is no file {path}")
@@ -168,6 +181,8 @@ def check(settings: ControlSettings) -> None:
         raise ControlSettingsError(f"SKERRY_STALL_LIMIT must be at least {LEAST_STALL_LIMIT:g} s")
     if settings.public_url:
         _check_public_url(settings.public_url)
+    if settings.oidc_issuer:
+        _check_oidc(settings)
     if settings.session_idle < LEAST_IDLE:
         raise ControlSettingsError(f"SKERRY_SESSION_IDLE must be at least {LEAST_IDLE:g} s")
     if not settings.credential_life <= settings.credential_return <= LONGEST_RETURN:
@@ -196,6 +211,19 @@ def _check_url(variable: str, url: str) -> None:
         raise ControlSettingsError(f"{variable} must begin with https:// (or http:// on loopback) and name a host")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ControlSettingsError(f"{variable}: plain http to {parts.hostname} is refused; use https")
+
+
+def _check_oidc(settings: ControlSettings) -> None:
+    """What must be set together for signing in at an OpenID provider."""
+    parts = urlsplit(settings.oidc_issuer)
+    https = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    if not https or not parts.hostname or parts.query or parts.fragment:
+        raise ControlSettingsError("SKERRY_OIDC_ISSUER must be https://HOST/… (http on loopback only), without a query")
+    for name in ("public_url", "oidc_client_id", "oidc_grants"):
+        if not getattr(settings, name):
+            raise ControlSettingsError(f"SKERRY_{name.upper()} must be set where SKERRY_OIDC_ISSUER is")
+    if "openid" not in settings.oidc_scopes.split():
+        raise ControlSettingsError("SKERRY_OIDC_SCOPES must have `openid` among the scopes, with spaces between them")
 
 
 def _check_public_url(url: str) -> None:
@@ -254,6 +282,13 @@ _KINDS: dict[str, Callable[[str], object]] = {
     "credential_life": float,
     "credential_return": float,
     "public_url": str,
+    "oidc_issuer": str,
+    "oidc_name": str,
+    "oidc_client_id": str,
+    "oidc_client_secret": Path,
+    "oidc_scopes": str,
+    "oidc_groups_claim": str,
+    "oidc_grants": Path,
     "session_life": float,
     "session_idle": float,
     "session_stay": float,

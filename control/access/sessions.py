@@ -189,6 +189,8 @@ class Sessions:
             self._used[id] = now
             known.row = row._replace(last_used_at=now)
         said = {"in": row.used_in, "by": row.signed_in_by, "session": id}
+        if operator.issuer is not None:
+            said |= {"issuer": operator.issuer, "subject": operator.subject or "", "name": operator.shown_name}
         held = rights.of_row(operator.role, operator.grants)
         principal = Principal(
             operator.id, operator.name, held, operator.expires_at, id, said, Since(row.made_at, row.stays)

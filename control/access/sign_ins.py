@@ -41,6 +41,8 @@ INTERVAL = 2
 """Seconds between two questions of `skerry login` whether it is allowed."""
 TRIES = (20, 1000, 300.0)
 """Wrong codes that are looked at: from an address, and in all, in these seconds."""
+ANSWERS = (60, 2000, 300.0)
+"""Answers of a provider that are looked at: from an address, and in all, in these seconds."""
 BEGINS = (30, 600, 300.0)
 """Logins that may be begun: from an address, and in all, in these seconds."""
 
@@ -109,6 +111,8 @@ class SignIns:
         self._clock = clock
         self._writes = writes
         self._tries = Guesses("codes", *TRIES, time.monotonic)
+        self.answers = Guesses("answers of the provider", *ANSWERS, time.monotonic)
+        """Counts the answers that browsers bring from the OpenID provider."""
         self._begins = Guesses("logins", *BEGINS, time.monotonic)
 
         async def find(ids: list[str]) -> dict[str, LoginRow]:

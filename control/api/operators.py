@@ -27,6 +27,9 @@ class ListedOperator(NamedTuple):
     grants: list[dict[str, Any]] | None
     expires_at: datetime | None
     created_at: datetime
+    issuer: str | None
+    subject: str | None
+    shown_name: str
 
 
 class OperatorRow(NamedTuple):
@@ -38,6 +41,9 @@ class OperatorRow(NamedTuple):
     grants: list[dict[str, Any]] | None
     expires_at: datetime | None
     created_at: datetime
+    issuer: str | None
+    subject: str | None
+    shown_name: str
 
 
 SQL = queries.load("operators")
@@ -96,7 +102,7 @@ async def list_operators(call: ApiCall) -> Reply:
     async def work(conn: Connection) -> responses.Page[responses.Operator]:
         return await pagination.fill(
             lambda after, count: conn.fetch(OPERATORS, *after, groups, count),
-            pagination.each(_listed),
+            pagination.each(_operator),
             lambda row: (row.name,),
             begin,
             query.limit,
@@ -115,6 +121,13 @@ async def change(call: ApiCall) -> Reply:
     async def work(conn: Connection, changed: Changed) -> responses.Operator:
         now = call.services.clock.now()
         row = await _find(conn, call.operator, call.path["name"])
+        if row.issuer is not None:
+            raise ProblemError(
+                "operator_of_provider",
+                f"{row.name} signs in by {row.issuer}, and has the rights of its groups there from each sign-in on: "
+                "change these, or the file SKERRY_OIDC_GRANTS, or revoke it for good",
+                field="name",
+            )
         before = rights.of_row(row.role, row.grants)
         after = before if given is None else given
         expires_at = None if body.endless else row.expires_at
@@ -135,7 +148,7 @@ async def change(call: ApiCall) -> Reply:
         differ = [key for key in new if new[key] != old[key]]
         was, becomes = ({key: values[key] for key in differ} for values in (old, new))
         await call.audit(conn, "operator.change", row.name, before=was, after=becomes)
-        return responses.Operator(row.name, _shown(after), expires_at, row.created_at)
+        return _operator(row._replace(grants=column, expires_at=expires_at))
 
     return await call.write(work, status=200)
 
@@ -254,8 +267,12 @@ def _earlier(end: datetime | None, other: datetime | None) -> bool:
     return end is not None and (other is None or end < other)
 
 
-def _listed(row: ListedOperator) -> responses.Operator:
-    return responses.Operator(row.name, _shown(rights.of_row(row.role, row.grants)), row.expires_at, row.created_at)
+def _operator(row: ListedOperator | OperatorRow) -> responses.Operator:
+    held = _shown(rights.of_row(row.role, row.grants))
+    person = None
+    if row.issuer is not None:
+        person = responses.ProvidersPerson(row.issuer, row.subject or "", row.shown_name)
+    return responses.Operator(row.name, held, row.expires_at, row.created_at, person)
 
 
 def _shown(held: Rights) -> list[responses.HeldGrant]:

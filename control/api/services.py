@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from control.access.auth import Authenticator, JoinTokenRow
 from control.access.auth_failures import AuthFailures
+from control.access.people import People
+from control.access.provider import Provider
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.clock import Clock
@@ -69,6 +71,9 @@ class Services:
     auth: Authenticator
     sessions: Sessions
     sign_ins: SignIns
+    people: People
+    provider: Provider | None
+    """The OpenID provider at which people may sign in, if there is one."""
     join_tokens: Lookups[JoinTokenRow]
     failures: AuthFailures
     fleet: FleetCache

@@ -1,4 +1,4 @@
-"""Signing in and out: by an operator's token, by a code of `skerry console`, and allowing what `skerry login` asks for.
+"""Signing in and out: by a token, a code or an OpenID provider, and allowing what `skerry login` asks for.
 
 The page to sign in has no session yet, so its form has the token of a cookie that it was sent with. A browser that
 keeps no such cookie is told so, and a form of another site can't sign anybody in.
@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from control.access import auth, forms, sessions
 from control.access.auth import AuthError
+from control.access.provider import CALLBACK, Provider
 from control.access.sessions import COOKIE
 from control.api.operations import Reply
 from control.console import rendering, visits
@@ -18,6 +19,10 @@ from control.problems import ProblemError
 
 VISIT_COOKIE = "__Host-skerry-sign-in"
 """The cookie that the form for signing in is bound to."""
+PROVIDER = "/sign-in/provider"
+PROVIDER_COOKIE = "__Host-skerry-provider"
+"""The cookie that a sign-in at the provider is bound to, for as long as that may take."""
+PROVIDER_SECONDS = 600.0
 NO_COOKIES = (
     "the browser didn't send back the cookie that this page gave it. Cookies must be allowed, and the page must come "
     "by https; some browsers keep none of http://127.0.0.1"
@@ -49,30 +54,64 @@ async def sign_in(visit: Visit) -> Reply:
         else:
             operator = await services.auth.operator_of(form.get("token", "").strip())
             secret = await services.sessions.begin(visit.scope, operator, "console", "token", stays=stays)
-    except AuthError as error:
-        if error.reason:
-            services.failures.record(auth.address(visit.scope), error.reason)
-            services.metrics.auth_failure(error.reason)
-        return _page(visit, to, by_code=by_code, error=error)
     except ProblemError as error:
-        return _page(visit, to, by_code=by_code, error=error)
-    return await signed_in(visit, secret, to, stays=stays)
+        return _refusal(visit, to, error, by_code=by_code)
+    return await _signed_in(visit, secret, to, stays=stays)
 
 
-async def signed_in(visit: Visit, secret: str, to: str, *, stays: bool) -> Reply:
+async def begin_at_provider(visit: Visit) -> Reply:
+    """GET /sign-in/provider?next=: sends the browser to the provider. A form may only lead to this server."""
+    to = forms.own_path(visit.query.get("next", "/"))
+    try:
+        address, secret = await _provider(visit).begin(to)
+    except ProblemError as error:
+        return _refusal(visit, to, error)
+    return rendering.redirect(address, (sessions.set_cookie(PROVIDER_COOKIE, secret, seconds=PROVIDER_SECONDS),))
+
+
+async def end_at_provider(visit: Visit) -> Reply:
+    """GET /sign-in/provider/done: the provider has sent the browser back."""
+    provider = _provider(visit)
+    answer: dict[str, list[str]] = {}
+    for name, value in visit.query.multi_items():
+        answer.setdefault(name, []).append(value)
+    gone = sessions.set_cookie(PROVIDER_COOKIE, "", seconds=0)
+    try:
+        visit.services.fleet.refuse_stale()
+        visit.services.sign_ins.answers.take(auth.address(visit.scope))
+        person, to = await provider.finish(sessions.cookie(visit.scope, PROVIDER_COOKIE), answer)
+        secret = await visit.services.people.sign_in(visit.scope, person)
+    except ProblemError as error:
+        return _refusal(visit, "/", error, gone)
+    return await _signed_in(visit, secret, forms.own_path(to), gone, stays=False)
+
+
+def _provider(visit: Visit) -> Provider:
+    """Raises: ProblemError no_such_path, when there is no provider."""
+    if visit.services.provider is None:
+        raise ProblemError("no_such_path", "no OpenID provider is set up here (SKERRY_OIDC_ISSUER)")
+    return visit.services.provider
+
+
+async def _signed_in(visit: Visit, secret: str, to: str, *cookies: tuple[bytes, bytes], stays: bool) -> Reply:
     """The answer to whoever has signed in. The session that the browser had before ends."""
     with contextlib.suppress(ProblemError):
         before = await visit.services.sessions.signed_in(visit.scope)
         await visit.services.sessions.end(visit.scope, before.operator)
     seconds = visit.services.settings.session_stay if stays else None
     given = sessions.set_cookie(COOKIE, secret, seconds=seconds), sessions.set_cookie(VISIT_COOKIE, "", seconds=0)
-    return rendering.redirect(to, given)
+    return rendering.redirect(to, (*given, *cookies))
 
 
 async def sign_out(visit: Visit) -> Reply:
-    """POST /sign-out."""
+    """POST /sign-out. Where the provider has a session of its own, a page says so: a form can't lead there."""
     await visit.services.sessions.end(visit.scope, visit.operator)
-    return rendering.redirect(SIGN_IN, (sessions.set_cookie(COOKIE, "", seconds=0),))
+    gone = (sessions.set_cookie(COOKIE, "", seconds=0),)
+    provider = visit.services.provider
+    if provider is not None and visit.operator.signed_in.get("by") == "provider":
+        leave = await provider.end_url()
+        return visit.html_alone("signed_out.html", 200, gone, provider=provider.name, leave=leave)
+    return rendering.redirect(SIGN_IN, gone)
 
 
 async def ask_code(visit: Visit) -> Reply:
@@ -100,7 +139,17 @@ async def answer_login(visit: Visit) -> Reply:
     return visit.html_alone("login.html", waiting=waiting, done=done, error=None, ends_at=session.ends_at)
 
 
-def _page(visit: Visit, to: str, *, by_code: bool, error: ProblemError | None = None) -> Reply:
+def _refusal(visit: Visit, to: str, error: ProblemError, *cookies: tuple[bytes, bytes], by_code: bool = False) -> Reply:
+    """The page once more, with what was wrong; refused credentials are recorded."""
+    if isinstance(error, AuthError) and error.reason:
+        visit.services.failures.record(auth.address(visit.scope), error.reason)
+        visit.services.metrics.auth_failure(error.reason)
+    return _page(visit, to, *cookies, by_code=by_code, error=error)
+
+
+def _page(
+    visit: Visit, to: str, *cookies: tuple[bytes, bytes], by_code: bool, error: ProblemError | None = None
+) -> Reply:
     try:
         own = sessions.cookie(visit.scope, VISIT_COOKIE)
     except AuthError:
@@ -113,10 +162,12 @@ def _page(visit: Visit, to: str, *, by_code: bool, error: ProblemError | None = 
         "sign_in.html",
         200 if error is None else error.status,
         # Also where the browser has it: from now on it keeps it for an hour.
-        (sessions.set_cookie(VISIT_COOKIE, own, seconds=3600),),
+        (sessions.set_cookie(VISIT_COOKIE, own, seconds=3600), *cookies),
         by_code=by_code,
         other=f"{SIGN_IN}?{other}",
         next=to,
+        provider=visit.services.provider.name if visit.services.provider else "",
+        begin=f"{PROVIDER}?{urlencode({'next': to}, quote_via=quote)}",
         host=host,
         visit_token=sessions.form_token(own),
         error=error,
@@ -128,6 +179,8 @@ def _page(visit: Visit, to: str, *, by_code: bool, error: ProblemError | None = 
 PAGES = (
     ConsolePage("GET", SIGN_IN, show, role=None),
     ConsolePage("POST", SIGN_IN, sign_in, role=None),
+    ConsolePage("GET", PROVIDER, begin_at_provider, role=None),
+    ConsolePage("GET", CALLBACK, end_at_provider, role=None),
     ConsolePage("POST", "/sign-out", sign_out),
     ConsolePage("GET", "/login", ask_code),
     ConsolePage("POST", "/login", answer_login),

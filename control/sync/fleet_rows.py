@@ -66,6 +66,11 @@ class CachedOperator:
     revoked_at: datetime | None
     grants: list[dict[str, Any]] | None
     expires_at: datetime | None
+    issuer: str | None = None
+    """The OpenID provider that knows it as `subject`; None where it has a token."""
+    subject: str | None = None
+    shown_name: str = ""
+    """How the provider calls it."""
 
 
 class Epoch(NamedTuple):

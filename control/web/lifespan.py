@@ -10,6 +10,9 @@ from control import tracing
 from control.access import auth
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
+from control.access.group_grants import GrantsError
+from control.access.people import People
+from control.access.provider import Provider
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api.services import Databases, Services
@@ -17,7 +20,7 @@ from control.clock import Clock
 from control.edge_check import Checks
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
-from control.settings import ControlSettings
+from control.settings import ControlSettings, ControlSettingsError
 from control.storage import database, migrations, object_store
 from control.storage.artifact_deletions import Deletions
 from control.storage.bucket_owner import Ownership
@@ -107,6 +110,9 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         stack.push_async_callback(sessions.stop)
         sign_ins = SignIns(sessions, clock, databases.cache, databases.writes)
         stack.push_async_callback(sign_ins.stop)
+        provider = _provider(settings, clock)
+        if provider is not None:
+            stack.push_async_callback(provider.close)
         pem = settings.ca_cert.read_bytes() if settings.ca_cert is not None else b""
         services = Services(
             settings=settings,
@@ -120,6 +126,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             auth=authenticator,
             sessions=sessions,
             sign_ins=sign_ins,
+            people=People(sessions, fleet, clock, databases.writes, settings),
+            provider=provider,
             join_tokens=join_tokens,
             failures=failures,
             fleet=fleet,
@@ -143,6 +151,16 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         others = (*ours, services.live.run, services.monitor().run, webhooks.run)
         await stack.enter_async_context(_in_background(*nodes, *bucket, *others))
         yield services
+
+
+def _provider(settings: ControlSettings, clock: Clock) -> Provider | None:
+    """The OpenID provider of the settings. Raises: ControlSettingsError, when its files aren't what they must be."""
+    if not settings.oidc_issuer:
+        return None
+    try:
+        return Provider(settings, clock)
+    except (GrantsError, OSError, UnicodeDecodeError) as error:
+        raise ControlSettingsError(f"SKERRY_OIDC_GRANTS, SKERRY_OIDC_CLIENT_SECRET: {error}") from error
 
 
 async def _connect(settings: ControlSettings, metrics: ControlMetrics, stack: AsyncExitStack) -> Databases:

@@ -34,7 +34,7 @@ OPERATIONS: tuple[Operation, ...] = (
         operators.change,
         "admin",
         {200: responses.Operator},
-        ("unknown_operator", "unknown_group", "last_admin"),
+        ("unknown_operator", "unknown_group", "last_admin", "operator_of_provider"),
         body=requests.ChangeOperator,
         everywhere=False,
     ),

@@ -13,7 +13,7 @@ UPDATE operators SET secret_hash = $2 WHERE id = $1;
 
 -- Operators that weren't revoked, by name, after a name; with $2, those whose grants are all for these groups.
 -- name: operators
-SELECT name, role, grants, expires_at, created_at FROM operators
+SELECT name, role, grants, expires_at, created_at, issuer, subject, shown_name FROM operators
 WHERE revoked_at IS NULL AND name > $1 AND ($2::text[] IS NULL OR (
     grants IS NOT NULL AND NOT EXISTS (
         SELECT 1 FROM jsonb_array_elements(grants) AS g (item)
@@ -24,7 +24,8 @@ ORDER BY name LIMIT $3;
 
 -- An operator that wasn't revoked.
 -- name: operator
-SELECT id, name, role, grants, expires_at, created_at FROM operators WHERE name = $1 AND revoked_at IS NULL;
+SELECT id, name, role, grants, expires_at, created_at, issuer, subject, shown_name FROM operators
+WHERE name = $1 AND revoked_at IS NULL;
 
 -- How many admins of all groups can sign in, and don't end.
 -- name: admins

@@ -45,12 +45,23 @@ class HeldGrant(Struct):
     """The functions that the role `push` is for; null: for all."""
 
 
+class ProvidersPerson(Struct):
+    """Whom an OpenID provider knows."""
+
+    issuer: str
+    subject: str
+    name: str
+    """How the provider called them when they last signed in."""
+
+
 class Operator(Struct):
     name: str
     grants: list[HeldGrant]
     expires_at: datetime | None
-    """When the token ends; null: it doesn't."""
+    """When the token ends; null: it doesn't. Of somebody who signs in by a provider: when the last session ends."""
     created_at: datetime
+    person: ProvidersPerson | None = None
+    """Who it is, where it signs in by a provider; null: it has a token."""
 
 
 class MadeOperator(Struct):

@@ -22,7 +22,10 @@ def fill(t: Tables) -> str:
         t.insert("groups", id=str(uuid4()), name=name, release_id=None, generation=0, epoch=0, created_at=START)
     token = tokens.new_token("operator")
     operator = {"id": str(token.id), "name": "admin", "role": "admin", "secret_hash": token.secret_hash}
-    t.insert("operators", **operator, created_at=START, revoked_at=None, epoch=0, grants=None, expires_at=None)
+    person = {"issuer": None, "subject": None, "shown_name": ""}
+    t.insert(
+        "operators", **operator, **person, created_at=START, revoked_at=None, epoch=0, grants=None, expires_at=None
+    )
     made = {"created_by": "admin", "created_at": START}
     for number in range(1, FUNCTIONS + 1):
         name = f"f{number}"

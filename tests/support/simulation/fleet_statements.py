@@ -9,7 +9,18 @@ from tests.support.simulation.tables import Row, Tables
 
 _GROUP = ("id", "name", "release_id", "generation")
 _CREDENTIAL = ("id", "node_id", "secret_hash", "created_at", "revoked_at", "first_used_at", "replaces")
-_OPERATOR = ("id", "name", "role", "secret_hash", "revoked_at", "grants", "expires_at")
+_OPERATOR = (
+    "id",
+    "name",
+    "role",
+    "secret_hash",
+    "revoked_at",
+    "grants",
+    "expires_at",
+    "issuer",
+    "subject",
+    "shown_name",
+)
 
 
 def _group(t: Tables, row: dict[str, Any]) -> Row:

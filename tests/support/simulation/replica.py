@@ -96,11 +96,12 @@ class Replica:
             clock=clock,
             databases=Databases(**dict.fromkeys(Databases.__dataclass_fields__, db)),
             **dict.fromkeys(
-                ("ownership", "deletions", "checks", "readiness", "join_tokens", "live", "sign_ins"), nothing
+                ("ownership", "deletions", "checks", "readiness", "join_tokens", "live", "sign_ins", "people"), nothing
             ),
             **dict.fromkeys(("standings", "numbers_kept"), nothing),
             numbers=NumbersIngest(db, clock),
             store=store,
+            provider=None,
             auth=operators,
             sessions=Sessions(fleet, clock, operators, db, db, db, SETTINGS),
             failures=AuthFailures(db, clock),

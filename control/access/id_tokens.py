@@ -1,0 +1,103 @@
+"""What an OpenID provider's ID token must be, so that it says who has just signed in. Signatures are joserfc's."""
+
+import hashlib
+import hmac
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from joserfc import jws, jwt
+from joserfc.errors import InvalidKeyIdError, JoseError
+from joserfc.jwk import KeySet
+
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
+"""Signatures by a key that the provider alone has: neither `none` nor those by the client's secret."""
+HASHES = {"256": hashlib.sha256, "384": hashlib.sha384, "512": hashlib.sha512}
+SKEW = 60.0
+"""Seconds by which the provider's clock and control's may differ."""
+OLDEST = 600.0
+"""Seconds from its making after which an ID token isn't of a sign-in that was just made."""
+LONGEST_SUBJECT = 255
+"""Characters of a subject (OpenID Connect Core 2)."""
+
+
+class TokenRefused(Exception):
+    """An ID token doesn't say what it must; the message says what is wrong, without the token."""
+
+
+class KeyUnknown(TokenRefused):
+    """It is signed by a key that isn't among the provider's: they may have been changed since they were read."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an ID token must be of."""
+
+    issuer: str
+    client_id: str
+    nonce: str
+    now: datetime
+
+
+def claims(token: str, keys: KeySet, expected: Expected, access_token: str) -> dict[str, Any]:
+    """The claims of an ID token that came with `access_token`. Raises: TokenRefused; KeyUnknown."""
+    try:
+        decoded = jwt.decode(token, keys, algorithms=ALGORITHMS, registry=_REGISTRY)
+    except InvalidKeyIdError as error:
+        raise KeyUnknown("the ID token is signed by a key that the provider doesn't tell") from error
+    except (JoseError, ValueError) as error:
+        raise TokenRefused(f"the ID token's signature isn't good ({type(error).__name__})") from error
+    found = decoded.claims
+    _check(found, expected)
+    if "at_hash" in found and not _is_hash(found["at_hash"], access_token, str(decoded.header.get("alg", ""))):
+        raise TokenRefused("the ID token is of another access token (at_hash)")
+    return found
+
+
+def _check(found: Mapping[str, Any], expected: Expected) -> None:
+    if found.get("iss") != expected.issuer:
+        raise TokenRefused("the ID token is of another issuer (iss)")
+    subject, audience = found.get("sub"), found.get("aud")
+    if not isinstance(subject, str) or not 0 < len(subject) <= LONGEST_SUBJECT or not subject.isprintable():
+        raise TokenRefused("the ID token says nobody (sub)")
+    audiences = audience if isinstance(audience, list) else [audience]
+    if expected.client_id not in audiences:
+        raise TokenRefused("the ID token is for another client (aud)")
+    party = found.get("azp", expected.client_id if len(audiences) == 1 else None)
+    if party != expected.client_id:
+        raise TokenRefused("the ID token is for several clients, or was asked for by another one (azp)")
+    nonce = found.get("nonce")
+    if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), expected.nonce.encode()):
+        raise TokenRefused("the ID token is of another sign-in (nonce)")
+    now = expected.now.timestamp()
+    ends, made, since = _time(found, "exp"), _time(found, "iat"), found.get("nbf", 0)
+    if ends <= now - SKEW:
+        raise TokenRefused(f"the ID token has ended, {now - ends:.0f} s ago by control's clock (exp)")
+    if made > now + SKEW or (isinstance(since, int | float) and since > now + SKEW):
+        raise TokenRefused(f"the ID token is of a time to come, in {made - now:.0f} s by control's clock (iat, nbf)")
+    if made < now - OLDEST - SKEW:
+        raise TokenRefused(f"the ID token is {now - made:.0f} s old by control's clock (iat)")
+
+
+def _time(found: Mapping[str, Any], name: str) -> float:
+    value = found.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TokenRefused(f"the ID token has no time {name}")
+    return float(value)
+
+
+def _is_hash(given: object, text: str, algorithm: str) -> bool:
+    """Whether `given` is the left half of the hash that goes with an algorithm; where none is known, it isn't."""
+    make = HASHES.get(algorithm[-3:])
+    if algorithm in ("EdDSA", "Ed25519"):
+        make = hashlib.sha512
+    if make is None or not isinstance(given, str):
+        return False
+    digest = make(text.encode()).digest()
+    half = urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=")
+    return hmac.compare_digest(half, given.encode())
+
+
+_REGISTRY = jws.JWSRegistry(algorithms=list(ALGORITHMS))

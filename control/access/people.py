@@ -1,0 +1,123 @@
+"""People whom an OpenID provider knows. Each is an operator without a token, known by issuer and subject.
+
+At each sign-in it gets the rights of the groups that the provider tells then, and it never ends later than its newest
+session does. Who is in no group that may anything loses what they had.
+"""
+
+import hashlib
+import re
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+from starlette.types import Scope
+
+from control.access import auth, join_token_ends, rights
+from control.access.auth import AuthError, Principal
+from control.access.provider import Person
+from control.access.rights import Rights
+from control.access.sessions import Sessions
+from control.clock import Clock
+from control.settings import ControlSettings
+from control.storage import audit_log, queries
+from control.storage.announcements import Changed
+from control.storage.audit_log import Actor
+from control.storage.connection import Connection
+from control.storage.database import Database
+from control.sync.fleet_cache import FleetCache
+
+
+class PersonRow(NamedTuple):
+    """An operator that a provider knows, as it is stored."""
+
+    id: UUID
+    name: str
+    role: str
+    grants: list[dict[str, Any]] | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    shown_name: str
+
+
+SQL = queries.load("people")
+FOUND = SQL.rows("found", PersonRow)
+
+
+class People:
+    """Signs people in whom the provider has told."""
+
+    def __init__(
+        self, held: Sessions, fleet: FleetCache, clock: Clock, writes: Database, settings: ControlSettings
+    ) -> None:
+        self._sessions = held
+        self._fleet = fleet
+        self._clock = clock
+        self._writes = writes
+        self._life = timedelta(seconds=settings.session_life)
+
+    async def sign_in(self, scope: Scope, person: Person) -> str:
+        """Begin a session of the console for somebody, and return its secret.
+
+        Raises: AuthError, when the operator was revoked, or none of the person's groups may anything here.
+        """
+        secret = await self._writes.transaction(lambda conn: self._write(conn, scope, person))
+        await self._fleet.announced()
+        if secret is None:
+            raise AuthError(
+                "role_insufficient",
+                f"{person.name} is in no group that may anything here ({person.groups} groups were told): the file "
+                "SKERRY_OIDC_GRANTS says which groups may what",
+                "provider_groups",
+            )
+        return secret
+
+    async def _write(self, conn: Connection, scope: Scope, person: Person) -> str | None:
+        now, may = self._clock.now(), bool(person.rights.grants)
+        row = await conn.fetchrow(FOUND, person.issuer, person.subject)
+        if row is None and not may:
+            return None
+        if row is not None and row.revoked_at is not None:
+            raise AuthError("credentials_invalid", f"{row.name} was revoked here, by an admin", "revoked")
+        id, name = (uuid4(), name_of(person)) if row is None else (row.id, row.name)
+        actor = Actor("operator", name, auth.address(scope), scope["request_id"].decode())
+        # Ends with the newest session; at once where nothing is allowed any more.
+        ends_at = now + self._life if may else now
+        if may and row is not None and row.expires_at is not None:
+            ends_at = max(ends_at, row.expires_at)
+        column, role = rights.to_rows(person.rights), rights.old_role(person.rights)
+        who = {"issuer": person.issuer, "subject": person.subject, "name": person.name}
+        after = {"grants": [str(grant) for grant in person.rights.grants]}
+        if row is None:
+            await conn.execute(
+                SQL["add"], id, name, role, column, ends_at, now, person.issuer, person.subject, person.name
+            )
+            await audit_log.record(conn, now, actor, "operator.create", name, who, after=after)
+        else:
+            await conn.execute(SQL["change"], id, role, column, ends_at, person.name)
+            held = rights.of_row(row.role, row.grants)
+            if held != person.rights:
+                await join_token_ends.end_of_operator(conn, name, now)
+                before = {"grants": [str(grant) for grant in held.grants]}
+                await audit_log.record(conn, now, actor, "operator.change", name, who, before=before, after=after)
+        secret = None
+        if may:
+            principal = Principal(str(id), name, _as_read(column, role), ends_at)
+            secret = await self._sessions.add(conn, scope, principal, "console", "provider", details=who)
+        changed = Changed()
+        changed.operators.add(str(id))
+        await changed.announce(conn)
+        return secret
+
+
+def name_of(person: Person) -> str:
+    """The operator's name: of how somebody is called when they first sign in, and of who they are, which decides.
+
+    So nobody gets another operator's name by calling themselves so at the provider.
+    """
+    called = re.sub(r"[^a-z0-9]+", "-", person.name.partition("@")[0].lower())[:40].strip("-") or "person"
+    digest = hashlib.sha256(f"{person.issuer}\0{person.subject}".encode()).hexdigest()
+    return f"{called}-{digest[:12]}"
+
+
+def _as_read(column: list[dict[str, Any]], role: str) -> Rights:
+    return rights.of_row(role, column)
