@@ -32,8 +32,8 @@ async def main() -> None:
     async with (
         node_alone({"echo": (guest("echo"), {})}) as served,
         process(served.folder, "echo", arguments, port, cpu.all_cores()) as echo,
-        _client(served.port, "/functions/echo") as ours,
-        _client(port, "/") as theirs,
+        client(served.port, "/functions/echo") as ours,
+        client(port, "/") as theirs,
     ):
         loaded = {
             "ours": Loaded(lambda: ours.run(SECONDS), served.pids, node=True),
@@ -50,7 +50,8 @@ async def main() -> None:
     result.write("invoke", rounds.over(found, "ours", "echo"), BAR, details)
 
 
-def _client(port: int, path: str) -> Client:
+def client(port: int, path: str) -> Client:
+    """Return 64 clients that send 256 bytes, and get them back."""
     sent = request(path, BODY, [("Content-Type", "application/octet-stream")])
     return Client(port, [(sent, Expected(200, BODY))] * CLIENTS)
 

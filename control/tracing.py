@@ -6,7 +6,6 @@ SDK is imported only where traces are sent. A thread of its own sends them; what
 
 import asyncio
 import random
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -17,7 +16,9 @@ from uuid import UUID
 
 from starlette.types import Scope
 
+from control import trace_context
 from control.settings import ControlSettings, ControlSettingsError
+from control.trace_context import Place
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 LAST_SEND: Final = 2.0
 """Seconds for the spans that are left when the replica stops."""
 
-_TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x21-\x7e][\x20-\x7e]*)\Z")
 _SYNCS: Final = "/v1/syncs/"
 _OFF: AbstractContextManager[None] = nullcontext()
 
@@ -109,7 +108,7 @@ class Tracing:
         from opentelemetry.trace import Status, StatusCode
 
         self._spans.ids.next_span = span_of_sync(sync_id)
-        context = _context(_parsed(parent.encode()))
+        context = _context(trace_context.parse(parent.encode()))
         attributes = {f"skerry.{name}": value for name, value in of.items()}
         span = self._tracer.start_span("sync", context, attributes=attributes, start_time=_nanoseconds(times[0]))
         if error:
@@ -121,7 +120,7 @@ class Tracing:
         """Send what is left, for `LAST_SEND` at most."""
         await asyncio.to_thread(self._spans.close, LAST_SEND)
 
-    def _is_traced(self, scope: Scope, parent: "_Parent | None") -> bool:
+    def _is_traced(self, scope: Scope, parent: Place | None) -> bool:
         """Decide by control's own share: what callers wish costs them nothing, and the collector much.
 
         A release is always traced, since its syncs are part of its trace; what a node says of a sync is if the sync is.
@@ -132,20 +131,9 @@ class Tracing:
                 sync_id = str(UUID(path.removeprefix(_SYNCS)))
             except ValueError:
                 return False
-            known = parent is not None and parent.sampled and parent.span == span_of_sync(sync_id)
+            known = parent is not None and parent.sampled and parent.span == span_of_sync(sync_id).to_bytes(8)
             return known and self.is_sync_traced(sync_id)
         return (path == "/v1/releases" and scope["method"] == "POST") or random.random() < self._share  # noqa: S311
-
-
-class _Parent:
-    """A span of another process, as `traceparent` names it."""
-
-    __slots__ = ("sampled", "span", "trace")
-
-    def __init__(self, trace: int, span: int, *, sampled: bool) -> None:
-        self.trace = trace
-        self.span = span
-        self.sampled = sampled
 
 
 def statement(name: str, text: str = "") -> AbstractContextManager[object]:
@@ -182,19 +170,11 @@ def read_headers(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        lines = path.read_text().splitlines()
+        return trace_context.collector_headers(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise ControlSettingsError(f"SKERRY_OTLP_HEADERS_FILE: {path} can't be read: {type(error).__name__}") from None
-    headers = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            match = _HEADER.match(line.strip())
-            if match is None:
-                raise ControlSettingsError(
-                    f"SKERRY_OTLP_HEADERS_FILE: line {number} of {path} must be NAME: VALUE in ASCII"
-                )
-            headers[match[1]] = match[2]
-    return headers
+    except ValueError as error:
+        raise ControlSettingsError(f"SKERRY_OTLP_HEADERS_FILE: {path}: {error}") from None
 
 
 @contextmanager
@@ -212,26 +192,19 @@ def _statement(traced: _Traced, name: str, text: str) -> Iterator[None]:
         span.end()
 
 
-def _parent(scope: Scope) -> _Parent | None:
+def _parent(scope: Scope) -> Place | None:
     found = [value for name, value in scope["headers"] if name == b"traceparent"]
-    return _parsed(found[0]) if len(found) == 1 else None
+    return trace_context.parse(found[0]) if len(found) == 1 else None
 
 
-def _parsed(text: bytes) -> _Parent | None:
-    match = _TRACEPARENT.match(text)
-    if match is None:
-        return None
-    trace, span = int(match[1], 16), int(match[2], 16)
-    return _Parent(trace, span, sampled=bool(int(match[3], 16) & 1)) if trace and span else None
-
-
-def _context(parent: _Parent | None) -> "Context":
+def _context(parent: Place | None) -> "Context":
     from opentelemetry.context import Context
     from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
     if parent is None:
         return Context()
-    context = SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    trace, span = int.from_bytes(parent.trace), int.from_bytes(parent.span)
+    context = SpanContext(trace, span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return set_span_in_context(NonRecordingSpan(context), Context())
 
 

@@ -35,6 +35,8 @@ from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
 from edge_runtime.telemetry.call_records import CallRecords
+from edge_runtime.telemetry import span_sender
+from edge_runtime.telemetry.call_traces import CallTracer
 from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.telemetry.node_log import RingHandler
 from edge_runtime.telemetry.poll_numbers import PollNumbers
@@ -125,6 +127,11 @@ class Front:
             ring=self.ring,
         )
         self.app = EdgeApp(settings, self.pool, self.status, metrics.text, self.callers)
+        self.spans = span_sender.of_settings(settings, node) if settings.otlp_url else None
+        if self.spans is not None:
+            self.app.tracer = CallTracer(settings.trace_share, self.spans.put)
+            if self.agent is not None:
+                self.agent.put_span = self.spans.put
         self.server = EdgeServer(self.app, settings, self.callers, self.tls_files)
         self._status = NodeStatus(
             self.pool,
@@ -161,6 +168,8 @@ class Front:
         kept = RingHandler(self.ring.put, asyncio.get_running_loop().call_soon_threadsafe, self.ring.node)
         logging.getLogger().addHandler(kept)
         self.ring.start()
+        if self.spans is not None:
+            self.spans.start()
         try:
             await threads.start()
             async with asyncio.TaskGroup() as group:
@@ -198,6 +207,8 @@ class Front:
             logging.getLogger().removeHandler(kept)
             self.call_records.make()
             self.ring.close()
+            if self.spans is not None:
+                await asyncio.to_thread(self.spans.close)
 
     async def _change(self) -> None:
         """Serve the release that the node has, then newer ones and better code, until cancelled."""

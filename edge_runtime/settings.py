@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 LISTEN: Final = "127.0.0.1:8087"
 MIB: Final = 1024 * 1024
@@ -116,6 +117,15 @@ class EdgeSettings:
     """Size of the files that keep what functions and the node have logged."""
     records_age: float = 7 * 86_400.0
     """How long that is kept."""
+    otlp_url: str = ""
+    """http(s)://HOST:PORT of the collector that gets the node's traces by OTLP; empty: none are sent. It must be
+    https beyond this machine."""
+    otlp_headers_file: Path | None = None
+    """File with headers that the collector asks for, NAME: VALUE a line."""
+    otlp_ca: Path | None = None
+    """PEM file with the authority of the collector's certificate, where the system doesn't know it."""
+    trace_share: float = 0.01
+    """The share of calls that is traced whatever their callers do, where traces are sent."""
     stop_limit: float = 10.0
     """How long running calls may hold up the end of the node."""
     start_wait: float = 15.0
@@ -166,6 +176,12 @@ class EdgeSettings:
                 raise EdgeSettingsError(f"{name} is {getattr(self, name)} s; it must be above 0, and a day at most")
         if not 60 <= self.records_age <= 10 * 365 * 86_400:
             raise EdgeSettingsError(f"records_age is {self.records_age} s; it can be a minute to ten years")
+        if not 0 <= self.trace_share <= 1:
+            raise EdgeSettingsError(f"trace_share is {self.trace_share}; it can be 0 to 1")
+        if self.otlp_url and not _fit_for_traces(self.otlp_url):
+            raise EdgeSettingsError(
+                f"otlp_url is {self.otlp_url!r}; it must be https://HOST:PORT, or http:// on this machine itself"
+            )
         if not host:
             raise EdgeSettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
 
@@ -184,11 +200,7 @@ class EdgeSettings:
 
     @property
     def loopback(self) -> bool:
-        host = self.address[0]
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return _is_loopback(self.address[0])
 
     @property
     def networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -211,3 +223,23 @@ class EdgeSettings:
             self.lock_hold,
             max(1, processors() - 1),
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _fit_for_traces(url: str) -> bool:
+    """Tell whether spans, and the headers that go with them, may be sent to a URL."""
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    plain = parts.username or parts.query or parts.fragment
+    return (
+        bool(host) and not plain and (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host or "")))
+    )

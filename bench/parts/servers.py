@@ -208,14 +208,14 @@ class Edge:
 
 
 @asynccontextmanager
-async def edge(site: Site, cores: set[int]) -> AsyncIterator[Edge]:
-    """A node of this control on these cores."""
+async def edge(site: Site, cores: set[int], **settings: str) -> AsyncIterator[Edge]:
+    """A node of this control on these cores; `settings` are its variables."""
     token = (await site.call("POST", "/v1/join-tokens", {}))["token"]
     state = site.folder / "edge"
     await join(state, site.url, token, NODE, {})
     port = choose_port(None, OTHER_PORTS)
     arguments = ["-m", "edge_runtime.cli.main", "run", "--state", str(state), "--listen", f"127.0.0.1:{port}"]
-    running = process(site.folder, "edge", arguments, port, cores)
+    running = process(site.folder, "edge", arguments, port, cores, **settings)
     async with running as front, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
         yield Edge(front, http)
 
@@ -245,14 +245,16 @@ class Alone:
 
 
 @asynccontextmanager
-async def node_alone(functions: Mapping[str, tuple[bytes, dict[str, Any]]], schema: str = "") -> AsyncIterator[Alone]:
+async def node_alone(
+    functions: Mapping[str, tuple[bytes, dict[str, Any]]], schema: str = "", **settings: str
+) -> AsyncIterator[Alone]:
     """A node alone, with all workers and best code: joined, its functions (module and manifest) and the one schema
-    change released by a real control."""
+    change released by a real control. `settings` are its variables."""
     cores = cpu.all_cores()
     async with AsyncExitStack() as stack:
         where = await stack.enter_async_context(folder())
         async with site(where, cores) as control:
-            node = await stack.enter_async_context(edge(control, cores))
+            node = await stack.enter_async_context(edge(control, cores, **settings))
             if schema:
                 await control.call("POST", "/v1/schema-changes", {"name": "schema", "sql": schema})
             versions = {name: await control.push(name, *function) for name, function in functions.items()}

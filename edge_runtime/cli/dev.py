@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,6 +41,7 @@ from edge_runtime.settings import EdgeSettings
 from edge_runtime.sync.plan_check import parse_manifest
 from edge_runtime.telemetry.node_agent import AgentFacts
 from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.spans import TraceSpan
 
 LINE_LIMIT = 64 * 1024 * 1024
 """Bytes of a line on stdin, which has the whole schema in it."""
@@ -123,6 +125,7 @@ class Driver:
         self._compiler = compiler
         self._before = ""
         """sha256 of the artifact that was served before: a compiler may still be working on it."""
+        self.put_span: Callable[[TraceSpan], None] | None = None
         self.numbers = PollNumbers()
 
     def status(self) -> dict[str, Any]:

@@ -56,11 +56,15 @@ OPTIONS: Final = {
     "worker_memory": "Bytes of memory that a worker may have besides its guest's.",
     "records_limit": "Bytes of the files that keep what functions and the node have logged.",
     "records_age": "Seconds for which that is kept.",
+    "otlp_url": "http(s)://HOST:PORT of the collector that gets the node's traces by OTLP; without one none are sent.",
+    "otlp_headers_file": "File with headers that the collector asks for, NAME: VALUE a line.",
+    "otlp_ca": "PEM file with the authority of the collector's certificate, where the system doesn't know it.",
+    "trace_share": "Share of the calls that is traced whatever their callers do, where traces are sent.",
     "stop_limit": "Seconds that running calls may hold up the end of the node.",
     "start_wait": "Seconds to wait for the processes of an earlier run to let the state directory go.",
 }
 """A flag and a variable SKERRY_EDGE_… for each of these settings."""
-FILES: Final = ("callers", "tls_cert", "tls_key", "tls_client_ca", "secrets")
+FILES: Final = ("callers", "tls_cert", "tls_key", "tls_client_ca", "secrets", "otlp_headers_file", "otlp_ca")
 """Those that are paths of files."""
 
 

@@ -8,6 +8,7 @@ from edge_runtime.dispatch.served_functions import ServedFunction
 from edge_runtime.ipc import frames
 from edge_runtime.ipc.call_head import PLAIN, Via, encode_head
 from edge_runtime.ipc.call_times import CallTimes
+from edge_runtime.telemetry.call_traces import CallTrace, Passed
 
 Body = bytes | list[bytes | bytearray]
 """The body of a request, whole or in pieces: a large one isn't copied to put its pieces together."""
@@ -18,7 +19,8 @@ class Call:
 
     __slots__ = (
         "attempts", "began", "body", "client", "deadline", "done", "ended", "gone", "headers", "id", "method", "name",
-        "params", "path", "query", "request_id", "route", "script", "sent", "served", "short", "timed", "times", "via",
+        "params", "path", "query", "request_id", "route", "script", "sent", "served", "short", "timed", "times",
+        "traced", "via",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +57,8 @@ class Call:
         self.request_id = request_id
         """The id by which its answer, its error and the lines of its log name it. Its worker isn't told, nor its guest
         unless the manifest asks for it: calls with the same head share what was made of that."""
+        self.traced: CallTrace | Passed | None = None
+        """Its place in a trace, if it has one."""
         self.id = 0
         """Id of the attempt, another one each time that the call is dispatched; 0 while the call waits."""
         self.began = 0.0

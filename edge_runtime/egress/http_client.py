@@ -136,14 +136,23 @@ class HttpClient:
             session, self._session = self._session, None
             await session.close()
 
-    async def fetch(self, grant: HttpGrant | None, request: bytes, sending: Callable[[], None] | None = None) -> bytes:
+    async def fetch(
+        self,
+        grant: HttpGrant | None,
+        request: bytes,
+        sending: Callable[[], None] | None = None,
+        traceparent: str = "",
+    ) -> bytes:
         """Make the request of a parcel, and return the answer's parcel.
 
-        `sending` is called before a request that can't be sent twice. Raises: NotFetched, when there is no answer.
+        `traceparent` is the call's place in a trace, which goes along unless its function says another. `sending` is
+        called before a request that can't be sent twice. Raises: NotFetched, when there is no answer.
         """
         if grant is None:
             raise NotFetched("not_granted", "This function's manifest grants it no HTTP: set `http`.", "http_host")
         outgoing = grants.read(request, grant)
+        if traceparent and not any(name.lower() == "traceparent" for name, _ in outgoing.headers):
+            outgoing.headers.append(("traceparent", traceparent))
         if sending is not None and outgoing.method not in http_messages.REPEATABLE:
             sending()
         where = f"{outgoing.scheme}://{outgoing.host}"

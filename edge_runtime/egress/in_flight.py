@@ -54,7 +54,8 @@ class RequestsInFlight:
     async def _answer(self, link: HttpAsker, call: Call, id: int, request: bytes) -> None:
         served = call.served
         try:
-            answer = await self._egress.fetch(served.function.manifest.http, request, call.sends)
+            traceparent = call.traced.request() if call.traced is not None else ""
+            answer = await self._egress.fetch(served.function.manifest.http, request, call.sends, traceparent)
         except NotFetched as error:
             if error.denied:
                 served.tally.deny(error.denied)

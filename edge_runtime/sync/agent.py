@@ -27,6 +27,7 @@ from edge_runtime.sync.retries import FailedSync
 from edge_runtime.sync.sql_runs import SqlRunReports
 from edge_runtime.telemetry.node_agent import AgentFacts
 from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.spans import TraceSpan
 
 LOOK = 2.0
 """Seconds between two looks at whether the node was joined again, while control refuses it or can't be reached."""
@@ -82,6 +83,7 @@ class Agent:
         self._failed_syncs = 0
         self._answered: float | None = None
         """When control last answered a poll (monotonic clock, seconds)."""
+        self.put_span: Callable[[TraceSpan], None] | None = None
         self.numbers = PollNumbers()
         """What polls tell of the node's calls and of itself."""
 
@@ -187,6 +189,7 @@ class Agent:
                 if answer.generation == self._generation:
                     # That generation was completed once: whatever control misses now, this must not become a hot loop.
                     await self._breathe(took)
+                self._client.traceparent = answer.traceparent
                 await self._follow(answer)
             case wire.Report():
                 await self._breathe(took)
@@ -203,7 +206,7 @@ class Agent:
     async def _poll(self) -> tuple[wire.Answer | None, float]:
         """Poll control; return its answer and the seconds that it took."""
         numbers = await self.numbers.next()
-        now = self._now()
+        now, self._client.traceparent = self._now(), ""
         self._runtime.less.clear()
         inventory = self._runtime.inventory
         poll = wire.Poll(
@@ -273,12 +276,7 @@ class Agent:
         self._troubles += 1
         message = error.message
         if status in (401, 403) and error.code != EXPIRED:
-            message = (
-                f"control refuses this node's credential ({error.message}): it is too old, or an operator has revoked "
-                f"it or removed the node. It serves its last release on; to have it synced again, make a token with "
-                f"`skerry node token --rejoin {self._who.name}` (without --rejoin if the node was removed) and run "
-                f"`skerry-edge join --again --control {self._who.control_url} --state {self._state}`"
-            )
+            message = self._credential.refused(error.message)
         pause = retries.pause_after(status, retry_after, self._troubles, self._jitter())
         if self._problem is None or self._problem["code"] != error.code:
             log.warning("control: %s (next attempt in %.1f s)", message, pause)
@@ -306,7 +304,7 @@ class Agent:
         before = self._runtime.release
         with despite_the_disk("that a sync begins"):
             await asyncio.to_thread(self._outbox.begin, plan)
-        self._sync = SyncAttempt(plan, self._runtime, self._compiler, self._artifacts, self._client)
+        self._sync = SyncAttempt(plan, self._runtime, self._compiler, self._artifacts, self._client, self.put_span)
         try:
             error = await self._sync.run()
         except Superseded:

@@ -2,16 +2,20 @@
 
 import asyncio
 import logging
+import os
+import time
 from collections.abc import Callable, Set
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from control import faults, wire
+from control import faults, trace_context, wire
+from control.trace_context import Place
 from edge_runtime.errors import SyncFailed
 from edge_runtime.ipc import frames
 from edge_runtime.sync import plan_check, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
+from edge_runtime.telemetry.spans import TraceSpan
 
 RENEW_CAP = 20.0
 """Seconds between two messages at most by which a longer sync says that it is running: the node's heartbeat then."""
@@ -74,8 +78,19 @@ class SyncAttempt:
     """One sync; `run` it once."""
 
     def __init__(
-        self, plan: wire.Plan, runtime: Runtime, compiler: ArtifactCompiler, artifacts: Artifacts, client: ControlClient
+        self,
+        plan: wire.Plan,
+        runtime: Runtime,
+        compiler: ArtifactCompiler,
+        artifacts: Artifacts,
+        client: ControlClient,
+        put_span: Callable[[TraceSpan], None] | None = None,
     ) -> None:
+        """`put_span` takes the spans of the steps, where the node sends traces."""
+        self._put_span = put_span
+        self._place = trace_context.parse(plan.traceparent.encode()) if put_span is not None else None
+        """The sync's place in the trace of its release, if that is traced."""
+        self._step_began = 0
         self._plan = plan
         self._runtime = runtime
         self._compiler = compiler
@@ -137,8 +152,10 @@ class SyncAttempt:
             await self._runtime.apply(plan, functions)
             self._end("flip")
         except SyncFailed as error:
+            self._trace(error.code)
             return error
         except Exception as error:
+            self._trace("internal")
             log.exception("a sync failed in a way that nobody foresaw")
             return SyncFailed("internal", f"the edge runtime made a mistake: {error!r}; the node's log has more")
         return None
@@ -168,11 +185,18 @@ class SyncAttempt:
         self._done = done
 
     def _begin(self, step: str) -> None:
-        self._step, self._done = step, ""
+        self._step, self._done, self._step_began = step, "", time.time_ns()
         faults.reach(f"edge.sync.{step}.before")
 
     def _end(self, step: str) -> None:
+        self._trace()
         faults.reach(f"edge.sync.{step}.after")
+
+    def _trace(self, error: str = "") -> None:
+        """Make a span of the step that has ended; `error` is its code if it failed."""
+        if self._put_span is not None and self._place is not None and self._step:
+            own, parent = Place(self._place.trace, os.urandom(8)), self._place.span
+            self._put_span(TraceSpan(own, parent, self._step, self._step_began, time.time_ns(), error=error))
 
     async def _renew(self, work: asyncio.Task[Any]) -> None:
         """Keep the lease while the work goes on; work that nobody wants any more is ended, where it can be."""

@@ -80,6 +80,8 @@ class ControlClient:
         """Seconds by which control's clock is ahead of ours, by its Date header."""
         self.credential_life = 0.0
         """Seconds for which the credential of `rotate` is good; 0 where control doesn't say."""
+        self.traceparent = ""
+        """Where the sync under way is traced, what requests to control say so with."""
         self.release: ToldRelease | None = None
         """The release that the node is at, where the last answer said it."""
 
@@ -147,7 +149,7 @@ class ControlClient:
         headers = {"Range": f"bytes={start}-"} if start else {}
         for _ in range(2):
             _refuse_plain(target)
-            extra = {"Authorization": f"Bearer {self.credential}"} if own else {}
+            extra = self._own_headers() if own else {}
             async with self._request(
                 "GET", target, headers | extra, None, ANSWER_TIMEOUT, self._control_tls if own else self._store_tls
             ) as response:
@@ -173,7 +175,7 @@ class ControlClient:
             raise ControlRefused(status, "answer_unknown", message_) from None
 
     async def _call(self, method: str, path: str, message: wire.Message | None, wait: float = 0.0) -> tuple[int, bytes]:
-        headers = {"Authorization": f"Bearer {self.credential}"}
+        headers = self._own_headers()
         body = b""
         if message is not None:
             headers["Content-Type"] = "application/json"
@@ -210,6 +212,10 @@ class ControlClient:
                 yield response
         except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl.SSLError) as error:
             raise unreachable(error, url, proxy) from error
+
+    def _own_headers(self) -> dict[str, str]:
+        traced = {"traceparent": self.traceparent} if self.traceparent else {}
+        return {"Authorization": f"Bearer {self.credential}", **traced}
 
     def _note_date(self, date: str | None, sent: datetime) -> None:
         if date is None:

@@ -39,6 +39,15 @@ class OwnCredential:
         """The credential to ask with."""
         return self.who.next_credential or self.who.credential
 
+    def refused(self, why: str) -> str:
+        """Return what a person reads when control refuses the credential: `why`, as control says it, and what to do."""
+        return (
+            f"control refuses this node's credential ({why}): it is too old, or an operator has revoked it or removed "
+            f"the node. It serves its last release on; to have it synced again, make a token with "
+            f"`skerry node token --rejoin {self.who.name}` (without --rejoin if the node was removed) and run "
+            f"`skerry-edge join --again --control {self.who.control_url} --state {self._state}`"
+        )
+
     async def rotate_when_old(self, client: ControlClient, now: datetime) -> None:
         """Ask for a successor when the credential is old."""
         since, passed = self.who.credential_since, asyncio.get_running_loop().time()

@@ -1,8 +1,10 @@
 """What the front knows of the part that keeps the node at its target."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.spans import TraceSpan
 
 
 class AgentFacts(NamedTuple):
@@ -23,6 +25,8 @@ class NodeAgent(Protocol):
 
     numbers: PollNumbers
     """What polls tell of calls."""
+    put_span: Callable[[TraceSpan], None] | None
+    """Takes the spans of syncs, where the node sends traces."""
 
     async def run(self) -> None: ...
 

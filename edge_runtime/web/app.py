@@ -16,7 +16,8 @@ from edge_runtime.ipc.frames import LocalRelease
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.telemetry import call_ids
 from edge_runtime.telemetry.call_ids import HEADER, TRACE
-from edge_runtime.web import site_policy
+from edge_runtime.telemetry.call_traces import CallTracer
+from edge_runtime.web import call_tracing, site_policy
 from edge_runtime.web.callers import BEARER, CERTIFICATE, Caller, Callers
 from edge_runtime.web.connection import HttpConnection
 from edge_runtime.web.parser import Exchange, too_large
@@ -50,6 +51,8 @@ class EdgeApp:
         self._pool = pool
         self.submit = pool.submit
         """Takes each call. `skerry-edge dev` replaces it by a function that watches the call and calls this one."""
+        self.tracer: CallTracer | None = None
+        """Makes the spans of calls, where traces are sent."""
         self._release: LocalRelease | None = None
         """The release whose routes are in the table."""
         self._table = Table({})
@@ -135,7 +138,8 @@ class EdgeApp:
             headers = [header for header in headers if header[0] != b"authorization"]
         if exchange.traced or self._wanting:
             headers = self._traced(exchange, match.function, headers)
-        exchange.call = Call(
+        done = connection.done if caller is None else self._counted(caller, match.function, connection)
+        call = exchange.call = Call(
             match.function,
             exchange.method,
             match.path,
@@ -143,14 +147,16 @@ class EdgeApp:
             headers,
             connection.client,
             pieces or b"",
-            connection.done if caller is None else self._counted(caller, match.function, connection),
+            done,
             match.script,
             match.route,
             match.params,
             connection.via if caller is None else Via(connection.via.scheme, caller.name, exchange.auth_type),
             request_id,
         )
-        self.submit(exchange.call)
+        if self.tracer is not None or exchange.traced:
+            call_tracing.join(self.tracer, exchange, call)
+        self.submit(call)
 
     def _traced(self, exchange: Exchange, function: str, headers: Headers) -> Headers:
         """Return a call's headers without those that are other ones for each call; or, if the function's manifest asks

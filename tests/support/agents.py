@@ -190,7 +190,7 @@ class Edge:
 
 
 @asynccontextmanager
-async def edge(state: Path, **agent: Any) -> AsyncIterator[Edge]:
+async def edge(state: Path, *, otlp_url: str = "", **agent: Any) -> AsyncIterator[Edge]:
     """Run the joined node of this state directory until the block ends; `agent` are settings of its agent."""
     made: list[Agent] = []
 
@@ -199,7 +199,9 @@ async def edge(state: Path, **agent: Any) -> AsyncIterator[Edge]:
         return made[0]
 
     with State(state, 5.0) as opened:
-        settings = EdgeSettings(state=state, workers=1, listen="127.0.0.1:0", stop_limit=2.0, compile_wait=60.0)
+        settings = EdgeSettings(
+            state=state, workers=1, listen="127.0.0.1:0", stop_limit=2.0, compile_wait=60.0, otlp_url=otlp_url
+        )
         front = Front(settings, opened, make)
         front.compiler.best = QUICK
         running = asyncio.ensure_future(front.run())

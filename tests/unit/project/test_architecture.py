@@ -19,7 +19,14 @@ MOST = 20
 Graph = dict[str, set[str]]
 """Each module of ours, and the modules that it imports: ours by their full names, others by their first two parts."""
 
-SHARED = {"control.wire", "control.manifest_fields", "control.faults", "control.sketch", "control.addresses"}
+SHARED = {
+    "control.wire",
+    "control.manifest_fields",
+    "control.faults",
+    "control.trace_context",
+    "control.sketch",
+    "control.addresses",
+}
 """Messages, manifest, fault points, times of calls, public addresses: where control and the edge meet, and nowhere
 else."""
 

@@ -31,7 +31,7 @@ class FakeEgress:
     async def __aexit__(self, *ended: object) -> None:
         pass
 
-    async def fetch(self, grant: Any, request: bytes, sending: Any) -> bytes:
+    async def fetch(self, grant: Any, request: bytes, sending: Any, _traceparent: str) -> bytes:
         self.asked.append((grant, request))
         try:
             return await asyncio.shield(self.answer)
@@ -61,6 +61,7 @@ class FakeCall:
     def __init__(self, id: int) -> None:
         self.id = id
         self.served = FakeFunction()
+        self.traced = None
 
     def sends(self) -> None:
         """As of a real call."""

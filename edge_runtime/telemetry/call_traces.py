@@ -1,0 +1,117 @@
+"""Which calls are traced, and the spans of those: made when a call has ended, of what is known of it then."""
+
+import os
+import random
+from collections.abc import Callable
+from typing import Final
+
+from control.trace_context import Place
+from edge_runtime.ipc import call_times
+from edge_runtime.ipc.call_times import CallTimes
+from edge_runtime.telemetry.spans import CLIENT, INTERNAL, SERVER, TraceSpan
+from edge_runtime.token_bucket import TokenBucket
+
+BURST, RATE = 100, 20.0
+"""Calls at once, and then per second, that are traced because their callers' traces are."""
+_KINDS: Final = {
+    call_times.LOCK: ("lock wait", INTERNAL),
+    call_times.SQL: ("", CLIENT),
+    call_times.HTTP: ("HTTP", CLIENT),
+    call_times.COMMIT: ("COMMIT", CLIENT),
+}
+"""The name and the kind of the spans of steps; SQL is named by its first word."""
+
+
+class Passed:
+    """A call that isn't traced here, whose caller's place in a trace goes on with its HTTP requests."""
+
+    __slots__ = ("_header",)
+
+    def __init__(self, caller: Place) -> None:
+        self._header = caller.header()
+
+    def request(self) -> str:
+        """Return `traceparent` for another HTTP request of the call."""
+        return self._header
+
+
+class CallTrace:
+    """A call that is traced."""
+
+    __slots__ = ("at", "parent", "requests")
+
+    def __init__(self, at: Place, parent: bytes) -> None:
+        self.at = at
+        """The place of the call's own span."""
+        self.parent = parent
+        """Id of the span of whoever calls; empty where that isn't known."""
+        self.requests: list[bytes] = []
+        """Ids of the spans of its HTTP requests, in their order."""
+
+    def request(self) -> str:
+        """Return `traceparent` for another HTTP request of the call."""
+        if len(self.requests) >= call_times.MOST:
+            # It has no span of its own.
+            return self.at.header()
+        self.requests.append(os.urandom(8))
+        return Place(self.at.trace, self.requests[-1]).header()
+
+
+class CallTracer:
+    def __init__(self, share: float, put: Callable[[TraceSpan], None]) -> None:
+        """`share` of the calls is traced whatever their callers do; `put` takes each span."""
+        self._share = share
+        self._put = put
+        self._callers = TokenBucket(BURST, RATE)
+
+    def begin(self, caller: Place | None, now: float) -> CallTrace | None:
+        """Return the trace of a call that has come, at `now` (monotonic clock); None where it isn't traced.
+
+        `caller` is the place in the caller's trace, if it has one. Callers can have their own calls traced, as far as
+        `BURST` and `RATE` go.
+        """
+        if random.random() >= self._share and not (  # noqa: S311  # nothing is kept from anybody by it
+            caller is not None and caller.sampled and self._callers.take(1, now)
+        ):
+            return None
+        trace, parent = (os.urandom(16), b"") if caller is None else (caller.trace, caller.span)
+        return CallTrace(Place(trace, os.urandom(8)), parent)
+
+    def end(
+        self,
+        trace: CallTrace,
+        name: str,
+        attributes: dict[str, str | int],
+        error: str,
+        times: tuple[int, int],
+        told: CallTimes | None,
+    ) -> None:
+        """Make the spans of a call that has ended.
+
+        `times`: its start and end (nanoseconds since 1970); `told`: what its worker told of it, if it has answered.
+        """
+        start, end = times
+        put, at = self._put, trace.at
+        put(TraceSpan(at, trace.parent, name, start, end, SERVER, attributes, error))
+        if told is None:
+            return
+        began = max(start, end - told.micros * 1000)
+        put(TraceSpan(Place(at.trace, os.urandom(8)), at.span, "queue", start, began))
+        guest = Place(at.trace, os.urandom(8))
+        put(TraceSpan(guest, at.span, "guest", began, end))
+        # Of those, the last ones: a call whose worker ended may have been given to another one.
+        count = sum(step.kind == call_times.HTTP for step in told.steps)
+        requests = iter(trace.requests[max(0, len(trace.requests) - count) :])
+        for step in told.steps:
+            text, (what, kind) = told.texts[step.text], _KINDS[step.kind]
+            step_start = min(end, began + step.start * 1000)
+            step_end = min(end, step_start + step.micros * 1000)
+            own = next(requests, None) if step.kind == call_times.HTTP else None
+            of: dict[str, str | int] = {}
+            if step.kind == call_times.SQL:
+                what, of = text.split(" ", 1)[0] or "SQL", {"db.system.name": "sqlite", "db.query.text": text}
+            elif step.kind == call_times.HTTP:
+                of = {"server.address": text}
+            elif step.kind == call_times.COMMIT:
+                of = {"db.system.name": "sqlite"}
+            put(TraceSpan(Place(at.trace, own or os.urandom(8)), guest.span, what, step_start, step_end, kind, of))

@@ -1,0 +1,133 @@
+"""Sends spans to a collector of OpenTelemetry's, by OTLP over HTTP: in a thread, outside of the way of calls."""
+
+import logging
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from control.trace_context import collector_headers
+from edge_runtime.settings import EdgeSettings, EdgeSettingsError
+from edge_runtime.telemetry.spans import TraceSpan
+
+log = logging.getLogger("skerry.traces")
+
+MOST: Final = 4096
+"""Spans that may wait to be sent."""
+AT_ONCE: Final = 512
+"""Spans of one request."""
+PERIOD: Final = 1.0
+"""Seconds in which spans come together."""
+ANSWER_LIMIT: Final = 5.0
+"""Seconds that the collector has for its answer."""
+LAST_SEND: Final = 2.0
+"""Seconds for what is left at the end of the process."""
+
+
+class Encode(Protocol):
+    """Makes the body of a request of spans."""
+
+    def __call__(self, resource: dict[str, str], spans: Sequence[TraceSpan]) -> bytes: ...
+
+
+class SpanSender:
+    def __init__(self, url: str, resource: dict[str, str], headers: dict[str, str], ca: Path | None) -> None:
+        """`url` is the collector's; `resource` says whose the spans are; `headers` go with each request; `ca` is the
+        authority of its certificate, where the system doesn't know it.
+
+        Raises: OSError or ValueError, when the file of the CA can't be read.
+        """
+        self.dropped = 0
+        """Spans that were dropped since the start: too many waited, or the collector didn't take them."""
+        self._url = url.rstrip("/") + "/v1/traces"
+        self._resource = resource
+        self._headers = {**headers, "Content-Type": "application/x-protobuf", "User-Agent": "skerry-edge"}
+        context = ssl.create_default_context(cafile=None if ca is None else str(ca))
+        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _NoRedirects())
+        self._spans: deque[TraceSpan] = deque()
+        self._fails = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def put(self, span: TraceSpan) -> None:
+        """Take a span to be sent. It never waits."""
+        if len(self._spans) < MOST:
+            self._spans.append(span)
+        else:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Send what is left, for `LAST_SEND` seconds at most."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(LAST_SEND)
+
+    def _run(self) -> None:
+        # Here, since it takes a while, and 5 MB, which only who sends spans should need.
+        from edge_runtime.telemetry.otlp_encoding import encode
+
+        while not self._stopping.wait(PERIOD):
+            self._send_all(encode)
+        self._send_all(encode)
+
+    def _send_all(self, encode: Encode) -> None:
+        while self._spans:
+            spans = [self._spans.popleft() for _ in range(min(AT_ONCE, len(self._spans)))]
+            try:
+                self._send(encode(self._resource, spans))
+            except Exception as error:
+                self.dropped += len(spans)
+                if not self._fails:
+                    log.warning("traces can't be sent to %s, and are dropped: %s", self._url, _cause(error))
+                self._fails = True
+                return
+            if self._fails:
+                log.info("traces can be sent again; %d spans were dropped since the start", self.dropped)
+            self._fails = False
+
+    def _send(self, body: bytes) -> None:
+        request = urllib.request.Request(self._url, body, self._headers, method="POST")  # noqa: S310  # checked
+        with self._opener.open(request, timeout=ANSWER_LIMIT) as answer:
+            answer.read(4096)
+
+
+def of_settings(settings: EdgeSettings, node: str) -> SpanSender:
+    """Return the sender that the settings name, for a node of this name. Raises: EdgeSettingsError, when a file of
+    theirs is wrong."""
+    headers: dict[str, str] = {}
+    try:
+        if settings.otlp_headers_file is not None:
+            headers = collector_headers(settings.otlp_headers_file.read_text())
+    except OSError as error:
+        raise EdgeSettingsError(f"otlp_headers_file can't be read: {error}") from None
+    except ValueError as error:
+        shown = "it isn't text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise EdgeSettingsError(f"otlp_headers_file {settings.otlp_headers_file}: {shown}") from None
+    resource = {"service.name": "skerry-edge", **({"service.instance.id": node} if node else {})}
+    try:
+        return SpanSender(settings.otlp_url, resource, headers, settings.otlp_ca)
+    except (OSError, ValueError) as error:
+        raise EdgeSettingsError(f"otlp_ca {settings.otlp_ca} can't be used: {error}") from None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The headers may hold a token, which is for this collector alone."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"it answered {error.code}"
+    if isinstance(error, urllib.error.URLError):
+        return str(error.reason)
+    return str(error) or type(error).__name__

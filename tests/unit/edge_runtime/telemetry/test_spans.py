@@ -1,0 +1,101 @@
+"""Places in traces, which calls are traced, and the spans that a call becomes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control import trace_context
+from control.trace_context import Place
+from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, CallTimes, Step
+from edge_runtime.telemetry.call_traces import BURST, CallTrace, CallTracer
+from edge_runtime.telemetry.spans import CLIENT, SERVER, TraceSpan
+
+CALLER = Place(b"t" * 16, b"c" * 8)
+
+
+@given(st.binary(min_size=16, max_size=16), st.binary(min_size=8, max_size=8), st.booleans())
+def test_a_place_is_read_as_it_was_written(trace: bytes, span: bytes, sampled: bool) -> None:
+    place = Place(trace, span, sampled=sampled)
+    wanted = place if any(trace) and any(span) else None
+    assert trace_context.parse(place.header().encode()) == wanted
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        b"00-" + b"0" * 32 + b"-" + b"1" * 16 + b"-01",
+        b"00-" + b"1" * 32 + b"-" + b"0" * 16 + b"-01",
+        b"00-" + b"A" * 32 + b"-" + b"1" * 16 + b"-01",
+        b"00-" + b"1" * 32 + b"-" + b"1" * 16 + b"-01-more",
+        b"ff-" + b"1" * 32 + b"-" + b"1" * 16 + b"-01",
+        b"00-" + b"1" * 32 + b"-" + b"1" * 16 + b"-01\n",
+    ],
+)
+def test_what_is_no_place_begins_a_new_trace(wrong: bytes) -> None:
+    assert trace_context.parse(wrong) is None
+
+
+def test_a_later_version_may_have_more_behind_what_is_known() -> None:
+    later = b"01-" + b"1" * 32 + b"-" + b"2" * 16 + b"-00-more"
+    assert trace_context.parse(later) == Place(b"\x11" * 16, b"\x22" * 8, sampled=False)
+
+
+@given(st.binary(max_size=80))
+def test_any_header_is_judged_without_an_error(header: bytes) -> None:
+    trace_context.parse(header)
+
+
+def test_callers_can_have_their_calls_traced_as_far_as_the_bound_goes() -> None:
+    tracer = CallTracer(0.0, lambda span: None)
+    assert tracer.begin(None, 0.0) is None
+    assert tracer.begin(CALLER._replace(sampled=False), 0.0) is None
+    traced = [tracer.begin(CALLER, 0.0) for _ in range(BURST + 5)]
+    assert [trace is not None for trace in traced] == [True] * BURST + [False] * 5
+    assert traced[0] is not None
+    assert (traced[0].at.trace, traced[0].parent) == (CALLER.trace, CALLER.span)
+    assert tracer.begin(CALLER, 1.0) is not None
+
+
+def test_everything_is_traced_where_that_is_the_share() -> None:
+    tracer = CallTracer(1.0, lambda span: None)
+    one, other = tracer.begin(None, 0.0), tracer.begin(None, 0.0)
+    assert one is not None
+    assert other is not None
+    assert one.at.trace != other.at.trace
+    assert one.parent == b""
+
+
+def test_a_calls_steps_are_spans_below_its_time_in_the_worker() -> None:
+    made: list[TraceSpan] = []
+    tracer = CallTracer(1.0, made.append)
+    trace = tracer.begin(CALLER, 0.0)
+    assert trace is not None
+    request = trace.request()
+    steps = [Step(LOCK, 0, 1000, 0), Step(SQL, 1000, 2000, 1), Step(HTTP, 4000, 1000, 2), Step(COMMIT, 9000, 1000, 0)]
+    told = CallTimes(10_000, steps, [], ["", "INSERT INTO a VALUES (?)", "example.org"])
+    start, end = 1_000_000_000, 1_030_000_000
+    tracer.end(trace, "POST /functions/a", {"skerry.function": "a"}, "", (start, end), told)
+    by_name = {span.name: span for span in made}
+    root, queue, guest = by_name["POST /functions/a"], by_name["queue"], by_name["guest"]
+    assert (root.parent, root.kind, root.start, root.end) == (CALLER.span, SERVER, start, end)
+    assert (queue.start, queue.end, queue.parent) == (start, end - 10_000_000, root.at.span)
+    assert (guest.start, guest.end, guest.parent) == (end - 10_000_000, end, root.at.span)
+    assert {by_name[name].parent for name in ("lock wait", "INSERT", "HTTP", "COMMIT")} == {guest.at.span}
+    assert {span.at.trace for span in made} == {CALLER.trace}
+    insert = by_name["INSERT"]
+    assert (insert.start - guest.start, insert.end - insert.start, insert.kind) == (1_000_000, 2_000_000, CLIENT)
+    assert insert.attributes["db.query.text"] == "INSERT INTO a VALUES (?)"
+    assert by_name["HTTP"].at.header() == request
+    assert by_name["HTTP"].attributes == {"server.address": "example.org"}
+
+
+def test_spans_of_absurd_times_lie_within_the_call() -> None:
+    made: list[TraceSpan] = []
+    tracer = CallTracer(1.0, made.append)
+    trace = tracer.begin(None, 0.0)
+    assert isinstance(trace, CallTrace)
+    told = CallTimes(2**40, [Step(SQL, 2**40, 2**40, 0)], [], [""])
+    tracer.end(trace, "GET /", {}, "guest_trap", (10, 20), told)
+    assert all(10 <= span.start <= span.end <= 20 for span in made)
+    assert made[0].error == "guest_trap"
