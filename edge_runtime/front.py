@@ -34,8 +34,8 @@ from edge_runtime.release.tamper_check import TamperCheck
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.state import State
 from edge_runtime.status import NodeStatus
-from edge_runtime.telemetry.call_records import CallRecords
 from edge_runtime.telemetry import span_sender
+from edge_runtime.telemetry.call_records import CallRecords
 from edge_runtime.telemetry.call_traces import CallTracer
 from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.telemetry.node_log import RingHandler
