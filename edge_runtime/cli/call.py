@@ -18,10 +18,15 @@ import orjson
 from control.manifest_fields import Manifest, completed, unfit
 from edge_runtime.cli.node import JSON, fail, show
 from edge_runtime.guests.invocation import Request, SingleCallResult
+from edge_runtime.ipc import progress_page
+from edge_runtime.ipc.log_levels import shown
 from edge_runtime.oneshot.scratch_database import tidy
+from edge_runtime.redaction import redact
 
 START_LIMIT: Final = 300.0
 """Seconds that the check and the compiler may take together."""
+AGAIN: Final = 20.0
+"""Seconds that a call which trapped has when it is made again on the interpreter, which is slower."""
 GRACE: Final = 1.0
 """Seconds beyond the call's own time limit until the process is killed."""
 
@@ -121,11 +126,22 @@ def call(
         "secrets": dict(secrets),
         "fence": fence,
     }
+    redact.know({"": dict(secrets)})
+    single_call["places"] = interpret
+    limit = manifest.time_limit_ms / 1000
     try:
-        result = _ask(single_call, manifest.time_limit_ms / 1000, as_json)
+        result = _ask(single_call, limit, as_json)
+        if result.code == "guest_trap" and not interpret:
+            # Compiled code doesn't say where it trapped. The call has changed nothing, so it can be made once more.
+            again = _ask({**single_call, "cache": "", "places": True}, max(limit, AGAIN), as_json)
+            result.place = again.place
     finally:
         if database is not None:
             tidy(database)
+    if result.place:
+        result.message += f" It was in {result.place} of the module."
+    result.message = redact(result.message)
+    result.log = redact(result.log.decode(errors="replace"), cut=bool(result.code)).encode()
     _show(result, as_json)
     if result.code:
         sys.exit(1)
@@ -171,9 +187,15 @@ def _manifest(
 
 def _ask(single_call: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult:
     """The call's end, made by a child. Raises: click's."""
+    page = progress_page.create()
+    os.set_inheritable(page, True)
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "edge_runtime.oneshot.single_call"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-P", "-m", "edge_runtime.oneshot.single_call"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=(page,),
     )
+    single_call = {**single_call, "log": page}
     assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018
     timer = threading.Timer(START_LIMIT, child.kill)
     timer.start()
@@ -192,30 +214,34 @@ def _ask(single_call: dict[str, Any], limit: float, as_json: bool) -> SingleCall
         timer.cancel()
         child.stdout.close()
         status = child.wait()
+        log = progress_page.log(progress_page.open_page(page), 0)
+        os.close(page)
     if line:
         return msgspec.json.decode(line, type=SingleCallResult)
     name = Path(single_call["file"]).name
     if status == -signal.SIGKILL:
         if began:
             return SingleCallResult(
-                504, code="time_limit", message=f"{name} ran longer than {limit * 1000:g} ms (--time-limit)."
+                504, log=log, code="time_limit", message=f"{name} ran longer than {limit * 1000:g} ms (--time-limit)."
             )
         raise fail("compile_timeout", f"{name} wasn't compiled after {START_LIMIT:g} s; try --interpret", as_json)
     ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     if not began:
         raise fail("check_crashed", f"the process that loaded {name} {ended}", as_json)
-    return SingleCallResult(502, code="worker_crashed", message=f"The process that ran {name} {ended}.")
+    return SingleCallResult(502, log=log, code="worker_crashed", message=f"The process that ran {name} {ended}.")
 
 
 def _show(result: SingleCallResult, as_json: bool) -> None:
     headers = [line.split(": ", 1) for line in result.head.decode("latin-1").split("\r\n") if line]
     if as_json:
         error = {"error": {"code": result.code, "message": result.message}} if result.code else {}
-        log = result.log.decode(errors="replace")
+        log = shown(result.log.decode(errors="replace"))
         answer = {} if result.code else {"headers": headers, "body": _text(result.body)}
         show({"status": result.status, **answer, **error, "log": log, "seconds": round(result.seconds, 6)})
         return
-    sys.stderr.write(result.log.decode(errors="replace"))
+    sys.stderr.write(shown(result.log.decode(errors="replace")))
+    if result.code and result.log and not result.log.endswith(b"\n"):
+        sys.stderr.write("\n")
     if result.code:
         click.echo(f"Error: {result.message} ({result.code})", err=True)
         return

@@ -30,8 +30,16 @@ def load(path: Path, config: Config, abi: str, *, compiled: bool) -> Module:
     Raises: LoadError, when WasmEdge refuses the file; OSError, when it can't be read.
     """
     if abi == extism.ABI and not compiled:
-        return Module.from_bytes(import_memories(_merged(path.read_bytes())), config)
+        return Module.from_bytes(interpreted(path.read_bytes(), abi), config)
     return Module.from_file(path, config)
+
+
+def interpreted(wasm: bytes, abi: str) -> bytes:
+    """Return what the interpreter runs of an artifact.
+
+    Raises: LoadError, when WasmEdge refuses it.
+    """
+    return import_memories(_merged(wasm) if abi == extism.ABI else wasm)
 
 
 def check(wasm: bytes, abi: str, memory_pages: int) -> None:

@@ -170,10 +170,11 @@ class Guest:
                 return self._fault("guest_response_invalid", f"Its response is invalid: {error}.")
             case LinkError():
                 return self._fault("guest_unlinkable", f"It can't be instantiated: {error}.")
+        code = error.code & 0xFFFF if isinstance(error, Trap) else 0
         return self._fault(
             "guest_trap",
-            f"It trapped: {error}. Its memory had {pages} of the {limit} pages (64 KiB each) that its manifest's "
-            "memory_pages allows; a guest that was refused more shows itself by such a trap of its own.",
+            f"It trapped: {error} ({code:#x}). Its memory had {pages} of the {limit} pages (64 KiB each) that its "
+            "manifest's memory_pages allows; a guest that was refused more shows itself by such a trap of its own.",
         )
 
     def _fault(self, code: str, message: str) -> GuestFault:

@@ -60,6 +60,8 @@ class SingleCallResult(Struct, omit_defaults=True):
     """Seconds that the call took, without the loading."""
     code: str = ""
     message: str = ""
+    place: str = ""
+    """In which function of the module the guest trapped, where that is known."""
 
 
 class CallLimits(Struct, frozen=True):

@@ -7,6 +7,7 @@ It reads a `SingleCallRequest` (JSON) on stdin, and prints the line `{"running":
 
 import hashlib
 import os
+import re
 import resource
 import shutil
 import sys
@@ -27,9 +28,12 @@ from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import status_of
 from edge_runtime.guests import guest
 from edge_runtime.guests.abi.detect import ModuleRefused
-from edge_runtime.guests.function_code import compile_artifact
+from edge_runtime.guests.abi.trap_places import function_at
+from edge_runtime.guests.function_code import compile_artifact, interpreted
+from edge_runtime.guests.host_functions import host as guest_host
 from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import frames
+from edge_runtime.ipc.progress_page import LogPage, open_slot
 from edge_runtime.oneshot import scratch_database
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.oneshot.forked import run_forked
@@ -38,8 +42,11 @@ from edge_runtime.sandbox.allowlists import PROCESSOR, RANDOM, READ, REBUILD, WR
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import WasmEdgeError
+from edge_runtime.wasmedge.declarations import library
 
 NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"`skerry-edge call` makes no requests; `skerry dev` does"}}'
+_OFFSET: Final = re.compile(rb"Bytecode offset: 0x([0-9a-f]{1,8})")
+"""What WasmEdge's interpreter logs of the instruction that trapped."""
 RUNNING: Final = b'{"running":true}\n'
 LIMIT: Final = 3600.0
 """Seconds for the compiler. Whoever started this process has a shorter limit, and ends the compiler with it."""
@@ -56,6 +63,10 @@ class SingleCallRequest(Struct):
     secrets: dict[str, str] = {}
     parent: int = 0
     """Id of the process with whose end this one is ended; 0 where there is none."""
+    log: int = -1
+    """Descriptor of memory (`progress_page`) in which the call's log is kept should this process be ended; -1: none."""
+    places: bool = False
+    """Have a trap say in which function of the module it was; for the interpreter alone."""
     fence: str = "required"
     """`required`: every part of the fence must be there. `partial`: as much of it as this machine has."""
 
@@ -75,8 +86,33 @@ def main() -> int:
         result = SingleCallResult(0, code=refused.code, message=str(refused))
     except (WasmEdgeError, OSError) as error:
         result = SingleCallResult(0, code="function_unloadable", message=f"{request.file} can't be loaded: {error}.")
-    sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+    _answer(msgspec.json.encode(result) + b"\n")
     return 0
+
+
+_out = 1
+"""Descriptor of what this process prints."""
+
+
+def _answer(line: bytes) -> None:
+    while line:
+        line = line[os.write(_out, line) :]
+
+
+def _divert() -> int:
+    """Have what WasmEdge logs, which goes to stdout, go into memory; return its descriptor."""
+    global _out
+    _out = os.dup(1)
+    written = os.memfd_create("skerry-trap")
+    os.dup2(written, 1)
+    library.WasmEdge_LogSetErrorLevel()
+    return written
+
+
+def _place(written: int, wasm: bytes, abi: str) -> str:
+    """Return in which function the guest trapped, as far as WasmEdge has logged it."""
+    offsets = _OFFSET.findall(os.pread(written, 65_536, 0))
+    return function_at(interpreted(wasm, abi), wasm, int(offsets[0], 16)) if offsets else ""
 
 
 def run(request: SingleCallRequest) -> SingleCallResult:
@@ -95,22 +131,28 @@ def run(request: SingleCallRequest) -> SingleCallResult:
     if request.database:
         files += [(file, WRITE) for file in scratch_database.prepare(Path(request.database))]
     fence.enclose(files)
+    written = _divert() if request.places else -1
+    if request.log >= 0:
+        guest_host().wasi.copy = LogPage(open_slot(request.log, 0), 0)
     http = NoHttp() if request.manifest.http is not None else None
     with _opened(request) as opened:
-        function = guest.LoadedFunction.load(_local(request, path, wasm, aot), request.secrets)
+        local = _local(request, path, wasm, aot)
+        function = guest.LoadedFunction.load(local, request.secrets)
         sql = None
         if opened is not None:
             grant, method = _grant(request), request.request.method
             sql = ProbeSql(Session(opened), grant, 0, method="" if grant == request.manifest.sql else method)
-        sys.stdout.buffer.write(RUNNING)
-        sys.stdout.buffer.flush()
+        _answer(RUNNING)
         began = time.monotonic()
         try:
             answer = function.call(request.request, guest.CallServices(sql, http))
         except guest.GuestFault as fault:
             code = (sql.limit_code if sql is not None else "") or fault.code
+            seconds, place = time.monotonic() - began, ""
+            if written >= 0 and fault.code == "guest_trap":
+                place = _place(written, wasm, local.manifest.abi)
             return SingleCallResult(
-                status_of(code), log=fault.log, code=code, message=str(fault), seconds=time.monotonic() - began
+                status_of(code), log=fault.log, code=code, message=str(fault), seconds=seconds, place=place
             )
         if opened is not None and opened.in_transaction and answer.status < 500:
             opened.rows("COMMIT")

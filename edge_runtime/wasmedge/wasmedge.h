@@ -27,6 +27,7 @@ typedef Result (*HostFunction)(void *, const WasmEdge_CallingFrameContext *, con
 
 const char *WasmEdge_VersionGet(void);
 void WasmEdge_LogOff(void);
+void WasmEdge_LogSetErrorLevel(void);
 const char *WasmEdge_ResultGetMessage(Result);
 WasmEdge_ValType WasmEdge_ValTypeGenI32(void);
 WasmEdge_ValType WasmEdge_ValTypeGenI64(void);
