@@ -29,6 +29,8 @@ class _Counts(Collector):
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0] * (len(SECONDS) + 2))
         self.polls: defaultdict[str, int] = defaultdict(int)
+        self.database: defaultdict[str, list[float]] = defaultdict(lambda: [0.0] * (len(SECONDS) + 2))
+        self.store = [0.0] * (len(SECONDS) + 2)
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -42,14 +44,37 @@ class _Counts(Collector):
         seconds = HistogramMetricFamily(
             "skerry_http_request_seconds", "From a request's head to its answer; held polls included", labels=["route"]
         )
-        for route, (*counts, total) in by_route.items():
-            bounds = (*map(str, SECONDS), "+Inf")
-            seconds.add_metric([route], list(zip(bounds, accumulate(counts), strict=True)), total)
+        for route, counted in by_route.items():
+            _add(seconds, [route], counted)
         yield seconds
+        database = HistogramMetricFamily(
+            "skerry_database_seconds",
+            "Transactions of the metadata database, with their repetitions, by the kind of work",
+            labels=["work"],
+        )
+        for work, counted in self.database.items():
+            _add(database, [work], counted)
+        yield database
+        store = HistogramMetricFamily(
+            "skerry_artifact_store_seconds", "Requests to the artifact store that carry no artifact", labels=[]
+        )
+        _add(store, [], self.store)
+        yield store
         polls = CounterMetricFamily("skerry_polls", "Polls, by what they were answered", labels=["answer"])
         for answer, count in self.polls.items():
             polls.add_metric([answer], count)
         yield polls
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], counted: list[float]) -> None:
+    *counts, total = counted
+    bounds = (*map(str, SECONDS), "+Inf")
+    family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+
+
+def _count(counted: list[float], seconds: float) -> None:
+    counted[bisect_left(SECONDS, seconds)] += 1
+    counted[-1] += seconds
 
 
 class ControlMetrics:
@@ -74,7 +99,10 @@ class ControlMetrics:
         for result in ("delivered", "failed", "given_up"):
             self._webhooks.labels(result)
         self._held = Gauge("skerry_held_polls", "Polls that wait for a new target", registry=registry)
-        self._nodes = Gauge("skerry_nodes", "Nodes that have asked this replica since its start", registry=registry)
+        self._nodes = Gauge("skerry_cached_nodes", "Nodes that this replica has in memory", registry=registry)
+        self._certificate = Gauge(
+            "skerry_certificate_expiry_timestamp_seconds", "When control's own certificate ends", registry=registry
+        )
         self._streams = Gauge(
             "skerry_console_streams", "Pages of the console that are sent what changes", registry=registry
         )
@@ -94,9 +122,19 @@ class ControlMetrics:
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request. `route` is a route's pattern and not a path, of which clients can make any number."""
-        counted = self._counts.requests[method, route, status]
-        counted[bisect_left(SECONDS, seconds)] += 1
-        counted[-1] += seconds
+        _count(self._counts.requests[method, route, status], seconds)
+
+    def database(self, work: str, seconds: float) -> None:
+        """Count a transaction of the metadata database, by the kind of work that it was for."""
+        _count(self._counts.database[work.replace(" ", "_")], seconds)
+
+    def store(self, seconds: float) -> None:
+        """Count a request to the artifact store."""
+        _count(self._counts.store, seconds)
+
+    def certificate_ends(self, at: float) -> None:
+        """Control's certificate ends then, in Unix seconds."""
+        self._certificate.set(at)
 
     def poll(self, answer: str) -> None:
         """Count a poll: `at_target`, `plan`, `report`, `watch`, or `waits` (until it retries a failed target)."""

@@ -54,6 +54,8 @@ class ControlSettings:
     """Time for which an object of the bucket that the metadata don't know is kept, from when that was first seen."""
     bind: str = "127.0.0.1"
     port: int = 8443
+    metrics_listen: str = ""
+    """``HOST:PORT``, or a port of 127.0.0.1, where /metrics is served by plain HTTP, without a token; '': nowhere."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     ca_cert: Path | None = None
@@ -172,6 +174,8 @@ def check(settings: ControlSettings) -> None:
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             raise ControlSettingsError(f"SKERRY_{name.upper()}: there is no file {path}")
+    if settings.metrics_listen:
+        listen_address(settings.metrics_listen)
     if not 0 <= settings.port <= 65535:
         raise ControlSettingsError(f"SKERRY_PORT must be between 0 and 65535, not {settings.port}")
     for name, kind in _KINDS.items():
@@ -190,6 +194,19 @@ def check(settings: ControlSettings) -> None:
             "SKERRY_CREDENTIAL_RETURN must be at least SKERRY_CREDENTIAL_LIFE, after which a node's credential is good "
             f"only to return with, and at most {LONGEST_RETURN:.0f} s (100 years)"
         )
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """The host and the port of ``HOST:PORT``, ``[HOST]:PORT`` or ``PORT``. Raises: ControlSettingsError, when it is
+    something else.
+    """
+    host, _, port = text.rpartition(":") if ":" in text else ("127.0.0.1", "", text)
+    bare = host.removeprefix("[").removesuffix("]")
+    if not bare or (":" in bare and bare == host) or not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ControlSettingsError(
+            f"SKERRY_METRICS_LISTEN must be HOST:PORT, as 127.0.0.1:9464, or a port of this machine, not {text!r}"
+        )
+    return bare, int(port)
 
 
 def check_metadata_url(url: str) -> None:
@@ -264,6 +281,7 @@ _KINDS: dict[str, Callable[[str], object]] = {
     "unknown_objects_kept": float,
     "bind": str,
     "port": int,
+    "metrics_listen": str,
     "tls_cert": Path,
     "tls_key": Path,
     "ca_cert": Path,

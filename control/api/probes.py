@@ -1,9 +1,8 @@
-"""What control says of itself: whether it is alive and ready, its counters, its CA, its settings."""
+"""What control says of itself: whether it is alive and ready, its CA, its settings."""
 
 from control import settings_in_force
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
-from control.metrics import CONTENT_TYPE
 from control.problems import ProblemError
 
 
@@ -19,11 +18,6 @@ async def readyz(call: ApiCall) -> Reply:
         raise ProblemError("not_ready", "the targets haven't been read lately from the metadata database; ask again")
     held = call.services.ownership.held
     return Reply(200, responses.Health("ready", [] if held is None else [f"no artifact is deleted: {held.reason}"]))
-
-
-async def metrics(call: ApiCall) -> Reply:
-    """GET /metrics, for Prometheus."""
-    return Reply(200, call.services.metrics.render(), ((b"content-type", CONTENT_TYPE.encode()),))
 
 
 async def settings(call: ApiCall) -> Reply:

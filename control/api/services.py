@@ -24,10 +24,12 @@ from control.sync.monitor import Monitor
 from control.sync.reconciler import Decision, NodeRequest
 from control.sync.reports import SyncReport
 from control.sync.write_batches import WriteBatches
+from control.telemetry.fleet_metrics import FleetMetrics
 from control.telemetry.fleet_summary import FleetReader
 from control.telemetry.group_numbers import NumbersKeeper
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.live_records import LiveRecords
+from control.telemetry.recent_calls import RecentCallsReader
 from control.tracing import Tracing
 from control.wire import SyncState
 
@@ -86,6 +88,10 @@ class Services:
     """Takes what nodes tell of calls and of themselves."""
     numbers_kept: NumbersKeeper
     """Sums up what is stored of that, and deletes what is old."""
+    recent_calls: RecentCallsReader
+    """Calls of the last minutes, for those who look at the whole fleet."""
+    fleet_metrics: FleetMetrics
+    """The fleet's metrics, for Prometheus."""
     standings: FleetReader
     """How many nodes stand how, for those who look at the whole fleet."""
     live: LiveRecords

@@ -3,25 +3,33 @@
 import click
 
 from control.cli import artifacts
-from control.cli.support import options, output
+from control.cli.support import fleet_watch, options, output
 from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
 
 
 @click.command()
 @click.option("--group", type=options.NAME, help="Only the nodes of this group.")
+@click.option("--watch", is_flag=True, help="Show the groups, their releases and failures, redrawn until Ctrl-C.")
 @click.option("--check", is_flag=True, help="Exit with 5 unless all nodes are online and at target, the store well.")
 @options.json_option
 @options.asynchronous
-async def command(group: str | None, check: bool, as_json: bool) -> None:
+async def command(group: str | None, watch: bool, check: bool, as_json: bool) -> None:
     """Show who runs what, who is late or failing, and why."""
+    if watch:
+        if check or as_json:
+            raise click.UsageError("--watch shows and goes on: it goes with --group alone")
+        fleet_watch.check_terminal()
+        async with options.client() as control:
+            await fleet_watch.watch(control, group)
+        return
     async with options.client() as control:
         groups = [g for g in await control.items(path("groups")) if group in (None, g["name"])]
         nodes = await control.items(path("nodes"), group=group)
-        store = await _store(control)
+        store, fleet = await _if_there(control, "artifact-store"), await _if_there(control, "fleet", group=group)
     if as_json:
-        output.document({"groups": groups, "nodes": nodes, "artifact_store": store})
+        output.document({"groups": groups, "nodes": nodes, "artifact_store": store, "fleet": fleet})
     else:
-        _show(groups, nodes)
+        _show(groups, nodes, fleet)
         if store is not None:
             for line in artifacts.trouble(store):
                 output.say(f"artifacts: {line}", style="red" if store["problem"] else "yellow")
@@ -32,10 +40,10 @@ async def command(group: str | None, check: bool, as_json: bool) -> None:
         raise NotConverged(f"not well: {', '.join(bad)}", code="not_converged")
 
 
-async def _store(control: Client) -> Json | None:
-    """Return what control says of its bucket of artifacts; None where control is too old to have that path."""
+async def _if_there(control: Client, what: str, **query: str | None) -> Json | None:
+    """Return what control answers at a path; None where it is too old to have that."""
     try:
-        return await control.get(path("artifact-store"))
+        return await control.get(path(what), **query)
     except RequestRefused as refused:
         if refused.code != "no_such_path":
             raise
@@ -68,7 +76,7 @@ def trouble(node: Json) -> list[str]:
     return lines
 
 
-def _show(groups: list[Json], nodes: list[Json]) -> None:
+def _show(groups: list[Json], nodes: list[Json], fleet: Json | None) -> None:
     for group in groups:
         release = group["release"]
         told = (
@@ -94,6 +102,16 @@ def _show(groups: list[Json], nodes: list[Json]) -> None:
             ],
             "  no nodes",
         )
+        for line in _releases(group["name"], fleet):
+            output.say(f"  {line}")
         for node in members:
             for line in trouble(node):
                 output.say(f"  {node['name']}: {line}", style="red")
+
+
+def _releases(group: str, fleet: Json | None) -> list[str]:
+    """A line for each release that the group's nodes run, or of which functions were called lately."""
+    if fleet is None:
+        return []
+    found = [release for seen in fleet["groups"] if seen["name"] == group for release in seen["releases"]]
+    return [fleet_watch.release_line(release, fleet["minutes"]) for release in found]

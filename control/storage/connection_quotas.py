@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from control.problems import ProblemError
 
@@ -16,8 +16,13 @@ LONGEST = 20.0
 class Share:
     """A number of a pool's connections that one kind of work may use at once."""
 
-    def __init__(self, connections: int, what: str) -> None:
-        """`what` names the kind of work, for error messages: "lists"."""
+    def __init__(
+        self, connections: int, what: str, on_used: Callable[[str, float], None] = lambda what, seconds: None
+    ) -> None:
+        """`what` names the kind of work, for error messages: "lists". `on_used` is told it each time a connection was
+        used, with the seconds.
+        """
+        self.on_used = on_used
         self._connections = connections
         self._what = what
         self._free = asyncio.Semaphore(connections)
@@ -31,11 +36,14 @@ class Share:
             await self._wait()
         else:
             await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             yield
-            self._done_at = asyncio.get_running_loop().time()
+            self._done_at = loop.time()
         finally:
             self._free.release()
+            self.on_used(self._what, loop.time() - began)
 
     async def _wait(self) -> None:
         """Wait for a connection; callers get theirs in the order in which they came."""

@@ -105,7 +105,7 @@ class Database:
 
     def share(self, connections: int, what: str) -> "Database":
         """Return the same database for one kind of work, which may use `connections` of the pool's at once."""
-        return Database(self._pool, Share(connections, what), self._outages, self._on_retry)
+        return Database(self._pool, Share(connections, what, self._share.on_used), self._outages, self._on_retry)
 
     def taking(self, turns: Turns) -> "Database":
         """Return the same share; its transactions take turns with those of every other share that has `turns`."""
@@ -297,6 +297,7 @@ async def connect(
     lock_timeout: float = LOCK_TIMEOUT,
     outages: Outages | None = None,
     on_retry: Callable[[], None] = lambda: None,
+    on_used: Callable[[str, float], None] = lambda what, seconds: None,
 ) -> Database:
     """Open a pool of at most `connections` to the database at `url`.
 
@@ -330,7 +331,7 @@ async def connect(
         )
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         raise ProblemError("database_unavailable", f"the metadata database can't be reached: {error}") from error
-    return Database(pool, Share(connections, "everything"), outages or Outages(), on_retry)
+    return Database(pool, Share(connections, "everything", on_used), outages or Outages(), on_retry)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -87,6 +87,8 @@ class Store:
 
     def __init__(self, client: Any, signer: Any, bucket: str, settings: ControlSettings) -> None:
         self.bucket = bucket
+        self.on_answer: Callable[[float], None] = lambda seconds: None
+        """Is told the seconds that each request without a body took."""
         self._client = client
         self._signer = signer
         self._through_control = settings.artifacts_delivery == "control"
@@ -257,6 +259,7 @@ class Store:
     @asynccontextmanager
     async def _limited(self, action: Action) -> AsyncIterator[None]:
         """The limit of a request without a body: `artifacts_timeout`."""
+        began = time.monotonic()
         try:
             with self._failures(action):
                 async with asyncio.timeout(self._timeout) as limit:
@@ -265,6 +268,8 @@ class Store:
             if limit.expired():
                 raise store_errors.no_progress(action, self._timeout) from error
             raise
+        finally:
+            self.on_answer(time.monotonic() - began)
 
     @asynccontextmanager
     async def _progressing(self, file: BinaryIO) -> AsyncIterator[None]:

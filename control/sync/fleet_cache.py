@@ -113,7 +113,11 @@ class FleetCache:
         self._to_wake: list[str] = []
         self._waking: asyncio.Task[None] | None = None
         self._unknown = Lookups[None]("unknown credentials", self._find)
-        metrics.watch(lambda: len(self.waiters), lambda: len(self.nodes), lambda: self.loop.time() - self._read_at)
+        metrics.watch(
+            lambda: len(self.waiters),
+            lambda: sum(not node.removed for node in self.nodes.values()),
+            lambda: self.loop.time() - self._read_at,
+        )
 
     @property
     def epoch(self) -> int:

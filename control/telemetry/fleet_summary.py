@@ -4,24 +4,21 @@ It is read only while somebody looks: a reading that is young enough serves ever
 counts, so a reading costs this process the same for any fleet: 42 ms of the database's CPU at 200,000 nodes.
 """
 
-import asyncio
-import math
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from control.clock import Clock
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync.standing import STANDINGS, Standing, standing
+from control.telemetry.shared_reading import SharedReading
 
 PERIOD = 1.0
-"""Seconds between the beginnings of two readings, at least."""
-REST = 20
-"""And as many times as long as the last reading took: it takes a twentieth of the time at most."""
+"""Seconds between the beginnings of two readings, at least (and see `shared_reading.REST`)."""
 EXAMPLES = 5
 """Names of nodes that are read of a cause."""
 MOST_CAUSES = 100
@@ -205,12 +202,13 @@ class FleetReader:
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
-        self._summary = _Shared(self._read_summary)
-        self._grid = _Shared(self._read_grid)
+        self._summary = SharedReading(self._read_summary, PERIOD)
+        self._grid = SharedReading(self._read_grid, PERIOD)
 
     async def summary(self) -> FleetSummary:
-        """How many nodes stand how, as it was read at most `PERIOD` ago, or where a reading takes longer than a
-        twentieth of that, 20 times as long as it takes. Raises: ProblemError, when the database doesn't answer.
+        """How many nodes stand how, as it was read about `PERIOD` ago.
+
+        Raises: ProblemError, when the database doesn't answer.
         """
         return await self._summary.get()
 
@@ -255,41 +253,6 @@ class FleetReader:
             return FleetGrid(read_at, {g.name: by_id.get(g.id, none) for g in sorted(groups, key=lambda g: g.name)})
 
         return await self._db.read(work)
-
-
-T = TypeVar("T")
-
-
-class _Shared(Generic[T]):
-    """A value that is read when somebody asks for it and the last reading is too old; all who wait share one."""
-
-    def __init__(self, read: Callable[[], Awaitable[T]]) -> None:
-        self._read = read
-        self._reading: asyncio.Task[T] | None = None
-        self._old_at = -math.inf
-        """The loop's time from which on the value is read anew."""
-        self.value: T | None = None
-
-    async def get(self) -> T:
-        """The value. Raises what the reading raises, to everybody who waits for it."""
-        if self.value is not None and asyncio.get_running_loop().time() < self._old_at:
-            return self.value
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._run())
-        return await asyncio.shield(self._reading)
-
-    async def _run(self) -> T:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        self.value = await self._read()
-        self._old_at = began + max(PERIOD, REST * (loop.time() - began))
-        return self.value
-
-    async def stop(self) -> None:
-        """End the reading that is under way."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
 
 
 def _standing(row: CountRow) -> Standing:

@@ -107,18 +107,19 @@ async def read(
     hours, minutes = await db.read(work)
     found = []
     for number, hour in enumerate(hours):
-        found.append(Span(hour.group_id, hour.hour, 3600, _read(hour.body, function)))
+        found.append(Span(hour.group_id, hour.hour, 3600, counted_in(hour.body, function)))
         if number % 10 == 9:
             await asyncio.sleep(0)
     for number, row in enumerate(minutes):
         if row.replica != replica or (row.group_id, row.minute) not in known:
-            found.append(Span(row.group_id, row.minute, 60, _read(row.body, function)))
+            found.append(Span(row.group_id, row.minute, 60, counted_in(row.body, function)))
         if number % 10 == 9:
             await asyncio.sleep(0)
     return sorted((*found, *mine), key=lambda span: span.begins)
 
 
-def _read(body: bytes, function: str = "") -> Tallies:
+def counted_in(body: bytes, function: str = "") -> Tallies:
+    """What a stored row has, of one function, if given; nothing where it can't be read."""
     try:
         return tallies.decode(body, function)
     except ValueError as error:
@@ -169,7 +170,7 @@ class NumbersKeeper:
         found: Tallies = {}
         rows = await self._db.read(lambda conn: conn.fetch(MINUTES, [group_id], hour, hour + HOUR))
         for number, row in enumerate(rows):
-            tallies.add(found, _read(row.body))
+            tallies.add(found, counted_in(row.body))
             if number % 10 == 9:
                 await asyncio.sleep(0)
         if found:

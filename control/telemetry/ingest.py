@@ -185,17 +185,15 @@ class NumbersIngest:
         """What isn't in the database for good yet, by minute and group; nobody may change it."""
         return self._minutes
 
-    def totals(self) -> dict[str, Tallies]:
-        """All calls since the start of the replica, by group: of the newest two releases of each."""
-        found: dict[str, Tallies] = {}
-        for source in (self._totals, self._current):
-            for group_id, counted in source.items():
-                tallies.add(found.setdefault(group_id, {}), counted)
-        for total in found.values():
-            newest = sorted({release for _, release in total})[-2:]
-            for key in [key for key in total if key[1] not in newest]:
-                del total[key]
-        return found
+    def groups(self) -> list[str]:
+        """The ids of all groups of which calls were counted."""
+        return sorted(self._totals.keys() | self._current.keys())
+
+    def totals(self, group_id: str) -> tuple[Tallies, Tallies]:
+        """The calls of a group since the start: of minutes that are over, of the newest two releases there, and of the
+        current one. Nobody may change them, and together they are right until the caller gives way to others.
+        """
+        return self._totals.get(group_id, {}), self._current.get(group_id, {})
 
     # Writing
 

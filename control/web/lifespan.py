@@ -32,10 +32,12 @@ from control.sync.reconciler import Decision, NodeRequest, Reconciler
 from control.sync.reports import Reports, SyncReport
 from control.sync.targets import Targets
 from control.sync.write_batches import WriteBatches
+from control.telemetry.fleet_metrics import FleetMetrics
 from control.telemetry.fleet_summary import FleetReader
 from control.telemetry.group_numbers import NumbersKeeper
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.live_records import LiveRecords
+from control.telemetry.recent_calls import RecentCallsReader
 from control.telemetry.webhook_client import WebhookClient
 from control.telemetry.webhook_sender import WebhookSender
 from control.tracing import Tracing
@@ -65,8 +67,11 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
     """
     async with AsyncExitStack() as stack:
         metrics = ControlMetrics()
+        if settings.tls_cert is not None:
+            metrics.certificate_ends(tls.ends(settings.tls_cert.read_bytes()))
         databases = await _connect(settings, metrics, stack)
         store = await stack.enter_async_context(object_store.connect(settings))
+        store.on_answer = metrics.store
         ownership = Ownership(databases.background, store, clock)
         await _confirm(ownership)
         readiness = Readiness(databases.readiness, ownership, clock)
@@ -82,6 +87,10 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         standings = FleetReader(databases.lists, clock)
         stack.push_async_callback(standings.stop)
         numbers = NumbersIngest(background, clock)
+        recent_calls = RecentCallsReader(databases.lists, clock, fleet, numbers)
+        stack.push_async_callback(recent_calls.stop)
+        fleet_metrics = FleetMetrics(standings, numbers, fleet)
+        stack.push_async_callback(fleet_metrics.stop)
         targets = Targets()
         traces = Tracing(settings, fleet.mark.name) if settings.otlp_url else None
         if traces is not None:
@@ -136,6 +145,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             reports=reports,
             numbers=numbers,
             numbers_kept=NumbersKeeper(background),
+            recent_calls=recent_calls,
+            fleet_metrics=fleet_metrics,
             standings=standings,
             live=LiveRecords(background, databases.writes, fleet, clock),
             metrics=metrics,
@@ -171,6 +182,7 @@ async def _connect(settings: ControlSettings, metrics: ControlMetrics, stack: As
         statement_timeout=settings.database_timeout,
         outages=database.Outages(),
         on_retry=metrics.retried,
+        on_used=metrics.database,
     )
     half = max(1, settings.database_connections // 2)
     requests = await connect(connections=2 * half + JOINS + FIRST_POLLS + CACHE)

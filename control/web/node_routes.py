@@ -2,8 +2,9 @@
 
 from control import wire
 from control.api import join_tokens, logs, node_views, nodes, pagination, records, syncs
-from control.api.bodies import node_responses, release_responses, requests, responses
+from control.api.bodies import fleet_responses, node_responses, release_responses, requests, responses
 from control.api.bodies.responses import Page
+from control.api.fleet import overview, scrape
 from control.api.operations import Operation
 from control.api.request_input import INVENTORY_BODY
 from control.audit_chain import AuditEntry, AuditSeal
@@ -167,6 +168,30 @@ OPERATIONS: tuple[Operation, ...] = (
         query=logs.BatchHead,
         body=bytes,
     ),
+    # The fleet
+    Operation(
+        "GET",
+        "/v1/fleet",
+        "How many nodes stand how, and how releases do, by group",
+        overview.fleet,
+        "read",
+        {200: fleet_responses.Fleet},
+        ("unknown_group",),
+        query=overview.FleetFilter,
+        everywhere=False,
+    ),
+    Operation(
+        "GET",
+        "/v1/fleet/calls",
+        "Calls of the last minutes by group, function and release",
+        overview.calls,
+        "read",
+        {200: fleet_responses.FleetCalls},
+        ("unknown_group",),
+        query=overview.CallsFilter,
+        everywhere=False,
+    ),
+    Operation("GET", "/metrics", "Metrics for Prometheus", scrape.metrics, "read", {200: bytes}),
     # Syncs and logs
     Operation(
         "PUT",

@@ -38,6 +38,5 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/v1/ca", "The CA's certificate", probes.ca, None, {200: bytes}, ("unknown_ca",)),
     Operation("GET", "/healthz", "Is the process alive?", probes.healthz, None, {200: responses.Health}),
     Operation("GET", "/readyz", "Can it serve?", probes.readyz, None, {200: responses.Health}, ("not_ready",)),
-    Operation("GET", "/metrics", "Counters for Prometheus", probes.metrics, None, {200: bytes}),
     Operation("GET", "/openapi.json", "This description", describe, None, {200: dict}),
 )

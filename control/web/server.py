@@ -16,10 +16,11 @@ from typing import Any
 import uvicorn
 
 from control.clock import Clock, SystemClock
-from control.settings import ControlSettings, is_loopback
-from control.web import connection_limits, tls
+from control.settings import ControlSettings, is_loopback, listen_address
+from control.web import connection_limits, metrics_app, tls
 from control.web.app import create_app
 from control.web.listener import ListeningSockets
+from control.web.metrics_app import MetricsApp
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: a new handshake costs as much as twenty polls."""
@@ -74,6 +75,14 @@ class ControlServer(uvicorn.Server):
         scheme = "http" if self._settings.tls_cert is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
+    @property
+    def metrics_url(self) -> str:
+        """The URL of the metrics without a token; '' where there is none. Valid once it is started."""
+        if self._metrics_listener is None:
+            return ""
+        host, port = self._metrics_listener.sockets[0].getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}{metrics_app.PATH}"
+
     async def startup(self, sockets: Any = None) -> None:
         settings = self._settings
         context = _tls(settings)
@@ -89,6 +98,9 @@ class ControlServer(uvicorn.Server):
             await self._services.aclose()
             raise StartError(f"can't listen on {settings.bind} port {settings.port}: {error}") from error
         self._listener = listener
+        self._metrics_listener = None
+        if settings.metrics_listen:
+            self._metrics_listener = await self._listen_for_metrics(settings.metrics_listen)
         self.started = True
         if self._tame:
             # A full pass over ten thousand waiters stops everything for 0.3 s.
@@ -96,6 +108,34 @@ class ControlServer(uvicorn.Server):
             gc.freeze()
             gc.set_threshold(2000, 10, 1_000_000)
         log.info("control serves on %s", self.url)
+        if self.metrics_url:
+            log.info("metrics are at %s, without a token", self.metrics_url)
+
+    async def _listen_for_metrics(self, address: str) -> ListeningSockets:
+        """Serve /metrics at `address`, without TLS. Raises: StartError, when it can't be used."""
+        config = uvicorn.Config(
+            MetricsApp(lambda: self.app.services),
+            http=connection_limits.LimitedProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+        config.load()
+
+        def protocol() -> connection_limits.LimitedProtocol:
+            return connection_limits.LimitedProtocol(config=config, server_state=self.server_state, app_state={})
+
+        listener = ListeningSockets(protocol, None, HANDSHAKE_SECONDS, CLOSE_SECONDS)
+        try:
+            await listener.listen(*listen_address(address), BACKLOG)
+        except OSError as error:
+            self._listener.close()
+            await self._services.aclose()
+            raise StartError(f"can't listen on {address} (SKERRY_METRICS_LISTEN): {error}") from error
+        return listener
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
@@ -110,6 +150,8 @@ class ControlServer(uvicorn.Server):
         When the metadata database doesn't answer, it takes up to ten, most of them for writes that are left.
         """
         self._listener.close()
+        if self._metrics_listener is not None:
+            self._metrics_listener.close()
         self.app.close()
         state = self.server_state
         for connection in list(state.connections):

@@ -15,6 +15,11 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def ends(pem: bytes) -> float:
+    """When the first certificate in this text ends, in Unix seconds."""
+    return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+
+
 def fingerprint(pem: bytes | str) -> str:
     """The sha256 of the first certificate in `pem` (its DER), 64 hex digits. Raises: ValueError, when it has none."""
     data = pem.encode() if isinstance(pem, str) else pem

@@ -59,6 +59,9 @@ RULES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/releases/{group}/{number}/retry"): Rule(
         "deploy", "group", lambda g, n: f"/v1/releases/{g}/1/retry", hidden=True
     ),
+    ("GET", "/v1/fleet"): Rule("read", "group", lambda g, n: f"/v1/fleet?group={g}", hidden=True),
+    ("GET", "/v1/fleet/calls"): Rule("read", "group", lambda g, n: f"/v1/fleet/calls?group={g}", hidden=True),
+    ("GET", "/metrics"): Rule("read", "all"),
     ("GET", "/v1/nodes"): Rule("read", "group", lambda g, n: f"/v1/nodes?group={g}", hidden=True),
     ("GET", "/v1/nodes/{node}"): Rule("read", "group", lambda g, n: f"/v1/nodes/{n.name}", hidden=True),
     ("DELETE", "/v1/nodes/{node}"): Rule("admin", "group", lambda g, n: f"/v1/nodes/{n.name}", hidden=True),

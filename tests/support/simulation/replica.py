@@ -98,7 +98,7 @@ class Replica:
             **dict.fromkeys(
                 ("ownership", "deletions", "checks", "readiness", "join_tokens", "live", "sign_ins", "people"), nothing
             ),
-            **dict.fromkeys(("standings", "numbers_kept"), nothing),
+            **dict.fromkeys(("standings", "numbers_kept", "recent_calls", "fleet_metrics"), nothing),
             numbers=NumbersIngest(db, clock),
             store=store,
             provider=None,

@@ -42,7 +42,7 @@ async def test_what_is_counted_is_what_a_scraper_reads() -> None:
         ("skerry_heartbeats_total", ()): 5,
         ("skerry_database_retries_total", ()): 1,
         ("skerry_held_polls", ()): 3,
-        ("skerry_nodes", ()): 10,
+        ("skerry_cached_nodes", ()): 10,
         ("skerry_fleet_age_seconds", ()): 0.25,
     }
     assert {key: found.get(key) for key in expected} == expected

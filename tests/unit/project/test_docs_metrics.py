@@ -1,6 +1,7 @@
 """docs/operations.md names every metric that control and nodes have, as a scraper sees it, and no other."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from control.manifest_fields import Manifest
 from control.metrics import ControlMetrics
 from control.sketch import FOLDED
+from control.telemetry import fleet_metrics
+from control.telemetry.fleet_summary import Cause, FleetSummary, GroupSummary
+from control.telemetry.node_numbers import Events, GroupToldRow
+from control.telemetry.tallies import CallTally
 from edge_runtime.database_sizes import DatabaseSizes
 from edge_runtime.dispatch.breaker import Breaker
 from edge_runtime.dispatch.outcomes import Answer
@@ -31,6 +36,21 @@ def exported(text: str) -> set[str]:
         for family in text_string_to_metric_families(text)
         if not family.name.endswith("_created")
     }
+
+
+def fleet() -> str:
+    """The fleet's metrics, of one group."""
+    cause = Cause("c", "t", None, {"g": 1}, ("n",))
+    group = GroupSummary("g", 1, {("failing", 1): 1}, {"failing": 1}, (cause,))
+    calls = fleet_metrics.GroupCalls("g", {("f", 1): CallTally({}, {5: 1})}, {})
+    texts = [
+        fleet_metrics.standings(FleetSummary(datetime.now(UTC), (group,))),
+        fleet_metrics.told([GroupToldRow("i", "1", 1, 1, 1, 1, 1, 1, 1, 1)], {"i": "g"}),
+        fleet_metrics.events({"i": Events(1, 1, 1)}, {"i": "g"}),
+        fleet_metrics.numbers_taken(1, 1, 1),
+        *fleet_metrics.calls_text([fleet_metrics.call_outcomes(calls)], [fleet_metrics.call_seconds(calls)]),
+    ]
+    return "".join(texts)
 
 
 def nodes() -> str:
@@ -69,7 +89,7 @@ def test_every_metric_is_documented_and_no_other() -> None:
     section = (DOCS / "operations.md").read_text("utf-8").split("## Metrics")[1].split("\n## ")[0]
     heads = [line.partition(":")[0] for line in section.splitlines() if line.startswith("- `")]
     documented = {name for head in heads for name in re.findall(r"`(skerry_\w+)`", head)}
-    assert documented == exported(ControlMetrics().render().decode()) | exported(nodes())
+    assert documented == exported(ControlMetrics().render().decode()) | exported(fleet()) | exported(nodes())
 
 
 def test_the_times_of_calls_are_a_histogram() -> None:

@@ -56,7 +56,7 @@ async def test_a_poll_at_target_touches_no_database(control_site: Site) -> None:
             assert beside <= {fleet_rows.SQL["epoch"], fleet_rows.SQL["write_mark"]}
             await replica.services.heartbeats.flush()
         assert len(statements.about("UPDATE node_presence")) == 1
-        polls = (await replica.call("GET", "/metrics", token="")).body.decode()
+        polls = (await replica.call("GET", "/metrics")).body.decode()
         assert 'skerry_polls_total{answer="at_target"} 1050.0' in polls
 
 

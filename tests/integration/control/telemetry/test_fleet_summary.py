@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from control.sync.standing import LETTERS, STANDINGS
-from control.telemetry import fleet_summary
+from control.telemetry import fleet_summary, shared_reading
 from tests.support.replica import Replica, Site
 
 # The replica's own monitor would see to the nodes that are written here.
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """No reading is kept, so that what was written is seen."""
     monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
-    monkeypatch.setattr(fleet_summary, "REST", 0)
+    monkeypatch.setattr(shared_reading, "REST", 0)
 
 
 async def group(replica: Replica, name: str, releases: int) -> None:
@@ -173,7 +173,7 @@ async def test_all_who_look_share_one_reading(control_site: Site, monkeypatch: p
 
 async def test_a_reading_takes_a_twentieth_of_the_time_at_most(control_site: Site, monkeypatch: Any) -> None:
     """Where it takes longer than `PERIOD` / 20: here always."""
-    monkeypatch.setattr(fleet_summary, "REST", 1e9)
+    monkeypatch.setattr(shared_reading, "REST", 1e9)
     async with control_site.running() as replica:
         first = await replica.services.standings.summary()
         assert await replica.services.standings.summary() is first

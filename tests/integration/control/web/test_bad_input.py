@@ -10,7 +10,9 @@ import aiohttp
 import pytest
 
 from control.api import pagination
-from control.api.operations import Operation
+from control.api.fleet import scrape
+from control.api.operations import Operation, Reply
+from control.api.services import Services
 from control.local.pki import Pki
 from control.tokens import new_token
 from control.web import openapi
@@ -302,7 +304,10 @@ async def test_an_answer_that_breaks_off_is_seen_as_such(
         yield b"a beginning"
         raise RuntimeError("the store has gone")
 
-    monkeypatch.setattr(control.services.metrics, "render", pieces)
+    async def broken(services: Services) -> Reply:
+        return Reply(200, pieces())
+
+    monkeypatch.setattr(scrape, "scraped", broken)
     with pytest.raises(aiohttp.ClientPayloadError):
         await control.call("GET", "/metrics")
     assert any("GET /metrics was cut off within its answer" in record.message for record in caplog.records)

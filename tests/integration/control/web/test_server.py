@@ -172,7 +172,7 @@ async def test_it_ends_while_the_database_stands(control_site: Site) -> None:
 async def held_by(replica: Replica, count: int) -> None:
     """Wait until a replica says that it holds so many polls."""
     async with asyncio.timeout(15):
-        while f"skerry_held_polls {count}.0" not in (await replica.call("GET", "/metrics", token="")).body.decode():
+        while f"skerry_held_polls {count}.0" not in (await replica.call("GET", "/metrics")).body.decode():
             await asyncio.sleep(0.05)
 
 

@@ -1,0 +1,121 @@
+"""How the fleet is: `GET /v1/fleet`, and calls by function: `GET /v1/fleet/calls`."""
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from control import wire
+from control.api.bodies import fleet_responses as bodies
+from control.api.node_views import unknown_group
+from control.api.operations import ApiCall, Reply
+from control.telemetry import group_numbers, tallies
+from control.telemetry.fleet_summary import GroupSummary
+from control.telemetry.recent_calls import MINUTES_SHOWN
+from control.telemetry.tallies import CallTally, Tallies
+
+MOST_FAILING = 20
+"""Causes that are told of a group: the most frequent ones."""
+
+
+class FleetFilter(Struct, forbid_unknown_fields=True):
+    """Which groups."""
+
+    group: wire.Name | None = None
+
+
+class CallsFilter(Struct, forbid_unknown_fields=True):
+    """Which calls."""
+
+    group: wire.Name | None = None
+    function: wire.Name | None = None
+    minutes: Annotated[int, Meta(ge=1, le=90 * 24 * 60)] = 60
+    """How long ago they were at most; of more than 90 minutes ago, whole hours are counted."""
+
+
+async def fleet(call: ApiCall) -> Reply:
+    """GET /v1/fleet, of the groups that the operator may see."""
+    services, groups = call.services, _groups(call, call.query.group)
+    summary = (await services.standings.summary()).of(groups)
+    if call.query.group is not None and not summary.groups:
+        raise unknown_group(call.query.group)
+    recent = await services.recent_calls.get()
+    return Reply(
+        200,
+        bodies.Fleet(
+            read_at=summary.read_at,
+            minutes=MINUTES_SHOWN,
+            groups=[_group(group, recent.groups.get(group.name, {})) for group in summary.groups],
+        ),
+    )
+
+
+async def calls(call: ApiCall) -> Reply:
+    """GET /v1/fleet/calls, of the groups that the operator may see."""
+    services, query = call.services, call.query
+    wanted = _groups(call, query.group)
+    names = {id: g.name for id, g in services.fleet.groups.items() if wanted is None or g.name in wanted}
+    if query.group is not None and not names:
+        raise unknown_group(query.group)
+    now = services.clock.now()
+    since = now.replace(second=0, microsecond=0) - timedelta(minutes=query.minutes - 1)
+    numbers = services.numbers
+    spans = await group_numbers.read(
+        services.databases.lists,
+        names,
+        since,
+        now + timedelta(minutes=1),
+        numbers.unwritten(),
+        numbers.replica,
+        query.function or "",
+    )
+    found: dict[str, Tallies] = {}
+    for span in spans:
+        tallies.add(found.setdefault(names[span.group_id], {}), span.counted)
+    listed = [
+        bodies.FunctionCalls(group, function, release, **_numbers(tally))
+        for group, counted in sorted(found.items())
+        for (function, release), tally in sorted(counted.items(), key=lambda item: item[0])
+    ]
+    begins = min((span.begins for span in spans), default=since)
+    return Reply(200, bodies.FleetCalls(since=min(begins, since), until=now, calls=listed))
+
+
+def _groups(call: ApiCall, group: str | None) -> list[str] | None:
+    """The names of the groups that are shown; None: all. Raises: ProblemError, when the operator may not see one."""
+    if group is None:
+        return call.operator.rights.groups("read")
+    if not call.operator.rights.allows("read", group):
+        raise unknown_group(group)
+    return [group]
+
+
+def _group(group: GroupSummary, calls: dict[int, CallTally]) -> bodies.FleetGroup:
+    nodes: dict[int | None, int] = {}
+    for (_, release), count in group.counts.items():
+        nodes[release] = nodes.get(release, 0) + count
+    numbers = sorted({*(n for n in nodes if n is not None), *calls}, reverse=True)
+    releases = [bodies.FleetRelease(n, nodes.get(n, 0), **_numbers(calls.get(n, CallTally()))) for n in numbers]
+    return bodies.FleetGroup(
+        name=group.name,
+        release=group.release,
+        nodes=group.nodes,
+        standings=dict(group.standings),
+        overdue=sum(group.overdue.values()),
+        elsewhere=nodes.get(None, 0),
+        releases=releases,
+        failing=[
+            bodies.FailingCause(cause.code, cause.text, cause.at, cause.nodes, list(cause.examples))
+            for cause in group.causes[:MOST_FAILING]
+        ],
+    )
+
+
+def _numbers(tally: CallTally) -> dict[str, Any]:
+    return {
+        "calls": tally.calls,
+        "errors": tally.errors,
+        "p50": tally.quantile(0.5),
+        "p99": tally.quantile(0.99),
+        "outcomes": dict(sorted(tally.outcomes.items())),
+    }

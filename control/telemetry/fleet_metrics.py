@@ -1,0 +1,286 @@
+"""The fleet's metrics for Prometheus: how nodes stand, calls by function and release, what nodes tell of themselves.
+
+Every replica has the same gauges, and counters of its own, of the nodes that tell it. No metric has a node's name.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import NamedTuple
+
+from control import sketch
+from control.problems import ProblemError
+from control.sync.fleet_cache import FleetCache
+from control.telemetry.exposition import family, head, labels
+from control.telemetry.fleet_summary import FleetReader, FleetSummary
+from control.telemetry.ingest import NumbersIngest
+from control.telemetry.node_numbers import Events, GroupToldRow
+from control.telemetry.shared_reading import SharedReading
+from control.telemetry.tallies import CallTally
+
+PATIENCE = 3.0
+"""Seconds that a scrape waits for the database; what it can't read is left out."""
+TOLD_EVERY = 15.0
+"""Seconds between two readings of what nodes tell of themselves."""
+MOST_CODES, MOST_VERSIONS = 50, 20
+"""Codes of failures of a group, and versions of the edge, that have series of their own: nodes may tell any."""
+EXPONENTS = (-10, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 2)
+"""Bounds of the histogram: 1 ms to 4 s, as powers of two, which are bounds of the nodes' histograms too."""
+BOUNDS = tuple(2.0**exponent for exponent in EXPONENTS)
+_PLACES = tuple(8 * (exponent + 17) for exponent in EXPONENTS)
+"""The buckets of `sketch` that end at these bounds."""
+_BUCKET = tuple(
+    next((place for place, last in enumerate(_PLACES) if index <= last), len(_PLACES))
+    for index in range(sketch.LONGER + 1)
+)
+_MIDDLES = tuple(sketch.middle(index) for index in range(sketch.LONGER + 1))
+
+
+class GroupCalls(NamedTuple):
+    """Calls of a group since the replica's start: those of minutes that are over, and of the current one."""
+
+    group: str
+    over: Mapping[tuple[str, int], CallTally]
+    current: Mapping[tuple[str, int], CallTally]
+
+
+class FleetMetrics:
+    """Makes the text for each scrape."""
+
+    def __init__(self, standings: FleetReader, numbers: NumbersIngest, fleet: FleetCache) -> None:
+        self._standings = standings
+        self._numbers = numbers
+        self._fleet = fleet
+        self._told = SharedReading(numbers.nodes.of_groups, TOLD_EVERY)
+
+    async def render(self) -> bytes:
+        """The metrics as text; without those that the database doesn't answer for in time."""
+        names = {id: group.name for id, group in self._fleet.groups.items()}
+        texts = []
+        try:
+            async with asyncio.timeout(PATIENCE):
+                texts.append(standings(await self._standings.summary()))
+                texts.append(told(await self._told.get(), names))
+        except (TimeoutError, ProblemError):
+            pass
+        ingested = self._numbers
+        texts.append(events(ingested.nodes.events, names))
+        texts.append(numbers_taken(ingested.taken, ingested.again, ingested.refused))
+        outcomes, seconds = [], []
+        for group_id in ingested.groups():
+            if group_id in names:
+                calls = GroupCalls(names[group_id], *ingested.totals(group_id))
+                outcomes.append(call_outcomes(calls))
+                seconds.append(call_seconds(calls))
+                await asyncio.sleep(0)
+        texts += calls_text(outcomes, seconds)
+        return "".join(texts).encode()
+
+    async def stop(self) -> None:
+        """End the reading that is under way."""
+        await self._told.stop()
+
+
+def standings(summary: FleetSummary) -> str:
+    """How nodes stand."""
+    nodes: list[tuple[str, float]] = []
+    failing: list[tuple[str, float]] = []
+    overdue: list[tuple[str, float]] = []
+    releases: list[tuple[str, float]] = []
+    for group in summary.groups:
+        releases.append((labels(group=group.name), group.release or 0))
+        overdue.append((labels(group=group.name), sum(group.overdue.values())))
+        at_rest: dict[tuple[str, int | None], int] = {(stands, group.release): 0 for stands in group.standings}
+        for (stands, release), count in (at_rest | group.counts).items():
+            of = labels(group=group.name, standing=stands, release="" if release is None else str(release))
+            nodes.append((of, count))
+        others = sum(cause.nodes for cause in group.causes[MOST_CODES:])
+        failing += [(labels(group=group.name, code=cause.code), cause.nodes) for cause in group.causes[:MOST_CODES]]
+        failing += [(labels(group=group.name, code="others"), others)] if others else []
+    return (
+        family(
+            "skerry_nodes",
+            "gauge",
+            "Nodes by group, standing and the release that they run, which is empty where it is not known",
+            nodes,
+        )
+        + family("skerry_failing_nodes", "gauge", "Nodes whose last sync failed, by the code of the error", failing)
+        + family("skerry_overdue_nodes", "gauge", "Nodes that weren't confirmed at their target for a while", overdue)
+        + family("skerry_group_release", "gauge", "Number of the release that a group has, 0 without one", releases)
+    )
+
+
+def told(rows: Iterable[GroupToldRow], names: Mapping[str, str]) -> str:
+    """What nodes told of themselves lately."""
+    by_group: dict[str, list[GroupToldRow]] = {}
+    for row in rows:
+        if row.group_id in names:
+            by_group.setdefault(names[row.group_id], []).append(row)
+    versions: dict[str, int] = {}
+    for row in (row for found in by_group.values() for row in found):
+        versions[row.edge] = versions.get(row.edge, 0) + row.nodes
+    apart = set(sorted(versions, key=lambda edge: (-versions[edge], edge))[:MOST_VERSIONS])
+    groups = [(labels(group=name), found) for name, found in sorted(by_group.items())]
+    of_versions: dict[str, float] = {}
+    for name, found in sorted(by_group.items()):
+        for row in found:
+            of = labels(group=name, version=row.edge if row.edge in apart else "others")
+            of_versions[of] = of_versions.get(of, 0) + row.nodes
+
+    def least(ends: Iterable[int]) -> int:
+        return min((end for end in ends if end), default=0)
+
+    certificates = [(of, least(row.certificate_ends_min for row in found)) for of, found in groups]
+    credentials = [(of, least(row.credential_ends_min for row in found)) for of, found in groups]
+    return (
+        family(
+            "skerry_group_nodes",
+            "gauge",
+            "Nodes that told of themselves in the last hour, by group and version of the edge",
+            of_versions.items(),
+        )
+        + family(
+            "skerry_group_database_bytes",
+            "gauge",
+            "Size of all database files of a group's nodes",
+            [(of, sum(row.database_sum for row in found)) for of, found in groups],
+        )
+        + family(
+            "skerry_group_largest_database_bytes",
+            "gauge",
+            "Size of the largest database file of a group's nodes",
+            [(of, max(row.database_max for row in found)) for of, found in groups],
+        )
+        + family(
+            "skerry_group_largest_wal_bytes",
+            "gauge",
+            "Size of the longest write-ahead log of a group's nodes",
+            [(of, max(row.wal_max for row in found)) for of, found in groups],
+        )
+        + family(
+            "skerry_group_least_disk_free_bytes",
+            "gauge",
+            "What is free on the fullest disk of a group's nodes",
+            [(of, min(row.disk_free_min for row in found)) for of, found in groups],
+        )
+        + family(
+            "skerry_group_memory_bytes",
+            "gauge",
+            "Memory of all processes of a group's nodes",
+            [(of, sum(row.memory_sum for row in found)) for of, found in groups],
+        )
+        + family(
+            "skerry_group_certificate_expiry_timestamp_seconds",
+            "gauge",
+            "When the first certificate of a group's nodes ends, of their local HTTPS",
+            [(of, end) for of, end in certificates if end],
+        )
+        + family(
+            "skerry_group_credential_expiry_timestamp_seconds",
+            "gauge",
+            "When the first credential of a group's nodes ends",
+            [(of, end) for of, end in credentials if end],
+        )
+    )
+
+
+def events(by_group: Mapping[str, Events], names: Mapping[str, str]) -> str:
+    """What happened on nodes."""
+    found = [(labels(group=names[id]), counted) for id, counted in by_group.items() if id in names]
+    return (
+        family(
+            "skerry_group_worker_deaths",
+            "counter",
+            "Workers of a group's nodes that ended, for whatever reason",
+            [(of, counted.worker_deaths) for of, counted in found],
+        )
+        + family(
+            "skerry_group_log_dropped",
+            "counter",
+            "Lines of the logs of a group's nodes that were dropped",
+            [(of, counted.log_dropped) for of, counted in found],
+        )
+        + family(
+            "skerry_group_failed_syncs",
+            "counter",
+            "Syncs that failed, as a group's nodes count them",
+            [(of, counted.failed_syncs) for of, counted in found],
+        )
+    )
+
+
+def numbers_taken(taken: int, again: int, refused: int) -> str:
+    """What became of nodes' numbers."""
+    results = (("taken", taken), ("again", again), ("refused", refused))
+    return family(
+        "skerry_node_numbers",
+        "counter",
+        "Numbers that nodes told with polls: taken, known already (again), or refused, wholly or in part",
+        [(labels(result=result), count) for result, count in results],
+    )
+
+
+def call_outcomes(calls: GroupCalls) -> str:
+    """The samples of how a group's calls ended."""
+    lines = []
+    for of, tallies in _series(calls):
+        outcomes: dict[str, int] = {}
+        total = 0
+        for tally in tallies:
+            total += tally.calls
+            for code, count in tally.outcomes.items():
+                outcomes[code] = outcomes.get(code, 0) + count
+        well = total - sum(outcomes.values())
+        for code, count in (("ok", well), *outcomes.items()):
+            lines.append(f'skerry_function_calls_total{{{of},outcome="{code}"}} {count}\n')
+    return "".join(lines)
+
+
+def call_seconds(calls: GroupCalls) -> str:
+    """The samples of how long a group's calls took."""
+    lines = []
+    for of, tallies in _series(calls):
+        counts, total = [0] * (len(BOUNDS) + 1), 0.0
+        for tally in tallies:
+            for index, count in tally.times.items():
+                counts[_BUCKET[index]] += count
+                total += count * _MIDDLES[index]
+        *bounded, every = accumulate(counts)
+        for bound, count in zip(BOUNDS, bounded, strict=True):
+            lines.append(f'skerry_function_seconds_bucket{{{of},le="{bound}"}} {count}\n')
+        lines.append(
+            f'skerry_function_seconds_bucket{{{of},le="+Inf"}} {every}\n'
+            f"skerry_function_seconds_sum{{{of}}} {total}\nskerry_function_seconds_count{{{of}}} {every}\n"
+        )
+    return "".join(lines)
+
+
+def calls_text(outcomes: list[str], seconds: list[str]) -> list[str]:
+    """The samples of all groups, under what they are."""
+    if not outcomes:
+        return []
+    return [
+        head(
+            "skerry_function_calls_total",
+            "counter",
+            "Calls on nodes by group, function, release (the newest two) and how they ended",
+        ),
+        *outcomes,
+        head(
+            "skerry_function_seconds",
+            "histogram",
+            "Time of calls on nodes, from their arrival to their end; the sum is within 5 percent",
+        ),
+        *seconds,
+    ]
+
+
+def _series(calls: GroupCalls) -> Iterable[tuple[str, list[CallTally]]]:
+    """The labels of each function and release of a group, the newest two releases, and what is counted of it."""
+    keys = dict.fromkeys((*calls.over, *calls.current))
+    newest = sorted({release for _, release in keys})[-2:]
+    for function, release in keys:
+        if release in newest:
+            found = (calls.over.get((function, release)), calls.current.get((function, release)))
+            of = labels(group=calls.group, function=function, release=str(release))
+            yield of, [tally for tally in found if tally is not None]

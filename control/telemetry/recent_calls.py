@@ -1,0 +1,98 @@
+"""Calls, errors and times of the last minutes by group and release: what `skerry status` and overviews show.
+
+All replicas' rows are read, and what this replica hasn't written yet. A row that is known isn't decoded again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from control.clock import Clock
+from control.storage.connection import Connection
+from control.storage.database import Database
+from control.sync.fleet_cache import FleetCache
+from control.telemetry import group_numbers
+from control.telemetry.group_numbers import MINUTES, MinuteRow
+from control.telemetry.ingest import NumbersIngest
+from control.telemetry.shared_reading import SharedReading
+from control.telemetry.tallies import CallTally, Tallies
+
+MINUTES_SHOWN = 10
+"""Minutes that are looked back."""
+PERIOD = 2.0
+"""Seconds between two readings, at least."""
+
+ByRelease = dict[int, CallTally]
+
+
+@dataclass(frozen=True, slots=True)
+class RecentCalls:
+    """The calls of the last `MINUTES_SHOWN` minutes."""
+
+    read_at: datetime
+    groups: Mapping[str, ByRelease]
+    """By the group's name and the number of the release."""
+
+
+class RecentCallsReader:
+    """A replica's readings, which everybody who looks shares."""
+
+    def __init__(self, db: Database, clock: Clock, fleet: FleetCache, numbers: NumbersIngest) -> None:
+        self._db = db
+        self._clock = clock
+        self._fleet = fleet
+        self._numbers = numbers
+        self._known: dict[tuple[str, datetime, str], tuple[bytes, ByRelease]] = {}
+        """What rows have, by their keys."""
+        self._reading = SharedReading(self._read, PERIOD)
+
+    async def get(self) -> RecentCalls:
+        """The calls, as they were read at most `PERIOD` ago. Raises: ProblemError, when the database doesn't answer."""
+        return await self._reading.get()
+
+    async def stop(self) -> None:
+        """End the reading that is under way."""
+        await self._reading.stop()
+
+    async def _read(self) -> RecentCalls:
+        now = self._clock.now()
+        since = now.replace(second=0, microsecond=0) - timedelta(minutes=MINUTES_SHOWN - 1)
+        names = {id: group.name for id, group in self._fleet.groups.items()}
+        # Before the database is asked: what is written meanwhile is left out of its answer.
+        mine = {
+            (group_id, minute): _by_release(counted)
+            for minute, by_group in self._numbers.unwritten().items()
+            for group_id, counted in by_group.items()
+            if minute >= since
+        }
+
+        async def work(conn: Connection) -> list[MinuteRow]:
+            return await conn.fetch(MINUTES, sorted(names), since, now + timedelta(minutes=1))
+
+        rows = await self._db.read(work)
+        known: dict[tuple[str, datetime, str], tuple[bytes, ByRelease]] = {}
+        for row in rows:
+            if row.replica == self._numbers.replica and (row.group_id, row.minute) in mine:
+                continue
+            key = row.group_id, row.minute, row.replica
+            earlier = self._known.get(key)
+            if earlier is not None and earlier[0] == row.body:
+                known[key] = earlier
+            else:
+                known[key] = row.body, _by_release(group_numbers.counted_in(row.body))
+        self._known = known
+        found: dict[str, ByRelease] = {}
+        parts = [(group_id, counted) for (group_id, _, _), (_, counted) in known.items()]
+        for group_id, counted in (*parts, *((group_id, counted) for (group_id, _), counted in mine.items())):
+            if group_id in names:
+                total = found.setdefault(names[group_id], {})
+                for release, tally in counted.items():
+                    total.setdefault(release, CallTally()).add(tally.outcomes, tally.times)
+        return RecentCalls(now, found)
+
+
+def _by_release(counted: Tallies) -> ByRelease:
+    found: ByRelease = {}
+    for (_, release), tally in counted.items():
+        found.setdefault(release, CallTally()).add(tally.outcomes, tally.times)
+    return found

@@ -1,0 +1,47 @@
+"""A reading of the database that everybody who looks shares, and that is made only while somebody looks."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+REST = 20
+"""A reading is kept so many times as long as it took: readings take a twentieth of the time at most."""
+
+T = TypeVar("T")
+
+
+class SharedReading(Generic[T]):
+    """A value that is read when somebody asks for it and the last reading is too old; all who wait share one."""
+
+    def __init__(self, read: Callable[[], Awaitable[T]], period: float) -> None:
+        """`period`: seconds between the beginnings of two readings, at least."""
+        self._read = read
+        self._period = period
+        self._reading: asyncio.Task[T] | None = None
+        self._old_at = -math.inf
+        """The loop's time from which on the value is read anew."""
+        self.value: T | None = None
+
+    async def get(self) -> T:
+        """The value. Raises what the reading raises, to everybody who waits for it."""
+        if self.value is not None and asyncio.get_running_loop().time() < self._old_at:
+            return self.value
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._run())
+            # Where all who wait are cancelled, nobody takes its error.
+            self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(self._reading)
+
+    async def stop(self) -> None:
+        """End the reading that is under way."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _run(self) -> T:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        value = self.value = await self._read()
+        self._old_at = began + max(self._period, REST * (loop.time() - began))
+        return value
