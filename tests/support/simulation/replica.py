@@ -110,7 +110,6 @@ class Replica:
             decisions=WriteBatches(*written, reconciler.write, fault="control.poll", finish=reconciler.finish),
             reports=WriteBatches(*written, reports.write, fault="control.result"),
             metrics=metrics,
-            standings=None,  # type: ignore[arg-type]  # nobody looks at pages
             tracing=None,
             ca_pem=b"",
             ca_fingerprint="",
