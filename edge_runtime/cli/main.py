@@ -10,6 +10,7 @@ COMMANDS = {
     "dev": "run:dev",
     "status": "node:status",
     "logs": "logs:logs",
+    "calls": "calls:calls",
     "check": "node:check",
     "call": "call:call",
     "backup": "backup:backup",

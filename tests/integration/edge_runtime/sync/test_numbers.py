@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from control import sketch, wire
+from edge_runtime.cli.node import render
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer
 from edge_runtime.telemetry import poll_numbers
 from tests.support.agents import DEADLINE, Control, Edge
@@ -75,7 +76,9 @@ async def test_control_is_told_of_each_call_soon_after_a_release(polls: Polls, c
     assert own.disk_free > 0
     assert own.memory > 10 << 20
     assert own.credential_ends > 0
-    (told,) = (await node.status())["functions"]
+    document = await node.status()
+    assert f"release 1: {counted(node)} calls, 0 errors, p50 " in render(document)
+    (told,) = document["functions"]
     (release,) = told["releases"]
     assert (release["release"], release["calls"]) == (1, counted(node))
     assert 0 < release["p50_ms"] <= release["p99_ms"]
