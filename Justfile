@@ -40,10 +40,11 @@ test-fast *ARGS: setup
 test-cockroachdb *ARGS: setup
     @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { by_fours } else { "" } }} "$@"
 
-# the tests with programs of others: Prometheus, Alertmanager, an OpenID provider; `just test-console -k word` for some of them
+# the tests with programs of others: Chromium, Prometheus, Alertmanager, an OpenID provider; `just test-console -k word` for some
 test-console *ARGS: setup
     @scripts/debian-tools
     @scripts/openid-provider
+    @scripts/console-tools
     @exec {{ pytest }} tests/console "$@"
 
 # the compilers of Rust, Go and AssemblyScript, which the tests of these languages need (without them they are skipped)

@@ -1,5 +1,8 @@
 """The overview of a real control: what it says, to whom, and that it goes on by itself."""
 
+import pytest
+
+from control.telemetry.fleet_summary import FleetGrid
 from tests.support.console import MARKUP, fails, live, page, release
 from tests.support.replica import Site
 
@@ -89,3 +92,22 @@ async def test_who_is_not_signed_in_is_sent_there(control_site: Site) -> None:
         assert (shown.status, shown.headers["content-type"]) == (401, "text/html; charset=utf-8")
         shown = await page(replica, "/live?page=/theme")
         assert shown.status == 422
+
+
+async def test_a_group_that_the_grid_does_not_have_yet(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid of a large fleet is read more seldom than the numbers."""
+    async with control_site.running() as replica:
+        await replica.join("edge-1")
+        reader = replica.services.standings
+        grid = await reader.grid()
+
+        async def old_grid() -> FleetGrid:
+            return grid
+
+        monkeypatch.setattr(reader, "grid", old_grid)
+        await replica.call("POST", "/v1/groups", {"name": "shops"})
+        await replica.join("shop-1", "shops")
+        async with live(replica, "/") as stream:
+            await stream.until(lambda s: "g-shops" in s.parts and "2 of 2 nodes" in s.parts["say"])
+        shown = await page(replica, "/")
+        assert (shown.status, "shops 1 node, no release yet" in shown.words) == (200, True)

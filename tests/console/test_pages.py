@@ -1,0 +1,302 @@
+"""Each page of the console in a real browser, on a real control: both themes, wide and narrow, by keyboard, without a
+script; what is live, and what it says when control is away."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, expect
+
+from control.console import overview
+from control.local.pki import Pki
+from control.problems import ProblemError
+from control.storage.connection import Connection
+from tests.support import services as servers
+from tests.support.console import MARKUP, fails, release
+from tests.support.console_browser import THEMES, WIDTHS, chromium, look, session_of
+from tests.support.ports import free_port
+from tests.support.replica import Replica, Site, TestNode, prepare
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PATHS = (
+    "/",
+    "/nodes",
+    "/nodes?standing=failing&group=default",
+    "/nodes?find=nothing-is-called-so",
+    "/nodes/edge-000",
+    "/nodes/edge-001",
+    "/acts/retry?node=edge-000&node=edge-001",
+    "/acts/move?node=edge-001",
+    "/acts/move?node=edge-001&to=shops",
+    "/acts/remove?node=edge-001",
+    "/releases",
+    "/releases/default/1",
+    "/releases/new?group=default",
+    "/functions",
+    "/schema",
+    "/schema/1",
+    "/audit",
+    "/operators",
+    "/join-tokens",
+    "/settings",
+    "/go?q=edge",
+)
+"""Each page, in each of its states that look different."""
+NODES = """
+INSERT INTO nodes (id, name, labels, capabilities, protocol, group_id, state, state_since, joined_at,
+    confirmed_generation, error_code, error_message, error_at)
+SELECT gen_random_uuid(), 'edge-' || lpad(i::text, 3, '0'),
+    jsonb_build_object('site', 's' || (i % 9), 'note', $1::text),
+    '{}', 2, g.id, CASE WHEN i % 7 = 0 THEN 'offline' WHEN i % 9 = 0 THEN 'syncing' ELSE 'online' END, now(), now(),
+    CASE WHEN i % 5 = 0 OR i % 9 = 0 THEN 0 ELSE g.generation END, CASE WHEN i % 5 = 0 THEN 'disk_full' ELSE '' END,
+    CASE WHEN i % 5 = 0 THEN $1::text ELSE '' END, now()
+FROM generate_series(1, 130) AS i JOIN groups AS g ON g.name = CASE WHEN i % 4 = 0 THEN 'shops' ELSE 'default' END
+"""
+PRESENCE = """
+INSERT INTO node_presence (node_id, last_seen_at, confirmed_at)
+SELECT id, now(), now() FROM nodes ON CONFLICT DO NOTHING
+"""
+
+
+@dataclass
+class Console:
+    """A control with a fleet, and a browser."""
+
+    site: Site
+    port: int
+    browser: Browser
+    replica: Replica
+    failing: TestNode
+    """The node edge-000."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def console(
+    services: servers.ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Console]:
+    """One control and one browser for all tests."""
+    database_url = await servers.fresh_database(services.metadata_url)
+    bucket_url = await servers.fresh_bucket(services.artifacts_url)
+    site = await prepare(database_url, bucket_url, pki, tmp_path_factory.mktemp("spool"))
+    port = free_port()
+    try:
+        async with chromium() as browser, site.running(port=port) as replica:
+            async with look(browser, replica) as tab:
+                await tab.open("/")
+                assert await tab.violations() == []
+                await tab.is_live()
+                failing = await replica.join("edge-000")
+                # By itself: the page was told, and is another one now.
+                await expect(tab.page.locator("#say")).to_contain_text("Nothing is wrong")
+            await replica.call("POST", "/v1/groups", {"name": "shops"})
+            await release(replica, "default")
+            await fails(failing, "schema_change_failed", MARKUP)
+            await replica.call("POST", "/v1/releases", {"group": "shops"})
+
+            async def fill(conn: Connection) -> None:
+                await conn.execute(NODES, MARKUP)
+                await conn.execute(PRESENCE)
+
+            await replica.services.db.transaction(fill)
+            yield Console(site, port, browser, replica, failing)
+    finally:
+        await servers.drop_database(services.metadata_url, database_url)
+        await servers.drop_bucket(bucket_url)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+async def test_each_page_can_be_read_by_everybody(console: Console, width: int, theme: str) -> None:
+    """Nothing that axe finds, nothing in the browser's console, nothing to scroll sideways for."""
+    async with look(console.browser, console.replica, width=width, theme=theme) as tab:
+        found: dict[str, list[str]] = {}
+        for path in PATHS:
+            await tab.open(path)
+            if await tab.page.locator("#live").count():
+                await tab.is_live()
+            if violations := await tab.violations():
+                found[path] = violations
+            wide = await tab.page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, (path, wide)
+            assert await tab.page.locator("h1").count() == 1, path
+            assert await tab.page.locator("img").count() == 0, "a node's text became markup"
+        assert found == {}
+
+
+async def test_by_keyboard_alone(console: Console) -> None:
+    async with look(console.browser, console.replica) as tab:
+        keys = tab.page.keyboard
+        await tab.open("/")
+        await keys.press("Tab")
+        assert await tab.focused() == "#main", "the first stop skips the navigation"
+        await keys.press("Enter")
+        assert await tab.focused() == "main"
+        await keys.press("/")
+        assert await tab.focused() == "q"
+        await keys.type("edge-001")
+        await keys.press("Enter")
+        await tab.page.wait_for_url("**/nodes/edge-001")
+        await keys.press("g")
+        await keys.press("n")
+        await tab.page.wait_for_url("**/nodes")
+        await keys.press("j")
+        await keys.press("j")
+        assert await tab.focused() == "/nodes/edge-001"
+        await keys.press("x")
+        await expect(tab.page.locator("[data-count]")).to_have_text("1")
+        outline = await tab.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid", "what has the focus can be seen"
+        await keys.press("k")
+        await keys.press("Enter")
+        await tab.page.wait_for_url("**/nodes/edge-000")
+        for _ in range(40):
+            if await tab.focused() == "Retry now":
+                break
+            await keys.press("Tab")
+        await keys.press("Enter")
+        await tab.page.wait_for_url("**/nodes/edge-000?done=retry")
+        await expect(tab.page.get_by_role("status")).to_contain_text("It tries again with its next poll")
+        await keys.press("t")
+        await expect(tab.page.locator("#facts time").first).to_contain_text("UTC")
+        await keys.press("t")
+        await keys.press("?")
+        await expect(tab.page.locator("#keys")).to_be_visible()
+        await keys.press("Escape")
+        await expect(tab.page.locator("#keys")).not_to_be_visible()
+
+
+async def test_the_theme_is_written_by_the_server(console: Console) -> None:
+    async with look(console.browser, console.replica) as tab:
+        await tab.open("/nodes?standing=failing")
+        html = tab.page.locator("html")
+        ground = "getComputedStyle(document.body).backgroundColor"
+        light = await tab.page.evaluate(ground)
+        for theme in ("light", "dark"):
+            async with tab.page.expect_navigation():
+                await tab.page.keyboard.press("Shift+D")
+            await expect(html).to_have_attribute("data-theme", theme)
+            assert tab.page.url.endswith("/nodes?standing=failing")
+        assert await tab.page.evaluate(ground) != light
+        async with tab.page.expect_navigation():
+            await tab.page.keyboard.press("Shift+D")
+        assert await html.get_attribute("data-theme") is None
+
+
+async def test_without_a_script_pages_are_read_and_forms_are_sent(console: Console) -> None:
+    async with look(console.browser, console.replica, scripts=False) as tab:
+        for path in PATHS:
+            await tab.open(path)
+            assert await tab.page.locator("#live").count() == 0 or not await tab.page.locator("#live").is_visible()
+        await tab.open("/nodes")
+        await tab.page.get_by_label("Standing").select_option("failing")
+        await tab.page.get_by_role("button", name="Show").click()
+        await expect(tab.page).to_have_url(re.compile("standing=failing"))
+        await tab.page.get_by_label("Select edge-000").check()
+        await tab.page.get_by_role("button", name="Move …", exact=True).click()
+        await tab.page.get_by_label("To which group").select_option("shops")
+        await tab.page.get_by_role("button", name="Show what it would change").click()
+        await tab.page.get_by_role("button", name="Move edge-000").click()
+        await expect(tab.page.get_by_role("status")).to_contain_text("It is in group shops now")
+        await tab.page.get_by_role("button", name="Change theme").click()
+        await expect(tab.page.locator("html")).to_have_attribute("data-theme", "light")
+
+
+async def test_a_filter_changes_the_list_and_the_url_without_another_page(console: Console) -> None:
+    async with look(console.browser, console.replica) as tab:
+        await tab.open("/nodes")
+        await tab.page.evaluate("window.same = true")
+        await tab.page.get_by_label("Part of the name").fill("edge-00")
+        await tab.page.keyboard.press("Enter")
+        await expect(tab.page.locator("tbody tr")).to_have_count(10)
+        await expect(tab.page).to_have_url(re.compile("find=edge-00"))
+        assert await tab.page.evaluate("window.same"), "the page was loaded again"
+        await tab.page.go_back()
+        await expect(tab.page.locator("tbody tr")).to_have_count(50)
+
+
+async def test_what_is_pushed_waits_for_the_pointer_and_the_rest_goes_on(console: Console) -> None:
+    async with look(console.browser, console.replica) as tab:
+        await tab.open("/nodes/edge-001")
+        await tab.is_live()
+        groups = tab.page.locator("#nav-groups")
+        await expect(groups).to_contain_text("default")
+        before = await groups.inner_text()
+        await groups.locator("a").first.hover()
+
+        async def change(conn: Connection) -> None:
+            await conn.execute("UPDATE nodes SET state = 'offline', state_since = now() WHERE name = 'edge-001'")
+
+        await console.replica.join("late-1")
+        await console.replica.services.db.transaction(change)
+        await expect(tab.page.locator("#state")).to_have_text("offline")
+        await expect(tab.page).to_have_title("offline · edge-001 · Skerry")
+        assert await groups.inner_text() == before
+        await tab.page.mouse.move(700, 10)
+        await expect(groups).not_to_have_text(before)
+        await tab.page.keyboard.press(".")
+        await expect(tab.page.locator("#live")).to_have_text("Stopped")
+        await tab.page.keyboard.press(".")
+        await tab.is_live()
+
+
+async def test_a_tab_that_nobody_can_see_has_no_stream(console: Console) -> None:
+    async with look(console.browser, console.replica) as tab:
+        hub = console.replica.server.app.hub
+        await tab.open("/")
+        await tab.is_live()
+        before = hub.streams
+        hide = "on => {Object.defineProperty(document, 'hidden', {value: on, configurable: true});"
+        await tab.page.evaluate(hide + " document.dispatchEvent(new Event('visibilitychange'))}", True)
+        async with asyncio.timeout(30):
+            while hub.streams != before - 1:
+                await tab.page.wait_for_timeout(20)
+        await tab.page.evaluate(hide + " document.dispatchEvent(new Event('visibilitychange'))}", False)
+        await tab.is_live()
+
+
+async def test_a_stale_connection_is_shown_and_mended(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database doesn't answer for some seconds, then the replica stops, and another one takes its place."""
+    read = overview._read
+    answers = False
+
+    async def broken(visit: object) -> object:
+        if not answers:
+            raise ProblemError("database_unavailable", "a test says so")
+        return await read(visit)  # type: ignore[arg-type]
+
+    async with look(console.browser, console.replica) as tab:
+        await tab.open("/")
+        await tab.is_live()
+        monkeypatch.setattr(overview, "_read", broken)
+        await expect(tab.page.locator("#live")).to_contain_text("Stale, ", timeout=30_000)
+        answers = True
+        await tab.is_live()
+        # A replica that stops: refuse what comes, as one that has ended does, until the next one is there.
+        hub = console.replica.server.app.hub
+        hub.close()
+        await expect(tab.page.locator("#live")).to_contain_text("Not connected, again in ")
+        hub._closing = False
+        await tab.is_live()
+        # The browser says that it was refused; nothing else may be said.
+        tab.said = [text for text in tab.said if "503" not in text]
+
+
+async def test_a_form_of_another_session_does_nothing(console: Console) -> None:
+    secret = await session_of(console.replica.services)
+    async with (
+        look(console.browser, console.replica) as one,
+        look(console.browser, console.replica, secret=secret) as two,
+    ):
+        await one.open("/nodes/edge-002")
+        await two.open("/nodes/edge-002")
+        token = await two.page.locator("#theme input[name=form_token]").input_value()
+        await one.page.evaluate(
+            "token => document.querySelectorAll('[name=form_token]').forEach(field => { field.value = token })", token
+        )
+        await one.page.get_by_role("button", name="Retry now").click()
+        await expect(one.page.locator("main")).to_contain_text("form_refused")
+        one.said = [text for text in one.said if "403" not in text]
