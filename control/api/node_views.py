@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from control.storage import queries
 from control.storage.connection import Connection
 from control.sync import applied_revisions
 from control.sync.standing import Standing, standing
+from control.telemetry.node_numbers import OF_NODE, NodeTold
 
 
 class FoundNode(NamedTuple):
@@ -106,6 +107,7 @@ class PartOfNode(Protocol):
 
 N = TypeVar("N", bound=PartOfNode)
 
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 SQL = queries.load("node_views")
 GROUP = SQL.optional("group", UUID)
 BY_ID = SQL.rows("by_id", FoundNode)
@@ -229,13 +231,23 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> nod
     if made is not None:
         ends, limit = (timedelta(seconds=age) for age in (settings.credential_life, settings.credential_return))
         credential = node_responses.NodeCredential(made, made + ends, made + limit)
+    told = await conn.fetchrow(OF_NODE, id)
     return node_responses.DetailedNode(
         **node,
         credential=credential,
         capabilities=row.capabilities,
         protocol=row.protocol,
         older_revisions=older,
+        numbers=None if told is None else _numbers(told),
     )
+
+
+def _numbers(told: NodeTold) -> node_responses.ToldNumbers:
+    ends = told.certificate_ends
+    # A node may tell any number.
+    ends_at = datetime.fromtimestamp(ends, UTC) if 0 < ends < LATEST.timestamp() else None
+    sizes = told.database_bytes, told.wal_bytes, told.disk_free_bytes, told.memory_bytes
+    return node_responses.ToldNumbers(told.told_at, *sizes, ends_at, told.edge)
 
 
 async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[node_responses.Node]:

@@ -90,6 +90,7 @@ def _details(node: Json) -> list[tuple[str, object]]:
         ("functions", output.functions(node["functions"])),
         ("failures", node["failures"]),
         ("folded syncs", f"{node['syncs_folded']} (attempts without a line of their own in `skerry syncs list`)"),
+        *_numbers(node.get("numbers")),
         *_capabilities(node.get("capabilities") or {}, node.get("protocol")),
     ]
     if sync:
@@ -111,6 +112,22 @@ def _credential(credential: Json | None) -> str:
     if output.passed(ends):
         return f"ended {output.ago(ends)}; the node may return with it until {limit}"
     return f"ends {output.ago(ends)} ({ends}); the node renews it by itself, until {limit}"
+
+
+def _numbers(told: Json | None) -> list[tuple[str, object]]:
+    """Lines about what the node told of itself last."""
+    if told is None:
+        return []
+    sizes = ", ".join(
+        f"{name} {told[key] / 1e6:,.0f} MB"
+        for name, key in (
+            ("database", "database_bytes"),
+            ("its log", "wal_bytes"),
+            ("free disk", "disk_free_bytes"),
+            ("memory", "memory_bytes"),
+        )
+    )
+    return [("numbers", f"{sizes} (edge {told['edge'] or 'unknown'}, told {output.ago(told['told_at'])})")]
 
 
 def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:

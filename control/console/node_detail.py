@@ -14,7 +14,7 @@ from control.problems import ProblemError
 
 SYNCS = 20
 """Syncs that are shown."""
-PARTS = ("state", "trouble", "facts", "target", "syncs")
+PARTS = ("state", "trouble", "facts", "target", "syncs", "numbers")
 """What of the page changes while it is open."""
 
 

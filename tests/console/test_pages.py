@@ -29,6 +29,7 @@ PATHS = (
     "/nodes?find=nothing-is-called-so",
     "/nodes/edge-000",
     "/nodes/edge-001",
+    "/nodes/edge-001/log",
     "/acts/retry?node=edge-000&node=edge-001",
     "/acts/move?node=edge-001",
     "/acts/move?node=edge-001&to=shops",

@@ -74,6 +74,22 @@ class NodeCredential(Struct):
     """From then on it is good for nothing: the node must join again."""
 
 
+class ToldNumbers(Struct):
+    """What a node told of itself last, about once a minute."""
+
+    told_at: datetime
+    database_bytes: int
+    wal_bytes: int
+    """Of the database's log."""
+    disk_free_bytes: int
+    memory_bytes: int
+    """Of all its processes."""
+    certificate_ends_at: datetime | None
+    """The end of the certificate of its local HTTP; null where it has none."""
+    edge: str
+    """Its version of the edge runtime."""
+
+
 class DetailedNode(Node):
     credential: NodeCredential | None
     """The credential that it uses; null where all are revoked."""
@@ -82,6 +98,8 @@ class DetailedNode(Node):
     protocol: int
     older_revisions: list[OlderRevision]
     """The schema changes that it has applied in another revision than the newest."""
+    numbers: ToldNumbers | None
+    """Null where it told none."""
 
 
 class MadeJoinToken(Struct):

@@ -90,6 +90,34 @@
   addEventListener("pageshow", (e) => { if (e.persisted) open() })
   const stop = () => { stopped = !stopped; stopped ? close() : open(); show() }
 
+  // A log: its lines as they come, the newest 2,000, and at the end while nobody has scrolled up.
+  const lines = document.querySelector("[data-stream]"), newer = document.getElementById("log-newer")
+  let feed = null, unseen = 0
+  const toEnd = () => { lines.scrollTop = lines.scrollHeight; unseen = 0; newer.hidden = true }
+  const append = (html) => {
+    const end = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 8, made = document.createElement("template")
+    made.innerHTML = html
+    unseen += made.content.childElementCount
+    lines.append(made.content)
+    while (lines.childElementCount > 2000) lines.firstElementChild.remove()
+    if (end) return toEnd()
+    newer.hidden = false
+    newer.textContent = `${unseen} newer`
+  }
+  const listen = () => {
+    feed?.close()
+    feed = null
+    if (!lines || document.hidden) return
+    feed = new EventSource(lines.dataset.stream)
+    // What was there already is told again.
+    feed.onopen = () => lines.replaceChildren()
+    feed.addEventListener("lines", (e) => append(JSON.parse(e.data)))
+  }
+  newer?.addEventListener("click", toEnd)
+  document.addEventListener("visibilitychange", listen)
+  addEventListener("pagehide", () => feed?.close())
+  listen()
+
   document.addEventListener("click", async (e) => {
     const copy = e.target.closest("[data-copy]")
     if (copy) {

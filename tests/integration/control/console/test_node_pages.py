@@ -1,13 +1,19 @@
 """The pages of nodes on a real control: filters, one node, and what is done with nodes, as the operator may."""
 
+import asyncio
 import re
 from functools import partial
 from html import unescape
 
 import pytest
 
+from control import wire
 from control.storage.connection import Connection
+from tests.support import numbers
 from tests.support.console import MARKUP, ShownPage, fails, live, page, release, send
+from tests.support.live import asked, record
+from tests.support.live import joined as joined_live
+from tests.support.live import send as send_lines
 from tests.support.replica import Replica, Site
 
 
@@ -176,3 +182,59 @@ async def test_what_a_role_and_a_group_allow_is_all_that_is_done(control_site: S
             assert (await page(replica, path, token=other)).status == 404
         assert names(await page(replica, "/nodes?block=shops-1", token=other)) == ["shop-1"]
         assert (await page(replica, "/nodes?block=default-1", token=other)).status == 422
+
+
+async def test_a_node_says_how_large_it_is(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("edge-1")
+        await node.poll()
+        assert "It hasn't told any." in (await page(replica, "/nodes/edge-1")).part("numbers").replace("&#39;", "'")
+        told = wire.NodeNumbers(
+            412_000_000, 1_500_000, 3_100_000_000, 186_000_000, certificate_ends=2**50, edge=MARKUP[:32]
+        )
+        await numbers.tell(node, numbers.message([], node=told))
+        await replica.services.numbers.nodes.write()
+        shown = await page(replica, "/nodes/edge-1")
+        assert "Database 412 MB Its log (WAL) 1.5 MB Free disk 3.1 GB Memory 186 MB" in shown.part("numbers")
+        assert "Certificate ends it has none" in shown.part("numbers")
+        assert "<img" not in shown.text
+        assert (await replica.node("edge-1"))["numbers"]["database_bytes"] == 412_000_000
+
+
+async def test_what_a_node_logs_comes_as_it_is_and_without_markup(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await joined_live(replica, "edge-1")
+        shown = await page(replica, "/nodes/edge-1/log?level=warning&function=orders")
+        assert 'data-stream="/nodes/edge-1/log/live?level=warning&amp;function=orders"' in shown.text
+        headers = {"authorization": f"Bearer {replica.admin}"}
+        url = f"{replica.url}/nodes/edge-1/log/live?level=warning"
+        async with replica.session.get(url, headers=headers) as answer:
+            assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
+            (question,) = await asked(node)
+            assert (question.level, question.follow, question.history) == ("warning", True, True)
+            await send_lines(node, question.id, record(1, "error", message=MARKUP))
+            text = ""
+            async with asyncio.timeout(30):
+                while "l-error" not in text:
+                    text += (await answer.content.readline()).decode()
+        assert MARKUP not in text
+        assert "&lt;img src=x onerror=alert(1)&gt;" in text
+        # Without a script: what the node has, in the page.
+        asking = asyncio.create_task(page(replica, "/nodes/edge-1/log?once=1&kind=lines"))
+        while not (found := [q for q in await asked(node) if not q.follow]):
+            await asyncio.sleep(0.02)
+        await send_lines(node, found[0].id, record(2, "warning", message=MARKUP), done=True)
+        shown = await asking
+        assert "warning orders &lt;img" in shown.part("log")
+        asking = asyncio.create_task(page(replica, "/nodes/edge-1/log?once=1&kind=calls"))
+        while not (found := [q for q in await asked(node) if q.kind == "calls"]):
+            await asyncio.sleep(0.02)
+        bare = b'{"kind":"call","t":"2026-11-28T06:00:00.123Z"}\n'
+        told = b'"outcome":"guest_trap","path":"/<b>","status":500,"seconds":0.5'
+        failed = b'{"kind":"call","t":"2026-11-28T06:00:01Z",%s}\n' % told
+        await send_lines(node, found[0].id, raw=bare + failed, done=True)
+        shown = await asking
+        assert "06:00:01Z guest_trap /&lt;b&gt; 500 500 ms" in shown.part("log")
+        assert "<img" not in shown.text
+        for path, status in (("/nodes/nobody/log", 404), ("/nodes/edge-1/log?level=loud", 422)):
+            assert (await page(replica, path)).status == status

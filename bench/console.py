@@ -1,0 +1,215 @@
+"""How long does a page of the console take at 10,000 nodes, beside their held polls? p99 of each page, against 100 ms.
+
+One control process on a core of its own. 9,500 nodes at target hold a poll each, over TLS; 500 others fail, sync or are
+offline. Three pages are open and are sent what changes. A client asks for each page again and
+again, one after the other, and waits for the whole of it; what is measured is from the request to its last byte. The
+ratio is 100 ms over the worst p99.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import uvloop
+
+from bench import result
+from bench.parts import cpu
+from bench.parts.load import percentile, request
+from bench.parts.servers import Site, folder, site
+from control import tokens, wire
+
+BAR = 1
+LIMIT = 0.1
+"""The most seconds that p99 may be."""
+NODES = 10_000
+POLLING = 9_500
+"""Of these, those that are at their target and hold a poll."""
+AT_ONCE = 50
+"""Connections that are made at a time."""
+ROUNDS = 100
+"""Requests of each page that are counted."""
+GROUPS = ("shops-eu", "shops-us", "lockers", "default")
+PAGES = (
+    "/",
+    "/nodes",
+    "/nodes?standing=failing",
+    "/nodes?find=999&group=shops-eu",
+    "/nodes?block=shops-eu-3",
+    "/nodes/node-9999",
+    "/acts/retry?all=1&error=disk_full",
+    "/releases",
+    "/releases/shops-eu/1",
+    "/functions",
+    "/schema",
+    "/audit",
+    "/settings",
+    "/go?q=node-99",
+)
+LIVE = ("/", "/nodes?standing=failing", "/nodes/node-9999")
+INVENTORY = wire.Inventory(database_id=str(uuid4()))
+
+NODE_ROWS = """
+INSERT INTO nodes (id, name, group_id, labels, protocol, state, state_since, joined_at, digest, database_id,
+    confirmed_generation, error_code, error_message, error_at)
+SELECT u.id::uuid, u.name, g.id, jsonb_build_object('site', 's' || (n % 18)), 2,
+    CASE WHEN n <= $5 THEN 'online' WHEN n % 3 = 0 THEN 'offline' WHEN n % 3 = 1 THEN 'syncing' ELSE 'online' END,
+    $4, $4, $6, $7, CASE WHEN n <= $5 THEN g.generation ELSE 0 END,
+    CASE WHEN n <= $5 OR n % 3 = 1 THEN '' WHEN n % 4 = 0 THEN 'disk_full' ELSE 'schema_change_failed' END,
+    CASE WHEN n <= $5 OR n % 3 = 1 THEN '' ELSE 'NOT NULL constraint failed: orders.total_cents' END, $4
+FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS u (id, name, group_name, n)
+    JOIN groups AS g ON g.name = u.group_name
+"""
+PRESENCE_ROWS = "INSERT INTO node_presence (node_id, last_seen_at, confirmed_at) SELECT id, $1, $1 FROM nodes"
+CREDENTIAL_ROWS = """
+INSERT INTO credentials (id, node_id, secret_hash, created_at, first_used_at)
+SELECT c.id::uuid, c.node_id::uuid, c.secret_hash, $4, $4
+FROM unnest($1::text[], $2::text[], $3::text[]) AS c (id, node_id, secret_hash)
+"""
+
+
+@dataclass
+class Fleet:
+    """Nodes that hold polls."""
+
+    wrong: list[bytes] = field(default_factory=list)
+    """Answers that aren't 204."""
+    lost: int = 0
+    """Connections that control has closed."""
+    over: bool = False
+
+
+class HeldPoll(asyncio.Protocol):
+    """A node's connection, on which it polls again when it was answered."""
+
+    def __init__(self, fleet: Fleet, poll: bytes) -> None:
+        self._fleet = fleet
+        self._poll = poll
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._transport.write(self._poll)
+
+    def data_received(self, data: bytes) -> None:
+        if not data.startswith(b"HTTP/1.1 204"):
+            self._fleet.wrong.append(data[:300])
+            return
+        self._transport.write(self._poll)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fleet.lost += not self._fleet.over
+
+
+async def main() -> None:
+    load_core, server_core = cpu.cores()
+    machine = cpu.machine()
+    async with folder() as where, site(where, server_core) as control:
+        for name in GROUPS:
+            if name != "default":
+                await control.call("POST", "/v1/groups", {"name": name})
+            await control.call("POST", "/v1/releases", {"group": name})
+        credentials = await _make_nodes(control)
+        with cpu.pinned(load_core):
+            async with _polling(control, credentials) as fleet, AsyncExitStack() as live:
+                for page in LIVE:
+                    await live.enter_async_context(control.api.get("/live", params={"page": page}))
+                found = {page: await _page(control, page) for page in PAGES}
+        if fleet.wrong:
+            raise control.control.failure(f"a poll was answered otherwise than by 204: {fleet.wrong[0]!r}")
+        if fleet.lost:
+            raise control.control.failure(f"{fleet.lost} polls were cut off")
+    worst = max(percentile(seconds, 0.99) for seconds, _ in found.values())
+    details = {
+        "p99_ms": {page: round(percentile(seconds, 0.99) * 1000, 1) for page, (seconds, _) in found.items()},
+        "p50_ms": {page: round(median(seconds) * 1000, 1) for page, (seconds, _) in found.items()},
+        "kilobytes": {page: round(size / 1000, 1) for page, (_, size) in found.items()},
+        "nodes": NODES,
+        "held_polls": POLLING,
+        "machine": machine,
+    }
+    result.write("console", LIMIT / worst, BAR, details)
+
+
+async def _make_nodes(control: Site) -> list[str]:
+    """Write nodes as if they had joined and arrived, or not; return the credentials of those that poll."""
+    now = datetime.now(UTC)
+    ids = [str(uuid4()) for _ in range(NODES)]
+    names = [f"node-{number}" for number in range(1, NODES + 1)]
+    groups = [GROUPS[number % len(GROUPS)] for number in range(NODES)]
+    made = [tokens.new_token("node") for _ in range(POLLING)]
+    connection = await asyncpg.connect(control.services.metadata_url)
+    try:
+        digest = wire.digest(INVENTORY)
+        await connection.execute(NODE_ROWS, ids, names, groups, now, POLLING, digest, INVENTORY.database_id)
+        await connection.execute(PRESENCE_ROWS, now)
+        columns = [str(t.id) for t in made], ids[:POLLING], [t.secret_hash for t in made]
+        await connection.execute(CREDENTIAL_ROWS, *columns, now)
+        await connection.execute("ANALYZE")
+    finally:
+        await connection.close()
+    return [token.text for token in made]
+
+
+@asynccontextmanager
+async def _polling(control: Site, credentials: Sequence[str]) -> AsyncIterator[Fleet]:
+    """Hold a poll for each of these, from when all are held until the block ends."""
+    fleet, slots, loop = Fleet(), asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop()
+    tls, digest = control.tls, wire.digest(INVENTORY)
+    made: list[asyncio.BaseTransport] = []
+
+    async def connect(credential: str) -> None:
+        poll = wire.canonical(wire.Poll(generation=0, digest=digest, boot_id=str(uuid4()), wait=25.0))
+        headers = [("Authorization", f"Bearer {credential}"), ("Content-Type", "application/json")]
+        raw = request("/v1/poll", poll, headers)
+        async with slots:
+            transport, _ = await loop.create_connection(
+                lambda: HeldPoll(fleet, raw), "127.0.0.1", control.control.port, ssl=tls, server_hostname="127.0.0.1"
+            )
+        made.append(transport)
+
+    try:
+        await asyncio.gather(*map(connect, credentials))
+        async with asyncio.timeout(60):
+            while await _held(control) < len(credentials) * 0.99:
+                await asyncio.sleep(0.2)
+        yield fleet
+    finally:
+        fleet.over = True
+        for transport in made:
+            transport.close()
+
+
+async def _held(control: Site) -> int:
+    """How many polls control holds, by its own count."""
+    async with control.api.get("/metrics") as answer:
+        text = await answer.text()
+    return int(float(next(line for line in text.splitlines() if line.startswith("skerry_held_polls ")).split()[1]))
+
+
+async def _page(control: Site, page: str) -> tuple[list[float], int]:
+    """The seconds that a page took, sorted, and its bytes."""
+    found: list[float] = []
+    size = 0
+    for number in range(ROUNDS + 5):
+        began = time.perf_counter()
+        async with control.api.get(page, headers={"accept": "text/html"}) as answer:
+            body = await answer.read()
+        took = time.perf_counter() - began
+        if answer.status != 200:
+            raise control.control.failure(f"{page}: {answer.status} {body[:300]!r}")
+        size = len(body)
+        if number >= 5:
+            found.append(took)
+    return sorted(found), size
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
