@@ -133,7 +133,9 @@ class Provider:
         Raises: AuthError, when it isn't the answer to this browser's question, or the provider's word isn't good;
         ProblemError provider_unavailable.
         """
-        given = {name: values[0] for name, values in answer.items() if len(values) == 1}
+        if any(len(values) > 1 for values in answer.values()):
+            raise _not_signed_in("a parameter is twice in the answer", "state")
+        given = {name: values[0] for name, values in answer.items()}
         to = _page_of(given.get("state", ""))
         if secret is None or not hmac.compare_digest(given.get("state", "").encode(), _state(secret, to).encode()):
             raise _not_signed_in(

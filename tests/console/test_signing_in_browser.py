@@ -1,0 +1,137 @@
+"""Signing in in a real Chromium: what it keeps of cookies, what the pages' policy lets it do, and what its keys do."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import ConsoleMessage, Page, async_playwright
+
+from control.access.sessions import COOKIE
+from control.local.pki import Pki
+from tests.support.control import Control, running
+from tests.support.openid_provider import CLIENT_ID, CLIENT_SECRET, provider
+from tests.support.ports import free_port
+
+FLAGS = ["--host-resolver-rules=MAP *.example 127.0.0.1"]
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[tuple[Page, list[str]]]:
+    """A page of a new browser, and what its console says of control's pages."""
+    async with async_playwright() as drive:
+        browser = await drive.chromium.launch(executable_path="/usr/bin/chromium", args=[*FLAGS, "--no-sandbox"])
+        context = await browser.new_context(ignore_https_errors=True)
+        page = await context.new_page()
+        said: list[str] = []
+
+        def hear(message: ConsoleMessage) -> None:
+            # The provider's own pages ask for fonts of the internet's.
+            if message.location.get("url", "").startswith("https://control.example"):
+                said.append(message.text)
+
+        page.on("console", hear)
+        page.set_default_timeout(60_000)
+        yield page, said
+        await browser.close()
+
+
+async def names(page: Page) -> set[str]:
+    return {cookie["name"] for cookie in await page.context.cookies() if "name" in cookie}
+
+
+@pytest.fixture
+async def started(
+    long_waits: None, database_url: str, bucket_url: str, pki: Pki, tmp_path: Path
+) -> AsyncIterator[tuple[Control, str]]:
+    """A control that a browser reaches as another site than its provider, and its URL there."""
+    port = free_port()
+    url = f"https://control.example:{port}"
+    (tmp_path / "secret").write_text(CLIENT_SECRET)
+    (tmp_path / "grants.toml").write_text('[groups]\nops = ["admin"]\n')
+    accounts: dict[str, dict[str, Any]] = {"u-1": {"preferred_username": "Ada", "groups": ["ops"]}}
+    async with AsyncExitStack() as stack:
+        made = await stack.enter_async_context(provider(url, accounts))
+        control = await stack.enter_async_context(
+            running(
+                database_url,
+                bucket_url,
+                pki,
+                port=port,
+                public_url=url,
+                oidc_issuer=made.issuer,
+                oidc_client_id=CLIENT_ID,
+                oidc_client_secret=tmp_path / "secret",
+                oidc_scopes="openid profile groups",
+                oidc_grants=tmp_path / "grants.toml",
+            )
+        )
+        yield control, url
+
+
+async def test_by_keyboard_alone_by_token_code_and_out(started: tuple[Control, str]) -> None:
+    control, url = started
+    async with chromium() as (page, said):
+        await page.goto(f"{url}/login")
+        assert page.url == f"{url}/sign-in?next=/login"
+        await page.focus("input[name=token]")
+        await page.keyboard.type(control.token)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"{url}/login")
+        assert COOKIE in await names(page)
+        assert await page.evaluate("document.cookie.includes('__Host-skerry')") is False
+        # The form for a code has the keyboard's focus.
+        made = await control.ok("POST", "/v1/logins", {"machine": "laptop"}, token="")
+        await page.keyboard.type(made["user_code"])
+        await page.keyboard.press("Enter")
+        await page.get_by_role("button", name="Allow").press("Enter")
+        await page.get_by_text("The login is allowed").wait_for()
+        await page.goto(f"{url}/")
+        await page.get_by_role("button", name="Sign out").press("Enter")
+        await page.wait_for_url(f"{url}/sign-in")
+        assert COOKIE not in await names(page)
+        code = (await control.ok("POST", "/v1/sign-in-codes"))["code"]
+        await page.goto(f"{url}/sign-in?by=code")
+        await page.keyboard.type(code)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"{url}/")
+        assert said == []
+
+
+async def test_at_a_provider_of_another_site(started: tuple[Control, str]) -> None:
+    """The way there and back goes over another site, and the session's cookie comes with the page after it."""
+    _, url = started
+    async with chromium() as (page, said):
+        await page.goto(f"{url}/sign-in?next=/login")
+        await page.get_by_role("link", name="Sign in with").click()
+        await page.fill("input[name=login]", "u-1")
+        await page.fill("input[name=password]", "x")
+        await page.click("button[type=submit]")
+        await page.click("button[type=submit]")
+        await page.wait_for_url(f"{url}/login")
+        assert await names(page) >= {COOKIE}
+        assert await page.get_by_text("ada-").count() > 0
+        await page.goto(f"{url}/")
+        await page.get_by_role("button", name="Sign out").click()
+        await page.get_by_role("link", name="Sign out there, too").wait_for()
+        assert COOKIE not in await names(page)
+        assert said == []
+
+
+async def test_a_page_of_another_site_sends_no_form(started: tuple[Control, str]) -> None:
+    """A sibling of the same site even, which a browser gives the cookie to."""
+    control, url = started
+    async with chromium() as (page, _):
+        await page.goto(f"{url}/sign-in")
+        await page.fill("input[name=token]", control.token)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"{url}/")
+        sibling = url.replace("control.example", "sibling.example")
+        for origin in (sibling, url.replace("control.example", "other.localhost")):
+            await page.goto(f"{origin}/healthz")
+            await page.set_content(f"<form method=post action='{url}/sign-out'><button>x</button></form>")
+            await page.click("button")
+            await page.get_by_text("form_refused").or_(page.get_by_text("credentials_missing")).first.wait_for()
+        await page.goto(f"{url}/login")
+        assert page.url == f"{url}/login"
