@@ -11,6 +11,7 @@ import pytest
 from control.local.pki import Pki, ensure
 from control.storage import bucket_owner, connection_quotas
 from control.sync import heartbeats, monitor
+from control.telemetry import webhook_sender
 from tests.guests import build
 from tests.support import replica
 from tests.support import services as servers
@@ -89,12 +90,12 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that a replica does by itself writes heartbeats, or looks after nodes or the bucket.
+    """Nothing that a replica does by itself writes heartbeats, looks after nodes or the bucket, or sends events.
 
     For tests that do so themselves: what its own pass has locked in that moment theirs would leave out, and what its
     own flush is about to write theirs wouldn't wait for.
     """
-    for module in (heartbeats, monitor):
+    for module in (heartbeats, monitor, webhook_sender):
         monkeypatch.setattr(module, "PERIOD", 1e6)
     monkeypatch.setattr(monitor, "SWEEP_PERIOD", 1e6)
     monkeypatch.setattr(bucket_owner, "CHECK_EVERY", 1e6)

@@ -9,11 +9,14 @@ from control import wire
 from control.api.bodies import fleet_responses as bodies
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply
+from control.problems import ProblemError
 from control.telemetry import group_numbers, tallies
 from control.telemetry.fleet_summary import GroupSummary
 from control.telemetry.recent_calls import MINUTES_SHOWN
 from control.telemetry.tallies import CallTally, Tallies
 
+LONGEST_OF_ALL = 24 * 60
+"""Minutes back for which the calls of all groups are read at once: a group has 10 KB an hour, or more."""
 MOST_FAILING = 20
 """Causes that are told of a group: the most frequent ones."""
 
@@ -53,10 +56,17 @@ async def fleet(call: ApiCall) -> Reply:
 async def calls(call: ApiCall) -> Reply:
     """GET /v1/fleet/calls, of the groups that the operator may see."""
     services, query = call.services, call.query
+    if query.group is None and query.minutes > LONGEST_OF_ALL:
+        raise ProblemError(
+            "invalid_parameter",
+            f"without a group, {LONGEST_OF_ALL} minutes are the most; name a group for up to 90 days",
+            field="minutes",
+        )
     wanted = _groups(call, query.group)
-    names = {id: g.name for id, g in services.fleet.groups.items() if wanted is None or g.name in wanted}
-    if query.group is not None and not names:
+    if query.group is not None and not (await services.standings.summary()).of(wanted).groups:
         raise unknown_group(query.group)
+    # A group that this replica hasn't heard of has no node, and no calls.
+    names = {id: g.name for id, g in services.fleet.groups.items() if wanted is None or g.name in wanted}
     now = services.clock.now()
     since = now.replace(second=0, microsecond=0) - timedelta(minutes=query.minutes - 1)
     numbers = services.numbers

@@ -46,6 +46,9 @@ async def test_the_fleet_by_group(control_site: Site) -> None:
         assert only == shops
         for path in ("/v1/fleet", "/v1/fleet/calls"):
             assert (await replica.call("GET", f"{path}?group=nowhere")).json()["code"] == "unknown_group"
+        wide = await replica.call("GET", "/v1/fleet/calls?minutes=1441")
+        assert (wide.status, wide.json()["field"]) == (422, "minutes")
+        assert (await ask(replica, "/v1/fleet/calls?minutes=129600&group=shops"))["calls"] == []
 
 
 async def test_a_release_whose_calls_all_fail_is_seen_on_every_replica(control_site: Site) -> None:
