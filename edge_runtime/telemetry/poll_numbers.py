@@ -23,6 +23,9 @@ PERIOD: Final = 60.0
 """Seconds from one message to the next, give or take `SPREAD` of them."""
 SOON: Final = 5.0
 """The same for a while after a change of release."""
+EARLY: Final = 1.6
+"""Seconds before its time at which a message is made, among those that come soon after each other: another poll for
+what is left of them would cost more."""
 SOON_FOR: Final = 120.0
 """Seconds after a change of release."""
 SPREAD: Final = 0.25
@@ -77,7 +80,9 @@ class PollNumbers:
             self._soon_until = now + SOON_FOR
             self._due = min(self._due, now + self._soon(SOON))
         self._served, self._polled = release, True
-        if not self._open and now >= self._due:
+        # Control answers a held poll a little before its time.
+        early = EARLY if now < self._soon_until else 0.0
+        if not self._open and now >= self._due - early:
             await self._close(now)
         return self._open
 

@@ -113,6 +113,21 @@ async def test_often_for_two_minutes_after_a_change_of_release():
     assert await world.after(SOON) == b""
 
 
+async def test_a_poll_that_control_answers_a_little_early_carries_the_next_message():
+    world = World()
+    await world.after(0)
+    world.release = 2
+    world.call()
+    first = await world.after(0) or await world.after(SOON)
+    world.numbers.answered(first)
+    for _ in range(10):
+        world.call()
+        wait = world.numbers.hold(25.0)
+        numbers = await world.after(wait * 0.8)
+        world.numbers.answered(numbers)
+        assert told(numbers) == 1
+
+
 async def test_the_start_of_the_process_is_no_change_of_release_but_the_first_release_is():
     world = World(release=7)
     await world.after(0)
