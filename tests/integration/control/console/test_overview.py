@@ -1,8 +1,14 @@
 """The overview of a real control: what it says, to whom, and that it goes on by itself."""
 
+import asyncio
+import itertools
+import ssl
+
 import pytest
 
+from control.console import rendering
 from control.telemetry.fleet_summary import FleetGrid
+from control.web import connection_limits
 from tests.support.console import MARKUP, fails, live, page, release
 from tests.support.replica import Site
 
@@ -111,3 +117,22 @@ async def test_a_group_that_the_grid_does_not_have_yet(control_site: Site, monke
             await stream.until(lambda s: "g-shops" in s.parts and "2 of 2 nodes" in s.parts["say"])
         shown = await page(replica, "/")
         assert (shown.status, "shops 1 node, no release yet" in shown.words) == (200, True)
+
+
+async def test_who_reads_nothing_is_let_go(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limits, "WRITE_SECONDS", 1.0)
+    count = itertools.count()
+    large = "x" * 1_000_000
+    monkeypatch.setattr(rendering, "parts", lambda *_, **__: lambda *_, **__: f"<p>{next(count)}{large}</p>")
+    async with control_site.running() as replica:
+        await replica.join("edge-1")
+        tls = ssl.create_default_context(cafile=str(replica.ca))
+        port = int(replica.url.rpartition(":")[2])
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname="127.0.0.1")
+        head = f"GET /live?page=/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {replica.admin}\r\n\r\n"
+        writer.write(head.encode())
+        for streams in (1, 0):
+            async with asyncio.timeout(60):
+                while replica.server.app.hub.streams != streams:
+                    await asyncio.sleep(0.02)
+        writer.close()
