@@ -16,8 +16,8 @@ from control.access import provider as client
 from control.access.sessions import COOKIE
 from control.console.sign_in_pages import PROVIDER_COOKIE
 from control.local.pki import Pki
-from tests.support.console_browser import ConsoleBrowser
 from tests.support.control import Control, running
+from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.openid_provider import (
     CLIENT_ID,
     CLIENT_SECRET,

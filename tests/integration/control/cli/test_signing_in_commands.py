@@ -15,8 +15,8 @@ import pytest
 
 from control.access.sessions import COOKIE
 from control.local.pki import Pki
-from tests.support.console_browser import ConsoleBrowser
 from tests.support.control import Control
+from tests.support.cookies_and_forms import ConsoleBrowser
 
 
 @dataclass

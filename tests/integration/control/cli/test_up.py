@@ -20,7 +20,7 @@ import pytest
 from control.access.sessions import COOKIE
 from control.cli.support import local
 from control.local.process import ServiceError
-from tests.support.console_browser import ConsoleBrowser
+from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.up import LIMIT, ROOT, Shell, Up, make_home
 
 

@@ -10,8 +10,8 @@ from control.access import sign_ins
 from control.access.sessions import COOKIE
 from control.console.sign_in_pages import VISIT_COOKIE
 from control.local.pki import Pki
-from tests.support.console_browser import ConsoleBrowser
 from tests.support.control import Control, running
+from tests.support.cookies_and_forms import ConsoleBrowser
 
 
 @pytest.fixture
