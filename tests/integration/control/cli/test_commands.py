@@ -26,6 +26,27 @@ def test_status_for_a_script(skerry: Shell) -> None:
     skerry("status", "--check")
 
 
+def test_status_shows_how_a_releases_calls_end(skerry: Shell) -> None:
+    """Nodes tell it with their polls, each 5 s for two minutes after a change of release."""
+    hello = ROOT / "examples" / "hello"
+    skerry("function", "push", "told", str(hello / "hello.wasm"), "--manifest", str(hello / "manifest.json"), "--wait")
+    for _ in range(3):
+        skerry("invoke", "told")
+    deadline = time.monotonic() + LIMIT
+    while True:
+        found = skerry.json("status")["fleet"]
+        (group,) = (g for g in found["groups"] if g["name"] == "default")
+        if group["releases"][0]["calls"] >= 3:
+            break
+        assert time.monotonic() < deadline, group
+        time.sleep(0.2)
+    newest = group["releases"][0]
+    assert (newest["release"], newest["nodes"], newest["errors"]) == (group["release"], 1, 0)
+    assert (group["nodes"], group["standings"]["at_target"]) == (1, 1)
+    assert 0 < newest["p50"] <= newest["p99"] < LIMIT
+    assert f"release {group['release']}: 1 node, " in skerry("status")
+
+
 def test_a_schema_change_that_fails_on_the_data(skerry: Shell, tmp_path: Path) -> None:
     visits, index, amended = ROOT / "examples" / "visits", tmp_path / "index.sql", tmp_path / "amended.sql"
     index.write_text("CREATE UNIQUE INDEX one_count ON visits (count);")
