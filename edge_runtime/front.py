@@ -223,6 +223,9 @@ class Front:
             group.create_task(self.verification.run())
             if self.agent is not None:
                 group.create_task(self.agent.run())
+                if self.agent.watched is not None:
+                    self.agent.watched.ring = self.ring
+                    group.create_task(self.agent.watched.run())
                 group.create_task(self._tell_rows())
 
     async def _tell_rows(self) -> None:

@@ -39,6 +39,7 @@ class Given:
         self._runtime = runtime
         self._compiler = compiler
         self.numbers = PollNumbers()
+        self.watched = None
         compiler.best = QUICK
 
     async def run(self) -> None:

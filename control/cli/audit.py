@@ -14,25 +14,6 @@ from control.cli.support.client import Client, Failure, Json, path
 
 LATE_MINUTES = int(audit_chain.LATE.total_seconds() // 60)
 UNSEALED_MINUTES = 5
-UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
-
-
-class TimeType(click.ParamType[datetime, str]):
-    """A date or a time of ISO 8601 (without an offset: this machine's), or how long ago it was, such as 2d or 30m."""
-
-    name = "time"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            if value[-1:] in UNITS and value[:-1].isdecimal():
-                return datetime.now(UTC) - timedelta(**{UNITS[value[-1]]: int(value[:-1])})
-            return datetime.fromisoformat(value).astimezone(UTC)
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is no time: 2026-11-27, 2026-11-27T18:00, or a time ago such as 2d, 3h, 30m", param, ctx
-            )
 
 
 class HashType(click.ParamType[str, str]):
@@ -47,7 +28,6 @@ class HashType(click.ParamType[str, str]):
         return text
 
 
-TIME = TimeType()
 HASH = HashType()
 
 
@@ -60,8 +40,10 @@ def command() -> None:
 @click.option("--actor", help="Changes by this operator, node, or part of control.")
 @click.option("--target", help="Changes of this, such as a node's name, NAME@VERSION, GROUP/NUMBER.")
 @click.option("--action", help="Changes of this kind, such as release.create.")
-@click.option("--since", type=TIME, help="Not before this time (2026-11-27, 2026-11-27T18:00, or 2d, 3h, 30m ago).")
-@click.option("--until", type=TIME, help="Before this time.")
+@click.option(
+    "--since", type=options.TIME, help="Not before this time (2026-11-27, 2026-11-27T18:00, or 2d, 3h, 30m ago)."
+)
+@click.option("--until", type=options.TIME, help="Before this time.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
 @options.json_option
 @options.asynchronous

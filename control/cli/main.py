@@ -33,6 +33,8 @@ VERBS = {
     "webhook": "control.cli.webhooks",
     "syncs": "control.cli.syncs",
     "audit": "control.cli.audit",
+    "logs": "control.cli.live.logs",
+    "calls": "control.cli.live.logs:calls",
     "artifacts": "control.cli.artifacts",
     "settings": "control.cli.settings",
 }

@@ -27,7 +27,7 @@ from control.sync.watches import CachedWatch
 from control.telemetry import record_lines, watch_rows
 from control.telemetry.fair_rates import NodeRates
 from control.telemetry.record_relay import NodeBatch, RecordRelay
-from control.telemetry.viewer import NAMED, Ask, Viewer
+from control.telemetry.viewer import NAMED, Ask, Viewer, node_rates
 
 LEASE = timedelta(seconds=12)
 """How long a watch lives that nobody renews."""
@@ -164,7 +164,7 @@ class LiveRecords:
             viewer.share()
             rates, rate = viewer.rates, viewer.rate
         else:
-            rates, rate = self._remote.setdefault(watch.id, NodeRates(watch.question.limit)), watch.rate
+            rates, rate = self._remote.setdefault(watch.id, node_rates(watch.question)), watch.rate
         count = len(found.lines)
         taken = rates.take(node.id, count, sampled, rate, now)
         lines = found.lines if taken >= count else _evenly(found.lines, taken)

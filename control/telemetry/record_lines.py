@@ -86,9 +86,11 @@ class CallRecord(Struct, tag_field="kind", tag="call", omit_defaults=True):
 
 
 Kind = Literal["lines", "calls"]
-_DECODERS: dict[str, "msgspec.json.Decoder[LogRecord | NodeLogRecord] | msgspec.json.Decoder[CallRecord]"] = {
+_DECODERS: dict[
+    str, "msgspec.json.Decoder[LogRecord | NodeLogRecord] | msgspec.json.Decoder[CallRecord | LogRecord]"
+] = {
     "lines": msgspec.json.Decoder(LogRecord | NodeLogRecord),
-    "calls": msgspec.json.Decoder(CallRecord),
+    "calls": msgspec.json.Decoder(CallRecord | LogRecord),
 }
 _encode = msgspec.json.Encoder().encode
 

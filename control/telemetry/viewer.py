@@ -32,6 +32,8 @@ BUDGET = 2000.0
 """Records a second of all nodes together."""
 LEAST_RATE = 0.05
 """Records a second that a node may send at least."""
+LINES_OF_CALL = 20
+"""Lines of its log that a node sends with a call, at most."""
 NAMED = 20
 """Nodes that a notice names."""
 
@@ -84,6 +86,11 @@ def notice(kind: str, message: str, count: int = 0, nodes: list[str] | None = No
     return msgspec.json.encode(Notice(kind, message, count, nodes or [], code)) + b"\n"
 
 
+def node_rates(question: wire.Question) -> NodeRates:
+    """The nodes that answer a question. Of a call, a node sends what it logged, too."""
+    return NodeRates(question.limit * (LINES_OF_CALL + 1 if question.kind == "calls" else 1))
+
+
 class Viewer:
     """A view. Records are `put`; its reader takes `pieces`."""
 
@@ -93,7 +100,7 @@ class Viewer:
         self.kind = question.kind
         self.may = ask.may
         self.nodes = nodes
-        self.rates = NodeRates(question.limit)
+        self.rates = node_rates(question)
         self.rate = max(LEAST_RATE, BUDGET / max(1, nodes.asked))
         """Records a second that each node may send."""
         self.told_rate = self.rate
@@ -247,7 +254,7 @@ class Viewer:
 COUNT_TEXTS = {
     "dropped": "records were dropped, because they were read too slowly",
     "sampled": "records were left out evenly, because there are too many",
-    "left_out": "older records were left out",
+    "left_out": "nodes have older records that were asked for, too",
     "invalid": "lines of nodes weren't records",
 }
 END_TEXTS = {

@@ -22,8 +22,9 @@ from control.web.app import create_app
 from control.web.listener import ListeningSockets
 from control.web.metrics_app import MetricsApp
 
-KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: a new handshake costs as much as twenty polls."""
+KEEP_ALIVE = 150
+"""Seconds that an idle connection is kept: a new handshake costs as much as twenty polls. Nodes that send a record a
+minute to who watches them keep theirs."""
 BACKLOG = 4096
 """Connections that wait in the kernel to be accepted."""
 HANDSHAKE_SECONDS = 10.0

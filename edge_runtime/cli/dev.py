@@ -127,6 +127,7 @@ class Driver:
         """sha256 of the artifact that was served before: a compiler may still be working on it."""
         self.put_span: Callable[[TraceSpan], None] | None = None
         self.numbers = PollNumbers()
+        self.watched = None
 
     def status(self) -> dict[str, Any]:
         return {}

@@ -25,6 +25,7 @@ from edge_runtime.sync.outbox import Outbox, despite_the_disk
 from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.retries import FailedSync
 from edge_runtime.sync.sql_runs import SqlRunReports
+from edge_runtime.sync.watched_records import WatchedRecords
 from edge_runtime.telemetry.node_agent import AgentFacts
 from edge_runtime.telemetry.poll_numbers import PollNumbers
 from edge_runtime.telemetry.spans import TraceSpan
@@ -67,8 +68,7 @@ class Agent:
         self._capabilities = capabilities.document()
         self._capabilities_digest = capabilities.digest(self._capabilities)
         self._report_wanted = False
-        self._watching = ""
-        """The digest of the last `wire.Watch`."""
+        self.watched = WatchedRecords()
         self._quick = 0
         self._troubles = 0
         self._failed: FailedSync | None = None
@@ -194,7 +194,7 @@ class Agent:
             case wire.Report():
                 await self._breathe(took)
             case wire.Watch():
-                self._watching = answer.digest
+                self.watched.take(answer, self._client)
                 await self._breathe(took)
             case None:
                 # If the poll said that the node waits, control may have answered 204 only for that reason.
@@ -222,7 +222,7 @@ class Agent:
             capabilities_digest=self._capabilities_digest,
             capabilities=self._capabilities if self._report_wanted else None,
             protocol=wire.PROTOCOL,
-            watching=self._watching,
+            watching=self.watched.digest,
             numbers=numbers,
         )
         loop = asyncio.get_running_loop()

@@ -4,10 +4,12 @@ Control is verified with the node's CA (the system's CAs if it has none), the ar
 is sent to control alone, never along with a redirect or to a presigned URL, which carries its own signature.
 """
 
+import asyncio
 import ipaddress
 import re
 import ssl
 import urllib.request
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -27,14 +29,19 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection."""
 ANSWER_TIMEOUT = 30.0
 """Seconds without a byte from the other side; a poll may be held in addition."""
-KEEP_ALIVE = 60.0
-"""Seconds that an idle connection is kept: less than control's 75, so that the node ends it first."""
+KEEP_ALIVE = 120.0
+"""Seconds that an idle connection is kept: less than control's 150, so that the node ends it first."""
 ANSWER_LIMIT = 64 * 1024 * 1024
 """Bytes that an answer of control may have."""
 PROBLEM_LIMIT = 64 * 1024
 """Bytes that an error of the artifact store may have."""
 RELEASE_HEADER = "X-Skerry-Release"
 """With the answer to a poll of a node at its target: the release's group, number and generation."""
+
+PACKED_FROM = 2048
+"""Bytes of records from which on they are packed."""
+PACKED = b"\x78\x01"
+"""How packed records begin, as no record does."""
 
 T = TypeVar("T")
 
@@ -100,6 +107,11 @@ class ControlClient:
         if self._session is not None:
             await self._session.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether its session has ended."""
+        return self._session is None or self._session.closed
+
     async def poll(self, poll: wire.Poll) -> wire.Answer | None:
         """Poll control, which holds the poll for up to `poll.wait` seconds; return None if there is nothing to do
         (204)."""
@@ -134,6 +146,19 @@ class ControlClient:
         """Tell control of SQL that somebody has run on the node."""
         await self._call("POST", "/v1/nodes/self/sql", run)
 
+    async def send_records(
+        self, watch: str, lines: bytes, *, sampled: int = 0, left_out: int = 0, done: bool = False
+    ) -> float:
+        """Send records of a watch, as lines of JSON; return how many may be sent a second from now on.
+
+        `sampled` records were left out to keep that rate, `left_out` older ones for another reason; `done`: all was
+        sent that was there when the question came.
+        """
+        query = f"sampled={sampled}&left_out={left_out}&done={str(done).lower()}"
+        path = f"/v1/nodes/self/watches/{watch}?{query}"
+        body = lines if len(lines) < PACKED_FROM else await asyncio.to_thread(zlib.compress, lines, 1)
+        return (await self._typed("POST", path, body, wire.BatchTaken)).rate
+
     async def join(self, join: wire.Join) -> wire.Joined:
         """Become a node; the session's credential is the join token."""
         return await self._typed("POST", "/v1/nodes", join, wire.Joined)
@@ -166,7 +191,7 @@ class ControlClient:
             502, "redirected", f"{_shown(target)} sends on again instead of answering with the artifact"
         )
 
-    async def _typed(self, method: str, path: str, message: wire.Message | None, kind: type[T]) -> T:
+    async def _typed(self, method: str, path: str, message: wire.Message | bytes | None, kind: type[T]) -> T:
         status, body = await self._call(method, path, message)
         try:
             return msgspec.json.decode(body, type=kind)
@@ -174,10 +199,17 @@ class ControlClient:
             message_ = f"control's answer to {method} {path} makes no sense: {error}"
             raise ControlRefused(status, "answer_unknown", message_) from None
 
-    async def _call(self, method: str, path: str, message: wire.Message | None, wait: float = 0.0) -> tuple[int, bytes]:
+    async def _call(
+        self, method: str, path: str, message: wire.Message | bytes | None, wait: float = 0.0
+    ) -> tuple[int, bytes]:
         headers = self._own_headers()
         body = b""
-        if message is not None:
+        if isinstance(message, bytes):
+            body = message
+            headers["Content-Type"] = "application/x-ndjson"
+            if body.startswith(PACKED):
+                headers["Content-Encoding"] = "deflate"
+        elif message is not None:
             headers["Content-Type"] = "application/json"
             body = msgspec.json.encode(message)
         url = self._base.join(URL(path))
@@ -185,7 +217,8 @@ class ControlClient:
         async with self._request(method, url, headers, body, wait + ANSWER_TIMEOUT, self._control_tls) as response:
             data = await read_limited(response, ANSWER_LIMIT)
             self._note_date(response.headers.get("Date"), sent)
-            self.release = told_release(response.headers.get(RELEASE_HEADER, ""))
+            if not isinstance(message, bytes):  # those come beside polls
+                self.release = told_release(response.headers.get(RELEASE_HEADER, ""))
             if response.status >= 300:
                 raise refusal(response, data, True)
             return response.status, data

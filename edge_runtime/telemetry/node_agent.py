@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.spans import TraceSpan
 
 
@@ -20,6 +21,15 @@ class AgentFacts(NamedTuple):
     """When the node's credential ends (Unix seconds); None where that isn't known."""
 
 
+class RecordSender(Protocol):
+    """Sends the node's records to control while somebody watches them."""
+
+    ring: Ring | None
+    """Where the records are."""
+
+    async def run(self) -> None: ...
+
+
 class NodeAgent(Protocol):
     """Keeps the node at its target: the sync agent, or the driver of `skerry-edge dev`."""
 
@@ -27,6 +37,10 @@ class NodeAgent(Protocol):
     """What polls tell of calls."""
     put_span: Callable[[TraceSpan], None] | None
     """Takes the spans of syncs, where the node sends traces."""
+
+    @property
+    def watched(self) -> RecordSender | None:
+        """What sends records; None where there is nobody to send them to."""
 
     async def run(self) -> None: ...
 

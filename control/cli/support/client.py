@@ -280,27 +280,32 @@ class Client:
                     content = await response.read()
                     self._ending = self._ending or response.headers.get("connection", "").lower() == "close"
             except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-                raise Unreachable(
-                    f"{self._to.url} can't be trusted: {error}",
-                    code="tls",
-                    cure="set SKERRY_CA to the file of control's CA, and use a name that its certificate has",
-                ) from error
+                raise self.untrusted(error) from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                failure = Unreachable(
-                    f"{self._to.url} can't be reached: {error or type(error).__name__}",
-                    code="unreachable",
-                    cure="is control running, and is SKERRY_URL right?",
-                )
                 if attempt == ATTEMPTS:
-                    raise failure from error
+                    raise self.unreachable(error) from error
             else:
                 if response.status != 503:
-                    return _answer(method, where, response.status, content)
+                    return answer_of(method, where, response.status, content)
                 if attempt == ATTEMPTS:
-                    raise _problem(Unreachable, method, where, response.status, content)
+                    raise problem_of(Unreachable, method, where, response.status, content)
                 pause = max(pause, min(_seconds(response.headers.get("retry-after")), LONGEST_PAUSE))
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
+
+    def untrusted(self, error: Exception) -> Unreachable:
+        return Unreachable(
+            f"{self._to.url} can't be trusted: {error}",
+            code="tls",
+            cure="set SKERRY_CA to the file of control's CA, and use a name that its certificate has",
+        )
+
+    def unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(
+            f"{self._to.url} can't be reached: {error or type(error).__name__}",
+            code="unreachable",
+            cure="is control running, and is SKERRY_URL right?",
+        )
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -329,11 +334,11 @@ async def _pieces(file: Path, sent: Callable[[int], None] | None) -> AsyncIterat
             sent(-gone)
 
 
-def _answer(method: str, where: str, status: int, content: bytes) -> Json:
+def answer_of(method: str, where: str, status: int, content: bytes) -> Json:
     if 400 <= status < 500:
-        raise _problem(RequestRefused, method, where, status, content)
+        raise problem_of(RequestRefused, method, where, status, content)
     if not 200 <= status < 300:
-        raise _problem(Failure, method, where, status, content)
+        raise problem_of(Failure, method, where, status, content)
     if not content:
         return {}
     try:
@@ -345,7 +350,7 @@ def _answer(method: str, where: str, status: int, content: bytes) -> Json:
     return value
 
 
-def _problem(kind: type[Failure], method: str, where: str, status: int, content: bytes) -> Failure:
+def problem_of(kind: type[Failure], method: str, where: str, status: int, content: bytes) -> Failure:
     try:
         problem = orjson.loads(content)
     except orjson.JSONDecodeError:

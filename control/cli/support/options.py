@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import click
@@ -12,6 +13,7 @@ from control.cli.support.client import Client, connection_settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
+UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -34,6 +36,24 @@ class NameType(click.ParamType[str, str]):
         return value
 
 
+class TimeType(click.ParamType[datetime, str]):
+    """A date or a time of ISO 8601 (without an offset: this machine's), or how long ago it was, such as 2d or 30m."""
+
+    name = "time"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            if value[-1:] in UNITS and value[:-1].isdecimal():
+                return datetime.now(UTC) - timedelta(**{UNITS[value[-1]]: int(value[:-1])})
+            return datetime.fromisoformat(value).astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no time: 2026-11-27, 2026-11-27T18:00, or a time ago such as 2d, 3h, 30m", param, ctx
+            )
+
+
 class PairType(click.ParamType[tuple[str, str], Any]):
     """A key and a value, written KEY=VALUE."""
 
@@ -49,6 +69,7 @@ class PairType(click.ParamType[tuple[str, str], Any]):
 
 
 NAME = NameType()
+TIME = TimeType()
 PAIR = PairType()
 
 

@@ -47,6 +47,11 @@ def document(value: object) -> None:
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
+def json_line(value: object) -> None:
+    """Print a value as a line of JSON, to stdout."""
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
     """Print a table, or the line `empty` where there are no rows."""
     listed = list(rows)

@@ -1,0 +1,221 @@
+"""What an open `skerry logs -f` on all nodes costs control: `python -m bench.parts.watched_nodes [NODES]` alone.
+
+Simulated nodes at their targets hold polls over TLS, as nodes do. Then an operator watches them all, and each node
+sends a line of its log a minute, on a second connection that it keeps. Compared is the CPU of control's process.
+"""
+
+import asyncio
+import random
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import orjson
+import uvloop
+
+from bench.parts import cpu
+from bench.parts.servers import Site, folder, site
+from control import tokens, wire
+from control.storage import database
+
+BAR = 1.5
+"""CPU with an open view over that without one, at most."""
+NODES = 2000
+MINUTE = 60.0
+"""Seconds between two lines of a node."""
+WARM = 30.0
+"""Seconds in which all nodes have polled again, and their connections are there."""
+SECONDS = 30.0
+ROUNDS = 3
+JOINS = 50
+"""Handshakes at once."""
+
+
+class SimulatedNode:
+    """A node at its target: one connection that polls, and one that sends lines while somebody watches."""
+
+    def __init__(self, name: str, credential: str, tls: ssl.SSLContext, port: int) -> None:
+        self.name = name
+        self._tls = tls
+        self._port = port
+        self._auth = f"host: 127.0.0.1\r\nauthorization: Bearer {credential}\r\n".encode()
+        self._inventory = wire.Inventory(database_id=str(uuid4()))
+        self._boot_id = str(uuid4())
+        self.watching = ""
+        self.watch = ""
+        """The id of the watch, '' where there is none."""
+        self.sent = 0
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self._port, ssl=self._tls, server_hostname="127.0.0.1")
+
+    async def _ask(self, stream: Any, path: str, body: bytes) -> tuple[int, bytes]:
+        reader, writer = stream
+        head = b"POST %b HTTP/1.1\r\n%bcontent-type: application/json\r\n" % (path.encode(), self._auth)
+        writer.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        status = int(answer[9:12])
+        length = next((int(line[15:]) for line in answer.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0)
+        return status, await reader.readexactly(length)
+
+    def _poll(self, wait: float, *, report: bool = False) -> bytes:
+        inventory = self._inventory if report else None
+        poll = wire.Poll(0, wire.digest(self._inventory), self._boot_id, wait, inventory=inventory)
+        poll.protocol, poll.watching = wire.PROTOCOL, self.watching
+        return wire.canonical(poll)
+
+    async def run(self, slots: asyncio.Semaphore) -> None:
+        """Poll until cancelled."""
+        async with slots:
+            stream = await self._connect()
+            status, body = await self._ask(stream, "/v1/poll", self._poll(0.0, report=True))
+        while True:
+            if status == 200:
+                answer = orjson.loads(body)
+                assert answer["type"] == "watch", answer
+                self.watching = answer["digest"]
+                self.watch = next((question["id"] for question in answer.get("questions", [])), "")
+            else:
+                assert status == 204, body
+            status, body = await self._ask(stream, "/v1/poll", self._poll(25.0))
+
+    async def write(self, slots: asyncio.Semaphore) -> None:
+        """Send a line each minute while somebody watches, until cancelled."""
+        stream: Any = None
+        await asyncio.sleep(random.random() * MINUTE)
+        while True:
+            if self.watch:
+                if stream is None:
+                    async with slots:
+                        stream = await self._connect()
+                t = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + ".000Z"
+                told = {"t": t, "kind": "log", "level": "info", "function": "orders", "version": 3, "release": 12}
+                line = orjson.dumps({**told, "call": "6f2a1b3c-17", "message": f"order {self.sent} was stored"})
+                path = f"/v1/nodes/self/watches/{self.watch}?sampled=0&left_out=0&done=false"
+                status, body = await self._ask(stream, path, line + b"\n")
+                assert status in (200, 410), body
+                self.sent += status == 200
+            await asyncio.sleep(MINUTE)
+
+
+async def put_nodes(control: Site, count: int) -> list[tuple[str, str]]:
+    """Add nodes straight to the metadata; return their names and credentials."""
+    made = [(f"watched-{number}", str(uuid4()), tokens.new_token("node")) for number in range(count)]
+    db = await database.connect(control.services.metadata_url, connections=1)
+
+    async def write(conn: Any) -> None:
+        await conn.execute(
+            "INSERT INTO nodes (id, name, group_id, state, state_since, joined_at, protocol) SELECT k.id, k.name, g.id,"
+            " 'online', now(), now(), 2 FROM unnest($1::text[]::uuid[], $2::text[]) AS k (id, name),"
+            " (SELECT id FROM groups WHERE name = 'default') AS g",
+            [id for _, id, _ in made],
+            [name for name, _, _ in made],
+        )
+        await conn.execute(
+            "INSERT INTO node_presence (node_id, last_seen_at, confirmed_at) SELECT k.id, now(), now()"
+            " FROM unnest($1::text[]::uuid[]) AS k (id)",
+            [id for _, id, _ in made],
+        )
+        await conn.execute(
+            "INSERT INTO credentials (id, node_id, secret_hash, created_at, first_used_at)"
+            " SELECT k.id, k.node, k.hash, now(), now()"
+            " FROM unnest($1::text[]::uuid[], $2::text[]::uuid[], $3::text[]) AS k (id, node, hash)",
+            [str(token.id) for _, _, token in made],
+            [id for _, id, _ in made],
+            [token.secret_hash for _, _, token in made],
+        )
+
+    try:
+        await db.transaction(write)
+    finally:
+        await db.close()
+    return [(name, token.text) for name, _, token in made]
+
+
+@asynccontextmanager
+async def view(control: Site) -> AsyncIterator[dict[str, int]]:
+    """Watch all nodes, as `skerry logs -f` does; yields how many lines came, by node."""
+    shown: dict[str, int] = {}
+
+    async def read() -> None:
+        limits = aiohttp.ClientTimeout(total=None)
+        async with control.api.get("/v1/logs", params={"follow": "true"}, timeout=limits) as answer:
+            assert answer.status == 200, await answer.text()
+            async for line in answer.content:
+                if line.strip():
+                    said = orjson.loads(line)
+                    if said["kind"] == "log":
+                        shown[said["node"]] = shown.get(said["node"], 0) + 1
+
+    reading = asyncio.ensure_future(read())
+    try:
+        yield shown
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def measure(control: Site, count: int = NODES) -> tuple[float, dict[str, Any]]:
+    """The bar over the CPU with an open view by that without one, and details."""
+    slots = asyncio.Semaphore(JOINS)
+    credentials = await put_nodes(control, count)
+    tls = control.tls
+    nodes = [SimulatedNode(name, credential, tls, control.control.port) for name, credential in credentials]
+    pid = control.control.pid
+
+    async def used() -> float:
+        began, before = time.monotonic(), cpu.seconds([pid])
+        await asyncio.sleep(SECONDS)
+        return (cpu.seconds([pid]) - before) / (time.monotonic() - began)
+
+    tasks = [asyncio.ensure_future(node.run(slots)) for node in nodes]
+    tasks += [asyncio.ensure_future(node.write(slots)) for node in nodes]
+    try:
+        await asyncio.sleep(WARM)
+        rounds = []
+        for _ in range(ROUNDS):
+            without = await used()
+            async with view(control) as shown:
+                # All have made their second connection, which they keep.
+                await asyncio.sleep(MINUTE + 5)
+                sent = sum(node.sent for node in nodes)
+                watched = await used()
+                sent = sum(node.sent for node in nodes) - sent
+            rounds.append((without, watched, sent, sum(shown.values())))
+            await asyncio.sleep(5)
+        failed = [task for task in tasks if task.done()]
+        assert not failed, failed[0].exception()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    ratio = median(watched / without for without, watched, _, _ in rounds)
+    details = {
+        "nodes": count,
+        "control_core_without": [round(without, 4) for without, _, _, _ in rounds],
+        "control_core_with": [round(watched, 4) for _, watched, _, _ in rounds],
+        "lines_a_second": [round(sent / SECONDS, 1) for _, _, sent, _ in rounds],
+        "lines_shown": [shown for _, _, _, shown in rounds],
+        "with_over_without": round(ratio, 3),
+    }
+    return BAR / ratio, details
+
+
+async def main() -> None:
+    load, server = cpu.cores()
+    async with folder() as where, AsyncExitStack() as stack:
+        control = await stack.enter_async_context(site(where, server))
+        with cpu.pinned(load):
+            ratio, details = await measure(control, int(sys.argv[1]) if len(sys.argv) > 1 else NODES)
+    print(f"{ratio:.2f} of the bar\n{orjson.dumps(details, option=orjson.OPT_INDENT_2).decode()}")
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -1,0 +1,154 @@
+"""Records of nodes as they come, over the end of a replica and other interruptions, and what is said beside them."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+import aiohttp
+import orjson
+
+from control.cli.support import output
+from control.cli.support.client import (
+    ATTEMPTS,
+    Client,
+    Json,
+    RequestRefused,
+    Unreachable,
+    answer_of,
+    path,
+    problem_of,
+)
+
+SILENCE = 20.0
+"""Seconds without a byte of an answer that has no end, in which control sends an empty line each 5 s."""
+OVERLAP = timedelta(seconds=5)
+"""How far before the last line is asked again after an interruption: what comes twice is left out."""
+RECENT = 50_000
+"""Lines that are remembered for that."""
+LONGEST_PAUSE = 5.0
+"""Seconds between two attempts to go on, at most."""
+GOES_ON = ("shutting_down", "watch_ended", "role_insufficient")
+"""Codes with which a view ends that can be opened again at once."""
+ONCE = ("begin", "offline", "too_old", "silent", "history")
+"""Notices that say nothing new when a view is opened again."""
+
+
+class RecordClient(Client):
+    """A client that also reads answers without an end."""
+
+    async def lines(self, where: str, **query: str | int | None) -> AsyncIterator[tuple[bytes, datetime | None]]:
+        """Yield the lines of an answer that has no end, as they come, with control's time when it began to answer.
+
+        Raises: RequestRefused, when control answers 4xx; Unreachable, when it can't be reached or trusted, answers 503,
+        or says nothing for `SILENCE` seconds; Failure, when it answers anything else that isn't a success.
+        """
+        headers = {"accept": "application/x-ndjson"}
+        if self._to.token:
+            headers["authorization"] = f"Bearer {self._to.token}"
+        parameters = {name: str(value) for name, value in query.items() if value is not None}
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE)
+        try:
+            async with self._open().get(
+                self._to.url + where, params=parameters, headers=headers, allow_redirects=False, timeout=limits
+            ) as response:
+                if response.status != 200:
+                    content = await response.read()
+                    if response.status == 503:
+                        raise problem_of(Unreachable, "GET", where, response.status, content)
+                    answer_of("GET", where, response.status, content)
+                began, rest = _date(response.headers.get("date")), b""
+                async for piece in response.content.iter_any():
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
+                        yield line, began
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+            raise self.untrusted(error) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self.unreachable(error) from error
+
+
+class Part(NamedTuple):
+    """A record, or a notice."""
+
+    record: Json | None
+    notice: Json | None
+    raw: bytes
+
+
+class _Recent:
+    """The lines that were seen last."""
+
+    def __init__(self) -> None:
+        self._order: deque[int] = deque()
+        self._known: set[int] = set()
+
+    def new(self, line: bytes) -> bool:
+        """Remember a line; return whether it wasn't seen before."""
+        key = hash(line)
+        if key in self._known:
+            return False
+        self._known.add(key)
+        self._order.append(key)
+        if len(self._order) > RECENT:
+            self._known.discard(self._order.popleft())
+        return True
+
+
+async def parts(control: RecordClient, query: dict[str, str | int | None]) -> AsyncIterator[Part]:
+    """Yield records and notices: until all was told that was there, or with `follow` until the caller ends.
+
+    Raises: RequestRefused, when control refuses it, also later; Unreachable, when control stays away.
+    """
+    recent, again, failures = _Recent(), False, 0
+    follow = bool(query.get("follow"))
+    while True:
+        heard: datetime | None = None
+        cause = "control has closed the connection"
+        began, skew = datetime.now(UTC), timedelta()
+        try:
+            async for line, date in control.lines(path("logs"), **query):
+                if heard is None and date is not None:
+                    skew = date - datetime.now(UTC)
+                heard = datetime.now(UTC) + skew
+                if not line:
+                    continue
+                said: Json = orjson.loads(line)
+                if said["kind"] != "notice":
+                    failures = 0
+                    # Before the first interruption nothing comes twice; a line that is written twice does.
+                    if recent.new(line) or not again:
+                        yield Part(said, None, line)
+                    continue
+                if said["notice"] == "end":
+                    if said.get("code") not in GOES_ON:
+                        raise RequestRefused(said["message"], code=said.get("code", ""))
+                    cause = said["message"]
+                    break
+                if not (again and said["notice"] in ONCE):
+                    yield Part(None, said, line)
+                if said["notice"] == "history" and not follow:
+                    return
+        except Unreachable as error:
+            if error.code == "tls":
+                raise
+            cause = str(error)
+            failures += 1
+            if failures >= ATTEMPTS:
+                raise
+        again = again or heard is not None
+        if heard is not None:
+            output.note(f"{cause}; going on from there", style="yellow")
+            query = {**query, "since": (heard - OVERLAP).isoformat() if follow else query.get("since")}
+        pause = min(0.25 * 2**failures, LONGEST_PAUSE) * random.uniform(0.75, 1.25)  # noqa: S311
+        await asyncio.sleep(pause if (datetime.now(UTC) - began).total_seconds() < 5 else 0.1)
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        return None if text is None else parsedate_to_datetime(text).astimezone(UTC)
+    except ValueError:
+        return None

@@ -1,0 +1,183 @@
+"""Which of a node's records answer a question of control, of those that are there and of those that come.
+
+What comes is kept until it is sent, within bounds: where it is too much, every second record is left out, then three of
+four, and so on, so that what is left shows all of the time. What was left out is counted.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from control import wire
+from edge_runtime.telemetry import records, search
+from edge_runtime.telemetry.search import LineFilter
+
+KEPT_LINES: Final = 2000
+"""Records that wait to be sent."""
+KEPT_BYTES: Final = 512 * 1024
+"""Bytes of them."""
+LINES_OF_CALL: Final = 20
+"""Lines that are sent of what a call has logged."""
+SLACK: Final = 5.0
+"""Seconds by which the times of a call's record and of what it logged may be apart, besides how long it took."""
+BURST: Final = 2.0
+"""Seconds of its rate that may be sent at once."""
+
+
+class _Head(msgspec.Struct):
+    """What a record is judged by."""
+
+    t: str = ""
+    kind: str = ""
+    level: str = ""
+    function: str = ""
+    call: str = ""
+    outcome: str = ""
+    seconds: float = 0.0
+
+
+_decode: Final = msgspec.json.Decoder(_Head).decode
+
+
+class Taken(NamedTuple):
+    lines: list[bytes]
+    sampled: int
+    """Records that were left out since the last time."""
+
+
+class Past(NamedTuple):
+    """What is there already."""
+
+    lines: list[bytes]
+    """In the order of their times, without LF."""
+    more: bool
+    """Whether older ones, or quicker calls, fit too."""
+
+
+def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
+    """Return what calls have logged, `LINES_OF_CALL` lines of each at most."""
+    heads = [head for head in map(_decode, calls) if head.call]
+    counts = dict.fromkeys((head.call for head in heads), 0)
+    found = []
+    if counts:
+        ends = [records.seconds_of(head.t) for head in heads]
+        # A call's record is written at its end.
+        since, until = min(ends) - max(head.seconds for head in heads) - SLACK, max(ends) + SLACK
+        logged = LineFilter(since, until, records.LOG, call=heads[0].call if len(counts) == 1 else "")
+        for line in search.search(folder, logged, search.MOST).lines:
+            call = _decode(line).call
+            if call in counts and counts[call] < LINES_OF_CALL:
+                counts[call] += 1
+                found.append(line)
+    return found
+
+
+def known(question: wire.Question) -> bool:
+    """Return whether this version can answer the question."""
+    return question.kind in ("lines", "calls") and question.level in records.LEVELS
+
+
+class Followed:
+    """A question, and the records for it that wait to be sent."""
+
+    def __init__(self, question: wire.Question) -> None:
+        self.question = question
+        self.rate = question.rate
+        """Records a second that may be sent."""
+        self.came = asyncio.Event()
+        """Set while something waits."""
+        kinds = {records.CALL} if question.kind == "calls" else {records.LOG, records.NODE}
+        self._kinds = frozenset(kinds)
+        self._levels = frozenset(records.LEVELS[records.LEVELS.index(question.level) :])
+        self._from = b""
+        """Records with earlier times are found by `past`."""
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._count = 0
+        self._stride = 1
+        """Of so many records one is kept."""
+        self._sampled = 0
+        self._credit = 0.0
+        self._at = time.monotonic()
+
+    def begin(self, moment: float) -> None:
+        """Forget what waits, and keep records from this time (Unix seconds) on."""
+        self._from = records.time_text(moment).encode()
+        self._lines, self._size, self._stride, self._count = [], 0, 1, 0
+        self.came.clear()
+
+    def put(self, line: bytes) -> None:
+        """Keep a record that has just come, where it answers the question: a tap of the ring."""
+        moment = records.time_in(line)
+        if moment is None or moment < self._from or not self._fits(line):
+            return
+        self._count += 1
+        if self._count % self._stride:
+            self._sampled += 1
+            return
+        self._lines.append(line)
+        self._size += len(line)
+        self.came.set()
+        while len(self._lines) > 1 and (len(self._lines) > KEPT_LINES or self._size > KEPT_BYTES):
+            kept = self._lines[1::2]
+            self._sampled += len(self._lines) - len(kept)
+            self._lines, self._size, self._stride = kept, sum(map(len, kept)), self._stride * 2
+
+    def take(self) -> Taken:
+        """Return what may be sent now, at even distances where it isn't all."""
+        now = time.monotonic()
+        self._credit = min(self._credit + (now - self._at) * self.rate, max(1.0, BURST * self.rate))
+        self._at = now
+        lines, most = self._lines, int(self._credit)
+        if len(lines) > most:
+            self._sampled += len(lines) - most
+            lines = [lines[at * len(lines) // most] for at in range(most)]
+        self._credit -= len(lines)
+        taken = Taken(lines, self._sampled)
+        self._lines, self._size, self._stride, self._count, self._sampled = [], 0, 1, 0, 0
+        self.came.clear()
+        return taken
+
+    def give_back(self, sampled: int) -> None:
+        """Count records that couldn't be sent as left out, or again those that were left out and couldn't be told."""
+        self._sampled += sampled
+
+    def past(self, folder: Path, since: float, until: float) -> Past:
+        """Return the records of the ring in `folder` between two times (Unix seconds). It may take 0.3 s: not in the
+        loop's thread. Raises: OSError, when the folder can't be read."""
+        question, limit = self.question, self.question.limit
+        wanted = LineFilter(since, until, "", question.function, "", question.call)
+        if question.kind == "calls":
+            some = question.failed or question.slowest
+            found = search.search(folder, wanted._replace(kind=records.CALL), search.MOST if some else limit)
+            lines = [line for line in found.lines if self._fits(line)]
+            if question.slowest:
+                lines.sort(key=lambda line: _decode(line).seconds)
+            lines, more = lines[-limit:], found.more or len(lines) > limit
+            return Past([*lines, *_logged(folder, lines)], more)
+        if question.level != records.LEVELS[0]:
+            wanted = wanted._replace(level=question.level)
+        # What is asked of one function or call isn't in the node's own log.
+        kinds = (records.LOG,) if question.function or question.call else (records.LOG, records.NODE)
+        each = [search.search(folder, wanted._replace(kind=kind), limit) for kind in kinds]
+        lines = [line for found in each for line in found.lines]
+        if len(each) > 1:
+            lines.sort(key=lambda line: line[: records.TIME_END])
+        return Past(lines[-limit:], any(found.more for found in each) or len(lines) > limit)
+
+    def _fits(self, line: bytes) -> bool:
+        question = self.question
+        try:
+            head = _decode(line)
+        except ValueError:
+            return False
+        if head.kind not in self._kinds or (question.function and head.function != question.function):
+            return False
+        if question.call and head.call != question.call:
+            return False
+        if question.kind == "calls":
+            return not question.failed or head.outcome != "ok"
+        return head.level in self._levels
