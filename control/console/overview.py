@@ -6,6 +6,7 @@ With no node yet it shows the three commands that lead to a first answer, until 
 import asyncio
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from control.api import records, releases
 from control.api.bodies import node_responses, release_responses
@@ -17,9 +18,12 @@ from control.console.formats import num, plural
 from control.console.hub import Make, Parts
 from control.console.visits import ConsolePage, Visit
 from control.telemetry.fleet_summary import FleetGrid, FleetSummary, GroupSummary
+from control.telemetry.tallies import CallTally
 
 EVENTS = 10
 """What happened last: so many."""
+MOST_FAILED, LEAST_FAILED = 0.01, 4
+"""Which share of a release's calls may fail, and how many in any case, before it is said to be wrong."""
 FIRST_RUN, OVERVIEW = "first-run", "overview"
 """What the page is, with no node and with some."""
 
@@ -38,6 +42,14 @@ class Happening:
     code: str = ""
 
 
+class FailingCalls(NamedTuple):
+    """Calls of a group's release, some of which fail."""
+
+    group: str
+    release: int
+    tally: CallTally
+
+
 @dataclass(frozen=True)
 class Overview:
     """What the page shows."""
@@ -46,6 +58,10 @@ class Overview:
     grid: dict[str, GroupBlocks]
     in_flight: list[GroupSummary]
     happened: list[Happening]
+    calls: CallTally
+    """Of the last `MINUTES_SHOWN` minutes."""
+    failing_calls: list[FailingCalls]
+    """Where more than `MOST_FAILED` of them fail, the most failed ones first."""
 
     @property
     def headline(self) -> str:
@@ -53,7 +69,11 @@ class Overview:
         failing, offline = self.fleet.standings["failing"], self.fleet.standings["offline"]
         if failing:
             return f"{plural(failing, 'node')} failing" + (f", {num(offline)} offline" if offline else "")
-        return f"{plural(offline, 'node')} offline" if offline else "Nothing is wrong"
+        said = [f"{plural(offline, 'node')} offline"] if offline else []
+        if self.failing_calls:
+            said.append(f"calls fail in {plural(len({found.group for found in self.failing_calls}), 'group')}")
+        text = ", ".join(said)
+        return text[:1].upper() + text[1:] if text else "Nothing is wrong"
 
 
 async def show(visit: Visit) -> Reply:
@@ -89,10 +109,20 @@ async def _read(visit: Visit) -> Overview:
     summary, grid = await asyncio.gather(services.standings.summary(), services.standings.grid())
     fleet = summary.of(groups)
     if not fleet.nodes:
-        return Overview(fleet, {}, [], [])
-    return Overview(
-        fleet, _draw(grid, groups), [group for group in fleet.groups if _in_flight(group)], await _happened(visit)
-    )
+        return Overview(fleet, {}, [], [], CallTally(), [])
+    in_flight = [group for group in fleet.groups if _in_flight(group)]
+    recent = (await services.recent_calls.get()).groups
+    by_release = [
+        FailingCalls(group.name, release, tally)
+        for group in fleet.groups
+        for release, tally in recent.get(group.name, {}).items()
+    ]
+    calls = CallTally()
+    for found in by_release:
+        calls.add(found.tally.outcomes, found.tally.times)
+    failing = [found for found in by_release if found.tally.errors > max(LEAST_FAILED, MOST_FAILED * found.tally.calls)]
+    failing.sort(key=lambda found: found.tally.errors, reverse=True)
+    return Overview(fleet, _draw(grid, groups), in_flight, await _happened(visit), calls, failing)
 
 
 _drawn: tuple[FleetGrid, dict[str, GroupBlocks]] | None = None

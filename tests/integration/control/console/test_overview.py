@@ -9,6 +9,7 @@ import pytest
 from control.console import rendering
 from control.telemetry.fleet_summary import FleetGrid
 from control.web import connection_limits
+from tests.support import numbers, seeds
 from tests.support.console import MARKUP, fails, live, page, release
 from tests.support.replica import Site
 
@@ -136,3 +137,17 @@ async def test_who_reads_nothing_is_let_go(control_site: Site, monkeypatch: pyte
                 while replica.server.app.hub.streams != streams:
                     await asyncio.sleep(0.02)
         writer.close()
+
+
+async def test_a_release_whose_calls_fail_is_wrong_though_all_is_at_target(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("edge-1")
+        await seeds.function(replica, "orders")
+        await seeds.release(replica, functions={"orders": 1})
+        await node.sync()
+        await numbers.tell(node, numbers.message([numbers.function(calls=40, guest_trap=39)]))
+        await replica.services.numbers.resolve()
+        async with live(replica, "/") as stream:
+            await stream.until(lambda s: "Calls fail in 1 group" in s.parts.get("say", ""))
+            assert "Calls fail in default 1" in stream.parts["wrong"]
+            assert "guest_trap</code> 39" in stream.parts["wrong"]
