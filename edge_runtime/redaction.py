@@ -21,6 +21,10 @@ class Redactor:
         """Names of the secrets, by their values and the lines of these."""
         self._pattern: re.Pattern[str] | None = None
 
+    def forget(self) -> None:
+        """Know no values any more: of a node that has ended."""
+        self._names, self._pattern = {}, None
+
     def know(self, values: Mapping[str, Mapping[str, str]]) -> None:
         """Take out these values, by function and name, from now on."""
         for table in values.values():

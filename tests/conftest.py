@@ -12,6 +12,7 @@ from control.local.pki import Pki, ensure
 from control.storage import bucket_owner, connection_quotas
 from control.sync import heartbeats, monitor
 from control.telemetry import webhook_sender
+from edge_runtime.redaction import redact
 from tests.guests import build
 from tests.support import replica
 from tests.support import services as servers
@@ -122,3 +123,10 @@ async def control_site(
 ) -> replica.Site:
     """A migrated database with an admin, an empty bucket: `async with control_site.running()` is a replica on them."""
     return (await replica.prepare(database_url, bucket_url, pki, tmp_path)).at(served_url)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_known_secrets() -> Iterator[None]:
+    """No text of a test has `[secret NAME]` in it because of another module's node."""
+    yield
+    redact.forget()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from edge_runtime.logs import FIELDS
+from edge_runtime.redaction import redact
 from edge_runtime.telemetry import records
 
 ELSEWHERE: Final = ("skerry.guest", "skerry.ring")
@@ -39,7 +40,7 @@ class RingHandler(logging.Handler):
 
     def _line(self, record: logging.LogRecord) -> bytes:
         level = next((name for least, name in _LEVELS if record.levelno >= least), "debug")
-        text = record.getMessage()[:MESSAGE]
+        text = redact(record.getMessage())[:MESSAGE]
         if record.exc_info and record.exc_info[0] is not None:
             text = f"{text} ({record.exc_info[0].__name__}; the node's log has the traceback)"
         own = record.__dict__

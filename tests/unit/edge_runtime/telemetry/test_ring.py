@@ -228,6 +228,8 @@ def test_a_full_disk_tears_one_line_and_the_rest_is_found(tmp_path, soon, monkey
     real, room = os.write, [10**9]
 
     def write(descriptor: int, data: bytes) -> int:
+        if not os.readlink(f"/proc/self/fd/{descriptor}").endswith(".ndjson"):
+            return real(descriptor, data)
         if not room[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         done = real(descriptor, data[: room[0]])

@@ -53,7 +53,7 @@ def naive(folder: Path, asked: LineFilter) -> list[bytes]:
                 record = orjson.loads(one)
                 moment = record["t"]
                 levels = records.LEVELS[records.LEVELS.index(asked.level or "debug") :]
-                fits = (
+                fits = isinstance(moment, str) and (
                     (asked.since is None or moment >= records.time_text(asked.since))
                     and (asked.until is None or moment < records.time_text(asked.until))
                     and (not asked.level or record["level"] in levels)
