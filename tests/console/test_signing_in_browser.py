@@ -10,6 +10,7 @@ from playwright.async_api import ConsoleMessage, Page, async_playwright
 
 from control.access.sessions import COOKIE
 from control.local.pki import Pki
+from tests.support.console_browser import Look
 from tests.support.control import Control, running
 from tests.support.openid_provider import CLIENT_ID, CLIENT_SECRET, provider
 from tests.support.ports import free_port
@@ -135,3 +136,37 @@ async def test_a_page_of_another_site_sends_no_form(started: tuple[Control, str]
             await page.get_by_text("form_refused").or_(page.get_by_text("credentials_missing")).first.wait_for()
         await page.goto(f"{url}/login")
         assert page.url == f"{url}/login"
+
+
+async def test_pages_for_signing_in_are_accessible(started: tuple[Control, str]) -> None:
+    """In both themes, on a phone and on a desk; each of them by axe, and without a scroll bar sideways."""
+    control, url = started
+    async with chromium() as (page, said):
+        for scheme, width in (("light", 1440), ("dark", 360)):
+            await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+            await page.set_viewport_size({"width": width, "height": 900})
+            await page.context.clear_cookies()
+            for path in ("/sign-in", "/sign-in?by=code"):
+                await page.goto(url + path)
+                await is_accessible(page)
+            await page.goto(f"{url}/sign-in?next=/login")
+            await page.fill("input[name=token]", "sko_wrong")
+            await page.keyboard.press("Enter")
+            await page.get_by_role("alert").wait_for()
+            await is_accessible(page)
+            await page.fill("input[name=token]", control.token)
+            await page.keyboard.press("Enter")
+            await page.wait_for_url(f"{url}/login")
+            await is_accessible(page)
+            made = await control.ok("POST", "/v1/logins", {"machine": "laptop"}, token="")
+            await page.keyboard.type(made["user_code"])
+            await page.keyboard.press("Enter")
+            await page.get_by_role("button", name="Allow").wait_for()
+            await is_accessible(page)
+        # That the token was wrong is all that the browser has to say.
+        assert [text for text in said if "401" not in text] == []
+
+
+async def is_accessible(page: Page) -> None:
+    assert await Look(page, "").violations() == [], page.url
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.url
