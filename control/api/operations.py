@@ -82,6 +82,8 @@ class Operation:
     everywhere: bool = True
     """Whether an operator needs the role for all groups. If not, one group is enough to call it, and the handler asks
     for the role for the groups and functions that are touched, and shows no other group's."""
+    when_stale: bool = False
+    """Whether it is answered also while this replica hasn't read the targets lately, nor who was revoked since."""
 
 
 class _Undone(Exception):
@@ -205,7 +207,7 @@ async def answer(
             operator.need(operation.role, None)
         else:
             operator.need_somewhere(operation.role)
-    if operation.role not in (None, "join"):
+    if operation.role not in (None, "join") and not operation.when_stale:
         services.fleet.refuse_stale()
     path = {name: request_input.path_value(name, text) for name, text in parameters.items()}
     query = request_input.query_value(operation.query, scope)

@@ -191,7 +191,8 @@ OPERATIONS: tuple[Operation, ...] = (
         query=overview.CallsFilter,
         everywhere=False,
     ),
-    Operation("GET", "/metrics", "Metrics for Prometheus", scrape.metrics, "read", {200: bytes}),
+    # Metrics are wanted most while the database is away.
+    Operation("GET", "/metrics", "Metrics for Prometheus", scrape.metrics, "read", {200: bytes}, when_stale=True),
     # Syncs and logs
     Operation(
         "PUT",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 import orjson
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -24,13 +25,12 @@ from tests.guests.build import guest
 from tests.integration.edge_runtime.cli.test_backup import holder
 from tests.support.certificates import Authority
 from tests.support.cluster import NODE, SLOW, VERSION, WRITE, Cluster, cluster
-from tests.support.edge import node
 from tests.support.prometheus import ALERTS, Prometheus, prometheus, quick
 from tests.support.webhook_receiver import Receiver, receiving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LIMIT = 90.0
+LIMIT = 150.0
 """Seconds for anything that must come to be."""
 ROOM = 0.1
 """The share of the disk's free room that may be used before it counts as low, in the test's copy of the rules."""
@@ -101,8 +101,6 @@ class Watched:
 async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     authority = Authority()
-    # In ten days and half a day from now; alerts are for what ends within 14 days.
-    certificate, key = authority.issue("the node's", timedelta(days=10)).put(folder / "tls", "node")
     async with contextlib.AsyncExitStack() as stack:
         receiver = await stack.enter_async_context(receiving())
         settings = {"SKERRY_HOLD": "2", "SKERRY_OFFLINE_AFTER": "5", "SKERRY_OVERDUE_AFTER": "6"}
@@ -111,29 +109,33 @@ async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wat
         )
         made.front.environment["SKERRY_EDGE_WAL_LIMIT"] = str(LOG_LIMIT)
         made.front.kill()
-        tls = await stack.enter_async_context(node(folder / "state", tls_cert=certificate, tls_key=key))
         free = shutil.disk_usage(made.folder).free
         thresholds = {
             "SkerryEdgeControlSilent": ("> 120", "> 8"),
             "SkerryEdgeWorkersDie": ("> 5", "> 3"),
             "SkerryEdgeDiskLow": ("< 1e+09", f"< {free * (1 - ROOM):.0f}"),
+            "SkerryGroupDiskLow": ("< 1e+09", f"< {free * (1 - ROOM):.0f}"),
+            "SkerryGroupLogLong": ("> 1.34217728e+08", f"> {LOG_LIMIT // 2}"),
         }
         (folder / "token").write_text(made.token)
+        (folder / "authorities.pem").write_bytes((made.folder / "pki" / "ca.pem").read_bytes() + authority.certificate)
         pages = {"metrics_path": "/_skerry/metrics"}
+        replica = {
+            "scheme": "https",
+            "authorization": {"credentials_file": str(folder / "token")},
+            "tls_config": {"ca_file": str(folder / "authorities.pem")},
+            "static_configs": [{"targets": [made.control_address]}],
+        }
         scraped = [
-            {
-                "job_name": "skerry-control",
-                "scheme": "https",
-                "authorization": {"credentials_file": str(folder / "token")},
-                "tls_config": {"ca_file": str(made.folder / "pki" / "ca.pem")},
-                "static_configs": [{"targets": [made.control_address]}],
-            },
+            {"job_name": "skerry-control", **replica},
+            # A scrape waits for the metadata database for 3 s, which the other job doesn't.
+            {"job_name": "skerry-control-patient", "scrape_interval": "4s", "scrape_timeout": "4s", **replica},
             {"job_name": "skerry-edge", "static_configs": [{"targets": [made.local_address]}], **pages},
             {
                 "job_name": "skerry-edge-tls",
                 "scheme": "https",
                 "tls_config": {"insecure_skip_verify": True},
-                "static_configs": [{"targets": [f"127.0.0.1:{tls.front.port}"]}],
+                "static_configs": [{"targets": [made.local_address]}],
                 **pages,
             },
         ]
@@ -163,7 +165,7 @@ async def repeating(call: Callable[[], Awaitable[object]], pause: float = 0.05) 
 
 async def test_all_is_scraped(watched: Watched) -> None:
     async with asyncio.timeout(LIMIT):
-        for job in ("skerry-control", "skerry-edge", "skerry-edge-tls"):
+        for job in ("skerry-control", "skerry-edge"):
             while await watched.prometheus.up(job) != [1.0]:
                 await asyncio.sleep(0.2)
 
@@ -181,9 +183,10 @@ async def test_a_node_is_away(watched: Watched) -> None:
     front = watched.cluster.front
     front.wanted.clear()
     front.kill()
-    await watched.fires("SkerryEdgeDown")
+    alerts = "SkerryEdgeDown", "SkerryNodesOffline", "SkerryGroupOffline"
+    await watched.fires(*alerts)
     front.wanted.set()
-    await watched.ends("SkerryEdgeDown")
+    await watched.ends(*alerts)
 
 
 async def test_the_metadata_database_is_away(watched: Watched) -> None:
@@ -192,6 +195,26 @@ async def test_the_metadata_database_is_away(watched: Watched) -> None:
     await watched.fires("SkerryTargetsStale", "SkerryRequestsFail")
     await database.start()
     await watched.ends("SkerryTargetsStale", "SkerryRequestsFail")
+
+
+async def test_the_metadata_database_is_slow(watched: Watched) -> None:
+    server = psutil.Process(watched.cluster.services.metadata.pid)
+
+    async def stop() -> None:
+        """It stands still for a while, in which statements don't come to their limit."""
+        family = [server, *server.children(recursive=True)]
+        for process in family:
+            process.suspend()
+        try:
+            await asyncio.sleep(1.5)
+        finally:
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    async with repeating(stop, 0.5):
+        await watched.fires("SkerryDatabaseSlow")
+    await watched.ends("SkerryDatabaseSlow")
 
 
 async def test_somebody_guesses_tokens(watched: Watched) -> None:
@@ -216,11 +239,18 @@ async def test_a_release_fails_on_the_node(watched: Watched) -> None:
     # The check's own rows are distinct, and the node's aren't.
     await made.prepare(range(2, 3), lambda _: "CREATE UNIQUE INDEX one ON written (length(id)) WHERE id LIKE 'x%'")
     await made.release(2)
-    await watched.fires("SkerrySyncsFail", "SkerryEdgeSyncsFail", "SkerryEdgeNotAtTarget")
+    alerts = (
+        "SkerrySyncsFail",
+        "SkerryEdgeSyncsFail",
+        "SkerryEdgeNotAtTarget",
+        "SkerryNodesFailing",
+        "SkerryNodesOverdue",
+    )
+    await watched.fires(*alerts)
     await watched.write("DELETE FROM written WHERE id = 'xcd'")
     await made.call("POST", f"/v1/nodes/{NODE}/retry")
     await made.converged(2)
-    await watched.ends("SkerrySyncsFail", "SkerryEdgeSyncsFail", "SkerryEdgeNotAtTarget")
+    await watched.ends(*alerts)
 
 
 async def test_calls_of_a_function_fail(watched: Watched) -> None:
@@ -229,18 +259,18 @@ async def test_calls_of_a_function_fail(watched: Watched) -> None:
     release = await made.call("POST", "/v1/releases", {"functions": {"bad": number}})
     await made.converged(release["number"])
     async with repeating(lambda: watched.call("bad")):
-        await watched.fires("SkerryEdgeCallsFail")
+        await watched.fires("SkerryEdgeCallsFail", "SkerryFunctionFails")
         number = await made.push("bad", guest("echo"))
         release = await made.call("POST", "/v1/releases", {"functions": {"bad": number}})
         await made.converged(release["number"])
-        await watched.ends("SkerryEdgeCallsFail")
+        await watched.ends("SkerryEdgeCallsFail", "SkerryFunctionFails")
 
 
 async def test_calls_of_a_function_are_slow(watched: Watched) -> None:
     async with repeating(lambda: watched.call(f"{SLOW}?ms=1500")):
-        await watched.fires("SkerryEdgeCallsSlow")
+        await watched.fires("SkerryEdgeCallsSlow", "SkerryFunctionSlow")
     async with repeating(lambda: watched.call(f"{SLOW}?ms=1")):
-        await watched.ends("SkerryEdgeCallsSlow")
+        await watched.ends("SkerryEdgeCallsSlow", "SkerryFunctionSlow")
 
 
 async def test_a_function_kills_its_workers(watched: Watched) -> None:
@@ -262,10 +292,10 @@ async def test_the_disk_fills(watched: Watched) -> None:
     with filled.open("wb") as file:
         await asyncio.to_thread(os.posix_fallocate, file.fileno(), 0, size)
     try:
-        await watched.fires("SkerryEdgeDiskLow")
+        await watched.fires("SkerryEdgeDiskLow", "SkerryGroupDiskLow")
     finally:
         filled.unlink()
-    await watched.ends("SkerryEdgeDiskLow")
+    await watched.ends("SkerryEdgeDiskLow", "SkerryGroupDiskLow")
 
 
 async def test_a_long_read_keeps_the_log_from_being_moved(watched: Watched) -> None:
@@ -277,9 +307,9 @@ async def test_a_long_read_keeps_the_log_from_being_moved(watched: Watched) -> N
         while await watched.metric("skerry_edge_wal_bytes") < 0.6 * LOG_LIMIT:
             number += 1
             await watched.write(f"INSERT INTO written {rows} SELECT {number} || '-' || x || {text} FROM c")
-        await watched.fires("SkerryEdgeLogLong")
+        await watched.fires("SkerryEdgeLogLong", "SkerryGroupLogLong")
     await watched.write("DELETE FROM written WHERE id LIKE '%-%'")
-    await watched.ends("SkerryEdgeLogLong")
+    await watched.ends("SkerryEdgeLogLong", "SkerryGroupLogLong")
 
 
 async def test_another_program_holds_the_database(watched: Watched) -> None:
@@ -291,9 +321,30 @@ async def test_another_program_holds_the_database(watched: Watched) -> None:
 
 
 async def test_a_certificate_ends_soon(watched: Watched) -> None:
-    await watched.fires("SkerryEdgeCertificateEnds")
-    watched.authority.issue("the node's", timedelta(days=60)).put(watched.folder / "tls", "node")
-    await watched.ends("SkerryEdgeCertificateEnds")
+    front, folder = watched.cluster.front, watched.folder / "tls"
+    # Alerts are for what ends within 14 days.
+    files = watched.authority.issue("the node's", timedelta(days=10)).put(folder, "node")
+    settings = dict(zip(("SKERRY_EDGE_TLS_CERT", "SKERRY_EDGE_TLS_KEY"), map(str, files), strict=True))
+    front.environment |= settings
+    front.kill()
+    await watched.fires("SkerryEdgeCertificateEnds", "SkerryGroupCertificateEnds")
+    watched.authority.issue("the node's", timedelta(days=60)).put(folder, "node")
+    await watched.ends("SkerryEdgeCertificateEnds", "SkerryGroupCertificateEnds")
+    for name in settings:
+        del front.environment[name]
+    front.kill()
+
+
+async def test_controls_certificate_ends_soon(watched: Watched) -> None:
+    control, folder = watched.cluster.control, watched.folder / "tls"
+    before = {name: control.environment[name] for name in ("SKERRY_TLS_CERT", "SKERRY_TLS_KEY")}
+    files = watched.authority.issue("control's", timedelta(days=10)).put(folder, "control")
+    control.environment |= dict(zip(before, map(str, files), strict=True))
+    control.kill()
+    await watched.fires("SkerryCertificateEnds")
+    control.environment |= before
+    control.kill()
+    await watched.ends("SkerryCertificateEnds")
 
 
 async def test_a_credential_ends_soon(watched: Watched) -> None:
@@ -302,13 +353,13 @@ async def test_a_credential_ends_soon(watched: Watched) -> None:
     made.control.environment |= life
     made.control.kill()
     # The node's credential has ended: it gets another one, which is good for as short a time.
-    await watched.fires("SkerryEdgeCredentialEnds")
+    await watched.fires("SkerryEdgeCredentialEnds", "SkerryGroupCredentialEnds")
     for name in life:
         del made.control.environment[name]
     made.control.kill()
     token = (await made.call("POST", "/v1/join-tokens", {"rejoin": NODE}))["token"]
     await join(made.folder / "edge", f"https://{made.control_address}", token, NODE, {}, again=True)
-    await watched.ends("SkerryEdgeCredentialEnds")
+    await watched.ends("SkerryEdgeCredentialEnds", "SkerryGroupCredentialEnds")
 
 
 async def test_a_message_to_a_webhook_is_given_up(watched: Watched) -> None:
@@ -331,9 +382,10 @@ def panels() -> Iterator[tuple[str, str]]:
 
 
 async def test_each_panel_of_the_dashboard_shows_something(watched: Watched) -> None:
-    calls = itertools.cycle((f"{SLOW}?ms=1", "none"))
-    # Nothing is denied here, and only the test of guesses has some refused.
-    empty = [(title, query) for title, query in panels() if not re.search("denied|auth_failures", query)]
+    calls = itertools.cycle((f"{SLOW}?ms=1", f"{WRITE}?status=500", "none"))
+    # What a fleet has none of where all is well, or that this node needn't have.
+    none = "denied|auth_failures|failing_nodes|worker_deaths|edge_certificate|edge_credential"
+    empty = [(title, query) for title, query in panels() if not re.search(none, query)]
     async with repeating(lambda: watched.call(next(calls))):
         end = time.monotonic() + LIMIT
         while empty and time.monotonic() < end:

@@ -41,6 +41,7 @@ def quick(rules: str, thresholds: Mapping[str, tuple[str, str]]) -> str:
     """A copy of the rules for a test: windows of `WINDOW` seconds and no patience; `thresholds` are parts of rules with
     what takes their place, by alert."""
     made = re.sub(r"\[\d+[smhd]\]", f"[{WINDOW}s]", rules)
+    made = re.sub(r"offset \d+[smhd]", f"offset {WINDOW}s", made)
     made = re.sub(r"^( +)for: .*$", r"\1for: 0s", made, flags=re.MULTILINE)
     for alert, (old, new) in thresholds.items():
         before, found, after = made.partition(f"alert: {alert}\n")

@@ -209,3 +209,14 @@ def test_bounds_of_the_histogram_are_those_of_the_nodes() -> None:
     from control.telemetry.fleet_metrics import BOUNDS
 
     assert set(BOUNDS) <= set(sketch.BOUNDS)
+
+
+async def test_they_are_there_while_the_targets_are_not_known(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the metadata database is away is when somebody looks."""
+    async with control_site.running() as replica:
+        assert (await replica.call("GET", "/metrics")).status == 200
+        monkeypatch.setattr(type(replica.services.fleet), "fresh", False)
+        assert (await replica.call("GET", "/v1/nodes")).status == 503
+        assert of("skerry_fleet_age_seconds") in await scraped(replica)
