@@ -63,6 +63,10 @@ guests: setup
 picture: setup
     @.venv/bin/python scripts/picture.py
 
+# take the pictures of the console, docs/images/console-*.png, again: real pages of a real fleet, started for them (5 minutes)
+screenshots: setup
+    @.venv/bin/python -m scripts.screenshots
+
 # make docs/errors.md again, of the tables of codes and the explanations in scripts/errors
 errors: setup
     @.venv/bin/python -m scripts.errors_page

@@ -7,7 +7,7 @@ from markupsafe import Markup
 CELLS = {
     "ok": '<path class="k-ok" d="M.5.5h5v5h-5z"/>',
     "fail": '<path class="k-fail" d="M0,0h6v6h-6z"/>',
-    "off": '<path class="k-off" d="M1,1h4v4h-4z"/>',
+    "off": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-off" d="M1,1h4v4h-4z"/>',
     "sync": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-sync" d="M.3,5.7v-5.4l5.4,5.4z"/>',
     "wait": '<path class="k-waitbg" d="M0,0h6v6h-6z"/><path class="k-wait" d="M.5,3.2h5v2.3h-5z"/>',
 }

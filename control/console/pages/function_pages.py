@@ -1,4 +1,4 @@
-"""Functions: the list of them, and one: its versions, what each may do, and in which groups it is released."""
+"""Functions: the list of them, and one: its calls, its versions, what each may do, in which groups it is released."""
 
 import msgspec
 
@@ -6,6 +6,7 @@ from control import manifests
 from control.api import functions, pagination
 from control.api.bodies.release_responses import DetailedFunction, Function, Version
 from control.api.operations import Reply
+from control.console.pages import call_charts
 from control.console.pages.release_pages import path_of
 from control.console.visits import ConsolePage, Visit
 from control.manifest_fields import Manifest
@@ -27,7 +28,7 @@ async def show_list(visit: Visit) -> Reply:
 
 
 async def show_one(visit: Visit) -> Reply:
-    """GET /functions/{name}?version=: its newest versions, and the manifest of one."""
+    """GET /functions/{name}?range=&version=: its calls, its newest versions, and the manifest of one."""
     path = path_of(visit)
     function: DetailedFunction = await visit.ask(functions.get_function, path)
     query = pagination.Paging(visit.query.get("cursor") or None, VERSIONS)
@@ -41,6 +42,10 @@ async def show_one(visit: Visit) -> Reply:
     elif found and not visit.query.get("cursor"):
         chosen = found[0]
     fleet = await visit.fleet()
+    chosen_range = visit.query.get("range", "1h")
+    if chosen_range not in call_charts.RANGES:
+        raise ProblemError("invalid_parameter", f"a range is one of {', '.join(call_charts.RANGES)}", field="range")
+    calls = await call_charts.read(visit, function.name, [target.group for target in function.targets], chosen_range)
     by_version: dict[int, list[str]] = {}
     for target in function.targets:
         by_version.setdefault(target.version, []).append(target.group)
@@ -51,6 +56,9 @@ async def show_one(visit: Visit) -> Reply:
         next=further,
         chosen=chosen,
         manifest=_shown(chosen.manifest) if chosen else "",
+        calls=calls,
+        chosen_range=chosen_range,
+        ranges=tuple(call_charts.RANGES),
         standings={group.name: group for group in fleet.groups} if fleet else {},
     )
 

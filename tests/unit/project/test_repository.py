@@ -56,10 +56,19 @@ def test_lines_of_markdown_are_short(page: Path) -> None:
     assert [line for line in page.read_text("utf-8").splitlines() if len(line) > 120] == []
 
 
-def test_the_readme_shows_a_picture() -> None:
+def test_the_readme_shows_pictures_and_each_picture_is_shown() -> None:
+    """Those of the console are shown in its page, too."""
     shown = re.findall(r"!\[[^]]+\]\((docs/images/[^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
-    assert {ROOT / name for name in shown} == set(PICTURES)
-    assert shown
+    also = re.findall(r"!\[[^]]+\]\((images/[^)]+)\)", (ROOT / "docs" / "console.md").read_text("utf-8"))
+    assert {"docs/images/terminal.svg", "docs/images/console-overview.png"} == set(shown)
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "images").iterdir()}
+    assert {*shown, *(f"docs/{name}" for name in also)} == there
+
+
+def test_pictures_of_the_console_are_small() -> None:
+    for path in (ROOT / "docs" / "images").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size < 200_000, path
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)

@@ -4,7 +4,7 @@ import html
 import re
 from typing import Any
 
-from tests.support import deploy
+from tests.support import deploy, numbers
 from tests.support.console import ShownPage, page, send
 from tests.support.control import module
 from tests.support.replica import Replica, Site
@@ -59,6 +59,36 @@ async def test_functions_their_versions_and_where_they_run(control_site: Site) -
         shown = await page(replica, "/functions/orders", token=token)
         assert "default" not in shown.words
         assert "Release version 2 … needs push" in shown.words
+
+
+async def test_the_calls_of_a_function_are_charted_by_release(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        await deploy.push(replica, "orders", module("1"))
+        await deploy.push(replica, "stock", module("2"))
+        await deploy.release(replica, functions={"orders": 1, "stock": 1})
+        assert "No calls in the last hour" in (await page(replica, "/functions/orders")).words
+        node = await replica.join("edge-1")
+        await node.sync()
+        told = [
+            numbers.function(0, calls=200, seconds=0.002, guest_trap=50, client_gone=10),
+            numbers.function(1, calls=7),
+        ]
+        assert (await numbers.tell(node, numbers.message(told))).status == 204
+        await replica.services.numbers.resolve()
+        for span in ("1h", "24h", "7d"):
+            shown = await page(replica, f"/functions/orders?range={span}")
+            assert shown.status == 200
+            assert "50 of 200 calls" in shown.words, span
+            assert "default 1 200 25.0 % 2 ms 2 ms" in shown.words, shown.words
+            assert "guest_trap 50" in shown.words
+            assert shown.text.count("<figure") == 3
+        assert "7 in all" in (await page(replica, "/functions/stock")).words
+        assert (await page(replica, "/functions/orders?range=1y")).status == 422
+        # What other groups' nodes have called isn't shown to who may not see these.
+        await ok(replica, "/v1/groups", {"name": "shops"})
+        grants = [{"role": "read", "group": "shops"}]
+        token = (await ok(replica, "/v1/operators", {"name": "one", "grants": grants}))["token"]
+        assert "No calls" in (await page(replica, "/functions/orders", token=token)).words
 
 
 async def test_many_versions_are_shown_page_by_page(control_site: Site) -> None:
