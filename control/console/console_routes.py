@@ -32,6 +32,7 @@ from control.console import (
 )
 from control.console.pages import (
     audit_page,
+    call_pages,
     function_pages,
     go_to,
     join_token_pages,
@@ -80,6 +81,7 @@ PAGES: tuple[ConsolePage, ...] = (
     *release_pages.PAGES,
     *release_forms.PAGES,
     *function_pages.PAGES,
+    *call_pages.PAGES,
     *schema_pages.PAGES,
     *schema_forms.PAGES,
     *audit_page.PAGES,

@@ -46,7 +46,7 @@ class CallChart:
 
 
 @dataclass(frozen=True)
-class FunctionCalls:
+class ChartedCalls:
     """What a function's page shows of its calls."""
 
     total: CallTally
@@ -63,7 +63,7 @@ class FunctionCalls:
         return sorted(self.total.outcomes.items(), key=lambda pair: (-pair[1], pair[0]))[:20]
 
 
-async def read(visit: Visit, function: str, groups: list[str], span_name: str) -> FunctionCalls:
+async def read(visit: Visit, function: str, groups: list[str], span_name: str) -> ChartedCalls:
     """The calls of a function in groups, by name, of one of `RANGES` until now."""
     length, step = RANGES[span_name]
     services = visit.services
@@ -87,7 +87,7 @@ async def read(visit: Visit, function: str, groups: list[str], span_name: str) -
             for counted in (total, releases.setdefault(key, ReleaseCalls(*key)).tally, *points[max(0, at) : at + 1]):
                 counted.add(tally.outcomes, tally.times)
     shown = sorted(releases.values(), key=lambda one: (-one.release, one.group))[:MOST_RELEASES]
-    return FunctionCalls(total, _charts(points, step), shown, since, until, len(names))
+    return ChartedCalls(total, _charts(points, step), shown, since, until, len(names))
 
 
 def _charts(points: list[CallTally], step: int) -> list[CallChart]:
