@@ -184,7 +184,10 @@ async def _visit(services: Services, page: ConsolePage, scope: Scope, receive: R
             forms.check(scope, who.session.form_token, form.getlist("form_token"), services.settings.public_url)
         elif page.role is None:
             forms.check_origin(scope, services.settings.public_url)
-    visit = Visit(services, scope["path_params"], QueryParams(scope["query_string"]), form, scope, receive, who)
+    query = QueryParams(scope["query_string"])
+    if any("\x00" in text for pair in query.multi_items() for text in pair):
+        raise ProblemError("invalid_parameter", "there is a NUL character in the address")
+    visit = Visit(services, scope["path_params"], query, form, scope, receive, who)
     visit.check_role(page)
     if page.role is not None:
         services.fleet.refuse_stale()
