@@ -7,16 +7,20 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from control import wire
 from control.access import auth, rights
-from control.api import request_input
+from control.api import operations, request_input
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
+from control.sync.fleet_rows import CachedNode
 from control.telemetry import record_lines
 from control.telemetry.viewer import Ask, Viewer
 
+BATCHES = "/v1/nodes/self/watches/"
+"""How the path of a batch begins; the watch's id follows."""
+BATCH_ROUTE = BATCHES + "{id}"
 OLDEST = timedelta(days=30)
 """How old records are at most that are looked for where no time is given."""
 
@@ -88,11 +92,29 @@ async def watch(call: ApiCall) -> Reply:
 
 async def take(call: ApiCall) -> Reply:
     """POST /v1/nodes/self/watches/{id}: a batch of records, as lines of JSON."""
-    services = call.services
-    live, node = services.live, services.fleet.nodes[call.node_id]
-    watch = await live.watch_of(call.path["id"], node)
-    raw = await request_input.read_body(services.settings, call.scope, call.receive, record_lines.BATCH_BYTES)
-    encoding = next((value for name, value in call.scope["headers"] if name == b"content-encoding"), b"")
+    node = call.services.fleet.nodes[call.node_id]
+    return await _take(call.services, node, call.path["id"], call.query, call.scope, call.receive)
+
+
+async def take_at_once(services: Services, scope: Scope, receive: Receive) -> Reply:
+    """The same, in front of Starlette: a node that logs a line a minute sends a batch for each three polls.
+
+    Raises: ProblemError, when it is refused.
+    """
+    _credential, node = await services.auth.node(scope, services.clock.now())
+    services.fleet.refuse_stale()
+    id = request_input.path_value("id", scope["path"].removeprefix(BATCHES))
+    head = request_input.query_value(BatchHead, scope)
+    return operations.prepared(await _take(services, node, id, head, scope, receive))
+
+
+async def _take(
+    services: Services, node: CachedNode, id: str, head: BatchHead, scope: Scope, receive: Receive
+) -> Reply:
+    live = services.live
+    watch = await live.watch_of(id, node)
+    raw = await request_input.read_body(services.settings, scope, receive, record_lines.BATCH_BYTES)
+    encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"")
     kind = watch.question.kind
 
     def check() -> record_lines.CheckedLines:
@@ -101,7 +123,6 @@ async def take(call: ApiCall) -> Reply:
     # Packed, a small body may be a large one.
     small = len(raw) <= request_input.BIG_BODY / (8 if encoding else 1)
     found = check() if small else await asyncio.to_thread(check)
-    head: BatchHead = call.query
     rate = live.take(watch, node, found, sampled=head.sampled, left_out=head.left_out, done=head.done)
     return Reply(200, wire.BatchTaken(rate))
 

@@ -18,7 +18,7 @@ BUFFER_BYTES = 1024 * 1024
 """Bytes of records that wait for their reader."""
 PIECE_BYTES = 64 * 1024
 """Bytes that are handed to the reader at a time."""
-TOGETHER = 0.02
+TOGETHER = 0.1
 """Seconds in which records come together before they are handed over."""
 HEARTBEAT = 5.0
 """Seconds after which an empty line is sent where there is nothing else: so both sides see the other one go."""

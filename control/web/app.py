@@ -1,4 +1,7 @@
-"""The ASGI application: what every request goes through. Polls are answered here, all others by Starlette (ADR 30)."""
+"""The ASGI application: what every request goes through.
+
+Polls, and batches of records that are watched, are answered here, all others by Starlette (ADR 30).
+"""
 
 import itertools
 import logging
@@ -11,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
 from control.access.auth import AuthError
-from control.api import operations, poll
+from control.api import logs, operations, poll
 from control.api.poll import PollEndpoint
 from control.api.services import Services
 from control.clock import Clock, SystemClock
@@ -48,7 +51,8 @@ class ControlApp:
         request_id = scope["request_id"] = b"%s-%x" % (self._prefix, next(self._count))
         route, status = scope["path"], 0
         try:
-            if route != poll.PATH:
+            batch = route.startswith(logs.BATCHES) and scope["method"] == "POST"
+            if route != poll.PATH and not batch:
                 route = "none"
 
                 async def send_identified(message: Message) -> None:
@@ -68,8 +72,13 @@ class ControlApp:
                 finally:
                     if "endpoint" in scope:
                         route = scope["endpoint"].pattern
+            reply: operations.Reply | None
             try:
-                reply = await self._polls.answer(scope, receive)
+                if batch:
+                    route = logs.BATCH_ROUTE
+                    reply = await logs.take_at_once(self.services, scope, receive)
+                else:
+                    reply = await self._polls.answer(scope, receive)
             except ProblemError as error:
                 if isinstance(error, AuthError):
                     starlette_app.count_refusal(self.services, scope, error)

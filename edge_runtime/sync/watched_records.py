@@ -23,8 +23,8 @@ PAUSE: Final = 0.5
 """Seconds between two batches of one question."""
 TOGETHER: Final = 0.02
 """Seconds in which the first records come together."""
-WRITTEN: Final = 0.15
-"""Seconds in which the ring has written what was put into it."""
+WRITTEN: Final = 10.0
+"""Seconds for which a search waits at most until the ring has written what was put into it before."""
 BATCH_LINES: Final = 1000
 """Records of a batch."""
 BATCH_BYTES: Final = 256 * 1024
@@ -126,7 +126,9 @@ class WatchedRecords:
         self, client: ControlClient, ring: Ring, asked: Followed, since: float, until: float, *, tell_end: bool
     ) -> None:
         """Send what was written between two times (Unix seconds), and where it is wanted, that this was all."""
-        await asyncio.sleep(WRITTEN)
+        written, limit = ring.mark(), time.monotonic() + WRITTEN
+        while not written() and time.monotonic() < limit:  # noqa: ASYNC110 (a thread writes)
+            await asyncio.sleep(0.05)
         try:
             past = await asyncio.to_thread(asked.past, ring.folder, since, until)
         except OSError as error:

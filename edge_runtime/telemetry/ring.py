@@ -102,6 +102,11 @@ class Ring:
             self._awake = True
             self._wake.set()
 
+    def mark(self) -> Callable[[], bool]:
+        """Return what tells whether all that was put so far has been written, or given up."""
+        position = self._put
+        return lambda: self._done >= position
+
     def close(self) -> None:
         """Write what waits, within `CLOSE_LIMIT`, and let the folder go."""
         self._closing.set()

@@ -16,7 +16,7 @@ import orjson
 from control import wire
 from tests.support.replica import Answered, Replica, TestNode
 
-SOON = 20.0
+SOON = 60.0
 """Seconds in which what is waited for must come."""
 
 
