@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from edge_runtime.ipc.progress_page import WRITING
+from edge_runtime.ipc import frames
+from edge_runtime.ipc.progress_page import RUNNING, WRITING
 from edge_runtime.telemetry.search import LineFilter, search
 from tests.guests.build import guest
 from tests.support.edge import Node, node, until
@@ -166,11 +167,9 @@ async def test_a_quick_call_tells_nothing_unless_the_front_asks(edge: Node, reco
 
 
 async def test_a_worker_that_tells_nonsense_is_ended(edge: Node) -> None:
-    from edge_runtime.ipc import frames
-
-    link = next(k for k in edge.front.pool.links if k.usable and not k.spare)
     call = asyncio.ensure_future(edge.call("slow?ms=60000"))
-    await until(lambda: any(k.jobs for k in edge.front.pool.links))
+    # One that its worker hasn't begun would be given to another worker.
+    await until(lambda: any(k.jobs and k.seen().state == RUNNING for k in edge.front.pool.links))
     link = next(k for k in edge.front.pool.links if k.jobs)
     link.receive(link.jobs[0].id, frames.TIMES, b"", b"nonsense")
     assert link.killed == "unreadable"
