@@ -19,6 +19,10 @@ SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0)
 """Upper bounds of the histogram of requests' times."""
 
 
+NO_TIMES = [0.0] * (len(SECONDS) + 2)
+"""A histogram without a time: how many took up to each of `SECONDS`, how many longer, and the sum of their seconds."""
+
+
 class _Counts(Collector):
     """Counts of requests and polls.
 
@@ -27,10 +31,10 @@ class _Counts(Collector):
     """
 
     def __init__(self) -> None:
-        self.requests: defaultdict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0.0] * (len(SECONDS) + 2))
+        self.requests: defaultdict[tuple[str, str, int], list[float]] = defaultdict(NO_TIMES.copy)
         self.polls: defaultdict[str, int] = defaultdict(int)
-        self.database: defaultdict[str, list[float]] = defaultdict(lambda: [0.0] * (len(SECONDS) + 2))
-        self.store = [0.0] * (len(SECONDS) + 2)
+        self.database: defaultdict[str, list[float]] = defaultdict(NO_TIMES.copy)
+        self.store = NO_TIMES.copy()
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -70,11 +74,6 @@ def _add(family: HistogramMetricFamily, labels: list[str], counted: list[float])
     *counts, total = counted
     bounds = (*map(str, SECONDS), "+Inf")
     family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
-
-
-def _count(counted: list[float], seconds: float) -> None:
-    counted[bisect_left(SECONDS, seconds)] += 1
-    counted[-1] += seconds
 
 
 class ControlMetrics:
@@ -122,15 +121,19 @@ class ControlMetrics:
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request. `route` is a route's pattern and not a path, of which clients can make any number."""
-        _count(self._counts.requests[method, route, status], seconds)
+        counted = self._counts.requests[method, route, status]
+        counted[bisect_left(SECONDS, seconds)] += 1
+        counted[-1] += seconds
 
-    def database(self, work: str, seconds: float) -> None:
-        """Count a transaction of the metadata database, by the kind of work that it was for."""
-        _count(self._counts.database[work.replace(" ", "_")], seconds)
+    @property
+    def database(self) -> defaultdict[str, list[float]]:
+        """How long transactions of the metadata database took, by the kind of work: a list as of `NO_TIMES` each."""
+        return self._counts.database
 
     def store(self, seconds: float) -> None:
         """Count a request to the artifact store."""
-        _count(self._counts.store, seconds)
+        self._counts.store[bisect_left(SECONDS, seconds)] += 1
+        self._counts.store[-1] += seconds
 
     def certificate_ends(self, at: float) -> None:
         """Control's certificate ends then, in Unix seconds."""

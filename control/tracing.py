@@ -28,7 +28,8 @@ LAST_SEND: Final = 2.0
 """Seconds for the spans that are left when the replica stops."""
 
 _SYNCS: Final = "/v1/syncs/"
-_OFF: AbstractContextManager[None] = nullcontext()
+NOTHING: AbstractContextManager[None] = nullcontext()
+"""In the place of a span."""
 
 
 class _Traced:
@@ -41,7 +42,8 @@ class _Traced:
         self.span = span
 
 
-_current: ContextVar[_Traced | None] = ContextVar("traced", default=None)
+TRACED: ContextVar[_Traced | None] = ContextVar("traced", default=None)
+"""The request that runs, if it is traced."""
 
 
 class Tracing:
@@ -71,11 +73,11 @@ class Tracing:
         attributes = {"http.request.method": scope["method"], "url.path": scope["path"]}
         span = self._tracer.start_span(scope["method"], _context(parent), SpanKind.SERVER, attributes)
         span.set_attribute("skerry.request_id", scope["request_id"].decode())
-        token = _current.set(_Traced(self._tracer, span))
+        token = TRACED.set(_Traced(self._tracer, span))
         try:
             yield
         finally:
-            _current.reset(token)
+            TRACED.reset(token)
             route, answered = getattr(scope.get("endpoint"), "pattern", ""), status()
             if route:
                 span.set_attribute("http.route", route)
@@ -136,23 +138,18 @@ class Tracing:
         return (path == "/v1/releases" and scope["method"] == "POST") or random.random() < self._share  # noqa: S311
 
 
-def statement(name: str, text: str = "") -> AbstractContextManager[object]:
+def statement(name: str, text: str) -> AbstractContextManager[object]:
     """Make a block a span of the request that runs, if that is traced. `text` is SQL, without values."""
-    traced = _current.get()
+    traced = TRACED.get()
     # A task that was begun by a request may live longer than it.
     if traced is None or not traced.span.is_recording():
-        return _OFF
+        return NOTHING
     return _statement(traced, name, text)
-
-
-def untraced(_release: str, _sync_id: str) -> str:
-    """Return '' in the place of `Tracing.sync_parent`, where no traces are sent."""
-    return ""
 
 
 def current() -> str:
     """The `traceparent` of the request that runs; '' where it isn't traced."""
-    traced = _current.get()
+    traced = TRACED.get()
     if traced is None:
         return ""
     at = traced.span.get_span_context()

@@ -4,7 +4,6 @@ from typing import Any, Protocol, TypeVar
 
 import asyncpg
 
-from control import tracing
 from control.storage.queries import Rows, Value
 
 R = TypeVar("R")
@@ -80,9 +79,7 @@ class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
     ) -> list[Any]:
         """Return all rows."""
         if type(query) is Rows:
-            with tracing.statement(query.name, query.text):
-                records = await super().fetch(query.text, *args, timeout=timeout)
-            return [query.row(*record) for record in records]
+            return [query.row(*record) for record in await super().fetch(query.text, *args, timeout=timeout)]
         found: list[Any] = await super().fetch(query, *args, timeout=timeout, record_class=record_class)
         return found
 
@@ -105,9 +102,8 @@ class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> Any:
         """Return the value of the first row's `column`, or None where there is no row."""
-        name, text = (query.name, query.text) if type(query) is Value else (_first_word(query), query)
-        with tracing.statement(name, text):
-            records = await super().fetch(text, *args, timeout=timeout)
+        text = query.text if type(query) is Value else query
+        records = await super().fetch(text, *args, timeout=timeout)
         return records[0][column] if records else None
 
     async def one(self, query: Rows[R], *args: Any) -> R:
@@ -117,17 +113,4 @@ class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
 
     async def column(self, query: Value[R], *args: Any) -> list[R]:
         """Return the values of all rows of a query that has one column."""
-        with tracing.statement(query.name, query.text):
-            records = await super().fetch(query.text, *args)
-        return [record[0] for record in records]
-
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
-        """Run a statement without rows, and return its tag; BEGIN and COMMIT come here too."""
-        with tracing.statement(_first_word(query), query):
-            tag: str = await super().execute(query, *args, timeout=timeout)
-        return tag
-
-
-def _first_word(query: str) -> str:
-    """What a span of SQL without a name is named by: INSERT, or COMMIT."""
-    return query.split(None, 1)[0].rstrip(";").upper()
+        return [record[0] for record in await super().fetch(query.text, *args)]

@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import AsyncIterator
 
+from control.metrics import NO_TIMES, SECONDS
 from control.problems import ProblemError
 
 WAIT = 3.0
@@ -16,13 +19,12 @@ LONGEST = 20.0
 class Share:
     """A number of a pool's connections that one kind of work may use at once."""
 
-    def __init__(
-        self, connections: int, what: str, on_used: Callable[[str, float], None] = lambda what, seconds: None
-    ) -> None:
-        """`what` names the kind of work, for error messages: "lists". `on_used` is told it each time a connection was
-        used, with the seconds.
+    def __init__(self, connections: int, what: str, times: defaultdict[str, list[float]] | None = None) -> None:
+        """`what` names the kind of work, for error messages: "lists". `times` takes, by that, how long connections were
+        used, each in a list as of `metrics.NO_TIMES`.
         """
-        self.on_used = on_used
+        self.times = defaultdict(NO_TIMES.copy) if times is None else times
+        self._times = self.times[what.replace(" ", "_")]
         self._connections = connections
         self._what = what
         self._free = asyncio.Semaphore(connections)
@@ -43,7 +45,10 @@ class Share:
             self._done_at = loop.time()
         finally:
             self._free.release()
-            self.on_used(self._what, loop.time() - began)
+            seconds = loop.time() - began
+            # Here, since another call would be one more for each poll that asks the database.
+            self._times[bisect_left(SECONDS, seconds)] += 1
+            self._times[-1] += seconds
 
     async def _wait(self) -> None:
         """Wait for a connection; callers get theirs in the order in which they came."""

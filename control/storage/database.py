@@ -6,6 +6,7 @@ import itertools
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TypeVar
@@ -13,12 +14,14 @@ from typing import TypeVar
 import asyncpg
 import orjson
 
+from control import tracing
 from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.settings import check_metadata_url
 from control.storage import queries, sqlstates
 from control.storage.connection import AsyncpgConnection, Connection, PooledConnection, Transaction
 from control.storage.connection_quotas import Share
+from control.storage.traced_connection import TracedConnection
 from control.storage.transaction_queue import Turns
 
 SQL = queries.load("database")
@@ -105,7 +108,7 @@ class Database:
 
     def share(self, connections: int, what: str) -> "Database":
         """Return the same database for one kind of work, which may use `connections` of the pool's at once."""
-        return Database(self._pool, Share(connections, what, self._share.on_used), self._outages, self._on_retry)
+        return Database(self._pool, Share(connections, what, self._share.times), self._outages, self._on_retry)
 
     def taking(self, turns: Turns) -> "Database":
         """Return the same share; its transactions take turns with those of every other share that has `turns`."""
@@ -245,7 +248,7 @@ class Database:
         transaction = conn.transaction(isolation="serializable", readonly=readonly)
         try:
             await transaction.start()
-            result = await work(conn)
+            result = await work(conn if tracing.TRACED.get() is None else TracedConnection(conn))
         except BaseException as error:
             if isinstance(error, _BROKEN):
                 _terminate(conn)
@@ -264,7 +267,8 @@ class Database:
             await _undo(conn, transaction, CANCEL_TIMEOUT if isinstance(error, asyncio.CancelledError) else None)
             raise
         try:
-            await transaction.commit()
+            with tracing.NOTHING if tracing.TRACED.get() is None else tracing.statement("COMMIT", ""):
+                await transaction.commit()
         except asyncio.CancelledError:
             _terminate(conn)
             raise
@@ -297,7 +301,7 @@ async def connect(
     lock_timeout: float = LOCK_TIMEOUT,
     outages: Outages | None = None,
     on_retry: Callable[[], None] = lambda: None,
-    on_used: Callable[[str, float], None] = lambda what, seconds: None,
+    times: defaultdict[str, list[float]] | None = None,
 ) -> Database:
     """Open a pool of at most `connections` to the database at `url`.
 
@@ -331,7 +335,7 @@ async def connect(
         )
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         raise ProblemError("database_unavailable", f"the metadata database can't be reached: {error}") from error
-    return Database(pool, Share(connections, "everything", on_used), outages or Outages(), on_retry)
+    return Database(pool, Share(connections, "everything", times), outages or Outages(), on_retry)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -22,7 +22,6 @@ from control.sync.ended_syncs import EndedSyncs
 from control.sync.node_state import NodeRow, RunningSync
 from control.sync.targets import Targets
 from control.sync.write_batches import Committed, NodeLocked, Written
-from control.tracing import untraced
 
 LINES = 10
 """Lines that a node gets in the log of syncs for one generation, in `WINDOW`. Its further attempts take the newest of
@@ -109,9 +108,10 @@ class Reconciler:
         targets: Targets,
         store: Store,
         lease: float,
-        sync_parent: Callable[[str, str], str] = untraced,
+        sync_parent: Callable[[str, str], str] | None = None,
     ) -> None:
-        """`lease`: seconds for which nothing need be heard of a sync. `sync_parent` is that of `Tracing`."""
+        """`lease`: seconds for which nothing need be heard of a sync. `sync_parent` is that of `Tracing`, where
+        traces are sent."""
         self._clock = clock
         self._targets = targets
         self._store = store
@@ -166,6 +166,7 @@ class Reconciler:
                     manifest_digest=f.manifest_digest,
                 )
             )
+        parent = self._sync_parent
         message = wire.Plan(
             sync_id=opened.sync_id,
             lease=self._lease,
@@ -179,7 +180,7 @@ class Reconciler:
             ],
             functions=functions,
             remove=list(opened.work.remove),
-            traceparent=self._sync_parent(opened.release.traceparent, opened.sync_id),
+            traceparent="" if parent is None else parent(opened.release.traceparent, opened.sync_id),
         )
         return replace(decision, message=message)
 

@@ -31,8 +31,8 @@ WRITE_SECONDS = 30.0
 """Seconds in which the client reads nothing of an answer that is to be sent."""
 CONNECTIONS = 30_000
 """Connections at once; further ones are dropped."""
-CROWDED = 0.8
-"""From this part of `CONNECTIONS` on, idle ones are ended after `CROWDED_SECONDS`, so that all nodes can poll."""
+CROWDED = CONNECTIONS * 4 // 5
+"""With more connections than that, idle ones are ended after `CROWDED_SECONDS`, so that all nodes can poll."""
 CROWDED_SECONDS = 2.0
 
 NEVER = math.inf
@@ -143,7 +143,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.deadline = NEVER
         super().on_message_complete()
         if self.cycle.response_complete:
-            self.deadline = self.loop.time() + self._idle_seconds()
+            crowded = len(self.connections) > CROWDED
+            self.deadline = self.loop.time() + (CROWDED_SECONDS if crowded else self.timeout_keep_alive)
 
     def on_response_complete(self) -> None:
         # In place of uvicorn's, which sets a timer after each answer: the sweep ends idle connections.
@@ -154,14 +155,10 @@ class LimitedProtocol(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
         elif not self._in_head and not self._in_body:
-            self.deadline = self.loop.time() + self._idle_seconds()
+            crowded = len(self.connections) > CROWDED
+            self.deadline = self.loop.time() + (CROWDED_SECONDS if crowded else self.timeout_keep_alive)
         if not self.pipeline:
             self.flow.resume_reading()
-
-    def _idle_seconds(self) -> float:
-        """For how long the connection is kept without a request."""
-        crowded = len(self.connections) > CROWDED * CONNECTIONS
-        return CROWDED_SECONDS if crowded else self.timeout_keep_alive
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from control import tracing
 from control.access import auth
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
@@ -95,7 +94,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         traces = Tracing(settings, fleet.mark.name) if settings.otlp_url else None
         if traces is not None:
             stack.push_async_callback(traces.close)
-        parent = tracing.untraced if traces is None else traces.sync_parent
+        parent = None if traces is None else traces.sync_parent
         reconciler = Reconciler(clock, targets, store, settings.sync_lease, parent)
         decisions: WriteBatches[NodeRequest, Decision] = WriteBatches(
             databases.batches,
@@ -182,7 +181,7 @@ async def _connect(settings: ControlSettings, metrics: ControlMetrics, stack: As
         statement_timeout=settings.database_timeout,
         outages=database.Outages(),
         on_retry=metrics.retried,
-        on_used=metrics.database,
+        times=metrics.database,
     )
     half = max(1, settings.database_connections // 2)
     requests = await connect(connections=2 * half + JOINS + FIRST_POLLS + CACHE)

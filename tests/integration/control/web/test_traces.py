@@ -57,7 +57,7 @@ async def test_a_request_and_its_statements_are_one_trace_below_the_callers(cont
         assert {span.trace_id for span in below} == {request.trace_id}
         texts = {span.name: attributes(span).get("db.query.text", "") for span in below}
         assert "FROM nodes" in texts["node_views.nodes"]
-        assert {"BEGIN", "COMMIT"} <= texts.keys()
+        assert "COMMIT" in texts
         (refused,) = got.spans("GET /v1/nodes/{node}")
         assert refused.parent_span_id == b""
         assert attributes(refused)["http.response.status_code"] == 404
