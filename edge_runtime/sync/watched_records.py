@@ -102,9 +102,12 @@ class WatchedRecords:
         try:
             while True:
                 begun = time.time()
-                asked.begin(begun)
+                if question.follow:
+                    asked.begin()
+                else:
+                    asked.rest()
                 try:
-                    await self._send_past(client, ring, asked, since, begun, tell_end=tell_end)
+                    await self._send_past(client, ring, asked, since, tell_end=tell_end)
                     since, tell_end, failures = begun, False, 0
                     if not question.follow:
                         return
@@ -115,7 +118,7 @@ class WatchedRecords:
                     if isinstance(error, ControlRefused) and error.status < 500 and error.status not in (404, 408, 429):
                         raise
                     # 404: a replica of an earlier version. What comes meanwhile is on the disk.
-                    asked.begin(float(2**33))
+                    asked.rest()
                     failures += 1
                     pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
                     await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
@@ -123,18 +126,19 @@ class WatchedRecords:
             ring.taps.remove(asked.put)
 
     async def _send_past(
-        self, client: ControlClient, ring: Ring, asked: Followed, since: float, until: float, *, tell_end: bool
+        self, client: ControlClient, ring: Ring, asked: Followed, since: float, *, tell_end: bool
     ) -> None:
-        """Send what was written between two times (Unix seconds), and where it is wanted, that this was all."""
+        """Send what was put into the ring from a time (Unix seconds) on before the last `Followed.begin`, and where it
+        is wanted, that this was all."""
         written, limit = ring.mark(), time.monotonic() + WRITTEN
         while not written() and time.monotonic() < limit:  # noqa: ASYNC110 (a thread writes)
             await asyncio.sleep(0.05)
         try:
-            past = await asyncio.to_thread(asked.past, ring.folder, since, until)
+            past = await asyncio.to_thread(asked.past, ring.folder, since)
         except OSError as error:
             log.debug("the node's records can't be read: %s", error)
             past = followed.Past([], False)
-        batches = _batches(past.lines)
+        batches = _batches(asked.without_waiting(past.lines))
         if not batches and tell_end:
             batches = [[]]
         for number, lines in enumerate(batches, 1):

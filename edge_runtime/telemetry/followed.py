@@ -6,6 +6,7 @@ four, and so on, so that what is left shows all of the time. What was left out i
 
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -92,8 +93,7 @@ class Followed:
         kinds = {records.CALL} if question.kind == "calls" else {records.LOG, records.NODE}
         self._kinds = frozenset(kinds)
         self._levels = frozenset(records.LEVELS[records.LEVELS.index(question.level) :])
-        self._from = b""
-        """Records with earlier times are found by `past`."""
+        self._keeps = True
         self._lines: list[bytes] = []
         self._size = 0
         self._count = 0
@@ -103,16 +103,32 @@ class Followed:
         self._credit = 0.0
         self._at = time.monotonic()
 
-    def begin(self, moment: float) -> None:
-        """Forget what waits, and keep records from this time (Unix seconds) on."""
-        self._from = records.time_text(moment).encode()
+    def begin(self) -> None:
+        """Forget what waits, and keep what comes from now on."""
+        self._keeps = True
         self._lines, self._size, self._stride, self._count = [], 0, 1, 0
         self.came.clear()
 
+    def rest(self) -> None:
+        """Forget what waits, and keep nothing: what comes will be found by `past`."""
+        self.begin()
+        self._keeps = False
+
+    def without_waiting(self, lines: list[bytes]) -> list[bytes]:
+        """Return those of the lines, which `past` found, that don't wait to be sent in any case: it may find what came
+        since `begin`, too. Their times can't tell, since records are made some time after what they tell of."""
+        waiting = Counter(self._lines)
+        kept = []
+        for line in lines:
+            if waiting[ended := line + b"\n"]:
+                waiting[ended] -= 1
+            else:
+                kept.append(line)
+        return kept
+
     def put(self, line: bytes) -> None:
         """Keep a record that has just come, where it answers the question: a tap of the ring."""
-        moment = records.time_in(line)
-        if moment is None or moment < self._from or not self._fits(line):
+        if not self._keeps or records.time_in(line) is None or not self._fits(line):
             return
         self._count += 1
         if self._count % self._stride:
@@ -145,11 +161,11 @@ class Followed:
         """Count records that couldn't be sent as left out, or again those that were left out and couldn't be told."""
         self._sampled += sampled
 
-    def past(self, folder: Path, since: float, until: float) -> Past:
-        """Return the records of the ring in `folder` between two times (Unix seconds). It may take 0.3 s: not in the
+    def past(self, folder: Path, since: float) -> Past:
+        """Return the records of the ring in `folder` from a time (Unix seconds) on. It may take 0.3 s: not in the
         loop's thread. Raises: OSError, when the folder can't be read."""
         question, limit = self.question, self.question.limit
-        wanted = LineFilter(since, until, "", question.function, "", question.call)
+        wanted = LineFilter(since, None, "", question.function, "", question.call)
         if question.kind == "calls":
             some = question.failed or question.slowest
             found = search.search(folder, wanted._replace(kind=records.CALL), search.MOST if some else limit)

@@ -109,7 +109,11 @@ def test_one_call_leaves_nothing_to_the_next(load):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("trap", "unreachable"), ("divide", "integer divide by zero"), ("bounds", "out of bounds memory access")],
+    [
+        ("trap", "unreachable (0x40a)"),
+        ("divide", "integer divide by zero (0x404)"),
+        ("bounds", "out of bounds memory access (0x408)"),
+    ],
 )
 def test_a_trap(load, name, reason):
     loaded = load(name, CallLimits(memory_pages=9))

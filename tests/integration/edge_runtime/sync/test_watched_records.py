@@ -78,7 +78,7 @@ async def test_what_comes_is_seen_and_nothing_is_done_when_nobody_watches(edge: 
 async def test_what_is_there_is_told_to_its_end(edge: Edge, watching: Watching) -> None:
     for number in range(30):
         edge.front.ring.put(line(number))
-    await asyncio.sleep(0.2)
+    await until(edge.front.ring.mark())
     async with watching(limit=10, function="orders") as view:
         lines = await view.rest()
     assert numbers(lines) == list(range(20, 30))

@@ -67,12 +67,21 @@ def test_what_isnt_a_record_answers_nothing() -> None:
     assert one.take() == ([], 0)
 
 
-def test_records_from_before_are_left_to_the_search() -> None:
+def test_what_came_before_is_left_to_the_search_and_what_waits_isnt_found_twice() -> None:
     one = following()
-    one.begin(time.time() - 1)
-    one.put(line(1, time.time() - 5))
-    one.put(line(2))
-    assert messages(one.take().lines) == [2]
+    now = time.time()
+    early, late = line(1, now), [line(2, now - 5), line(3, now), line(3, now)]
+    one.put(early)
+    one.begin()
+    for each in late:
+        one.put(each)
+    # It was made after `begin`, of something before; and the same line twice, of which one was there already.
+    found = [each.rstrip(b"\n") for each in (early, *late, late[2])]
+    assert messages(one.without_waiting(found)) == [1, 3]
+    assert messages(one.take().lines) == [2, 3, 3]
+    one.rest()
+    one.put(late[0])
+    assert one.take().lines == []
 
 
 @pytest.mark.parametrize("count", [1, 2000, 2001, 10_000, 100_000])
@@ -130,12 +139,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_past_has_the_newest_in_order(folder: Path) -> None:
-    past = Followed(question(limit=60)).past(folder, 1010.0, 1100.0)
+    past = Followed(question(limit=60)).past(folder, 1010.0)
     assert messages(past.lines) == [*range(41, 51), 100, *range(51, 100)]
     assert past.more
-    past = Followed(question(limit=200)).past(folder, 1090.0, 1095.0)
-    assert (messages(past.lines), past.more) == ([90, 91, 92, 93, 94], False)
-    past = Followed(question(limit=200, level="warning", function="orders")).past(folder, 0.0, 2000.0)
+    past = Followed(question(limit=200)).past(folder, 1090.0)
+    assert (messages(past.lines), past.more) == (list(range(90, 100)), False)
+    past = Followed(question(limit=200, level="warning", function="orders")).past(folder, 0.0)
     assert messages(past.lines) == list(range(0, 100, 10))
 
 
@@ -144,10 +153,10 @@ def of_kind(kind: str, lines: list[bytes]) -> list[bytes]:
 
 
 def test_calls_are_found_by_their_seconds_and_their_failure(folder: Path) -> None:
-    past = Followed(question(kind="calls", limit=2, slowest=True)).past(folder, 0.0, 2000.0)
+    past = Followed(question(kind="calls", limit=2, slowest=True)).past(folder, 0.0)
     assert [orjson.loads(line)["seconds"] for line in of_kind("call", past.lines)] == [8.0, 9.0]
     assert past.more
-    past = Followed(question(kind="calls", limit=10, failed=True)).past(folder, 0.0, 2000.0)
+    past = Followed(question(kind="calls", limit=10, failed=True)).past(folder, 0.0)
     assert (messages(of_kind("call", past.lines)), past.more) == ([0], False)
     # With what they have logged, of the time in which they ran.
     assert messages(of_kind("log", past.lines)) == list(range(6))
