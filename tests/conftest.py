@@ -11,7 +11,7 @@ import pytest
 from control.local.pki import Pki, ensure
 from control.storage import bucket_owner, connection_quotas
 from control.sync import heartbeats, monitor
-from control.telemetry import webhook_sender
+from control.telemetry import live_records, webhook_sender
 from edge_runtime.redaction import redact
 from tests.guests import build
 from tests.support import replica
@@ -91,7 +91,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that a replica does by itself writes heartbeats, looks after nodes or the bucket, or sends events.
+    """Nothing that a replica does by itself writes heartbeats, looks after nodes or the bucket, or sends or deletes
+    what there is to tell.
 
     For tests that do so themselves: what its own pass has locked in that moment theirs would leave out, and what its
     own flush is about to write theirs wouldn't wait for.
@@ -99,6 +100,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (heartbeats, monitor, webhook_sender):
         monkeypatch.setattr(module, "PERIOD", 1e6)
     monkeypatch.setattr(monitor, "SWEEP_PERIOD", 1e6)
+    monkeypatch.setattr(live_records, "CLEAN_EVERY", 1e6)
     monkeypatch.setattr(bucket_owner, "CHECK_EVERY", 1e6)
 
 
