@@ -363,6 +363,8 @@ async def test_a_credential_ends_soon(watched: Watched) -> None:
     for name in life:
         del made.control.environment[name]
     made.control.kill()
+    # With the longer life its credential is good again; a node looks for another identity where it is refused.
+    await made.call("POST", f"/v1/nodes/{NODE}/revoke")
     token = (await made.call("POST", "/v1/join-tokens", {"rejoin": NODE}))["token"]
     await join(made.folder / "edge", f"https://{made.control_address}", token, NODE, {}, again=True)
     await watched.ends("SkerryEdgeCredentialEnds", "SkerryGroupCredentialEnds")
