@@ -140,7 +140,7 @@ async def test_a_failed_call_has_a_record(records: Records, path: str, outcome: 
     made = await records.of(path, INSERT if path.startswith("sql") else b"")
     assert (made["outcome"], made["status"]) == (outcome, status)
     assert part in made["times"]
-    assert made["times"][part] > made["times"]["queue"] or part == "sql"
+    assert made["times"][part] > 0
 
 
 async def test_a_quick_call_tells_nothing_unless_the_front_asks(edge: Node, records: Records) -> None:
