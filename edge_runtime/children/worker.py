@@ -157,8 +157,8 @@ class Worker:
             function = loaded
         sql = None
         services, steps = self._ungranted, None
-        if grant != "none" or manifest.http is not None:
-            # What a call takes that is granted nothing is all its guest's, and the front knows it.
+        if grant != "none" or manifest.http is not None or frame.kind == frames.CALL_TIMED:
+            # What a call takes that is granted nothing is all its guest's: told only where the front asks.
             steps = self._steps
             steps.clear()
             if grant != "none":

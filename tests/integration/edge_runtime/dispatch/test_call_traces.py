@@ -119,9 +119,18 @@ async def test_the_trace_goes_on_with_outgoing_http(edge: Node, got: Collector, 
 
 async def test_a_failed_call_says_so(edge: Node, got: Collector) -> None:
     await edge.call("trap", headers={"traceparent": f"00-{'2' * 32}-{CALLER}-01"})
-    root = (await spans_of(got, "POST /functions/trap"))["POST /functions/trap"]
+    spans = await spans_of(got, "POST /functions/trap")
+    root = spans.pop("POST /functions/trap")
     assert root.status.code == Status.STATUS_CODE_ERROR
     assert attributes(root)["error.type"] == "guest_trap"
+    assert sorted(spans) == ["guest", "queue"]
+
+
+async def test_a_call_that_is_granted_nothing_has_its_queue_and_its_guest(edge: Node, got: Collector) -> None:
+    await edge.call("echo", b"x", headers={"traceparent": f"00-{'3' * 32}-{CALLER}-01"})
+    spans = await spans_of(got, "POST /functions/echo")
+    assert sorted(spans) == ["POST /functions/echo", "guest", "queue"]
+    assert spans["guest"].end_time_unix_nano > spans["guest"].start_time_unix_nano
 
 
 @pytest.mark.parametrize("flag", ["00", ""])
