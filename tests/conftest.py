@@ -11,7 +11,8 @@ import pytest
 from control.local.pki import Pki, ensure
 from control.storage import bucket_owner, connection_quotas
 from control.sync import heartbeats, monitor
-from control.telemetry import live_records, webhook_sender
+from control.telemetry import live_records
+from control.telemetry.webhooks import webhook_sender
 from edge_runtime.redaction import redact
 from tests.guests import build
 from tests.support import replica

@@ -16,7 +16,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
-from control.telemetry import webhook_client, webhook_messages, webhook_signature
+from control.telemetry.webhooks import webhook_client, webhook_messages, webhook_signature
 
 MOST = 50
 """Webhooks at most: each message is written once for each of them."""

@@ -1,7 +1,7 @@
 """What happened, for webhooks: a row of `events`, in the transaction in which it happens.
 
 One row has all that a transaction changed of one kind, however many nodes that are. Where there is no webhook, no row
-is written. `control.telemetry.webhook_messages` makes messages of the rows.
+is written. `control.telemetry.webhooks.webhook_messages` makes messages of the rows.
 """
 
 from collections.abc import Mapping, Sequence

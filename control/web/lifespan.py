@@ -37,8 +37,8 @@ from control.telemetry.group_numbers import NumbersKeeper
 from control.telemetry.ingest import NumbersIngest
 from control.telemetry.live_records import LiveRecords
 from control.telemetry.recent_calls import RecentCallsReader
-from control.telemetry.webhook_client import WebhookClient
-from control.telemetry.webhook_sender import WebhookSender
+from control.telemetry.webhooks.webhook_client import WebhookClient
+from control.telemetry.webhooks.webhook_sender import WebhookSender
 from control.tracing import Tracing
 from control.web import tls
 from control.wire import SyncState

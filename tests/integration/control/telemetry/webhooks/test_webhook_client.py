@@ -3,14 +3,13 @@
 import asyncio
 import ipaddress
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from control.local import pki
-from control.telemetry import webhook_client, webhook_signature
-from control.telemetry.webhook_client import WebhookClient
+from control.telemetry.webhooks import webhook_client, webhook_signature
+from control.telemetry.webhooks.webhook_client import WebhookClient
 from control.web import tls
 from tests.support.webhook_receiver import Receiver, receiving
 
@@ -22,12 +21,6 @@ INSIDE = [
     *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::7f00:1"),
     *("2002:7f00:1::1", "2001:0:7f00:1::"),
 ]
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as found:
-        yield found
 
 
 class Names:

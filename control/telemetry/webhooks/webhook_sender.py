@@ -21,9 +21,9 @@ from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync.leases import Leases
-from control.telemetry import webhook_signature
-from control.telemetry.webhook_client import GONE, TIME_LIMIT, Attempt, WebhookClient
-from control.telemetry.webhook_messages import Messages, Webhook
+from control.telemetry.webhooks import webhook_signature
+from control.telemetry.webhooks.webhook_client import GONE, TIME_LIMIT, Attempt, WebhookClient
+from control.telemetry.webhooks.webhook_messages import Messages, Webhook
 
 PERIOD = 1.0
 """Seconds between two looks at what is to be sent."""
