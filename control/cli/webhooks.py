@@ -122,14 +122,16 @@ async def test(name: str, within: float, as_json: bool) -> None:
         except TimeoutError:
             raise Failure(
                 f"no attempt was made within {within:g} s",
-                cure=f"Look at `skerry webhook deliveries --webhook {name}` later, and at control's logs.",
+                cure=f"look at `skerry webhook deliveries --webhook {name}` later, and at control's logs",
             ) from None
     if as_json:
         output.document(found)
     elif found["state"] == "delivered":
         output.say(f"{name}: delivered, the receiver answered {found['status']}")
     if found["state"] != "delivered":
-        raise Failure(f"{name}: {found['error']}", cure="It is tried again for a day, at growing intervals.")
+        again = "it is tried again for a day, at growing intervals"
+        gone = "it isn't tried again: `skerry webhook list` says whether the webhook has ended"
+        raise Failure(f"{name}: {found['error']}", cure=again if found["state"] == "waiting" else gone)
 
 
 @command.command()

@@ -112,3 +112,5 @@ async def test_the_commands(replica: Replica, receiver: Receiver, tmp_path: Path
     assert "delivered" in await skerry("deliveries", "--webhook", "chat")
     assert await skerry("remove", "own", "--yes") == "own: removed\n"
     assert "unknown_webhook" in await skerry("remove", "own", "--yes", ends=3)
+    receiver.answers = lambda message: 410
+    assert "isn't tried again" in await skerry("test", "chat", ends=1)
