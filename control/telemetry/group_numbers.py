@@ -187,7 +187,7 @@ class NumbersKeeper:
 
 
 async def _without(hour: datetime, conn: Connection) -> list[str]:
-    return await conn.column(WITHOUT_HOUR, hour)
+    return await conn.column(WITHOUT_HOUR, hour, hour + HOUR)
 
 
 async def _delete(query: str, group_id: str, before: datetime, conn: Connection) -> str:

@@ -37,8 +37,6 @@ CALLS_A_SECOND = 200_000
 """More calls than a node can have."""
 SLACK, LONGEST_WHILE = 60.0, 90 * 86400.0
 """Seconds that a node's clock may be wrong by, and the longest while that is believed."""
-MOST_EVENTS = 1_000_000
-"""Of worker deaths, dropped lines and failed syncs: as many as are believed at once."""
 COST, COST_OF_FUNCTION, ALLOWED = 0.5, 0.002, 10.0
 """Seconds for which a node's numbers count, and each function of them; a node may be so far ahead of the time. A node
 sends some each 5 s at most."""
@@ -111,7 +109,7 @@ class NumbersIngest:
         told.boot_id, told.sequence = poll.boot_id, numbers.sequence
         self.taken += 1
         if numbers.node is not None:
-            self.nodes.take(node, numbers.node, MOST_EVENTS)
+            self.nodes.take(node, numbers.node)
         if poll.generation < node.generation:
             # It was moved and isn't at its new group's release yet: these are of its old group's.
             return

@@ -19,8 +19,8 @@ STATEMENT = 500
 """Nodes in one statement."""
 LATELY = timedelta(hours=1)
 """What was told longer ago isn't counted for the groups: the node is away, or was removed."""
-MOST_VERSIONS = 20
-"""Versions of the edge that are told apart, by how many nodes have them."""
+MOST_EVENTS = 1_000_000
+"""Of worker deaths, dropped lines and failed syncs: as many as are believed at once."""
 
 
 class NodeTold(NamedTuple):
@@ -77,14 +77,14 @@ class NodesTold:
         self.events: dict[str, Events] = {}
         """By group."""
 
-    def take(self, node: CachedNode, numbers: wire.NodeNumbers, most: int) -> None:
-        """Take what a node tells; `most`: how many events are believed."""
+    def take(self, node: CachedNode, numbers: wire.NodeNumbers) -> None:
+        """Take what a node tells."""
         self._latest[node.id] = node.group_id, numbers
         if numbers.worker_deaths or numbers.log_dropped or numbers.failed_syncs:
             events = self.events.setdefault(node.group_id, Events())
-            events.worker_deaths += min(numbers.worker_deaths, most)
-            events.log_dropped += min(numbers.log_dropped, most)
-            events.failed_syncs += min(numbers.failed_syncs, most)
+            events.worker_deaths += min(numbers.worker_deaths, MOST_EVENTS)
+            events.log_dropped += min(numbers.log_dropped, MOST_EVENTS)
+            events.failed_syncs += min(numbers.failed_syncs, MOST_EVENTS)
 
     async def write_if_due(self, time: float) -> None:
         """Write what was told, if it wasn't written for `PERIOD`; `time` is the loop's. Raises: ProblemError."""
@@ -115,10 +115,6 @@ class NodesTold:
                 if self._latest.get(id) is told:
                     del self._latest[id]
             await asyncio.sleep(0)
-
-    async def of_node(self, conn: Connection, node_id: str) -> NodeTold | None:
-        """What a node told last, as it is written; None where it told nothing."""
-        return await conn.fetchrow(OF_NODE, node_id)
 
     async def of_groups(self) -> list[GroupToldRow]:
         """What the nodes of each group told lately, by version of the edge. Raises: ProblemError."""

@@ -22,10 +22,11 @@ WHERE group_id = ANY($1::text[]::uuid[]) AND minute >= $2 AND minute < $3;
 SELECT group_id::text AS group_id, hour, body FROM group_hours
 WHERE group_id = ANY($1::text[]::uuid[]) AND hour >= $2 AND hour < $3;
 
--- Groups that have no sum of an hour yet.
+-- Groups that have minutes of an hour, from $1 to before $2, and no sum of it yet.
 -- name: without_hour
 SELECT g.id::text AS id FROM groups AS g
-WHERE NOT EXISTS (SELECT 1 FROM group_hours AS h WHERE h.group_id = g.id AND h.hour = $1);
+WHERE EXISTS (SELECT 1 FROM group_minutes AS m WHERE m.group_id = g.id AND m.minute >= $1 AND m.minute < $2)
+    AND NOT EXISTS (SELECT 1 FROM group_hours AS h WHERE h.group_id = g.id AND h.hour = $1);
 
 -- Write a group's sum of an hour.
 -- name: write_hour
