@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from control import wire
+from control import tokens, wire
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
@@ -70,7 +70,7 @@ async def find(conn: Connection, ask: Ask) -> tuple[str | None, list[str] | None
             raise ProblemError("unknown_group", f"there is no group {ask.group}", field="group")
     if ask.node is None:
         return None, groups
-    row = await conn.fetchrow(NODE, ask.node, ask.node if _is_id(ask.node) else None)
+    row = await conn.fetchrow(NODE, ask.node, ask.node if tokens.ID.fullmatch(ask.node) else None)
     if row is None or (groups is not None and row.group_id not in groups):
         raise ProblemError("unknown_node", f"there is no node {ask.node}", field="node")
     return row.id, groups
@@ -114,7 +114,3 @@ async def renew(conn: Connection, rates: dict[str, float], until: datetime, forg
 async def replicas(conn: Connection, now: datetime) -> list[str]:
     """The names of the replicas that run."""
     return await conn.column(REPLICAS, now + replica_mark.KEPT - MARKED)
-
-
-def _is_id(text: str) -> bool:
-    return len(text) == 36 and text.count("-") == 4

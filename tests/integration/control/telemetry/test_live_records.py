@@ -269,6 +269,17 @@ async def test_a_watch_that_nobody_reads_ends(control_site: Site, monkeypatch: p
         assert await asked(node) == []
 
 
+async def test_a_name_as_long_as_an_id_is_a_name(control_site: Site) -> None:
+    name = "shop-northern-territories-hall-12345"
+    assert (len(name), name.count("-")) == (36, 4)
+    async with control_site.running() as one:
+        assert (await one.call("GET", f"/v1/logs?node={name}")).json()["code"] == "unknown_node"
+        node = await joined(one, name)
+        async with viewing(one, follow=True, node=name) as view:
+            assert (await view.notice("begin"))["count"] == 1
+            await asked(node)
+
+
 async def test_a_node_is_asked_by_its_id_too(control_site: Site) -> None:
     async with control_site.running() as one:
         node, other = await joined(one, "node"), await joined(one, "other")
