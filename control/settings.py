@@ -233,8 +233,7 @@ def _check_url(variable: str, url: str) -> None:
 def _check_oidc(settings: ControlSettings) -> None:
     """What must be set together for signing in at an OpenID provider."""
     parts = urlsplit(settings.oidc_issuer)
-    https = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
-    if not https or not parts.hostname or parts.query or parts.fragment:
+    if not is_safe(settings.oidc_issuer) or parts.query or parts.fragment:
         raise ControlSettingsError("SKERRY_OIDC_ISSUER must be https://HOST/… (http on loopback only), without a query")
     for name in ("public_url", "oidc_client_id", "oidc_grants"):
         if not getattr(settings, name):
@@ -245,11 +244,20 @@ def _check_oidc(settings: ControlSettings) -> None:
 
 def _check_public_url(url: str) -> None:
     parts = urlsplit(url)
-    https = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
-    if not https or not parts.hostname or "@" in parts.netloc or parts.path or parts.query or parts.fragment:
+    if not is_safe(url) or "@" in parts.netloc or parts.path or parts.query or parts.fragment:
         raise ControlSettingsError(
             f"SKERRY_PUBLIC_URL must be https://HOST or https://HOST:PORT (http on loopback only), not {url!r}"
         )
+
+
+def is_safe(url: str) -> bool:
+    """Whether what is sent to a URL is encrypted, or stays on this machine."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
 
 
 def is_loopback(host: str) -> bool:

@@ -27,7 +27,7 @@ from control.access.id_tokens import Expected, KeyUnknown, TokenRefused
 from control.access.rights import Rights
 from control.clock import Clock
 from control.problems import ProblemError
-from control.settings import ControlSettings, is_loopback
+from control.settings import ControlSettings, is_safe
 
 CALLBACK = "/sign-in/provider/done"
 """Where the provider sends the browser back to, behind `SKERRY_PUBLIC_URL`."""
@@ -283,14 +283,6 @@ class Provider:
         return ProblemError(
             "provider_unavailable", f"nobody can sign in by {self.name} now: {why}. Signing in by a token goes on"
         )
-
-
-def is_safe(url: str) -> bool:
-    """Whether what is sent to a URL is encrypted, or stays on this machine."""
-    parts = urlsplit(url)
-    return bool(parts.hostname) and (
-        parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
-    )
 
 
 def _not_signed_in(why: str, what: str) -> AuthError:

@@ -9,7 +9,8 @@ import aiohttp
 import click
 
 from control.cli.support import options, output
-from control.cli.support.client import Failure, NotConnected, Unreachable, is_loopback, read_home_file
+from control.cli.support.client import Failure, NotConnected, Unreachable, read_home_file
+from control.settings import is_loopback
 
 
 @click.command()

@@ -43,7 +43,10 @@ async def login(url: str | None, ca: Path | None, no_browser: bool, as_json: boo
     try:
         logins.keep(kept)
     except (OSError, ValueError) as error:
-        raise Failure(f"the login can't be kept: {error}", cure=f"look after {logins.file()}") from error
+        raise Failure(
+            f"the login can't be kept: {error}",
+            cure=f"{logins.file()} must be a file that you may write, with what `skerry login` wrote, or not there",
+        ) from error
     if as_json:
         output.document({"url": kept.url, "operator": kept.operator, "expires_at": kept.ends_at})
     else:
@@ -66,7 +69,12 @@ async def logout(url: str | None, as_json: bool) -> None:
             # It had ended already.
             if refused.code not in ("session_ended", "credentials_invalid", "token_expired"):
                 raise
-    logins.forget(kept.url)
+    try:
+        logins.forget(kept.url)
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"the login has ended, and can't be forgotten: {error}", cure=f"remove {logins.file()}"
+        ) from error
     if as_json:
         output.document({"url": kept.url, "operator": kept.operator, "ended": True})
     else:

@@ -21,6 +21,7 @@ import aiohttp
 import orjson
 
 from control.cli.support import logins
+from control.settings import is_loopback, is_safe
 
 ATTEMPTS = 5
 """Times that a call is tried while control can't be reached or answers 503."""
@@ -35,7 +36,9 @@ CHUNK = 1024 * 1024
 HOME_FILE = "cli.json"
 """The file in SKERRY_HOME in which `skerry up` leaves URL, token and CA for the commands."""
 CA_CURE = "set SKERRY_CA to the file with control's CA"
-SIGN_IN_CURE = "sign in with `skerry login`, or set SKERRY_TOKEN to an operator's token"
+SIGN_IN_CURE = (
+    "run `skerry login`, or set SKERRY_TOKEN to a valid operator's token (an admin makes one: `skerry operator add`)"
+)
 AGAIN = "start `skerry up` again: it writes the file anew"
 
 Json = dict[str, Any]
@@ -146,9 +149,11 @@ def connection_settings() -> ConnectionSettings:
 
 def check_url(url: str) -> None:
     """Raises: NotConnected, when a URL of control isn't https, or http on loopback."""
-    parts = urlsplit(url)
-    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))):
-        raise NotConnected(f"control's URL must be an https URL, not {url!r}", cure="set SKERRY_URL to it")
+    if not is_safe(url):
+        raise NotConnected(
+            f"control's URL must be an https URL, not {url!r}",
+            cure="give it as https://HOST:PORT (http on this machine only), with `skerry login` or in SKERRY_URL",
+        )
 
 
 def find_login(url: str = "") -> logins.Login | None:
@@ -159,11 +164,6 @@ def find_login(url: str = "") -> logins.Login | None:
         raise NotConnected(
             f"{logins.file()} can't be read: {error}", cure="remove it and run `skerry login`"
         ) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a URL's host is this machine by its name or address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def path(*parts: str | int) -> str:
@@ -369,13 +369,10 @@ def _seconds(retry_after: str | None) -> float:
         return 0
 
 
-_LOGIN = (
-    "run `skerry login`, or set SKERRY_TOKEN to a valid operator's token (an admin makes one: `skerry operator add`)"
-)
 CURES = {
-    "401": _LOGIN,
-    "credentials_missing": _LOGIN,
-    "credentials_invalid": _LOGIN,
+    "401": SIGN_IN_CURE,
+    "credentials_missing": SIGN_IN_CURE,
+    "credentials_invalid": SIGN_IN_CURE,
     "session_ended": "run `skerry login`",
     "role_insufficient": "ask someone who has that role, or an admin to give it (`skerry operator change`)",
     "version_in_target": "--release takes it out of the groups' releases first",

@@ -26,7 +26,8 @@ def file() -> Path:
 
 
 def read() -> list[Login]:
-    """All logins, the newest last. Raises: OSError or ValueError, when the file can't be read or isn't what it was."""
+    """All logins, the newest last. Raises: OSError, when the file can't be read; ValueError, when it has something
+    else."""
     try:
         kept = orjson.loads(file().read_bytes())
     except FileNotFoundError:
@@ -44,12 +45,12 @@ def find(url: str = "") -> Login | None:
 
 
 def keep(login: Login) -> None:
-    """Keep a login in the place of one at the same control. Raises: OSError."""
+    """Keep a login in the place of one at the same control. Raises as `read`, and when it can't be written."""
     _write([*(one for one in read() if one.url != login.url), login])
 
 
 def forget(url: str) -> None:
-    """Forget the login at a control. Raises: OSError."""
+    """Forget the login at a control. Raises as `read`, and when it can't be written."""
     _write([one for one in read() if one.url != url])
 
 

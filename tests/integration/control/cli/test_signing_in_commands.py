@@ -141,6 +141,9 @@ async def test_a_code_for_the_console(control: Control, terminal: Terminal, brow
     assert re.search(r"type the code [A-Z]{4}-[A-Z]{4} there", await terminal.run("console"))
 
 
-@pytest.mark.parametrize("url", ["http://control.example", "ftp://127.0.0.1", "control.example"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://control.example", "http://127.control.example", "ftp://127.0.0.1", "control.example", "https://[::1"],
+)
 async def test_a_secret_goes_by_https_alone(terminal: Terminal, url: str) -> None:
     assert "must be an https URL" in await terminal.run("login", url, ends=2)
