@@ -98,9 +98,10 @@ class Tracing:
 
         `release` is the `traceparent` of the request that made the release, or ''.
         """
-        if not release or not self.is_sync_traced(sync_id):
+        parent = trace_context.parse(release.encode())
+        if parent is None or not self.is_sync_traced(sync_id):
             return ""
-        return f"00-{release[3:35]}-{span_of_sync(sync_id):016x}-01"
+        return Place(parent.trace, span_of_sync(sync_id).to_bytes(8)).header()
 
     def sync_ended(self, sync_id: str, parent: str, times: tuple[datetime, datetime], error: str, **of: str) -> None:
         """Make the span of a sync that ended, with its start and end, below the request that made its release.
@@ -153,7 +154,7 @@ def current() -> str:
     if traced is None:
         return ""
     at = traced.span.get_span_context()
-    return f"00-{at.trace_id:032x}-{at.span_id:016x}-01"
+    return Place(at.trace_id.to_bytes(16), at.span_id.to_bytes(8)).header()
 
 
 def span_of_sync(sync_id: str) -> int:

@@ -107,7 +107,6 @@ class PartOfNode(Protocol):
 
 N = TypeVar("N", bound=PartOfNode)
 
-LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 SQL = queries.load("node_views")
 GROUP = SQL.optional("group", UUID)
 BY_ID = SQL.rows("by_id", FoundNode)
@@ -245,7 +244,7 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> nod
 def _numbers(told: NodeTold) -> node_responses.ToldNumbers:
     ends = told.certificate_ends
     # A node may tell any number.
-    ends_at = datetime.fromtimestamp(ends, UTC) if 0 < ends < LATEST.timestamp() else None
+    ends_at = datetime.fromtimestamp(ends, UTC) if 0 < ends < pagination.LATEST.timestamp() else None
     sizes = told.database_bytes, told.wal_bytes, told.disk_free_bytes, told.memory_bytes
     return node_responses.ToldNumbers(told.told_at, *sizes, ends_at, told.edge)
 

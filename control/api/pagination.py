@@ -23,6 +23,8 @@ from control.storage.queries import Rows
 
 R = TypeVar("R")
 
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+"""Later than all times that are listed: where lists begin that have the newest first."""
 BYTES = 256 * 1024
 """Bytes of a page's items as JSON. A single item may have more."""
 TURN = 16 * 1024

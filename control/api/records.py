@@ -11,7 +11,7 @@ from control.access.rights import Rights
 from control.api import pagination
 from control.api.bodies import node_responses, responses
 from control.api.operations import ApiCall, Reply
-from control.api.pagination import Paging
+from control.api.pagination import LATEST, Paging
 from control.audit_chain import AuditEntry, AuditSeal
 from control.problems import ProblemError
 from control.storage import audit_seals, queries
@@ -54,7 +54,6 @@ SYNC = SQL.rows("sync", SyncRow)
 
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 LOWEST = -(2**63)
 """Below every number that the database can have of a seal: whoever writes there may invent one below 0."""
 

@@ -14,6 +14,7 @@ from control.storage import queries
 from control.sync import plan
 from control.sync.effects import losses
 from control.sync.reports import SyncReport, unknown_sync
+from control.tracing import Tracing
 
 
 class TracedSync(NamedTuple):
@@ -44,8 +45,9 @@ async def put(call: ApiCall) -> Reply:
     services = call.services
     services.heartbeats.seen(call.node_id, services.clock.now())
     state = await services.reports.ask(SyncReport(sync_id, call.node_id, update))
-    if services.tracing is not None and update.status == state.status != "running" and not state.late:
-        await _trace(services, sync_id)
+    tracing = services.tracing
+    if tracing is not None and update.status == state.status != "running" and not state.late:
+        await _trace(services, tracing, sync_id)
     return Reply(200, state)
 
 
@@ -59,9 +61,9 @@ async def tell_rows(call: ApiCall) -> Reply:
     return Reply(204)
 
 
-async def _trace(services: Services, sync_id: str) -> None:
+async def _trace(services: Services, tracing: Tracing, sync_id: str) -> None:
     """Make the span of a sync that has ended, if it is traced. A database that doesn't answer costs the span alone."""
-    if services.tracing is None or not services.tracing.is_sync_traced(sync_id):
+    if not tracing.is_sync_traced(sync_id):
         return
     try:
         sync = await services.databases.joins.read(lambda conn: conn.fetchrow(TRACED, sync_id))
@@ -70,7 +72,7 @@ async def _trace(services: Services, sync_id: str) -> None:
         return
     if sync is not None:
         times, release = (sync.started_at, sync.ended_at), f"{sync.group_name} {sync.number}"
-        services.tracing.sync_ended(
+        tracing.sync_ended(
             sync_id, sync.traceparent, times, sync.error_code, node=sync.node, release=release, sync=sync_id
         )
 

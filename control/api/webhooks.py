@@ -10,8 +10,7 @@ from control import wire
 from control.api import pagination
 from control.api.bodies import requests, responses
 from control.api.operations import ApiCall, Reply
-from control.api.pagination import Paging
-from control.api.records import LATEST
+from control.api.pagination import LATEST, Paging
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed

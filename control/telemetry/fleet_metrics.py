@@ -4,6 +4,8 @@ Every replica has the same gauges, and counters of its own, of the nodes that te
 """
 
 import asyncio
+import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import NamedTuple
@@ -27,13 +29,10 @@ MOST_CODES, MOST_VERSIONS = 50, 20
 EXPONENTS = (-10, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 2)
 """Bounds of the histogram: 1 ms to 4 s, as powers of two, which are bounds of the nodes' histograms too."""
 BOUNDS = tuple(2.0**exponent for exponent in EXPONENTS)
-_PLACES = tuple(8 * (exponent + 17) for exponent in EXPONENTS)
-"""The buckets of `sketch` that end at these bounds."""
-_BUCKET = tuple(
-    next((place for place, last in enumerate(_PLACES) if index <= last), len(_PLACES))
-    for index in range(sketch.LONGER + 1)
-)
+_PLACES = tuple(bisect_left(BOUNDS, bound) for bound in (*sketch.BOUNDS, math.inf))
+"""By bucket of `sketch`: which of `BOUNDS` is the first that all of its times are below."""
 _MIDDLES = tuple(sketch.middle(index) for index in range(sketch.LONGER + 1))
+"""By bucket of `sketch`: the time in seconds that each of its calls is taken to have had."""
 
 
 class GroupCalls(NamedTuple):
@@ -243,7 +242,7 @@ def call_seconds(calls: GroupCalls) -> str:
         counts, total = [0] * (len(BOUNDS) + 1), 0.0
         for tally in tallies:
             for index, count in tally.times.items():
-                counts[_BUCKET[index]] += count
+                counts[_PLACES[index]] += count
                 total += count * _MIDDLES[index]
         *bounded, every = accumulate(counts)
         for bound, count in zip(BOUNDS, bounded, strict=True):

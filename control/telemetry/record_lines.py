@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from control.problems import ProblemError
+from control.wire import Count
 
 LINE_BYTES = 64 * 1024
 """Bytes of a line."""
@@ -22,7 +23,6 @@ MOST_PARTS = 100
 Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z$(?!\n)")]
 Short = Annotated[str, Meta(max_length=128)]
 Message = Annotated[str, Meta(max_length=32 * 1024)]
-Count = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 

@@ -121,10 +121,12 @@ class RecordRelay:
     async def clean(self) -> None:
         """Delete rows that have been there long enough, of all replicas. Raises: ProblemError."""
         before = self._clock.now() - KEPT
-        while True:
-            tag = await self._db.transaction(lambda conn: conn.execute(watch_rows.SQL["clean"], before, CLEANED))
-            if int(tag.rpartition(" ")[2]) < CLEANED:
-                return
+
+        async def work(conn: Connection) -> str:
+            return await conn.execute(watch_rows.SQL["clean"], before, CLEANED)
+
+        while await self._db.transaction(work) == f"DELETE {CLEANED}":
+            pass
 
 
 def _pack(groups: list[list[NodeBatch]]) -> list[bytes]:

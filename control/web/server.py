@@ -51,48 +51,26 @@ class ControlServer(uvicorn.Server):
         self._tame = tame
         self._services = AsyncExitStack()
         super().__init__(
-            uvicorn.Config(
-                self.app,
-                host=settings.bind,
-                port=settings.port,
-                http=connection_limits.LimitedProtocol,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                # The client's own address is recorded with refusals, so a header must not replace it.
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                backlog=BACKLOG,
-            )
+            _config(self.app, host=settings.bind, port=settings.port, timeout_keep_alive=KEEP_ALIVE, backlog=BACKLOG)
         )
 
     @property
     def url(self) -> str:
         """The URL that it serves; valid once it is started."""
-        host, port = self._listener.sockets[0].getsockname()[:2]
         scheme = "http" if self._settings.tls_cert is None else "https"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"{scheme}://{_address(self._listener)}"
 
     @property
     def metrics_url(self) -> str:
         """The URL of the metrics without a token; '' where there is none. Valid once it is started."""
-        if self._metrics_listener is None:
-            return ""
-        host, port = self._metrics_listener.sockets[0].getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}{metrics_app.PATH}"
+        listener = self._metrics_listener
+        return "" if listener is None else f"http://{_address(listener)}{metrics_app.PATH}"
 
     async def startup(self, sockets: Any = None) -> None:
         settings = self._settings
         context = _tls(settings)
         await self._services.enter_async_context(self.app.lifespan())
-
-        def protocol() -> connection_limits.LimitedProtocol:
-            return connection_limits.LimitedProtocol(config=self.config, server_state=self.server_state, app_state={})
-
-        listener = ListeningSockets(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
+        listener = self._new_listener(self.config, context)
         try:
             await listener.listen(settings.bind, settings.port, BACKLOG)
         except OSError as error:
@@ -114,22 +92,9 @@ class ControlServer(uvicorn.Server):
 
     async def _listen_for_metrics(self, address: str) -> ListeningSockets:
         """Serve /metrics at `address`, without TLS. Raises: StartError, when it can't be used."""
-        config = uvicorn.Config(
-            MetricsApp(lambda: self.app.services),
-            http=connection_limits.LimitedProtocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-        )
+        config = _config(MetricsApp(lambda: self.app.services))
         config.load()
-
-        def protocol() -> connection_limits.LimitedProtocol:
-            return connection_limits.LimitedProtocol(config=config, server_state=self.server_state, app_state={})
-
-        listener = ListeningSockets(protocol, None, HANDSHAKE_SECONDS, CLOSE_SECONDS)
+        listener = self._new_listener(config, None)
         try:
             await listener.listen(*listen_address(address), BACKLOG)
         except OSError as error:
@@ -137,6 +102,12 @@ class ControlServer(uvicorn.Server):
             await self._services.aclose()
             raise StartError(f"can't listen on {address} (SKERRY_METRICS_LISTEN): {error}") from error
         return listener
+
+    def _new_listener(self, config: uvicorn.Config, context: ssl.SSLContext | None) -> ListeningSockets:
+        def protocol() -> connection_limits.LimitedProtocol:
+            return connection_limits.LimitedProtocol(config=config, server_state=self.server_state, app_state={})
+
+        return ListeningSockets(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
@@ -190,6 +161,29 @@ async def serve(settings: ControlSettings, *, clock: Clock | None = None) -> Non
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _config(app: Any, **more: Any) -> uvicorn.Config:
+    """How an application is served; `more` are options of uvicorn's besides."""
+    return uvicorn.Config(
+        app,
+        http=connection_limits.LimitedProtocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        # The client's own address is recorded with refusals, so a header must not replace it.
+        proxy_headers=False,
+        server_header=False,
+        **more,
+    )
+
+
+def _address(listener: ListeningSockets) -> str:
+    """HOST:PORT of a listener, as URLs have it."""
+    host, port = listener.sockets[0].getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _tls(settings: ControlSettings) -> ssl.SSLContext | None:

@@ -80,7 +80,7 @@ async def command(
 @shared_options
 @click.option("--failed", is_flag=True, help="Only calls that failed.")
 @click.option("--slowest", is_flag=True, help="The slowest calls, rather than the newest.")
-@click.option("--since", type=options.TIME, help="From this time on (default: a day ago).")
+@click.option("--since", type=options.TIME, default="1d", help="From this time on (default: a day ago).")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="So many calls.")
 @options.asynchronous
 async def calls(
@@ -90,15 +90,13 @@ async def calls(
     as_json: bool,
     failed: bool,
     slowest: bool,
-    since: datetime | None,
+    since: datetime,
     limit: int,
 ) -> None:
     """Show the slow and the failed calls, with where their time went and what they logged.
 
     Nodes keep these calls on their disks, not all calls: those that are offline are named.
     """
-    if since is None:
-        since = options.TIME.convert("1d", None, None)
     query = _query("calls", node, group, function, since, limit)
     query |= {name: "true" for name, on in (("failed", failed), ("slowest", slowest)) if on}
     found, lines = await _gathered(query)

@@ -8,6 +8,7 @@ import asyncio
 from datetime import datetime
 from typing import NamedTuple
 
+from control.event_kinds import EventKind
 from control.storage import events, queries
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -27,7 +28,7 @@ class ReleaseUnderWay(NamedTuple):
     number: int
     created_at: datetime
     failed: bool
-    """Whether that it failed was told."""
+    """Whether its failure was told already."""
 
 
 class GroupStanding(NamedTuple):
@@ -79,21 +80,20 @@ class Arrivals:
         if not standing.nodes:
             return
         body = {"group": release.group_name, "release": release.number, **standing._asdict()}
+        kind: EventKind
         if standing.arrived == standing.nodes:
-
-            async def arrived(conn: Connection) -> None:
-                if await conn.fetchval(MARK_ARRIVED, release.id, now) is not None:
-                    await events.record(conn, now, "release.arrived", [body])
-
-            await self._db.transaction(arrived)
-        elif standing.failed and standing.arrived + standing.failed + standing.away == standing.nodes:
-            if release.failed:
-                return
+            mark, kind = MARK_ARRIVED, "release.arrived"
+        elif release.failed or not standing.failed:
+            return
+        elif standing.arrived + standing.failed + standing.away == standing.nodes:
+            mark, kind = MARK_FAILED, "release.failed"
             codes = await self._db.read(lambda conn: conn.fetch(CODES, *arguments))
+            body["codes"] = {row.code: row.nodes for row in codes}
+        else:
+            return
 
-            async def failed(conn: Connection) -> None:
-                if await conn.fetchval(MARK_FAILED, release.id, now) is not None:
-                    told = {**body, "codes": {row.code: row.nodes for row in codes}}
-                    await events.record(conn, now, "release.failed", [told])
+        async def tell(conn: Connection) -> None:
+            if await conn.fetchval(mark, release.id, now) is not None:
+                await events.record(conn, now, kind, [body])
 
-            await self._db.transaction(failed)
+        await self._db.transaction(tell)
