@@ -43,6 +43,13 @@ def log(message: str, level: str = "info", call: str = "c-1", **more: Any) -> by
     return records.encode({**told, "release": 1, "call": call, "message": message, **more})
 
 
+async def written(edge: Edge, text: bytes, times: int = 1) -> None:
+    """Wait until the node's disk has a text so many times: its ring writes what has come a little later."""
+    async with asyncio.timeout(SOON):
+        while sum(path.read_bytes().count(text) for path in edge.front.ring.folder.glob("*.ndjson")) < times:
+            await asyncio.sleep(0.02)
+
+
 class Command:
     """A running `skerry`."""
 
@@ -116,7 +123,7 @@ async def test_a_log_is_followed_and_left_by_ctrl_c(control: Control, edge: Edge
 async def test_what_was_logged_comes_in_order_and_ends(control: Control, edge: Edge) -> None:
     for number in range(30):
         edge.front.ring.put(log(f"line {number}", call=f"c-{number % 2}"))
-    await asyncio.sleep(0.2)
+    await written(edge, b'"line 29"')
     async with skerry(control, "logs", "--since", "10m", "--call", "c-1", "--limit", "5", "--json") as command:
         assert await command.ends() == 0, command.err
     shown = [json.loads(line) for line in command.out.splitlines()]
@@ -136,7 +143,7 @@ async def test_calls_show_where_their_time_went_and_what_they_logged(control: Co
         told |= {"times": {"guest": 0.4, "queue": 0.001}, "http": [{"host": "bank.example", "seconds": 0.2}]}
         told["sql"] = [{"statement": "SELECT *\nFROM orders", "count": 2, "seconds": 0.1}]
         edge.front.ring.put(records.encode(told))
-    await asyncio.sleep(0.2)
+    await written(edge, b'"SELECT', times=3)
     async with skerry(control, "calls", "--slowest", "--limit", "2") as command:
         assert await command.ends() == 0, command.err
     rows = command.out.splitlines()

@@ -9,12 +9,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from control import sketch, wire
+from control.problems import ProblemError
 from control.settings import ControlSettingsError, check
-from control.telemetry import fleet_summary
-from tests.integration.control.telemetry.test_fleet_summary import group, node
+from control.telemetry import fleet_metrics, fleet_summary
 from tests.support import numbers, seeds
 from tests.support.replica import Replica, Site
 from tests.support.replica import running as server_running
+from tests.support.standings import group, node
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 def read_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_summary, "PERIOD", 0.0)
     monkeypatch.setattr("control.telemetry.shared_reading.REST", 0)
-    monkeypatch.setattr("control.telemetry.fleet_metrics.TOLD_EVERY", 0.0)
+    monkeypatch.setattr(fleet_metrics, "TOLD_EVERY", 0.0)
 
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -189,8 +190,6 @@ async def test_latencies_of_the_database_and_the_store(control_site: Site) -> No
 
 async def test_a_scrape_while_the_database_is_away(control_site: Site, monkeypatch: Any, caplog: Any) -> None:
     """It has what this process knows, and the fleet's gauges are left out rather than told as they were."""
-    from control.problems import ProblemError
-
     async with control_site.running() as replica:
         assert of("skerry_overdue_nodes", group="default") in await scraped(replica)
 
@@ -206,9 +205,7 @@ async def test_a_scrape_while_the_database_is_away(control_site: Site, monkeypat
 
 
 def test_bounds_of_the_histogram_are_those_of_the_nodes() -> None:
-    from control.telemetry.fleet_metrics import BOUNDS
-
-    assert set(BOUNDS) <= set(sketch.BOUNDS)
+    assert set(fleet_metrics.BOUNDS) <= set(sketch.BOUNDS)
 
 
 async def test_they_are_there_while_the_targets_are_not_known(

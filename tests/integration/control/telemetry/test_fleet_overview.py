@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from control.telemetry import fleet_summary, recent_calls
-from tests.integration.control.telemetry.test_fleet_summary import group, node
 from tests.support import numbers, seeds
 from tests.support.replica import Replica, Site
+from tests.support.standings import group, node
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
