@@ -179,8 +179,11 @@ class EdgeSettings:
         if not 0 <= self.trace_share <= 1:
             raise EdgeSettingsError(f"trace_share is {self.trace_share}; it can be 0 to 1")
         if self.otlp_url and not _fit_for_traces(self.otlp_url):
+            # What is before an @ may be a password.
+            shown = self.otlp_url.rpartition("@")[2]
             raise EdgeSettingsError(
-                f"otlp_url is {self.otlp_url!r}; it must be https://HOST:PORT, or http:// on this machine itself"
+                f"otlp_url is {shown!r}; it must be https://HOST:PORT, or http:// on this machine itself, without a "
+                "user or password: otlp_headers_file is for them"
             )
         if not host:
             raise EdgeSettingsError(f"listen is {self.listen!r}; it must be HOST:PORT, as in {LISTEN}")
@@ -239,7 +242,5 @@ def _fit_for_traces(url: str) -> bool:
         host, _port = parts.hostname, parts.port
     except ValueError:
         return False
-    plain = parts.username or parts.query or parts.fragment
-    return (
-        bool(host) and not plain and (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host or "")))
-    )
+    fit = parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host or ""))
+    return fit and bool(host) and not ("@" in parts.netloc or parts.query or parts.fragment)

@@ -37,6 +37,36 @@ def test_wrong_settings_are_refused_by_name(given: dict[str, Any], named: str) -
         EdgeSettings(state=STATE, **given)
 
 
+@pytest.mark.parametrize(
+    ("url", "fits"),
+    [
+        ("https://collector.example:4318", True),
+        ("https://collector.example/otlp", True),
+        ("http://127.0.0.1:4318", True),
+        ("http://[::1]:4318", True),
+        ("http://localhost:4318", True),
+        ("http://collector.example:4318", False),
+        ("http://127.0.0.1.example:4318", False),
+        ("collector.example:4318", False),
+        ("ftp://127.0.0.1", False),
+        ("https://", False),
+        ("https://collector.example:99999", False),
+        ("https://collector.example?a=b", False),
+        ("https://collector.example#a", False),
+        ("https://user:hunter2@collector.example", False),
+        ("https://:hunter2@collector.example", False),
+        ("https://@collector.example", False),
+    ],
+)
+def test_where_traces_may_be_sent(url: str, fits: bool) -> None:
+    if fits:
+        EdgeSettings(state=STATE, otlp_url=url)
+        return
+    with pytest.raises(EdgeSettingsError, match="otlp_url") as refused:
+        EdgeSettings(state=STATE, otlp_url=url)
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.9.9.9:1", "[::1]:8087", "localhost:8087"])
 def test_loopback_needs_no_token(listen: str) -> None:
     assert EdgeSettings(state=STATE, listen=listen).loopback
