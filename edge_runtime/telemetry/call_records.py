@@ -164,6 +164,8 @@ def _times(call: NotedCall) -> tuple[dict[str, float], list[dict[str, Any]], lis
         where = "guest" if manifest.sql == "none" and manifest.http is None else "worker"
         return ({**made, where: round(took, 6)} if took else made), [], []
     totals = dict.fromkeys(call_times.KINDS, 0.0)
+    # A name in double quotes may be a value to SQLite, and a host may have one in it.
+    texts = [redact(text, cut=len(text) == call_times.TEXT) for text in told.texts]
     by_text: dict[tuple[int, str], tuple[int, float]] = {}
     steps = [(s.kind, 1, s.micros, s.text) for s in told.steps] + [
         (s.kind, s.count, s.micros, s.text) for s in told.others
@@ -171,13 +173,13 @@ def _times(call: NotedCall) -> tuple[dict[str, float], list[dict[str, Any]], lis
     for kind, count, micros, text in steps:
         seconds = min(micros / 1e6, took)
         totals[call_times.KINDS[kind]] += seconds
-        before, so_far = by_text.get((kind, told.texts[text]), (0, 0.0))
-        by_text[kind, told.texts[text]] = before + count, so_far + seconds
+        before, so_far = by_text.get((kind, texts[text]), (0, 0.0))
+        by_text[kind, texts[text]] = before + count, so_far + seconds
     made["guest"] = round(max(0.0, took - sum(totals.values())), 6)
     made |= {kind: round(min(seconds, took), 6) for kind, seconds in totals.items()}
     longest = sorted(by_text.items(), key=lambda item: -item[1][1])
     statements = [
-        {"statement": redact(text), "count": count, "seconds": round(seconds, 6)}
+        {"statement": text, "count": count, "seconds": round(seconds, 6)}
         for (kind, text), (count, seconds) in longest
         if kind == call_times.SQL
     ]

@@ -8,6 +8,7 @@ from typing import Final
 from control.trace_context import Place
 from edge_runtime.ipc import call_times
 from edge_runtime.ipc.call_times import CallTimes
+from edge_runtime.redaction import redact
 from edge_runtime.telemetry.spans import CLIENT, INTERNAL, SERVER, TraceSpan
 from edge_runtime.token_bucket import TokenBucket
 
@@ -99,11 +100,12 @@ class CallTracer:
         put(TraceSpan(Place(at.trace, os.urandom(8)), at.span, "queue", start, began))
         guest = Place(at.trace, os.urandom(8))
         put(TraceSpan(guest, at.span, "guest", began, end))
+        texts = [redact(text, cut=len(text) == call_times.TEXT) for text in told.texts]
         # Of those, the last ones: a call whose worker ended may have been given to another one.
         count = sum(step.kind == call_times.HTTP for step in told.steps)
         requests = iter(trace.requests[max(0, len(trace.requests) - count) :])
         for step in told.steps:
-            text, (what, kind) = told.texts[step.text], _KINDS[step.kind]
+            text, (what, kind) = texts[step.text], _KINDS[step.kind]
             step_start = min(end, began + step.start * 1000)
             step_end = min(end, step_start + step.micros * 1000)
             own = next(requests, None) if step.kind == call_times.HTTP else None

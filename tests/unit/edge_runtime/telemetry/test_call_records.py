@@ -8,9 +8,10 @@ import pytest
 
 from control.manifest_fields import Manifest
 from edge_runtime.dispatch.served_functions import Tally
-from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, CallTimes, Step, Steps
+from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, TEXT, CallTimes, Step, Steps
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.slowest import HOUR
+from edge_runtime.redaction import redact
 from edge_runtime.telemetry.call_records import BURST, BURST_OF_ALL, CallRecords, NotedCall, record
 
 
@@ -47,6 +48,19 @@ def test_a_record_says_where_the_time_went():
         "http": [{"host": "host", "count": 1, "seconds": 0.03}],
     }
     assert sum(made["times"].values()) == pytest.approx(0.5)
+
+
+def test_no_value_of_a_secret_is_in_a_record():
+    key = "sk-0123456789abcdef"
+    redact.know({"a": {"API_KEY": key}})
+    cut = f"SELECT {'x, ' * 100}"[: TEXT - 8] + key[:8]
+    steps = [Step(SQL, 0, 1000, 0), Step(HTTP, 0, 1000, 1), Step(SQL, 0, 500, 2)]
+    made = record(noted(times=CallTimes(10, steps, [], [f'SELECT "{key}"', f"{key}.example.org", cut])))
+    assert [step["statement"] for step in made["sql"]] == [
+        'SELECT "[secret API_KEY]"',
+        cut[:-8] + "[secret API_KEY]",
+    ]
+    assert made["http"][0]["host"] == "[secret API_KEY].example.org"
 
 
 def test_a_call_whose_worker_told_nothing_or_that_had_none():

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from control import trace_context
 from control.trace_context import Place
-from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, CallTimes, Step
+from edge_runtime.ipc.call_times import COMMIT, HTTP, LOCK, SQL, TEXT, CallTimes, Step
+from edge_runtime.redaction import redact
 from edge_runtime.telemetry.call_traces import BURST, CallTrace, CallTracer
 from edge_runtime.telemetry.spans import CLIENT, SERVER, TraceSpan
 
@@ -88,6 +89,21 @@ def test_a_calls_steps_are_spans_below_its_time_in_the_worker() -> None:
     assert insert.attributes["db.query.text"] == "INSERT INTO a VALUES (?)"
     assert by_name["HTTP"].at.header() == request
     assert by_name["HTTP"].attributes == {"server.address": "example.org"}
+
+
+def test_no_value_of_a_secret_is_in_a_span() -> None:
+    key = "sk-0123456789abcdef"
+    redact.know({"a": {"API_KEY": key}})
+    cut = f"SELECT {'x, ' * 100}"[: TEXT - 8] + key[:8]
+    texts = [f'SELECT "{key}"', f"{key}.example.org", cut]
+    made: list[TraceSpan] = []
+    tracer = CallTracer(1.0, made.append)
+    trace = tracer.begin(None, 0.0)
+    assert trace is not None
+    told = CallTimes(10, [Step(SQL, 0, 1, 0), Step(HTTP, 0, 1, 1), Step(SQL, 0, 1, 2)], [], texts)
+    tracer.end(trace, "GET /", {}, "", (0, 10_000), told)
+    shown = [span.attributes.get("db.query.text") or span.attributes.get("server.address") for span in made[3:]]
+    assert shown == ['SELECT "[secret API_KEY]"', "[secret API_KEY].example.org", cut[:-8] + "[secret API_KEY]"]
 
 
 def test_spans_of_absurd_times_lie_within_the_call() -> None:
