@@ -55,10 +55,10 @@ def calls(
         check_owner(state, as_json)
     if since is None and not request_id:
         since = time.time() - HOUR
-    wanted = LineFilter(since, until, records.CALL, function, call=request_id)
+    wanted = LineFilter(since, until, (records.CALL,), function, calls=(request_id,) if request_id else ())
     try:
         found = search(state / FOLDER, wanted, MOST).lines
-        logged = search(state / FOLDER, wanted._replace(kind=records.LOG), MOST).lines if request_id else []
+        logged = search(state / FOLDER, wanted._replace(kinds=(records.LOG,)), MOST).lines if request_id else []
     except OSError as error:
         raise fail("state_unusable", f"the records in {state / FOLDER} can't be read: {error}", as_json) from None
     kept = [(orjson.loads(line), line) for line in found]

@@ -74,7 +74,8 @@ def logs(
     if os.geteuid():
         check_owner(state, as_json)
     folder = state / FOLDER
-    wanted = LineFilter(since, until, kind, function, "" if level == "debug" else LEVELS[level], request_id)
+    kinds, calls = (kind,) if kind else (), (request_id,) if request_id else ()
+    wanted = LineFilter(since, until, kinds, function, LEVELS[level], calls)
     narrow = since is not None or until is not None or request_id
     try:
         # From before the search, so that no line gets lost between both; those that both have are shown once.

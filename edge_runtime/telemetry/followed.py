@@ -61,18 +61,18 @@ class Past(NamedTuple):
 def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
     """Return what calls have logged, `LINES_OF_CALL` lines of each at most."""
     heads = [head for head in map(_decode, calls) if head.call]
+    if not heads:
+        return []
+    ends = [records.seconds_of(head.t) for head in heads]
+    # A call's record is written at its end.
+    since, until = min(ends) - max(head.seconds for head in heads) - SLACK, max(ends) + SLACK
     counts = dict.fromkeys((head.call for head in heads), 0)
     found = []
-    if counts:
-        ends = [records.seconds_of(head.t) for head in heads]
-        # A call's record is written at its end.
-        since, until = min(ends) - max(head.seconds for head in heads) - SLACK, max(ends) + SLACK
-        logged = LineFilter(since, until, records.LOG, call=heads[0].call if len(counts) == 1 else "")
-        for line in search.search(folder, logged, search.MOST).lines:
-            call = _decode(line).call
-            if call in counts and counts[call] < LINES_OF_CALL:
-                counts[call] += 1
-                found.append(line)
+    for line in search.search(folder, LineFilter(since, until, (records.LOG,), calls=tuple(counts)), search.MOST).lines:
+        call = _decode(line).call
+        if counts[call] < LINES_OF_CALL:
+            counts[call] += 1
+            found.append(line)
     return found
 
 
@@ -90,8 +90,7 @@ class Followed:
         """Records a second that may be sent."""
         self.came = asyncio.Event()
         """Set while something waits."""
-        kinds = {records.CALL} if question.kind == "calls" else {records.LOG, records.NODE}
-        self._kinds = frozenset(kinds)
+        self._kinds = (records.CALL,) if question.kind == "calls" else (records.LOG, records.NODE)
         self._levels = frozenset(records.LEVELS[records.LEVELS.index(question.level) :])
         self._keeps = True
         self._lines: list[bytes] = []
@@ -106,8 +105,7 @@ class Followed:
     def begin(self) -> None:
         """Forget what waits, and keep what comes from now on."""
         self._keeps = True
-        self._lines, self._size, self._stride, self._count = [], 0, 1, 0
-        self.came.clear()
+        self._forget()
 
     def rest(self) -> None:
         """Forget what waits, and keep nothing: what comes will be found by `past`."""
@@ -153,36 +151,30 @@ class Followed:
             lines = [lines[at * len(lines) // most] for at in range(most)]
         self._credit -= len(lines)
         taken = Taken(lines, self._sampled)
-        self._lines, self._size, self._stride, self._count, self._sampled = [], 0, 1, 0, 0
-        self.came.clear()
+        self._forget()
         return taken
 
-    def give_back(self, sampled: int) -> None:
-        """Count records that couldn't be sent as left out, or again those that were left out and couldn't be told."""
-        self._sampled += sampled
+    def _forget(self) -> None:
+        self._lines, self._size, self._stride, self._count, self._sampled = [], 0, 1, 0, 0
+        self.came.clear()
 
     def past(self, folder: Path, since: float) -> Past:
         """Return the records of the ring in `folder` from a time (Unix seconds) on. It may take 0.3 s: not in the
         loop's thread. Raises: OSError, when the folder can't be read."""
         question, limit = self.question, self.question.limit
-        wanted = LineFilter(since, None, "", question.function, "", question.call)
-        if question.kind == "calls":
-            some = question.failed or question.slowest
-            found = search.search(folder, wanted._replace(kind=records.CALL), search.MOST if some else limit)
-            lines = [line for line in found.lines if self._fits(line)]
-            if question.slowest:
-                lines.sort(key=lambda line: _decode(line).seconds)
-            lines, more = lines[-limit:], found.more or len(lines) > limit
-            return Past([*lines, *_logged(folder, lines)], more)
-        if question.level != records.LEVELS[0]:
-            wanted = wanted._replace(level=question.level)
-        # What is asked of one function or call isn't in the node's own log.
-        kinds = (records.LOG,) if question.function or question.call else (records.LOG, records.NODE)
-        each = [search.search(folder, wanted._replace(kind=kind), limit) for kind in kinds]
-        lines = [line for found in each for line in found.lines]
-        if len(each) > 1:
-            lines.sort(key=lambda line: line[: records.TIME_END])
-        return Past(lines[-limit:], any(found.more for found in each) or len(lines) > limit)
+        of_calls, calls = question.kind == "calls", (question.call,) if question.call else ()
+        level = "" if of_calls else question.level
+        wanted = LineFilter(since, None, self._kinds, question.function, level, calls)
+        if not of_calls:
+            found = search.search(folder, wanted, limit)
+            return Past(sorted(found.lines, key=lambda line: line[: records.TIME_END]), found.more)
+        some = question.failed or question.slowest
+        found = search.search(folder, wanted, search.MOST if some else limit)
+        lines = [line for line in found.lines if self._fits(line)]
+        if question.slowest:
+            lines.sort(key=lambda line: _decode(line).seconds)
+        lines, more = lines[-limit:], found.more or len(lines) > limit
+        return Past([*lines, *_logged(folder, lines)], more)
 
     def _fits(self, line: bytes) -> bool:
         question = self.question

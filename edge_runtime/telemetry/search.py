@@ -10,10 +10,12 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from edge_runtime.telemetry import records
-from edge_runtime.telemetry.ring import SLACK, numbers, path_of
+from edge_runtime.telemetry.ring_files import SLACK, numbers, path_of
 
 MOST: Final = 10_000
 """Lines that a search returns at most."""
+NEEDLES: Final = 8
+"""Values of a field at most that a file is looked through for; where there are more, each line is read."""
 _PIECE: Final = 64 << 20
 """Bytes of a file that are looked at: none of a ring's has so many."""
 
@@ -25,11 +27,13 @@ class LineFilter(NamedTuple):
     """From this time on (Unix seconds)."""
     until: float | None = None
     """Before this time."""
-    kind: str = ""
+    kinds: tuple[str, ...] = ()
+    """Of one of these kinds."""
     function: str = ""
     level: str = ""
-    """This level, or a more important one."""
-    call: str = ""
+    """This level, or a more important one; with the lowest also what has no level."""
+    calls: tuple[str, ...] = ()
+    """Of one of the calls with these ids."""
 
 
 class _Matcher:
@@ -38,9 +42,7 @@ class _Matcher:
     def __init__(self, wanted: LineFilter) -> None:
         self._since = None if wanted.since is None else records.time_text(wanted.since)
         self._until = None if wanted.until is None else records.time_text(wanted.until)
-        fields = {"kind": wanted.kind, "function": wanted.function, "call": wanted.call}
-        self._fields = [(name, value) for name, value in fields.items() if value]
-        self._levels = _from(wanted.level) if wanted.level else None
+        self._fields = [(name, frozenset(values)) for name, values in _values(wanted) if values]
 
     def __call__(self, line: bytes) -> bool:
         try:
@@ -53,9 +55,7 @@ class _Matcher:
             return False
         if (self._since is not None and moment < self._since) or (self._until is not None and moment >= self._until):
             return False
-        if any(record.get(name) != value for name, value in self._fields):
-            return False
-        return self._levels is None or record.get("level") in self._levels
+        return all(isinstance(value := record.get(name), str) and value in values for name, values in self._fields)
 
 
 class FoundLines(NamedTuple):
@@ -149,8 +149,17 @@ def _size(path: Path) -> int:
         return 0
 
 
+def _values(wanted: LineFilter) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return which values of which fields are wanted, of what is rarest first; none where all are."""
+    function = (wanted.function,) if wanted.function else ()
+    return ("call", wanted.calls), ("level", _from(wanted.level)), ("function", function), ("kind", wanted.kinds)
+
+
 def _from(level: str) -> tuple[str, ...]:
-    """Return a level and those above it; a level that is none of ours alone."""
+    """Return a level and those above it, a level that is none of ours alone; none for the lowest: it leaves nothing
+    out."""
+    if level in ("", records.LEVELS[0]):
+        return ()
     return records.LEVELS[records.LEVELS.index(level) :] if level in records.LEVELS else (level,)
 
 
@@ -182,15 +191,12 @@ def _all_lines(data: bytes, low: int, high: int) -> Iterator[tuple[int, int]]:
 
 
 def _needle(wanted: LineFilter) -> "re.Pattern[bytes] | None":
-    """Return what every wanted line has, of what is asked for the rarest; None where nothing is."""
+    """Return what every wanted line has one of, of what is asked for the rarest; None where nothing is."""
     # A quotation mark in a text has a backslash before it, so no text of a line has one of these.
-    if wanted.call:
-        return re.compile(re.escape(b'"call":%b' % orjson.dumps(wanted.call)))
-    if wanted.level and wanted.level != records.LEVELS[0]:
-        return re.compile(b'"level":"(?:%b)"' % b"|".join(re.escape(level.encode()) for level in _from(wanted.level)))
-    for name, value in (("function", wanted.function), ("kind", wanted.kind)):
-        if value:
-            return re.compile(re.escape(b'"%b":%b' % (name.encode(), orjson.dumps(value))))
+    for name, values in _values(wanted):
+        if 0 < len(values) <= NEEDLES:
+            any_of = b"|".join(re.escape(orjson.dumps(value)) for value in values)
+            return re.compile(b'"%b":(?:%b)' % (name.encode(), any_of))
     return None
 
 

@@ -14,6 +14,7 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from edge_runtime.ipc import progress_page
 from edge_runtime.logs import JsonLines
 from edge_runtime.redaction import RedactedRecord
 from edge_runtime.telemetry import ring, search
@@ -90,12 +91,14 @@ async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def lines(edge: Node, at_least: int = 1, **wanted: Any) -> list[dict[str, Any]]:
+async def lines(
+    edge: Node, at_least: int = 1, *, kind: str = "log", call: str = "", **more: Any
+) -> list[dict[str, Any]]:
     """The lines of the ring, functions' unless `kind` says otherwise, once there are so many."""
     folder = edge.state.path / ring.FOLDER
-    wanted = {"kind": "log", **wanted}
-    await until(lambda: len(search.search(folder, LineFilter(**wanted), 5000).lines) >= at_least)
-    return [orjson.loads(line) for line in search.search(folder, LineFilter(**wanted), 5000).lines]
+    wanted = LineFilter(kinds=(kind,), calls=(call,) if call else (), **more)
+    await until(lambda: len(search.search(folder, wanted, 5000).lines) >= at_least)
+    return [orjson.loads(line) for line in search.search(folder, wanted, 5000).lines]
 
 
 async def test_a_call_s_id_is_in_its_answer_and_in_each_line(edge: Node, caplog: pytest.LogCaptureFixture) -> None:
@@ -227,7 +230,7 @@ async def test_the_log_of_a_call_whose_worker_dies_is_kept(edge: Node) -> None:
     await until(lambda: any(link.jobs for link in edge.front.pool.links))
     link = next(link for link in edge.front.pool.links if link.jobs)
     await until(lambda: link.seen().request == link.jobs[0].id)
-    await asyncio.sleep(0.2)
+    await until(lambda: progress_page.log(link._page, link.child.slot) == b"waits\n")
     os.kill(link.child.pid, signal.SIGKILL)
     assert orjson.loads((await waiting)[2])["code"] == "worker_crashed"
     assert (await lines(edge, call="killed", kind="log"))[0]["message"] == "waits"
@@ -279,7 +282,7 @@ async def test_no_value_of_a_secret_is_logged_or_answered(edge: Node, caplog: py
     found = await lines(edge, call=headers["x-request-id"], kind="call")
     assert (status, found[0]["path"]) == (502, "/functions/leak/[secret API_KEY]")
     logging.getLogger("skerry.test").warning("the front's own: %s", KEY)
-    await asyncio.sleep(0.2)
+    await until(edge.front.ring.mark())
     assert KEY not in caplog.text
     folder = edge.state.path / ring.FOLDER
     assert all(KEY.encode() not in path.read_bytes() for path in folder.iterdir())
@@ -290,7 +293,7 @@ async def test_the_node_s_own_warnings_are_there_too(edge: Node) -> None:
     await asyncio.to_thread(logging.getLogger("skerry.test").error, "from a thread")
     logging.getLogger("skerry.test").info("not this")
     folder = edge.state.path / ring.FOLDER
-    await until(lambda: b"from a thread" in b"".join(search.search(folder, LineFilter(kind="node")).lines))
+    await until(lambda: b"from a thread" in b"".join(search.search(folder, LineFilter(kinds=("node",))).lines))
     texts = [(line["level"], line["message"]) for line in await lines(edge, kind="node")]
     assert ("warning", "something of the node's: 7") in texts
     assert ("error", "from a thread") in texts

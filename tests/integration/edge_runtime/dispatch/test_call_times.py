@@ -179,7 +179,7 @@ async def test_a_worker_that_tells_nonsense_is_ended(edge: Node) -> None:
 async def test_the_nodes_ring_has_slow_and_failed_calls_by_their_ids(edge: Node) -> None:
     headers = {"X-Request-Id": "of-a-test.1"}
     assert (await edge.call("trap", b"", headers=headers))[0] == 502
-    wanted = LineFilter(kind="call", call="of-a-test.1")
+    wanted = LineFilter(kinds=("call",), calls=("of-a-test.1",))
 
     def found() -> list[bytes]:
         return search(edge.front.ring.folder, wanted).lines

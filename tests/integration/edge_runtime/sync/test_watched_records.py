@@ -14,6 +14,7 @@ from control.local.pki import Pki
 from edge_runtime.telemetry import records
 from tests.support import agents
 from tests.support.agents import Control, Edge
+from tests.support.edge import until
 from tests.support.live import viewing
 
 Watching = Callable[..., Any]
@@ -54,12 +55,6 @@ def line(number: int, at: float | None = None, level: str = "info") -> bytes:
 
 def numbers(lines: list[Any]) -> list[int]:
     return [int(found["message"].split()[1]) for found in lines if found["kind"] == "log"]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_what_comes_is_seen_and_nothing_is_done_when_nobody_watches(edge: Edge, watching: Watching) -> None:
