@@ -65,9 +65,8 @@ class WatchedRecords:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                for id in tasks.keys() - self._questions.keys() | self._broken:
-                    if id in tasks:
-                        tasks.pop(id).cancel()
+                for id in [id for id in tasks if id not in self._questions or id in self._broken]:
+                    tasks.pop(id).cancel()
                 self._broken.clear()
                 for id, question in self._questions.items():
                     if id not in tasks:
@@ -154,13 +153,9 @@ class WatchedRecords:
         await asyncio.sleep(TOGETHER)
         moment = time.time()
         taken = asked.take()
-        try:
-            for lines in _batches(taken.lines) or [[]]:
-                asked.rate = await client.send_records(asked.question.id, b"".join(lines), sampled=taken.sampled)
-                taken = taken._replace(sampled=0)
-        except NoAnswer:
-            asked.give_back(taken.sampled)
-            raise
+        for lines in _batches(taken.lines) or [[]]:
+            asked.rate = await client.send_records(asked.question.id, b"".join(lines), sampled=taken.sampled)
+            taken = taken._replace(sampled=0)
         # With less than a record a second, there is no use in asking twice a second.
         await asyncio.sleep(min(max(PAUSE, 1.0 / max(asked.rate, 0.05)), 20.0))
         return moment
