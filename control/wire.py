@@ -239,7 +239,8 @@ class Question(Message):
     since: datetime
     """Records from this time on, by control's clock."""
     kind: str = "lines"
-    """`lines`, that functions and the node itself have logged, or `calls`, that were slow or failed."""
+    """`lines`, that functions and the node itself have logged, `calls`, that were slow or failed, or `functions`: what
+    is counted of each, at once and, with `follow`, every 5 s."""
     history: bool = False
     """Whether somebody waits for the end of what is there already: it is to be told."""
     follow: bool = True

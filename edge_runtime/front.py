@@ -13,6 +13,7 @@ import uvloop
 from edge_runtime import mapped_pages, threads, wal
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
+from edge_runtime.dispatch.function_records import FunctionRecords
 from edge_runtime.dispatch.guest_log import GuestLog
 from edge_runtime.dispatch.hooks import Hooks
 from edge_runtime.dispatch.pool import Pool
@@ -77,6 +78,7 @@ class Front:
         self.ring = Ring(state.path / FOLDER, settings.records_limit, settings.records_age, node)
         self.hooks = Hooks(GuestLog(self.ring.put, node), self.fetches.begin, named=self.pool.named)
         self.call_records = CallRecords(self.pool.tallies.values, self.ring.put, node)
+        self.function_records = FunctionRecords(self.pool)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
         self.supervisor = Supervisor(
             self.pool, self.processes, TrialLoads(self.processes, settings.code_memory), self.hooks
@@ -225,6 +227,7 @@ class Front:
                 group.create_task(self.agent.run())
                 if self.agent.watched is not None:
                     self.agent.watched.ring = self.ring
+                    self.agent.watched.functions = self.function_records.told
                     group.create_task(self.agent.watched.run())
                 group.create_task(self._tell_rows())
 

@@ -14,6 +14,7 @@ from control.access import auth, rights
 from control.api import operations, request_input
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
+from control.problems import ProblemError
 from control.sync.fleet_rows import CachedNode
 from control.telemetry import record_lines
 from control.telemetry.viewer import Ask, Viewer
@@ -30,7 +31,7 @@ Count = Annotated[int, Meta(ge=0, le=2**31)]
 
 class LogFilter(msgspec.Struct, forbid_unknown_fields=True):
     kind: record_lines.Kind = "lines"
-    """Lines of the log, or calls that were slow or failed."""
+    """Lines of the log, calls that were slow or failed, or what a node has counted of its functions' calls."""
     node: wire.Name | None = None
     """A node's name or id."""
     group: wire.Name | None = None
@@ -63,6 +64,10 @@ class BatchHead(msgspec.Struct, forbid_unknown_fields=True):
 async def watch(call: ApiCall) -> Reply:
     """GET /v1/logs: records as lines of JSON, until the client goes."""
     services, query, operator = call.services, call.query, call.operator
+    if query.kind == "functions" and query.node is None:
+        raise ProblemError(
+            "invalid_parameter", "what is counted of functions is asked of one node: name it", field="node"
+        )
     now = services.clock.now()
     live_alone = query.follow and query.since is None
     question = wire.Question(

@@ -6,6 +6,7 @@ import click
 
 from control import tokens
 from control.cli import status
+from control.cli.live import node_calls
 from control.cli.support import options, output, releasing
 from control.cli.support.client import Json, path
 from control.manifest_fields import MANIFEST_FIELDS
@@ -57,16 +58,21 @@ async def list_nodes(overdue: bool, as_json: bool, **filters: Any) -> None:
 
 @command.command()
 @click.argument("node")
+@click.option("--calls", is_flag=True, help="Also ask the node for the calls, errors and times of its functions.")
 @options.json_option
 @options.asynchronous
-async def show(node: str, as_json: bool) -> None:
+async def show(node: str, calls: bool, as_json: bool) -> None:
     """Show one node (a name or an id): what it runs, what it should run, and what is wrong."""
     async with options.client() as control:
         found = await control.get(path("nodes", node))
+    if calls:
+        found["calls"] = await node_calls.asked(found)
     if as_json:
         output.document(found)
         return
     output.pairs(_details(found))
+    if calls:
+        node_calls.show(found["calls"])
 
 
 def _details(node: Json) -> list[tuple[str, object]]:

@@ -1,6 +1,6 @@
 """GET /nodes/{node}: what a node should run beside what it runs, how it came there, and what is wrong with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from control.api import node_views, records, releases
@@ -9,13 +9,14 @@ from control.api.operations import Reply
 from control.api.request_input import path_value
 from control.console import rendering
 from control.console.hub import Make, Parts
+from control.console.node_functions import ToldFunctions
 from control.console.visits import ConsolePage, Visit
 from control.problems import ProblemError
 
 SYNCS = 20
 """Syncs that are shown."""
 PARTS = ("state", "trouble", "facts", "target", "syncs", "numbers")
-"""What of the page changes while it is open."""
+"""What of the page changes while it is open, besides the calls of its functions."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,16 @@ class NodePage:
     """Those to remove first, then by name."""
     syncs: list[node_responses.Sync]
     more_syncs: bool
+    told: ToldFunctions
+    """What the node told of its functions' calls."""
 
 
 async def show(visit: Visit) -> Reply:
-    """GET /nodes/{node}"""
+    """GET /nodes/{node}; with `ask=yes` it has what the node answers now of its functions' calls."""
     shown = await _read(visit)
+    if visit.query.get("ask") == "yes":
+        told = await visit.node_functions.answer(shown.node, visit.operator.name)
+        shown = replace(shown, told=told)
     may = {role: visit.rights.allows(role, shown.node.group) for role in ("deploy", "admin")}
     done = visit.query.get("done", "")
     done = done if done in ("retry", "move", "revoke") else ""
@@ -70,9 +76,16 @@ async def live(visit: Visit) -> Make:
             if error.code != "unknown_node":
                 raise
             return {"kind": "removed"}
+        shown = replace(shown, told=visit.node_functions.look(shown.node, visit.operator.name))
         made = rendering.parts("node_detail_parts.html", visit.now, visit=visit, shown=shown)
+        counted = rendering.parts("node_functions.html", visit.now, shown=shown)
         title = f"{shown.node.standing.replace('_', ' ')} · {shown.node.name} · Skerry"
-        return {"kind": "node", "title": title, **{name: made(name) for name in PARTS}}
+        return {
+            "kind": "node",
+            "title": title,
+            **{name: made(name) for name in PARTS},
+            "functions": counted("functions"),
+        }
 
     return make
 
@@ -88,7 +101,9 @@ async def _read(visit: Visit) -> NodePage:
         wanted = release.functions
     query = records.SyncFilter(limit=SYNCS, node=node.id)
     syncs, more = await visit.items(records.list_syncs, node_responses.Sync, query)
-    return NodePage(node, number, _compared(node.functions, wanted), syncs, more is not None)
+    return NodePage(
+        node, number, _compared(node.functions, wanted), syncs, more is not None, visit.node_functions.known(node)
+    )
 
 
 def _compared(

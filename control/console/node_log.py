@@ -52,6 +52,8 @@ async def _asked(visit: Visit, *, follow: bool) -> tuple[str, LogFilter, dict[st
         raise ProblemError("unknown_node", f"there is no node {name}", field="node")
     shown = {key: visit.query[key] for key in FILTERS if visit.query.get(key)}
     asked = convert(shown, LogFilter, "invalid_parameter", strict=False)
+    if asked.kind == "functions":
+        raise ProblemError("invalid_parameter", "a log has lines and calls", field="kind")
     return name, msgspec.structs.replace(asked, node=name, follow=follow, since=visit.now - SINCE, limit=FIRST), shown
 
 

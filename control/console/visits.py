@@ -22,6 +22,7 @@ from control.api import operations, request_input
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.console import hub, rendering
+from control.console.node_functions import NodeFunctions
 from control.problems import ProblemError
 from control.storage import idempotency
 from control.telemetry.fleet_summary import FleetSummary
@@ -125,6 +126,12 @@ class Visit:
     def hub(self) -> hub.Hub:
         """The replica's streams."""
         found: hub.Hub = self.scope["app"].state.hub
+        return found
+
+    @property
+    def node_functions(self) -> NodeFunctions:
+        """The nodes that the replica asks for what they have counted."""
+        found: NodeFunctions = self.scope["app"].state.node_functions
         return found
 
     def check_role(self, page: ConsolePage) -> None:

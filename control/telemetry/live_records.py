@@ -41,6 +41,8 @@ MOST_WATCHES = 32
 """Watches at once: each costs every node that it concerns some memory, and a request each half a second."""
 MOST_OF_OPERATOR = 8
 """Of these, one operator's."""
+COUNTS = "functions"
+"""The kind of questions of what a node has counted: there may be as many besides."""
 HISTORY = 5000
 """Records of what is there already that all nodes together are to tell; each may tell `LEAST_HISTORY`."""
 LEAST_HISTORY = 10
@@ -79,7 +81,10 @@ class LiveRecords:
         `confirm` is awaited in the transaction that writes the watch. Raises: ProblemError unknown_node, unknown_group,
         too_many_watches, and those of the database.
         """
-        alive = self._fleet.watches.alive.values()
+        question = ask.question or wire.Question("", self._clock.now())
+        # Pages of nodes take no view away from who reads a log, nor the other way round.
+        counts = question.kind == COUNTS
+        alive = [watch for watch in self._fleet.watches.alive.values() if (watch.question.kind == COUNTS) == counts]
         mine = sum(watch.operator == ask.operator for watch in alive)
         if len(alive) >= MOST_WATCHES or mine >= MOST_OF_OPERATOR:
             whose = f"{ask.operator} has {mine}" if mine >= MOST_OF_OPERATOR else f"there are {len(alive)}"
@@ -87,7 +92,6 @@ class LiveRecords:
         now, id = self._clock.now(), str(uuid4())
         node, groups = await self._db.read(lambda conn: watch_rows.find(conn, ask))
         nodes = await self._db.read(lambda conn: watch_rows.count(conn, node, groups, NAMED))
-        question = ask.question or wire.Question("", now)
         least = max(LEAST_HISTORY, HISTORY // max(1, nodes.asked))
         question = msgspec.structs.replace(
             question, id=id, limit=min(question.limit, least if nodes.asked > 1 else 10_000)

@@ -19,6 +19,8 @@ BATCH_BYTES = 1024 * 1024
 """Bytes of a batch, unpacked."""
 MOST_PARTS = 100
 """Statements and requests of a call."""
+MOST_OUTCOMES = 200
+"""Codes with which calls of a function end: there are about fifty."""
 
 Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z$(?!\n)")]
 Short = Annotated[str, Meta(max_length=128)]
@@ -85,12 +87,37 @@ class CallRecord(Struct, tag_field="kind", tag="call", omit_defaults=True):
     http: Annotated[list[RequestTime], Meta(max_length=MOST_PARTS)] = []
 
 
-Kind = Literal["lines", "calls"]
+class FunctionRecord(Struct, tag_field="kind", tag="function", omit_defaults=True):
+    """What a node has counted of a function's calls on a release, since the node started."""
+
+    t: Time
+    """When it was made: the same of all that were made together."""
+    since: Time
+    """When the node started to count."""
+    function: Short = ""
+    version: Count = 0
+    """0 where it isn't served any more."""
+    release: Count = 0
+    """The release's number; 0: all those before the newest ones, together."""
+    node: str = ""
+    calls: Count = 0
+    failed: Count = 0
+    """Those that ended in an error of the function or the node."""
+    outcomes: Annotated[dict[Short, Count], Meta(max_length=MOST_OUTCOMES)] = {}
+    """How calls ended that didn't end well, by the code."""
+    p50: Seconds = 0.0
+    p99: Seconds = 0.0
+
+
+Kind = Literal["lines", "calls", "functions"]
 _DECODERS: dict[
-    str, "msgspec.json.Decoder[LogRecord | NodeLogRecord] | msgspec.json.Decoder[CallRecord | LogRecord]"
+    str,
+    "msgspec.json.Decoder[LogRecord | NodeLogRecord] | msgspec.json.Decoder[CallRecord | LogRecord]"
+    " | msgspec.json.Decoder[FunctionRecord]",
 ] = {
     "lines": msgspec.json.Decoder(LogRecord | NodeLogRecord),
     "calls": msgspec.json.Decoder(CallRecord | LogRecord),
+    "functions": msgspec.json.Decoder(FunctionRecord),
 }
 _encode = msgspec.json.Encoder().encode
 

@@ -19,6 +19,7 @@ from control.api.poll import PollEndpoint
 from control.api.services import Services
 from control.clock import Clock, SystemClock
 from control.console.hub import Hub
+from control.console.node_functions import NodeFunctions
 from control.problems import ProblemError
 from control.settings import ControlSettings, check
 from control.web import lifespan, starlette_app
@@ -115,6 +116,7 @@ class ControlApp:
             self.serve_with(services)
             yield
             await self.hub.stop()
+            await self.node_functions.stop()
 
     def close(self) -> None:
         """Answer every held poll and end every live page now, and hold no other one: the replica stops."""
@@ -125,6 +127,8 @@ class ControlApp:
         """Answer requests with these services."""
         self.services = self._starlette.state.services = services
         self.hub = self._starlette.state.hub = Hub()
+        self.node_functions = NodeFunctions(services)
+        self._starlette.state.node_functions = self.node_functions
         services.metrics.watch_streams(lambda: self.hub.streams)
         self._polls = PollEndpoint(
             services.auth,

@@ -10,6 +10,7 @@ from typing import Final
 
 from control import wire
 from control.manifest_fields import MANIFEST_FIELDS
+from edge_runtime.telemetry import followed
 
 ABIS: Final = ("wagi", "extism", "direct")
 
@@ -24,6 +25,8 @@ def document() -> dict[str, object]:
         # `plan_check.parse_manifest` refuses every other field.
         "manifest": list(MANIFEST_FIELDS),
         "schema": ["steps"],
+        # What operators may ask.
+        "questions": list(followed.KINDS),
     }
 
 

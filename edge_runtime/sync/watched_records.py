@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from control import wire
@@ -32,6 +33,8 @@ BATCH_BYTES: Final = 256 * 1024
 FIRST_PAUSE: Final = 1.0
 """Seconds from a batch that control didn't take to the next attempt; doubled each time, up to `LONGEST_PAUSE`."""
 LONGEST_PAUSE: Final = 15.0
+COUNTS_PERIOD: Final = 5.0
+"""Seconds from one telling of what is counted of functions to the next."""
 
 
 log = logging.getLogger("skerry.agent")
@@ -43,6 +46,8 @@ class WatchedRecords:
     def __init__(self) -> None:
         self.ring: Ring | None = None
         """Where the records are; None where there are none to show."""
+        self.functions: Callable[[wire.Question], Awaitable[followed.Past]] | None = None
+        """Makes records of what is counted of functions; None where nothing is."""
         self.digest = ""
         """What polls tell that the node knows of who watches it."""
         self._questions: dict[str, wire.Question] = {}
@@ -79,7 +84,10 @@ class WatchedRecords:
     async def _answer(self, question: wire.Question) -> None:
         """Answer one question until nobody asks it any more."""
         try:
-            await self._follow(Followed(question))
+            if question.kind == "functions":
+                await self._tell_counts(question)
+            else:
+                await self._follow(Followed(question))
             return
         except ControlRefused as refusal:
             log.debug("control takes no more records of watch %s: %s", question.id, refusal.message)
@@ -114,15 +122,30 @@ class WatchedRecords:
                         since = await self._send_next(client, asked)
                         failures = 0
                 except (NoAnswer, ControlRefused) as error:
-                    if isinstance(error, ControlRefused) and error.status < 500 and error.status not in (404, 408, 429):
-                        raise
-                    # 404: a replica of an earlier version. What comes meanwhile is on the disk.
+                    # What comes meanwhile is on the disk.
                     asked.rest()
                     failures += 1
-                    pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
-                    await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
+                    await _wait_after(error, failures)
         finally:
             ring.taps.remove(asked.put)
+
+    async def _tell_counts(self, question: wire.Question) -> None:
+        """Send what is counted of functions, once or again and again. Raises: ControlRefused, as `_follow` does."""
+        client, functions = self._client, self.functions
+        if client is None or functions is None:
+            return
+        tell_end, failures = question.history, 0
+        while True:
+            try:
+                told = await functions(question)
+                await _send_all(client, question, told.lines, more=told.more, done=tell_end)
+                tell_end, failures = False, 0
+                if not question.follow:
+                    return
+                await asyncio.sleep(COUNTS_PERIOD)
+            except (NoAnswer, ControlRefused) as error:
+                failures += 1
+                await _wait_after(error, failures)
 
     async def _send_past(
         self, client: ControlClient, ring: Ring, asked: Followed, since: float, *, tell_end: bool
@@ -137,15 +160,8 @@ class WatchedRecords:
         except OSError as error:
             log.debug("the node's records can't be read: %s", error)
             past = followed.Past([], False)
-        batches = _batches(asked.without_waiting(past.lines))
-        if not batches and tell_end:
-            batches = [[]]
-        for number, lines in enumerate(batches, 1):
-            last = number == len(batches)
-            body = b"".join(line + b"\n" for line in lines)
-            asked.rate = await client.send_records(
-                asked.question.id, body, left_out=int(past.more and last), done=tell_end and last
-            )
+        lines = asked.without_waiting(past.lines)
+        asked.rate = await _send_all(client, asked.question, lines, more=past.more, done=tell_end) or asked.rate
 
     async def _send_next(self, client: ControlClient, asked: Followed) -> float:
         """Send what comes next; return the time (Unix seconds) up to which all has been sent."""
@@ -159,6 +175,29 @@ class WatchedRecords:
         # With less than a record a second, there is no use in asking twice a second.
         await asyncio.sleep(min(max(PAUSE, 1.0 / max(asked.rate, 0.05)), 20.0))
         return moment
+
+
+async def _send_all(
+    client: ControlClient, question: wire.Question, lines: list[bytes], *, more: bool, done: bool
+) -> float | None:
+    """Send records that are there; `more`: others fit, too; `done`: control is to be told that these were all. Return
+    how many may be sent a second from then on, None where nothing was sent."""
+    rate = None
+    batches = _batches(lines) or ([[]] if done else [])
+    for number, group in enumerate(batches, 1):
+        last = number == len(batches)
+        body = b"".join(line + b"\n" for line in group)
+        rate = await client.send_records(question.id, body, left_out=int(more and last), done=done and last)
+    return rate
+
+
+async def _wait_after(error: NoAnswer | ControlRefused, failures: int) -> None:
+    """Wait until the next attempt, after so many that failed. Raises: ControlRefused, when none can succeed."""
+    # 404: a replica of an earlier version.
+    if isinstance(error, ControlRefused) and error.status < 500 and error.status not in (404, 408, 429):
+        raise error
+    pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
+    await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
 
 def _batches(lines: list[bytes]) -> list[list[bytes]]:

@@ -26,6 +26,8 @@ SLACK: Final = 5.0
 """Seconds by which the times of a call's record and of what it logged may be apart, besides how long it took."""
 BURST: Final = 2.0
 """Seconds of its rate that may be sent at once."""
+KINDS: Final = ("lines", "calls", "functions")
+"""The kinds of questions that this version can answer."""
 
 
 class _Head(msgspec.Struct):
@@ -78,7 +80,7 @@ def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
 
 def known(question: wire.Question) -> bool:
     """Return whether this version can answer the question."""
-    return question.kind in ("lines", "calls") and question.level in records.LEVELS
+    return question.kind in KINDS and question.level in records.LEVELS
 
 
 class Followed:

@@ -1,8 +1,10 @@
 """What the front knows of the part that keeps the node at its target."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
+from control import wire
+from edge_runtime.telemetry.followed import Past
 from edge_runtime.telemetry.poll_numbers import PollNumbers
 from edge_runtime.telemetry.ring import Ring
 from edge_runtime.telemetry.spans import TraceSpan
@@ -26,6 +28,8 @@ class RecordSender(Protocol):
 
     ring: Ring | None
     """Where the records are."""
+    functions: Callable[[wire.Question], Awaitable[Past]] | None
+    """Makes records of what is counted of functions."""
 
     async def run(self) -> None: ...
 

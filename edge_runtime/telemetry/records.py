@@ -1,6 +1,7 @@
 """The lines of a node's records: one JSON object each, its time first, so that lines can be compared without parsing.
 
 A line of kind `log` is a function's, one of kind `call` is about a call, one of kind `node` is of the node's own log.
+One of kind `function`, what was counted of a function, is in no file: it is made when it is asked for.
 """
 
 import math
@@ -16,6 +17,7 @@ LOG: Final = "log"
 CALL: Final = "call"
 NODE: Final = "node"
 KINDS: Final = (LOG, CALL, NODE)
+FUNCTION: Final = "function"
 
 TIME_AT: Final = len('{"t":"')
 """Bytes from a line's start to its time."""

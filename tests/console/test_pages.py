@@ -17,6 +17,7 @@ from control.storage.connection import Connection
 from tests.support import services as servers
 from tests.support.console import MARKUP, fails, release
 from tests.support.console_browser import THEMES, WIDTHS, chromium, look, session_of
+from tests.support.live import asked, send
 from tests.support.ports import free_port
 from tests.support.replica import Replica, Site, TestNode, prepare
 
@@ -57,6 +58,15 @@ SELECT gen_random_uuid(), 'edge-' || lpad(i::text, 3, '0'),
     CASE WHEN i % 5 = 0 THEN $1::text ELSE '' END, now()
 FROM generate_series(1, 130) AS i JOIN groups AS g ON g.name = CASE WHEN i % 4 = 0 THEN 'shops' ELSE 'default' END
 """
+TOLD = tuple(
+    {"t": "2026-11-28T07:00:00Z", "kind": "function", "since": "2026-11-27T07:00:00Z", "function": name, **more}
+    for name, more in (
+        ("orders", {"release": 2, "version": 17, "calls": 98_765, "failed": 1_234, "outcomes": {"guest_trap": 1_234}}),
+        ("a-name-that-is-as-long-as-names-of-functions-may-be-in-this-one", {"calls": 3, "p50": 0.0004, "p99": 29.0}),
+        (MARKUP, {"release": 1, "calls": 2, "outcomes": {MARKUP: 2}}),
+    )
+)
+"""What a node has counted."""
 PRESENCE = """
 INSERT INTO node_presence (node_id, last_seen_at, confirmed_at)
 SELECT id, now(), now() FROM nodes ON CONFLICT DO NOTHING
@@ -242,6 +252,37 @@ async def test_what_is_pushed_waits_for_the_pointer_and_the_rest_goes_on(console
         await expect(tab.page.locator("#live")).to_have_text("Stopped")
         await tab.page.keyboard.press(".")
         await tab.is_live()
+
+
+async def test_a_node_tells_the_calls_of_its_functions_while_its_page_is_open(console: Console) -> None:
+    """In both themes and widths, by what a node has told, and without a script when it is asked for."""
+    node = await console.replica.join("telling-1")
+    node.protocol, node.capabilities = 2, {"questions": ["functions"]}
+    await node.sync()
+    await node.poll()
+
+    async def tell() -> None:
+        while True:
+            questions = await asked(node)
+            for question in questions:
+                await send(node, question.id, *TOLD, done=True)
+
+    telling = asyncio.create_task(tell())
+    try:
+        async with look(console.browser, console.replica, scripts=False) as tab:
+            await tab.open("/nodes/telling-1")
+            await tab.page.get_by_role("button", name="Ask the node now").click()
+            await expect(tab.page.locator("#functions")).to_contain_text("guest_trap 1,234")
+        for theme, width in zip(THEMES, WIDTHS, strict=True):
+            async with look(console.browser, console.replica, width=width, theme=theme) as tab:
+                await tab.open("/nodes/telling-1")
+                part = tab.page.locator("#functions")
+                await expect(part).to_contain_text("guest_trap 1,234", timeout=30_000)
+                assert await tab.violations() == []
+                assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width
+                assert await tab.page.locator("img").count() == 0, "a node's text became markup"
+    finally:
+        telling.cancel()
 
 
 async def test_a_tab_that_nobody_can_see_has_no_stream(console: Console) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from edge_runtime.telemetry import records
 from tests.support import agents
 from tests.support.agents import Control, Edge
 from tests.support.ports import free_port
+from tests.support.releases import answers, first_release
 
 SOON = 40.0
 """Seconds in which what a command prints must come."""
@@ -235,3 +237,17 @@ async def test_refusals_and_mistakes_have_their_codes(control: Control) -> None:
 
 def test_text_of_nodes_cannot_steer_a_terminal() -> None:
     assert logs.escaped("a\x1b[2J\r\n\t\x9b\u2028\u2066é") == "a\\x1b[2J\\r\\n\\t\\x9b\\u2028\\u2066é"
+
+
+async def test_a_node_shows_the_calls_of_its_functions_where_they_are_asked_for(control: Control, edge: Edge) -> None:
+    await first_release(control)
+    await answers(edge, 1)
+    await control.until(lambda node: "functions" in node["capabilities"]["questions"])
+    async with skerry(control, "node", "show", "edge-1", "--calls") as command:
+        assert await command.ends() == 0, command.err
+    assert re.search(r"hello +1 +1 +[1-9][0-9]* +0 +[0-9.]+ ms +[0-9.]+ ms", command.out), command.out
+    assert "counted since the node started" in command.err
+    async with skerry(control, "node", "show", "edge-1", "--calls", "--json") as command:
+        assert await command.ends() == 0, command.err
+    (told,) = json.loads(command.out)["calls"]
+    assert (told["function"], told["version"], told["release"]) == ("hello", 1, 1)

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from control.local.pki import Pki
+from edge_runtime.sync import watched_records
 from edge_runtime.telemetry import records
 from tests.support import agents
 from tests.support.agents import Control, Edge
+from tests.support.console import live
 from tests.support.edge import until
 from tests.support.live import viewing
+from tests.support.releases import answers, first_release, push
 
 Watching = Callable[..., Any]
 
@@ -158,3 +161,42 @@ async def test_a_node_that_starts_again_goes_on(control: Control, tmp_path: Path
         async with agents.edge(tmp_path / "edge") as other:
             other.front.ring.put(line(2))
             await view.message("line 2")
+
+
+async def test_what_is_counted_of_functions_is_told_while_somebody_looks_at_the_node(
+    control: Control, edge: Edge, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_records, "COUNTS_PERIOD", 0.3)
+    await first_release(control)
+    await answers(edge, 1)
+    await control.until(lambda node: node["capabilities"]["questions"] == ["lines", "calls", "functions"])
+    operator: Any = SimpleNamespace(url=control.url, admin=control.token, session=control.http)
+    calls = counted(edge)
+    async with live(operator, "/nodes/edge-1") as stream:
+
+        def shows(*texts: str) -> bool:
+            part = stream.parts.get("functions", "")
+            return all(text in part for text in texts)
+
+        await stream.until(lambda _: shows(f">{calls}<", 'href="/functions/hello"'))
+        assert (await edge.call("hello"))[0] == 200
+        await stream.until(lambda _: shows(f">{calls + 1}<"))
+        # Another release: its calls are counted apart, and those of the one before are still told.
+        await push(control, 2)
+        await answers(edge, 2)
+        await stream.until(lambda _: shows('data-l="release">2<', 'data-l="release">1<'))
+    async with watching(kind="functions", node="edge-1", limit=1) as view:
+        lines = await view.rest()
+    (told,) = [line for line in lines if line["kind"] == "function"]
+    assert told["function"] == "hello"
+    assert 0 < told["p50"] <= told["p99"] < 60
+    assert [line["notice"] for line in lines if line["kind"] == "notice"] == ["begin", "left_out", "history"]
+    async with watching(kind="functions", node="edge-1") as view:
+        found = {line["release"]: line for line in await view.rest() if line["kind"] == "function"}
+    assert {release: one.get("version", 0) for release, one in found.items()} == {2: 2, 1: 0}
+    assert sum(one["calls"] for one in found.values()) == counted(edge)
+    assert not any(one.get("failed") for one in found.values())
+
+
+def counted(edge: Edge) -> int:
+    return sum(counts.calls for counts in edge.front.pool.counted())
