@@ -210,13 +210,15 @@ def _call(record: Json, lines: list[Json]) -> str:
     rows = [_colored(escaped(head), "" if ended == "ok" else COLORS["error"])]
     times = record.get("times", {})
     known = [
-        f"{name} {_seconds(times[name])}" for name in (*STEPS, *sorted(times.keys() - set(STEPS))) if name in times
+        f"{name} {_seconds(times[name])}" for name in (*STEPS, *sorted(times.keys() - set(STEPS))) if times.get(name)
     ]
     if known:
         rows.append("    " + escaped(", ".join(known)))
     for statement in record.get("sql", []):
         count = statement.get("count", 1)
-        told = f"{_seconds(statement.get('seconds', 0.0))} for {count} times {' '.join(statement['statement'].split())}"
+        often = f" ({count} times)" if count > 1 else ""
+        text = " ".join(statement["statement"].split())
+        told = f"{_seconds(statement.get('seconds', 0.0))} for {text}{often}"
         rows.append("    " + escaped(told))
     for request in record.get("http", []):
         where = request.get("url") or request.get("host", "")

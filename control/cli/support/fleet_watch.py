@@ -141,8 +141,9 @@ def release_line(release: Json, minutes: int) -> str:
     nodes = "1 node" if release["nodes"] == 1 else f"{release['nodes']:,} nodes"
     if not release["calls"]:
         return f"release {release['release']}: {nodes}, no calls in {minutes} min"
+    calls = "1 call" if release["calls"] == 1 else f"{release['calls']:,} calls"
     return (
-        f"release {release['release']}: {nodes}, {release['calls']:,} calls in {minutes} min, "
+        f"release {release['release']}: {nodes}, {calls} in {minutes} min, "
         f"errors {error_share(release)}, p99 {seconds(release['p99'])}"
     )
 

@@ -153,7 +153,7 @@ async def test_calls_show_where_their_time_went_and_what_they_logged(control: Co
     assert rows[0].endswith(" edge-1 orders@3 POST /functions/orders 200 2.500 s [c-2]")
     assert rows[1:4] == [
         "    queue 1.0 ms, guest 0.400 s",
-        "    0.100 s for 2 times SELECT * FROM orders",
+        "    0.100 s for SELECT * FROM orders (2 times)",
         "    0.200 s for bank.example",
     ]
     assert rows[4].endswith(" info    in c-2")
