@@ -183,7 +183,7 @@ async def _polling(control: Site, credentials: Sequence[str]) -> AsyncIterator[F
 
     try:
         await asyncio.gather(*(connect(number, credential) for number, credential in enumerate(credentials)))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             while await _held(control) < len(credentials) * 0.99:
                 await asyncio.sleep(0.2)
         yield fleet
