@@ -161,30 +161,27 @@ class Sessions:
             return False
         return self._clock.now() < min(session.ends_at, self._idle_at(known.row))
 
+    async def now(self, operator: Principal) -> Principal:
+        """What somebody is now who asked for an answer that goes on for long. This is no use of a session.
+
+        Raises: AuthError, when the operator or the session isn't good any more; ProblemError, when control can't know.
+        """
+        if operator.session_id:
+            now = self._clock.now()
+            self._refuse_ended(await self._find(operator.session_id, now), now)
+        return await self.principal(operator.id)
+
     async def _check(self, used_in: UsedIn, text: str) -> ConsoleSession:
         parsed = tokens.parse("session", text)
         if parsed is None:
             raise _invalid("malformed")
         id, secret_hash = parsed
-        known = self._known.get(id)
         now = self._clock.now()
-        if known is None or not self._is_current(known) or now >= self._idle_at(known.row):
-            # Where it has stood idle here, it may have been used at another replica.
-            known = await self._read(id)
-        if known is None:
-            raise _invalid("unknown")
+        known = await self._find(id, now)
         row, operator = known.row, known.operator
         if not tokens.same(row.secret_hash, secret_hash) or row.used_in != used_in:
             raise _invalid("wrong_secret")
-        if operator.revoked_at is not None:
-            raise _invalid("revoked")
-        if row.ended_at is not None:
-            raise _ended("it was ended by signing out")
-        ends_at = self._ends_at(known)
-        if now >= ends_at:
-            raise _ended(f"it was good until {ends_at:%Y-%m-%d %H:%M} UTC")
-        if now >= self._idle_at(row):
-            raise _ended(f"nothing was asked for in it for {self._idle.total_seconds() / 60:.0f} minutes")
+        self._refuse_ended(known, now)
         if now - row.last_used_at >= TOUCH_AFTER:
             self._used[id] = now
             known.row = row._replace(last_used_at=now)
@@ -195,7 +192,29 @@ class Sessions:
         principal = Principal(
             operator.id, operator.name, held, operator.expires_at, id, said, Since(row.made_at, row.stays)
         )
-        return ConsoleSession(id, principal, form_token(text), ends_at, known)
+        return ConsoleSession(id, principal, form_token(text), self._ends_at(known), known)
+
+    async def _find(self, id: str, now: datetime) -> _Known:
+        """Raises: AuthError, when there is no such session; ProblemError, when control can't know now."""
+        known = self._known.get(id)
+        if known is None or not self._is_current(known) or now >= self._idle_at(known.row):
+            # Where it has stood idle here, it may have been used at another replica.
+            known = await self._read(id)
+        if known is None:
+            raise _invalid("unknown")
+        return known
+
+    def _refuse_ended(self, known: _Known, now: datetime) -> None:
+        """Raises: AuthError, when a session isn't good any more."""
+        row, ends_at = known.row, self._ends_at(known)
+        if known.operator.revoked_at is not None:
+            raise _invalid("revoked")
+        if row.ended_at is not None:
+            raise _ended("it was ended by signing out")
+        if now >= ends_at:
+            raise _ended(f"it was good until {ends_at:%Y-%m-%d %H:%M} UTC")
+        if now >= self._idle_at(row):
+            raise _ended(f"nothing was asked for in it for {self._idle.total_seconds() / 60:.0f} minutes")
 
     async def _read(self, id: str) -> _Known | None:
         """The session as it is stored, beside its operator; kept in memory where both are of the same time."""
@@ -263,7 +282,7 @@ class Sessions:
         return token.text
 
     async def principal(self, operator_id: str) -> Principal:
-        """The operator with an id, for a new session of it. Raises: AuthError, when it isn't good any more."""
+        """The operator with an id. Raises: AuthError, when it isn't good any more."""
         found = await self._fleet.operator(operator_id)
         if found is None or found.revoked_at is not None:
             raise _invalid("revoked")

@@ -10,11 +10,13 @@ from msgspec import Meta
 from starlette.types import Receive, Scope
 
 from control import wire
-from control.access import auth, rights
+from control.access import auth, sessions
+from control.access.auth import AuthError
 from control.api import operations, request_input
 from control.api.operations import ApiCall, Reply
 from control.api.services import Services
 from control.problems import ProblemError
+from control.storage.connection import Connection
 from control.sync.fleet_rows import CachedNode
 from control.telemetry import record_lines
 from control.telemetry.viewer import Ask, Viewer
@@ -85,7 +87,12 @@ async def watch(call: ApiCall) -> Reply:
     )
     groups = operator.rights.groups("read")
     ask = Ask(operator.name, lambda: _ended(services, operator), groups, query.node, query.group, question)
-    viewer = await services.live.begin(ask, lambda conn: auth.refuse_changed(conn, operator))
+
+    async def confirm(conn: Connection) -> None:
+        await auth.refuse_changed(conn, operator)
+        await sessions.refuse_signed_out(conn, operator)
+
+    viewer = await services.live.begin(ask, confirm)
     # A proxy that collects answers would keep lines for itself.
     headers = (
         (b"content-type", b"application/x-ndjson"),
@@ -149,13 +156,12 @@ async def _stream(services: Services, viewer: Viewer, receive: Receive) -> Async
         services.live.leave(viewer)
 
 
-def _ended(services: Services, operator: auth.Principal) -> str:
-    """Why an operator may see no more, as an error's code; '' while it may."""
-    known = services.fleet.operators.get(operator.id)
-    if known is None:
-        return "watch_ended"
-    if known.revoked_at is not None:
-        return "credentials_invalid"
-    if known.expires_at is not None and known.expires_at <= services.clock.now():
-        return "token_expired"
-    return "" if rights.of_row(known.role, known.grants) == operator.rights else "role_insufficient"
+async def _ended(services: Services, operator: auth.Principal) -> str:
+    """Why an operator may see no more, as an error's code; '' while it may, and while control can't know."""
+    try:
+        now = await services.sessions.now(operator)
+    except AuthError as refused:
+        return refused.code
+    except ProblemError:
+        return ""
+    return "" if now.rights == operator.rights else "role_insufficient"

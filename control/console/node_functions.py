@@ -151,7 +151,7 @@ class NodeFunctions:
         live = self._services.live
         question = wire.Question("", self._services.clock.now(), COUNTS, history=True, limit=MOST)
         # Whoever looks may see the node: the page asks that each time. The view is no single operator's.
-        ask = Ask(operator, lambda: "", None, node_id, None, question)
+        ask = Ask(operator, _goes_on, None, node_id, None, question)
         try:
             viewer = await live.begin(ask)
             asked.problem = ""
@@ -192,6 +192,11 @@ def _can_tell(node: DetailedNode) -> bool:
     """Whether the node's version knows the question."""
     questions = node.capabilities.get("questions")
     return node.protocol >= wire.WATCH_PROTOCOL and isinstance(questions, list) and COUNTS in questions
+
+
+async def _goes_on() -> str:
+    """Nothing ends the view but that nobody looks."""
+    return ""
 
 
 async def _nobody() -> list[str]:

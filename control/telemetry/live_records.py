@@ -205,7 +205,7 @@ class LiveRecords:
                 await asyncio.sleep(PERIOD)
 
     async def _turn(self) -> None:
-        self._end_views()
+        await self._end_views()
         if self._ended:
             await self._delete_ended()
         now = self._fleet.loop.time()
@@ -222,11 +222,11 @@ class LiveRecords:
             self._cleaned_at = now
             await self._relay.clean()
 
-    def _end_views(self) -> None:
+    async def _end_views(self) -> None:
         """End the views that must end."""
         now = self._fleet.loop.time()
         for viewer in list(self.viewers.values()):
-            code = "shutting_down" if self._fleet.closing else viewer.may()
+            code = "shutting_down" if self._fleet.closing else await viewer.may()
             if code:
                 viewer.end(code)
             if viewer.ended or (not viewer.begun and now - viewer.made_at > UNREAD):

@@ -6,7 +6,7 @@ that were left out before, because they were too many, are told apart from these
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -43,7 +43,7 @@ class Ask(NamedTuple):
 
     operator: str
     """The operator's name."""
-    may: Callable[[], str]
+    may: Callable[[], Awaitable[str]]
     """Asked again and again: why the view must end, as an error's code; '' while the operator may go on."""
     groups: list[str] | None
     """The names of the groups that the operator may see; None for all."""
@@ -259,8 +259,9 @@ COUNT_TEXTS = {
 }
 END_TEXTS = {
     "shutting_down": "this replica of control stops; ask again",
-    "credentials_invalid": "the operator's token was revoked",
+    "credentials_invalid": "the operator was revoked",
     "token_expired": "the operator's token has ended",
+    "session_ended": "the session has ended, as by signing out: sign in again",
     "role_insufficient": "what the operator may was changed; ask again",
     "watch_ended": "control has lost the view; ask again",
 }

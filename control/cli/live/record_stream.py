@@ -14,6 +14,7 @@ import orjson
 from control.cli.support import output
 from control.cli.support.client import (
     ATTEMPTS,
+    CURES,
     Client,
     Json,
     RequestRefused,
@@ -125,7 +126,8 @@ async def parts(control: RecordClient, query: dict[str, str | int | None]) -> As
                     continue
                 if said["notice"] == "end":
                     if said.get("code") not in GOES_ON:
-                        raise RequestRefused(said["message"], code=said.get("code", ""))
+                        code = said.get("code", "")
+                        raise RequestRefused(said["message"], code=code, cure=CURES.get(code, ""))
                     cause = said["message"]
                     break
                 if not (again and said["notice"] in ONCE):

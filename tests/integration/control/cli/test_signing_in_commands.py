@@ -15,7 +15,7 @@ import pytest
 
 from control.access.sessions import COOKIE
 from control.local.pki import Pki
-from tests.support.control import Control
+from tests.support.control import Control, until
 from tests.support.cookies_and_forms import ConsoleBrowser
 
 
@@ -97,7 +97,16 @@ async def test_a_login_is_kept_used_and_ended(
     terminal.more = {"SKERRY_URL": "https://127.0.0.1:1"}
     assert "no token for https://127.0.0.1:1" in await terminal.run("group", "list", ends=2)
     terminal.more = {}
+    following = await terminal.start("logs", "-f")
+
+    async def begun() -> bool:
+        return any(viewer.begun for viewer in control.services.live.viewers.values())
+
+    await until(begun)
     assert "signed out of" in await terminal.run("logout")
+    async with asyncio.timeout(30):
+        said = (await following.communicate())[1].decode()
+    assert (following.returncode, "session_ended" in said, "run `skerry login`" in said) == (3, True, True), said
     assert (await control.call("GET", "/v1/groups", token=secret)).code == "session_ended"
     assert "skerry login" in await terminal.run("group", "list", ends=2)
     await terminal.run("logout", ends=2)

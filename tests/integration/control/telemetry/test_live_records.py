@@ -3,12 +3,16 @@
 import asyncio
 import zlib
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
+from starlette.types import Scope
 
+from control.access.sessions import COOKIE, UsedIn
 from control.telemetry.viewer import Ask
+from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.live import SOON, asked, encoded, joined, record, send, viewing
-from tests.support.replica import Site, TestNode
+from tests.support.replica import Replica, Site, TestNode
 
 
 async def test_lines_of_nodes_come_through_either_replica(control_site: Site) -> None:
@@ -179,12 +183,12 @@ async def test_a_slow_reader_gets_the_newest_and_is_told_how_many_it_missed(cont
         assert missed() > 0
 
 
-async def move(replica: Any, node: str, group: str) -> None:
+async def move(replica: Replica, node: str, group: str) -> None:
     answer = await replica.call("POST", f"/v1/nodes/{node}/move", {"group": group})
     assert answer.status == 200, answer
 
 
-async def operator(replica: Any, name: str, *grants: dict[str, Any]) -> str:
+async def operator(replica: Replica, name: str, *grants: dict[str, Any]) -> str:
     answer = await replica.call("POST", "/v1/operators", {"name": name, "grants": list(grants)})
     assert answer.status == 201, answer
     return str(answer.json()["token"])
@@ -231,6 +235,51 @@ async def test_a_view_ends_with_what_the_operator_may(control_site: Site, how: s
             assert (await send(node, question.id, record(1))).status == 410
 
 
+async def signed_in(replica: Replica, token: str, used_in: UsedIn) -> str:
+    """Begin a session of the operator with this token; its secret."""
+    asking: Scope = {"type": "http", "headers": [(b"authorization", f"Bearer {token}".encode())], "request_id": b"c-1"}
+    operator = await replica.services.auth.operator(asking)
+    return await replica.services.sessions.begin(asking, operator, used_in, "token")
+
+
+async def test_a_view_ends_with_its_session_alone(control_site: Site) -> None:
+    async with control_site.running() as one, control_site.running() as other:
+        node = await joined(one, "node")
+        token = await operator(one, "reader", {"role": "read", "group": None, "functions": None})
+        sessions = [await signed_in(one, token, "cli") for _ in range(2)]
+        async with (
+            viewing(one, token=sessions[0], follow=True) as ends,
+            viewing(one, token=sessions[1], follow=True) as stays,
+            viewing(one, token=token, follow=True) as of_token,
+        ):
+            first, *others = await asked(node)
+            assert (await other.call("DELETE", "/v1/sessions/self", token=sessions[0])).status == 204
+            end = (await ends.rest())[-1]
+            assert (end["notice"], end["code"]) == ("end", "session_ended")
+            assert "sign in again" in end["message"]
+            assert [question.id for question in await asked(node)] == [question.id for question in others]
+            assert (await send(node, first.id, record(1))).status == 410
+            for question, view in zip(others, (stays, of_token), strict=True):
+                await send(node, question.id, record(2))
+                await view.message("line 2")
+
+
+async def test_the_consoles_log_of_a_node_ends_by_signing_out(control_site: Site) -> None:
+    async with control_site.running() as one, control_site.running() as other:
+        node = await joined(one, "node")
+        secret = await signed_in(one, one.admin, "console")
+        headers = {"cookie": f"{COOKIE}={secret}"}
+        async with one.session.get(f"{one.url}/nodes/node/log/live", headers=headers) as events:
+            assert events.status == 200
+            await asked(node)
+            browser = ConsoleBrowser(other.url, other.session, {COOKIE: secret})
+            await browser.open("/nodes")
+            await browser.send("/sign-out")
+            async with asyncio.timeout(SOON):
+                assert b"the session has ended" in await events.content.read()
+            assert await asked(node) == []
+
+
 async def test_a_replica_that_stops_ends_its_views(control_site: Site) -> None:
     async with control_site.running() as one:
         node = await joined(one, "node")
@@ -266,7 +315,7 @@ async def test_a_watch_that_nobody_reads_ends(control_site: Site, monkeypatch: p
     monkeypatch.setattr("control.telemetry.live_records.UNREAD", 0.2)
     async with control_site.running() as one:
         node = await joined(one, "node")
-        await one.services.live.begin(Ask("admin", lambda: "", None))
+        await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None))
         await asked(node)
         assert await asked(node) == []
 
