@@ -212,7 +212,7 @@ class NumbersIngest:
         try:
             await self.resolve()
             await self.write(now, everything=everything)
-            await self.nodes.write_if_due(self._loop.time())
+            await (self.nodes.write() if everything else self.nodes.write_if_due(self._loop.time()))
             self._outage.worked()
         except ProblemError as problem:
             self._outage.failed(problem.detail)

@@ -299,6 +299,21 @@ async def test_what_nodes_tell_of_themselves_is_kept(control_site: Site) -> None
         assert found.database_bytes == 5
 
 
+async def test_a_replica_that_stops_writes_what_nodes_told_of_themselves(control_site: Site) -> None:
+    """Also where it has just written what they told before."""
+    async with control_site.running() as replica:
+        node = await replica.join("one")
+        nodes = replica.services.numbers.nodes
+        for sequence in (1, 2):
+            told = wire.NodeNumbers(database=sequence)
+            await numbers.tell(node, numbers.message([], node=told, sequence=sequence))
+            await nodes.write_if_due(asyncio.get_running_loop().time())
+    async with control_site.running() as replica:
+        found = await replica.services.db.read(lambda conn: nodes.of_node(conn, node.id))
+        assert found is not None
+        assert found.database_bytes == 2
+
+
 async def test_a_replica_that_stops_says_that_held_numbers_are_counted(control_site: Site) -> None:
     """Else the node would tell another replica the same, and they would count twice."""
     async with control_site.running() as replica:
