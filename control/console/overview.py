@@ -4,8 +4,10 @@ With no node yet it shows the three commands that lead to a first answer, until 
 """
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import groupby
 from typing import NamedTuple
 
 from control.api import records, releases
@@ -40,6 +42,10 @@ class Happening:
     about: str = ""
     """The text of the link."""
     code: str = ""
+    times: int = 1
+    """How often, one after the other; `at` is the last time."""
+    more: bool = False
+    """Whether it may have happened more often: earlier times weren't read."""
 
 
 class FailingCalls(NamedTuple):
@@ -81,9 +87,7 @@ async def show(visit: Visit) -> Reply:
     shown = await _read(visit)
     if not shown.fleet.nodes:
         groups = visit.rights.groups("read")
-        host = next((v.decode("latin-1") for name, v in visit.scope["headers"] if name == b"host"), "")
-        url = f"{visit.scope['scheme']}://{host}"
-        return await visit.html("first_run.html", kind=FIRST_RUN, group=groups[0] if groups else "default", url=url)
+        return await visit.html("first_run.html", kind=FIRST_RUN, group=groups[0] if groups else "default")
     return await visit.html("overview.html", kind=OVERVIEW, shown=shown)
 
 
@@ -145,7 +149,7 @@ def _in_flight(group: GroupSummary) -> bool:
 
 async def _happened(visit: Visit) -> list[Happening]:
     """The newest of what is in the logs that the operator may read."""
-    failed, _ = await visit.items(
+    failed, older = await visit.items(
         records.list_syncs, node_responses.Sync, records.SyncFilter(None, EVENTS, None, "failed")
     )
     found = [
@@ -156,9 +160,12 @@ async def _happened(visit: Visit) -> list[Happening]:
             f"/nodes/{sync.node}",
             sync.node,
             sync.error.code if sync.error else "",
+            1 + sync.folded,
         )
         for sync in failed
     ]
+    if found and older is not None:
+        found[-1] = replace(found[-1], more=True)
     if visit.rights.allows("admin", None):
         entries, _ = await visit.items(records.list_audit, AuditEntry, records.AuditFilter(None, EVENTS))
         found += [Happening(e.at, "info", f"{e.actor}: {e.action} {e.target}") for e in entries]
@@ -167,7 +174,15 @@ async def _happened(visit: Visit) -> list[Happening]:
             releases.list_releases, release_responses.Release, releases.ReleaseQuery(None, EVENTS)
         )
         found += [Happening(r.created_at, "info", f"{r.created_by} made release {r.group}/{r.number}") for r in made]
-    return sorted(found, key=lambda happening: happening.at, reverse=True)[:EVENTS]
+    return list(_folded(sorted(found, key=lambda one: one.at, reverse=True)))[:EVENTS]
+
+
+def _folded(happened: list[Happening]) -> Iterable[Happening]:
+    """What happened several times, one after the other, as one line."""
+    for _, alike in groupby(happened, key=lambda one: (one.kind, one.text, one.link, one.code)):
+        first, *rest = alike
+        times = first.times + sum(one.times for one in rest)
+        yield replace(first, times=times, more=any(one.more for one in (first, *rest)))
 
 
 PAGES = (ConsolePage("GET", "/", show, live=live),)

@@ -157,7 +157,6 @@ def _page(
     own = own or secrets.token_urlsafe(32)
     to = forms.own_path(to)
     other = urlencode({"next": to} if by_code else {"next": to, "by": "code"}, quote_via=quote)
-    host = next((value.decode("latin-1") for name, value in visit.scope["headers"] if name == b"host"), "")
     return visit.html_alone(
         "sign_in.html",
         200 if error is None else error.status,
@@ -168,7 +167,6 @@ def _page(
         next=to,
         provider=visit.services.provider.name if visit.services.provider else "",
         begin=f"{PROVIDER}?{urlencode({'next': to}, quote_via=quote)}",
-        host=host,
         visit_token=sessions.form_token(own),
         error=error,
         stay_days=visit.services.settings.session_stay / 86400,

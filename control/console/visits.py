@@ -102,6 +102,12 @@ class Visit:
         """The path with its query, as a browser shows it."""
         return address(self.scope)
 
+    @property
+    def url(self) -> str:
+        """Where control is reached, without a path: by its setting, else as the browser says."""
+        host = next((value.decode("latin-1") for name, value in self.scope["headers"] if name == b"host"), "")
+        return self.services.settings.public_url or f"{self.scope['scheme']}://{host}"
+
     def address_with(self, **fields: str) -> str:
         """The path with its query, without a cursor, and with these fields."""
         kept = [(name, text) for name, text in self.query.multi_items() if name != "cursor" and name not in fields]

@@ -50,11 +50,7 @@ async def make(visit: Visit) -> Reply:
         if error.status not in (404, 409, 422):
             raise
         return await _show_new(visit, error)
-    host = next((value.decode("latin-1") for name, value in visit.scope["headers"] if name == b"host"), "")
-    url = visit.services.settings.public_url or f"{visit.scope['scheme']}://{host}"
-    return await visit.html(
-        "join_token_made.html", made=msgspec.convert(found, MadeJoinToken), rejoin=body.rejoin, url=url
-    )
+    return await visit.html("join_token_made.html", made=msgspec.convert(found, MadeJoinToken), rejoin=body.rejoin)
 
 
 async def show_revoke(visit: Visit) -> Reply:

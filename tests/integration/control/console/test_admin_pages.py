@@ -5,11 +5,10 @@ from typing import Any
 
 from control import settings_in_force
 from tests.support import deploy
-from tests.support.console import ShownPage, page, send
+from tests.support.console import MARKUP, ShownPage, page, send
 from tests.support.replica import Replica, Site
 
 KEY = "k" * 12
-MARKUP = "<img src=x onerror=alert(1)>'\"&"
 
 
 async def ok(replica: Replica, path: str, body: object) -> Any:
@@ -101,6 +100,7 @@ async def test_join_tokens_are_made_and_revoked(control_site: Site) -> None:
         made = await send(replica, "/join-tokens/new", key=KEY, group="shops", hours="2")
         assert made.status == 200
         assert f"skerry-edge join --control {replica.url}" in made.words
+        assert "--name NAME --state DIR skerry-edge run --state DIR" in made.words
         token = token_of(made)
         listed = (await deploy.items(replica, "/v1/join-tokens"))[0]
         assert (listed["group"], listed["state"]) == ("shops", "open")
@@ -115,6 +115,9 @@ async def test_join_tokens_are_made_and_revoked(control_site: Site) -> None:
         for wrong, status in (({"group": "nowhere"}, 404), ({"hours": "9999"}, 422), ({"hours": "x"}, 422)):
             fields = {"key": f"{KEY}3", "group": "shops", "hours": "1", **wrong}
             assert (await send(replica, "/join-tokens/new", **fields)).status == status, wrong
+        await replica.join("shop-1", "shops")
+        again = {"key": f"{KEY}4", "group": "shops", "hours": "1", "rejoin": "shop-1"}
+        assert "--name shop-1 --state DIR --again" in (await send(replica, "/join-tokens/new", **again)).words
         assert (await page(replica, "/join-tokens?state=lost")).status == 422
         assert (await page(replica, "/join-tokens/x/revoke")).status == 422
 

@@ -6,10 +6,10 @@ import ssl
 
 import pytest
 
-from control.console import rendering
+from control.console import overview, rendering
 from control.telemetry.fleet_summary import FleetGrid
 from control.web import connection_limits
-from tests.support import numbers, seeds
+from tests.support import deploy, numbers, seeds
 from tests.support.console import MARKUP, fails, live, page, release
 from tests.support.replica import Site
 
@@ -27,6 +27,12 @@ async def test_from_no_node_to_the_overview_by_itself(control_site: Site) -> Non
         shown = await page(replica, "/")
         assert shown.part("say") == "Nothing is wrong 1 of 1 node at target, in 1 group"
         assert "<title>Nothing is wrong · Overview · Skerry</title>" in shown.text
+
+
+async def test_behind_a_proxy_the_commands_name_its_address(control_site: Site) -> None:
+    async with control_site.running(public_url="https://control.example") as replica:
+        shown = await page(replica, "/")
+        assert "skerry-edge join --control https://control.example --name" in shown.words
 
 
 async def test_what_is_wrong_is_said_first_by_cause_and_without_markup(control_site: Site) -> None:
@@ -50,6 +56,23 @@ async def test_what_is_wrong_is_said_first_by_cause_and_without_markup(control_s
         assert "admin: release.create default/1" in shown.part("events")
         # Two cells beside each other are one line.
         assert '<path stroke="url(#k-fail)" d="m0,3h12"/>' in shown.text
+
+
+async def test_what_happens_again_and_again_is_one_line(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with control_site.running() as replica:
+        node = await replica.join("edge-1")
+        await release(replica, "default")
+        for failures in (3, 13):
+            while failures > (await deploy.ok(replica, "GET", "/v1/nodes/edge-1"))["failures"]:
+                await fails(node, "disk_full", "no room")
+            events = (await page(replica, "/")).part("events")
+            assert events.count("edge-1 failed its sync") == 1
+            # The log of syncs has ten lines of the thirteen.
+            assert f"edge-1 failed its sync to release 1 disk_full , {failures} times" in events
+            assert "or more" not in events
+        assert "admin: release.create default/1" in events
+        monkeypatch.setattr(overview, "EVENTS", 4)
+        assert "disk_full , 7 times or more" in (await page(replica, "/")).part("events")
 
 
 async def test_an_operator_of_a_group_sees_that_group_alone(control_site: Site) -> None:
