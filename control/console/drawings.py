@@ -44,15 +44,6 @@ def bar(parts: Sequence[tuple[str, int]], label: str, cls: str = "", total: int 
     return head.format(cls, label) + Markup("".join(shapes) + "</svg>")
 
 
-def spark(values: Sequence[float], label: str, *, top: float | None = None, fail: bool = False) -> Markup:
-    """A line of values without axes; `label` says it in words."""
-    points = _points(values, 88, 20, top)
-    area, line = (" ar--fail", " ln--fail") if fail else ("", "")
-    head = Markup('<svg class="spark" viewBox="0 0 88 20" preserveAspectRatio="none" role="img" aria-label="{}">')
-    shapes = f'<path class="ar{area}" d="M0,20L{points}L88,20z"/><polyline class="ln{line}" points="{points}"/></svg>'
-    return head.format(label) + Markup(shapes)
-
-
 def plot(series: Sequence[tuple[Sequence[float], str]], label: str, *, top: float | None = None) -> Markup:
     """Lines of values, each with its class ('' for the first), over one scale whose top is `top`."""
     top = top or max((value for values, _ in series for value in values), default=0.0) or 1.0

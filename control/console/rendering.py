@@ -30,9 +30,7 @@ def _environment() -> jinja2.Environment:
     made.filters.update({f.__name__: f for f in (*written, formats.clock, formats.sha, formats.cut)})
     made.filters["words"] = fleet_grid.WORDS.__getitem__
     made.filters["standings_said"] = fleet_grid.said
-    made.globals.update(
-        {f.__name__: f for f in (drawings.bar, drawings.spark, drawings.cell, drawings.key_cell, drawings.plot)}
-    )
+    made.globals.update({f.__name__: f for f in (drawings.bar, drawings.cell, drawings.key_cell)})
     made.filters["rows_said"] = losses.said
     made.globals |= {"asset": assets.address, "shown": manifests.shown}
     return made
