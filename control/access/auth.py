@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 from uuid import UUID
 
 from starlette.types import Scope
@@ -25,7 +25,7 @@ from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync.fleet_cache import FleetCache
-from control.sync.fleet_rows import CachedNode, Credential
+from control.sync.fleet_rows import CachedNode, CachedOperator, Credential
 
 
 class JoinTokenRow(NamedTuple):
@@ -136,11 +136,7 @@ class Authenticator:
             raise _invalid("unknown")
         if not tokens.same(known.secret_hash, secret_hash):
             raise _invalid("wrong_secret")
-        if known.revoked_at is not None:
-            raise _invalid("revoked")
-        if known.expires_at is not None and known.expires_at <= self._clock.now():
-            raise AuthError("token_expired", f"the token of {known.name} ended at {known.expires_at}", "expired")
-        return Principal(id, known.name, rights.of_row(known.role, known.grants), known.expires_at)
+        return principal(known, self._clock.now())
 
     async def node(
         self, scope: Scope, now: datetime, ended: str = "credential_expired"
@@ -228,9 +224,9 @@ class Authenticator:
                 await refuse_revoked(conn, credential.id)
             elif credential.replaces is not None:
                 revoked = await conn.column(REVOKE, credential.replaces, now)
-                actor = Actor("node", name, address(scope), scope["request_id"].decode())
                 before, after = {"credentials": [*revoked, credential.id]}, {"credentials": [credential.id]}
-                await audit_log.record(conn, now, actor, "node.rotate-end", name, before=before, after=after)
+                node = actor(scope, name, "node")
+                await audit_log.record(conn, now, node, "node.rotate-end", name, before=before, after=after)
                 await Changed(credentials=set(revoked)).announce(conn)
 
         await self._first_polls.transaction(record)
@@ -249,6 +245,15 @@ def bearer(scope: Scope, kind: tokens.Kind) -> tuple[str, str]:
                 raise _invalid("malformed")
             return parsed
     raise AuthError("credentials_missing", "send the header 'Authorization: Bearer TOKEN'", "missing")
+
+
+def principal(known: CachedOperator, now: datetime) -> Principal:
+    """An operator that was recognised. Raises: AuthError, when it was revoked or has ended."""
+    if known.revoked_at is not None:
+        raise _invalid("revoked")
+    if known.expires_at is not None and known.expires_at <= now:
+        raise AuthError("token_expired", f"the token of {known.name} ended at {known.expires_at}", "expired")
+    return Principal(known.id, known.name, rights.of_row(known.role, known.grants), known.expires_at)
 
 
 async def refuse_changed(conn: Connection, operator: Principal) -> None:
@@ -296,6 +301,11 @@ def join_tokens(db: Database) -> Lookups[JoinTokenRow]:
         return {row.id: row for row in await db.read(lambda conn: conn.fetch(JOIN_TOKENS, ids))}
 
     return Lookups("join tokens", find)
+
+
+def actor(scope: Scope, name: str, kind: Literal["operator", "node"] = "operator") -> Actor:
+    """Who makes a change by a request, for the audit log."""
+    return Actor(kind, name, address(scope), scope["request_id"].decode())
 
 
 def address(scope: Scope) -> str:

@@ -15,13 +15,11 @@ from starlette.types import Scope
 from control.access import auth, join_token_ends, rights
 from control.access.auth import AuthError, Principal
 from control.access.provider import Person
-from control.access.rights import Rights
 from control.access.sessions import Sessions
 from control.clock import Clock
 from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.announcements import Changed
-from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
 from control.sync.fleet_cache import FleetCache
@@ -79,7 +77,7 @@ class People:
         if row is not None and row.revoked_at is not None:
             raise AuthError("credentials_invalid", f"{row.name} was revoked here, by an admin", "revoked")
         id, name = (uuid4(), name_of(person)) if row is None else (row.id, row.name)
-        actor = Actor("operator", name, auth.address(scope), scope["request_id"].decode())
+        actor = auth.actor(scope, name)
         # Ends with the newest session; at once where nothing is allowed any more.
         ends_at = now + self._life if may else now
         if may and row is not None and row.expires_at is not None:
@@ -101,7 +99,7 @@ class People:
                 await audit_log.record(conn, now, actor, "operator.change", name, who, before=before, after=after)
         secret = None
         if may:
-            principal = Principal(str(id), name, _as_read(column, role), ends_at)
+            principal = Principal(str(id), name, person.rights, ends_at)
             secret = await self._sessions.add(conn, scope, principal, "console", "provider", details=who)
         changed = Changed()
         changed.operators.add(str(id))
@@ -117,7 +115,3 @@ def name_of(person: Person) -> str:
     called = re.sub(r"[^a-z0-9]+", "-", person.name.partition("@")[0].lower())[:40].strip("-") or "person"
     digest = hashlib.sha256(f"{person.issuer}\0{person.subject}".encode()).hexdigest()
     return f"{called}-{digest[:12]}"
-
-
-def _as_read(column: list[dict[str, Any]], role: str) -> Rights:
-    return rights.of_row(role, column)

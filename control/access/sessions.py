@@ -28,7 +28,6 @@ from control.problems import ProblemError
 from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.announcements import Changed
-from control.storage.audit_log import Actor
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -48,6 +47,8 @@ LAST_FLUSH = 2.0
 """Seconds for what is left when the replica stops."""
 MOST_KNOWN = 10_000
 """Sessions that a replica keeps in memory; with more, all are read again."""
+READINGS = 3
+"""How often a session is read, until nothing is announced meanwhile."""
 
 log = logging.getLogger("skerry.sessions")
 
@@ -218,7 +219,7 @@ class Sessions:
 
     async def _read(self, id: str) -> _Known | None:
         """The session as it is stored, beside its operator; kept in memory where both are of the same time."""
-        while True:
+        for _ in range(READINGS):
             epoch = self._fleet.epoch
             row = await self._rows.find(id)
             if row is None:
@@ -229,12 +230,14 @@ class Sessions:
                 return None
             if id in self._used:
                 row = row._replace(last_used_at=max(row.last_used_at, self._used[id]))
+            known = _Known(row, operator)
             if epoch == self._fleet.epoch:
                 if len(self._known) >= MOST_KNOWN:
                     self._known.clear()
-                known = self._known[id] = _Known(row, operator)
-                return known
+                self._known[id] = known
+                break
             # Something was announced meanwhile, which may have been this session's end.
+        return known
 
     def _is_current(self, known: _Known) -> bool:
         return self._fleet.operators.get(known.operator.id) is known.operator
@@ -278,17 +281,15 @@ class Sessions:
         made_at, stays = (now, stays) if since is None else (since.made_at, since.stays)
         await conn.execute(SQL["begin"], token.id, token.secret_hash, operator.id, used_in, by, stays, made_at, now)
         said = {"in": used_in, "by": by, "session": str(token.id), **(details or {})}
-        await audit_log.record(conn, now, _actor(scope, operator), "session.begin", operator.name, said)
+        await audit_log.record(conn, now, auth.actor(scope, operator.name), "session.begin", operator.name, said)
         return token.text
 
     async def principal(self, operator_id: str) -> Principal:
         """The operator with an id. Raises: AuthError, when it isn't good any more."""
         found = await self._fleet.operator(operator_id)
-        if found is None or found.revoked_at is not None:
+        if found is None:
             raise _invalid("revoked")
-        if found.expires_at is not None and found.expires_at <= self._clock.now():
-            raise AuthError("token_expired", f"the token of {found.name} ended at {found.expires_at}", "expired")
-        return Principal(found.id, found.name, rights.of_row(found.role, found.grants), found.expires_at)
+        return auth.principal(found, self._clock.now())
 
     async def end_of(self, secret: str) -> datetime:
         """When what `skerry login` has got ends at the latest."""
@@ -301,7 +302,7 @@ class Sessions:
             now = self._clock.now()
             if await conn.fetchval(END, operator.session_id, now) is not None:
                 said = dict(operator.signed_in)
-                await audit_log.record(conn, now, _actor(scope, operator), "session.end", operator.name, said)
+                await audit_log.record(conn, now, auth.actor(scope, operator.name), "session.end", operator.name, said)
                 changed = Changed()
                 changed.operators.add(operator.id)
                 await changed.announce(conn)
@@ -377,10 +378,6 @@ def set_cookie(name: str, value: str, *, seconds: float | None = None) -> tuple[
     age = "" if seconds is None else f"; Max-Age={seconds:.0f}"
     text = f"{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax{age}"
     return b"set-cookie", text.encode("ascii")
-
-
-def _actor(scope: Scope, operator: Principal) -> Actor:
-    return Actor("operator", operator.name, auth.address(scope), scope["request_id"].decode())
 
 
 async def _record_uses(ids: list[str], times: list[str], conn: Connection) -> None:

@@ -25,7 +25,6 @@ from control.access.sessions import ConsoleSession, Sessions
 from control.clock import Clock
 from control.problems import ProblemError
 from control.storage import audit_log, queries
-from control.storage.audit_log import Actor
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -217,7 +216,9 @@ class SignIns:
         if parsed is None or row is None or not tokens.same(row.secret_hash, parsed[1]):
             raise AuthError("credentials_invalid", "there is no such login: run `skerry login` again", "login_unknown")
         if row.given_at is not None or self._clock.now() >= row.made_at + LOGIN_LIFE:
-            raise ProblemError("login_ended", "nobody allowed it in time, or it was given before; run it again")
+            raise ProblemError(
+                "login_ended", "nobody allowed it in time, or it was given before; run `skerry login` again"
+            )
         if row.answered_at is None:
             raise ProblemError("login_pending", f"nobody has allowed it yet; ask again in {INTERVAL} s")
         if row.operator_id is None:
@@ -241,7 +242,7 @@ class SignIns:
         await self._logins.stop()
 
     async def _record(self, conn: Connection, scope: Scope, operator: Principal, action: str, target: str) -> None:
-        actor = Actor("operator", operator.name, auth.address(scope), scope["request_id"].decode())
+        actor = auth.actor(scope, operator.name)
         details = {"session": dict(operator.signed_in)} if operator.signed_in else {}
         await audit_log.record(conn, self._clock.now(), actor, action, target, details)
 

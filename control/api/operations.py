@@ -19,7 +19,6 @@ from control.api.services import Services
 from control.problems import ProblemError
 from control.storage import audit_log, idempotency
 from control.storage.announcements import Changed
-from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 
 T = TypeVar("T")
@@ -178,11 +177,9 @@ class ApiCall:
 
         `node`: the name of the node that makes it; '' where it is an operator.
         """
-        kind: Literal["operator", "node"] = "node" if node else "operator"
-        call_id = self.scope["request_id"].decode()
         if self.operator.signed_in:
             details = {**(details or {}), "session": dict(self.operator.signed_in)}
-        actor = Actor(kind, node or self.operator.name, auth.address(self.scope), call_id)
+        actor = auth.actor(self.scope, node or self.operator.name, "node" if node else "operator")
         now = self.services.clock.now()
         await audit_log.record(conn, now, actor, action, target, details, before=before, after=after)
 

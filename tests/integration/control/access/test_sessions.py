@@ -1,5 +1,6 @@
 """Sessions, on a real database and by two replicas: what they are good for, and what ends them, everywhere."""
 
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -191,6 +192,32 @@ async def test_an_end_that_is_announced_within_a_look_up_is_not_missed(
 
     monkeypatch.setattr(sessions.Lookups, "find", slow)
     assert await refused(other, secret) == ("session_ended", "session_ended")
+
+
+async def test_a_look_up_ends_though_something_is_announced_all_the_time(
+    both: tuple[Control, Control], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = both
+    await one.operator("anna", "read")
+    secret = await sign_in(one)
+    read = sessions.Lookups.find
+    rights = itertools.cycle(("push", "read"))
+    readings = 0
+
+    async def busy(self: Any, id: str) -> Any:
+        nonlocal readings
+        readings += 1
+        found = await read(self, id)
+        await one.ok("POST", "/v1/operators/anna/change", {"grants": [{"role": next(rights)}]})
+        await other.services.fleet.refresh()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions.Lookups, "find", busy)
+        session = await ask(other, secret)
+        assert (session.operator.name, readings) == ("admin", sessions.READINGS)
+    assert not other.services.sessions.holds(session), "what was read isn't kept"
+    assert other.services.sessions.holds(await ask(other, secret))
 
 
 async def test_it_ends_by_its_age(first: Control) -> None:
