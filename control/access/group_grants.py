@@ -6,16 +6,14 @@ platform = ["admin"]
 orders-team = ["push@staging (orders, stock)"]
 """
 
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
 from control import wire
-from control.access.rights import Grant, Rights, Role
+from control.access.rights import WRITTEN_GRANT, Grant, Rights, Role
 
-GRANT = re.compile(r"(?P<role>[a-z]+)(?:@(?P<group>[^ ()]+))?(?: \((?P<functions>[^()]+)\))?")
 GroupGrants = Mapping[str, tuple[Grant, ...]]
 """The grants of each group of the provider."""
 
@@ -48,7 +46,7 @@ def rights(granted: GroupGrants, groups: Iterable[str]) -> Rights:
 
 
 def _grant(path: Path, name: str, text: str) -> Grant:
-    match = GRANT.fullmatch(text)
+    match = WRITTEN_GRANT.fullmatch(text)
     if match is None or match["role"] not in get_args(Role):
         raise GrantsError(
             f"{path}: {text!r} of the group {name!r} is no role: {', '.join(get_args(Role))}, each perhaps with "

@@ -5,6 +5,7 @@ it is for. What concerns every group, as an operator for all of them or the dele
 all groups.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -12,6 +13,8 @@ from typing import Any, Literal, cast
 Role = Literal["read", "push", "deploy", "admin"]
 ROLES: dict[Role, int] = {"read": 1, "push": 2, "deploy": 3, "admin": 4}
 """A role may do everything that roles with a lower number may."""
+WRITTEN_GRANT = re.compile(r"(?P<role>[a-z]+)(?:@(?P<group>[^\s@()]+))?(?:\s*\((?P<functions>[^()]+)\))?")
+"""A grant as people write it, which is how it is shown: admin, deploy@shops, push@shops (orders, stock)."""
 
 
 @dataclass(frozen=True)

@@ -196,15 +196,15 @@ async def _plan(visit: Visit, act: NodeAct, names: list[str], given: Mapping[str
     mine = [node for node in found if visit.rights.allows(act.role, node.group)]
     there = {node.name for node in mine}
     refused = [name for name in (*names, *(node.name for node in found)) if name not in there]
-    to = given.get("to", "")
-    moves: list[ChangedAlike] = []
+    to, moves, others = "", list[ChangedAlike](), more is not None or len(names) > MOST
     if act.name == "move":
-        more_of_move = len(mine) > MOST_MOVED
-        mine = [node for node in mine if node.group != to][:MOST_MOVED]
+        to = given.get("to", "")
+        mine = [node for node in mine if node.group != to]
+        others = others or len(mine) > MOST_MOVED
+        mine = mine[:MOST_MOVED]
         if to:
             moves = await _moves(visit, mine, to)
-        return ActPlan(act, mine, list(dict.fromkeys(refused)), to, moves, more_of_move)
-    return ActPlan(act, mine, list(dict.fromkeys(refused)), "", moves, more is not None or len(names) > MOST)
+    return ActPlan(act, mine, list(dict.fromkeys(refused)), to, moves, others)
 
 
 async def _moves(visit: Visit, moved: list[node_responses.Node], to: str) -> list[ChangedAlike]:

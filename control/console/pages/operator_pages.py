@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from control.access.rights import WRITTEN_GRANT
 from control.api import operators, pagination, request_input
 from control.api.bodies.requests import ChangeOperator, NewOperator
 from control.api.bodies.responses import HeldGrant, MadeOperator, Operator
@@ -20,7 +21,6 @@ SHOWN = 100
 # An operator may be called `new`.
 EVERY, NEW, ONE = "/operators", "/make-operator", "/operators/{name}"
 SECONDS = {"m": 60, "h": 3600, "d": 86400}
-_GRANT = re.compile(r"([a-z]+)(?:@([^\s@]+))?(?:\s*\(([^()]*)\))?")
 _TIME = re.compile(r"(\d{1,6})\s*([mhd])")
 
 
@@ -123,15 +123,16 @@ def _grants(visit: Visit) -> list[dict[str, Any]]:
     for line in visit.form.get("grants", "").splitlines():
         if not line.strip():
             continue
-        match = _GRANT.fullmatch(line.strip())
+        match = WRITTEN_GRANT.fullmatch(line.strip())
         if match is None:
             raise ProblemError(
                 "invalid_body",
                 f"{line.strip()[:100]!r} isn't written as role, role@group or push@group (function)",
                 field="grants",
             )
-        names = None if match[3] is None else [name.strip() for name in match[3].split(",")]
-        found.append({"role": match[1], "group": match[2], "functions": names})
+        functions = match["functions"]
+        names = None if functions is None else [name.strip() for name in functions.split(",")]
+        found.append({"role": match["role"], "group": match["group"], "functions": names})
     return found
 
 
