@@ -5,6 +5,15 @@ fail() { printf '%s: %s\n' "$program" "$*" >&2; exit 1; }
 # again COMMAND…: up to three times, since a server may not answer, and `apt-get update` doesn't wait for a lock.
 again() { "$@" || { sleep 10; "$@"; } || { sleep 30; "$@"; }; }
 
+# npm_packages FOLDER NAME: installs what package-lock.json in FOLDER names, unless NAME in its node_modules is newer.
+npm_packages() {
+    local marker="$1/node_modules/$2"
+    [ ! -e "$marker" ] || [ "$1/package-lock.json" -nt "$marker" ] || return 0
+    say "installing ${2##*/} in $1/node_modules"
+    again npm --prefix "$1" ci --no-audit --no-fund --loglevel=error
+    touch -h "$marker"
+}
+
 # install_packages NAME…: installs packages of Debian, with sudo where the user isn't root; with no NAME, does nothing.
 install_packages() {
     [ $# -gt 0 ] || return 0

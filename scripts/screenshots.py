@@ -56,12 +56,12 @@ class Fleet:
     nodes: dict[str, tuple[psutil.Popen, int]]
     """The process and the port of each further node."""
 
-    def skerry(self, command: str, *, fails: bool = False) -> str:
-        """What a command prints. Raises `SystemExit` where it fails and isn't to."""
+    def skerry(self, command: str) -> str:
+        """What a command prints. Raises `SystemExit` where it fails."""
         program = ["timeout", str(LIMIT), "bash", "-c", command]
         done = psutil.Popen(program, cwd=self.folder, env=environment(), stdout=-1, stderr=-2)
         printed = done.communicate()[0].decode()
-        if done.returncode and not fails:
+        if done.returncode:
             raise SystemExit(f"{command} failed:\n{printed}")
         return str(printed)
 
