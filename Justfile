@@ -45,7 +45,7 @@ test-console *ARGS: setup
     @scripts/debian-tools
     @scripts/openid-provider
     @scripts/console-tools
-    @exec {{ pytest }} tests/console "$@"
+    @exec {{ pytest }} {{ if ARGS == "" { by_fours } else { "" } }} tests/console "$@"
 
 # the compilers of Rust, Go and AssemblyScript, which the tests of these languages need (without them they are skipped)
 toolchains: setup

@@ -55,7 +55,7 @@ class Supervised:
             self.ends.append(process.returncode)
             await asyncio.sleep(RESTART_PAUSE)
 
-    def kill(self) -> None:
-        """Kill the program with SIGKILL, if it runs; the supervisor starts it again."""
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """Kill the program, if it runs; the supervisor starts it again. With SIGTERM it ends in order."""
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, how)

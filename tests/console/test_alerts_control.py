@@ -1,0 +1,97 @@
+"""The alerts about control and what it needs: the replica itself, its certificate, the metadata database, who asks it,
+and whom it tells."""
+
+import asyncio
+import contextlib
+from datetime import timedelta
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.support.watched import LIMIT, Watched, repeating
+from tests.support.webhook_receiver import receiving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_all_is_scraped(watched: Watched) -> None:
+    async with asyncio.timeout(LIMIT):
+        for job in ("skerry-control", "skerry-edge"):
+            while await watched.prometheus.up(job) != [1.0]:
+                await asyncio.sleep(0.2)
+
+
+async def test_control_is_away(watched: Watched) -> None:
+    control = watched.cluster.control
+    control.wanted.clear()
+    control.kill()
+    await watched.fires("SkerryControlDown", "SkerryEdgeControlSilent")
+    control.wanted.set()
+    await watched.ends("SkerryControlDown", "SkerryEdgeControlSilent")
+
+
+async def test_the_metadata_database_is_away(watched: Watched) -> None:
+    database = watched.cluster.services.metadata
+    await database.kill()
+    await watched.fires("SkerryTargetsStale", "SkerryRequestsFail")
+    await database.start()
+    await watched.ends("SkerryTargetsStale", "SkerryRequestsFail")
+
+
+async def test_the_metadata_database_is_slow(watched: Watched) -> None:
+    server = psutil.Process(watched.cluster.services.metadata.pid)
+
+    async def stop() -> None:
+        """It stands still for a while, in which statements don't come to their limit."""
+        family = [server, *server.children(recursive=True)]
+        for process in family:
+            process.suspend()
+        try:
+            await asyncio.sleep(1.5)
+        finally:
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    async with repeating(stop, 0.5):
+        await watched.fires("SkerryDatabaseSlow")
+    await watched.ends("SkerryDatabaseSlow")
+
+
+async def test_somebody_guesses_tokens(watched: Watched) -> None:
+    url = f"https://{watched.cluster.control_address}/v1/nodes"
+    headers = {"authorization": "Bearer sko_00000000-0000-0000-0000-000000000000_guessed"}
+    connector = aiohttp.TCPConnector(ssl=False)
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as http:
+
+        async def guess() -> None:
+            async with http.get(url) as answer:
+                assert answer.status in (401, 429, 503), answer.status
+
+        async with repeating(guess):
+            await watched.fires("SkerryAuthenticationsRefused")
+    await watched.ends("SkerryAuthenticationsRefused")
+
+
+async def test_controls_certificate_ends_soon(watched: Watched) -> None:
+    control, folder = watched.cluster.control, watched.folder / "tls"
+    before = {name: control.environment[name] for name in ("SKERRY_TLS_CERT", "SKERRY_TLS_KEY")}
+    files = watched.authority.issue("control's", timedelta(days=10)).put(folder, "control")
+    control.environment |= dict(zip(before, map(str, files), strict=True))
+    control.kill()
+    await watched.fires("SkerryCertificateEnds")
+    control.environment |= before
+    control.kill()
+    await watched.ends("SkerryCertificateEnds")
+
+
+async def test_a_message_to_a_webhook_is_given_up(watched: Watched) -> None:
+    made = watched.cluster
+    async with receiving() as gone:
+        gone.answers = lambda message: 410
+        await made.call("POST", "/v1/webhooks", {"name": "gone", "url": gone.url, "kinds": ["node.online"]})
+        await made.call("POST", "/v1/webhooks/gone/test")
+        await watched.fires("SkerryWebhookGivenUp")
+    await made.call("DELETE", "/v1/webhooks/gone")
+    await watched.ends("SkerryWebhookGivenUp")

@@ -1,0 +1,196 @@
+"""A cluster that a real Prometheus watches, with a real Alertmanager and a receiver of what that sends."""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from tests.guests.build import guest
+from tests.support.certificates import Authority
+from tests.support.cluster import SLOW, VERSION, WRITE, Cluster, cluster
+from tests.support.prometheus import ALERTS, Prometheus, prometheus, quick
+from tests.support.webhook_receiver import Receiver, receiving
+
+LIMIT = 150.0
+"""Seconds for anything that must come to be."""
+ROOM = 0.1
+"""The share of the disk's free room that may be used before it counts as low, in the test's copy of the rules."""
+LOG_LIMIT = 16 * 2**20
+BAD = "bad"
+"""The function whose versions tests choose."""
+
+
+@dataclass
+class Watched:
+    """All that runs, and what became of the alerts."""
+
+    cluster: Cluster
+    prometheus: Prometheus
+    receiver: Receiver
+    folder: Path
+    authority: Authority
+
+    def told(self, alert: str) -> str:
+        """What the Alertmanager said last of an alert: firing, resolved, or '' where nothing."""
+        last = ""
+        for message in self.receiver.received:
+            for one in message.body["alerts"]:
+                if one["labels"]["alertname"] == alert:
+                    last = one["status"]
+        return last
+
+    async def fires(self, *alerts: str) -> None:
+        """Wait until these alerts are firing, and the receiver was told."""
+        await self._until(alerts, lambda firing, alert: alert in firing and self.told(alert) == "firing")
+
+    async def ends(self, *alerts: str) -> None:
+        """Wait until they aren't any more, and the receiver was told."""
+        await self._until(alerts, lambda firing, alert: alert not in firing and self.told(alert) == "resolved")
+
+    async def _until(self, alerts: tuple[str, ...], so: Callable[[set[str], str], bool]) -> None:
+        firing: set[str] = set()
+        try:
+            async with asyncio.timeout(LIMIT):
+                while not all(so(firing, alert) for alert in alerts):
+                    await asyncio.sleep(0.2)
+                    firing = await self.prometheus.firing()
+        except TimeoutError:
+            states = {alert: (alert in firing, self.told(alert)) for alert in alerts}
+            raise self.cluster.failure(f"firing in Prometheus, and told by the Alertmanager: {states}") from None
+
+    async def call(self, path: str, data: bytes = b"") -> int:
+        """Call a function; the status of the answer, 0 where none came."""
+        try:
+            return (await self.cluster.ask(f"/functions/{path}", data))[0]
+        except (aiohttp.ClientError, OSError):
+            return 0
+
+    async def serve(self, wasm: bytes, **manifest: Any) -> None:
+        """Release another version of the function `BAD`, and wait until control knows that the node serves it.
+
+        For two minutes from then on the node tells every few seconds how its calls went.
+        """
+        before = (await self.cluster.node())["target_generation"]
+        number = await self.cluster.push(BAD, wasm, **manifest)
+        await self.cluster.call("POST", "/v1/releases", {"functions": {BAD: number}})
+        seen: Any = None
+
+        async def there() -> bool:
+            nonlocal seen
+            seen = await self.cluster.node()
+            return bool(seen["generation"] > before and seen["at_target"])
+
+        await self.cluster.until("control knows that the node serves the release", there, lambda: seen, LIMIT)
+
+    async def tell_now(self) -> None:
+        """Have the metrics show the node's own numbers as they are now.
+
+        A node tells them about once a minute, and first of all soon after a change of release: it is started again, and
+        gets another one. Control writes them once a minute, and when it ends.
+        """
+        before = await self._taken()
+        self.cluster.front.kill()
+        await self.serve(guest("echo"))
+
+        async def told() -> bool:
+            return await self._taken() > before
+
+        await self.cluster.until("control has taken the node's own numbers", told, limit=LIMIT)
+        self.cluster.control.kill(signal.SIGTERM)
+
+    async def _taken(self) -> float:
+        """How often control has taken numbers of nodes since its start."""
+        url = f"https://{self.cluster.control_address}/metrics"
+        headers = {"authorization": f"Bearer {self.cluster.token}"}
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with self.prometheus.http.get(url, headers=headers, ssl=False) as answer:
+                    if answer.status == 200:
+                        lines = (await answer.text()).splitlines()
+                        [line] = [one for one in lines if one.startswith('skerry_node_numbers_total{result="taken"}')]
+                        return float(line.rpartition(" ")[2])
+            await asyncio.sleep(0.1)
+
+    async def write(self, sql: str) -> None:
+        status, _, body = await self.cluster.ask(f"/functions/{WRITE}", orjson.dumps({"sql": sql}))
+        assert status == 200, body
+        assert b'"error"' not in body, body
+
+    async def metric(self, name: str) -> float:
+        """A metric of the node that has no labels, as it is now."""
+        _, _, body = await self.cluster.ask("/_skerry/metrics")
+        [line] = [line for line in body.decode().splitlines() if line.startswith(f"{name} ")]
+        return float(line.partition(" ")[2])
+
+
+@contextlib.asynccontextmanager
+async def watching(folder: Path) -> AsyncIterator[Watched]:
+    """Run all of it until the block ends; `folder` has what Prometheus and the Alertmanager keep."""
+    authority = Authority()
+    async with contextlib.AsyncExitStack() as stack:
+        receiver = await stack.enter_async_context(receiving())
+        settings = {"SKERRY_HOLD": "2", "SKERRY_OFFLINE_AFTER": "5", "SKERRY_OVERDUE_AFTER": "6"}
+        made = await stack.enter_async_context(
+            cluster(functions=(VERSION, WRITE, SLOW), SKERRY_WEBHOOK_NETWORKS="127.0.0.0/8", **settings)
+        )
+        made.front.environment["SKERRY_EDGE_WAL_LIMIT"] = str(LOG_LIMIT)
+        made.front.kill()
+        free = shutil.disk_usage(made.folder).free
+        thresholds = {
+            "SkerryEdgeControlSilent": ("> 120", "> 8"),
+            "SkerryEdgeWorkersDie": ("> 5", "> 3"),
+            "SkerryEdgeDiskLow": ("< 1e+09", f"< {free * (1 - ROOM):.0f}"),
+            "SkerryGroupDiskLow": ("< 1e+09", f"< {free * (1 - ROOM):.0f}"),
+            "SkerryGroupLogLong": ("> 1.34217728e+08", f"> {LOG_LIMIT // 2}"),
+        }
+        (folder / "token").write_text(made.token)
+        (folder / "authorities.pem").write_bytes((made.folder / "pki" / "ca.pem").read_bytes() + authority.certificate)
+        pages = {"metrics_path": "/_skerry/metrics"}
+        replica = {
+            "scheme": "https",
+            "authorization": {"credentials_file": str(folder / "token")},
+            "tls_config": {"ca_file": str(folder / "authorities.pem")},
+            "static_configs": [{"targets": [made.control_address]}],
+        }
+        scraped = [
+            {"job_name": "skerry-control", **replica},
+            # A scrape waits for the metadata database for 3 s, which the other job doesn't.
+            {"job_name": "skerry-control-patient", "scrape_interval": "4s", "scrape_timeout": "4s", **replica},
+            {"job_name": "skerry-edge", "static_configs": [{"targets": [made.local_address]}], **pages},
+            {
+                "job_name": "skerry-edge-tls",
+                "scheme": "https",
+                "tls_config": {"insecure_skip_verify": True},
+                "static_configs": [{"targets": [made.local_address]}],
+                **pages,
+            },
+        ]
+        rules = quick((ALERTS / "rules.yml").read_text(), thresholds)
+        asked = await stack.enter_async_context(
+            prometheus(folder / "prometheus", rules, scraped, receiver.url.removesuffix("/hook") + "/alerts")
+        )
+        yield Watched(made, asked, receiver, folder, authority)
+
+
+@contextlib.asynccontextmanager
+async def repeating(call: Callable[[], Awaitable[object]], pause: float = 0.05) -> AsyncIterator[None]:
+    """Make calls, one after the other, until the block ends."""
+
+    async def forever() -> None:
+        while True:
+            await call()
+            await asyncio.sleep(pause)
+
+    task = asyncio.create_task(forever())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
