@@ -10,12 +10,11 @@ import pytest_asyncio
 from playwright.async_api import Browser, expect
 
 from control import wire
-from control.local.pki import Pki
 from tests.support import deploy, numbers
-from tests.support import services as servers
-from tests.support.console_browser import THEMES, WIDTHS, Look, chromium, look, session_of
+from tests.support.console import session_of
+from tests.support.console_browser import THEMES, WIDTHS, Look, chromium, look
 from tests.support.control import module
-from tests.support.replica import Replica, TestNode, prepare
+from tests.support.replica import Replica, Site, TestNode
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -51,19 +50,10 @@ class Shops:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shops(
-    services: servers.ServerUrls, pki: Pki, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Shops]:
+async def shops(shared_site: Site) -> AsyncIterator[Shops]:
     """One control and one browser for all tests."""
-    database_url = await servers.fresh_database(services.metadata_url)
-    bucket_url = await servers.fresh_bucket(services.artifacts_url)
-    site = await prepare(database_url, bucket_url, pki, tmp_path_factory.mktemp("spool"))
-    try:
-        async with chromium() as browser, site.running() as replica:
-            yield Shops(browser, replica, await fill(replica))
-    finally:
-        await servers.drop_database(services.metadata_url, database_url)
-        await servers.drop_bucket(bucket_url)
+    async with chromium() as browser, shared_site.running() as replica:
+        yield Shops(browser, replica, await fill(replica))
 
 
 async def fill(replica: Replica) -> list[TestNode]:
@@ -128,7 +118,7 @@ async def test_who_may_not_is_told_what_it_takes(shops: Shops) -> None:
     token = (await deploy.ok(shops.replica, "POST", "/v1/operators", looker))["token"]
     # A replica knows an operator from the first time that it asks.
     await deploy.ok(shops.replica, "GET", "/v1/groups", token=token)
-    secret = await session_of(shops.replica.services, "looker")
+    secret = await session_of(shops.replica, "looker")
     async with look(shops.browser, shops.replica, secret=secret) as tab:
         for path in ("/releases", "/releases/shops/2", "/functions/orders", "/schema", "/schema/1"):
             await tab.open(path)

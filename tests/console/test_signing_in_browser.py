@@ -1,45 +1,29 @@
 """Signing in in a real Chromium: what it keeps of cookies, what the pages' policy lets it do, and what its keys do."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, Page, expect
 
 from control.access.sessions import COOKIE
 from control.local.pki import Pki
-from tests.support.console_browser import Look
+from tests.support.console_browser import Look, chromium, tab
 from tests.support.control import Control, running
 from tests.support.openid_provider import CLIENT_ID, CLIENT_SECRET, provider
 from tests.support.ports import free_port
 
-FLAGS = ["--host-resolver-rules=MAP *.example 127.0.0.1"]
-
-
-@asynccontextmanager
-async def chromium() -> AsyncIterator[tuple[Page, list[str]]]:
-    """A page of a new browser, and what its console says of control's pages."""
-    async with async_playwright() as drive:
-        browser = await drive.chromium.launch(executable_path="/usr/bin/chromium", args=[*FLAGS, "--no-sandbox"])
-        context = await browser.new_context(ignore_https_errors=True)
-        page = await context.new_page()
-        said: list[str] = []
-
-        def hear(message: ConsoleMessage) -> None:
-            # The provider's own pages ask for fonts of the internet's.
-            if message.location.get("url", "").startswith("https://control.example"):
-                said.append(message.text)
-
-        page.on("console", hear)
-        page.set_default_timeout(60_000)
-        yield page, said
-        await browser.close()
-
 
 async def names(page: Page) -> set[str]:
     return {cookie["name"] for cookie in await page.context.cookies() if "name" in cookie}
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as found:
+        yield found
 
 
 @pytest.fixture
@@ -71,9 +55,10 @@ async def started(
         yield control, url
 
 
-async def test_by_keyboard_alone_by_token_code_and_out(started: tuple[Control, str]) -> None:
+async def test_by_keyboard_alone_by_token_code_and_out(started: tuple[Control, str], browser: Browser) -> None:
     control, url = started
-    async with chromium() as (page, said):
+    async with tab(browser, url) as found:
+        page = found.page
         await page.goto(f"{url}/login")
         assert page.url == f"{url}/sign-in?next=/login"
         await page.focus("input[name=token]")
@@ -82,10 +67,8 @@ async def test_by_keyboard_alone_by_token_code_and_out(started: tuple[Control, s
         await page.wait_for_url(f"{url}/login")
         assert COOKIE in await names(page)
         assert await page.evaluate("document.cookie.includes('__Host-skerry')") is False
-        # The form for a code has the keyboard's focus.
         made = await control.ok("POST", "/v1/logins", {"machine": "laptop"}, token="")
-        await page.keyboard.type(made["user_code"])
-        await page.keyboard.press("Enter")
+        await give_code(page, made["user_code"])
         await page.get_by_role("button", name="Allow").press("Enter")
         await page.get_by_text("The login is allowed").wait_for()
         await page.goto(f"{url}/")
@@ -94,16 +77,16 @@ async def test_by_keyboard_alone_by_token_code_and_out(started: tuple[Control, s
         assert COOKIE not in await names(page)
         code = (await control.ok("POST", "/v1/sign-in-codes"))["code"]
         await page.goto(f"{url}/sign-in?by=code")
-        await page.keyboard.type(code)
-        await page.keyboard.press("Enter")
+        await give_code(page, code)
         await page.wait_for_url(f"{url}/")
-        assert said == []
 
 
-async def test_at_a_provider_of_another_site(started: tuple[Control, str]) -> None:
+async def test_at_a_provider_of_another_site(started: tuple[Control, str], browser: Browser) -> None:
     """The way there and back goes over another site, and the session's cookie comes with the page after it."""
     _, url = started
-    async with chromium() as (page, said):
+    # The provider's own pages ask for fonts of the internet's.
+    async with tab(browser, url, heard=f"{url}/") as found:
+        page = found.page
         await page.goto(f"{url}/sign-in?next=/login")
         await page.get_by_role("link", name="Sign in with").click()
         await page.fill("input[name=login]", "u-1")
@@ -117,13 +100,13 @@ async def test_at_a_provider_of_another_site(started: tuple[Control, str]) -> No
         await page.get_by_role("button", name="Sign out").click()
         await page.get_by_role("link", name="Sign out there, too").wait_for()
         assert COOKIE not in await names(page)
-        assert said == []
 
 
-async def test_a_page_of_another_site_sends_no_form(started: tuple[Control, str]) -> None:
+async def test_a_page_of_another_site_sends_no_form(started: tuple[Control, str], browser: Browser) -> None:
     """A sibling of the same site even, which a browser gives the cookie to."""
     control, url = started
-    async with chromium() as (page, _):
+    async with tab(browser, url, heard=f"{url}/") as found:
+        page = found.page
         await page.goto(f"{url}/sign-in")
         await page.fill("input[name=token]", control.token)
         await page.keyboard.press("Enter")
@@ -136,37 +119,46 @@ async def test_a_page_of_another_site_sends_no_form(started: tuple[Control, str]
             await page.get_by_text("form_refused").or_(page.get_by_text("credentials_missing")).first.wait_for()
         await page.goto(f"{url}/login")
         assert page.url == f"{url}/login"
+        # The browser says that forms were refused.
+        found.said = [text for text in found.said if "403" not in text and "401" not in text]
 
 
-async def test_pages_for_signing_in_are_accessible(started: tuple[Control, str]) -> None:
+async def test_pages_for_signing_in_are_accessible(started: tuple[Control, str], browser: Browser) -> None:
     """In both themes, on a phone and on a desk; each of them by axe, and without a scroll bar sideways."""
     control, url = started
-    async with chromium() as (page, said):
+    async with tab(browser, url) as found:
+        page = found.page
         for scheme, width in (("light", 1440), ("dark", 360)):
             await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
             await page.set_viewport_size({"width": width, "height": 900})
             await page.context.clear_cookies()
             for path in ("/sign-in", "/sign-in?by=code"):
                 await page.goto(url + path)
-                await is_accessible(page)
+                await is_accessible(found)
             await page.goto(f"{url}/sign-in?next=/login")
             await page.fill("input[name=token]", "sko_wrong")
             await page.keyboard.press("Enter")
             await page.get_by_role("alert").wait_for()
-            await is_accessible(page)
+            await is_accessible(found)
             await page.fill("input[name=token]", control.token)
             await page.keyboard.press("Enter")
             await page.wait_for_url(f"{url}/login")
-            await is_accessible(page)
+            await is_accessible(found)
             made = await control.ok("POST", "/v1/logins", {"machine": "laptop"}, token="")
-            await page.keyboard.type(made["user_code"])
-            await page.keyboard.press("Enter")
+            await give_code(page, made["user_code"])
             await page.get_by_role("button", name="Allow").wait_for()
-            await is_accessible(page)
+            await is_accessible(found)
         # That the token was wrong is all that the browser has to say.
-        assert [text for text in said if "401" not in text] == []
+        found.said = [text for text in found.said if "401" not in text]
 
 
-async def is_accessible(page: Page) -> None:
-    assert await Look(page, "").violations() == [], page.url
-    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.url
+async def give_code(page: Page, code: str) -> None:
+    """Type a code by keyboard alone: its field gets the focus a moment after the page is there."""
+    await expect(page.locator("[autofocus]")).to_be_focused()
+    await page.keyboard.type(code)
+    await page.keyboard.press("Enter")
+
+
+async def is_accessible(found: Look) -> None:
+    assert await found.violations() == [], found.page.url
+    assert await found.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), found.page.url

@@ -13,6 +13,11 @@ from aiohttp import web
 from control.local.process import Service
 
 DEADLINE = 60.0
+HOSTS = (
+    "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, "
+    "EXCLUDE localhost, EXCLUDE *.localhost, EXCLUDE 127.0.0.1"
+)
+"""Chromium's option by which every name of .example is this machine, and nothing else is reached."""
 FLAGS = (
     "--headless=new",
     # Root has none of its sandbox, and it opens nothing but the tests' own pages.
@@ -24,9 +29,15 @@ FLAGS = (
     "--disable-component-update",
     "--no-first-run",
     "--password-store=basic",
-    # Every name of .example is this machine, and nothing else is reached.
-    "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+    HOSTS,
 )
+
+
+def program() -> str:
+    """The path of Chromium."""
+    found = shutil.which("chromium")
+    assert found is not None, "Debian's package chromium isn't installed: `just setup` does it"
+    return found
 
 
 class Browser(Service):
@@ -38,12 +49,10 @@ class Browser(Service):
 @asynccontextmanager
 async def browser(folder: Path, url: str) -> AsyncIterator[Browser]:
     """Have a browser open a page until the block ends; `folder` has its profile and its log."""
-    program = shutil.which("chromium")
-    assert program is not None, "Debian's package chromium isn't installed: `just setup` does it"
     with open(folder / "browser.lock", "w") as lock:
         made = Browser("browser", folder / "browser.log", lock.fileno())
         home = {"HOME": str(folder), "XDG_RUNTIME_DIR": str(folder)}
-        argv = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", url]
+        argv = [program(), *FLAGS, f"--user-data-dir={folder / 'profile'}", url]
         process = made.spawn(argv, cwd=folder, env=home)
 
         async def runs() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 
+from control.access import auth
 from tests.support.replica import Replica, TestNode
 
 MARKUP = "<img src=x onerror=alert(1)>'\"&"
@@ -38,6 +39,15 @@ class ShownPage:
 
 def words(markup: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", markup).split())
+
+
+async def session_of(replica: Replica, name: str = "admin") -> str:
+    """The secret of a new session of an operator, in a browser."""
+    services = replica.services
+    known = next(found for found in services.fleet.operators.values() if found.name == name)
+    operator = auth.principal(known, services.clock.now())
+    scope = {"type": "http", "client": ("127.0.0.1", 1), "request_id": b"test", "headers": []}
+    return await services.sessions.begin(scope, operator, "console", "token")
 
 
 async def page(control: Replica, path: str, *, token: str | None = None, cookie: str = "") -> ShownPage:

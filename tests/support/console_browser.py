@@ -1,31 +1,26 @@
-"""The console in a real browser, Debian's Chromium driven by Playwright, as an operator who is signed in sees it."""
+"""The console in a real browser, Debian's Chromium driven by Playwright."""
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
-from control.access.auth import Principal
-from control.access.rights import of_row
 from control.access.sessions import COOKIE
-from control.api.services import Services
+from tests.support.browser import HOSTS, program
+from tests.support.console import session_of
 from tests.support.replica import Replica
 
 AXE = Path(__file__).parents[2] / "lock/axe/node_modules/axe-core/axe.min.js"
-FLAGS = (
-    # Root has none of its sandbox, and it opens nothing but control's own pages.
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
+# Root has none of its sandbox, and it opens nothing but the tests' own pages.
+FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", HOSTS)
 WIDTHS = (1440, 360)
 THEMES = ("light", "dark")
+PATIENCE = 60_000
+"""Milliseconds for anything that must come to be in a page."""
 
 
 @dataclass
@@ -61,54 +56,56 @@ class Look:
         )
         return text
 
+    async def gets_focus(self, what: str) -> None:
+        """Wait until an element has the focus, as `focused` calls it."""
+        async with asyncio.timeout(PATIENCE / 1000):
+            while await self.focused() != what:
+                await asyncio.sleep(0.02)
+
 
 @contextlib.asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
     """A browser without a window, until the block ends."""
-    program = shutil.which("chromium")
-    assert program is not None, "Debian's package chromium isn't installed: `just setup` does it"
+    expect.set_options(timeout=PATIENCE)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=list(FLAGS))
+        browser = await playwright.chromium.launch(executable_path=program(), args=list(FLAGS))
         try:
             yield browser
         finally:
             await browser.close()
 
 
-async def session_of(services: Services, name: str = "admin") -> str:
-    """The secret of a new session of an operator."""
-    operator = next(found for found in services.fleet.operators.values() if found.name == name)
-    who = Principal(operator.id, name, of_row(operator.role, operator.grants), operator.expires_at)
-    scope = {"type": "http", "client": ("127.0.0.1", 1), "request_id": b"test", "headers": []}
-    return await services.sessions.begin(scope, who, "console", "token")
+@contextlib.asynccontextmanager
+async def look(browser: Browser, replica: Replica, *, secret: str | None = None, **options: Any) -> AsyncIterator[Look]:
+    """`tab` of an operator who is signed in, the admin without another `secret`."""
+    secret = await session_of(replica) if secret is None else secret
+    async with tab(browser, replica.url, **options) as found:
+        await found.page.context.add_cookies([{"name": COOKIE, "value": secret, "url": replica.url, "secure": True}])
+        yield found
 
 
 @contextlib.asynccontextmanager
-async def look(
-    browser: Browser,
-    replica: Replica,
-    *,
-    width: int = 1440,
-    theme: str = "light",
-    scripts: bool = True,
-    secret: str | None = None,
+async def tab(
+    browser: Browser, url: str, *, width: int = 1440, theme: str = "light", scripts: bool = True, heard: str = ""
 ) -> AsyncIterator[Look]:
-    """A tab of an operator who is signed in, the admin without another `secret`. In the end nothing was said."""
-    context: BrowserContext = await browser.new_context(
+    """A tab of a browser that has no cookie yet, for the control at a URL. In the end nothing was said.
+
+    `heard`: how the addresses of the pages begin whose messages count; '' for all.
+    """
+    context = await browser.new_context(
         ignore_https_errors=True,
         viewport={"width": width, "height": 900},
         color_scheme="dark" if theme == "dark" else "light",
         java_script_enabled=scripts,
         reduced_motion="reduce",
     )
-    secret = await session_of(replica.services) if secret is None else secret
-    await context.add_cookies([{"name": COOKIE, "value": secret, "url": replica.url, "secure": True}])
     page = await context.new_page()
-    page.set_default_timeout(30_000)
-    found = Look(page, replica.url)
+    page.set_default_timeout(PATIENCE)
+    found = Look(page, url)
 
     def says(message: ConsoleMessage) -> None:
-        found.said.append(f"{message.type}: {message.text}")
+        if message.location.get("url", "").startswith(heard):
+            found.said.append(f"{message.type}: {message.text}")
 
     def dialog(shown: Any) -> None:
         found.said.append(f"dialog: {shown.message}")

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from tests.support import deploy
-from tests.support.console import page
+from tests.support.console import MARKUP, page
 from tests.support.live import asked, joined, record, send
 from tests.support.replica import Site, TestNode
-
-MARKUP = "<img src=x onerror=alert(1)>'\"&"
 
 
 def slow(number: int, seconds: float = 1.5, **more: Any) -> dict[str, Any]:

@@ -5,12 +5,10 @@ from typing import Any
 from uuid import uuid4
 
 from control.access import sessions
-from control.access.auth import Principal
-from control.access.rights import of_row
 from control.console import console_routes
 from control.console.visits import ConsolePage
 from tests.support import deploy
-from tests.support.console import ShownPage, page, send
+from tests.support.console import ShownPage, page, send, session_of
 from tests.support.control import module
 from tests.support.replica import Replica, Site
 
@@ -35,14 +33,6 @@ PAGES = [p for p in console_routes.PAGES if p.method == "GET" and p.role is not 
 
 def path_of(shown: ConsolePage) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: VALUES[match[1]], shown.path)
-
-
-async def begin(replica: Replica, name: str) -> str:
-    """The secret of a new session of an operator."""
-    known = next(o for o in replica.services.fleet.operators.values() if o.name == name)
-    who = Principal(known.id, name, of_row(known.role, known.grants), known.expires_at)
-    scope = {"type": "http", "client": ("127.0.0.1", 1), "request_id": b"test", "headers": []}
-    return await replica.services.sessions.begin(scope, who, "console", "token")
 
 
 async def changes(replica: Replica) -> list[Any]:
@@ -70,9 +60,9 @@ async def sent(replica: Replica, form: ConsolePage, secret: str, origin: str = "
 async def test_a_form_of_another_site_or_without_its_token_does_nothing(control_site: Site) -> None:
     async with control_site.running() as replica:
         await fleet(replica)
-        secret = await begin(replica, "admin")
+        secret = await session_of(replica, "admin")
         token = sessions.form_token(secret)
-        other = sessions.form_token(await begin(replica, "other"))
+        other = sessions.form_token(await session_of(replica, "other"))
         before = await changes(replica)
         assert len(FORMS) > 10
         for form in FORMS:
@@ -85,7 +75,7 @@ async def test_a_form_of_another_site_or_without_its_token_does_nothing(control_
 async def test_an_operator_of_another_group_does_nothing_by_any_form(control_site: Site) -> None:
     async with control_site.running() as replica:
         await fleet(replica)
-        secret = await begin(replica, "other")
+        secret = await session_of(replica, "other")
         before = await changes(replica)
         for form in FORMS:
             shown = await sent(replica, form, secret, form_token=sessions.form_token(secret))
@@ -96,7 +86,7 @@ async def test_an_operator_of_another_group_does_nothing_by_any_form(control_sit
 async def test_no_page_changes_anything_by_being_looked_at(control_site: Site) -> None:
     async with control_site.running() as replica:
         await fleet(replica)
-        secret = await begin(replica, "admin")
+        secret = await session_of(replica, "admin")
         before = await changes(replica)
         for shown in PAGES:
             answer = await page(replica, path_of(shown), cookie=f"{sessions.COOKIE}={secret}")

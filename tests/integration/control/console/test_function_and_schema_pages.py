@@ -5,12 +5,11 @@ import re
 from typing import Any
 
 from tests.support import deploy, numbers
-from tests.support.console import ShownPage, page, send
+from tests.support.console import MARKUP, ShownPage, page, send
 from tests.support.control import module
 from tests.support.replica import Replica, Site
 
 KEY = "k" * 12
-MARKUP = "<img src=x onerror=alert(1)>'\"&"
 TABLE = "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT);"
 
 
