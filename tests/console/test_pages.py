@@ -261,7 +261,7 @@ async def test_a_node_tells_the_calls_of_its_functions_while_its_page_is_open(co
             async with look(console.browser, console.replica, width=width, theme=theme) as tab:
                 await tab.open("/nodes/telling-1")
                 part = tab.page.locator("#functions")
-                await expect(part).to_contain_text("guest_trap 1,234", timeout=30_000)
+                await expect(part).to_contain_text("guest_trap 1,234")
                 assert await tab.violations() == []
                 assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width
                 assert await tab.page.locator("img").count() == 0, "a node's text became markup"
