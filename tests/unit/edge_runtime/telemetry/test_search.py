@@ -37,7 +37,9 @@ wanted = st.builds(
     kinds=st.sampled_from(((), *((kind,) for kind in records.KINDS), ("log", "node"))),
     function=st.sampled_from(("", *FUNCTIONS)),
     level=st.sampled_from(("", *records.LEVELS)),
-    calls=st.sampled_from(((), *((call,) for call in CALLS), ("c",), CALLS[:2], ("c2", *map(str, range(20))))),
+    calls=st.sampled_from(
+        ((), *((call,) for call in CALLS), ("c",), CALLS[:2], ("c2", *map(str, range(search.NEEDLES))))
+    ),
 )
 
 
