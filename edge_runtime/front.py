@@ -41,6 +41,7 @@ from edge_runtime.telemetry.call_traces import CallTracer
 from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.telemetry.node_log import RingHandler
 from edge_runtime.telemetry.poll_numbers import PollNumbers
+from edge_runtime.telemetry.repeated_traps import RepeatedTraps
 from edge_runtime.telemetry.ring import FOLDER, Ring
 from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.callers import Callers
@@ -80,6 +81,8 @@ class Front:
         self.call_records = CallRecords(self.pool.tallies.values, self.ring.put, node)
         self.function_records = FunctionRecords(self.pool)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
+        self.traps = RepeatedTraps(self.processes, self.secrets.of)
+        self.hooks.trapped = self.traps.note
         self.supervisor = Supervisor(
             self.pool, self.processes, TrialLoads(self.processes, settings.code_memory), self.hooks
         )
@@ -183,6 +186,7 @@ class Front:
                         self.checkpoints.run(),
                         self.fetches.run(),
                         self.call_records.run(),
+                        self.traps.run(),
                         ForeignLock(self.pool, self.processes, settings.state.absolute() / wal.FILE).run(),
                         self.compiler.compilations.run(),
                         memory_watchdog.run(self.pool, settings.worker_memory),

@@ -105,7 +105,7 @@ def _imports() -> dict[str, ModuleType]:
     Raises: any exception, when this machine isn't fit to run functions.
     """
     from edge_runtime import aot_cache
-    from edge_runtime.children import applier, checkpointer, compile_child, recovery, warmup, worker
+    from edge_runtime.children import applier, checkpointer, compile_child, recovery, repeater, warmup, worker
     from edge_runtime.guests import guest
 
     guest.prepare()
@@ -114,7 +114,13 @@ def _imports() -> dict[str, ModuleType]:
     del recovery
     # Reads a file that children can't read, and keeps what it found.
     aot_cache.key("", 0)
-    return {"worker": worker, "applier": applier, "compiler": compile_child, "checkpointer": checkpointer}
+    return {
+        "worker": worker,
+        "applier": applier,
+        "compiler": compile_child,
+        "checkpointer": checkpointer,
+        "repeater": repeater,
+    }
 
 
 class Zygote:

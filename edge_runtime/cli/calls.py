@@ -58,7 +58,8 @@ def calls(
     wanted = LineFilter(since, until, (records.CALL,), function, calls=(request_id,) if request_id else ())
     try:
         found = search(state / FOLDER, wanted, MOST).lines
-        logged = search(state / FOLDER, wanted._replace(kinds=(records.LOG,)), MOST).lines if request_id else []
+        of_call = wanted._replace(kinds=(records.LOG, records.NODE))
+        logged = search(state / FOLDER, of_call, MOST).lines if request_id else []
     except OSError as error:
         raise fail("state_unusable", f"the records in {state / FOLDER} can't be read: {error}", as_json) from None
     kept = [(orjson.loads(line), line) for line in found]

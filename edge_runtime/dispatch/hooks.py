@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from edge_runtime.dispatch.call import Body, Call
-from edge_runtime.dispatch.guest_log import GuestLog
+from edge_runtime.dispatch.guest_log import GuestLog, fields_of, shown_with
 from edge_runtime.dispatch.outcomes import Outcome, Refusal
 from edge_runtime.ipc import frames
 from edge_runtime.redaction import redact
@@ -41,6 +41,8 @@ class Hooks:
     """Called when the call asks for an HTTP request, with its parcel."""
     damaged: Callable[[str], None] = _nothing
     """Called with the sha256 of an artifact, when a worker couldn't load its compiled code any more."""
+    trapped: Callable[[Call, str, dict[str, Any]], None] = _nothing
+    """Called with each call that trapped; with how the log names it, and its fields."""
     named: Callable[[str, str], str] = _unnamed
     """Returns an error's message, by its code and its message, as in `Pool.named`."""
 
@@ -51,6 +53,8 @@ class Hooks:
             fault = msgspec.structs.replace(fault, message=message)
             outcome = outcome._replace(message=message)
         self.log.fault(call, fault)
+        if fault.code == "guest_trap":
+            self.trapped(call, shown_with(f"{call.name} {call.served.function.version}", call), fields_of(call))
         if fault.code == "function_unloadable":
             self.damaged(call.served.function.sha256)
         return outcome

@@ -10,7 +10,7 @@ from edge_runtime.ipc import frames
 MESSAGE_BYTES: Final = 65_536
 """Bytes of the longest message."""
 
-ChildKind = Literal["worker", "applier", "compiler", "checkpointer"]
+ChildKind = Literal["worker", "applier", "compiler", "checkpointer", "repeater"]
 
 
 class Arguments(Struct, frozen=True):

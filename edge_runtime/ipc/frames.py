@@ -38,6 +38,9 @@ QUERY_RELEASE: Final = 4
 """Tell which release the libsql file holds; answered by RELEASE_IS (`Stored`) or FAILED."""
 CALL_TIMED: Final = 18
 """As CALL, and the front wants to know where the time goes: TIMES comes before the answer."""
+# To a repeater
+REPEAT: Final = 42
+"""`repeat_messages.Repeat`: make a call that trapped once more; answered by REPEATED."""
 # To an applier
 APPLY: Final = 5
 """`Apply`: prepare a release in a transaction; answered by PREPARED (`wire.Inventory`: what it leads to) or FAILED,
@@ -95,6 +98,7 @@ PREPARED: Final = 27
 COMMITTED: Final = 28
 ABORTED: Final = 29
 COMPILED: Final = 30
+REPEATED: Final = 43
 LOG: Final = 31
 """What the call's guest wrote to its log, as raw bytes; comes before the answer."""
 HTTP: Final = 32
@@ -156,8 +160,8 @@ class Load(Struct, frozen=True):
     """The front's number for this set of modules: a release gets another one when its AOT files get better."""
     release: LocalRelease
     secrets: dict[str, dict[str, str]] = {}
-    """By function: the values of the secrets that its manifest names. Only `Load`, `Apply`, `Advance` and `Try`
-    have them."""
+    """By function: the values of the secrets that its manifest names. Only `Load`, `Apply`, `Advance`, `Try`
+    and `Repeat` have them."""
     lacking: dict[str, "ChildFailure"] = {}
     """By function: why it can't be called although its module is there."""
 

@@ -7,7 +7,6 @@ It reads a `SingleCallRequest` (JSON) on stdin, and prints the line `{"running":
 
 import hashlib
 import os
-import re
 import resource
 import shutil
 import sys
@@ -26,10 +25,9 @@ from edge_runtime.children.compile_child import DATA_BYTES
 from edge_runtime.children.probe_sql import ProbeSql
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import status_of
-from edge_runtime.guests import guest
+from edge_runtime.guests import guest, trap_log
 from edge_runtime.guests.abi.detect import ModuleRefused
-from edge_runtime.guests.abi.trap_places import function_at
-from edge_runtime.guests.function_code import compile_artifact, interpreted
+from edge_runtime.guests.function_code import compile_artifact
 from edge_runtime.guests.host_functions import host as guest_host
 from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import frames
@@ -42,11 +40,8 @@ from edge_runtime.sandbox.allowlists import PROCESSOR, RANDOM, READ, REBUILD, WR
 from edge_runtime.sql.database import LibsqlDatabase
 from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import WasmEdgeError
-from edge_runtime.wasmedge.declarations import library
 
 NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"`skerry-edge call` makes no requests; `skerry dev` does"}}'
-_OFFSET: Final = re.compile(rb"Bytecode offset: 0x([0-9a-f]{1,8})")
-"""What WasmEdge's interpreter logs of the instruction that trapped."""
 RUNNING: Final = b'{"running":true}\n'
 LIMIT: Final = 3600.0
 """Seconds for the compiler. Whoever started this process has a shorter limit, and ends the compiler with it."""
@@ -100,19 +95,10 @@ def _answer(line: bytes) -> None:
 
 
 def _divert() -> int:
-    """Have what WasmEdge logs, which goes to stdout, go into memory; return its descriptor."""
+    """As `trap_log.divert`; what this process prints goes where it went before."""
     global _out
     _out = os.dup(1)
-    written = os.memfd_create("skerry-trap")
-    os.dup2(written, 1)
-    library.WasmEdge_LogSetErrorLevel()
-    return written
-
-
-def _place(written: int, wasm: bytes, abi: str) -> str:
-    """Return in which function the guest trapped, as far as WasmEdge has logged it."""
-    offsets = _OFFSET.findall(os.pread(written, 65_536, 0))
-    return function_at(interpreted(wasm, abi), wasm, int(offsets[0], 16)) if offsets else ""
+    return trap_log.divert()
 
 
 def run(request: SingleCallRequest) -> SingleCallResult:
@@ -150,7 +136,7 @@ def run(request: SingleCallRequest) -> SingleCallResult:
             code = (sql.limit_code if sql is not None else "") or fault.code
             seconds, place = time.monotonic() - began, ""
             if written >= 0 and fault.code == "guest_trap":
-                place = _place(written, wasm, local.manifest.abi)
+                place = trap_log.place(written, wasm, local.manifest.abi)
             return SingleCallResult(
                 status_of(code), log=fault.log, code=code, message=str(fault), seconds=seconds, place=place
             )

@@ -14,8 +14,8 @@ from edge_runtime.sandbox import libseccomp
 from edge_runtime.sandbox.landlock import Access
 from edge_runtime.sandbox.libseccomp import Argument, Rule
 
-ProcessKind = Literal["worker", "applier", "compiler", "checkpointer", "check"]
-CHILD_KINDS: Final[tuple[ProcessKind, ...]] = ("worker", "applier", "compiler", "checkpointer")
+ProcessKind = Literal["worker", "applier", "compiler", "checkpointer", "repeater", "check"]
+CHILD_KINDS: Final[tuple[ProcessKind, ...]] = ("worker", "applier", "compiler", "checkpointer", "repeater")
 """The kinds of children that the zygote forks. `check` isn't one of them: it has read its input before it is fenced,
 and opens nothing afterwards."""
 
@@ -69,6 +69,8 @@ def files(kind: ProcessKind, state: Path) -> list[tuple[Path, Access]]:
             return [(state / "artifacts", READ), (state / "aot", REBUILD), PROCESSOR]
         case "checkpointer":
             return [(state / "db", WRITE), RANDOM]
+        case "repeater":
+            return [(state / "artifacts", READ), RANDOM]
         case _:
             written = [(state / "db", WRITE), (state / wal.TEMPORARY, WRITE)]
             return [*written, (state / "aot", READ), (state / "artifacts", READ), RANDOM]

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -21,6 +21,7 @@ import pytest
 import pytest_asyncio
 
 from edge_runtime.ipc import compiler_messages, frames
+from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.zygote_client import Child, ZygoteClient
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import CHILD_KINDS, ProcessKind
@@ -70,9 +71,7 @@ class Place:
     processes: ZygoteClient
 
     @contextlib.asynccontextmanager
-    async def victim(
-        self, kind: Literal["worker", "applier", "checkpointer", "compiler"] = "worker"
-    ) -> AsyncIterator[Victim]:
+    async def victim(self, kind: ChildKind = "worker") -> AsyncIterator[Victim]:
         with contextlib.closing(await asyncio.wait_for(self.processes.birth(kind), 60)) as child:
             yield Victim(child, self)
 
@@ -165,6 +164,18 @@ async def test_a_compiler_writes_code_alone(victim: Any) -> None:
         assert await it.refused("open", str(it.state / "aot" / "new"), os.O_WRONLY | os.O_CREAT) == ""
         assert await it.refused("open", "/etc/passwd", os.O_RDONLY) == "EACCES"
         assert await it.refused("thread") == ""
+        assert await it.refused("fork") != ""
+
+
+async def test_a_repeater_reads_artifacts_alone(victim: Any) -> None:
+    async with victim("repeater") as it:
+        assert await it.refused("open", str(it.state / "artifacts" / "there.wasm"), os.O_RDONLY) == ""
+        for path in ("artifacts/there.wasm", "artifacts/new", "aot/new", "temp/new", "db/skerry.db", "db/new", "new"):
+            assert await it.refused("open", str(it.state / path), os.O_WRONLY | os.O_CREAT) == "EACCES", path
+        for path in ("aot/there.so", "db/skerry.db", "identity.json"):
+            assert await it.refused("open", str(it.state / path), os.O_RDONLY) in ("EACCES", "ENOENT"), path
+        assert await it.refused("open", "/etc/passwd", os.O_RDONLY) == "EACCES"
+        assert await it.refused("thread") in ("EPERM", "EAGAIN")
         assert await it.refused("fork") != ""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from control import faults
-from edge_runtime.children import applier, checkpointer, compile_child, worker, zygote
+from edge_runtime.children import applier, checkpointer, compile_child, repeater, worker, zygote
 from edge_runtime.ipc import frames
 from edge_runtime.sandbox import fence
 
@@ -151,7 +151,7 @@ def obey(sock: socket.socket) -> bool:
 
 
 def main(argument: str) -> None:
-    serve = {module: module.serve for module in (worker, applier, checkpointer, compile_child)}
+    serve = {module: module.serve for module in (worker, applier, checkpointer, compile_child, repeater)}
     sealing = fence.seal
     taken: list[socket.socket] = []
 

@@ -39,6 +39,8 @@ async def test_the_slowest_and_the_failed_calls_of_a_node(tmp_path: Path) -> Non
     status, out, _ = await command(*shown, "--failed")
     assert [line.split()[-3] for line in out.splitlines()[1:]] == ["bad.1"]
     assert "guest_trap" in out
+    status, out, _ = await command(*shown, "--call", "bad.1")
+    assert "It trapped: unreachable (0x40a)" in out
     status, out, _ = await command(*shown, "--call", "slow.1")
     assert "1 x sql INSERT INTO notes (text) VALUES (?)" in out
     status, out, _ = await command(*shown, "--call", "raw.1")

@@ -1,0 +1,70 @@
+"""The repeater: a process that makes a call that trapped once more, on the interpreter, and ends. The interpreter says
+where a guest traps; compiled code doesn't.
+
+The function has no grants, so there is nothing outside of this process that the call could change.
+"""
+
+import resource
+import socket
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge_runtime.aot_cache import Damaged
+from edge_runtime.children.worker_services import Denials
+from edge_runtime.guests import guest, trap_log
+from edge_runtime.ipc import call_head, frames, repeat_messages
+from edge_runtime.sandbox import fence
+from edge_runtime.wasmedge import WasmEdgeError
+
+DATA_BYTES: Final = 3 * 1024**3
+"""Bytes of memory that the process may take: two memories of a guest, 1 GiB each, and the rest."""
+
+_decode: Final = msgspec.json.Decoder(repeat_messages.Repeat).decode
+
+
+def serve(sock: socket.socket, _page: memoryview, _slot: int, _settings: frames.ChildSettings) -> None:
+    """Answer one REPEAT, and return."""
+    written = trap_log.divert()
+    fence.lower_limit(resource.RLIMIT_DATA, DATA_BYTES)
+    fence.seal("repeater")
+    frame = frames.Reader(sock).next()
+    if frame is not None:
+        place = _place(_decode(frame.body), written)[: repeat_messages.PLACE]
+        frames.send_json(sock, 0, frames.REPEATED, repeat_messages.Repeated(place))
+
+
+def _place(order: repeat_messages.Repeat, written: int) -> str:
+    """Make the call; return in which function of its module it trapped, empty where it didn't."""
+    local = msgspec.structs.replace(order.function, aot="")
+    denials = Denials()
+    try:
+        function = guest.LoadedFunction.load(local, order.secrets)
+        function.call(_request(order), guest.CallServices(denials.sql, denials.http))
+    except guest.GuestFault as fault:
+        if fault.code == "guest_trap":
+            return trap_log.place(written, Path(local.wasm).read_bytes(), local.manifest.abi)
+    except (Damaged, WasmEdgeError, OSError):
+        # Whoever loads the function for calls says so.
+        pass
+    return ""
+
+
+def _request(order: repeat_messages.Repeat) -> guest.Request:
+    head = call_head.decode_call(order.head)
+    scheme, caller, auth_type = head.via
+    return guest.Request(
+        head.method,
+        head.path,
+        head.query.decode("latin-1"),
+        [(name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers],
+        order.body,
+        head.client,
+        scheme,
+        head.script,
+        head.route,
+        head.params,
+        caller=caller,
+        auth_type=auth_type,
+    )

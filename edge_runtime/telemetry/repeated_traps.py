@@ -1,0 +1,115 @@
+"""Says in the node's log in which function of its module a guest trapped.
+
+Compiled code doesn't say it, so the call is made once more on the interpreter: in a process of its own, when nothing
+else wants the processor, and only if its function has no grants, so that it can change nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from edge_runtime.ipc import frames, repeat_messages
+from edge_runtime.ipc.births import ChildKind
+from edge_runtime.ipc.zygote_client import Child, NotBorn
+
+log = logging.getLogger("skerry.calls")
+
+AGAIN: Final = 60.0
+"""Seconds from one trap of a version of a function that is looked into to the next."""
+LIMIT: Final = 20.0
+"""Seconds that the call may take on the interpreter, or as long as its manifest lets it if that is longer."""
+BODY: Final = 1024 * 1024
+"""Bytes of the largest body of a call that is made again."""
+
+Secrets = Callable[[Sequence[frames.LocalFunction]], dict[str, dict[str, str]]]
+
+_decode: Final = msgspec.json.Decoder(repeat_messages.Repeated).decode
+
+
+class Births(Protocol):
+    """What starts processes, as `ZygoteClient` does."""
+
+    async def birth(self, kind: ChildKind, *, background: bool = False) -> Child: ...
+
+
+class TrappedServed(Protocol):
+    @property
+    def function(self) -> frames.LocalFunction: ...
+
+
+class TrappedCall(Protocol):
+    """A call that has trapped, as far as it takes to make it again."""
+
+    body: bytes | list[bytes | bytearray]
+
+    @property
+    def served(self) -> TrappedServed: ...
+
+    def head(self, serial: int) -> bytes: ...
+
+
+class _Trapped(NamedTuple):
+    """A call that is to be made again."""
+
+    order: repeat_messages.Repeat
+    who: str
+    """Function and call, for people."""
+    fields: dict[str, Any]
+    """The same for records."""
+
+
+class RepeatedTraps:
+    def __init__(self, processes: Births, secrets: Secrets) -> None:
+        """`secrets` returns the values that functions' manifests name, by function."""
+        self._processes = processes
+        self._secrets = secrets
+        self._next: _Trapped | None = None
+        """The call that is made again, or is to be."""
+        self._came = asyncio.Event()
+        self._looked: dict[tuple[str, int], float] = {}
+        """When a trap of a version of a function was last looked into (monotonic clock, seconds)."""
+
+    def note(self, call: TrappedCall, who: str, fields: dict[str, Any]) -> None:
+        """A call has trapped: have it looked into, unless another one is, or one of its function's was just now. `who`
+        is function and call, for people; `fields` are the same for records."""
+        function, now = call.served.function, time.monotonic()
+        manifest, key = function.manifest, (function.name, function.version)
+        if self._next is not None or now - self._looked.get(key, -AGAIN) < AGAIN:
+            return
+        self._looked = {key: at for key, at in self._looked.items() if now - at < AGAIN} | {key: now}
+        pieces = [call.body] if isinstance(call.body, bytes) else call.body
+        if manifest.sql != "none" or manifest.http is not None or sum(map(len, pieces)) > BODY:
+            text = "%s: `skerry-edge call` with the same request says in which function of the module it trapped"
+            log.warning(text, who, extra=fields)
+            return
+        secrets = self._secrets([function]).get(function.name, {})
+        order = repeat_messages.Repeat(function, call.head(0), b"".join(pieces), secrets)
+        self._next = _Trapped(order, who, fields)
+        self._came.set()
+
+    async def run(self) -> None:
+        """Look into what is noted, until cancelled."""
+        while True:
+            await self._came.wait()
+            self._came.clear()
+            if self._next is not None:
+                try:
+                    await self._look(self._next)
+                except (NotBorn, frames.ChildGone, TimeoutError) as error:
+                    log.debug("%s: where it trapped can't be found out: %s", self._next.who, error)
+                except Exception:
+                    log.exception("%s: where it trapped can't be found out", self._next.who)
+                self._next = None
+
+    async def _look(self, trapped: _Trapped) -> None:
+        """Raises: NotBorn, ChildGone or TimeoutError, when the call can't be made again."""
+        limit = max(LIMIT, trapped.order.function.manifest.time_limit_ms / 1000)
+        with contextlib.closing(await self._processes.birth("repeater", background=True)) as child:
+            reply = await child.ask(frames.REPEAT, trapped.order, limit)
+        if place := _decode(reply.body).place:
+            log.warning("%s: it trapped in %s of its module", trapped.who, place, extra=trapped.fields)
