@@ -37,7 +37,7 @@ class LiveReply(Reply):
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send events; the server's `send` says nothing of a reader that has left, `receive` does."""
-        tasks = [asyncio.create_task(self._send(send)), asyncio.create_task(_left(receive))]
+        tasks = [asyncio.create_task(self._send(send)), asyncio.create_task(left(receive))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -92,7 +92,7 @@ def page(find: Find) -> ConsolePage:
     return ConsolePage("GET", PATH, open_stream)
 
 
-async def _left(receive: Receive) -> None:
+async def left(receive: Receive) -> None:
     """Wait until the reader has left."""
     while (await receive())["type"] != "http.disconnect":
         pass

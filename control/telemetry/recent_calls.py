@@ -1,11 +1,12 @@
-"""Calls, errors and times of the last minutes by group and release: what `skerry status` and overviews show.
+"""Calls, errors and times of the last minutes by group, and there by release or function: what overviews show.
 
 All replicas' rows are read, and what this replica hasn't written yet. A row that is known isn't decoded again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple, TypeVar
 
 from control.clock import Clock
 from control.storage.connection import Connection
@@ -17,12 +18,22 @@ from control.telemetry.ingest import NumbersIngest
 from control.telemetry.shared_reading import SharedReading
 from control.telemetry.tallies import CallTally, Tallies
 
+K = TypeVar("K")
+
 MINUTES_SHOWN = 10
 """Minutes that are looked back."""
 PERIOD = 2.0
 """Seconds between two readings, at least."""
 
 ByRelease = dict[int, CallTally]
+ByFunction = dict[str, CallTally]
+
+
+class _Counted(NamedTuple):
+    """The calls of a group in a minute."""
+
+    releases: ByRelease
+    functions: ByFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,8 @@ class RecentCalls:
     read_at: datetime
     groups: Mapping[str, ByRelease]
     """By the group's name and the number of the release."""
+    functions: Mapping[str, ByFunction]
+    """By the group's name and the function's."""
 
 
 class RecentCallsReader:
@@ -42,7 +55,7 @@ class RecentCallsReader:
         self._clock = clock
         self._fleet = fleet
         self._numbers = numbers
-        self._known: dict[tuple[str, datetime, str], tuple[bytes, ByRelease]] = {}
+        self._known: dict[tuple[str, datetime, str], tuple[bytes, _Counted]] = {}
         """What rows have, by their keys."""
         self._reading = SharedReading(self._read, PERIOD)
 
@@ -60,7 +73,7 @@ class RecentCallsReader:
         names = {id: group.name for id, group in self._fleet.groups.items()}
         # Before the database is asked: what is written meanwhile is left out of its answer.
         mine = {
-            (group_id, minute): _by_release(counted)
+            (group_id, minute): _counted(counted)
             for minute, by_group in self._numbers.unwritten().items()
             for group_id, counted in by_group.items()
             if minute >= since
@@ -70,7 +83,7 @@ class RecentCallsReader:
             return await conn.fetch(MINUTES, sorted(names), since, now + timedelta(minutes=1))
 
         rows = await self._db.read(work)
-        known: dict[tuple[str, datetime, str], tuple[bytes, ByRelease]] = {}
+        known: dict[tuple[str, datetime, str], tuple[bytes, _Counted]] = {}
         for row in rows:
             if row.replica == self._numbers.replica and (row.group_id, row.minute) in mine:
                 continue
@@ -79,20 +92,25 @@ class RecentCallsReader:
             if earlier is not None and earlier[0] == row.body:
                 known[key] = earlier
             else:
-                known[key] = row.body, _by_release(group_numbers.counted_in(row.body))
+                known[key] = row.body, _counted(group_numbers.counted_in(row.body))
         self._known = known
-        found: dict[str, ByRelease] = {}
+        releases: dict[str, ByRelease] = {}
+        functions: dict[str, ByFunction] = {}
         parts = [(group_id, counted) for (group_id, _, _), (_, counted) in known.items()]
         for group_id, counted in (*parts, *((group_id, counted) for (group_id, _), counted in mine.items())):
             if group_id in names:
-                total = found.setdefault(names[group_id], {})
-                for release, tally in counted.items():
-                    total.setdefault(release, CallTally()).add(tally.outcomes, tally.times)
-        return RecentCalls(now, found)
+                _add(releases.setdefault(names[group_id], {}), counted.releases.items())
+                _add(functions.setdefault(names[group_id], {}), counted.functions.items())
+        return RecentCalls(now, releases, functions)
 
 
-def _by_release(counted: Tallies) -> ByRelease:
-    found: ByRelease = {}
-    for (_, release), tally in counted.items():
-        found.setdefault(release, CallTally()).add(tally.outcomes, tally.times)
+def _counted(tallies: Tallies) -> _Counted:
+    found = _Counted({}, {})
+    _add(found.releases, ((release, tally) for (_, release), tally in tallies.items()))
+    _add(found.functions, ((function, tally) for (function, _), tally in tallies.items()))
     return found
+
+
+def _add(total: dict[K, CallTally], more: Iterable[tuple[K, CallTally]]) -> None:
+    for key, tally in more:
+        total.setdefault(key, CallTally()).add(tally.outcomes, tally.times)

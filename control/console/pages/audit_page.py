@@ -1,33 +1,37 @@
 """The audit log: who changed what, whether its rows are sealed, and who was refused. For admins of all groups."""
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
 
 from control.api import pagination, records, request_input
 from control.api.bodies.responses import AuthFailure
 from control.api.operations import Reply
 from control.audit_chain import AuditEntry, AuditSeal
+from control.console import live, visits
 from control.console.visits import ConsolePage, Visit
 
 SHOWN = 50
 """Rows of a page."""
 REFUSALS = 20
 """Refused authentications that are shown: the newest ones."""
+DOWNLOADED = 1000
+"""Rows that are read at a time for a download."""
+DOWNLOAD = "/audit.jsonl"
 FILTERS = ("actor", "target", "action", "since", "until")
 
 
 async def show(visit: Visit) -> Reply:
     """GET /audit?actor=&target=&action=&since=&until="""
-    given = {name: visit.query.get(name, "").strip() or None for name in FILTERS}
-    wanted = {**given, "cursor": visit.query.get("cursor") or None, "limit": SHOWN}
-    for name in ("since", "until"):
-        wanted[name] = _time(given[name])
-    query = request_input.convert(wanted, records.AuditFilter, "invalid_parameter", strict=False)
+    query, filters = _filter(visit, SHOWN)
     found, next = await visit.items(records.list_audit, AuditEntry, query)
     seal: AuditSeal | None = await visit.ask(records.newest_seal)
     refused, _ = await visit.items(records.list_auth_failures, AuthFailure, pagination.Paging(limit=REFUSALS))
-    filters = {name: text for name, text in given.items() if text}
     return await visit.html(
         "audit.html",
         rows=[(entry, page_of(entry), _said(entry)) for entry in found],
@@ -35,8 +39,56 @@ async def show(visit: Visit) -> Reply:
         seal=seal,
         refused=refused,
         filters=filters,
-        command=" ".join(["skerry audit list", *(f"--{name} {wanted[name]}" for name in filters)]),
+        command=" ".join(["skerry audit list", *(f"--{name} {_written(query, name)}" for name in filters)]),
+        download=f"{DOWNLOAD}?{urlencode(filters)}" if filters else DOWNLOAD,
     )
+
+
+async def download(visit: Visit) -> Reply:
+    """GET /audit.jsonl?actor=&target=&action=&since=&until=: all rows that the filter finds, each a line of JSON."""
+    query, _ = _filter(visit, DOWNLOADED)
+    first = await visit.ask(records.list_audit, query=query)
+    headers = (
+        (b"content-type", b"application/x-ndjson"),
+        (b"content-disposition", b'attachment; filename="audit.jsonl"'),
+        (b"cache-control", b"no-store"),
+    )
+    return Reply(200, _lines(visit, query, first), headers)
+
+
+async def _lines(visit: Visit, query: records.AuditFilter, found: Any) -> AsyncIterator[bytes]:
+    """The rows of a page and of those behind it, until the reader has gone. Raises: ProblemError."""
+    # The server says that the reader has gone by `receive` alone: sending goes on into the void.
+    gone = asyncio.ensure_future(live.left(visit.receive))
+    try:
+        yield _joined(found)
+        while found.next and not gone.done():
+            # It may take long: whoever lost the right meanwhile gets no more.
+            replace(visit, visitor=await visits.visitor(visit.services, visit.scope)).check_role(DOWNLOAD_PAGE)
+            found = await visit.ask(records.list_audit, query=msgspec.structs.replace(query, cursor=found.next))
+            yield _joined(found)
+    finally:
+        gone.cancel()
+
+
+def _joined(found: Any) -> bytes:
+    return b"".join(bytes(item) + b"\n" for item in found.items)
+
+
+def _filter(visit: Visit, limit: int) -> tuple[records.AuditFilter, dict[str, str]]:
+    """What the address asks for, as the API takes it, and as it was written. Raises: ProblemError."""
+    given = {name: visit.query.get(name, "").strip() or None for name in FILTERS}
+    wanted = {**given, "cursor": visit.query.get("cursor") or None, "limit": limit}
+    for name in ("since", "until"):
+        wanted[name] = _time(given[name])
+    query = request_input.convert(wanted, records.AuditFilter, "invalid_parameter", strict=False)
+    return query, {name: text for name, text in given.items() if text}
+
+
+def _written(query: records.AuditFilter, name: str) -> str:
+    """A filter as `skerry audit list` takes it."""
+    value = getattr(query, name)
+    return value if isinstance(value, str) else value.isoformat().replace("+00:00", "Z")
 
 
 def page_of(entry: AuditEntry) -> str:
@@ -84,4 +136,5 @@ def _value(values: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-PAGES = (ConsolePage("GET", "/audit", show, "admin", everywhere=True),)
+DOWNLOAD_PAGE = ConsolePage("GET", DOWNLOAD, download, "admin", everywhere=True)
+PAGES = (ConsolePage("GET", "/audit", show, "admin", everywhere=True), DOWNLOAD_PAGE)

@@ -11,6 +11,8 @@ from control.console.pages.release_pages import path_of
 from control.console.visits import ConsolePage, Visit
 from control.manifest_fields import Manifest
 from control.problems import ProblemError
+from control.telemetry import recent_calls
+from control.telemetry.tallies import CallTally
 
 SHOWN = 50
 """Functions of a page of the list."""
@@ -24,7 +26,19 @@ async def show_list(visit: Visit) -> Reply:
     """GET /functions"""
     query = pagination.Paging(visit.query.get("cursor") or None, SHOWN)
     found, next = await visit.items(functions.list_functions, Function, query)
-    return await visit.html("functions.html", found=found, next=next)
+    calls = await _recent(visit)
+    return await visit.html("functions.html", found=found, next=next, calls=calls, minutes=recent_calls.MINUTES_SHOWN)
+
+
+async def _recent(visit: Visit) -> dict[str, CallTally]:
+    """The calls of the last minutes by function, in the groups that the operator may see."""
+    groups = visit.rights.groups("read")
+    found: dict[str, CallTally] = {}
+    for group, by_function in (await visit.services.recent_calls.get()).functions.items():
+        if groups is None or group in groups:
+            for function, tally in by_function.items():
+                found.setdefault(function, CallTally()).add(tally.outcomes, tally.times)
+    return found
 
 
 async def show_one(visit: Visit) -> Reply:

@@ -1,9 +1,17 @@
 """Audit, operators, join tokens and settings in the console: what they show, to whom, and what their forms do."""
 
+import html
+import json
 import re
 from typing import Any
 
+import aiohttp
+import pytest
+
 from control import settings_in_force
+from control.api import records
+from control.api.operations import ApiCall, Reply
+from control.console.pages import audit_page
 from tests.support import deploy
 from tests.support.console import MARKUP, ShownPage, page, send
 from tests.support.replica import Replica, Site
@@ -146,6 +154,42 @@ async def test_the_audit_log_with_filters_that_are_the_address(control_site: Sit
         await replica.call("GET", "/v1/groups", token="sko_wrong")
         await replica.services.failures.flush()
         assert "malformed" in (await page(replica, "/audit")).words
+
+
+async def test_the_rows_that_a_filter_finds_can_be_downloaded(
+    control_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_page, "DOWNLOADED", 2)
+    async with control_site.running() as replica:
+        for number in range(5):
+            await ok(replica, "/v1/groups", {"name": f"shops-{number}"})
+        await ok(replica, "/v1/releases", {"reason": f"{MARKUP}\nsecond line"})
+        shown = await page(replica, "/audit?action=group.create&since=2026-01-01+00:00")
+        (link,) = re.findall(r'<a href="([^"]+)" download>', shown.text)
+        got = await page(replica, html.unescape(link))
+        assert (got.status, got.headers["content-type"]) == (200, "application/x-ndjson")
+        assert got.headers["content-disposition"] == 'attachment; filename="audit.jsonl"'
+        rows = [json.loads(line) for line in got.text.splitlines()]
+        assert [row["target"] for row in rows] == [*(f"shops-{number}" for number in (4, 3, 2, 1, 0)), "default"]
+        rows = [json.loads(line) for line in (await page(replica, "/audit.jsonl")).text.splitlines()]
+        assert rows == await deploy.items(replica, "/v1/audit")
+        assert (await page(replica, "/audit.jsonl?since=yesterday")).status == 422
+        grants = [{"role": "admin", "group": "shops-1"}]
+        token = (await ok(replica, "/v1/operators", {"name": "one", "grants": grants}))["token"]
+        assert (await page(replica, "/audit.jsonl", token=token)).status == 403
+        assert (await page(replica, "/audit.jsonl", token="")).status == 303
+        # Who is revoked in the middle gets no more.
+        token = (await ok(replica, "/v1/operators", {"name": "two", "role": "admin"}))["token"]
+        real = records.list_audit
+
+        async def revoked(call: ApiCall) -> Reply:
+            found = await real(call)
+            assert (await replica.call("DELETE", "/v1/operators/two")).status < 300
+            return found
+
+        monkeypatch.setattr(records, "list_audit", revoked)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await page(replica, "/audit.jsonl", token=token)
 
 
 async def test_settings_are_shown_without_secrets(control_site: Site) -> None:

@@ -81,6 +81,9 @@ async def test_the_calls_of_a_function_are_charted_by_release(control_site: Site
             assert "default 1 200 25.0 % 2 ms 2 ms" in shown.words, shown.words
             assert "guest_trap 50" in shown.words
             assert shown.text.count("<figure") == 3
+        shown = await page(replica, "/functions")
+        assert "orders 1 1 1 200 50 25.0 % 2 ms" in shown.words, "the calls of the last ten minutes, the failed ones"
+        assert "stock 1 1 1 7 0" in shown.words
         assert "7 in all" in (await page(replica, "/functions/stock")).words
         assert (await page(replica, "/functions/orders?range=1y")).status == 422
         # What other groups' nodes have called isn't shown to who may not see these.
