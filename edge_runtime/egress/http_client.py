@@ -119,7 +119,8 @@ class HttpClient:
                 limit=0,
                 keepalive_timeout=KEEP_ALIVE,
                 resolver=resolver,
-                ssl=self._tls or ssl.create_default_context(),
+                # Without `tls` what aiohttp has made of the system's CAs when it was imported: to read them takes 5 ms.
+                ssl=self._tls or True,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

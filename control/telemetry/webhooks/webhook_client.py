@@ -140,7 +140,7 @@ class WebhookClient:
                 force_close=True,
                 use_dns_cache=False,
                 resolver=_Resolver(self._networks, plain=scheme == "http"),
-                ssl=ssl.create_default_context(),
+                ssl=ssl.create_default_context() if scheme == "https" else True,
             )
             self._sessions[scheme] = aiohttp.ClientSession(
                 connector=connector,
