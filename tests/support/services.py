@@ -13,8 +13,8 @@ import re
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from uuid import uuid4
 import asyncpg
 import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 from control.clock import SystemClock
 from control.local import embedded
@@ -90,7 +89,7 @@ def running_services() -> Iterator[ServerUrls]:
                     runner.run(_make_template(url))
                     yield ServerUrls(url, services.artifacts_url, services)
             finally:
-                _drop_spares()
+                _spares.clear()
                 runner.run(context.__aexit__(None, None, None))
     finally:
         remove_home(folder / "home")
@@ -190,16 +189,18 @@ async def drop_database(maintenance_url: str, url: str) -> None:
 
 
 async def fresh_bucket(url: str) -> str:
-    """Make an empty bucket in the artifact store of `url`, and return the bucket's URL."""
+    """Return the URL of an empty bucket of the artifact store of `url`: another test's, emptied, or a new one.
+
+    SeaweedFS takes 0.2 s for the first object of a new one.
+    """
     store = url.rpartition("/")[0]
-    spare = _spares.pop(store, None)
-    # The next test's, meanwhile: SeaweedFS takes 0.2 s for the first object of a bucket.
-    _spares[store] = _maker.submit(_make_bucket, store)
-    if spare is not None:
-        # A test may have ended the store while this one was made.
-        with contextlib.suppress(BotoCoreError, ClientError):
-            return await asyncio.wrap_future(spare)
-    return await asyncio.to_thread(_make_bucket, store)
+    spares = _spares.setdefault(store, deque())
+    # The last one rests: a process that was killed may have sent something that the store has yet to write.
+    if len(spares) < 2:
+        return await asyncio.to_thread(_make_bucket, store)
+    spare = spares.popleft()
+    await asyncio.to_thread(_empty_bucket, _store(store), spare.rpartition("/")[2])
+    return spare
 
 
 def _make_bucket(store: str) -> str:
@@ -211,33 +212,39 @@ def _make_bucket(store: str) -> str:
     return f"{store}/{name}"
 
 
-async def drop_bucket(url: str) -> None:
-    """Remove a bucket of `fresh_bucket` with everything in it."""
+async def drop_bucket(url: str, *, again: bool = True) -> None:
+    """Give a bucket of `fresh_bucket` back, with everything in it; without `again` no other test gets it."""
     store, _, name = url.rpartition("/")
     assert re.fullmatch(r"test-[0-9a-f]{32}", name)
-    await asyncio.to_thread(_drop_bucket, _store(store), name)
+    if again:
+        _spares.setdefault(store, deque()).append(url)
+    else:
+        await asyncio.to_thread(_drop_bucket, _store(store), name)
 
 
 def _drop_bucket(client: Any, name: str) -> None:
+    _empty_bucket(client, name)
+    client.delete_bucket(Bucket=name)
+
+
+def _empty_bucket(client: Any, name: str) -> None:
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
         for found in page.get("Contents", []):
             client.delete_object(Bucket=name, Key=found["Key"])
     for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
         for found in page.get("Uploads", []):
             client.abort_multipart_upload(Bucket=name, Key=found["Key"], UploadId=found["UploadId"])
-    client.delete_bucket(Bucket=name)
 
 
-_spares: dict[str, Future[str]] = {}
-"""By the store's URL: an empty bucket that the next test is given."""
-_maker = ThreadPoolExecutor(1, "spare buckets")
+_spares: dict[str, deque[str]] = {}
+"""By the store's URL: buckets that tests have had, the last at the end."""
 
 
 def _drop_spares() -> None:
-    for spare in _spares.values():
-        with contextlib.suppress(BotoCoreError, ClientError):
-            store, _, name = spare.result().rpartition("/")
-            _drop_bucket(_store(store), name)
+    """Remove the buckets from a store that isn't ours."""
+    for store, urls in _spares.items():
+        for url in urls:
+            _drop_bucket(_store(store), url.rpartition("/")[2])
     _spares.clear()
 
 

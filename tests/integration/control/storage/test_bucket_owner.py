@@ -21,7 +21,7 @@ from tests.support import repeating, replica
 from tests.support.backups import Backups
 from tests.support.control import Control, module, running, until
 from tests.support.replica import Site
-from tests.support.services import ServerUrls, drop_database
+from tests.support.services import ServerUrls, drop_bucket, drop_database, fresh_bucket
 from tests.support.store_proxy import store_proxy
 
 REASON = "the metadata were restored"
@@ -342,18 +342,22 @@ async def test_status_tells_of_a_held_bucket_and_resume_ends_it(
     assert "in order" in capsys.readouterr().out
 
 
-async def test_a_bucket_that_keeps_versions_is_told_of(control_site: Site, bucket_url: str) -> None:
+async def test_a_bucket_that_keeps_versions_is_told_of(
+    services: ServerUrls, database_url: str, pki: Pki, tmp_path: Path
+) -> None:
+    bucket_url = await fresh_bucket(services.artifacts_url)
     async with s3_client(bucket_url) as client:
         await client.put_bucket_versioning(
             Bucket=bucket_url.rpartition("/")[2], VersioningConfiguration={"Status": "Enabled"}
         )
-    async with control_site.running() as control:
+    async with (await replica.prepare(database_url, bucket_url, pki, tmp_path)).running() as control:
         control.services.ownership.wake()
 
         async def told() -> bool:
             return bool((await control.call("GET", "/v1/artifact-store")).json()["keeps_versions"])
 
         await until(told)
+    await drop_bucket(bucket_url, again=False)
 
 
 async def test_a_sweep_that_the_store_refuses_is_told_of(database_url: str, bucket_url: str, pki: Pki) -> None:
