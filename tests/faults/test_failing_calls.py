@@ -131,7 +131,8 @@ async def node(database_url: str, bucket_url: str, pki: Pki, tmp_path: Path) -> 
     """A node at release 1 that serves."""
     folder = tmp_path / "node"
     folder.mkdir()
-    async with running_control(database_url, bucket_url, pki) as control:
+    # A new credential has taken its predecessor's place when a poll that was held is answered.
+    async with running_control(database_url, bucket_url, pki, hold=1.0) as control:
         made = Node(control, folder)
         await made.join()
         made.functions["sql"] = await control.push("sql", guest("sql"), {"sql": "write"})

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from edge_runtime.cli.node import read_status, render
+from tests.guests.build import CACHE
 from tests.support.up import LIMIT, ROOT, Shell, Up
 
 
@@ -96,6 +97,9 @@ def test_the_readmes_first_function(skerry: Shell, tmp_path: Path, monkeypatch: 
     for language, block in re.findall(r"^```([a-z]+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
         blocks.setdefault(language, []).append(block)
     monkeypatch.chdir(tmp_path)
+    # Where the C library is built already.
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(CACHE / "zig"))
+    monkeypatch.setenv("ZIG_LOCAL_CACHE_DIR", str(CACHE / "zig-local"))
     _, *commands = blocks["sh"]
     for line in "".join(commands).splitlines():
         program, *words = shlex.split(line)
