@@ -4,10 +4,7 @@ Every replica has the same gauges, and counters of its own, of the nodes that te
 """
 
 import asyncio
-import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
 from typing import NamedTuple
 
 from control import sketch
@@ -26,11 +23,7 @@ TOLD_EVERY = 15.0
 """Seconds between two readings of what nodes tell of themselves."""
 MOST_CODES, MOST_VERSIONS = 50, 20
 """Codes of failures of a group, and versions of the edge, that have series of their own: nodes may tell any."""
-EXPONENTS = (-10, -9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 2)
-"""Bounds of the histogram: 1 ms to 4 s, as powers of two, which are bounds of the nodes' histograms too."""
-BOUNDS = tuple(2.0**exponent for exponent in EXPONENTS)
-_PLACES = tuple(bisect_left(BOUNDS, bound) for bound in (*sketch.BOUNDS, math.inf))
-"""By bucket of `sketch`: which of `BOUNDS` is the first that all of its times are below."""
+_BOUNDS = (*map(str, sketch.FOLDED), "+Inf")
 _MIDDLES = tuple(sketch.middle(index) for index in range(sketch.LONGER + 1))
 """By bucket of `sketch`: the time in seconds that each of its calls is taken to have had."""
 
@@ -239,17 +232,12 @@ def call_seconds(calls: GroupCalls) -> str:
     """The samples of how long a group's calls took."""
     lines = []
     for of, tallies in _series(calls):
-        counts, total = [0] * (len(BOUNDS) + 1), 0.0
-        for tally in tallies:
-            for index, count in tally.times.items():
-                counts[_PLACES[index]] += count
-                total += count * _MIDDLES[index]
-        *bounded, every = accumulate(counts)
-        for bound, count in zip(BOUNDS, bounded, strict=True):
+        counts = [sum(each) for each in zip(*(sketch.fold(tally.times) for tally in tallies), strict=True)]
+        for bound, count in zip(_BOUNDS, counts, strict=True):
             lines.append(f'skerry_function_seconds_bucket{{{of},le="{bound}"}} {count}\n')
+        total = sum(count * _MIDDLES[index] for tally in tallies for index, count in tally.times.items())
         lines.append(
-            f'skerry_function_seconds_bucket{{{of},le="+Inf"}} {every}\n'
-            f"skerry_function_seconds_sum{{{of}}} {total}\nskerry_function_seconds_count{{{of}}} {every}\n"
+            f"skerry_function_seconds_sum{{{of}}} {total}\nskerry_function_seconds_count{{{of}}} {counts[-1]}\n"
         )
     return "".join(lines)
 

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from control import sketch, wire
+from control import wire
 from control.problems import ProblemError
 from control.settings import ControlSettingsError, check
 from control.telemetry import fleet_metrics, fleet_summary
@@ -202,10 +202,6 @@ async def test_a_scrape_while_the_database_is_away(control_site: Site, monkeypat
         assert of("skerry_overdue_nodes", group="default") not in found
         assert of("skerry_held_polls") in found
         assert caplog.records == []
-
-
-def test_bounds_of_the_histogram_are_those_of_the_nodes() -> None:
-    assert set(fleet_metrics.BOUNDS) <= set(sketch.BOUNDS)
 
 
 async def test_they_are_there_while_the_targets_are_not_known(
