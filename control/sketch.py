@@ -5,7 +5,7 @@ sum of two histograms is as exact as each. Nodes make them, control adds them up
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -47,7 +47,7 @@ def fold(counts: Mapping[int, int]) -> list[int]:
     """Return how many calls took up to each bound of `FOLDED`, and how many there were, as metrics have them."""
     folded = [0] * (len(FOLDED) + 1)
     for index, count in counts.items():
-        folded[_FOLDS[min(max(index, 0), LONGER)]] += count
+        folded[_FOLDS[index]] += count
     return list(accumulate(folded))
 
 
@@ -102,41 +102,44 @@ def unpack(packed: bytes) -> Counts:
     if halved > _COARSEST:
         raise ValueError(f"a histogram whose resolution was halved {halved} times")
     counts: Counts = {}
-    top = _top(halved)
-    index, count, number, shift = -1, 0, 0, 0
+    index, top = -1, _top(halved)
+    numbers = iter(_numbers(packed))
+    for number in numbers:
+        if number & 1:
+            gap = next(numbers, None)
+            if gap is None:
+                raise ValueError("a histogram that ends in the middle of a bucket")
+            if not gap:
+                raise ValueError("a histogram that has a bucket twice")
+            index += gap
+        else:
+            index += 1
+        counts[index] = number >> 1
+    if index > top:
+        raise ValueError(f"a histogram with the bucket {index}, and {top} is the last")
+    if 0 in counts.values():
+        raise ValueError("a histogram with an empty bucket")
+    return _spread(counts, halved) if halved else counts
+
+
+def _numbers(packed: bytes) -> Sequence[int]:
+    """Return the numbers behind the first byte. Raises: ValueError, when one is too long, or the last has no end."""
+    if packed.isascii():
+        return packed[1:]
+    numbers = []
+    number = shift = 0
     for byte in packed[1:]:
-        if byte > 127:
+        if byte < 128:
+            numbers.append(number | byte << shift)
+            number = shift = 0
+        else:
             number |= (byte & 127) << shift
             shift += 7
             if shift >= 7 * _LONGEST_NUMBER:
                 raise ValueError("a histogram with a number that is too long")
-            continue
-        number |= byte << shift
-        if count:
-            # How many buckets after the one before this one is.
-            gap = number
-        elif number & 1:
-            count, number, shift = number >> 1, 0, 0
-            if not count:
-                break
-            continue
-        else:
-            count, gap = number >> 1, 1
-        index += gap
-        if not count or not gap or index > top:
-            break
-        if halved:
-            _spread(counts, index, halved, count)
-        else:
-            counts[index] = count
-        count = number = shift = 0
-    else:
-        if count or shift:
-            raise ValueError("a histogram that ends in the middle of a bucket")
-        return counts
-    if index > top:
-        raise ValueError(f"a histogram with the bucket {index}, and {top} is the last")
-    raise ValueError("a histogram that has a bucket twice, or an empty one")
+    if shift:
+        raise ValueError("a histogram that ends in the middle of a bucket")
+    return numbers
 
 
 def _top(halved: int) -> int:
@@ -155,20 +158,22 @@ def _coarse(counts: Counts, halved: int) -> Counts:
     return made
 
 
-def _spread(counts: Counts, index: int, halved: int, count: int) -> None:
-    """Spread the calls of a coarser bucket evenly over those that were put together."""
-    if index == 0 or index == _top(halved):
-        counts[index and LONGER] = count
-        return
-    first = ((index - 1) << halved) + 1
-    width = min(index << halved, LONGER - 1) + 1 - first
-    each, rest = divmod(count, width)
-    if each:
+def _spread(coarse: Counts, halved: int) -> Counts:
+    """Spread the calls of each bucket evenly over those that were put together."""
+    counts: Counts = {}
+    top = _top(halved)
+    for index, count in coarse.items():
+        if index == 0 or index == top:
+            counts[index and LONGER] = count
+            continue
+        first = ((index - 1) << halved) + 1
+        width = min(index << halved, LONGER - 1) + 1 - first
+        left = width // 2
         for fine in range(first, first + width):
-            counts[fine] = each
-    for number in range(rest):
-        fine = first + (2 * number + 1) * width // (2 * rest)
-        counts[fine] = each + 1
+            left += count
+            if left >= width:
+                counts[fine], left = divmod(left, width)
+    return counts
 
 
 def _packed(counts: Counts, halved: int) -> bytes:
