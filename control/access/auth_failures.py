@@ -7,9 +7,8 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid4
 
+from control import flush_loop
 from control.clock import Clock
-from control.log_throttle import Outage
-from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
@@ -19,8 +18,6 @@ BEGIN_BATCH = SQL.optional("begin_batch", UUID)
 
 FLUSH_EVERY = 1.0
 """Seconds between two writes to the database."""
-LAST_FLUSH = 2.0
-"""Seconds for what is left when the replica stops."""
 MOST_ADDRESSES = 5_000
 """Addresses whose refusals are counted apart between two flushes; those of further addresses are counted together."""
 
@@ -48,7 +45,6 @@ class AuthFailures:
         self._replica = uuid4()
         self._writing = asyncio.Lock()
         self.total = 0
-        self._outage = Outage(log, "refused authentications can't be recorded yet")
 
     def record(self, address: str, reason: str) -> None:
         """Count one refusal."""
@@ -78,21 +74,11 @@ class AuthFailures:
 
     async def run(self) -> None:
         """Flush each second until cancelled, and once more then."""
-        try:
-            while True:
-                await asyncio.sleep(FLUSH_EVERY)
-                try:
-                    await self.flush()
-                    self._outage.worked()
-                except ProblemError as error:
-                    self._outage.failed(error.detail)
-        finally:
-            try:
-                async with asyncio.timeout(LAST_FLUSH):
-                    await self.flush()
-            except (ProblemError, TimeoutError):
-                waiting = len(self._waiting) + (0 if self._batch is None else len(self._batch[1][0]))
-                log.warning("%d groups of refused authentications were not recorded", waiting)
+
+        def waiting() -> int:
+            return len(self._waiting) + (0 if self._batch is None else len(self._batch[1][0]))
+
+        await flush_loop.run(log, "counts of refused authentications", FLUSH_EVERY, self.flush, waiting)
 
 
 def _columns(waiting: dict[tuple[datetime, str, str], _Count]) -> list[list[str]]:

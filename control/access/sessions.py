@@ -7,7 +7,6 @@ session is announced as a change of its operator, whereupon the cache has anothe
 So a request asks no database, and an end is known at every replica as soon as an operator's is.
 """
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -19,12 +18,10 @@ from uuid import UUID
 
 from starlette.types import Scope
 
-from control import tokens
+from control import flush_loop, tokens
 from control.access import auth, rights
 from control.access.auth import Authenticator, AuthError, Principal, Since
 from control.clock import Clock
-from control.log_throttle import Outage
-from control.problems import ProblemError
 from control.settings import ControlSettings
 from control.storage import audit_log, queries
 from control.storage.announcements import Changed
@@ -43,8 +40,6 @@ TOUCH_AFTER = timedelta(seconds=60)
 """How old the recorded time of a session's last use gets before it is recorded again."""
 FLUSH_EVERY = 5.0
 """Seconds between two writes of these times."""
-LAST_FLUSH = 2.0
-"""Seconds for what is left when the replica stops."""
 MOST_KNOWN = 10_000
 """Sessions that a replica keeps in memory; with more, all are read again."""
 READINGS = 3
@@ -121,7 +116,6 @@ class Sessions:
         self._known: dict[str, _Known] = {}
         self._used: dict[str, datetime] = {}
         """When sessions were last used, where that isn't written yet."""
-        self._outage = Outage(log, "the last uses of sessions can't be recorded yet")
 
         async def find(ids: list[str]) -> dict[str, SessionRow]:
             return {row.id: row for row in await lookups.read(lambda conn: conn.fetch(SESSIONS, ids))}
@@ -322,20 +316,7 @@ class Sessions:
 
     async def run(self) -> None:
         """Flush every few seconds until cancelled, and once more then."""
-        try:
-            while True:
-                await asyncio.sleep(FLUSH_EVERY)
-                try:
-                    await self.flush()
-                    self._outage.worked()
-                except ProblemError as error:
-                    self._outage.failed(error.detail)
-        finally:
-            try:
-                async with asyncio.timeout(LAST_FLUSH):
-                    await self.flush()
-            except (ProblemError, TimeoutError):
-                log.warning("the last uses of %d sessions were not recorded", len(self._used))
+        await flush_loop.run(log, "last uses of sessions", FLUSH_EVERY, self.flush, lambda: len(self._used))
 
     async def stop(self) -> None:
         """End the look-up under way."""

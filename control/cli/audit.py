@@ -44,7 +44,7 @@ def command() -> None:
     "--since", type=options.TIME, help="Not before this time (2026-11-27, 2026-11-27T18:00, or 2d, 3h, 30m ago)."
 )
 @click.option("--until", type=options.TIME, help="Before this time.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.limit_option
 @options.json_option
 @options.asynchronous
 async def list_audit(
@@ -112,7 +112,7 @@ async def verify(head: str, as_json: bool) -> None:
 
 
 @command.command()
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.limit_option
 @options.json_option
 @options.asynchronous
 async def failures(limit: int, as_json: bool) -> None:

@@ -13,7 +13,7 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--group", type=options.NAME, help="Only the releases of this group.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.limit_option
 @options.json_option
 @options.asynchronous
 async def list_releases(group: str | None, limit: int, as_json: bool) -> None:

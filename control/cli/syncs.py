@@ -18,7 +18,7 @@ def command() -> None:
     type=click.Choice(["running", "succeeded", "failed", "expired", "superseded"]),
     help="Only the syncs in this state.",
 )
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.limit_option
 @options.json_option
 @options.asynchronous
 async def list_syncs(node: str | None, status: str | None, limit: int, as_json: bool) -> None:

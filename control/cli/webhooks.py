@@ -139,7 +139,7 @@ async def test(name: str, within: float, as_json: bool) -> None:
 @click.option(
     "--state", type=click.Choice(["waiting", "delivered", "given-up"]), help="Messages that are in this state."
 )
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@options.limit_option
 @options.json_option
 @options.asynchronous
 async def deliveries(webhook: str | None, state: str | None, limit: int, as_json: bool) -> None:

@@ -4,14 +4,12 @@ A transaction for each heartbeat would cost twenty times as much. Heartbeats wri
 syncs don't write, so they never conflict with syncs.
 """
 
-import asyncio
 import logging
 from datetime import datetime
 
+from control import flush_loop
 from control.clock import AHEAD, Clock
-from control.log_throttle import Outage
 from control.metrics import ControlMetrics
-from control.problems import ProblemError
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
@@ -23,8 +21,6 @@ PERIOD = 1.0
 """Seconds between two writes to the database."""
 STATEMENT = 500
 """Nodes in one statement."""
-LAST_FLUSH = 2.0
-"""Seconds for what is left when the replica stops."""
 
 log = logging.getLogger("skerry.presence")
 
@@ -40,7 +36,6 @@ class Heartbeats:
         self._confirmed: dict[str, datetime] = {}
         self._careful = False
         """Whether a row was locked lately: then locked rows are left out, else they are waited for."""
-        self._outage = Outage(log, "heartbeats can't be recorded")
 
     def seen(self, node_id: str, now: datetime) -> None:
         """The node has polled or reported."""
@@ -99,30 +94,7 @@ class Heartbeats:
 
     async def run(self) -> None:
         """Flush each second until cancelled, and once more then."""
-        try:
-            while True:
-                await asyncio.sleep(PERIOD)
-                await self._try()
-        finally:
-            try:
-                async with asyncio.timeout(LAST_FLUSH):
-                    await self._try()
-            except TimeoutError:
-                log.warning("%d heartbeats were not recorded before the end", self._waiting)
-
-    @property
-    def _waiting(self) -> int:
-        return len(self._seen) + len(self._confirmed)
-
-    async def _try(self) -> None:
-        try:
-            await self.flush()
-            self._outage.worked()
-        except ProblemError as problem:
-            self._outage.failed(f"{self._waiting} of them wait; {problem.detail}")
-        except Exception:
-            # A fault of control's own with one heartbeat must not stop the others for good.
-            log.exception("%d heartbeats could not be recorded", self._waiting)
+        await flush_loop.run(log, "heartbeats", PERIOD, self.flush, lambda: len(self._seen) + len(self._confirmed))
 
 
 def _slices(ids: list[str]) -> list[list[str]]:

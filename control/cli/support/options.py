@@ -87,6 +87,12 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, for scripts.")(function)
 
 
+def limit_option(function: F) -> F:
+    return click.option(
+        "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many."
+    )(function)
+
+
 def group_option(function: F) -> F:
     return click.option(
         "--group", type=NAME, default="default", show_default=True, help="The group whose release it concerns."

@@ -1,0 +1,45 @@
+"""Writes every so often what a replica collects in memory, and all that is left when it stops."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from control.log_throttle import Outage
+from control.problems import ProblemError
+
+LAST_FLUSH = 2.0
+"""Seconds for what is left when the replica stops."""
+
+
+async def run(
+    log: logging.Logger, what: str, period: float, flush: Callable[[], Awaitable[None]], waiting: Callable[[], int]
+) -> None:
+    """Await `flush` every `period` seconds until cancelled, and once more then, for `LAST_FLUSH` seconds at most.
+
+    What `flush` can't write it must keep for the next time. `what` is a phrase for the log, as "heartbeats", `waiting`
+    how many of them aren't written.
+    """
+    outage = Outage(log, f"{what} can't be written yet")
+
+    async def attempt() -> None:
+        try:
+            await flush()
+            outage.worked()
+        except ProblemError as problem:
+            outage.failed(f"{waiting()} wait; {problem.detail}")
+        except Exception:
+            # A fault of control's own with one of them must not stop the others for good.
+            log.exception("%s could not be written, %d wait", what, waiting())
+
+    try:
+        while True:
+            await asyncio.sleep(period)
+            await attempt()
+    finally:
+        try:
+            async with asyncio.timeout(LAST_FLUSH):
+                await attempt()
+        except TimeoutError:
+            pass
+        if left := waiting():
+            log.warning("%s were not written before the end: %d", what, left)

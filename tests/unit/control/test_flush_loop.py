@@ -1,0 +1,72 @@
+"""What a replica collects is written again and again, whatever happens, and once more at the end."""
+
+import asyncio
+import logging
+
+import pytest
+
+from control import flush_loop
+from control.problems import ProblemError
+
+log = logging.getLogger("skerry.test")
+
+
+class Counts:
+    """What is written; each flush first does what `faults` has next."""
+
+    def __init__(self, *faults: Exception | None) -> None:
+        self.waiting = 3
+        self.flushes = 0
+        self.faults = list(faults)
+        self.flushed = asyncio.Event()
+
+    async def flush(self) -> None:
+        self.flushes += 1
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            raise fault
+        self.waiting = 0
+        self.flushed.set()
+
+    def start(self, period: float) -> "asyncio.Task[None]":
+        return asyncio.create_task(flush_loop.run(log, "counts", period, self.flush, lambda: self.waiting))
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(30):
+            await task
+
+
+async def test_no_failure_ends_it(caplog: pytest.LogCaptureFixture) -> None:
+    counts = Counts(ProblemError("database_unavailable", "away"), ValueError("a fault of its own"))
+    task = counts.start(0.0)
+    async with asyncio.timeout(30):
+        await counts.flushed.wait()
+    await ended(task)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["counts can't be written yet: 3 wait; away", "counts could not be written, 3 wait"]
+
+
+async def test_what_is_left_is_written_at_the_end() -> None:
+    counts = Counts()
+    task = counts.start(1e6)
+    await asyncio.sleep(0)
+    await ended(task)
+    assert (counts.flushes, counts.waiting) == (1, 0)
+
+
+@pytest.mark.parametrize("away", [True, False])
+async def test_an_end_that_can_not_write_says_what_is_lost(
+    away: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flush_loop, "LAST_FLUSH", 0.01)
+    counts = Counts(ProblemError("database_unavailable", "away"))
+    if not away:
+        # It doesn't answer.
+        monkeypatch.setattr(counts, "flush", asyncio.Event().wait)
+    task = counts.start(1e6)
+    await asyncio.sleep(0)
+    await ended(task)
+    assert caplog.records[-1].getMessage() == "counts were not written before the end: 3"
