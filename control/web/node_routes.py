@@ -1,10 +1,10 @@
 """The operations on nodes, and those that nodes call."""
 
 from control import wire
-from control.api import join_tokens, logs, node_views, nodes, pagination, records, syncs
+from control.api import join_tokens, node_views, nodes, pagination, records, syncs
 from control.api.bodies import fleet_responses, node_responses, release_responses, requests, responses
 from control.api.bodies.responses import Page
-from control.api.fleet import overview, scrape
+from control.api.fleet import logs, overview, scrape
 from control.api.operations import Operation
 from control.api.request_input import INVENTORY_BODY
 from control.audit_chain import AuditEntry, AuditSeal

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from control.api import logs
+from control.api.fleet import logs
 from control.local.pki import Pki
 from control.problems import CODES
 from control.web import openapi, routes
