@@ -152,18 +152,20 @@ async def test_a_quick_call_tells_nothing_unless_the_front_asks(edge: Node, reco
     submit, seen = edge.front.app.submit, []
 
     def asked(call: Any) -> None:
-        call.timed = True
+        call.timed = bool(seen)
         seen.append(call)
         submit(call)
 
     edge.front.app.submit = asked
     try:
-        assert (await edge.call("echo", b"x"))[0] == 200
+        for _ in range(2):
+            assert (await edge.call("echo", b"x"))[0] == 200
         assert (await edge.call("reader", b'{"sql":"SELECT 1"}'))[0] == 200
     finally:
         edge.front.app.submit = submit
     assert seen[0].times is None
-    assert [seen[1].times.texts[step.text] for step in seen[1].times.steps] == ["BEGIN", "SELECT ?"]
+    assert seen[1].times.steps == []
+    assert [seen[2].times.texts[step.text] for step in seen[2].times.steps] == ["BEGIN", "SELECT ?"]
 
 
 async def test_a_worker_that_tells_nonsense_is_ended(edge: Node) -> None:
