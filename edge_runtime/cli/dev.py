@@ -71,10 +71,11 @@ def run(settings: EdgeSettings, *, fresh: bool) -> None:
     """Serve until stdin ends, or until SIGINT or SIGTERM; `fresh`: with a new database. Raises: as `front.run`."""
     if fresh:
         shutil.rmtree(settings.state / "db", ignore_errors=True)
-    guests = logging.getLogger("skerry.guest")
-    guests.addHandler(_GuestLog())
-    guests.setLevel(logging.DEBUG)
-    guests.propagate = False
+    for name in ("skerry.guest", "skerry.traps"):
+        guests = logging.getLogger(name)
+        guests.addHandler(_GuestLog())
+        guests.setLevel(logging.DEBUG)
+        guests.propagate = False
     # Each call is reported anyway.
     logging.getLogger("skerry.calls").setLevel(logging.CRITICAL)
     front.run(settings, lambda manager, compiler: Driver(settings.state.absolute(), manager, compiler), _watch)

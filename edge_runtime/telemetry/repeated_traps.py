@@ -17,7 +17,7 @@ from edge_runtime.ipc import frames, repeat_messages
 from edge_runtime.ipc.births import ChildKind
 from edge_runtime.ipc.zygote_client import Child, NotBorn
 
-log = logging.getLogger("skerry.calls")
+log = logging.getLogger("skerry.traps")
 
 AGAIN: Final = 60.0
 """Seconds from one trap of a version of a function that is looked into to the next."""

@@ -1,11 +1,16 @@
 """What `skerry-edge dev` serves of a project."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from edge_runtime import front
+from edge_runtime.cli import dev
 from edge_runtime.cli.dev import Driver, Wanted
+from edge_runtime.settings import EdgeSettings
 from tests.guests.build import guest
 
 
@@ -20,3 +25,25 @@ def test_get_and_head_only_read_as_after_a_push(tmp_path: Path, said: dict[str, 
     driver = Driver(tmp_path, None, None)  # type: ignore[arg-type]
     served, _ = driver._function(Wanted("f", str(module), said, []))
     assert served.manifest.read_only_methods == methods
+
+
+def test_what_functions_log_and_where_they_trapped_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    logs = [logging.getLogger(name) for name in ("skerry.guest", "skerry.traps")]
+    before = [(log.handlers[:], log.level, log.propagate) for log in logs]
+
+    def front_run(*_: object) -> None:
+        logs[0].info("f 1: hello")
+        logs[1].warning("f 1: it trapped in function 2 (run) of its module")
+
+    monkeypatch.setattr(front, "run", front_run)
+    try:
+        dev.run(EdgeSettings(state=tmp_path), fresh=False)
+    finally:
+        for log, (handlers, level, propagate) in zip(logs, before, strict=True):
+            log.handlers[:], log.propagate = handlers, propagate
+            log.setLevel(level)
+        logging.getLogger("skerry.calls").setLevel(logging.NOTSET)
+    told = [orjson.loads(line)["text"] for line in capfdbinary.readouterr().out.splitlines()]
+    assert told == ["f 1: hello", "warning: f 1: it trapped in function 2 (run) of its module"]
