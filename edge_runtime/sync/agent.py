@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from control import faults, wire
-from edge_runtime.errors import SyncFailed
+from control import wire
 from edge_runtime.sync import capabilities, identity, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, SyncAttempt, text
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, ToldRelease
 from edge_runtime.sync.identity import Identity
-from edge_runtime.sync.outbox import Outbox, despite_the_disk
 from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
-from edge_runtime.sync.retries import FailedSync
 from edge_runtime.sync.sql_runs import SqlRunReports
+from edge_runtime.sync.sync_outcomes import SyncOutcomes
 from edge_runtime.sync.watched_records import WatchedRecords
 from edge_runtime.telemetry.node_agent import AgentFacts
 from edge_runtime.telemetry.poll_numbers import PollNumbers
@@ -61,7 +59,7 @@ class Agent:
         self._compiler = compiler
         self._jitter = jitter
         self._artifacts = Artifacts(state)
-        self._outbox = Outbox(state)
+        self._outcomes = SyncOutcomes(state, runtime, jitter)
         self._sql_runs = SqlRunReports(state)
         self._client: ControlClient
         self._boot_id = str(uuid4())
@@ -71,7 +69,6 @@ class Agent:
         self.watched = WatchedRecords()
         self._quick = 0
         self._troubles = 0
-        self._failed: FailedSync | None = None
         self._problem: dict[str, str | None] | None = None
         self._next_attempt: datetime | None = None
         self._heard_at: datetime | None = None
@@ -80,7 +77,6 @@ class Agent:
         """The release that control said the node is at, since the start and the last plan."""
         self._sync: SyncAttempt | None = None
         self._joined_again = False
-        self._failed_syncs = 0
         self._answered: float | None = None
         """When control last answered a poll (monotonic clock, seconds)."""
         self.put_span: Callable[[TraceSpan], None] | None = None
@@ -89,7 +85,7 @@ class Agent:
 
     async def run(self) -> None:
         """Poll and sync until cancelled."""
-        await self._look_back()
+        await self._outcomes.look_back(self._generation)
         while True:
             who = self._who
             try:
@@ -114,27 +110,9 @@ class Agent:
                 log.exception("the agent made a mistake; it goes on")
                 await self._trouble(NoAnswer("internal", f"the agent made a mistake: {error!r}; see its log"))
 
-    async def _look_back(self) -> None:
-        """Find out whether the process before this one ended in the middle of a sync, and act on it."""
-        attempt = await asyncio.to_thread(self._outbox.begun)
-        if attempt is None:
-            return
-        log.warning("the sync to release %d was broken off by the end of the process", attempt.release_number)
-        if attempt.generation <= self._generation:
-            # The sync was past its commit: the poll will tell control.
-            with despite_the_disk("that a sync came to its end"):
-                await asyncio.to_thread(self._outbox.end)
-            return
-        crashes = attempt.crashes + 1
-        now = datetime.now(UTC)
-        self._failed = retries.crashed(attempt.generation, attempt.release_number, crashes, now, self._jitter())
-        if self._failed is not None:
-            with despite_the_disk("the report"):
-                await asyncio.to_thread(self._outbox.keep, attempt.sync_id, self._failure_update(self._failed))
-
     def status(self) -> dict[str, Any]:
         """Return what the node knows of control and its target, for people and scripts. Times are in RFC 3339."""
-        failed = self._failed
+        failed = self._outcomes.failed
         error = self._problem
         if failed is not None:
             error = {"code": failed.code, "message": failed.message, "at": text(failed.at)}
@@ -154,12 +132,12 @@ class Agent:
             "failed_generation": failed.generation if failed else None,
             "attempts": failed.attempts if failed else 0,
             "next_attempt": text(min(waits)) if waits else None,
-            "report_waits": self._outbox.waits,
+            "report_waits": self._outcomes.waits,
         }
 
     def facts(self) -> AgentFacts:
         """Return what metrics have of it."""
-        return AgentFacts(self._at_target is True, self._answered, self._failed_syncs, self._who.credential_ends)
+        return AgentFacts(self._at_target is True, self._answered, self._outcomes.failures, self._who.credential_ends)
 
     # Polls
 
@@ -176,11 +154,12 @@ class Agent:
     async def _turn(self) -> None:
         """Poll control once, and do what follows from the answer."""
         await self._sql_runs.look()
-        await self._deliver()
+        if await self._outcomes.deliver(self._client):
+            self._at_target = True
         await self._sql_runs.deliver(self._client)
         if self._heard_at is not None:  # else control's time isn't known, and ours may be wrong
             await self._credential.rotate_when_old(self._client, self._now())
-        waits = retries.told(self._failed, self._now()) is not None
+        waits = retries.told(self._outcomes.failed, self._now()) is not None
         answer, took = await self._poll()
         self._report_wanted = isinstance(answer, wire.Report)
         match answer:
@@ -199,7 +178,7 @@ class Agent:
             case None:
                 # If the poll said that the node waits, control may have answered 204 only for that reason.
                 if not waits:
-                    self._failed = None
+                    self._outcomes.failed = None
                     self._at_target, self._confirmed = True, self._client.release
                 await self._breathe(took)
 
@@ -215,9 +194,9 @@ class Agent:
             boot_id=self._boot_id,
             # The first poll, also after trouble, isn't held: the node's status shows the answer.
             wait=self.numbers.hold(
-                0.0 if self._at_target is None or self._troubles else retries.hold(self._failed, now)
+                0.0 if self._at_target is None or self._troubles else retries.hold(self._outcomes.failed, now)
             ),
-            failed=retries.told(self._failed, now),
+            failed=retries.told(self._outcomes.failed, now),
             inventory=inventory if self._report_wanted else None,
             capabilities_digest=self._capabilities_digest,
             capabilities=self._capabilities if self._report_wanted else None,
@@ -299,11 +278,10 @@ class Agent:
 
     async def _follow(self, plan: wire.Plan) -> None:
         """Carry out a plan, and tell control how that ended."""
-        await asyncio.sleep(retries.pause_before(self._failed, plan.generation, self._now()))
+        await asyncio.sleep(retries.pause_before(self._outcomes.failed, plan.generation, self._now()))
         log.info("sync to release %d (generation %d) begins", plan.release_number, plan.generation)
         before = self._runtime.release
-        with despite_the_disk("that a sync begins"):
-            await asyncio.to_thread(self._outbox.begin, plan)
+        await self._outcomes.begun(plan)
         self._sync = SyncAttempt(plan, self._runtime, self._compiler, self._artifacts, self._client, self.put_span)
         try:
             error = await self._sync.run()
@@ -312,71 +290,12 @@ class Agent:
             return
         finally:
             self._sync = None
-            with despite_the_disk("that a sync came to its end"):
-                await asyncio.to_thread(self._outbox.end)
-        await self._report(plan, error)
+            await self._outcomes.ended()
+        if await self._outcomes.report(self._client, plan, error, self._now()):
+            self._at_target = True
         if error is None and before is not None and before.release_id != plan.release_id:
             keep = {f.sha256 for f in before.functions} | {f.sha256 for f in plan.functions}
             await asyncio.to_thread(self._collect, keep)
-
-    async def _report(self, plan: wire.Plan, error: SyncFailed | None) -> None:
-        """Tell control the outcome of a sync. If control can't be told, the report waits on disk and goes before
-        polls."""
-        if error is None:
-            self._failed = None
-            update = wire.SyncUpdate(status="succeeded", step="report", inventory=self._runtime.inventory)
-            log.info("release %d serves (generation %d)", plan.release_number, plan.generation)
-        else:
-            update = self._failure_update(self._fail(plan.generation, error))
-        faults.reach("edge.sync.report.before")
-        try:
-            await self._tell(plan.sync_id, update, plan.generation)
-        except (NoAnswer, ControlRefused):
-            with despite_the_disk("the report"):
-                await asyncio.to_thread(self._outbox.keep, plan.sync_id, update)
-            faults.reach("edge.sync.report.after")
-            raise
-        faults.reach("edge.sync.report.after")
-
-    def _failure_update(self, failed: FailedSync) -> wire.SyncUpdate:
-        error = wire.SyncError(failed.code[:64], failed.message[:2000])
-        return wire.SyncUpdate(
-            status="failed", error=error, retry_at=failed.retry_at, inventory=self._runtime.inventory
-        )
-
-    def _fail(self, generation: int, error: SyncFailed) -> FailedSync:
-        self._failed_syncs += 1
-        failed = self._failed = retries.failure(self._failed, generation, error, self._now(), self._jitter())
-        log.error(
-            "the sync to generation %d failed (%s): %s; next attempt at %s",
-            generation,
-            error.code,
-            error.message,
-            text(failed.retry_at),
-        )
-        return failed
-
-    async def _tell(self, sync_id: str, update: wire.SyncUpdate, generation: int | None = None) -> None:
-        """Report an outcome; if control refuses it for good, log that and drop it: the next poll sorts it out."""
-        try:
-            state = await self._client.report(sync_id, update)
-        except ControlRefused as refusal:
-            if not retries.final(refusal.status):
-                raise
-            log.error("control does not take the report of sync %s: %s", sync_id, refusal.message)
-            return
-        if generation is not None and update.status == "succeeded" and state.status == "failed":
-            self._fail(generation, SyncFailed("not_at_target", "control does not find this node at its target"))
-        elif state.status == "succeeded":
-            self._at_target = True
-
-    async def _deliver(self) -> None:
-        """Send the report that waits, if there is one, before any poll."""
-        waiting = await asyncio.to_thread(self._outbox.waiting)
-        if waiting is not None:
-            await self._tell(waiting.sync_id, waiting.update)
-            with despite_the_disk("that a report was sent"):
-                await asyncio.to_thread(self._outbox.clear, waiting.sync_id)
 
     def _collect(self, keep: set[str]) -> None:
         self._artifacts.collect(keep)

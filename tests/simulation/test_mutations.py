@@ -17,8 +17,9 @@ from control.sync.fleet_rows import CachedNode
 from control.sync.node_state import NodeRow
 from control.sync.write_batches import WriteBatches
 from edge_runtime.sync import plan_check, retries
-from edge_runtime.sync.agent import Agent
+from edge_runtime.sync.control_client import ControlClient
 from edge_runtime.sync.outbox import Outbox
+from edge_runtime.sync.sync_outcomes import SyncOutcomes
 from tests.support.simulation import runs
 
 SEEDS = 200
@@ -49,11 +50,12 @@ async def _quietly(batches: WriteBatches[Any, Any], requests: list[Any]) -> None
     await asyncio.gather(_transact(batches, requests, False), return_exceptions=True)
 
 
-async def _cleared_before_it_is_sent(self: Agent) -> None:
+async def _cleared_before_it_is_sent(self: SyncOutcomes, client: ControlClient) -> bool:
     waiting = self._outbox.waiting()
-    if waiting is not None:
-        self._outbox.clear(waiting.sync_id)
-        await self._tell(waiting.sync_id, waiting.update)
+    if waiting is None:
+        return False
+    self._outbox.clear(waiting.sync_id)
+    return await self._tell(client, waiting.sync_id, waiting.update) == "succeeded"
 
 
 def _by_digest_alone(_fleet: FleetCache, node: CachedNode, poll: wire.Poll) -> bool:
@@ -90,7 +92,12 @@ MUTATIONS: dict[str, tuple[object, str, Callable[..., Any], str]] = {
     ),
     "a plan is sent whose sync isn't written": (reconciler._PollBatch, "save", _nothing, "isn't in the log"),
     "a report that couldn't be sent is forgotten": (Outbox, "keep", lambda *_: None, "doesn't know yet"),
-    "a report is forgotten before it is sent": (Agent, "_deliver", _cleared_before_it_is_sent, "doesn't know yet"),
+    "a report is forgotten before it is sent": (
+        SyncOutcomes,
+        "deliver",
+        _cleared_before_it_is_sent,
+        "doesn't know yet",
+    ),
     "control's trouble is taken for its last word": (retries, "final", lambda _status: True, "doesn't know yet"),
     "leases don't expire": (monitor.Monitor, "expire", _nothing, "hasn't ended"),
     "a replica doesn't look at generations": (FleetCache, "at_target", _by_digest_alone, "doesn't run"),
