@@ -60,6 +60,13 @@ class NodeListRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedNodeRow(NodeListRow):
+    """A node in a list of another order than by name."""
+
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
 class DetailedNodeRow(NodeListRow):
     """A node as it is shown alone: three columns more."""
 
@@ -112,6 +119,9 @@ GROUP = SQL.optional("group", UUID)
 BY_ID = SQL.rows("by_id", FoundNode)
 BY_NAME = SQL.rows("by_name", FoundNode)
 NODES = SQL.rows("nodes", NodeListRow)
+NODES_IN_ORDER = SQL.rows("nodes_in_order", PlacedNodeRow)
+BEGINNING = -(2**61)
+"""Before every place in such an order."""
 NODE = SQL.rows("node", DetailedNodeRow)
 CREDENTIAL = SQL.optional("credential", datetime)
 FUNCTIONS = SQL.rows("functions", RunFunction)
@@ -137,12 +147,15 @@ class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     """Seconds for which a node wasn't heard of, at least."""
     names: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,63}(,[a-z0-9-]{1,63}){0,999}$(?!\n)")] | None = None
     """Names of nodes, with commas between them, 1,000 at most: these alone."""
+    sort: Literal["name", "standing", "seen"] = "name"
+    """By name, by standing (the worst first), or by when they were last seen (the longest ago first)."""
 
 
 async def list_nodes(call: ApiCall) -> Reply:
-    """GET /v1/nodes, by name."""
+    """GET /v1/nodes."""
     query = call.query
-    after = pagination.read_cursor(query.cursor, (str,)) or ("",)
+    by_name = query.sort == "name"
+    after = pagination.read_cursor(query.cursor, (str,) if by_name else (str, int))
 
     groups = call.operator.rights.groups("read")
     if query.group is not None:
@@ -167,13 +180,23 @@ async def list_nodes(call: ApiCall) -> Reply:
     async def work(conn: Connection) -> responses.Page[node_responses.Node]:
         if query.group is not None:
             await group(conn, query.group)
+        if by_name:
+            return await pagination.fill(
+                lambda after, count: conn.fetch(NODES, *after, *filters, count),
+                lambda rows: _describe(conn, rows),
+                lambda row: (row.name,),
+                after or ("",),
+                query.limit,
+                first=8,
+            )
+        # All that fit are looked at each time: a page of the console is read at once.
         return await pagination.fill(
-            lambda after, count: conn.fetch(NODES, *after, *filters, count),
+            lambda after, count: conn.fetch(NODES_IN_ORDER, after[0], *filters, query.sort, after[1], count),
             lambda rows: _describe(conn, rows),
-            lambda row: (row.name,),
-            after,
+            lambda row: (row.name, row.place),
+            after or ("", BEGINNING),
             query.limit,
-            first=8,
+            first=64,
         )
 
     return await call.read(work)

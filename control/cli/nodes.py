@@ -28,6 +28,11 @@ def command() -> None:
 @click.option("--release", type=click.IntRange(1), metavar="N", help="Only the nodes that run their group's release N.")
 @click.option("--overdue", is_flag=True, help="Only the nodes that are overdue.")
 @click.option("--unseen", type=click.IntRange(1), metavar="SECONDS", help="Only the nodes unseen for so long.")
+@click.option(
+    "--sort",
+    type=click.Choice(["name", "standing", "seen"]),
+    help="By name (as usual), the worst standing first, or the longest unseen first.",
+)
 @options.json_option
 @options.asynchronous
 async def list_nodes(overdue: bool, as_json: bool, **filters: Any) -> None:

@@ -1,4 +1,4 @@
-"""GET /nodes: the nodes that a filter finds, by name.
+"""GET /nodes: the nodes that a filter finds.
 
 The filter is the URL, so a view can be sent to somebody.
 """
@@ -26,8 +26,8 @@ LIMIT = 50
 """Nodes of a page."""
 MOST_GONE = 100
 """Nodes that have left a live list, and are looked after still."""
-SHOWN = ("find", "group", "standing", "error", "label", "release", "overdue", "unseen", "state", "block")
-"""The filters of a URL, in the order in which they are shown."""
+SHOWN = ("find", "group", "standing", "error", "label", "release", "overdue", "unseen", "state", "block", "sort")
+"""The filters of a URL, in the order in which they are shown, and the order of the list."""
 _FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(NodeFilter))
 
 
@@ -129,7 +129,7 @@ async def _list(visit: Visit) -> NodeList:
 
 def _count(fleet: FleetSummary, shown: Mapping[str, str]) -> int | None:
     """How many nodes a filter finds, where the summary says it."""
-    if not shown.keys() <= {"group", "standing", "error"}:
+    if not shown.keys() <= {"group", "standing", "error", "sort"}:
         return None
     groups = [group for group in fleet.groups if shown.get("group") in (None, group.name)]
     if "error" in shown:
@@ -154,6 +154,7 @@ def _command(query: NodeFilter) -> str:
         name: getattr(query, name) for name in ("group", "standing", "error", "label", "find", "release", "state")
     }
     words = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    words += [f"--sort {query.sort}"] if query.sort != "name" else []
     words += ["--overdue"] if query.overdue else []
     words += [f"--unseen {query.unseen}"] if query.unseen else []
     return " ".join(["skerry node list", *words])

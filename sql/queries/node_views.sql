@@ -41,6 +41,49 @@ WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = A
     AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
 ORDER BY n.name LIMIT $13;
 
+-- The same in another order ($13): by their standing, the worst first, or, where it is `seen`, by when they were last seen,
+-- the longest ago first; after a place in it ($14) and a name.
+-- name: nodes_in_order
+SELECT id, name, group_name, labels, state, state_since, joined_at, last_seen_at, last_sync_at, confirmed_generation,
+    target_generation, schema_version, release_id, schema_floor, failures, syncs_folded, error_code, error_message, error_at,
+    retry_at, place
+FROM (
+    SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
+        greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
+        greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
+        n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
+        CASE
+            WHEN $13 = 'seen' THEN (extract(epoch FROM coalesce(p.last_seen_at, n.joined_at)) * 1000000)::int8
+            WHEN n.error_code <> '' AND g.release_id IS NOT NULL
+                AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 0
+            WHEN n.state = 'offline' THEN 1
+            WHEN n.state = 'syncing' THEN 2
+            WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 3
+            ELSE 4
+        END AS place
+    FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
+        LEFT JOIN node_presence p ON p.node_id = n.id
+    WHERE n.removed_at IS NULL AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) AND ($3::text IS NULL OR n.state = $3)
+        AND ($4::text IS NULL OR $4 = CASE
+            WHEN n.error_code <> '' AND g.release_id IS NOT NULL
+                AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'failing'
+            WHEN n.state <> 'online' THEN n.state
+            WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
+            ELSE 'at_target'
+        END)
+        AND ($5::text IS NULL OR (n.error_code = $5 AND g.release_id IS NOT NULL
+            AND n.confirmed_generation < greatest(n.generation, g.generation)))
+        AND ($6::text IS NULL OR (n.labels ->> $6 IS NOT NULL AND ($7::text IS NULL OR n.labels ->> $6 = $7)))
+        AND ($8::text IS NULL OR strpos(n.name, $8) > 0)
+        AND ($9::int8 IS NULL OR (n.confirmed_generation >= n.generation AND $9 = (
+            SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation)))
+        AND (NOT $10::bool OR p.overdue)
+        AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
+        AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
+) AS found
+WHERE (place, name) > ($14::int8, $1)
+ORDER BY place, name LIMIT $15;
+
 -- One node.
 -- name: node
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,

@@ -24,6 +24,7 @@ PATHS = (
     "/",
     "/nodes",
     "/nodes?standing=failing&group=default",
+    "/nodes?sort=seen",
     "/nodes?find=nothing-is-called-so",
     "/nodes/edge-000",
     "/nodes/edge-001",

@@ -9,7 +9,7 @@ import pytest
 
 from control import wire
 from control.storage.connection import Connection
-from tests.support import numbers
+from tests.support import numbers, standings
 from tests.support.console import MARKUP, ShownPage, fails, live, page, release, send
 from tests.support.live import asked, record
 from tests.support.live import joined as joined_live
@@ -81,6 +81,45 @@ async def test_filters_are_the_url_and_pages_go_on_by_a_cursor(control_site: Sit
 async def release_of(replica: Replica, group: str) -> None:
     answer = await replica.call("POST", "/v1/releases", {"group": group})
     assert answer.status == 201, answer.body
+
+
+@pytest.mark.usefixtures("quiet")
+async def test_a_list_has_an_order_on_all_its_pages(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.console.node_list.LIMIT", 2)
+    async with control_site.running() as replica:
+        await standings.group(replica, "shops", 1)
+        kinds = {
+            "c": {"code": "disk_full"},
+            "b": {"state": "offline"},
+            "d": {"state": "syncing"},
+            "e": {"confirmed": 10},
+        }
+        for name in "abcde":
+            # None of them polls, so their times stay as they are.
+            await standings.node(replica, name, "shops", **kinds.get(name, {}))
+
+        async def age(conn: Connection) -> None:
+            for minutes, name in enumerate("dcabe"):
+                await conn.execute(
+                    "UPDATE node_presence p SET last_seen_at = now() - interval '1 minute' * $2::int8 FROM nodes n "
+                    "WHERE n.id = p.node_id AND n.name = $1",
+                    *(name, minutes),
+                )
+
+        await replica.services.db.transaction(age)
+        for sort, expected in (("standing", "cbdae"), ("seen", "ebacd"), ("name", "abcde")):
+            found, path = "", f"/nodes?sort={sort}&group=shops"
+            while path:
+                shown = await page(replica, path)
+                found += "".join(names(shown))
+                following = re.findall(r'<a href="([^"]+)" rel="next"', shown.text)
+                path = unescape(following[0]) if following else ""
+            assert found == expected, sort
+            assert (f"--sort {sort}" in shown.text) == (sort != "name")
+        # A cursor is of one order.
+        cursor = (await replica.call("GET", "/v1/nodes?limit=1")).json()["next"]
+        answer = await replica.call("GET", f"/v1/nodes?sort=seen&cursor={cursor}")
+        assert (answer.status, answer.json()["field"]) == (422, "cursor")
 
 
 async def test_a_long_list_has_a_next_page(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

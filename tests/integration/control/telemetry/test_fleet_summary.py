@@ -54,6 +54,8 @@ async def test_list_filter_counts_and_grid_agree_on_each_combination(control_sit
         for stands in STANDINGS:
             filtered = await listed(replica, f"&standing={stands}")
             assert {n["name"] for n in filtered} == {n["name"] for n in found if n["standing"] == stands}
+        ordered = sorted(found, key=lambda n: (STANDINGS.index(n["standing"]), n["name"]))
+        assert [n["name"] for n in await listed(replica, "&sort=standing")] == [n["name"] for n in ordered]
         failing = [n for n in found if n["standing"] == "failing" and n["error"]["code"] == "disk_full"]
         assert [n["name"] for n in await listed(replica, "&error=disk_full")] == [n["name"] for n in failing]
         late = {f"n{number}" for number, kind in enumerate(kinds) if kind[4]}
