@@ -1,5 +1,6 @@
 """`skerry-edge`: a node's commands. They exit with 0: well, 1: not, 2: wrong call, 3: the node does not run."""
 
+import gc
 import importlib
 
 import click
@@ -45,4 +46,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # As in `__main__`.
+    gc.set_threshold(50_000)
     main(prog_name="skerry-edge")
