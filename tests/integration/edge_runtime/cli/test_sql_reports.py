@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from uuid import uuid4
 import pytest
 
 from control import wire
+from control.local.pki import Pki
 from edge_runtime.sync.control_client import ControlRefused
 from edge_runtime.sync.sql_runs import FOLDER, SqlRunRecord, SqlRunReports
 from tests.integration.edge_runtime.cli.test_backup import free, texts
 from tests.integration.edge_runtime.cli.test_node import command, start
 from tests.integration.edge_runtime.cli.test_sql import ENDLESS, FUNCTIONS, NOTES
-from tests.support.agents import Control, edge, joined
+from tests.support.agents import Control, edge, joined, running_control
 from tests.support.control import until as settled
 from tests.support.edge import node
 from tests.support.edge_process import front_process
@@ -36,6 +38,13 @@ async def test_rows_are_mended_while_the_node_does_not_run(tmp_path: Path) -> No
     assert (code, out, err) == (0, "1 rows changed\n", "")
     async with node(state) as made:
         assert await texts(made) == ["mended"]
+
+
+@pytest.fixture
+async def control(database_url: str, bucket_url: str, pki: Pki) -> AsyncIterator[Control]:
+    """One that holds no poll for long: a node tells of SQL between two polls."""
+    async with running_control(database_url, bucket_url, pki, hold=1.0) as running:
+        yield running
 
 
 async def test_control_is_told_who_has_changed_what(

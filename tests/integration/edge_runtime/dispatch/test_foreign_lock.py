@@ -57,12 +57,13 @@ async def test_a_program_that_holds_the_database_is_named(tmp_path: Path, caplog
             assert name in node_commands.render(shown)
             async with edge.http.get("/_skerry/metrics") as answer:
                 assert "skerry_edge_database_held 1.0" in await answer.text()
+            mend = ("UPDATE notes SET text = 'y'", "--write", "--reason", "a test")
+            mending = asyncio.ensure_future(command("sql", "--json", "--state", str(edge.state.path), *mend))
             for change in ("CREATE TABLE more (x)", STEPS):
                 with pytest.raises(SyncFailed, match=f"It is held by process {pid}") as failed:
                     await edge.release(FUNCTIONS, [change])
                 assert failed.value.code == "database_held"
-            mend = ("UPDATE notes SET text = 'y'", "--write", "--reason", "a test")
-            code, out, _ = await command("sql", "--json", "--state", str(edge.state.path), *mend)
+            code, out, _ = await mending
             error = json.loads(out)["error"]
             assert (code, error["code"], name in error["message"]) == (1, "database_held", True), error
         await until(lambda: not edge.front.pool.held_by)
@@ -97,8 +98,9 @@ async def test_one_that_has_the_file_exclusively_at_the_start_is_named(tmp_path:
         *_, last = err.splitlines()
         assert (code, "holds the database" in last, name in last) == (1, True, True), err
         copy = str(tmp_path / "copy.db")
-        for verb in (("sql", "SELECT 1"), ("check-database",), ("backup", copy)):
-            code, out, _ = await command(*verb, "--json", "--state", str(state))
+        verbs = (("sql", "SELECT 1"), ("check-database",), ("backup", copy))
+        ended = await asyncio.gather(*(command(*verb, "--json", "--state", str(state)) for verb in verbs))
+        for code, out, _ in ended:
             error = json.loads(out)["error"]
             assert (code, error["code"], name in error["message"]) == (1, "database_held", True), error
     async with node(state) as edge:
