@@ -40,7 +40,7 @@ test-fast *ARGS: setup
 test-cockroachdb *ARGS: setup
     @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { by_fours } else { "" } }} "$@"
 
-# the tests with programs of others: Chromium, Prometheus, Alertmanager, an OpenID provider; `just test-console -k word` for some
+# the tests with programs of others (Chromium, Prometheus, Alertmanager, an OpenID provider), 4 minutes; `just test-console -k word` for some
 test-console *ARGS: setup
     @scripts/debian-tools
     @scripts/openid-provider

@@ -7,11 +7,12 @@ import pytest
 import pytest_asyncio
 
 from control.local.pki import Pki
+from control.storage import connection_quotas
 from tests.support import services as servers
 from tests.support.replica import Site, prepare
 from tests.support.watched import Watched, watching
 
-TIMEOUT = 900
+TIMEOUT = 1800
 """Seconds for a test: more than all that it waits for may take, each by a deadline of its own that says what was so."""
 
 
@@ -28,7 +29,10 @@ async def shared_site(
     """As `control_site`, one for all tests of a module."""
     database_url = await services.fresh_database()
     bucket_url = await servers.fresh_bucket(services.artifacts_url)
-    yield await prepare(database_url, bucket_url, pki, tmp_path_factory.mktemp("spool"))
+    with pytest.MonkeyPatch.context() as patch:
+        # As `long_waits`, which is for one test.
+        patch.setattr(connection_quotas, "WAIT", 15.0)
+        yield await prepare(database_url, bucket_url, pki, tmp_path_factory.mktemp("spool"))
     await servers.drop_database(services.metadata_url, database_url)
     await servers.drop_bucket(bucket_url)
 

@@ -95,7 +95,8 @@ class Watched:
         A node tells them about once a minute, and first of all soon after a change of release: it is started again, and
         gets another one. Control writes them once a minute, and when it ends.
         """
-        before = await self._taken()
+        async with asyncio.timeout(LIMIT):
+            before = await self._taken()
         self.cluster.front.kill()
         await self.serve(guest("echo"))
 
