@@ -25,8 +25,8 @@ from tests.support.generated import generated
 
 REFUSED = hostile.refused()
 ACCEPTED = hostile.accepted()
-LARGEST = ACCEPTED.pop("a-data-section-of-64-mb")
-"""In a release of its own: each worker that is born loads all functions of the release."""
+TOO_LARGE = "64 MiB and a byte"
+"""Made only where it is used, as `hostile.largest`: each test process imports this module."""
 SAMPLE = 120
 """Generated modules that go through the real edge; all of them go through test_generated's children."""
 
@@ -46,9 +46,9 @@ async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
         yield made
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [*REFUSED, TOO_LARGE])
 async def test_refused_when_it_is_uploaded(checks: Checks, tmp_path: Path, name: str) -> None:
-    wasm, code = REFUSED[name]
+    wasm, code = (hostile.too_large(), "module_too_large") if name == TOO_LARGE else REFUSED[name]
     file = tmp_path / "module.wasm"
     file.write_bytes(wasm)
     with pytest.raises(ProblemError) as refused:
@@ -58,7 +58,7 @@ async def test_refused_when_it_is_uploaded(checks: Checks, tmp_path: Path, name:
 
 
 async def test_the_others_are_accepted() -> None:
-    modules = [*ACCEPTED.values(), LARGEST]
+    modules = [*ACCEPTED.values(), hostile.largest()]
     assert [check_module(module.wasm)["abi"] for module in modules] == [
         module.manifest.get("abi", "wagi") for module in modules
     ]
@@ -135,9 +135,11 @@ async def test_among_all_of_them_the_front_is_as_quick_as_before(edge: Node) -> 
 
 
 async def test_a_module_as_large_as_it_may_be(edge: Node) -> None:
+    """In a release of its own: each worker that is born loads all functions of the release."""
+    largest = hostile.largest()
     async with as_quick_as_before(edge):
-        await edge.release({"echo": guest("echo"), "largest": (LARGEST.wasm, LARGEST.manifest)})
-        assert await edge.problem("largest") == (LARGEST.status, LARGEST.code)
+        await edge.release({"echo": guest("echo"), "largest": (largest.wasm, largest.manifest)})
+        assert await edge.problem("largest") == (largest.status, largest.code)
 
 
 async def test_generated_modules_end_in_their_own_status(edge: Node, capsys: pytest.CaptureFixture[str]) -> None:
