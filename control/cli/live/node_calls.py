@@ -5,7 +5,7 @@ from control.cli.support import output
 from control.cli.support.client import Json, connection_settings
 
 NAMED = 4
-"""Codes of failed calls that are shown of a function."""
+"""Codes with which calls of a function ended that are shown: the most frequent ones."""
 
 
 async def asked(node: Json) -> list[Json] | None:
@@ -36,7 +36,7 @@ def show(calls: list[Json] | None) -> None:
     if calls is None:
         return
     output.table(
-        ["FUNCTION", "VERSION", "RELEASE", "CALLS", "FAILED", "P50", "P99", "HOW THEY FAILED"],
+        ["FUNCTION", "VERSION", "RELEASE", "CALLS", "FAILED", "P50", "P99", "CODES"],
         [
             [
                 one.get("function", ""),
