@@ -26,11 +26,11 @@ check: setup
 
 # Their hundreds of processes would each compile all modules where Python may keep no bytecode.
 pytest := "env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest"
-by_fours := "--numprocesses=4 --dist=loadfile --no-loadscope-reorder"
+by_fives := "--numprocesses=5 --dist=loadfile --no-loadscope-reorder"
 
-# the tests, four files at a time (they wait a lot), the quick ones last; `just test -k word` for some of them, one after the other
+# the tests, five files at a time (they wait a lot), the quick ones last; `just test -k word` for some of them, one after the other
 test *ARGS: setup
-    @exec {{ pytest }} {{ if ARGS == "" { by_fours } else { "" } }} "$@"
+    @exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
 
 # the unit tests, two processes, no server: under 30 s; `just test-fast -k word` for some of them
 test-fast *ARGS: setup
@@ -38,14 +38,14 @@ test-fast *ARGS: setup
 
 # the tests once more, with a proxy before the metadata database that makes it behave as CockroachDB
 test-cockroachdb *ARGS: setup
-    @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { by_fours } else { "" } }} "$@"
+    @SKERRY_TEST_COCKROACHDB=1 exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} "$@"
 
 # the tests with programs of others (Chromium, Prometheus, Alertmanager, an OpenID provider), 4 minutes; `just test-console -k word` for some
 test-console *ARGS: setup
     @scripts/debian-tools
     @scripts/openid-provider
     @scripts/console-tools
-    @exec {{ pytest }} {{ if ARGS == "" { by_fours } else { "" } }} tests/console "$@"
+    @exec {{ pytest }} {{ if ARGS == "" { by_fives } else { "" } }} tests/console "$@"
 
 # the compilers of Rust, Go and AssemblyScript, which the tests of these languages need (without them they are skipped)
 toolchains: setup
@@ -79,7 +79,7 @@ bindings: setup
 faults *ARGS: setup
     @SKERRY_TEST_KILLS=200 SKERRY_TEST_RELEASES=50 SKERRY_TEST_MODULES=5000 SKERRY_TEST_CUTS=1000 SKERRY_TEST_SEEDS=5000 \
         SKERRY_TEST_CALLS={{ if ARGS == "--all" { "0" } else { "40" } }} \
-        exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_fours } else { "" } }} tests/faults tests/security/test_generated.py \
+        exec {{ pytest }} {{ if ARGS =~ '^(--all)?$' { by_fives } else { "" } }} tests/faults tests/security/test_generated.py \
         {{ if ARGS == "--all" { "" } else { '"$@"' } }}
 
 # the benchmarks, or those that are named (`soak MINUTES` only so); results in bench/results
