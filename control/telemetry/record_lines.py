@@ -47,6 +47,8 @@ class NodeLogRecord(Struct, tag_field="kind", tag="node", omit_defaults=True):
     t: Time
     level: Short
     message: Message
+    call: Short = ""
+    """The call that it is about, if it is about one."""
     node: str = ""
 
 
@@ -112,11 +114,11 @@ class FunctionRecord(Struct, tag_field="kind", tag="function", omit_defaults=Tru
 Kind = Literal["lines", "calls", "functions"]
 _DECODERS: dict[
     str,
-    "msgspec.json.Decoder[LogRecord | NodeLogRecord] | msgspec.json.Decoder[CallRecord | LogRecord]"
+    "msgspec.json.Decoder[LogRecord | NodeLogRecord] | msgspec.json.Decoder[CallRecord | LogRecord | NodeLogRecord]"
     " | msgspec.json.Decoder[FunctionRecord]",
 ] = {
     "lines": msgspec.json.Decoder(LogRecord | NodeLogRecord),
-    "calls": msgspec.json.Decoder(CallRecord | LogRecord),
+    "calls": msgspec.json.Decoder(CallRecord | LogRecord | NodeLogRecord),
     "functions": msgspec.json.Decoder(FunctionRecord),
 }
 _encode = msgspec.json.Encoder().encode

@@ -24,6 +24,8 @@ LINES_OF_CALL: Final = 20
 """Lines that are sent of what a call has logged."""
 SLACK: Final = 5.0
 """Seconds by which the times of a call's record and of what it logged may be apart, besides how long it took."""
+AFTERWARDS: Final = 30.0
+"""Seconds after a call in which the node's log may say more of it, as where it trapped."""
 BURST: Final = 2.0
 """Seconds of its rate that may be sent at once."""
 KINDS: Final = ("lines", "calls", "functions")
@@ -61,19 +63,20 @@ class Past(NamedTuple):
 
 
 def _logged(folder: Path, calls: list[bytes]) -> list[bytes]:
-    """Return what calls have logged, `LINES_OF_CALL` lines of each at most."""
+    """Return what calls have logged, `LINES_OF_CALL` lines of each at most, and what the node says of them."""
     heads = [head for head in map(_decode, calls) if head.call]
     if not heads:
         return []
     ends = [records.seconds_of(head.t) for head in heads]
     # A call's record is written at its end.
-    since, until = min(ends) - max(head.seconds for head in heads) - SLACK, max(ends) + SLACK
+    since, until = min(ends) - max(head.seconds for head in heads) - SLACK, max(ends) + AFTERWARDS
     counts = dict.fromkeys((head.call for head in heads), 0)
     found = []
-    for line in search.search(folder, LineFilter(since, until, (records.LOG,), calls=tuple(counts)), search.MOST).lines:
-        call = _decode(line).call
-        if counts[call] < LINES_OF_CALL:
-            counts[call] += 1
+    logged = LineFilter(since, until, (records.LOG, records.NODE), calls=tuple(counts))
+    for line in search.search(folder, logged, search.MOST).lines:
+        head = _decode(line)
+        counts[head.call] += head.kind == records.LOG
+        if head.kind == records.NODE or counts[head.call] <= LINES_OF_CALL:
             found.append(line)
     return found
 

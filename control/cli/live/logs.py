@@ -150,7 +150,7 @@ async def _show(
 
 
 async def _gathered(query: dict[str, str | int | None]) -> tuple[list[Json], list[Json]]:
-    """The calls, and the lines that they logged."""
+    """The calls, and the lines that they logged, or that nodes' own logs have of them."""
     found: list[Json] = []
     async with record_stream.RecordClient(connection_settings()) as control:
         async for part in record_stream.parts(control, query):
@@ -158,7 +158,7 @@ async def _gathered(query: dict[str, str | int | None]) -> tuple[list[Json], lis
                 _tell(part.notice)
             elif part.record is not None:
                 found.append(part.record)
-    lines = [record for record in found if record["kind"] == "log" and record.get("call")]
+    lines = [record for record in found if record["kind"] != "call" and record.get("call")]
     return found, sorted(lines, key=lambda line: str(line["t"]))
 
 
@@ -196,7 +196,8 @@ def _as_it_is(_record: Json, raw: bytes) -> str:
 def _line(record: Json, _raw: bytes) -> str:
     level = record.get("level", "info")
     whose = _function(record) if record["kind"] == "log" else "skerry-edge"
-    call = f" [{record['call']}]" if record.get("call") else ""
+    # The node's own lines have it in their texts.
+    call = f" [{record['call']}]" if record.get("call") and record["kind"] == "log" else ""
     text = escaped(f"{record['t']} {level:7} {record['node']} {whose}{call} {record.get('message', '')}")
     return _colored(text, COLORS.get(level, "")) + "\n"
 

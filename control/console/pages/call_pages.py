@@ -37,7 +37,7 @@ class FoundCalls:
     """What nodes have answered."""
 
     calls: list[CallRecord] = field(default_factory=list)
-    lines: list[LogRecord] = field(default_factory=list)
+    lines: list[LogRecord | NodeLogRecord] = field(default_factory=list)
     notices: dict[str, Notice] = field(default_factory=dict)
     """What is missing, by kind."""
     in_time: bool = True
@@ -116,7 +116,7 @@ def _take(found: FoundCalls, line: bytes) -> None:
         return
     if isinstance(record, CallRecord) and len(found.calls) < KEPT:
         found.calls.append(record)
-    elif isinstance(record, LogRecord) and len(found.lines) < KEPT:
+    elif not isinstance(record, CallRecord) and len(found.lines) < KEPT:
         found.lines.append(record)
 
 

@@ -145,11 +145,13 @@ async def test_calls_show_where_their_time_went_and_what_they_logged(control: Co
         told |= {"times": {"guest": 0.4, "queue": 0.001}, "http": [{"host": "bank.example", "seconds": 0.2}]}
         told["sql"] = [{"statement": "SELECT *\nFROM orders", "count": 2, "seconds": 0.1}]
         edge.front.ring.put(records.encode(told))
-    await written(edge, b'"SELECT', times=3)
+    said = {"kind": "node", "level": "warning", "function": "orders", "call": "c-1", "message": "it trapped"}
+    edge.front.ring.put(records.encode({"t": records.time_text(time.time()), **said}))
+    await written(edge, b'"it trapped"')
     async with skerry(control, "calls", "--slowest", "--limit", "2") as command:
         assert await command.ends() == 0, command.err
     rows = command.out.splitlines()
-    assert len(rows) == 10
+    assert len(rows) == 11
     assert rows[0].endswith(" edge-1 orders@3 POST /functions/orders 200 2.500 s [c-2]")
     assert rows[1:4] == [
         "    queue 1.0 ms, guest 0.400 s",
@@ -161,7 +163,7 @@ async def test_calls_show_where_their_time_went_and_what_they_logged(control: Co
     async with skerry(control, "calls", "--failed", "--json") as command:
         assert await command.ends() == 0, command.err
     (shown,) = [json.loads(line) for line in command.out.splitlines()]
-    assert (shown["call"], [line["message"] for line in shown["log"]]) == ("c-1", ["in c-1"])
+    assert (shown["call"], [line["message"] for line in shown["log"]]) == ("c-1", ["in c-1", "it trapped"])
 
 
 async def test_a_view_outlives_its_replica(control: Control, edge: Edge, tmp_path: Path) -> None:

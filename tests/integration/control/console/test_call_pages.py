@@ -61,7 +61,8 @@ async def test_nodes_are_asked_for_their_slow_and_failed_calls(control_site: Sit
         assert "skerry calls --function orders --failed --slowest --since 1h" in shown.words
 
         asking = asyncio.create_task(page(replica, "/calls/ab-2?node=near"))
-        question = await answers(node, slow(2), record(2, "error", message=MARKUP), count=2)
+        own = record(2, "warning", kind="node", message="it trapped in function 41")
+        question = await answers(node, slow(2), record(2, "error", message=MARKUP), own, count=2)
         assert question.call == "ab-2"
         shown = await asking
         assert "<img" not in shown.text
@@ -69,6 +70,7 @@ async def test_nodes_are_asked_for_their_slow_and_failed_calls(control_site: Sit
         assert "\u00d7 3" in shown.words
         assert "tax.example.org" in shown.words
         assert "error orders" in shown.words, shown.words
+        assert "warning skerry-edge it trapped in function 41" in shown.words, shown.words
 
         # An operator of another group asks its nodes alone.
         grants = [{"role": "read", "group": "shops"}]

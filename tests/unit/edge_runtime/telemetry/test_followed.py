@@ -13,6 +13,7 @@ from control import wire
 from edge_runtime.telemetry import followed, records, search
 from edge_runtime.telemetry.followed import Followed
 from edge_runtime.telemetry.ring import Ring
+from edge_runtime.telemetry.ring_files import RingFiles
 
 
 def question(**more: Any) -> wire.Question:
@@ -156,21 +157,27 @@ def test_calls_are_found_by_their_seconds_and_their_failure(folder: Path) -> Non
     assert past.more
     past = Followed(question(kind="calls", limit=10, failed=True)).past(folder, 0.0)
     assert (messages(of_kind("call", past.lines)), past.more) == ([0], False)
-    # With what they have logged, of the time in which they ran.
-    assert messages(of_kind("log", past.lines)) == list(range(6))
+    # With the first lines that they have logged.
+    assert messages(of_kind("log", past.lines)) == list(range(followed.LINES_OF_CALL))
 
 
 def test_what_a_call_logged_is_found_among_any_number_of_other_lines(tmp_path: Path) -> None:
-    ring = Ring(tmp_path / "telemetry", 16 << 20, 3600.0)
-    ring.start()
-    for number in range(2):
-        ring.put(line(number, 1000.0, call=f"b-{number}"))
-        ring.put(line(number, 1001.0, kind="call", seconds=1.0, call=f"b-{number}"))
-    for number in range(search.MOST + 1):
-        ring.put(line(number, 1001.5))
-    ring.close()
-    past = Followed(question(kind="calls", limit=10)).past(ring.folder, 0.0)
+    calls = [
+        made
+        for number in range(2)
+        for made in (
+            line(number, 1000.0, call=f"b-{number}"),
+            line(number, 1001.0, kind="call", seconds=1.0, call=f"b-{number}"),
+        )
+    ]
+    others = [line(number, 1001.5) for number in range(search.MOST + 1)]
+    later = [line(7, 1020.0, kind="node", call="b-1"), line(8, 1020.0, kind="node")]
+    files = RingFiles(tmp_path, 16 << 20, 1e9)
+    files.write([*calls, *others, *later])
+    files.close()
+    past = Followed(question(kind="calls", limit=10)).past(tmp_path, 0.0)
     assert messages(of_kind("log", past.lines)) == [0, 1]
+    assert messages(of_kind("node", past.lines)) == [7], "the node's own log says more of a call some seconds later"
 
 
 def test_the_nodes_own_lines_of_a_function_are_found_as_they_are_followed(tmp_path: Path) -> None:
