@@ -105,6 +105,9 @@ class ControlMetrics:
         self._streams = Gauge(
             "skerry_console_streams", "Pages of the console that are sent what changes", registry=registry
         )
+        self._views = Gauge(
+            "skerry_record_views", "Views of nodes' records that operators have open", registry=registry
+        )
         self._age = Gauge(
             "skerry_fleet_age_seconds", "Since the targets were last read from the database", registry=registry
         )
@@ -115,9 +118,10 @@ class ControlMetrics:
         self._nodes.set_function(nodes)
         self._age.set_function(age)
 
-    def watch_streams(self, streams: Callable[[], float]) -> None:
-        """Set the function that each scrape calls: how many pages of the console are live."""
+    def watch_readers(self, streams: Callable[[], float], views: Callable[[], float]) -> None:
+        """Set the functions that each scrape calls: how many pages of the console are live, and views of records."""
         self._streams.set_function(streams)
+        self._views.set_function(views)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request. `route` is a route's pattern and not a path, of which clients can make any number."""

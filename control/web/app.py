@@ -130,7 +130,7 @@ class ControlApp:
         self.hub = self._starlette.state.hub = Hub()
         self.node_functions = NodeFunctions(services)
         self._starlette.state.node_functions = self.node_functions
-        services.metrics.watch_streams(lambda: self.hub.streams)
+        services.metrics.watch_readers(lambda: self.hub.streams, lambda: len(services.live.viewers))
         self._polls = PollEndpoint(
             services.auth,
             services.fleet,

@@ -19,6 +19,7 @@ async def test_lines_of_nodes_come_through_either_replica(control_site: Site) ->
     async with control_site.running() as one, control_site.running() as other:
         near, far = await joined(one, "near"), await joined(other, "far")
         async with viewing(one, follow=True) as view:
+            assert b"skerry_record_views 1.0" in one.services.metrics.render()
             assert (await view.notice("begin"))["count"] == 2
             for node in (near, far):
                 (question,) = await asked(node)

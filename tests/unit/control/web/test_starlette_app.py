@@ -1,5 +1,6 @@
 """Requests that reach no operation, through the whole application and without a server."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -37,6 +38,7 @@ class OnlyCounters:
         self.settings = SETTINGS
         self.clock = SystemClock()
         self.tracing = None
+        self.live = SimpleNamespace(viewers={})
         self.auth = self.fleet = self.heartbeats = self.decisions = self.numbers = None
 
 
