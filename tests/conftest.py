@@ -16,7 +16,7 @@ from control.telemetry import live_records
 from control.telemetry.webhooks import webhook_sender
 from edge_runtime.redaction import redact
 from tests.guests import build
-from tests.support import replica
+from tests.support import failing_calls, replica
 from tests.support import services as servers
 from tests.support.control import Control, running
 
@@ -37,11 +37,13 @@ def pytest_configure() -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Have the compiler of the test guests build its C library, before any test's time runs."""
+    """Have the compiler of the test guests build its C libraries, before any test's time runs: a loop that has a
+    control in it stands meanwhile."""
     if not hasattr(session.config, "workerinput"):
         if not build.CACHE.exists():
             print("building the C library of the test guests (once, half a minute)", flush=True)
         build.guest("echo")
+        failing_calls.library()
 
 
 def pytest_collection_finish() -> None:
