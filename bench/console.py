@@ -41,6 +41,8 @@ PAGES = (
     "/",
     "/nodes",
     "/nodes?standing=failing",
+    "/nodes?sort=standing",
+    "/nodes?sort=seen",
     "/nodes?find=999&group=shops-eu",
     "/nodes?block=shops-eu-3",
     "/nodes/node-9999",
