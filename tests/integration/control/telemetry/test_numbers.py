@@ -309,7 +309,7 @@ async def test_a_replica_that_stops_writes_what_nodes_told_of_themselves(control
             await numbers.tell(node, numbers.message([], node=told, sequence=sequence))
             await nodes.write_if_due(asyncio.get_running_loop().time())
     async with control_site.running() as replica:
-        found = await replica.services.db.read(lambda conn: nodes.of_node(conn, node.id))
+        found = await replica.services.db.read(lambda conn: conn.fetchrow(OF_NODE, node.id))
         assert found is not None
         assert found.database_bytes == 2
 
