@@ -21,7 +21,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_a_failure_says_what_happened_last_and_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(_world: world.World) -> str:
+    def wrong(_world: world.World, *, lost: bool) -> str:
         raise Violation("nothing is as it should be")
 
     monkeypatch.setattr(world.World, "_unsettled", wrong)

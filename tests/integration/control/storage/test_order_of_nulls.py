@@ -73,6 +73,13 @@ def wrong(sql: str, tables: Columns) -> list[str]:
             return all(nullable(argument, scope) for argument in node.args)
         if isinstance(node, ast.A_Const):
             return bool(node.isnull)
+        if isinstance(node, ast.CaseExpr):
+            results = [when.result for when in node.args]
+            return node.defresult is None or any(nullable(result, scope) for result in (*results, node.defresult))
+        if isinstance(node, ast.A_Expr) and node.lexpr is not None and node.name[-1].sval in ("+", "-", "*"):
+            return nullable(node.lexpr, scope) or nullable(node.rexpr, scope)
+        if isinstance(node, ast.FuncCall) and node.funcname[-1].sval == "extract":
+            return any(nullable(argument, scope) for argument in node.args)
         if isinstance(node, ast.FuncCall):
             return node.funcname[-1].sval not in ("count", "row_number")
         if isinstance(node, ast.ColumnRef):
@@ -115,6 +122,9 @@ async def test_no_list_is_ordered_by_what_may_be_null(tables: Columns) -> None:
         "SELECT id, greatest(synced_at, retry_at) AS later FROM nodes ORDER BY later",
         "SELECT t.at FROM (SELECT removed_at AS at FROM nodes) AS t ORDER BY t.at",
         "SELECT row_number() OVER (PARTITION BY state ORDER BY synced_at) FROM nodes",
+        "SELECT CASE WHEN name = 'a' THEN 0 END AS place FROM nodes ORDER BY place",
+        "SELECT CASE WHEN name = 'a' THEN 0 ELSE extract(epoch FROM synced_at) * 2 END AS at FROM nodes ORDER BY at",
+        "SELECT labels ->> 'site' AS site FROM nodes ORDER BY site",
     ],
 )
 async def test_the_rule_finds_what_may_be_null(tables: Columns, sql: str) -> None:
@@ -127,6 +137,7 @@ async def test_the_rule_finds_what_may_be_null(tables: Columns, sql: str) -> Non
         "SELECT n.id FROM nodes n ORDER BY n.name, n.id::text",
         "SELECT coalesce(synced_at, joined_at) AS at FROM nodes ORDER BY at",
         "SELECT t.name FROM (SELECT name, removed_at FROM nodes) AS t ORDER BY t.name",
+        "SELECT CASE WHEN name = 'a' THEN 0 ELSE extract(epoch FROM joined_at) * 2 END AS at FROM nodes ORDER BY at",
     ],
 )
 async def test_the_rule_takes_what_is_never_null(tables: Columns, sql: str) -> None:
