@@ -11,6 +11,7 @@ from control.telemetry.fleet_summary import FleetGrid
 from control.web import connection_limits
 from tests.support import deploy, numbers, seeds
 from tests.support.console import MARKUP, fails, live, page, release
+from tests.support.control import until
 from tests.support.replica import Site
 
 
@@ -54,8 +55,12 @@ async def test_what_is_wrong_is_said_first_by_cause_and_without_markup(control_s
         assert shown.part("flight").startswith("Releases in flight default 1 0 of 3 at target")
         assert "edge-1 failed its sync to release 1 disk_full" in shown.part("events")
         assert "admin: release.create default/1" in shown.part("events")
-        # Two cells beside each other are one line.
-        assert '<path stroke="url(#k-fail)" d="m0,3h12"/>' in shown.text
+
+        async def drawn() -> bool:
+            return '<path stroke="url(#k-fail)" d="m0,3h12"/>' in (await page(replica, "/")).text
+
+        # Two cells beside each other are one line. The grid is read for itself, and may be some seconds behind.
+        await until(drawn)
 
 
 async def test_what_happens_again_and_again_is_one_line(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
