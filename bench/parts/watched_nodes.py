@@ -31,8 +31,8 @@ MINUTE = 60.0
 """Seconds between two lines of a node."""
 WARM = 30.0
 """Seconds in which all nodes have polled again, and their connections are there."""
-SECONDS = 50.0
-"""Twice as long as a poll is held: nodes that poll together do so as often in each measurement."""
+SECONDS = 45.0
+"""Twice as long as polls are held on average, 20 to 25 s: nodes that poll together do so twice in each measurement."""
 JOINS = 50
 """Handshakes at once."""
 
