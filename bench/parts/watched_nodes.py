@@ -76,12 +76,15 @@ class SimulatedNode:
         async with slots:
             stream = await self._connect()
             status, body = await self._ask(stream, "/v1/poll", self._poll(0.0, report=True))
+        await asyncio.sleep(random.random() * HOLD)
         while True:
             if status == 200:
                 answer = orjson.loads(body)
                 assert answer["type"] == "watch", answer
                 self.watching = answer["digest"]
                 self.watch = next((question["id"] for question in answer.get("questions", [])), "")
+                # Polls that come together cost less than those of a fleet, which are spread some minutes later.
+                await asyncio.sleep(random.random() * HOLD)
             else:
                 assert status == 204, body
             status, body = await self._ask(stream, "/v1/poll", self._poll(HOLD))
