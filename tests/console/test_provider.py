@@ -16,16 +16,9 @@ from control.access import provider as client
 from control.access.sessions import COOKIE
 from control.console.sign_in_pages import PROVIDER_COOKIE
 from control.local.pki import Pki
-from tests.support.control import Control, running
+from tests.support.control import Control
 from tests.support.cookies_and_forms import ConsoleBrowser
-from tests.support.openid_provider import (
-    CLIENT_ID,
-    CLIENT_SECRET,
-    OpenIdProvider,
-    pass_through,
-    provider,
-)
-from tests.support.ports import free_port
+from tests.support.openid_provider import OpenIdProvider, control_beside, pass_through, provider
 
 ACCOUNTS: dict[str, dict[str, Any]] = {
     "u-1": {"preferred_username": "Ada", "name": "Ada L.", "email": "ada@example.org", "groups": ["ops", "other"]},
@@ -71,26 +64,11 @@ class Setting:
 async def setting(
     long_waits: None, database_url: str, bucket_url: str, pki: Pki, tmp_path: Path
 ) -> AsyncIterator[Setting]:
-    port = free_port()
-    url = f"https://127.0.0.1:{port}"
-    (tmp_path / "secret").write_text(CLIENT_SECRET + "\n")
-    (tmp_path / "grants.toml").write_text(GRANTS)
+    accounts = {login: {**claims} for login, claims in ACCOUNTS.items()}
+    servers = database_url, bucket_url, pki
     async with AsyncExitStack() as stack:
-        made = await stack.enter_async_context(provider(url, {login: {**a} for login, a in ACCOUNTS.items()}))
-        control = await stack.enter_async_context(
-            running(
-                database_url,
-                bucket_url,
-                pki,
-                port=port,
-                public_url=url,
-                oidc_issuer=made.issuer,
-                oidc_name="Example <b>",
-                oidc_client_id=CLIENT_ID,
-                oidc_client_secret=tmp_path / "secret",
-                oidc_scopes="openid profile groups",
-                oidc_grants=tmp_path / "grants.toml",
-            )
+        control, made, url = await stack.enter_async_context(
+            control_beside("127.0.0.1", accounts, GRANTS, tmp_path, *servers, oidc_name="Example <b>")
         )
         jar = aiohttp.DummyCookieJar()
         session = aiohttp.ClientSession(connector=control.session.connector, connector_owner=False, cookie_jar=jar)

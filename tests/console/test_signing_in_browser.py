@@ -1,7 +1,6 @@
 """Signing in in a real Chromium: what it keeps of cookies, what the pages' policy lets it do, and what its keys do."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ from playwright.async_api import Browser, Page, expect
 from control.access.sessions import COOKIE
 from control.local.pki import Pki
 from tests.support.console_browser import Look, chromium, tab
-from tests.support.control import Control, running
-from tests.support.openid_provider import CLIENT_ID, CLIENT_SECRET, provider
-from tests.support.ports import free_port
+from tests.support.control import Control
+from tests.support.openid_provider import control_beside
 
 
 async def names(page: Page) -> set[str]:
@@ -31,27 +29,10 @@ async def started(
     long_waits: None, database_url: str, bucket_url: str, pki: Pki, tmp_path: Path
 ) -> AsyncIterator[tuple[Control, str]]:
     """A control that a browser reaches as another site than its provider, and its URL there."""
-    port = free_port()
-    url = f"https://control.example:{port}"
-    (tmp_path / "secret").write_text(CLIENT_SECRET)
-    (tmp_path / "grants.toml").write_text('[groups]\nops = ["admin"]\n')
     accounts: dict[str, dict[str, Any]] = {"u-1": {"preferred_username": "Ada", "groups": ["ops"]}}
-    async with AsyncExitStack() as stack:
-        made = await stack.enter_async_context(provider(url, accounts))
-        control = await stack.enter_async_context(
-            running(
-                database_url,
-                bucket_url,
-                pki,
-                port=port,
-                public_url=url,
-                oidc_issuer=made.issuer,
-                oidc_client_id=CLIENT_ID,
-                oidc_client_secret=tmp_path / "secret",
-                oidc_scopes="openid profile groups",
-                oidc_grants=tmp_path / "grants.toml",
-            )
-        )
+    grants = '[groups]\nops = ["admin"]\n'
+    servers = database_url, bucket_url, pki
+    async with control_beside("control.example", accounts, grants, tmp_path, *servers) as (control, _, url):
         yield control, url
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 
+from tests.support.control import Control, running
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +75,36 @@ async def provider(control_url: str, accounts: dict[str, dict[str, Any]], **more
         yield made
     finally:
         await made.stop()
+
+
+@contextlib.asynccontextmanager
+async def control_beside(
+    host: str, accounts: dict[str, dict[str, Any]], grants: str, folder: Path, *servers: Any, **more: Any
+) -> AsyncIterator[tuple[Control, OpenIdProvider, str]]:
+    """A control at `host`, a provider that knows it, and the control's URL.
+
+    `grants` says what the provider's groups may; `folder` is for the files of both; `servers` and `more` are as
+    `running` takes them.
+    """
+    port = free_port()
+    url = f"https://{host}:{port}"
+    (folder / "secret").write_text(CLIENT_SECRET + "\n")
+    (folder / "grants.toml").write_text(grants)
+    async with (
+        provider(url, accounts) as made,
+        running(
+            *servers,
+            port=port,
+            public_url=url,
+            oidc_issuer=made.issuer,
+            oidc_client_id=CLIENT_ID,
+            oidc_client_secret=folder / "secret",
+            oidc_scopes="openid profile groups",
+            oidc_grants=folder / "grants.toml",
+            **more,
+        ) as control,
+    ):
+        yield control, made, url
 
 
 async def pass_through(address: str, login: str, *, allow: bool = True) -> str:
