@@ -120,7 +120,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "not_at_target": ProblemCode(0, "The sync ended, but the node doesn't run what the release asks for"),
     "unknown": ProblemCode(0, "The node said that the sync failed, and not why"),
     # What the commands of `skerry` end with
-    "schema": ProblemCode(0, "The metadata database has another schema than this version of control"),
+    "schema": ProblemCode(0, "The metadata database's schema doesn't suit this version of control"),
     "start": ProblemCode(0, "Control can't be started"),
     "tls": ProblemCode(0, "Control's certificate isn't trusted"),
     "unreachable": ProblemCode(0, "No answer came"),

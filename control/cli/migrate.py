@@ -25,7 +25,8 @@ DDL_TIMEOUT = 300.0
 async def command(new_admin: str | None, as_json: bool) -> None:
     """Bring the metadata database (SKERRY_METADATA_URL) to this version's schema.
 
-    The first time, it makes the operator `admin` and prints the token, once. Safe to run again, also after a kill.
+    Replicas of the version before serve on meanwhile, and afterwards. The first time, it makes the operator `admin`
+    and prints the token, once. Safe to run again, also after a kill.
     """
     url = os.environ.get("SKERRY_METADATA_URL", "")
     if not url:
@@ -34,7 +35,7 @@ async def command(new_admin: str | None, as_json: bool) -> None:
     if as_json:
         output.document({"applied": applied, "admin": (new_admin or "admin") if token else None, "token": token})
         return
-    output.note("\n".join(f"applied {name}" for name in applied) if applied else "the schema is this version's already")
+    output.note("\n".join(f"applied {name}" for name in applied) if applied else "the schema has all of this version")
     if token:
         output.note(f"the token of admin {new_admin or 'admin'}; control keeps only its hash, so store it now:")
         output.say(token)

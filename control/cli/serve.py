@@ -24,7 +24,8 @@ from control.settings import from_environment
 def command(log_level: str) -> None:
     """Serve control, as the environment says (SKERRY_METADATA_URL, SKERRY_ARTIFACTS_URL, SKERRY_TLS_CERT, …).
 
-    Refuses to start on a metadata database with another schema: run `skerry migrate` first. Ends in order on SIGTERM.
+    Refuses to start on a metadata database that lacks a part of this version's schema (run `skerry migrate` first), or
+    that a newer version has made unfit for this one. Ends in order on SIGTERM.
     """
     # Imported here, so that `skerry --help` doesn't load the server and all that it uses.
     import uvloop

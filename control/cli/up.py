@@ -130,7 +130,7 @@ class Up:
             told.append(f"a CA of our own, {keys.fingerprint[:16]}…")
         async with self._step("migrate") as told:
             applied, first = await migrate.run(metadata_url, None)
-            told.append(f"{len(applied)} applied" if applied else "the schema is this version's already")
+            told.append(f"{len(applied)} applied" if applied else "the schema has all of this version")
         held = await stack.enter_async_context(local.children_lock(self._home))
         control_port, edge_port = local.ports(self._home)
         url, edge_url = f"https://127.0.0.1:{control_port}", f"http://127.0.0.1:{edge_port}"

@@ -1,7 +1,8 @@
-"""Bringing the metadata database to this version's schema, and refusing to serve on another one."""
+"""Bringing the metadata database to this version's schema, and refusing to serve on one that doesn't suit (ADR 54)."""
 
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from control.storage.connection import Connection
 from control.storage.database import Database
 
 log = logging.getLogger("skerry.migrate")
+
+_NEEDS = re.compile(r"\.needs-(\d{4})\.sql$")
 
 
 class AppliedFile(NamedTuple):
@@ -47,7 +50,7 @@ OPERATOR = SQL.rows("operator", KnownOperator)
 
 
 class SchemaError(Exception):
-    """The database has another schema than this version of control; the message says what to do."""
+    """This version of control can't serve on the database's schema; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,15 @@ class Migration:
     name: str
     checksum: str
     statements: tuple[str, ...]
+
+
+def needed(name: str) -> int:
+    """The number of the file of sql/schema that a control must have to serve once the file `name` is applied.
+
+    A file whose name ends in `.needs-NNNN.sql` says it. 0 for all others: they only add, so that any control serves on.
+    """
+    found = _NEEDS.search(name)
+    return int(found[1]) if found else 0
 
 
 def statements(text: str) -> tuple[str, ...]:
@@ -79,7 +91,7 @@ async def migrate(db: Database, clock: Clock) -> list[str]:
     """Apply the files that are missing and return their names. It may be run again, also after it was killed.
 
     Each statement is run by itself, since CockroachDB commits DDL at once, and is written so that it may be repeated.
-    Raises: SchemaError, when the database was migrated by another version.
+    Files of a newer version stay as they are. Raises: SchemaError, when this version can't serve on the database.
     """
     applied = await _applied(db)
     wanted = migrations(cockroachdb=await _is_cockroachdb(db))
@@ -108,8 +120,11 @@ async def migrate(db: Database, clock: Clock) -> list[str]:
 
 
 async def check(db: Database) -> None:
-    """Raises: SchemaError, when the database has another schema than this version's."""
-    _compare(await _applied(db), migrations(cockroachdb=await _is_cockroachdb(db)), missing_is_wrong=True)
+    """Raises: SchemaError, when this version can't serve on the database: it lacks a file, or a newer one is in it that
+    needs a newer version."""
+    newer = _compare(await _applied(db), migrations(cockroachdb=await _is_cockroachdb(db)), missing_is_wrong=True)
+    if newer:
+        log.info("the metadata database has files of a newer version of skerry: %s", ", ".join(newer))
 
 
 async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: bool = False) -> str | None:
@@ -150,13 +165,16 @@ async def _applied(db: Database) -> dict[str, str]:
     return {row.name: row.checksum for row in rows}
 
 
-def _compare(applied: dict[str, str], wanted: list[Migration], *, missing_is_wrong: bool) -> None:
-    unknown = sorted(applied.keys() - {migration.name for migration in wanted})
-    if unknown:
-        raise SchemaError(
-            f"the metadata database has {', '.join(unknown)}, which this version of skerry doesn't know: "
-            "it was migrated by a newer one; use that version"
-        )
+def _compare(applied: dict[str, str], wanted: list[Migration], *, missing_is_wrong: bool) -> list[str]:
+    """Return the applied files that this version doesn't have. Raises: SchemaError."""
+    newer = sorted(applied.keys() - {migration.name for migration in wanted})
+    own = max(int(migration.name[7:11]) for migration in wanted if migration.name.startswith("schema/"))
+    for name in newer:
+        if needed(name) > own:
+            raise SchemaError(
+                f"the metadata database has {name}, with which this version of skerry can't serve: its own schema ends "
+                f"with number {own:04}; use the newer version that migrated the database"
+            )
     for migration in wanted:
         if migration.name not in applied:
             if missing_is_wrong:
@@ -166,3 +184,4 @@ def _compare(applied: dict[str, str], wanted: list[Migration], *, missing_is_wro
                 f"the metadata database was made with another text of {migration.name} than this version of skerry "
                 "has: use the version that made it, or an empty database"
             )
+    return newer

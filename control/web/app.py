@@ -107,7 +107,7 @@ class ControlApp:
     def lifespan(self) -> AbstractAsyncContextManager[object]:
         """Connect, load, and run the background tasks, until the block ends.
 
-        Raises: SchemaError, when the database has another schema; ProblemError, when control can't serve.
+        Raises: SchemaError, when the database's schema doesn't suit; ProblemError, when control can't serve.
         """
         return self._starlette.router.lifespan_context(self._starlette)
 

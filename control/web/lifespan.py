@@ -61,7 +61,7 @@ log = logging.getLogger("skerry.control")
 async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Services]:
     """Connect, load the cache, and run the background tasks until the block ends.
 
-    Raises: SchemaError, when the database has another schema; ProblemError, when the database doesn't answer or the
+    Raises: SchemaError, when the database's schema doesn't suit; ProblemError, when the database doesn't answer or the
     bucket is another control's.
     """
     async with AsyncExitStack() as stack:

@@ -15,7 +15,7 @@ from control.storage.migrations import SchemaError
 def startup_errors(cure: str) -> Iterator[None]:
     """Turn the errors of settings, of the metadata's schema and of both services into the command line's own.
 
-    Raises: UsageError, when a setting is wrong; Failure, when the database has another schema, or when a service fails:
+    Raises: UsageError, when a setting is wrong; Failure, when the schema doesn't suit, or when a service fails:
     then with `cure`, which says what to look at.
     """
     try:

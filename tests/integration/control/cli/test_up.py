@@ -133,7 +133,7 @@ def test_killed_and_started_again(
         second = Up(home)
         try:
             second.wait_ready()
-            assert "the schema is this version's already" in second.output
+            assert "the schema has all of this version" in second.output
             assert "こんにちは, Ada!" in second.output
             assert " join " not in second.output
             now = json.loads((home / "cli.json").read_text())

@@ -55,11 +55,28 @@ async def test_another_text_of_a_file_is_refused(db: Database) -> None:
             await refuse
 
 
-async def test_a_newer_schema_is_refused(db: Database) -> None:
+FUTURE = "INSERT INTO migrations VALUES ($1, 'x', $2)"
+
+
+async def test_a_newer_schema_that_only_adds_is_served_on(db: Database, caplog: pytest.LogCaptureFixture) -> None:
     await migrations.migrate(db, CLOCK)
-    await execute(db, "INSERT INTO migrations VALUES ('schema/9999_future.sql', 'x', $1)", CLOCK.now())
+    for name in ("schema/9998_future.sql", "cockroachdb/9999_future.sql"):
+        await execute(db, FUTURE, name, CLOCK.now())
+    with caplog.at_level("INFO"):
+        await migrations.check(db)
+    assert "newer version of skerry: cockroachdb/9999_future.sql, schema/9998_future.sql" in caplog.text
+    assert await migrations.migrate(db, CLOCK) == []
+
+
+@pytest.mark.parametrize("folder", ["schema", "cockroachdb"])
+async def test_a_newer_schema_that_needs_a_newer_version_is_refused(db: Database, folder: str) -> None:
+    await migrations.migrate(db, CLOCK)
+    own = sum(migration.name.startswith("schema/") for migration in migrations.migrations(cockroachdb=False))
+    await execute(db, FUTURE, f"{folder}/9998_future.needs-{own:04}.sql", CLOCK.now())
+    await migrations.check(db)
+    await execute(db, FUTURE, f"{folder}/9999_future.needs-{own + 1:04}.sql", CLOCK.now())
     for refuse in (migrations.check(db), migrations.migrate(db, CLOCK)):
-        with pytest.raises(SchemaError, match="newer"):
+        with pytest.raises(SchemaError, match=r"9999_future.*can't serve.*use the newer version"):
             await refuse
 
 
