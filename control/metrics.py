@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from control import version
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0)
@@ -97,6 +99,8 @@ class ControlMetrics:
             self._syncs.labels(status)
         for result in ("delivered", "failed", "given_up"):
             self._webhooks.labels(result)
+        build = Gauge("skerry_build_info", "1; the label says what runs", ["version"], registry=registry)
+        build.labels(version.running().short).set(1)
         self._held = Gauge("skerry_held_polls", "Polls that wait for a new target", registry=registry)
         self._nodes = Gauge("skerry_cached_nodes", "Nodes that this replica has in memory", registry=registry)
         self._certificate = Gauge(

@@ -10,6 +10,7 @@ from typing import Any
 
 import uvloop
 
+from control import version
 from edge_runtime import mapped_pages, threads, wal
 from edge_runtime.dispatch import disk_watchdog, memory_watchdog
 from edge_runtime.dispatch.foreign_lock import ForeignLock
@@ -172,6 +173,7 @@ class Front:
         self.port = self.server.bind()
         kept = RingHandler(self.ring.put, asyncio.get_running_loop().call_soon_threadsafe, self.ring.node)
         logging.getLogger().addHandler(kept)
+        log.info("this is skerry-edge %s", version.running().text)
         self.ring.start()
         if self.spans is not None:
             self.spans.start()

@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from control import version
 from control.sketch import FOLDED, fold
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.ipc.zygote_client import ZygoteClient
 from edge_runtime.logs import dropped
-from edge_runtime.own_numbers import VERSION
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.telemetry.ring import Ring
@@ -131,7 +131,7 @@ class PoolCollector(Collector):
     def _node(self) -> Iterable[Metric]:
         """Return the metrics of the node itself: its software, how it gets on with control, and what will end."""
         build = GaugeMetricFamily("skerry_edge_build_info", "1; the labels say what runs", labels=["version", "python"])
-        build.add_metric([VERSION, platform.python_version()], 1)
+        build.add_metric([version.running().short, platform.python_version()], 1)
         yield build
         if self._agent is not None:
             facts = self._agent.facts()

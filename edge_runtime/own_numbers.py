@@ -1,20 +1,15 @@
 """How the node itself is, as control is told in polls."""
 
 import asyncio
-import importlib.metadata
 import os
-from typing import Final
 
-from control import wire
+from control import version, wire
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.logs import dropped
 from edge_runtime.release.checkpoint_schedule import CheckpointSchedule
 from edge_runtime.telemetry import process_memory
 from edge_runtime.telemetry.node_agent import NodeAgent
 from edge_runtime.web.tls_files import TlsFiles
-
-VERSION: Final = importlib.metadata.version("skerry")[:32]
-"""Of the node's software."""
 
 
 class OwnNumbers:
@@ -38,7 +33,7 @@ class OwnNumbers:
             memory=memory,
             certificate_ends=max(0, int(certificate or 0)),
             credential_ends=max(0, int(facts.credential_ends or 0)),
-            edge=VERSION,
+            edge=version.running().short[:32],
             worker_deaths=self._pool.deaths,
             log_dropped=dropped(),
             failed_syncs=facts.failed_syncs,

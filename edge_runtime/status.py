@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from control import version
 from control.sketch import quantile
 from edge_runtime.dispatch.pool import Pool
 from edge_runtime.dispatch.served_functions import Tally
@@ -48,6 +49,7 @@ class NodeStatus:
         lacking = self.secrets.lacking(functions)
         fit = [link for link in pool.links if link.usable]
         own: dict[str, Any] = {
+            "version": version.running().short,
             "release": release
             and {"id": release.release_id, "number": release.number, "generation": release.generation},
             "schema_version": self.manager.inventory.schema_version,

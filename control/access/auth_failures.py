@@ -7,11 +7,11 @@ from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid4
 
-from control import flush_loop
 from control.clock import Clock
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database
+from control.sync import flush_loop
 
 SQL = queries.load("auth")
 BEGIN_BATCH = SQL.optional("begin_batch", UUID)

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from starlette.types import Scope
 
-from control import flush_loop, tokens
+from control import tokens
 from control.access import auth, rights
 from control.access.auth import Authenticator, AuthError, Principal, Since
 from control.clock import Clock
@@ -28,6 +28,7 @@ from control.storage.announcements import Changed
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
+from control.sync import flush_loop
 from control.sync.fleet_cache import FleetCache
 from control.sync.fleet_rows import CachedOperator
 

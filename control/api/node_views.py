@@ -57,6 +57,7 @@ class NodeListRow:
     error_message: str
     error_at: datetime | None
     retry_at: datetime | None
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +318,7 @@ def _node(
         syncs_folded=row.syncs_folded,
         error=node_responses.NodeError(row.error_code, row.error_message, row.error_at) if row.error_code else None,
         retry_at=row.retry_at,
+        version=row.version or None,
         warnings=[node_responses.Warning(*warning[1:]) for warning in warnings],
         sync=next((node_responses.OpenSync(str(s.id), s.status, s.step, s.started_at) for s in syncs), None),
     )

@@ -55,8 +55,23 @@ class Verbs(click.Group):
         return found
 
 
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from control import version
+
+        click.echo(f"skerry, version {version.told()}")
+        context.exit()
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="skerry")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, with its commit.",
+)
 def skerry() -> None:
     """Functions and data at the edge, brought to their release by a central control plane.
 

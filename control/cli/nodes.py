@@ -87,6 +87,7 @@ def _details(node: Json) -> list[tuple[str, object]]:
         ("node", f"{node['name']} ({node['id']})"),
         ("group", node["group"]),
         ("labels", " ".join(f"{key}={value}" for key, value in node["labels"].items())),
+        ("version", node.get("version") or _told_edge(node) or "not told"),
         ("standing", status.standing(node)),
         ("state", f"{node['state']} since {output.ago(node['state_since'])}"),
         ("seen", output.ago(node["last_seen_at"])),
@@ -138,7 +139,13 @@ def _numbers(told: Json | None) -> list[tuple[str, object]]:
             ("memory", "memory_bytes"),
         )
     )
-    return [("numbers", f"{sizes} (edge {told['edge'] or 'unknown'}, told {output.ago(told['told_at'])})")]
+    return [("numbers", f"{sizes} (told {output.ago(told['told_at'])})")]
+
+
+def _told_edge(node: Json) -> str:
+    """The version that a node told with its numbers: versions before tell it there alone."""
+    told = node.get("numbers")
+    return "" if told is None else str(told["edge"])
 
 
 def _capabilities(told: Json, protocol: object) -> list[tuple[str, object]]:

@@ -7,12 +7,12 @@ syncs don't write, so they never conflict with syncs.
 import logging
 from datetime import datetime
 
-from control import flush_loop
 from control.clock import AHEAD, Clock
 from control.metrics import ControlMetrics
 from control.storage import queries
 from control.storage.connection import Connection
 from control.storage.database import Database, Locked
+from control.sync import flush_loop
 
 SQL = queries.load("heartbeats")
 LOCK_FREE = SQL.value("lock_free", str)

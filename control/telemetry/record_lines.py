@@ -149,7 +149,13 @@ def unpack(raw: bytes, encoding: bytes) -> bytes:
 
 
 def check(raw: bytes, kind: str, node: str) -> CheckedLines:
-    """The records of a question's kind in a batch of the node of this name."""
+    """The records of a question's kind in a batch of the node of this name.
+
+    Raises: ProblemError not_ready, when a newer replica has asked for records of a kind that this one doesn't know.
+    """
+    if kind not in _DECODERS:
+        text = f"this replica is of an earlier version, which has no records of the kind {kind}; another replica has"
+        raise ProblemError("not_ready", text)
     decode = _DECODERS[kind].decode
     lines, invalid = [], 0
     for line in raw.split(b"\n"):

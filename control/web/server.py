@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from control import version
 from control.clock import Clock, SystemClock
 from control.settings import ControlSettings, is_loopback, listen_address
 from control.web import connection_limits, metrics_app, tls
@@ -145,6 +146,7 @@ class ControlServer(uvicorn.Server):
 async def serve(settings: ControlSettings, *, clock: Clock | None = None) -> None:
     """Serve until SIGTERM or SIGINT; a second signal ends the process at once. Raises what keeps it from starting."""
     _raise_limit()
+    log.info("this is skerry %s", version.running().text)
     server = ControlServer(settings, clock=clock, tame=True)
     loop = asyncio.get_running_loop()
 

@@ -39,8 +39,23 @@ class Commands(click.Group):
         return found
 
 
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from control import version
+
+        click.echo(f"skerry-edge, version {version.told()}")
+        context.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="skerry")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, with its commit.",
+)
 def main() -> None:
     """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
 

@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Final
 
-from control import wire
+from control import version, wire
 from control.manifest_fields import MANIFEST_FIELDS
 from edge_runtime.telemetry import followed
 
@@ -18,6 +18,7 @@ ABIS: Final = ("wagi", "extism", "direct")
 def document() -> dict[str, object]:
     """Return what this node can run and what it runs on; the same until the process ends."""
     return {
+        "version": version.running().short,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "system": sys.platform,

@@ -22,7 +22,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from control import wire
+from control import version, wire
 from edge_runtime.errors import CodedError, SyncFailed
 
 CONNECT_TIMEOUT = 10.0
@@ -97,7 +97,7 @@ class ControlClient:
             connector=aiohttp.TCPConnector(keepalive_timeout=KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            headers={"User-Agent": "skerry-edge", "Accept-Encoding": "identity"},
+            headers={"User-Agent": f"skerry-edge/{version.running().short}", "Accept-Encoding": "identity"},
         )
         return self
 

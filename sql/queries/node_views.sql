@@ -19,7 +19,8 @@ WHERE n.name = $1 AND n.removed_at IS NULL;
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
     greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
-    n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at
+    n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
+    left(coalesce(n.capabilities ->> 'version', ''), 64) AS version
 FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) AND ($3::text IS NULL OR n.state = $3)
@@ -46,12 +47,13 @@ ORDER BY n.name LIMIT $13;
 -- name: nodes_in_order
 SELECT id, name, group_name, labels, state, state_since, joined_at, last_seen_at, last_sync_at, confirmed_generation,
     target_generation, schema_version, release_id, schema_floor, failures, syncs_folded, error_code, error_message, error_at,
-    retry_at, place
+    retry_at, version, place
 FROM (
     SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
         greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
         greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
         n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
+        left(coalesce(n.capabilities ->> 'version', ''), 64) AS version,
         CASE
             WHEN $13 = 'seen' THEN (extract(epoch FROM coalesce(p.last_seen_at, n.joined_at)) * 1000000)::int8
             WHEN n.error_code <> '' AND g.release_id IS NOT NULL
@@ -89,8 +91,8 @@ ORDER BY place, name LIMIT $15;
 SELECT n.id, n.name, g.name AS group_name, n.labels, n.state, n.state_since, n.joined_at, p.last_seen_at,
     greatest(n.synced_at, p.last_sync_at) AS last_sync_at, n.confirmed_generation,
     greatest(n.generation, g.generation) AS target_generation, n.schema_version, g.release_id, r.schema_floor, n.failures,
-    n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at, n.capabilities, n.protocol,
-    n.schema_changes
+    n.syncs_folded, n.error_code, n.error_message, n.error_at, n.retry_at,
+    left(coalesce(n.capabilities ->> 'version', ''), 64) AS version, n.capabilities, n.protocol, n.schema_changes
 FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.id = $1;

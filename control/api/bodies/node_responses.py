@@ -60,6 +60,8 @@ class Node(Struct):
     """How many attempts so far have no line of their own in the log of syncs."""
     error: NodeError | None
     retry_at: datetime | None
+    version: str | None
+    """Of its software, as it told with its capabilities: number and commit. Versions before don't tell."""
     warnings: list[Warning]
     sync: OpenSync | None
 

@@ -13,6 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 
+from control import version
 from control.cli.support import project
 from control.cli.support.authoring import LANGUAGES
 
@@ -108,6 +109,9 @@ def test_an_edge_runs_without_controls_packages(wheel, tmp_path):
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
         )
 
+    done = run("skerry-edge", "--version")
+    text = version.running().text if version.running().date else version.told()
+    assert done.stdout == f"skerry-edge, version {text}\n", done.stderr
     done = run("skerry-edge", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     example = ROOT / "examples" / "visits"

@@ -26,9 +26,10 @@ SHARED = {
     "control.trace_context",
     "control.sketch",
     "control.addresses",
+    "control.version",
 }
-"""Messages, manifest, fault points, times of calls, public addresses: where control and the edge meet, and nowhere
-else."""
+"""Messages, manifest, fault points, times of calls, public addresses, the version: where control and the edge meet, and
+nowhere else."""
 
 # What each folder may import of its own package, beside itself and the modules at the package's top.
 LAW: dict[str, set[str]] = {

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 
+from control import version
 from edge_runtime.cli.node import read_status, render
 from tests.guests.build import CACHE
 from tests.support.up import LIMIT, ROOT, Shell, Up
@@ -266,6 +267,8 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
 def test_a_release_that_a_node_is_too_old_for(skerry: Shell, up: Up) -> None:
     assert "abi wagi extism direct" in skerry("node", "show", "edge-1")
     assert re.search(r"manifest +all fields *$", skerry.out, re.MULTILINE)
+    assert re.search(rf"^version +{re.escape(version.running().short)} *$", skerry.out, re.MULTILINE)
+    assert skerry.json("node", "list")[0]["version"] == version.running().short
     wasm = str(ROOT / "examples" / "hello" / "hello.wasm")
     for group in ("old", "ageing"):
         skerry("group", "create", group)

@@ -2,12 +2,14 @@
 
 import asyncio
 import zlib
+from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
 from starlette.types import Scope
 
+from control import wire
 from control.access.sessions import COOKIE, UsedIn
 from control.telemetry.viewer import Ask
 from tests.support.cookies_and_forms import ConsoleBrowser
@@ -319,6 +321,19 @@ async def test_a_watch_that_nobody_reads_ends(control_site: Site, monkeypatch: p
         await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None))
         await asked(node)
         assert await asked(node) == []
+
+
+async def test_records_of_a_kind_that_a_newer_replica_knows_are_for_that_one(control_site: Site) -> None:
+    """The node tries again, on a new connection, and comes to another replica."""
+    async with control_site.running() as one:
+        node = await joined(one, "node")
+        question = wire.Question("", datetime.now(UTC), kind="of tomorrow")
+        viewer = await one.services.live.begin(Ask("admin", AsyncMock(return_value=""), None, question=question))
+        answer = await send(node, viewer.id, record(1))
+        assert (answer.status, answer.json()["code"]) == (503, "not_ready")
+        assert "earlier version" in answer.json()["detail"]
+        assert answer.headers["connection"] == "close"
+        one.services.live.leave(viewer)
 
 
 async def test_a_name_as_long_as_an_id_is_a_name(control_site: Site) -> None:

@@ -8,6 +8,7 @@ import click
 import orjson
 import pytest
 
+from control import version
 from control.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -130,3 +131,10 @@ def test_wrong_use_is_a_document_for_a_script(arguments: list[str], capsys: pyte
     error = orjson.loads(told.err)["error"]
     assert (error["code"], error["exit"]) == ("usage", 2)
     assert error["message"]
+
+
+@pytest.mark.parametrize("module", ["control.cli", "edge_runtime.cli"])
+def test_the_version_has_the_commit(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    program = "skerry" if module == "control.cli" else "skerry-edge"
+    assert done.stdout == f"{program}, version {version.told()}\n", done.stderr

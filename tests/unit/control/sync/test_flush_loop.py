@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from control import flush_loop
 from control.problems import ProblemError
+from control.sync import flush_loop
 
 log = logging.getLogger("skerry.test")
 

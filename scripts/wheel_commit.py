@@ -1,0 +1,34 @@
+"""Has a wheel, and an archive of sources, say which commit it was made of (control/version.py). Hatchling runs it."""
+
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FILE = "control/commit.txt"
+
+
+class WheelCommit(BuildHookInterface):  # type: ignore[type-arg]
+    """Puts the commit and its day in the place of the file that git fills in for its own archives."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Add the file to what is built, unless that is this folder itself, or is filled in already."""
+        if version == "editable" or "$" not in (Path(self.root) / FILE).read_text(encoding="utf-8"):
+            return
+        command = ["git", "-C", self.root, "show", "--no-patch", "--format=%H %cs", "HEAD"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.app.display_warning(f"the commit isn't known, as git doesn't say it: {error}")
+            return
+        self._folder = TemporaryDirectory()
+        made = Path(self._folder.name) / "commit.txt"
+        made.write_text(done.stdout, encoding="utf-8")
+        build_data["force_include"][str(made)] = FILE
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was made."""
+        if hasattr(self, "_folder"):
+            self._folder.cleanup()
