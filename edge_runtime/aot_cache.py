@@ -48,6 +48,12 @@ class AotFile:
     """The file's sha256, in hex."""
 
 
+def users_folder() -> Path:
+    """Return the folder of AOT files of calls without a node, the user's own."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "skerry" / "aot"
+
+
 def key(wasm_sha256: str, level: int) -> str:
     """Return the name of a compilation: of this module, by this WasmEdge, for this processor, at this level."""
     parts = "\n".join((wasm_sha256, WASMEDGE, _processor(), f"{_OPTIONS} {level}"))

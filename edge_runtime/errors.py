@@ -113,6 +113,7 @@ CODES: Final[dict[str, ErrorCode]] = {
     "stuck": ErrorCode(0, "The worker didn't move on, though no code of a guest ran"),
     # SQL of a function
     "not_granted": ErrorCode(0, "The function's manifest doesn't grant this"),
+    "database_not_given": ErrorCode(0, "`skerry-edge call` was given no database"),
     "sql_invalid": ErrorCode(0, "SQLite doesn't understand the statement"),
     "sql_not_allowed": ErrorCode(0, "This isn't one statement that may be run here"),
     "sql_closed": ErrorCode(0, "The statement touches what is closed"),

@@ -7,28 +7,30 @@ import signal
 import subprocess
 import sys
 import threading
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import msgspec
-import orjson
 
-from control.manifest_fields import Manifest, completed, unfit
+from edge_runtime.aot_cache import users_folder
+from edge_runtime.cli.call_input import read_manifest, secret_values
 from edge_runtime.cli.node import JSON, fail, show
-from edge_runtime.guests.invocation import Request, SingleCallResult
+from edge_runtime.errors import CodedError
+from edge_runtime.guests.invocation import Request, RequestUnfit, SingleCallResult
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.log_levels import shown
-from edge_runtime.oneshot.scratch_database import tidy
+from edge_runtime.oneshot.call_messages import SingleCallRequest, made_request
+from edge_runtime.oneshot.scratch_database import MEMORY, tidy
 from edge_runtime.redaction import redact
 
 START_LIMIT: Final = 300.0
 """Seconds that the check and the compiler may take together."""
 AGAIN: Final = 20.0
 """Seconds that a call which trapped has when it is made again on the interpreter, which is slower."""
-GRACE: Final = 1.0
-"""Seconds beyond the call's own time limit until the process is killed."""
+REFUSED: Final = 22
+"""Status to exit with where `--fail` is given and the answer is an error: curl's own."""
+PHRASES: Final = {status.value: status.phrase for status in http.HTTPStatus}
 
 
 def _pairs(separator: str) -> Any:
@@ -47,7 +49,7 @@ def _pairs(separator: str) -> Any:
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--method", default=None, help="GET, or POST where there is a body.")
-@click.option("--path", default="", help="Below the function's name: /orders/7.")
+@click.option("--path", default="", help="Below the function's name: /orders/7. It may end with a query: /7?x=1.")
 @click.option("--query", default="", help="Percent-encoded, without the question mark.")
 @click.option("--header", "headers", multiple=True, callback=_pairs(":"), metavar="NAME:VALUE", help="May be repeated.")
 @click.option("--body", default=None, help="The request's body, as text.")
@@ -62,13 +64,20 @@ def _pairs(separator: str) -> Any:
     "--sql",
     "database",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A libsql (or SQLite) file that the function's SQL goes to; without a manifest it may write, not with GET.",
+    help="A libsql (or SQLite) file that the function's SQL goes to, or :memory:; without a manifest it may write, "
+    "not with GET.",
 )
 @click.option(
     "--config", multiple=True, callback=_pairs("="), metavar="NAME=VALUE", help="A variable; may be repeated."
 )
 @click.option(
     "--secret", "secrets", multiple=True, callback=_pairs("="), metavar="NAME=VALUE", help="Likewise a secret."
+)
+@click.option(
+    "--secrets",
+    "secrets_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with the values of its secrets, as a node has one; --secret wins over it.",
 )
 @click.option("--time-limit", type=int, metavar="MS", help="Milliseconds that the call may take.")
 @click.option(
@@ -79,6 +88,12 @@ def _pairs(separator: str) -> Any:
     help="Whether it may run where this machine lacks a piece of the workers' fence.",
 )
 @click.option("--interpret", is_flag=True, help="Run it on the interpreter: nothing is compiled.")
+@click.option(
+    "--fail",
+    "fail_fast",
+    is_flag=True,
+    help=f"Exit with {REFUSED} where it answers 400 or above, and don't print the answer, as curl does.",
+)
 @JSON
 def call(
     file: Path,
@@ -92,100 +107,94 @@ def call(
     database: Path | None,
     config: list[tuple[str, str]],
     secrets: list[tuple[str, str]],
+    secrets_file: Path | None,
     time_limit: int | None,
     fence: str,
     interpret: bool,
+    fail_fast: bool,
     as_json: bool,
 ) -> None:
     """Run one call of the WASM module FILE as a node would, without a node.
 
-    Prints status, headers and body; what the function logged goes to stderr. Exits 0 where it answered, 1 where it
-    failed: the error is on stderr then, with its code. The compiled module is kept in the user's cache.
+    Prints status, headers and body; what the function logged goes to stderr, and so do errors of its SQL and HTTP.
+    Exits 0 where it answered, whatever the status (see --fail), and 1 where it failed: the error is on stderr then,
+    with its code. The compiled module is kept in the user's cache.
     """
-    if body is not None and body_file is not None:
-        raise click.UsageError("--body and --body-file are one or the other")
-    manifest = _manifest(manifest_file, database, dict(config), [name for name, _ in secrets], time_limit)
-    content = body_file.read() if body_file is not None else (body or "").encode()
-    method = method or ("GET" if body is None and body_file is None else "POST")
-    if path and not path.startswith("/"):
-        raise click.BadParameter(f"{path!r} doesn't begin with a slash", param_hint="--path")
-    sent = [("host", "localhost"), *((name.lower(), value) for name, value in headers)]
-    if content:
-        sent.append(("content-length", str(len(content))))
+    content = _body(body, body_file)
+    name, manifest = read_manifest(
+        manifest_file, database is not None, dict(config), [name for name, _ in secrets], time_limit
+    )
+    name = name or file.stem
+    if database is not None and database != MEMORY and not database.exists():
+        raise click.BadParameter(
+            f"there is no file {database}. Name one that has the function's tables, or :memory: for an empty database",
+            param_hint="--sql",
+        )
+    method = (method or ("GET" if content is None else "POST")).upper()
     try:
-        request = Request(method, _ascii(path), _ascii(query), sent, content)
-    except UnicodeEncodeError:
-        raise click.UsageError("the path and the query must be percent-encoded") from None
-    single_call = {
-        "parent": os.getpid(),
-        "file": str(file),
-        "manifest": manifest,
-        "request": request,
-        "cache": "" if interpret else str(cache()),
-        "database": str(database) if database is not None and manifest.sql != "none" else "",
-        "secrets": dict(secrets),
-        "fence": fence,
-    }
-    redact.know({"": dict(secrets)})
-    single_call["places"] = interpret
+        values = secret_values(name, manifest, secrets_file, dict(secrets))
+    except CodedError as lacking:
+        raise fail(lacking.code, lacking.message, as_json) from None
+    single_call = SingleCallRequest(
+        str(file),
+        manifest,
+        _request(method, path, query, headers, content or b""),
+        "" if interpret else str(users_folder()),
+        database=str(database) if database is not None and manifest.sql != "none" else "",
+        secrets=values,
+        parent=os.getpid(),
+        places=interpret,
+        fence=fence,
+        name=name,
+        manifest_given=manifest_file is not None,
+    )
+    redact.know({"": values})
     limit = manifest.time_limit_ms / 1000
     try:
         result = _ask(single_call, limit, as_json)
         if result.code == "guest_trap" and not interpret:
             # Compiled code doesn't say where it trapped. The call has changed nothing, so it can be made once more.
-            again = _ask({**single_call, "cache": "", "places": True}, max(limit, AGAIN), as_json)
-            result.place = again.place
+            once_more = msgspec.structs.replace(single_call, cache="", places=True)
+            result.place = _ask(once_more, max(limit, AGAIN), as_json).place
     finally:
         if database is not None:
             tidy(database)
     if result.place:
         result.message += f" It was in {result.place} of the module."
     result.message = redact(result.message)
+    result.notes = [redact(note) for note in result.notes]
     result.log = redact(result.log.decode(errors="replace"), cut=bool(result.code)).encode()
-    _show(result, as_json)
-    if result.code:
-        sys.exit(1)
+    refused = fail_fast and not result.code and result.status >= 400
+    _show(result, as_json, refused=refused)
+    if result.code or refused:
+        sys.exit(1 if result.code else REFUSED)
 
 
-def cache() -> Path:
-    """The folder of compiled modules, the user's own."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "skerry" / "aot"
-
-
-def _ascii(text: str) -> str:
-    text.encode("ascii")
-    return text
-
-
-def _manifest(
-    file: Path | None, database: Path | None, config: dict[str, str], secrets: list[str], time_limit: int | None
-) -> Manifest:
-    fields: dict[str, Any] = {}
+def _body(text: str | None, file: Any) -> bytes | None:
+    if text is not None and file is not None:
+        raise click.UsageError("--body and --body-file are one or the other")
     if file is not None:
-        try:
-            content = file.read_bytes()
-            fields = orjson.loads(content) if file.suffix == ".json" else tomllib.loads(content.decode())
-        except (OSError, ValueError) as error:
-            raise click.UsageError(f"the manifest {file} can't be read: {error}") from None
-        # A project's function.toml has it as a table.
-        fields = fields.get("manifest", {}) if "module" in fields else fields
-    elif database is not None:
-        fields["sql"] = "write"
-    fields["config"] = {**fields.get("config", {}), **config}
-    fields["secrets"] = [
-        *fields.get("secrets", []),
-        *(name for name in secrets if name not in fields.get("secrets", [])),
-    ]
-    if time_limit is not None:
-        fields["time_limit_ms"] = time_limit
+        content: bytes = file.read()
+        return content
+    return None if text is None else text.encode()
+
+
+def _request(method: str, path: str, query: str, headers: list[tuple[str, str]], body: bytes) -> Request:
+    """Return the request as a node would make it of one by HTTP. Raises: click's, when no client could send it."""
+    path, mark, behind = path.partition("?")
+    if path and not path.startswith("/"):
+        raise click.BadParameter(f"{path!r} doesn't begin with a slash", param_hint="--path")
+    if mark and query:
+        raise click.UsageError("the query is in --path already: give it there, or as --query")
+    if query.startswith("?"):
+        raise click.BadParameter(f"{query!r} begins with a question mark: leave that out", param_hint="--query")
     try:
-        return completed(msgspec.convert(fields, Manifest))
-    except msgspec.ValidationError as error:
-        raise click.UsageError(f"the manifest isn't valid: {unfit(error)}") from None
+        return made_request(method, path, query or behind, headers, body)
+    except RequestUnfit as unfit:
+        raise click.UsageError(str(unfit)) from None
 
 
-def _ask(single_call: dict[str, Any], limit: float, as_json: bool) -> SingleCallResult:
+def _ask(single_call: SingleCallRequest, limit: float, as_json: bool) -> SingleCallResult:
     """The call's end, made by a child. Raises: click's."""
     page = progress_page.create()
     os.set_inheritable(page, True)
@@ -195,7 +204,7 @@ def _ask(single_call: dict[str, Any], limit: float, as_json: bool) -> SingleCall
         stdout=subprocess.PIPE,
         pass_fds=(page,),
     )
-    single_call = {**single_call, "log": page}
+    single_call = msgspec.structs.replace(single_call, log=page)
     assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018
     timer = threading.Timer(START_LIMIT, child.kill)
     timer.start()
@@ -218,35 +227,44 @@ def _ask(single_call: dict[str, Any], limit: float, as_json: bool) -> SingleCall
         os.close(page)
     if line:
         return msgspec.json.decode(line, type=SingleCallResult)
-    name = Path(single_call["file"]).name
+    name = Path(single_call.file).name
     if status == -signal.SIGKILL:
         if began:
-            return SingleCallResult(
-                504, log=log, code="time_limit", message=f"{name} ran longer than {limit * 1000:g} ms (--time-limit)."
+            text = (
+                f"{name} ran longer than {limit * 1000:g} ms: its manifest's time_limit_ms, or --time-limit, says so."
             )
+            return SingleCallResult(504, log=log, code="time_limit", message=text)
         raise fail("compile_timeout", f"{name} wasn't compiled after {START_LIMIT:g} s; try --interpret", as_json)
     ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     if not began:
         raise fail("check_crashed", f"the process that loaded {name} {ended}", as_json)
-    return SingleCallResult(502, log=log, code="worker_crashed", message=f"The process that ran {name} {ended}.")
+    why = " Mostly its stack has overflowed." if status == -signal.SIGSEGV else ""
+    return SingleCallResult(502, log=log, code="worker_crashed", message=f"The process that ran {name} {ended}.{why}")
 
 
-def _show(result: SingleCallResult, as_json: bool) -> None:
+def _show(result: SingleCallResult, as_json: bool, *, refused: bool) -> None:
+    """Print the result; `refused`: without the answer, whose status says that it is an error."""
     headers = [line.split(": ", 1) for line in result.head.decode("latin-1").split("\r\n") if line]
     if as_json:
         error = {"error": {"code": result.code, "message": result.message}} if result.code else {}
         log = shown(result.log.decode(errors="replace"))
         answer = {} if result.code else {"headers": headers, "body": _text(result.body)}
-        show({"status": result.status, **answer, **error, "log": log, "seconds": round(result.seconds, 6)})
+        notes = {"notes": result.notes} if result.notes else {}
+        show({"status": result.status, **answer, **error, "log": log, **notes, "seconds": round(result.seconds, 6)})
         return
     sys.stderr.write(shown(result.log.decode(errors="replace")))
-    if result.code and result.log and not result.log.endswith(b"\n"):
+    if (result.code or result.notes or refused) and result.log and not result.log.endswith(b"\n"):
         sys.stderr.write("\n")
+    for note in result.notes:
+        click.echo(f"Note: {shown(note)}", err=True)
+    status = f"{result.status} {PHRASES.get(result.status, '')}".strip()
     if result.code:
         click.echo(f"Error: {result.message} ({result.code})", err=True)
         return
-    known = {status.value: status.phrase for status in http.HTTPStatus}
-    click.echo(f"{result.status} {known.get(result.status, '')}".strip())
+    if refused:
+        click.echo(f"Error: the function answered {status}", err=True)
+        return
+    click.echo(status)
     for name, value in headers:
         click.echo(f"{name}: {value}")
     click.echo()

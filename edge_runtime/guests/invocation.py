@@ -62,6 +62,8 @@ class SingleCallResult(Struct, omit_defaults=True):
     message: str = ""
     place: str = ""
     """In which function of the module the guest trapped, where that is known."""
+    notes: list[str] = []
+    """What SQL and HTTP answered in place of what was asked for, whatever the function made of it."""
 
 
 class CallLimits(Struct, frozen=True):

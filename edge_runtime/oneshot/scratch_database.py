@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.errors import CodedError
 from edge_runtime.oneshot.forked import run_forked
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import RANDOM, WRITE
 from edge_runtime.sandbox.landlock import Access
-from edge_runtime.sql.database import BUSY_MS, HEAP_BYTES, LibsqlDatabase
+from edge_runtime.sql.database import BUSY_MS, HEAP_BYTES, LOCKED, LibsqlDatabase
 from edge_runtime.sql.libsql_connection import open_file, open_in_memory
 from edge_runtime.sql.writer_lock import WriterLock
 
@@ -26,15 +27,27 @@ _LOCKED: Final = 0x4000_0000, 512
 """Offset and length of the bytes of the database file that every user of it locks (os.h of SQLite)."""
 
 
-def prepare(path: Path) -> list[Path]:
-    """Make the files that an open database needs, where they don't exist, and return their paths with the database's.
+class DatabaseUnusable(CodedError):
+    """The file can't be used as a database, or not now; the message names it."""
 
-    Raises: OSError, when one can't be made or a killed process's transaction can't be undone.
+
+def prepare(path: Path) -> list[Path]:
+    """Make the files that an open database needs beside it, where they don't exist, and return their paths with the
+    database's.
+
+    Raises: DatabaseUnusable, when the database isn't there, one of them can't be made, or the transaction of a killed
+    process can't be undone.
     """
     if path == MEMORY:
         return []
-    path = path.resolve()
-    with path.open("a+b") as file:
+    try:
+        return _prepare(path.resolve())
+    except OSError as error:
+        raise DatabaseUnusable("database_unfit", f"The database {path} can't be used: {error.strerror}.") from None
+
+
+def _prepare(path: Path) -> list[Path]:
+    with path.open("r+b") as file:
         file.seek(18)
         wal = b"\2" in file.read(2)
     if wal:
@@ -67,13 +80,16 @@ def open_sealed(path: Path, sql: str) -> Iterator[LibsqlDatabase]:
     """Open the file without the runtime's own tables, and seal the process. The block runs in a transaction, which is
     rolled back at its end unless it was committed. `sql` is the manifest's grant.
 
-    Raises: OSError, when SQLite refuses.
+    Raises: DatabaseUnusable, when SQLite refuses.
     """
     lock = WriterLock(os.memfd_create("writer.lock"))
     try:
         connection = open_in_memory() if path == MEMORY else open_file(path.resolve())
-        with LibsqlDatabase(connection, lock) as database:
-            fence.seal("worker", lock.fileno())
+    except ValueError as error:
+        raise _unusable(path, error) from None
+    with LibsqlDatabase(connection, lock) as database:
+        fence.seal("worker", lock.fileno())
+        try:
             database.rows(f"PRAGMA busy_timeout = {BUSY_MS}")
             database.rows(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
             database.rows("PRAGMA temp_store = MEMORY")
@@ -82,13 +98,22 @@ def open_sealed(path: Path, sql: str) -> Iterator[LibsqlDatabase]:
                 database.rows("PRAGMA journal_mode = TRUNCATE")
             database.set_query_only(sql == "read")
             database.rows("BEGIN IMMEDIATE" if sql == "write" else "BEGIN")
-            yield database
-            database.rollback()
-            database.set_query_only(False)
-            # In WAL mode, what was written would stay in the log: the fence lets SQLite remove no file.
+        except ValueError as error:
+            raise _unusable(path, error) from None
+        yield database
+        database.rollback()
+        database.set_query_only(False)
+        # In WAL mode, what was written would stay in the log: the fence lets SQLite remove no file. Where that fails,
+        # it stays there, which is as good.
+        with contextlib.suppress(ValueError):
             database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-    except ValueError as error:
-        raise OSError(f"{path}: {error}") from None
+
+
+def _unusable(path: Path, error: ValueError) -> DatabaseUnusable:
+    if str(error).startswith(LOCKED):
+        text = f"Another process has held the database {path} for {BUSY_MS / 1000:g} s; let it go, and call again."
+        return DatabaseUnusable("database_held", text)
+    return DatabaseUnusable("database_unfit", f"The database {path} can't be used: {error}.")
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -98,7 +123,7 @@ def _beside(path: Path, suffix: str) -> Path:
 def _recover(path: Path, journal: Path) -> None:
     """Have SQLite undo a transaction whose process was killed; it then removes the journal.
 
-    Raises: OSError, when it can't be undone.
+    Raises: DatabaseUnusable, when it can't be undone.
     """
 
     def work() -> bytes:
@@ -114,4 +139,5 @@ def _recover(path: Path, journal: Path) -> None:
     except TimeoutError:
         answer = b""
     if not answer:
-        raise OSError(f"{journal} has a transaction that was broken off, and it can't be undone")
+        text = f"{journal} has a transaction that was broken off, and it can't be undone."
+        raise DatabaseUnusable("database_unfit", text)

@@ -16,7 +16,7 @@ import pytest
 
 from control.manifest_fields import Manifest
 from edge_runtime.guests.guest import Request
-from edge_runtime.oneshot.single_call import SingleCallRequest
+from edge_runtime.oneshot.call_messages import SingleCallRequest
 from tests.guests.build import guest
 from tests.support.programs import command
 

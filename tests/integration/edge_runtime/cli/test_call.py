@@ -59,12 +59,12 @@ async def test_a_call_is_answered(call, tmp_path, how):
 
 async def test_the_request_is_what_the_options_say(call, tmp_path):
     (tmp_path / "body").write_bytes(b"\0\xff")
-    given = ["--method", "PUT", "--path", "/a%20b", "--query", "x=1&y", "--header", "X-One: 1", "--header", "X-Two:2"]
+    given = ["--method", "put", "--path", "/a%20b?x=1&y", "--header", "X-One: 1", "--header", "X-Two:é"]
     done = await call(guest("env"), *given, "--body-file", tmp_path / "body", "--config", "MODE=test=1", "--json")
     told = done.json()
     assert told["status"] == 200
     assert set(told["body"].splitlines()) >= {
-        "REQUEST_METHOD=PUT", "PATH_INFO=/a b", "QUERY_STRING=x=1&y", "HTTP_X_ONE=1", "HTTP_X_TWO=2", "MODE=test=1",
+        "REQUEST_METHOD=PUT", "PATH_INFO=/a b", "QUERY_STRING=x=1&y", "HTTP_X_ONE=1", "HTTP_X_TWO=é", "MODE=test=1",
         "CONTENT_LENGTH=2",
     }  # fmt: skip
     assert told["seconds"] > 0
@@ -98,12 +98,133 @@ async def test_a_file_in_any_mode_is_left_as_it_was(call, database, mode):
     assert rows(database, "PRAGMA journal_mode") == [(mode,)]
 
 
-async def test_a_file_that_is_not_there_is_made(call, tmp_path):
-    done = await call(example("visits"), "--path", "/ada", "--sql", tmp_path / "new.db")
-    assert b"no such table" in done.out
-    assert [path.name for path in tmp_path.glob("new*")] == ["new.db"]
+async def test_a_file_that_is_not_there_is_refused(call, tmp_path):
+    """A mistyped name would be an empty database, which has no tables."""
+    for name in ("new.db", "no/such/folder/new.db"):
+        done = await call(example("visits"), "--path", "/ada", "--sql", tmp_path / name)
+        assert done.status == 2
+        assert f"there is no file {tmp_path / name}" in done.err
+    assert list(tmp_path.glob("new*")) == []
     done = await call(example("visits"), "--path", "/ada", "--sql", ":memory:")
     assert b"no such table" in done.out
+
+
+async def test_a_file_that_is_no_database_is_named_and_not_the_module(call, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("no database, " * 100)
+    done = await call(guest("echo"), "--sql", text, "--json")
+    error = orjson.loads(done.out)["error"]
+    assert (done.status, error["code"]) == (1, "database_unfit")
+    assert str(text) in error["message"]
+    assert "not a database" in error["message"]
+
+
+async def test_a_database_that_another_process_holds_is_told_so(call, database):
+    holder = sqlite3.connect(database)
+    holder.execute("BEGIN EXCLUSIVE")
+    done = await call(guest("sql"), "--sql", database, "--body", '{"sql":"SELECT 1"}')
+    holder.close()
+    assert done.status == 1
+    assert "(database_held)" in done.err
+    assert str(database) in done.err
+
+
+SELECT = '{"sql":"SELECT 1"}'
+
+
+async def test_a_call_without_a_database_is_told_so_and_not_that_a_grant_is_missing(call, tmp_path):
+    manifest = tmp_path / "function.toml"
+    told = "SQL: The call has no database: name one with --sql FILE. (database_not_given)"
+    for text in ('sql = "write"', ""):
+        manifest.write_text(f'name = "f"\nmodule = "f.wasm"\n[manifest]\n{text}\n')
+        done = await call(guest("sql"), "--body", SELECT, *(("--manifest", manifest) if text else ()))
+        assert b"database_not_given" in done.out
+        assert f"Note: {told}\n" in done.err
+    done = await call(guest("sql"), "--body", SELECT, "--json")
+    assert done.json()["notes"] == [told]
+    # One that grants none is the cause, with a database too.
+    done = await call(guest("sql"), "--body", SELECT, "--manifest", manifest, "--sql", ":memory:")
+    assert b"not_granted" in done.out
+    assert "grants it no SQL" in done.err
+
+
+async def test_requests_that_are_not_made_are_told_so(call, tmp_path):
+    wanted = ("--body", '{"url":"https://api.example/"}')
+    done = await call(guest("fetch"), *wanted)
+    assert "Note: HTTP: No request was made" in done.err
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text("{}")
+    done = await call(guest("fetch"), *wanted, "--manifest", manifest)
+    assert "Note: HTTP: This function's manifest grants it no HTTP" in done.err
+
+
+async def test_what_sql_refused_is_told_whatever_the_function_makes_of_it(call, database):
+    done = await call(writer(200), "--method", "POST", "--sql", ":memory:")
+    assert (done.status, done.out) == (0, b"200 OK\n\n")
+    assert done.err == "Note: SQL: no such table: visits (sql_invalid)\n"
+
+
+async def test_a_secret_that_is_missing_is_named(call, tmp_path):
+    manifest, secrets = tmp_path / "function.toml", tmp_path / "secrets.toml"
+    manifest.write_text('name = "till"\nmodule = "f.wasm"\n[manifest]\nsecrets = ["KEY", "OTHER"]\n')
+    done = await call(guest("env"), "--manifest", manifest, "--secret", "OTHER=x")
+    assert done.status == 1
+    assert "the secret KEY, which" in done.err
+    assert "--secret KEY=VALUE" in done.err
+    assert "(secret_missing)" in done.err
+    secrets.write_text('[tll]\nKEY = "opens"\n')
+    given = ("--manifest", manifest, "--secret", "OTHER=x", "--secrets", secrets)
+    assert "(secrets_unfit)" in (await call(guest("env"), *given)).err
+    secrets.chmod(0o600)
+    done = await call(guest("env"), *given)
+    assert f"put it into {secrets}, in the table [till]" in done.err
+    secrets.write_text('[till]\nKEY = "opens"\n')
+    done = await call(guest("env"), *given)
+    assert {b"KEY=opens", b"OTHER=x"} <= set(done.out.splitlines())
+    # Of its project's file it has its name, too.
+    assert b"SCRIPT_NAME=/functions/till" in done.out.splitlines()
+    assert (await call(guest("env"), "--manifest", manifest, "--secrets", tmp_path / "scerets.toml")).status == 2
+    assert not (tmp_path / "scerets.toml").exists()
+
+
+async def test_an_answer_that_is_an_error_is_the_exit_status_where_that_is_wished(call, database):
+    """As curl has it: 0 for any answer, 22 with --fail, which prints no answer."""
+    given = ("--method", "POST", "--sql", database)
+    for status, phrase in ((404, "Not Found"), (500, "Internal Server Error")):
+        done = await call(writer(status), *given)
+        assert (done.status, done.out) == (0, f"{status} {phrase}\n\n".encode())
+        done = await call(writer(status), *given, "--fail")
+        assert (done.status, done.out) == (22, b"")
+        assert f"Error: the function answered {status} {phrase}\n" in done.err
+    done = await call(writer(500), *given, "--fail", "--json")
+    assert (done.status, orjson.loads(done.out)["status"]) == (22, 500)
+    assert (await call(writer(200), *given, "--fail")).status == 0
+    assert (await call(guest("divide"), "--fail")).status == 1
+
+
+async def test_a_commit_that_fails_is_the_calls_end_as_on_a_node(call, tmp_path):
+    database = tmp_path / "own.db"
+    with sqlite3.connect(database) as opened:
+        opened.execute("CREATE TABLE p (id INTEGER PRIMARY KEY)")
+        opened.execute("CREATE TABLE c (p REFERENCES p DEFERRABLE INITIALLY DEFERRED)")
+        opened.execute("CREATE TABLE u (x UNIQUE ON CONFLICT ROLLBACK)")
+    opened.close()
+    for sql, code in (
+        ("INSERT INTO c VALUES (7)", "constraint_foreign_key"),
+        ("INSERT INTO u VALUES (1), (1)", "transaction_ended"),
+    ):
+        done = await call(guest("sql"), "--sql", database, "--body", orjson.dumps({"sql": sql}).decode(), "--json")
+        told = orjson.loads(done.out)
+        assert (done.status, told["status"], told["error"]["code"]) == (1, 502, code), told
+    assert rows(database, "SELECT (SELECT count(*) FROM c) + (SELECT count(*) FROM u)") == [(0,)]
+
+
+async def test_limits_of_sql_are_the_manifests(call, tmp_path):
+    manifest = tmp_path / "manifest.toml"
+    manifest.write_text('sql = "read"\nsql_rows = 2\n')
+    sql = orjson.dumps({"sql": f"VALUES {', '.join(['(1)'] * 40)}"}).decode()
+    done = await call(guest("sql"), "--manifest", manifest, "--sql", ":memory:", "--body", sql)
+    assert b"sql_too_many_rows" in done.out
 
 
 async def test_what_a_call_wrote_that_was_ended_is_undone(call, database):
@@ -194,12 +315,6 @@ async def test_what_no_node_would_run_is_refused(call, tmp_path):
     assert (await call(b"")).status == 1
 
 
-async def test_a_database_that_cannot_be_opened_is_named(call):
-    done = await call(guest("echo"), "--sql", "/no/such/folder/f.db")
-    assert done.status == 1
-    assert "/no/such/folder/f.db" in done.err
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -209,9 +324,20 @@ async def test_a_database_that_cannot_be_opened_is_named(call):
         (["--body", "x", "--body-file", "-"], "one or the other"),
         (["--query", "é"], "percent-encoded"),
         (["--time-limit", "1"], "time_limit_ms"),
+        (["--query", "?x=1"], "question mark"),
+        (["--path", "/a?x=1", "--query", "y=2"], "in --path already"),
+        (["--query", "x=a b"], "percent-encoded"),
+        (["--header", "a b: c"], "no header"),
+        (["--method", "G-T"], "no method"),
+        (["--manifest", "LIST"], "no table"),
+        (["--manifest", "WORD"], "WORD.toml isn't valid"),
     ],
 )
-def test_a_wrong_call_is_told(arguments, told):
+def test_a_wrong_call_is_told(arguments, told, tmp_path):
+    files = {"LIST": tmp_path / "LIST.json", "WORD": tmp_path / "WORD.toml"}
+    files["LIST"].write_text("[1]")
+    files["WORD"].write_text("config = 'word'")
+    arguments = [str(files.get(argument, argument)) for argument in arguments]
     done = CliRunner().invoke(main, ["call", __file__, *arguments])
     assert done.exit_code == 2
     assert told in done.output

@@ -1,0 +1,76 @@
+"""What is said to the processes that make calls without a node. Nothing here loads WasmEdge or libsql."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from control.manifest_fields import Manifest, SqlGrant, sql_grant
+from edge_runtime.guests.invocation import Request, RequestUnfit
+
+_METHOD: Final = re.compile(r"[A-Z]{1,16}")
+_SENT: Final = re.compile(r"[!-~]*")
+"""The characters of a path or a query as they are sent."""
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE: Final = re.compile(r"[^\0-\x08\n-\x1f\x7f]*")
+
+
+class SingleCallRequest(Struct):
+    """One call of a module."""
+
+    file: str
+    manifest: Manifest
+    request: Request
+    cache: str
+    """The folder of AOT files; empty where the module runs on the interpreter."""
+    database: str = ""
+    """Path of the libsql file for the call's SQL; empty where it has none."""
+    secrets: dict[str, str] = {}
+    parent: int = 0
+    """Id of the process with whose end this one is ended; 0 where there is none."""
+    log: int = -1
+    """Descriptor of memory (`progress_page`) in which the call's log is kept should this process be ended; -1: none."""
+    places: bool = False
+    """Have a trap say in which function of the module it was; for the interpreter alone."""
+    fence: str = "required"
+    """`required`: every part of the fence must be there. `partial`: as much of it as this machine has."""
+    name: str = ""
+    """The function's name; empty: the file's, without its ending."""
+    manifest_given: bool = True
+    """Whether `manifest` is the author's. Without one, nothing is said to be denied by it."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file).absolute()
+
+    @property
+    def grant(self) -> SqlGrant:
+        """What the call may do in its database."""
+        return sql_grant(self.manifest, self.request.method)
+
+
+def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str, str]], body: bytes) -> Request:
+    """Return a request as a node makes it of what a client sends. `path` is below the function's name.
+
+    Raises: RequestUnfit, when no client could send it; the message says what of it.
+    """
+    if not _METHOD.fullmatch(method):
+        raise RequestUnfit(f"{method!r} is no method: it has letters, 16 at most")
+    if not (_SENT.fullmatch(path) and _SENT.fullmatch(query)):
+        raise RequestUnfit("the path and the query must be percent-encoded")
+    sent = []
+    for name, value in headers:
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise RequestUnfit(f"{f'{name}: {value}'[:80]!r} is no header")
+        # As it comes over the network: a byte a character.
+        sent.append((name.lower(), value.encode().decode("latin-1")))
+    if not any(name == "host" for name, _ in sent):
+        sent.insert(0, ("host", "localhost"))
+    if body:
+        sent = [
+            *((name, value) for name, value in sent if name != "content-length"),
+            ("content-length", str(len(body))),
+        ]
+    return Request(method, path, query, sent, body)
