@@ -187,6 +187,7 @@ CODES: Final[dict[str, ErrorCode]] = {
     "fence_lacking": ErrorCode(0, "The machine lacks a piece of the fence round what runs a function"),
     "check_crashed": ErrorCode(0, "The check ended on what it was given"),
     "status_refused": ErrorCode(0, "The node answers, but not with its status"),
+    "status_unavailable": ErrorCode(0, "A process has the state directory, and doesn't answer"),
     "callers_unfit": ErrorCode(0, "The file of callers can't be used, or not be changed so"),
     "caller_missing": ErrorCode(0, "The file has no caller of that name"),
     "module_refused": ErrorCode(0, "The module can't run on a node"),

@@ -46,6 +46,7 @@ from edge_runtime.telemetry.repeated_traps import RepeatedTraps
 from edge_runtime.telemetry.ring import FOLDER, Ring
 from edge_runtime.web.app import EdgeApp
 from edge_runtime.web.callers import Callers
+from edge_runtime.web.node_socket import NodeSocket
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
 
@@ -153,6 +154,7 @@ class Front:
             self.tls_files,
             self.ring,
         )
+        self.node_socket = NodeSocket(state.path, {"status": self.status})
         self.port = 0
         """Port of the local HTTP, once it is bound."""
         self.ready = asyncio.Event()
@@ -175,6 +177,7 @@ class Front:
         logging.getLogger().addHandler(kept)
         log.info("this is skerry-edge %s", version.running().text)
         self.ring.start()
+        await self.node_socket.open()
         if self.spans is not None:
             self.spans.start()
         try:
@@ -212,6 +215,7 @@ class Front:
                 processes.cancel()
         finally:
             self.server.close()
+            self.node_socket.close()
             logging.getLogger().removeHandler(kept)
             self.call_records.make()
             self.ring.close()

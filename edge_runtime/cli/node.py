@@ -21,6 +21,8 @@ from edge_runtime.cli.run import local_token
 from edge_runtime.settings import LISTEN, EdgeSettingsError
 from edge_runtime.sync import identity
 from edge_runtime.sync.join import JoinFailed, join
+from edge_runtime.web import node_socket
+from edge_runtime.web.node_socket import NodeAbsent, NodeSilent
 
 STATUS_TIMEOUT = 5.0
 CHECK_TIMEOUT = 120.0
@@ -89,12 +91,18 @@ def join_command(
 
 
 @click.command()
-@click.option("--listen", envvar="SKERRY_EDGE_LISTEN", default=LISTEN, show_default=True, help="HOST:PORT of the node.")
+@click.option(
+    "--listen",
+    envvar="SKERRY_EDGE_LISTEN",
+    default=LISTEN,
+    show_default=True,
+    help="HOST:PORT of the node, where its state directory isn't given.",
+)
 @click.option(
     "--state",
     envvar="SKERRY_EDGE_STATE",
     type=click.Path(file_okay=False, path_type=Path),
-    help="The state directory, to say who the node is where it doesn't run.",
+    help="The node's state directory: the node that runs there is asked, whatever its address and token.",
 )
 @click.option(
     "--tls-cert",
@@ -106,22 +114,30 @@ def join_command(
 def status(listen: str, state: Path | None, tls_cert: Path | None, as_json: bool) -> None:
     """What the running node serves, whether it is at its target, and if not why and until when.
 
-    Where the node has a token, SKERRY_EDGE_TOKEN or SKERRY_EDGE_TOKEN_FILE must say it here too. Where it has a file of
-    callers and no token, they must say that of a caller with `pages = true`.
+    Without a state directory, whatever node is at --listen is asked. Where that has a token, SKERRY_EDGE_TOKEN or
+    SKERRY_EDGE_TOKEN_FILE must say it here too. Where it has a file of callers and no token, they must say that of a
+    caller with `pages = true`.
 
     Exits 0 if all is well, 1 if the node is not at its target, control can't be reached, its database takes no writes,
     its file of callers or its certificate can't be used or the certificate has ended, 3 if it doesn't run.
     """
     try:
-        document = read_status(listen, local_token(), tls=tls_cert is not None)
+        if state is not None:
+            document = node_socket.ask(state, "status")
+        else:
+            document = read_status(listen, local_token(), tls=tls_cert is not None)
     except EdgeSettingsError as error:
         raise click.UsageError(str(error)) from None
-    except OSError as error:
+    except NodeSilent as error:
+        raise fail("status_unavailable", str(error), as_json) from None
+    except (NodeAbsent, OSError) as error:
         who = _who(state)
         if as_json:
             show({"running": False, "error": {"code": "not_running", "message": str(error)}, **who})
-        else:
+        elif state is None:
             click.echo(f"No node answers on {listen} ({error}). Does it run, and is that where it listens (--listen)?")
+        else:
+            click.echo(f"No node runs on {state}: start it with `skerry-edge run --state {state}`.")
             for key, value in who.items():
                 click.echo(f"{key}: {value}")
         sys.exit(NOT_RUNNING)

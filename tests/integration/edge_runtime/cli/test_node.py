@@ -15,6 +15,7 @@ import pytest
 
 from edge_runtime.cli import node
 from edge_runtime.settings import EdgeSettingsError
+from edge_runtime.state import State
 from edge_runtime.sync.join import join
 from tests.guests.build import guest
 from tests.guests.version import version
@@ -210,6 +211,37 @@ async def test_the_status_of_a_node_with_a_token_needs_it_and_takes_it_from_a_fi
     code, _, err = await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(tmp_path / "none"))
     assert code == 2
     assert "SKERRY_EDGE_TOKEN_FILE" in err
+
+
+async def test_the_status_of_a_state_directory_is_that_of_its_own_node(control: Control, tmp_path: Path) -> None:
+    one, other, listen = tmp_path / "one", tmp_path / "other", f"127.0.0.1:{free_port()}"
+    # A longer path than the address of a socket may have.
+    one = one / ("x" * 120)
+    for state, name in ((one, "edge-1"), (other, "edge-2")):
+        await join(state, control.url, await control.join_token(), name, {})
+    async with running_node(other, listen):
+        await status_until(listen, 0)
+        # What answers at the address that the command would ask without a state directory is another node.
+        code, found = await status(listen, "--state", str(one))
+        assert (code, found["running"], found["node"]) == (node.NOT_RUNNING, False, "edge-1")
+        assert str(one) in found["error"]["message"]
+        code, found = await status(listen, "--state", str(other))
+        assert (code, found["node"]["name"]) == (0, "edge-2")
+        async with running_node(one, f"127.0.0.1:{free_port()}", SKERRY_EDGE_TOKEN="a long and random secret"):
+            async with asyncio.timeout(DEADLINE):
+                while not (found := (await status(listen, "--state", str(one)))[1]).get("running"):
+                    await asyncio.sleep(0.1)
+            assert found["node"]["name"] == "edge-1"
+
+
+async def test_a_state_directory_that_is_in_use_and_does_not_answer_is_said_to_be(tmp_path: Path) -> None:
+    with State(tmp_path / "state", 0.0):
+        code, out, _ = await command("status", "--state", str(tmp_path / "state"), "--json")
+        found = json.loads(out)
+        assert (code, found["error"]["code"]) == (1, "status_unavailable")
+        assert str(os.getpid()) in found["error"]["message"]
+    code, out, _ = await command("status", "--state", str(tmp_path / "state"), "--json")
+    assert (code, json.loads(out)["error"]["code"]) == (node.NOT_RUNNING, "not_running")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""The socket in the state directory at which a node tells the commands of `skerry-edge` about itself.
+
+Who may read the state directory may ask: no token, no address and no certificate is needed, and no other node can
+answer. A question is a line with the name of a document, the answer is that document as JSON, until the end.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+FILE: Final = "node.sock"
+ANSWER_WAIT: Final = 5.0
+"""Seconds for the question to come, and for the answer."""
+
+log = logging.getLogger("skerry.front")
+
+
+class NodeAbsent(Exception):
+    """No node runs on the state directory; the message says so."""
+
+
+class NodeSilent(Exception):
+    """A process has the state directory and doesn't answer; the message says which, and what to do."""
+
+
+class NodeSocket:
+    def __init__(self, state: Path, documents: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
+        """`documents`: what can be asked for, by name."""
+        self._state = state
+        self._documents = documents
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Answer from now on. The state directory must be locked: a file there was left by an earlier run.
+
+        A node that can't open it serves all the same, and says so in its log.
+        """
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _short_path(self._state) as path:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                made.bind(path)
+                os.chmod(path, 0o600)
+            self._server = await asyncio.start_unix_server(self._answer, sock=made)
+        except OSError as error:
+            made.close()
+            log.warning("`skerry-edge status` can't ask this node: %s can't be made: %s", self._state / FILE, error)
+
+    def close(self) -> None:
+        """Answer no longer."""
+        if self._server is not None:
+            self._server.close()
+            with contextlib.suppress(OSError):
+                (self._state / FILE).unlink()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_WAIT):
+                name = (await reader.readline()).decode(errors="replace").strip()
+                if document := self._documents.get(name):
+                    writer.write(orjson.dumps(document(), default=str))
+                    await writer.drain()
+        except (TimeoutError, ConnectionError, ValueError):
+            # Who asked has gone, or asks for nothing.
+            pass
+        except Exception:
+            log.exception("a command couldn't be told about this node")
+        finally:
+            writer.close()
+
+
+def ask(state: Path, name: str) -> dict[str, Any]:
+    """Return a document of the node that runs on the state directory.
+
+    Raises: NodeAbsent, when none runs; NodeSilent, when one has the directory and doesn't answer.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking, _short_path(state) as path:
+            asking.settimeout(ANSWER_WAIT)
+            asking.connect(path)
+            asking.sendall(name.encode() + b"\n")
+            answer = b"".join(iter(lambda: asking.recv(1 << 16), b""))
+        document = orjson.loads(answer)
+    except PermissionError as error:
+        raise NodeSilent(f"the node on {state} can't be asked: {error.strerror}: run this as its user") from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        holder = _holder(state)
+        if holder is None:
+            raise NodeAbsent(f"no node runs on {state}") from None
+        raise NodeSilent(
+            f"process {holder} has {state} and doesn't answer ({error or 'no answer'}): it starts or stops, or is of "
+            "an earlier version: ask again, or ask its local HTTP: leave --state out, and give --listen"
+        ) from None
+    if not isinstance(document, dict):
+        raise NodeSilent(f"the node on {state} doesn't know {name}: it is of another version than this command")
+    return document
+
+
+def _holder(state: Path) -> str | None:
+    """The process that has the state directory, as its lock says; None where none does."""
+    try:
+        with (state / "lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read(32).decode(errors="replace").strip() or "unknown"
+    except OSError:
+        pass
+    return None
+
+
+@contextlib.contextmanager
+def _short_path(state: Path) -> Iterator[str]:
+    """The socket's path by a descriptor of its folder: an address has 107 bytes at most, a path may have more."""
+    folder = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{FILE}"
+    finally:
+        os.close(folder)
