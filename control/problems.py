@@ -125,6 +125,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "tls": ProblemCode(0, "Control's certificate isn't trusted"),
     "unreachable": ProblemCode(0, "No answer came"),
     "usage": ProblemCode(0, "The command can't be run as it was given"),
+    "artifacts_lost": ProblemCode(0, "Artifacts are missing or damaged in the bucket"),
     "not_converged": ProblemCode(0, "Nodes failed, or didn't arrive in time"),
     "audit_broken": ProblemCode(0, "The audit log isn't whole"),
 }

@@ -10,10 +10,13 @@ from uuid import UUID
 
 from control.storage import queries
 from control.storage.connection import Connection
+from control.storage.recovery import access_changes
 
 State = Literal["open", "used", "expired", "revoked"]
 
 SQL = queries.load("join_tokens")
+REVOKE_FOR_NODE = SQL.value("revoke_for_node", str)
+REVOKE_OF_OPERATOR = SQL.value("revoke_of_operator", str)
 
 
 def state(
@@ -29,9 +32,11 @@ def state(
 
 async def end_for_node(conn: Connection, node_id: UUID, now: datetime, *, but: UUID | None = None) -> None:
     """End the tokens that a node joined with or may join again with, except `but`, by which it has joined again."""
-    await conn.execute(SQL["revoke_for_node"], node_id, now, but)
+    ended = await conn.column(REVOKE_FOR_NODE, node_id, now, but)
+    await access_changes.record_all(conn, now, "join-token-ended", ended)
 
 
 async def end_of_operator(conn: Connection, operator: str, now: datetime) -> None:
     """End the tokens that an operator, by name, has made."""
-    await conn.execute(SQL["revoke_of_operator"], operator, now)
+    ended = await conn.column(REVOKE_OF_OPERATOR, operator, now)
+    await access_changes.record_all(conn, now, "join-token-ended", ended)

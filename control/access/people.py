@@ -22,6 +22,7 @@ from control.storage import audit_log, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
 from control.storage.database import Database
+from control.storage.recovery import access_changes
 from control.sync.fleet_cache import FleetCache
 
 
@@ -95,6 +96,8 @@ class People:
             held = rights.of_row(row.role, row.grants)
             if held != person.rights:
                 await join_token_ends.end_of_operator(conn, name, now)
+                told = {"role": role, "grants": column, "expires_at": ends_at}
+                await access_changes.record(conn, now, "operator-changed", id, told)
                 before = {"grants": [str(grant) for grant in held.grants]}
                 await audit_log.record(conn, now, actor, "operator.change", name, who, before=before, after=after)
         secret = None

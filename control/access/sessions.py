@@ -28,6 +28,7 @@ from control.storage.announcements import Changed
 from control.storage.batched_lookups import Lookups
 from control.storage.connection import Connection
 from control.storage.database import Database
+from control.storage.recovery import access_changes
 from control.sync import flush_loop
 from control.sync.fleet_cache import FleetCache
 from control.sync.fleet_rows import CachedOperator
@@ -298,6 +299,7 @@ class Sessions:
             if await conn.fetchval(END, operator.session_id, now) is not None:
                 said = dict(operator.signed_in)
                 await audit_log.record(conn, now, auth.actor(scope, operator.name), "session.end", operator.name, said)
+                await access_changes.record(conn, now, "session-ended", operator.session_id)
                 changed = Changed()
                 changed.operators.add(operator.id)
                 await changed.announce(conn)

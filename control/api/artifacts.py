@@ -27,6 +27,8 @@ from control.storage import bucket_owner, queries
 from control.storage.artifact_deletions import GIVE_UP, RELEASE_UNUSED, ArtifactKey
 from control.storage.connection import Connection
 from control.storage.object_store import Store, object_key
+from control.storage.recovery import stored_bytes
+from control.storage.recovery.stored_bytes import Fault
 
 
 class ReadyArtifact(NamedTuple):
@@ -98,7 +100,7 @@ async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
         return await _find_and_touch(conn, sha256, services.clock.now())
 
     known = await services.db.transaction(find)
-    if known is not None and await _has_object(call, known.id, file):
+    if known is not None and await _has_object(call, known, file):
         return Reply(200, responses.Artifact(sha256, known.size, known.abi))
     checked = await services.checks.module(
         Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"), services.settings.artifact_limit
@@ -108,10 +110,11 @@ async def _keep(call: ApiCall, file: BinaryIO, size: int) -> Reply:
 
 
 async def head(call: ApiCall) -> Reply:
-    """HEAD /v1/artifacts/{sha256}."""
-    row = await call.services.db.read(lambda conn: conn.fetchrow(READY, call.path["sha256"]))
-    if row is None:
-        raise _unknown(call.path["sha256"])
+    """HEAD /v1/artifacts/{sha256}: whether it needn't be sent. Its object is read, since it may be lost or damaged."""
+    sha256 = call.path["sha256"]
+    row = await call.services.db.read(lambda conn: conn.fetchrow(READY, sha256))
+    if row is None or await _fault(call, row):
+        raise _unknown(sha256)
     headers = ((b"content-type", b"application/wasm"), (b"content-length", str(row.size).encode()))
     return Reply(200, b"", headers)
 
@@ -188,27 +191,36 @@ async def _spool(call: ApiCall, file: BinaryIO) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-async def _has_object(call: ApiCall, artifact_id: str, file: BinaryIO) -> bool:
-    """Whether a ready artifact is in the store; a lost object is stored again. False when it is being deleted."""
+async def _fault(call: ApiCall, artifact: ReadyArtifact) -> Fault | None:
+    """What is wrong with the object of a ready artifact."""
+    sha256 = call.path["sha256"]
+    return await stored_bytes.fault(call.services.store, object_key(sha256, artifact.id), artifact.size, sha256)
+
+
+async def _has_object(call: ApiCall, artifact: ReadyArtifact, file: BinaryIO) -> bool:
+    """Whether a ready artifact is in the store; a lost or damaged object is stored again. False when it is being
+    deleted.
+    """
     services, sha256 = call.services, call.path["sha256"]
-    key = object_key(sha256, artifact_id)
-    if await services.store.head(key) is not None:
+    key = object_key(sha256, artifact.id)
+    fault = await _fault(call, artifact)
+    if fault is None:
         return True
     await services.ownership.confirm()
     await services.store.put(key, file)
 
     async def note(conn: Connection) -> bool:
         row = await conn.fetchrow(READY, sha256)
-        if row is None or row.id != artifact_id:
+        if row is None or row.id != artifact.id:
             return False
-        await call.audit(conn, "artifact.restore", sha256, {"object": key})
+        await call.audit(conn, "artifact.restore", sha256, {"object": key, "fault": fault})
         return True
 
     if not await services.databases.writes.transaction(note):
         # Its deletion was under way, and may have missed the object that was just stored.
         await services.store.delete(key)
         return False
-    log.warning("the object of artifact %s was missing from the store; it was stored again", sha256)
+    log.warning("the object of artifact %s was lost or damaged (%s); it was stored again", sha256, fault)
     return True
 
 

@@ -34,7 +34,7 @@ async def resume(call: ApiCall) -> Reply:
 
 
 async def _described(services: Services, conn: Connection) -> responses.ArtifactStore:
-    row = await bucket_owner.state(conn)
+    row, waiting = await bucket_owner.state(conn), await services.access.waiting(conn)
     ownership = services.ownership
     return responses.ArtifactStore(
         bucket=services.store.bucket,
@@ -48,4 +48,7 @@ async def _described(services: Services, conn: Connection) -> responses.Artifact
         sweep_problem=row.sweep_problem or None,
         unknown_objects=await conn.fetchval(COUNT_UNKNOWN),
         keeps_versions=ownership.keeps_versions,
+        restored_at=row.restored_at,
+        access_waiting=waiting.changes,
+        access_waiting_since=waiting.since,
     )

@@ -13,6 +13,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
+from control.storage.recovery import access_changes
 
 
 class ListedJoinToken(NamedTuple):
@@ -120,7 +121,9 @@ async def revoke(call: ApiCall) -> Reply:
                 f"the node {row.node} has joined with this token: to keep it out, `skerry node revoke {row.node}`",
                 field="id",
             )
-        await conn.execute(SQL["revoke"], id, call.services.clock.now())
+        now = call.services.clock.now()
+        await conn.execute(SQL["revoke"], id, now)
+        await access_changes.record(conn, now, "join-token-ended", id)
         await call.audit(conn, "join-token.revoke", id)
 
     return await call.write(work, status=204)

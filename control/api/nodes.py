@@ -17,6 +17,7 @@ from control.problems import ProblemError
 from control.storage import idempotency, queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
+from control.storage.recovery import access_changes
 from control.sync import compatibility, requirements
 from control.sync.effects import change_effects, unchecked_changes
 from control.sync.node_state import clean
@@ -93,6 +94,8 @@ async def join(call: ApiCall) -> Reply:
             raise AuthError("token_used", "the token was used for another node; make another one", "token_used")
         credential = tokens.new_token("node")
         await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, None)
+        await access_changes.record_credential(conn, now, credential, node_id)
+        await access_changes.record(conn, now, "join-token-ended", token_id)
         await call.audit(
             conn,
             action,
@@ -121,6 +124,7 @@ async def rotate(call: ApiCall) -> Reply:
         revoked = await conn.column(REVOKE_UNUSED, node_id, old, now)
         credential = tokens.new_token("node")
         await conn.execute(SQL["add_credential"], credential.id, node_id, credential.secret_hash, now, old)
+        await access_changes.record_credential(conn, now, credential, node_id, old)
         name = (await conn.one(NAME_AND_GROUP, node_id)).name
         before, after = {"credentials": sorted({old, *revoked})}, {"credentials": [old, str(credential.id)]}
         await call.audit(conn, "node.rotate", name, before=before, after=after, node=name)
@@ -264,6 +268,7 @@ async def remove(call: ApiCall) -> Reply:
         await conn.execute(SQL["end_syncs"], node.id, now)
         await conn.execute(SQL["clear_warnings"], node.id, now)
         await conn.execute(SQL["remove"], node.id, now)
+        await access_changes.record(conn, now, "node-removed", node.id)
         changed.nodes.add(str(node.id))
         before = {"id": str(node.id), "group": node.group_name, "credentials": sorted(ended)}
         await call.audit(conn, "node.remove", node.name, before=before)
@@ -302,9 +307,12 @@ async def _admit(
     id = uuid4()
     await conn.execute(SQL["add"], id, body.name, body.labels, body.capabilities, body.protocol, token.group_id, now)
     await conn.execute(SQL["add_presence"], id, now)
+    told = {"name": body.name, "labels": body.labels, "protocol": body.protocol, "group": str(token.group_id)}
+    await access_changes.record(conn, now, "node-joined", id, told)
     return id, set()
 
 
 async def _revoke(conn: Connection, node_id: UUID, now: datetime) -> set[str]:
     """Revoke all credentials of a node; return the ids of those that were valid."""
+    await access_changes.record(conn, now, "node-revoked", node_id)
     return set(await conn.column(REVOKE_CREDENTIALS, node_id, now))

@@ -197,6 +197,7 @@ async def answer(
         credential, node = await services.auth.node(scope, services.clock.now(), operation.ended)
         node_id, credential_id = node.id, credential.id
     elif operation.role == "join":
+        services.fleet.refuse_restoring()
         await services.auth.joining(scope)
     elif operation.role is not None:
         operator = await services.sessions.operator(scope)

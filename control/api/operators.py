@@ -17,6 +17,7 @@ from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
 from control.storage.connection import Connection
+from control.storage.recovery import access_changes
 
 
 class ListedOperator(NamedTuple):
@@ -76,6 +77,8 @@ async def create(call: ApiCall) -> Reply:
         column, role = rights.to_rows(given), rights.old_role(given)
         # Not announced: a replica looks up an operator that isn't in its cache.
         await conn.execute(SQL["add"], token.id, body.name, role, column, expires_at, token.secret_hash, now)
+        told = {"name": body.name, "role": role, "grants": column, "expires_at": expires_at, "hash": token.secret_hash}
+        await access_changes.record(conn, now, "operator-made", token.id, told)
         after: dict[str, Any] = {"grants": _said(given)}
         if expires_at is not None:
             after["expires_at"] = expires_at
@@ -85,6 +88,8 @@ async def create(call: ApiCall) -> Reply:
     async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
         row = await _find(conn, call.operator, kept["name"])
         token = tokens.new_token("operator", row.id)
+        now, told = call.services.clock.now(), {"hash": token.secret_hash}
+        await access_changes.record(conn, now, "operator-renewed", row.id, told)
         await conn.execute(SQL["renew"], token.id, token.secret_hash)
         changed.operators.add(str(token.id))
         await call.audit(conn, "operator.renew", row.name)
@@ -139,6 +144,8 @@ async def change(call: ApiCall) -> Reply:
             await _keep_an_admin(conn, row)
         column = rights.to_rows(after)
         await conn.execute(SQL["change"], row.id, rights.old_role(after), column, expires_at)
+        told = {"role": rights.old_role(after), "grants": column, "expires_at": expires_at}
+        await access_changes.record(conn, now, "operator-changed", row.id, told)
         if after != before or _earlier(expires_at, row.expires_at):
             # Join tokens that it couldn't make any more, or that would be good for longer than it is.
             await join_token_ends.end_of_operator(conn, row.name, now)
@@ -161,6 +168,8 @@ async def revoke(call: ApiCall) -> Reply:
         await _keep_an_admin(conn, row)
         now = call.services.clock.now()
         await conn.execute(SQL["revoke"], row.id, now)
+        told = {"name": row.name, "issuer": row.issuer, "subject": row.subject}
+        await access_changes.record(conn, now, "operator-revoked", row.id, told)
         await join_token_ends.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
         held = rights.of_row(row.role, row.grants)

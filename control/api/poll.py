@@ -130,6 +130,7 @@ class PollEndpoint:
                         poll.capabilities_digest,
                         capabilities,
                         poll.protocol,
+                        poll.generation,
                     )
                 )
                 inventory = capabilities = None  # they are stored now

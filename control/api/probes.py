@@ -16,8 +16,13 @@ async def readyz(call: ApiCall) -> Reply:
     await call.services.readiness.check()
     if not call.services.fleet.fresh:
         raise ProblemError("not_ready", "the targets haven't been read lately from the metadata database; ask again")
-    held = call.services.ownership.held
-    return Reply(200, responses.Health("ready", [] if held is None else [f"no artifact is deleted: {held.reason}"]))
+    held, access = call.services.ownership.held, call.services.access
+    notes = [] if held is None else [f"no artifact is deleted: {held.reason}"]
+    if not access.looked:
+        notes.append("the bucket's access lists weren't read yet: the store hasn't answered since the start")
+    if access.unverified:
+        notes.append(f"{len(access.unverified)} access lists in the bucket can't be verified: see the log")
+    return Reply(200, responses.Health("ready", notes))
 
 
 async def settings(call: ApiCall) -> Reply:

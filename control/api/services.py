@@ -18,6 +18,7 @@ from control.storage.bucket_owner import Ownership
 from control.storage.database import Database
 from control.storage.object_store import Store
 from control.storage.readiness import Readiness
+from control.storage.recovery.access_journal import AccessJournal
 from control.sync.fleet_cache import FleetCache
 from control.sync.heartbeats import Heartbeats
 from control.sync.monitor import Monitor
@@ -67,6 +68,7 @@ class Services:
     databases: Databases
     store: Store
     ownership: Ownership
+    access: AccessJournal
     deletions: Deletions
     checks: Checks
     readiness: Readiness

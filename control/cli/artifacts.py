@@ -4,16 +4,23 @@ import os
 
 import click
 
+from control.cli.recovery import verify
 from control.cli.support import options, output
 from control.cli.support.client import Json, path
 
+RECOVER = "`skerry recover` shows what they lack of what nodes run"
+ACCESS_LATE = 60.0
+"""Seconds after which what isn't in the bucket's access lists is told; control writes them every few seconds."""
 AUDIT_NAME = "cli"
 """The actor in the audit log when a bucket is taken over: that needs the database's URL, and no operator's token."""
 
 
 @click.group()
 def command() -> None:
-    """The bucket of artifacts: which control owns it, and what is deleted from it."""
+    """The bucket of artifacts: which control owns it, whether all is in it, and what is deleted from it."""
+
+
+command.add_command(verify.command, "verify")
 
 
 @command.command()
@@ -93,11 +100,19 @@ async def take_over(yes: bool, as_json: bool) -> None:
 def trouble(found: Json) -> list[str]:
     """A line for each thing that is wrong with the bucket; none where it is in order."""
     lines = []
+    if found.get("restored_at"):
+        lines.append(f"the metadata were restored, as was noticed {output.ago(found['restored_at'])}: {RECOVER}")
     if found["problem"]:
         lines.append(f"{found['problem']} [{found['state']}]")
     if found["deletions"] == "held":
         since = output.ago(found["held_since"])
         lines.append(f"nothing is deleted since {since}: {found['held_reason']} (`skerry artifacts resume` ends that)")
+    waiting_since = found.get("access_waiting_since")
+    if waiting_since and output.seconds_since(waiting_since) > ACCESS_LATE:
+        lines.append(
+            f"{found['access_waiting']} revocations, joins and the like aren't in the bucket since "
+            f"{output.ago(waiting_since)}: a restore of a backup of before would undo them"
+        )
     if found["sweep_problem"]:
         lines.append(f"the last sweep failed: {found['sweep_problem']}")
     if found["unknown_objects"]:

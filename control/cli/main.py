@@ -36,6 +36,7 @@ VERBS = {
     "logs": "control.cli.live.logs",
     "calls": "control.cli.live.logs:calls",
     "artifacts": "control.cli.artifacts",
+    "recover": "control.cli.recovery.recover",
     "settings": "control.cli.settings",
 }
 

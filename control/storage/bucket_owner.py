@@ -48,6 +48,8 @@ class StoreRow(NamedTuple):
     held_since: datetime | None
     held_reason: str
     sweep_problem: str
+    restored_at: datetime | None
+    """When it turned out that the metadata were restored; None again once an operator has recovered."""
 
 
 STATE = SQL.rows("state", StoreRow)
@@ -305,6 +307,7 @@ class Ownership:
         async def work(conn: Connection) -> None:
             if (await state(conn)).step == metadata.step:
                 await conn.execute(SQL["hold_above"], bucket.counter, uuid4(), now, reason)
+                await conn.execute(SQL["note_restored"], now)
                 details = {"bucket": bucket.counter, "metadata": metadata.counter}
                 await audit_log.record(conn, now, ACTOR, "artifacts.hold", self._store.bucket, details)
 

@@ -18,6 +18,7 @@ from control.storage.announcements import Changed
 from control.storage.audit_log import Actor
 from control.storage.connection import Connection
 from control.storage.database import Database
+from control.storage.recovery import access_changes
 
 log = logging.getLogger("skerry.migrate")
 
@@ -138,6 +139,8 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
             return None
         known, now = await conn.fetchrow(OPERATOR, name), clock.now()
         token = tokens.new_token("operator", None if known is None else known.id)
+        if known is not None:
+            await access_changes.record(conn, now, "operator-renewed", known.id, {"hash": token.secret_hash})
         await conn.execute(SQL["put_admin"], token.id, name, token.secret_hash, now)
         action = "operator.create" if known is None else "operator.renew"
         before = None if known is None else dict(zip(known._fields[1:], known[1:], strict=True))

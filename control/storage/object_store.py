@@ -57,11 +57,21 @@ class StoredObject:
 
     key: str
     modified: datetime
+    size: int
 
 
 def object_key(sha256: str, artifact_id: str) -> str:
     """The key of an artifact's object in the bucket."""
     return f"{sha256}/{artifact_id}"
+
+
+def _artifacts(page: Any) -> list[StoredObject]:
+    """The objects of a page of a listing, but control's own."""
+    return [
+        StoredObject(item["Key"], item["LastModified"], item["Size"])
+        for item in page.get("Contents", ())
+        if not item["Key"].startswith(owner_mark.PREFIX)
+    ]
 
 
 def artifact_id_of(key: str) -> str:
@@ -164,8 +174,8 @@ class Store:
             raise
         return answer, pieces
 
-    async def read(self, key: str) -> SmallObject | None:
-        """A small object whole, or None if there is none."""
+    async def read(self, key: str, most: int = SMALL) -> SmallObject | None:
+        """A small object whole, or None if there is none. Of one with more than `most` bytes, one byte more is read."""
         async with self._limited(GET):
             try:
                 answer = await self._client.get_object(Bucket=self.bucket, Key=key)
@@ -176,7 +186,7 @@ class Store:
             data = b""
             async with answer["Body"] as body:
                 # One reading gives what has arrived, which may be a part.
-                while len(data) <= SMALL and (piece := await body.content.read(SMALL + 1 - len(data))):
+                while len(data) <= most and (piece := await body.content.read(most + 1 - len(data))):
                     data += piece
             return SmallObject(data, str(answer.get("ETag", "")))
 
@@ -204,15 +214,26 @@ class Store:
         while True:
             async with self._limited(LIST):
                 page = await self._client.list_objects_v2(Bucket=self.bucket, **more)
-            yield [
-                StoredObject(item["Key"], item["LastModified"])
-                for item in page.get("Contents", ())
-                if not item["Key"].startswith(owner_mark.PREFIX)
-            ]
+            yield _artifacts(page)
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or not token or token == more.get("ContinuationToken"):
                 return
             more = {"ContinuationToken": token}
+
+    async def page(self, after: str) -> tuple[list[StoredObject], str | None]:
+        """A page of all objects but control's own, by key, behind the key `after`; and the last key that was looked at,
+        None where it is the bucket's last.
+        """
+        async with self._limited(LIST):
+            page = await self._client.list_objects_v2(Bucket=self.bucket, StartAfter=after)
+        listed = page.get("Contents", ())
+        return _artifacts(page), str(listed[-1]["Key"]) if listed and page.get("IsTruncated") else None
+
+    async def keys(self, prefix: str, after: str) -> tuple[list[str], bool]:
+        """A page of the keys that begin with `prefix`, in their order, behind `after`; and whether there are more."""
+        async with self._limited(LIST):
+            page = await self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, StartAfter=after)
+        return [str(item["Key"]) for item in page.get("Contents", ())], bool(page.get("IsTruncated"))
 
     async def keeps_versions(self) -> bool:
         """Whether the bucket keeps what is deleted; False where the key may not ask."""

@@ -11,7 +11,7 @@ A database that was restored from a backup is noticed by the same reading: all i
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
 from control.clock import Clock
@@ -108,6 +108,11 @@ class FleetCache:
         self._forgot_at = self.loop.time()
         self._restored = 0
         """How often the database turned out to be restored."""
+        self.after_restore: Callable[[], Awaitable[None]] | None = None
+        """What is done with a database that turned out to be restored, before anything of it is answered. Raises:
+        ProblemError, when it can't be done now."""
+        self._restoring = False
+        """Whether that is still to be done."""
         self._reading = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._to_wake: list[str] = []
@@ -140,7 +145,10 @@ class FleetCache:
         if node.digest != poll.digest or poll.capabilities_digest not in ("", node.capabilities_digest):
             return False
         group = self.groups[node.group_id]
-        return group.release_id is None or node.confirmed_generation >= max(group.generation, node.generation)
+        target = max(group.generation, node.generation)
+        if poll.generation > target and poll.generation > node.ran_generation:
+            return False
+        return group.release_id is None or node.confirmed_generation >= target
 
     def confirm(self, row: NodeRow) -> None:
         """Take over what a transaction wrote about a node, unless a later announcement of it was read meanwhile."""
@@ -149,6 +157,7 @@ class FleetCache:
             node.digest = row.digest
             node.confirmed_generation = row.confirmed_generation
             node.capabilities_digest = row.capabilities_digest
+            node.ran_generation = row.ran_generation
 
     # Changes
 
@@ -171,11 +180,13 @@ class FleetCache:
     async def refresh(self) -> None:
         """Read all that was committed before the call. Raises: ProblemError, when the database doesn't answer."""
         async with self._reading:
+            await self._finish_restore()
             began, before, mark = self.loop.time(), self._clock.now(), self.mark.committed
             epoch, changes = await self._db.read(partial(self._read, mark))
             while self._is_restored(epoch, mark):
                 self._forget_all(epoch)
-                mark = epoch.mark
+                await self._finish_restore()
+                began, mark = self.loop.time(), self.mark.committed
                 epoch, changes = await self._db.read(partial(self._read, mark))
             self._clock.compare(epoch.clock_timestamp, before)
             self._read_at = began
@@ -218,6 +229,19 @@ class FleetCache:
         if not self.fresh:
             raise ProblemError("database_unavailable", STALE)
 
+    def refuse_restoring(self) -> None:
+        """Raises: ProblemError, when the database was restored, and who was revoked since isn't known yet."""
+        if self._restoring:
+            raise ProblemError("database_unavailable", RESTORED)
+
+    async def _finish_restore(self) -> None:
+        if self._restoring:
+            if self.after_restore is not None:
+                await self.after_restore()
+            # What was looked up meanwhile may be of before.
+            self._forget_known()
+            self._restoring = False
+
     def _is_restored(self, epoch: Epoch, mark: int) -> bool:
         """Whether the database lacks what this replica has read, or its mark, which was `mark` before it was asked."""
         return epoch.epoch < self._epoch or epoch.mark < mark
@@ -229,14 +253,18 @@ class FleetCache:
             epoch.epoch,
             self._epoch,
         )
-        self._restored += 1
+        self._restoring = True
         self._epoch = -1
         self._read_at = self.loop.time() - STALE_AFTER
         self.mark.committed = epoch.mark
-        for known in (self.groups, self.nodes, self.credentials, self.verified, self.operators):
-            known.clear()
+        self._forget_known()
         self.watches = Watches()
         self._wake_slowly(self.waiters)
+
+    def _forget_known(self) -> None:
+        self._restored += 1
+        for known in (self.groups, self.nodes, self.credentials, self.verified, self.operators):
+            known.clear()
 
     async def _read(self, mark: int, conn: Connection) -> tuple[Epoch, Announced | None]:
         """The epoch, and the rows that have changed since the last reading; None where none have, and where the

@@ -37,6 +37,8 @@ class CachedNode:
     """Digest of what the node ran when it was last confirmed, or reported its inventory."""
     capabilities_digest: str
     """Digest of the stored capabilities; '' where the node sent them without a digest."""
+    ran_generation: int
+    """The generation that it completed, where that is above its target's: the metadata were restored since."""
     removed: bool
 
 

@@ -48,6 +48,8 @@ class NodeRow:
     capabilities_digest: str
     protocol: int
     syncs_folded: int
+    ran_generation: int
+    """As in `CachedNode`."""
     epoch: int
     release_id: str | None
     target_generation: int
@@ -219,6 +221,7 @@ async def save(conn: Connection, rows: Iterable[NodeRow]) -> None:
             row.capabilities_digest,
             str(row.protocol),
             str(row.syncs_folded),
+            str(row.ran_generation),
         )
         for row in rows
     ]

@@ -66,6 +66,8 @@ class NodeRequest:
     """'' where the node's version sends its capabilities only when it joins."""
     capabilities: dict[str, object] | None = None
     protocol: int = 1
+    generation: int = 0
+    """That of the plan that the node completed last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,9 @@ class _PollBatch:
                 return REPORT_WANTED
             node.report(request.inventory, request.digest)
             self.changed.add(node.id)
+        if request.generation > max(node.target_generation, node.ran_generation):
+            node.ran_generation = request.generation
+            self.changed.add(node.id)
         open_sync = self.open_syncs.get(node.id)
         if open_sync is not None and open_sync.lease_until <= self.now:
             self.ended.expire(open_sync, node, self.now)
@@ -302,7 +307,9 @@ class _PollBatch:
             self.refused.append((sync, code, mismatch))
             self.changed.add(node.id)
         return ProblemError(
-            code, f"{mismatch}; give the node an empty database, or join it to the control plane it is of"
+            code,
+            f"{mismatch}; if control's metadata were restored from a backup, register again what they lack (`skerry "
+            "recover` shows it); else join the node to the control plane it is of, or give it an empty database",
         )
 
     async def fold(self, conn: Connection) -> None:

@@ -1,9 +1,10 @@
 """The operations on artifacts and functions."""
 
 from control.api import artifacts, bucket, functions, pagination, releases
-from control.api.bodies import release_responses, requests, responses
+from control.api.bodies import recovery_responses, release_responses, requests, responses
 from control.api.bodies.responses import Page
 from control.api.operations import Operation
+from control.api.recovery import store_check
 
 ARTIFACT = "/v1/artifacts/{sha256}"
 STORE = ("store_unavailable", "store_refused", "store_full", "store_not_owned", "bucket_missing")
@@ -36,11 +37,11 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "HEAD",
         ARTIFACT,
-        "Is it uploaded?",
+        "Is it uploaded, and whole in the store?",
         artifacts.head,
         "push",
         {200: bytes},
-        ("unknown_artifact",),
+        ("unknown_artifact", *STORE),
         everywhere=False,
     ),
     Operation(
@@ -68,6 +69,26 @@ OPERATIONS: tuple[Operation, ...] = (
         bucket.resume,
         "admin",
         {200: responses.ArtifactStore},
+    ),
+    Operation(
+        "GET",
+        "/v1/artifact-store/check",
+        "The artifacts whose objects are missing or damaged",
+        store_check.check,
+        "admin",
+        {200: recovery_responses.StoreCheck},
+        STORE,
+        query=store_check.CheckQuery,
+    ),
+    Operation(
+        "GET",
+        "/v1/artifact-store/unknown",
+        "The objects of the bucket that the metadata don't know",
+        store_check.unknown,
+        "admin",
+        {200: recovery_responses.UnknownObjects},
+        STORE,
+        query=store_check.UnknownQuery,
     ),
     Operation(
         "GET",

@@ -24,6 +24,7 @@ from control.storage import database, migrations, object_store
 from control.storage.artifact_deletions import Deletions
 from control.storage.bucket_owner import Ownership
 from control.storage.readiness import Readiness
+from control.storage.recovery.access_journal import AccessJournal
 from control.storage.transaction_queue import Turns
 from control.sync.fleet_cache import FleetCache
 from control.sync.heartbeats import Heartbeats
@@ -73,12 +74,15 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         store.on_answer = metrics.store
         ownership = Ownership(databases.background, store, clock)
         await _confirm(ownership)
+        access = AccessJournal(databases.background, store, clock)
+        await _look_back(access)
         readiness = Readiness(databases.readiness, ownership, clock)
         stack.push_async_callback(readiness.close)
         join_tokens = auth.join_tokens(databases.cache)
         stack.push_async_callback(join_tokens.stop)
         fleet = FleetCache(databases.cache, clock, metrics)
         stack.push_async_callback(fleet.stop)
+        fleet.after_restore = partial(access.apply, restored=True)
         background = databases.background
         heartbeats = Heartbeats(background, clock, metrics)
         failures = AuthFailures(background, clock)
@@ -128,6 +132,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             databases=databases,
             store=store,
             ownership=ownership,
+            access=access,
             deletions=deletions,
             checks=Checks(settings.checks_at_once, settings.check_timeout),
             readiness=readiness,
@@ -155,7 +160,7 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         )
         await fleet.load()
         nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)
-        bucket = (ownership.run, deletions.run)
+        bucket = (ownership.run, deletions.run, access.run)
         webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks))
         ours = (heartbeats.run, numbers.run, failures.run, sessions.run)
         others = (*ours, services.live.run, services.monitor().run, webhooks.run)
@@ -215,6 +220,19 @@ async def _confirm(ownership: Ownership) -> None:
         log.warning("serving without the artifact store for now")
     except TimeoutError:
         log.warning("the artifact store hasn't answered for %.0f s: serving without it", STORE_PATIENCE)
+
+
+async def _look_back(access: AccessJournal) -> None:
+    """Apply access lists that the metadata don't know; later, where the store doesn't answer in time."""
+    try:
+        async with asyncio.timeout(STORE_PATIENCE):
+            await access.apply()
+    except (ProblemError, TimeoutError) as error:
+        log.warning(
+            "the bucket's access lists couldn't be read: if the metadata were restored, those revoked since are good "
+            "until the store answers (%s)",
+            error or "it doesn't answer",
+        )
 
 
 @asynccontextmanager

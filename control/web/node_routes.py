@@ -2,10 +2,18 @@
 
 from control import wire
 from control.api import join_tokens, node_views, nodes, pagination, records, syncs
-from control.api.bodies import fleet_responses, node_responses, release_responses, requests, responses
+from control.api.bodies import (
+    fleet_responses,
+    node_responses,
+    recovery_responses,
+    release_responses,
+    requests,
+    responses,
+)
 from control.api.bodies.responses import Page
 from control.api.fleet import logs, overview, scrape
 from control.api.operations import Operation
+from control.api.recovery import recover
 from control.api.request_input import INVENTORY_BODY
 from control.audit_chain import AuditEntry, AuditSeal
 
@@ -193,6 +201,23 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     # Metrics are wanted most while the database is away.
     Operation("GET", "/metrics", "Metrics for Prometheus", scrape.metrics, "read", {200: bytes}, when_stale=True),
+    # After a restore of the metadata
+    Operation(
+        "GET",
+        "/v1/recovery",
+        "What nodes run that the metadata don't know, as after a restore from a backup",
+        recover.show,
+        "admin",
+        {200: recovery_responses.Recovery},
+    ),
+    Operation(
+        "POST",
+        "/v1/recovery",
+        "Let generations and versions go on above those that nodes run",
+        recover.recover,
+        "admin",
+        {200: recovery_responses.Recovery},
+    ),
     # Syncs and logs
     Operation(
         "PUT",

@@ -29,7 +29,7 @@ def to_apply(opened: LibsqlDatabase, plan: wire.Plan, afresh: bool) -> list[wire
         raise SyncFailed(
             "generation_lower",
             f"The plan is of generation {plan.generation}, and the file is at {release[0].generation} already; was "
-            "control's metadata restored from a backup? Make a new release.",
+            "control's metadata restored from a backup? Then `skerry recover --yes`, and make a new release.",
         )
     has = applied(opened)
     version = start = max(has, default=0)

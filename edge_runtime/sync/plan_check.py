@@ -21,7 +21,7 @@ def check_plan(plan: wire.Plan, generation: int) -> dict[str, Manifest]:
         raise SyncFailed(
             "generation_lower",
             f"control planned generation {plan.generation}, but this node has already completed {generation}; "
-            "was control's metadata restored from a backup? Make a new release",
+            "was control's metadata restored from a backup? Then `skerry recover --yes`, and make a new release",
         )
     manifests: dict[str, Manifest] = {}
     for function in plan.functions:

@@ -62,3 +62,20 @@ SELECT a.id::text AS id FROM artifacts a WHERE a.sha256 = $1 AND a.state = 'read
         WHERE f.release_id IN (SELECT s.release_id FROM syncs s WHERE s.node_id = $2) AND f.sha256 = $1
     )
 );
+
+-- Artifacts whose bytes must be in the store, by id, after an id.
+-- name: ready_after
+SELECT id::text AS id, sha256, size FROM artifacts WHERE state = 'ready' AND artifacts.id > $1
+ORDER BY artifacts.id LIMIT $2;
+
+-- How many of them there are, and their bytes together.
+-- name: ready_total
+SELECT count(*) AS artifacts, coalesce(sum(size), 0)::int8 AS size FROM artifacts WHERE state = 'ready';
+
+-- Whether an artifact's bytes must still be in the store.
+-- name: still_ready
+SELECT EXISTS (SELECT 1 FROM artifacts WHERE id = $1 AND state = 'ready');
+
+-- The versions that are made of an artifact, as NAME@VERSION.
+-- name: used_by
+SELECT name || '@' || version::text FROM function_versions WHERE artifact_id = $1 ORDER BY name, version DESC LIMIT $2;

@@ -47,7 +47,8 @@ UPDATE node_presence SET last_seen_at = $2, confirmed_at = $2, offline = false W
 -- name: rejoin
 UPDATE nodes SET labels = $2, capabilities = $3, protocol = $4, joined_at = $5, schema_version = 0,
     schema_changes = '[]', database_id = '', digest = '', confirmed_generation = 0, failed_generation = 0,
-    retry_at = NULL, error_code = '', error_message = '', error_at = NULL, capabilities_digest = '', state = 'online',
+    retry_at = NULL, error_code = '', error_message = '', error_at = NULL, capabilities_digest = '', ran_generation = 0,
+    state = 'online',
     state_since = CASE WHEN state = 'online' THEN state_since ELSE $5 END
 WHERE id = $1;
 

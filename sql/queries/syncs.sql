@@ -5,7 +5,7 @@
 SELECT n.id::text AS id, n.removed_at IS NOT NULL AS removed, n.state, n.state_since, n.schema_version, n.schema_changes::text AS schema_changes,
     n.database_id, n.digest, n.confirmed_generation, n.failures, n.failed_generation, n.retry_at,
     n.error_code, n.error_message, n.error_at, n.synced_at,
-    n.capabilities_digest, n.protocol, n.syncs_folded, n.epoch, g.release_id::text AS release_id, GREATEST(n.generation, g.generation) AS target_generation
+    n.capabilities_digest, n.protocol, n.syncs_folded, n.ran_generation, n.epoch, g.release_id::text AS release_id, GREATEST(n.generation, g.generation) AS target_generation
 FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
 WHERE n.id = ANY($1::text[]::uuid[]);
 
@@ -43,15 +43,16 @@ SET state = u.state,
     capabilities = COALESCE(NULLIF(u.capabilities, '')::jsonb, n.capabilities),
     capabilities_digest = u.capabilities_digest,
     protocol = u.protocol::int8,
-    syncs_folded = u.syncs_folded::int8
+    syncs_folded = u.syncs_folded::int8,
+    ran_generation = u.ran_generation::int8
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[],
-    $19::text[]
+    $19::text[], $20::text[]
 ) AS u (
     id, state, state_since, schema_version, schema_changes, database_id, digest, confirmed_generation, failures,
     failed_generation, retry_at, error_code, error_message, error_at, synced_at, capabilities, capabilities_digest,
-    protocol, syncs_folded
+    protocol, syncs_folded, ran_generation
 )
 WHERE n.id = u.id::uuid;
 

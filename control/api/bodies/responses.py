@@ -127,6 +127,12 @@ class ArtifactStore(Struct):
     """Objects that no row knows; each is deleted after SKERRY_UNKNOWN_OBJECTS_KEPT seconds."""
     keeps_versions: bool
     """Whether the bucket keeps old versions of deleted objects, so that deletions free no space."""
+    restored_at: datetime | None
+    """When control noticed that its metadata were restored; null where they weren't, or `POST /v1/recovery` came since.
+    """
+    access_waiting: int
+    """Revocations, joins and the like that aren't in the bucket yet: a backup of before would undo them."""
+    access_waiting_since: datetime | None
 
 
 class ListedWebhook(Struct):

@@ -80,8 +80,13 @@ def ago(time: str | None, now: datetime | None = None) -> str:
     """Say how long ago an RFC 3339 time was, or in how long it will be; `never` for none."""
     if not time:
         return "never"
-    seconds = ((now or datetime.now(UTC)) - when(time)).total_seconds()
+    seconds = seconds_since(time, now)
     return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+
+
+def seconds_since(time: str, now: datetime | None = None) -> float:
+    """Return the seconds since an RFC 3339 time, by this machine's clock."""
+    return ((now or datetime.now(UTC)) - when(time)).total_seconds()
 
 
 def passed(time: str) -> bool:

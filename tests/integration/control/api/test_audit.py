@@ -120,6 +120,7 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("POST", "/v1/webhooks/{name}/test"): lambda: call("POST", "/v1/webhooks/chat/test"),
         ("DELETE", "/v1/webhooks/{name}"): lambda: call("DELETE", "/v1/webhooks/chat"),
         ("POST", "/v1/artifact-store/resume"): lambda: call("POST", "/v1/artifact-store/resume"),
+        ("POST", "/v1/recovery"): lambda: call("POST", "/v1/recovery"),
     }
     assert set(tries) == AUDITED
     for operation, attempt in tries.items():

@@ -1,0 +1,175 @@
+"""One replica's work with the access lists: it writes what has changed to the bucket, and applies lists that the
+metadata don't know (ADR 55).
+
+A list is noted in the metadata before its object is written. So an object that isn't noted shows metadata that were
+restored from a backup of before, and its changes are applied to them.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from control.clock import Clock
+from control.log_throttle import Outage
+from control.problems import ProblemError
+from control.storage import audit_log, bucket_owner, queries
+from control.storage.announcements import Changed
+from control.storage.audit_log import Actor
+from control.storage.connection import Connection
+from control.storage.database import Database
+from control.storage.object_store import Store, WriteConflict
+from control.storage.recovery import access_list, access_replay
+from control.storage.recovery.access_list import AccessChange, UnverifiedList
+
+
+class WaitingChange(NamedTuple):
+    """A change that no list has yet."""
+
+    id: str
+    at: datetime
+    kind: str
+    subject: str
+    details: dict[str, Any]
+
+
+class UnlistedCount(NamedTuple):
+    """How many changes no list has yet, and since when."""
+
+    changes: int
+    since: datetime | None
+
+
+class ListKey(NamedTuple):
+    """The id of this control, None until it has a bucket, and the key of its lists' codes."""
+
+    owner: str | None
+    key: str
+
+
+SQL = queries.load("access_lists")
+WAITING = SQL.rows("waiting", WaitingChange)
+COUNT_WAITING = SQL.rows("count_waiting", UnlistedCount)
+KEY = SQL.rows("key", ListKey)
+NOTE = SQL.optional("note", str)
+NOTED = SQL.value("noted", str)
+
+PERIOD = 5.0
+"""Seconds between two looks at whether something is to be written."""
+ACTOR = Actor("control", "recovery")
+
+log = logging.getLogger("skerry.recovery")
+
+
+class AccessJournal:
+    """Writes the lists and applies them."""
+
+    def __init__(self, db: Database, store: Store, clock: Clock) -> None:
+        self._db = db
+        self._store = store
+        self._clock = clock
+        self._applying = asyncio.Lock()
+        self.looked = False
+        """Whether this replica has applied, since its start, all lists that there were."""
+        self.unverified: set[str] = set()
+        """The keys of lists that can't be applied, since they aren't of these metadata or were changed."""
+
+    async def run(self) -> None:
+        """Write what has changed every few seconds, until cancelled, and apply the lists once the store answers."""
+        outage = Outage(log, "revocations can't be written to the bucket, and wait in the metadata")
+        while True:
+            await asyncio.sleep(PERIOD)
+            try:
+                if not self.looked:
+                    await self.apply()
+                await self.write()
+                outage.worked()
+            except ProblemError as problem:
+                outage.failed(problem.detail)
+
+    async def write(self) -> None:
+        """Write a list of what has changed, if anything has. Raises: ProblemError, when the store or the database
+        doesn't answer; what waits is written later.
+        """
+        while True:
+            rows = await self._db.read(lambda conn: conn.fetch(WAITING, access_list.MOST))
+            owner, key = await self._db.read(lambda conn: conn.one(KEY))
+            if not rows or owner is None:
+                return
+            now = self._clock.now()
+            name = access_list.name(owner, now, uuid4())
+            changes = [AccessChange(row.at, row.kind, row.subject, row.details) for row in rows]
+            note = name, now
+            await self._db.transaction(lambda conn, note=note: conn.fetchval(NOTE, *note))  # type: ignore[misc]
+            try:
+                await self._store.write(name, access_list.encode(key, name, changes), None)
+            except WriteConflict:
+                raise ProblemError("store_unavailable", f"the bucket has an object {name} already") from None
+            ids = [row.id for row in rows]
+            await self._db.transaction(lambda conn, ids=ids: conn.execute(SQL["forget"], ids))  # type: ignore[misc]
+            if len(rows) < access_list.MOST:
+                return
+
+    async def apply(self, *, restored: bool = False) -> None:
+        """Apply the lists of the bucket that the metadata don't know, which shows that they were restored.
+
+        `restored`: that is known already. Raises: ProblemError, when the store or the database doesn't answer.
+        """
+        async with self._applying:
+            owner, key = await self._db.read(lambda conn: conn.one(KEY))
+            done, lists = Counter[str](), 0
+            if owner is not None:
+                after = access_list.folder(owner)
+                more = True
+                while more:
+                    names, more = await self._store.keys(access_list.folder(owner), after)
+                    noted = set(await self._db.read(lambda conn, names=names: conn.column(NOTED, names)))  # type: ignore[misc]
+                    for name in names:
+                        if name not in noted:
+                            found = await self._apply(key, name)
+                            lists += found is not None
+                            done.update(found or {})
+                    after = names[-1] if names else after
+            if restored or lists:
+                await self._db.transaction(lambda conn: self._note_restored(conn, lists, done))
+            self.looked = True
+
+    async def waiting(self, conn: Connection) -> UnlistedCount:
+        """What isn't in the bucket yet: a restore of a backup of before would undo it."""
+        return await conn.one(COUNT_WAITING)
+
+    async def _apply(self, key: str, name: str) -> Counter[str] | None:
+        """Apply one list; None where it isn't one of these metadata."""
+        found = await self._store.read(name, access_list.MOST_BYTES)
+        if found is None:
+            return None
+        try:
+            changes = access_list.decode(key, name, found.data)
+        except UnverifiedList as error:
+            if name not in self.unverified:
+                log.error("the access list %s isn't applied, since %s: look at `skerry recover`", name, error)
+                self.unverified.add(name)
+            return None
+
+        async def work(conn: Connection) -> Counter[str]:
+            changed = Changed()
+            if await conn.fetchval(NOTE, name, self._clock.now()) is None:
+                return Counter()  # another replica was first
+            done = await access_replay.apply(conn, changed, changes)
+            await changed.announce(conn)
+            return done
+
+        return await self._db.transaction(work)
+
+    async def _note_restored(self, conn: Connection, lists: int, done: Counter[str]) -> None:
+        now = self._clock.now()
+        if (await bucket_owner.state(conn)).restored_at is None:
+            await conn.execute(bucket_owner.SQL["note_restored"], now)
+        elif not lists:
+            return  # another replica has said it
+        details = {"access_lists": lists, "applied": dict(sorted(done.items()))}
+        await audit_log.record(conn, now, ACTOR, "metadata.restored", "metadata", details)
+        told = ", ".join(f"{kind} {count}" for kind, count in sorted(done.items())) or "nothing"
+        log.warning("the metadata were restored; %d access lists were applied: %s", lists, told)

@@ -1,0 +1,90 @@
+"""Access lists: objects of the bucket that say what has changed about who may come in (ADR 55). Pure rules.
+
+A restore of the metadata takes them back to a backup; the lists bring that part of them forward again. Each has a code
+(HMAC-SHA256) over its name and its changes, with a key that the metadata have and the bucket hasn't: whoever can write
+to the bucket alone can't make one.
+"""
+
+import hashlib
+import hmac
+from datetime import datetime
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+import msgspec
+
+from control import wire
+from control.storage.owner_mark import PREFIX
+
+FOLDER = f"{PREFIX}access/"
+MOST = 100
+"""Changes in a list at most."""
+MOST_BYTES = 4 * wire.MIB
+"""Bytes of a list at most."""
+
+Kind = Literal[
+    "node-joined",  # it is in the group `details.group`
+    "node-removed",
+    "node-revoked",  # its credentials that were made before
+    "credential-made",  # of the node `details.node`
+    "operator-made",
+    "operator-revoked",
+    "operator-changed",  # to `details.role`, `grants`, `expires_at`
+    "operator-renewed",  # its token is the one with `details.hash`, and no earlier one
+    "join-token-ended",
+    "session-ended",
+]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+class AccessChange(msgspec.Struct, frozen=True):
+    """One change."""
+
+    at: datetime
+    kind: str
+    """A `Kind`, or one that a later version of control has made."""
+    subject: wire.Uuid
+    """The id of the node, credential, operator, join token or session."""
+    details: dict[str, Any] = {}
+
+
+class _Sealed(msgspec.Struct):
+    """The object: the changes as they were encoded, and the code."""
+
+    code: str
+    changes: msgspec.Raw
+
+
+class UnverifiedList(Exception):
+    """A list that isn't of these metadata, or was changed since."""
+
+
+def name(owner: str, at: datetime, id: UUID) -> str:
+    """The key of a new list's object. Keys are in the order of time; each control has a folder of its own."""
+    return f"{folder(owner)}{at:%Y%m%dT%H%M%S.%fZ}-{id}.json"
+
+
+def folder(owner: str) -> str:
+    """The beginning of the keys of the lists of the control with this id."""
+    return f"{FOLDER}{owner}/"
+
+
+def encode(key: str, name: str, changes: list[AccessChange]) -> bytes:
+    """The bytes of a list's object. `key`: the metadata's secret key."""
+    raw = msgspec.json.encode(changes)
+    return msgspec.json.encode(_Sealed(_code(key, name, raw), msgspec.Raw(raw)))
+
+
+def decode(key: str, name: str, data: bytes) -> list[AccessChange]:
+    """The changes of the list whose object `name` has the bytes `data`. Raises: UnverifiedList."""
+    try:
+        sealed = msgspec.json.decode(data, type=_Sealed)
+        if not hmac.compare_digest(sealed.code.encode(), _code(key, name, bytes(sealed.changes)).encode()):
+            raise UnverifiedList("its code isn't of these metadata's key")
+        return msgspec.json.decode(sealed.changes, type=list[AccessChange])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UnverifiedList(f"it can't be read: {error}") from None
+
+
+def _code(key: str, name: str, raw: bytes) -> str:
+    return hmac.new(key.encode(), name.encode() + b"\0" + raw, hashlib.sha256).hexdigest()

@@ -1,0 +1,283 @@
+"""Who may come in stays as it was when the metadata are restored: the bucket has lists of what changed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from control.local.seaweedfs import s3_client
+from control.storage.recovery import access_journal, access_list
+from tests.support import deploy
+from tests.support.backups import Backups, RowBackup
+from tests.support.control import until
+from tests.support.replica import Replica, Site, TestNode
+from tests.support.services import ServerUrls, drop_database
+from tests.support.store_proxy import store_proxy
+
+DEADLINE = 60.0
+"""Seconds; it takes less than one."""
+
+
+@pytest.fixture
+async def connection(services: ServerUrls, database_url: str) -> AsyncIterator[Any]:
+    """To the database, past the proxy that plays CockroachDB: rows are put back by what PostgreSQL alone has."""
+    if services.embedded is None:
+        pytest.skip("rows are put back by what PostgreSQL alone has")
+    url = urlunsplit(urlsplit(services.embedded.metadata_url)._replace(path=urlsplit(database_url).path))
+    made = await asyncpg.connect(url)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def backups(services: ServerUrls, database_url: str) -> AsyncIterator[Backups]:
+    if services.embedded is None:
+        pytest.skip("copies of a database are PostgreSQL's")
+    found = Backups(services.embedded.metadata_url, database_url)
+    yield found
+    for url in found.copies:
+        await drop_database(services.metadata_url, url)
+
+
+async def made(live: Replica, name: str, role: str = "read") -> str:
+    return str((await deploy.ok(live, "POST", "/v1/operators", {"name": name, "role": role}))["token"])
+
+
+async def join_token(live: Replica) -> Any:
+    return await deploy.ok(live, "POST", "/v1/join-tokens", {"group": "default"})
+
+
+async def rotated(node: TestNode) -> TestNode:
+    """The node with the successor of its credential, which it hasn't used yet."""
+    answer = await node.replica.call("POST", "/v1/nodes/self/credential", token=node.credential)
+    assert answer.status == 201, answer
+    return TestNode(node.replica, node.id, answer.json()["credential"], node.inventory, node.generation)
+
+
+class Before:
+    """What there is when the backup is made."""
+
+    async def make(self, live: Replica) -> None:
+        self.revoked, self.narrowed = await made(live, "revoked"), await made(live, "narrowed", "admin")
+        self.kept = await made(live, "kept")
+        self.unwanted, self.removed, self.stolen = [await live.join(name) for name in ("unwanted", "removed", "stolen")]
+        self.rotating, self.rejoining = await live.join("rotating"), await live.join("rejoining")
+        self.nodes = [self.unwanted, self.removed, self.stolen, self.rotating, self.rejoining]
+        for node in self.nodes:
+            assert (await node.ask(report=True)).status == 204
+        self.token, self.used, self.open = [await join_token(live) for _ in range(3)]
+
+
+class After:
+    """What changes after the backup was made."""
+
+    async def make(self, live: Replica, before: Before) -> None:
+        await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+        change = {"grants": [{"role": "read", "group": "default"}]}
+        await deploy.ok(live, "POST", "/v1/operators/narrowed/change", change)
+        await deploy.ok(live, "POST", "/v1/nodes/unwanted/revoke")
+        await deploy.ok(live, "DELETE", "/v1/nodes/removed")
+        self.made = await made(live, "made")
+        # The thief has the credential that was rotated out and the one that followed it.
+        self.successor = await rotated(before.stolen)
+        assert (await self.successor.ask()).status == 204
+        await deploy.ok(live, "POST", "/v1/nodes/stolen/revoke")
+        self.rotated = await rotated(before.rotating)
+        assert (await self.rotated.ask()).status == 204
+        self.unused = await rotated(self.rotated)
+        self.again = await rotated(self.rotated)
+        await deploy.ok(live, "DELETE", f"/v1/join-tokens/{before.token['id']}")
+        body = {"name": "new", "attempt": "00000000-0000-0000-0000-000000000001", "labels": {"a": "b"}}
+        joined = await deploy.ok(live, "POST", "/v1/nodes", body, token=before.used["token"])
+        self.new = TestNode(live, joined["node_id"], joined["credential"])
+        assert (await self.new.ask(report=True)).status == 204
+        token = (await deploy.ok(live, "POST", "/v1/join-tokens", {"group": "default", "rejoin": "rejoining"}))["token"]
+        body = {"name": "rejoining", "attempt": "00000000-0000-0000-0000-000000000002"}
+        joined = await deploy.ok(live, "POST", "/v1/nodes", body, token=token)
+        self.rejoined = TestNode(live, joined["node_id"], joined["credential"])
+        assert (await self.rejoined.ask(report=True)).status == 204
+
+
+async def is_refused(live: Replica, node: TestNode) -> bool:
+    return (await replace(node, replica=live).ask()).status == 401
+
+
+async def check(live: Replica, before: Before, after: After) -> None:
+    """Who may come in is what was so when the database was lost."""
+    for name in ("stolen", "removed", "unwanted"):
+        assert await is_refused(live, getattr(before, name)), name
+    assert await is_refused(live, after.successor), "the one that followed is revoked, too"
+    assert await is_refused(live, before.rejoining), "the disk that was lost"
+    for node in (after.rotated, after.new, after.rejoined):
+        answer = await replace(node, replica=live).ask(report=True)
+        assert answer.status == 204, answer
+    assert await is_refused(live, before.rotating), "its successor was used"
+    assert await is_refused(live, after.unused), "a later successor took its place"
+    assert (await replace(after.again, replica=live).ask(report=True)).status == 204
+    assert await is_refused(live, after.rotated)
+    for token, status in ((before.revoked, 401), (before.narrowed, 200), (before.kept, 200), (after.made, 200)):
+        assert (await live.call("GET", "/v1/nodes", token=token)).status == status
+    assert (await live.call("GET", "/v1/operators", token=before.narrowed)).status == 403
+    for token, status in ((before.token, 401), (before.used, 401), (before.open, 201)):
+        body = {"name": "another", "attempt": "00000000-0000-0000-0000-000000000003"}
+        assert (await live.call("POST", "/v1/nodes", body, token=token["token"])).status == status
+    shown = await live.node("new")
+    assert (shown["group"], shown["labels"]) == ("default", {"a": "b"})
+    assert (await live.call("GET", "/v1/nodes/removed")).status == 404
+    entries = (await live.call("GET", "/v1/audit?action=metadata.restored")).json()["items"]
+    assert entries[0]["details"]["applied"]["operator-revoked"] == 1
+    store = (await live.call("GET", "/v1/artifact-store")).json()
+    assert store["restored_at"] is not None
+
+
+async def test_who_may_come_in_survives_a_restore_under_a_running_control(control_site: Site, connection: Any) -> None:
+    async with control_site.running() as live:
+        before, after, backup = Before(), After(), RowBackup(connection)
+        await before.make(live)
+        await backup.take()
+        await after.make(live, before)
+        await live.services.access.write()
+        mark = live.services.fleet.mark
+        count = mark.committed
+
+        async def marked() -> bool:
+            return mark.committed >= count + 2
+
+        await until(marked, DEADLINE)
+        async with backup.putting_back():
+            pass
+
+        async def noticed() -> bool:
+            answer = await live.call("GET", "/v1/artifact-store")
+            return answer.status == 200 and answer.json()["restored_at"] is not None
+
+        # Nobody who was revoked is let in at any time from then on.
+        while not await noticed():
+            assert (await live.call("GET", "/v1/nodes", token=before.revoked)).status in (401, 503)
+            assert (await before.stolen.ask()).status in (401, 503)
+        await check(live, before, after)
+
+
+async def test_who_may_come_in_survives_a_restore_before_a_start(control_site: Site, backups: Backups) -> None:
+    async with control_site.running() as live:
+        before, after = Before(), After()
+        await before.make(live)
+        await live.services.access.write()
+    backup = await backups.take()
+    async with control_site.running() as live:
+        for node in before.nodes:
+            node.replica = live
+        await after.make(live, before)
+        await live.services.access.write()
+    for _ in range(2):  # a second time from the same backup, too
+        await backups.restore(backup)
+        async with control_site.running() as live:
+            await check(live, before, after)
+    # Nothing of it is applied again to metadata that have it.
+    async with control_site.running() as live:
+        entries = (await live.call("GET", "/v1/audit?action=metadata.restored")).json()["items"]
+        assert len(entries) == 1
+
+
+async def test_a_bucket_that_does_not_answer_holds_no_revocation_up(
+    control_site: Site, bucket_url: str, backups: Backups
+) -> None:
+    async with store_proxy(bucket_url) as proxy:
+        async with control_site.running(artifacts_url=proxy.url) as live:
+            token = await made(live, "revoked")
+            await live.services.access.write()
+        backup = await backups.take()
+        async with control_site.running(artifacts_url=proxy.url) as live:
+            proxy.answers(503, "SlowDown")
+            await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+            store = await deploy.ok(live, "GET", "/v1/artifact-store")
+            assert (store["access_waiting"], store["access_waiting_since"] is not None) == (1, True)
+            proxy.answer = b""
+            await live.services.access.write()
+            store = await deploy.ok(live, "GET", "/v1/artifact-store")
+            assert (store["access_waiting"], store["access_waiting_since"]) == (0, None)
+        await backups.restore(backup)
+        proxy.answers(503, "SlowDown")
+        async with control_site.running(artifacts_url=proxy.url) as live:
+            # It can't know yet; it says so, and applies the list once the store answers.
+            assert (await live.call("GET", "/v1/nodes", token=token)).status == 200
+            proxy.answer = b""
+
+            async def refused() -> bool:
+                return (await live.call("GET", "/v1/nodes", token=token)).status == 401
+
+            await until(refused, DEADLINE)
+
+
+async def test_a_running_control_lets_nobody_in_until_the_bucket_answers(
+    control_site: Site, bucket_url: str, connection: Any
+) -> None:
+    async with store_proxy(bucket_url) as proxy, control_site.running(artifacts_url=proxy.url) as live:
+        token, joining, node = await made(live, "revoked"), await join_token(live), await live.join("one")
+        backup = RowBackup(connection)
+        await backup.take()
+        await deploy.ok(live, "DELETE", "/v1/operators/revoked")
+        await live.services.access.write()
+        proxy.answers(503, "SlowDown")
+        async with backup.putting_back():
+            pass
+
+        async def restoring() -> bool:
+            return (await node.ask()).status == 503
+
+        await until(restoring, DEADLINE)
+        assert (await live.call("GET", "/v1/nodes", token=token)).status == 503
+        body = {"name": "two", "attempt": "00000000-0000-0000-0000-000000000001"}
+        assert (await live.call("POST", "/v1/nodes", body, token=joining["token"])).status == 503
+        proxy.answer = b""
+
+        async def answered() -> bool:
+            return (await node.ask(report=True)).status == 204
+
+        await until(answered, DEADLINE)
+        assert (await live.call("GET", "/v1/nodes", token=token)).status == 401
+
+
+async def test_a_list_that_somebody_else_has_written_is_not_applied(
+    control_site: Site, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with control_site.running() as live:
+        await made(live, "kept")
+        owner, key = await live.services.db.read(lambda conn: conn.one(access_journal.KEY))
+        operator = await live.services.db.read(
+            lambda conn: conn.fetchval("SELECT id::text FROM operators WHERE name = 'kept'")
+        )
+        now = live.services.clock.now()
+    forged = access_list.AccessChange(now, "operator-revoked", operator, {"name": "kept"})
+    name = f"{access_list.folder(owner)}forged.json"
+    async with s3_client(bucket_url) as client:
+        for code in ("f" * 36, key):
+            # With the right key, too, it isn't good under another name.
+            body = access_list.encode(code, f"{name}x", [forged])
+            await client.put_object(Bucket=bucket_url.rpartition("/")[2], Key=name, Body=body)
+            async with control_site.running() as live:
+                ready = (await live.call("GET", "/readyz", token="")).json()
+                assert "can't be verified" in ready["notes"][0]
+                operators = (await live.call("GET", "/v1/operators")).json()["items"]
+                assert "kept" in {item["name"] for item in operators}
+
+
+async def test_many_changes_are_several_lists(
+    control_site: Site, backups: Backups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_list, "MOST", 3)
+    monkeypatch.setattr(access_journal, "PERIOD", 1e6)
+    async with control_site.running() as live:
+        tokens = [await made(live, f"o{n}") for n in range(8)]
+    backup = await backups.take()
+    async with control_site.running() as live:
+        await asyncio.gather(*(deploy.ok(live, "DELETE", f"/v1/operators/o{n}") for n in range(8)))
+        await live.services.access.write()
+    await backups.restore(backup)
+    async with control_site.running() as live:
+        for token in tokens:
+            assert (await live.call("GET", "/v1/nodes", token=token)).status == 401
