@@ -25,7 +25,7 @@ BEST = 2
 """The optimization level of a function once it is compiled so: 0.6 s for the same code. Level 3 ran no faster."""
 LEVELS = (0, 1, 2, 3)
 
-_OPTIONS = "native, kernel 1, memories imported"
+_OPTIONS = "native, kernel 2, memories imported"
 """A part of the key: another text wherever the same module compiles to other code. The kernel's number grows with each
 change of Extism's kernel or of its merging."""
 TEMPORARY = ".compile-"

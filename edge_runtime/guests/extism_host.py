@@ -2,7 +2,7 @@
 
 All data passes through blocks of the kernel's memory. The host frees the blocks that a plug-in hands to Extism's
 functions, and only after it has allocated the block of the answer: some PDKs free their own block once more, and would
-otherwise free that of the answer.
+otherwise free that of the answer, where the memory is full and its block is used again.
 """
 
 import base64
@@ -50,12 +50,12 @@ class ExtismHost:
         return self._value(self._vars, key)
 
     def _value(self, values: Mapping[bytes, bytes], key: int) -> int:
-        answer = self.blocks.new(values.get(self.blocks.read(key), b""))
+        answer = self.blocks.new(values.get(self._key(key), b""))
         self.blocks.free(key)
         return answer
 
     def var_set(self, key: int, value: int) -> None:
-        name, data = self.blocks.read(key), self.blocks.read(value)
+        name, data = self._key(key), self.blocks.read(value)
         self.blocks.free(key)
         self.blocks.free(value)
         self._vars.pop(name, None)
@@ -65,6 +65,14 @@ class ExtismHost:
         if used + len(name) + len(data) > VARS_LIMIT:
             raise GuestFault("guest_vars_full", f"Its vars would have more than {VARS_LIMIT} bytes.")
         self._vars[name] = data
+
+    def _key(self, key: int) -> bytes:
+        name = self.blocks.read(key)
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            raise GuestFault("guest_call_invalid", f"It asked for the key {name!r}, which isn't UTF-8.") from None
+        return name
 
     def get_log_level(self) -> int:
         """Return the lowest level: everything is logged, up to the log's limit."""
@@ -91,7 +99,7 @@ class ExtismHost:
         for name, value in answer["headers"]:
             key = name.lower()
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
-        self._headers = orjson.dumps(headers)
+        self._headers = orjson.dumps(headers, option=orjson.OPT_SORT_KEYS)
         content = answer["body"]
         block = self.blocks.new(content.encode() if isinstance(content, str) else base64.b64decode(content["$blob"]))
         self.blocks.free(request)
@@ -127,7 +135,7 @@ def _request(extism_request: bytes, body: bytes) -> bytes:
     """
     try:
         decoded = orjson.loads(extism_request)
-        # Early PDKs write `header`, which Extism itself still accepts.
+        # Early PDKs write `header`.
         headers = decoded.get("headers") or decoded.get("header") or {}
         request = {
             "method": (decoded.get("method") or "GET").upper(),

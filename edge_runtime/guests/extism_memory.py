@@ -15,6 +15,8 @@ _HEAD = struct.Struct("<QII")
 _ONE = struct.Struct("<Q")
 _TWO = struct.Struct("<QQ")
 _MOST = 0xF000_0000
+_TRIED = 64
+"""How many blocks of a list are looked at for one that is large enough."""
 
 
 class Blocks:
@@ -31,17 +33,12 @@ class Blocks:
         if not data:
             return 0
         room = len(data) + 15 & -16
-        list_ = _LISTS + 8 * (room.bit_length() - 1)
-        block = self._word(list_)
-        if self._head(block)[2] < room:
-            list_ += 8
-            block = self._word(list_)
-        if block:
-            self._put(list_, _ONE.pack(self._word(block)))
-            room = self._head(block)[2]
+        used = self._word(_USED)
+        block = _BLOCKS + used
+        free = 0 if self._has(block + 16 + room + 8) else self._free_block(room)
+        if free:
+            block, room = free, self._head(free)[2]
         else:
-            used = self._word(_USED)
-            block = _BLOCKS + used
             self._grow(block + 16 + room + 8)
             self._put(_USED, _ONE.pack(used + 16 + room))
         handle = block + 16
@@ -49,26 +46,62 @@ class Blocks:
         self._put(handle, data)
         return handle
 
+    def _free_block(self, room: int) -> int:
+        """Take a block of at least `room` bytes out of the lists of free ones, and return its address; 0 for none."""
+        before = _LISTS + 8 * (room.bit_length() - 1)
+        following = before + 8
+        for _ in range(_TRIED):
+            block = self._word(before)
+            if not block:
+                break
+            if self._head(block)[2] >= room:
+                return self._taken(before, block)
+            before = block
+        block = self._word(following)
+        return self._taken(following, block) if block else 0
+
+    def _taken(self, before: int, block: int) -> int:
+        """Take a block out of its list, in which it follows what is at `before`."""
+        self._put(before, _ONE.pack(self._word(block)))
+        return block
+
     def read(self, handle: int) -> bytes:
         """Return the bytes of a block; nothing for the handle 0."""
-        return self._get(handle, self._length(handle)) if handle else b""
+        if not handle:
+            return b""
+        length = self._length(handle)
+        if length is None:
+            raise GuestFault("guest_call_invalid", f"It gave Extism the handle {handle}, which no block has.")
+        return self._get(handle, length)
 
     def free(self, handle: int) -> None:
-        """Free a block whose handle `read` has checked."""
-        if handle:
-            block = handle - 16
-            list_ = _LISTS + 8 * ((self._head(block)[2] | 1).bit_length() - 1)
-            self._put(block, _ONE.pack(self._word(list_)))
-            self._put(list_, _ONE.pack(block))
+        """Free a block that `read` has found, unless that was done since. Who frees the input finds none any more."""
+        if not handle:
+            return
+        block = handle - 16
+        mark, _, room = self._head(block)
+        if mark != handle ^ _MARK:
+            return
+        list_ = _LISTS + 8 * ((room | 1).bit_length() - 1)
+        self._put(block, _ONE.pack(self._word(list_)))
+        self._put(list_, _ONE.pack(block))
+        if handle == self._word(_INPUT):
+            self._put(_INPUT, _TWO.pack(handle, 0))
 
     def set_input(self, data: bytes) -> None:
-        """Set the plug-in's input."""
+        """Set the plug-in's input. What it has allocated and set before, while it was initialized, is gone."""
+        used = self._word(_USED)
+        if used or self._word(_ERROR) or self._word(_OUTPUT):
+            if not self._has(_BLOCKS + used):
+                raise GuestFault("guest_call_invalid", "It has spoilt the memory that it shares with Extism.")
+            self._put(_USED, bytes(_BLOCKS - _USED + used))
         self._put(_INPUT, _TWO.pack(self.new(data), len(data)))
 
     def error(self) -> bytes | None:
-        """Return the error that the plug-in set; None where it set none."""
+        """Return the error that the plug-in set; None where it set none, or has freed it."""
         handle = self._word(_ERROR)
-        return self.read(handle) if handle else None
+        length = self._length(handle)
+        return None if length is None else self._get(handle, length)
 
     def output_length(self) -> int:
         """Return the length in bytes of the output that the plug-in set."""
@@ -79,10 +112,12 @@ class Blocks:
         start, length = _TWO.unpack(self._get(_OUTPUT, 16))
         return self._get(start, length) if length else b""
 
-    def _length(self, handle: int) -> int:
-        if handle < _BLOCKS + 16 or (head := self._head(handle - 16))[0] != handle ^ _MARK:
-            raise GuestFault("guest_call_invalid", f"It gave Extism the handle {handle}, which no block has.")
-        return head[1]
+    def _length(self, handle: int) -> int | None:
+        """Return the length of a block's data in bytes; None for a handle that no block has."""
+        if handle < _BLOCKS + 16 or not self._has(handle):
+            return None
+        mark, length, _ = self._head(handle - 16)
+        return length if mark == handle ^ _MARK else None
 
     def _head(self, block: int) -> tuple[int, int, int]:
         """Return a block's mark, the length of its data, and its capacity in bytes."""
@@ -102,6 +137,14 @@ class Blocks:
             self.memory.write(start, data)
         except IndexError as error:
             raise _outside(error) from None
+
+    def _has(self, end: int) -> bool:
+        """Return whether all bytes below the address `end` are there already."""
+        try:
+            self.memory.need(end)
+        except IndexError:
+            return False
+        return True
 
     def _grow(self, end: int) -> None:
         if end > _MOST or not self.memory.grow(end):

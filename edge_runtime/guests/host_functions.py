@@ -143,15 +143,20 @@ class Guest:
         entries: Sequence[EntryPoint],
         imports: Sequence[HostModule] = (),
         second_memory: str = "",
+        *,
+        initialize: bool = True,
     ) -> None:
-        """Link the module. `imports` are host modules that the ABI has beside WASI and `skerry`.
+        """Link the module. `imports` are host modules that the ABI has beside WASI and `skerry`; for the rest see
+        `Program`.
 
         Raises: LinkError, when the module's imports or exports don't fit.
         """
         self.name = name
         self.limits = limits
         self.host = host()
-        self.program = Program(module, config, (*self.host.imports, *imports), entries, second_memory)
+        self.program = Program(
+            module, config, (*self.host.imports, *imports), entries, second_memory, initialize=initialize
+        )
 
     def close(self) -> None:
         self.program.close()

@@ -36,7 +36,8 @@ class Extism(Guest):
         Raises: LinkError, when the module's imports or exports don't fit; LoadError, when the Content-Type in
         `settings` isn't valid.
         """
-        super().__init__(local.name, module, config, limits, [], extism_host().imports, KERNEL_MEMORY)
+        imports = extism_host().imports
+        super().__init__(local.name, module, config, limits, [], imports, KERNEL_MEMORY, initialize=False)
         functions = self.program.functions
         self._entries = {
             name: EntryPoint(name, signature)
@@ -65,16 +66,16 @@ class Extism(Guest):
         wasi.begin(self._args, _NO_ENVIRONMENT, b"", None, limits.log_bytes)
         try:
             with program.open(memory, blocks.memory):
+                for initializer, zeros in self._initializers:
+                    program.call(initializer, *zeros)
+                blocks.set_input(request.body)
                 try:
-                    for initializer, zeros in self._initializers:
-                        program.call(initializer, *zeros)
-                    blocks.set_input(request.body)
                     status = program.call(entry)
                     status -= (status & 0x80000000) << 1
                 except Exit as ended:
                     status = ended.code
-                except Trap as trap:
-                    raise _plugin_error(blocks.error()) or trap from None
+                except (Trap, GuestFault) as failed:
+                    raise _plugin_error(blocks.error()) or failed from None
                 if error := _plugin_error(blocks.error()):
                     raise error
                 if status:

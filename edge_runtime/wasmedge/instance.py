@@ -97,9 +97,11 @@ class Program:
         imports: Sequence[HostModule],
         entries: Sequence[EntryPoint],
         second_memory: str = "",
+        *,
+        initialize: bool = True,
     ) -> None:
         """Link `module` to `imports`. `second_memory` is the name under which the module exports another memory that
-        the host reads and writes; empty where it has none.
+        the host reads and writes; empty where it has none. `initialize` says whether `open` calls its `_initialize`.
 
         Raises: LinkError, when `module` doesn't export exactly `memory` and `second_memory`, when `memory` starts with
         more pages than `config` allows, or when an entry point is missing.
@@ -126,7 +128,7 @@ class Program:
         for entry in entries:
             if entry.name not in self.functions:
                 raise LinkError(0x0302, f"the module has no function {entry.name}")
-        self._initializes = self.functions.get(_INITIALIZE.name) == ("", "")
+        self._initializes = initialize and self.functions.get(_INITIALIZE.name) == ("", "")
         self._module, self._config, self._imports = module, config, imports
         self.last_pages = 0
         """Pages of 64 KiB that the memory had at the end of the last call that failed."""

@@ -3,7 +3,7 @@
 Handles and lengths are i64. Source: the documentation of Extism's kernel and of its PDKs.
 """
 
-from collections.abc import Container
+from collections.abc import Mapping
 
 from edge_runtime.guests.abi.binary import FUNCTION, Shape, Signature
 
@@ -61,11 +61,12 @@ def is_entry(name: str, signature: Signature | None) -> bool:
     return signature in (("", "i"), ("", "")) and not own
 
 
-def initializers(exports: Container[str]) -> list[str]:
-    """Return the exports to call before the first function, after `_initialize`, which calls the constructors
-    itself."""
-    constructors = [_CONSTRUCTORS] if _CONSTRUCTORS in exports and _INITIALIZE not in exports else []
-    return constructors + ([_HASKELL] if _HASKELL in exports else [])
+def initializers(functions: Mapping[str, Signature]) -> list[str]:
+    """Return which of a plug-in's exports are called before its function: as by Extism's host, the constructors, or
+    `_initialize` where they aren't exported; Haskell's runtime is begun after `_initialize`."""
+    haskell = [_HASKELL] if _HASKELL in functions else []
+    first = _CONSTRUCTORS if _CONSTRUCTORS in functions and not haskell else _INITIALIZE
+    return [*([first] if functions.get(first) == ("", "") else []), *haskell]
 
 
 def is_plugin(shape: Shape) -> bool:

@@ -20,50 +20,63 @@
   (memory $plugin 0)
   (memory $kernel 1)
 
-  ;; Returns 0 where the memory is full.
+  ;; Returns 0 where the memory is full. Freed blocks are used again only where it would have to grow, as by Extism's
+  ;; kernel: published plug-ins read what they have freed.
   (func (export "alloc") (param $length i64) (result i64)
-    (local $room i64) (local $list i32) (local $block i32) (local $end i64) (local $size i64)
+    (local $room i64) (local $end i64) (local $size i64)
+    (local $before i32) (local $list i32) (local $block i32) (local $left i32)
     (if (i64.gt_u (i64.sub (local.get $length) (i64.const 1)) (i64.const 0xefffffff)) (then (return (i64.const 0))))
     (local.set $room (i64.and (i64.add (local.get $length) (i64.const 15)) (i64.const -16)))
-    (local.set $list (i32.wrap_i64
-      (i64.add (i64.const 64) (i64.shl (i64.sub (i64.const 63) (i64.clz (local.get $room))) (i64.const 3)))))
+    (local.set $end (i64.add (i64.add (i64.load $kernel (i32.const 16)) (local.get $room)) (i64.const 528)))
+    (local.set $size (i64.shl (i64.extend_i32_u (memory.size $kernel)) (i64.const 16)))
     (block $made
-      (block $found
-        ;; The first block in the list for this capacity, if it is large enough; else in the next list, where all are.
-        (local.set $block (i32.wrap_i64 (i64.load $kernel (local.get $list))))
-        (br_if $found (i64.ge_u (i64.load32_u $kernel offset=12 (local.get $block)) (local.get $room)))
-        (local.set $list (i32.add (local.get $list) (i32.const 8)))
-        (br_if $found (local.tee $block (i32.wrap_i64 (i64.load $kernel (local.get $list)))))
-        (local.set $block (i32.wrap_i64 (i64.add (i64.load $kernel (i32.const 16)) (i64.const 512))))
-        (local.set $end (i64.add (i64.add (i64.extend_i32_u (local.get $block)) (local.get $room)) (i64.const 16)))
-        (local.set $size (i64.shl (i64.extend_i32_u (memory.size $kernel)) (i64.const 16)))
-        (if (i64.gt_u (i64.add (local.get $end) (i64.const 8)) (local.get $size)) (then
-          (if (i32.eq (i32.const -1) (memory.grow $kernel (i32.wrap_i64 (i64.shr_u
-              (i64.add (i64.sub (local.get $end) (local.get $size)) (i64.const 65543)) (i64.const 16)))))
-            (then (return (i64.const 0))))))
-        (i64.store $kernel (i32.const 16) (i64.sub (local.get $end) (i64.const 512)))
-        (i64.store32 $kernel offset=12 (local.get $block) (local.get $room))
+      (block $fresh
+        (br_if $fresh (i64.le_u (i64.add (local.get $end) (i64.const 8)) (local.get $size)))
+        (block $found
+          ;; Of the first 64 blocks in the list for this capacity the first that is large enough; else one of the next
+          ;; list, where all are.
+          (local.set $before (i32.wrap_i64
+            (i64.add (i64.const 64) (i64.shl (i64.sub (i64.const 63) (i64.clz (local.get $room))) (i64.const 3)))))
+          (local.set $list (i32.add (local.get $before) (i32.const 8)))
+          (local.set $left (i32.const 64))
+          (loop $next
+            (local.set $block (i32.wrap_i64 (i64.load $kernel (local.get $before))))
+            (br_if $found (i64.ge_u (i64.load32_u $kernel offset=12 (local.get $block)) (local.get $room)))
+            (local.set $before (local.get $block))
+            (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+            (br_if $next (i32.and (i32.ne (local.get $block) (i32.const 0)) (i32.ne (local.get $left) (i32.const 0)))))
+          (local.set $before (local.get $list))
+          (br_if $found (local.tee $block (i32.wrap_i64 (i64.load $kernel (local.get $list)))))
+          (br_if $fresh (i32.ne (i32.const -1) (memory.grow $kernel (i32.wrap_i64 (i64.shr_u
+            (i64.add (i64.sub (local.get $end) (local.get $size)) (i64.const 65543)) (i64.const 16))))))
+          (return (i64.const 0)))
+        (i64.store $kernel (local.get $before) (i64.load $kernel (local.get $block)))
         (br $made))
-      (i64.store $kernel (local.get $list) (i64.load $kernel (local.get $block))))
+      (local.set $block (i32.wrap_i64 (i64.sub (i64.sub (local.get $end) (local.get $room)) (i64.const 16))))
+      (i64.store $kernel (i32.const 16) (i64.sub (local.get $end) (i64.const 512)))
+      (i64.store32 $kernel offset=12 (local.get $block) (local.get $room)))
     (i64.store $kernel (local.get $block)
       (i64.xor (i64.add (i64.extend_i32_u (local.get $block)) (i64.const 16)) (i64.const 0x5ee1_c0de_0b10_c500)))
     (i64.store32 $kernel offset=8 (local.get $block) (local.get $length))
     (i64.add (i64.extend_i32_u (local.get $block)) (i64.const 16)))
 
+  ;; Who frees the input finds none any more.
   (func (export "free") (param $handle i64)
     (local $block i32) (local $list i32)
     (if (i64.ge_u (i64.sub (local.get $handle) (i64.const 528)) (i64.load $kernel (i32.const 16))) (then (return)))
     (local.set $block (i32.sub (i32.wrap_i64 (local.get $handle)) (i32.const 16)))
     (if (i64.ne (i64.xor (local.get $handle) (i64.const 0x5ee1_c0de_0b10_c500)) (i64.load $kernel (local.get $block)))
       (then (return)))
+    (if (i64.eq (local.get $handle) (i64.load $kernel (i32.const 24)))
+      (then (i64.store $kernel (i32.const 32) (i64.const 0))))
     (local.set $list (i32.add (i32.const 64) (i32.shl
       (i32.sub (i32.const 31) (i32.clz (i32.or (i32.load $kernel offset=12 (local.get $block)) (i32.const 1))))
       (i32.const 3))))
     (i64.store $kernel (local.get $block) (i64.load $kernel (local.get $list)))
     (i64.store $kernel (local.get $list) (i64.extend_i32_u (local.get $block))))
 
-  ;; Returns 0 for a handle that no block has.
-  (func (export "length") (param $handle i64) (result i64)
+  ;; Return 0 for a handle that no block has.
+  (func (export "length") (export "length_unsafe") (param $handle i64) (result i64)
     (local $block i32)
     (if (i64.ge_u (i64.sub (local.get $handle) (i64.const 528)) (i64.load $kernel (i32.const 16)))
       (then (return (i64.const 0))))
@@ -71,12 +84,6 @@
     (if (i64.ne (i64.xor (local.get $handle) (i64.const 0x5ee1_c0de_0b10_c500)) (i64.load $kernel (local.get $block)))
       (then (return (i64.const 0))))
     (i64.load32_u $kernel offset=8 (local.get $block)))
-
-  ;; For a handle that a block is known to have: the mark is not checked.
-  (func (export "length_unsafe") (param $handle i64) (result i64)
-    (if (result i64) (i64.lt_u (i64.sub (local.get $handle) (i64.const 528)) (i64.load $kernel (i32.const 16)))
-      (then (i64.load32_u $kernel (i32.sub (i32.wrap_i64 (local.get $handle)) (i32.const 8))))
-      (else (i64.const 0))))
 
   (func (export "load_u8") (param $at i64) (result i32)
     (if (result i32) (i64.lt_u (i64.sub (local.get $at) (i64.const 512)) (i64.load $kernel (i32.const 16)))
@@ -111,10 +118,22 @@
       (then (i64.load $kernel (i32.wrap_i64 (i64.add (i64.load $kernel (i32.const 24)) (local.get $at)))))
       (else (i64.const 0))))
 
-  (func (export "output_set") (param $handle i64) (param $length i64)
-    (i64.store $kernel (i32.const 40) (local.get $handle))
+  ;; Does nothing where the range isn't in the memory: what was set before stays.
+  (func (export "output_set") (param $at i64) (param $length i64)
+    (local $most i64)
+    (local.set $most (i64.sub (i64.shl (i64.extend_i32_u (memory.size $kernel)) (i64.const 16)) (i64.const 512)))
+    (if (i64.ge_u (i64.sub (local.get $at) (i64.const 512)) (local.get $most)) (then (return)))
+    (if (i64.gt_u (local.get $length) (local.get $most)) (then (return)))
+    (if (i64.ge_u (i64.sub (i64.add (local.get $at) (local.get $length)) (i64.const 513)) (local.get $most))
+      (then (return)))
+    (i64.store $kernel (i32.const 40) (local.get $at))
     (i64.store $kernel (i32.const 48) (local.get $length)))
 
+  ;; With 0 there is no error any more. Does nothing where the address isn't in the memory.
   (func (export "error_set") (param $handle i64)
+    (if (i64.ne (local.get $handle) (i64.const 0)) (then
+      (if (i64.ge_u (i64.sub (local.get $handle) (i64.const 512))
+          (i64.sub (i64.shl (i64.extend_i32_u (memory.size $kernel)) (i64.const 16)) (i64.const 512)))
+        (then (return)))))
     (i64.store $kernel (i32.const 56) (local.get $handle)))
 )
