@@ -145,10 +145,13 @@ async def _source(what: tuple[str, ...], manifest: Path | None, *, quiet: bool) 
         if not Path(what[0]).is_dir():
             raise click.UsageError(f"{what[0]} is no folder: push takes a project's FOLDER, or NAME FILE")
         found = project.read(Path(what[0]))
-        took = await toolchains.build(found)
+        if len(found.functions) > 1:
+            raise click.UsageError(f"{what[0]} has several functions: push the folder of each")
+        source = found.functions[0]
+        took = await toolchains.build(source)
         if not quiet:
-            output.say(f"{found.module} is built in {output.span(took)}")
-        return found.name, found.module, dict(found.manifest)
+            output.say(f"{source.module} is built in {output.span(took)}")
+        return source.name, source.module, dict(source.manifest)
     if len(what) != 2:
         raise click.UsageError("push takes a project's FOLDER, or NAME FILE")
     return (

@@ -25,6 +25,7 @@ VERBS = {
     "node": "control.cli.nodes",
     "function": "control.cli.functions",
     "dev": "control.cli.dev",
+    "test": "control.cli.testing.run_cases",
     "schema": "control.cli.schema",
     "release": "control.cli.releases",
     "group": "control.cli.groups",

@@ -1,7 +1,7 @@
 """`skerry-edge dev`: a local edge for `skerry dev`, without control. It takes releases as JSON lines on stdin, tells
 what happens as JSON lines on stdout, and ends when stdin does.
 
-In: `{"name", "module", "manifest", "changes": [{"number", "name", "sql"}]}`, the whole schema each time.
+In: `{"functions": [{"name", "module", "manifest"}], "changes": [{"number", "name", "sql"}]}`, the whole each time.
 Out, by `event`: `ready`, `serving` (seconds it took, schema), `failed` (code, message), `outdated` (message: a schema
 change that was applied is another one now, so the database must be made again), `log` (text), `call` (method, path,
 status, seconds, code, message).
@@ -37,6 +37,7 @@ from edge_runtime.ipc import frames
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.release.compiler import Compiler
 from edge_runtime.release.manager import ReleaseManager
+from edge_runtime.release.secrets import FILE
 from edge_runtime.settings import EdgeSettings
 from edge_runtime.sync.plan_check import parse_manifest
 from edge_runtime.telemetry.node_agent import AgentFacts
@@ -53,13 +54,17 @@ class WantedChange(Struct):
     sql: str
 
 
-class Wanted(Struct):
-    """A release as `skerry dev` asks for it."""
-
+class WantedFunction(Struct):
     name: str
     module: str
     """Path of the wasm."""
     manifest: dict[str, Any] = {}
+
+
+class Wanted(Struct):
+    """A release as `skerry dev` asks for it."""
+
+    functions: list[WantedFunction]
     changes: list[WantedChange] = []
 
 
@@ -78,7 +83,8 @@ def run(settings: EdgeSettings, *, fresh: bool) -> None:
         guests.propagate = False
     # Each call is reported anyway.
     logging.getLogger("skerry.calls").setLevel(logging.CRITICAL)
-    front.run(settings, lambda manager, compiler: Driver(settings.state.absolute(), manager, compiler), _watch)
+    state, has_secrets = settings.state.absolute(), settings.secrets is not None
+    front.run(settings, lambda manager, compiler: Driver(state, manager, compiler, has_secrets=has_secrets), _watch)
 
 
 def tell(event: str, **told: Any) -> None:
@@ -120,12 +126,15 @@ def _watch(made: front.Front) -> None:
 class Driver:
     """Takes the agent's place: releases come from stdin."""
 
-    def __init__(self, state: Path, manager: ReleaseManager, compiler: Compiler) -> None:
+    def __init__(self, state: Path, manager: ReleaseManager, compiler: Compiler, *, has_secrets: bool = False) -> None:
+        """`has_secrets`: a file of secrets was named."""
         self._artifacts = state / "artifacts"
         self._manager = manager
         self._compiler = compiler
-        self._before = ""
-        """sha256 of the artifact that was served before: a compiler may still be working on it."""
+        self._own_secrets = None if has_secrets else state / FILE
+        """The file of secrets in the state directory, where no other one was named."""
+        self._before: set[str] = set()
+        """sha256 of the artifacts that were served before: a compiler may still be working on one."""
         self.put_span: Callable[[TraceSpan], None] | None = None
         self.numbers = PollNumbers()
         self.watched = None
@@ -161,19 +170,13 @@ class Driver:
         """Serve a release. Raises: Outdated; ModuleRefused; SyncFailed; OSError; the release before is then served
         on."""
         changes = self._to_apply(wanted)
-        function, size = await asyncio.to_thread(self._function, wanted)
         serving = self._manager.release
         number = serving.generation + 1 if serving is not None else 1
-        function = msgspec.structs.replace(function, version=number)
-        plan = wire.Plan(
-            sync_id=str(uuid4()),
-            lease=60.0,
-            generation=number,
-            release_id=str(uuid4()),
-            release_number=number,
-            schema_floor=len(wanted.changes),
-            schema_changes=changes,
-            functions=[
+        functions, planned = [], []
+        for each in wanted.functions:
+            function, size = await asyncio.to_thread(self._function, each, number)
+            functions.append(function)
+            planned.append(
                 wire.PlannedFunction(
                     function.name,
                     number,
@@ -183,11 +186,34 @@ class Driver:
                     msgspec.to_builtins(function.manifest),
                     function.manifest_digest,
                 )
-            ],
-            remove=[f.name for f in serving.functions if f.name != function.name] if serving is not None else [],
+            )
+        self._check_secrets(functions)
+        names = {function.name for function in functions}
+        plan = wire.Plan(
+            sync_id=str(uuid4()),
+            lease=60.0,
+            generation=number,
+            release_id=str(uuid4()),
+            release_number=number,
+            schema_floor=len(wanted.changes),
+            schema_changes=changes,
+            functions=planned,
+            remove=[f.name for f in serving.functions if f.name not in names] if serving is not None else [],
         )
-        await self._manager.apply(plan, await self._compiler.functions([function]))
-        self._collect(function.sha256)
+        await self._manager.apply(plan, await self._compiler.functions(functions))
+        self._collect({function.sha256 for function in functions})
+
+    def _check_secrets(self, functions: list[frames.LocalFunction]) -> None:
+        """Raises: SyncFailed, when functions need secrets, and there is no file that could have them: a node's own
+        message would name one in a folder that is gone when `skerry dev` ends."""
+        needing = [function for function in functions if function.manifest.secrets]
+        if needing and self._own_secrets is not None and not self._own_secrets.exists():
+            needs = ", ".join(f"{name} of {f.name}" for f in needing for name in f.manifest.secrets)
+            raise SyncFailed(
+                "secret_missing",
+                f"There is no file with the values of secrets ({needs}): start `skerry dev` with --secrets FILE, which "
+                f"has a table for each function, as [{needing[0].name}].",
+            )
 
     def _to_apply(self, wanted: Wanted) -> list[wire.PlannedChange]:
         """Return the schema changes that the database lacks. Raises: Outdated, when an applied one has changed."""
@@ -204,7 +230,7 @@ class Driver:
                 raise Outdated(f"schema change {number} ({names[number].name}) has changed since it was applied")
         return [change for change in planned if change.number not in applied]
 
-    def _function(self, wanted: Wanted) -> tuple[frames.LocalFunction, int]:
+    def _function(self, wanted: WantedFunction, version: int) -> tuple[frames.LocalFunction, int]:
         """Return the function, its artifact in the node's folder, and the artifact's size in bytes.
 
         Raises: ModuleRefused; SyncFailed.
@@ -221,13 +247,13 @@ class Driver:
         path = self._artifacts / f"{sha256}.wasm"
         if not path.exists():
             files.write(path, wasm)
-        return frames.LocalFunction(wanted.name, 1, sha256, manifest, manifest_digest(manifest)), len(wasm)
+        return frames.LocalFunction(wanted.name, version, sha256, manifest, manifest_digest(manifest)), len(wasm)
 
-    def _collect(self, sha256: str) -> None:
-        """Remove all artifacts but the last two."""
-        keep = {sha256, self._before}
+    def _collect(self, serving: set[str]) -> None:
+        """Remove all artifacts but those that are served now, and those that were before."""
+        keep = serving | self._before
         for path in self._artifacts.glob("*.wasm"):
             if path.stem not in keep:
                 path.unlink(missing_ok=True)
         self._compiler.collect(keep)
-        self._before = sha256
+        self._before = serving

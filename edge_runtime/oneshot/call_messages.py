@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
 from control.manifest_fields import Manifest, SqlGrant, sql_grant
-from edge_runtime.guests.invocation import Request, RequestUnfit
+from edge_runtime.guests.invocation import Request, RequestUnfit, SingleCallResult
 
 _METHOD: Final = re.compile(r"[A-Z]{1,16}")
 _SENT: Final = re.compile(r"[!-~]*")
@@ -74,3 +74,52 @@ def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str
             ("content-length", str(len(body))),
         ]
     return Request(method, path, query, sent, body)
+
+
+class ProjectChange(Struct):
+    """A schema change of the database that a call gets."""
+
+    name: str
+    """How messages call it."""
+    sql: str
+
+
+class FreshCall(Struct):
+    """One call on a database of its own."""
+
+    file: str
+    name: str
+    """The function's name."""
+    manifest: dict[str, Any]
+    """As its author wrote it."""
+    method: str
+    path: str
+    query: str = ""
+    headers: list[tuple[str, str]] = []
+    body: bytes = b""
+    secrets: dict[str, str] = {}
+    before: str = ""
+    """Statements that are run first, after the schema's."""
+    after: list[str] = []
+    """Statements whose rows are told, of the database as the call leaves it."""
+
+
+class FreshCalls(Struct):
+    """What `fresh_calls` reads: calls that have the same schema."""
+
+    calls: list[FreshCall]
+    schema: list[ProjectChange]
+    fence: str = "required"
+    """As of `SingleCallRequest`."""
+
+
+class FreshCallDone(Struct, omit_defaults=True):
+    """What `fresh_calls` prints of a call."""
+
+    number: int
+    """The place of the call among those that were asked for, from 0 on."""
+    result: SingleCallResult
+    part: str = ""
+    """What failed, where it isn't the call: `schema`, `before`, or `after`; `result` has the error."""
+    rows: list[list[list[Any]]] = []
+    """The rows of each statement of `after`; a BLOB is {"$blob": base64}."""

@@ -190,7 +190,7 @@ def _statement(opened: LibsqlDatabase, statement: PreparedStatement, params: lis
             tell(SqlEvent(columns=columns))
             while rows := cursor.fetchmany(BATCH):
                 count += len(rows)
-                tell(SqlEvent(rows=[[_shown(value) for value in row] for row in rows]))
+                tell(SqlEvent(rows=[[shown_value(value) for value in row] for row in rows]))
         # libsql's count for RETURNING is taken before the rows are written; but each of them comes back as a row.
         tell(SqlEvent(changed=(count if columns else cursor.rowcount) if statement.writes else 0))
     except BaseException as panic:
@@ -200,7 +200,7 @@ def _statement(opened: LibsqlDatabase, statement: PreparedStatement, params: lis
         raise SqlError("sql_value", text) from None
 
 
-def _shown(value: values.Value) -> Any:
+def shown_value(value: values.Value) -> Any:
     """Return a value as JSON has it, which has neither bytes nor infinite numbers."""
     if isinstance(value, bytes):
         return {"$blob": value}

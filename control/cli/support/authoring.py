@@ -1,7 +1,9 @@
 """`skerry function new` and `build`: a function's project, from nothing to a module."""
 
 import asyncio
+import contextlib
 import shutil
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -15,7 +17,11 @@ from control.cli.support.client import Failure, Json
 LANGUAGES = {"rust": "rustc", "c": "zig", "zig": "zig", "assemblyscript": "asc", "go": "go"}
 """The languages of `--lang`, and the toolchain that the project's build command names."""
 TEMPLATE_NAME = "notes"
-"""The function's name in the templates, replaced in a new project."""
+"""The name of the function, and of its table, in the templates; both are replaced in a new project."""
+NAMED = [f"{before} {TEMPLATE_NAME}" for before in ("TABLE", "INTO", "FROM", "ON")] + [f"INDEX {TEMPLATE_NAME}_"]
+"""How the table is named in the templates' SQL."""
+SCHEMA = "schema"
+"""The folder of the schema in the templates."""
 BUILD_FILES = ("node_modules", "package-lock.json", "function.wasm")
 """Files of a build that a checkout's template may have in it; they aren't copied."""
 CHECK_LIMIT = 120.0
@@ -37,14 +43,28 @@ def examples() -> Path:
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder to write; without it, one with the function's name.",
 )
-def new(name: str, lang: str, into: Path | None) -> None:
+@click.option(
+    "--project",
+    "several",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Make it a function of the project in this folder, which shares its schema; the project is made where there "
+    "is none.",
+)
+def new(name: str, lang: str, into: Path | None, several: Path | None) -> None:
     """Write a small project: a function that reads the request, asks the database and answers JSON.
 
-    The project can be built, run and pushed as it is; docs/functions.md says what a function can do.
+    The project can be built, run, tested and pushed as it is; docs/functions.md says what a function can do. Its table
+    is named after it, as all functions of a node share one database.
     """
-    folder = into or Path(name)
+    if into is not None and several is not None:
+        raise click.UsageError("--into and --project are one or the other")
+    if several is None and into is None and Path(project.SEVERAL).is_file():
+        several = Path()
+    folder = into or (several or Path()) / name
     if folder.exists() and any(folder.iterdir()):
         raise Failure(f"{folder} is there already and has files in it", cure="name another folder with --into")
+    number = 1 if several is None else _begin_project(several)
+    table = table_of(name)
     shutil.copytree(
         examples() / lang,
         folder,
@@ -52,18 +72,88 @@ def new(name: str, lang: str, into: Path | None) -> None:
         copy_function=shutil.copyfile,
         dirs_exist_ok=True,
     )
-    for file, before, after in (
-        (project.FILE, f'name = "{TEMPLATE_NAME}"', f'name = "{name}"'),
-        ("README.md", f"# {TEMPLATE_NAME}\n", f"# {name}\n"),
-        ("README.md", f"/functions/{TEMPLATE_NAME}?", f"/functions/{name}?"),
-    ):
-        path = folder / file
-        path.write_text(path.read_text("utf-8").replace(before, after), "utf-8")
+    for pattern in ("main.*", "schema/*.sql", f"{project.TESTS}/*.toml"):
+        for path in folder.glob(pattern):
+            _replace(path, *((before, before.replace(TEMPLATE_NAME, table)) for before in NAMED))
+            path.rename(path.with_name(path.name.replace(TEMPLATE_NAME, table if path.suffix == ".sql" else name)))
+    _replace(folder / project.FILE, (f'name = "{TEMPLATE_NAME}"', f'name = "{name}"'))
+    _replace(
+        folder / "README.md",
+        (f"# {TEMPLATE_NAME}\n", f"# {name}\n"),
+        (f"/functions/{TEMPLATE_NAME}?", f"/functions/{name}?"),
+    )
+    if several is not None:
+        _share_schema(folder, several, number)
     output.say(f"{folder} has a function in {lang}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
     lacking = toolchains.missing(LANGUAGES[lang], folder)
     if lacking:
         output.say(f"  first, {lacking}", style="yellow")
-    output.say(f"  skerry dev {folder}   builds it, serves it here and follows your changes")
+    output.say(f"  skerry dev {several or folder}   builds it, serves it here and follows your changes")
+    output.say(f"  skerry test {several or folder}   runs its tests")
+
+
+def table_of(name: str) -> str:
+    """Return the name of a function's table: its own, where that needs no quotes in SQL."""
+    table = name.replace("-", "_")
+    try:
+        with contextlib.closing(sqlite3.connect(":memory:")) as opened:
+            opened.execute(f"CREATE TABLE {table} (x)")
+            opened.execute(f"SELECT x FROM {table} WHERE x = 1")  # noqa: S608
+    except sqlite3.Error:
+        # A keyword, as `order`, or it begins with a digit.
+        return f"{TEMPLATE_NAME}_{table}"
+    return table
+
+
+def _replace(path: Path, *pairs: tuple[str, str]) -> None:
+    text = path.read_text("utf-8")
+    for before, after in pairs:
+        text = text.replace(before, after)
+    path.write_text(text, "utf-8")
+
+
+def _begin_project(folder: Path) -> int:
+    """Make a project of several functions where there is none; return the number of its next schema file.
+
+    Raises: ProjectInvalid, when what is there is no such project.
+    """
+    file, schema = folder / project.SEVERAL, folder / SCHEMA
+    if file.exists():
+        settings = project.read_several(folder)
+        schema = folder / (settings.schema or SCHEMA)
+    elif (folder / project.FILE).exists():
+        raise project.ProjectInvalid(
+            f"{folder} is a project of one function",
+            cure=f"move it into a folder in {folder}, write {project.SEVERAL} (docs/functions.md), and try again",
+        )
+    else:
+        name = folder.absolute().name
+        options.NAME.convert(name, None, None)
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(
+            "# A project: each folder in it that has a function.toml is a function; they share the schema.\n"
+            f'name = "{name}"\nschema = "{SCHEMA}"\n',
+            "utf-8",
+        )
+    return 1 + max(
+        (int(match[1]) for path in _listed(schema) if (match := project.SCHEMA.fullmatch(path.name))), default=0
+    )
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _share_schema(folder: Path, several: Path, number: int) -> None:
+    """Make the new function's schema file the project's, with that number."""
+    schema = several / (project.read_several(several).schema or SCHEMA)
+    schema.mkdir(parents=True, exist_ok=True)
+    for path in sorted((folder / SCHEMA).glob("*.sql")):
+        rest = path.name.partition("_")[2]
+        shutil.move(path, schema / f"{number:04d}_{rest}")
+        number += 1
+    (folder / SCHEMA).rmdir()
+    _replace(folder / project.FILE, (f'schema = "{SCHEMA}"\n', ""))
 
 
 @click.command()
@@ -73,24 +163,27 @@ def new(name: str, lang: str, into: Path | None) -> None:
 @options.json_option
 @options.asynchronous
 async def build(folder: Path, as_json: bool) -> None:
-    """Build the function's project in FOLDER (this one), and check that a node can run what came out.
+    """Build the functions of the project in FOLDER (this one), and check that a node can run what came out.
 
-    The command is in the project's function.toml; where its compiler isn't here, you are told what to install.
+    The commands are in the functions' function.toml; where a compiler isn't here, you are told what to install.
     """
-    found = project.read(folder)
-    seconds = await toolchains.build(found)
-    checked = await check(found)
+    done: list[Json] = []
+    for source in project.read(folder).functions:
+        seconds = await toolchains.build(source)
+        checked = await check(source)
+        done.append({"name": source.name, "module": str(source.module), "seconds": round(seconds, 3), **checked})
+        if not as_json:
+            pages = f"{checked['memory_pages']} pages of memory"
+            output.say(
+                f"{source.module}: {output.size(checked['size'])}, ABI {checked['abi']}, {pages}, in "
+                f"{output.span(seconds)}"
+            )
     if as_json:
-        output.document({"name": found.name, "module": str(found.module), "seconds": round(seconds, 3), **checked})
-        return
-    pages = f"{checked['memory_pages']} pages of memory"
-    output.say(
-        f"{found.module}: {output.size(checked['size'])}, ABI {checked['abi']}, {pages}, in {output.span(seconds)}"
-    )
+        output.document(done[0] if len(done) == 1 else done)
 
 
-async def check(found: project.Project) -> Json:
-    """Return what a node's check says of the project's module; it runs in a child process.
+async def check(source: project.FunctionSource) -> Json:
+    """Return what a node's check says of a function's module; it runs in a child process.
 
     Raises: Failure, when a node can't run the module, or the check fails or takes longer than `CHECK_LIMIT`.
     """
@@ -100,7 +193,7 @@ async def check(found: project.Project) -> Json:
         "-m",
         "edge_runtime.oneshot.check",
         "module",
-        str(found.module),
+        str(source.module),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -109,15 +202,15 @@ async def check(found: project.Project) -> Json:
         async with asyncio.timeout(CHECK_LIMIT):
             out, err = await child.communicate()
     except TimeoutError:
-        raise Failure(f"the check of {found.module} took more than {CHECK_LIMIT:.0f} s") from None
+        raise Failure(f"the check of {source.module} took more than {CHECK_LIMIT:.0f} s") from None
     finally:
         if child.returncode is None:
             child.kill()
             await child.wait()
     if child.returncode:
         last = err.decode(errors="replace").strip().rpartition("\n")[2]
-        raise Failure(f"the check of {found.module} ended with status {child.returncode}: {last}")
+        raise Failure(f"the check of {source.module} ended with status {child.returncode}: {last}")
     answer: Json = orjson.loads(out)
     if not answer.pop("ok"):
-        raise Failure(f"nodes can't run {found.module}: {answer['message']}", code=answer["code"])
+        raise Failure(f"nodes can't run {source.module}: {answer['message']}", code=answer["code"])
     return answer

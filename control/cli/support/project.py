@@ -1,17 +1,25 @@
-"""A function's project: a folder with its source and `function.toml`, which says how it is built and what it may do.
+"""An author's project: a folder with functions and the schema that they share.
+
+A folder with `function.toml` is a project of one function:
 
 name = "orders"                     the function's name
 build = "{zig} cc … main.c"         the command that makes the module, run in the folder; without it nothing is built
 module = "function.wasm"            the module that the build makes
-schema = "schema"                   optional: a folder of NNNN_name.sql files, for `skerry dev`
+schema = "schema"                   optional: a folder of NNNN_name.sql files
 [manifest]                          what the function may do and how it is called: docs/functions.md
+
+A folder with `skerry.toml` is a project of several: each folder in it that has a `function.toml` is one of them.
+
+name = "shop"                       the project's name
+schema = "schema"                   optional, as above; the functions' own files name none
 """
 
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,17 +28,22 @@ from control.cli.support.client import Failure, Json
 from control.manifest_fields import Manifest, unfit
 
 FILE = "function.toml"
+SEVERAL = "skerry.toml"
+TESTS = "tests"
+"""The folder of a project, or of a function in it, that has test cases."""
 SCHEMA = re.compile(r"(\d{1,9})_([^/]+)\.sql")
 CURE = f"`skerry function new NAME --lang LANGUAGE` writes a project; its {FILE} is described in docs/functions.md"
 
+Content = TypeVar("Content", bound=msgspec.Struct)
+
 
 class ProjectInvalid(Failure):
-    """A project's function.toml or schema can't be read or isn't valid."""
+    """A project's files can't be read or aren't valid."""
 
     exit_code = 2
 
 
-class ProjectFile(msgspec.Struct, forbid_unknown_fields=True):
+class FunctionFile(msgspec.Struct, forbid_unknown_fields=True):
     """The content of function.toml."""
 
     name: wire.Name
@@ -40,6 +53,13 @@ class ProjectFile(msgspec.Struct, forbid_unknown_fields=True):
     manifest: dict[str, Any] = {}
 
 
+class SeveralFile(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of skerry.toml."""
+
+    name: wire.Name
+    schema: str = ""
+
+
 @dataclass(frozen=True)
 class SchemaFile:
     """A schema change of the project: one of its NNNN_name.sql files."""
@@ -47,18 +67,47 @@ class SchemaFile:
     number: int
     name: str
     sql: str
+    path: Path
 
 
 @dataclass(frozen=True)
-class Project:
-    """A function's project, as its function.toml says; the paths begin with the folder."""
+class FunctionSource:
+    """A function of a project, as its function.toml says; the paths begin with the folder."""
 
     folder: Path
     name: str
     build: str
     module: Path
-    schema: Path | None
     manifest: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Project:
+    """Functions and the schema that they share; the paths begin with the folder."""
+
+    folder: Path
+    name: str
+    functions: tuple[FunctionSource, ...]
+    """One at least, by their names."""
+    schema: Path | None
+
+    def folders(self) -> list[Path]:
+        """Return the folders that have all of it: of a function of several, the schema is outside its own."""
+        schema = self.schema
+        outside = schema is not None and not schema.absolute().is_relative_to(self.folder.absolute())
+        return [self.folder, schema] if schema is not None and outside else [self.folder]
+
+    def concerned(self, paths: Iterable[Path]) -> list[FunctionSource]:
+        """Return the functions that must be built again where these files have changed. One in a function's folder
+        concerns that function; one that is in none may be what they share, unless it is the schema's or a test's."""
+        own = {source.folder for source in self.functions} - {self.folder}
+        found: set[str] = set()
+        for path in paths:
+            if self.schema in path.parents or path.parent.name == TESTS:
+                continue
+            within = [source for source in self.functions if source.folder in own & set(path.parents)]
+            found |= {source.name for source in within or self.functions}
+        return [source for source in self.functions if source.name in found]
 
     def changes(self) -> list[SchemaFile]:
         """Return the schema's files by their numbers; [] where the project has none.
@@ -71,7 +120,7 @@ class Project:
         try:
             for file in self.schema.iterdir():
                 if match := SCHEMA.fullmatch(file.name):
-                    found.append(SchemaFile(int(match[1]), match[2], file.read_text("utf-8")))
+                    found.append(SchemaFile(int(match[1]), match[2], file.read_text("utf-8"), file))
                 elif file.suffix == ".sql":
                     raise ProjectInvalid(f"{file} isn't named NNNN_name.sql, as in 0001_notes.sql")
         except (OSError, UnicodeDecodeError) as error:
@@ -86,27 +135,80 @@ class Project:
 
 
 def read(folder: Path) -> Project:
-    """Read the project in a folder.
+    """Read the project in a folder: one function, also one of several, or all of them.
 
-    Raises: ProjectInvalid, when there is none, or its function.toml isn't valid.
+    Raises: ProjectInvalid, when there is none, or a file of it isn't valid.
     """
+    if (folder / SEVERAL).is_file():
+        return _several(folder)
+    source, schema = _function(folder)
+    above = folder.absolute().parent
+    if not schema and (above / SEVERAL).is_file():
+        # A function of several, by itself: the schema is the project's.
+        whole = read_several(above)
+        return Project(folder, whole.name, (source,), above / whole.schema if whole.schema else None)
+    return Project(folder, source.name, (source,), folder / schema if schema else None)
+
+
+def read_several(folder: Path) -> SeveralFile:
+    """Read the skerry.toml in a folder. Raises: ProjectInvalid, when there is none, or it isn't valid."""
+    return _content(folder / SEVERAL, SeveralFile)
+
+
+def _several(folder: Path) -> Project:
+    file = folder / SEVERAL
+    whole = read_several(folder)
+    if (folder / FILE).exists():
+        raise ProjectInvalid(f"{folder} has {SEVERAL} and {FILE}: move the function into a folder of its own in it")
+    functions: dict[str, FunctionSource] = {}
+    for inner in sorted(each.parent for each in folder.glob(f"*/{FILE}")):
+        source, schema = _function(inner)
+        if schema:
+            raise ProjectInvalid(
+                f"{inner / FILE} names a schema, and the functions of a project share that of {file}: move its files "
+                "there, with the next numbers, and take the line out"
+            )
+        if source.name in functions:
+            raise ProjectInvalid(f"{inner} and {functions[source.name].folder} are both the function {source.name}")
+        functions[source.name] = source
+    if not functions:
+        raise ProjectInvalid(
+            f"the project {folder} has no function yet",
+            cure=f"`skerry function new NAME --lang LANGUAGE --project {folder}` writes one",
+        )
+    routes = {name: given.route for name, given in _manifests(functions).items() if given.route is not None}
+    if conflict := manifests.conflict(routes):
+        raise ProjectInvalid(f"in {folder}, {conflict}: give one of them another route")
+    in_order = tuple(functions[name] for name in sorted(functions))
+    return Project(folder, whole.name, in_order, folder / whole.schema if whole.schema else None)
+
+
+def _manifests(functions: dict[str, FunctionSource]) -> dict[str, Manifest]:
+    return {name: msgspec.convert(source.manifest, Manifest) for name, source in functions.items()}
+
+
+def _function(folder: Path) -> tuple[FunctionSource, str]:
+    """Return the function in a folder, and the folder of its schema; '' where it names none."""
     file = folder / FILE
+    settings = _content(file, FunctionFile)
     try:
-        settings = msgspec.convert(tomllib.loads(file.read_text("utf-8")), ProjectFile)
         manifests.check(msgspec.convert(settings.manifest, Manifest))
-    except FileNotFoundError:
-        raise ProjectInvalid(f"{folder} is no function's project: it has no {FILE}", cure=CURE) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ProjectInvalid(f"{file} can't be read: {error}", cure=CURE) from None
     except msgspec.ValidationError as error:
         raise ProjectInvalid(f"{file} isn't valid: {unfit(error)}", cure=CURE) from None
     except manifests.ManifestUnfit as error:
         raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
-    return Project(
-        folder,
-        settings.name,
-        settings.build,
-        folder / settings.module,
-        folder / settings.schema if settings.schema else None,
-        settings.manifest,
-    )
+    source = FunctionSource(folder, settings.name, settings.build, folder / settings.module, manifest=settings.manifest)
+    return source, settings.schema
+
+
+def _content(file: Path, kind: type[Content]) -> Content:
+    try:
+        return msgspec.convert(tomllib.loads(file.read_text("utf-8")), kind)
+    except FileNotFoundError:
+        raise ProjectInvalid(
+            f"{file.parent} is no function's project: it has no {FILE}, and no {SEVERAL}", cure=CURE
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProjectInvalid(f"{file} can't be read: {error}", cure=CURE) from None
+    except msgspec.ValidationError as error:
+        raise ProjectInvalid(f"{file} isn't valid: {unfit(error)}", cure=CURE) from None

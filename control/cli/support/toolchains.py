@@ -20,7 +20,7 @@ from pathlib import Path
 
 import control
 from control.cli.support.client import Failure
-from control.cli.support.project import Project
+from control.cli.support.project import FunctionSource
 
 _TOOL = re.compile(r"\{(\w+)\}")
 
@@ -108,17 +108,17 @@ def missing(name: str, folder: Path) -> str:
     return "" if TOOLCHAINS[name].find(folder) else TOOLCHAINS[name].install
 
 
-def command(project: Project) -> tuple[list[str], dict[str, str]]:
-    """Return the project's build command, with its compiler's command in it, and the environment to run it in.
+def command(source: FunctionSource) -> tuple[list[str], dict[str, str]]:
+    """Return the function's build command, with its compiler's command in it, and the environment to run it in.
 
     Raises: BuildFailed, when the command can't be read, or its compiler is unknown or missing.
     """
     words: list[str] = []
     environment = dict(os.environ)
     try:
-        parts = shlex.split(project.build)
+        parts = shlex.split(source.build)
     except ValueError as error:
-        raise BuildFailed(f"the build command of {project.name} can't be read: {error}") from None
+        raise BuildFailed(f"the build command of {source.name} can't be read: {error}") from None
     for part in parts:
         tool = _TOOL.fullmatch(part)
         if tool is None:
@@ -126,27 +126,27 @@ def command(project: Project) -> tuple[list[str], dict[str, str]]:
             continue
         toolchain = TOOLCHAINS.get(tool[1])
         if toolchain is None:
-            raise BuildFailed(f"the build command of {project.name} names {part}; there are {', '.join(TOOLCHAINS)}")
-        found = toolchain.find(project.folder)
+            raise BuildFailed(f"the build command of {source.name} names {part}; there are {', '.join(TOOLCHAINS)}")
+        found = toolchain.find(source.folder)
         if found is None:
-            raise BuildFailed(f"{project.name} is built by {tool[1]}, which isn't here", cure=toolchain.install)
+            raise BuildFailed(f"{source.name} is built by {tool[1]}, which isn't here", cure=toolchain.install)
         words += found
         environment |= toolchain.environment
     return words, environment
 
 
-async def build(project: Project) -> float:
-    """Build the project's module; return how many seconds that took.
+async def build(source: FunctionSource) -> float:
+    """Build the function's module; return how many seconds that took.
 
     Raises: BuildFailed, when the build fails, or didn't make the module.
     """
     began = time.monotonic()
-    if project.build:
-        words, environment = command(project)
+    if source.build:
+        words, environment = command(source)
         try:
             process = await asyncio.create_subprocess_exec(
                 *words,
-                cwd=project.folder,
+                cwd=source.folder,
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -154,7 +154,7 @@ async def build(project: Project) -> float:
                 start_new_session=True,
             )
         except OSError as error:
-            raise BuildFailed(f"the build command of {project.name} can't be run: {words[0]}: {error}") from None
+            raise BuildFailed(f"the build command of {source.name} can't be run: {words[0]}: {error}") from None
         try:
             out, _ = await process.communicate()
         finally:
@@ -164,8 +164,8 @@ async def build(project: Project) -> float:
                 await process.wait()
         if process.returncode:
             text = out.decode(errors="replace").strip()
-            raise BuildFailed(f"the build of {project.name} ended with status {process.returncode}:\n{text}")
-    if not project.module.is_file():
-        did = "its build didn't make it" if project.build else "its function.toml has no build command"
-        raise BuildFailed(f"the module of {project.name}, {project.module}, isn't there: {did}")
+            raise BuildFailed(f"the build of {source.name} ended with status {process.returncode}:\n{text}")
+    if not source.module.is_file():
+        did = "its build didn't make it" if source.build else "its function.toml has no build command"
+        raise BuildFailed(f"the module of {source.name}, {source.module}, isn't there: {did}")
     return time.monotonic() - began

@@ -13,6 +13,7 @@ import orjson
 import psutil
 import pytest
 
+from tests.guests.build import guest
 from tests.support import projects
 from tests.support.ports import free_port
 from tests.support.programs import runs, until
@@ -30,7 +31,7 @@ class Dev:
     def __init__(self, process: asyncio.subprocess.Process, url: str, http: aiohttp.ClientSession) -> None:
         self.process = process
         self.text = ""
-        self._url = url
+        self.url = url
         self._http = http
         self._read = asyncio.ensure_future(self._follow())
 
@@ -52,7 +53,7 @@ class Dev:
     async def call(
         self, query: str, method: str = "GET", body: bytes = b"", below: str = "/functions/notes"
     ) -> tuple[int, object]:
-        async with self._http.request(method, self._url + below + query, data=body or None) as answer:
+        async with self._http.request(method, self.url + below + query, data=body or None) as answer:
             return answer.status, orjson.loads(await answer.read())
 
     async def stop(self) -> int:
@@ -66,10 +67,12 @@ class Dev:
 
 
 @contextlib.asynccontextmanager
-async def dev(folder: Path, *more: str | Path) -> AsyncIterator[Dev]:
-    port = free_port()
+async def dev(folder: Path, *more: str | Path, port: int | None = None) -> AsyncIterator[Dev]:
+    """`skerry dev` on a port; 0: on the one that it chooses."""
+    port = free_port() if port is None else port
+    listen = ("--listen", f"127.0.0.1:{port}") if port else ()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "control.cli", "dev", str(folder), "--listen", f"127.0.0.1:{port}", *map(str, more)),
+        *(sys.executable, "-m", "control.cli", "dev", str(folder), *listen, *map(str, more)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -176,6 +179,105 @@ async def test_a_state_that_is_kept(tmp_path: Path) -> None:
         # It has the secret's value, which no line of the log may show.
         await running.said(r"\| .*\[secret KEY\]")
         assert "opens" not in running.text
+
+
+def prebuilt(folder: Path, name: str, manifest: str = "") -> Path:
+    """A project of a module that is built already, and answers what it is sent."""
+    folder.mkdir(parents=True)
+    (folder / "function.wasm").write_bytes(guest("fetch" if manifest else "echo"))
+    (folder / "function.toml").write_text(f'name = "{name}"\nmodule = "function.wasm"\n[manifest]\n{manifest}\n')
+    return folder
+
+
+async def test_several_serve_side_by_side(tmp_path: Path) -> None:
+    """Each takes a port of its own, though they start at the same moment."""
+    folders = [prebuilt(tmp_path / name, name) for name in ("one", "two", "three")]
+    async with dev(folders[0], port=0) as first, dev(folders[1], port=0) as second, dev(folders[2], port=0) as third:
+        addresses = set()
+        for running, name in ((first, "one"), (second, "two"), (third, "three")):
+            await running.said("serves it")
+            found = re.search(rf"(http://127.0.0.1:\d+)/functions/{name} serves it", running.text)
+            assert found is not None
+            addresses.add(found[1])
+            async with aiohttp.ClientSession() as http, http.post(f"{found[1]}/functions/{name}", data=b"x") as answer:
+                assert await answer.read() == b"x"
+        assert len(addresses) == 3
+
+
+async def test_a_file_of_secrets_is_read_when_it_is_mended(tmp_path: Path) -> None:
+    folder = prebuilt(tmp_path / "project", "till", 'secrets = ["KEY"]')
+    secrets = tmp_path / "of-the-author" / "secrets.toml"
+    secrets.parent.mkdir()
+    secrets.write_text('[tll]\nKEY = "first"\n')
+    async with dev(folder, "--secrets", secrets) as running:
+        await running.said(r"others may use .*secrets\.toml")
+        secrets.chmod(0o600)
+        await running.said(r"put it into .*secrets\.toml, in the table \[till\]")
+        secrets.write_text("[till]\nKEY = ")
+        await running.said("is no valid TOML")
+        secrets.write_text('[till]\nKEY = "second"\n')
+        await running.said("serves it")
+        assert running.text.count("serves it") == 1
+
+        async def is_value(value: str) -> bool:
+            url = f"{running.url}/functions/till?env=KEY"
+            async with aiohttp.ClientSession() as http, http.get(url) as answer:
+                return await answer.text() == value
+
+        await until(lambda: is_value("second"), "the second value is served")
+        # As editors write: another file, put in its place.
+        (secrets.parent / "new").write_text('[till]\nKEY = "third"\n')
+        (secrets.parent / "new").chmod(0o600)
+        (secrets.parent / "new").rename(secrets)
+        await running.said("serves it", 2)
+        await until(lambda: is_value("third"), "the third value is served")
+
+
+async def test_secrets_without_a_file_are_told_with_the_cure(tmp_path: Path) -> None:
+    folder = prebuilt(tmp_path / "project", "till", 'secrets = ["KEY"]')
+    async with dev(folder) as running:
+        await running.said(r"\(KEY of till\): start `skerry dev` with --secrets FILE")
+        assert "/secrets.toml" not in running.text
+    async with dev(folder, "--state", tmp_path / "state") as running:
+        await running.said("secret_missing")
+        own = tmp_path / "state" / "secrets.toml"
+        own.write_text('[till]\nKEY = "own"\n')
+        own.chmod(0o600)
+        await running.said("serves it")
+
+
+async def test_all_functions_of_a_project_are_served(tmp_path: Path) -> None:
+    for name in ("orders", "stock"):
+        folder = prebuilt(tmp_path / name, name)
+        # Its build notes that it was run.
+        toml = folder / "function.toml"
+        toml.write_text("build = \"sh -c 'cp source function.wasm; echo >>log.o'\"\n" + toml.read_text())
+        (folder / "source").write_bytes((folder / "function.wasm").read_bytes())
+    (tmp_path / "skerry.toml").write_text('name = "shop"\nschema = "schema"\n')
+    (tmp_path / "schema").mkdir()
+    (tmp_path / "schema" / "0001_orders.sql").write_text("CREATE TABLE orders (id INTEGER PRIMARY KEY);")
+
+    def builds() -> list[int]:
+        return [len((tmp_path / name / "log.o").read_text()) for name in ("orders", "stock")]
+
+    async with dev(tmp_path) as running:
+        await running.said(r"/functions/stock serves it.*schema 1")
+        assert re.search(r"/functions/orders$", running.text, re.MULTILINE)
+        for name in ("orders", "stock"):
+            url = f"{running.url}/functions/{name}"
+            async with aiohttp.ClientSession() as http, http.post(url, data=b"x") as answer:
+                assert (answer.status, await answer.read()) == (200, b"x")
+        assert builds() == [1, 1]
+        # Only what has changed is built again; a function that is gone isn't served any more.
+        with (tmp_path / "stock" / "source").open("ab") as source:
+            source.write(b"\0\1\0")
+        await running.said("serves it", 2)
+        assert builds() == [1, 2]
+        (tmp_path / "stock" / "function.toml").unlink()
+        await running.said("/functions/orders serves it")
+        async with aiohttp.ClientSession() as http, http.get(f"{running.url}/functions/stock") as answer:
+            assert answer.status == 404
+        assert builds()[1] == 2
 
 
 async def test_an_address_that_is_taken_ends_it(tmp_path: Path) -> None:

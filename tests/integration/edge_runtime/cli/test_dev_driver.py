@@ -9,7 +9,7 @@ import pytest
 
 from edge_runtime import front
 from edge_runtime.cli import dev
-from edge_runtime.cli.dev import Driver, Wanted
+from edge_runtime.cli.dev import Driver, WantedFunction
 from edge_runtime.settings import EdgeSettings
 from tests.guests.build import guest
 
@@ -23,7 +23,7 @@ def test_get_and_head_only_read_as_after_a_push(tmp_path: Path, said: dict[str, 
     module = tmp_path / "f.wasm"
     module.write_bytes(guest("echo"))
     driver = Driver(tmp_path, None, None)  # type: ignore[arg-type]
-    served, _ = driver._function(Wanted("f", str(module), said, []))
+    served, _ = driver._function(WantedFunction("f", str(module), said), 1)
     assert served.manifest.read_only_methods == methods
 
 

@@ -8,6 +8,7 @@ import pytest
 from control.cli.support.authoring import LANGUAGES
 from tests.support import projects
 from tests.support.edge import node, until
+from tests.support.programs import command
 from tests.support.projects import compilers
 
 pytestmark = [pytest.mark.usefixtures("compilers"), pytest.mark.timeout(600)]
@@ -23,9 +24,11 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
     project = await projects.made(language, tmp_path / "project")
     told = (await projects.built(tmp_path / "project")).json()
     assert (told["name"], told["abi"], told["sql"], told["start"]) == ("notes", "wagi", True, False)
+    tested = await command("control.cli", "test", tmp_path / "project", limit=projects.COMPILERS)
+    assert (tested.status, b"3 passed" in tested.out) == (0, True), tested
 
     async with node(tmp_path / "state", compile_wait=60.0) as edge:
-        function = (project.module.read_bytes(), project.manifest)
+        function = (project.functions[0].module.read_bytes(), project.functions[0].manifest)
         await edge.release({"notes": function}, projects.schema(project))
         await until(lambda: edge.front.manager.release.functions[0].aot, 120.0)
 
@@ -48,7 +51,7 @@ async def test_the_example_reads_the_request_asks_the_database_and_answers_json(
         assert (await edge.call("notes?author=x", method="PUT"))[1]["allow"] == "GET, POST"
 
         # The database refuses what it doesn't understand: that is an answer too, and the reason is in the log.
-        without_probe = {**project.manifest, "probe": None}
+        without_probe = {**project.functions[0].manifest, "probe": None}
         await edge.release(
             {"notes": (function[0], without_probe)}, ["DROP TABLE notes; CREATE TABLE notes (author TEXT);"]
         )
@@ -82,7 +85,7 @@ async def test_its_standard_library_runs_on_the_edge(
     # Compiling Go takes long; it starts on the interpreter, as any new function would.
     async with node(tmp_path / "state", compile_wait=0.01 if language == "go" else 60.0) as edge:
         manifest = {"config": {"GREETING": "Hello"}, "memory_pages": 1024, "time_limit_ms": 60_000}
-        await edge.release({"std": (project.module.read_bytes(), manifest)})
+        await edge.release({"std": (project.functions[0].module.read_bytes(), manifest)})
         randoms = set()
         body = bytes(range(256)) * 400
         for _ in range(2):

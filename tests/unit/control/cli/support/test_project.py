@@ -3,6 +3,8 @@
 import asyncio
 import importlib.util
 import os
+import re
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,13 +48,107 @@ def test_a_new_project_is_named_and_whole(
     helper = [file for file in found.folder.glob("skerry*") if file.is_file()]
     assert helper
     assert not {file.name for file in found.folder.iterdir()} & set(authoring.BUILD_FILES)
-    assert authoring.LANGUAGES[language] in found.build
+    assert authoring.LANGUAGES[language] in found.functions[0].build
     # Again would write over what the author has changed meanwhile.
     before = {file: file.stat().st_mtime_ns for file in found.folder.rglob("*")}
     capsys.readouterr()
     assert cli.run(["function", "new", "my-orders", "--lang", language]) == 1
     assert "is there already" in capsys.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in found.folder.rglob("*")} == before
+
+
+def sources(folder: Path) -> str:
+    """All that a new project has of SQL."""
+    files = [*folder.rglob("main.*"), *folder.rglob("*.sql"), *folder.rglob("tests/*.toml")]
+    return "\n".join(file.read_text() for file in files)
+
+
+@pytest.mark.parametrize("language", authoring.LANGUAGES)
+@pytest.mark.parametrize(
+    ("name", "table"), [("my-orders", "my_orders"), ("notes", "notes"), ("order", "notes_order"), ("7up", "notes_7up")]
+)
+def test_its_table_is_named_after_it(
+    language: str, name: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that two projects can share a database."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["function", "new", name, "--lang", language]) == 0
+    text = sources(tmp_path / name)
+    assert set(re.findall(r"\b(?:INTO|FROM|TABLE|ON) (\w+)", text)) == {table}
+    assert f"INDEX {table}_of_author ON {table} (" in text
+    names = [path.name for path in (tmp_path / name).glob("*/*.*")]
+    assert {f"0001_{table}.sql", f"{name}.toml"} <= set(names)
+    with sqlite3.connect(":memory:") as opened:
+        for language_too in ("other", name):
+            if language_too != name:
+                cli.run(["function", "new", language_too, "--lang", language])
+            opened.executescript(project.read(tmp_path / language_too).changes()[0].sql)
+    opened.close()
+
+
+def test_a_project_has_several_functions_and_one_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["function", "new", "orders", "--lang", "c", "--project", "shop"]) == 0
+    monkeypatch.chdir(tmp_path / "shop")
+    # Within the project, it is the one.
+    assert cli.run(["function", "new", "stock", "--lang", "rust"]) == 0
+    found = project.read(Path())
+    assert (found.name, [source.name for source in found.functions]) == ("shop", ["orders", "stock"])
+    assert [(change.number, change.name) for change in found.changes()] == [(1, "orders"), (2, "stock")]
+    assert not (tmp_path / "shop" / "stock" / "schema").exists()
+    alone = project.read(tmp_path / "shop" / "stock")
+    assert (alone.name, [source.name for source in alone.functions]) == ("shop", ["stock"])
+    assert [change.number for change in alone.changes()] == [1, 2]
+    # One that is there isn't written over, and a project of one function stays one.
+    capsys.readouterr()
+    assert cli.run(["function", "new", "stock", "--lang", "c"]) == 1
+    assert cli.run(["function", "new", "third", "--lang", "c", "--project", "stock"]) == 2
+    assert "is a project of one function" in capsys.readouterr().err
+    assert cli.run(["function", "new", "third", "--lang", "c", "--project", "x", "--into", "y"]) == 2
+
+
+def test_which_functions_a_file_concerns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("orders", "stock"):
+        assert cli.run(["function", "new", name, "--lang", "c", "--project", "shop"]) == 0
+    found = project.read(Path("shop"))
+    for path, names in (
+        ("shop/orders/main.c", ["orders"]),
+        ("shop/orders/deeper/one.c", ["orders"]),
+        ("shop/common.h", ["orders", "stock"]),
+        ("shop/schema/0001_orders.sql", []),
+        ("shop/orders/tests/orders.toml", []),
+        ("shop/tests/both.toml", []),
+    ):
+        assert [source.name for source in found.concerned([Path(path)])] == names, path
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"skerry.toml": 'name = "shop"'}, "has no function yet"),
+        ({"skerry.toml": "name = 1"}, "skerry.toml isn't valid"),
+        ({"skerry.toml": 'name = "shop"\nfunctions = []'}, "functions"),
+        ({"skerry.toml": 'name = "shop"', "function.toml": TOML}, "has skerry.toml and function.toml"),
+        ({"skerry.toml": 'name = "shop"', "a/function.toml": TOML, "b/function.toml": TOML}, "are both the function f"),
+        ({"skerry.toml": 'name = "shop"', "a/function.toml": TOML + 'schema = "schema"'}, "names a schema"),
+        (
+            {
+                "skerry.toml": 'name = "shop"',
+                "a/function.toml": TOML + "[manifest]\nroute = { path = '/x' }",
+                "b/function.toml": TOML.replace('"f"', '"g"') + "[manifest]\nroute = { path = '/x' }",
+            },
+            "take the same requests",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_project_of_several_is_named(files: dict[str, str], told: str, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert told in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +194,8 @@ def test_the_schema_is_in_the_order_of_its_numbers(folder: Path) -> None:
 
 async def test_a_build_runs_in_the_project_and_makes_its_module(folder: Path) -> None:
     found = project.read(folder)
-    assert await toolchains.build(found) > 0
-    assert found.module.read_bytes() == b"\0asm"
+    assert await toolchains.build(found.functions[0]) > 0
+    assert found.functions[0].module.read_bytes() == b"\0asm"
 
 
 @pytest.mark.parametrize(
@@ -112,14 +208,14 @@ async def test_a_build_runs_in_the_project_and_makes_its_module(folder: Path) ->
 async def test_a_build_that_fails_says_why(program: str, told: str, folder: Path) -> None:
     (folder / "make.py").write_text(program)
     with pytest.raises(toolchains.BuildFailed) as error:
-        await toolchains.build(project.read(folder))
+        await toolchains.build(project.read(folder).functions[0])
     assert told in str(error.value)
 
 
 async def test_a_build_that_is_given_up_leaves_nothing_running(folder: Path) -> None:
     sleeper = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
     (folder / "make.py").write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleeper!r}])")
-    building = asyncio.ensure_future(toolchains.build(project.read(folder)))
+    building = asyncio.ensure_future(toolchains.build(project.read(folder).functions[0]))
     async with asyncio.timeout(20):
         while not (folder / "pid").exists() or not (folder / "pid").read_text():
             await asyncio.sleep(0.01)
@@ -139,7 +235,7 @@ async def test_a_build_that_is_given_up_leaves_nothing_running(folder: Path) -> 
 async def test_a_build_command_that_cannot_run_is_named(command: str, told: str, folder: Path) -> None:
     (folder / project.FILE).write_text(TOML + f'build = "{command}"')
     with pytest.raises(toolchains.BuildFailed) as error:
-        await toolchains.build(project.read(folder))
+        await toolchains.build(project.read(folder).functions[0])
     assert told in str(error.value)
 
 
@@ -186,8 +282,8 @@ async def test_a_compiler_in_the_project_is_found_from_anywhere(
     (tmp_path / "f" / project.FILE).write_text(TOML + 'build = "{asc} main.ts"\n')
     monkeypatch.chdir(tmp_path)
     found = project.read(Path("f"))
-    await toolchains.build(found)
-    assert found.module.read_text() == "made\n"
+    await toolchains.build(found.functions[0])
+    assert found.functions[0].module.read_text() == "made\n"
 
 
 def test_what_nodes_cannot_run_is_said_after_the_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

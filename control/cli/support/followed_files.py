@@ -1,0 +1,71 @@
+"""The files of a project that somebody works on: which of them have changed, and the wait for the next change."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import watchfiles
+
+STEP = 20
+"""Milliseconds without another change after which changes count as one."""
+BUILT = ("node_modules", "target", "zig-out", ".zig-cache")
+"""Folders that builds write, besides the hidden ones; changes in them are no author's."""
+MADE = (".wasm", ".o")
+"""Endings of files that builds write."""
+
+Seen = dict[Path, bytes]
+"""The SHA-256 of each file by its path."""
+
+
+class FollowedFiles:
+    """A project's folders, and single files beside them, as an author's editor changes them."""
+
+    def __init__(self, folders: Iterable[Path], beside: Iterable[Path] = ()) -> None:
+        """`beside`: files that are followed too, whose mode counts besides what is in them; they may not be there."""
+        self._folders = list(folders)
+        self._beside = [path.absolute() for path in beside]
+        self._seen: Seen = {}
+        self._changed = asyncio.Event()
+
+    async def watch(self) -> None:
+        """Notice changes, until cancelled."""
+        ours = watchfiles.DefaultFilter(ignore_dirs=(*watchfiles.DefaultFilter.ignore_dirs, *BUILT))
+        parents = {path.parent for path in self._beside if path.parent.is_dir()}
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._notice(self._folders, ours, recursive=True))
+            if parents:
+                named = {str(path) for path in self._beside}
+                group.create_task(self._notice(parents, lambda _, path: path in named, recursive=False))
+
+    async def _notice(
+        self, folders: Iterable[Path], counts: Callable[[watchfiles.Change, str], bool], *, recursive: bool
+    ) -> None:
+        async for _ in watchfiles.awatch(*folders, step=STEP, watch_filter=counts, recursive=recursive):
+            self._changed.set()
+
+    async def different(self) -> set[Path]:
+        """Return the files that have changed, come or gone since the last time; at the first time, all of them."""
+        self._changed.clear()
+        now = await asyncio.to_thread(self._read)
+        before, self._seen = self._seen, now
+        return {path for path in before.keys() | now.keys() if before.get(path) != now.get(path)}
+
+    async def changed(self) -> None:
+        """Wait for a change since the last call of `different`."""
+        await self._changed.wait()
+
+    def _read(self) -> Seen:
+        """The folders' files but those that builds write, and the files beside them."""
+        found = {}
+        for path, folders, names in (step for folder in self._folders for step in folder.walk()):
+            folders[:] = [name for name in folders if not name.startswith(".") and name not in BUILT]
+            for name in names:
+                if not name.startswith(".") and not name.endswith(MADE):
+                    with contextlib.suppress(OSError):
+                        found[path / name] = hashlib.sha256((path / name).read_bytes()).digest()
+        for path in self._beside:
+            with contextlib.suppress(OSError):
+                found[path] = hashlib.sha256(b"%o " % path.stat().st_mode + path.read_bytes()).digest()
+        return found

@@ -1,0 +1,91 @@
+"""Has the calls of test cases made: each on a new database, by the edge's code, in processes behind its fence."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from control.cli.support.client import Failure
+from control.cli.support.project import SchemaFile
+from control.cli.testing.case_files import TestCase
+
+LINE_LIMIT = 256 * 1024 * 1024
+"""Bytes of how a call ended, with its answer and the rows after it."""
+
+
+class CaseResult(Struct):
+    """What a call answered, or how it failed where `code` is set."""
+
+    status: int
+    head: bytes = b""
+    body: bytes = b""
+    log: bytes = b""
+    seconds: float = 0.0
+    code: str = ""
+    message: str = ""
+    notes: list[str] = []
+    """Errors of its SQL and HTTP."""
+
+    def headers(self) -> dict[str, str]:
+        """Return the answer's headers by their names in lower case; the values of one that is there twice joined."""
+        found: dict[str, str] = {}
+        for line in self.head.decode("latin-1").split("\r\n"):
+            name, colon, value = line.partition(": ")
+            if colon:
+                name = name.lower()
+                found[name] = f"{found[name]}, {value}" if name in found else value
+        return found
+
+
+class CaseDone(Struct):
+    """How a case's call ended."""
+
+    number: int
+    """The case's place among those that were asked for."""
+    result: CaseResult
+    part: str = ""
+    """What failed, where it isn't the call: `schema`, `before` or `after`."""
+    rows: list[list[list[Any]]] = []
+    """The rows of each statement after the call."""
+
+
+async def made(cases: list[TestCase], schema: list[SchemaFile]) -> AsyncIterator[CaseDone]:
+    """Make the calls, and yield how they end, in any order.
+
+    Raises: Failure, when the process that makes them ends before all have.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "edge_runtime.oneshot.fresh_calls",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=LINE_LIMIT,
+    )
+    assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018
+    try:
+        # The author's own code runs here: a machine without all of the fence will do, as for `skerry dev`.
+        asked = {
+            "calls": [case.call() for case in cases],
+            "schema": [{"name": str(change.path), "sql": change.sql} for change in schema],
+            "fence": "partial",
+        }
+        process.stdin.write(msgspec.json.encode(asked))
+        process.stdin.close()
+        left = len(cases)
+        while left and (line := await process.stdout.readline()):
+            left -= 1
+            yield msgspec.json.decode(line, type=CaseDone)
+        if left:
+            status = await process.wait()
+            ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            raise Failure(f"the process that makes the calls {ended}, and {left} of {len(cases)} weren't made")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

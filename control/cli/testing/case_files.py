@@ -1,0 +1,228 @@
+"""The test cases of a project: files `tests/*.toml`, of the project and of each of its functions.
+
+function = "orders"                 optional: the function of the file's cases; a case may name another
+secrets = { KEY = "test" }          optional: values of the secrets that manifests name
+[[case]]                            one call on a new database with the project's schema, and what it must do
+name = "an order is kept"
+request = { method = "POST", path = "/7?x=1", headers = { … }, body = "…" }
+sql_before = "INSERT INTO …;"
+status = 201                        without it 200
+headers = { content-type = "application/json" }
+json = { id = 1 }                   or body = "…"
+sql_after = { sql = "SELECT …", rows = [[1, "milk"]] }          or a list of these
+
+TOML has no null: where `json` or `rows` is a string, it is JSON.
+"""
+
+import difflib
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import orjson
+from msgspec import UNSET, Meta, UnsetType, field
+
+from control.cli.support.client import Json
+from control.cli.support.project import TESTS, FunctionSource, Project, ProjectInvalid
+
+CASE = re.compile(r"^[ \t]*\[\[[ \t]*case[ \t]*\]\]", re.MULTILINE)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`")
+
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class CaseRequest(msgspec.Struct, forbid_unknown_fields=True):
+    method: str = ""
+    """GET, or POST with a body, where it isn't given."""
+    path: str = ""
+    """What comes behind the function's name in the URL: a path, a query, or both."""
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+
+
+class CaseRows(msgspec.Struct, forbid_unknown_fields=True):
+    """A statement that is run after the call, and the rows that it must give, in their order."""
+
+    sql: Text
+    rows: list[list[Any]] | str
+
+
+class CaseTable(msgspec.Struct, forbid_unknown_fields=True):
+    """A `[[case]]` as it is written."""
+
+    name: Text
+    function: str = ""
+    request: CaseRequest = field(default_factory=CaseRequest)
+    sql_before: str = ""
+    status: Annotated[int, Meta(ge=200, le=599)] = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str | UnsetType = UNSET
+    json: Any = UNSET
+    sql_after: CaseRows | list[CaseRows] = field(default_factory=list)
+
+
+class CaseFile(msgspec.Struct, forbid_unknown_fields=True):
+    """A file of cases."""
+
+    case: list[dict[str, Any]] = field(default_factory=list)
+    function: str = ""
+    secrets: dict[str, str] = field(default_factory=dict)
+
+
+KEYS: dict[str, type[msgspec.Struct]] = {"": CaseTable, "request": CaseRequest, "sql_after": CaseRows}
+"""The tables of a case by their keys, for what is said of an unknown key."""
+
+
+@dataclass(frozen=True)
+class TestCase:
+    """A call, and what it must do."""
+
+    __test__ = False
+    """It is no test of pytest's."""
+    file: Path
+    name: str
+    function: FunctionSource
+    request: CaseRequest
+    secrets: dict[str, str]
+    before: str
+    status: int
+    headers: dict[str, str]
+    body: str | None
+    """None: any."""
+    json: Any
+    """UNSET: any."""
+    after: list[CaseRows]
+    """Their rows are lists."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    def call(self) -> Json:
+        """Return the call as the edge's process takes it."""
+        path, _, query = self.request.path.partition("?")
+        body = self.request.body.encode()
+        return {
+            "file": str(self.function.module.absolute()),
+            "name": self.function.name,
+            "manifest": self.function.manifest,
+            "method": (self.request.method or ("POST" if body else "GET")).upper(),
+            "path": path,
+            "query": query,
+            "headers": list(self.request.headers.items()),
+            "body": msgspec.to_builtins(body),
+            "secrets": self.secrets,
+            "before": self.before,
+            "after": [each.sql for each in self.after],
+        }
+
+
+def find(found: Project) -> list[TestCase]:
+    """Read the cases of a project, and of its functions, by their files.
+
+    Raises: ProjectInvalid, when a file or a case isn't as it must be.
+    """
+    cases: list[TestCase] = []
+    for folder, own in {found.folder: None, **{f.folder: f for f in found.functions}}.items():
+        only = found.functions[0] if len(found.functions) == 1 else own
+        for file in sorted((folder / TESTS).glob("*.toml")):
+            cases += _read(file, found, only)
+    return cases
+
+
+def _read(file: Path, found: Project, only: FunctionSource | None) -> list[TestCase]:
+    """`only`: the function that a case is for which names none."""
+    try:
+        text = file.read_text("utf-8")
+        content = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProjectInvalid(f"{file} can't be read: {error}") from None
+    try:
+        whole = msgspec.convert(content, CaseFile)
+    except msgspec.ValidationError as error:
+        raise ProjectInvalid(f"{file}: {_said(error, CaseFile)}") from None
+    lines = [text.count("\n", 0, match.start()) + 1 for match in CASE.finditer(text)]
+    cases: list[TestCase] = []
+    for number, table in enumerate(whole.case, 1):
+        where = str(file) if len(lines) != len(whole.case) else f"{file}:{lines[number - 1]}"
+        name = table.get("name")
+        named = f"{where}: case {number}" + (f" ({name})" if isinstance(name, str) else "")
+        try:
+            case = _case(file, table, whole, found, only)
+        except msgspec.ValidationError as error:
+            raise ProjectInvalid(f"{named}: {_said(error, CaseTable)}") from None
+        except ValueError as error:
+            raise ProjectInvalid(f"{named}: {error}") from None
+        if any(other.name == case.name for other in cases):
+            raise ProjectInvalid(f"{named}: a case before it in the file has this name, too")
+        cases.append(case)
+    return cases
+
+
+def _case(file: Path, table: dict[str, Any], whole: CaseFile, found: Project, only: FunctionSource | None) -> TestCase:
+    """Raises: ValueError, when the case isn't as it must be; msgspec's are among them."""
+    given = msgspec.convert(table, CaseTable)
+    if given.body is not UNSET and given.json is not UNSET:
+        raise ValueError("body and json are one or the other")
+    path = given.request.path
+    if path and path[0] not in "/?":
+        raise ValueError(f"request.path is what comes behind the function's name, so {path!r} must begin with / or ?")
+    after = given.sql_after if isinstance(given.sql_after, list) else [given.sql_after]
+    return TestCase(
+        file,
+        given.name,
+        _function(given.function or whole.function, found, only),
+        given.request,
+        whole.secrets,
+        given.sql_before,
+        given.status,
+        given.headers,
+        None if isinstance(given.body, UnsetType) else given.body,
+        UNSET if given.json is UNSET else _json("json", given.json),
+        [CaseRows(each.sql, _rows(each.rows)) for each in after],
+    )
+
+
+def _function(name: str, found: Project, only: FunctionSource | None) -> FunctionSource:
+    if not name and only is not None:
+        return only
+    functions = {source.name: source for source in found.functions}
+    if name in functions:
+        return functions[name]
+    there = ", ".join(functions)
+    if name:
+        raise ValueError(f"the project has no function {name}; it has {there}")
+    raise ValueError(f"say which function it is for, by `function` in the case or above all cases: {there}")
+
+
+def _json(key: str, value: Any) -> Any:
+    """Return an expected value as JSON has it, of the TOML or of JSON in a string."""
+    try:
+        return orjson.loads(value if isinstance(value, str) else orjson.dumps(value))
+    except (orjson.JSONDecodeError, TypeError) as error:
+        hint = f"; a string itself is {orjson.dumps(value).decode()!r}" if isinstance(value, str) else ""
+        raise ValueError(f"{key} is no JSON: {error}{hint}") from None
+
+
+def _rows(value: list[list[Any]] | str) -> list[list[Any]]:
+    rows = _json("sql_after.rows", value)
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise ValueError("sql_after.rows must be a list with a list for each row")
+    return rows
+
+
+def _said(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
+    """Say what is wrong, an unknown key with those that there are."""
+    text = str(error)
+    unknown = _UNKNOWN.match(text)
+    if unknown is None:
+        what, at, where = text.replace("Object missing required field", "it has no").partition(" - at `$.")
+        return f"{where.rstrip('`')}: {what}" if at else what
+    within = next((key for key in KEYS if key and f"`$.{key}" in text), "")
+    known = [f.encode_name for f in msgspec.structs.fields(KEYS[within] if kind is CaseTable else kind)]
+    near = difflib.get_close_matches(unknown[1], known, 1)
+    meant = f": is it {near[0]}?" if near else ""
+    return f"unknown key {unknown[1]}{f' in {within}' if within else ''}{meant} (there are {', '.join(known)})"

@@ -1,0 +1,132 @@
+"""`skerry test`: runs the test cases of a project."""
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+import click
+
+from control.cli.support import options, output, project, toolchains
+from control.cli.support.client import Failure
+from control.cli.support.followed_files import FollowedFiles
+from control.cli.support.project import TESTS, Project
+from control.cli.testing import case_calls, case_files, case_report
+from control.cli.testing.case_files import TestCase
+from control.cli.testing.case_report import Ended
+
+
+class NoCases(Failure):
+    """There is no case to run."""
+
+    exit_code = 2
+
+
+@click.command()
+@click.argument(
+    "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".", metavar="[FOLDER]"
+)
+@click.option("-k", "word", metavar="WORD", default="", help="Only cases with this in their file, function or name.")
+@click.option("--watch", is_flag=True, help="Run them again whenever a file of the project changes, until Ctrl-C.")
+@click.option(
+    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the run as JUnit's XML."
+)
+@options.asynchronous
+async def command(folder: Path, word: str, watch: bool, junit: Path | None) -> int:
+    """Run the test cases of the project in FOLDER (this one): the files tests/*.toml of it and of its functions.
+
+    The functions are built. Each case is one call, made as a node would, on a new database that has the project's
+    schema; docs/functions.md says what a case can ask for. Exits with 0 if all cases pass, 1 if one fails, 2 if a file
+    is wrong or there is no case.
+    """
+    if not watch:
+        built: set[str] = set()
+        return await _run(project.read(folder), word, junit, built)
+    files = FollowedFiles(project.read(folder).folders())
+    watching = asyncio.create_task(files.watch())
+    try:
+        await _again(folder, word, junit, files)
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+    return 0
+
+
+async def _again(folder: Path, word: str, junit: Path | None, files: FollowedFiles) -> None:
+    """Run the cases at each change, until cancelled."""
+    built: set[str] = set()
+    while True:
+        # What the run itself writes starts no other one.
+        different = {path for path in await files.different() if junit is None or path.absolute() != junit.absolute()}
+        if different:
+            try:
+                found = project.read(folder)
+                built -= {source.name for source in found.concerned(different)}
+                await _run(found, word, junit, built)
+            except Failure as failed:
+                output.failure(failed, as_json=False)
+            output.note("  waiting for a change")
+        await files.changed()
+
+
+async def _run(found: Project, word: str, junit: Path | None, built: set[str]) -> int:
+    """Build what isn't in `built`, run the cases, and return the exit status. Raises: Failure."""
+    cases = case_files.find(found)
+    if not cases:
+        raise NoCases(
+            f"{found.folder} has no test cases",
+            cure=f"write some into {found.folder / TESTS}/NAME.toml; docs/functions.md says how",
+        )
+    chosen = [case for case in cases if word.lower() in f"{case.title} {case.function.name}".lower()]
+    if not chosen:
+        raise NoCases(f"none of the {len(cases)} cases has {word!r} in its file, function or name")
+    for source in found.functions:
+        if source.name not in built and any(case.function == source for case in chosen):
+            took = await toolchains.build(source)
+            built.add(source.name)
+            if source.build:
+                output.say(f"{source.name}: built in {output.span(took)}")
+    began = time.monotonic()
+    run = await _made(found, chosen)
+    seconds = time.monotonic() - began
+    if junit is not None:
+        try:
+            case_report.write(junit, run, seconds)
+        except OSError as error:
+            raise Failure(f"{junit} can't be written: {error.strerror}") from None
+    failed = sum(bool(ended.different) for ended in run)
+    passed = f"{len(run) - failed} passed, " if failed < len(run) else ""
+    told = f"{passed}{failed} failed" if failed else f"{len(run)} passed"
+    output.say(f"{told} in {output.span(seconds)}", style="red" if failed else "green")
+    return 1 if failed else 0
+
+
+async def _made(found: Project, cases: list[TestCase]) -> list[Ended]:
+    """Make the calls, and show how each ends, in the cases' order. Raises: Failure, also when the schema is wrong."""
+    waiting: dict[int, Ended] = {}
+    run: list[Ended] = []
+    async for done in case_calls.made(cases, found.changes()):
+        if done.part == "schema":
+            raise Failure(f"the schema can't be applied: {done.result.message}", code=done.result.code)
+        case = cases[done.number]
+        waiting[done.number] = Ended(case, done, case_report.compared(case, done))
+        while (ended := waiting.pop(len(run), None)) is not None:
+            run.append(ended)
+            _show(ended)
+    return run
+
+
+def _show(ended: Ended) -> None:
+    result = ended.done.result
+    if not ended.different:
+        output.say(f"ok    {ended.case.title}  {result.seconds * 1000:.0f} ms")
+        return
+    output.say(f"FAIL  {ended.case.title}", style="red")
+    for line in ended.different:
+        style = {"-": "red", "+": "green"}.get(line[2:3]) if line.startswith("  ") else None
+        output.say(f"      {line}", style=style)
+    for note in result.notes:
+        output.say(f"      note: {note}", style="yellow")
+    for line in result.log.decode("utf-8", "replace").splitlines():
+        output.say(f"      | {line}", style="dim")
