@@ -71,6 +71,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "watch_ended": ProblemCode(410, "Nobody watches the node's records any more"),
     # What is in the way
     "name_taken": ProblemCode(409, "The name is in use"),
+    "group_in_use": ProblemCode(409, "The group is still needed"),
     "node_joined": ProblemCode(409, "A node has joined with the token"),
     "digest_mismatch": ProblemCode(409, "The bytes aren't those that were announced"),
     "upload_interrupted": ProblemCode(409, "The upload was given up before it ended"),

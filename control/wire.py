@@ -128,6 +128,8 @@ class Poll(Message):
     protocol: Number = 1
     watching: Annotated[str, Meta(max_length=64)] = ""
     """The digest of the last `Watch`; '' where nobody watches the node, as far as it knows."""
+    name: Annotated[str, Meta(max_length=63)] = ""
+    """What the node is called, as far as it knows; where control has another name, the answer is `Renamed`."""
     numbers: bytes = b""
     """What was counted since the numbers before: `Numbers` in msgpack, or nothing."""
 
@@ -228,6 +230,12 @@ class Report(Message, tag="report"):
     """Control doesn't know one of the digests: poll again, with inventory and capabilities."""
 
 
+class Renamed(Message, tag="renamed"):
+    """An operator has given the node this name. Poll on, with it."""
+
+    name: Name
+
+
 class Question(Message):
     """What an operator wants to see of a node's records, as they come and of those that are there.
 
@@ -275,7 +283,7 @@ class BatchTaken(Message):
     """Records a second that the node may send of this watch from now on."""
 
 
-Answer = Plan | Report | Watch
+Answer = Plan | Report | Watch | Renamed
 
 
 class SyncError(Message):

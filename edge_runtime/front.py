@@ -79,7 +79,8 @@ class Front:
         self.fetches = RequestsInFlight(HttpClient(settings.networks))
         self.pool = Pool(settings.limits)
         self.ring = Ring(state.path / FOLDER, settings.records_limit, settings.records_age, node)
-        self.hooks = Hooks(GuestLog(self.ring.put, node), self.fetches.begin, named=self.pool.named)
+        self.guest_log = GuestLog(self.ring.put, node)
+        self.hooks = Hooks(self.guest_log, self.fetches.begin, named=self.pool.named)
         self.call_records = CallRecords(self.pool.tallies.values, self.ring.put, node)
         self.function_records = FunctionRecords(self.pool)
         self.secrets = Secrets(settings.secrets or state.path / FILE)
@@ -123,6 +124,7 @@ class Front:
             self.tls_files = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         if self.agent is not None:
             own = OwnNumbers(self.pool, self.checkpoints, self.agent, self.tls_files)
+            self.agent.renamed = self._renamed
             self.agent.numbers = PollNumbers(self.pool.counted, self.pool.release_number, own.measure)
         metrics = EdgeMetrics(
             self.pool,
@@ -160,6 +162,13 @@ class Front:
         self.ready = asyncio.Event()
         """Set when calls are served."""
         self._stop = asyncio.Event()
+        self._kept: RingHandler | None = None
+
+    def _renamed(self, name: str) -> None:
+        """What is kept from now on has the node's new name; traces have it from the next start on."""
+        self.ring.node = self.guest_log.node = self.call_records.node = name
+        if self._kept is not None:
+            self._kept.node = name
 
     def stop(self) -> None:
         """End the run: new calls are refused, running ones may end."""
@@ -173,7 +182,8 @@ class Front:
         """
         settings = self.settings
         self.port = self.server.bind()
-        kept = RingHandler(self.ring.put, asyncio.get_running_loop().call_soon_threadsafe, self.ring.node)
+        later = asyncio.get_running_loop().call_soon_threadsafe
+        kept = self._kept = RingHandler(self.ring.put, later, self.ring.node)
         logging.getLogger().addHandler(kept)
         log.info("this is skerry-edge %s", version.running().text)
         self.ring.start()

@@ -118,6 +118,10 @@ class PollEndpoint:
                 return COUNTED
             node = self._look(credential)
             group = fleet.groups[node.group_id]
+            if poll.name and poll.name != node.name:
+                self._heartbeats.seen(node.id, now)
+                self._metrics.poll("renamed")
+                return operations.json_reply(200, msgspec.json.encode(wire.Renamed(node.name)))
             kind, limit = "at_target", until
             if not fleet.at_target(node, poll):
                 self._heartbeats.seen(node.id, now)

@@ -40,3 +40,23 @@ async def create(name: str, as_json: bool) -> None:
         output.document(made)
     else:
         output.say(f"group {made['name']} is made")
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.json_option
+@options.asynchronous
+async def delete(name: str, yes: bool, as_json: bool) -> None:
+    """Delete a group that has no nodes and no open join tokens, and that no operator has a grant for.
+
+    Its releases leave the lists; who made them when stays in the audit log. The name can be used again.
+    """
+    if not yes:
+        click.confirm(f"Delete the group {name} and its releases?", abort=True, err=True)
+    async with options.client() as control:
+        await control.delete(path("groups", name))
+    if as_json:
+        output.document({"group": name, "deleted": True})
+    else:
+        output.say(f"group {name} is deleted")

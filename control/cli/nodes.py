@@ -276,6 +276,46 @@ async def move(
 
 @command.command()
 @click.argument("node")
+@click.argument("name", type=options.NAME)
+@options.json_option
+@options.asynchronous
+async def rename(node: str, name: str, as_json: bool) -> None:
+    """Give a node another name; its id, its records and its target stay. It learns the name by its next poll."""
+    async with options.client() as control:
+        renamed = await control.post(path("nodes", node, "rename"), {"name": name})
+    if as_json:
+        output.document(renamed)
+    else:
+        output.say(f"{node}: is called {renamed['name']} now")
+
+
+@command.command()
+@click.argument("node")
+@click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE|KEY-...")
+@options.json_option
+@options.asynchronous
+async def label(node: str, labels: tuple[str, ...], as_json: bool) -> None:
+    """Set labels of a node (KEY=VALUE), and take others away (KEY-); what isn't named stays."""
+    given, gone = dict[str, str](), list[str]()
+    for text in labels:
+        key, equals, value = text.partition("=")
+        if equals and key:
+            given[key] = value
+        elif text.endswith("-") and len(text) > 1:
+            gone.append(text[:-1])
+        else:
+            raise click.BadParameter(f"{text!r} is neither KEY=VALUE nor KEY-", param_hint="LABELS")
+    async with options.client() as control:
+        labelled = await control.post(path("nodes", node, "labels"), {"set": given, "remove": gone})
+    if as_json:
+        output.document(labelled)
+    else:
+        told = " ".join(f"{key}={value}" for key, value in sorted(labelled["labels"].items()))
+        output.say(f"{labelled['name']}: {told or 'no labels'}")
+
+
+@command.command()
+@click.argument("node")
 @options.json_option
 @options.asynchronous
 async def revoke(node: str, as_json: bool) -> None:

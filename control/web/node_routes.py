@@ -11,7 +11,7 @@ from control.api.bodies import (
     responses,
 )
 from control.api.bodies.responses import Page
-from control.api.fleet import logs, overview, scrape
+from control.api.fleet import logs, naming, overview, scrape
 from control.api.operations import Operation
 from control.api.recovery import recover
 from control.api.request_input import INVENTORY_BODY
@@ -100,6 +100,28 @@ OPERATIONS: tuple[Operation, ...] = (
         {200: release_responses.MovePlan},
         ("unknown_node", "unknown_group"),
         query=nodes.MoveQuery,
+        everywhere=False,
+    ),
+    Operation(
+        "POST",
+        NODE + "/rename",
+        "Give a node another name",
+        naming.rename,
+        "admin",
+        {200: node_responses.DetailedNode},
+        ("unknown_node", "name_taken"),
+        body=requests.RenameNode,
+        everywhere=False,
+    ),
+    Operation(
+        "POST",
+        NODE + "/labels",
+        "Set labels of a node, and take others away",
+        naming.label,
+        "deploy",
+        {200: node_responses.DetailedNode},
+        ("unknown_node",),
+        body=requests.LabelNode,
         everywhere=False,
     ),
     Operation(

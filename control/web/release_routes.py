@@ -3,6 +3,7 @@
 from control.api import pagination, releases, schema
 from control.api.bodies import release_responses, requests
 from control.api.bodies.responses import Page
+from control.api.fleet import naming
 from control.api.operations import Operation
 from control.api.request_input import SQL_BODY
 
@@ -101,6 +102,15 @@ OPERATIONS: tuple[Operation, ...] = (
         {201: release_responses.Group},
         ("name_taken",),
         body=requests.NewGroup,
+    ),
+    Operation(
+        "DELETE",
+        "/v1/groups/{group}",
+        "Delete a group that nothing needs",
+        naming.delete_group,
+        "admin",
+        {204: None},
+        ("unknown_group", "group_in_use"),
     ),
     Operation(
         "GET",

@@ -136,6 +136,7 @@ class Driver:
         self._before: set[str] = set()
         """sha256 of the artifacts that were served before: a compiler may still be working on one."""
         self.put_span: Callable[[TraceSpan], None] | None = None
+        self.renamed: Callable[[str], None] = lambda name: None
         self.numbers = PollNumbers()
         self.watched = None
 

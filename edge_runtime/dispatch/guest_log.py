@@ -81,7 +81,7 @@ class GuestLog:
         self.budget = TokenBucket(BURST, RATE)
         """What the calls of all functions may log."""
         self._keep = keep
-        self._node = node
+        self.node = node
         self._waiting: deque[_Lines] = deque()
         self._held = 0
         """Characters of the texts that wait."""
@@ -98,8 +98,8 @@ class GuestLog:
         cut = cut or len(written) >= served.function.manifest.log_bytes
         text = redact(written.decode(errors="replace"), cut=cut)
         fields = fields_of(call)
-        if self._node:
-            fields["node"] = self._node
+        if self.node:
+            fields["node"] = self.node
         lines = _Lines(served.tally, shown_with(f"{call.name} {served.function.version}", call), fields, text)
         if self._held + len(text) > HELD:
             served.tally.log_dropped += lines.leave()

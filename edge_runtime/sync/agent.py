@@ -80,6 +80,8 @@ class Agent:
         self._answered: float | None = None
         """When control last answered a poll (monotonic clock, seconds)."""
         self.put_span: Callable[[TraceSpan], None] | None = None
+        self.renamed: Callable[[str], None] = lambda name: None
+        """Called with the node's name when it has got another one."""
         self.numbers = PollNumbers()
         """What polls tell of the node's calls and of itself."""
 
@@ -175,6 +177,10 @@ class Agent:
             case wire.Watch():
                 self.watched.take(answer, self._client)
                 await self._breathe(took)
+            case wire.Renamed():
+                await self._credential.rename(answer.name, self._client)
+                self.renamed(answer.name)
+                await self._breathe(took)
             case None:
                 # If the poll said that the node waits, control may have answered 204 only for that reason.
                 if not waits:
@@ -202,6 +208,7 @@ class Agent:
             capabilities=self._capabilities if self._report_wanted else None,
             protocol=wire.PROTOCOL,
             watching=self.watched.digest,
+            name=self._who.name,
             numbers=numbers,
         )
         loop = asyncio.get_running_loop()
@@ -272,6 +279,7 @@ class Agent:
             return False
         self._problem = self._confirmed = None
         self._joined_again = True
+        self.renamed(self._who.name)
         return True
 
     # A sync

@@ -6,6 +6,7 @@ no lost answer, and no end of the process at any point, leaves the node without 
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -93,6 +94,12 @@ class OwnCredential:
         await self._keep(self.who.fallen_back(), client)
         return True
 
+    async def rename(self, name: str, client: ControlClient) -> None:
+        """Keep the name that an operator has given the node. Raises: NoAnswer, when the disk doesn't take it."""
+        before = self.who.name
+        await self._keep(replace(self.who, name=name), client)
+        log.info("this node was %s, and is called %s now", before, name)
+
     async def joined_again(self) -> bool:
         """Take over the identity on disk; tell whether it is another one, because the node has joined again."""
         try:
@@ -110,7 +117,7 @@ class OwnCredential:
         try:
             await asyncio.to_thread(identity.write, self._state, who)
         except OSError as error:
-            text = f"the node's credential can't be written to {self._state}: {error}"
+            text = f"the node's identity can't be written to {self._state}: {error}"
             raise NoAnswer("identity_unusable", text) from None
         self.who = who
         client.credential = self.present

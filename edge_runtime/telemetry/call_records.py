@@ -87,7 +87,7 @@ class CallRecords:
         self._clock = clock
         self._kept: dict[str, _Kept] = {}
         self._all = TokenBucket(BURST_OF_ALL, RATE_OF_ALL)
-        self._node = node
+        self.node = node
 
     async def run(self) -> None:
         """Make records until cancelled."""
@@ -122,7 +122,7 @@ class CallRecords:
                 function.unnoted += not wanted
             if wanted:
                 left_out, function.unnoted = function.unnoted, 0
-                self._put(records.encode(record(call, self._node, left_out)))
+                self._put(records.encode(record(call, self.node, left_out)))
         function.slow = kept.slowest.bar
 
 

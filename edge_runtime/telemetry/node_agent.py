@@ -41,6 +41,8 @@ class NodeAgent(Protocol):
     """What polls tell of calls."""
     put_span: Callable[[TraceSpan], None] | None
     """Takes the spans of syncs, where the node sends traces."""
+    renamed: Callable[[str], None]
+    """Called with the node's name when it has got another one."""
 
     @property
     def watched(self) -> RecordSender | None:

@@ -22,7 +22,7 @@ class RingHandler(logging.Handler):
         super().__init__(logging.WARNING)
         self._put = put
         self._later = later
-        self._node = node
+        self.node = node
         self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -46,6 +46,6 @@ class RingHandler(logging.Handler):
         own = record.__dict__
         fields = {"t": records.time_text(record.created), "kind": records.NODE, "level": level}
         fields |= {name: own[name] for name in FIELDS if name in own}
-        if self._node:
-            fields["node"] = self._node
+        if self.node:
+            fields["node"] = self.node
         return records.encode({**fields, "message": text})

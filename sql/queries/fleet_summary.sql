@@ -5,7 +5,8 @@
 -- name: groups
 SELECT g.id::text AS id, g.name, r.number AS release, e.number AS earlier_release
 FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id
-    LEFT JOIN releases AS e ON e.group_id = g.id AND e.number = r.number - 1;
+    LEFT JOIN releases AS e ON e.group_id = g.id AND e.number = r.number - 1
+WHERE g.deleted_at IS NULL;
 
 -- Nodes by group, state, whether they are at their target, whether they run the release before that, and the code of
 -- their last sync's error. All columns of nodes are in the index nodes_by_standing, and they are counted before they

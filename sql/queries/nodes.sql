@@ -43,9 +43,9 @@ INSERT INTO node_presence (node_id, last_seen_at, confirmed_at) VALUES ($1, $2, 
 -- name: rejoin_presence
 UPDATE node_presence SET last_seen_at = $2, confirmed_at = $2, offline = false WHERE node_id = $1;
 
--- Reset a node that has joined again: its new disk is empty.
+-- Reset a node that has joined again: its new disk is empty. Without labels it keeps those that it has.
 -- name: rejoin
-UPDATE nodes SET labels = $2, capabilities = $3, protocol = $4, joined_at = $5, schema_version = 0,
+UPDATE nodes SET labels = CASE WHEN $2::jsonb = '{}' THEN labels ELSE $2 END, capabilities = $3, protocol = $4, joined_at = $5, schema_version = 0,
     schema_changes = '[]', database_id = '', digest = '', confirmed_generation = 0, failed_generation = 0,
     retry_at = NULL, error_code = '', error_message = '', error_at = NULL, capabilities_digest = '', ran_generation = 0,
     state = 'online',

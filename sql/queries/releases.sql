@@ -15,7 +15,8 @@ INSERT INTO groups (id, name, created_at) VALUES ($1, $2, $3);
 SELECT g.name, g.generation, g.release_id, r.number, r.schema_floor,
     (SELECT count(*) FROM nodes n WHERE n.group_id = g.id AND n.removed_at IS NULL) AS nodes
 FROM groups g LEFT JOIN releases r ON r.id = g.release_id
-WHERE g.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) ORDER BY g.name LIMIT $3;
+WHERE g.deleted_at IS NULL AND g.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[]))
+ORDER BY g.name LIMIT $3;
 
 -- The number of the newest schema change.
 -- name: newest_change
@@ -81,7 +82,7 @@ UPDATE groups SET release_id = $2, generation = $3 WHERE id = $1;
 SELECT r.id, g.name AS group_name, r.number, r.generation, r.schema_floor, r.rollback_to, r.reason, r.created_by,
     r.created_at
 FROM releases r JOIN groups g ON g.id = r.group_id
-WHERE (r.generation, r.id::text) < ($1, $2) AND ($3::text[] IS NULL OR g.name = ANY($3::text[]))
+WHERE g.deleted_at IS NULL AND (r.generation, r.id::text) < ($1, $2) AND ($3::text[] IS NULL OR g.name = ANY($3::text[]))
 ORDER BY r.generation DESC, r.id::text DESC LIMIT $4;
 
 -- A release of a group by its number.

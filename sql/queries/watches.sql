@@ -7,7 +7,7 @@ WHERE (n.name = $1 OR n.id = $2::text::uuid) AND n.removed_at IS NULL;
 
 -- The groups of these names; all where there are none.
 -- name: groups
-SELECT id::text AS id FROM groups WHERE $1::text[] IS NULL OR name = ANY($1::text[]);
+SELECT id::text AS id FROM groups WHERE deleted_at IS NULL AND ($1::text[] IS NULL OR name = ANY($1::text[]));
 
 -- How many nodes a watch of a node ($1) or of groups ($2; both NULL: of all) is about, by whether they can be asked:
 -- those that are offline can't, nor can those of a version of the protocol before $3.

@@ -57,6 +57,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/v1/sessions/self"): Rule("read", "any"),
     ("GET", "/v1/groups"): Rule("read", "any"),
     ("POST", "/v1/groups"): Rule("deploy", "all", body=lambda g, n: {"name": "north"}),
+    ("DELETE", "/v1/groups/{group}"): Rule("admin", "all", lambda g, n: f"/v1/groups/{g}"),
     ("GET", "/v1/releases"): Rule("read", "group", lambda g, n: f"/v1/releases?group={g}", hidden=True),
     ("POST", "/v1/releases"): Rule("push", "group", body=lambda g, n: {"group": g, "functions": {"orders": 99}}),
     ("GET", "/v1/releases/{group}/{number}"): Rule("read", "group", lambda g, n: f"/v1/releases/{g}/1", hidden=True),
@@ -74,6 +75,12 @@ RULES: dict[tuple[str, str], Rule] = {
     ),
     ("POST", "/v1/nodes/{node}/move"): Rule(
         "deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/move", lambda g, n: {"group": g}, hidden=True
+    ),
+    ("POST", "/v1/nodes/{node}/rename"): Rule(
+        "admin", "group", lambda g, n: f"/v1/nodes/{n.name}/rename", lambda g, n: {"name": n.name}, hidden=True
+    ),
+    ("POST", "/v1/nodes/{node}/labels"): Rule(
+        "deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/labels", lambda g, n: {"remove": ["none"]}, hidden=True
     ),
     ("POST", "/v1/nodes/{node}/revoke"): Rule("admin", "group", lambda g, n: f"/v1/nodes/{n.name}/revoke", hidden=True),
     ("POST", "/v1/nodes/{node}/retry"): Rule("deploy", "group", lambda g, n: f"/v1/nodes/{n.name}/retry", hidden=True),

@@ -9,6 +9,10 @@ from control.event_kinds import EventKind
 from control.manifest_fields import Manifest
 from control.wire import MOST_FUNCTIONS, Body, Message, Name, Number, Sha256, Text
 
+LabelKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$(?!\n)")]
+"""Letters, digits and . _ / - between them, 63 at most."""
+LabelValue = Annotated[str, Meta(max_length=200)]
+
 
 class NewJoinToken(Body, frozen=True):
     group: Name = "default"
@@ -37,6 +41,18 @@ class MoveNode(Body, frozen=True):
     """Move it also where the group's schema changes can lose rows that it has."""
     allow_stall: bool = False
     """Move it also where these changes would hold its writers up for more than the setting `stall_limit`."""
+
+
+class RenameNode(Body, frozen=True):
+    name: Name
+
+
+class LabelNode(Body, frozen=True):
+    """What is named in neither stays as it is."""
+
+    set: Annotated[dict[LabelKey, LabelValue], Meta(max_length=100)] = field(default_factory=dict)
+    remove: Annotated[list[LabelValue], Meta(max_length=100)] = field(default_factory=list)
+    """Keys; one that the node doesn't have is none the less."""
 
 
 class NewVersion(Body, frozen=True):

@@ -259,8 +259,17 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     rejoin = skerry.json("node", "token", "--rejoin", "edge-9")
     told["SKERRY_JOIN_TOKEN"] = rejoin["token"]
     subprocess.run([*join, "--state", str(tmp_path / "new-disk")], env=told, check=True, timeout=LIMIT)
-    skerry("node", "remove", "edge-9", "--yes")
-    skerry("node", "show", "edge-9", ends=3)
+    assert "tokyo-1" in skerry("node", "rename", "edge-9", "tokyo-1")
+    skerry("node", "rename", "edge-1", "tokyo-1", ends=3)
+    assert skerry("node", "label", "tokyo-1", "site=tokyo", "floor=2") == "tokyo-1: floor=2 site=tokyo\n"
+    assert skerry.json("node", "label", "tokyo-1", "floor-")["labels"] == {"site": "tokyo"}
+    skerry("node", "label", "tokyo-1", "floor", ends=2)
+    skerry("node", "remove", "tokyo-1", "--yes")
+    skerry("node", "show", "tokyo-1", ends=3)
+    skerry("group", "delete", "default", "--yes", ends=3)
+    assert "default" in skerry.err
+    skerry("group", "delete", "spare", "--yes")
+    assert "spare" not in {group["name"] for group in skerry.json("group", "list")}
     assert [node["name"] for node in skerry.json("node", "list")] == ["edge-1"]
 
 

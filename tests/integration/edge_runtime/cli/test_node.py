@@ -16,7 +16,9 @@ import pytest
 from edge_runtime.cli import node
 from edge_runtime.settings import EdgeSettingsError
 from edge_runtime.state import State
+from edge_runtime.sync import identity
 from edge_runtime.sync.join import join
+from edge_runtime.web import node_socket
 from tests.guests.build import guest
 from tests.guests.version import version
 from tests.support import programs
@@ -108,7 +110,13 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
         assert f"control    {control.url} answers" in text
         assert "function   hello version 1" in text
 
-        await control.call("DELETE", "nodes/edge-1")
+        await control.call("POST", "nodes/edge-1/rename", {"name": "tokyo-1"})
+        async with asyncio.timeout(DEADLINE):
+            while (await asyncio.to_thread(node_socket.ask, state, "status"))["node"]["name"] != "tokyo-1":
+                await asyncio.sleep(0.05)
+        assert identity.read(state).name == "tokyo-1"
+
+        await control.call("DELETE", "nodes/tokyo-1")
         found = await status_until(listen, 1)
         assert found["error"]["code"] == "credentials_invalid"
         code, text, _ = await command("status", "--listen", listen)
