@@ -3,6 +3,7 @@
 import hashlib
 import tomllib
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -10,8 +11,9 @@ import orjson
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from control import manifests
-from control.cli.support import authoring, options, output, project, releasing, toolchains
+from control.cli.support import authoring, options, output, project, project_schema, releasing, toolchains
 from control.cli.support.client import Client, Json, path
+from control.cli.support.project_push import ProjectPush, Uploaded
 from control.manifest_fields import Manifest, unfit
 
 FILE = click.Path(exists=True, dir_okay=False)
@@ -86,46 +88,40 @@ async def push(
     within: float,
     as_json: bool,
 ) -> None:
-    """Upload the next version of a function, and release it to a group.
+    """Upload the next version of a function, or of each of a project, and release them to a group.
 
-    What is uploaded is a project's FOLDER, whose function.toml says how it is named and built and what it may do, or
-    the module FILE as function NAME. Other functions of the group's release stay; what the release changes is shown.
-    With --plan the module is uploaded, too, because control has to look at it; no version is made of it.
+    What is uploaded is a project's FOLDER, or the module FILE as function NAME. A project is built; those of its schema
+    files that control hasn't are registered, unless --schema says which schema is meant; and one release has them all.
+    Other functions of the group's release stay; what the release changes is shown. With --plan modules are uploaded,
+    too, because control has to look at them; nothing is made of them.
     """
     if no_release and wait:
         raise click.UsageError("--wait follows a release, and --no-release makes none")
     options.check_plan(plan, wait)
-    name, file, manifest = await _source(what, manifest_file, quiet=as_json)
-    chosen = {
-        "sql": sql,
-        "time_limit_ms": time_limit,
-        "memory_pages": memory_pages,
-        "response_limit": response_limit,
-    }
-    manifest |= {field: value for field, value in chosen.items() if value is not None}
-    if config:
-        manifest["config"] = {**manifest.get("config", {}), **dict(config)}
-    if secrets:
-        manifest["secrets"] = list(secrets)
-    if hosts or methods:
-        given = {"hosts": list(hosts), "methods": [method.upper() for method in methods]}
-        manifest["http"] = {**(manifest.get("http") or {}), **{key: value for key, value in given.items() if value}}
-    if route is not None:
-        manifest["route"] = read_route(route)
-    check_manifest(manifest)
+    chosen = {"sql": sql, "time_limit_ms": time_limit, "memory_pages": memory_pages, "response_limit": response_limit}
+    given = OptionsOfManifest(chosen, config, secrets, hosts, methods, route)
+    found, modules = _modules(what, manifest_file)
+    if len(modules) > 1 and given.any():
+        raise click.UsageError(f"{what[0]} has several functions: put what they may into their function.toml")
+    modules = [(name, file, given.over(manifest)) for name, file, manifest in modules]
+    for _, _, manifest in modules:
+        check_manifest(manifest)
     async with options.client() as control:
-        sha256 = await upload(control, file, quiet=as_json)
-        where, pushed = path("functions", name, "versions"), {"sha256": sha256, "manifest": manifest}
-        if plan:
-            found = await control.post(where, pushed, plan="true", group=None if no_release else group, schema=schema)
-            releasing.show_plan(found, f"{name}@{found['version']['version']} would be made", as_json=as_json)
-            return
-        version = await control.post(where, pushed)
-        if not as_json:
-            output.say(f"{name}@{version['version']} is uploaded ({output.size(version['size'])}, {sha256[:12]})")
-        done: Json = {"version": version, "release": None}
+        files = await project_schema.new_files(control, found) if found is not None and schema is None else []
+        for source in found.functions if found is not None else ():
+            took = await toolchains.build(source)
+            if not as_json:
+                output.say(f"{source.module} is built in {output.span(took)}")
+        uploaded = [Uploaded(name, await upload(control, file, quiet=as_json), m) for name, file, m in modules]
+        push_ = ProjectPush(control, found, files, uploaded)
+        if plan or push_.has_several:
+            planned = await push_.plan(None if no_release else group, schema)
+            if plan:
+                output.document(planned.document()) if as_json else planned.show()
+                return
+        done = await push_.make(quiet=as_json)
         if not no_release:
-            body: Json = {"group": group, "functions": {name: version["version"]}, "reason": reason}
+            body: Json = {"group": group, "functions": push_.made, "reason": reason}
             body = releasing.allowing(body, allow_unfit, allow_loss, allow_stall)
             if schema is not None:
                 body["schema"] = schema
@@ -134,10 +130,42 @@ async def push(
         output.document(done)
 
 
-async def _source(what: tuple[str, ...], manifest: Path | None, *, quiet: bool) -> tuple[str, Path, Json]:
-    """Return the name, the module and the manifest to upload; a project is built first.
+class OptionsOfManifest(NamedTuple):
+    """The options of a push that win over the manifest."""
 
-    Raises: UsageError, when the arguments are neither FOLDER nor NAME FILE; Failure, when the build fails.
+    chosen: Json
+    """Values of fields; None where an option isn't given."""
+    config: tuple[tuple[str, str], ...]
+    secrets: tuple[str, ...]
+    hosts: tuple[str, ...]
+    methods: tuple[str, ...]
+    route: str | None
+
+    def any(self) -> bool:
+        """Whether one is given."""
+        return any(value is not None for value in self.chosen.values()) or any(self[1:])
+
+    def over(self, manifest: Json) -> Json:
+        """Return the manifest with the options in it."""
+        manifest = manifest | {field: value for field, value in self.chosen.items() if value is not None}
+        if self.config:
+            manifest["config"] = {**manifest.get("config", {}), **dict(self.config)}
+        if self.secrets:
+            manifest["secrets"] = list(self.secrets)
+        if self.hosts or self.methods:
+            given = {"hosts": list(self.hosts), "methods": [method.upper() for method in self.methods]}
+            manifest["http"] = {**(manifest.get("http") or {}), **{key: value for key, value in given.items() if value}}
+        if self.route is not None:
+            manifest["route"] = read_route(self.route)
+        return manifest
+
+
+def _modules(
+    what: tuple[str, ...], manifest: Path | None
+) -> tuple[project.Project | None, list[tuple[str, Path, Json]]]:
+    """Return the project, if it is one, and name, module and manifest of each function to push.
+
+    Raises: UsageError, when the arguments are neither FOLDER nor NAME FILE; Failure, when the project can't be read.
     """
     if len(what) == 1:
         if manifest is not None:
@@ -145,20 +173,11 @@ async def _source(what: tuple[str, ...], manifest: Path | None, *, quiet: bool) 
         if not Path(what[0]).is_dir():
             raise click.UsageError(f"{what[0]} is no folder: push takes a project's FOLDER, or NAME FILE")
         found = project.read(Path(what[0]))
-        if len(found.functions) > 1:
-            raise click.UsageError(f"{what[0]} has several functions: push the folder of each")
-        source = found.functions[0]
-        took = await toolchains.build(source)
-        if not quiet:
-            output.say(f"{source.module} is built in {output.span(took)}")
-        return source.name, source.module, dict(source.manifest)
+        return found, [(source.name, source.module, source.manifest) for source in found.functions]
     if len(what) != 2:
         raise click.UsageError("push takes a project's FOLDER, or NAME FILE")
-    return (
-        options.NAME.convert(what[0], None, None),
-        Path(str(FILE.convert(what[1], None, None))),
-        read_manifest(manifest),
-    )
+    name, file = options.NAME.convert(what[0], None, None), Path(str(FILE.convert(what[1], None, None)))
+    return None, [(name, file, read_manifest(manifest))]
 
 
 def read_manifest(file: Path | None) -> Json:

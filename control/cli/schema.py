@@ -29,16 +29,12 @@ async def _release(
 ) -> None:
     done: Json = {"change": change, "release": None}
     if not as_json:
-        output.say(f"{_named(change)} is registered")
-        _show_findings(change)
+        output.say(f"{releasing.named_change(change)} is registered")
+        releasing.show_findings(change)
     if not no_release:
         done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
     if as_json:
         output.document(done)
-
-
-def _named(change: Json) -> str:
-    return f"schema change {change['number']} ({change['name']}), revision {change['revision']},"
 
 
 def _planned(no_release: bool, group: str) -> Json:
@@ -47,20 +43,9 @@ def _planned(no_release: bool, group: str) -> Json:
 
 
 def _show_plan(found: Json, as_json: bool) -> None:
-    releasing.show_plan(found, f"{_named(found['change'])} would be registered", as_json=as_json)
+    releasing.show_plan(found, f"{releasing.named_change(found['change'])} would be registered", as_json=as_json)
     if not as_json:
-        _show_findings(found["change"])
-
-
-def _show_findings(change: Json) -> None:
-    """Print what the check of a schema change found."""
-    for warning in change["warnings"]:
-        text = f"{warning['message']}: {warning['statement']}".removesuffix(": ")
-        output.say(f"  {text}", style="yellow")
-    for loss in change.get("losses") or []:
-        output.say(f"  it can lose rows of nodes: {loss['message']}: {loss['statement']}", style="red")
-    for stall in change.get("stalls") or []:
-        output.say(f"  it holds writers up where the table is large: {stall['message']}", style="yellow")
+        releasing.show_findings(found["change"])
 
 
 def _check(no_release: bool, wait: bool) -> None:

@@ -337,14 +337,15 @@ def _counts(times: dict[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in times.items())
 
 
-def check_owner(state: Path, as_json: bool) -> None:
+def check_owner(state: Path, as_json: bool, *, or_root: bool = False) -> None:
     """Check that this process is the state directory's user: files that another one makes there would be closed to the
-    node. Raises: click's, when it isn't, or there is no such folder."""
+    node. `or_root`: nothing is made, so it may be root's as well. Raises: click's, when it isn't, or there is no such
+    folder."""
     try:
         owner = state.stat().st_uid
     except OSError as error:
         raise fail("state_unusable", f"the state directory {state} can't be used: {error}", as_json) from None
-    if owner != os.geteuid():
+    if owner != os.geteuid() and not (or_root and not os.geteuid()):
         with contextlib.suppress(KeyError):
             who = pwd.getpwuid(owner).pw_name
             text = f"{state} belongs to the user {who}: run this as {who}, with `sudo -u {who} skerry-edge …`"

@@ -47,6 +47,22 @@ def show(release: Json, *, planned: bool = False) -> None:
         output.say(f"  {line}", style="red")
 
 
+def named_change(change: Json) -> str:
+    """Return a schema change as the beginning of a sentence names it."""
+    return f"schema change {change['number']} ({change['name']}), revision {change['revision']},"
+
+
+def show_findings(change: Json) -> None:
+    """Print what the check of a schema change found."""
+    for warning in change["warnings"]:
+        text = f"{warning['message']}: {warning['statement']}".removesuffix(": ")
+        output.say(f"  {text}", style="yellow")
+    for loss in change.get("losses") or []:
+        output.say(f"  it can lose rows of nodes: {loss['message']}: {loss['statement']}", style="red")
+    for stall in change.get("stalls") or []:
+        output.say(f"  it holds writers up where the table is large: {stall['message']}", style="yellow")
+
+
 def show_plan(found: Json, what: str, *, as_json: bool) -> None:
     """Print what would be made, and the releases that would be made with it: `release`, or the list `releases`."""
     if as_json:

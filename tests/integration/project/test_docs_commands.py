@@ -31,10 +31,10 @@ FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 AGAIN = [ROOT / "README.md", ROOT / "examples" / "README.md"]
-"""Pages that make tables of the pages before them again: those are dropped first, with the functions that use them."""
+"""Pages that make a table of the pages before them again: it is dropped first, with the functions that use it."""
 DROP = """\
 skerry release create --rollback-to 1 --wait
-echo 'DROP TABLE IF EXISTS notes; DROP TABLE IF EXISTS visits;' >.drop.sql
+echo 'DROP TABLE IF EXISTS visits;' >.drop.sql
 skerry schema add .drop.sql --name drop --allow-loss --wait
 """
 # The tutorial counts on a `skerry up` on which nothing else was done, so it comes first.

@@ -78,7 +78,7 @@ def test_the_wheel_has_the_sql_and_finds_it_there(wheel, tmp_path):
         found = project.read(tmp_path / language)
         assert found.name == "orders"
         assert len(found.changes()) == 1
-        assert not found.module.exists()
+        assert not found.functions[0].module.exists()
         assert (found.folder / ".gitignore").exists()
 
 

@@ -86,7 +86,16 @@ async def test_a_time_that_is_none_is_refused(tmp_path: Path, given: str) -> Non
     assert "neither" in err
 
 
-async def test_a_folder_that_is_not_there_has_nothing_and_an_unreadable_one_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["logs", "calls"])
+async def test_a_state_directory_that_is_not_there_is_refused(tmp_path: Path, what: str) -> None:
+    status, out, err = await command(what, "--state", str(tmp_path / "mistyped"))
+    assert (status, out) == (1, "")
+    assert "mistyped" in err
+    assert "state_unusable" in err
+    assert not (tmp_path / "mistyped").exists()
+
+
+async def test_a_node_without_records_has_nothing_and_unreadable_ones_are_told(tmp_path: Path) -> None:
     assert (await command("logs", "--state", str(tmp_path)))[:2] == (0, "")
     (tmp_path / ring.FOLDER).write_text("")
     status, _, err = await command("logs", "--state", str(tmp_path))

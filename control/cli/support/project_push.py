@@ -1,0 +1,176 @@
+"""What a push makes: the schema changes of a project that control hasn't, and a version of each function.
+
+One release has them all. What control would refuse is found by plans before anything is made, as far as plans can show
+it.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from control.cli.support import output, project_schema, releasing
+from control.cli.support.client import Client, Json, RequestRefused, path
+from control.cli.support.project import Project, SchemaFile
+
+STEPS = "-- skerry:"
+"""What a schema change has that goes in steps: it can't be tried together with others."""
+
+
+class Uploaded(NamedTuple):
+    """A module that is in the store, and what is to become a version of it."""
+
+    name: str
+    sha256: str
+    manifest: Json
+
+    @property
+    def where(self) -> str:
+        return path("functions", self.name, "versions")
+
+    @property
+    def body(self) -> Json:
+        return {"sha256": self.sha256, "manifest": self.manifest}
+
+
+class PushPlan(NamedTuple):
+    """What a push would make."""
+
+    changes: list[Json]
+    versions: list[Json]
+    """Control's answers: each has `version`, and `release` where one would follow."""
+    release: Json | None
+
+    def document(self) -> Json:
+        """Return it for a script: of one function alone, control's own answer."""
+        if len(self.versions) == 1 and not self.changes:
+            return self.versions[0]
+        versions = [planned["version"] for planned in self.versions]
+        return {"schema_changes": self.changes, "versions": versions, "release": self.release}
+
+    def show(self) -> None:
+        """Print it."""
+        for change in self.changes:
+            output.say(f"{releasing.named_change(change)} would be registered")
+            releasing.show_findings(change)
+        for planned in self.versions:
+            version = planned["version"]
+            output.say(f"{version['name']}@{version['version']} would be made")
+        if self.release is not None:
+            releasing.show(self.release, planned=True)
+
+
+class ProjectPush:
+    """The push of one function, or of a project."""
+
+    def __init__(
+        self, control: Client, found: Project | None, files: Sequence[SchemaFile], uploaded: Sequence[Uploaded]
+    ) -> None:
+        """`files` are schema files of the project that control hasn't."""
+        self._control = control
+        self._found = found
+        self._files = files
+        self._uploaded = uploaded
+        self.made: dict[str, int] = {}
+        """The versions that were made, by function."""
+
+    @property
+    def has_several(self) -> bool:
+        """Whether several things are to be made, of which control could take one and refuse another."""
+        return len(self._files) + len(self._uploaded) > 1
+
+    async def plan(self, group: str | None, schema: int | None) -> PushPlan:
+        """Have control say what it would make, and of a release of the group with it.
+
+        Raises: RequestRefused, when it would refuse something.
+        """
+        releases, changes = [], []
+        if self._files:
+            tried = await self._try_files(group)
+            releases.append(tried.get("release"))
+            changes = self._planned_changes(tried["change"])
+        versions = []
+        for each in self._uploaded:
+            planned = await self._control.post(each.where, each.body, plan="true", group=group, schema=schema)
+            versions.append(planned)
+            releases.append(planned.get("release"))
+        there = [release for release in releases if release is not None]
+        return PushPlan(changes, versions, _together(there, changes) if there else None)
+
+    async def _try_files(self, group: str | None) -> Json:
+        """Plan the files in one text, or the first of them alone where one goes in steps."""
+        assert self._found is not None  # noqa: S101
+        texts = [file.sql for file in self._files]
+        tried = texts if not any(STEPS in text for text in texts) else texts[:1]
+        # A text may end with a comment, or without its last semicolon.
+        body = {"name": project_schema.name_of(self._found, self._files[0]), "sql": "\n;\n".join(tried)}
+        try:
+            return await self._control.post(path("schema-changes"), body, plan="true", group=group)
+        except RequestRefused as refused:
+            raise _of_files(self._files[: len(tried)], refused) from None
+
+    def _planned_changes(self, tried: Json) -> list[Json]:
+        """Return a change for each file, of the one that was planned for all; what its check found is at the first."""
+        assert self._found is not None  # noqa: S101
+        names = [project_schema.name_of(self._found, file) for file in self._files]
+        nothing: Json = {"warnings": [], "losses": [], "stalls": []}
+        return [
+            {**tried, "number": tried["number"] + place, "name": name, **(nothing if place else {})}
+            for place, name in enumerate(names)
+        ]
+
+    async def make(self, *, quiet: bool) -> Json:
+        """Register the files and make the versions, none of them released yet; return what a script is told.
+
+        Raises: RequestRefused, when control refuses one; what was made before it stays.
+        """
+        changes, versions = [], []
+        for file in self._files:
+            assert self._found is not None  # noqa: S101
+            body = {"name": project_schema.name_of(self._found, file), "sql": file.sql}
+            try:
+                change = await self._control.post(path("schema-changes"), body)
+            except RequestRefused as refused:
+                raise _of_files([file], refused) from None
+            changes.append(change)
+            if not quiet:
+                output.say(f"{releasing.named_change(change)} is registered")
+                releasing.show_findings(change)
+        for each in self._uploaded:
+            version = await self._control.post(each.where, each.body)
+            versions.append(version)
+            self.made[each.name] = version["version"]
+            if not quiet:
+                size = output.size(version["size"])
+                output.say(f"{each.name}@{version['version']} is uploaded ({size}, {each.sha256[:12]})")
+        told: Json = {"version": versions[0]} if len(versions) == 1 else {"versions": versions}
+        return {**told, "schema_changes": changes, "release": None}
+
+
+def _of_files(files: Sequence[SchemaFile], refused: RequestRefused) -> RequestRefused:
+    """Return control's refusal with the files that it is of."""
+    names = ", ".join(str(file.path) for file in files)
+    return RequestRefused(f"{names}: {refused}", code=refused.code, field=refused.field, cure=refused.cure)
+
+
+def _together(releases: list[Json], changes: list[Json]) -> Json:
+    """Return one release of those that were planned by themselves, each with its own part of what is new."""
+    whole = copy.deepcopy(releases[0])
+    if len(releases) > 1:
+        # It is the digest of a part.
+        whole.pop("plan_digest", None)
+    functions = {item["name"]: item for item in whole["functions"]}
+    for other in releases[1:]:
+        new = {item["name"] for kind in ("add", "change") for item in other["changes"][kind]}
+        functions |= {item["name"]: item for item in other["functions"] if item["name"] in new}
+        for kind in ("add", "change", "grants"):
+            whole["changes"][kind] += [item for item in other["changes"][kind] if item not in whole["changes"][kind]]
+        if other["unfit"]["count"] > whole["unfit"]["count"]:
+            whole["unfit"] = other["unfit"]
+    whole["functions"] = [functions[name] for name in sorted(functions)]
+    if changes:
+        numbers = {change["number"] for change in changes}
+        earlier = [item for item in whole["changes"]["schema"] if item["number"] not in numbers]
+        named = [{"number": change["number"], "name": change["name"]} for change in changes]
+        whole["changes"]["schema"] = [*earlier, *named]
+        whole["schema_floor"] = max(whole["schema_floor"], changes[-1]["number"])
+    return whole

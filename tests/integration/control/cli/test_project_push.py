@@ -1,0 +1,149 @@
+"""A project of several functions with one schema, brought to a real node by one push."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tests.guests.build import guest
+from tests.support.up import Shell
+
+
+def project(folder: Path, name: str, *functions: str) -> Path:
+    """A project whose functions run the SQL that they are sent; `name` is its table, too."""
+    (folder / "schema").mkdir(parents=True)
+    (folder / "skerry.toml").write_text(f'name = "{name}"\nschema = "schema"\n')
+    (folder / "schema" / f"0001_{name}.sql").write_text(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, text TEXT);")
+    for function in functions:
+        (folder / function).mkdir()
+        (folder / function / "function.wasm").write_bytes(guest("sql"))
+        (folder / function / "function.toml").write_text(
+            f'name = "{function}"\nmodule = "function.wasm"\n[manifest]\nsql = "write"\n'
+            f"probe = {{ method = 'POST', body = '''{{\"sql\":\"SELECT text FROM {name}\"}}''', status = 200 }}\n"
+        )
+    return folder
+
+
+def count(skerry: Shell, function: str, table: str) -> int:
+    body = orjson.dumps({"sql": f"SELECT count(*) FROM {table}"}).decode()
+    [[number]] = orjson.loads(skerry("invoke", function, "-d", body))["rows"]
+    return int(number)
+
+
+def newest(skerry: Shell) -> dict[str, object]:
+    found: dict[str, object] = skerry.json("release", "list", "--limit", "1")[0]
+    return found
+
+
+def test_all_of_a_project_comes_in_one_release(skerry: Shell, tmp_path: Path) -> None:
+    shop = project(tmp_path / "shop", "shop", "orders", "stock")
+    (shop / "schema" / "0002_more.sql").write_text(
+        "CREATE INDEX shop_texts ON shop (text) -- no semicolon, and a comment"
+    )
+    before = newest(skerry)["number"]
+    told = skerry("function", "push", str(shop), "--plan")
+    for line in (
+        "(shop/0001_shop), revision 1, would be",
+        "(shop/0002_more)",
+        "orders@1 would be made",
+        "stock@1 would",
+    ):
+        assert line in told
+    assert "+ orders@1" in told
+    assert "shop/0002_more" in told.partition("would be made (generation")[2]
+    assert told.count("would be made (generation") == 1
+    assert newest(skerry)["number"] == before
+    skerry("function", "show", "orders", ends=3)
+
+    pushed = skerry.json("function", "push", str(shop), "--wait", "--reason", "first")
+    assert newest(skerry)["number"] == before + 1
+    assert [version["name"] for version in pushed["versions"]] == ["orders", "stock"]
+    assert [change["name"] for change in pushed["schema_changes"]] == ["shop/0001_shop", "shop/0002_more"]
+    assert [item["name"] for item in pushed["release"]["changes"]["add"]] == ["orders", "stock"]
+    assert len(pushed["release"]["changes"]["schema"]) == 2
+    for function in ("orders", "stock"):
+        assert count(skerry, function, "shop") == 0
+
+    # Again: a new version of each, and no schema change. A function by itself has the project's schema.
+    (shop / "schema" / "0003_later.sql").write_text("INSERT INTO shop (text) VALUES ('milk');")
+    told = skerry("function", "push", str(shop / "stock"), "--wait")
+    assert "(shop/0003_later), revision 1, is registered" in told
+    assert "stock@2 is uploaded" in told
+    assert "orders" not in told.partition("is made")[0]
+    assert count(skerry, "stock", "shop") == 1
+    pushed = skerry.json("function", "push", str(shop), "--no-release")
+    assert ([v["version"] for v in pushed["versions"]], pushed["schema_changes"]) == ([2, 3], [])
+
+
+def test_projects_share_the_database(skerry: Shell, tmp_path: Path) -> None:
+    """Each has numbers of its own, and a table that is there already is refused before anything is made."""
+    project(tmp_path / "bakery", "bakery", "bread")
+    project(tmp_path / "dairy", "dairy", "milk")
+    skerry("function", "push", str(tmp_path / "bakery"))
+    skerry("function", "push", str(tmp_path / "dairy"), "--wait")
+    assert (count(skerry, "bread", "dairy"), count(skerry, "milk", "bakery")) == (0, 0)
+    second = project(tmp_path / "second", "dairy", "butter", "cream")
+    (second / "skerry.toml").write_text('name = "second"\nschema = "schema"\n')
+    # Its text isn't that of the other project's, by which it would be known.
+    (second / "schema" / "0001_dairy.sql").write_text("CREATE TABLE dairy (other TEXT);")
+    changes = len(skerry.json("schema", "list"))
+    skerry("function", "push", str(second), ends=3)
+    assert "table dairy already exists" in skerry.err
+    assert "0001_dairy.sql" in skerry.err
+    assert len(skerry.json("schema", "list")) == changes
+    skerry("function", "show", "butter", ends=3)
+
+
+def test_what_is_refused_of_one_makes_nothing_of_the_others(skerry: Shell, tmp_path: Path) -> None:
+    cellar = project(tmp_path / "cellar", "cellar", "red", "white")
+    changes, release = len(skerry.json("schema", "list")), newest(skerry)["number"]
+    skerry("function", "push", str(cellar), "--group", "nope", ends=3)
+    (cellar / "schema" / "0002_bad.sql").write_text("INSERT INTO celar VALUES (1);")
+    skerry("function", "push", str(cellar), ends=3)
+    assert "0002_bad.sql: " in skerry.err
+    assert "no such table: celar" in skerry.err
+    (cellar / "schema" / "0002_bad.sql").unlink()
+    (cellar / "white" / "function.toml").write_text(
+        'name = "white"\nmodule = "function.wasm"\n[manifest]\nabi = "direct"\n'
+    )
+    skerry("function", "push", str(cellar), ends=3)
+    assert "the manifest says direct" in skerry.err
+    assert (len(skerry.json("schema", "list")), newest(skerry)["number"]) == (changes, release)
+    for name in ("red", "white"):
+        skerry("function", "show", name, ends=3)
+    skerry("function", "push", str(cellar), "--sql", "read", ends=2)
+    assert "function.toml" in skerry.err
+
+
+def test_what_was_registered_by_hand_is_known_and_a_change_of_it_refused(skerry: Shell, tmp_path: Path) -> None:
+    """As projects of one function had it, whose schema files were each added."""
+    folder = project(tmp_path / "attic", "attic", "attic")
+    file = folder / "schema" / "0001_attic.sql"
+    skerry("schema", "add", str(file), "--name", "attic", "--no-release")
+    told = skerry("function", "push", str(folder), "--no-release")
+    assert "is registered" not in told
+    second = folder / "schema" / "0002_more.sql"
+    second.write_text("CREATE TABLE attic_more (x);")
+    assert "(attic/0002_more), revision 1, is registered" in skerry("function", "push", str(folder), "--no-release")
+    number = skerry.json("schema", "list")[-1]["number"]
+    second.write_text("CREATE TABLE attic_more (x, y);")
+    versions = len(skerry.json("function", "show", "attic"))
+    skerry("function", "push", str(folder), ends=2)
+    assert f"0002_more.sql is schema change {number} (attic/0002_more) at control" in skerry.err
+    assert len(skerry.json("function", "show", "attic")) == versions
+    # The text that it was amended to, and the one before, are both known.
+    second.write_text("CREATE TABLE attic_more (x); -- the same")
+    skerry("schema", "amend", str(number), str(second), "--no-release")
+    for text in (second.read_text(), "CREATE TABLE attic_more (x);"):
+        second.write_text(text)
+        assert "is registered" not in skerry("function", "push", str(folder), "--no-release")
+    # With a floor of one's own, nothing is registered.
+    second.write_text("CREATE TABLE attic_more (x, y);")
+    skerry("function", "push", str(folder), "--schema", "1", "--plan")
+
+
+@pytest.mark.parametrize("arguments", [["--no-release", "--wait"], ["--plan", "--wait"], ["--manifest", "skerry.toml"]])
+def test_what_goes_with_no_project_is_a_wrong_call(skerry: Shell, tmp_path: Path, arguments: list[str]) -> None:
+    folder = project(tmp_path / "p", "p", "p")
+    given = [str(folder / word) if word.endswith(".toml") else word for word in arguments]
+    skerry("function", "push", str(folder), *given, ends=2)
