@@ -62,7 +62,7 @@ async def show(visit: Visit) -> Reply:
         shown = replace(shown, told=told)
     may = {role: visit.rights.allows(role, shown.node.group) for role in ("deploy", "admin")}
     done = visit.query.get("done", "")
-    done = done if done in ("retry", "move", "revoke") else ""
+    done = done if done in ("retry", "move", "revoke", "rename", "label") else ""
     return await visit.html("node_detail.html", kind="node", shown=shown, may=may, done=done)
 
 

@@ -11,7 +11,8 @@ from control.wire import MOST_FUNCTIONS, Body, Message, Name, Number, Sha256, Te
 
 LabelKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$(?!\n)")]
 """Letters, digits and . _ / - between them, 63 at most."""
-LabelValue = Annotated[str, Meta(max_length=200)]
+LabelValue = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
+"""A line of text."""
 
 
 class NewJoinToken(Body, frozen=True):
