@@ -7,6 +7,7 @@ counters cost two microseconds a request, a tenth of a poll.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from itertools import accumulate, repeat
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -103,8 +104,13 @@ class ControlMetrics:
         build.labels(version.running().short).set(1)
         self._held = Gauge("skerry_held_polls", "Polls that wait for a new target", registry=registry)
         self._nodes = Gauge("skerry_cached_nodes", "Nodes that this replica has in memory", registry=registry)
-        self._certificate = Gauge(
-            "skerry_certificate_expiry_timestamp_seconds", "When control's own certificate ends", registry=registry
+        self._certificate: Gauge | None = None
+        self._authorities: Gauge | None = None
+        self._unfit = Gauge(
+            "skerry_files_unfit",
+            "1 while files that were changed can't be used, and what was read before stays in use",
+            ["files"],
+            registry=registry,
         )
         self._streams = Gauge(
             "skerry_console_streams", "Pages of the console that are sent what changes", registry=registry
@@ -143,9 +149,27 @@ class ControlMetrics:
         self._counts.store[bisect_left(SECONDS, seconds)] += 1
         self._counts.store[-1] += seconds
 
-    def certificate_ends(self, at: float) -> None:
-        """Control's certificate ends then, in Unix seconds."""
-        self._certificate.set(at)
+    def certificates_end(self, own: datetime | None, authority: datetime | None) -> None:
+        """When control's certificate ends, and the last of the CAs that nodes are to trust; None: there is none."""
+        # A gauge that isn't there says that there is no certificate; one of 0 would be an end long ago.
+        if own is not None:
+            self._certificate = self._certificate or Gauge(
+                "skerry_certificate_expiry_timestamp_seconds",
+                "When control's own certificate ends, or one between it and the CA that nodes trust",
+                registry=self.registry,
+            )
+            self._certificate.set(own.timestamp())
+        if authority is not None:
+            self._authorities = self._authorities or Gauge(
+                "skerry_ca_expiry_timestamp_seconds",
+                "When the last of the CAs ends that nodes are to trust",
+                registry=self.registry,
+            )
+            self._authorities.set(authority.timestamp())
+
+    def watch_files(self, what: str, unfit: Callable[[], float]) -> None:
+        """Set the function that each scrape calls for files that are read again: 1 while they can't be used."""
+        self._unfit.labels(what).set_function(unfit)
 
     def poll(self, answer: str) -> None:
         """Count a poll: `at_target`, `plan`, `report`, `watch`, or `waits` (until it retries a failed target)."""

@@ -171,6 +171,11 @@ class NodeNumbers(Struct, array_like=True):
     """Lines of its log that were dropped."""
     failed_syncs: Count = 0
     """Syncs that failed."""
+    trust: Annotated[str, Meta(max_length=16)] = ""
+    """Which CAs it trusts control by: the digest of which control tells with polls, or `system` for those of its
+    system; '' of a version that doesn't say."""
+    trust_ends: Count = 0
+    """Unix seconds when the last of these CAs ends; 0 where that isn't known."""
 
 
 class Numbers(Struct, array_like=True):

@@ -49,6 +49,7 @@ from edge_runtime.web.callers import Callers
 from edge_runtime.web.node_socket import NodeSocket
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
+from edge_runtime.web.token_file import TokenFile
 
 log = logging.getLogger("skerry.front")
 
@@ -141,7 +142,10 @@ class Front:
             self.app.tracer = CallTracer(settings.trace_share, self.spans.put)
             if self.agent is not None:
                 self.agent.put_span = self.spans.put
-        self.server = EdgeServer(self.app, settings, self.callers, self.tls_files)
+        self.token_file = None
+        if settings.token_file is not None:
+            self.token_file = TokenFile(settings.token_file, lambda token: setattr(self.app, "token", token))
+        self.server = EdgeServer(self.app, settings, self.callers, self.tls_files, self.token_file)
         self._status = NodeStatus(
             self.pool,
             self.supervisor,
@@ -154,6 +158,7 @@ class Front:
             self.server,
             self.callers,
             self.tls_files,
+            self.token_file,
             self.ring,
         )
         self.node_socket = NodeSocket(state.path, {"status": self.status})
@@ -173,6 +178,10 @@ class Front:
     def stop(self) -> None:
         """End the run: new calls are refused, running ones may end."""
         self._stop.set()
+
+    def read_again(self) -> None:
+        """Read the files at once that can change while the node runs: of callers, of TLS, of its token."""
+        self.server.look_now.set()
 
     async def run(self) -> None:
         """Serve until `stop`.
@@ -296,8 +305,7 @@ async def _main(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    if front.callers is not None or front.tls_files is not None:
-        loop.add_signal_handler(signal.SIGHUP, front.server.look_now.set)
+    loop.add_signal_handler(signal.SIGHUP, front.read_again)
     # The objects made so far stay: a full collection needn't look at them each time.
     gc.collect()
     gc.freeze()

@@ -153,6 +153,12 @@ class PoolCollector(Collector):
                     "When the node's credential ends",
                     value=facts.credential_ends,
                 )
+            if facts.trust_ends is not None:
+                yield GaugeMetricFamily(
+                    "skerry_edge_trust_expiry_timestamp_seconds",
+                    "When the last CA ends by which the node trusts control",
+                    value=facts.trust_ends,
+                )
         if self._tls_files is not None and self._tls_files.expires is not None:
             yield GaugeMetricFamily(
                 "skerry_edge_certificate_expiry_timestamp_seconds",

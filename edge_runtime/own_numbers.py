@@ -37,4 +37,6 @@ class OwnNumbers:
             worker_deaths=self._pool.deaths,
             log_dropped=dropped(),
             failed_syncs=facts.failed_syncs,
+            trust=facts.trust,
+            trust_ends=max(0, int(facts.trust_ends or 0)),
         )

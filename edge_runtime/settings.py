@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 LISTEN: Final = "127.0.0.1:8087"
 MIB: Final = 1024 * 1024
 WAL_LIMIT: Final = 256 * MIB
+SHORTEST_TOKEN: Final = 16
+"""Characters that the node's token has at least."""
 
 
 class EdgeSettingsError(Exception):
@@ -58,6 +60,8 @@ class EdgeSettings:
     token: str = field(default="", repr=False)
     """If it isn't empty, callers must send it as `Authorization: Bearer`; where there is a file of callers, it is good
     for the node's own pages alone."""
+    token_file: Path | None = None
+    """The file that `token` was read from, which is read again when it changes."""
     callers: Path | None = None
     """The file with the node's callers; without one all who may ask are one caller, without a name."""
     tls_cert: Path | None = None
@@ -140,8 +144,8 @@ class EdgeSettings:
                 "SKERRY_EDGE_TOKEN (or SKERRY_EDGE_TOKEN_FILE) to a secret that callers must send, or listen on "
                 "127.0.0.1"
             )
-        if self.token and len(self.token) < 16:
-            raise EdgeSettingsError("the token is shorter than 16 characters: take a long random one")
+        if self.token and len(self.token) < SHORTEST_TOKEN:
+            raise EdgeSettingsError(f"the token is shorter than {SHORTEST_TOKEN} characters: take a long random one")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise EdgeSettingsError("tls_cert and tls_key go together: the certificate and its key")
         if self.tls_client_ca is not None and (self.tls_cert is None or self.callers is None):

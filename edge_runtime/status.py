@@ -23,6 +23,7 @@ from edge_runtime.telemetry.ring import Ring
 from edge_runtime.web.callers import Callers
 from edge_runtime.web.server import EdgeServer
 from edge_runtime.web.tls_files import TlsFiles
+from edge_runtime.web.token_file import TokenFile
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class NodeStatus:
     server: EdgeServer
     callers: Callers | None
     tls_files: TlsFiles | None
+    token_file: TokenFile | None
     ring: Ring
 
     def document(self) -> dict[str, Any]:
@@ -83,6 +85,8 @@ class NodeStatus:
             own["callers"] = self.callers.status()
         if self.tls_files is not None:
             own["tls"] = self.tls_files.status()
+        if self.token_file is not None:
+            own["token"] = self.token_file.status()
         own["records"] = {"dropped": self.ring.lost, "error": self.ring.trouble or None}
         own["database"] = self.checkpoints.status()
         steps = self.manager.steps

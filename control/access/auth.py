@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from control import tokens
 from control.access import rights
+from control.access.operator_uses import OperatorUses
 from control.access.rights import Grant, Rights, Role
 from control.clock import Clock
 from control.problems import ProblemError
@@ -43,6 +44,7 @@ class OperatorRights(NamedTuple):
     role: str
     grants: list[dict[str, Any]] | None
     expires_at: datetime | None
+    rotated_at: datetime | None
 
 
 SQL = queries.load("auth")
@@ -83,6 +85,8 @@ class Principal:
     """What the audit log has of that session; empty where it asks by its token."""
     since: Since | None = None
     """How old that session is; None where it asks by its token."""
+    rotated_at: datetime | None = None
+    """When its token was last exchanged for another one, as this replica knew it."""
 
     def need(self, role: Role, group: str | None, functions: Collection[str] | None = None) -> None:
         """Raises: AuthError, when the operator hasn't `role` for this group and these functions; None: for all."""
@@ -110,8 +114,10 @@ class Authenticator:
         first_polls: Database,
         join_tokens: Lookups[JoinTokenRow],
         settings: ControlSettings,
+        uses: OperatorUses,
     ) -> None:
         """`first_polls`: the connections for recording the first use of a credential."""
+        self.uses = uses
         self._fleet = fleet
         self._clock = clock
         self._first_polls = first_polls
@@ -134,9 +140,15 @@ class Authenticator:
         known = await self._fleet.operator(id)
         if known is None:
             raise _invalid("unknown")
+        now = self._clock.now()
         if not tokens.same(known.secret_hash, secret_hash):
-            raise _invalid("wrong_secret")
-        return principal(known, self._clock.now())
+            if not (known.old_secret_hash and tokens.same(known.old_secret_hash, secret_hash)):
+                raise _invalid("wrong_secret")
+            if known.old_ends_at is None or known.old_ends_at <= now:
+                raise _invalid("exchanged")
+        found = principal(known, now)
+        self.uses.note(id, now)
+        return found
 
     async def node(
         self, scope: Scope, now: datetime, ended: str = "credential_expired"
@@ -253,20 +265,25 @@ def principal(known: CachedOperator, now: datetime) -> Principal:
         raise _invalid("revoked")
     if known.expires_at is not None and known.expires_at <= now:
         raise AuthError("token_expired", f"the token of {known.name} ended at {known.expires_at}", "expired")
-    return Principal(known.id, known.name, rights.of_row(known.role, known.grants), known.expires_at)
+    held = rights.of_row(known.role, known.grants)
+    return Principal(known.id, known.name, held, known.expires_at, rotated_at=known.rotated_at)
 
 
 async def refuse_changed(conn: Connection, operator: Principal) -> None:
     """Ask the database whether an operator still is what it was when the request's head came.
 
     It may have been changed since, or before, and this replica's memory doesn't have it yet.
-    Raises: AuthError, when it was revoked; ProblemError not_ready, when it has other rights or another end.
+    Raises: AuthError, when it was revoked; ProblemError not_ready, when it has other rights, another end or another
+    token.
     """
     row = await conn.fetchrow(OPERATOR_RIGHTS, operator.id)
     if row is None:
         raise _invalid("revoked")
-    if (rights.of_row(row.role, row.grants), row.expires_at) != (operator.rights, operator.expires_at):
-        raise ProblemError("not_ready", f"what {operator.name} may was changed just now: nothing was done; ask again")
+    held = rights.of_row(row.role, row.grants), row.expires_at, row.rotated_at
+    if held != (operator.rights, operator.expires_at, operator.rotated_at):
+        raise ProblemError(
+            "not_ready", f"what {operator.name} may, or its token, was changed just now: nothing was done; ask again"
+        )
 
 
 async def refuse_revoked(conn: Connection, credential_id: str) -> None:

@@ -90,7 +90,7 @@ class People:
             await conn.execute(
                 SQL["add"], id, name, role, column, ends_at, now, person.issuer, person.subject, person.name
             )
-            await audit_log.record(conn, now, actor, "operator.create", name, who, after=after)
+            await audit_log.record(conn, now, actor, "operator.create", name, {"id": str(id), **who}, after=after)
         else:
             await conn.execute(SQL["change"], id, role, column, ends_at, person.name)
             held = rights.of_row(row.role, row.grants)

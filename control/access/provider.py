@@ -24,6 +24,7 @@ from joserfc.jwk import KeySet
 from control.access import group_grants, id_tokens
 from control.access.auth import AuthError
 from control.access.id_tokens import Expected, KeyUnknown, TokenRefused
+from control.access.provider_files import ProviderFiles
 from control.access.rights import Rights
 from control.clock import Clock
 from control.problems import ProblemError
@@ -92,15 +93,13 @@ class Provider:
 
     def __init__(self, settings: ControlSettings, clock: Clock) -> None:
         """Raises: GrantsError, when the file of grants isn't what it must be."""
-        assert settings.oidc_grants is not None  # noqa: S101
         self.issuer = settings.oidc_issuer
         self.name = settings.oidc_name or urlsplit(settings.oidc_issuer).netloc
         self._client_id = settings.oidc_client_id
-        secret = settings.oidc_client_secret
-        self._client_secret = "" if secret is None else secret.read_text("utf-8").strip()
         self._scopes = settings.oidc_scopes
         self._claim = settings.oidc_groups_claim
-        self._granted = group_grants.read(settings.oidc_grants)
+        self.files = ProviderFiles(settings)
+        """What its groups may, and the client's secret."""
         self._public_url = settings.public_url
         self._clock = clock
         self._known: _ReadProvider | None = None
@@ -184,13 +183,14 @@ class Provider:
             "code_verifier": verifier,
         }
         headers = {}
-        if not self._client_secret:
+        secret = self.files.client_secret
+        if not secret:
             form["client_id"] = self._client_id
         elif "client_secret_basic" in metadata.token_endpoint_auth_methods_supported:
-            pair = f"{quote(self._client_id, safe='')}:{quote(self._client_secret, safe='')}"
+            pair = f"{quote(self._client_id, safe='')}:{quote(secret, safe='')}"
             headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
         else:
-            form |= {"client_id": self._client_id, "client_secret": self._client_secret}
+            form |= {"client_id": self._client_id, "client_secret": secret}
         status, body = await self._ask("POST", metadata.token_endpoint, form, headers)
         if 400 <= status < 500:
             raise _not_signed_in(f"{self.name} doesn't take the code ({_error(body)})", "code")
@@ -225,7 +225,7 @@ class Provider:
         names = (claims.get(name) for name in ("preferred_username", "email", "name", "sub"))
         name = next(name for name in names if isinstance(name, str) and name.strip())
         shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)[:LONGEST_NAME]
-        held = group_grants.rights(self._granted, groups[:MOST_GROUPS])
+        held = group_grants.rights(self.files.granted, groups[:MOST_GROUPS])
         return Person(self.issuer, claims["sub"], shown, held, len(groups))
 
     async def _read(self, *, unknown_key: bool = False) -> _ReadProvider:

@@ -187,8 +187,16 @@ class Sessions:
             said |= {"issuer": operator.issuer, "subject": operator.subject or "", "name": operator.shown_name}
         held = rights.of_row(operator.role, operator.grants)
         principal = Principal(
-            operator.id, operator.name, held, operator.expires_at, id, said, Since(row.made_at, row.stays)
+            operator.id,
+            operator.name,
+            held,
+            operator.expires_at,
+            id,
+            said,
+            Since(row.made_at, row.stays),
+            operator.rotated_at,
         )
+        self._operators.uses.note(operator.id, now)
         return ConsoleSession(id, principal, form_token(text), self._ends_at(known), known)
 
     async def _find(self, id: str, now: datetime) -> _Known:
@@ -239,9 +247,14 @@ class Sessions:
         return self._fleet.operators.get(known.operator.id) is known.operator
 
     def _ends_at(self, known: _Known) -> datetime:
-        row, end = known.row, known.operator.expires_at
-        own = row.made_at + (self._stay if row.stays else self._life)
-        return own if end is None else min(own, end)
+        row, operator = known.row, known.operator
+        ends = [row.made_at + (self._stay if row.stays else self._life)]
+        if operator.expires_at is not None:
+            ends.append(operator.expires_at)
+        if operator.rotated_at is not None and operator.old_ends_at is not None and row.made_at < operator.rotated_at:
+            # Whoever had the old token may have begun it.
+            ends.append(operator.old_ends_at)
+        return min(ends)
 
     def _idle_at(self, row: SessionRow) -> datetime:
         """When a session has stood idle for too long, if it isn't used until then."""

@@ -52,7 +52,7 @@ class JoinTokenFilter(pagination.Paging, forbid_unknown_fields=True):
 async def create(call: ApiCall) -> Reply:
     """POST /v1/join-tokens. Only the token's hash is stored, so the same request again gets a new token."""
     body = call.body
-    fingerprint = call.services.ca_fingerprint
+    fingerprint = call.services.certificates.trust.fingerprint
 
     async def work(conn: Connection, _changed: Changed) -> node_responses.MadeJoinToken:
         now = call.services.clock.now()

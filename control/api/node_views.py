@@ -266,11 +266,13 @@ async def describe(conn: Connection, id: UUID, settings: ControlSettings) -> nod
 
 
 def _numbers(told: NodeTold) -> node_responses.ToldNumbers:
-    ends = told.certificate_ends
     # A node may tell any number.
-    ends_at = datetime.fromtimestamp(ends, UTC) if 0 < ends < pagination.LATEST.timestamp() else None
+    ends_at, trust_ends_at = (
+        datetime.fromtimestamp(ends, UTC) if 0 < ends < pagination.LATEST.timestamp() else None
+        for ends in (told.certificate_ends, told.trust_ends)
+    )
     sizes = told.database_bytes, told.wal_bytes, told.disk_free_bytes, told.memory_bytes
-    return node_responses.ToldNumbers(told.told_at, *sizes, ends_at, told.edge)
+    return node_responses.ToldNumbers(told.told_at, *sizes, ends_at, told.edge, trust_ends_at)
 
 
 async def _describe(conn: Connection, rows: Sequence[NodeListRow]) -> list[node_responses.Node]:

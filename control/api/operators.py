@@ -21,20 +21,7 @@ from control.storage.recovery import access_changes
 
 
 class ListedOperator(NamedTuple):
-    """An operator that wasn't revoked."""
-
-    name: str
-    role: str
-    grants: list[dict[str, Any]] | None
-    expires_at: datetime | None
-    created_at: datetime
-    issuer: str | None
-    subject: str | None
-    shown_name: str
-
-
-class OperatorRow(NamedTuple):
-    """`ListedOperator` with its id."""
+    """An operator that wasn't revoked, and when it last asked for something."""
 
     id: UUID
     name: str
@@ -45,11 +32,30 @@ class OperatorRow(NamedTuple):
     issuer: str | None
     subject: str | None
     shown_name: str
+    old_ends_at: datetime | None
+    last_used_at: datetime | None
+
+
+class OperatorRow(NamedTuple):
+    """An operator that wasn't revoked."""
+
+    id: UUID
+    name: str
+    role: str
+    grants: list[dict[str, Any]] | None
+    expires_at: datetime | None
+    created_at: datetime
+    issuer: str | None
+    subject: str | None
+    shown_name: str
+    old_ends_at: datetime | None
 
 
 SQL = queries.load("operators")
 TAKEN = SQL.value("taken", bool)
 OPERATORS = SQL.rows("operators", ListedOperator)
+FREE_NAME = SQL.value("free_name", str)
+LAST_USE = SQL.optional("last_use", datetime)
 OPERATOR = SQL.rows("operator", OperatorRow)
 ADMINS = SQL.value("admins", int)
 GROUPS = SQL.value("groups", str)
@@ -65,14 +71,17 @@ async def create(call: ApiCall) -> Reply:
     expires_at = None if body.expires_in is None else now + timedelta(seconds=body.expires_in)
     _refuse_giving(call.operator, given, expires_at)
 
-    async def work(conn: Connection, _changed: Changed) -> responses.MadeOperator:
+    async def work(conn: Connection, changed: Changed) -> responses.MadeOperator:
         await _check_groups(conn, given)
         if await conn.fetchval(TAKEN, body.name):
             raise ProblemError(
                 "name_taken",
-                f"there is or was an operator {body.name}: choose another name, so that the audit log is clear",
+                f"there is an operator {body.name}: choose another name, or revoke it first",
                 field="name",
             )
+        # The name may be that of an operator who was revoked: in the audit log the ids tell the two apart.
+        changed.operators.update(await conn.column(FREE_NAME, body.name))
+        await conn.execute(SQL["forget_answers"], body.name)
         token = tokens.new_token("operator")
         column, role = rights.to_rows(given), rights.old_role(given)
         # Not announced: a replica looks up an operator that isn't in its cache.
@@ -82,19 +91,11 @@ async def create(call: ApiCall) -> Reply:
         after: dict[str, Any] = {"grants": _said(given)}
         if expires_at is not None:
             after["expires_at"] = expires_at
-        await call.audit(conn, "operator.create", body.name, after=after)
+        await call.audit(conn, "operator.create", body.name, {"id": str(token.id)}, after=after)
         return responses.MadeOperator(str(token.id), body.name, _shown(given), expires_at, token.text)
 
     async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
-        row = await _find(conn, call.operator, kept["name"])
-        token = tokens.new_token("operator", row.id)
-        now, told = call.services.clock.now(), {"hash": token.secret_hash}
-        await access_changes.record(conn, now, "operator-renewed", row.id, told)
-        await conn.execute(SQL["renew"], token.id, token.secret_hash)
-        changed.operators.add(str(token.id))
-        await call.audit(conn, "operator.renew", row.name)
-        held = rights.of_row(row.role, row.grants)
-        return responses.MadeOperator(str(token.id), row.name, _shown(held), row.expires_at, token.text)
+        return await _renew(conn, call, changed, kept["name"])
 
     return await call.write(work, renew=renew)
 
@@ -107,13 +108,53 @@ async def list_operators(call: ApiCall) -> Reply:
     async def work(conn: Connection) -> responses.Page[responses.Operator]:
         return await pagination.fill(
             lambda after, count: conn.fetch(OPERATORS, *after, groups, count),
-            pagination.each(_operator),
+            pagination.each(lambda row: _operator(row, row.last_used_at, call.services.clock.now())),
             lambda row: (row.name,),
             begin,
             query.limit,
         )
 
     return await call.read(work)
+
+
+async def get(call: ApiCall) -> Reply:
+    """GET /v1/operators/{name}."""
+
+    async def work(conn: Connection) -> responses.Operator:
+        row = await conn.fetchrow(OPERATOR, call.path["name"])
+        # Those that it couldn't change aren't shown, as in the list.
+        if row is None or not call.operator.rights.may_give(rights.of_row(row.role, row.grants).grants):
+            raise _unknown(call.path["name"])
+        return _operator(row, await conn.fetchval(LAST_USE, row.id), call.services.clock.now())
+
+    return await call.read(work)
+
+
+async def rotate(call: ApiCall) -> Reply:
+    """POST /v1/operators/{name}/rotate: another token. The one before ends now, or after `keep_old`; so do sessions."""
+    body: requests.RotateOperator = call.body
+
+    async def work(conn: Connection, changed: Changed) -> responses.MadeOperator:
+        row = await _find(conn, call.operator, call.path["name"])
+        if row.issuer is not None:
+            raise ProblemError(
+                "operator_of_provider", f"{row.name} signs in by {row.issuer} and has no token", field="name"
+            )
+        # An admin whose token ends can't get itself one that ends later.
+        _refuse_giving(call.operator, rights.of_row(row.role, row.grants), row.expires_at)
+        now = call.services.clock.now()
+        token, ends_at = tokens.new_token("operator", row.id), now + timedelta(seconds=body.keep_old)
+        await conn.execute(SQL["rotate"], row.id, token.secret_hash, now, ends_at)
+        told = {"hash": token.secret_hash, "old_ends_at": ends_at}
+        await access_changes.record(conn, now, "operator-renewed", row.id, told)
+        changed.operators.add(str(row.id))
+        await call.audit(conn, "operator.rotate", row.name, {"id": str(row.id), "old_token_ends_at": ends_at})
+        return _made(row, token)
+
+    async def renew(conn: Connection, changed: Changed, kept: dict[str, Any]) -> responses.MadeOperator:
+        return await _renew(conn, call, changed, kept["name"])
+
+    return await call.write(work, status=200, renew=renew)
 
 
 async def change(call: ApiCall) -> Reply:
@@ -154,8 +195,9 @@ async def change(call: ApiCall) -> Reply:
         new: dict[str, Any] = {"grants": _said(after), "expires_at": expires_at}
         differ = [key for key in new if new[key] != old[key]]
         was, becomes = ({key: values[key] for key in differ} for values in (old, new))
-        await call.audit(conn, "operator.change", row.name, before=was, after=becomes)
-        return _operator(row._replace(grants=column, expires_at=expires_at))
+        await call.audit(conn, "operator.change", row.name, {"id": str(row.id)}, before=was, after=becomes)
+        last_use = await conn.fetchval(LAST_USE, row.id)
+        return _operator(row._replace(grants=column, expires_at=expires_at), last_use, now)
 
     return await call.write(work, status=200)
 
@@ -173,7 +215,7 @@ async def revoke(call: ApiCall) -> Reply:
         await join_token_ends.end_of_operator(conn, row.name, now)
         changed.operators.add(str(row.id))
         held = rights.of_row(row.role, row.grants)
-        await call.audit(conn, "operator.revoke", row.name, before={"grants": _said(held)})
+        await call.audit(conn, "operator.revoke", row.name, {"id": str(row.id)}, before={"grants": _said(held)})
 
     return await call.write(work, status=204)
 
@@ -217,11 +259,32 @@ async def _find(conn: Connection, by: Principal, name: str) -> OperatorRow:
     """
     row = await conn.fetchrow(OPERATOR, name)
     if row is None:
-        raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
+        raise _unknown(name)
     held = rights.of_row(row.role, row.grants)
     if not by.rights.may_give(held.grants):
         by.refuse(f"the role admin for all groups of {name}")
     return row
+
+
+def _unknown(name: str) -> ProblemError:
+    return ProblemError("unknown_operator", f"there is no operator {name}", field="name")
+
+
+async def _renew(conn: Connection, call: ApiCall, changed: Changed, name: str) -> responses.MadeOperator:
+    """Another token in the place of one whose answer may have been lost: a request came again."""
+    row = await _find(conn, call.operator, name)
+    token = tokens.new_token("operator", row.id)
+    now, told = call.services.clock.now(), {"hash": token.secret_hash}
+    await access_changes.record(conn, now, "operator-renewed", row.id, told)
+    await conn.execute(SQL["renew"], token.id, token.secret_hash)
+    changed.operators.add(str(token.id))
+    await call.audit(conn, "operator.renew", row.name, {"id": str(row.id)})
+    return _made(row, token)
+
+
+def _made(row: OperatorRow, token: tokens.Token) -> responses.MadeOperator:
+    held = _shown(rights.of_row(row.role, row.grants))
+    return responses.MadeOperator(str(token.id), row.name, held, row.expires_at, token.text)
 
 
 def _given(grants: Sequence[requests.GivenGrant]) -> Rights:
@@ -276,12 +339,13 @@ def _earlier(end: datetime | None, other: datetime | None) -> bool:
     return end is not None and (other is None or end < other)
 
 
-def _operator(row: ListedOperator | OperatorRow) -> responses.Operator:
+def _operator(row: ListedOperator | OperatorRow, last_used_at: datetime | None, now: datetime) -> responses.Operator:
     held = _shown(rights.of_row(row.role, row.grants))
     person = None
     if row.issuer is not None:
         person = responses.ProvidersPerson(row.issuer, row.subject or "", row.shown_name)
-    return responses.Operator(row.name, held, row.expires_at, row.created_at, person)
+    old = row.old_ends_at if row.old_ends_at is not None and row.old_ends_at > now else None
+    return responses.Operator(str(row.id), row.name, held, row.expires_at, row.created_at, last_used_at, old, person)
 
 
 def _shown(held: Rights) -> list[responses.HeldGrant]:

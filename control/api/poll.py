@@ -28,14 +28,14 @@ from control.sync.write_batches import WriteBatches
 from control.telemetry.ingest import NumbersIngest
 
 PATH = "/v1/poll"
-NOTHING_TO_DO = Reply(204, b"")
-"""The answer where there is nothing to do, or not yet."""
 COUNTED = Reply(204, b"", ((b"connection", b"close"),))
 """The same of a replica that stops, which has counted what the poll told of calls."""
 KEPT_ANSWERS = 1000
 """Answers to nodes at their targets that are kept, for as many groups and generations."""
 RELEASE_HEADER = b"x-skerry-release"
 """With the answer to a node at its target: the release's group, number and generation, with spaces between them."""
+TRUST_HEADER = b"x-skerry-trust"
+"""With each answer to a node that has nothing to do: which CAs control gives out (`Trust.digest`)."""
 KEPT_BYTES = 1024
 """Bytes of the largest poll that is kept parsed; the poll of a node at its target has some 200."""
 SPREAD = 0.25
@@ -76,7 +76,9 @@ class PollEndpoint:
         metrics: ControlMetrics,
         clock: Clock,
         settings: ControlSettings,
+        trust: str,
     ) -> None:
+        """`trust`: as of `tell_trust`."""
         self._auth = auth
         self._fleet = fleet
         self._heartbeats = heartbeats
@@ -87,7 +89,15 @@ class PollEndpoint:
         self._hold_limit = settings.hold
         self._told: dict[tuple[str, int | None, int], Reply] = {}
         """The answers to nodes at their targets, by group, release and generation."""
+        self.tell_trust(trust)
         self._body_limit = min(request_input.INVENTORY_BODY, settings.body_limit)
+
+    def tell_trust(self, digest: str) -> None:
+        """Tell nodes from now on that control gives out these CAs; '' where it gives out none."""
+        self._trust = ((TRUST_HEADER, digest.encode()),) if digest else ()
+        # The answer where there is nothing to do, or not yet.
+        self._nothing = Reply(204, b"", self._trust)
+        self._told.clear()
 
     async def answer(self, scope: Scope, receive: Receive) -> Reply | None:
         """The answer to one poll, or None where its client has gone. Raises: ProblemError, when it is refused."""
@@ -163,7 +173,7 @@ class PollEndpoint:
             if ended is HoldEnd.END:
                 self._metrics.poll(kind)
                 if kind != "at_target" or group.release_number is None:
-                    return NOTHING_TO_DO
+                    return self._nothing
                 return self._at_target(group, max(group.generation, node.generation))
             now = self._clock.now()
 
@@ -176,7 +186,7 @@ class PollEndpoint:
             if len(self._told) >= KEPT_ANSWERS:
                 self._told.clear()
             told = f"{group.name} {group.release_number} {generation}".encode()
-            reply = self._told[key] = Reply(204, b"", ((RELEASE_HEADER, told),))
+            reply = self._told[key] = Reply(204, b"", ((RELEASE_HEADER, told), *self._trust))
         return reply
 
     async def _rest(self, scope: Scope, message: Message, receive: Receive) -> bytes:

@@ -1,4 +1,4 @@
-"""What control says of itself: whether it is alive and ready, its CA, its settings."""
+"""What control says of itself: whether it is alive and ready, its certificates, its settings."""
 
 from control import settings_in_force
 from control.api.bodies import responses
@@ -22,6 +22,7 @@ async def readyz(call: ApiCall) -> Reply:
         notes.append("the bucket's access lists weren't read yet: the store hasn't answered since the start")
     if access.unverified:
         notes.append(f"{len(access.unverified)} access lists in the bucket can't be verified: see the log")
+    notes += call.services.reread.errors() + call.services.certificates.warnings()
     return Reply(200, responses.Health("ready", notes))
 
 
@@ -30,11 +31,21 @@ async def settings(call: ApiCall) -> Reply:
     return Reply(200, responses.Page(settings_in_force.in_force(call.services.settings)))
 
 
+async def certificates(call: ApiCall) -> Reply:
+    """GET /v1/certificates: those of the replica that answers."""
+    held, reread = call.services.certificates, call.services.reread
+    listed = [
+        responses.CertificateInUse(end.what, end.name, end.sha256, end.begins_at, end.ends_at) for end in held.ends
+    ]
+    return Reply(200, responses.Certificates(listed, held.trust.digest, reread.errors() + held.warnings()))
+
+
 async def ca(call: ApiCall) -> Reply:
     """GET /v1/ca, PEM: to be compared with the fingerprint in a join token before it is trusted."""
-    if not call.services.ca_pem:
+    pem = call.services.certificates.trust.pem
+    if not pem:
         raise ProblemError(
             "unknown_ca",
             "there is no CA to give out: control's certificate is to be trusted as the system trusts others",
         )
-    return Reply(200, call.services.ca_pem, ((b"content-type", b"application/x-pem-file"),))
+    return Reply(200, pem, ((b"content-type", b"application/x-pem-file"),))

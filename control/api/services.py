@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from control.access.auth import Authenticator, JoinTokenRow
 from control.access.auth_failures import AuthFailures
+from control.access.certificates import ControlCertificates
 from control.access.people import People
 from control.access.provider import Provider
+from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.clock import Clock
@@ -101,10 +103,10 @@ class Services:
     metrics: ControlMetrics
     tracing: Tracing | None
     """What makes and sends traces; None where none are sent."""
-    ca_pem: bytes
-    """The CA that nodes are to trust; empty where there is none to give out."""
-    ca_fingerprint: str
-    """The sha256 of the CA's certificate in hex, or ''."""
+    certificates: ControlCertificates
+    """Control's own certificate, and the CAs that nodes are to trust."""
+    reread: RereadFiles
+    """Has files read again that can change while control runs."""
 
     def monitor(self) -> Monitor:
         """A monitor, which isn't running yet."""

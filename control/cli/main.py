@@ -39,6 +39,7 @@ VERBS = {
     "artifacts": "control.cli.artifacts",
     "recover": "control.cli.recovery.recover",
     "settings": "control.cli.settings",
+    "ca": "control.cli.trust.ca",
 }
 
 

@@ -108,10 +108,74 @@ async def list_operators(as_json: bool) -> None:
         output.document(found)
         return
     output.table(
-        ["OPERATOR", "MAY", "ENDS", "CREATED"],
-        [[o["name"], _may(o), o["expires_at"] or "never", output.ago(o.get("created_at"))] for o in found],
+        ["OPERATOR", "MAY", "ENDS", "LAST USED", "CREATED"],
+        [
+            [
+                o["name"],
+                _may(o),
+                o["expires_at"] or "never",
+                output.ago(o.get("last_used_at")),
+                output.ago(o.get("created_at")),
+            ]
+            for o in found
+        ],
         "no operators",
     )
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@options.json_option
+@options.asynchronous
+async def show(name: str, as_json: bool) -> None:
+    """Show what an operator may, until when, and when it was last heard of."""
+    async with options.client() as control:
+        found = await control.get(path("operators", name))
+    if as_json:
+        output.document(found)
+        return
+    person = found.get("person")
+    output.pairs(
+        [
+            ("operator", found["name"]),
+            ("id", found["id"]),
+            ("may", _may(found)),
+            ("ends", found["expires_at"] or "never"),
+            ("last used", output.ago(found["last_used_at"])),
+            ("created", found["created_at"]),
+            *([("old token until", found["old_token_ends_at"])] if found["old_token_ends_at"] else []),
+            *([("signs in by", f"{person['issuer']}, as {person['name']}")] if person else []),
+        ]
+    )
+
+
+@command.command()
+@click.argument("name", type=options.NAME)
+@click.option(
+    "--keep-old",
+    type=DurationType(),
+    default="0s",
+    show_default=True,
+    help="How long the old token, and who has signed in by it, stay good: 1h.",
+)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.json_option
+@options.asynchronous
+async def rotate(name: str, keep_old: int, yes: bool, as_json: bool) -> None:
+    """Exchange an operator's token for another one, and print it: it is shown only once.
+
+    The old one ends at once, or after --keep-old, and with it the sessions that began before.
+    """
+    if not yes and not keep_old:
+        click.confirm(f"End the token of operator {name} now, and who has signed in by it?", abort=True, err=True)
+    async with options.client() as control:
+        made = await control.post(path("operators", name, "rotate"), {"keep_old": keep_old})
+    if as_json:
+        output.document(made)
+        return
+    output.say(made["token"])
+    output.note(f"the new token of {name}: control keeps only its hash, so store it now")
+    output.note(f"the old one {f'ends in {output.span(keep_old)}' if keep_old else 'is refused from now on'}")
 
 
 @command.command()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 
 import click
 
@@ -32,6 +33,8 @@ def command(log_level: str) -> None:
 
     from control.web import server
 
+    # Until the server reads files again at it; without a handler it would end this process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server_log.set_up(log_level)
     try:
         with (

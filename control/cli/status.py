@@ -26,16 +26,23 @@ async def command(group: str | None, watch: bool, check: bool, as_json: bool) ->
         groups = [g for g in await control.items(path("groups")) if group in (None, g["name"])]
         nodes = await control.items(path("nodes"), group=group)
         store, fleet = await _if_there(control, "artifact-store"), await _if_there(control, "fleet", group=group)
+        held = await _if_there(control, "certificates")
     if as_json:
-        output.document({"groups": groups, "nodes": nodes, "artifact_store": store, "fleet": fleet})
+        output.document(
+            {"groups": groups, "nodes": nodes, "artifact_store": store, "fleet": fleet, "certificates": held}
+        )
     else:
         _show(groups, nodes, fleet)
         if store is not None:
             for line in artifacts.trouble(store):
                 output.say(f"artifacts: {line}", style="red" if store["problem"] else "yellow")
+        for line, style in [] if held is None else certificate_lines(held):
+            output.say(line, style=style)
     bad = [node["name"] for node in nodes if not well(node)]
     if store is not None and store["problem"]:
         bad.append("the artifact store")
+    if held is not None and held["notes"]:
+        bad.append("control's certificates")
     if check and bad:
         raise NotConverged(f"not well: {', '.join(bad)}", code="not_converged")
 
@@ -74,6 +81,19 @@ def trouble(node: Json) -> list[str]:
             lines.append(f"next attempt {output.ago(node['retry_at'])} (`skerry node retry {node['name']}` for now)")
     lines += [f"{w['kind']}: {w['message']} (since {output.ago(w['since'])})" for w in node["warnings"]]
     return lines
+
+
+def certificate_lines(held: Json) -> list[tuple[str, str | None]]:
+    """A line, and its style, for when each certificate ends, and for each thing that is wrong with them."""
+    lines: list[tuple[str, str | None]] = [
+        (
+            f"certificates: {'control' if one['what'] == 'control' else 'CA ' + one['name']} until "
+            f"{one['ends_at'][:10]} ({output.ago(one['ends_at'])})",
+            None,
+        )
+        for one in held["certificates"]
+    ]
+    return [*lines, *((f"certificates: {note}", "red") for note in held["notes"])]
 
 
 def _show(groups: list[Json], nodes: list[Json], fleet: Json | None) -> None:

@@ -145,7 +145,8 @@ async def make_admin(db: Database, clock: Clock, *, name: str = "admin", again: 
         action = "operator.create" if known is None else "operator.renew"
         before = None if known is None else dict(zip(known._fields[1:], known[1:], strict=True))
         after = {"role": "admin", "grants": None, "expires_at": None, "revoked_at": None}
-        await audit_log.record(conn, now, ACTOR, action, name, before=before, after=after)
+        details = {"id": str(token.id)}
+        await audit_log.record(conn, now, ACTOR, action, name, details, before=before, after=after)
         await Changed(operators={str(token.id)}).announce(conn)
         return token.text
 

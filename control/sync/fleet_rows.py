@@ -73,6 +73,10 @@ class CachedOperator:
     subject: str | None = None
     shown_name: str = ""
     """How the provider calls it."""
+    old_secret_hash: str = ""
+    """The token's secret before it was exchanged, which is good until `old_ends_at`; '' where it never was."""
+    rotated_at: datetime | None = None
+    old_ends_at: datetime | None = None
 
 
 class Epoch(NamedTuple):

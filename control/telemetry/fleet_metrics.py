@@ -124,6 +124,7 @@ def told(rows: Iterable[GroupToldRow], names: Mapping[str, str]) -> str:
 
     certificates = [(of, least(row.certificate_ends_min for row in found)) for of, found in groups]
     credentials = [(of, least(row.credential_ends_min for row in found)) for of, found in groups]
+    trusts = [(of, least(row.trust_ends_min for row in found)) for of, found in groups]
     return (
         family(
             "skerry_group_nodes",
@@ -172,6 +173,12 @@ def told(rows: Iterable[GroupToldRow], names: Mapping[str, str]) -> str:
             "gauge",
             "When the first credential of a group's nodes ends",
             [(of, end) for of, end in credentials if end],
+        )
+        + family(
+            "skerry_group_trust_expiry_timestamp_seconds",
+            "gauge",
+            "When the first of a group's nodes trusts no CA of control's any more",
+            [(of, end) for of, end in trusts if end],
         )
     )
 

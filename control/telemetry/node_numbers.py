@@ -34,6 +34,7 @@ class NodeTold(NamedTuple):
     certificate_ends: int
     credential_ends: int
     edge: str
+    trust_ends: int
 
 
 class GroupToldRow(NamedTuple):
@@ -49,6 +50,7 @@ class GroupToldRow(NamedTuple):
     memory_sum: int
     certificate_ends_min: int
     credential_ends_min: int
+    trust_ends_min: int
 
 
 SQL = queries.load("numbers")
@@ -101,6 +103,7 @@ class NodesTold:
                 (
                     *(id, group_id, str(n.database), str(n.wal), str(n.disk_free), str(n.memory)),
                     *(str(n.certificate_ends), str(n.credential_ends), clean(n.edge)),
+                    *(clean(n.trust), str(n.trust_ends)),
                 )
                 for id, (group_id, n) in part.items()
             ]

@@ -140,7 +140,9 @@ class ControlApp:
             services.metrics,
             services.clock,
             services.settings,
+            services.certificates.trust.digest,
         )
+        services.reread.changed.append(lambda: self._polls.tell_trust(services.certificates.trust.digest))
 
 
 def create_app(settings: ControlSettings, *, clock: Clock | None = None) -> ControlApp:

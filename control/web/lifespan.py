@@ -9,13 +9,16 @@ from functools import partial
 from control.access import auth
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
+from control.access.certificates import ControlCertificates
 from control.access.group_grants import GrantsError
+from control.access.operator_uses import OperatorUses
 from control.access.people import People
 from control.access.provider import Provider
+from control.access.reread_files import Reread, RereadFiles
 from control.access.sessions import Sessions
 from control.access.sign_ins import SignIns
 from control.api.services import Databases, Services
-from control.clock import Clock
+from control.clock import Clock, SystemClock
 from control.edge_check import Checks
 from control.metrics import ControlMetrics
 from control.problems import ProblemError
@@ -41,7 +44,6 @@ from control.telemetry.recent_calls import RecentCallsReader
 from control.telemetry.webhooks.webhook_client import WebhookClient
 from control.telemetry.webhooks.webhook_sender import WebhookSender
 from control.tracing import Tracing
-from control.web import tls
 from control.wire import SyncState
 
 RESTART_PAUSE = 1.0
@@ -62,13 +64,14 @@ log = logging.getLogger("skerry.control")
 async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Services]:
     """Connect, load the cache, and run the background tasks until the block ends.
 
-    Raises: SchemaError, when the database's schema doesn't suit; ProblemError, when the database doesn't answer or the
-    bucket is another control's.
+    Raises: CertificateError, when the certificates can't be used; SchemaError, when the database's schema doesn't suit;
+    ProblemError, when the database doesn't answer or the bucket is another control's.
     """
     async with AsyncExitStack() as stack:
         metrics = ControlMetrics()
-        if settings.tls_cert is not None:
-            metrics.certificate_ends(tls.ends(settings.tls_cert.read_bytes()))
+        # Ends are judged by this machine's own clock, as TLS does.
+        certificates = ControlCertificates(settings, SystemClock(), metrics)
+        certificates.start()
         databases = await _connect(settings, metrics, stack)
         store = await stack.enter_async_context(object_store.connect(settings))
         store.on_answer = metrics.store
@@ -117,7 +120,8 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             Reports(clock, targets, settings.sync_lease).write,
             fault="control.result",
         )
-        authenticator = Authenticator(fleet, clock, databases.first_polls, join_tokens, settings)
+        uses = OperatorUses(background)
+        authenticator = Authenticator(fleet, clock, databases.first_polls, join_tokens, settings, uses)
         sessions = Sessions(fleet, clock, authenticator, databases.cache, databases.writes, background, settings)
         stack.push_async_callback(sessions.stop)
         sign_ins = SignIns(sessions, clock, databases.cache, databases.writes)
@@ -125,7 +129,11 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
         provider = _provider(settings, clock)
         if provider is not None:
             stack.push_async_callback(provider.close)
-        pem = settings.ca_cert.read_bytes() if settings.ca_cert is not None else b""
+        parts: dict[str, Reread] = {"certificates": certificates}
+        if provider is not None:
+            parts["oidc"] = provider.files
+        for what, part in parts.items():
+            metrics.watch_files(what, lambda part=part: bool(part.error))  # type: ignore[misc]
         services = Services(
             settings=settings,
             clock=clock,
@@ -155,14 +163,14 @@ async def running(settings: ControlSettings, clock: Clock) -> AsyncIterator[Serv
             live=LiveRecords(background, databases.writes, fleet, clock),
             metrics=metrics,
             tracing=traces,
-            ca_pem=pem,
-            ca_fingerprint=tls.fingerprint(pem) if pem else "",
+            certificates=certificates,
+            reread=RereadFiles(parts),
         )
         await fleet.load()
         nodes = (fleet.run, fleet.mark.run, decisions.run, reports.run)
         bucket = (ownership.run, deletions.run, access.run)
         webhooks = WebhookSender(background, clock, metrics, WebhookClient(settings.webhook_networks))
-        ours = (heartbeats.run, numbers.run, failures.run, sessions.run)
+        ours = (heartbeats.run, numbers.run, failures.run, sessions.run, uses.run, services.reread.run)
         others = (*ours, services.live.run, services.monitor().run, webhooks.run)
         await stack.enter_async_context(_in_background(*nodes, *bucket, *others))
         yield services
@@ -174,7 +182,7 @@ def _provider(settings: ControlSettings, clock: Clock) -> Provider | None:
         return None
     try:
         return Provider(settings, clock)
-    except (GrantsError, OSError, UnicodeDecodeError) as error:
+    except GrantsError as error:
         raise ControlSettingsError(f"SKERRY_OIDC_GRANTS, SKERRY_OIDC_CLIENT_SECRET: {error}") from error
 
 

@@ -23,11 +23,11 @@ class ListeningSockets:
     def __init__(
         self,
         protocol: Callable[[], asyncio.Protocol],
-        context: ssl.SSLContext | None,
+        context: Callable[[], ssl.SSLContext] | None,
         handshake_seconds: float,
         close_seconds: float,
     ) -> None:
-        """Each connection gets a `protocol`, over TLS where there is a `context`."""
+        """Each connection gets a `protocol`, over TLS by what `context` returns then, where there is one."""
         self.sockets: list[socket.socket] = []
         self._protocol = protocol
         self._context = context
@@ -89,7 +89,7 @@ class ListeningSockets:
             await self._loop.connect_accepted_socket(
                 self._protocol,
                 taken,
-                ssl=self._context,
+                ssl=self._context and self._context(),
                 ssl_handshake_timeout=self._handshake,
                 ssl_shutdown_timeout=self._close,
             )

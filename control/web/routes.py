@@ -3,7 +3,8 @@
 from functools import cache
 
 from control.api import probes
-from control.api.bodies import responses
+from control.api.bodies import fleet_responses, responses
+from control.api.fleet import trust
 from control.api.operations import ApiCall, Operation, Reply, encode
 from control.settings_in_force import SettingInForce
 from control.web import function_routes, node_routes, openapi, operator_routes, release_routes, webhook_routes
@@ -33,6 +34,24 @@ OPERATIONS: tuple[Operation, ...] = (
         probes.settings,
         "admin",
         {200: responses.Page[SettingInForce]},
+    ),
+    Operation(
+        "GET",
+        "/v1/certificates",
+        "The certificates that the replica which answers has in use, and when they end",
+        probes.certificates,
+        "read",
+        {200: responses.Certificates},
+        everywhere=False,
+    ),
+    Operation(
+        "GET",
+        "/v1/certificates/nodes",
+        "Which nodes trust the CAs that the replica which answers gives out",
+        trust.nodes,
+        "read",
+        {200: fleet_responses.NodesTrust},
+        everywhere=False,
     ),
     # For everybody
     Operation("GET", "/v1/ca", "The CA's certificate", probes.ca, None, {200: bytes}, ("unknown_ca",)),

@@ -10,15 +10,17 @@ import resource
 import signal
 import ssl
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import uvicorn
 
 from control import version
+from control.access.certificates import CertificateError
 from control.clock import Clock, SystemClock
 from control.settings import ControlSettings, is_loopback, listen_address
-from control.web import connection_limits, metrics_app, tls
+from control.web import connection_limits, metrics_app
 from control.web.app import create_app
 from control.web.listener import ListeningSockets
 from control.web.metrics_app import MetricsApp
@@ -69,9 +71,13 @@ class ControlServer(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         settings = self._settings
-        context = _tls(settings)
-        await self._services.enter_async_context(self.app.lifespan())
-        listener = self._new_listener(self.config, context)
+        _check_address(settings)
+        try:
+            await self._services.enter_async_context(self.app.lifespan())
+        except CertificateError as error:
+            raise StartError(str(error)) from error
+        certificates = self.app.services.certificates
+        listener = self._new_listener(self.config, None if certificates.context is None else certificates.served)
         try:
             await listener.listen(settings.bind, settings.port, BACKLOG)
         except OSError as error:
@@ -104,11 +110,16 @@ class ControlServer(uvicorn.Server):
             raise StartError(f"can't listen on {address} (SKERRY_METRICS_LISTEN): {error}") from error
         return listener
 
-    def _new_listener(self, config: uvicorn.Config, context: ssl.SSLContext | None) -> ListeningSockets:
+    def _new_listener(self, config: uvicorn.Config, context: Callable[[], ssl.SSLContext] | None) -> ListeningSockets:
         def protocol() -> connection_limits.LimitedProtocol:
             return connection_limits.LimitedProtocol(config=config, server_state=self.server_state, app_state={})
 
         return ListeningSockets(protocol, context, HANDSHAKE_SECONDS, CLOSE_SECONDS)
+
+    def read_again(self) -> None:
+        """Read the files again that can change while control runs: those of certificates, groups and secrets."""
+        if self.started:
+            self.app.services.reread.look_now()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
@@ -144,7 +155,10 @@ class ControlServer(uvicorn.Server):
 
 
 async def serve(settings: ControlSettings, *, clock: Clock | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the process at once. Raises what keeps it from starting."""
+    """Serve until SIGTERM or SIGINT; a second signal ends the process at once. At SIGHUP files are read again.
+
+    Raises what keeps it from starting.
+    """
     _raise_limit()
     log.info("this is skerry %s", version.running().text)
     server = ControlServer(settings, clock=clock, tame=True)
@@ -157,12 +171,15 @@ async def serve(settings: ControlSettings, *, clock: Clock | None = None) -> Non
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, server.read_again)
     try:
         # Not uvicorn's serve(), which would raise the signal again at the end.
         await server._serve()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _config(app: Any, **more: Any) -> uvicorn.Config:
@@ -188,21 +205,13 @@ def _address(listener: ListeningSockets) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _tls(settings: ControlSettings) -> ssl.SSLContext | None:
-    """The TLS context of these settings (R 7.2), None on loopback without a certificate. Raises: StartError."""
-    if settings.tls_cert is None or settings.tls_key is None:
-        if is_loopback(settings.bind):
-            return None
+def _check_address(settings: ControlSettings) -> None:
+    """Raises: StartError, when others could reach control without TLS (R 7.2)."""
+    if settings.tls_cert is None and not is_loopback(settings.bind):
         raise StartError(
             "control speaks TLS to other machines: set SKERRY_TLS_CERT and SKERRY_TLS_KEY, or bind to 127.0.0.1 "
             f"instead of {settings.bind}"
         )
-    try:
-        return tls.server_context(settings.tls_cert, settings.tls_key)
-    except (OSError, ValueError) as error:
-        raise StartError(
-            f"{settings.tls_cert} and {settings.tls_key} aren't a certificate and its key: {error}"
-        ) from error
 
 
 def _raise_limit() -> None:

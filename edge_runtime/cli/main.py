@@ -19,6 +19,7 @@ COMMANDS = {
     "sql": "sql:sql",
     "check-database": "check_database:check_database",
     "caller": "caller:caller",
+    "trust": "trust:trust",
 }
 """The module of this folder that has the command, and its name there."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import orjson
 
+from edge_runtime.cli import access_lines
 from edge_runtime.cli.run import local_token
 from edge_runtime.settings import LISTEN, EdgeSettingsError
 from edge_runtime.sync import identity
@@ -119,7 +120,8 @@ def status(listen: str, state: Path | None, tls_cert: Path | None, as_json: bool
     caller with `pages = true`.
 
     Exits 0 if all is well, 1 if the node is not at its target, control can't be reached, its database takes no writes,
-    its file of callers or its certificate can't be used or the certificate has ended, 3 if it doesn't run.
+    its file of callers or its certificate can't be used or the certificate has ended or ends within 30 days, 3 if it
+    doesn't run.
     """
     try:
         if state is not None:
@@ -149,7 +151,10 @@ def status(listen: str, state: Path | None, tls_cert: Path | None, as_json: bool
         click.echo(render(document), nl=False)
     # A node without an agent (without control) is well as long as it answers.
     away = document.get("control") and document.get("at_target") is not True
-    if document.get("error") or away or _database_ails(document) or _callers_lines(document):
+    trust = (document.get("control") or {}).get("trust") or {}
+    if trust.get("error") or trust.get("ends_soon"):
+        sys.exit(1)
+    if document.get("error") or away or _database_ails(document) or access_lines.callers_lines(document):
         sys.exit(1)
 
 
@@ -230,6 +235,7 @@ def render(document: dict[str, Any]) -> str:
     if control := document.get("control"):
         heard = f", last heard at {control['heard_at']}" if control["heard_at"] else ""
         lines.append(f"control    {control['url']} {'answers' if control['reachable'] else 'does not answer'}{heard}")
+        lines += access_lines.trust_lines(control.get("trust") or {})
     lines.append(f"release    {_release(document.get('release'), document.get('confirmed'))}")
     if "at_target" in document:
         at = {True: "yes", False: "no", None: "not known yet"}[document["at_target"]]
@@ -246,26 +252,13 @@ def render(document: dict[str, Any]) -> str:
         lines.append(f"next try   {document['next_attempt']}")
     if (document.get("secrets") or {}).get("error"):
         lines.append(f"secrets    {document['secrets']['error']}")
-    lines += _callers_lines(document)
+    lines += access_lines.end_lines(document.get("tls") or {}) + access_lines.callers_lines(document)
     if "bytes" in document.get("database", {}) or _database_ails(document):
         lines.append(_database(document["database"]))
     if unfenced := (document.get("workers") or {}).get("unfenced"):
         lines.append(f"unfenced   workers lack of their fence: {', '.join(unfenced)}")
     lines += [_function(function) for function in document.get("functions", [])]
     return "\n".join(lines) + "\n"
-
-
-def _callers_lines(document: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the file of callers and with the certificate."""
-    callers, tls = document.get("callers") or {}, document.get("tls") or {}
-    lines = []
-    if callers.get("error"):
-        lines.append(f"callers    {callers['error']}; the callers that were read before stay in force")
-    if tls.get("error"):
-        lines.append(f"tls        {tls['error']}; the certificate that was read before stays in use")
-    if tls.get("expired"):
-        lines.append(f"tls        the certificate ended at {tls['expires_at']}: clients refuse it")
-    return lines
 
 
 def _release(applied: dict[str, Any] | None, confirmed: dict[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -106,11 +107,13 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     It starts without any network, with the release that it has.
     """
     logs.set_up(form, debug=debug)
+    # Until the node reads files again at it; without a handler it would end this process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for name in ("workers", "concurrency"):
         if given[name] is None:
             del given[name]
     try:
-        settings = EdgeSettings(state=state, token=local_token(), **given)
+        settings = EdgeSettings(state=state, token=local_token(), token_file=local_token_file(), **given)
     except EdgeSettingsError as error:
         raise click.UsageError(str(error)) from None
     with _told():
@@ -145,13 +148,19 @@ def dev(state: Path, listen: str, secrets: Path | None, fresh: bool) -> None:
         dev.run(settings, fresh=fresh)
 
 
+def local_token_file() -> Path | None:
+    """The file that has the node's token; None where the environment names none."""
+    file = os.environ.get("SKERRY_EDGE_TOKEN_FILE")
+    return Path(file) if file else None
+
+
 def local_token() -> str:
     """From the environment alone: other users can see a command's flags."""
-    file = os.environ.get("SKERRY_EDGE_TOKEN_FILE")
-    if not file:
+    file = local_token_file()
+    if file is None:
         return os.environ.get("SKERRY_EDGE_TOKEN", "")
     try:
-        return Path(file).read_text().strip()
+        return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise EdgeSettingsError(f"the token can't be read from SKERRY_EDGE_TOKEN_FILE: {error}") from None
 

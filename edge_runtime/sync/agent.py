@@ -19,6 +19,7 @@ from edge_runtime.sync import capabilities, identity, retries
 from edge_runtime.sync.artifacts import Artifacts
 from edge_runtime.sync.attempt import ArtifactCompiler, Runtime, Superseded, SyncAttempt, text
 from edge_runtime.sync.control_client import ControlClient, ControlRefused, NoAnswer, ToldRelease
+from edge_runtime.sync.control_trust import DROP_AFTER, ControlTrust
 from edge_runtime.sync.identity import Identity
 from edge_runtime.sync.own_credential import EXPIRED, ROTATE_AFTER, OwnCredential
 from edge_runtime.sync.sql_runs import SqlRunReports
@@ -52,9 +53,12 @@ class Agent:
         *,
         rotate_after: timedelta = ROTATE_AFTER,
         jitter: Callable[[], float] = random.random,
+        drop_after: float = DROP_AFTER,
     ) -> None:
+        """`drop_after`: as of `ControlTrust`."""
         self._state = state
         self._credential = OwnCredential(state, who, rotate_after)
+        self._trust = ControlTrust(state, drop_after=drop_after, jitter=jitter)
         self._runtime = runtime
         self._compiler = compiler
         self._jitter = jitter
@@ -126,6 +130,7 @@ class Agent:
                 "reachable": self._problem is None and self._heard_at is not None,
                 "heard_at": text(self._heard_at),
                 "error": self._problem,
+                "trust": self._trust.status(),
             },
             "at_target": self._at_target,
             "confirmed": self._confirmed and self._confirmed._asdict(),
@@ -139,7 +144,15 @@ class Agent:
 
     def facts(self) -> AgentFacts:
         """Return what metrics have of it."""
-        return AgentFacts(self._at_target is True, self._answered, self._outcomes.failures, self._who.credential_ends)
+        trust = self._trust
+        return AgentFacts(
+            self._at_target is True,
+            self._answered,
+            self._outcomes.failures,
+            self._who.credential_ends,
+            trust.digest,
+            trust.ends,
+        )
 
     # Polls
 
@@ -163,6 +176,8 @@ class Agent:
             await self._credential.rotate_when_old(self._client, self._now())
         waits = retries.told(self._outcomes.failed, self._now()) is not None
         answer, took = await self._poll()
+        if await self._trust.follow(self._client, self._who.control_url):
+            self.numbers.tell_node_soon()
         self._report_wanted = isinstance(answer, wire.Report)
         match answer:
             case wire.Plan():
@@ -263,6 +278,8 @@ class Agent:
         message = error.message
         if status in (401, 403) and error.code != EXPIRED:
             message = self._credential.refused(error.message)
+        if error.code == "tls_untrusted":
+            message = self._trust.cure(error.message)
         pause = retries.pause_after(status, retry_after, self._troubles, self._jitter())
         if self._problem is None or self._problem["code"] != error.code:
             log.warning("control: %s (next attempt in %.1f s)", message, pause)
@@ -274,8 +291,10 @@ class Agent:
             pause -= LOOK
 
     async def _look_for_another_identity(self) -> bool:
-        """Tell whether the node has joined again while this process ran; it then goes on as the new node."""
-        if not await self._credential.joined_again():
+        """Tell whether the node has joined again while this process ran, or trusts control by another CA; it then goes
+        on with what is on disk now."""
+        trusts_others = await asyncio.to_thread(self._trust.changed)
+        if not await self._credential.joined_again() and not trusts_others:
             return False
         self._problem = self._confirmed = None
         self._joined_again = True

@@ -24,6 +24,7 @@ from yarl import URL
 
 from control import version, wire
 from edge_runtime.errors import CodedError, SyncFailed
+from edge_runtime.sync import authorities
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for a TCP connection."""
@@ -35,6 +36,8 @@ ANSWER_LIMIT = 64 * 1024 * 1024
 """Bytes that an answer of control may have."""
 PROBLEM_LIMIT = 64 * 1024
 """Bytes that an error of the artifact store may have."""
+TRUST_HEADER = "X-Skerry-Trust"
+"""With the answer to a poll that has nothing to do: which CAs control gives out, as `authorities.digest` says it."""
 RELEASE_HEADER = "X-Skerry-Release"
 """With the answer to a poll of a node at its target: the release's group, number and generation."""
 
@@ -80,8 +83,7 @@ class ControlClient:
     def __init__(self, control_url: str, ca: Path | None, credential: str = "") -> None:
         self._base = control_base(control_url)
         self.credential = credential
-        self._control_tls = tls_context(ca, system=ca is None)
-        self._store_tls = tls_context(ca, system=True)
+        self.trust_again(ca)
         self._session: aiohttp.ClientSession | None = None
         self.skew = 0.0
         """Seconds by which control's clock is ahead of ours, by its Date header."""
@@ -91,6 +93,8 @@ class ControlClient:
         """Where the sync under way is traced, what requests to control say so with."""
         self.release: ToldRelease | None = None
         """The release that the node is at, where the last answer said it."""
+        self.trust = ""
+        """Which CAs control gives out, as it said last; '' where it never did."""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -106,6 +110,11 @@ class ControlClient:
     ) -> None:
         if self._session is not None:
             await self._session.close()
+
+    def trust_again(self, ca: Path | None) -> None:
+        """Verify new connections by `ca`. Raises: ValueError; OSError."""
+        self._control_tls = authorities.tls_context(ca, system=ca is None)
+        self._store_tls = authorities.tls_context(ca, system=True)
 
     @property
     def closed(self) -> bool:
@@ -158,6 +167,10 @@ class ControlClient:
         path = f"/v1/nodes/self/watches/{watch}?{query}"
         body = lines if len(lines) < PACKED_FROM else await asyncio.to_thread(zlib.compress, lines, 1)
         return (await self._typed("POST", path, body, wire.BatchTaken)).rate
+
+    async def authorities(self) -> str:
+        """Return the CAs that control gives out, in PEM, perhaps with something else between them."""
+        return (await self._call("GET", "/v1/ca", None))[1].decode("ascii", "replace")
 
     async def join(self, join: wire.Join) -> wire.Joined:
         """Become a node; the session's credential is the join token."""
@@ -219,6 +232,7 @@ class ControlClient:
             self._note_date(response.headers.get("Date"), sent)
             if not isinstance(message, bytes):  # those come beside polls
                 self.release = told_release(response.headers.get(RELEASE_HEADER, ""))
+                self.trust = response.headers.get(TRUST_HEADER, self.trust)
             if response.status >= 300:
                 raise refusal(response, data, True)
             return response.status, data
@@ -287,21 +301,6 @@ def control_base(url: str) -> URL:
     if base.user or base.password:
         raise ValueError("control's URL must not hold a user or a password")
     return base.origin()
-
-
-def tls_context(ca: Path | None, *, system: bool) -> ssl.SSLContext:
-    """Return a context for TLS 1.2 or later that trusts `ca` and, if `system` is true, the system's CAs.
-
-    Raises: ValueError, when the file holds no certificate; OSError, when it can't be read.
-    """
-    context = ssl.create_default_context() if system else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca is not None:
-        try:
-            context.load_verify_locations(cadata=ca.read_text())
-        except ssl.SSLError as error:
-            raise ValueError(f"{ca} holds no PEM certificate ({error}); join again to have it fetched anew") from None
-    return context
 
 
 def is_loopback(host: str | None) -> bool:
@@ -384,7 +383,7 @@ def unreachable(error: Exception, url: URL, proxy: URL | None) -> NoAnswer:
             return NoAnswer(
                 "tls_untrusted",
                 f"the certificate of {where} is not trusted ({cause}): is it the right host, is this machine's clock "
-                "right, was the authority replaced? If so, join again with a new token",
+                "right, was the authority replaced?",
             )
         case aiohttp.ClientHttpProxyError() | aiohttp.ClientProxyConnectionError():
             return NoAnswer("proxy_failed", f"the proxy {_shown(proxy or url)} gave no way to {where}: {error}")

@@ -25,16 +25,13 @@ from yarl import URL
 from control import wire
 from edge_runtime import files
 from edge_runtime.errors import CodedError
-from edge_runtime.sync import capabilities, control_client, identity
+from edge_runtime.sync import authorities, capabilities, control_client, identity
 from edge_runtime.sync.identity import Identity
 
-CA_LIMIT = 64 * 1024
-"""Bytes that the CA's certificates may have."""
 TRIES = 3
 """Attempts to join while no answer comes; after that a person is told, who may run the command again."""
 
 _TOKEN = re.compile(r"(skj_[0-9a-f-]{36}_[A-Za-z0-9_-]{43})(?:\.([0-9a-f]{64}))?")
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class JoinFailed(CodedError):
@@ -121,7 +118,7 @@ async def _first_trust(base: URL, fingerprint: str | None, ca: Path | None, work
     """Return a file with the certificate to verify control with; None for the system's CAs."""
     file = work / "ca.pem"
     if fingerprint is not None:
-        files.write(file, (await _fetch_authority(base, fingerprint)).encode(), 0o644)
+        files.write(file, (await fetch_authority(base, fingerprint)).encode(), 0o644)
         return file
     return None if ca is None else _copy(ca, file)
 
@@ -134,8 +131,11 @@ def _copy(ca: Path, file: Path) -> Path:
     return file
 
 
-async def _fetch_authority(base: URL, fingerprint: str) -> str:
-    """Fetch the CA's certificate (PEM) from whoever answers; return it only if it has the token's fingerprint."""
+async def fetch_authority(base: URL, fingerprint: str) -> str:
+    """Fetch the CA's certificate (PEM) from whoever answers; return it only if it has this fingerprint.
+
+    Raises: JoinFailed.
+    """
     untrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     untrusting.minimum_version = ssl.TLSVersion.TLSv1_2
     untrusting.check_hostname = False
@@ -150,7 +150,7 @@ async def _fetch_authority(base: URL, fingerprint: str) -> str:
                 url, ssl=untrusting, allow_redirects=False, proxy=proxy, proxy_headers=proxy_headers
             ) as response,
         ):
-            data = await control_client.read_limited(response, CA_LIMIT)
+            data = await control_client.read_limited(response, authorities.SIZE_LIMIT)
             if response.status != 200:
                 raise control_client.refusal(response, data, True)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -158,12 +158,10 @@ async def _fetch_authority(base: URL, fingerprint: str) -> str:
         raise JoinFailed(problem.code, problem.message) from None
     except control_client.ControlRefused as refusal:
         raise JoinFailed(refusal.code, f"{url} gives no authority: {refusal.message}") from None
-    seen = []
-    for pem in _PEM.findall(data.decode("ascii", "replace")):
-        with contextlib.suppress(ValueError):
-            seen.append(hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest())
-            if seen[-1] == fingerprint:
-                return f"{pem}\n"
+    text = data.decode("ascii", "replace")
+    if (pem := authorities.pem_of(text, fingerprint)) is not None:
+        return pem
+    seen = list(authorities.ders(text))
     raise JoinFailed(
         "ca_mismatch",
         f"{base.host} shows an authority with the fingerprint {', '.join(seen) or '(none)'}, but the token wants "

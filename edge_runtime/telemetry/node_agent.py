@@ -21,6 +21,10 @@ class AgentFacts(NamedTuple):
     """Syncs that failed since the start."""
     credential_ends: float | None = None
     """When the node's credential ends (Unix seconds); None where that isn't known."""
+    trust: str = ""
+    """Which CAs the node trusts control by; '' where there is no control."""
+    trust_ends: float | None = None
+    """When the last of them ends (Unix seconds); None where that isn't known."""
 
 
 class RecordSender(Protocol):

@@ -86,6 +86,11 @@ class PollNumbers:
             await self._close(now)
         return self._open
 
+    def tell_node_soon(self) -> None:
+        """Have one of the next polls tell how the node itself is: something of that has changed."""
+        self._node_at = float("-inf")
+        self._due = min(self._due, self._clock() + self._soon(SOON))
+
     def hold(self, wait: float) -> float:
         """Return for how long control may hold the next poll, which would wait for `wait` seconds: a poll whose answer
         brings the next message in time is cheaper than a connection that is ended and made anew."""

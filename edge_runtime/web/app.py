@@ -66,7 +66,8 @@ class EdgeApp:
             b"/_skerry/status": (b"application/json", lambda: orjson.dumps(status(), option=orjson.OPT_INDENT_2)),
             b"/_skerry/metrics": (b"text/plain; version=0.0.4; charset=utf-8", metrics),
         }
-        self._token = settings.token.encode() if settings.token else None
+        self.token = settings.token.encode() if settings.token else None
+        """The node's token, where it has one."""
         own = settings.listen.rpartition(":")[0]
         self._hosts = frozenset(name.lower().encode() for name in (*_LOOPBACK, own, *settings.hosts))
 
@@ -236,14 +237,14 @@ class EdgeApp:
     def _stranger(self, exchange: Exchange, certificate: bytes | None, *, page: bool = False) -> Refusal | None:
         """Return why the client may not ask anything, or not for one of the node's own pages; None if it may."""
         if self._callers is not None:
-            if page and self._token is not None and hmac.compare_digest(_bearer(exchange), self._token):
+            if page and self.token is not None and hmac.compare_digest(_bearer(exchange), self.token):
                 return None
             refusal = self._callers.admit(exchange, certificate or b"", _bearer(exchange), page=page)
             if refusal is not None or exchange.auth_type != CERTIFICATE:
                 return refusal
             # A browser shows its certificate for the pages of other sites, too.
-        elif self._token is not None:
-            if not hmac.compare_digest(_bearer(exchange), self._token):
+        elif self.token is not None:
+            if not hmac.compare_digest(_bearer(exchange), self.token):
                 text = "This node asks for its token: send `Authorization: Bearer TOKEN`."
                 return refused("token_needed", text)
             exchange.auth_type = BEARER

@@ -16,6 +16,7 @@ from edge_runtime.web.connection import HttpConnection, RequestHandler, Shared
 from edge_runtime.web.listener import AT_ONCE, SECURE_AT_ONCE, Listener
 from edge_runtime.web.tls_files import TlsFiles
 from edge_runtime.web.tls_stream import TlsStream
+from edge_runtime.web.token_file import TokenFile
 
 KEPT: Final = 64
 """File descriptors that are kept for the front itself, besides those for its workers."""
@@ -38,8 +39,10 @@ class EdgeServer:
         settings: EdgeSettings,
         callers: Callers | None = None,
         tls_files: TlsFiles | None = None,
+        token_file: TokenFile | None = None,
     ) -> None:
         """Without `tls_files` it speaks plain HTTP."""
+        self._token_file = token_file
         self._callers = callers
         self._tls = tls_files
         self.shared = Shared(app, settings)
@@ -47,7 +50,7 @@ class EdgeServer:
         self._socket: socket.socket | None = None
         self._stopping = asyncio.Event()
         self.look_now = asyncio.Event()
-        """Set it to have the files of callers and of TLS read again at once."""
+        """Set it to have the files of callers, of TLS and of the token read again at once."""
         self.limit = 0
         """Connections that there may be at once; known after `bind`."""
         self._listener: Listener | None = None
@@ -140,18 +143,20 @@ class EdgeServer:
 
     async def _look(self) -> None:
         """Read files again that have changed, once a second, and all of them at once after `look_now`."""
-        parts = [part for part in (self._callers, self._tls) if part is not None]
-        while parts:
+        parts = [part for part in (self._callers, self._tls, self._token_file) if part is not None]
+        while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.look_now.wait(), SWEEP)
             anew = self.look_now.is_set()
             self.look_now.clear()
+            if anew:
+                log.info("files that can change are read again")
             for part in parts:
                 try:
                     await asyncio.to_thread(part.look, anew=anew)
                 except Exception:
                     # Whatever the machine is short of: calls go on with what was read before.
-                    log.exception("the files of callers and of TLS can't be looked at")
+                    log.exception("the files of callers, of TLS and of the token can't be looked at")
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

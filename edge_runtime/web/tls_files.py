@@ -6,7 +6,7 @@ import os
 import ssl
 import stat
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,10 @@ from edge_runtime.files import FileUnfit
 
 log = logging.getLogger("skerry.front")
 
+SOON: Final = timedelta(days=30).total_seconds()
+"""Seconds before its end from which on a certificate is warned of."""
+REMIND: Final = timedelta(days=1).total_seconds()
+"""Seconds between two log lines about its end."""
 TOLD: Final = 10.0
 """Seconds between two log lines about handshakes that failed."""
 _UTC_TIME: Final = 0x17
@@ -35,14 +39,14 @@ class TlsFiles:
         self._key = key
         self._client_ca = client_ca
         self._stamp: tuple[tuple[int, ...], ...] = ()
-        self._told_expired = False
+        self._told_end = float("-inf")
         self._told = float("-inf")
 
     def start(self) -> None:
         """Read the files for the first time. Raises: FileUnfit."""
         self._stamp = self._stamps()
         self.context, self.expires = self._read()
-        self._tell_expired()
+        self._tell_end()
 
     def look(self, *, anew: bool = False) -> None:
         """Read the files again if one has changed or couldn't be used, or `anew`. May be called in a thread of its
@@ -60,10 +64,10 @@ class TlsFiles:
                 self.error = str(unfit)
             else:
                 # Connections that there are keep what they have.
-                self.context, self.expires, self.error, self._told_expired = made, expires, "", False
+                self.context, self.expires, self.error, self._told_end = made, expires, "", float("-inf")
                 until = f", which is good until {_shown(expires)}" if expires is not None else ""
                 log.info("TLS: new connections get the certificate in %s%s", self._certificate, until)
-        self._tell_expired()
+        self._tell_end()
 
     def note_failure(self, client: str, why: str) -> None:
         """Count a handshake that failed, and log it, not too often."""
@@ -79,20 +83,30 @@ class TlsFiles:
             "certificate": str(self._certificate),
             "expires_at": _shown(self.expires) if self.expires is not None else None,
             "expired": self._expired(),
+            "ends_soon": self._ends_within(SOON),
             "asks_clients": self._client_ca is not None,
             "error": self.error or None,
             "failed_handshakes": self.failed,
         }
 
     def _expired(self) -> bool:
-        return self.expires is not None and self.expires <= time.time()
+        return self._ends_within(0)
 
-    def _tell_expired(self) -> None:
-        if self._expired() and not self._told_expired:
-            self._told_expired = True
-            assert self.expires is not None  # noqa: S101
+    def _ends_within(self, seconds: float) -> bool:
+        return self.expires is not None and self.expires <= time.time() + seconds
+
+    def _tell_end(self) -> None:
+        """Log the certificate's end when it is near or past, once a day."""
+        now, ends = time.time(), self.expires
+        if ends is None or ends > now + SOON or (now - self._told_end < REMIND and not self._told_end < ends <= now):
+            return
+        self._told_end = now
+        if ends <= now:
             text = "TLS: the certificate in %s ended at %s: clients refuse it. Put another one in its place"
-            log.error(text, self._certificate, _shown(self.expires))
+            log.error(text, self._certificate, _shown(ends))
+        else:
+            text = "TLS: the certificate in %s ends at %s, in %d days: put another one in its place"
+            log.warning(text, self._certificate, _shown(ends), (ends - now) // 86_400)
 
     def _stamps(self) -> tuple[tuple[int, ...], ...]:
         paths = (self._certificate, self._key, *([self._client_ca] if self._client_ca is not None else []))

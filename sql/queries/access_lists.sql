@@ -112,6 +112,11 @@ RETURNING id::text AS id;
 -- name: renew_operator
 UPDATE operators SET secret_hash = $2 WHERE id = $1 AND secret_hash <> $2 RETURNING id::text AS id;
 
+-- Exchange an operator's token as it was exchanged after the backup; the one before is good until $4.
+-- name: rotate_operator
+UPDATE operators SET old_secret_hash = secret_hash, secret_hash = $2, rotated_at = $3, old_ends_at = $4
+WHERE id = $1 AND secret_hash <> $2 AND (rotated_at IS NULL OR rotated_at < $3) RETURNING id::text AS id;
+
 -- End a join token.
 -- name: end_join_token
 UPDATE join_tokens SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING id::text AS id;

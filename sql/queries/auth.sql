@@ -28,7 +28,7 @@ ON CONFLICT (minute, address, reason) DO UPDATE SET count = auth_failures.count 
 
 -- What an operator that wasn't revoked may, and until when.
 -- name: operator_rights
-SELECT role, grants, expires_at FROM operators WHERE id = $1 AND revoked_at IS NULL;
+SELECT role, grants, expires_at, rotated_at FROM operators WHERE id = $1 AND revoked_at IS NULL;
 
 -- Whether a node's credential wasn't revoked.
 -- name: credential_is_valid

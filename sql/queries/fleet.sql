@@ -51,12 +51,14 @@ FROM credentials WHERE id = ANY($1::text[]::uuid[]);
 
 -- Operators that changed after an epoch.
 -- name: operators_since
-SELECT id::text AS id, name, role, secret_hash, revoked_at, grants, expires_at, issuer, subject, shown_name
+SELECT id::text AS id, name, role, secret_hash, revoked_at, grants, expires_at, issuer, subject, shown_name,
+    old_secret_hash, rotated_at, old_ends_at
 FROM operators WHERE epoch > $1;
 
 -- Operators by id.
 -- name: operators_by_id
-SELECT id::text AS id, name, role, secret_hash, revoked_at, grants, expires_at, issuer, subject, shown_name
+SELECT id::text AS id, name, role, secret_hash, revoked_at, grants, expires_at, issuer, subject, shown_name,
+    old_secret_hash, rotated_at, old_ends_at
 FROM operators WHERE id = ANY($1::text[]::uuid[]);
 
 -- The watches that are alive at $1, the oldest first.

@@ -51,17 +51,19 @@ DELETE FROM group_hours WHERE (group_id, hour) IN
 -- out.
 -- name: write_nodes
 INSERT INTO node_numbers (node_id, group_id, told_at, database_bytes, wal_bytes, disk_free_bytes, memory_bytes,
-    certificate_ends, credential_ends, edge)
-SELECT n.id, u.group_id::uuid, $10, u.database_bytes::int8, u.wal_bytes::int8, u.disk_free_bytes::int8,
-    u.memory_bytes::int8, u.certificate_ends::int8, u.credential_ends::int8, u.edge
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
+    certificate_ends, credential_ends, edge, trust, trust_ends)
+SELECT n.id, u.group_id::uuid, $12, u.database_bytes::int8, u.wal_bytes::int8, u.disk_free_bytes::int8,
+    u.memory_bytes::int8, u.certificate_ends::int8, u.credential_ends::int8, u.edge, u.trust, u.trust_ends::int8
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[], $11::text[])
     AS u (node_id, group_id, database_bytes, wal_bytes, disk_free_bytes, memory_bytes, certificate_ends,
-        credential_ends, edge)
+        credential_ends, edge, trust, trust_ends)
     JOIN nodes AS n ON n.id = u.node_id::uuid
 ON CONFLICT (node_id) DO UPDATE SET group_id = excluded.group_id, told_at = excluded.told_at,
     database_bytes = excluded.database_bytes, wal_bytes = excluded.wal_bytes,
     disk_free_bytes = excluded.disk_free_bytes, memory_bytes = excluded.memory_bytes,
-    certificate_ends = excluded.certificate_ends, credential_ends = excluded.credential_ends, edge = excluded.edge;
+    certificate_ends = excluded.certificate_ends, credential_ends = excluded.credential_ends, edge = excluded.edge,
+    trust = excluded.trust, trust_ends = excluded.trust_ends;
 
 -- What the nodes of each group told since a time. The earliest ends are 0 where no node has one.
 -- name: of_groups
@@ -69,10 +71,12 @@ SELECT group_id::text AS group_id, edge, count(*) AS nodes, sum(database_bytes):
     max(database_bytes) AS database_max, max(wal_bytes) AS wal_max, min(disk_free_bytes) AS disk_free_min,
     sum(memory_bytes)::int8 AS memory_sum,
     coalesce(min(CASE WHEN certificate_ends > 0 THEN certificate_ends END), 0) AS certificate_ends_min,
-    coalesce(min(CASE WHEN credential_ends > 0 THEN credential_ends END), 0) AS credential_ends_min
+    coalesce(min(CASE WHEN credential_ends > 0 THEN credential_ends END), 0) AS credential_ends_min,
+    coalesce(min(CASE WHEN trust_ends > 0 THEN trust_ends END), 0) AS trust_ends_min
 FROM node_numbers WHERE told_at >= $1 GROUP BY group_id, edge;
 
 -- What a node told of itself last.
 -- name: of_node
-SELECT told_at, database_bytes, wal_bytes, disk_free_bytes, memory_bytes, certificate_ends, credential_ends, edge
+SELECT told_at, database_bytes, wal_bytes, disk_free_bytes, memory_bytes, certificate_ends, credential_ends, edge,
+    trust_ends
 FROM node_numbers WHERE node_id = $1;

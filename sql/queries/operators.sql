@@ -1,6 +1,14 @@
--- Whether a name was ever used.
+-- Whether a name is that of an operator who wasn't revoked.
 -- name: taken
-SELECT EXISTS (SELECT 1 FROM operators WHERE name = $1);
+SELECT EXISTS (SELECT 1 FROM operators WHERE name = $1 AND revoked_at IS NULL);
+
+-- Give a revoked operator's name free: its id is put behind it.
+-- name: free_name
+UPDATE operators SET name = name || '~' || id::text WHERE name = $1 AND revoked_at IS NOT NULL RETURNING id::text AS id;
+
+-- Forget the answers that were kept for whoever had a name.
+-- name: forget_answers
+DELETE FROM idempotency WHERE operator = $1;
 
 -- Add an operator.
 -- name: add
@@ -11,20 +19,36 @@ VALUES ($1, $2, $3, $4, $5, $6, $7);
 -- name: renew
 UPDATE operators SET secret_hash = $2 WHERE id = $1;
 
+-- Give an operator another secret; the one before is good until $4.
+-- name: rotate
+UPDATE operators SET old_secret_hash = secret_hash, secret_hash = $2, rotated_at = $3, old_ends_at = $4 WHERE id = $1;
+
+-- Record when operators last asked for something: ids and times.
+-- name: used
+INSERT INTO operator_uses (operator_id, last_used_at)
+SELECT id, at FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) AS u (id, at)
+ON CONFLICT (operator_id) DO UPDATE SET last_used_at = greatest(operator_uses.last_used_at, excluded.last_used_at);
+
 -- Operators that weren't revoked, by name, after a name; with $2, those whose grants are all for these groups.
 -- name: operators
-SELECT name, role, grants, expires_at, created_at, issuer, subject, shown_name FROM operators
-WHERE revoked_at IS NULL AND name > $1 AND ($2::text[] IS NULL OR (
-    grants IS NOT NULL AND NOT EXISTS (
-        SELECT 1 FROM jsonb_array_elements(grants) AS g (item)
+SELECT o.id, o.name, o.role, o.grants, o.expires_at, o.created_at, o.issuer, o.subject, o.shown_name,
+    o.old_ends_at, u.last_used_at
+FROM operators AS o LEFT JOIN operator_uses AS u ON u.operator_id = o.id
+WHERE o.revoked_at IS NULL AND o.name > $1 AND ($2::text[] IS NULL OR (
+    o.grants IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM jsonb_array_elements(o.grants) AS g (item)
         WHERE g.item ->> 'group' IS NULL OR NOT g.item ->> 'group' = ANY($2::text[])
     )
 ))
-ORDER BY name LIMIT $3;
+ORDER BY o.name LIMIT $3;
+
+-- When an operator last asked for something.
+-- name: last_use
+SELECT last_used_at FROM operator_uses WHERE operator_id = $1;
 
 -- An operator that wasn't revoked.
 -- name: operator
-SELECT id, name, role, grants, expires_at, created_at, issuer, subject, shown_name FROM operators
+SELECT id, name, role, grants, expires_at, created_at, issuer, subject, shown_name, old_ends_at FROM operators
 WHERE name = $1 AND revoked_at IS NULL;
 
 -- How many admins of all groups can sign in, and don't end.

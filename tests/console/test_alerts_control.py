@@ -4,6 +4,7 @@ and whom it tells."""
 import asyncio
 import contextlib
 from datetime import timedelta
+from pathlib import Path
 
 import aiohttp
 import psutil
@@ -74,16 +75,36 @@ async def test_somebody_guesses_tokens(watched: Watched) -> None:
     await watched.ends("SkerryAuthenticationsRefused")
 
 
-async def test_controls_certificate_ends_soon(watched: Watched) -> None:
+async def test_controls_certificate_and_its_ca_end_soon(watched: Watched) -> None:
     control, folder = watched.cluster.control, watched.folder / "tls"
-    before = {name: control.environment[name] for name in ("SKERRY_TLS_CERT", "SKERRY_TLS_KEY")}
+    before = {name: control.environment[name] for name in ("SKERRY_TLS_CERT", "SKERRY_TLS_KEY", "SKERRY_CA_CERT")}
     files = watched.authority.issue("control's", timedelta(days=10)).put(folder, "control")
-    control.environment |= dict(zip(before, map(str, files), strict=True))
+    (folder / "ca.pem").write_bytes(watched.authority.certificate)
+    # Alerts are for what ends within 30 days, as this authority does. The node trusts it alone, too.
+    trusted = watched.cluster.folder / "edge" / "ca.pem"
+    long = trusted.read_bytes()
+    trusted.write_bytes(watched.authority.certificate)
+    watched.cluster.tls.load_verify_locations(cadata=watched.authority.certificate.decode())
+    control.environment |= dict(zip(before, map(str, (*files, folder / "ca.pem")), strict=True))
     control.kill()
-    await watched.fires("SkerryCertificateEnds")
+    await watched.fires("SkerryCertificateEnds", "SkerryCaEnds", "SkerryEdgeTrustEnds")
+    await watched.tell_now()
+    await watched.fires("SkerryGroupTrustEnds")
+    trusted.write_bytes(long)
     control.environment |= before
     control.kill()
-    await watched.ends("SkerryCertificateEnds")
+    await watched.ends("SkerryCertificateEnds", "SkerryCaEnds", "SkerryEdgeTrustEnds")
+    await watched.tell_now()
+    await watched.ends("SkerryGroupTrustEnds")
+
+
+async def test_controls_certificate_is_exchanged_for_something_else(watched: Watched) -> None:
+    file = Path(watched.cluster.control.environment["SKERRY_TLS_CERT"])
+    good = file.read_bytes()
+    file.write_text("no certificate")
+    await watched.fires("SkerryFilesUnfit")
+    file.write_bytes(good)
+    await watched.ends("SkerryFilesUnfit")
 
 
 async def test_a_message_to_a_webhook_is_given_up(watched: Watched) -> None:

@@ -38,7 +38,7 @@ async def test_a_release_fails_on_the_node(watched: Watched) -> None:
 
 async def test_its_certificate_ends_soon(watched: Watched) -> None:
     front, folder = watched.cluster.front, watched.folder / "tls"
-    # Alerts are for what ends within 14 days.
+    # Alerts are for what ends within 30 days.
     files = watched.authority.issue("the node's", timedelta(days=10)).put(folder, "node")
     settings = dict(zip(("SKERRY_EDGE_TLS_CERT", "SKERRY_EDGE_TLS_KEY"), map(str, files), strict=True))
     front.environment |= settings

@@ -15,9 +15,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from control.access.certificates import server_context
 from control.local.pki import Pki
 from control.web import connection_limits
-from control.web.tls import server_context
 from tests.support.wire_tap import Tap, tap
 
 MEGABYTE = 1024 * 1024

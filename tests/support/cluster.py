@@ -54,6 +54,7 @@ class Cluster:
         front: Supervised,
         api: aiohttp.ClientSession,
         http: aiohttp.ClientSession,
+        tls: ssl.SSLContext,
     ) -> None:
         self.folder = folder
         self.services = services
@@ -68,6 +69,8 @@ class Cluster:
         """Their artifacts."""
         self.control_address = self.local_address = self.token = ""
         """HOST:PORT of control and of the node's local HTTP, and an admin's token."""
+        self.tls = tls
+        """By which operators trust control."""
         self._api = api
         self._http = http
 
@@ -333,7 +336,7 @@ async def _running(
         held = stack.enter_context((folder / "programs.lock").open("w"))
         control = Supervised("control", ["control.cli", "serve"], serve, folder, held.fileno())
         front = Supervised("front", [*run, "--workers", str(workers)], faults, folder, held.fileno())
-        made = Cluster(folder, services, control, front, api, http)
+        made = Cluster(folder, services, control, front, api, http, tls)
         made.control_address, made.local_address, made.token = url, local, token or ""
         supervising = [asyncio.ensure_future(control.run())]
         try:

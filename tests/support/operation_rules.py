@@ -96,6 +96,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/auth-failures"): Rule("admin", "all"),
     ("GET", "/v1/operators"): Rule("admin", "any"),
     ("GET", "/v1/settings"): Rule("admin", "all"),
+    ("GET", "/v1/certificates"): Rule("read", "any"),
+    ("GET", "/v1/certificates/nodes"): Rule("read", "any"),
     ("POST", "/v1/operators"): Rule(
         "admin", "group", body=lambda g, n: {"name": "reader", "grants": [{"role": "read", "group": g}]}
     ),
@@ -105,6 +107,10 @@ RULES: dict[tuple[str, str], Rule] = {
     ("DELETE", "/v1/webhooks/{name}"): Rule("admin", "all", lambda g, n: "/v1/webhooks/none"),
     ("POST", "/v1/webhooks/{name}/test"): Rule("admin", "all", lambda g, n: "/v1/webhooks/none/test"),
     ("GET", "/v1/webhook-deliveries"): Rule("admin", "all"),
+    ("GET", "/v1/operators/{name}"): Rule("admin", "any", lambda g, n: "/v1/operators/nobody"),
+    ("POST", "/v1/operators/{name}/rotate"): Rule(
+        "admin", "any", lambda g, n: "/v1/operators/nobody/rotate", lambda g, n: {"keep_old": 0}
+    ),
     ("POST", "/v1/operators/{name}/change"): Rule(
         "admin", "any", lambda g, n: "/v1/operators/nobody/change", lambda g, n: {"endless": True}
     ),

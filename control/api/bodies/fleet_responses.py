@@ -82,3 +82,24 @@ class FleetCalls(Struct):
     until: datetime
     calls: list[FunctionCalls]
     """By group, function and release."""
+
+
+class OtherTrust(Struct):
+    """A node that doesn't trust the CAs that control gives out now."""
+
+    name: str
+    state: str
+    trust: str
+    """The digest of those that it trusts, `system` for those of its system, '' where it hasn't said."""
+    told_at: datetime | None
+
+
+class NodesTrust(Struct):
+    """Which nodes trust the CAs that the replica which answers gives out."""
+
+    trust: str
+    """The digest of these CAs; '' where it has none to give out."""
+    nodes: int
+    have: int
+    lacking: list[OtherTrust]
+    """By name, 1,000 at most."""

@@ -90,6 +90,8 @@ class ToldNumbers(Struct):
     """The end of the certificate of its local HTTP; null where it has none."""
     edge: str
     """Its version of the edge runtime."""
+    trust_ends_at: datetime | None
+    """The end of the last CA by which it trusts control; null where it doesn't say."""
 
 
 class DetailedNode(Node):

@@ -137,6 +137,11 @@ class ChangeOperator(Body, frozen=True):
     """The token doesn't end any more."""
 
 
+class RotateOperator(Body, frozen=True):
+    keep_old: Annotated[int, Meta(ge=0, le=30 * 86400)] = 0
+    """Seconds for which the old token, and sessions that began before, stay good."""
+
+
 class NewWebhook(Body, frozen=True):
     """``POST /v1/webhooks``."""
 

@@ -55,11 +55,17 @@ class ProvidersPerson(Struct):
 
 
 class Operator(Struct):
+    id: str
+    """Tells it apart from others that had its name before and were revoked."""
     name: str
     grants: list[HeldGrant]
     expires_at: datetime | None
     """When the token ends; null: it doesn't. Of somebody who signs in by a provider: when the last session ends."""
     created_at: datetime
+    last_used_at: datetime | None
+    """When it last asked for something, by its token or in a session, to within two minutes; null: never."""
+    old_token_ends_at: datetime | None
+    """Until when the token is good that was exchanged for the present one; null: it has ended, or there was none."""
     person: ProvidersPerson | None = None
     """Who it is, where it signs in by a provider; null: it has a token."""
 
@@ -104,6 +110,26 @@ class Health(Struct, omit_defaults=True):
     status: str
     notes: list[str] = field(default_factory=list)
     """What an operator should know, although control serves."""
+
+
+class CertificateInUse(Struct):
+    what: str
+    """`control`: what it shows its clients. `ca`: one of those that nodes are to trust."""
+    name: str
+    sha256: str
+    begins_at: datetime
+    ends_at: datetime
+    """Of `control`: the end of the first certificate on its way to the CA, if that is before its own."""
+
+
+class Certificates(Struct):
+    """What a replica has in use, and why files that were changed can't be used."""
+
+    certificates: list[CertificateInUse]
+    trust: str
+    """The digest of the CAs that nodes are to trust; '' where control has none to give out."""
+    notes: list[str]
+    """A line for each certificate that has ended or ends within 30 days, and for files that can't be used."""
 
 
 class ArtifactStore(Struct):

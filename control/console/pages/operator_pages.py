@@ -107,14 +107,8 @@ async def _show_one(visit: Visit, error: ProblemError | None = None) -> Reply:
 
 async def _operator(visit: Visit) -> Operator:
     """The operator of the path. Raises: ProblemError unknown_operator, also where the visitor may not change it."""
-    name, cursor = path_of(visit)["name"], None
-    while True:
-        found, cursor = await visit.items(operators.list_operators, Operator, pagination.Paging(cursor, 1000))
-        for operator in found:
-            if operator.name == name:
-                return operator
-        if cursor is None:
-            raise ProblemError("unknown_operator", f"there is no operator {name}", field="name")
+    found: Operator = await visit.ask(operators.get, path_of(visit))
+    return found
 
 
 def _grants(visit: Visit) -> list[dict[str, Any]]:

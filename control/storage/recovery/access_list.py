@@ -30,7 +30,7 @@ Kind = Literal[
     "operator-made",
     "operator-revoked",
     "operator-changed",  # to `details.role`, `grants`, `expires_at`
-    "operator-renewed",  # its token is the one with `details.hash`, and no earlier one
+    "operator-renewed",  # its token is the one with `details.hash`; the earlier one is good until `old_ends_at`, if so
     "join-token-ended",
     "session-ended",
 ]

@@ -27,9 +27,10 @@ ADD_REVOKED = SQL.optional("add_revoked", str)
 CHANGE_OPERATOR = SQL.optional("change_operator", str)
 ADD_OPERATOR = SQL.optional("add_operator", str)
 RENEW_OPERATOR = SQL.optional("renew_operator", str)
+ROTATE_OPERATOR = SQL.optional("rotate_operator", str)
 END_JOIN_TOKEN = SQL.optional("end_join_token", str)
 END_SESSION = SQL.optional("end_session", str)
-NODES = queries.load("nodes")
+NODES, OPERATORS = queries.load("nodes"), queries.load("operators")
 
 log = logging.getLogger("skerry.recovery")
 
@@ -104,6 +105,8 @@ async def _revoke_operator(conn: Connection, changed: Changed, change: AccessCha
 async def _make_operator(conn: Connection, changed: Changed, change: AccessChange) -> bool:
     told = change.details
     row = change.subject, told["name"], told["role"], told["grants"], _end(told), told["hash"], change.at
+    # Its name may have been that of an operator who was revoked before.
+    await conn.execute(OPERATORS["free_name"], told["name"])
     if await conn.fetchval(ADD_OPERATOR, *row) is None:
         return False
     changed.operators.add(change.subject)
@@ -119,7 +122,13 @@ async def _change_operator(conn: Connection, changed: Changed, change: AccessCha
 
 
 async def _renew_operator(conn: Connection, changed: Changed, change: AccessChange) -> bool:
-    if await conn.fetchval(RENEW_OPERATOR, change.subject, change.details["hash"]) is None:
+    told = change.details
+    if "old_ends_at" in told:
+        ends_at = datetime.fromisoformat(told["old_ends_at"])
+        found = await conn.fetchval(ROTATE_OPERATOR, change.subject, told["hash"], change.at, ends_at)
+    else:
+        found = await conn.fetchval(RENEW_OPERATOR, change.subject, told["hash"])
+    if found is None:
         return False
     changed.operators.add(change.subject)
     return True

@@ -7,6 +7,9 @@ from typing import Any, cast
 
 from control.access.auth import Authenticator
 from control.access.auth_failures import AuthFailures
+from control.access.certificates import ControlCertificates
+from control.access.operator_uses import OperatorUses
+from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
 from control.api.services import Databases, Services
 from control.metrics import ControlMetrics
@@ -90,7 +93,7 @@ class Replica:
         store = Store(nothing, nothing, "run", SETTINGS)
         reconciler, reports = Reconciler(clock, targets, store, lease), Reports(clock, targets, lease)
         written = (db, fleet, heartbeats, metrics)
-        operators = Authenticator(fleet, clock, db, nothing, SETTINGS)
+        operators = Authenticator(fleet, clock, db, nothing, SETTINGS, OperatorUses(db))
         services = Services(
             settings=SETTINGS,
             clock=clock,
@@ -111,8 +114,8 @@ class Replica:
             reports=WriteBatches(*written, reports.write, fault="control.result"),
             metrics=metrics,
             tracing=None,
-            ca_pem=b"",
-            ca_fingerprint="",
+            certificates=ControlCertificates(SETTINGS, clock),
+            reread=RereadFiles({}),
         )
         while True:
             try:

@@ -99,6 +99,7 @@ async def test_every_operation_that_writes_leaves_a_row(control: Control) -> Non
         ("POST", "/v1/operators/{name}/change"): lambda: call(
             "POST", "/v1/operators/ci/change", {"grants": [{"role": "read"}]}
         ),
+        ("POST", "/v1/operators/{name}/rotate"): lambda: call("POST", "/v1/operators/ci/rotate", {"keep_old": 0}),
         ("DELETE", "/v1/operators/{name}"): lambda: call("DELETE", "/v1/operators/ci"),
         ("POST", "/v1/join-tokens"): lambda: call("POST", "/v1/join-tokens", {"group": "east"}),
         ("DELETE", "/v1/join-tokens/{id}"): lambda: call("DELETE", f"/v1/join-tokens/{unused}"),

@@ -38,7 +38,7 @@ async def test_joining_saves_the_node_and_gives_it_an_id_and_a_credential(contro
 
 
 async def test_the_token_carries_the_fingerprint(control: Control) -> None:
-    assert (await token(control)).endswith("." + control.services.ca_fingerprint)
+    assert (await token(control)).endswith("." + control.services.certificates.trust.fingerprint)
 
 
 async def test_a_lost_answer_loses_nothing(control: Control) -> None:

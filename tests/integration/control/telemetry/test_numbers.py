@@ -277,13 +277,15 @@ async def test_the_monitor_looks_after_them(control_site: Site) -> None:
 async def test_what_nodes_tell_of_themselves_is_kept(control_site: Site) -> None:
     async with control_site.running() as replica:
         node = await replica.join("one")
-        told = wire.NodeNumbers(1000, 200, 5_000_000, 77, 1_900_000_000, 0, "1.2.3", 2, 3, 4)
+        told = wire.NodeNumbers(
+            1000, 200, 5_000_000, 77, 1_900_000_000, 0, "1.2.3", 2, 3, 4, "0123456789abcdef", 1_950_000_000
+        )
         await numbers.tell(node, numbers.message([], node=told))
         nodes = replica.services.numbers.nodes
         await nodes.write()
         found = await replica.services.db.read(lambda conn: conn.fetchrow(OF_NODE, node.id))
         assert found is not None
-        assert found[1:] == (1000, 200, 5_000_000, 77, 1_900_000_000, 0, "1.2.3")
+        assert found[1:] == (1000, 200, 5_000_000, 77, 1_900_000_000, 0, "1.2.3", 1_950_000_000)
         (row,) = await nodes.of_groups()
         assert (row.nodes, row.database_max, row.certificate_ends_min, row.credential_ends_min) == (
             *(1, 1000),

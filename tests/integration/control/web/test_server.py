@@ -9,17 +9,20 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from cryptography import x509
 
 from control.local.pki import Pki
 from control.local.process import port_is_free
 from control.sync import fleet_cache
 from control.web.server import ControlServer, StartError
 from tests.support import seeds
+from tests.support.certificates import Authority
 from tests.support.cutting import cutting
 from tests.support.replica import Replica, Site, TestNode, running
 from tests.support.wire_tap import tap
@@ -201,3 +204,64 @@ async def test_a_database_that_goes_away_and_comes_back(control_site: Site, monk
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
         await node.sync()
+
+
+async def serial(url: str, ca: Path) -> int:
+    """The serial number of the certificate that control shows now."""
+    parts = urlsplit(url)
+    context = ssl.create_default_context(cafile=str(ca))
+    _, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return x509.load_der_x509_certificate(shown).serial_number
+
+
+async def test_a_signal_has_the_certificate_read_again_and_ends_nothing(control_site: Site, tmp_path: Path) -> None:
+    authority = Authority()
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.certificate)
+    certificate, key = authority.issue("control", timedelta(days=300)).put(tmp_path, "control")
+    site = replace(
+        control_site, settings=replace(control_site.settings, tls_cert=certificate, tls_key=key, ca_cert=ca), ca=ca
+    )
+    async with process(site) as (serving, url):
+        first = await serial(url, ca)
+        authority.issue("control", timedelta(days=300)).put(tmp_path, "control")
+        serving.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(60):
+            while await serial(url, ca) == first:
+                await asyncio.sleep(0.05)
+        # One that can't be used changes nothing, and an operator is told of it.
+        certificate.write_text("nothing")
+        context = ssl.create_default_context(cafile=str(ca))
+        connector = aiohttp.TCPConnector(ssl=context)
+        headers = {"authorization": f"Bearer {site.admin}"}
+        async with aiohttp.ClientSession(url, connector=connector, headers=headers) as session:
+            for path, said in (("/readyz", "notes"), ("/v1/certificates", "notes")):
+                async with asyncio.timeout(60):
+                    while True:
+                        async with session.get(path) as answer:
+                            told = await answer.json()
+                            assert answer.status == 200
+                        if any("what was read before stays in use" in line for line in told.get(said, [])):
+                            break
+                        await asyncio.sleep(0.05)
+            assert [one["what"] for one in told["certificates"]] == ["control"]
+            async with session.get("/metrics") as answer:
+                assert 'skerry_files_unfit{files="certificates"} 1.0' in await answer.text()
+        assert serving.returncode is None
+        serving.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(60):
+            assert await serving.wait() == 0
+
+
+async def test_it_refuses_to_start_with_a_certificate_that_has_ended(control_site: Site, tmp_path: Path) -> None:
+    certificate, key = Authority().issue("control", timedelta(days=-1)).put(tmp_path, "control")
+    environment = control_site.environment() | {"SKERRY_TLS_CERT": str(certificate), "SKERRY_TLS_KEY": str(key)}
+    serving = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "control.cli", "serve", env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        _, said = await serving.communicate()
+    assert serving.returncode == 1
+    assert b"nodes and operators would refuse" in said.replace(b"\n", b" ")

@@ -216,6 +216,18 @@ async def test_the_status_of_a_node_with_a_token_needs_it_and_takes_it_from_a_fi
         async with asyncio.timeout(DEADLINE):
             while (await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(file)))[0] != 0:
                 await asyncio.sleep(0.1)
+        # The file is read again when it changes, and one that can't be used leaves the token in force.
+        await asyncio.to_thread(file.write_text, "another long and random secret\n")
+        async with asyncio.timeout(DEADLINE):
+            while (await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(file)))[0] != 0:
+                await asyncio.sleep(0.1)
+        await asyncio.to_thread(file.write_text, "short")
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                told = await command("status", "--listen", listen, SKERRY_EDGE_TOKEN="another long and random secret")
+                if told[0] == 1 and "less than 16 characters" in told[1]:
+                    break
+                await asyncio.sleep(0.1)
     code, _, err = await command("status", "--listen", listen, SKERRY_EDGE_TOKEN_FILE=str(tmp_path / "none"))
     assert code == 2
     assert "SKERRY_EDGE_TOKEN_FILE" in err

@@ -13,9 +13,9 @@ import orjson
 import pytest
 from aiohttp import web
 
+from control.access import certificates
 from control.local import pki
 from control.manifest_fields import HttpGrant
-from control.web import tls
 from edge_runtime.egress import http_client
 from edge_runtime.egress.http_client import HttpClient, is_own, reachable
 from edge_runtime.guests import http_json
@@ -217,7 +217,7 @@ async def test_a_server_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatc
 async def test_certificates_are_checked(tmp_path: Path) -> None:
     keys = pki.ensure(tmp_path, ["localhost"])
     trusting = ssl.create_default_context(cafile=str(keys.ca))
-    async with server(tls.server_context(keys.certificate, keys.key)) as port:
+    async with server(certificates.server_context(keys.certificate, keys.key)) as port:
         url, allowed = f"https://localhost:{port}/x", grant(f"localhost:{port}")
         async with HttpClient(tls=trusting) as made:
             assert (await fetch(made, allowed, url))["status"] == 200

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -330,3 +331,32 @@ async def test_a_stop_ends_what_is_idle_and_waits_for_what_runs(tmp_path: Path, 
         assert await idle.end() == b""
         edge.app.answer(0)
         assert (await busy.answer())[2] == b"kept"
+
+
+async def test_an_end_is_told_from_thirty_days_before(
+    tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = authority.issue("node", timedelta(days=40)).put(tmp_path, "node")
+    made, now = TlsFiles(certificate, key, None), time.time()
+    said: list[int] = []
+    for days in (0, 11, 11.5, 12.5, 41, 41.5, 42.5):
+        monkeypatch.setattr(time, "time", lambda days=days: now + days * 86_400)
+        caplog.clear()
+        made.start() if not days else made.look()
+        said.append(sum("put another one in its place" in line.lower() for line in caplog.messages))
+        status = {"tls": made.status(), "database": {"writes": "open", "checkpoint_error": None}}
+        told = node_command.render(status)
+        assert ("ends at" in told, "ended at" in told) == (11 <= days < 40, days > 40)
+    assert said == [0, 1, 0, 1, 1, 0, 1]
+
+
+async def test_a_signal_ends_no_node_that_has_nothing_to_read_again(tmp_path: Path) -> None:
+    async with node(tmp_path / "state") as edge:
+        await edge.release(FUNCTIONS)
+    async with front_process(tmp_path / "state") as process:
+        os.kill(process.pid, signal.SIGHUP)
+        async with asyncio.timeout(60):
+            while not process.logged(b"files that can change are read again"):
+                await asyncio.sleep(0.01)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{process.port}") as session:
+            assert (await text(session))[0] == 200

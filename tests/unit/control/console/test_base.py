@@ -11,6 +11,8 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from control.access.certificates import ControlCertificates
+from control.access.reread_files import RereadFiles
 from control.clock import SystemClock
 from control.console import assets, formats, rendering
 from control.metrics import ControlMetrics
@@ -28,6 +30,7 @@ class NoDatabase:
     def __init__(self) -> None:
         self.metrics, self.settings, self.clock = ControlMetrics(), SETTINGS, SystemClock()
         self.auth = self.fleet = self.heartbeats = self.decisions = self.tracing = self.numbers = None
+        self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({})
 
 
 @pytest.fixture

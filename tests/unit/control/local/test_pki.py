@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from control.access import certificates
 from control.local import pki
-from control.web import tls
 
 
 def handshake(files: pki.Pki, ca: str, name: str, client_version: ssl.TLSVersion | None = None) -> str | None:
@@ -19,7 +19,9 @@ def handshake(files: pki.Pki, ca: str, name: str, client_version: ssl.TLSVersion
 
     def serve() -> None:
         try:
-            with tls.server_context(files.certificate, files.key).wrap_socket(theirs, server_side=True) as server:
+            with certificates.server_context(files.certificate, files.key).wrap_socket(
+                theirs, server_side=True
+            ) as server:
                 server.recv(1)
         except (ssl.SSLError, OSError):
             theirs.close()
@@ -72,9 +74,9 @@ def test_the_fingerprint_is_that_of_the_authority(tmp_path):
 
     files = pki.ensure(tmp_path)
     der = ssl.PEM_cert_to_DER_cert(files.ca.read_text())
-    assert files.fingerprint == hashlib.sha256(der).hexdigest() == tls.fingerprint(files.ca.read_bytes())
+    assert files.fingerprint == hashlib.sha256(der).hexdigest() == certificates.fingerprint(files.ca.read_bytes())
     with pytest.raises(ValueError, match="PEM"):
-        tls.fingerprint("nothing")
+        certificates.fingerprint("nothing")
 
 
 def test_a_server_certificate_near_its_end_is_renewed_and_the_authority_stays(tmp_path):

@@ -21,6 +21,7 @@ AUDITED = frozenset(
         ("POST", "/v1/nodes/{node}/revoke"),
         ("POST", "/v1/operators"),
         ("POST", "/v1/operators/{name}/change"),
+        ("POST", "/v1/operators/{name}/rotate"),
         ("POST", "/v1/recovery"),
         ("POST", "/v1/releases"),
         ("POST", "/v1/releases/{group}/{number}/retry"),

@@ -8,6 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from control.access.certificates import ControlCertificates
+from control.access.reread_files import RereadFiles
 from control.access.sessions import Sessions
 from control.clock import SystemClock
 from control.metrics import ControlMetrics
@@ -40,6 +42,7 @@ class OnlyCounters:
         self.tracing = None
         self.live = SimpleNamespace(viewers={})
         self.auth = self.fleet = self.heartbeats = self.decisions = self.numbers = None
+        self.certificates, self.reread = ControlCertificates(SETTINGS, SystemClock()), RereadFiles({})
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def test_head_is_a_method_of_its_own(app: ControlApp) -> None:
 
 def test_who_is_refused_is_recorded_and_the_connection_ends(app: ControlApp) -> None:
     clock = SystemClock()
-    operators = starlette_app.auth.Authenticator(None, clock, None, None, SETTINGS)  # type: ignore[arg-type]
+    operators = starlette_app.auth.Authenticator(None, clock, None, None, SETTINGS, None)  # type: ignore[arg-type]
     app.services.sessions = Sessions(None, clock, operators, None, None, None, SETTINGS)  # type: ignore[arg-type]
     status, headers, body = ask(app, "GET", "/v1/nodes")
     assert (status, body["code"], headers["connection"]) == (401, "credentials_missing", "close")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from control.access import certificates
 from control.local import pki
 from control.telemetry.webhooks import webhook_client, webhook_signature
 from control.telemetry.webhooks.webhook_client import WebhookClient
-from control.web import tls
 from tests.support.webhook_receiver import Receiver, receiving
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -132,7 +132,10 @@ async def test_redirects_are_not_followed(receiver: Receiver, status: int) -> No
 
 async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Any) -> None:
     own = pki.ensure(tmp_path)
-    async with receiving(tls.server_context(own.certificate, own.key)) as receiver, WebhookClient(LOOPBACK) as client:
+    async with (
+        receiving(certificates.server_context(own.certificate, own.key)) as receiver,
+        WebhookClient(LOOPBACK) as client,
+    ):
         attempt = await client.post(receiver.url, HEADERS, b"{}")
         assert "the certificate of localhost isn't trusted" in attempt.error
         assert receiver.received == []

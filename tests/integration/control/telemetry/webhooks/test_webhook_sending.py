@@ -5,11 +5,11 @@ import contextlib
 
 import pytest
 
+from control.access import certificates
 from control.local.pki import Pki
 from control.sync.leases import Leases
 from control.telemetry.webhooks import webhook_messages, webhook_sender
 from control.telemetry.webhooks.webhook_sender import WebhookSender
-from control.web import tls
 from tests.support.control import SettableClock, until
 from tests.support.replica import Replica, Site
 from tests.support.webhook_receiver import Receiver, receiving
@@ -24,7 +24,7 @@ async def test_a_node_that_goes_offline_is_told_signed_over_tls(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(pki.ca))
     async with (
-        receiving(tls.server_context(pki.certificate, pki.key)) as receiver,
+        receiving(certificates.server_context(pki.certificate, pki.key)) as receiver,
         control_site.running(clock=clock, webhook_networks=LOOPBACK) as replica,
     ):
         secret = (await add(replica, receiver.url))["secret"]

@@ -11,10 +11,10 @@ import orjson
 import pytest
 from aiohttp import web
 
+from control.access import certificates
 from control.cli import main as cli
 from control.cli.support import client
 from control.local import pki
-from control.web import tls
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -58,7 +58,7 @@ async def faulty(pki: pki.Pki, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def _server_context(keys: pki.Pki) -> object:
-    return tls.server_context(keys.certificate, keys.key)
+    return certificates.server_context(keys.certificate, keys.key)
 
 
 def says(value: object, status: int = 200, **headers: str) -> Answer:

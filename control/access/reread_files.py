@@ -1,0 +1,77 @@
+"""Files that a running replica reads again: every few seconds where they have changed, and all of them at SIGHUP."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+PERIOD = 2.0
+"""Seconds between two looks at the files."""
+
+log = logging.getLogger("skerry.control")
+
+
+class Reread(Protocol):
+    """What is made of some files, as they were when they could last be used."""
+
+    error: str
+    """Why the files can't be used as they are now; '' where they can."""
+
+    def look(self, *, anew: bool = False) -> bool:
+        """Read the files again if they have changed, or `anew`; whether something else is in use now."""
+        ...
+
+
+class RereadFiles:
+    """Looks at the files until cancelled."""
+
+    def __init__(self, parts: Mapping[str, Reread]) -> None:
+        """`parts`: by what they are, as logs and metrics say it."""
+        self.parts = parts
+        self._now = asyncio.Event()
+        self.changed: list[Callable[[], None]] = []
+        """Called, in the loop, when something else is in use."""
+
+    def look_now(self) -> None:
+        """Have all files read again at once."""
+        self._now.set()
+
+    def errors(self) -> list[str]:
+        """A line for each part whose files can't be used as they are now."""
+        return [
+            f"{what}: {part.error}; what was read before stays in use"
+            for what, part in self.parts.items()
+            if part.error
+        ]
+
+    async def run(self) -> None:
+        """Look every `PERIOD` seconds, and at once after `look_now`."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._now.wait(), PERIOD)
+            anew = self._now.is_set()
+            self._now.clear()
+            if anew:
+                log.info("files that can change are read again: %s", ", ".join(self.parts))
+            for what, part in self.parts.items():
+                try:
+                    # A disk that hangs must not hold up requests.
+                    if await asyncio.to_thread(part.look, anew=anew):
+                        for call in self.changed:
+                            call()
+                except Exception:
+                    log.exception("the files of %s couldn't be looked at", what)
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Numbers that are others once a file has changed; empty if there is no file. Links are followed, since tools that
+    renew certificates put links in place.
+    """
+    with contextlib.suppress(OSError):
+        info = os.stat(path)
+        # Times have the kernel's clock tick: two changes in one tick have the same, so other fields are compared, too.
+        return (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size)
+    return ()
