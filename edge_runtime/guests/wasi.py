@@ -10,12 +10,12 @@ import itertools
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
 
-SUCCESS, BADF, FAULT, INVAL, NOSYS, NOTDIR, NOTSOCK, NOTSUP, SPIPE, NOTCAPABLE = 0, 8, 21, 28, 52, 54, 57, 58, 70, 76
+SUCCESS, BADF, FAULT, INVAL, NOTDIR, NOTSOCK, NOTSUP, SPIPE, NOTCAPABLE = 0, 8, 21, 28, 54, 57, 58, 70, 76
 
 _MOST_VECTORS = 1024
 _MOST_SUBSCRIPTIONS = 1024
@@ -31,11 +31,10 @@ _FILESTAT = struct.Struct("<QQBxxxxxxxQQQQQ")
 _SUBSCRIPTION = struct.Struct("<QBxxxxxxxIxxxxQQHxxxxxx")
 _EVENT = struct.Struct("<QHBxxxxxQHxxxxxx")
 
-_RIGHTS_IN = 1 << 1 | 1 << 21 | 1 << 27
-"""The rights fd_read, fd_filestat_get and poll_fd_readwrite, of stdin."""
-_RIGHTS_OUT = 1 << 6 | 1 << 21 | 1 << 27
-"""The rights fd_write, fd_filestat_get and poll_fd_readwrite, of stdout and stderr. These are a pipe's rights: no libc
-takes it for a terminal."""
+_RIGHTS: Final = (1 << 1, 1 << 6, 1 << 6)
+"""The rights of stdin (fd_read), stdout and stderr (fd_write)."""
+_STREAMS: Final = {0: 0, 1: 1, 2: 2}
+"""Which stream each descriptor is at the start of a call."""
 
 _REALTIME, _MONOTONIC, _PROCESS_TIME, _THREAD_TIME = range(4)
 _CLOCK, _READ, _WRITE = range(3)
@@ -93,7 +92,7 @@ class Wasi:
         self._stdout, self._stderr = bytearray(), bytearray()
         self.copy: LogCopy | None = None
         """Where stderr is written too; None where nobody reads it if this process dies."""
-        self._closed: set[int] = set()
+        self._streams: Mapping[int, int] = _STREAMS
         self.begin(Strings(()), Strings(()), b"", 0, 0)
 
     def begin(self, args: Strings, environ: Strings, stdin: bytes, stdout_limit: int | None, stderr_limit: int) -> None:
@@ -108,8 +107,7 @@ class Wasi:
         self._answers = stdout_limit is not None
         self._stdout_limit = self._stdout_room = stdout_limit or 0
         self._stderr_room = stderr_limit
-        if self._closed:
-            self._closed = set()
+        self._streams = _STREAMS
         self._started = time.monotonic_ns()
 
     @property
@@ -162,6 +160,8 @@ class Wasi:
         return SUCCESS
 
     def _strings(self, strings: Strings, pointers: int, blob: int) -> int:
+        if not strings.count:
+            return SUCCESS
         memory = self._memory
         end = blob + len(strings.blob)
         if pointers + 4 * strings.count > memory.size or end > memory.size:
@@ -176,7 +176,7 @@ class Wasi:
     def clock_res_get(self, clock: int, result: int) -> int:
         if clock > _THREAD_TIME:
             return INVAL
-        self._memory.write(result, _U64.pack(1000))
+        self._memory.write(result, _U64.pack(1))
         return SUCCESS
 
     def clock_time_get(self, clock: int, _precision: int, result: int) -> int:
@@ -200,25 +200,24 @@ class Wasi:
         raise Exit(code - ((code & 0x80000000) << 1))
 
     def proc_raise(self, _signal: int) -> int:
-        return NOSYS
+        return NOTSUP
 
     def sched_yield(self) -> int:
         return SUCCESS
 
     def poll_oneoff(self, subscriptions: int, events: int, count: int, result: int) -> int:
-        """Return at once where stdio is polled, which is always ready; otherwise sleep until the first timer. The
-        call's time limit runs on meanwhile."""
+        """Return at once where stdio is polled, which is always ready; otherwise sleep until the first timer, and tell
+        of all that are due then. The call's time limit runs on meanwhile."""
         if not 0 < count <= _MOST_SUBSCRIPTIONS:
             return INVAL
         memory = self._memory
         memory.need(events + _EVENT.size * count)
         memory.need(result + 4)
         requested = list(_SUBSCRIPTION.iter_unpack(memory.read(subscriptions, _SUBSCRIPTION.size * count)))
-        if any(tag > _WRITE for _, tag, *_ in requested):
-            return INVAL
+        for _, tag, clock, _, _, flags in requested:
+            if tag > _WRITE or (tag == _CLOCK and (clock > _THREAD_TIME or flags > _ABSOLUTE)):
+                return INVAL
         ready = [self._ready(user, tag, fd) for user, tag, fd, *_ in requested if tag != _CLOCK]
-        if not ready:
-            ready = [(user, INVAL, _CLOCK, 0, 0) for user, _, clock, *_ in requested if clock > _THREAD_TIME]
         if not ready:
             left = [self._left(clock, timeout, flags) for _, _, clock, timeout, _, flags in requested]
             soonest = max(0, min(left))
@@ -233,7 +232,8 @@ class Wasi:
         return SUCCESS
 
     def _ready(self, user: int, tag: int, fd: int) -> tuple[int, int, int, int, int]:
-        if fd > 2 or fd in self._closed or (tag == _READ) != (fd == 0):
+        stream = self._streams.get(fd)
+        if stream is None or (tag == _READ) != (stream == 0):
             return user, BADF, tag, 0, 0
         left = len(self._stdin) - self._position if tag == _READ else 1
         return user, SUCCESS, tag, left, 0 if left else _HANGUP
@@ -245,7 +245,7 @@ class Wasi:
     # stdio
 
     def fd_read(self, fd: int, vectors: int, count: int, result: int) -> int:
-        if fd or fd in self._closed:
+        if self._streams.get(fd) != 0:
             return BADF
         if count > _MOST_VECTORS:
             return INVAL
@@ -267,7 +267,8 @@ class Wasi:
         return SUCCESS
 
     def fd_write(self, fd: int, vectors: int, count: int, result: int) -> int:
-        if not 1 <= fd <= 2 or fd in self._closed:
+        stream = self._streams.get(fd)
+        if not stream:
             return BADF
         if count > _MOST_VECTORS:
             return INVAL
@@ -289,7 +290,7 @@ class Wasi:
                     if not written:
                         raise
                     break
-            if fd == 1 and self._answers:
+            if stream == 1 and self._answers:
                 self._stdout_room -= length
                 if self._stdout_room < 0:
                     raise OutputTooLarge(f"it wrote more than {self._stdout_limit} bytes to stdout")
@@ -301,18 +302,29 @@ class Wasi:
         return SUCCESS
 
     def _not_open(self, fd: int) -> int:
-        return BADF if fd > 2 or fd in self._closed else SUCCESS
+        return SUCCESS if fd in self._streams else BADF
 
     def fd_close(self, fd: int) -> int:
         error = self._not_open(fd)
         if not error:
-            self._closed.add(fd)
+            self._streams = {number: stream for number, stream in self._streams.items() if number != fd}
         return error
 
+    def fd_renumber(self, source: int, target: int) -> int:
+        """The target, which must be open, becomes the source's stream; the source is closed."""
+        if error := self._not_open(source) or self._not_open(target):
+            return error
+        streams = {**self._streams}
+        streams[target] = streams.pop(source)
+        self._streams = streams
+        return SUCCESS
+
     def fd_fdstat_get(self, fd: int, result: int) -> int:
-        if fd > 2 or fd in self._closed:
+        stream = self._streams.get(fd)
+        if stream is None:
             return BADF
-        self._memory.write(result, _FDSTAT.pack(0, 0, _RIGHTS_OUT if fd else _RIGHTS_IN, 0))
+        # No kind of file (0): a libc takes it for no terminal.
+        self._memory.write(result, _FDSTAT.pack(0, 0, _RIGHTS[stream], _RIGHTS[stream]))
         return SUCCESS
 
     def fd_filestat_get(self, fd: int, result: int) -> int:
@@ -328,13 +340,10 @@ class Wasi:
         """Rights can't be changed: more are refused, fewer aren't supported."""
         if error := self._not_open(fd):
             return error
-        have = _RIGHTS_OUT if fd else _RIGHTS_IN
-        if base & ~have or inheriting:
+        have = _RIGHTS[self._streams[fd]]
+        if (base | inheriting) & ~have:
             return NOTCAPABLE
-        return SUCCESS if base == have else NOTSUP
-
-    def fd_renumber(self, source: int, target: int) -> int:
-        return self._not_open(source) or self._not_open(target) or (SUCCESS if source == target else NOTSUP)
+        return SUCCESS if base == inheriting == have else NOTSUP
 
     # What files can do and streams can't
 
@@ -357,11 +366,11 @@ class Wasi:
     def path_symlink(self, _target: int, _length: int, fd: int, *_: int) -> int:
         return self._directory(fd)
 
-    def _preopened(self, *_: int) -> int:
+    fd_prestat_dir_name = _directory
+
+    def fd_prestat_get(self, *_: int) -> int:
         # libc tries 3, 4, … until it gets this errno: there are no preopened folders.
         return BADF
-
-    fd_prestat_get = fd_prestat_dir_name = _preopened
 
     def _socket(self, fd: int, *_: int) -> int:
         return self._not_open(fd) or NOTSOCK

@@ -11,11 +11,10 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -31,7 +30,7 @@ from edge_runtime.ipc.http_messages import NotFetched
 from tests.guests.build import guest, wat
 from tests.support import by_extism, by_wasmtime
 from tests.support.by_extism import Call, End
-from tests.support.different import page_rows
+from tests.support.different import Differences
 from tests.support.functions import compiled, loading, local
 from tests.support.kernel_scripts import CONFIG, Op, Place, Step, encoded, large_scripts, scripts
 
@@ -331,14 +330,7 @@ def test_requests_by_http_with_wrong_handles(
 
 # What is different, by the names in docs/reference/other-hosts.md
 
-SHOWN: list[str] = []
-Test = TypeVar("Test", bound=Callable[..., None])
-
-
-def shows(entry: str) -> Callable[[Test], Test]:
-    """The test shows what the page says in this entry."""
-    SHOWN.append(entry)
-    return lambda test: test
+page = Differences("Extism's own host")
 
 
 def numbers(end: End) -> list[int]:
@@ -360,7 +352,7 @@ def ends(ours: LoadedFunction, reference: Executor, steps: list[Step]) -> tuple[
 TEXT: Step = (Op.TEXT, b"12345678")
 
 
-@shows("instances")
+@page.shows("instances")
 def test_nothing_is_left_for_the_next_call(reference: Executor, tmp_path: Path) -> None:
     wasm = module('(func (export "run") (result i32) (call $say) (call $begin) (i32.const 0))')
     loaded = function(wasm, tmp_path, "interpreted")
@@ -370,7 +362,7 @@ def test_nothing_is_left_for_the_next_call(reference: Executor, tmp_path: Path) 
     assert [end.data for end in reference.submit(by_extism.calls, wasm, calls, {}, (), True).result()] == [b"A", b"B"]
 
 
-@shows("commands that are libraries too")
+@page.shows("commands that are libraries too")
 def test_a_module_with_both_start_and_initialize(reference: Executor, tmp_path: Path) -> None:
     wasm = module('(export "_initialize" (func $begin)) (func (export "_start") (call $say))')
     loaded = function(wasm, tmp_path, "interpreted")
@@ -379,7 +371,7 @@ def test_a_module_with_both_start_and_initialize(reference: Executor, tmp_path: 
     assert b"both a Command and a Reactor" in by_reference(reference, [Call("_start")], wasm)[0].data
 
 
-@shows("which exports can be called")
+@page.shows("which exports can be called")
 def test_initialization_is_no_function_to_call(reference: Executor, tmp_path: Path) -> None:
     wasm = module('(export "_initialize" (func $say))', '(func (export "run") (result i64) (call $say) (i64.const 0))')
     loaded = function(wasm, tmp_path, "interpreted")
@@ -389,7 +381,7 @@ def test_initialization_is_no_function_to_call(reference: Executor, tmp_path: Pa
     assert by_reference(reference, calls, wasm) == [End("answer", b"A"), End("code", b"-1")]
 
 
-@shows("vars")
+@page.shows("vars")
 def test_vars_have_room_for_what_they_are(ours: LoadedFunction, reference: Executor) -> None:
     once: list[Step] = [(Op.TEXT, b"a"), (Op.ALLOC_ANYWHERE, 600_000), (Op.VAR_SET, Place(0), Place(1))]
     twice: list[Step] = [*once, (Op.TEXT, b"a"), (Op.ALLOC_ANYWHERE, 600_000), (Op.VAR_SET, Place(3), Place(4))]
@@ -399,7 +391,7 @@ def test_vars_have_room_for_what_they_are(ours: LoadedFunction, reference: Execu
     assert [end.how for end in ends(ours, reference, full)] == ["refused", "refused"]
 
 
-@shows("memory that is full")
+@page.shows("memory that is full")
 def test_a_full_memory_is_told_to_the_plugin(reference: Executor, tmp_path: Path) -> None:
     steps: list[Step] = [(Op.ALLOC, 10_000_000), (Op.ALLOC, 8)]
     call = Call("traced", encoded(steps))
@@ -410,13 +402,13 @@ def test_a_full_memory_is_told_to_the_plugin(reference: Executor, tmp_path: Path
     assert theirs == [End("error", b"oom")]
 
 
-@shows("lengths of 2⁴⁸ and more")
+@page.shows("lengths of 2⁴⁸ and more")
 def test_no_block_is_as_long_as_that(ours: LoadedFunction, reference: Executor) -> None:
     steps: list[Step] = [(Op.ALLOC, 2**48 + 5), (Op.LENGTH, Place(0))]
     assert traces(ours, reference, steps) == ([0, 0], [1, 5])
 
 
-@shows("addresses outside of blocks")
+@page.shows("addresses outside of blocks")
 def test_what_lies_between_blocks(ours: LoadedFunction, reference: Executor) -> None:
     past: list[Step] = [TEXT, TEXT, (Op.STORE_U64, Place(0, 8), 0), (Op.LENGTH, Place(1))]
     assert traces(ours, reference, past) == ([1, 2, 0, 8], [1, 2, 0, 0])
@@ -427,27 +419,27 @@ def test_what_lies_between_blocks(ours: LoadedFunction, reference: Executor) -> 
     assert (mine, theirs[1] != 0) == ([1, 0], True)
 
 
-@shows("exit codes above 125")
+@page.shows("exit codes above 125")
 def test_every_exit_code_is_told(ours: LoadedFunction, reference: Executor) -> None:
     for code in (126, 255, 2**31 - 1):
         mine, theirs = ends(ours, reference, [(Op.EXIT, code)])
         assert (mine, theirs.how) == (End("code", b"%d" % code), "refused")
 
 
-@shows("texts of errors")
+@page.shows("texts of errors")
 def test_an_error_that_is_no_text(ours: LoadedFunction, reference: Executor) -> None:
     mine, theirs = ends(ours, reference, [(Op.TEXT, b"a\xff"), (Op.ERROR_SET, Place(0))])
     assert (mine, theirs) == (End("error", "a\ufffd".encode()), End("error", b"a\xff"))
 
 
-@shows("log")
+@page.shows("log")
 def test_a_log_line_that_is_no_text(ours: LoadedFunction, reference: Executor) -> None:
     mine, theirs = ends(ours, reference, [(Op.TEXT, b"a\xff"), (Op.LOG_INFO, Place(0))])
     assert mine.log == b"<6>a\xff\n"
     assert theirs.log.startswith(b"<3>unable to log message")
 
 
-@shows("JSON of a request by HTTP")
+@page.shows("JSON of a request by HTTP")
 @pytest.mark.parametrize("more", ['"header": {}', '"more": 1', '"headers": null'])
 def test_a_request_by_http_may_have_more_fields(
     ours: LoadedFunction, reference: Executor, site: str, more: str
@@ -456,7 +448,7 @@ def test_a_request_by_http_may_have_more_fields(
     assert [end.how for end in mine + theirs] == ["answer", "answer", "refused", "refused"]
 
 
-@shows("JSON of a request by HTTP")
+@page.shows("JSON of a request by HTTP")
 def test_a_request_by_http_may_be_its_body_too(ours: LoadedFunction, reference: Executor, site: str) -> None:
     text = b'{"url": "%s/a", "method": "POST"}' % site.encode()
     steps: list[Step] = [(Op.TEXT, text), (Op.HTTP_REQUEST, Place(0), Place(0)), (Op.LENGTH, Place(0))]
@@ -465,7 +457,7 @@ def test_a_request_by_http_may_be_its_body_too(ours: LoadedFunction, reference: 
     assert [end.how for end in mine + theirs] == ["answer", "answer", "refused", "refused"]
 
 
-@shows("headers of an answer by HTTP")
+@page.shows("headers of an answer by HTTP")
 def test_headers_of_an_answer_are_all_there(ours: LoadedFunction, reference: Executor, site: str) -> None:
     def headers(path: str) -> list[bytes]:
         text = b'{"url": "%s/%s"}' % (site.encode(), path.encode())
@@ -482,7 +474,7 @@ def test_headers_of_an_answer_are_all_there(ours: LoadedFunction, reference: Exe
     assert headers("latin") == ['{"content-length":"0","x-a":"ä"}'.encode(), b'{"content-length":"0"}']
 
 
-@shows("headers of an answer by HTTP")
+@page.shows("headers of an answer by HTTP")
 def test_headers_are_there_without_being_asked_for(ours: LoadedFunction, reference: Executor) -> None:
     call = Call("traced", encoded([(Op.HTTP_HEADERS,)]))
     assert numbers(by_node(ours, call))[:2] == [1, 2]
@@ -491,4 +483,4 @@ def test_headers_are_there_without_being_asked_for(ours: LoadedFunction, referen
 
 
 def test_the_page_has_each_difference() -> None:
-    assert page_rows("Extism's own host") == list(dict.fromkeys(SHOWN))
+    assert page.entries == page.shown

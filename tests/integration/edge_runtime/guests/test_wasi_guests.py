@@ -11,7 +11,7 @@ from control.manifest_fields import Manifest
 from edge_runtime.guests.abi.wasi_signatures import MODULE, SIGNATURES
 from edge_runtime.guests.guest import LoadedFunction
 from edge_runtime.guests.invocation import GuestFault, Request
-from edge_runtime.guests.wasi import BADF, FAULT, INVAL, NOSYS, NOTCAPABLE, NOTDIR, NOTSOCK, NOTSUP, SPIPE, SUCCESS
+from edge_runtime.guests.wasi import BADF, FAULT, INVAL, NOTCAPABLE, NOTDIR, NOTSOCK, NOTSUP, SPIPE, SUCCESS
 from edge_runtime.ipc.frames import LocalFunction
 from tests.guests.build import guest, wat
 from tests.support.functions import function
@@ -111,7 +111,7 @@ ERRNOS: dict[str, tuple[int, int]] = {
     "fd_filestat_set_size": (INVAL, BADF),
     "fd_filestat_set_times": (INVAL, BADF),
     "fd_pread": (SPIPE, BADF),
-    "fd_prestat_dir_name": (BADF, BADF),
+    "fd_prestat_dir_name": (NOTDIR, BADF),
     "fd_prestat_get": (BADF, BADF),
     "fd_pwrite": (SPIPE, BADF),
     "fd_read": (SUCCESS, BADF),
@@ -132,7 +132,7 @@ ERRNOS: dict[str, tuple[int, int]] = {
     "path_symlink": (NOTDIR, BADF),
     "path_unlink_file": (NOTDIR, BADF),
     "poll_oneoff": (INVAL, INVAL),
-    "proc_raise": (NOSYS, NOSYS),
+    "proc_raise": (NOTSUP, NOTSUP),
     "random_get": (SUCCESS, FAULT),
     "sched_yield": (SUCCESS, SUCCESS),
     "sock_accept": (NOTSOCK, BADF),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.guests.abi.wasi_signatures import SIGNATURES
-from edge_runtime.guests.wasi import BADF, INVAL, NOTCAPABLE, NOTSUP, SUCCESS, Exit, OutputTooLarge
+from edge_runtime.guests.wasi import BADF, INVAL, NOTCAPABLE, NOTSUP, SUCCESS, Exit, OutputTooLarge, Strings
 from tests.unit.edge_runtime.guests.test_wasi import SIZE, Bytes, begun, subscription
 
 LAST_ERRNO = 76
@@ -70,12 +70,12 @@ def test_a_sleep_of_centuries_is_one_of_an_hour(monkeypatch: pytest.MonkeyPatch,
     assert slept == [3600.0]
 
 
-def test_poll_tells_of_a_clock_that_does_not_exist() -> None:
+@pytest.mark.parametrize(("clock", "flags"), [(4, 0), (9, 0), (1, 2)])
+def test_poll_refuses_a_clock_that_does_not_exist(clock: int, flags: int) -> None:
     memory = Bytes()
-    memory.write(0, subscription(1, 0, timeout=10**18) + subscription(2, 0, clock=9, timeout=1))
-    assert begun(memory).poll_oneoff(0, 1000, 2, 2000) == SUCCESS
-    assert memory.u32(2000) == 1
-    assert struct.unpack_from("<QHB", memory.buffer, 1000) == (2, INVAL, 0)
+    memory.write(0, subscription(1, 1, clock=0) + subscription(2, 0, clock=clock, timeout=1, flags=flags))
+    assert begun(memory).poll_oneoff(0, 1000, 2, 2000) == INVAL
+    assert memory.u32(2000) == 0
 
 
 def test_poll_refuses_a_subscription_of_no_kind() -> None:
@@ -101,19 +101,28 @@ def test_rights_stay_as_they_are() -> None:
     for fd in range(3):
         assert started.fd_fdstat_get(fd, 0) == SUCCESS
         base, inheriting = struct.unpack_from("<QQ", memory.buffer, 8)
-        assert inheriting == 0
-        assert started.fd_fdstat_set_rights(fd, base, 0) == SUCCESS
+        assert base == inheriting == (64 if fd else 2)
+        assert started.fd_fdstat_set_rights(fd, base, base) == SUCCESS
         assert started.fd_fdstat_set_rights(fd, 0, 0) == NOTSUP
-        assert started.fd_fdstat_set_rights(fd, base | 1 << 40, 0) == NOTCAPABLE
+        assert started.fd_fdstat_set_rights(fd, base, 0) == NOTSUP
+        assert started.fd_fdstat_set_rights(fd, base | 1 << 40, base) == NOTCAPABLE
         assert started.fd_fdstat_set_rights(fd, base, 1) == NOTCAPABLE
         assert started.fd_fdstat_get(fd, 0) == SUCCESS
-        assert struct.unpack_from("<QQ", memory.buffer, 8) == (base, 0)
+        assert struct.unpack_from("<QQ", memory.buffer, 8) == (base, base)
     assert started.fd_fdstat_set_rights(3, 0, 0) == BADF
 
 
-def test_a_descriptor_can_only_be_renumbered_to_itself() -> None:
-    started = begun(Bytes())
-    assert [started.fd_renumber(*fds) for fds in ((1, 1), (1, 2), (1, 3), (3, 1))] == [SUCCESS, NOTSUP, BADF, BADF]
+def test_a_descriptor_that_is_renumbered_takes_its_stream_along() -> None:
+    memory = Bytes()
+    memory.write(100, b"text")
+    memory.write(0, struct.pack("<II", 100, 4))
+    started = begun(memory)
+    assert [started.fd_renumber(*fds) for fds in ((1, 1), (1, 3), (3, 1), (2, 1))] == [SUCCESS, BADF, BADF, SUCCESS]
+    assert [started.fd_write(fd, 0, 1, 50) for fd in range(3)] == [BADF, SUCCESS, BADF]
+    assert (started.stdout, started.stderr) == (b"", b"text")
+    assert started.fd_renumber(1, 2) == BADF
+    started.begin(Strings(()), Strings(()), b"", 100, 100)
+    assert [started.fd_write(fd, 0, 1, 50) for fd in range(3)] == [BADF, SUCCESS, SUCCESS]
 
 
 def test_flags_of_streams() -> None:
