@@ -17,6 +17,7 @@ from bench import result
 from bench.parts import cpu
 from bench.parts.servers import Site, folder, site
 from control import wire
+from control.local.process import ending_with_us
 
 BAR = 1.0
 WANTED = 0.5
@@ -34,9 +35,9 @@ async def main() -> None:
         poll, credential = await _node(control)
         with cpu.pinned(load_core):
             for name, (count, size) in {"nothing": (0, 0), **ATTACKS}.items():
+                told = (str(control.control.port), str(control.keys.ca), str(count), str(size))
                 attack = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "bench.parts.strangers"),
-                    *(str(control.control.port), str(control.keys.ca), str(count), str(size)),
+                    *ending_with_us([sys.executable, "-m", "bench.parts.strangers", *told]),
                     stdout=asyncio.subprocess.PIPE,
                 )
                 ended = asyncio.create_task(attack.communicate())

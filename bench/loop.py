@@ -26,6 +26,7 @@ from bench.parts.load import percentile
 from bench.parts.servers import Site, folder, site
 from bench.poll import ask, node_at_target
 from control import wire
+from control.local.process import ending_with_us
 
 BAR = 1
 LIMIT = 0.05
@@ -168,7 +169,7 @@ async def _beside(control: Site, latencies: list[float], load: Load | None) -> f
     loader = None
     if load is not None:
         loader = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.parts.loader", str(SECONDS + 1), stdin=PIPE, stdout=PIPE
+            *ending_with_us([sys.executable, "-m", "bench.parts.loader", str(SECONDS + 1)]), stdin=PIPE, stdout=PIPE
         )
         assert loader.stdin is not None
         asked = {**load._asdict(), "port": control.control.port, "ca": str(control.keys.ca)}

@@ -26,6 +26,7 @@ from bench.parts import cpu
 from bench.parts.bad_clients import BODY_BYTES
 from bench.parts.load import WrongAnswer, percentile, request
 from bench.parts.servers import node_alone
+from control.local.process import ending_with_us
 from tests.guests.build import guest, wat
 
 BAR = 1
@@ -127,7 +128,7 @@ class Connection(asyncio.Protocol):
 async def bad(port: int, answers: list[Any]) -> AsyncIterator[None]:
     """Run the clients of the bad neighbours; their answers are appended to `answers`."""
     arguments = ("-m", "bench.parts.bad_clients", str(port))
-    clients = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=PIPE)
+    clients = await asyncio.create_subprocess_exec(*ending_with_us([sys.executable, *arguments]), stdout=PIPE)
     try:
         yield
         clients.terminate()
@@ -142,7 +143,8 @@ async def bad(port: int, answers: list[Any]) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def busy() -> AsyncIterator[None]:
     """Keep processes outside Skerry busy."""
-    processes = [await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass") for _ in range(BUSY)]
+    command = ending_with_us([sys.executable, "-c", "while True: pass"])
+    processes = [await asyncio.create_subprocess_exec(*command) for _ in range(BUSY)]
     try:
         yield
     finally:

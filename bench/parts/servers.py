@@ -22,7 +22,7 @@ import orjson
 from control.cli.support.local import OTHER_PORTS
 from control.clock import SystemClock
 from control.local import embedded, pki
-from control.local.process import choose_port
+from control.local.process import choose_port, ending_with_us
 from control.storage import database, migrations
 from edge_runtime.sync.join import join
 from tests.support.services import remove_home
@@ -62,7 +62,7 @@ async def process(
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SKERRY_")}
     with log.open("wb") as file, cpu.pinned(cores):
         child = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, env={**kept, **environment}, stdout=file, stderr=file
+            *ending_with_us([sys.executable, *arguments]), env={**kept, **environment}, stdout=file, stderr=file
         )
     async with running(child, port, log) as made:
         yield made

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from control.cli.support.local import OTHER_PORTS
-from control.local.process import choose_port
+from control.local.process import choose_port, ending_with_us
 from tests.guests.build import wat
 
 from .servers import Process, running
@@ -120,7 +120,7 @@ async def serve(folder: Path, name: str, script: str) -> AsyncIterator[Process]:
     log = folder / f"workerd-{name}.log"
     with log.open("wb") as file:
         child = await asyncio.create_subprocess_exec(
-            str(program), "serve", str(config), "--experimental", stdout=file, stderr=file
+            *ending_with_us([program, "serve", config, "--experimental"]), stdout=file, stderr=file
         )
     async with running(child, port, log) as made:
         yield made

@@ -22,6 +22,16 @@ LOG_LIMIT = 16 * 1024 * 1024
 _LAUNCH = Path(__file__).with_name("launch.py")
 
 
+def ending_with_us(
+    argv: Sequence[str | Path], stop: signal.Signals = signal.SIGTERM, user: tuple[int, int] | None = None
+) -> list[str]:
+    """The command that runs a program, given with its whole path, so that the kernel sends it `stop` when the thread
+    that started it ends; `user` is the uid and gid that it runs as."""
+    uid, gid = user or (os.geteuid(), os.getegid())
+    launch = [sys.executable, "-I", "-S", _LAUNCH, os.getpid(), uid, gid, int(stop), *argv]
+    return [str(part) for part in launch]
+
+
 class ServiceError(Exception):
     """A local service didn't start, or ended by itself; the message says which, why, and where its log is."""
 
@@ -91,15 +101,13 @@ class Service:
         self, argv: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], user: tuple[int, int] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a program that writes to the log and ends with this process; `user` is the uid and gid it runs as."""
-        uid, gid = user or (os.geteuid(), os.getegid())
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > LOG_LIMIT:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
-        launch = [sys.executable, "-I", "-S", _LAUNCH, os.getpid(), uid, gid, int(self.STOP[0][0]), *argv]
         handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             return subprocess.Popen(  # noqa: S603
-                [str(part) for part in launch],
+                ending_with_us(argv, self.STOP[0][0], user),
                 cwd=cwd,
                 env={"PATH": os.defpath, "LANG": "C", "TZ": "UTC", **env},
                 stdin=subprocess.DEVNULL,

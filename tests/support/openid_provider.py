@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 
+from control.local.process import ending_with_us
 from tests.support.control import Control, running
 from tests.support.ports import free_port
 
@@ -49,8 +51,10 @@ class OpenIdProvider:
         }
         options = {"port": self.port, "issuer": self.issuer, "client": client, "accounts": self.accounts, **self.more}
         script = Path(__file__).with_name("openid_provider.mjs")
+        program = shutil.which("node")
+        assert program is not None, "scripts/openid-provider installs node"
         self._process = await asyncio.create_subprocess_exec(
-            *("node", str(script), MODULE.as_uri(), json.dumps(options)),
+            *ending_with_us([program, str(script), MODULE.as_uri(), json.dumps(options)]),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )

@@ -17,6 +17,7 @@ import pytest
 
 from control.cli import main as cli
 from control.cli.support.local import Home
+from control.local.process import ending_with_us
 from tests.support.ports import free_port
 from tests.support.services import remove_home
 
@@ -36,7 +37,7 @@ class Up:
         self.log = home.with_name(log)
         with self.log.open("wb") as output:
             self.process = psutil.Popen(
-                [sys.executable, "-m", "control.cli", "up", *arguments],
+                ending_with_us([sys.executable, "-m", "control.cli", "up", *arguments]),
                 cwd=ROOT,
                 env=self.environment,
                 stdout=output,

@@ -2,16 +2,20 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench import __main__ as benchmarks
 from bench import result
 from bench.parts.load import Client, Expected, WrongAnswer, request
 from bench.parts.wrk import Target, Wrk
+from tests.support.ports import free_port
 
 SENT = request("/", b"hello", [("X-Y", "z")])
 GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -108,6 +112,31 @@ def test_a_number_is_for_the_benchmark_before_it_and_long_ones_must_be_named(
     assert benchmarks.main([]) == 1
     assert ["bench.kill"] in ran
     assert ["bench.soak"] not in ran
+
+
+STARTS_A_SERVER = """
+import asyncio, sys
+from pathlib import Path
+from bench.parts.servers import process
+
+async def main():
+    port = int(sys.argv[2])
+    arguments = ["-m", "http.server", "--bind", "127.0.0.1", str(port)]
+    async with process(Path(sys.argv[1]), "server", arguments, port, {0}) as server:
+        print(server.pid, flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_servers_of_a_benchmark_that_is_killed_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STARTS_A_SERVER, str(tmp_path), str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as bench_process:
+        assert bench_process.stdout is not None
+        server = psutil.Process(int(bench_process.stdout.readline()))
+        bench_process.kill()
+    server.wait(timeout=30)
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="scripts/bench-tools installs wrk")
