@@ -20,7 +20,7 @@ from edge_runtime.errors import CodedError
 from edge_runtime.guests.invocation import Request, RequestUnfit, SingleCallResult
 from edge_runtime.ipc import progress_page
 from edge_runtime.ipc.log_levels import shown
-from edge_runtime.oneshot.call_messages import SingleCallRequest, made_request
+from edge_runtime.oneshot.call_messages import SingleCallRequest, by_route, made_request
 from edge_runtime.oneshot.scratch_database import MEMORY, tidy
 from edge_runtime.redaction import redact
 
@@ -50,6 +50,7 @@ def _pairs(separator: str) -> Any:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--method", default=None, help="GET, or POST where there is a body.")
 @click.option("--path", default="", help="Below the function's name: /orders/7. It may end with a query: /7?x=1.")
+@click.option("--route", default="", help="In place of --path: a path of the node, /orders/7, that its route takes.")
 @click.option("--query", default="", help="Percent-encoded, without the question mark.")
 @click.option("--header", "headers", multiple=True, callback=_pairs(":"), metavar="NAME:VALUE", help="May be repeated.")
 @click.option("--body", default=None, help="The request's body, as text.")
@@ -99,6 +100,7 @@ def call(
     file: Path,
     method: str | None,
     path: str,
+    route: str,
     query: str,
     headers: list[tuple[str, str]],
     body: str | None,
@@ -131,6 +133,13 @@ def call(
             param_hint="--sql",
         )
     method = (method or ("GET" if content is None else "POST")).upper()
+    if path and route:
+        raise click.UsageError("--path and --route are one or the other")
+    request = _request(method, route or path, query, headers, content or b"")
+    try:
+        request = by_route(request, manifest) if route else request
+    except RequestUnfit as unfit:
+        raise click.BadParameter(str(unfit), param_hint="--route") from None
     try:
         values = secret_values(name, manifest, secrets_file, dict(secrets))
     except CodedError as lacking:
@@ -138,7 +147,7 @@ def call(
     single_call = SingleCallRequest(
         str(file),
         manifest,
-        _request(method, path, query, headers, content or b""),
+        request,
         "" if interpret else str(users_folder()),
         database=str(database) if database is not None and manifest.sql != "none" else "",
         secrets=values,
@@ -183,9 +192,9 @@ def _request(method: str, path: str, query: str, headers: list[tuple[str, str]],
     """Return the request as a node would make it of one by HTTP. Raises: click's, when no client could send it."""
     path, mark, behind = path.partition("?")
     if path and not path.startswith("/"):
-        raise click.BadParameter(f"{path!r} doesn't begin with a slash", param_hint="--path")
+        raise click.BadParameter(f"{path!r} doesn't begin with a slash", param_hint="--path, --route")
     if mark and query:
-        raise click.UsageError("the query is in --path already: give it there, or as --query")
+        raise click.UsageError("the query is in the path already: give it there, or as --query")
     if query.startswith("?"):
         raise click.BadParameter(f"{query!r} begins with a question mark: leave that out", param_hint="--query")
     try:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from control.manifest_fields import Manifest, SqlGrant, sql_grant
 from edge_runtime.guests.invocation import Request, RequestUnfit, SingleCallResult
+from edge_runtime.web.routes import Match, Table
 
 _METHOD: Final = re.compile(r"[A-Z]{1,16}")
 _SENT: Final = re.compile(r"[!-~]*")
@@ -76,6 +77,21 @@ def made_request(method: str, path: str, query: str, headers: Iterable[tuple[str
     return Request(method, path, query, sent, body)
 
 
+def by_route(request: Request, manifest: Manifest) -> Request:
+    """Return a request whose path is one of the node's HTTP as a node makes it: the manifest's route takes it.
+
+    Raises: RequestUnfit, when it doesn't.
+    """
+    route = manifest.route
+    if route is None:
+        raise RequestUnfit(f"the manifest has no route, so {request.path} leads to no function")
+    match = Table({"": route}).match(request.method, request.path)
+    if not isinstance(match, Match):
+        methods = "|".join(route.methods) or "every method of"
+        raise RequestUnfit(f"the route, {methods} {route.path}, doesn't take {request.method} {request.path}")
+    return structs.replace(request, script=match.script, path=match.path, route=match.route, params=match.params)
+
+
 class ProjectChange(Struct):
     """A schema change of the database that a call gets."""
 
@@ -94,6 +110,8 @@ class FreshCall(Struct):
     """As its author wrote it."""
     method: str
     path: str
+    """Below the function's name, or with `routed` a path of the node's HTTP."""
+    routed: bool = False
     query: str = ""
     headers: list[tuple[str, str]] = []
     body: bytes = b""

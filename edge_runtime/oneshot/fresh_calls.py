@@ -32,6 +32,7 @@ from edge_runtime.oneshot.call_messages import (
     FreshCalls,
     ProjectChange,
     SingleCallRequest,
+    by_route,
     made_request,
 )
 from edge_runtime.oneshot.fenced_call import CallCode
@@ -139,6 +140,7 @@ class _Ready:
         try:
             manifest = completed(msgspec.convert(asked.manifest, Manifest))
             http = made_request(asked.method, asked.path, asked.query, asked.headers, asked.body)
+            http = by_route(http, manifest) if asked.routed else http
         except (msgspec.ValidationError, RequestUnfit) as unfit:
             raise CodedError("request_unfit", f"{unfit}.") from None
         missing = [name for name in manifest.secrets if name not in asked.secrets]

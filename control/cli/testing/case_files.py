@@ -4,7 +4,7 @@ function = "orders"                 optional: the function of the file's cases; 
 secrets = { KEY = "test" }          optional: values of the secrets that manifests name
 [[case]]                            one call on a new database with the project's schema, and what it must do
 name = "an order is kept"
-request = { method = "POST", path = "/7?x=1", headers = { … }, body = "…" }
+request = { method = "POST", path = "/7?x=1", headers = { … }, body = "…" }      or `route` in place of `path`
 sql_before = "INSERT INTO …;"
 status = 201                        without it 200
 headers = { content-type = "application/json" }
@@ -39,6 +39,8 @@ class CaseRequest(msgspec.Struct, forbid_unknown_fields=True):
     """GET, or POST with a body, where it isn't given."""
     path: str = ""
     """What comes behind the function's name in the URL: a path, a query, or both."""
+    route: str = ""
+    """In place of `path`: a path of the node's that the function's route takes, and a query."""
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
 
@@ -103,7 +105,7 @@ class TestCase:
 
     def call(self) -> Json:
         """Return the call as the edge's process takes it."""
-        path, _, query = self.request.path.partition("?")
+        path, _, query = (self.request.route or self.request.path).partition("?")
         body = self.request.body.encode()
         return {
             "file": str(self.function.module.absolute()),
@@ -111,6 +113,7 @@ class TestCase:
             "manifest": self.function.manifest,
             "method": (self.request.method or ("POST" if body else "GET")).upper(),
             "path": path,
+            "routed": bool(self.request.route),
             "query": query,
             "headers": list(self.request.headers.items()),
             "body": msgspec.to_builtins(body),
@@ -168,6 +171,8 @@ def _case(file: Path, table: dict[str, Any], whole: CaseFile, found: Project, on
     if given.body is not UNSET and given.json is not UNSET:
         raise ValueError("body and json are one or the other")
     path = given.request.path
+    if path and given.request.route:
+        raise ValueError("request.path and request.route are one or the other")
     if path and path[0] not in "/?":
         raise ValueError(f"request.path is what comes behind the function's name, so {path!r} must begin with / or ?")
     after = given.sql_after if isinstance(given.sql_after, list) else [given.sql_after]

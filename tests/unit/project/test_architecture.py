@@ -48,7 +48,7 @@ LAW: dict[str, set[str]] = {
     "edge_runtime.sql": {"ipc"},
     "edge_runtime.guests": {"ipc", "wasmedge"},
     "edge_runtime.children": {"guests", "ipc", "sandbox", "sql", "wasmedge"},
-    "edge_runtime.oneshot": {"children", "guests", "ipc", "sandbox", "sql", "telemetry", "wasmedge"},
+    "edge_runtime.oneshot": {"children", "guests", "ipc", "sandbox", "sql", "telemetry", "wasmedge", "web"},
     "edge_runtime.telemetry": {"ipc"},
     "edge_runtime.sync": {"ipc", "telemetry"},
     "edge_runtime.dispatch": {"ipc", "telemetry"},

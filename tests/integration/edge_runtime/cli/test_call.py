@@ -129,6 +129,27 @@ async def test_a_database_that_another_process_holds_is_told_so(call, database):
     assert str(database) in done.err
 
 
+async def test_a_call_by_its_route_is_as_on_a_node(call, tmp_path):
+    manifest = tmp_path / "function.toml"
+    manifest.write_text(
+        'name = "till"\nmodule = "f.wasm"\n[manifest]\nroute = { path = "/orders/{id}/{rest...}", methods = ["GET"] }\n'
+    )
+    done = await call(guest("env"), "--manifest", manifest, "--route", "/orders/a%20b/lines/1?x=1")
+    assert set(done.out.decode().splitlines()) >= {
+        "SCRIPT_NAME=/orders", "PATH_INFO=/a b/lines/1", "X_MATCHED_ROUTE=/orders/{id}/{rest...}", "PATH_PARAM_ID=a b",
+        "PATH_PARAM_REST=lines/1", "QUERY_STRING=x=1",
+    }  # fmt: skip
+    for given, told in (
+        (("--route", "/order/7"), "GET /orders/{id}/{rest...}, doesn't take GET /order/7"),
+        (("--route", "/orders/7/", "--method", "PUT"), "doesn't take PUT"),
+        (("--route", "/orders/7/", "--path", "/x"), "one or the other"),
+    ):
+        done = await call(guest("env"), "--manifest", manifest, *given)
+        assert (done.status, told in done.err) == (2, True), done
+    done = await call(guest("env"), "--route", "/orders/7/")
+    assert "the manifest has no route" in done.err
+
+
 SELECT = '{"sql":"SELECT 1"}'
 
 
@@ -325,7 +346,7 @@ async def test_what_no_node_would_run_is_refused(call, tmp_path):
         (["--query", "é"], "percent-encoded"),
         (["--time-limit", "1"], "time_limit_ms"),
         (["--query", "?x=1"], "question mark"),
-        (["--path", "/a?x=1", "--query", "y=2"], "in --path already"),
+        (["--path", "/a?x=1", "--query", "y=2"], "in the path already"),
         (["--query", "x=a b"], "percent-encoded"),
         (["--header", "a b: c"], "no header"),
         (["--method", "G-T"], "no method"),

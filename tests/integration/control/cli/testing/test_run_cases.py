@@ -206,6 +206,19 @@ async def test_how_a_call_failed_is_shown(tmp_path: Path, cache: Path) -> None:
     assert (done.status, b"1 passed" in done.out) == (0, True), done
 
 
+async def test_a_case_by_its_route(tmp_path: Path, cache: Path) -> None:
+    project = Folder(tmp_path, cache)
+    project.function("till", guest("fetch"), 'route = { path = "/orders/{id}", methods = ["GET"] }')
+    project.cases(
+        '[[case]]\nname = "by it"\nrequest = { route = "/orders/a%20b?env=PATH_PARAM_ID" }\nbody = "a b"\n'
+        '[[case]]\nname = "below its name"\nrequest = { path = "/7?env=PATH_PARAM_ID" }\nbody = "(none)"\n'
+        '[[case]]\nname = "none"\nrequest = { route = "/orders/" }\n'
+    )
+    done = await project.test()
+    assert (done.status, b"2 passed, 1 failed" in done.out) == (1, True), done
+    assert "doesn't take GET /orders/. (request_unfit)" in done.out.decode()
+
+
 async def test_a_hundred_cases(project: Folder) -> None:
     """In seconds: one process makes them all."""
     text = sent("INSERT INTO notes (author) VALUES (1)")
@@ -254,6 +267,7 @@ WRONG = [
     ('[[case]]\nname = "a"\njson = "{"', "json is no JSON"),
     ('[[case]]\nname = "a"\nsql_after = { sql = "x", rows = "[1]" }', "a list for each row"),
     ('[[case]]\nname = "a"\nrequest = { path = "orders" }', "must begin with / or ?"),
+    ('[[case]]\nname = "a"\nrequest = { path = "/a", route = "/b" }', "request.path and request.route are one or"),
     ('[[case]]\nname = "a"\n[[case]]\nname = "a"', "case 2 (a): a case before it"),
     ('[[case]]\nname = "a"\nfunction = "other"', "no function other; it has notes"),
     ('[[cases]]\nname = "a"', "notes.toml: unknown key cases: is it case?"),
