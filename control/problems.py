@@ -42,6 +42,8 @@ CODES: Final[dict[str, ProblemCode]] = {
     # Who asks
     "credentials_missing": ProblemCode(401, "No credentials were sent"),
     "credentials_invalid": ProblemCode(401, "The credentials aren't valid"),
+    "node_revoked": ProblemCode(401, "The node was revoked"),
+    "node_removed": ProblemCode(401, "The node was removed"),
     "credential_expired": ProblemCode(401, "The node's credential has ended"),
     "token_expired": ProblemCode(401, "The token has expired"),
     "token_used": ProblemCode(401, "The join token was used"),
@@ -128,6 +130,7 @@ CODES: Final[dict[str, ProblemCode]] = {
     "usage": ProblemCode(0, "The command can't be run as it was given"),
     "artifacts_lost": ProblemCode(0, "Artifacts are missing or damaged in the bucket"),
     "not_converged": ProblemCode(0, "Nodes failed, or didn't arrive in time"),
+    "nodes_not_reached": ProblemCode(0, "Nodes are offline or revoked"),
     "audit_broken": ProblemCode(0, "The audit log isn't whole"),
 }
 

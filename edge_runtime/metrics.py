@@ -146,6 +146,9 @@ class PoolCollector(Collector):
                 "Time since control last answered a poll, or since the start",
                 value=max(0.0, time.monotonic() - since),
             )
+            yield GaugeMetricFamily(
+                "skerry_edge_credential_refused", "1 while control refuses the node's credential", value=facts.refused
+            )
             yield CounterMetricFamily("skerry_edge_failed_syncs", "Syncs that failed", value=facts.failed_syncs)
             if facts.credential_ends is not None:
                 yield GaugeMetricFamily(

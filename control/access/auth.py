@@ -167,11 +167,9 @@ class Authenticator:
         credential = fleet.credentials.get(fleet.verified.get(header, ""))
         if credential is None:
             credential = await self._verify(scope, header)
-        if credential.revoked_at is not None:
-            raise _invalid("revoked")
         node = fleet.nodes.get(credential.node_id)
-        if node is None or node.removed:
-            raise _invalid("removed")
+        if credential.revoked_at is not None or node is None or node.removed:
+            raise ended_credential(node)
         if now - credential.created_at >= self._life:
             self._refuse_ended(credential, node, now, ended)
         if credential.first_used_at is None:
@@ -291,6 +289,30 @@ async def refuse_revoked(conn: Connection, credential_id: str) -> None:
     doesn't have it yet."""
     if not await conn.fetchval(CREDENTIAL_IS_VALID, credential_id):
         raise _invalid("revoked")
+
+
+def ended_credential(node: CachedNode | None) -> AuthError:
+    """The refusal of a credential of this node that was good once. Who has its secret may know why it ended."""
+    if node is None:
+        return _invalid("removed")
+    name = node.name.partition("~")[0]  # A removed node's name has its id behind it.
+    again = "and run `skerry-edge join --again` with it on the node"
+    if node.removed:
+        return AuthError(
+            "node_removed", f"node {name} was removed: make a token with `skerry node token`, {again}", "removed"
+        )
+    if node.revoked:
+        return AuthError(
+            "node_revoked",
+            f"node {name} was revoked: make a token with `skerry node token --rejoin {name}`, {again}",
+            "revoked",
+        )
+    return AuthError(
+        "credentials_invalid",
+        f"node {name} has asked with a newer credential since, which ended this one: a copy of the node's state "
+        "directory must not be run beside it",
+        "revoked",
+    )
 
 
 def refuse_ended(expires_at: datetime, revoked_at: datetime | None, now: datetime) -> None:

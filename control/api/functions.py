@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import asdict
 
 from control import faults, manifests
 from control.api import artifacts, pagination, release_making, releases
@@ -204,7 +205,9 @@ async def add_version(call: ApiCall) -> Reply:
     name, body = call.path["name"], call.body
     call.operator.need_somewhere("push", {name})
 
-    async def work(conn: Connection, _changed: Changed) -> release_responses.Version:
+    wanted = await releases.following(call)
+
+    async def add(conn: Connection) -> release_responses.Version:
         now = call.services.clock.now()
         artifact = await conn.fetchrow(ARTIFACT, body.sha256)
         if artifact is None:
@@ -255,14 +258,18 @@ async def add_version(call: ApiCall) -> Reply:
             row.name, row.version, row.sha256, row.size, stored, row.created_by, row.created_at
         )
 
-    async def plan(conn: Connection, changed: Changed) -> release_responses.VersionPlan:
+    async def work(conn: Connection, changed: Changed) -> release_responses.VersionPlan:
+        made = await add(conn)
+        release = await releases.make_following(call, conn, changed, wanted, {name: made.version})
+        return release_responses.VersionPlan(made, release)
+
+    async def push(conn: Connection, changed: Changed) -> release_responses.PushedVersion:
         made = await work(conn, changed)
-        return release_responses.VersionPlan(made, await releases.planned(call, conn, {name: made.version}))
+        return release_responses.PushedVersion(**asdict(made.version), release=made.release)
 
     if call.query.plan:
-        await releases.check_unchecked(call, call.query.group)
-        return await call.rehearse(plan)
-    answer = await call.write(work)
+        return await call.rehearse(work)
+    answer = await call.write(push)
     call.services.ownership.wake()
     return answer
 

@@ -132,7 +132,7 @@ OPEN_SYNCS = SQL.rows("open_syncs", OpenSyncRow)
 
 class NodeFilter(pagination.Paging, forbid_unknown_fields=True):
     group: wire.Name | None = None
-    state: Literal["online", "offline", "syncing"] | None = None
+    state: Literal["online", "offline", "syncing", "revoked"] | None = None
     standing: Standing | None = None
     error: Annotated[str, Meta(max_length=64)] | None = None
     """The code of the error with which a failing node's last sync ended."""

@@ -239,6 +239,10 @@ async def revoke(call: ApiCall) -> Reply:
         ended = await _revoke(conn, node.id, now)
         changed.credentials |= ended
         await join_token_ends.end_for_node(conn, node.id, now)
+        await conn.execute(SQL["end_syncs"], node.id, now)
+        await conn.execute(SQL["clear_warnings"], node.id, now)
+        await conn.execute(SQL["set_revoked"], node.id, now)
+        changed.nodes.add(str(node.id))
         await call.audit(conn, "node.revoke", node.name, before={"credentials": sorted(ended)})
 
     return await call.write(work, status=204)

@@ -12,7 +12,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope
 
 from control import wire
-from control.access.auth import Authenticator, AuthError
+from control.access.auth import Authenticator, ended_credential
 from control.api import operations, request_input
 from control.api.operations import Reply
 from control.clock import Clock
@@ -239,7 +239,7 @@ class PollEndpoint:
             raise ProblemError("database_unavailable", RESTORED)
         node = fleet.nodes.get(credential.node_id)
         if known.revoked_at is not None or node is None or node.removed:
-            raise AuthError("credentials_invalid", "the node's credential was revoked", "revoked")
+            raise ended_credential(node)
         return node
 
 

@@ -77,6 +77,10 @@ GROUP = SQL.rows("group", GroupRow)
 LOCK_GROUP = SQL.value("lock_group", UUID)
 NEWEST_CHANGE = SQL.value("newest_change", int)
 FLOOR = SQL.value("floor", int)
+NUMBER = SQL.value("number", int)
+ROLLBACKS = queries.load("rollbacks")
+WENT_BACK = ROLLBACKS.optional("went_back", int)
+ROLLBACK_TARGET = ROLLBACKS.optional("target", int)
 FUNCTIONS = SQL.rows("functions", FunctionOfRelease)
 VERSIONS = SQL.rows("versions", FoundVersion)
 MANIFESTS = SQL.rows("manifests", FunctionManifest)
@@ -121,6 +125,8 @@ async def make(
     group = await find_group(conn, body.group)
     newest = await conn.fetchval(NEWEST_CHANGE)
     before, old_floor = await _contents(conn, group.release_id)
+    if body.rollback:
+        body = await _chosen(conn, body, group)
     if body.rollback_to is not None:
         functions, floor = await _rollback(conn, body)
     else:
@@ -212,6 +218,39 @@ def _digest(
 async def lock(conn: Connection, group_id: UUID) -> None:
     """Lock a group until the end of the transaction."""
     await conn.fetchval(LOCK_GROUP, group_id)
+
+
+async def _chosen(conn: Connection, body: requests.NewRelease, group: GroupRow) -> requests.NewRelease:
+    """What is asked for, with the number of the release that it goes back to.
+
+    Raises: ProblemError, when there is none to go back to, or `body` names one.
+    """
+    if body.rollback_to is not None:
+        raise ProblemError("invalid_body", "send either rollback or rollback_to", field="rollback")
+    number = await rollback_target(conn, group)
+    if number is None:
+        raise ProblemError(
+            "release_not_possible",
+            f"group {body.group} has no earlier release that a node has run and on which none has failed: choose one "
+            f"(`skerry release list --group {body.group}`, `skerry release create --rollback-to N`)",
+            field="rollback",
+        )
+    return msgspec.structs.replace(body, rollback_to=number)
+
+
+async def rollback_target(conn: Connection, group: GroupRow) -> int | None:
+    """The number of the release that a rollback of a group goes to: the newest before its own that some node has run,
+    and on which none has failed; None where there is none.
+
+    Where its own is a rollback, it is the newest one before the release that this went back to: so a second rollback
+    goes further back, and not forth to what the first one has left.
+    """
+    if group.release_id is None:
+        return None
+    number = await conn.fetchval(NUMBER, group.release_id)
+    while (earlier := await conn.fetchval(WENT_BACK, group.id, number)) is not None:
+        number = earlier
+    return await conn.fetchval(ROLLBACK_TARGET, group.id, number)
 
 
 async def _rollback(conn: Connection, body: requests.NewRelease) -> tuple[Functions, int]:

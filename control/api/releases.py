@@ -14,7 +14,18 @@ from control.api import pagination
 from control.api.bodies import release_responses, requests, responses
 from control.api.node_views import unknown_group
 from control.api.operations import ApiCall, Reply
-from control.api.release_making import FUNCTIONS, GROUP, RELEASE, ReleaseListRow, changes_by, find_group, make
+from control.api.release_making import (
+    FUNCTIONS,
+    GROUP,
+    RELEASE,
+    GroupRow,
+    ReleaseListRow,
+    changes_by,
+    find_group,
+    make,
+    rollback_target,
+)
+from control.edge_check import CheckedChange
 from control.problems import ProblemError
 from control.storage import queries
 from control.storage.announcements import Changed
@@ -56,15 +67,10 @@ async def create(call: ApiCall) -> Reply:
     """POST /v1/releases."""
     body = call.body
     call.operator.need("push", body.group, ())
-    capabilities = await call.services.db.read(lambda conn: compatibility.group_capabilities(conn, body.group))
-    await check_unchecked(call, body.group)
-    effects = await call.services.db.read(lambda conn: change_effects.of_group(conn, body.group))
+    known = await _known(call, body.group)
 
     async def work(conn: Connection, changed: Changed) -> release_responses.MadeRelease:
-        made = await _make(call, conn, changed, body, capabilities, effects, plan=call.query.plan)
-        if not call.query.plan:
-            await record(call, conn, made)
-        return made
+        return await _make(call, conn, changed, body, known, plan=call.query.plan)
 
     if call.query.plan:
         return await call.read(lambda conn: work(conn, Changed()))
@@ -79,25 +85,61 @@ class PlanFor(Struct, forbid_unknown_fields=True):
     """The floor of that release; if not given, the newest schema change."""
 
 
-async def check_unchecked(call: ApiCall, group: str | None) -> None:
-    """Check schema changes that no version of control has checked and that a release of a group would bring to nodes:
-    before the transaction that makes or plans the release, since a check takes its time."""
-    if group is not None:
-        await unchecked_changes.check_for_group(call.services.databases.writes, call.services.checks, group)
+class KnownOfGroup(NamedTuple):
+    """What a release goes by, besides what its own transaction reads: that must not conflict with nodes that report."""
+
+    capabilities: Sequence[compatibility.SameCapabilities]
+    effects: change_effects.Found
 
 
-async def planned(
-    call: ApiCall, conn: Connection, functions: dict[str, int] | None = None
-) -> release_responses.MadeRelease | None:
-    """What a release would be that the call's `PlanFor` asks for, after what was written in the transaction."""
+class ReleaseToMake(NamedTuple):
+    """A release that is asked for with a version or a schema change."""
+
+    body: requests.FollowingRelease
+    known: KnownOfGroup
+
+
+async def _known(
+    call: ApiCall, group: str, number: int | None = None, checked: CheckedChange | None = None
+) -> KnownOfGroup:
+    """Read what a release of the group goes by. `number`, `checked`: of the schema change that comes with it."""
+    services = call.services
+    # Before any transaction, since a check takes its time.
+    await unchecked_changes.check_for_group(services.databases.writes, services.checks, group)
+    return KnownOfGroup(
+        await services.db.read(lambda conn: compatibility.group_capabilities(conn, group)),
+        await services.db.read(lambda conn: change_effects.of_group(conn, group, number, checked)),
+    )
+
+
+async def following(
+    call: ApiCall, number: int | None = None, checked: CheckedChange | None = None
+) -> ReleaseToMake | None:
+    """The release that a call asks for with its version or schema change, or with the plan of it; None where it asks
+    for none. `number`, `checked`: of the schema change."""
     query: PlanFor = call.query
-    if query.group is None:
+    body: requests.FollowingRelease | None = call.body.release
+    if body is None and query.plan and query.group is not None:
+        body = requests.FollowingRelease(group=query.group, schema=query.schema)
+    if body is None:
         return None
-    body = requests.NewRelease(group=query.group, functions=functions or {}, schema=query.schema)
-    call.operator.need("push", query.group, ())
-    capabilities = await compatibility.group_capabilities(conn, query.group)
-    effects = await change_effects.of_group(conn, query.group)
-    return await _make(call, conn, Changed(), body, capabilities, effects, plan=True)
+    call.operator.need("push", body.group, ())
+    return ReleaseToMake(body, await _known(call, body.group, number, checked))
+
+
+async def make_following(
+    call: ApiCall,
+    conn: Connection,
+    changed: Changed,
+    wanted: ReleaseToMake | None,
+    functions: dict[str, int] | None = None,
+) -> release_responses.MadeRelease | None:
+    """Make or plan the release that `following` has found, after what was written in the transaction."""
+    if wanted is None:
+        return None
+    given = asdict(wanted.body)
+    body = requests.NewRelease(**{**given, "functions": {**given["functions"], **(functions or {})}})
+    return await _make(call, conn, changed, body, wanted.known, plan=call.query.plan)
 
 
 async def _make(
@@ -105,12 +147,12 @@ async def _make(
     conn: Connection,
     changed: Changed,
     body: requests.NewRelease,
-    capabilities: Sequence[compatibility.SameCapabilities],
-    effects: change_effects.Found,
+    known: KnownOfGroup,
     *,
     plan: bool,
 ) -> release_responses.MadeRelease:
-    """Make or plan a release, which changes no more than the operator may in its group."""
+    """Make or plan a release, which changes no more than the operator may in its group; one that is made is recorded in
+    the audit log."""
     operator = call.operator
     deploys = operator.rights.allows("deploy", body.group)
     made = await make(
@@ -119,14 +161,16 @@ async def _make(
         call.services.clock.now(),
         operator.name,
         body,
-        capabilities,
-        effects,
+        known.capabilities,
+        known.effects,
         call.services.settings.stall_limit,
         plan=plan,
         keep_floor=not deploys,
     )
     if not deploys:
         _refuse_more(operator, made)
+    if not plan:
+        await record(call, conn, made)
     return made
 
 
@@ -185,12 +229,15 @@ async def get_release(call: ApiCall) -> Reply:
     """GET /v1/releases/{group}/{number}."""
     group, number = call.path["group"], call.path["number"]
 
-    async def work(conn: Connection) -> release_responses.DetailedRelease:
-        await _visible(conn, call.operator, group)
+    async def work(conn: Connection) -> release_responses.ShownRelease:
+        seen = await _visible(conn, call.operator, group)
         row = await _release(conn, group, number)
         changes, floor_before = await changes_by(conn, row)
+        back = await rollback_target(conn, seen) if row.id == seen.release_id else None
         found = (await _with_functions(conn, [row]))[0]
-        return release_responses.DetailedRelease(**asdict(found), floor_before=floor_before, changes=changes)
+        return release_responses.ShownRelease(
+            **asdict(found), floor_before=floor_before, changes=changes, rolls_back_to=back
+        )
 
     return await call.read(work)
 
@@ -271,11 +318,11 @@ async def _release(conn: Connection, group: str, number: int) -> ReleaseListRow:
     return row
 
 
-async def _visible(conn: Connection, operator: Principal, group: str) -> None:
-    """Raises: ProblemError unknown_group, when there is no such group, or the operator may not see it."""
+async def _visible(conn: Connection, operator: Principal, group: str) -> GroupRow:
+    """Return a group. Raises: ProblemError unknown_group, when there is none, or the operator may not see it."""
     if not operator.rights.allows("read", group):
         raise unknown_group(group)
-    await find_group(conn, group)
+    return await find_group(conn, group)
 
 
 async def _functions(conn: Connection, release_ids: list[UUID]) -> dict[UUID, list[release_responses.ReleaseFunction]]:

@@ -238,8 +238,9 @@ async def _insert(
     """Register a change that was checked after `history`; None where the history is another one by now. `effects`: on
     nodes that get it without another release."""
     tried = [(row.number, row.revision) for row in history]
+    wanted = await releases.following(call, number, checked)
 
-    async def work(conn: Connection, _changed: Changed) -> release_responses.MadeSchemaChange:
+    async def register(conn: Connection) -> release_responses.MadeSchemaChange:
         if [tuple(row) for row in await conn.fetch(NUMBERS)] != tried:
             raise _Moved
         row = await _register(call, conn, number, revision, name, sql, checked)
@@ -254,13 +255,16 @@ async def _insert(
         )
 
     async def plan(conn: Connection, changed: Changed) -> release_responses.SchemaChangePlan:
-        made = await work(conn, changed)
-        release = await releases.planned(call, conn)
+        made = await register(conn)
+        release = await releases.make_following(call, conn, changed, wanted)
         digest = _digest(number, revision, sql, effects)
         return release_responses.SchemaChangePlan(effects.losses, effects.stalls, made, release, digest)
 
-    if call.query.plan:
-        await releases.check_unchecked(call, call.query.group)
+    async def work(conn: Connection, changed: Changed) -> release_responses.RegisteredSchemaChange:
+        made = await register(conn)
+        release = await releases.make_following(call, conn, changed, wanted)
+        return release_responses.RegisteredSchemaChange(**asdict(made), release=release)
+
     try:
         return await (call.rehearse(plan) if call.query.plan else call.write(work))
     except _Moved:

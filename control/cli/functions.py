@@ -85,6 +85,7 @@ async def push(
     allow_stall: bool,
     reason: str,
     wait: bool,
+    offline_too: bool,
     within: float,
     as_json: bool,
 ) -> None:
@@ -95,9 +96,7 @@ async def push(
     Other functions of the group's release stay; what the release changes is shown. With --plan modules are uploaded,
     too, because control has to look at them; nothing is made of them.
     """
-    if no_release and wait:
-        raise click.UsageError("--wait follows a release, and --no-release makes none")
-    options.check_plan(plan, wait)
+    waited = options.waiting(wait, within, offline_too, plan=plan, no_release=no_release)
     chosen = {"sql": sql, "time_limit_ms": time_limit, "memory_pages": memory_pages, "response_limit": response_limit}
     given = OptionsOfManifest(chosen, config, secrets, hosts, methods, route)
     found, modules = _modules(what, manifest_file)
@@ -107,6 +106,9 @@ async def push(
     for _, _, manifest in modules:
         check_manifest(manifest)
     async with options.client() as control:
+        if not no_release:
+            # Before builds, which may take their time, and before anything is uploaded.
+            await releasing.check_group(control, group)
         files = await project_schema.new_files(control, found) if found is not None and schema is None else []
         for source in found.functions if found is not None else ():
             took = await toolchains.build(source)
@@ -119,15 +121,17 @@ async def push(
             if plan:
                 output.document(planned.document()) if as_json else planned.show()
                 return
-        done = await push_.make(quiet=as_json)
+            planned.refuse(allow_unfit=allow_unfit, allow_loss=allow_loss)
+        following: Json | None = None
         if not no_release:
-            body: Json = {"group": group, "functions": push_.made, "reason": reason}
-            body = releasing.allowing(body, allow_unfit, allow_loss, allow_stall)
+            following = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss, allow_stall)
             if schema is not None:
-                body["schema"] = schema
-            done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
-    if as_json:
-        output.document(done)
+                following["schema"] = schema
+        done = await push_.make(following, quiet=as_json)
+        if done["release"] is not None:
+            await releasing.finish(control, done["release"], waited, part_of=done, as_json=as_json)
+        elif as_json:
+            output.document(done)
 
 
 class OptionsOfManifest(NamedTuple):

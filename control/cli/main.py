@@ -1,7 +1,7 @@
 """The command line of `skerry`: its verbs, and what becomes of errors.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 refused by control, 4 control can't be reached, 5 nodes failed or
-were late, 130 interrupted.
+were late, 6 nodes weren't waited for because they are offline or revoked, 130 interrupted.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ VERBS = {
     "test": "control.cli.testing.run_cases",
     "schema": "control.cli.schema",
     "release": "control.cli.releases",
+    "rollback": "control.cli.releases:rollback",
     "group": "control.cli.groups",
     "operator": "control.cli.operators",
     "invoke": "control.cli.invoke",

@@ -12,6 +12,8 @@ from control.cli.support.client import Json, path
 from control.manifest_fields import MANIFEST_FIELDS
 from control.sync.standing import STANDINGS
 
+STATES = ("online", "offline", "syncing", "revoked")
+
 
 @click.group()
 def command() -> None:
@@ -20,7 +22,7 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--group", type=options.NAME, help="Only the nodes of this group.")
-@click.option("--state", type=click.Choice(["online", "offline", "syncing"]), help="Only the nodes in this state.")
+@click.option("--state", type=click.Choice(STATES), help="Only the nodes in this state.")
 @click.option("--standing", type=click.Choice(STANDINGS), help="Only the nodes that stand so.")
 @click.option("--error", metavar="CODE", help="Only the nodes that are failing with this code.")
 @click.option("--label", metavar="KEY=VALUE", help="Only the nodes with this label; KEY alone: of any value.")
@@ -319,7 +321,11 @@ async def label(node: str, labels: tuple[str, ...], as_json: bool) -> None:
 @options.json_option
 @options.asynchronous
 async def revoke(node: str, as_json: bool) -> None:
-    """Revoke a node's credentials: control refuses it from now on; it goes on serving its last release."""
+    """Revoke a node's credentials: control refuses it from now on; it goes on serving its last release.
+
+    It stays in the lists, as `revoked`, until it joins again (`skerry node token --rejoin`) or is removed
+    (`skerry node remove`).
+    """
     async with options.client() as control:
         await control.post(path("nodes", node, "revoke"))
     _done(node, "revoked", "its credentials are refused from now on", as_json)

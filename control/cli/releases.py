@@ -117,13 +117,14 @@ async def create(
     allow_stall: bool,
     reason: str,
     wait: bool,
+    offline_too: bool,
     within: float,
     as_json: bool,
 ) -> None:
     """Make a release of a group: its newest one with the changes given, or an earlier one again."""
     if rollback_to is not None and (versions or remove or schema is not None):
         raise click.UsageError("--rollback-to takes all of an earlier release: no --set, --remove or --schema with it")
-    options.check_plan(plan, wait)
+    waited = options.waiting(wait, within, offline_too, plan=plan)
     body = releasing.allowing({"group": group, "reason": reason}, allow_unfit, allow_loss, allow_stall)
     if versions:
         body["functions"] = {name: _version(name, text) for name, text in versions}
@@ -136,12 +137,56 @@ async def create(
     async with options.client() as control:
         if plan:
             release = await control.post(path("releases"), body, plan="true")
-            if not as_json:
+            if as_json:
+                output.document(release)
+            else:
                 releasing.show(release, planned=True)
         else:
-            release = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
-    if as_json:
-        output.document(release)
+            release = await control.post(path("releases"), body)
+            await releasing.finish(control, release, waited, as_json=as_json)
+
+
+@click.command()
+@click.argument("group", type=options.NAME, default="default")
+@options.plan_option
+@options.unfit_option
+@options.loss_option
+@options.stall_option
+@options.reason_option
+@options.wait_options
+@options.json_option
+@options.asynchronous
+async def rollback(
+    group: str,
+    plan: bool,
+    allow_unfit: bool,
+    allow_loss: bool,
+    allow_stall: bool,
+    reason: str,
+    wait: bool,
+    offline_too: bool,
+    within: float,
+    as_json: bool,
+) -> None:
+    """Roll GROUP (default) back to its last release that some node ran and on which none failed.
+
+    What that changes is shown first. A second rollback goes further back. To a release of your choice:
+    `skerry release create --rollback-to N`.
+    """
+    waited = options.waiting(wait, within, offline_too, plan=plan)
+    body = releasing.allowing(
+        {"group": group, "reason": reason, "rollback": True}, allow_unfit, allow_loss, allow_stall
+    )
+    async with options.client() as control:
+        planned = await control.post(path("releases"), body, plan="true")
+        if not as_json:
+            releasing.show(planned, planned=True)
+        elif plan:
+            output.document(planned)
+        if not plan:
+            # What was shown, or nothing.
+            release = await control.post(path("releases"), {**body, "plan_digest": planned["plan_digest"]})
+            await releasing.finish(control, release, waited, shown=True, as_json=as_json)
 
 
 def _version(name: str, text: str) -> int:

@@ -24,16 +24,17 @@ def read_sql(file: Path) -> str:
         raise click.UsageError(f"{file} isn't UTF-8: {error}") from error
 
 
-async def _release(
-    control: Client, change: Json, body: Json, no_release: bool, wait: bool, within: float, as_json: bool
-) -> None:
-    done: Json = {"change": change, "release": None}
+async def _register(control: Client, where: str, body: Json, waited: options.ReleaseWait | None, as_json: bool) -> None:
+    """Register what `body` has, with the release that it asks for, if it asks for one, and follow that."""
+    change = await control.post(where, body)
+    release = change.pop("release", None)
     if not as_json:
         output.say(f"{releasing.named_change(change)} is registered")
         releasing.show_findings(change)
-    if not no_release:
-        done["release"] = await releasing.create(control, body, wait=wait, within=within, as_json=as_json)
-    if as_json:
+    done: Json = {"change": change, "release": release}
+    if release is not None:
+        await releasing.finish(control, release, waited, part_of=done, as_json=as_json)
+    elif as_json:
         output.document(done)
 
 
@@ -46,11 +47,6 @@ def _show_plan(found: Json, as_json: bool) -> None:
     releasing.show_plan(found, f"{releasing.named_change(found['change'])} would be registered", as_json=as_json)
     if not as_json:
         releasing.show_findings(found["change"])
-
-
-def _check(no_release: bool, wait: bool) -> None:
-    if no_release and wait:
-        raise click.UsageError("--wait follows a release, and --no-release makes none")
 
 
 @command.command()
@@ -79,6 +75,7 @@ async def add(
     allow_stall: bool,
     reason: str,
     wait: bool,
+    offline_too: bool,
     within: float,
     as_json: bool,
 ) -> None:
@@ -86,8 +83,7 @@ async def add(
 
     Control tries it on a database with all changes before it, so SQL that can't apply is refused here.
     """
-    _check(no_release, wait)
-    options.check_plan(plan, wait)
+    waited = options.waiting(wait, within, offline_too, plan=plan, no_release=no_release)
     body: Json = {"name": name or file.stem, "sql": read_sql(file)}
     if number is not None:
         body["number"] = number
@@ -95,11 +91,11 @@ async def add(
         if plan:
             _show_plan(await control.post(path("schema-changes"), body, **_planned(no_release, group)), as_json)
             return
-        change = await control.post(path("schema-changes"), body)
-        body = releasing.allowing(
-            {"group": group, "schema": change["number"], "reason": reason}, allow_unfit, allow_loss, allow_stall
-        )
-        await _release(control, change, body, no_release, wait, within, as_json)
+        if not no_release:
+            await releasing.check_group(control, group)
+            following = {"group": group, "reason": reason}
+            body["release"] = releasing.allowing(following, allow_unfit, allow_loss, allow_stall)
+        await _register(control, path("schema-changes"), body, waited, as_json)
 
 
 @command.command()
@@ -126,22 +122,23 @@ async def amend(
     allow_stall: bool,
     reason: str,
     wait: bool,
+    offline_too: bool,
     within: float,
     as_json: bool,
 ) -> None:
     """Give change NUMBER new SQL that leads to the same schema, for the nodes that could not apply the old one."""
-    _check(no_release, wait)
-    options.check_plan(plan, wait)
+    waited = options.waiting(wait, within, offline_too, plan=plan, no_release=no_release)
     async with options.client() as control:
         new = releasing.allowing({"sql": read_sql(file)}, False, allow_loss, allow_stall)
         where = path("schema-changes", number, "revisions")
         if plan:
             _show_plan(await control.post(where, new, **_planned(no_release, group)), as_json)
             return
-        change = await control.post(where, new)
-        body = {"group": group, "reason": reason or f"schema change {number} amended"}
-        body = releasing.allowing(body, allow_unfit, allow_loss, allow_stall)
-        await _release(control, change, body, no_release, wait, within, as_json)
+        if not no_release:
+            await releasing.check_group(control, group)
+            following = {"group": group, "reason": reason or f"schema change {number} amended"}
+            new["release"] = releasing.allowing(following, allow_unfit, allow_loss, allow_stall)
+        await _register(control, where, new, waited, as_json)
 
 
 @command.command()

@@ -6,6 +6,11 @@ from control.cli import artifacts
 from control.cli.support import fleet_watch, options, output
 from control.cli.support.client import Client, Json, NotConverged, RequestRefused, path
 
+REVOKED = (
+    "a revoked node: `skerry node remove NAME` takes it out for good; "
+    "`skerry node token --rejoin NAME` lets it join again"
+)
+
 
 @click.command()
 @click.option("--group", type=options.NAME, help="Only the nodes of this group.")
@@ -38,13 +43,14 @@ async def command(group: str | None, watch: bool, check: bool, as_json: bool) ->
                 output.say(f"artifacts: {line}", style="red" if store["problem"] else "yellow")
         for line, style in [] if held is None else certificate_lines(held):
             output.say(line, style=style)
-    bad = [node["name"] for node in nodes if not well(node)]
+    bad = [_named(node) for node in nodes if not well(node)]
     if store is not None and store["problem"]:
         bad.append("the artifact store")
     if held is not None and held["notes"]:
         bad.append("control's certificates")
     if check and bad:
-        raise NotConverged(f"not well: {', '.join(bad)}", code="not_converged")
+        revoked = any(node["state"] == "revoked" for node in nodes)
+        raise NotConverged(f"not well: {', '.join(bad)}", code="not_converged", cure=REVOKED if revoked else "")
 
 
 async def _if_there(control: Client, what: str, **query: str | None) -> Json | None:
@@ -62,6 +68,10 @@ def well(node: Json) -> bool:
     return bool(node["at_target"]) and node["state"] == "online" and not node["error"] and not node["warnings"]
 
 
+def _named(node: Json) -> str:
+    return f"{node['name']} (revoked)" if node["state"] == "revoked" else str(node["name"])
+
+
 def standing(node: Json) -> str:
     """Say how a node stands: control's word, and of a sync the step."""
     word = str(node["standing"]).replace("_", " ")
@@ -72,6 +82,12 @@ def standing(node: Json) -> str:
 def trouble(node: Json) -> list[str]:
     """A line for each reason why a node isn't well."""
     lines = []
+    if node["state"] == "revoked":
+        name, since = node["name"], output.ago(node["state_since"])
+        return [
+            f"revoked {since}: control refuses it, and it may well serve its last release on; "
+            f"`skerry node remove {name}` takes it out for good, `skerry node token --rejoin {name}` lets it join again"
+        ]
     if node["state"] == "offline":
         lines.append(f"offline since {output.ago(node['state_since'])}, last seen {output.ago(node['last_seen_at'])}")
     if node["error"] and not node["at_target"]:

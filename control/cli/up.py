@@ -220,7 +220,8 @@ class Up:
             release = await example.release(client, version, change)
             told.append(f"{release['number']} of group {release['group']}")
         async with self._step("sync") as told:
-            await waiting.follow(client, release, ARRIVAL_LIMIT, quiet=True)
+            followed = await waiting.follow(client, release, ARRIVAL_LIMIT, offline_too=True, quiet=True)
+            followed.check(release, ARRIVAL_LIMIT, quiet=True)
             told.append(f"node {local.NODE} runs release {release['number']}")
         self._home.keep(example=True)
         return True
@@ -277,7 +278,7 @@ def next_commands() -> list[str]:
         f"{skerry} schema add {visits}/schema.sql --name visits --wait",
         f"{skerry} function push visits {visits}/visits.wasm --manifest {visits}/manifest.json --wait",
         f"{skerry} invoke visits ada -X POST",
-        f"{skerry} release create --rollback-to 1 --wait",
+        f"{skerry} rollback --wait",
     ]
 
 

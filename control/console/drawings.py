@@ -8,6 +8,7 @@ CELLS = {
     "ok": '<path class="k-ok" d="M.5.5h5v5h-5z"/>',
     "fail": '<path class="k-fail" d="M0,0h6v6h-6z"/>',
     "off": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-off" d="M1,1h4v4h-4z"/>',
+    "rev": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-rev" d="M1,1l4,4M5,1l-4,4"/>',
     "sync": '<path class="k-syncbg" d="M0,0h6v6h-6z"/><path class="k-sync" d="M.3,5.7v-5.4l5.4,5.4z"/>',
     "wait": '<path class="k-waitbg" d="M0,0h6v6h-6z"/><path class="k-wait" d="M.5,3.2h5v2.3h-5z"/>',
 }

@@ -20,6 +20,7 @@ BLOCK = 100
 MOST_BLOCKS = 300
 """Blocks that are drawn. Of a larger fleet those are left out that are all at their target, then the last ones."""
 KINDS: dict[Standing, str] = {
+    "revoked": "rev",
     "failing": "fail",
     "offline": "off",
     "syncing": "sync",

@@ -102,7 +102,7 @@ class NodeFunctions:
 
     def known(self, node: DetailedNode) -> ToldFunctions:
         """What the node has told those who look now."""
-        if node.state == "offline":
+        if node.state in ("offline", "revoked"):
             return ToldFunctions("offline")
         if not _can_tell(node):
             return ToldFunctions("too_old")

@@ -72,10 +72,12 @@ class Overview:
     @property
     def headline(self) -> str:
         """Whether something is wrong, and how much, in a sentence."""
-        failing, offline = self.fleet.standings["failing"], self.fleet.standings["offline"]
-        if failing:
-            return f"{plural(failing, 'node')} failing" + (f", {num(offline)} offline" if offline else "")
-        said = [f"{plural(offline, 'node')} offline"] if offline else []
+        counts = [(self.fleet.standings[word], word) for word in ("failing", "offline", "revoked")]
+        (count, word), *others = [found for found in counts if found[0]] or [(0, "")]
+        said = [f"{plural(count, 'node')} {word}"] if count else []
+        said += [f"{num(count)} {word}" for count, word in others]
+        if self.fleet.standings["failing"]:
+            return ", ".join(said)
         if self.failing_calls:
             said.append(f"calls fail in {plural(len({found.group for found in self.failing_calls}), 'group')}")
         text = ", ".join(said)

@@ -40,6 +40,8 @@ class CachedNode:
     ran_generation: int
     """The generation that it completed, where that is above its target's: the metadata were restored since."""
     removed: bool
+    revoked: bool
+    """Whether an operator has revoked its credentials, and it hasn't joined again."""
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from control.sync.leases import Leases
 from control.sync.node_state import RunningSync
 from control.sync.passes import future_times
 from control.sync.passes.arrivals import Arrivals
-from control.sync.passes.liveness import Work, confirmed, heard, overdue, silent
+from control.sync.passes.liveness import Work, confirmed, heard, overdue, revoked, silent
 
 SQL = queries.load("monitor")
 EXPIRED = SQL.rows("expired", RunningSync)
@@ -48,6 +48,8 @@ KEEP_EVERY = 3.0
 """Seconds after which a pass that goes on renews its lease."""
 SWEEP_PERIOD = 30.0
 SWEEP_LEASE = timedelta(minutes=1)
+REVOKED_EVERY = 60.0
+"""Seconds between two looks for offline nodes that are revoked."""
 SEAL_EVERY = 30.0
 """Seconds between two times at which rows of the audit log are put under a seal."""
 SEAL_FOR = 1.0
@@ -92,7 +94,7 @@ class Monitor:
         self._tidy = tidy
         self._next_retention = -math.inf
         """The loop's time of the next deletion of old logs: a wrong clock must not put it off."""
-        self._next_seals = -math.inf
+        self._next_seals = self._next_revoked = -math.inf
         self._kept = 0.0
         """When the monitor's lease was last taken, in the loop's time."""
         self._outage = Outage(log, "the monitor can't work, and tries again")
@@ -117,6 +119,9 @@ class Monitor:
         passed = asyncio.get_running_loop().time()
         if passed >= self._next_seals and await self.seal(now):
             self._next_seals = passed + SEAL_EVERY
+        if passed >= self._next_revoked:
+            await self.revocations(now)
+            self._next_revoked = passed + REVOKED_EVERY
         if passed >= self._next_retention and await self.retention(now):
             self._next_retention = passed + RETENTION_EVERY
         return True
@@ -172,6 +177,12 @@ class Monitor:
             changed = await self._pages(query, since, partial(work, since, now))
             if changed:
                 log.info("%s: %d nodes, %s", state, len(changed), ", ".join(changed[:5]))
+
+    async def revocations(self, now: datetime) -> None:
+        """Make nodes revoked, or not, whose credentials say so: another version, or a recovery, has changed them."""
+        with contextlib.suppress(Locked):
+            while await self._db.transaction(partial(revoked, now, PAGE)) >= PAGE:
+                await self._keep()
 
     async def warnings(self, now: datetime) -> None:
         """Warn of nodes that weren't confirmed at their target for a while, until they are (R 5.2)."""

@@ -80,8 +80,9 @@ class NodeRow:
         self.protocol = protocol
 
     def enter(self, state: str, now: datetime) -> None:
-        """Change to `state`; `state_since` changes only where the state does."""
-        if self.state != state:
+        """Change to `state`; `state_since` changes only where the state does. A revoked node stays so until it joins
+        again: a request of its that came before may be decided late."""
+        if self.state not in (state, "revoked"):
             self.state = state
             self.state_since = now
 

@@ -282,12 +282,13 @@ class _PollBatch:
 
     def _confirm(self, node: NodeRow, open_sync: RunningSync | None) -> Decision:
         """The node is at its target. An open sync thus was a success whose report was lost."""
+        if node.release_id is not None and node.confirmed_generation < node.target_generation:
+            self.ended.reached.add(node.release_id)
         if open_sync is not None:
             reached = open_sync.generation == node.target_generation
             self.ended.add(open_sync.id, "succeeded" if reached else "superseded")
             if reached and node.release_id is not None:
                 node.synced_at = self.now
-                self.ended.reached.add(node.release_id)
         if node.state == "syncing":
             node.enter("online", self.now)
         node.confirm(node.target_generation)

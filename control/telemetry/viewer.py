@@ -205,7 +205,9 @@ class Viewer:
         nodes = self.nodes
         lines = [notice("begin", f"{nodes.asked} nodes are asked", nodes.asked)]
         if nodes.offline:
-            lines.append(notice("offline", "nodes are offline and were not asked", nodes.offline, nodes.offline_names))
+            lines.append(
+                notice("offline", "nodes are offline or revoked and were not asked", nodes.offline, nodes.offline_names)
+            )
         if nodes.too_old:
             text = "nodes have a version of skerry-edge that can't be asked"
             lines.append(notice("too_old", text, nodes.too_old, nodes.too_old_names))

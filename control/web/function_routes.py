@@ -5,6 +5,7 @@ from control.api.bodies import recovery_responses, release_responses, requests, 
 from control.api.bodies.responses import Page
 from control.api.operations import Operation
 from control.api.recovery import store_check
+from control.web.release_routes import RELEASED
 
 ARTIFACT = "/v1/artifacts/{sha256}"
 STORE = ("store_unavailable", "store_refused", "store_full", "store_not_owned", "bucket_missing")
@@ -137,8 +138,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "Make a version of an uploaded artifact",
         functions.add_version,
         "push",
-        {200: release_responses.VersionPlan, 201: release_responses.Version},
-        ("unknown_artifact", "module_refused", "manifest_unfit"),
+        {200: release_responses.VersionPlan, 201: release_responses.PushedVersion},
+        ("unknown_artifact", "module_refused", "manifest_unfit", *RELEASED),
         body=requests.NewVersion,
         query=releases.PlanFor,
         everywhere=False,

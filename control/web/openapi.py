@@ -131,8 +131,8 @@ def _responses(operation: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
         codes += WITH_DATABASE
     if operation.role is not None:
         codes += ["credentials_missing", "credentials_invalid", "role_insufficient"]
-    if operation.role == "node" and operation.ended:
-        codes.append(operation.ended)
+    if operation.role == "node":
+        codes += ["node_revoked", "node_removed", *([operation.ended] if operation.ended else [])]
     if operation.role in ROLES:
         codes += ["token_expired", "session_ended"]
     if operation.body is not None:
@@ -158,7 +158,8 @@ def _problems(codes: Sequence[str], by_type: dict[str, Any], *, head: bool = Fal
 
 def _poll(by_type: dict[str, Any]) -> dict[str, Any]:
     codes = [*ALWAYS, *WITH_DATABASE, *WITH_BODY, "invalid_body", "credentials_missing", "credentials_invalid"]
-    codes += ["credential_expired", "role_insufficient", "commit_unknown", "history_mismatch"]
+    codes += ["node_revoked", "node_removed", "credential_expired", "role_insufficient", "commit_unknown"]
+    codes += ["history_mismatch"]
     return {
         "summary": "Is there something to do? Held while there isn't",
         "operationId": "post-v1-poll",

@@ -8,6 +8,16 @@ from control.api.operations import Operation
 from control.api.request_input import SQL_BODY
 
 CHANGES = "/v1/schema-changes"
+RELEASED = (
+    "unknown_group",
+    "unknown_schema_change",
+    "release_not_possible",
+    "route_conflict",
+    "nodes_unfit",
+    "loss_not_allowed",
+    "stall_not_allowed",
+)
+"""Codes for which the release that comes with a version or a schema change may be refused."""
 
 OPERATIONS: tuple[Operation, ...] = (
     # Schema
@@ -27,8 +37,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "Register a schema change",
         schema.add,
         "deploy",
-        {200: release_responses.SchemaChangePlan, 201: release_responses.MadeSchemaChange},
-        ("schema_conflict", "schema_refused", "check_unavailable"),
+        {200: release_responses.SchemaChangePlan, 201: release_responses.RegisteredSchemaChange},
+        ("schema_conflict", "schema_refused", "check_unavailable", *RELEASED),
         body=requests.NewSchemaChange,
         query=releases.PlanFor,
         body_limit=SQL_BODY,
@@ -49,16 +59,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "Amend a schema change",
         schema.amend,
         "deploy",
-        {200: release_responses.SchemaChangePlan, 201: release_responses.MadeSchemaChange},
-        (
-            "unknown_schema_change",
-            "schema_conflict",
-            "schema_refused",
-            "loss_not_allowed",
-            "stall_not_allowed",
-            "plan_changed",
-            "check_unavailable",
-        ),
+        {200: release_responses.SchemaChangePlan, 201: release_responses.RegisteredSchemaChange},
+        ("schema_conflict", "schema_refused", "plan_changed", "check_unavailable", *RELEASED),
         body=requests.AmendSchemaChange,
         query=releases.PlanFor,
         body_limit=SQL_BODY,
@@ -130,19 +132,7 @@ OPERATIONS: tuple[Operation, ...] = (
         releases.create,
         "push",
         {200: release_responses.MadeRelease, 201: release_responses.MadeRelease},
-        (
-            "unknown_group",
-            "unknown_function",
-            "unknown_version",
-            "unknown_schema_change",
-            "unknown_release",
-            "release_not_possible",
-            "route_conflict",
-            "nodes_unfit",
-            "loss_not_allowed",
-            "stall_not_allowed",
-            "plan_changed",
-        ),
+        ("unknown_function", "unknown_version", "unknown_release", "plan_changed", *RELEASED),
         body=requests.NewRelease,
         query=releases.PlanQuery,
         everywhere=False,
@@ -153,7 +143,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "A release",
         releases.get_release,
         "read",
-        {200: release_responses.DetailedRelease},
+        {200: release_responses.ShownRelease},
         ("unknown_group", "unknown_release"),
         everywhere=False,
     ),

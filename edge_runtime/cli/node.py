@@ -229,16 +229,20 @@ def read_status(listen: str, token: str, *, tls: bool = False) -> dict[str, Any]
 
 def render(document: dict[str, Any]) -> str:
     """Return a node's status for a person, one fact per line."""
-    lines = []
+    lines, refused = [], False
     if node := document.get("node"):
         lines.append(f"node       {node['name']} ({node['id']}), group {node['group']}")
     if control := document.get("control"):
         heard = f", last heard at {control['heard_at']}" if control["heard_at"] else ""
-        lines.append(f"control    {control['url']} {'answers' if control['reachable'] else 'does not answer'}{heard}")
+        answers = "answers" if control["reachable"] else "does not answer"
+        if refused := control.get("refused", False):
+            answers = "refuses this node's credential"
+        lines.append(f"control    {control['url']} {answers}{heard}")
         lines += access_lines.trust_lines(control.get("trust") or {})
     lines.append(f"release    {_release(document.get('release'), document.get('confirmed'))}")
     if "at_target" in document:
-        at = {True: "yes", False: "no", None: "not known yet"}[document["at_target"]]
+        unknown = "not known while control refuses the node" if refused else "not known yet"
+        at = {True: "yes", False: "no", None: unknown}[document["at_target"]]
         lines.append(f"at target  {at}")
     lines.append(f"schema     {document.get('schema_version', 0)}")
     if sync := document.get("sync"):

@@ -76,6 +76,8 @@ class Agent:
         self._problem: dict[str, str | None] | None = None
         self._next_attempt: datetime | None = None
         self._heard_at: datetime | None = None
+        self._refused = False
+        """Whether control has refused the node's credential when it answered last."""
         self._at_target: bool | None = None
         self._confirmed: ToldRelease | None = None
         """The release that control said the node is at, since the start and the last plan."""
@@ -128,6 +130,7 @@ class Agent:
             "control": {
                 "url": self._who.control_url,
                 "reachable": self._problem is None and self._heard_at is not None,
+                "refused": self._refused,
                 "heard_at": text(self._heard_at),
                 "error": self._problem,
                 "trust": self._trust.status(),
@@ -152,6 +155,7 @@ class Agent:
             self._who.credential_ends,
             trust.digest,
             trust.ends,
+            self._refused,
         )
 
     # Polls
@@ -260,6 +264,7 @@ class Agent:
             log.info("control answers again")
         self._troubles = 0
         self._problem = None
+        self._refused = False
         self._next_attempt = None
         self._heard_at = datetime.now(UTC)
         self._answered = asyncio.get_running_loop().time()
@@ -277,7 +282,9 @@ class Agent:
         self._troubles += 1
         message = error.message
         if status in (401, 403) and error.code != EXPIRED:
-            message = self._credential.refused(error.message)
+            message = self._credential.refused(error.code, error.message)
+            # Control says nothing of the node's target any more.
+            self._refused, self._at_target = True, None
         if error.code == "tls_untrusted":
             message = self._trust.cure(error.message)
         pause = retries.pause_after(status, retry_after, self._troubles, self._jitter())
@@ -297,7 +304,7 @@ class Agent:
         if not await self._credential.joined_again() and not trusts_others:
             return False
         self._problem = self._confirmed = None
-        self._joined_again = True
+        self._refused, self._joined_again = False, True
         self.renamed(self._who.name)
         return True
 

@@ -22,6 +22,8 @@ SLACK = timedelta(hours=1)
 """A credential that is from further ahead than this was dated by a wrong clock."""
 EXPIRED = "credential_expired"
 """Code of control's refusal of a credential that has ended and is good to get its successor."""
+REVOKED, REMOVED = "node_revoked", "node_removed"
+"""Codes of control's refusals of a node that an operator has revoked or removed."""
 
 log = logging.getLogger("skerry.agent")
 
@@ -40,12 +42,19 @@ class OwnCredential:
         """The credential to ask with."""
         return self.who.next_credential or self.who.credential
 
-    def refused(self, why: str) -> str:
-        """Return what a person reads when control refuses the credential: `why`, as control says it, and what to do."""
+    def refused(self, code: str, why: str) -> str:
+        """Return what a person reads when control refuses the credential: control's `code` and its reason, `why`, and
+        what to do."""
+        name, rejoin = self.who.name, f"skerry node token --rejoin {self.who.name}"
+        known = {
+            REVOKED: ("an operator has revoked it", f"`{rejoin}`"),
+            REMOVED: ("an operator has removed the node", "`skerry node token`"),
+        }
+        other = f"{why}; it is too old, or an operator has revoked it or removed the node"
+        reason, token = known.get(code, (other, f"`{rejoin}` (without --rejoin if the node was removed)"))
         return (
-            f"control refuses this node's credential ({why}): it is too old, or an operator has revoked it or removed "
-            f"the node. It serves its last release on; to have it synced again, make a token with "
-            f"`skerry node token --rejoin {self.who.name}` (without --rejoin if the node was removed) and run "
+            f"control refuses the credential of node {name}: {reason}. The node serves its last release on; to have it "
+            f"synced again, make a token with {token} and run "
             f"`skerry-edge join --again --control {self.who.control_url} --state {self._state}`"
         )
 

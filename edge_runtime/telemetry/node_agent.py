@@ -25,6 +25,8 @@ class AgentFacts(NamedTuple):
     """Which CAs the node trusts control by; '' where there is no control."""
     trust_ends: float | None = None
     """When the last of them ends (Unix seconds); None where that isn't known."""
+    refused: bool = False
+    """Whether control refuses the node's credential."""
 
 
 class RecordSender(Protocol):

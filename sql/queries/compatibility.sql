@@ -2,19 +2,23 @@
 -- name: group
 SELECT id::text FROM groups WHERE name = $1;
 
+-- Revoked nodes get no release, so what they can run keeps none from being made.
+
 -- The next digest after $2 of nodes' capabilities in a group, with the capabilities; there are few digests.
 -- name: next_capabilities
 SELECT capabilities_digest AS digest, capabilities FROM nodes
-WHERE group_id = $1::text::uuid AND capabilities_digest > $2 AND removed_at IS NULL
+WHERE group_id = $1::text::uuid AND capabilities_digest > $2 AND removed_at IS NULL AND state <> 'revoked'
 ORDER BY capabilities_digest LIMIT 1;
 
 -- How many nodes of a group have capabilities with this digest.
 -- name: count
-SELECT count(*) FROM nodes WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL;
+SELECT count(*) FROM nodes
+WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL AND state <> 'revoked';
 
 -- The first of these nodes by name.
 -- name: names
-SELECT name FROM nodes WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL
+SELECT name FROM nodes
+WHERE group_id = $1::text::uuid AND capabilities_digest = $2 AND removed_at IS NULL AND state <> 'revoked'
 ORDER BY name LIMIT $3;
 
 -- Capabilities that nodes of a group sent without a digest, as they do when they join: for each, the first nodes by
@@ -27,6 +31,7 @@ FROM (
     FROM (
         SELECT n.name, n.capabilities::text AS capabilities FROM nodes AS n
         WHERE n.group_id = $1::text::uuid AND n.capabilities_digest = '' AND n.removed_at IS NULL
+            AND n.state <> 'revoked'
     ) AS u
 ) AS t
 WHERE t.place <= $2 ORDER BY t.capabilities, t.name;

@@ -28,13 +28,13 @@ FROM groups AS g LEFT JOIN releases AS r ON r.id = g.release_id WHERE g.id = ANY
 -- Nodes that changed after an epoch.
 -- name: nodes_since
 SELECT id::text AS id, name, group_id::text AS group_id, epoch, generation, confirmed_generation, digest,
-    capabilities_digest, ran_generation, removed_at IS NOT NULL AS removed
+    capabilities_digest, ran_generation, removed_at IS NOT NULL AS removed, state = 'revoked' AS revoked
 FROM nodes WHERE epoch > $1;
 
 -- Nodes by id.
 -- name: nodes_by_id
 SELECT id::text AS id, name, group_id::text AS group_id, epoch, generation, confirmed_generation, digest,
-    capabilities_digest, ran_generation, removed_at IS NOT NULL AS removed
+    capabilities_digest, ran_generation, removed_at IS NOT NULL AS removed, state = 'revoked' AS revoked
 FROM nodes WHERE id = ANY($1::text[]::uuid[]);
 
 -- Credentials that changed after an epoch, with revoked ones: a held poll may use one.

@@ -24,13 +24,13 @@ FROM (
     LEFT JOIN releases AS e ON e.group_id = g.id AND e.number = r.number - 1
 GROUP BY 1, 2, 3, 4, 5;
 
--- Overdue nodes, by the same.
+-- Overdue nodes, by the same. Of a revoked node nothing is expected.
 -- name: overdue
 SELECT n.group_id::text AS group_id, n.state,
     g.release_id IS NULL OR n.confirmed_generation >= greatest(n.generation, g.generation) AS at_target,
     n.error_code <> '' AS has_error, count(*) AS nodes
 FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id JOIN groups AS g ON g.id = n.group_id
-WHERE p.overdue = true AND n.removed_at IS NULL
+WHERE p.overdue = true AND n.removed_at IS NULL AND n.state <> 'revoked'
 GROUP BY 1, 2, 3, 4;
 
 -- Some failing nodes of each of these causes: one element of each array for each cause, its group and its code.
@@ -39,7 +39,7 @@ SELECT c.group_id, c.error_code, f.name, f.error_message, f.error_at
 FROM unnest($1::text[], $2::text[]) AS c (group_id, error_code), LATERAL (
     SELECT n.name, n.error_message, n.error_at
     FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
-    WHERE n.group_id = c.group_id::uuid AND n.error_code = c.error_code AND n.removed_at IS NULL
+    WHERE n.group_id = c.group_id::uuid AND n.error_code = c.error_code AND n.removed_at IS NULL AND n.state <> 'revoked'
         AND g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation)
     LIMIT $3
 ) AS f;
@@ -52,6 +52,7 @@ SELECT s.group_id::text AS group_id, string_agg(s.letter, '' ORDER BY s.site, s.
 FROM (
     SELECT n.group_id, n.name, coalesce(n.labels ->> 'site', '') AS site,
         CASE
+            WHEN n.state = 'revoked' THEN 'r'
             WHEN n.error_code <> '' AND g.release_id IS NOT NULL
                 AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'f'
             WHEN n.state = 'offline' THEN 'o'

@@ -67,13 +67,29 @@ SELECT g.id, g.name FROM groups g JOIN release_functions f ON f.release_id = g.r
 WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) ORDER BY g.name;
 
 -- The releases that have this version, or any version, of the function, and that a rollback of their group would go to:
--- the newest one before the target that a node has run.
+-- of those before the target that a node has run, the newest one, and the newest one on which none has failed (`target`
+-- in rollbacks.sql).
 -- name: needed_by
 SELECT g.name AS group_name, r.number, f.version
 FROM release_functions f JOIN releases r ON r.id = f.release_id JOIN groups g ON g.id = r.group_id
     JOIN releases t ON t.id = g.release_id
-WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) AND r.number = (
-    SELECT max(p.number) FROM releases p WHERE p.group_id = g.id AND p.number < t.number AND p.reached_at IS NOT NULL
+WHERE f.name = $1 AND ($2::int8 IS NULL OR f.version = $2) AND r.number IN (
+    (SELECT max(p.number) FROM releases p WHERE p.group_id = g.id AND p.number < t.number AND p.reached_at IS NOT NULL),
+    (
+        SELECT max(p.number) FROM releases p
+        WHERE p.group_id = g.id AND p.number < t.number AND p.reached_at IS NOT NULL
+            AND (p.failed_at IS NULL OR p.arrived_at IS NOT NULL)
+            AND NOT EXISTS (
+                SELECT 1 FROM syncs s
+                WHERE s.release_id = p.id AND s.status IN ('failed', 'expired')
+                    AND coalesce(s.late_status, '') <> 'succeeded'
+                    AND NOT EXISTS (
+                        SELECT 1 FROM syncs l
+                        WHERE l.node_id = s.node_id AND l.release_id = s.release_id AND l.status = 'succeeded'
+                            AND l.started_at > s.started_at
+                    )
+            )
+    )
 )
 ORDER BY g.name LIMIT $3;
 

@@ -48,6 +48,32 @@ WHERE id = ANY($1::text[]::uuid[]) FOR NO KEY UPDATE SKIP LOCKED;
 -- name: change_states
 UPDATE nodes SET state = $2, state_since = $3 WHERE id = ANY($1::text[]::uuid[]);
 
+-- Make offline nodes revoked whose credentials have all been revoked: by a version that had no such state, or when who
+-- may come in was read again after a restore.
+-- name: find_revoked
+UPDATE nodes SET state = 'revoked', state_since = coalesce(
+    (SELECT max(c.revoked_at) FROM credentials AS c WHERE c.node_id = nodes.id), nodes.state_since
+)
+WHERE id IN (
+    SELECT n.id FROM nodes AS n
+    WHERE n.removed_at IS NULL AND n.state = 'offline'
+        AND EXISTS (SELECT 1 FROM credentials AS c WHERE c.node_id = n.id)
+        AND NOT EXISTS (SELECT 1 FROM credentials AS c WHERE c.node_id = n.id AND c.revoked_at IS NULL)
+    LIMIT $1
+)
+RETURNING id::text AS id;
+
+-- Make revoked nodes offline that have a good credential after all: it was read again after a restore.
+-- name: find_good
+UPDATE nodes SET state = 'offline', state_since = $1
+WHERE id IN (
+    SELECT n.id FROM nodes AS n
+    WHERE n.removed_at IS NULL AND n.state = 'revoked'
+        AND EXISTS (SELECT 1 FROM credentials AS c WHERE c.node_id = n.id AND c.revoked_at IS NULL)
+    LIMIT $2
+)
+RETURNING id::text AS id;
+
 -- Set whether nodes count as offline.
 -- name: set_offline
 UPDATE node_presence SET offline = $2 WHERE node_id = ANY($1::text[]::uuid[]);
@@ -63,7 +89,7 @@ SELECT node_id::text AS id FROM node_presence WHERE overdue = true AND confirmed
 -- Lock the presence of nodes that don't count as overdue and weren't confirmed since a time, and the nodes, to which
 -- warnings refer, where no other transaction has locked them.
 -- name: lock_overdue
-SELECT p.node_id::text AS id, p.confirmed_at, n.removed_at IS NOT NULL AS removed
+SELECT p.node_id::text AS id, p.confirmed_at, n.removed_at IS NOT NULL OR n.state = 'revoked' AS gone
 FROM node_presence AS p JOIN nodes AS n ON n.id = p.node_id
 WHERE p.node_id = ANY($1::text[]::uuid[]) AND p.overdue = false AND p.confirmed_at < $2
 FOR NO KEY UPDATE OF p, n SKIP LOCKED;

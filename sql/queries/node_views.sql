@@ -25,19 +25,20 @@ FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g
     LEFT JOIN node_presence p ON p.node_id = n.id
 WHERE n.removed_at IS NULL AND n.name > $1 AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) AND ($3::text IS NULL OR n.state = $3)
     AND ($4::text IS NULL OR $4 = CASE
+        WHEN n.state = 'revoked' THEN n.state
         WHEN n.error_code <> '' AND g.release_id IS NOT NULL
             AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'failing'
         WHEN n.state <> 'online' THEN n.state
         WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
         ELSE 'at_target'
     END)
-    AND ($5::text IS NULL OR (n.error_code = $5 AND g.release_id IS NOT NULL
+    AND ($5::text IS NULL OR (n.error_code = $5 AND n.state <> 'revoked' AND g.release_id IS NOT NULL
         AND n.confirmed_generation < greatest(n.generation, g.generation)))
     AND ($6::text IS NULL OR (n.labels ->> $6 IS NOT NULL AND ($7::text IS NULL OR n.labels ->> $6 = $7)))
     AND ($8::text IS NULL OR strpos(n.name, $8) > 0)
     AND ($9::int8 IS NULL OR (n.confirmed_generation >= n.generation AND $9 = (
         SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation)))
-    AND (NOT $10::bool OR p.overdue)
+    AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked'))
     AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
     AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
 ORDER BY n.name LIMIT $13;
@@ -56,30 +57,32 @@ FROM (
         left(coalesce(n.capabilities ->> 'version', ''), 64) AS version,
         CASE
             WHEN $13 = 'seen' THEN (extract(epoch FROM coalesce(p.last_seen_at, n.joined_at)) * 1000000)::int8
+            WHEN n.state = 'revoked' THEN 0
             WHEN n.error_code <> '' AND g.release_id IS NOT NULL
-                AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 0
-            WHEN n.state = 'offline' THEN 1
-            WHEN n.state = 'syncing' THEN 2
-            WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 3
-            ELSE 4
+                AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 1
+            WHEN n.state = 'offline' THEN 2
+            WHEN n.state = 'syncing' THEN 3
+            WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 4
+            ELSE 5
         END AS place
     FROM nodes n JOIN groups g ON g.id = n.group_id LEFT JOIN releases r ON r.id = g.release_id
         LEFT JOIN node_presence p ON p.node_id = n.id
     WHERE n.removed_at IS NULL AND ($2::text[] IS NULL OR g.name = ANY($2::text[])) AND ($3::text IS NULL OR n.state = $3)
         AND ($4::text IS NULL OR $4 = CASE
+            WHEN n.state = 'revoked' THEN n.state
             WHEN n.error_code <> '' AND g.release_id IS NOT NULL
                 AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'failing'
             WHEN n.state <> 'online' THEN n.state
             WHEN g.release_id IS NOT NULL AND n.confirmed_generation < greatest(n.generation, g.generation) THEN 'behind'
             ELSE 'at_target'
         END)
-        AND ($5::text IS NULL OR (n.error_code = $5 AND g.release_id IS NOT NULL
+        AND ($5::text IS NULL OR (n.error_code = $5 AND n.state <> 'revoked' AND g.release_id IS NOT NULL
             AND n.confirmed_generation < greatest(n.generation, g.generation)))
         AND ($6::text IS NULL OR (n.labels ->> $6 IS NOT NULL AND ($7::text IS NULL OR n.labels ->> $6 = $7)))
         AND ($8::text IS NULL OR strpos(n.name, $8) > 0)
         AND ($9::int8 IS NULL OR (n.confirmed_generation >= n.generation AND $9 = (
             SELECT max(x.number) FROM releases x WHERE x.group_id = n.group_id AND x.generation <= n.confirmed_generation)))
-        AND (NOT $10::bool OR p.overdue)
+        AND (NOT $10::bool OR (p.overdue AND n.state <> 'revoked'))
         AND ($11::timestamptz IS NULL OR p.last_seen_at < $11)
         AND ($12::text[] IS NULL OR n.name = ANY($12::text[]))
 ) AS found

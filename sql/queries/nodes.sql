@@ -73,6 +73,10 @@ UPDATE nodes SET retry_at = NULL, failed_generation = 0 WHERE id = $1;
 UPDATE nodes SET removed_at = $2, name = name || '~' || id::text, state = 'offline', state_since = $2
 WHERE id = $1;
 
+-- Record that no credential of a node is good any more.
+-- name: set_revoked
+UPDATE nodes SET state = 'revoked', state_since = $2 WHERE id = $1 AND state <> 'revoked';
+
 -- End the open sync of a node without a result.
 -- name: end_syncs
 UPDATE syncs SET status = 'superseded', ended_at = $2 WHERE node_id = $1 AND status = 'running';

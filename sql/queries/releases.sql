@@ -26,6 +26,10 @@ SELECT coalesce(max(number), 0) FROM schema_changes;
 -- name: floor
 SELECT schema_floor FROM releases WHERE id = $1;
 
+-- A release's number.
+-- name: number
+SELECT number FROM releases WHERE id = $1;
+
 -- The functions of releases.
 -- name: functions
 SELECT release_id, name, version, sha256 FROM release_functions
@@ -96,7 +100,7 @@ FROM releases r JOIN groups g ON g.id = r.group_id WHERE g.name = $1 AND r.numbe
 UPDATE nodes SET retry_at = NULL, failed_generation = 0
 WHERE id IN (
     SELECT n.id FROM nodes AS n JOIN groups AS g ON g.id = n.group_id
-    WHERE g.id = $1 AND n.removed_at IS NULL AND n.error_code <> '' AND n.failed_generation > 0
+    WHERE g.id = $1 AND n.removed_at IS NULL AND n.state <> 'revoked' AND n.error_code <> '' AND n.failed_generation > 0
         AND n.confirmed_generation < greatest(n.generation, g.generation)
     LIMIT $2
 )

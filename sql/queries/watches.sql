@@ -10,20 +10,20 @@ WHERE (n.name = $1 OR n.id = $2::text::uuid) AND n.removed_at IS NULL;
 SELECT id::text AS id FROM groups WHERE deleted_at IS NULL AND ($1::text[] IS NULL OR name = ANY($1::text[]));
 
 -- How many nodes a watch of a node ($1) or of groups ($2; both NULL: of all) is about, by whether they can be asked:
--- those that are offline can't, nor can those of a version of the protocol before $3.
+-- those that are offline or revoked can't, nor can those of a version of the protocol before $3.
 -- name: count_nodes
-SELECT n.state = 'offline' AS offline, n.protocol < $3::int8 AS too_old, count(*) AS nodes FROM nodes n
+SELECT n.state IN ('offline', 'revoked') AS offline, n.protocol < $3::int8 AS too_old, count(*) AS nodes FROM nodes n
 WHERE n.removed_at IS NULL AND ($1::text IS NULL OR n.id = $1::text::uuid)
     AND ($2::text[] IS NULL OR n.group_id = ANY($2::text[]::uuid[]))
-GROUP BY n.state = 'offline', n.protocol < $3::int8;
+GROUP BY n.state IN ('offline', 'revoked'), n.protocol < $3::int8;
 
--- Names of nodes of a watch, as count_nodes takes it; of those that are offline ($4) or not, too old ($5) or not; but
+-- Names of nodes of a watch, as count_nodes takes it; of those that are offline or revoked ($4) or not, too old ($5) or not; but
 -- for some ($6).
 -- name: names
 SELECT n.name FROM nodes n
 WHERE n.removed_at IS NULL AND ($1::text IS NULL OR n.id = $1::text::uuid)
     AND ($2::text[] IS NULL OR n.group_id = ANY($2::text[]::uuid[]))
-    AND (n.state = 'offline') = $4::bool AND (n.protocol < $3::int8) = $5::bool AND NOT (n.id = ANY($6::text[]::uuid[]))
+    AND (n.state IN ('offline', 'revoked')) = $4::bool AND (n.protocol < $3::int8) = $5::bool AND NOT (n.id = ANY($6::text[]::uuid[]))
 ORDER BY n.name LIMIT $7;
 
 -- Add a watch.

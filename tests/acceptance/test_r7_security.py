@@ -103,7 +103,7 @@ async def test_r7_1_a_revoked_credential_is_refused_everywhere(control_site: Sit
             for which in (node, other):
                 assert (await ask(replica, which.credential)).status == 200
         await ok(one, "POST", "/v1/nodes/one/revoke")
-        assert code(await ask(one, node.credential)) == "credentials_invalid"
+        assert code(await ask(one, node.credential)) == "node_revoked"
 
         async def refused() -> bool:
             return (await ask(two, node.credential)).status == 401

@@ -111,9 +111,9 @@ class Shell:
             pytest.fail(f"{arguments} ended with {status}\n{self.out}\n{self.err}\n{log[-4000:]}", pytrace=False)
         return self.out
 
-    def json(self, *arguments: str) -> Any:
+    def json(self, *arguments: str, ends: int = 0) -> Any:
         """Run a command with --json, and return its document."""
-        return json.loads(self(*arguments, "--json"))
+        return json.loads(self(*arguments, "--json", ends=ends))
 
 
 def shell(up: Up, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:

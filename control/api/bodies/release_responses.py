@@ -174,6 +174,11 @@ class DetailedRelease(Release):
     changes: Changes
 
 
+class ShownRelease(DetailedRelease):
+    rolls_back_to: int | None
+    """The number of the release that a rollback goes to; null where this isn't the group's newest, or there is none."""
+
+
 class MadeRelease(DetailedRelease):
     unfit: Unfit
     losses: list[LostRows]
@@ -182,6 +187,16 @@ class MadeRelease(DetailedRelease):
     """What of its schema changes holds writers of nodes up for more than 0.1 s."""
     plan_digest: wire.Sha256
     """What a request can send as its `plan_digest`, to have this done or nothing."""
+
+
+class PushedVersion(Version, omit_defaults=True):
+    release: MadeRelease | None = None
+    """The release that was asked for with it; not there where none was."""
+
+
+class RegisteredSchemaChange(MadeSchemaChange, omit_defaults=True):
+    release: MadeRelease | None = None
+    """The release that was asked for with it; not there where none was."""
 
 
 class ReleaseRetry(Struct):

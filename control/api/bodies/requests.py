@@ -56,11 +56,29 @@ class LabelNode(Body, frozen=True):
     """Keys; one that the node doesn't have is none the less."""
 
 
+class FollowingRelease(Body, frozen=True):
+    """A release that brings a new version or schema change to nodes, made in the same transaction: where one of them is
+    refused, neither is made."""
+
+    group: Name = "default"
+    functions: Annotated[dict[Name, Number], Meta(max_length=MOST_FUNCTIONS)] = field(default_factory=dict)
+    """Further versions to set, besides the new one."""
+    schema: Annotated[int, Meta(ge=0)] | None = None
+    """The floor; if not given, the newest schema change."""
+    allow_unfit: bool = False
+    """As in `NewRelease`, like all further fields."""
+    allow_loss: bool = False
+    allow_stall: bool = False
+    reason: Text = ""
+
+
 class NewVersion(Body, frozen=True):
     """``POST /v1/functions/{name}/versions``, of bytes that ``PUT /v1/artifacts/{sha256}`` uploaded."""
 
     sha256: Sha256
     manifest: Manifest = Manifest()
+    release: FollowingRelease | None = None
+    """The release with the version, for a group; None: no node gets it yet."""
 
 
 class NewSchemaChange(Body, frozen=True):
@@ -68,6 +86,8 @@ class NewSchemaChange(Body, frozen=True):
     sql: Annotated[str, Meta(min_length=1, max_length=1024 * 1024)]
     number: Number | None = None
     """If given, the change is refused unless this is its number (a guard against two registrations at once)."""
+    release: FollowingRelease | None = None
+    """The release with the change, for a group; None: no node gets it yet."""
 
 
 class AmendSchemaChange(Body, frozen=True):
@@ -78,6 +98,8 @@ class AmendSchemaChange(Body, frozen=True):
     """Amend it also where it would hold the writers of such nodes up for more than the setting `stall_limit`."""
     plan_digest: Sha256 | None = None
     """The digest of a plan that was shown: where the amendment would do something else, it is refused."""
+    release: FollowingRelease | None = None
+    """A release of a group, whose nodes get the new text with it; None: nodes get it when they try again."""
 
 
 class NewGroup(Body, frozen=True):
@@ -93,6 +115,9 @@ class NewRelease(Body, frozen=True):
     remove: Annotated[list[Name], Meta(max_length=MOST_FUNCTIONS)] = field(default_factory=list)
     schema: Annotated[int, Meta(ge=0)] | None = None
     """The floor; if not given, the newest schema change."""
+    rollback: bool = False
+    """In place of `rollback_to`: go back to the newest earlier release that some node has run and on which none has
+    failed."""
     rollback_to: Number | None = None
     """The number of an earlier release of the group, whose functions and floor the new one gets."""
     allow_unfit: bool = False

@@ -171,7 +171,7 @@ def _tell(notice: Json) -> None:
     did = "1 node" if count == 1 else f"{count} nodes"
     records = "1 record was" if count == 1 else f"{count} records were"
     texts = {
-        "offline": f"{nodes} offline and {'was' if count == 1 else 'were'} not asked: {some}",
+        "offline": f"{nodes} offline or revoked and {'was' if count == 1 else 'were'} not asked: {some}",
         "too_old": f"{have} a version of skerry-edge that can't be asked: {some}",
         "silent": f"{did} didn't answer in time" + (f": {some}" if some else ""),
         "sampled": f"{records} left out, evenly: there are too many to show them all",

@@ -25,7 +25,7 @@ async def asked(node: Json) -> list[Json] | None:
             elif part.notice is not None and part.notice["notice"] == "history":
                 answered = bool(part.notice.get("count"))
     if not answered:
-        why = "it is offline" if node["state"] == "offline" else "it didn't answer within 10 s"
+        why = f"it is {node['state']}" if node["state"] in ("offline", "revoked") else "it didn't answer within 10 s"
         output.note(f"{why}, so it isn't known what it has counted of calls", style="yellow")
         return None
     return sorted(found, key=lambda one: (one.get("function", ""), -one.get("release", 0)))

@@ -74,6 +74,12 @@ class NotConverged(Failure):
     exit_code = 5
 
 
+class NotReached(Failure):
+    """No node failed or was late; some weren't waited for, because they are offline or revoked."""
+
+    exit_code = 6
+
+
 class NotConnected(Failure):
     """There is no usable URL, token or CA of a control to talk to."""
 

@@ -4,7 +4,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import click
 
@@ -108,8 +108,13 @@ def wait_options(function: F) -> F:
         show_default=True,
         help="Seconds to --wait.",
     )(function)
+    function = click.option(
+        "--wait-for-offline", "offline_too", is_flag=True, help="--wait, and for nodes that are offline, too."
+    )(function)
     return click.option(
-        "--wait", is_flag=True, help="Show the nodes as they arrive; exit with 5 if one failed or was late."
+        "--wait",
+        is_flag=True,
+        help="Show the nodes as they arrive; exit with 5 if one failed or was late, with 6 if one is offline.",
     )(function)
 
 
@@ -123,10 +128,29 @@ def plan_option(function: F) -> F:
     return click.option("--plan", is_flag=True, help="Only show what it would change.")(function)
 
 
-def check_plan(plan: bool, wait: bool) -> None:
-    """Raises: UsageError, when a plan is to be waited for."""
-    if plan and wait:
+class ReleaseWait(NamedTuple):
+    """How a release's nodes are waited for."""
+
+    within: float
+    """Seconds, at most."""
+    offline_too: bool
+    """Nodes that are offline are waited for, too."""
+
+
+def waiting(
+    wait: bool, within: float, offline_too: bool, *, plan: bool = False, no_release: bool = False
+) -> ReleaseWait | None:
+    """How the release of a command is waited for, by what `wait_options` gave; None: it isn't.
+
+    Raises: UsageError, when there is no release to wait for.
+    """
+    if not (wait or offline_too):
+        return None
+    if plan:
         raise click.UsageError("--plan makes no release, so there is nothing to --wait for")
+    if no_release:
+        raise click.UsageError("--wait follows a release, and --no-release makes none")
+    return ReleaseWait(within, offline_too)
 
 
 def loss_option(function: F) -> F:

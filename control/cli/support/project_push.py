@@ -47,6 +47,22 @@ class PushPlan(NamedTuple):
         versions = [planned["version"] for planned in self.versions]
         return {"schema_changes": self.changes, "versions": versions, "release": self.release}
 
+    def refuse(self, *, allow_unfit: bool, allow_loss: bool) -> None:
+        """Check that control would make the release, which a plan doesn't refuse: of several things that are made one
+        after the other, none may be made then. Raises: RequestRefused, when it wouldn't."""
+        if self.release is None:
+            return
+        for allowed, code, lines in (
+            (allow_unfit, "nodes_unfit", releasing.unfit(self.release.get("unfit") or {})),
+            (allow_loss, "loss_not_allowed", releasing.losses(self.release.get("losses") or [])),
+        ):
+            if lines and not allowed:
+                raise RequestRefused(
+                    "nothing was made: " + "; ".join(line.removeprefix("! ") for line in lines),
+                    code=code,
+                    cure=f"--allow-{'unfit' if code == 'nodes_unfit' else 'loss'} makes the release all the same",
+                )
+
     def show(self) -> None:
         """Print it."""
         for change in self.changes:
@@ -118,12 +134,14 @@ class ProjectPush:
             for place, name in enumerate(names)
         ]
 
-    async def make(self, *, quiet: bool) -> Json:
-        """Register the files and make the versions, none of them released yet; return what a script is told.
+    async def make(self, following: Json | None, *, quiet: bool) -> Json:
+        """Register the files and make the versions; return what a script is told. The last version is made together
+        with a release that has them all, as `following` says; None: there is no release.
 
-        Raises: RequestRefused, when control refuses one; what was made before it stays.
+        Raises: RequestRefused, when control refuses one, or the release; what was made before the last one stays.
         """
         changes, versions = [], []
+        release: Json | None = None
         for file in self._files:
             assert self._found is not None  # noqa: S101
             body = {"name": project_schema.name_of(self._found, file), "sql": file.sql}
@@ -136,14 +154,18 @@ class ProjectPush:
                 output.say(f"{releasing.named_change(change)} is registered")
                 releasing.show_findings(change)
         for each in self._uploaded:
-            version = await self._control.post(each.where, each.body)
+            pushed = each.body
+            if following is not None and each is self._uploaded[-1]:
+                pushed["release"] = {**following, **({"functions": dict(self.made)} if self.made else {})}
+            version = await self._control.post(each.where, pushed)
+            release = version.pop("release", None)
             versions.append(version)
             self.made[each.name] = version["version"]
             if not quiet:
                 size = output.size(version["size"])
                 output.say(f"{each.name}@{version['version']} is uploaded ({size}, {each.sha256[:12]})")
         told: Json = {"version": versions[0]} if len(versions) == 1 else {"versions": versions}
-        return {**told, "schema_changes": changes, "release": None}
+        return {**told, "schema_changes": changes, "release": release}
 
 
 def _of_files(files: Sequence[SchemaFile], refused: RequestRefused) -> RequestRefused:

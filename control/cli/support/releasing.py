@@ -1,26 +1,48 @@
-"""Make a release and show what it changes, for `function push`, `schema add`, `schema amend`, `release create`."""
+"""Make a release and show what it changes, for `function push`, `schema add`, `schema amend`, `release create` and
+`rollback`."""
 
 import itertools
 
 from control import manifests
 from control.cli.support import output, waiting
 from control.cli.support.client import Client, Json, path
+from control.cli.support.options import ReleaseWait
 
 SHOWN = 5
 """Nodes of a loss that are named."""
 
 
-async def create(control: Client, body: Json, *, wait: bool, within: float, as_json: bool) -> Json:
-    """Make the release and show it. With `wait`, follow its nodes up to `within` seconds; the answer then has `nodes`.
+async def check_group(control: Client, group: str) -> None:
+    """Raises: RequestRefused, when there is no such group, or the operator may not see it."""
+    await control.get(path("releases"), group=group, limit=1)
 
-    Raises: NotConverged, when a node failed or was late; else as `Client.call` does.
+
+async def finish(
+    control: Client,
+    release: Json,
+    wait: ReleaseWait | None,
+    *,
+    part_of: Json | None = None,
+    shown: bool = False,
+    as_json: bool,
+) -> None:
+    """Show a release that was made, unless its plan was `shown`, and follow its nodes as `wait` says.
+
+    With `as_json` print one document at the end: the release, or what it is a `part_of`. It then has the release's
+    `nodes`, and in `followed` the names of those that arrived, failed, were late, are offline and are revoked.
+
+    Raises: NotConverged, NotReached, when not all nodes run the release; else as `Client.call` does.
     """
-    release = await control.post(path("releases"), body)
     if not as_json:
-        show(release)
-    if wait:
-        release["nodes"] = await waiting.follow(control, release, within, quiet=as_json)
-    return release
+        output.say(_made(release, "is")) if shown else show(release)
+    followed = None
+    if wait is not None:
+        followed = await waiting.follow(control, release, wait.within, offline_too=wait.offline_too, quiet=as_json)
+        release["nodes"], release["followed"] = followed.nodes, followed.document()
+    if as_json:
+        output.document(release if part_of is None else part_of)
+    if followed is not None and wait is not None:
+        followed.check(release, wait.within, quiet=as_json)
 
 
 def allowing(body: Json, allow_unfit: bool, allow_loss: bool, allow_stall: bool) -> Json:
@@ -32,11 +54,9 @@ def allowing(body: Json, allow_unfit: bool, allow_loss: bool, allow_stall: bool)
 
 def show(release: Json, *, planned: bool = False) -> None:
     """Print a release and what it changes; `planned`: it hasn't been made."""
-    verb = "would be" if planned else "is"
-    output.say(
-        f"release {release['number']} of group {release['group']} {verb} made (generation {release['generation']}):"
-        f" schema {release['schema_floor']}, functions {output.functions(release['functions']) or 'none'}"
-    )
+    made = _made(release, "would be" if planned else "is")
+    functions = output.functions(release["functions"]) or "none"
+    output.say(f"{made}: schema {release['schema_floor']}, functions {functions}")
     lines = list(changes(release.get("changes") or {}))
     for line, style in lines:
         output.say(f"  {line}", style=style)
@@ -63,6 +83,12 @@ def show_findings(change: Json) -> None:
         output.say(f"  it holds writers up where the table is large: {stall['message']}", style="yellow")
 
 
+def _made(release: Json, verb: str) -> str:
+    back = f", a rollback to release {release['rollback_to']}" if release.get("rollback_to") else ""
+    generation = f"(generation {release['generation']})"
+    return f"release {release['number']} of group {release['group']} {verb} made {generation}{back}"
+
+
 def show_plan(found: Json, what: str, *, as_json: bool) -> None:
     """Print what would be made, and the releases that would be made with it: `release`, or the list `releases`."""
     if as_json:
@@ -87,10 +113,10 @@ def show_move(found: Json) -> None:
 
 
 def changes(changed: Json) -> list[tuple[str, str]]:
-    """Return a line and its colour for everything that a release adds, changes and removes."""
-    lines = [(f"+ {_text(item)}", "green") for item in changed.get("add", [])]
+    """Return a line and its colour for everything that a release removes, adds and changes, removals on top."""
+    lines = [(f"- {_text(item)} is removed", "red") for item in changed.get("remove", [])]
+    lines += [(f"+ {_text(item)}", "green") for item in changed.get("add", [])]
     lines += [(f"~ {_text(item)}", "yellow") for item in changed.get("change", [])]
-    lines += [(f"- {_text(item)} is removed", "red") for item in changed.get("remove", [])]
     lines += [(f"+ schema change {_text(item)}", "green") for item in changed.get("schema", [])]
     lines += [(f"! {_granted(item)}", "yellow") for item in changed.get("grants", [])]
     return lines

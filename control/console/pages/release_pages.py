@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from control import wire
 from control.api import releases, request_input
-from control.api.bodies.release_responses import DetailedRelease, Release
+from control.api.bodies.release_responses import Release, ShownRelease
 from control.api.operations import Reply
 from control.console import fleet_grid, rendering
 from control.console.fleet_grid import GroupBlocks
@@ -119,8 +119,8 @@ def wire_name(text: str, field: str) -> str | None:
     return found
 
 
-async def _release(visit: Visit) -> DetailedRelease:
-    found: DetailedRelease = await visit.ask(releases.get_release, path_of(visit))
+async def _release(visit: Visit) -> ShownRelease:
+    found: ShownRelease = await visit.ask(releases.get_release, path_of(visit))
     return found
 
 

@@ -32,20 +32,29 @@ Found = Mapping[int, ChangeEffects]
 NOTHING: Found = {}
 
 
-async def of_group(conn: Connection, group: str) -> Found:
-    """What releases of a group can do whose floors are above the one that it has.
+async def of_group(
+    conn: Connection, group: str, number: int | None = None, checked: CheckedChange | None = None
+) -> Found:
+    """What releases of a group can do whose floors are above the one that it has. `number`, `checked`: of a schema
+    change, or another text of one, that will be registered with the release.
 
     Read in a transaction of its own: the release's must not conflict with nodes that report meanwhile.
     """
     row = await registered_changes.group_floor(conn, group)
     if row is None:
         return NOTHING
-    return {
-        change.number: ChangeEffects(
-            await losses.of_groups(conn, [row.id], change.number, change.losses),
-            await stalls.of_groups(conn, [row.id], change.number, change.stalls),
-        )
+    changes = {
+        change.number: (change.losses, change.stalls)
         for change in await registered_changes.between(conn, row.schema_floor, 2**31)
+    }
+    if number is not None and checked is not None:
+        changes[number] = checked.losses, checked.stalls
+    return {
+        number: ChangeEffects(
+            await losses.of_groups(conn, [row.id], number, lost),
+            await stalls.of_groups(conn, [row.id], number, stalled),
+        )
+        for number, (lost, stalled) in changes.items()
     }
 
 

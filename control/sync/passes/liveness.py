@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from control.event_kinds import EventKind
 from control.storage import events, queries
+from control.storage.announcements import Changed
 from control.storage.connection import Connection
 
 
@@ -27,10 +28,13 @@ class OverdueNode(NamedTuple):
 
     id: str
     confirmed_at: datetime
-    removed: bool
+    gone: bool
+    """It was removed or revoked: nothing is expected of it."""
 
 
 SQL = queries.load("monitor")
+FIND_GOOD = SQL.value("find_good", str)
+FIND_REVOKED = SQL.value("find_revoked", str)
 LOCK_UNSEEN = SQL.value("lock_unseen", str)
 LOCK_SEEN_AGAIN = SQL.value("lock_seen_again", str)
 LOCK_FREE = SQL.rows("lock_free", NodeStateRow)
@@ -52,7 +56,7 @@ async def silent(since: datetime, now: datetime, ids: list[str], conn: Connectio
         await conn.execute(SQL["change_states"], online, "offline", now)
     if settled:
         await conn.execute(SQL["set_offline"], settled, True)
-    told = [node.id for node in nodes if node.state != "syncing" and not node.removed]
+    told = [node.id for node in nodes if node.state in ("online", "offline") and not node.removed]
     await _tell(conn, now, "node.offline", told)
     return len(settled), online
 
@@ -66,14 +70,29 @@ async def heard(since: datetime, now: datetime, ids: list[str], conn: Connection
         await conn.execute(SQL["change_states"], offline, "online", now)
     if settled:
         await conn.execute(SQL["set_offline"], settled, False)
-    await _tell(conn, now, "node.online", [node.id for node in nodes if not node.removed])
+    await _tell(conn, now, "node.online", [node.id for node in nodes if not node.removed and node.state != "revoked"])
     return len(settled), offline
+
+
+async def revoked(now: datetime, limit: int, conn: Connection) -> int:
+    """Make offline nodes revoked whose credentials have all ended, and revoked ones offline that have a good one,
+    `limit` of each at most; return how many."""
+    good = await conn.column(FIND_GOOD, now, limit)
+    if good:
+        # The next heartbeat makes them online.
+        await conn.execute(SQL["set_offline"], good, True)
+    found = await conn.column(FIND_REVOKED, limit)
+    if found:
+        await conn.execute(SQL["clear_warnings"], found, now)
+    if good or found:
+        await Changed(nodes={*good, *found}).announce(conn)
+    return len(good) + len(found)
 
 
 async def overdue(since: datetime, now: datetime, ids: list[str], conn: Connection) -> Done:
     """Warn of nodes that weren't confirmed at their target since `since`."""
     nodes = await conn.fetch(LOCK_OVERDUE, ids, since)
-    late = [node for node in nodes if not node.removed]
+    late = [node for node in nodes if not node.gone]
     if late:
         messages = [f"not confirmed at its target since {node.confirmed_at:%Y-%m-%d %H:%M:%S} UTC" for node in late]
         await conn.execute(SQL["warn"], [str(uuid4()) for _ in late], [node.id for node in late], messages, now)

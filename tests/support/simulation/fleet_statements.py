@@ -30,7 +30,7 @@ def _group(t: Tables, row: dict[str, Any]) -> Row:
 
 def _node(row: dict[str, Any]) -> Row:
     names = ("id", "name", "group_id", "epoch", "generation", "confirmed_generation", "digest", "capabilities_digest")
-    return Row(pick(row, *names).items(), removed=row["removed_at"] is not None)
+    return Row(pick(row, *names).items(), removed=row["removed_at"] is not None, revoked=row["state"] == "revoked")
 
 
 @statement("fleet", "epoch")

@@ -131,7 +131,7 @@ statement("monitor", "lock_overdue_no_more")(_of(_OVERDUE_NO_MORE))
 @statement("monitor", "lock_overdue")
 def _lock_overdue(t: Tables, ids: Sequence[str], since: datetime) -> Rows:
     return [
-        Row(id=p["node_id"], confirmed_at=p["confirmed_at"], removed=t["nodes"][p["node_id"]]["removed_at"] is not None)
+        Row(id=p["node_id"], confirmed_at=p["confirmed_at"], gone=t["nodes"][p["node_id"]]["removed_at"] is not None)
         for p in known(t, "node_presence", ids)
         if _OVERDUE(p, since)
     ]
@@ -148,6 +148,13 @@ def _change_states(t: Tables, ids: Sequence[str], state: str, now: datetime) -> 
     for id in ids:
         t.update("nodes", id, state=state, state_since=now)
     return len(ids)
+
+
+@statement("monitor", "find_good")
+@statement("monitor", "find_revoked")
+def _find_revoked(t: Tables, *_: Any) -> Rows:
+    """No operator revokes a node in a run."""
+    return []
 
 
 @statement("monitor", "set_offline")

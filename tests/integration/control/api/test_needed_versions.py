@@ -66,6 +66,23 @@ async def test_what_the_release_before_had_is_kept_until_a_newer_one_is_good(con
         assert await delete(replica, "hello?release=true&force=true") == ""
 
 
+async def test_what_skerry_rollback_goes_to_is_kept(control_site: Site) -> None:
+    """Also where the newest release that a node has run is another one, on which a node has failed."""
+    async with control_site.running() as replica:
+        one, two = await replica.join("one"), await replica.join("two")
+        for _ in range(3):
+            await seeds.function(replica, "hello")
+        await seeds.release(replica, functions={"hello": 1})
+        await one.sync()
+        await seeds.release(replica, functions={"hello": 2})
+        await one.sync()
+        plan = await two.plan()
+        await two.report(plan.sync_id, "failed", error={"code": "probe_failed", "message": "no"})
+        await seeds.release(replica, functions={"hello": 3})
+        assert "release 1 of group default (hello@1)" in await delete(replica, "hello/versions/1")
+        assert "release 2 of group default (hello@2)" in await delete(replica, "hello/versions/2")
+
+
 async def test_other_groups_need_versions_too(control_site: Site) -> None:
     async with control_site.running() as replica:
         for name in ("east", "west"):

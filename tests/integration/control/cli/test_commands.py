@@ -156,6 +156,56 @@ def test_refusals_name_the_code_and_change_nothing(skerry: Shell, tmp_path: Path
     assert skerry.json("release", "list") == before
 
 
+def test_a_refused_command_changes_nothing(skerry: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release is refused; before, the version or the schema change was made all the same."""
+
+    def everything() -> list[object]:
+        return [skerry.json(*verb, "list") for verb in (("function",), ("schema",), ("release",), ("operator",))]
+
+    wasm, file, project = ROOT / "examples" / "hello" / "hello.wasm", tmp_path / "halves.sql", tmp_path / "halves"
+    file.write_text("CREATE TABLE halves (name TEXT);")
+    monkeypatch.chdir(tmp_path)
+    skerry("function", "new", project.name, "--lang", "c")
+    before = everything()
+    for arguments in (
+        ["function", "push", "halves", str(wasm), "--group", "nope"],
+        ["schema", "add", str(file), "--group", "nope"],
+        ["schema", "amend", "1", str(file), "--group", "nope"],
+        ["release", "create", "--group", "nope"],
+        ["operator", "add", "of-nope", "--role", "read@nope"],
+        ["node", "token", "--group", "nope"],
+    ):
+        skerry(*arguments, ends=3)
+        assert "unknown_group" in skerry.err
+        assert everything() == before
+    # It isn't even built.
+    skerry("function", "push", str(project), "--group", "nope", ends=3)
+    assert "is built" not in skerry.out
+    skerry("function", "push", "halves", str(wasm), "--schema", "999", ends=3)
+    assert everything() == before
+    assert skerry.json("function", "push", "halves", str(wasm), "--no-release")["version"]["version"] == 1
+    skerry("function", "delete", "halves", "--yes")
+
+
+def test_a_rollback_goes_to_the_last_good_release(skerry: Shell) -> None:
+    wasm = ROOT / "examples" / "hello" / "hello.wasm"
+    good = skerry.json("release", "create", "--reason", "a good one", "--wait")
+    skerry("function", "push", "bad", str(wasm), "--wait")
+    planned = skerry("rollback", "--plan")
+    assert f"would be made (generation {good['generation'] + 2}), a rollback to release {good['number']}:" in planned
+    assert "- bad@1 is removed" in planned
+    assert skerry.json("rollback", "--plan")["rollback_to"] == good["number"]
+    assert skerry.json("release", "list", "--limit", "1")[0]["number"] == good["number"] + 1
+    assert "- bad@1 is removed" in skerry("rollback", "default", "--reason", "bad is bad", "--wait")
+    assert f"release {good['number'] + 2} of group default is made" in skerry.out
+    newest = skerry.json("release", "list", "--limit", "1")[0]
+    assert (newest["rollback_to"], newest["reason"]) == (good["number"], "bad is bad")
+    skerry("group", "create", "untried")
+    skerry("rollback", "untried", ends=3)
+    assert "release_not_possible" in skerry.err
+    skerry("function", "delete", "bad", "--force", "--yes")
+
+
 def test_a_function_is_deleted_with_its_place_in_the_release(skerry: Shell) -> None:
     wasm = ROOT / "examples" / "hello" / "hello.wasm"
     pushed = skerry.json("function", "push", "twice", str(wasm), "--sql", "read", "--wait", "--reason", "why not")
@@ -248,6 +298,21 @@ def test_the_life_of_a_node(skerry: Shell, up: Up, tmp_path: Path) -> None:
     assert "ends in 90 d" in skerry("node", "show", "edge-9")
     skerry("node", "revoke", "edge-9")
     assert "none is valid" in skerry("node", "show", "edge-9")
+    assert re.search(r"^standing +revoked *$", skerry.out, re.MULTILINE)
+    for which in (["--standing", "revoked"], ["--state", "revoked"]):
+        assert [node["name"] for node in skerry.json("node", "list", *which)] == ["edge-9"]
+    assert re.search(r"edge-9 +default +revoked ", skerry("node", "list"))
+    said = skerry("status", "--check", ends=5)
+    assert "edge-9: revoked 0" in said
+    assert "`skerry node remove edge-9`" in said
+    assert "not well: edge-9 (revoked)" in skerry.err
+    assert "skerry node token --rejoin" in skerry.err
+    # It neither holds a release up nor counts as one that has it; a script gets its name.
+    made = skerry.json("release", "create", "--wait", ends=6)
+    assert made["followed"] == {"arrived": ["edge-1"], "failed": [], "late": [], "offline": [], "revoked": ["edge-9"]}
+    assert json.loads(skerry.err)["error"]["code"] == "nodes_not_reached"
+    skerry("release", "create", "--wait", ends=6)
+    assert "edge-9 is revoked: it gets no release" in skerry.out
 
     # It joins again, under the name that it has.
     told["SKERRY_JOIN_TOKEN"] = skerry.json("node", "token", "--rejoin", "edge-9")["token"]
@@ -295,6 +360,7 @@ def test_a_release_that_a_node_is_too_old_for(skerry: Shell, up: Up) -> None:
     skerry(*push, ends=3)
     assert "nodes_unfit" in skerry.err
     assert "edge-7 lacks the ABI wagi (for late)" in skerry.err
+    assert skerry.json(*push, "--no-release")["version"]["version"] == 1
     create = ["release", "create", "--group", "old", "--set", "late=1"]
     lacking = "! node edge-7 can't run it, it lacks the ABI wagi (for late)"
     assert lacking in skerry(*create, "--plan")

@@ -112,7 +112,7 @@ async def test_a_log_is_followed_and_left_by_ctrl_c(control: Control, edge: Edge
         await command.until(lambda: "line" in command.out)
         assert "warning edge-1 orders@3 [c-1] \\x1b[31mred\\nnext\\u202e line\n" in command.out
         assert "hidden" not in command.out
-        assert "1 node is offline and was not asked: far-away" in command.err
+        assert "1 node is offline or revoked and was not asked: far-away" in command.err
         command.process.send_signal(signal.SIGINT)
         assert await command.ends() == 130
         assert command.err.strip().endswith("interrupted")

@@ -63,6 +63,37 @@ async def test_what_is_wrong_is_said_first_by_cause_and_without_markup(control_s
         await until(drawn)
 
 
+async def test_a_revoked_node_is_a_standing_of_its_own_on_every_page(control_site: Site) -> None:
+    async with control_site.running() as replica:
+        nodes = [await replica.join(f"edge-{number}") for number in range(2)]
+        await release(replica, "default")
+        for node in nodes:
+            await node.sync()
+        await deploy.ok(replica, "POST", "/v1/nodes/edge-1/revoke")
+        async with live(replica, "/") as stream:
+            await stream.until(lambda s: "1 node revoked" in s.parts.get("say", ""))
+            assert stream.parts["title"] == "1 node revoked · Overview · Skerry"
+
+        async def drawn() -> bool:
+            return '<path stroke="url(#k-rev)" d="m6,3h6"/>' in (await page(replica, "/")).text
+
+        await until(drawn)
+        shown = await page(replica, "/")
+        assert shown.part("say") == "1 node revoked of 2 nodes in 1 group"
+        assert "Revoked 1 50.0 %" in shown.words
+        assert "1 node Revoked Control refuses them" in shown.part("wrong")
+        assert 'href="/nodes?standing=revoked"' in shown.text
+        listed = await page(replica, "/nodes?standing=revoked")
+        assert "1 of 2 nodes" in listed.part("counted")
+        assert "revoked" in listed.part("standing-edge-1")
+        assert "revoked (1)" in listed.words
+        shown = await page(replica, "/nodes/edge-1")
+        assert shown.part("state") == "revoked"
+        assert "skerry node token --rejoin edge-1" in shown.part("trouble")
+        assert "skerry node remove edge-1" in shown.part("trouble")
+        assert "1 of 2 nodes at target" in (await page(replica, "/releases/default/1")).part("standings")
+
+
 async def test_what_happens_again_and_again_is_one_line(control_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async with control_site.running() as replica:
         node = await replica.join("edge-1")

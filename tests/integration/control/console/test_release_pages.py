@@ -7,7 +7,7 @@ from typing import Any
 from control import wire
 from tests.support import deploy
 from tests.support.console import MARKUP, ShownPage, live, page, send
-from tests.support.control import module
+from tests.support.control import module, until
 from tests.support.replica import Replica, Site
 
 
@@ -159,6 +159,17 @@ async def test_a_release_is_made_once_as_it_was_shown_or_not_at_all(control_site
         assert made.headers["location"] == "/releases/default/4"
         shown = await page(replica, "/releases/default/4")
         assert "Rolled back to 1" in shown.words
+        # The page of the newest release offers the last one that a node has run.
+        node = await replica.join("edge-1")
+        await node.sync()
+        for _ in range(2):
+            await ok(replica, "/v1/releases", {"functions": {"orders": 2}})
+
+        async def offered() -> bool:
+            return "Roll back to 4 …" in (await page(replica, "/releases/default/6")).words
+
+        await until(offered)
+        await ok(replica, "/v1/releases", {"rollback_to": 4})
 
         # What is wrong is said at the form, and nothing is made of it.
         for wrong_fields, text in (
@@ -171,7 +182,7 @@ async def test_a_release_is_made_once_as_it_was_shown_or_not_at_all(control_site
             shown = await page(replica, f"/releases/new?group=default&{wrong_fields}&do=plan")
             assert shown.status >= 400, wrong_fields
             assert text in shown.words, (wrong_fields, shown.words)
-        assert await numbers(replica) == [4, 3, 2, 1]
+        assert await numbers(replica) == [7, 6, 5, 4, 3, 2, 1]
 
 
 async def test_losses_and_unfit_nodes_are_shown_and_allowed_one_by_one(control_site: Site) -> None:

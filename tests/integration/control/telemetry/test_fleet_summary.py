@@ -34,7 +34,9 @@ async def test_list_filter_counts_and_grid_agree_on_each_combination(control_sit
         await group(replica, "shops", 2)
         await group(replica, "idle", 0)
         codes, confirmed = ("", "disk_full", "compile_failed"), (0, 10, 20)
-        kinds = list(product(("shops", "idle"), ("online", "offline", "syncing"), codes, confirmed, (False, True)))
+        kinds = list(
+            product(("shops", "idle"), ("online", "offline", "syncing", "revoked"), codes, confirmed, (False, True))
+        )
         for number, (where, state, code, generation, overdue) in enumerate(kinds):
             more: Any = {"state": state, "code": code, "confirmed": generation, "overdue": overdue}
             await node(replica, f"n{number}", where, **more)
@@ -58,8 +60,10 @@ async def test_list_filter_counts_and_grid_agree_on_each_combination(control_sit
         assert [n["name"] for n in await listed(replica, "&sort=standing")] == [n["name"] for n in ordered]
         failing = [n for n in found if n["standing"] == "failing" and n["error"]["code"] == "disk_full"]
         assert [n["name"] for n in await listed(replica, "&error=disk_full")] == [n["name"] for n in failing]
-        late = {f"n{number}" for number, kind in enumerate(kinds) if kind[4]}
+        # Nothing is expected of a revoked node.
+        late = {f"n{number}" for number, kind in enumerate(kinds) if kind[4] and kind[1] != "revoked"}
         assert summary.overdue == len(late)
+        assert {n["name"] for n in await listed(replica, "&overdue=true")} == late
         by_name = {n["name"]: n["standing"] for n in found}
         overdue = Counter(by_name[name] for name in late)
         assert sum((Counter(seen.overdue) for seen in summary.groups), Counter()) == overdue

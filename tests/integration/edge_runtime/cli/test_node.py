@@ -116,11 +116,14 @@ async def test_a_node_from_its_token_to_its_status(control: Control, tmp_path: P
                 await asyncio.sleep(0.05)
         assert identity.read(state).name == "tokyo-1"
 
-        await control.call("DELETE", "nodes/tokyo-1")
+        await control.call("POST", "nodes/tokyo-1/revoke", {})
         found = await status_until(listen, 1)
-        assert found["error"]["code"] == "credentials_invalid"
+        assert found["error"]["code"] == "node_revoked"
         code, text, _ = await command("status", "--listen", listen)
         assert code == 1
+        assert f"control    {control.url} refuses this node's credential" in text
+        assert "at target  not known while control refuses the node" in text
+        assert "an operator has revoked it" in text
         assert "skerry-edge join --again" in text
         assert "next try" in text
 

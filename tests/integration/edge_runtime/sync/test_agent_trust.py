@@ -22,10 +22,29 @@ async def test_a_removed_node_serves_on_and_says_what_to_do(control: Control, no
     await answers(node, 1)
     await control.call("DELETE", "nodes/edge-1")
     own = await node.until(lambda s: s["error"])
-    assert own["error"]["code"] == "credentials_invalid"
+    assert own["error"]["code"] == "node_removed"
     assert "removed" in own["error"]["message"]
+    assert "--rejoin" not in own["error"]["message"]
     assert "skerry-edge join --again" in own["error"]["message"]
     assert own["next_attempt"] is not None
+    await answers(node, 1)
+
+
+async def test_a_revoked_node_serves_on_and_says_that_it_is(control: Control, node: Edge, tmp_path: Path) -> None:
+    await first_release(control)
+    await answers(node, 1)
+    await node.until(lambda s: s["at_target"])
+    assert not node.agent.facts().refused
+    await control.call("POST", "nodes/edge-1/revoke", {})
+    own = await node.until(lambda s: s["error"])
+    assert own["error"]["code"] == "node_revoked"
+    said = own["error"]["message"]
+    assert "an operator has revoked it" in said
+    assert "skerry node token --rejoin edge-1" in said
+    assert f"skerry-edge join --again --control {control.url} --state {tmp_path}" in said
+    # Whether it is at its target isn't known any more.
+    assert (own["control"]["refused"], own["control"]["reachable"], own["at_target"]) == (True, False, None)
+    assert (node.agent.facts().refused, node.agent.facts().at_target) == (True, False)
     await answers(node, 1)
 
 

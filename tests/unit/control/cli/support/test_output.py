@@ -98,6 +98,10 @@ def test_status_says_why() -> None:
     assert "overdue: no sync for 6 min" in status.trouble(late)[0]
     assert not status.well(late)
     assert "offline" in status.trouble(node(state="offline"))[0]
+    [said] = status.trouble(node(state="revoked", at_target=False, error=error(1), failures=3))
+    assert "skerry node remove edge-1" in said
+    assert "skerry node token --rejoin edge-1" in said
+    assert not status.well(node(state="revoked"))
 
 
 def test_who_can_not_run_a_release_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,10 +163,10 @@ def test_a_plan_shows_removals() -> None:
         "schema": [{"number": 4, "name": "more"}],
     }
     assert [line for line, _ in releasing.changes(changes)] == [
-        "+ new@1",
-        "~ old 1 -> 2",
         "- gone@3 is removed",
         "- bare is removed",
+        "+ new@1",
+        "~ old 1 -> 2",
         "+ schema change 4 more",
     ]
 
