@@ -7,7 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from edge_runtime.guests.guest import CallServices, GuestFault, LoadedFunction, Request
+from edge_runtime.guests.host_functions import not_granted
 from edge_runtime.ipc.log_levels import PREFIXES
+
+ENDS = {
+    "guest_trap": "trap",
+    "guest_call_invalid": "refused",
+    "guest_vars_full": "refused",
+    "guest_http_failed": "refused",
+    "entry_unknown": "refused",
+    "guest_exit": "code",
+}
 
 
 class Call(NamedTuple):
@@ -27,6 +38,25 @@ class End(NamedTuple):
     """The answer, the text of the error, or the code."""
     log: bytes = b""
     """Its log, as a node has it."""
+
+
+def by_node(loaded: LoadedFunction, call: Call, services: CallServices | None = None) -> End:
+    """How a call ends on a node."""
+    try:
+        answer = loaded.call(Request("POST", f"/{call.name}", body=call.data), services or CallServices())
+    except GuestFault as fault:
+        text = str(fault).removeprefix("The function f failed. ")
+        if code := re.match(r"It returned (-?\d+) from|It ended with the exit code (-?\d+)", text):
+            return End("code", (code[1] or code[2]).encode(), fault.log)
+        if fault.code == "guest_error":
+            return End("error", text.removeprefix("It says: ").encode(), fault.log)
+        return End(ENDS.get(fault.code, fault.code), b"", fault.log)
+    return End("answer", answer.body, answer.log)
+
+
+def alike(theirs: End) -> End:
+    """Without the words in which the reference host refuses a call."""
+    return theirs._replace(data=b"") if theirs.how == "refused" else theirs
 
 
 def calls(
@@ -70,7 +100,27 @@ def _compiled(wasm: bytes, config: tuple[tuple[str, str], ...], hosts: tuple[str
     os.environ["EXTISM_CACHE_CONFIG"] = ""
     memory = {"max_pages": pages} if pages else {}
     manifest = {"wasm": [{"data": wasm}], "config": dict(config), "allowed_hosts": list(hosts), "memory": memory}
-    return CompiledPlugin(manifest, wasi=True, functions=[])
+    return CompiledPlugin(manifest, wasi=True, functions=_users())
+
+
+@functools.cache
+def _users() -> list[Any]:
+    """A node's own functions for plug-ins, where nothing is granted."""
+    import extism
+    from extism.extism import HOST_FN_REGISTRY
+
+    refusals = (
+        ("sql", not_granted("SQL", "`sql` to read or write")),
+        ("http", not_granted("HTTP", "`http`, with the hosts")),
+    )
+    for name, answer in refusals:
+
+        def refuse(plugin: Any, _: Any, results: Any, *more: Any, answer: bytes = answer) -> None:
+            plugin.return_bytes(results[0], answer)
+
+        pointer = [extism.ValType.I64]
+        extism.host_fn(name, "extism:host/user", (pointer, pointer))(refuse)
+    return list(HOST_FN_REGISTRY)
 
 
 def _plugin(compiled: Any) -> Any:

@@ -8,7 +8,6 @@ import base64
 import hashlib
 import http.client
 import os
-import re
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,25 +23,17 @@ from hypothesis import strategies as st
 
 from control.manifest_fields import Manifest
 from edge_runtime.guests import http_json
-from edge_runtime.guests.guest import CallLimits, CallServices, GuestFault, LoadedFunction, Request
+from edge_runtime.guests.guest import CallLimits, CallServices, LoadedFunction
 from edge_runtime.ipc.frames import LocalFunction
 from edge_runtime.ipc.http_messages import NotFetched
 from tests.guests.build import guest, wat
 from tests.support import by_extism, by_wasmtime
-from tests.support.by_extism import Call, End
+from tests.support.by_extism import Call, End, alike, by_node
 from tests.support.different import Differences
 from tests.support.functions import compiled, loading, local
 from tests.support.kernel_scripts import CONFIG, Op, Place, Step, encoded, large_scripts, scripts
 
 EXAMPLES = int(os.environ.get("SKERRY_TEST_GUESTS", "150"))
-ENDS = {
-    "guest_trap": "trap",
-    "guest_call_invalid": "refused",
-    "guest_vars_full": "refused",
-    "guest_http_failed": "refused",
-    "entry_unknown": "refused",
-    "guest_exit": "code",
-}
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +59,8 @@ def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     loaded.close()
 
 
-def by_node(loaded: LoadedFunction, call: Call, services: CallServices | None = None) -> End:
-    """How a call ends on a node, in the words of both hosts."""
-    try:
-        answer = loaded.call(Request("POST", f"/{call.name}", body=call.data), services or CallServices())
-    except GuestFault as fault:
-        text = str(fault).removeprefix("The function f failed. ")
-        if code := re.match(r"It returned (-?\d+) from|It ended with the exit code (-?\d+)", text):
-            return End("code", (code[1] or code[2]).encode(), fault.log)
-        if fault.code == "guest_error":
-            return End("error", text.removeprefix("It says: ").encode(), fault.log)
-        return End(ENDS.get(fault.code, fault.code), b"", fault.log)
-    return End("answer", answer.body, answer.log)
-
-
 def by_reference(pool: Executor, calls: Sequence[Call], wasm: bytes | None = None) -> list[End]:
     return pool.submit(by_extism.calls, wasm or guest("kernel_calls"), calls, CONFIG).result()
-
-
-def alike(theirs: End) -> End:
-    """Without the words in which the reference host refuses a call."""
-    return theirs._replace(data=b"") if theirs.how == "refused" else theirs
 
 
 def compare(ours: LoadedFunction, reference: Executor, calls: Sequence[Call]) -> None:
@@ -328,6 +300,28 @@ def test_requests_by_http_with_wrong_handles(
     assert mine == theirs
 
 
+PLUGIN = [
+    *[Call(name, bytes(range(size))) for name in ("echo", "own_input") for size in (0, 1, 7, 8, 9, 250)],
+    *[Call(name) for name in ("nothing", "state", "fail", "fail_though_0", "fail_silently", "trap", "fail_and_trap")],
+    *[Call("fail", b"its input"), Call("vars"), Call("many_vars"), Call("fill_vars", b"10"), Call("fill_vars", b"11")],
+    *[Call("leave", code) for code in (b"0", b"5", b"125")],
+    *[Call("config", key) for key in (b"thing", b"empty", b"", "ключ".encode(), b"none", b"\xff")],
+    *[Call("large", size) for size in (b"0", b"1", b"100000", b"8000000")],
+    *[Call(name, b"{}") for name in ("sql", "ask", "fetch", "traces", "soil", "logs")],
+    *[Call(name, at) for name in ("output_outside", "error_outside") for at in (b"3", b"4294967295")],
+    *[Call("bad_handle", at) for at in (b"17", b"18446744073709551615")],
+]
+
+
+def test_a_plugin_in_c_ends_alike(reference: Executor, tmp_path: Path) -> None:
+    loaded = function(guest("plugin"), tmp_path, "compiled")
+    mine = [by_node(loaded, call) for call in PLUGIN]
+    loaded.close()
+    # What it writes to stdout and stderr is in the log of a node's call alone.
+    mine = [end._replace(log=end.log.removesuffix(b"stdout\nstderr\n")) for end in mine]
+    assert mine == [alike(end) for end in by_reference(reference, PLUGIN, guest("plugin"))]
+
+
 # What is different, by the names in docs/reference/other-hosts.md
 
 page = Differences("Extism's own host")
@@ -437,6 +431,14 @@ def test_a_log_line_that_is_no_text(ours: LoadedFunction, reference: Executor) -
     mine, theirs = ends(ours, reference, [(Op.TEXT, b"a\xff"), (Op.LOG_INFO, Place(0))])
     assert mine.log == b"<6>a\xff\n"
     assert theirs.log.startswith(b"<3>unable to log message")
+
+
+@page.shows("stdout and stderr")
+def test_what_goes_to_the_standard_streams(reference: Executor, tmp_path: Path) -> None:
+    loaded = function(guest("plugin"), tmp_path, "compiled")
+    mine, (theirs,) = by_node(loaded, Call("logs")), by_reference(reference, [Call("logs")], guest("plugin"))
+    loaded.close()
+    assert mine.log == theirs.log + b"stdout\nstderr\n"
 
 
 @page.shows("JSON of a request by HTTP")

@@ -1,5 +1,6 @@
 // An Extism plug-in by the official PDK for AssemblyScript, as it comes from npm.
 import { Config, Host, LogLevel, Memory, Var } from "@extism/as-pdk";
+import { error_set } from "@extism/as-pdk/lib/env";
 
 export function abort(message: string | null, file: string | null, line: u32, column: u32): void {
   unreachable();
@@ -36,4 +37,13 @@ export function everything(): i32 {
 
 export function fail(): i32 {
   return 3;
+}
+
+export function complain(): i32 {
+  error_set(Memory.allocateString("what it says").offset);
+  return 1;
+}
+
+export function broken(): i32 {
+  throw new Error("on purpose");
 }
