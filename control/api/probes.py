@@ -1,9 +1,14 @@
 """What control says of itself: whether it is alive and ready, its certificates, its settings."""
 
+import logging
+import os
+
 from control import settings_in_force
 from control.api.bodies import responses
 from control.api.operations import ApiCall, Reply
 from control.problems import ProblemError
+
+LOG_LEVEL = "SKERRY_LOG_LEVEL"
 
 
 async def healthz(call: ApiCall) -> Reply:
@@ -28,7 +33,12 @@ async def readyz(call: ApiCall) -> Reply:
 
 async def settings(call: ApiCall) -> Reply:
     """GET /v1/settings: those of the replica that answers."""
-    return Reply(200, responses.Page(settings_in_force.in_force(call.services.settings)))
+    found = settings_in_force.in_force(call.services.settings)
+    level, given = logging.getLogger("skerry").getEffectiveLevel(), os.environ.get(LOG_LEVEL, "")
+    name = logging.getLevelName(level).lower()
+    origin: settings_in_force.Origin = "default" if level == logging.INFO else "flag"
+    found.append(settings_in_force.SettingInForce(LOG_LEVEL, name, "environment" if name == given else origin))
+    return Reply(200, responses.Page(sorted(found, key=lambda setting: setting.name)))
 
 
 async def certificates(call: ApiCall) -> Reply:

@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from control import settings_in_force
 from control.cli.support import output
 from control.cli.support.client import Failure
 
@@ -76,12 +77,16 @@ def _show_version(context: click.Context, _option: click.Parameter, wanted: bool
     callback=_show_version,
     help="Show the version, with its commit.",
 )
-def skerry() -> None:
+@click.pass_context
+def skerry(context: click.Context) -> None:
     """Functions and data at the edge, brought to their release by a central control plane.
 
     Control is found by SKERRY_URL, SKERRY_TOKEN and SKERRY_CA, by what `skerry up` left in SKERRY_HOME (.skerry), or by
     what `skerry login` keeps.
     """
+    if context.invoked_subcommand != "serve":  # which says it in its log
+        for line in settings_in_force.unknown():
+            output.note(f"Warning: {line}")
 
 
 def run(arguments: list[str]) -> int:

@@ -1,15 +1,19 @@
 """`skerry serve`: control itself, as a supervisor starts it."""
 
 import asyncio
+import logging
 import os
 import signal
 
 import click
 
+from control import settings_in_force
 from control.cli.support import server_log
 from control.cli.support.client import Failure
 from control.cli.support.startup_errors import startup_errors
 from control.settings import from_environment
+
+log = logging.getLogger("skerry.control")
 
 
 @click.command()
@@ -36,6 +40,8 @@ def command(log_level: str) -> None:
     # Until the server reads files again at it; without a handler it would end this process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server_log.set_up(log_level)
+    for line in settings_in_force.unknown():
+        log.warning("%s", line)
     try:
         with (
             startup_errors("does that service run, and is its URL right?"),

@@ -1,19 +1,45 @@
-"""`skerry settings`: the settings that control has, and where they are from."""
+"""`skerry settings`: the settings that control has, or this command itself, and where they are from."""
+
+import os
 
 import click
 
-from control.cli.support import options, output
-from control.cli.support.client import path
+from control.cli.support import client, options, output
+from control.cli.support.client import Json, path
+from control.settings_in_force import HIDDEN
 
 
 @click.command()
+@click.option("--own", is_flag=True, help="What this command goes by itself: which control, by which token and CA.")
 @options.json_option
 @options.asynchronous
-async def command(as_json: bool) -> None:
-    """Show the settings of the replica that answers, without secrets."""
-    async with options.client() as control:
-        found = await control.items(path("settings"))
+async def command(own: bool, as_json: bool) -> None:
+    """Show the settings of the replica that answers, without secrets, and where each is from."""
+    if own:
+        found = _own()
+    else:
+        async with options.client() as control:
+            found = await control.items(path("settings"))
     if as_json:
         output.document(found)
         return
     output.table(["SETTING", "VALUE", "FROM"], [[s["name"], s["value"], s["origin"]] for s in found], "none")
+
+
+def _own() -> list[Json]:
+    """The settings of the command line, as `in_force` has those of control; `file`: of `skerry up` or a login."""
+    found = client.connection_settings()
+    values = {
+        "SKERRY_CA": str(found.ca or ""),
+        "SKERRY_EDGE_URL": found.edge,
+        "SKERRY_HOME": str(client.home()),
+        "SKERRY_TOKEN": HIDDEN,
+        "SKERRY_URL": found.url,
+    }
+
+    def origin(name: str, value: str) -> str:
+        if os.environ.get(name):
+            return "environment"
+        return "file" if value and name != "SKERRY_HOME" else "default"
+
+    return [{"name": name, "value": value, "origin": origin(name, value)} for name, value in values.items()]

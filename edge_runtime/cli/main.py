@@ -10,6 +10,7 @@ COMMANDS = {
     "run": "run:run",
     "dev": "run:dev",
     "status": "node:status",
+    "settings": "settings:settings",
     "logs": "logs:logs",
     "calls": "calls:calls",
     "check": "node:check",
@@ -57,8 +58,14 @@ def _show_version(context: click.Context, _option: click.Parameter, wanted: bool
     callback=_show_version,
     help="Show the version, with its commit.",
 )
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """A node: it serves functions over local HTTP on its libsql database, and syncs with control."""
+    if context.invoked_subcommand not in ("run", "dev"):  # these say it in their log, or have been told
+        from control import settings_in_force
+
+        for line in settings_in_force.unknown():
+            click.echo(f"Warning: {line}", err=True)
 
 
 if __name__ == "__main__":

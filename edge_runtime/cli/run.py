@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+import msgspec
+from click.core import ParameterSource
 
+from control import settings_in_force
+from control.settings_in_force import Origin, SettingInForce
 from edge_runtime import logs
 from edge_runtime.files import FileUnfit
 from edge_runtime.settings import EdgeSettings, EdgeSettingsError
@@ -20,6 +24,8 @@ from edge_runtime.sync import identity
 if TYPE_CHECKING:
     from edge_runtime.release.compiler import Compiler
     from edge_runtime.release.manager import ReleaseManager
+
+log = logging.getLogger("skerry.front")
 
 OPTIONS: Final = {
     "listen": "HOST:PORT of the local HTTP. A host that isn't loopback needs a file of callers, or a token, in "
@@ -69,7 +75,12 @@ FILES: Final = ("callers", "tls_cert", "tls_key", "tls_client_ca", "secrets", "o
 """Those that are paths of files."""
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `run` but for the state directory."""
+    command = click.option("--debug", is_flag=True, envvar="SKERRY_EDGE_DEBUG", help="Log more.")(command)
+    command = click.option(
+        "--log", "form", envvar="SKERRY_EDGE_LOG", type=click.Choice(["text", "json"]), default="text"
+    )(command)
     fields = {field.name: field for field in dataclasses.fields(EdgeSettings)}
     for name, meaning in reversed(OPTIONS.items()):
         field = fields[name]
@@ -90,6 +101,34 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def settings_of(state: Path, given: dict[str, Any]) -> EdgeSettings:
+    """Return the settings of the options of `run`, but for those of its log. Raises: UsageError, when one is wrong."""
+    for name in ("workers", "concurrency"):
+        if given[name] is None:
+            del given[name]
+    try:
+        return EdgeSettings(state=state, token=local_token(), token_file=local_token_file(), **given)
+    except EdgeSettingsError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def shown_settings(settings: EdgeSettings) -> list[dict[str, str]]:
+    """Return the settings that this command has, which takes the options of `run`: where each is from, no secret."""
+    context = click.get_current_context()
+    sources: dict[object, Origin] = {
+        ParameterSource.COMMANDLINE: "flag",
+        ParameterSource.ENVIRONMENT: "environment",
+    }
+    origins = {name: sources.get(context.get_parameter_source(name), "default") for name in context.params}
+    origins["token_file"] = "default" if settings.token_file is None else "environment"
+    origins["token"] = "file" if settings.token_file is not None else "environment" if settings.token else "default"
+    found = settings_in_force.in_force(settings, {}, prefix="SKERRY_EDGE_", origins=origins)
+    debug = "1" if context.params["debug"] else ""
+    found.append(SettingInForce("SKERRY_EDGE_DEBUG", debug, origins["debug"]))
+    found.append(SettingInForce("SKERRY_EDGE_LOG", context.params["form"], origins["form"]))
+    return [msgspec.structs.asdict(setting) for setting in sorted(found, key=lambda setting: setting.name)]
+
+
 @click.command()
 @click.option(
     "--state",
@@ -98,9 +137,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     required=True,
     help="The node's state directory.",
 )
-@_options
-@click.option("--log", "form", envvar="SKERRY_EDGE_LOG", type=click.Choice(["text", "json"]), default="text")
-@click.option("--debug", is_flag=True, envvar="SKERRY_EDGE_DEBUG", help="Log more.")
+@run_options
 def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     """Serve the node's functions and keep it at its target, until SIGTERM or SIGINT.
 
@@ -109,13 +146,10 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
     logs.set_up(form, debug=debug)
     # Until the node reads files again at it; without a handler it would end this process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for name in ("workers", "concurrency"):
-        if given[name] is None:
-            del given[name]
-    try:
-        settings = EdgeSettings(state=state, token=local_token(), token_file=local_token_file(), **given)
-    except EdgeSettingsError as error:
-        raise click.UsageError(str(error)) from None
+    for line in settings_in_force.unknown():
+        log.warning("%s", line)
+    settings = settings_of(state, given)
+    document = {"settings": shown_settings(settings)}
     with _told():
         who = identity.read(state)
         # Here, because they take a while to import, and the other commands need neither.
@@ -125,7 +159,10 @@ def run(state: Path, form: logs.Format, debug: bool, **given: Any) -> None:
         def make_agent(manager: "ReleaseManager", compiler: "Compiler") -> agent.Agent:
             return agent.Agent(state, who, manager, compiler)
 
-        front.run(settings, make_agent, node=who.name)
+        def begin(made: front.Front) -> None:
+            made.node_socket.documents["settings"] = lambda: document
+
+        front.run(settings, make_agent, begin, who.name)
 
 
 @click.command()

@@ -33,9 +33,9 @@ class NodeSilent(Exception):
 
 class NodeSocket:
     def __init__(self, state: Path, documents: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
-        """`documents`: what can be asked for, by name."""
         self._state = state
-        self._documents = documents
+        self.documents = dict(documents)
+        """What can be asked for, by name."""
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
@@ -66,7 +66,7 @@ class NodeSocket:
         try:
             async with asyncio.timeout(ANSWER_WAIT):
                 name = (await reader.readline()).decode(errors="replace").strip()
-                if document := self._documents.get(name):
+                if document := self.documents.get(name):
                     writer.write(orjson.dumps(document(), default=str))
                     await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):

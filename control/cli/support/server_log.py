@@ -28,6 +28,8 @@ class Queued(QueueHandler):
 
     def __init__(self, lines: int = LINES) -> None:
         super().__init__(Queue(lines))
+        # Messages alone: `logging.basicConfig` would have it put level and logger before them, as the writer does.
+        self.setFormatter(logging.Formatter())
         self.dropped = 0
         """Lines dropped since the start."""
 

@@ -27,9 +27,10 @@ SHARED = {
     "control.sketch",
     "control.addresses",
     "control.version",
+    "control.settings_in_force",
 }
-"""Messages, manifest, fault points, times of calls, public addresses, the version: where control and the edge meet, and
-nowhere else."""
+"""Messages, manifest, fault points, times of calls, public addresses, the version, what is shown of settings: where
+control and the edge meet, and nowhere else."""
 
 # What each folder may import of its own package, beside itself and the modules at the package's top.
 LAW: dict[str, set[str]] = {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from control import settings as control_settings
+from control import settings_in_force
 from edge_runtime import settings as edge_settings
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -53,6 +54,19 @@ def shown(value: object) -> str:
 )
 def test_every_setting_is_documented_with_its_default(heading: str, settings: Any, prefix: str) -> None:
     assert documented(heading) == defaults(settings, prefix)
+
+
+def test_every_setting_is_known_and_nothing_else() -> None:
+    """Add a new one to `control/settings_in_force.py`: what isn't there is warned of as a mistake."""
+    assert set(settings_in_force.OF_CONTROL.split()) == {
+        field.name.upper() for field in dataclasses.fields(control_settings.ControlSettings)
+    }
+    assert set(settings_in_force.OF_EDGE.split()) == {
+        field.name.upper() for field in dataclasses.fields(edge_settings.EdgeSettings)
+    }
+    text = (DOCS / "settings.md").read_text("utf-8")
+    named = {name for name in re.findall(r"`(SKERRY_[A-Z_]*[A-Z])`", text) if not name.startswith("SKERRY_TEST_")}
+    assert named == settings_in_force.KNOWN
 
 
 def test_every_variable_that_the_code_reads_is_documented() -> None:

@@ -257,6 +257,50 @@ async def test_the_status_of_a_state_directory_is_that_of_its_own_node(control: 
             assert found["node"]["name"] == "edge-1"
 
 
+async def test_a_nodes_settings_are_those_that_it_runs_with(control: Control, tmp_path: Path) -> None:
+    state, listen, file = tmp_path / "state", f"127.0.0.1:{free_port()}", tmp_path / "token"
+    file.write_text("a long and random secret\n")
+    await join(state, control.url, await control.join_token(), "edge-1", {})
+
+    async def shown(**environment: str) -> tuple[bool, dict[str, tuple[str, str]]]:
+        code, out, _ = await command("settings", "--state", str(state), "--json", **environment)
+        assert (code, "random secret" in out) == (0, False)
+        found = json.loads(out)
+        return found["running"], {s["name"]: (s["value"], s["origin"]) for s in found["settings"]}
+
+    given = {"SKERRY_EDGE_HOLD": "1", "SKERRY_EDGE_BODY_LIMIT": "5000", "SKERRY_EDGE_TOKEN_FILE": str(file)}
+    running, found = await shown(**given)
+    assert (running, found["SKERRY_EDGE_BODY_LIMIT"]) == (False, ("5000", "environment"))
+    process = await start("run", "--state", str(state), "--listen", listen, "--workers", "1", **given)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while (await command("status", "--state", str(state)))[0] == node.NOT_RUNNING:
+                await asyncio.sleep(0.1)
+            while True:
+                with contextlib.suppress(json.JSONDecodeError, AssertionError):
+                    running, found = await shown()
+                    break
+    finally:
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(DEADLINE):
+            _, log = await process.communicate()
+    # This command has another environment than the node.
+    assert running
+    assert found["SKERRY_EDGE_LISTEN"] == (listen, "flag")
+    assert found["SKERRY_EDGE_BODY_LIMIT"] == ("5000", "environment")
+    assert found["SKERRY_EDGE_TOKEN"] == ("(set, and not shown)", "file")
+    assert found["SKERRY_EDGE_TOKEN_FILE"] == (str(file), "environment")
+    assert found["SKERRY_EDGE_DEPTH"] == ("8", "default")
+    assert "SKERRY_EDGE_HOLD is none of Skerry's" in log.decode()
+
+
+async def test_a_misspelt_variable_is_warned_of_and_changes_no_answer(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    code, out, err = await command("settings", "--state", state, "--json", SKERRY_EDGE_LISTN="x")
+    assert (code, json.loads(out)["running"]) == (0, False)
+    assert "is SKERRY_EDGE_LISTEN meant?" in err
+
+
 async def test_a_state_directory_that_is_in_use_and_does_not_answer_is_said_to_be(tmp_path: Path) -> None:
     with State(tmp_path / "state", 0.0):
         code, out, _ = await command("status", "--state", str(tmp_path / "state"), "--json")
