@@ -68,6 +68,7 @@ def compare(ours: LoadedFunction, reference: Executor, calls: Sequence[Call]) ->
 
 
 several = st.lists(st.tuples(scripts(), st.binary(max_size=40)), min_size=1, max_size=3)
+pytestmark = pytest.mark.timeout(900)
 checks = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
@@ -394,6 +395,16 @@ def test_a_full_memory_is_told_to_the_plugin(reference: Executor, tmp_path: Path
         assert numbers(by_node(loaded, call)) == [0, 2]
     theirs = reference.submit(by_extism.calls, guest("kernel_calls"), [call], {}, (), False, 100).result()
     assert theirs == [End("error", b"oom")]
+
+
+@page.shows("memory that begins with no page")
+def test_a_memory_begins_with_a_page(reference: Executor, tmp_path: Path) -> None:
+    fields = IMPORTS.replace('(memory (export "memory") 1)', '(memory (export "memory") 0)')
+    wasm = wat(f'(module {fields} (func (export "run") (i32.store8 (i32.const 0) (i32.const 1)) (call $say)))')
+    loaded = function(wasm, tmp_path, "interpreted")
+    mine = by_node(loaded, Call("run"))
+    loaded.close()
+    assert (mine, by_reference(reference, [Call("run")], wasm)) == (End("answer", b"A"), [End("trap")])
 
 
 @page.shows("lengths of 2⁴⁸ and more")

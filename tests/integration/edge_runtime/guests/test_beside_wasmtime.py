@@ -26,6 +26,8 @@ from tests.support.wasi_calls import PAGE, Answer, Call, Made, Ours, Setup, Step
 EXAMPLES = int(os.environ.get("SKERRY_TEST_GUESTS", "150"))
 INTR, NOMEM = 27, 48
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def reference() -> Iterator[Executor]:
