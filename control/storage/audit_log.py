@@ -7,7 +7,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from control.storage import events, queries
-from control.storage.connection import Connection
+from control.storage.connection import Connection, log_at_commit
 
 RECORD = queries.load("audit")["record"]
 
@@ -37,7 +37,8 @@ async def record(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record a change of `target`, in the transaction that makes it; an operator's is an event, too.
+    """Record a change of `target`, in the transaction that makes it; an operator's is an event, too. Once the change is
+    made, control's log says so.
 
     `before` and `after` are values by name; of these, the row has those that differ. `details` are circumstances, such
     as a reason. None of them may be a secret, or the hash of one.
@@ -57,6 +58,8 @@ async def record(
         {name: value for name, value in old.items() if name not in new or new[name] != value},
         {name: value for name, value in new.items() if name not in old or old[name] != value},
     )
+    call = f" (request {actor.call_id})" if actor.call_id else ""
+    log_at_commit(f"{actor.kind} {actor.name}: {action} {target}{call}")
     if actor.kind == "operator":
         act = {"operator": actor.name, "action": action, "target": target, "call_id": actor.call_id}
         await events.record(conn, now, "operator.acted", [act])

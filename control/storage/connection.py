@@ -1,5 +1,9 @@
 """A connection to the metadata database: rows of declared types, and no portal left suspended."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 import asyncpg
@@ -7,6 +11,41 @@ import asyncpg
 from control.storage.queries import Rows, Value
 
 R = TypeVar("R")
+
+LINES: ContextVar[list[tuple[int, str]] | None] = ContextVar("lines", default=None)
+"""Level and text of each line that the log gets when the transaction that runs now is committed; None outside one."""
+
+log = logging.getLogger("skerry.control")
+
+
+def log_at_commit(text: str, level: int = logging.INFO) -> None:
+    """Have a line in control's log once the transaction that runs now is committed, and none where it is undone.
+
+    Its text goes to the log as one line.
+    """
+    line = level, " ".join(text.split())
+    lines = LINES.get()
+    if lines is None:
+        tell([line])
+    else:
+        lines.append(line)
+
+
+@contextmanager
+def lines_at_commit() -> Iterator[list[tuple[int, str]]]:
+    """Collect what `log_at_commit` is given in the block."""
+    lines: list[tuple[int, str]] = []
+    told = LINES.set(lines)
+    try:
+        yield lines
+    finally:
+        LINES.reset(told)
+
+
+def tell(lines: list[tuple[int, str]], prefix: str = "") -> None:
+    """Log lines that were collected."""
+    for level, text in lines:
+        log.log(level, "%s%s", prefix, text)
 
 
 class Connection(Protocol):
@@ -114,3 +153,18 @@ class AsyncpgConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
     async def column(self, query: Value[R], *args: Any) -> list[R]:
         """Return the values of all rows of a query that has one column."""
         return [record[0] for record in await super().fetch(query.text, *args)]
+
+
+def is_gone(conn: PooledConnection) -> bool:
+    """Whether the connection has ended."""
+    try:
+        return bool(conn.is_closed())
+    except asyncpg.InterfaceError:
+        # The pool has taken it back, because it was lost.
+        return True
+
+
+def terminate(conn: PooledConnection) -> None:
+    """End the connection, if it hasn't ended."""
+    if not is_gone(conn):
+        conn.terminate()

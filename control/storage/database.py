@@ -19,7 +19,16 @@ from control.log_throttle import Outage
 from control.problems import ProblemError
 from control.settings import check_metadata_url
 from control.storage import queries, sqlstates
-from control.storage.connection import AsyncpgConnection, Connection, PooledConnection, Transaction
+from control.storage.connection import (
+    AsyncpgConnection,
+    Connection,
+    PooledConnection,
+    Transaction,
+    is_gone,
+    lines_at_commit,
+    tell,
+    terminate,
+)
 from control.storage.connection_quotas import Share
 from control.storage.traced_connection import TracedConnection
 from control.storage.transaction_queue import Turns
@@ -147,7 +156,7 @@ class Database:
                 await conn.execute(statement, timeout=DDL_TIMEOUT)
                 await conn.execute(SQL["usual_time_limit"])
             except BaseException:
-                _terminate(conn)
+                terminate(conn)
                 raise
             finally:
                 await self._give_back(conn)
@@ -248,12 +257,13 @@ class Database:
         transaction = conn.transaction(isolation="serializable", readonly=readonly)
         try:
             await transaction.start()
-            result = await work(conn if tracing.TRACED.get() is None else TracedConnection(conn))
+            with lines_at_commit() as lines:
+                result = await work(conn if tracing.TRACED.get() is None else TracedConnection(conn))
         except BaseException as error:
             if isinstance(error, _BROKEN):
-                _terminate(conn)
+                terminate(conn)
                 raise ConnectionResetError(str(error)) from error
-            if _is_gone(conn):
+            if is_gone(conn):
                 # asyncpg says InterfaceError for this as for mistakes in our own calls.
                 if isinstance(error, asyncpg.InterfaceError):
                     raise ConnectionResetError(str(error)) from error
@@ -262,7 +272,7 @@ class Database:
                 raise AssertionError("work that only reads has written") from error
             if isinstance(error, TimeoutError) or sqlstates.is_read_only(error):
                 # A server that doesn't answer wouldn't answer ROLLBACK either; a standby is none to come back to.
-                _terminate(conn)
+                terminate(conn)
                 raise
             await _undo(conn, transaction, CANCEL_TIMEOUT if isinstance(error, asyncio.CancelledError) else None)
             raise
@@ -270,16 +280,18 @@ class Database:
             with tracing.NOTHING if tracing.TRACED.get() is None else tracing.statement("COMMIT", ""):
                 await transaction.commit()
         except asyncio.CancelledError:
-            _terminate(conn)
+            terminate(conn)
             raise
         except Exception as error:
             if sqlstates.undoes_commit(error):
                 raise
-            _terminate(conn)
+            terminate(conn)
             if readonly:
                 raise ConnectionResetError("lost at the end of a read") from error
             log.warning("the connection was lost at COMMIT: %s: %s", type(error).__name__, error)
+            tell(lines, "it isn't known whether this was done: ")
             raise UnknownCommit from error
+        tell(lines)
         return result
 
     async def _give_back(self, conn: PooledConnection) -> None:
@@ -353,19 +365,6 @@ def _cause(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _is_gone(conn: PooledConnection) -> bool:
-    try:
-        return bool(conn.is_closed())
-    except asyncpg.InterfaceError:
-        # The pool has taken it back, because it was lost.
-        return True
-
-
-def _terminate(conn: PooledConnection) -> None:
-    if not _is_gone(conn):
-        conn.terminate()
-
-
 async def _undo(conn: PooledConnection, transaction: Transaction, seconds: float | None) -> None:
     """Roll back. When that fails, or takes longer than `seconds`, end the connection, and the transaction with it.
 
@@ -376,10 +375,10 @@ async def _undo(conn: PooledConnection, transaction: Transaction, seconds: float
         async with asyncio.timeout(seconds):
             await transaction.rollback()
     except (OSError, TimeoutError, asyncpg.PostgresError, _BROKEN, asyncpg.InterfaceError):
-        _terminate(conn)
+        terminate(conn)
     except asyncio.CancelledError:
         # Cancelled a second time: the caller doesn't wait any longer.
-        _terminate(conn)
+        terminate(conn)
         raise
 
 

@@ -36,6 +36,7 @@ UNSEEN = SQL.value("unseen", str)
 SEEN_AGAIN = SQL.value("seen_again", str)
 OVERDUE = SQL.value("overdue", str)
 OVERDUE_NO_MORE = SQL.value("overdue_no_more", str)
+NAMES = SQL.value("names", str)
 
 PERIOD = 2.0
 """Seconds between two passes."""
@@ -64,6 +65,9 @@ KEPT_SESSIONS = timedelta(days=1)
 """How much longer than it can be good a session is kept."""
 KEPT_CREDENTIALS = timedelta(days=35)
 """Longer than a join token is valid: its credentials show whether it was used."""
+
+NAMED = 20
+"""Nodes that a line of the log names at most."""
 
 log = logging.getLogger("skerry.monitor")
 
@@ -150,7 +154,7 @@ class Monitor:
     async def expire(self, now: datetime) -> None:
         """End syncs whose lease has passed: they are failures (R 5.3)."""
 
-        async def work(conn: Connection) -> tuple[int, int]:
+        async def work(conn: Connection) -> tuple[int, list[str]]:
             found = await conn.fetch(EXPIRED, now, LIMIT)
             # A node that another transaction has locked waits for the next pass, and holds up no other node.
             free = await node_state.lock_free(conn, {sync.node_id for sync in found})
@@ -161,13 +165,15 @@ class Monitor:
                 ended.expire(sync, nodes[sync.node_id], now)
             await ended.save(conn, now)
             await node_state.save(conn, nodes.values())
-            return len(found), len(syncs)
+            return len(found), [sync.node_id for sync in syncs]
 
         more = bool(await self._db.read(lambda conn: conn.fetch(EXPIRED, now, 1)))
         while more:
             found, ended = await self._db.transaction(work)
-            self._metrics.sync("expired", ended)
-            more = found == LIMIT and ended > 0
+            self._metrics.sync("expired", len(ended))
+            if ended:
+                log.warning("syncs expired: %d nodes, %s", len(ended), await self._names(ended))
+            more = found == LIMIT and bool(ended)
             await self._keep()
 
     async def states(self, now: datetime) -> None:
@@ -176,7 +182,7 @@ class Monitor:
         for query, work, state in ((UNSEEN, silent, "offline"), (SEEN_AGAIN, heard, "online")):
             changed = await self._pages(query, since, partial(work, since, now))
             if changed:
-                log.info("%s: %d nodes, %s", state, len(changed), ", ".join(changed[:5]))
+                log.info("%s: %d nodes, %s", state, len(changed), await self._names(changed))
 
     async def revocations(self, now: datetime) -> None:
         """Make nodes revoked, or not, whose credentials say so: another version, or a recovery, has changed them."""
@@ -190,7 +196,16 @@ class Monitor:
         await self._pages(OVERDUE_NO_MORE, since, partial(confirmed, since, now))
         warned = await self._pages(OVERDUE, since, partial(overdue, since, now))
         if warned:
-            log.warning("%d nodes are overdue", len(warned))
+            log.warning("overdue: %d nodes, %s", len(warned), await self._names(warned))
+
+    async def _names(self, ids: list[str]) -> str:
+        """What some nodes are called, for the log; their ids where that can't be read now."""
+        some, more = ids[:NAMED], ", …" if len(ids) > NAMED else ""
+        try:
+            found = await self._db.read(lambda conn: conn.column(NAMES, some))
+        except ProblemError:
+            found = some
+        return ", ".join(found) + more
 
     async def _pages(self, query: Value[str], since: datetime, work: Work) -> list[str]:
         """Have `work` look after all nodes that `query` finds, a page at a time; return the ids of the changed ones.

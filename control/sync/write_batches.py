@@ -200,7 +200,7 @@ class WriteBatches(Generic[A, B]):
             if len(taken) > 1:
                 # One node's request must not make those of the others fail.
                 return await self._one_by_one(taken)
-            log.exception("the request of node %s could not be answered", taken[0].request.node_id)
+            log.exception("the request of node %s could not be answered", self._name(taken[0].request.node_id))
             answers = [ProblemError("internal", "this is a fault of control; its log has more")]
         for waiting, answer in zip(taken, answers, strict=True):
             if isinstance(answer, NodeLocked):
@@ -216,6 +216,9 @@ class WriteBatches(Generic[A, B]):
         committed = written.committed
         for row in committed.rows:
             self._fleet.confirm(row)
+            if row.failed_anew:
+                name, code, why = self._name(row.id), row.error_code, row.error_message
+                log.warning("node %s failed to reach %s: %s: %.500s", name, self._target(row.id), code, _line(why))
         for node_id in committed.confirmed:
             self._heartbeats.confirmed(node_id, committed.now)
         if committed.opened:
@@ -223,6 +226,17 @@ class WriteBatches(Generic[A, B]):
         for status in committed.ended:
             self._metrics.sync(status)
         return written.answers
+
+    def _name(self, node_id: str) -> str:
+        """What a node is called, or its id where this replica doesn't know it."""
+        node = self._fleet.nodes.get(node_id)
+        return node_id if node is None else node.name
+
+    def _target(self, node_id: str) -> str:
+        """The release that a node should run, as people call it."""
+        node = self._fleet.nodes.get(node_id)
+        group = None if node is None else self._fleet.groups.get(node.group_id)
+        return "its target" if group is None else f"release {group.name}/{group.release_number}"
 
     async def _one_by_one(self, taken: list[_Waiting[A, B]]) -> None:
         for number, waiting in enumerate(taken):
@@ -242,7 +256,12 @@ class WriteBatches(Generic[A, B]):
         if waiting.future.done():
             return
         if loop.time() - waiting.locked_since >= LOCKED_FOR:
-            waiting.future.set_result(Locked(f"the row of node {waiting.request.node_id}"))
+            waiting.future.set_result(Locked(f"the row of node {self._name(waiting.request.node_id)}"))
         else:
             self._locked.add(waiting)
             loop.call_later(LOCKED_PAUSE, self._put, waiting)
+
+
+def _line(text: str) -> str:
+    """A text of a node's as one line of the log."""
+    return " ".join(text.split())

@@ -167,3 +167,7 @@ DELETE FROM auth_failure_batches WHERE replica IN
 -- Delete credentials that were revoked long ago.
 -- name: old_credentials
 DELETE FROM credentials WHERE id IN (SELECT c.id FROM credentials AS c WHERE c.revoked_at < $1 LIMIT $2);
+
+-- What some nodes are called.
+-- name: names
+SELECT name FROM nodes WHERE id = ANY($1::text[]::uuid[]) ORDER BY name;

@@ -5,12 +5,13 @@ for a node that is away costs a large group little.
 """
 
 import asyncio
+import logging
 from datetime import datetime
 from typing import NamedTuple
 
 from control.event_kinds import EventKind
 from control.storage import events, queries
-from control.storage.connection import Connection
+from control.storage.connection import Connection, log_at_commit
 from control.storage.database import Database
 
 SHARE = 0.05
@@ -82,11 +83,11 @@ class Arrivals:
         body = {"group": release.group_name, "release": release.number, **standing._asdict()}
         kind: EventKind
         if standing.arrived == standing.nodes:
-            mark, kind = MARK_ARRIVED, "release.arrived"
+            mark, kind, level = MARK_ARRIVED, "release.arrived", logging.INFO
         elif release.failed or not standing.failed:
             return
         elif standing.arrived + standing.failed + standing.away == standing.nodes:
-            mark, kind = MARK_FAILED, "release.failed"
+            mark, kind, level = MARK_FAILED, "release.failed", logging.WARNING
             codes = await self._db.read(lambda conn: conn.fetch(CODES, *arguments))
             body["codes"] = {row.code: row.nodes for row in codes}
         else:
@@ -95,5 +96,16 @@ class Arrivals:
         async def tell(conn: Connection) -> None:
             if await conn.fetchval(mark, release.id, now) is not None:
                 await events.record(conn, now, kind, [body])
+                log_at_commit(_line(release, standing, body.get("codes")), level)
 
         await self._db.transaction(tell)
+
+
+def _line(release: ReleaseUnderWay, standing: GroupStanding, codes: dict[str, int] | None) -> str:
+    """What the log says of a release that has arrived, or, with the codes of its nodes' errors, has failed."""
+    name = f"release {release.group_name}/{release.number}"
+    if codes is None:
+        return f"{name}: all {standing.nodes} nodes of the group are at it"
+    away = f", {standing.away} are offline" if standing.away else ""
+    told = ", ".join(f"{code} {count}" for code, count in codes.items())
+    return f"{name} has failed on {standing.failed} of {standing.nodes} nodes ({told}){away}"

@@ -282,3 +282,8 @@ def _mark(column: str) -> Callable[[Tables, str, datetime], Rows]:
 
 statement("arrivals", "mark_arrived")(_mark("arrived_at"))
 statement("arrivals", "mark_failed")(_mark("failed_at"))
+
+
+@statement("monitor", "names")
+def _names(t: Tables, ids: Sequence[str]) -> Rows:
+    return [Row(name=name) for name in sorted(t["nodes"][id]["name"] for id in ids)]

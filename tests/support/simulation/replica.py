@@ -99,7 +99,18 @@ class Replica:
             clock=clock,
             databases=Databases(**dict.fromkeys(Databases.__dataclass_fields__, db)),
             **dict.fromkeys(
-                ("ownership", "deletions", "checks", "readiness", "join_tokens", "live", "sign_ins", "people"), nothing
+                (
+                    "ownership",
+                    "access",
+                    "deletions",
+                    "checks",
+                    "readiness",
+                    "join_tokens",
+                    "live",
+                    "sign_ins",
+                    "people",
+                ),
+                nothing,
             ),
             **dict.fromkeys(("standings", "numbers_kept", "recent_calls", "fleet_metrics"), nothing),
             numbers=NumbersIngest(db, clock),
