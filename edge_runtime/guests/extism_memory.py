@@ -15,6 +15,8 @@ _HEAD = struct.Struct("<QII")
 _ONE = struct.Struct("<Q")
 _TWO = struct.Struct("<QQ")
 _MOST = 0xF000_0000
+_FRESH = bytes(_LISTS - _USED)
+"""What is there before the plug-in has allocated or set anything."""
 _TRIED = 64
 """How many blocks of a list are looked at for one that is large enough."""
 
@@ -35,11 +37,14 @@ class Blocks:
         room = len(data) + 15 & -16
         used = self._word(_USED)
         block = _BLOCKS + used
-        free = 0 if self._has(block + 16 + room + 8) else self._free_block(room)
+        free = 0
+        if not self._has(end := block + 16 + room + 8):
+            free = self._free_block(room)
+            if not free:
+                self._grow(end)
         if free:
             block, room = free, self._head(free)[2]
         else:
-            self._grow(block + 16 + room + 8)
             self._put(_USED, _ONE.pack(used + 16 + room))
         handle = block + 16
         self._put(block, _HEAD.pack(handle ^ _MARK, len(data), room))
@@ -90,8 +95,8 @@ class Blocks:
 
     def set_input(self, data: bytes) -> None:
         """Set the plug-in's input. What it has allocated and set before, while it was initialized, is gone."""
-        used = self._word(_USED)
-        if used or self._word(_ERROR) or self._word(_OUTPUT):
+        if self._get(_USED, _LISTS - _USED) != _FRESH:
+            used = self._word(_USED)
             if not self._has(_BLOCKS + used):
                 raise GuestFault("guest_call_invalid", "It has spoilt the memory that it shares with Extism.")
             self._put(_USED, bytes(_BLOCKS - _USED + used))
