@@ -7,6 +7,7 @@ import pytest
 
 from control import wire
 from control.storage.connection import Connection
+from control.sync.reconciler import NodeRequest
 from control.sync.reports import SyncReport
 from control.telemetry import fleet_summary, shared_reading
 from tests.support import deploy, seeds
@@ -142,17 +143,24 @@ async def test_a_failing_or_syncing_node_that_is_revoked_is_revoked(control_site
         assert {n["standing"] for n in await deploy.items(replica, "/v1/nodes")} == {"revoked"}
 
 
-async def test_a_report_that_is_decided_late_does_not_bring_it_back(control_site: Site) -> None:
-    async with control_site.running() as replica:
+async def test_what_is_decided_late_does_not_bring_it_back(control_site: Site) -> None:
+    clock = SetClock()
+    async with control_site.running(clock=clock) as replica:
         node = await replica.join("one")
         await seeds.function(replica, "hello")
         await seeds.release(replica, functions={"hello": 1})
         plan = await node.plan()
+        inventory = node.inventory
         node.apply(plan)
         await revoke(replica, "one")
         # As a replica does that hasn't heard of it yet.
+        late = NodeRequest(node.id, wire.digest(inventory), inventory, None)
+        assert (await replica.services.decisions.ask(late)).kind == "plan"
+        assert (await replica.node("one"))["standing"] == "revoked"
         update = wire.SyncUpdate(status="succeeded", inventory=node.inventory)
         await replica.services.reports.ask(SyncReport(plan.sync_id, node.id, update))
+        clock.advance(3600)
+        await look(replica)
         assert (await replica.node("one"))["standing"] == "revoked"
 
 
